@@ -1,0 +1,66 @@
+"""A transformer whose backward pass is written by hand, and what is needed to train, check and understand it.
+
+Importing the package imports nothing heavy; each name below brings in only what it needs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+# Where each public name lives.
+_HOMES = {
+    "CheckpointManager": "checkpoint",
+    "CustomTransformer": "models.custom",
+    "CustomTransformerConfig": "config",
+    "CustomTransformerWrapper": "language_model",
+    "Evaluator": "evaluation",
+    "TorchTransformer": "models.mirror",
+    "TrainingLogger": "tracking",
+    "load_training_log": "tracking",
+}
+
+__all__ = [
+    "CheckpointManager",
+    "CustomTransformer",
+    "CustomTransformerConfig",
+    "CustomTransformerWrapper",
+    "Evaluator",
+    "TorchTransformer",
+    "TrainingLogger",
+    "__version__",
+    "load_training_log",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _HOMES:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    """The version in setup.cfg where the package runs from a checkout, else that of what is installed."""
+    setup = Path(__file__).resolve().parent.parent / "setup.cfg"
+    if setup.is_file():
+        from configparser import ConfigParser
+
+        parser = ConfigParser()
+        parser.read(setup, encoding="utf-8")
+        if parser.get("metadata", "name", fallback=None) == "manual-backprop":
+            return parser.get("metadata", "version")
+    try:
+        return version("manual-backprop")
+    except PackageNotFoundError:
+        return "unknown (neither installed nor in a checkout)"

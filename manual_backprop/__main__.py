@@ -1,0 +1,46 @@
+"""`python -m manual_backprop` lists the commands of the package; each is a module with a `main`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+COMMANDS = {
+    "run": "train a model, or a sweep of them",
+    "verify": "compare every hand-written gradient with autograd's",
+    "explain": "write one step of backpropagation down, number by number",
+    "bench": "time the implementations against one another, in pairs",
+    "sync": "bring to MLflow what runs could not send",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
+    if given in (["--version"], ["-V"]):
+        from manual_backprop import __version__
+
+        print(f"manual_backprop {__version__}")
+        return 0
+    folder = Path(__file__).parent
+    there = {name: about for name, about in COMMANDS.items() if (folder / f"{name}.py").is_file()}
+    listed = [
+        "A laboratory for backpropagation: a transformer whose backward pass is written by hand.",
+        "",
+        *(f"  python -m manual_backprop.{name:<10} {about}" for name, about in there.items()),
+        "",
+        "Each takes --help. This one takes --version.",
+    ]
+    if given and given not in (["--help"], ["-h"]):
+        from manual_backprop.errors import EXIT_BAD_INPUT
+        from manual_backprop.rules import nearest
+
+        meant = given[0] if given[0] in there else nearest(given[0], list(there))
+        way_out = f"; did you mean python -m manual_backprop.{meant}?" if meant else ""
+        print(f"{given[0]}: there is no such option{way_out}\n", *listed, sep="\n", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    print("\n".join(listed))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,325 @@
+"""Everything that can be configured, as data: dataclasses, and the rule of every key.
+
+Imports the standard library only, so that a typo is reported before torch is imported. What a key means stands beside
+it; its unit stands in brackets. `conf/` holds the shipped values, this file what they may be, `validation.py` what only
+shows across keys.
+
+A network sees only `CustomTransformerConfig` (sizes, architecture, precision); the runner sees `RunConfig`, which
+mirrors the groups of `conf/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manual_backprop.rules import Betas, Flag, Number, Rule, Tags, Text, Texts, Whole, Word
+
+if TYPE_CHECKING:
+    import torch
+
+ACTIVATIONS = ("gelu_tanh", "gelu", "relu")
+PRECISIONS = ("fp64", "fp32", "bf16", "bf16_mixed")
+IMPLEMENTATIONS = ("custom", "torch")
+KERNELS = ("reference",)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What distinguishes one decoder from another, beside its sizes."""
+
+    pre_norm: bool  # layer norm before each sublayer and after the last block, or after each residual sum
+    learned_positions: bool  # a trained table, or sinusoids
+    tied_head: bool  # the vocabulary projection is the token embedding, or a matrix of its own
+    scaled_embedding: bool  # token embeddings times sqrt(d_model)
+    activation: str  # where the config names none
+
+
+ARCHITECTURES = {
+    # Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3
+    "gpt2": Architecture(
+        pre_norm=True, learned_positions=True, tied_head=True, scaled_embedding=False, activation="gelu_tanh"
+    ),
+    # Vaswani et al. 2017, "Attention Is All You Need", sections 3.1-3.5, its decoder without cross-attention
+    "vaswani": Architecture(
+        pre_norm=False, learned_positions=False, tied_head=False, scaled_embedding=True, activation="relu"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class CustomTransformerConfig:
+    """A network: its sizes, architecture and number formats. Every implementation takes the same one."""
+
+    vocab_size: int = 128  # V [tokens]
+    d_model: int = 128  # D, width of the residual stream
+    n_blocks: int = 8  # L
+    n_heads: int = 4  # H; the head dimension is K = D / H
+    d_ffn: int = 128  # F, width of the feed-forward network's hidden layer
+    max_seq_len: int = 128  # longest T [tokens]
+    dropout: float = 0.0  # probability that an element is dropped, in training
+    architecture: str = "gpt2"
+    activation: str | None = None  # None: the architecture's own
+    label_smoothing: float = 0.0  # share of the target's probability that is spread over the vocabulary, in training
+    precision: str = "fp32"
+    kernels: str = "reference"
+    device: str = "cpu"  # cpu, cuda or auto
+    seed: int = 0  # of the initial weights and of dropout
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a key, or `default` where there is no such key."""
+        return getattr(self, name, default)
+
+    def get_device(self) -> torch.device:
+        import torch
+
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+    def get_dtype(self) -> torch.dtype:
+        """The number format of the parameters."""
+        import torch
+
+        return {"fp64": torch.float64, "bf16": torch.bfloat16}.get(self.precision, torch.float32)
+
+    @property
+    def traits(self) -> Architecture:
+        return ARCHITECTURES[self.architecture]
+
+    @property
+    def d_head(self) -> int:
+        """K, the width of one attention head."""
+        return self.d_model // self.n_heads
+
+    def violations(self) -> list[str]:
+        """One sentence for each value that no network can be built from."""
+        found = []
+        for name in ("vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                found.append(f"{name}={value!r}: must be a whole number of at least 1")
+        if not found and self.d_model % self.n_heads:
+            near = [
+                d
+                for d in (self.d_model // self.n_heads * self.n_heads, -(-self.d_model // self.n_heads) * self.n_heads)
+                if d
+            ]
+            found.append(
+                f"d_model={self.d_model}: must be divisible by n_heads={self.n_heads}, since every head gets an equal "
+                f"share; use d_model={' or '.join(map(str, near))}, or another n_heads"
+            )
+        for name in ("dropout", "label_smoothing"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < 1:
+                found.append(f"{name}={value!r}: must be a probability, at least 0 and less than 1")
+        for name, choices in (
+            ("architecture", tuple(ARCHITECTURES)),
+            ("activation", (None, *ACTIVATIONS)),
+            ("precision", PRECISIONS),
+            ("kernels", KERNELS),
+        ):
+            if getattr(self, name) not in choices:
+                found.append(f"{name}={getattr(self, name)!r}: must be one of {', '.join(map(str, choices))}")
+        return found
+
+
+def setting(rule: Rule, about: str, *, default: Any = MISSING, only_for: tuple[str, ...] = ()) -> Any:
+    """A key of the configuration: its rule, and what it means (with its unit in brackets) for `--help` and errors.
+
+    `only_for`: the options of the group that have this key; with the others it is None.
+    """
+    metadata = {"rule": rule, "about": about, "only_for": only_for}
+    if only_for:
+        default = None
+    return field(default=default, metadata=metadata) if default is not MISSING else field(metadata=metadata)
+
+
+def option_name(*choices: str) -> Any:
+    return setting(Word(choices), "set by the choice of the group")
+
+
+# The groups of conf/, one dataclass a noun.
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    d_model: int = setting(Whole(1, 10**6), "D, width of the residual stream")
+    n_blocks: int = setting(Whole(1, 10**4), "L, number of blocks")
+    n_heads: int = setting(Whole(1, 10**6), "H, attention heads of a block; divides d_model")
+    d_ffn: int = setting(Whole(1, 10**7), "F, width of the feed-forward network's hidden layer")
+    max_seq_len: int = setting(Whole(1, 10**7), "T, length of a sequence [tokens]")
+    dropout: float = setting(Number(minimum=0, below=1), "probability that an element is dropped, in training")
+    vocab_size: int | None = setting(Whole(1, 10**8, optional=True), "V [tokens]; null: the tokenizer's")
+    learning_rate: float = setting(Number(above=0), "what suits this size with AdamW")
+
+
+@dataclass(frozen=True)
+class ArchitectureConfig:
+    name: str = option_name(*ARCHITECTURES)
+    activation: str = setting(Word(ACTIVATIONS), "of the feed-forward network: " + ", ".join(ACTIVATIONS))
+    learning_rate_scale: float = setting(Number(above=0), "times the learning rate: post-norm wants less than pre-norm")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    name: str = option_name("python_docs", "text")
+    path: str | None = setting(Text(), "a file or a folder of UTF-8 text, for dataset=text", only_for=("text",))
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    name: str = option_name("bpe", "byte", "char")
+    vocab_size: int | None = setting(Whole(257, 10**6), "how many tokens bpe learns, bytes included", only_for=("bpe",))
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    name: str = option_name(*PRECISIONS)
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    name: str = option_name("auto", "cpu", "cuda")
+    threads: int | None = setting(Whole(1, 4096, optional=True), "of the CPU; null: as many as it has cores")
+
+
+@dataclass(frozen=True)
+class ImplementationConfig:
+    name: str = option_name(*IMPLEMENTATIONS)
+
+
+@dataclass(frozen=True)
+class KernelsConfig:
+    name: str = option_name(*KERNELS)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: str = option_name("adamw", "sgd")
+    learning_rate: float = setting(Number(above=0), "the highest, after warm-up; adamw takes model.learning_rate")
+    weight_decay: float = setting(Number(minimum=0), "of the matrices")
+    betas: tuple[float, float] | None = setting(Betas(), "decay of the two moments", only_for=("adamw",))
+    epsilon: float | None = setting(Number(above=0), "added to the root of the second moment", only_for=("adamw",))
+    momentum: float | None = setting(Number(minimum=0, below=1), "share of the last step kept", only_for=("sgd",))
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    name: str = option_name("cosine", "linear", "constant")
+    warmup_ratio: float = setting(Number(minimum=0, below=1), "share of all steps in which the rate rises")
+    min_learning_rate: float | None = setting(
+        Number(minimum=0, optional=True),
+        "where the rate ends; null: a tenth of the highest",
+        only_for=("cosine", "linear"),
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    batch_size: int = setting(Whole(1, 10**6), "B, of one forward pass [sequences]")
+    gradient_accumulation_steps: int = setting(Whole(1, 10**6), "forward passes of an optimizer step")
+    max_steps: int | None = setting(Whole(1, optional=True), "[optimizer steps]; this or num_epochs, the other null")
+    num_epochs: float | None = setting(Number(above=0, optional=True), "times through the training split")
+    max_grad_norm: float | None = setting(
+        Number(above=0, optional=True), "a longer gradient is scaled to it; null: never"
+    )
+    label_smoothing: float = setting(Number(minimum=0, below=1), "share of the target spread over the vocabulary")
+    eval_every: int | str = setting(Whole(word="epoch"), "[steps], or the word epoch")
+    log_every: int | str = setting(Whole(word="epoch"), "[steps], or the word epoch")
+    save_every: int | str = setting(Whole(word="epoch"), "[steps], or the word epoch")
+    eval_batches: int | None = setting(
+        Whole(1, optional=True), "of the periodic evaluations; null: the whole split, as at the end"
+    )
+    keep_checkpoints: int = setting(Whole(1, 10**6), "the newest ones; the best is kept besides")
+    sample_prompts: tuple[str, ...] = setting(Texts(), "texts that every evaluation continues")
+    sample_length: int = setting(Whole(0, 10**6), "of each sample [tokens]")
+    non_finite: str = setting(Word(("raise", "skip")), "what a step does whose loss or gradient is not finite")
+    non_finite_limit: int = setting(Whole(1), "skipped steps in a row that end a run")
+    overfit_batches: int | None = setting(
+        Whole(1, optional=True), "train on the first N batches again and again; null: on all", default=None
+    )
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    name: str = option_name("mlflow", "none")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run. `validation.validate` makes one of a mapping, or says everything that is wrong with it."""
+
+    model: ModelConfig
+    architecture: ArchitectureConfig
+    dataset: DatasetConfig
+    tokenizer: TokenizerConfig
+    precision: PrecisionConfig
+    device: DeviceConfig
+    implementation: ImplementationConfig
+    kernels: KernelsConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    training: TrainingConfig
+    tracking: TrackingConfig
+    experiment_name: str = setting(Text(maximum=200), "the MLflow experiment", default="manual_backprop")
+    run_name: str | None = setting(
+        Text(optional=True, maximum=100, forbidden="/\\"),
+        "null: made of the model, the architecture and the dataset",
+        default=None,
+    )
+    seed: int = setting(Whole(0, 2**32 - 1), "of the weights, the order of the data, dropout and samples", default=0)
+    resume: str | None = setting(
+        Text(optional=True), "last, best, a run id, or the path of a run or a checkpoint", default=None
+    )
+    tags: dict[str, str] = field(
+        default_factory=dict,
+        metadata={"rule": Tags(), "about": "of the MLflow run, as in tags.note=first", "only_for": ()},
+    )
+    plan: bool = setting(Flag(), "say what would be run, and stop", default=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain mappings, lists, numbers and texts, as in `config.yaml`; `validate` makes the same RunConfig of it.
+
+        Keys that the chosen option of their group does not have are left out.
+        """
+        return _plain(self)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for key in fields(config):
+        value = getattr(config, key.name)
+        only_for = key.metadata.get("only_for")
+        if only_for and config.name not in only_for:
+            continue
+        if is_dataclass(value):
+            plain[key.name] = _plain(value)
+        elif isinstance(value, tuple):
+            plain[key.name] = list(value)
+        else:
+            plain[key.name] = dict(value) if isinstance(value, dict) else value
+    return plain
+
+
+def shipped_folder(name: str) -> Path:
+    """`conf` or `experiments`: beside the package in a checkout, inside it when it is installed."""
+    package = Path(__file__).resolve().parent
+    return next((folder for folder in (package / name, package.parent / name) if folder.is_dir()), package / name)
+
+
+def model_sizes() -> dict[str, dict[str, int | float | None]]:
+    """The options of `conf/model`, by name. Their lines are `key: number`, read here without a YAML library."""
+    sizes: dict[str, dict[str, int | float | None]] = {}
+    for path in sorted(shipped_folder("conf").glob("model/*.yaml")):
+        lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        pairs = (line.split(":", 1) for line in lines if line)
+        sizes[path.stem] = {key.strip(): _number(text.strip()) for key, text in pairs}
+    return sizes
+
+
+def _number(text: str) -> int | float | None:
+    if text == "null":
+        return None
+    return int(text) if text.isdecimal() else float(text)

@@ -1,0 +1,67 @@
+"""What can go wrong, and the exit code that it means.
+
+Jobs raise these; only the outermost frame of a command turns them into an exit code (`exit_code`). A message is a
+sentence for the person who reads it: what was given, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_NOT_FINITE = 3
+EXIT_STORAGE = 4
+EXIT_RANK_FAILED = 5
+
+
+class ManualBackpropError(Exception):
+    """A failure that a user can read. Its message stands alone; no traceback is shown for it."""
+
+    exit_code = EXIT_FAILED
+
+
+class CheckFailedError(ManualBackpropError):
+    """A check that the user asked for (verify, a sweep's job) did not pass."""
+
+
+class InputError(ManualBackpropError, ValueError):
+    """What the user gave cannot be used: a file, a token id, a shape, a length."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class ConfigError(InputError):
+    """The configuration is wrong. `violations` holds one sentence for each thing that is."""
+
+    def __init__(self, violations: list[str]):
+        self.violations = violations
+        super().__init__("\n".join(violations))
+
+
+class CheckpointError(InputError):
+    """A checkpoint is damaged, foreign or absent."""
+
+
+class RunInUseError(InputError):
+    """Another process owns the run directory."""
+
+
+class NotFiniteError(ManualBackpropError):
+    """The loss or the gradient norm is not a finite number, and the run was told to end then."""
+
+    exit_code = EXIT_NOT_FINITE
+
+
+class StorageError(ManualBackpropError):
+    """The run directory cannot be written, or the final save failed."""
+
+    exit_code = EXIT_STORAGE
+
+
+class Interrupted(ManualBackpropError):
+    """A signal asked the run to stop; exit code 128 + signal, as shells expect."""
+
+    def __init__(self, signal_number: int, message: str):
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number
+        super().__init__(message)

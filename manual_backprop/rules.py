@@ -1,0 +1,256 @@
+"""What a value of the configuration may be: one small class for each kind of value. Standard library only.
+
+`read` takes a value as YAML or the command line gives it and returns it as the program uses it, or raises ValueError
+with the rule in words ("must be ..."). Nothing here knows a key; `config.py` says which key follows which rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+# What other libraries and papers call the things of this one.
+SYNONYMS = {
+    "batch": "batch_size",
+    "beta1": "betas",
+    "block_size": "max_seq_len",
+    "clip": "max_grad_norm",
+    "context_length": "max_seq_len",
+    "d_ff": "d_ffn",
+    "data": "dataset",
+    "double": "fp64",
+    "emb_dim": "d_model",
+    "embedding_dim": "d_model",
+    "epochs": "num_epochs",
+    "eps": "epsilon",
+    "exp": "experiments",
+    "experiment": "experiments",
+    "float16": "bf16",
+    "float32": "fp32",
+    "float64": "fp64",
+    "bfloat16": "bf16",
+    "fp16": "bf16",
+    "grad_accum": "gradient_accumulation_steps",
+    "grad_clip": "max_grad_norm",
+    "gpu": "cuda",
+    "hidden_size": "d_model",
+    "iterations": "max_steps",
+    "lr": "learning_rate",
+    "max_epochs": "num_epochs",
+    "max_iters": "max_steps",
+    "min_lr": "min_learning_rate",
+    "n_embd": "d_model",
+    "n_head": "n_heads",
+    "n_layer": "n_blocks",
+    "n_layers": "n_blocks",
+    "num_heads": "n_heads",
+    "num_layers": "n_blocks",
+    "seq_len": "max_seq_len",
+    "steps": "max_steps",
+    "warmup": "warmup_ratio",
+    "warmup_steps": "warmup_ratio",
+    "wd": "weight_decay",
+}
+
+LARGEST = 1e30  # nothing that is configured is beyond it, and a larger one is no 32-bit number
+
+
+def nearest(name: str, choices: list[str]) -> str | None:
+    """The choice that was most likely meant, or None."""
+    if (synonym := SYNONYMS.get(name.lower())) in choices:
+        return synonym
+    begun = [choice for choice in choices if len(name) >= 3 and choice.lower().startswith(name.lower())]
+    if len(begun) == 1:
+        return begun[0]
+    found = get_close_matches(name.lower(), [choice.lower() for choice in choices], n=1, cutoff=0.6)
+    return next((choice for choice in choices if choice.lower() == found[0]), None) if found else None
+
+
+def shown(value: Any) -> str:
+    """A value as one would type it on the command line; control characters are made visible."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        text = "[" + ",".join(map(shown, value)) + "]"
+    elif isinstance(value, Mapping):
+        text = "{" + ",".join(f"{shown(key)}:{shown(item)}" for key, item in value.items()) + "}"
+    else:
+        text = str(value)
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def whole(value: Any) -> int | None:
+    """The whole number that a value is, 1e3 and 20.0 included, or None."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return int(value) if isinstance(value, float) and value.is_integer() else None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number between two bounds; `1e3` is one."""
+
+    minimum: int = 1
+    maximum: int = 10**9
+    optional: bool = False  # null is allowed as well
+    word: str | None = None  # a word that is allowed as well
+
+    def read(self, value: Any) -> int | str | None:
+        if (value is None and self.optional) or (value is not None and value == self.word):
+            return value
+        number = whole(value)
+        if number is None or not self.minimum <= number <= self.maximum:
+            too_large = number is not None and number > self.maximum
+            bounds = f"at most {self.maximum}" if too_large else f"at least {self.minimum}"
+            words = (f", or the word {self.word}" if self.word else "") + (", or null" if self.optional else "")
+            raise ValueError(f"must be a whole number of {bounds}{words}")
+        return number
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number between two bounds."""
+
+    minimum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    optional: bool = False
+
+    def read(self, value: Any) -> float | None:
+        if value is None and self.optional:
+            return None
+        good = not isinstance(value, bool) and isinstance(value, int | float) and abs(value) < math.inf
+        if good and self.minimum is not None:
+            good = value >= self.minimum
+        if good and self.above is not None:
+            good = value > self.above
+        if good and self.below is not None:
+            good = value < self.below
+        if good and abs(value) > LARGEST:
+            raise ValueError(f"must be a number of at most {LARGEST:g}")
+        if not good:
+            bounds = [
+                text
+                for bound, text in (
+                    (self.minimum, f"of at least {self.minimum}"),
+                    (self.above, f"greater than {self.above}"),
+                    (self.below, f"less than {self.below}"),
+                )
+                if bound is not None
+            ]
+            raise ValueError(" ".join(["must be a number", " and ".join(bounds)]) + (", or null" * self.optional))
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Word:
+    """One of a few words."""
+
+    choices: tuple[str, ...]
+    optional: bool = False
+
+    def read(self, value: Any) -> str | None:
+        if value is None and self.optional:
+            return None
+        if value not in self.choices:
+            meant = nearest(str(value), list(self.choices))
+            raise ValueError(f"must be one of {', '.join(self.choices)}" + (f"; did you mean {meant}?" * bool(meant)))
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Some text. A whole number is taken as its digits, since the shell cannot tell `run_name=7` from a number."""
+
+    optional: bool = False
+    maximum: int = 4096  # [characters]
+    forbidden: str = ""
+
+    def read(self, value: Any) -> str | None:
+        if value is None and self.optional:
+            return None
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if value is None:
+            raise ValueError("must be given")
+        if not isinstance(value, str):
+            raise ValueError("must be text")
+        if not value.strip():
+            raise ValueError("must not be empty" + ("; for none, say null" * self.optional))
+        if not value.isprintable() or any(character in value for character in self.forbidden):
+            raise ValueError(
+                "must be printable characters" + (f" without {' '.join(self.forbidden)}" * bool(self.forbidden))
+            )
+        if len(value) > self.maximum:
+            raise ValueError(f"must have at most {self.maximum} characters")
+        return value
+
+
+@dataclass(frozen=True)
+class Flag:
+    """true or false."""
+
+    optional: bool = False
+
+    def read(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError("must be true or false")
+        return value
+
+
+@dataclass(frozen=True)
+class Betas:
+    """The two decay rates of Adam's moments."""
+
+    optional: bool = False
+
+    def read(self, value: Any) -> tuple[float, float]:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError("must be two numbers, as in [0.9,0.99]")
+        try:
+            first, second = (Number(minimum=0, below=1).read(item) for item in value)
+        except ValueError as error:
+            raise ValueError(f"both {error}") from None
+        assert first is not None
+        assert second is not None
+        return first, second
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A list of texts."""
+
+    optional: bool = False
+
+    def read(self, value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
+            raise ValueError("must be a list of texts that are not empty, as in ['Return ','The ']")
+        return tuple(value)
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Names with values, as text. MLflow keeps them; it allows only some characters in a name."""
+
+    optional: bool = False
+
+    def read(self, value: Any) -> dict[str, str]:
+        if not isinstance(value, Mapping):
+            raise ValueError("must be names with values, as in tags.note=first or tags={note:first}")
+        tags = {}
+        for name, text in value.items():
+            if not isinstance(name, str) or not name or not all(c.isalnum() or c in "_-./ " for c in name):
+                raise ValueError(f"tag names have letters, digits and _ - . / only; {shown(name)} has others")
+            if isinstance(text, list | tuple | Mapping) or text is None or text == "":
+                raise ValueError(f"the tag {name} must have a text or a number as its value")
+            tags[name] = text if isinstance(text, str) else shown(text)
+        return tags
+
+
+Rule = Whole | Number | Word | Text | Flag | Betas | Texts | Tags

@@ -1,0 +1,219 @@
+"""From a mapping, as `conf/` composes it or `config.yaml` holds it, to a `RunConfig`; or everything that is wrong.
+
+`validate` is a function of the mapping alone; what a machine lacks (a path, a GPU) is found by `machine.missing_here`.
+Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
+from typing import Any, get_type_hints
+
+from manual_backprop.config import RunConfig
+from manual_backprop.errors import ConfigError
+from manual_backprop.rules import Text, nearest, shown, whole
+
+BYTE_TOKENS = 257  # 256 bytes and the end token
+
+
+@cache
+def groups() -> dict[str, type]:
+    """The groups of the configuration and their dataclasses."""
+    hints = get_type_hints(RunConfig)
+    return {key.name: hints[key.name] for key in fields(RunConfig) if is_dataclass(hints[key.name])}
+
+
+@cache
+def keys() -> dict[str, Field[Any]]:
+    """Every key that can be set, dotted."""
+    found: dict[str, Field[Any]] = {}
+    for key in fields(RunConfig):
+        if key.name in groups():
+            found |= {f"{key.name}.{inner.name}": inner for inner in fields(groups()[key.name])}
+        else:
+            found[key.name] = key
+    return found
+
+
+def suggestion(name: str, within: list[str] | None = None) -> str | None:
+    """The key or group that was most likely meant by an unknown one, by its whole name or by its last part."""
+    candidates = list(within or (*groups(), *keys(), "experiments"))
+    candidates = [key for key in candidates if not key.endswith(".name")]
+    head, _, last = name.rpartition(".")
+    siblings = {key.rpartition(".")[2]: key for key in reversed(candidates) if not head or key.startswith(head + ".")}
+    if not head:  # learning_rate without its group: the optimizer's is what a run uses
+        siblings |= {key.rpartition(".")[2]: key for key in candidates if key.startswith("optimizer.")}
+    if last in siblings:
+        return siblings[last]
+    if (meant := nearest(last, list(siblings))) is not None:
+        return siblings[meant]
+    if head and head not in groups() and (group := nearest(head, list(groups()))) is not None:
+        return suggestion(f"{group}.{last}", within)
+    return nearest(name, candidates)
+
+
+def validate(mapping: Mapping[str, Any]) -> RunConfig:
+    """The run that a mapping describes. Raises ConfigError with one sentence for each violation: key, value, rule."""
+    violations: list[str] = []
+    known: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if name not in {key.name for key in fields(RunConfig)}:
+            violations.append(unknown(str(name), value))
+    for key in fields(RunConfig):
+        if key.name in groups():
+            arguments[key.name] = _read_group(key.name, mapping.get(key.name), known, violations)
+        else:
+            arguments[key.name] = _read(key.name, key, mapping, known, violations)
+    for needed, check in ACROSS:
+        if all(name in known for name in needed):
+            violations += check(*(known[name] for name in needed))
+    if violations:
+        raise ConfigError(violations)
+    return RunConfig(**arguments)
+
+
+def unknown(name: str, value: Any) -> str:
+    meant = suggestion(name)
+    return f"{shown(name)}={shown(value)}: there is no such key" + (f"; did you mean {meant}?" if meant else "")
+
+
+def _read_group(group: str, mapping: Any, known: dict[str, Any], violations: list[str]) -> Any:
+    if not isinstance(mapping, Mapping):
+        if mapping is None:
+            violations.append(f"{group}: is missing; every run needs one")
+        else:
+            violations.append(f"{group}={shown(mapping)}: must be the keys of one of its options, from conf/{group}")
+        return None
+    cls = groups()[group]
+    inner = {key.name: key for key in fields(cls)}
+    for name, value in mapping.items():
+        if name not in inner:
+            violations.append(unknown(f"{group}.{name}", value))
+    return cls(
+        **{
+            name: _read(f"{group}.{name}", key, mapping, known, violations, mapping.get("name"))
+            for name, key in inner.items()
+        }
+    )
+
+
+def _read(
+    name: str,
+    key: Field[Any],
+    mapping: Mapping[str, Any],
+    known: dict[str, Any],
+    violations: list[str],
+    option: Any = None,
+) -> Any:
+    """The value of one key; None, and a violation, where it is none."""
+    only_for = key.metadata["only_for"]
+    value = mapping.get(key.name)
+    group = name.partition(".")[0]
+    if only_for and option not in keys()[f"{group}.name"].metadata["rule"].choices:
+        return None  # the option itself is the violation
+    if only_for and option not in only_for:
+        if value is not None:
+            violations.append(
+                f"{name}={shown(value)}: only {group}={' or '.join(only_for)} has this key, and {group}="
+                f"{shown(option)} was chosen; leave it out, or choose {group}={only_for[0]}"
+            )
+        else:
+            known[name] = None
+        return None
+    if key.name not in mapping:
+        has_default = key.default is not MISSING or key.default_factory is not MISSING
+        if not has_default or (only_for and not key.metadata["rule"].optional):
+            violations.append(f"{name}: is missing; {key.metadata['about']}")
+            return None
+        known[name] = key.default_factory() if key.default_factory is not MISSING else key.default
+        return known[name]
+    try:
+        known[name] = key.metadata["rule"].read(value)
+    except ValueError as error:
+        violations.append(f"{name}={shown(value)}: {error}{_way_out(name, value)}")
+        return None
+    return known[name]
+
+
+def _way_out(name: str, value: Any) -> str:
+    if isinstance(keys()[name].metadata["rule"], Text) and isinstance(value, float | bool):
+        return f"; quotes inside quotes make it text: \"{name}='...'\""
+    if name == "dataset.path" and value is None:
+        return "; dataset=text reads a file or a folder: dataset.path=PATH"
+    if name == "schedule.warmup_ratio" and (whole(value) or 0) >= 1:
+        return "; it is a share of all steps, not a number of steps: 0.05 warms up for a twentieth of them"
+    if name == "tokenizer.vocab_size":
+        return "; a byte-level tokenizer needs the 256 bytes and an end token"
+    return ""
+
+
+# What only shows across keys. Each check is called when all the keys that it needs are right by themselves.
+
+Check = Callable[..., list[str]]
+ACROSS: list[tuple[tuple[str, ...], Check]] = []
+
+
+def across(*needed: str) -> Callable[[Check], Check]:
+    def register(check: Check) -> Check:
+        ACROSS.append((needed, check))
+        return check
+
+    return register
+
+
+@across("model.d_model", "model.n_heads")
+def heads_share_the_width(d_model: int, n_heads: int) -> list[str]:
+    if d_model % n_heads == 0:
+        return []
+    near = [d for d in (d_model // n_heads * n_heads, -(-d_model // n_heads) * n_heads) if d]
+    return [
+        f"model.d_model={d_model}: must be divisible by model.n_heads={n_heads}, since every head gets an equal share; "
+        f"use model.d_model={' or '.join(map(str, near))}, or another model.n_heads"
+    ]
+
+
+@across("model.vocab_size", "tokenizer.name", "tokenizer.vocab_size")
+def the_vocabulary_holds_the_tokens(vocab_size: int | None, tokenizer: str, tokens: int | None) -> list[str]:
+    tokens = BYTE_TOKENS if tokenizer == "byte" else tokens
+    if vocab_size is None or tokens is None or vocab_size >= tokens:
+        return []
+    return [
+        f"model.vocab_size={vocab_size}: must be at least the {tokens} tokens of tokenizer={tokenizer}; say "
+        "model.vocab_size=null for as many as it has" + (", or lower tokenizer.vocab_size" * (tokenizer == "bpe"))
+    ]
+
+
+@across("training.max_steps", "training.num_epochs")
+def one_length(max_steps: int | None, num_epochs: float | None) -> list[str]:
+    if max_steps is None and num_epochs is None:
+        return ["training.max_steps=null: either it or training.num_epochs must be given"]
+    if max_steps is not None and num_epochs is not None:
+        return [
+            f"training.num_epochs={num_epochs:g}: only one of it and training.max_steps may be given; add "
+            "training.max_steps=null"
+        ]
+    return []
+
+
+@across("training.max_steps", "schedule.warmup_ratio")
+def warm_up_ends_before_the_run(max_steps: int | None, warmup_ratio: float) -> list[str]:
+    if max_steps is None or round(warmup_ratio * max_steps) < max_steps:
+        return []
+    return [
+        f"schedule.warmup_ratio={warmup_ratio:g}: warms up for all of the {max_steps} steps of training.max_steps; at "
+        "least one must be left"
+    ]
+
+
+@across("schedule.min_learning_rate", "optimizer.learning_rate", "architecture.learning_rate_scale")
+def the_rate_falls(smallest: float | None, learning_rate: float, scale: float) -> list[str]:
+    if smallest is None or smallest <= learning_rate * scale:
+        return []
+    product = "" if scale == 1 else f" x architecture.learning_rate_scale={scale:g} = {learning_rate * scale:g}"
+    return [
+        f"schedule.min_learning_rate={smallest:g}: must not be above the highest rate, optimizer.learning_rate="
+        f"{learning_rate:g}{product}"
+    ]

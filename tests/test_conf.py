@@ -1,0 +1,127 @@
+"""Every option of every group of `conf/`, and every experiment, composes and is valid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from manual_backprop.command_line import Checked, check_with
+from manual_backprop.composition import Composer, composer
+from manual_backprop.config import shipped_folder
+from manual_backprop.help_page import first_comment
+from manual_backprop.validation import groups, keys
+
+CONF = shipped_folder("conf")
+OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in shipped_folder("experiments").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def hydra() -> Iterator[Composer]:
+    with composer() as opened:
+        yield opened
+
+
+def compose(hydra: Composer, arguments: list[str], tmp_path: Path) -> Checked:
+    if "dataset=text" in arguments or "experiments=shakespeare_char" in arguments:
+        path = tmp_path / "text.txt"
+        path.write_text("words")
+        arguments = [*arguments, f"dataset.path='{path}'"]
+    return check_with(hydra, arguments)
+
+
+def test_the_defaults(hydra: Composer, tmp_path: Path) -> None:
+    checked = compose(hydra, [], tmp_path)
+    assert checked.multirun is False
+    (job,) = checked.jobs
+    assert {group: job.choices[group] for group in (*groups(), "experiments")} == {
+        "model": "small",
+        "architecture": "gpt2",
+        "dataset": "python_docs",
+        "tokenizer": "bpe",
+        "precision": "fp32",
+        "device": "auto",
+        "implementation": "custom",
+        "kernels": "reference",
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "training": "default",
+        "tracking": "mlflow",
+        "experiments": "none",
+    }
+    assert job.config.optimizer.learning_rate == job.config.model.learning_rate
+    assert job.config.tokenizer.vocab_size == 1024
+    assert job.config.training.max_grad_norm == 1.0
+
+
+def test_every_group_of_the_schema_is_a_folder() -> None:
+    assert {group for group, _ in OPTIONS} == set(groups())
+
+
+@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair != ("device", "cuda")])
+def test_every_option_composes(hydra: Composer, tmp_path: Path, group: str, option: str) -> None:
+    (job,) = compose(hydra, [f"{group}={option}"], tmp_path).jobs
+    assert job.choices[group] == option
+    part = getattr(job.config, group)
+    if "name" in {key.name for key in fields(part)}:
+        assert part.name == option
+    written = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
+    assert isinstance(written, dict)
+    # What a file lists is exactly what its option has: no key is forgotten, none is idle.
+    assert set(written) == set(job.config.to_dict()[group])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_changes_what_it_says(hydra: Composer, tmp_path: Path, name: str) -> None:
+    (job,) = compose(hydra, [f"experiments={name}"], tmp_path).jobs
+    content = OmegaConf.to_container(OmegaConf.load(shipped_folder("experiments") / f"{name}.yaml"))
+    composed = job.config.to_dict()
+    for key, value in (content or {}).items():  # type: ignore[union-attr]
+        if key in groups():
+            assert {inner: composed[key][inner] for inner in value} == value
+        elif key in composed:
+            assert composed[key] == value
+
+
+@pytest.mark.parametrize("model", ["tiny", "small", "medium", "gpt2"])
+@pytest.mark.parametrize("architecture", ["gpt2", "vaswani"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_groups_go_together(hydra: Composer, tmp_path: Path, model: str, architecture: str, optimizer: str) -> None:
+    chosen = [f"model={model}", f"architecture={architecture}", f"optimizer={optimizer}", "training=smoke"]
+    (job,) = compose(hydra, chosen, tmp_path).jobs
+    rate = job.config.model.learning_rate if optimizer == "adamw" else 0.1
+    assert job.config.optimizer.learning_rate == rate
+
+
+def test_gpt2_has_the_published_sizes(hydra: Composer, tmp_path: Path) -> None:
+    sizes = compose(hydra, ["model=gpt2"], tmp_path).jobs[0].config.model
+    assert (sizes.d_model, sizes.n_blocks, sizes.n_heads, sizes.d_ffn) == (768, 12, 12, 3072)
+    assert (sizes.max_seq_len, sizes.vocab_size) == (1024, 50257)
+
+
+@pytest.mark.parametrize("path", [*CONF.glob("*/*.yaml"), *shipped_folder("experiments").glob("*.yaml")], ids=str)
+def test_every_file_says_what_it_is(path: Path) -> None:
+    about = first_comment(path)
+    assert 5 < len(about) <= 90, about
+
+
+def test_no_file_names_an_object_to_build() -> None:
+    def keys_of(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield str(key)
+                yield from keys_of(inner)
+
+    for path in [*CONF.rglob("*.yaml"), *shipped_folder("experiments").glob("*.yaml")]:
+        assert "_target_" not in set(keys_of(OmegaConf.to_container(OmegaConf.load(path), resolve=False)))
+
+
+def test_top_level_keys_are_those_of_the_schema() -> None:
+    content = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)
+    assert isinstance(content, dict)
+    assert set(content) - {"defaults", "hydra"} == {key for key in keys() if "." not in key}
