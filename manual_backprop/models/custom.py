@@ -1,0 +1,311 @@
+"""The transformer whose backward pass is written by hand: raw tensors, no autograd anywhere.
+
+Every forward function is followed by its backward, which reads it from the last line to the first. `mirror.py` has the
+same functions under the same names for autograd; the difference between the two files is what autograd does.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..config import CustomTransformerConfig
+from ..errors import InputError
+from ..parameters import Flat
+from .network import Batch, DropoutSource, Network, qkv_names
+from .recorder import scoped
+
+Cache = Any  # private to the pair that made it
+
+
+class CustomTransformer(Network):
+    """`Network` by hand. The gradient of `parameters[name]` is added into `gradients[name]`."""
+
+    def __init__(self, config: CustomTransformerConfig):
+        super().__init__(config)
+        self.block_parameters = [self._block_views(self.flat_parameters, block) for block in range(config.n_blocks)]
+        self.block_gradients = [self._block_views(self.flat_gradients, block) for block in range(config.n_blocks)]
+        head = "token_embedding.weight" if config.traits.tied_head else "head.weight"
+        self.head, self.dhead = self.parameters[head], self.gradients[head]
+        self._cache: Cache = None  # of the last forward that waits for its backward
+
+    @staticmethod
+    def _block_views(flat: Flat, block: int) -> dict[str, Tensor]:
+        """A block's tensors without `blocks.3.` before their names, and query, key and value as one: `qkv`."""
+        prefix = f"blocks.{block}."
+        views = {name.removeprefix(prefix): view for name, view in flat.views.items() if name.startswith(prefix)}
+        for kind in ("weight", "bias"):
+            views[f"attention.qkv.{kind}"] = flat.packed(qkv_names(prefix, kind))
+        return views
+
+    @torch.no_grad()
+    def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
+        self.check_tokens(batch.tokens, batch.targets, batch.segments)
+        dropout = DropoutSource(self.config.dropout, self.config.seed, step, batch.first_row)
+        smoothing = self.config.label_smoothing
+
+        x, hidden_cache = self._hidden_forward(batch.tokens, batch.segments, dropout)
+        loss, loss_cache = ops.linear_cross_entropy_forward(
+            x, self.head, batch.targets, denominator, smoothing, record=self.recorder
+        )
+        dx = ops.linear_cross_entropy_backward(1.0, loss_cache, self.dhead, record=self.recorder)
+        self._hidden_backward(dx, hidden_cache)
+        return loss
+
+    @torch.no_grad()
+    def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:
+        self.check_tokens(tokens, segments=segments)
+        dropout = DropoutSource(self.config.dropout, self.config.seed, step)
+        x, hidden_cache = self._hidden_forward(tokens, segments, dropout)
+        logits, head_cache = ops.linear_forward(x, self.head)
+        self._cache = hidden_cache, head_cache
+        return logits
+
+    @torch.no_grad()
+    def backward(self, dlogits: Tensor) -> None:
+        if self._cache is None:
+            raise InputError(
+                "backward needs the forward it belongs to: call forward(tokens) first, once for each backward."
+            )
+        hidden_cache, head_cache = self._cache
+        self._cache = None
+        # logits = x head^T
+        dx = ops.linear_backward(dlogits.to(self.compute_dtype), head_cache, self.dhead)
+        self._hidden_backward(dx, hidden_cache)
+
+    @torch.no_grad()
+    def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+        self.check_tokens(tokens, segments=segments)
+        x, _ = self._hidden_forward(tokens, segments, DropoutSource(0.0, 0, None), keep=False)
+        logits, _ = ops.linear_forward(x, self.head)
+        return logits
+
+    # From tokens to the last hidden state
+
+    def _hidden_forward(
+        self, tokens: Tensor, segments: Tensor | None, dropout: DropoutSource, keep: bool = True
+    ) -> tuple[Tensor, Cache]:
+        """tokens (B, T) -> what the vocabulary projection reads, x (B, T, D). Without `keep` no block's cache is kept."""
+        x, embedding_cache = self._embedding_forward(tokens, dropout)
+        block_caches = []
+        if self.config.traits.pre_norm:
+            branch = None  # what the next norm adds to x before it normalizes: nothing yet
+            for block in range(self.config.n_blocks):
+                x, branch, block_cache = self._pre_norm_block_forward(x, branch, block, segments, dropout)
+                block_caches.append(block_cache if keep else None)
+            norm = self.parameters["final_norm.weight"], self.parameters["final_norm.bias"]
+            (_, x), norm_cache = ops.residual_layer_norm_forward(x, branch, *norm)
+            self.recorder("final_norm.output", x)
+        else:
+            for block in range(self.config.n_blocks):
+                x, block_cache = self._post_norm_block_forward(x, block, segments, dropout)
+                block_caches.append(block_cache if keep else None)
+            norm_cache = None
+        return x, (embedding_cache, block_caches, norm_cache)
+
+    def _hidden_backward(self, dx: Tensor, cache: Cache) -> None:
+        embedding_cache, block_caches, norm_cache = cache
+        if self.config.traits.pre_norm:
+            self.recorder("final_norm.doutput", dx)
+            # _, x = residual_layer_norm(x, branch); the sum is not used again, so nothing reaches it past the norm
+            dnorm = self.gradients["final_norm.weight"], self.gradients["final_norm.bias"]
+            dx = dbranch = ops.residual_layer_norm_backward(None, dx, norm_cache, *dnorm)
+            for block in reversed(range(self.config.n_blocks)):
+                # popped: what a block kept is freed as soon as its gradients are complete
+                dx = dbranch = self._pre_norm_block_backward(dx, dbranch, block, block_caches.pop())
+        else:
+            for block in reversed(range(self.config.n_blocks)):
+                dx = self._post_norm_block_backward(dx, block, block_caches.pop())
+        self._embedding_backward(dx, embedding_cache)
+
+    def _embedding_forward(self, tokens: Tensor, dropout: DropoutSource) -> tuple[Tensor, Cache]:
+        """tokens (B, T) -> x = dropout(scale * W[tokens] + positions) (B, T, D)."""
+        scale = math.sqrt(self.config.d_model) if self.config.traits.scaled_embedding else 1.0
+        weight = self.parameters["token_embedding.weight"]
+        x, token_cache = ops.token_embedding_forward(tokens, weight, scale, self.compute_dtype)
+        if self.config.traits.learned_positions:
+            x, position_cache = ops.learned_positions_forward(x, self.parameters["position_embedding.weight"])
+        else:
+            x, position_cache = ops.sinusoidal_positions_forward(x, self.position_table)
+        x, dropout_cache = ops.dropout_forward(x, dropout.at("embedding"))
+        self.recorder("embedding.output", x)
+        return x, (token_cache, position_cache, dropout_cache)
+
+    def _embedding_backward(self, dx: Tensor, cache: Cache) -> None:
+        token_cache, position_cache, dropout_cache = cache
+        self.recorder("embedding.doutput", dx)
+        # x = dropout(scale * W[tokens] + positions)
+        dx = ops.dropout_backward(dx, dropout_cache)
+        if self.config.traits.learned_positions:
+            dx = ops.learned_positions_backward(dx, position_cache, self.gradients["position_embedding.weight"])
+        else:
+            dx = ops.sinusoidal_positions_backward(dx, position_cache)
+        ops.token_embedding_backward(dx, token_cache, self.gradients["token_embedding.weight"])
+
+    # A block, pre-norm (gpt2)
+
+    def _pre_norm_block_forward(
+        self, x: Tensor, branch: Tensor | None, block: int, segments: Tensor | None, dropout: DropoutSource
+    ) -> tuple[Tensor, Tensor, Cache]:
+        """x += branch; x += attention(norm(x)); branch = feed_forward(norm(x)).
+
+        The last sum is left to the next block, whose first norm reads it: sum and norm are one pair.
+        x, branch (B, T, D) -> x, branch (B, T, D).
+        """
+        p = self.block_parameters[block]
+        record = scoped(self.recorder, f"blocks.{block}.")
+        (x, normed), attention_norm_cache = ops.residual_layer_norm_forward(
+            x, branch, p["attention_norm.weight"], p["attention_norm.bias"]
+        )
+        record("input", x)
+        record("attention_norm.output", normed)
+        attended, attention_cache = self._attention_forward(normed, block, segments, dropout)
+        (x, normed), feed_forward_norm_cache = ops.residual_layer_norm_forward(
+            x, attended, p["feed_forward_norm.weight"], p["feed_forward_norm.bias"]
+        )
+        record("residual", x)
+        record("feed_forward_norm.output", normed)
+        branch, feed_forward_cache = self._feed_forward_forward(normed, block, dropout)
+        return x, branch, (attention_norm_cache, attention_cache, feed_forward_norm_cache, feed_forward_cache)
+
+    def _pre_norm_block_backward(self, dx: Tensor, dbranch: Tensor, block: int, cache: Cache) -> Tensor:
+        """dx, dbranch (B, T, D) -> the gradient of the block's x and branch alike (B, T, D)."""
+        attention_norm_cache, attention_cache, feed_forward_norm_cache, feed_forward_cache = cache
+        d = self.block_gradients[block]
+        record = scoped(self.recorder, f"blocks.{block}.")
+        # branch = feed_forward(normed)
+        dnormed = self._feed_forward_backward(dbranch, block, feed_forward_cache)
+        record("feed_forward_norm.doutput", dnormed)
+        # x, normed = residual_layer_norm(x, attended)
+        dx = dattended = ops.residual_layer_norm_backward(
+            dx, dnormed, feed_forward_norm_cache, d["feed_forward_norm.weight"], d["feed_forward_norm.bias"]
+        )
+        record("dresidual", dx)
+        # attended = attention(normed)
+        dnormed = self._attention_backward(dattended, block, attention_cache)
+        record("attention_norm.doutput", dnormed)
+        # x, normed = residual_layer_norm(x, branch)
+        dx = ops.residual_layer_norm_backward(
+            dx, dnormed, attention_norm_cache, d["attention_norm.weight"], d["attention_norm.bias"]
+        )
+        record("dinput", dx)
+        return dx
+
+    # A block, post-norm (vaswani)
+
+    def _post_norm_block_forward(
+        self, x: Tensor, block: int, segments: Tensor | None, dropout: DropoutSource
+    ) -> tuple[Tensor, Cache]:
+        """x = norm(x + attention(x)); x = norm(x + feed_forward(x)). x (B, T, D) -> x (B, T, D)."""
+        p = self.block_parameters[block]
+        record = scoped(self.recorder, f"blocks.{block}.")
+        record("input", x)
+        attended, attention_cache = self._attention_forward(x, block, segments, dropout)
+        (_, x), attention_norm_cache = ops.residual_layer_norm_forward(
+            x, attended, p["attention_norm.weight"], p["attention_norm.bias"]
+        )
+        record("attention_norm.output", x)
+        branch, feed_forward_cache = self._feed_forward_forward(x, block, dropout)
+        (_, x), feed_forward_norm_cache = ops.residual_layer_norm_forward(
+            x, branch, p["feed_forward_norm.weight"], p["feed_forward_norm.bias"]
+        )
+        record("feed_forward_norm.output", x)
+        return x, (attention_cache, attention_norm_cache, feed_forward_cache, feed_forward_norm_cache)
+
+    def _post_norm_block_backward(self, dx: Tensor, block: int, cache: Cache) -> Tensor:
+        """dx (B, T, D) -> dx (B, T, D)."""
+        attention_cache, attention_norm_cache, feed_forward_cache, feed_forward_norm_cache = cache
+        d = self.block_gradients[block]
+        record = scoped(self.recorder, f"blocks.{block}.")
+        record("feed_forward_norm.doutput", dx)
+        # _, x = residual_layer_norm(x, branch)
+        dx = dbranch = ops.residual_layer_norm_backward(
+            None, dx, feed_forward_norm_cache, d["feed_forward_norm.weight"], d["feed_forward_norm.bias"]
+        )
+        # branch = feed_forward(x), and x reaches the sum as well
+        dx = dx + self._feed_forward_backward(dbranch, block, feed_forward_cache)
+        record("attention_norm.doutput", dx)
+        # _, x = residual_layer_norm(x, attended)
+        dx = dattended = ops.residual_layer_norm_backward(
+            None, dx, attention_norm_cache, d["attention_norm.weight"], d["attention_norm.bias"]
+        )
+        # attended = attention(x), and x reaches the sum as well
+        dx = dx + self._attention_backward(dattended, block, attention_cache)
+        record("dinput", dx)
+        return dx
+
+    # The two sublayers, which both blocks share
+
+    def _attention_forward(
+        self, x: Tensor, block: int, segments: Tensor | None, dropout: DropoutSource
+    ) -> tuple[Tensor, Cache]:
+        """y = dropout(attention(x W_qkv^T + b_qkv) W_output^T + b_output). x (B, T, D) -> y (B, T, D)."""
+        p = self.block_parameters[block]
+        place = f"blocks.{block}.attention."
+        record = scoped(self.recorder, place)
+        qkv, qkv_cache = ops.linear_forward(x, p["attention.qkv.weight"], p["attention.qkv.bias"])  # (B, T, 3D)
+        context, attention_cache = ops.attention_forward(
+            qkv, self.config.n_heads, segments, dropout.at(place + "probabilities"), record=record
+        )
+        y, output_cache = ops.linear_forward(context, p["attention.output.weight"], p["attention.output.bias"])
+        y, dropout_cache = ops.dropout_forward(y, dropout.at(place + "output"))
+        record("qkv", qkv)
+        record("context", context)
+        record("output", y)
+        return y, (qkv_cache, attention_cache, output_cache, dropout_cache)
+
+    def _attention_backward(self, dy: Tensor, block: int, cache: Cache) -> Tensor:
+        """dy (B, T, D) -> dx (B, T, D)."""
+        qkv_cache, attention_cache, output_cache, dropout_cache = cache
+        d = self.block_gradients[block]
+        record = scoped(self.recorder, f"blocks.{block}.attention.")
+        record("doutput", dy)
+        # y = dropout(context W_output^T + b_output)
+        dy = ops.dropout_backward(dy, dropout_cache)
+        dcontext = ops.linear_backward(dy, output_cache, d["attention.output.weight"], d["attention.output.bias"])
+        record("dcontext", dcontext)
+        # context = attention(qkv)
+        dqkv = ops.attention_backward(dcontext, attention_cache, record=record)
+        record("dqkv", dqkv)
+        # qkv = x W_qkv^T + b_qkv
+        return ops.linear_backward(dqkv, qkv_cache, d["attention.qkv.weight"], d["attention.qkv.bias"])
+
+    def _feed_forward_forward(self, x: Tensor, block: int, dropout: DropoutSource) -> tuple[Tensor, Cache]:
+        """y = dropout(feed_forward(x)). x (B, T, D) -> y (B, T, D)."""
+        p = self.block_parameters[block]
+        place = f"blocks.{block}.feed_forward."
+        record = scoped(self.recorder, place)
+        y, feed_forward_cache = ops.feed_forward_forward(
+            x,
+            p["feed_forward.hidden.weight"],
+            p["feed_forward.hidden.bias"],
+            p["feed_forward.output.weight"],
+            p["feed_forward.output.bias"],
+            self.activation,
+            record=record,
+        )
+        y, dropout_cache = ops.dropout_forward(y, dropout.at(place + "output"))
+        record("output", y)
+        return y, (feed_forward_cache, dropout_cache)
+
+    def _feed_forward_backward(self, dy: Tensor, block: int, cache: Cache) -> Tensor:
+        """dy (B, T, D) -> dx (B, T, D)."""
+        feed_forward_cache, dropout_cache = cache
+        d = self.block_gradients[block]
+        record = scoped(self.recorder, f"blocks.{block}.feed_forward.")
+        record("doutput", dy)
+        # y = dropout(feed_forward(x))
+        dy = ops.dropout_backward(dy, dropout_cache)
+        return ops.feed_forward_backward(
+            dy,
+            feed_forward_cache,
+            d["feed_forward.hidden.weight"],
+            d["feed_forward.hidden.bias"],
+            d["feed_forward.output.weight"],
+            d["feed_forward.output.bias"],
+            record=record,
+        )

@@ -1,0 +1,217 @@
+"""The same network in plain PyTorch, line for line beside `custom.py`, with gradients by autograd: the proof.
+
+What is missing here is what autograd does: no caches, no backward functions. What PyTorch users would write instead of
+this is another file's business; here every name is the hand-written one's.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import CustomTransformerConfig
+from ..errors import InputError
+from ..ops import IGNORED, Dropout, keep_mask, sinusoids
+from ..ops.attention import split_heads, visible_positions
+from ..ops.normalization import EPSILON
+from ..ops.numerics import Record, no_record
+from .network import Batch, DropoutSource, Network, qkv_names
+from .recorder import gradient_name, scoped
+
+
+def dropout_mirror(x: Tensor, dropout: Dropout | None) -> Tensor:
+    """The same mask as by hand: dropout's randomness is no part of the calculus."""
+    if dropout is None:
+        return x
+    return x * keep_mask(tuple(x.shape), dropout, x.device) / (1 - dropout.probability)
+
+
+def attention_mirror(
+    qkv: Tensor,
+    n_heads: int,
+    segments: Tensor | None = None,
+    dropout: Dropout | None = None,
+    record: Record = no_record,
+) -> Tensor:
+    """PyTorch's own fused attention; spelled out where its probabilities are dropped by our mask, or looked at."""
+    query, key, value = split_heads(qkv, n_heads)
+    if dropout is None and record is no_record:
+        mask = None if segments is None else visible_positions(qkv.shape[1], segments, qkv.device)
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
+        return context.transpose(1, 2).flatten(2)
+    scores = query @ key.mT / math.sqrt(query.shape[-1])
+    record("scores", scores)
+    masked = scores.masked_fill(~visible_positions(qkv.shape[1], segments, qkv.device), -math.inf)
+    probabilities = F.softmax(masked, dim=-1).to(value.dtype)
+    record("probabilities", probabilities)
+    context = dropout_mirror(probabilities, dropout) @ value
+    return context.transpose(1, 2).flatten(2)
+
+
+class TorchTransformer(Network):
+    """`Network` by autograd. Parameters are leaves over the flat buffer, and their `.grad` is the flat gradient's view,
+    so that autograd adds into the same `gradients` that the hand-written backward adds into."""
+
+    def __init__(self, config: CustomTransformerConfig):
+        super().__init__(config)
+        self.leaves: dict[str, Tensor] = {}
+        for name, view in self.parameters.items():
+            leaf = view.detach().requires_grad_()
+            leaf.grad = self.gradients[name]
+            self.leaves[name] = leaf
+        self.head = self.leaves["token_embedding.weight" if config.traits.tied_head else "head.weight"]
+        self._logits: Tensor | None = None
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.config.precision != "bf16_mixed":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _record(self, name: str, tensor: Tensor) -> None:
+        """Activations as they are made, their gradients as autograd makes them."""
+        self.recorder(name, tensor)
+        if tensor.requires_grad:
+            tensor.register_hook(lambda gradient: self.recorder(gradient_name(name), gradient))
+
+    @property
+    def _recording(self) -> Record:
+        return no_record if self.recorder is no_record else self._record
+
+    def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
+        self.check_tokens(batch.tokens, batch.targets, batch.segments)
+        dropout = DropoutSource(self.config.dropout, self.config.seed, step, batch.first_row)
+        smoothing = self.config.label_smoothing
+
+        with self._autocast():
+            x = self._hidden(batch.tokens, batch.segments, dropout)
+            logits = F.linear(x, self.head)
+            self._recording("logits", logits)
+            wide = logits.float() if logits.dtype == torch.bfloat16 else logits
+            total = F.cross_entropy(
+                wide.flatten(0, 1),
+                batch.targets.flatten(),
+                ignore_index=IGNORED,
+                label_smoothing=smoothing,
+                reduction="sum",
+            )
+            loss = total / torch.as_tensor(denominator, device=self.device).clamp(min=1)
+        loss.backward()
+        return loss.detach()
+
+    def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:
+        self.check_tokens(tokens, segments=segments)
+        dropout = DropoutSource(self.config.dropout, self.config.seed, step)
+        with self._autocast():
+            self._logits = F.linear(self._hidden(tokens, segments, dropout), self.head)
+        return self._logits.detach()
+
+    def backward(self, dlogits: Tensor) -> None:
+        if self._logits is None:
+            raise InputError(
+                "backward needs the forward it belongs to: call forward(tokens) first, once for each backward."
+            )
+        self._logits.backward(dlogits.to(self._logits.dtype))
+        self._logits = None
+
+    @torch.no_grad()
+    def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+        self.check_tokens(tokens, segments=segments)
+        with self._autocast():
+            return F.linear(self._hidden(tokens, segments, DropoutSource(0.0, 0, None)), self.head)
+
+    # From tokens to the last hidden state
+
+    def _hidden(self, tokens: Tensor, segments: Tensor | None, dropout: DropoutSource) -> Tensor:
+        x = self._embedding(tokens, dropout)
+        if self.config.traits.pre_norm:
+            branch = None
+            for block in range(self.config.n_blocks):
+                x, branch = self._pre_norm_block(x, branch, block, segments, dropout)
+            x = x if branch is None else x + branch
+            x = self._norm(x, "final_norm")
+            self._recording("final_norm.output", x)
+        else:
+            for block in range(self.config.n_blocks):
+                x = self._post_norm_block(x, block, segments, dropout)
+        return x
+
+    def _embedding(self, tokens: Tensor, dropout: DropoutSource) -> Tensor:
+        x = F.embedding(tokens, self.leaves["token_embedding.weight"])
+        if self.config.traits.scaled_embedding:
+            x = x * math.sqrt(self.config.d_model)
+        if self.config.traits.learned_positions:
+            x = x + self.leaves["position_embedding.weight"][: tokens.shape[1]]
+        else:
+            x = x + self.position_table[: tokens.shape[1]].to(x.dtype)
+        x = dropout_mirror(x, dropout.at("embedding"))
+        self._recording("embedding.output", x)
+        return x
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        weight, bias = self.leaves[f"{name}.weight"], self.leaves[f"{name}.bias"]
+        return F.layer_norm(x, (self.config.d_model,), weight, bias, EPSILON)
+
+    # A block, pre-norm (gpt2)
+
+    def _pre_norm_block(
+        self, x: Tensor, branch: Tensor | None, block: int, segments: Tensor | None, dropout: DropoutSource
+    ) -> tuple[Tensor, Tensor]:
+        place = f"blocks.{block}."
+        record = scoped(self._recording, place)
+        x = x if branch is None else x + branch
+        record("input", x)
+        normed = self._norm(x, f"{place}attention_norm")
+        record("attention_norm.output", normed)
+        x = x + self._attention(normed, block, segments, dropout)
+        record("residual", x)
+        normed = self._norm(x, f"{place}feed_forward_norm")
+        record("feed_forward_norm.output", normed)
+        return x, self._feed_forward(normed, block, dropout)
+
+    # A block, post-norm (vaswani)
+
+    def _post_norm_block(self, x: Tensor, block: int, segments: Tensor | None, dropout: DropoutSource) -> Tensor:
+        place = f"blocks.{block}."
+        record = scoped(self._recording, place)
+        record("input", x)
+        x = self._norm(x + self._attention(x, block, segments, dropout), f"{place}attention_norm")
+        record("attention_norm.output", x)
+        x = self._norm(x + self._feed_forward(x, block, dropout), f"{place}feed_forward_norm")
+        record("feed_forward_norm.output", x)
+        return x
+
+    # The two sublayers, which both blocks share
+
+    def _attention(self, x: Tensor, block: int, segments: Tensor | None, dropout: DropoutSource) -> Tensor:
+        prefix = f"blocks.{block}."
+        place = f"{prefix}attention."
+        record = scoped(self._recording, place)
+        weight = torch.cat([self.leaves[name] for name in qkv_names(prefix, "weight")])
+        bias = torch.cat([self.leaves[name] for name in qkv_names(prefix, "bias")])
+        qkv = F.linear(x, weight, bias)  # (B, T, 3D)
+        record("qkv", qkv)
+        context = attention_mirror(qkv, self.config.n_heads, segments, dropout.at(place + "probabilities"), record)
+        record("context", context)
+        y = F.linear(context, self.leaves[f"{place}output.weight"], self.leaves[f"{place}output.bias"])
+        y = dropout_mirror(y, dropout.at(place + "output"))
+        record("output", y)
+        return y
+
+    def _feed_forward(self, x: Tensor, block: int, dropout: DropoutSource) -> Tensor:
+        place = f"blocks.{block}.feed_forward."
+        record = scoped(self._recording, place)
+        hidden = F.linear(x, self.leaves[f"{place}hidden.weight"], self.leaves[f"{place}hidden.bias"])
+        record("hidden", hidden)
+        if self.activation == "relu":
+            activated = F.relu(hidden)
+        else:
+            activated = F.gelu(hidden, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        record("activated", activated)
+        y = F.linear(activated, self.leaves[f"{place}output.weight"], self.leaves[f"{place}output.bias"])
+        y = dropout_mirror(y, dropout.at(place + "output"))
+        record("output", y)
+        return y

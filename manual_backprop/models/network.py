@@ -1,0 +1,212 @@
+"""The seam between a network and everything else: batches in, a loss and named gradients out.
+
+Holds what all implementations share (parameters, their initial values, checks of what comes in); no forward or backward.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import CustomTransformerConfig
+from ..errors import ConfigError, InputError
+from ..ops import IGNORED, Dropout, random_key, sinusoids
+from ..ops.numerics import Record, no_record
+from ..parameters import Layout, Shape, copy_into
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step learns from.
+
+    tokens, targets (B, T) int64: targets are already shifted, and -100 does not count. segments (B, T): positions see
+    only their own segment (documents, padding); None is one segment. first_row is the place of this batch's first row
+    in the whole optimizer step, where a step takes several batches: dropout depends on it.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    segments: Tensor | None = None
+    first_row: int = 0
+
+
+@dataclass(frozen=True)
+class DropoutSource:
+    """Gives every place of the network its own mask in this step, or none in evaluation (step None)."""
+
+    probability: float
+    seed: int
+    step: int | None
+    first_row: int = 0
+
+    def at(self, place: str) -> Dropout | None:
+        if self.step is None or self.probability == 0:
+            return None
+        return Dropout(self.probability, random_key(self.seed, self.step, place), self.first_row)
+
+
+def qkv_names(prefix: str, kind: str) -> list[str]:
+    return [f"{prefix}attention.{projection}.{kind}" for projection in ("query", "key", "value")]
+
+
+def parameter_shapes(config: CustomTransformerConfig) -> dict[str, Shape]:
+    """Every parameter's name and shape, in the order of the network. Weights are (outputs, inputs)."""
+    d_model, d_ffn, traits = config.d_model, config.d_ffn, config.traits
+    shapes: dict[str, Shape] = {"token_embedding.weight": (config.vocab_size, d_model)}
+    if traits.learned_positions:
+        shapes["position_embedding.weight"] = (config.max_seq_len, d_model)
+    for block in range(config.n_blocks):
+        prefix = f"blocks.{block}."
+        for norm in ("attention_norm", "feed_forward_norm"):
+            shapes |= {f"{prefix}{norm}.weight": (d_model,), f"{prefix}{norm}.bias": (d_model,)}
+        for projection in ("query", "key", "value", "output"):
+            shapes[f"{prefix}attention.{projection}.weight"] = (d_model, d_model)
+            shapes[f"{prefix}attention.{projection}.bias"] = (d_model,)
+        shapes[f"{prefix}feed_forward.hidden.weight"] = (d_ffn, d_model)
+        shapes[f"{prefix}feed_forward.hidden.bias"] = (d_ffn,)
+        shapes[f"{prefix}feed_forward.output.weight"] = (d_model, d_ffn)
+        shapes[f"{prefix}feed_forward.output.bias"] = (d_model,)
+    if traits.pre_norm:
+        shapes |= {"final_norm.weight": (d_model,), "final_norm.bias": (d_model,)}
+    if not traits.tied_head:
+        shapes["head.weight"] = (config.vocab_size, d_model)
+    return shapes
+
+
+def initial_standard_deviation(name: str, shape: Shape, config: CustomTransformerConfig) -> float:
+    """Of a matrix's normal distribution at the start.
+
+    gpt2: 0.02, and less for what is added to the residual stream, since 2L terms add up there (Radford et al. 2019,
+    section 2.3). vaswani: embeddings 1 / sqrt(D), so that their scaled values are of size 1; others keep the variance of
+    what passes through them (Glorot and Bengio 2010, equation 16).
+    """
+    if config.architecture == "gpt2":
+        residual = name.endswith("output.weight")
+        return 0.02 / math.sqrt(2 * config.n_blocks) if residual else 0.02
+    if name in ("token_embedding.weight", "head.weight"):
+        return config.d_model**-0.5
+    outputs, inputs = shape
+    return math.sqrt(2 / (inputs + outputs))
+
+
+class Network(ABC):
+    """A decoder-only transformer. Subclasses bring `loss_and_gradients`, `forward` and `backward`."""
+
+    def __init__(self, config: CustomTransformerConfig):
+        violations = config.violations()
+        if violations:
+            raise ConfigError(violations)
+        self.config = config
+        self.device = config.get_device()
+        dtype = config.get_dtype()
+        self.compute_dtype = torch.bfloat16 if config.precision == "bf16_mixed" else dtype
+        shapes = parameter_shapes(config)
+        groups = [qkv_names(f"blocks.{b}.", kind) for b in range(config.n_blocks) for kind in ("weight", "bias")]
+        self.layout = Layout(shapes, groups)
+        self.flat_parameters = self.layout.allocate(dtype, self.device)
+        self.flat_gradients = self.layout.allocate(dtype, self.device)
+        self.parameters = self.flat_parameters.views
+        self.gradients = self.flat_gradients.views
+        self.activation = config.activation or config.traits.activation
+        if not config.traits.learned_positions:
+            self.position_table = sinusoids(config.max_seq_len, config.d_model).to(self.device)
+        self.recorder: Record = no_record
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Fills the parameters: the same numbers on every device, each a function of (seed, name) alone."""
+        for name, parameter in self.parameters.items():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1)
+            elif parameter.dim() == 2:
+                key = hashlib.blake2b(f"{self.config.seed}/{name}".encode(), digest_size=7).digest()
+                generator = torch.Generator().manual_seed(int.from_bytes(key, "little"))
+                values = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+                parameter.copy_(values * initial_standard_deviation(name, tuple(parameter.shape), self.config))
+
+    @abstractmethod
+    def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
+        """Forward and backward: adds to `gradients` and returns the loss, one number that stays on the device.
+
+        The loss is the sum over the batch's targets that count, divided by `denominator`: their number in the whole
+        optimizer step. `step` is the optimizer step that is being made (it chooses the dropout masks), None for none.
+        """
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:
+        """tokens (B, T) -> logits (B, T, V). What backward needs is kept until `backward` or the next forward."""
+
+    @abstractmethod
+    def backward(self, dlogits: Tensor) -> None:
+        """dlogits (B, T, V): adds to `gradients`, for the last `forward`, once."""
+
+    @abstractmethod
+    def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+        """tokens (B, T) -> logits (B, T, V), and nothing is kept: for evaluation and generation."""
+
+    def zero_gradients(self) -> None:
+        self.flat_gradients.buffer.zero_()
+
+    @torch.no_grad()
+    def update_parameters(self, learning_rate: float) -> None:
+        """Plain gradient descent: parameter -= learning_rate * gradient."""
+        self.flat_parameters.buffer.sub_(self.flat_gradients.buffer, alpha=learning_rate)
+
+    def export_parameters(self) -> dict[str, Tensor]:
+        """Copies of all parameters by name, on the CPU, in their own format."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
+        """Copies in values by name. InputError, and nothing changed, where a name or a shape differs."""
+        copy_into(self.parameters, parameters)
+
+    def count_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+    def check_tokens(self, tokens: Tensor, targets: Tensor | None = None, segments: Tensor | None = None) -> None:
+        """InputError for tokens that this network cannot read. A negative index would wrap around in silence.
+
+        On the CPU only: on a GPU the comparison would make the step wait for the device, so there the corpus is checked
+        when it is opened, and the wrapper checks what it is given before it moves it.
+        """
+        config = self.config
+        if tokens.dim() != 2 or tokens.numel() == 0:
+            raise InputError(f"tokens have shape {tuple(tokens.shape)}; expected (batch, sequence), both at least 1.")
+        if tokens.dtype not in (torch.int64, torch.int32):
+            raise InputError(f"tokens are {tokens.dtype}; expected whole numbers, torch.int64 or torch.int32.")
+        if tokens.shape[1] > config.max_seq_len:
+            raise InputError(
+                f"The sequence has {tokens.shape[1]} tokens, but max_seq_len is {config.max_seq_len}: "
+                "shorten it, or build the network with a larger max_seq_len."
+            )
+        for name, other in (("targets", targets), ("segments", segments)):
+            if other is not None and other.shape != tokens.shape:
+                raise InputError(
+                    f"{name} have shape {tuple(other.shape)}; expected that of the tokens, {tuple(tokens.shape)}."
+                )
+        if tokens.device.type != "cpu":
+            return
+        check_ids("token id", tokens, config.vocab_size)
+        if targets is not None:
+            check_ids("target", targets, config.vocab_size, ignored=True)
+
+
+def check_ids(what: str, ids: Tensor, vocab_size: int, ignored: bool = False) -> None:
+    """InputError unless all ids are in [0, vocab_size); -100 may stand among them where `ignored`."""
+    wrong = (ids < 0) | (ids >= vocab_size)
+    if ignored:
+        wrong &= ids != IGNORED
+    if bool(wrong.any()):
+        place = tuple(wrong.nonzero()[0].tolist())
+        allowed = f"0 to {vocab_size - 1}" + (f", or {IGNORED} for one that does not count" if ignored else "")
+        raise InputError(
+            f"The {what} {int(ids[place])} at {place} is outside the vocabulary of {vocab_size}: expected {allowed}. "
+            "Was the text encoded with another tokenizer?"
+        )

@@ -1,0 +1,39 @@
+"""Looking inside a step: copies of activations and gradients, by name, for whoever asked for them."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from torch import Tensor
+
+from ..ops.numerics import Record, no_record
+
+
+class Recorder:
+    """`network.recorder = Recorder("blocks.0.*")` keeps what the next steps record under a matching name.
+
+    Activations have their name in the network (`blocks.0.attention.probabilities`), gradients the same with a d before
+    its last part (`blocks.0.attention.dprobabilities`). A later step overwrites an earlier one. The copies change no
+    bit of the step.
+    """
+
+    def __init__(self, *patterns: str):
+        self.patterns = patterns or ("*",)
+        self.tensors: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, tensor: Tensor) -> None:
+        if any(fnmatchcase(name, pattern) for pattern in self.patterns):
+            self.tensors[name] = tensor.detach().clone()
+
+
+def gradient_name(name: str) -> str:
+    """blocks.0.attention.context -> blocks.0.attention.dcontext"""
+    scope, dot, last = name.rpartition(".")
+    return f"{scope}{dot}d{last}"
+
+
+def scoped(record: Record, scope: str) -> Record:
+    """A recorder that puts `scope` before every name; the null recorder stays itself."""
+    if record is no_record:
+        return no_record
+    return lambda name, tensor: record(scope + name, tensor)

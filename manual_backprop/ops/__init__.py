@@ -1,0 +1,87 @@
+"""The calculus: forward and backward pairs on raw tensors, textbook clear.
+
+A pair is `y, cache = name_forward(x, ...)` and `dx = name_backward(dy, cache, dweight, ...)`. The gradient of `x` is `dx`
+and has its shape. Gradients of parameters are added (`+=`) into the buffers that are passed; nothing else that is
+passed is changed. A cache is private to its pair. Statistics, exponentials and sums of bfloat16 run in float32.
+
+Read in the order in which a network uses them: embedding, normalization, linear, softmax, dropout, attention,
+activations, feed_forward, loss.
+"""
+
+from .activations import (
+    bias_gelu_backward,
+    bias_gelu_forward,
+    gelu_backward,
+    gelu_forward,
+    gelu_tanh_backward,
+    gelu_tanh_forward,
+    relu_backward,
+    relu_forward,
+)
+from .attention import attention_backward, attention_forward
+from .dropout import Dropout, dropout_backward, dropout_forward, keep_mask, random_key
+from .embedding import (
+    learned_positions_backward,
+    learned_positions_forward,
+    sinusoidal_positions_backward,
+    sinusoidal_positions_forward,
+    sinusoids,
+    token_embedding_backward,
+    token_embedding_forward,
+)
+from .feed_forward import feed_forward_backward, feed_forward_forward
+from .linear import linear_backward, linear_forward
+from .loss import (
+    IGNORED,
+    cross_entropy_backward,
+    cross_entropy_forward,
+    linear_cross_entropy_backward,
+    linear_cross_entropy_forward,
+)
+from .normalization import (
+    layer_norm_backward,
+    layer_norm_forward,
+    residual_layer_norm_backward,
+    residual_layer_norm_forward,
+)
+from .softmax import softmax_backward, softmax_forward
+
+__all__ = [
+    "IGNORED",
+    "Dropout",
+    "attention_backward",
+    "attention_forward",
+    "bias_gelu_backward",
+    "bias_gelu_forward",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "dropout_backward",
+    "dropout_forward",
+    "feed_forward_backward",
+    "feed_forward_forward",
+    "gelu_backward",
+    "gelu_forward",
+    "gelu_tanh_backward",
+    "gelu_tanh_forward",
+    "keep_mask",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "learned_positions_backward",
+    "learned_positions_forward",
+    "linear_backward",
+    "linear_cross_entropy_backward",
+    "linear_cross_entropy_forward",
+    "linear_forward",
+    "random_key",
+    "relu_backward",
+    "relu_forward",
+    "residual_layer_norm_backward",
+    "residual_layer_norm_forward",
+    "sinusoidal_positions_backward",
+    "sinusoidal_positions_forward",
+    "sinusoids",
+    "softmax_backward",
+    "softmax_forward",
+    "token_embedding_backward",
+    "token_embedding_forward",
+]

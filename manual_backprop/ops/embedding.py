@@ -1,0 +1,83 @@
+"""Where tokens become vectors, and where vectors learn their place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .numerics import rows, wide
+
+TokenEmbeddingCache = tuple[Tensor, float]
+LearnedPositionsCache = tuple[()]
+SinusoidalPositionsCache = tuple[()]
+
+
+def token_embedding_forward(
+    tokens: Tensor, weight: Tensor, scale: float = 1.0, dtype: torch.dtype | None = None
+) -> tuple[Tensor, TokenEmbeddingCache]:
+    """y_bt = scale * W[token_bt]: a row of the table for each token.
+
+    tokens (B, T) of whole numbers in [0, V), weight (V, D) -> y (B, T, D), in `dtype` (the weight's where None).
+    The scale is sqrt(D) in Vaswani et al. 2017, section 3.4, and 1 in GPT-2.
+
+    A row is read once for each occurrence of its token, so its gradient is the sum over these occurrences:
+        dW_v = scale * sum over (b, t) with token_bt = v of dy_bt
+    Tokens are not numbers to be differentiated by, so nothing flows further back.
+    """
+    y = weight[tokens].to(dtype or weight.dtype)  # (B, T, D)
+    if scale != 1.0:
+        y = y * scale
+    return y, (tokens, scale)
+
+
+def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Tensor) -> None:
+    """dy (B, T, D): adds to dweight (V, D)."""
+    tokens, scale = cache
+    # y = scale * W[tokens]. A frequent token sums thousands of rows: in a wide format, then rounded once. index_add_ is
+    # bitwise the same with any number of CPU threads, which an accumulating index_put_ is not.
+    dy_rows = rows(wide(dy)) * scale
+    drows = torch.zeros(dweight.shape, dtype=dy_rows.dtype, device=dy.device)
+    drows.index_add_(0, tokens.reshape(-1), dy_rows)
+    dweight += drows
+
+
+def learned_positions_forward(x: Tensor, weight: Tensor) -> tuple[Tensor, LearnedPositionsCache]:
+    """y_bt = x_bt + P_t: every place has a trained vector.
+
+    x (B, T, D), weight (max_seq_len, D) with max_seq_len >= T -> y (B, T, D).
+
+    P_t is added in every sequence of the batch, so dP_t = sum_b dy_bt; and dx = dy.
+    """
+    return x + weight[: x.shape[1]].to(x.dtype), ()
+
+
+def learned_positions_backward(dy: Tensor, cache: LearnedPositionsCache, dweight: Tensor) -> Tensor:
+    """dy (B, T, D) -> dx (B, T, D); adds to the first T rows of dweight (max_seq_len, D)."""
+    # y = x + P[:T]
+    dweight[: dy.shape[1]] += dy.sum(0, dtype=dweight.dtype)
+    return dy
+
+
+def sinusoids(length: int, d_model: int, device: torch.device | None = None) -> Tensor:
+    """The table of Vaswani et al. 2017, section 3.5, in float64: (length, D), sines in the even columns, cosines in the
+    odd ones, with wavelengths from 2 pi to 10000 * 2 pi."""
+    place = torch.arange(length, dtype=torch.float64, device=device)[:, None]
+    even = torch.arange(0, d_model, 2, dtype=torch.float64, device=device)
+    angle = place * 10000.0 ** (-even / d_model)  # (length, ceil(D / 2))
+    table = torch.empty(length, d_model, dtype=torch.float64, device=device)
+    table[:, 0::2] = angle.sin()
+    table[:, 1::2] = angle.cos()[:, : d_model // 2]
+    return table
+
+
+def sinusoidal_positions_forward(x: Tensor, table: Tensor) -> tuple[Tensor, SinusoidalPositionsCache]:
+    """y_bt = x_bt + S_t with the fixed table S of `sinusoids`.
+
+    x (B, T, D), table (max_seq_len, D) with max_seq_len >= T -> y (B, T, D). S does not depend on anything, so dx = dy.
+    """
+    return x + table[: x.shape[1]].to(x.dtype), ()
+
+
+def sinusoidal_positions_backward(dy: Tensor, cache: SinusoidalPositionsCache) -> Tensor:
+    """dy (B, T, D) -> dx (B, T, D)."""
+    return dy

@@ -1,0 +1,63 @@
+"""The position-wise feed-forward network (Vaswani et al. 2017, section 3.3)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .activations import bias_gelu_backward, bias_gelu_forward, relu_backward, relu_forward
+from .linear import LinearCache, linear_backward, linear_forward
+from .numerics import Record, no_record
+
+FeedForwardCache = tuple[LinearCache, tuple, LinearCache, str]
+
+
+def feed_forward_forward(
+    x: Tensor,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor,
+    output_weight: Tensor,
+    output_bias: Tensor,
+    activation: str = "gelu_tanh",
+    record: Record = no_record,
+) -> tuple[Tensor, FeedForwardCache]:
+    """y = activation(x W_hidden^T + b_hidden) W_output^T + b_output.
+
+    x (..., D), hidden_weight (F, D), hidden_bias (F), output_weight (D, F), output_bias (D) -> y (..., D).
+    `activation` is gelu_tanh, gelu or relu. Made of pairs, so its backward is theirs, from last to first.
+    """
+    if activation == "relu":
+        hidden, hidden_cache = linear_forward(x, hidden_weight, hidden_bias)
+        activated, activation_cache = relu_forward(hidden)
+    else:
+        hidden, hidden_cache = linear_forward(x, hidden_weight)
+        activated, activation_cache = bias_gelu_forward(hidden, hidden_bias, tanh=activation == "gelu_tanh")
+    y, output_cache = linear_forward(activated, output_weight, output_bias)
+    if record is not no_record:
+        record("hidden", hidden if activation == "relu" else hidden + hidden_bias)
+    record("activated", activated)
+    return y, (hidden_cache, activation_cache, output_cache, activation)
+
+
+def feed_forward_backward(
+    dy: Tensor,
+    cache: FeedForwardCache,
+    dhidden_weight: Tensor,
+    dhidden_bias: Tensor,
+    doutput_weight: Tensor,
+    doutput_bias: Tensor,
+    record: Record = no_record,
+) -> Tensor:
+    """dy (..., D) -> dx (..., D); adds to the gradients of both weights and biases."""
+    hidden_cache, activation_cache, output_cache, activation = cache
+    # y = activated W_output^T + b_output
+    dactivated = linear_backward(dy, output_cache, doutput_weight, doutput_bias)
+    record("dactivated", dactivated)
+    if activation == "relu":
+        # activated = relu(hidden), hidden = x W_hidden^T + b_hidden
+        dhidden = relu_backward(dactivated, activation_cache)
+        record("dhidden", dhidden)
+        return linear_backward(dhidden, hidden_cache, dhidden_weight, dhidden_bias)
+    # activated = gelu(hidden + b_hidden), hidden = x W_hidden^T
+    dhidden = bias_gelu_backward(dactivated, activation_cache, dhidden_bias)
+    record("dhidden", dhidden)
+    return linear_backward(dhidden, hidden_cache, dhidden_weight)

@@ -1,0 +1,40 @@
+"""The matrix product, where nearly all the work of a transformer is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .numerics import rows
+
+LinearCache = tuple[Tensor, Tensor]
+
+
+def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, LinearCache]:
+    """y = x W^T + b, for every row of x.
+
+    x (..., I), weight (O, I), bias (O) -> y (..., O). A product runs in the format of x: weights that are kept in a
+    wider one (bf16_mixed) are rounded first.
+
+    In indices, y_no = sum_i x_ni W_oi + b_o. Each factor gets dy times the other one, summed over what it meets:
+        dx_ni = sum_o dy_no W_oi      dx = dy W
+        dW_oi = sum_n dy_no x_ni      dW = dy^T x
+        db_o  = sum_n dy_no           db = column sums of dy
+    """
+    if bias is None:
+        y = rows(x) @ weight.to(x.dtype).T
+    else:
+        y = torch.addmm(bias.to(x.dtype), rows(x), weight.to(x.dtype).T)  # x W^T + b in one pass
+    return y.view(*x.shape[:-1], weight.shape[0]), (x, weight)
+
+
+def linear_backward(dy: Tensor, cache: LinearCache, dweight: Tensor, dbias: Tensor | None = None) -> Tensor:
+    """dy (..., O) -> dx (..., I); adds to dweight (O, I) and, where the forward had a bias, to dbias (O)."""
+    x, weight = cache
+    dy_rows = rows(dy)
+    # y = x W^T + b
+    if dbias is not None:
+        dbias += dy_rows.sum(0, dtype=dbias.dtype)
+    dweight += dy_rows.T @ rows(x)
+    dx = dy_rows @ weight.to(dy.dtype)
+    return dx.view(x.shape)

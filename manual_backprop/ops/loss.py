@@ -1,0 +1,89 @@
+"""Cross-entropy: how surprised the network is by the next token, and where every gradient starts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .linear import LinearCache, linear_backward, linear_forward
+from .numerics import Record, no_record, rows, wide
+
+IGNORED = -100  # a target that does not count: padding, or text that is only read
+
+CrossEntropyCache = tuple[Tensor, Tensor, Tensor, Tensor, float]  # logits, logsumexp, targets, denominator, smoothing
+LinearCrossEntropyCache = tuple[LinearCache, CrossEntropyCache]
+
+
+def cross_entropy_forward(
+    logits: Tensor, targets: Tensor, denominator: int | Tensor | None = None, label_smoothing: float = 0.0
+) -> tuple[Tensor, CrossEntropyCache]:
+    """loss = sum over the targets that count of (logsumexp(z) - sum_v q_v z_v) / denominator.
+
+    logits (..., V), targets (...) of whole numbers in [0, V), or -100 where they do not count -> loss, one number.
+    q is the target distribution: 1 - s on the target plus s / V on every token, with s = `label_smoothing` (Szegedy et
+    al. 2016, section 7). The denominator is the number of targets that count in the whole optimizer step (of this call
+    where None); a batch in several pieces then adds up to the loss of the whole. No target counts: loss 0, gradients 0.
+
+    With p = softmax(z), d logsumexp(z) / dz = p and sum_v q_v = 1, so for each row that counts
+        dz = dloss (p - q) / denominator
+    The cache keeps the logits and one number a row, from which p = exp(z - logsumexp(z)).
+    """
+    z, target = rows(logits), targets.reshape(-1)  # (N, V), (N)
+    counts = target != IGNORED
+    if denominator is None:
+        denominator = counts.sum()
+    z_wide = wide(z)
+    denominator = torch.as_tensor(denominator, dtype=z_wide.dtype, device=z.device).clamp(min=1)
+    logsumexp = z_wide.logsumexp(-1)  # (N)
+    expected = (1 - label_smoothing) * z_wide.gather(1, target.clamp(min=0)[:, None])[:, 0]
+    if label_smoothing:
+        expected = expected + label_smoothing * z_wide.mean(-1)
+    loss = torch.where(counts, logsumexp - expected, 0).sum() / denominator
+    return loss, (logits, logsumexp, targets, denominator, label_smoothing)
+
+
+def cross_entropy_backward(dloss: float | Tensor, cache: CrossEntropyCache) -> Tensor:
+    """dloss, one number -> dlogits (..., V)."""
+    logits, logsumexp, targets, denominator, label_smoothing = cache
+    z, target = rows(logits), targets.reshape(-1)
+    counts = (target != IGNORED)[:, None]  # (N, 1)
+    # loss = (logsumexp(z) - sum_v q_v z_v) / denominator
+    dz = (wide(z) - logsumexp[:, None]).exp_()  # p
+    if label_smoothing:
+        dz -= label_smoothing / z.shape[1]
+    on_target = target.clamp(min=0)[:, None]
+    dz.scatter_add_(1, on_target, torch.full_like(on_target, label_smoothing - 1, dtype=dz.dtype))  # p - q
+    dz *= dloss / denominator
+    # torch.where, since a row that does not count may hold anything, and NaN times 0 is NaN
+    return torch.where(counts, dz, 0).to(logits.dtype).view(logits.shape)
+
+
+def linear_cross_entropy_forward(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    denominator: int | Tensor | None = None,
+    label_smoothing: float = 0.0,
+    record: Record = no_record,
+) -> tuple[Tensor, LinearCrossEntropyCache]:
+    """loss = cross_entropy(x W^T, targets): the vocabulary projection and the loss in one pair.
+
+    x (..., D), weight (V, D), targets (...) -> loss, one number. One pair because the logits are the largest tensor of
+    a step: a fast version never holds all of them.
+    """
+    logits, linear_cache = linear_forward(x, weight)  # (..., V)
+    loss, loss_cache = cross_entropy_forward(logits, targets, denominator, label_smoothing)
+    record("logits", logits)
+    return loss, (linear_cache, loss_cache)
+
+
+def linear_cross_entropy_backward(
+    dloss: float | Tensor, cache: LinearCrossEntropyCache, dweight: Tensor, record: Record = no_record
+) -> Tensor:
+    """dloss, one number -> dx (..., D); adds to dweight (V, D)."""
+    linear_cache, loss_cache = cache
+    # loss = cross_entropy(logits, targets)
+    dlogits = cross_entropy_backward(dloss, loss_cache)
+    record("dlogits", dlogits)
+    # logits = x W^T
+    return linear_backward(dlogits, linear_cache, dweight)

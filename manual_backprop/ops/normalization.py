@@ -1,0 +1,79 @@
+"""Layer normalization, alone and behind a residual sum (Ba et al. 2016, section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .numerics import rows, wide
+
+EPSILON = 1e-5
+
+LayerNormCache = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, LayerNormCache]:
+    """y = normalized * weight + bias, with normalized = (x - mean) * rstd over the last dimension.
+
+    x (..., D), weight (D), bias (D) -> y (..., D). mean = sum(x) / D, rstd = 1 / sqrt(sum((x - mean)^2) / D + 1e-5).
+    The cache keeps x and two numbers a row; backward computes `normalized` again.
+
+    Write n for a row of `normalized` and dn = dy * weight. Then dweight = sum over rows of dy * n, dbias = sum of dy.
+    For dx, n depends on x directly, through the mean and through rstd:
+        dn_i/dx_j = rstd (delta_ij - 1/D - n_i n_j / D)
+    since d(mean)/dx_j = 1/D and d(rstd)/dx_j = -rstd^3 (x_j - mean) / D = -rstd^2 n_j / D. Summed against dn:
+        dx = rstd (dn - mean(dn) - n mean(dn * n))
+    that is, dn less its part along the all-ones vector and along n, the two directions that normalization removes.
+    """
+    x_wide = wide(x)
+    mean = x_wide.mean(-1, keepdim=True)  # (..., 1)
+    centered = x_wide - mean
+    rstd = torch.rsqrt(centered.square().mean(-1, keepdim=True) + EPSILON)  # (..., 1)
+    normalized = centered * rstd
+    y = normalized * wide(weight) + wide(bias)
+    return y.to(x.dtype), (x, mean, rstd, weight)
+
+
+def layer_norm_backward(dy: Tensor, cache: LayerNormCache, dweight: Tensor, dbias: Tensor) -> Tensor:
+    """dy (..., D) -> dx (..., D); adds to dweight (D) and dbias (D)."""
+    x, mean, rstd, weight = cache
+    dy_wide = wide(dy)
+    normalized = (wide(x) - mean) * rstd
+    # y = normalized * weight + bias
+    dbias += rows(dy_wide).sum(0)
+    dweight += rows(dy_wide * normalized).sum(0)
+    dnormalized = dy_wide * wide(weight)
+    # normalized = (x - mean) * rstd
+    along_ones = dnormalized.mean(-1, keepdim=True)
+    along_normalized = (dnormalized * normalized).mean(-1, keepdim=True)
+    dx = (dnormalized - along_ones - normalized * along_normalized) * rstd
+    return dx.to(x.dtype)
+
+
+def residual_layer_norm_forward(
+    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor
+) -> tuple[tuple[Tensor, Tensor], LayerNormCache]:
+    """total = x + branch, y = layer_norm(total): the end of one sublayer and the start of the next.
+
+    x, branch (..., D), weight (D), bias (D) -> (total, y), both (..., D). Pre-norm networks go on with both outputs,
+    post-norm ones with y alone. The first norm of a pre-norm network has no branch yet: None, and total is x.
+
+    total reaches the loss directly and through y, so dtotal is the sum of both; and a sum hands its gradient to each
+    of its terms: dx = dbranch = dtotal.
+    """
+    total = x if branch is None else x + branch
+    y, cache = layer_norm_forward(total, weight, bias)
+    return (total, y), cache
+
+
+def residual_layer_norm_backward(
+    dtotal: Tensor | None, dy: Tensor, cache: LayerNormCache, dweight: Tensor, dbias: Tensor
+) -> Tensor:
+    """dtotal, dy (..., D) -> the gradient of x and of branch alike (..., D); adds to dweight (D) and dbias (D).
+
+    `dtotal` is what reaches the sum past the norm; None where the forward's total was not used.
+    """
+    # y = layer_norm(total)
+    dsum = layer_norm_backward(dy, cache, dweight, dbias)
+    # total = x + branch
+    return dsum if dtotal is None else dsum + dtotal

@@ -1,0 +1,32 @@
+"""Softmax over the last dimension."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .numerics import wide
+
+SoftmaxCache = tuple[Tensor]
+
+
+def softmax_forward(x: Tensor) -> tuple[Tensor, SoftmaxCache]:
+    """y_i = exp(x_i) / sum_j exp(x_j).
+
+    x (..., S) -> y (..., S), rows that sum to 1. Entries of -inf get exactly 0; a row needs one finite entry.
+    The largest entry is subtracted first: it cancels in the quotient, and no exponential overflows.
+
+    dy_i/dx_j = y_i (delta_ij - y_j), so dx_j = y_j (dy_j - sum_i dy_i y_i): the cache needs the output alone.
+    """
+    x_wide = wide(x)
+    exponential = (x_wide - x_wide.amax(-1, keepdim=True)).exp()
+    y = (exponential / exponential.sum(-1, keepdim=True)).to(x.dtype)
+    return y, (y,)
+
+
+def softmax_backward(dy: Tensor, cache: SoftmaxCache) -> Tensor:
+    """dy (..., S) -> dx (..., S)."""
+    (y,) = cache
+    y_wide, dy_wide = wide(y), wide(dy)
+    weighted_mean = (dy_wide * y_wide).sum(-1, keepdim=True)
+    dx = y_wide * (dy_wide - weighted_mean)
+    return dx.to(dy.dtype)

@@ -1,0 +1,151 @@
+"""AdamW and SGD over flat buffers; a step that is not finite changes nothing, and nothing waits to find out.
+
+Loss, gradient norm and counts stay on the device. Whether a step counts is one boolean there: where it is False, the
+gradient becomes 0 by `torch.where` (NaN times 0 is NaN), the decay rates 1 and the learning rate 0, so that parameters,
+moments and their step count keep every bit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .parameters import Flat, Layout, copy_into
+
+CHUNK = 1 << 18  # elements: a chunk's parameters, gradient and moments stay in the processor's cache
+
+
+class Optimizer(ABC):
+    """Clips, checks, counts, and leaves the update itself to `_update`.
+
+    `state()` holds everything that a later step depends on, by name, and nothing else.
+    """
+
+    moment_names: tuple[str, ...] = ()
+
+    def __init__(self, layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float = 0.0):
+        self.parameters, self.gradients, self.weight_decay = parameters, gradients, weight_decay
+        buffer = parameters.buffer
+        wide = torch.float32 if buffer.dtype == torch.bfloat16 else buffer.dtype
+        self.moments = {name: layout.allocate(wide, buffer.device) for name in self.moment_names}
+        self.counts = torch.zeros(4, dtype=torch.int64, device=buffer.device)
+        # views of one tensor, so that one copy reads or restores all of them
+        self.updates, self.nonfinite_steps, self.nonfinite_in_a_row, self.nonfinite_longest = self.counts
+
+    @torch.no_grad()
+    def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
+        """One update from the gradients as they are; returns their norm before clipping, on the device.
+
+        Gradients longer than `max_grad_norm` are scaled to it (Pascanu et al. 2013). If the loss or the norm is not
+        finite, nothing is updated and the step is counted.
+        """
+        gradient = self.gradients.buffer
+        wide = torch.float32 if gradient.dtype == torch.bfloat16 else gradient.dtype
+        norm = torch.linalg.vector_norm(gradient, dtype=wide)
+        finite = torch.isfinite(norm) & torch.isfinite(loss)
+        self.updates += finite
+        self.nonfinite_steps += ~finite
+        self.nonfinite_in_a_row.copy_(torch.where(finite, 0, self.nonfinite_in_a_row + 1))
+        self.nonfinite_longest.copy_(torch.maximum(self.nonfinite_longest, self.nonfinite_in_a_row))
+        clip = torch.ones_like(norm) if max_grad_norm is None else (max_grad_norm / (norm + 1e-6)).clamp(max=1)
+        rate = torch.where(finite, learning_rate, 0.0).to(wide)
+        for start in range(0, gradient.numel(), CHUNK):
+            end = min(start + CHUNK, gradient.numel())
+            # the slice of the buffer that decays ends somewhere inside a chunk: two pieces there
+            for first, last in (
+                (start, min(end, self.parameters.decayed_size)),
+                (max(start, self.parameters.decayed_size), end),
+            ):
+                if first < last:
+                    piece = slice(first, last)
+                    g = torch.where(finite, gradient[piece].to(wide) * clip, 0)
+                    decay = self.weight_decay if first < self.parameters.decayed_size else 0.0
+                    self._update(piece, g, rate, decay, finite)
+        return norm
+
+    @abstractmethod
+    def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
+        """Updates one piece of the buffers with a gradient that is clipped, wide, and 0 where the step is masked."""
+
+    def _write(self, piece: slice, values: Tensor) -> None:
+        self.parameters.buffer[piece].copy_(values)
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies on the CPU: `moment/parameter` for every moment, and `counts`."""
+        state = {
+            f"{moment}/{name}": view.cpu().clone()
+            for moment, flat in self.moments.items()
+            for name, view in flat.views.items()
+        }
+        return state | {"counts": self.counts.cpu().clone()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """InputError, and nothing changed, where a name or a shape differs."""
+        target = {
+            f"{moment}/{name}": view for moment, flat in self.moments.items() for name, view in flat.views.items()
+        }
+        copy_into(target | {"counts": self.counts}, state, what="optimizer state")
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2).
+
+    m = beta1 m + (1 - beta1) g                    first moment, and its bias correction m / (1 - beta1^t)
+    v = beta2 v + (1 - beta2) g^2                  second moment, likewise
+    p = p - rate (decay p + m_corrected / (sqrt(v_corrected) + epsilon))
+    """
+
+    moment_names = ("first_moment", "second_moment")
+
+    def __init__(
+        self,
+        layout: Layout,
+        parameters: Flat,
+        gradients: Flat,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
+    ):
+        super().__init__(layout, parameters, gradients, weight_decay)
+        self.betas, self.epsilon = betas, epsilon
+
+    def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
+        first = self.moments["first_moment"].buffer[piece]
+        second = self.moments["second_moment"].buffer[piece]
+        p = self.parameters.buffer[piece]
+        beta1, beta2 = self.betas
+        # a masked step keeps its moments: m * 1 + 0
+        first.mul_(torch.where(finite, beta1, 1.0).to(rate)).add_(gradient, alpha=1 - beta1)
+        second.mul_(torch.where(finite, beta2, 1.0).to(rate)).addcmul_(gradient, gradient, value=1 - beta2)
+        updates = self.updates.clamp(min=1).double()
+        first_correction = (1 - beta1**updates).to(rate)
+        root_of_second_correction = (1 - beta2**updates).sqrt().to(rate)
+        denominator = second.sqrt().div_(root_of_second_correction).add_(self.epsilon)
+        change = (first / denominator).mul_(rate / first_correction)
+        values = p.to(rate.dtype)
+        self._write(piece, values * (1 - rate * decay) - change)
+
+
+class SGD(Optimizer):
+    """Gradient descent with momentum (Sutskever et al. 2013, as PyTorch has it) and decoupled weight decay.
+
+    m = momentum m + g;  p = p - rate (decay p + m)
+    """
+
+    moment_names = ("first_moment",)
+
+    def __init__(
+        self, layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float = 0.0, momentum: float = 0.0
+    ):
+        super().__init__(layout, parameters, gradients, weight_decay)
+        self.momentum = momentum
+
+    def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
+        first = self.moments["first_moment"].buffer[piece]
+        first.mul_(torch.where(finite, self.momentum, 1.0).to(rate)).add_(gradient)
+        values = self.parameters.buffer[piece].to(rate.dtype)
+        self._write(piece, values * (1 - rate * decay) - first * rate)
