@@ -1,0 +1,301 @@
+"""The cache of prepared text: made once, shared by processes, never used when it is damaged."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from manual_backprop.config import DatasetConfig, TokenizerConfig
+from manual_backprop.data.corpus import MANIFEST, Corpus, prepare_corpus
+from manual_backprop.errors import InputError, StorageError
+
+FILES = {f"{number:02}.txt": f"This is text number {number}, grün und schön.\n" * (number + 1) for number in range(30)}
+BYTE = TokenizerConfig("byte")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> DatasetConfig:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for name, content in FILES.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    return DatasetConfig("text", str(folder))
+
+
+def entries(cache: Path) -> list[Path]:
+    return [path for path in cache.iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [TokenizerConfig("byte"), TokenizerConfig("char"), TokenizerConfig("bpe", 300)], ids=lambda t: t.name
+)
+def test_a_corpus_holds_the_text(text: DatasetConfig, tokenizer: TokenizerConfig, tmp_path: Path) -> None:
+    corpus = prepare_corpus(text, tokenizer, tmp_path / "cache")
+    train, validation = (corpus.tokenizer.decode(tokens.tolist()) for tokens in (corpus.train, corpus.validation))
+    assert sorted(train + validation) == sorted("".join(FILES.values()))
+    assert len(train.encode()) == corpus.train_bytes
+    assert len(validation.encode()) == corpus.validation_bytes
+    assert corpus.train_documents + corpus.validation_documents == 30
+    assert corpus.validation_documents >= 1
+    assert isinstance(corpus.train, np.memmap)
+    assert corpus.train.dtype == np.uint16
+    assert not corpus.train.flags.writeable
+    assert corpus.tokenizer_digest == corpus.tokenizer.digest
+    end = corpus.tokenizer.end_token_id
+    if end is not None:
+        assert (corpus.train == end).sum() == corpus.train_documents
+        assert corpus.train[-1] == end
+
+
+def test_a_second_call_finds_the_same_files(text: DatasetConfig, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = prepare_corpus(text, BYTE, cache)
+    (entry,) = entries(cache)
+    times = {path.name: path.stat().st_mtime_ns for path in entry.iterdir()}
+    second = prepare_corpus(text, BYTE, cache)
+    assert {path.name: path.stat().st_mtime_ns for path in entry.iterdir()} == times
+    assert set(times) == {"train.bin", "validation.bin", "tokenizer.json", MANIFEST}
+    assert (second.train == first.train).all()
+    assert second.dataset_digest == first.dataset_digest
+
+
+def test_what_changes_the_tokens_makes_another_corpus(text: DatasetConfig, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = prepare_corpus(text, TokenizerConfig("bpe", 300), cache)
+    other_size = prepare_corpus(text, TokenizerConfig("bpe", 301), cache)
+    assert other_size.dataset_digest == first.dataset_digest
+    assert other_size.tokenizer_digest != first.tokenizer_digest
+    (Path(text.path or "") / "00.txt").write_text("changed")
+    changed = prepare_corpus(text, TokenizerConfig("bpe", 300), cache)
+    assert changed.dataset_digest != first.dataset_digest
+    assert len(entries(cache)) == 3
+    prepare_corpus(text, TokenizerConfig("byte", 300), cache)
+    prepare_corpus(text, TokenizerConfig("byte", None), cache)  # a size that means nothing here changes nothing
+    assert len(entries(cache)) == 4
+
+
+def test_the_same_text_elsewhere_is_the_same_corpus(text: DatasetConfig, tmp_path: Path) -> None:
+    first = prepare_corpus(text, BYTE, tmp_path / "cache")
+    moved = shutil.copytree(text.path or "", tmp_path / "moved")
+    assert (
+        prepare_corpus(DatasetConfig("text", str(moved)), BYTE, tmp_path / "cache").dataset_digest
+        == first.dataset_digest
+    )
+    assert len(entries(tmp_path / "cache")) == 1
+
+
+def test_a_single_text_by_characters_is_cut_without_additions(tmp_path: Path) -> None:
+    path = tmp_path / "input.txt"
+    path.write_text("0123456789" * 100)
+    corpus = prepare_corpus(DatasetConfig("text", str(path)), TokenizerConfig("char"), tmp_path / "cache")
+    assert corpus.tokenizer.vocab_size == 10
+    assert corpus.train.tolist() == list(range(10)) * 90
+    assert corpus.validation.tolist() == list(range(10)) * 10
+
+
+def test_bpe_sees_the_training_split_only(tmp_path: Path) -> None:
+    path = tmp_path / "input.txt"
+    path.write_text("abcdefghij" * 90 + "zyxwvutsrq" * 10)
+    corpus = prepare_corpus(DatasetConfig("text", str(path)), TokenizerConfig("bpe", 270), tmp_path / "cache")
+    assert len(corpus.tokenizer.encode("abcdefghij")) < 3
+    assert len(corpus.tokenizer.encode("zyxwvutsrq")) == 10
+
+
+def test_a_text_too_small_for_its_vocabulary_is_said_each_time(tmp_path: Path, caplog) -> None:
+    (tmp_path / "input.txt").write_text("ab" * 10)
+    for _ in range(2):
+        caplog.clear()
+        corpus = prepare_corpus(
+            DatasetConfig("text", str(tmp_path / "input.txt")), TokenizerConfig("bpe", 300), tmp_path / "cache"
+        )
+        assert corpus.tokenizer.vocab_size < 300
+        assert f"tokenizer.vocab_size=300 tokens: the tokenizer has {corpus.tokenizer.vocab_size}" in caplog.text
+
+
+def damage_token(entry: Path) -> None:
+    data = bytearray((entry / "train.bin").read_bytes())
+    data[7] ^= 1
+    (entry / "train.bin").write_bytes(data)
+
+
+def shorten(entry: Path) -> None:
+    os.truncate(entry / "validation.bin", 10)
+
+
+def damage_tokenizer(entry: Path) -> None:
+    (entry / "tokenizer.json").write_text("{}")
+
+
+def remove_tokens(entry: Path) -> None:
+    (entry / "train.bin").unlink()
+
+
+def remove_manifest(entry: Path) -> None:
+    (entry / MANIFEST).unlink()
+
+
+def damage_manifest(entry: Path) -> None:
+    (entry / MANIFEST).write_text("[")
+
+
+def forget_a_digest(entry: Path) -> None:
+    manifest = json.loads((entry / MANIFEST).read_text())
+    del manifest["contents"]["sha256"]["train.bin"]
+    (entry / MANIFEST).write_text(json.dumps(manifest))
+
+
+def claim_fewer_tokens(entry: Path) -> None:
+    manifest = json.loads((entry / MANIFEST).read_text())
+    manifest["contents"]["splits"]["train"]["tokens"] -= 1
+    (entry / MANIFEST).write_text(json.dumps(manifest))
+
+
+def claim_other_settings(entry: Path) -> None:
+    manifest = json.loads((entry / MANIFEST).read_text())
+    manifest["contents"]["settings"]["format"] += 1
+    (entry / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_token,
+        shorten,
+        damage_tokenizer,
+        remove_tokens,
+        remove_manifest,
+        damage_manifest,
+        forget_a_digest,
+        claim_fewer_tokens,
+        claim_other_settings,
+    ],
+)
+def test_a_damaged_corpus_is_made_again(damage, text: DatasetConfig, tmp_path: Path, caplog) -> None:
+    cache = tmp_path / "cache"
+    want = prepare_corpus(text, BYTE, cache).train.tolist()
+    (entry,) = entries(cache)
+    manifest = (entry / MANIFEST).read_bytes()
+    damage(entry)
+    assert prepare_corpus(text, BYTE, cache).train.tolist() == want
+    assert (entry / MANIFEST).read_bytes() == manifest
+    assert entries(cache) == [entry]
+    assert "damaged" in caplog.text
+
+
+def test_a_corpus_in_use_stays_readable_while_its_place_is_taken(text: DatasetConfig, tmp_path: Path) -> None:
+    corpus = prepare_corpus(text, BYTE, tmp_path / "cache")
+    want = corpus.train.tolist()
+    (entry,) = entries(tmp_path / "cache")
+    (entry / MANIFEST).unlink()
+    prepare_corpus(text, BYTE, tmp_path / "cache")
+    assert corpus.train.tolist() == want
+
+
+def test_what_a_killed_process_left_is_swept_away(text: DatasetConfig, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    prepare_corpus(text, BYTE, cache)
+    (entry,) = entries(cache)
+    partial = entry.rename(f"{entry}.partial-12345")
+    (partial / MANIFEST).unlink()
+    prepare_corpus(text, BYTE, cache)
+    assert entries(cache) == [entry]
+
+
+PREPARE = """
+import sys
+from manual_backprop.config import DatasetConfig, TokenizerConfig
+from manual_backprop.data.corpus import prepare_corpus
+print("ready", flush=True)
+sys.stdin.readline()
+corpus = prepare_corpus(DatasetConfig("text", sys.argv[1]), TokenizerConfig("bpe", 500), sys.argv[2])
+print(corpus.tokenizer_digest, corpus.dataset_digest, int(corpus.train.sum()), len(corpus.validation), flush=True)
+"""
+
+
+def start(text: DatasetConfig, cache: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PREPARE, text.path or "", str(cache)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_processes_that_start_together_share_one_corpus(text: DatasetConfig, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    processes = [start(text, cache) for _ in range(4)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    answers = [process.communicate(timeout=60)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes)
+    assert len(set(answers)) == 1
+    assert len(entries(cache)) == 1
+
+
+def test_a_process_that_is_killed_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    path, cache = tmp_path / "large.txt", tmp_path / "cache"
+    words = np.random.default_rng(0).integers(0, 10**6, 300_000)
+    path.write_text(" ".join(map(str, words)))
+    text = DatasetConfig("text", str(path))
+    process = start(text, cache)
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    deadline = time.monotonic() + 30
+    while not list(cache.glob("*.lock")) and time.monotonic() < deadline:  # it has begun
+        time.sleep(0.005)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not list(cache.glob(f"*/{MANIFEST}")), "killed too late to test anything"
+    corpus = prepare_corpus(text, TokenizerConfig("bpe", 500), cache)
+    assert corpus.tokenizer.vocab_size == 500
+    assert len(entries(cache)) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_a_storage_error(text: DatasetConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StorageError, match=r"cannot be kept in .*file"):
+        prepare_corpus(text, BYTE, tmp_path / "file")
+
+
+def test_bad_input_leaves_no_corpus_behind(text: DatasetConfig, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    with pytest.raises(InputError, match="at least 257"):
+        prepare_corpus(text, TokenizerConfig("bpe", 256), cache)
+    with pytest.raises(InputError, match=r"tokenizer\.vocab_size=NUMBER"):
+        prepare_corpus(text, TokenizerConfig("bpe"), cache)
+    with pytest.raises(InputError, match="no such tokenizer"):
+        prepare_corpus(text, TokenizerConfig("word"), cache)
+    with pytest.raises(InputError, match="no such file"):
+        prepare_corpus(DatasetConfig("text", str(tmp_path / "absent")), BYTE, cache)
+    (Path(text.path or "") / "bad").write_bytes(b"\xff")
+    with pytest.raises(InputError, match="byte 0"):
+        prepare_corpus(text, BYTE, cache)
+    assert entries(cache) == []
+
+
+def test_python_docs_with_bpe(tmp_path: Path) -> None:
+    config = DatasetConfig("python_docs"), TokenizerConfig("bpe", 1024)
+    corpus: Corpus = prepare_corpus(*config, tmp_path)
+    assert corpus.tokenizer.vocab_size == 1024
+    assert len(corpus.train) > 400_000
+    assert corpus.train.max() == 1023
+    assert 2 < corpus.train_bytes / len(corpus.train) < 4
+    assert "\n" in corpus.tokenizer.decode(corpus.validation[:300].tolist())
+    begin = time.monotonic()
+    prepare_corpus(*config, tmp_path)
+    assert time.monotonic() - begin < 3  # it takes 0.05 s; making it takes 4 s

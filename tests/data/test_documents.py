@@ -1,0 +1,249 @@
+"""Where text comes from: the standard library's documentation, files and folders, and the split."""
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from manual_backprop.data.documents import (
+    Document,
+    SourceFile,
+    open_source,
+    parse_python_docs,
+    python_docs_documents,
+    read_python_docs,
+    split_documents,
+    text_documents,
+)
+from manual_backprop.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def python_docs() -> list[Document]:
+    return python_docs_documents()
+
+
+def module(source: str, name: str = "folder/part.py") -> list[Document]:
+    return parse_python_docs([SourceFile(name, Path(name), source.encode())])
+
+
+def test_python_docs_are_topics_then_modules(python_docs: list[Document]) -> None:
+    names = [document.name for document in python_docs]
+    assert len(set(names)) == len(names)
+    assert {"topics/while", "json.decoder", "os", "_pydecimal"} <= set(names)
+    topics = [name.startswith("topics/") for name in names]
+    assert topics == sorted(topics, reverse=True)
+    assert names[: sum(topics)] == sorted(names[: sum(topics)])
+    assert 1_500_000 < sum(len(document.text) for document in python_docs) < 5_000_000
+    assert all(document.text.strip() for document in python_docs)
+
+
+def test_python_docs_put_the_name_above_the_docstring(python_docs: list[Document]) -> None:
+    text = {document.name: document.text for document in python_docs}["json.decoder"]
+    assert text.startswith("module json.decoder\n\nImplementation of JSONDecoder\n") is False  # too short to count
+    assert "class JSONDecoder(object)\n\nSimple JSON" in text
+    assert "JSONDecoder.raw_decode(self, s, idx=0)\n\nDecode a JSON document from" in text
+
+
+def test_python_docs_read_no_tests_and_nothing_that_was_installed() -> None:
+    files = [file.name.split("/") for file in read_python_docs()]
+    assert len(files) > 400
+    folders = {folder for parts in files for folder in parts[:-1]}
+    assert not folders & {"test", "tests", "idle_test", "site-packages", "dist-packages"}
+
+
+def test_python_docs_come_from_the_base_installation_in_a_virtual_environment(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    code = "import sysconfig; print(sysconfig.get_path('stdlib'))"
+    found = subprocess.run(
+        [tmp_path / "venv/bin/python", "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    assert Path(found) == Path(sysconfig.get_path("stdlib"))
+
+
+def test_python_docs_import_nothing() -> None:
+    code = (
+        "import sys; from manual_backprop.data.documents import python_docs_documents; before = set(sys.modules);"
+        "python_docs_documents(); print(sorted(set(sys.modules) - before))"
+    )
+    new = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "tkinter" not in new
+    assert "pydoc_data" not in new
+    assert "idlelib" not in new
+
+
+def test_docstrings_are_cleaned_and_named_after_what_holds_them() -> None:
+    long = "words " * 8
+    source = f'''
+class Outer(Base, key=1):
+    """{long}
+
+        indented\x20\x20
+    last line
+    """
+    if True:
+        async def method(self, x: int = 1, *rest, **others) -> None:
+            """{long}"""
+            def inner():
+                """{long}"""
+    def silent(self):
+        """too short to be worth reading (40 chars)"""
+try:
+    pass
+except ImportError:
+    def fallback():
+        """{long}"""
+'''
+    (document,) = module(source)
+    assert document.name == "folder.part"
+    assert document.text == (
+        f"class Outer(Base)\n\n{long.rstrip()}\n\n    indented\nlast line\n\n\n"
+        f"Outer.method(self, x: int=1, *rest, **others)\n\n{long.rstrip()}\n\n\n"
+        f"Outer.method.inner()\n\n{long.rstrip()}\n\n\n"
+        f"fallback()\n\n{long.rstrip()}\n"
+    )
+
+
+def test_a_module_docstring_and_a_package_name() -> None:
+    (document,) = module('"""' + "x" * 41 + '"""', "package/__init__.py")
+    assert document == Document("package", "module package\n\n" + "x" * 41 + "\n")
+    assert module('"""' + "x" * 40 + '"""') == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"def broken(:\n",
+        b'"""\xff\xfe not UTF-8 %s"""' % (b"x" * 50),
+        b'x = "nul \x00 byte"',
+        b"# coding: no-such-code\n",
+    ],
+)
+def test_sources_that_cannot_be_parsed_are_passed_over(data: bytes) -> None:
+    sound = b'"""' + b"x" * 50 + b'"""'
+    documents = parse_python_docs([SourceFile("a.py", Path("a.py"), data), SourceFile("b.py", Path("b.py"), sound)])
+    assert [document.name for document in documents] == ["b"]
+
+
+def test_half_a_surrogate_pair_in_a_docstring_becomes_text() -> None:
+    (document,) = module(r'"""' + "x" * 50 + r'\ud800"""')
+    assert document.text.endswith("x?\n")
+    document.text.encode("utf-8")
+
+
+def test_topics_are_read_as_a_literal_only() -> None:
+    def topics(source: bytes) -> list[Document]:
+        return parse_python_docs([SourceFile("pydoc_data/topics.py", Path("topics.py"), source)])
+
+    assert topics(b"topics = {'b': '\\ntwo\\n\\n', 'a': 'one'}") == [
+        Document("topics/a", "one\n"),
+        Document("topics/b", "two\n"),
+    ]
+    assert topics(b"topics = {'a': print('run')}") == []
+
+
+def test_one_file_is_one_document(tmp_path: Path) -> None:
+    path = tmp_path / "text.anything"
+    path.write_bytes("\ufeffgrün\r\n\x00日本".encode())
+    assert text_documents(path) == [Document("text.anything", "grün\r\n\x00日本")]
+
+
+def test_a_folder_is_read_in_sorted_order_without_hidden_and_empty_files(tmp_path: Path) -> None:
+    for name in ("b.txt", "a/z.md", "a/b/c", ".hidden", ".git/config", "a-file"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"text of {name}")
+    (tmp_path / "empty").touch()
+    assert [(d.name, d.text) for d in text_documents(tmp_path)] == [
+        (name, f"text of {name}") for name in ("a-file", "b.txt", "a/z.md", "a/b/c")
+    ]
+
+
+def test_a_file_that_is_not_utf8_is_named_with_the_position(tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_bytes(b"\xef\xbb\xbfcaf\xe9 au lait")
+    with pytest.raises(InputError, match=r"bad\.txt is not UTF-8 text: byte 6 is 0xe9"):
+        text_documents(tmp_path)
+
+
+def test_nothing_to_read_says_what_was_given(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file or folder"):
+        text_documents(tmp_path / "absent")
+    with pytest.raises(InputError, match="holds no file"):
+        text_documents(tmp_path)
+    (tmp_path / "empty.txt").write_bytes(b"\xef\xbb\xbf")
+    for path in (tmp_path, tmp_path / "empty.txt"):
+        with pytest.raises(InputError, match=r"no text in .*empty\.txt"):
+            text_documents(path)
+
+
+def test_a_source_needs_a_name_that_is_known_and_its_path() -> None:
+    with pytest.raises(InputError, match=r"dataset\.path"):
+        open_source("text", None)
+    with pytest.raises(InputError, match="no such dataset"):
+        open_source("texts", "here")
+
+
+def test_the_digest_depends_on_names_and_bytes_not_on_the_place(tmp_path: Path) -> None:
+    def digest(folder: str, files: dict[str, bytes]) -> str:
+        root = tmp_path / folder
+        root.mkdir()
+        for name, data in files.items():
+            (root / name).write_bytes(data)
+        source = open_source("text", root)
+        return source.digest(source.read())
+
+    first = digest("one", {"a": b"xy", "b": b"z"})
+    assert digest("two", {"a": b"xy", "b": b"z"}) == first
+    others = [{"a": b"x", "b": b"yz"}, {"a": b"xy", "c": b"z"}, {"a": b"xyz"}, {"a": b"xy", "b": b"z", "c": b""}]
+    digests = [digest(f"other{number}", files) for number, files in enumerate(others)]
+    assert len({first, *digests}) == 5
+
+
+def documents(count: int, text: str = "some text") -> list[Document]:
+    return [Document(f"document {number}", text) for number in range(count)]
+
+
+def test_many_documents_are_split_by_document() -> None:
+    everything = documents(200)
+    training, validation = split_documents(everything)
+    assert len(validation) == 20
+    assert sorted(training + validation, key=everything.index) == everything
+    assert split_documents(everything[::-1]) == (training[::-1], validation[::-1])
+
+
+def test_most_documents_keep_their_side_when_others_come() -> None:
+    before = {document.name for document in split_documents(documents(200))[1]}
+    after = {document.name for document in split_documents(documents(220))[1]}
+    assert len(before & after) >= 16
+
+
+@pytest.mark.parametrize("lengths", [[1] * 20, [10**6] + [1] * 19, list(range(1, 31))])
+def test_neither_side_of_a_split_is_empty(lengths: list[int]) -> None:
+    everything = [Document(str(number), "x" * length) for number, length in enumerate(lengths)]
+    training, validation = split_documents(everything)
+    assert training
+    assert validation
+    assert sum(len(d.text) for d in validation) <= sum(lengths) / 10
+
+
+def test_python_docs_are_split_in_nine_to_one(python_docs: list[Document]) -> None:
+    training, validation = split_documents(python_docs)
+    share = sum(len(d.text) for d in validation) / sum(len(d.text) for d in python_docs)
+    assert 0.09 < share <= 0.1
+    assert len(validation) > 30
+    assert not {d.name for d in training} & {d.name for d in validation}
+
+
+def test_few_documents_are_cut_at_the_last_tenth_of_their_characters() -> None:
+    training, validation = split_documents([Document("one", "x" * 1_115_394)])  # the length of tiny Shakespeare
+    assert [len(d.text) for d in training + validation] == [1_003_854, 111_540]
+
+    training, validation = split_documents([Document("a", "ä" * 50), Document("b", "b" * 45), Document("c", "c" * 5)])
+    assert training == [Document("a", "ä" * 50), Document("b", "b" * 40)]
+    assert validation == [Document("b", "b" * 5), Document("c", "c" * 5)]
+
+
+def test_a_text_of_one_character_cannot_be_split() -> None:
+    with pytest.raises(InputError, match="only 1 character"):
+        split_documents([Document("a", "x")])
