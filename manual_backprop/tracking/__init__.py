@@ -1,0 +1,90 @@
+"""Tracking: what a run writes about itself, and how it reaches MLflow.
+
+    run_directory.py    a run's folder: name, owner, status, lock; finding runs
+    metrics_file.py     metrics.jsonl: the append-only truth, and its schema
+    training_log.py     TrainingLogger and load_training_log, of use without the Runner
+    tracker.py          the Tracker that the loop talks to; LocalTracker (tracking=none), NullTracker
+    mlflow_tracking.py  MlflowTracker: a thread that follows the run's directory
+    mlflow_delivery.py  what that thread, and `python -m manual_backprop.sync`, send to MLflow
+
+    close_dead_runs("outputs")
+    run = create_run_directory("outputs", "small-python_docs")
+    tracker = open_tracker("mlflow", run, root="outputs", experiment_name="manual_backprop", run_name="small")
+    tracker.log(step, {"train/loss": 3.2})
+    tracker.finish("FINISHED")
+    run.release()
+
+Importing this imports neither MLflow nor torch nor Hydra.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from manual_backprop.errors import InputError
+from manual_backprop.tracking.metrics_file import MetricsFile
+from manual_backprop.tracking.run_directory import (
+    FAILED,
+    FINISHED,
+    KILLED,
+    RUNNING,
+    FoundRun,
+    RunDirectory,
+    close_dead_runs,
+    create_run_directory,
+    end_run,
+    find_run,
+    list_runs,
+    open_run_directory,
+)
+from manual_backprop.tracking.tracker import LocalTracker, NullTracker, Tracker
+from manual_backprop.tracking.training_log import Series, TrainingLog, TrainingLogger, flatten, load_training_log
+
+
+def open_tracker(
+    name: str,
+    run: RunDirectory,
+    root: str | Path,
+    experiment_name: str,
+    run_name: str,
+    metrics_length: int | None = None,
+) -> Tracker:
+    """The tracker of `tracking=name` (mlflow, none) for a run that this process owns; `root` is the outputs directory.
+
+    `metrics_length` is what the checkpoint remembers from which the run resumes (`Tracker.sync` returned it); None
+    for a new run. A resumed run continues its MLflow run, which run.json names. Returns at once. Raises StorageError,
+    InputError.
+    """
+    if name == "none":
+        return LocalTracker(run.path, experiment_name, run_name, metrics_length)
+    if name == "mlflow":
+        from manual_backprop.tracking.mlflow_tracking import MlflowTracker
+
+        return MlflowTracker(run.path, Path(root), experiment_name, run_name, metrics_length)
+    raise InputError(f"tracking={name!r}: expected mlflow or none")
+
+
+__all__ = [
+    "FAILED",
+    "FINISHED",
+    "KILLED",
+    "RUNNING",
+    "FoundRun",
+    "LocalTracker",
+    "MetricsFile",
+    "NullTracker",
+    "RunDirectory",
+    "Series",
+    "Tracker",
+    "TrainingLog",
+    "TrainingLogger",
+    "close_dead_runs",
+    "create_run_directory",
+    "end_run",
+    "find_run",
+    "flatten",
+    "list_runs",
+    "load_training_log",
+    "open_run_directory",
+    "open_tracker",
+]

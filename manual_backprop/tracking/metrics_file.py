@@ -1,0 +1,238 @@
+"""metrics.jsonl: the append-only file that is the source of truth about a run's metrics.
+
+The schema, version 1. The first line is a header, every other line one entry:
+
+    {"format": "manual_backprop.metrics", "version": 1}
+    {"step": 10, "time_ms": 1795205412345, "metrics": {"train/loss": 5.123456789, "tokens_seen": 40960}}
+
+- `step`: optimizer steps completed, from 1. `time_ms`: milliseconds since 1970, UTC, when the entry was written.
+- Numbers are unrounded: reading gives the same float64. JSON has no NaN and no infinity; the strings "NaN", "Infinity"
+  and "-Infinity" stand for them.
+- A step may stand on several lines (training and validation), and again after a resume: the last value counts.
+- The last line may be torn (the process was killed while it wrote); a reader ignores it.
+- What a resume left behind lies in `superseded.jsonl` beside it: entries in the same form, without a header.
+
+Standard library only. Feeding MLflow from this file is mlflow_tracking.py's work.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+from manual_backprop.durable import storage_errors
+from manual_backprop.errors import InputError, StorageError
+
+FORMAT = "manual_backprop.metrics"
+VERSION = 1
+METRICS = "metrics.jsonl"
+SUPERSEDED = "superseded.jsonl"
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+logger = logging.getLogger("manual_backprop.tracking")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the file, and where the next one starts [bytes]."""
+
+    step: int
+    time_ms: int
+    metrics: dict[str, float]
+    end: int
+
+
+class MetricsFile:
+    """The writing end. One process at a time owns it (the run directory's lock); its threads may share it.
+
+    A line goes to the kernel in one write, so that `kill -9` loses none. Lines that a full disk refuses wait in memory
+    and are written before the next one; only `close` raises StorageError for them. Opening cuts a torn last line off.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        self._waiting = b""
+        self._warned = False
+        with storage_errors(f"open {self.path}"):
+            self._file = self.path.open("a+b", buffering=0)
+            self._length = self._file.seek(0, os.SEEK_END)
+            whole = _end_of_whole_lines(self.path)
+            try:
+                if self._length:
+                    _check_header(self.path)
+                if whole == 0:  # new, or killed while it was created
+                    self._file.truncate(0)
+                    self._length = 0
+                    self._write(_as_line({"format": FORMAT, "version": VERSION}))
+                else:
+                    self.truncate(whole)
+            except BaseException:
+                self._file.close()
+                raise
+
+    @property
+    def length(self) -> int:
+        """How much is written [bytes]: what a checkpoint remembers."""
+        return self._length
+
+    def append(self, step: int, metrics: Mapping[str, SupportsFloat], time_ms: int | None = None) -> None:
+        """Write one entry. Numbers may be anything that `float` takes, such as a tensor of one element."""
+        if step < 0:
+            raise InputError(f"step={step}: expected the number of completed optimizer steps, at least 0")
+        numbers = {name: _as_json_number(value) for name, value in metrics.items()}
+        when = int(time.time() * 1000) if time_ms is None else time_ms
+        line = _as_line({"step": int(step), "time_ms": when, "metrics": numbers})
+        with self._lock:
+            self._waiting += line
+            try:
+                self._write_waiting()
+            except OSError as error:
+                if not self._warned:
+                    logger.warning("cannot write %s (%s): metrics wait in memory", self.path, error.strerror)
+                self._warned = True
+
+    def truncate(self, length: int) -> int:
+        """Move what lies beyond `length` bytes to superseded.jsonl; return the number of bytes moved.
+
+        A resume calls this with the length that its checkpoint remembers. Raises InputError where no line ends there.
+        """
+        with self._lock, storage_errors(f"shorten {self.path}"):
+            if length == self._length:
+                return 0
+            content = self.path.read_bytes()
+            if not 0 < length < len(content) or content[length - 1 : length] != b"\n":
+                raise InputError(
+                    f"{self.path} has {len(content)} bytes and no line that ends at byte {length}, which the "
+                    "checkpoint remembers: it is not the file that this checkpoint was saved with"
+                )
+            # First the copy, forced to the disk, then the cut: a kill in between repeats entries there, and loses none.
+            beyond = content[length:]
+            with (self.path.parent / SUPERSEDED).open("ab") as superseded:
+                superseded.write(beyond if beyond.endswith(b"\n") else beyond + b"\n")
+                superseded.flush()
+                os.fsync(superseded.fileno())
+            self._file.truncate(length)
+            os.fsync(self._file.fileno())
+            self._length = length
+            return len(beyond)
+
+    def sync(self) -> int:
+        """Force everything written to the disk; return the length. A save calls this before it remembers the length."""
+        with self._lock, storage_errors(f"write {self.path}"):
+            self._write_waiting()
+            os.fsync(self._file.fileno())
+            return self._length
+
+    def close(self) -> None:
+        """Raises StorageError if lines are still waiting for room on the disk."""
+        if self._file.closed:
+            return
+        try:
+            self.sync()
+        finally:
+            self._file.close()
+
+    def _write_waiting(self) -> None:
+        if self._waiting:
+            self._write(self._waiting)
+            self._waiting = b""
+
+    def _write(self, content: bytes) -> None:
+        try:
+            written = self._file.write(content)
+            if written != len(content):
+                self._file.write(content[written:])  # raises the reason why the first write was short
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(self._length)  # no part of a line stays
+            raise
+        self._length += len(content)
+
+
+def read_entries(path: Path, start: int = 0, damaged: list[int] | None = None) -> Iterator[Entry]:
+    """The whole entries of a file, from byte `start` on; a torn last line is left for the next time.
+
+    A line that is no entry (only a failing disk leaves one in the middle) is skipped, and its byte position is put into
+    `damaged`. Raises InputError if this is no metrics file of a version that we know.
+    """
+    if start == 0 and path.name != SUPERSEDED:
+        _check_header(path)
+    with path.open("rb") as file:
+        file.seek(start)
+        position = start
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            position += len(line)
+            try:
+                content = json.loads(line)
+                if "format" in content:
+                    continue
+                metrics = {name: _from_json_number(value) for name, value in content["metrics"].items()}
+                entry = Entry(int(content["step"]), int(content["time_ms"]), metrics, position)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                if damaged is not None:
+                    damaged.append(position - len(line))
+                continue
+            yield entry
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            first = file.readline(10_000)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if not first.endswith(b"\n"):
+        if len(first) < 10_000 and _as_line({"format": FORMAT, "version": VERSION}).startswith(first):
+            return  # it has just been created
+        raise InputError(f"{path} is not a metrics file: its first line is no header")
+    try:
+        header = json.loads(first)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise InputError(f'{path} is not a metrics file: its first line is not {{"format": "{FORMAT}", ...}}')
+    if header.get("version") != VERSION:
+        raise InputError(
+            f"{path} has version {header.get('version')} of the metrics schema; this program reads version {VERSION}"
+        )
+
+
+def _end_of_whole_lines(path: Path) -> int:
+    content = path.read_bytes()
+    return content.rfind(b"\n") + 1
+
+
+def _as_line(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, allow_nan=False) + "\n").encode()
+
+
+def _as_json_number(value: SupportsFloat) -> int | float | str:
+    if isinstance(value, int):
+        return int(value)
+    number = float(value)
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def _from_json_number(value: Any) -> float:
+    if isinstance(value, str):
+        return _NON_FINITE[value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value
+
+
+__all__ = ["METRICS", "SUPERSEDED", "Entry", "MetricsFile", "StorageError", "read_entries"]

@@ -1,0 +1,355 @@
+"""Delivering a run's directory to MLflow: idempotent, in batches, from what is written there.
+
+`MlflowDelivery(directory, root).deliver()` sends what MLflow does not have yet: parameters, tags, metrics with the
+JSONL's own timestamps (the same point sent twice is stored once), artifacts, checkpoints as hard links, the status.
+The feeder thread of a run calls it again and again (mlflow_tracking.py), `python -m manual_backprop.sync` calls it
+once.
+
+It waits, retries and raises as MLflow does: nothing here may be called by the training loop. Importing MLflow takes
+seconds and happens in `deliver`. Only MlflowClient is used: the fluent functions obey MLFLOW_RUN_ID and other
+variables.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from filelock import FileLock
+
+from manual_backprop.checkpoint import CheckpointManager
+from manual_backprop.errors import ManualBackpropError
+from manual_backprop.tracking.metrics_file import METRICS, Entry, read_entries
+from manual_backprop.tracking.run_directory import RUNNING, list_runs, own_run_directory, read_run, update_run
+from manual_backprop.tracking.tracker import TRACKING_FILE, Tracked
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+METRICS_IN_BATCH = 1000  # MLflow's limits for one log_batch
+PARAMETERS_IN_BATCH = 100
+TAGS_IN_BATCH = 100
+LONGEST_PARAMETER = 6000
+LONGEST_TAG = 5000
+RUN_ID_TAG = "manual_backprop.run_id"
+# Measured anew when a step is repeated after a resume; every other metric of a repeated step is the same or news.
+_OF_THE_CLOCK = ("tokens_per_second", "peak_share", "system/")
+
+
+def prepare_environment() -> None:
+    """Bound MLflow's patience (it blocks for minutes on a dead server) and keep it silent, unless the user chose."""
+    for name, value in {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # [s]
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # failures are raised as well; we report them, in one line
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def tracking_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI, or mlflow.db beside the outputs directory `root`: where a bare `mlflow ui` looks."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.absolute().parent / 'mlflow.db'}"
+
+
+def without_credentials(uri: str) -> str:
+    """http://user:secret@host -> http://host: what may be written and shown."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+
+
+class MlflowDelivery:
+    """One run's way to MLflow. `last_success` and `working_locally` tell another thread whether to wait for it."""
+
+    def __init__(self, directory: Path, root: Path):
+        self.directory = directory
+        self.root = root.absolute()
+        self.uri = tracking_uri(self.root)
+        self.last_success = time.monotonic()
+        self.working_locally = False  # importing MLflow or creating a new sqlite store: slow, and sure to end
+        self._client: MlflowClient | None = None
+        self._run_id = ""
+        self._artifacts: Path | None = None  # of a local store
+        self._position = 0  # in metrics.jsonl [bytes]
+        self._stored: dict[str, dict[int, float]] = {}  # points that MLflow had before we came
+        self._parameters: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
+        self._tracked_at = 0  # mtime of tracking.json when it was delivered [ns]
+        self._files: dict[tuple[str, str], tuple[int, int]] = {}  # artifact -> (mtime, size) as delivered
+
+    def deliver(self, final: bool = False) -> None:
+        """Send what is new. `final`: artifacts that changed, and the status too. Raises MLflow's errors."""
+        client = self._client or self._open()
+        tracked_at = (self.directory / TRACKING_FILE).stat().st_mtime_ns
+        if final or tracked_at != self._tracked_at:
+            tracked = Tracked.read(self.directory)
+            self._send_parameters(client, tracked.parameters)
+            self._send_tags(client, tracked.tags)
+        self._send_metrics(client)
+        if final or tracked_at != self._tracked_at:
+            for path, folder in tracked.artifacts:
+                self._send_artifact(client, path, folder)
+            self._tracked_at = tracked_at
+        linked = self._link_checkpoints()
+        if final:
+            run = read_run(self.directory)
+            if run["status"] != RUNNING:
+                self._done(client.set_terminated, self._run_id, run["status"], _milliseconds(run["ended_at"]))
+            if not linked:
+                self._upload_checkpoints(client)
+            self._record(run["status"], delivered=True)
+
+    def terminate_dead_runs(self) -> None:
+        """Tell MLflow about runs of this outputs directory that ended while nobody could."""
+        client = self._client or self._open()
+        for path in list_runs(self.root):
+            run = read_run(path)
+            known = run.get("mlflow") or {}
+            if run["status"] == RUNNING or known.get("status") != RUNNING:
+                continue
+            if known.get("tracking_uri") != without_credentials(self.uri):
+                continue
+            with suppress(ManualBackpropError):  # somebody owns it again, or its disk is full: another time
+                owned = own_run_directory(path)
+                try:
+                    self._done(client.set_terminated, known["run_id"], run["status"], _milliseconds(run["ended_at"]))
+                    owned.update(mlflow={**known, "status": run["status"]})
+                finally:
+                    owned.release()
+
+    # Opening
+
+    def _open(self) -> MlflowClient:
+        self.working_locally = "mlflow" not in sys.modules
+        try:
+            prepare_environment()
+            from mlflow import MlflowClient
+
+            # Also where somebody imported MLflow before us. urllib3 warns of every attempt that it repeats.
+            for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+                logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+            self.working_locally = False
+            self.last_success = time.monotonic()
+            database = _sqlite_file(self.uri)
+            # Processes that start together on a new store crash each other (duplicate columns): one creates it.
+            if database is not None:
+                database.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{database}.lock", timeout=60) if database else nullcontext():
+                self.working_locally = database is not None and not database.exists()
+                self.last_success = time.monotonic()
+                client = MlflowClient(tracking_uri=self.uri)
+                tracked = Tracked.read(self.directory)
+                experiment_id = self._experiment_id(client, tracked.experiment_name, local=database is not None)
+        finally:
+            self.working_locally = False
+        run = self._find_or_create_run(client, experiment_id, tracked)
+        self._run_id = run.info.run_id
+        self._artifacts = _local_path(run.info.artifact_uri)
+        self._parameters = dict(run.data.params)
+        self._tags = dict(run.data.tags)
+        for name in run.data.metrics:
+            points = self._done(client.get_metric_history, self._run_id, name)
+            self._stored[name] = {point.step: point.value for point in points}
+        self._record(RUNNING, delivered=False)
+        self._client = client
+        return client
+
+    def _experiment_id(self, client: MlflowClient, name: str, local: bool) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self._done(client.get_experiment_by_name, name)
+        if found is None:
+            # Without a location MLflow would put artifacts under whatever directory is current; a server has its own.
+            location = str(self.root / "artifacts") if local else None
+            try:
+                return self._done(client.create_experiment, name, location)
+            except MlflowException:
+                found = client.get_experiment_by_name(name)  # another process was faster
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            self._done(client.restore_experiment, found.experiment_id)
+        return found.experiment_id
+
+    def _find_or_create_run(self, client: MlflowClient, experiment_id: str, tracked: Tracked) -> Run:
+        """The run that run.json remembers, or one with our id (killed before it was remembered), or a new one."""
+        from mlflow.exceptions import MlflowException
+
+        record = read_run(self.directory)
+        known = record.get("mlflow") or {}
+        run = None
+        if known.get("tracking_uri") == without_credentials(self.uri):
+            with suppress(MlflowException):  # deleted for good, or another database in the same place
+                run = self._done(client.get_run, known["run_id"])
+        if run is None:
+            wanted = f"tags.`{RUN_ID_TAG}` = '{self.directory.name}'"
+            found = self._done(client.search_runs, [experiment_id], wanted, max_results=1)
+            run = found[0] if found else None
+        if run is None or run.info.lifecycle_stage != "active":
+            tags = {
+                RUN_ID_TAG: self.directory.name,
+                "run_directory": str(self.directory),
+                "mlflow.source.name": record["command"][:LONGEST_TAG],
+                "mlflow.source.type": "LOCAL",
+            }
+            with suppress(OSError, KeyError):  # no name for this user id, as in some containers
+                tags["mlflow.user"] = getpass.getuser()
+            return self._done(
+                client.create_run, experiment_id, _milliseconds(record["created_at"]), tags, tracked.run_name
+            )
+        if run.info.status != RUNNING and record["status"] == RUNNING:
+            self._done(client.update_run, run.info.run_id, RUNNING)
+        return run
+
+    def _record(self, status: str, delivered: bool) -> None:
+        known = {
+            "tracking_uri": without_credentials(self.uri),
+            "run_id": self._run_id,
+            "status": status,
+            "delivered": delivered,
+        }
+        update_run(self.directory, lambda run: run.update(mlflow=known))
+
+    # Sending
+
+    def _done(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Call MLflow, and remember when it last answered."""
+        answer = call(*arguments, **named)
+        self.last_success = time.monotonic()
+        return answer
+
+    def _send_parameters(self, client: MlflowClient, parameters: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        values = {name: str(value)[:LONGEST_PARAMETER] for name, value in parameters.items()}
+        new = [Param(name, value) for name, value in values.items() if name not in self._parameters]
+        for first in range(0, len(new), PARAMETERS_IN_BATCH):
+            batch = new[first : first + PARAMETERS_IN_BATCH]
+            self._done(client.log_batch, self._run_id, params=batch, synchronous=True)
+            self._parameters |= {parameter.key: parameter.value for parameter in batch}
+        # MLflow's parameters are immutable: a resume with another learning rate shows in a tag.
+        changed = {name: value for name, value in values.items() if value != self._parameters[name]}
+        if changed:
+            resumes = read_run(self.directory)["resumes"]
+            since = f" (from step {resumes[-1]['step'] + 1})" if resumes else ""
+            self._send_tags(client, {f"changed.{name}": f"{value}{since}" for name, value in changed.items()})
+
+    def _send_tags(self, client: MlflowClient, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        values = {name: value[:LONGEST_TAG] for name, value in tags.items()}
+        new = [RunTag(name, value) for name, value in values.items() if self._tags.get(name) != value]
+        for first in range(0, len(new), TAGS_IN_BATCH):
+            batch = new[first : first + TAGS_IN_BATCH]
+            self._done(client.log_batch, self._run_id, tags=batch, synchronous=True)
+            self._tags |= {tag.key: tag.value for tag in batch}
+
+    def _send_metrics(self, client: MlflowClient) -> None:
+        from mlflow.entities import Metric
+
+        batch: list[Metric] = []
+        position = self._position
+        for entry in read_entries(self.directory / METRICS, self._position):
+            points = [Metric(name, float(entry.metrics[name]), entry.time_ms, entry.step) for name in self._news(entry)]
+            if len(batch) + len(points) > METRICS_IN_BATCH:
+                self._done(client.log_batch, self._run_id, metrics=batch, synchronous=True)
+                self._position = position
+                batch = []
+            batch += points
+            position = entry.end
+        if batch:
+            self._done(client.log_batch, self._run_id, metrics=batch, synchronous=True)
+        self._position = position
+
+    def _news(self, entry: Entry) -> list[str]:
+        """What MLflow lacks of an entry: a resumed run repeats steps that were delivered before it was killed."""
+        return [
+            name
+            for name, value in entry.metrics.items()
+            if entry.step not in self._stored.get(name, ())
+            or not (name.startswith(_OF_THE_CLOCK) or _same(self._stored[name][entry.step], value))
+        ]
+
+    def _send_artifact(self, client: MlflowClient, path: str, folder: str) -> None:
+        file = self.directory / path
+        with suppress(FileNotFoundError):  # listed before it is written, or removed by the user
+            state = (file.stat().st_mtime_ns, file.stat().st_size)
+            if self._files.get((path, folder)) != state:
+                send = client.log_artifacts if file.is_dir() else client.log_artifact
+                self._done(send, self._run_id, str(file), folder or None)
+                self._files[path, folder] = state
+
+    # Checkpoints: the run directory owns them
+
+    def _link_checkpoints(self) -> bool:
+        """Make a local store's `checkpoints` the same as the run's, by hard links; False where that is impossible."""
+        if self._artifacts is None:
+            return False
+        wanted = {path.name: path for path in CheckpointManager(self.directory / "checkpoints").list()}
+        target = self._artifacts / "checkpoints"
+        present = {path.name for path in target.iterdir()} if target.is_dir() else set()
+        for name in present - set(wanted):
+            shutil.rmtree(target / name, ignore_errors=True)
+        for name, source in wanted.items():
+            if name in present and _same_files(source, target / name):
+                continue
+            shutil.rmtree(target / name, ignore_errors=True)
+            (target / name).mkdir(parents=True)
+            try:
+                for file in source.iterdir():
+                    os.link(file, target / name / file.name)
+            except FileNotFoundError:  # it has just been replaced by a newer one
+                shutil.rmtree(target / name, ignore_errors=True)
+            except OSError:  # another file system, or one without links
+                shutil.rmtree(target / name, ignore_errors=True)
+                self._artifacts = None
+                return False
+        return True
+
+    def _upload_checkpoints(self, client: MlflowClient) -> None:
+        checkpoints = CheckpointManager(self.directory / "checkpoints")
+        for path in {path for path in (checkpoints.best(), checkpoints.latest()) if path}:
+            for file in sorted(path.iterdir()):
+                self._send_artifact(client, str(file.relative_to(self.directory)), f"checkpoints/{path.name}")
+
+
+def _same(stored: float, value: float) -> bool:
+    if math.isinf(value):  # MLflow stores the largest float instead
+        return abs(stored) >= sys.float_info.max and (stored > 0) == (value > 0)
+    return stored == value or (math.isnan(stored) and math.isnan(value))
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    def names(path: Path) -> dict[str, int]:
+        return {file.name: file.stat().st_ino for file in path.iterdir()}
+
+    try:
+        return names(one) == names(other)
+    except FileNotFoundError:
+        return False
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    return Path(unquote(uri.removeprefix("sqlite:///"))) if uri.startswith("sqlite:///") else None
+
+
+def _local_path(uri: str) -> Path | None:
+    parts = urlsplit(uri)
+    return Path(unquote(parts.path)) if parts.scheme in {"", "file"} else None
+
+
+def _milliseconds(moment: str) -> int:
+    return int(datetime.fromisoformat(moment).timestamp() * 1000)

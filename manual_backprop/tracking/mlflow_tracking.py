@@ -1,0 +1,106 @@
+"""tracking=mlflow: a thread that follows the run's directory and delivers it to MLflow.
+
+Everything MLflow happens on that thread: its import, the creation of a new store, every call. The loop only writes into
+the run's directory. A tracker that is dead, hung, slow or full costs a run two lines and at most `PATIENCE` seconds at
+its end; what it did not take is delivered later by `python -m manual_backprop.sync RUN_DIRECTORY`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+from manual_backprop.errors import ManualBackpropError
+from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, prepare_environment, without_credentials
+from manual_backprop.tracking.run_directory import FINISHED
+from manual_backprop.tracking.tracker import LocalTracker
+
+INTERVAL = 1.0  # [s] between two deliveries
+LONGEST_INTERVAL = 30.0  # [s] between two attempts on a tracker that fails
+PATIENCE = 4.0  # [s] that a run waits at its end for a tracker that does not answer
+LONGEST_WAIT = 60.0  # [s] that it waits for one that does, or for a new store
+
+logger = logging.getLogger("manual_backprop.tracking")
+
+
+class MlflowTracker(LocalTracker):
+    """Writes into the run's directory as LocalTracker does; a thread delivers it. `root` is the outputs directory."""
+
+    def __init__(self, directory: Path, root: Path, experiment_name: str, run_name: str, keep: int | None = None):
+        super().__init__(directory, experiment_name, run_name, keep)
+        prepare_environment()
+        self._delivery = MlflowDelivery(directory, root)
+        self._closing = threading.Event()
+        self._failure: Exception | None = None
+        self._warned = False
+        self._complete = False
+        # A daemon: a hung tracker must not keep the process from ending.
+        self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def finish(self, status: str = FINISHED) -> None:
+        try:
+            super().finish(status)  # the truth first
+        finally:
+            self._closing.set()
+            self._wait()
+            if not self._complete:
+                reason = _one_line(self._failure) if self._failure else "it does not answer"
+                logger.warning(
+                    "MLflow at %s did not take everything (%s). The run's own files are complete; "
+                    "deliver the rest with: python -m manual_backprop.sync %s",
+                    without_credentials(self._delivery.uri),
+                    reason,
+                    self.directory,
+                )
+
+    def _wait(self) -> None:
+        start = time.monotonic()
+        while self._thread.is_alive():
+            self._thread.join(0.02)
+            now = time.monotonic()
+            silent = now - max(start, self._delivery.last_success)
+            if now - start > LONGEST_WAIT or (silent > PATIENCE and not self._delivery.working_locally):
+                return
+
+    def _follow(self) -> None:
+        interval = INTERVAL
+        told_about_dead_runs = False
+        while True:
+            closing = self._closing.is_set()
+            try:
+                self._delivery.deliver(final=closing)
+                self._complete = closing
+                if not closing and not told_about_dead_runs:
+                    told_about_dead_runs = True
+                    self._delivery.terminate_dead_runs()
+                interval = INTERVAL
+                self._failure = None
+            except Exception as error:  # whatever MLflow, its database or its server raise
+                self._failure = error
+                interval = min(2 * interval, LONGEST_INTERVAL)
+                if not self._warned and not closing:
+                    self._warned = True
+                    logger.warning(
+                        "MLflow at %s fails (%s). The run goes on; its metrics are in %s",
+                        without_credentials(self._delivery.uri),
+                        _one_line(error),
+                        self._logger.path,
+                    )
+            if closing:
+                return
+            self._closing.wait(interval)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) if isinstance(error, ManualBackpropError) else _innermost(error)
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _innermost(error: BaseException) -> str:
+    """MLflow and requests wrap the reason many times; the first cause says it shortest."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")

@@ -1,0 +1,284 @@
+"""A run's directory: its name, its owner, its status, and how it is found again.
+
+    outputs/runs/<time>-<run_name>-<6 hex>/
+        config.yaml  run.json  metrics.jsonl  run.log  samples/  checkpoints/step-NNNNNN/
+
+run.json says who owns the run and how it ended; it is replaced at once, never written in place. A lock on `.lock` is
+held by the owner for as long as it lives, however it dies: a run that says RUNNING while its lock is free is dead.
+Standard library and filelock only; what is in metrics.jsonl and checkpoints/ is the business of others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from manual_backprop.checkpoint import CheckpointManager
+from manual_backprop.durable import storage_errors, write_atomically
+from manual_backprop.errors import CheckpointError, InputError, RunInUseError, StorageError
+
+VERSION = 1
+RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+STATUSES = (RUNNING, FINISHED, FAILED, KILLED)
+_LOCK_PATIENCE = 1.0  # [s] close_dead_runs holds a free lock for a moment
+_updating = threading.Lock()  # the tracker's thread and the loop both update run.json
+
+
+class RunDirectory:
+    """A run that this process owns: made by `create_run_directory` or `open_run_directory`, given back by `release`."""
+
+    def __init__(self, path: Path, lock: FileLock):
+        self.path = path
+        self._lock = lock
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "run.log"
+
+    def read(self) -> dict[str, Any]:
+        """The content of run.json."""
+        return read_run(self.path)
+
+    def update(self, **fields: Any) -> None:
+        """Replace these fields of run.json. Raises StorageError."""
+        update_run(self.path, lambda run: run.update(fields))
+
+    def release(self) -> None:
+        """Let others own the directory. The status stays as it is: `finish` of the tracker or logger sets it."""
+        self._lock.release()
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run, and the checkpoint that was asked for (None: the run has none)."""
+
+    path: Path
+    checkpoint: Path | None
+
+
+def create_run_directory(root: str | Path, run_name: str, command: Sequence[str] | None = None) -> RunDirectory:
+    """Make and own `<root>/runs/<time>-<run_name>-<6 hex>/`; `root` is the outputs directory. Raises StorageError."""
+    runs = Path(root).absolute() / "runs"
+    name = re.sub(r"[^A-Za-z0-9._=-]+", "-", run_name).strip("-.")[:80] or "run"
+    with storage_errors(f"create a run directory in {runs}"):
+        runs.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{uuid.uuid4().hex[:6]}"
+            with suppress(FileExistsError):
+                path.mkdir()  # exclusive: of two simultaneous starts one takes another name
+                break
+        lock = _locked(path)
+        (path / "samples").mkdir()
+        (path / "checkpoints").mkdir()
+    now = _now()
+    content = {
+        "version": VERSION,
+        "run_id": path.name,
+        "run_name": run_name,
+        "status": RUNNING,
+        "created_at": now,
+        "started_at": now,
+        "ended_at": None,
+        "owner": _this_process(),
+        "command": shlex.join(sys.argv if command is None else command),
+        "resumes": [],
+        "mlflow": None,
+    }
+    write_atomically(path / RUN_FILE, _as_bytes(content))
+    return RunDirectory(path, lock)
+
+
+def open_run_directory(path: str | Path, step: int, command: Sequence[str] | None = None) -> RunDirectory:
+    """Own a run that exists, to resume it after `step` completed steps.
+
+    Raises RunInUseError with the owner's pid while another process owns it, InputError if it is no run directory.
+    """
+    path = Path(path).absolute()
+    read_run(path)
+    lock = _locked(path)
+    for leftover in path.glob(".*.json.*"):  # of a kill while a file was replaced
+        leftover.unlink(missing_ok=True)
+
+    def resume(run: dict[str, Any]) -> None:
+        now = _now()
+        written = shlex.join(sys.argv if command is None else command)
+        run["resumes"].append({"at": now, "step": step, "command": written, "previous_status": run["status"]})
+        run.update(status=RUNNING, started_at=now, ended_at=None, owner=_this_process())
+
+    update_run(path, resume)
+    return RunDirectory(path, lock)
+
+
+def own_run_directory(path: str | Path) -> RunDirectory:
+    """Own a run that has ended, without changing it (a dead owner's is marked KILLED). Raises as open_run_directory."""
+    path = Path(path).absolute()
+    read_run(path)
+    lock = _locked(path)
+    if read_run(path)["status"] == RUNNING:
+        end_run(path, KILLED)
+    return RunDirectory(path, lock)
+
+
+def close_dead_runs(root: str | Path) -> list[Path]:
+    """Mark runs KILLED that say RUNNING and whose owner is gone; return them. Every command may call this first.
+
+    A run on another machine is left alone: its lock cannot be seen from here.
+    """
+    closed = []
+    for path in list_runs(root):
+        run = _read_or_none(path)
+        if run is None or run["status"] != RUNNING or run["owner"].get("host") != socket.gethostname():
+            continue
+        lock = FileLock(path / LOCK_FILE, timeout=0, thread_local=False)
+        with suppress(Timeout, OSError, StorageError), lock:
+            update_run(
+                path, lambda run: run.update(status=KILLED, ended_at=_now()) if run["status"] == RUNNING else None
+            )
+            closed.append(path)
+    return closed
+
+
+def list_runs(root: str | Path) -> list[Path]:
+    """Every run directory below an outputs directory, the newest start last."""
+    runs = []
+    for file in (Path(root).absolute() / "runs").glob(f"*/{RUN_FILE}"):
+        run = _read_or_none(file.parent)
+        if run is not None:
+            runs.append((run["started_at"], file.parent))
+    return [path for _, path in sorted(runs)]
+
+
+def find_run(root: str | Path, which: str) -> FoundRun:
+    """The run that `which` names, with the checkpoint to use.
+
+    `last`: the newest start with a sound checkpoint, at its latest one. `best`: the same run, at its best one. A run
+    id, its six last characters, or the id that MLflow gave it. A path: of a run directory or of one of its
+    checkpoints. Raises InputError if there is none, with what there is.
+    """
+    runs = list_runs(root)
+    if which in {"last", "best"}:
+        for path in reversed(runs):
+            checkpoints = CheckpointManager(path / "checkpoints")
+            if checkpoints.newest_sound() is not None:
+                return FoundRun(path, checkpoints.best() if which == "best" else checkpoints.latest())
+        raise CheckpointError(f"{which}: no run in {Path(root).absolute() / 'runs'} has a sound checkpoint")
+    named = Path(which).expanduser().absolute()
+    for path, checkpoint in ((named, None), (named.parent.parent, named)):
+        if (path / RUN_FILE).is_file():
+            return FoundRun(path, checkpoint or CheckpointManager(path / "checkpoints").latest())
+    matching = [path for path in runs if which in _ids(path)]
+    if len(matching) == 1:
+        return FoundRun(matching[0], CheckpointManager(matching[0] / "checkpoints").latest())
+    if matching:
+        raise InputError(f"{which!r} names {len(matching)} runs: {', '.join(path.name for path in matching)}")
+    newest = ", ".join(path.name for path in reversed(runs[-3:])) or "none"
+    raise InputError(
+        f"there is no run {which!r}: expected last, best, a run id or a path; the newest runs in "
+        f"{Path(root).absolute() / 'runs'} are: {newest}"
+    )
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The content of a run.json. Raises InputError."""
+    file = path / RUN_FILE
+    try:
+        run = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is no run directory: it has no {RUN_FILE}") from error
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: it is not JSON") from error
+    if not isinstance(run, dict) or run.get("version") != VERSION:
+        raise InputError(f"{file} is not a run of version {VERSION}, the one that this program reads")
+    if run.get("status") not in STATUSES or not isinstance(run.get("owner"), dict) or "started_at" not in run:
+        raise InputError(f"{file} is damaged: it lacks status, owner or started_at")
+    return run
+
+
+def update_run(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change run.json at once. For the owner and its threads; others need the lock. Raises StorageError."""
+    with _updating:
+        run = read_run(path)
+        change(run)
+        write_atomically(path / RUN_FILE, _as_bytes(run))
+
+
+def end_run(path: Path, status: str) -> None:
+    """Write how a run ended."""
+    if status not in STATUSES[1:]:
+        raise ValueError(f"status={status!r}: expected one of {', '.join(STATUSES[1:])}")
+    update_run(path, lambda run: run.update(status=status, ended_at=_now()))
+
+
+def _locked(path: Path) -> FileLock:
+    lock = FileLock(path / LOCK_FILE, timeout=_LOCK_PATIENCE, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        owner = (_read_or_none(path) or {"owner": {}})["owner"]
+        raise RunInUseError(
+            f"{path} is in use by process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown machine')}: "
+            "wait until it ends, or stop it"
+        ) from error
+    except NotImplementedError as error:
+        raise StorageError(f"{path} lies on a file system without file locks: choose another directory") from error
+    except OSError as error:
+        raise StorageError(f"cannot lock {path}: {error.strerror}") from error
+    return lock
+
+
+def _this_process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
+
+
+def _read_or_none(path: Path) -> dict[str, Any] | None:
+    with suppress(InputError):
+        return read_run(path)
+    return None
+
+
+def _ids(path: Path) -> set[str]:
+    run = _read_or_none(path) or {}
+    return {path.name, path.name[-6:], (run.get("mlflow") or {}).get("run_id", path.name)}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _as_bytes(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()

@@ -1,0 +1,430 @@
+"""MLflow with a real sqlite store, a dead server, one that never answers, and a real one that is frozen and killed."""
+
+import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from manual_backprop.checkpoint import CheckpointManager
+from manual_backprop.sync import main as sync
+from manual_backprop.tracking import create_run_directory, open_run_directory, open_tracker
+from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, prepare_environment, without_credentials
+from manual_backprop.tracking.run_directory import close_dead_runs, end_run
+from manual_backprop.tracking.tracker import LocalTracker, NullTracker
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    prepare_environment()
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def root(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An outputs directory with a store beside it."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return tmp_path / "outputs"
+
+
+def client_of(root: Path):
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{root.parent / 'mlflow.db'}")
+
+
+def run_of(root: Path, directory: Path):
+    from manual_backprop.tracking.run_directory import read_run
+
+    return client_of(root).get_run(read_run(directory)["mlflow"]["run_id"])
+
+
+def history(root: Path, directory: Path, name: str) -> list[tuple[int, float]]:
+    run = run_of(root, directory)
+    points = client_of(root).get_metric_history(run.info.run_id, name)
+    return sorted((point.step, point.value) for point in points)
+
+
+def test_everything_of_a_run_arrives(root: Path, caplog: pytest.LogCaptureFixture, capfd) -> None:
+    run = create_run_directory(root, "first")
+    start = time.monotonic()
+    tracker = open_tracker("mlflow", run, root=root, experiment_name="lab", run_name="the first")
+    tracker.log_parameters({"model.d_model": 128, "model.vocab_size": None, "long": "x" * 7000})
+    tracker.log_parameters({f"many.{number}": number for number in range(250)})
+    tracker.set_tags({"device": "cpu", "git_dirty": False})
+    sample = run.samples / "step-000002.txt"
+    sample.write_text("once upon a time")
+    tracker.log_artifact(sample, "samples")
+    assert time.monotonic() - start < 0.5, "training starts at once"
+    for step in range(1, 301):
+        tracker.log(step, {"train/loss": 1 / step, "tokens_seen": step * 1000, "gradient_norm": 2.0, "flops": 1e12})
+    tracker.log(300, {"validation/loss": math.nan, "validation/perplexity": math.inf})
+    CheckpointManager(run.checkpoints).save(300, {}, {"metrics_length": tracker.sync()}, 1.0)
+    tracker.log_checkpoints()
+    tracker.finish("FINISHED")
+    run.release()
+
+    logged = run_of(root, run.path)
+    assert logged.info.status == "FINISHED"
+    assert logged.info.run_name == "the first"
+    assert client_of(root).get_experiment(logged.info.experiment_id).name == "lab"
+    assert logged.data.params["model.d_model"] == "128"
+    assert len(logged.data.params) == 253
+    assert len(logged.data.params["long"]) == 6000
+    assert logged.data.tags["device"] == "cpu"
+    assert logged.data.tags["run_directory"] == str(run.path)
+    assert history(root, run.path, "train/loss") == [(step, 1 / step) for step in range(1, 301)]
+    assert math.isnan(logged.data.metrics["validation/loss"])
+    artifacts = root / "artifacts" / logged.info.run_id / "artifacts"
+    assert (artifacts / "samples" / sample.name).read_text() == "once upon a time"
+    linked = artifacts / "checkpoints" / "step-000300" / "state.json"
+    assert linked.samefile(run.checkpoints / "step-000300" / "state.json")
+    assert not (root.parent / "mlruns").exists()
+    assert caplog.text == ""
+    assert capfd.readouterr().err == "", "MLflow's own messages stay away from the terminal"
+    assert run.read()["mlflow"]["delivered"] is True
+
+
+def test_links_follow_the_checkpoints(root: Path) -> None:
+    run = create_run_directory(root, "links")
+    checkpoints = CheckpointManager(run.checkpoints, keep=1)
+    tracker = LocalTracker(run.path, "lab", "links")
+    delivery = MlflowDelivery(run.path, root)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {}, {"step": step}, metric=step)
+        delivery.deliver()
+    tracker.finish()
+    delivery.deliver(final=True)
+    artifacts = root / "artifacts" / run.read()["mlflow"]["run_id"] / "artifacts" / "checkpoints"
+    assert sorted(path.name for path in artifacts.iterdir()) == ["step-000001", "step-000003"]
+    run.release()
+
+
+def test_delivering_again_changes_nothing(root: Path, capsys: pytest.CaptureFixture) -> None:
+    run = create_run_directory(root, "again")
+    tracker = LocalTracker(run.path, "lab", "again")
+    tracker.log_parameters({"a": 1})
+    for step in range(1, 2001):  # more than one batch
+        tracker.log(step, {"x": step, "y": math.inf, "z": math.nan})
+    MlflowDelivery(run.path, root).deliver()
+    MlflowDelivery(run.path, root).deliver()  # a second one, which does not know what the first one sent
+    tracker.log(2001, {"x": 2001})
+    tracker.finish("FAILED")
+    run.release()
+    assert sync([str(run.path)]) == 0
+    assert sync([run.run_id]) == 0, "found below outputs/ too"
+    assert "is delivered to sqlite" in capsys.readouterr().out
+    assert history(root, run.path, "x") == [(step, float(step)) for step in range(1, 2002)]
+    assert len(history(root, run.path, "y")) == len(history(root, run.path, "z")) == 2000
+    assert run_of(root, run.path).info.status == "FAILED"
+    assert len(client_of(root).search_runs([run_of(root, run.path).info.experiment_id])) == 1
+
+
+def test_a_resumed_run_continues_and_repeats_no_point(root: Path) -> None:
+    """Steps 3 and 4 are delivered, lost by a kill, and run again: each stays one point, what a clock measured too."""
+    run = create_run_directory(root, "resumed")
+    tracker = LocalTracker(run.path, "lab", "resumed")
+    tracker.log_parameters({"optimizer.learning_rate": 0.1, "seed": 1})
+    remembered = 0
+    for step in range(1, 5):
+        tracker.log(step, {"train/loss": 1 / step, "tokens_per_second": 100 + step})
+        if step == 2:
+            remembered = tracker.sync()
+    MlflowDelivery(run.path, root).deliver()
+    run.release()  # as a kill would
+
+    run = open_run_directory(run.path, step=2)
+    time.sleep(0.01)  # the clock moves on: the repeated entries carry other timestamps
+    tracker = open_tracker("mlflow", run, root, "lab", "resumed", metrics_length=remembered)
+    tracker.log_parameters({"optimizer.learning_rate": 0.05, "seed": 1})
+    for step in range(3, 7):
+        tracker.log(step, {"train/loss": 1 / step, "tokens_per_second": 200 + step})
+    tracker.finish("FINISHED")
+    run.release()
+    assert history(root, run.path, "train/loss") == [(step, 1 / step) for step in range(1, 7)]
+    speeds = history(root, run.path, "tokens_per_second")
+    assert speeds == [(1, 101), (2, 102), (3, 103), (4, 104), (5, 205), (6, 206)]
+    logged = run_of(root, run.path)
+    assert logged.data.params["optimizer.learning_rate"] == "0.1"
+    assert logged.data.tags["changed.optimizer.learning_rate"] == "0.05 (from step 3)"
+    assert "changed.seed" not in logged.data.tags
+    assert logged.info.status == "FINISHED"
+    assert len(client_of(root).search_runs([logged.info.experiment_id])) == 1
+
+
+def test_a_kill_before_the_run_id_was_remembered_makes_no_second_run(root: Path) -> None:
+    run = create_run_directory(root, "forgotten")
+    LocalTracker(run.path, "lab", "forgotten").log(1, {"x": 1})
+    MlflowDelivery(run.path, root).deliver()
+    first = run.read()["mlflow"]["run_id"]
+    run.update(mlflow=None)
+    MlflowDelivery(run.path, root).deliver()
+    assert run.read()["mlflow"]["run_id"] == first
+    run.release()
+
+
+def test_foreign_variables_do_not_hijack_a_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = create_run_directory(root, "other")
+    LocalTracker(other.path, "lab", "other").log(1, {"x": 1})
+    MlflowDelivery(other.path, root).deliver()
+    monkeypatch.setenv("MLFLOW_RUN_ID", other.read()["mlflow"]["run_id"])
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "elsewhere")
+    run = create_run_directory(root, "mine")
+    tracker = open_tracker("mlflow", run, root, "lab", "mine")
+    tracker.log(1, {"x": 2})
+    tracker.finish()
+    assert history(root, run.path, "x") == [(1, 2.0)]
+    assert history(root, other.path, "x") == [(1, 1.0)]
+    for one in (run, other):
+        one.release()
+
+
+def test_the_next_run_tells_mlflow_about_the_dead(root: Path) -> None:
+    dead = create_run_directory(root, "dead")
+    LocalTracker(dead.path, "lab", "dead").log(1, {"x": 1})
+    MlflowDelivery(dead.path, root).deliver()
+    assert run_of(root, dead.path).info.status == "RUNNING"
+    dead.release()  # as a kill would
+    assert close_dead_runs(root) == [dead.path]
+    run = create_run_directory(root, "next")
+    LocalTracker(run.path, "lab", "next")
+    MlflowDelivery(run.path, root).terminate_dead_runs()
+    assert run_of(root, dead.path).info.status == "KILLED"
+    run.release()
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def hung_server() -> Iterator[int]:
+    """Accepts connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(50)
+        yield server.getsockname()[1]
+
+
+RUN = """
+    import logging, sys, time
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from manual_backprop.tracking import create_run_directory, open_tracker
+    run = create_run_directory(sys.argv[1], "alone")
+    if sys.argv[3] == "imported":
+        import mlflow
+    start = time.monotonic()
+    tracker = open_tracker("mlflow", run, sys.argv[1], "lab", "alone")
+    for step in range(1, 51):
+        tracker.log(step, {"x": step})
+        time.sleep(float(sys.argv[2]) / 50)
+    trained = time.monotonic()
+    tracker.finish("FINISHED")
+    run.release()
+    print(trained - start, time.monotonic() - trained, run.path, time.time())
+"""
+
+
+def run_alone(
+    root: Path, uri: str | None, seconds: float, mlflow: str = "imported"
+) -> tuple[float, float, Path, list[str]]:
+    """A run in a process of its own: seconds of training and of waiting, its directory, what it said.
+
+    MLflow is imported before, so that the measured wait is for the tracker and not for the import.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    if uri:
+        environment["MLFLOW_TRACKING_URI"] = uri
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(RUN), str(root), str(seconds), mlflow],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    ended = time.time()
+    trained, waited, path, finished = done.stdout.split()
+    assert ended - float(finished) < 3, "leaving must not wait for a thread that hangs"
+    return float(trained), float(waited), Path(path), done.stderr.splitlines()
+
+
+def assert_delivered_later(root: Path, path: Path) -> None:
+    assert sync([str(path)]) == 0
+    assert history(root, path, "x") == [(step, float(step)) for step in range(1, 51)]
+    assert run_of(root, path).info.status == "FINISHED"
+
+
+def test_a_dead_server_costs_two_lines_and_nothing_is_lost(root: Path) -> None:
+    trained, waited, path, said = run_alone(root, f"http://user:secret@127.0.0.1:{closed_port()}", 4)
+    assert trained < 4.5
+    assert waited < 5
+    assert "The run goes on" in said[0]
+    assert said[-1].endswith(f"python -m manual_backprop.sync {path}")
+    assert len(said) == 2, said
+    assert "secret" not in "".join(said) + (path / "run.json").read_text()
+    assert_delivered_later(root, path)
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers_costs_seconds(root: Path, hung_server: int) -> None:
+    _, waited, path, said = run_alone(root, f"http://127.0.0.1:{hung_server}", 1)
+    assert waited < 5
+    assert said[-1].endswith(f"python -m manual_backprop.sync {path}")
+    assert_delivered_later(root, path)
+
+
+@pytest.mark.slow
+def test_a_locked_store_costs_seconds(root: Path) -> None:
+    import sqlite3
+
+    with sqlite3.connect(root.parent / "mlflow.db") as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        _, waited, path, said = run_alone(root, None, 1)
+        connection.rollback()
+    assert waited < 5
+    assert said[-1].endswith(f"python -m manual_backprop.sync {path}")
+    assert_delivered_later(root, path)
+
+
+def test_a_short_run_waits_for_a_store_that_is_being_created(tmp_path: Path) -> None:
+    _, _, path, said = run_alone(tmp_path / "outputs", None, 0.1, mlflow="later")
+    assert said == []
+    assert history(tmp_path / "outputs", path, "x") == [(step, float(step)) for step in range(1, 51)]
+
+
+@pytest.mark.slow
+def test_four_simultaneous_starts_on_a_fresh_store(tmp_path: Path) -> None:
+    root = tmp_path / "outputs"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(RUN), str(root), "30", "later"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        printed, said = process.communicate(timeout=200)
+        assert (process.returncode, said) == (0, "")
+        assert len(history(root, Path(printed.split()[2]), "x")) == 50
+
+
+@pytest.mark.slow
+def test_a_real_server_that_is_frozen_and_killed(root: Path, tmp_path: Path) -> None:
+    """Artifacts go through the server; then it stops in the middle of a run and comes back."""
+    import signal
+
+    from mlflow import MlflowClient
+
+    port = closed_port()
+    uri = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(tmp_path / "remote")]
+
+    def serve() -> subprocess.Popen:
+        server = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=tmp_path
+        )
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return server
+            time.sleep(0.1)
+        raise AssertionError("the server does not start")
+
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    server = serve()
+    try:
+        run = create_run_directory(root, "remote")
+        tracker = open_tracker("mlflow", run, root, "lab", "remote")
+        tracker.log(1, {"x": 1})
+        CheckpointManager(run.checkpoints).save(1, {}, {}, 1.0)
+        deadline = time.monotonic() + 60
+        while not run.read()["mlflow"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(3)
+        os.killpg(server.pid, signal.SIGSTOP)
+        tracker.log(2, {"x": 2})
+        time.sleep(3)
+        start = time.monotonic()
+        tracker.finish("FINISHED")
+        assert time.monotonic() - start < 5
+        run.release()
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        assert sync([str(run.path)]) == 1
+        server = serve()
+        assert sync([str(run.path)]) == 0
+        client = MlflowClient(uri)
+        logged = client.get_run(run.read()["mlflow"]["run_id"])
+        assert logged.info.status == "FINISHED"
+        points = client.get_metric_history(logged.info.run_id, "x")
+        assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 2.0)]
+        listed = {artifact.path for artifact in client.list_artifacts(logged.info.run_id, "checkpoints/step-000001")}
+        assert {Path(path).name for path in listed} == {"manifest.json", "state.json"}
+    finally:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def test_trackers_without_mlflow(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = create_run_directory(tmp_path, "none")
+    tracker = open_tracker("none", run, tmp_path, "lab", "none")
+    tracker.log(1, {"x": 1})
+    assert tracker.sync() == (run.path / "metrics.jsonl").stat().st_size
+    tracker.log_checkpoints()
+    tracker.finish("KILLED")
+    assert run.read()["status"] == "KILLED"
+    run.release()
+    nothing = NullTracker()
+    nothing.log(1, {"x": 1})
+    nothing.log_parameters({})
+    nothing.set_tags({})
+    nothing.log_artifact(run.path)
+    nothing.log_checkpoints()
+    nothing.finish()
+    assert nothing.sync() == 0
+    with pytest.raises(ValueError, match="tracking='wandb': expected mlflow or none"):
+        open_tracker("wandb", run, tmp_path, "lab", "none")
+    end_run(run.path, "FINISHED")
+    assert caplog.records == []
+
+
+def test_a_running_run_is_not_synced_by_another_process(root: Path) -> None:
+    run = create_run_directory(root, "busy")
+    LocalTracker(run.path, "lab", "busy")
+    done = subprocess.run(
+        [sys.executable, "-m", "manual_backprop.sync", str(run.path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert f"in use by process {os.getpid()}" in done.stderr
+    assert done.stderr.count("\n") == 1
+    run.release()
+
+
+def test_credentials_are_not_shown() -> None:
+    assert without_credentials("https://user:secret@host:5000/path") == "https://host:5000/path"
+    assert without_credentials("sqlite:////data/a@b/mlflow.db") == "sqlite:////data/a@b/mlflow.db"
