@@ -1,0 +1,96 @@
+"""How good a model is on text it has not seen, and how good one is that has learned almost nothing.
+
+The unigram model knows how frequent each token is, the bigram model also what follows what: a loss between the two has
+learned frequencies, a loss below the bigram's has learned to use context.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .models.network import Batch
+from .ops import IGNORED, cross_entropy_forward
+
+BIGRAM_WEIGHTS = (1, 3, 10, 30, 100)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over `tokens` predicted tokens. loss [nats a token]."""
+
+    loss: float
+    accuracy: float  # share of tokens that were the likeliest
+    tokens: int
+    bits_per_byte: float | None = None  # None where the bytes a token are not known
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def metrics(self) -> dict[str, float]:
+        """Under the names that a run tracks."""
+        values = {
+            "validation/loss": self.loss,
+            "validation/perplexity": self.perplexity,
+            "validation/accuracy": self.accuracy,
+        }
+        return values | ({} if self.bits_per_byte is None else {"validation/bits_per_byte": self.bits_per_byte})
+
+
+class Predicts(Protocol):
+    def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor: ...
+
+
+class Evaluator:
+    """`Evaluator(model).evaluate(batches)` with a network or a wrapper around one.
+
+    `bytes_per_token` of the text turns nats a token into bits a byte, which tokenizers cannot change.
+    """
+
+    def __init__(self, model: object, bytes_per_token: float | None = None):
+        self.network: Predicts = getattr(model, "network", model)  # type: ignore[assignment]
+        self.bytes_per_token = bytes_per_token
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
+        """Over all targets that count; the device is waited for once, at the end. No target: loss and accuracy 0."""
+        loss_sum: float | Tensor = 0.0
+        correct: int | Tensor = 0
+        count: int | Tensor = 0
+        for batch in batches:
+            logits = self.network.predict(batch.tokens, batch.segments)  # (B, T, V)
+            counts = batch.targets != IGNORED
+            loss, _ = cross_entropy_forward(logits, batch.targets, denominator=1)
+            loss_sum = loss_sum + loss.double()
+            correct = correct + ((logits.argmax(-1) == batch.targets) & counts).sum()
+            count = count + counts.sum()
+        tokens = int(count)
+        mean = float(loss_sum) / max(1, tokens)
+        bits_per_byte = None if self.bytes_per_token is None else mean / math.log(2) / self.bytes_per_token
+        return Evaluation(mean, int(correct) / max(1, tokens), tokens, bits_per_byte)
+
+
+def unigram_and_bigram_loss(train: np.ndarray, validation: np.ndarray, vocab_size: int) -> tuple[float, float]:
+    """Losses [nats a token] of two counting models of `train` on all but the first token of `validation`.
+
+    unigram: p(b) = (count(b) + 1) / (n + V). bigram: p(b | a) = (count(a b) + k p(b)) / (count(a) + k) with the k of 1,
+    3, 10, 30, 100 that does best on `validation`, so that the comparison is the hardest that it can be.
+    """
+    train, validation = train.astype(np.int64), validation.astype(np.int64)
+    unigram = (np.bincount(train, minlength=vocab_size) + 1) / (len(train) + vocab_size)  # (V,)
+    # A pair is one number; only pairs that occur are kept, since V * V may not fit.
+    pairs, pair_counts = np.unique(train[:-1] * vocab_size + train[1:], return_counts=True)
+    contexts = np.bincount(train[:-1], minlength=vocab_size)
+    asked = validation[:-1] * vocab_size + validation[1:]
+    places = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
+    seen = np.where(pairs[places] == asked, pair_counts[places], 0)
+    prior = unigram[validation[1:]]
+    bigram_losses = [-np.log((seen + k * prior) / (contexts[validation[:-1]] + k)).mean() for k in BIGRAM_WEIGHTS]
+    return float(-np.log(prior).mean()), float(min(bigram_losses))

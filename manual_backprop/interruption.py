@@ -1,0 +1,52 @@
+"""SIGINT and SIGTERM as a request: finish the step, save, then leave. A second one leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from .errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """`with Interruption() as interruption`: until `defer()` a signal raises Interrupted where it meets the program;
+    after it, the signal is kept in `received` for the loop to look at between two steps.
+
+    Only the main thread may handle signals; elsewhere this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def defer(self) -> None:
+        """From here on the loop asks `received` instead of being interrupted."""
+        self._deferred = True
+
+    def raise_if_received(self, what_happened: str) -> None:
+        if self.received is not None:
+            raise Interrupted(self.received, f"{signal.Signals(self.received).name}: {what_happened}")
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.received = number
+        if not self._deferred:
+            self.raise_if_received("nothing was trained yet, so there was nothing to save.")

@@ -1,0 +1,33 @@
+"""Going on with a run: its own config, and what the command line names changed in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .config import RunConfig
+from .errors import ConfigError
+from .tracking import FoundRun, find_run
+from .tracking.training_log import load_config
+from .validation import groups, validate
+
+
+def resumed_config(config: RunConfig, overrides: Sequence[str], outputs: Path) -> tuple[RunConfig, FoundRun]:
+    """The config to go on with, and the run. `config` is what the command line composed with today's defaults, of
+    which only the keys and groups that `overrides` (KEY=VALUE) name count. Raises InputError, ConfigError.
+    """
+    assert config.resume is not None
+    found = find_run(outputs, config.resume)
+    mapping = load_config(found.path)
+    composed = config.to_dict()
+    for override in overrides:
+        key = override.partition("=")[0]
+        group, _, inner = key.partition(".")
+        if key == "experiments":
+            raise ConfigError([f"{override}: a run is resumed with its own config; leave out experiments"])
+        if inner and group in groups():
+            mapping[group][inner] = composed[group].get(inner)
+        else:
+            mapping[group] = composed[group]
+    mapping["resume"] = config.resume
+    return validate(mapping), found

@@ -1,0 +1,43 @@
+"""run.log: what the program said in a run, with times; warnings reach the terminal too."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .durable import storage_errors
+
+PACKAGE = logging.getLogger("manual_backprop")
+
+
+@contextmanager
+def run_log(path: Path) -> Iterator[None]:
+    """Within it, everything that the package logs goes into the file. Raises StorageError."""
+    with storage_errors(f"write {path}"):
+        file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    before = PACKAGE.level
+    PACKAGE.addHandler(file)
+    PACKAGE.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        PACKAGE.removeHandler(file)
+        PACKAGE.setLevel(before)
+        file.close()
+
+
+def warnings_to_terminal() -> None:
+    """Once a process: what the package warns of is a line on stderr, and nothing reaches the root logger."""
+    if PACKAGE.handlers:
+        return
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel(logging.WARNING)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    # errors are told by the outermost frame, once
+    terminal.addFilter(lambda record: record.levelno < logging.ERROR)
+    PACKAGE.addHandler(terminal)
+    PACKAGE.propagate = False

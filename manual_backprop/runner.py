@@ -1,0 +1,516 @@
+"""The Runner: builds everything from a config and owns the training loop.
+
+    RunConfig -> corpus -> network, optimizer, windows -> run directory, tracker -> loop -> summary
+
+The loop reads a value from the device only every `log_every` steps, at saves and at the end. A run is resumed from
+nothing but its checkpoint: the step says which windows, which learning rate and which dropout masks come next.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import Checkpoint, CheckpointManager
+from .config import CustomTransformerConfig, RunConfig
+from .curves import draw_loss_curves
+from .data.batches import Windows, validation_batches
+from .data.corpus import Corpus, prepare_corpus
+from .errors import CheckpointError, ConfigError, InputError, Interrupted, NotFiniteError, StorageError
+from .evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
+from .flops import flops_per_token, matrix_product_rate
+from .interruption import Interruption
+from .language_model import LanguageModel
+from .models import build_network
+from .models.network import Batch, Network
+from .optim import SGD, AdamW, Optimizer
+from .progress import ProgressLine
+from .provenance import commit_tags
+from .resume import resumed_config
+from .run_log import run_log, warnings_to_terminal
+from .schedule import learning_rate
+from .summary_page import print_summary
+from .tracking import (
+    FAILED,
+    FINISHED,
+    KILLED,
+    FoundRun,
+    RunDirectory,
+    Tracker,
+    close_dead_runs,
+    create_run_directory,
+    end_run,
+    flatten,
+    load_training_log,
+    open_run_directory,
+    open_tracker,
+)
+
+SAMPLE_TEMPERATURE = 0.8
+SAMPLE_TOP_K = 50
+LOSS_CURVES = "loss_curves.png"
+
+log = logging.getLogger(__name__)
+
+
+def run_job(config: RunConfig, root: Path, overrides: Sequence[str] = ()) -> float:
+    """One run in the folder `root`: `root/outputs` and `root/mlflow.db`. Returns the final validation loss.
+
+    `overrides` (KEY=VALUE) are what the command line named: a resumed run takes only these from `config`. Raises
+    ManualBackpropError of the kind that fits; the run's status is written before it gets here.
+    """
+    warnings_to_terminal()
+    with Interruption() as interruption:
+        outputs = root / "outputs"
+        close_dead_runs(outputs)
+        found = None
+        if config.resume is not None:
+            config, found = resumed_config(config, overrides, outputs)
+        return Runner(config, outputs, interruption, found).run()
+
+
+class Runner:
+    """One run. What it has built stands as attributes, for whoever wants to look at or change a part of it."""
+
+    def __init__(self, config: RunConfig, outputs: Path, interruption: Interruption, resumed: FoundRun | None = None):
+        """`resumed` is the run to go on with, and its checkpoint. Writes nothing but the corpus' cache."""
+        self.config, self.outputs, self.interruption, self.resumed = config, outputs, interruption, resumed
+        self.started = time.monotonic()
+        self.checkpoint = None
+        if resumed is not None:
+            self.checkpoint = CheckpointManager(resumed.path / "checkpoints").load(resumed.checkpoint)
+        self._set_threads()
+        torch.set_float32_matmul_precision("highest")
+        self.corpus = prepare_corpus(config.dataset, config.tokenizer, outputs / "datasets")
+        self.network_config = network_config(config, self.corpus)
+        self.network = build_network(config.implementation.name, self.network_config)
+        self.optimizer = build_optimizer(config, self.network)
+        self.windows = Windows(self.corpus.train, config.model.max_seq_len, config.seed)
+        validation_batches(self.corpus.validation, config.model.max_seq_len, 1)  # refuses a split that is too short
+        self.step = 0  # optimizer steps completed
+        self.max_steps = self._max_steps()
+        self.device = self.network.device
+        self.flops_per_token = flops_per_token(self.network_config, config.model.max_seq_len)
+        self.peak_rate = matrix_product_rate(self.network.compute_dtype, self.device)
+        self.prompts = self._encode_prompts()
+        corpus = self.corpus
+        self.unigram_loss, self.bigram_loss = unigram_and_bigram_loss(
+            corpus.train, corpus.validation, corpus.tokenizer.vocab_size
+        )
+        self.evaluator = Evaluator(self.network, corpus.validation_bytes / len(corpus.validation))
+        self.evaluation: tuple[int, Evaluation] | None = None  # the last one, and after how many steps
+        self.last_sample = ""
+        self.seconds_trained = 0.0  # of steps alone, since the last log
+        self.steps_timed = 0
+        if self.checkpoint is not None:
+            self._restore(self.checkpoint)
+        self.first_step = self.step
+        self.nonfinite_before = int(self.optimizer.nonfinite_steps)
+
+    # What a run is made of
+
+    def _set_threads(self) -> None:
+        """As the config has it, or else as the checkpoint was made with: sums depend on the number of threads."""
+        threads = self.config.device.threads
+        made_with = None if self.checkpoint is None else self.checkpoint.state.get("threads")
+        if threads is None:
+            threads = made_with
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if made_with not in (None, torch.get_num_threads()):
+            log.warning(
+                "The checkpoint was made with %d threads and this run has %d: the last bits will differ.",
+                made_with,
+                torch.get_num_threads(),
+            )
+
+    def _max_steps(self) -> int:
+        training = self.config.training
+        if training.max_steps is not None:
+            return training.max_steps
+        assert training.num_epochs is not None
+        return max(1, math.ceil(training.num_epochs * self.windows.windows_per_epoch / self.windows_per_step))
+
+    @property
+    def windows_per_step(self) -> int:
+        return self.config.training.batch_size * self.config.training.gradient_accumulation_steps
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.windows_per_step * self.config.model.max_seq_len
+
+    def _is_due(self, every: int | str) -> bool:
+        """After this step, or at the end. `every` is a number of steps, or the word epoch."""
+        steps = (
+            max(1, round(self.windows.windows_per_epoch / self.windows_per_step)) if every == "epoch" else int(every)
+        )
+        return self.step % steps == 0 or self.step == self.max_steps
+
+    def _encode_prompts(self) -> dict[str, list[int]]:
+        """The sample prompts as tokens; where this tokenizer cannot read one, the start of the validation text."""
+        prompts: dict[str, list[int]] = {}
+        for prompt in self.config.training.sample_prompts:
+            try:
+                tokens = self.corpus.tokenizer.encode(prompt)
+            except InputError:
+                tokens = self.corpus.validation[:8].tolist()
+                text = self.corpus.tokenizer.decode(tokens)
+                log.warning(
+                    "The prompt %r is not in this tokenizer's alphabet; samples continue %r instead.", prompt, text
+                )
+                prompt = text
+            prompts[prompt] = tokens
+        return prompts
+
+    # The loop
+
+    def run(self) -> float:
+        """Train to the end, or to an exception; the run's status says which. Returns the final validation loss."""
+        if self.step >= self.max_steps:
+            raise InputError(
+                f"The run has made {self.step} steps already and training.max_steps is {self.max_steps}: "
+                "give a larger training.max_steps to go on."
+            )
+        directory, tracker = self._open_run()
+        progress = ProgressLine(self.first_step, self.max_steps)
+        status = FAILED
+        try:
+            with run_log(directory.log):
+                try:
+                    self._log_start(directory, tracker, progress)
+                    self.interruption.defer()
+                    self._train(directory, tracker, progress)
+                    status = FINISHED
+                except Interrupted:
+                    status = KILLED
+                    raise
+                except BaseException as error:
+                    self._keep_traceback(directory, tracker, error)
+                    raise
+                finally:
+                    progress.close()
+                    tracker.finish(status)
+        finally:
+            directory.release()
+        assert self.evaluation is not None
+        print_summary(self, directory)
+        return self.evaluation[1].loss
+
+    def _train(self, directory: RunDirectory, tracker: Tracker, progress: ProgressLine) -> None:
+        training = self.config.training
+        checkpoints = CheckpointManager(directory.checkpoints, keep=training.keep_checkpoints)
+        checkpoints.check_free_space(self._tensors(), copies=2)
+        while self.step < self.max_steps:
+            self.interruption_point(checkpoints, tracker)
+            begin = time.perf_counter()
+            loss, rate, norm = self._optimizer_step()
+            logs, saves = self._is_due(training.log_every), self._is_due(training.save_every)
+            if logs or saves:
+                self._check_finite()  # waits for the device, so that the time below is the steps' own
+            self.seconds_trained += time.perf_counter() - begin
+            self.steps_timed += 1
+            if logs:
+                self._log_step(tracker, progress, loss.item(), rate, norm.item())
+            if self._is_due(training.eval_every):
+                self._evaluate(directory, tracker, progress)
+            if saves:
+                self._save(checkpoints, tracker)
+
+    def interruption_point(self, checkpoints: CheckpointManager, tracker: Tracker) -> None:
+        """Between two steps: a signal that came meanwhile ends the run here, with a checkpoint."""
+        if self.interruption.received is None:
+            return
+        if self.step == self.first_step:
+            self.interruption.raise_if_received("no step was made, so there was nothing to save.")
+        path = self._save(checkpoints, tracker)
+        self.interruption.raise_if_received(
+            f"saved {path} after {self.step} steps; go on with resume={checkpoints.directory.parent.name}"
+        )
+
+    def _optimizer_step(self) -> tuple[Tensor, float, Tensor]:
+        """One update from `gradient_accumulation_steps` batches. Loss and norm stay on the device."""
+        training, size = self.config.training, self.config.training.batch_size
+        number = self.step + 1
+        first = self.step * self.windows_per_step
+        if training.overfit_batches is not None:
+            first = (self.step % training.overfit_batches) * self.windows_per_step
+        rate = self._learning_rate(number)
+        self.network.zero_gradients()
+        loss = torch.zeros((), device=self.device)
+        for piece in range(training.gradient_accumulation_steps):
+            row = piece * size
+            batch: Batch = self.windows.batch(first + row, size, first_row=row, device=self.device)
+            loss = loss + self.network.loss_and_gradients(batch, denominator=self.tokens_per_step, step=number)
+        norm = self.optimizer.step(loss, rate, training.max_grad_norm)
+        self.step = number
+        return loss, rate, norm
+
+    def _learning_rate(self, step: int) -> float:
+        config = self.config
+        peak = config.optimizer.learning_rate * config.architecture.learning_rate_scale
+        floor = config.schedule.min_learning_rate
+        return learning_rate(
+            config.schedule.name,
+            step,
+            max_steps=self.max_steps,
+            peak=peak,
+            floor=peak / 10 if floor is None else floor,
+            warmup_steps=round(config.schedule.warmup_ratio * self.max_steps),
+        )
+
+    def _check_finite(self) -> None:
+        """Raises NotFiniteError as `training.non_finite` has it."""
+        _, total, _, longest = self.optimizer.counts.tolist()
+        training = self.config.training
+        new = total - self.nonfinite_before
+        if training.non_finite == "raise" and new:
+            raise NotFiniteError(
+                f"The loss or the gradient norm was not finite in {new} of the last steps, up to step {self.step}. Nothing "
+                "was updated in them. Try a smaller optimizer.learning_rate or a longer schedule.warmup_ratio; "
+                "training.non_finite=skip goes on without such steps."
+            )
+        if training.non_finite == "skip" and longest >= training.non_finite_limit:
+            raise NotFiniteError(
+                f"{longest} steps in a row, up to step {self.step}, had a loss or gradient norm that was not finite "
+                f"(training.non_finite_limit={training.non_finite_limit}). Try a smaller optimizer.learning_rate or a "
+                "longer schedule.warmup_ratio."
+            )
+
+    # What it writes down
+
+    def _open_run(self) -> tuple[RunDirectory, Tracker]:
+        config = self.config
+        name = config.run_name or default_run_name(config)
+        metrics_length = None
+        if self.checkpoint is not None:
+            assert self.resumed is not None
+            directory = open_run_directory(self.resumed.path, self.step)
+            CheckpointManager(directory.checkpoints).set_aside_after(self.step)
+            metrics_length = self.checkpoint.state["metrics_length"]
+        else:
+            directory = create_run_directory(self.outputs, name)
+        try:
+            write_config(config, directory.path / "config.yaml")
+            self.corpus.tokenizer.save(directory.path)
+            tracker = open_tracker(
+                config.tracking.name, directory, self.outputs, config.experiment_name, name, metrics_length
+            )
+        except BaseException:
+            end_run(directory.path, FAILED)
+            directory.release()
+            raise
+        return directory, tracker
+
+    def _log_start(self, directory: RunDirectory, tracker: Tracker, progress: ProgressLine) -> None:
+        config, corpus = self.config, self.corpus
+        tracker.log_parameters(flatten(config.to_dict()) | {"parameters": self.network.count_parameters()})
+        tracker.set_tags(
+            {
+                **config.tags,
+                **commit_tags(),
+                "device": str(self.device),
+                "tokenizer_digest": corpus.tokenizer_digest,
+                "dataset_digest": corpus.dataset_digest,
+                "run_directory": str(directory.path),
+            }
+        )
+        for file in ("config.yaml", "tokenizer.json"):
+            tracker.log_artifact(directory.path / file)
+        lines = (
+            f"{type(self.network).__name__}: {self.network.count_parameters():,} parameters, {config.architecture.name}, "
+            f"{config.precision.name} on {self.device}, {torch.get_num_threads()} threads",
+            f"{config.dataset.name}: {len(corpus.train):,} tokens for training, {len(corpus.validation):,} for validation, "
+            f"vocabulary {corpus.tokenizer.vocab_size} ({corpus.tokenizer.name})",
+            f"{self.max_steps} steps of {self.tokens_per_step:,} tokens = "
+            f"{self.max_steps * self.windows_per_step / self.windows.windows_per_epoch:.1f} epochs"
+            + (f", resumed after step {self.first_step}" if self.first_step else ""),
+            f"counting models of the same tokens: unigram loss {self.unigram_loss:.3f}, bigram loss {self.bigram_loss:.3f}",
+            f"run directory: {directory.path}",
+        )
+        for line in lines:
+            log.info(line)
+            progress.say(line)
+
+    def _log_step(self, tracker: Tracker, progress: ProgressLine, loss: float, rate: float, norm: float) -> None:
+        tokens_per_second = self.steps_timed * self.tokens_per_step / self.seconds_trained
+        self.seconds_trained, self.steps_timed = 0.0, 0
+        tokens_seen = self.step * self.tokens_per_step
+        tracker.log(
+            self.step,
+            {
+                "train/loss": loss,
+                "learning_rate": rate,
+                "gradient_norm": norm,
+                "tokens_seen": tokens_seen,
+                "flops": tokens_seen * self.flops_per_token,
+                "tokens_per_second": tokens_per_second,
+                "peak_share": tokens_per_second * self.flops_per_token / self.peak_rate,
+                "nonfinite_steps": int(self.optimizer.nonfinite_steps),
+            },
+        )
+        progress.update(self.step, loss, rate, norm, tokens_per_second)
+
+    def _evaluate(self, directory: RunDirectory, tracker: Tracker, progress: ProgressLine) -> None:
+        """Validation loss and samples. The last evaluation of a run is over the whole split."""
+        training = self.config.training
+        limit = None if self.step == self.max_steps else training.eval_batches
+        batches = validation_batches(
+            self.corpus.validation, self.config.model.max_seq_len, training.batch_size, limit, self.device
+        )
+        evaluation = self.evaluator.evaluate(batches)
+        self.evaluation = self.step, evaluation
+        counting = {"validation/unigram_loss": self.unigram_loss, "validation/bigram_loss": self.bigram_loss}
+        tracker.log(self.step, evaluation.metrics() | counting)
+        samples = directory.samples / f"step-{self.step:06d}.txt"
+        samples.write_text(self._samples(), encoding="utf-8")
+        tracker.log_artifact(samples, "samples")
+        curves = directory.path / LOSS_CURVES
+        title = f"{directory.read()['run_name']}: {self.network.count_parameters():,} parameters"
+        draw_loss_curves(load_training_log(directory.path), curves, title)
+        tracker.log_artifact(curves)
+        line = (
+            f"step {self.step}: validation loss {evaluation.loss:.4f} (bigram {self.bigram_loss:.3f}), perplexity "
+            f"{evaluation.perplexity:.1f}, {evaluation.bits_per_byte:.3f} bits a byte, accuracy {evaluation.accuracy:.3f}"
+        )
+        log.info(line)
+        progress.say(line)
+        if self.last_sample:
+            progress.say("  " + " ".join(self.last_sample.split())[:110])
+
+    def _samples(self) -> str:
+        """The continuation of every prompt, drawn from (seed, step)."""
+        model, tokenizer, texts = LanguageModel(self.network), self.corpus.tokenizer, []
+        for number, tokens in enumerate(self.prompts.values()):
+            drawn = model.generate(
+                torch.tensor([tokens], device=self.device),
+                self.config.training.sample_length,
+                temperature=SAMPLE_TEMPERATURE,
+                top_k=SAMPLE_TOP_K,
+                eos_token_id=tokenizer.end_token_id,
+                seed=self.config.seed + number,
+            )
+            texts.append(tokenizer.decode(drawn[0].tolist()))
+        self.last_sample = texts[0] if texts else ""
+        return "\n\n----\n\n".join(texts) + "\n"
+
+    def _save(self, checkpoints: CheckpointManager, tracker: Tracker) -> Path | None:
+        """The new checkpoint; None where the disk did not take it and the run can go on without."""
+        metric = self.evaluation[1].loss if self.evaluation is not None and self.evaluation[0] == self.step else None
+        tokenizer = checkpoints.directory.parent / "tokenizer.json"
+        try:
+            state = {
+                "network": asdict(self.network_config),
+                "config": self.config.to_dict(),
+                "metrics_length": tracker.sync(),
+                "threads": torch.get_num_threads(),
+                **self._identity(),
+            }
+            path = checkpoints.save(self.step, self._tensors(), state, metric, files=[tokenizer])
+        except StorageError as error:
+            if self.step == self.max_steps or self.interruption.received is not None:
+                raise
+            log.warning("%s. The run goes on without this checkpoint.", error)
+            return None
+        tracker.log_checkpoints()
+        return path
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {"parameters": self.network.export_parameters(), "optimizer": self.optimizer.state()}
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint's data and order of data depend on."""
+        return {
+            "dataset_digest": self.corpus.dataset_digest,
+            "tokenizer_digest": self.corpus.tokenizer_digest,
+            "windows_per_step": self.windows_per_step,
+            "seed": self.config.seed,
+            "optimizer": self.config.optimizer.name,
+        }
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Continue where a checkpoint was made. Raises CheckpointError with every difference that forbids it."""
+        saved = checkpoint.state
+        here = self._identity() | {
+            name: value for name, value in asdict(self.network_config).items() if name not in ("device", "kernels")
+        }
+        there = saved | saved.get("network", {})
+        differences = [
+            f"{name} is {there.get(name)} in the checkpoint and {value} here"
+            for name, value in here.items()
+            if there.get(name) != value
+        ]
+        if differences:
+            raise CheckpointError(f"{checkpoint.path} cannot be resumed with this config: {'; '.join(differences)}.")
+        self.network.load_parameters(checkpoint.tensors["parameters"])
+        self.optimizer.load_state(checkpoint.tensors["optimizer"])
+        self.step = checkpoint.step
+
+    def _keep_traceback(self, directory: RunDirectory, tracker: Tracker, error: BaseException) -> None:
+        text = "".join(traceback.format_exception(error))
+        log.error(text)
+        path = directory.path / "traceback.txt"
+        try:
+            path.write_text(text, encoding="utf-8")
+            tracker.log_artifact(path)
+        except (OSError, StorageError):
+            log.warning("%s cannot be written.", path)
+
+
+def network_config(config: RunConfig, corpus: Corpus) -> CustomTransformerConfig:
+    """The network that a run's config and its tokenizer ask for. Raises ConfigError where they do not fit."""
+    model, tokens = config.model, corpus.tokenizer.vocab_size
+    if model.vocab_size is not None and model.vocab_size < tokens:
+        raise ConfigError(
+            [
+                f"model.vocab_size={model.vocab_size}: the tokenizer has {tokens} tokens; give at least {tokens}, or null "
+                "for exactly as many"
+            ]
+        )
+    return CustomTransformerConfig(
+        vocab_size=model.vocab_size or tokens,
+        d_model=model.d_model,
+        n_blocks=model.n_blocks,
+        n_heads=model.n_heads,
+        d_ffn=model.d_ffn,
+        max_seq_len=model.max_seq_len,
+        dropout=model.dropout,
+        architecture=config.architecture.name,
+        activation=config.architecture.activation,
+        label_smoothing=config.training.label_smoothing,
+        precision=config.precision.name,
+        kernels=config.kernels.name,
+        device=config.device.name,
+        seed=config.seed,
+    )
+
+
+def build_optimizer(config: RunConfig, network: Network) -> Optimizer:
+    buffers = network.layout, network.flat_parameters, network.flat_gradients
+    settings = config.optimizer
+    if settings.name == "sgd":
+        return SGD(*buffers, settings.weight_decay, settings.momentum or 0.0)
+    assert settings.betas is not None
+    assert settings.epsilon is not None
+    return AdamW(*buffers, settings.weight_decay, settings.betas, settings.epsilon)
+
+
+def default_run_name(config: RunConfig) -> str:
+    model = config.model
+    return f"{config.architecture.name}-{model.n_blocks}x{model.d_model}-{config.dataset.name}"
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    from .durable import write_atomically
+
+    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(config.to_dict())).encode())
