@@ -51,7 +51,8 @@ class Optimizer(ABC):
         self.nonfinite_in_a_row.copy_(torch.where(finite, 0, self.nonfinite_in_a_row + 1))
         self.nonfinite_longest.copy_(torch.maximum(self.nonfinite_longest, self.nonfinite_in_a_row))
         clip = torch.ones_like(norm) if max_grad_norm is None else (max_grad_norm / (norm + 1e-6)).clamp(max=1)
-        rate = torch.where(finite, learning_rate, 0.0).to(wide)
+        # full_like, since torch.where of two Python numbers is a float32, whatever the format
+        rate = torch.where(finite, torch.full_like(norm, learning_rate), 0)
         for start in range(0, gradient.numel(), CHUNK):
             end = min(start + CHUNK, gradient.numel())
             # the slice of the buffer that decays ends somewhere inside a chunk: two pieces there
@@ -119,8 +120,8 @@ class AdamW(Optimizer):
         p = self.parameters.buffer[piece]
         beta1, beta2 = self.betas
         # a masked step keeps its moments: m * 1 + 0
-        first.mul_(torch.where(finite, beta1, 1.0).to(rate)).add_(gradient, alpha=1 - beta1)
-        second.mul_(torch.where(finite, beta2, 1.0).to(rate)).addcmul_(gradient, gradient, value=1 - beta2)
+        first.mul_(torch.where(finite, torch.full_like(rate, beta1), 1)).add_(gradient, alpha=1 - beta1)
+        second.mul_(torch.where(finite, torch.full_like(rate, beta2), 1)).addcmul_(gradient, gradient, value=1 - beta2)
         updates = self.updates.clamp(min=1).double()
         first_correction = (1 - beta1**updates).to(rate)
         root_of_second_correction = (1 - beta2**updates).sqrt().to(rate)
@@ -146,6 +147,6 @@ class SGD(Optimizer):
 
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         first = self.moments["first_moment"].buffer[piece]
-        first.mul_(torch.where(finite, self.momentum, 1.0).to(rate)).add_(gradient)
+        first.mul_(torch.where(finite, torch.full_like(rate, self.momentum), 1)).add_(gradient)
         values = self.parameters.buffer[piece].to(rate.dtype)
         self._write(piece, values * (1 - rate * decay) - first * rate)

@@ -89,7 +89,7 @@ class CustomTransformer(Network):
     def _hidden_forward(
         self, tokens: Tensor, segments: Tensor | None, dropout: DropoutSource, keep: bool = True
     ) -> tuple[Tensor, Cache]:
-        """tokens (B, T) -> what the vocabulary projection reads, x (B, T, D). Without `keep` no block's cache is kept."""
+        """tokens (B, T) -> what the vocabulary projection reads, x (B, T, D). `keep` the caches, for backward."""
         x, embedding_cache = self._embedding_forward(tokens, dropout)
         block_caches = []
         if self.config.traits.pre_norm:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config import CustomTransformerConfig
 from ..errors import InputError
-from ..ops import IGNORED, Dropout, keep_mask, sinusoids
+from ..ops import IGNORED, Dropout, keep_mask
 from ..ops.attention import split_heads, visible_positions
 from ..ops.normalization import EPSILON
 from ..ops.numerics import Record, no_record

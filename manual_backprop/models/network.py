@@ -1,6 +1,7 @@
 """The seam between a network and everything else: batches in, a loss and named gradients out.
 
-Holds what all implementations share (parameters, their initial values, checks of what comes in); no forward or backward.
+Holds what all implementations share (parameters, their initial values, checks of what comes in); no forward and no
+backward.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def initial_standard_deviation(name: str, shape: Shape, config: CustomTransforme
     """Of a matrix's normal distribution at the start.
 
     gpt2: 0.02, and less for what is added to the residual stream, since 2L terms add up there (Radford et al. 2019,
-    section 2.3). vaswani: embeddings 1 / sqrt(D), so that their scaled values are of size 1; others keep the variance of
-    what passes through them (Glorot and Bengio 2010, equation 16).
+    section 2.3). vaswani: embeddings 1 / sqrt(D), so that their scaled values are of size 1; others keep the variance
+    of what passes through them (Glorot and Bengio 2010, equation 16).
     """
     if config.architecture == "gpt2":
         residual = name.endswith("output.weight")

@@ -1,7 +1,7 @@
 """The calculus: forward and backward pairs on raw tensors, textbook clear.
 
-A pair is `y, cache = name_forward(x, ...)` and `dx = name_backward(dy, cache, dweight, ...)`. The gradient of `x` is `dx`
-and has its shape. Gradients of parameters are added (`+=`) into the buffers that are passed; nothing else that is
+A pair is `y, cache = name_forward(x, ...)` and `dx = name_backward(dy, cache, dweight, ...)`. The gradient of `x` is
+`dx` and has its shape. Gradients of parameters are added (`+=`) into the buffers that are passed; nothing else that is
 passed is changed. A cache is private to its pair. Statistics, exponentials and sums of bfloat16 run in float32.
 
 Read in the order in which a network uses them: embedding, normalization, linear, softmax, dropout, attention,

@@ -25,6 +25,7 @@ def feed_forward_forward(
     x (..., D), hidden_weight (F, D), hidden_bias (F), output_weight (D, F), output_bias (D) -> y (..., D).
     `activation` is gelu_tanh, gelu or relu. Made of pairs, so its backward is theirs, from last to first.
     """
+    activation_cache: tuple
     if activation == "relu":
         hidden, hidden_cache = linear_forward(x, hidden_weight, hidden_bias)
         activated, activation_cache = relu_forward(hidden)

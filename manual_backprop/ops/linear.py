@@ -21,10 +21,9 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tup
         dW_oi = sum_n dy_no x_ni      dW = dy^T x
         db_o  = sum_n dy_no           db = column sums of dy
     """
-    if bias is None:
-        y = rows(x) @ weight.to(x.dtype).T
-    else:
-        y = torch.addmm(bias.to(x.dtype), rows(x), weight.to(x.dtype).T)  # x W^T + b in one pass
+    transposed = weight.to(x.dtype).T
+    # addmm: product and sum in one pass
+    y = rows(x) @ transposed if bias is None else torch.addmm(bias.to(x.dtype), rows(x), transposed)
     return y.view(*x.shape[:-1], weight.shape[0]), (x, weight)
 
 

@@ -1,0 +1,415 @@
+"""Breaks every backward pass in every small way, and asks `pytest -m gradients` whether it notices.
+
+    python tests/mutate.py            all mutants; exit 1 if one that is not listed as equivalent survives
+    python tests/mutate.py TEXT ...   those with one of these texts in their names
+    python tests/mutate.py --list     their names
+
+The mechanical ones are made from the syntax tree of every function named `*_backward` in ops/ and models/custom.py:
+signs, operators, missing terms, transpositions, axes, constants, comparisons, `+=` and calls. The named ones are those
+of `planted_bugs.py`. One process imports torch and pytest; it forks for each mutant, puts the broken code into the
+functions that are there (so that every module that imported them gets it) and runs the tests, the mutated op's first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import copy
+import gc
+import importlib
+import inspect
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = REPOSITORY / "manual_backprop"
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other packages' plugins would be imported for every mutant
+
+from planted_bugs import BUGS  # noqa: E402
+
+TIME_LIMIT = 100  # seconds: a mutant that takes longer hangs, and counts as caught
+
+# Mutants that compute the same, and why. One that is caught after all, or is no more, is an error.
+EQUIVALENT: dict[str, str] = {}
+
+OPERATORS: dict[type, type] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.MatMult: ast.Mult,
+    ast.Pow: ast.Mult,
+}
+COMPARISONS: dict[type, type] = {
+    ast.Gt: ast.GtE,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
+WITH_AXIS = {"sum", "mean", "unsqueeze", "flatten", "unflatten", "index_add_", "scatter_add_", "any", "amax"}
+WITH_AXES = {"transpose", "permute"}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str  # file, function: old -> new (and which of several)
+    file: str
+    code: Callable[[], CodeType]  # of the whole module
+    first: str  # the test that most likely notices
+
+
+def functions_of(tree: ast.Module) -> Iterator[ast.FunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and (node.name.endswith("_backward") or node.name == "backward"):
+            yield node
+
+
+def nodes_of(function: ast.FunctionDef) -> list[ast.AST]:
+    """What the function does: its body, without its signature."""
+    return [node for statement in function.body for node in ast.walk(statement)]
+
+
+def other_axis(axis: int) -> int:
+    return axis - 1 if axis != 0 else 1
+
+
+def as_axis(node: ast.expr) -> int | None:
+    """The whole number that is written there, or None."""
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        return None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def scaled_constant(node: ast.expr) -> ast.Constant | None:
+    """A number a quarter larger (1 in the place of 0), or None where no number is written."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return ast.Constant(node.value * 1.25 or 1)
+    return None
+
+
+def replacements(node: ast.AST) -> Iterator[ast.AST]:
+    """Everything that may stand in the place of one node: expressions and statements, each broken in one way."""
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        yield ast.BinOp(node.left, OPERATORS[type(node.op)](), node.right)
+        if isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
+            yield node.left  # a term or a factor is missing
+        if isinstance(node.op, ast.Add | ast.Mult):
+            yield node.right
+        if (scaled := scaled_constant(node.left)) is not None:
+            yield ast.BinOp(scaled, node.op, node.right)
+        if (scaled := scaled_constant(node.right)) is not None:
+            yield ast.BinOp(node.left, node.op, scaled)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and as_axis(node) is None:
+        yield node.operand
+    elif isinstance(node, ast.Compare):
+        yield ast.Compare(node.left, [COMPARISONS[type(node.ops[0])]()], node.comparators)
+    elif isinstance(node, ast.Attribute) and node.attr in ("T", "mT"):
+        yield node.value
+    elif isinstance(node, ast.Subscript):
+        if (
+            isinstance(node.value, ast.Attribute)
+            and node.value.attr == "shape"
+            and (axis := as_axis(node.slice)) is not None
+        ):
+            yield ast.Subscript(node.value, ast.Constant(other_axis(axis)), node.ctx)
+        if isinstance(node.slice, ast.Tuple):  # x[:, None]: an axis is put in
+            yield ast.Subscript(node.value, ast.Tuple(node.slice.elts[::-1], ast.Load()), node.ctx)
+    elif isinstance(node, ast.Call):
+        yield from broken_calls(node)
+    elif isinstance(node, ast.AugAssign):
+        yield ast.Pass()  # never added
+        yield ast.AugAssign(node.target, OPERATORS[type(node.op)](), node.value)
+        if isinstance(node.op, ast.Add):
+            everything = ast.Subscript(as_read(node.target), ast.Constant(...), ast.Store())
+            yield ast.Assign([everything], node.value)  # assigned, into the buffer
+            yield ast.Assign([node.target], node.value)  # assigned, to the name
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield ast.Pass()
+
+
+def as_read(target: ast.expr) -> ast.expr:
+    read = copy.deepcopy(target)
+    read.ctx = ast.Load()  # type: ignore[attr-defined]
+    return read
+
+
+def broken_calls(call: ast.Call) -> Iterator[ast.AST]:
+    method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+    if method == "transpose":
+        assert isinstance(call.func, ast.Attribute)
+        yield call.func.value
+    places = (
+        range(len(call.args)) if method in WITH_AXES else range(min(1, len(call.args))) if method in WITH_AXIS else ()
+    )
+    for place in places:
+        axis = as_axis(call.args[place])
+        if axis is not None:
+            arguments = list(call.args)
+            arguments[place] = ast.Constant(other_axis(axis))
+            yield ast.Call(call.func, arguments, call.keywords)
+    for place, keyword in enumerate(call.keywords):
+        if isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, int):
+            value = keyword.value.value
+            changed = not value if isinstance(value, bool) else other_axis(value)
+            keywords = list(call.keywords)
+            keywords[place] = ast.keyword(keyword.arg, ast.Constant(changed))
+            yield ast.Call(call.func, call.args, keywords)
+
+
+def mechanical_mutants(path: Path) -> Iterator[Mutant]:
+    file = path.relative_to(PACKAGE).as_posix()
+    source = path.read_text(encoding="utf-8")
+    counted: Counter[str] = Counter()
+    for number, function in enumerate(functions_of(ast.parse(source))):
+        for place, node in enumerate(nodes_of(function)):
+            for choice, new in enumerate(replacements(node)):
+                ast.fix_missing_locations(ast.copy_location(new, node))
+                change = f"{' '.join(ast.unparse(node).split())} -> {' '.join(ast.unparse(new).split())}"
+                name = f"{file}, {function.name}: {change}"
+                counted[name] += 1
+                if counted[name] > 1:
+                    name += f" ({counted[name]})"
+
+                def code(number: int = number, place: int = place, choice: int = choice) -> CodeType:
+                    return mutated(source, path, number, place, choice)
+
+                yield Mutant(name, file, code, function.name.removesuffix("_backward"))
+
+
+def mutated(source: str, path: Path, number: int, place: int, choice: int) -> CodeType:
+    tree = ast.parse(source)
+    function = list(functions_of(tree))[number]
+    node = nodes_of(function)[place]
+    new = list(replacements(node))[choice]
+    for parent in ast.walk(function):
+        for field, value in ast.iter_fields(parent):
+            if value is node:
+                setattr(parent, field, new)
+            elif isinstance(value, list) and any(item is node for item in value):
+                setattr(parent, field, [new if item is node else item for item in value])
+    ast.fix_missing_locations(ast.copy_location(new, node))
+    return compile(ast.fix_missing_locations(tree), str(path), "exec")
+
+
+def named_mutants() -> Iterator[Mutant]:
+    for bug in BUGS:
+        source = (PACKAGE / bug.file).read_text(encoding="utf-8")
+        if source.count(bug.old) != 1:
+            raise SystemExit(
+                f"The planted bug '{bug.name}' has lost its place: "
+                f"its old text is {source.count(bug.old)} times in {bug.file}."
+            )
+
+        def code(source: str = source, file: str = bug.file, old: str = bug.old, new: str = bug.new) -> CodeType:
+            return compile(source.replace(old, new), str(PACKAGE / file), "exec")
+
+        yield Mutant(f"named: {bug.name}", bug.file, code, Path(bug.file).stem)
+
+
+def all_mutants() -> list[Mutant]:
+    paths = [*sorted((PACKAGE / "ops").glob("*.py")), PACKAGE / "models" / "custom.py"]
+    return [*(mutant for path in paths for mutant in mechanical_mutants(path)), *named_mutants()]
+
+
+def plant(mutant: Mutant) -> None:
+    """Gives the module's functions the mutant's code, in place. At least one of them must change."""
+    module = importlib.import_module("manual_backprop." + mutant.file.removesuffix(".py").replace("/", "."))
+    codes = dict(codes_in(mutant.code()))
+    changed = 0
+    for owner in (
+        module,
+        *(c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__),
+    ):
+        for member in vars(owner).values():
+            function = inspect.unwrap(member.__func__ if isinstance(member, staticmethod) else member)
+            if inspect.isfunction(function) and function.__module__ == module.__name__:
+                new = codes.get(function.__qualname__)
+                if new is not None and fingerprint(new) != fingerprint(function.__code__):
+                    function.__code__ = new
+                    changed += 1
+    if not changed:
+        raise RuntimeError("the mutant changes no function")
+
+
+def codes_in(code: CodeType) -> Iterator[tuple[str, CodeType]]:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant.co_qualname, constant
+            yield from codes_in(constant)
+
+
+def fingerprint(code: CodeType) -> tuple:
+    """What a function does, without where it stands."""
+    constants = tuple(fingerprint(c) if isinstance(c, CodeType) else (type(c), repr(c)) for c in code.co_consts)
+    return code.co_code, code.co_names, code.co_varnames, constants
+
+
+class LikelyFirst:
+    """A pytest plugin: the tests that most likely notice come first."""
+
+    def __init__(self, first: str):
+        self.first = first
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        def rank(item: Any) -> int:
+            if item.name == f"test_op[{self.first}]":
+                return 0
+            return 1 if item.name.startswith("test_op[") else 2 if item.name.startswith("test_network[") else 3
+
+        network = self.first.startswith("_") or self.first in ("backward", "custom")
+        items.sort(key=(lambda item: not item.name.startswith("test_network[")) if network else rank)
+
+
+def run_tests(mutant: Mutant | None, output: int) -> int:
+    """In a process of its own: pytest's exit code."""
+    import pytest
+
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if mutant is not None:
+        plant(mutant)
+    tests = str(REPOSITORY / "tests" / "test_gradients.py")  # the only file with this marker
+    options = [
+        "-m",
+        "gradients",
+        "-x",
+        "-q",
+        "--no-header",
+        "--tb=line",
+        "-p",
+        "no:cacheprovider",
+        f"--rootdir={REPOSITORY}",
+    ]
+    return int(pytest.main([*options, tests], plugins=[LikelyFirst(mutant.first if mutant else "")]))
+
+
+@dataclass
+class Verdict:
+    caught: bool
+    how: str
+    seconds: float
+
+
+def run_all(mutants: list[Mutant | None], workers: int) -> Iterator[tuple[Mutant | None, Verdict]]:
+    """Each in a fork, `workers` at a time; in the order in which they end."""
+    waiting = list(reversed(mutants))
+    running: dict[int, tuple[Mutant | None, float, tempfile._TemporaryFileWrapper]] = {}
+    while waiting or running:
+        while waiting and len(running) < workers:
+            mutant, output = waiting.pop(), tempfile.NamedTemporaryFile()  # noqa: SIM115
+            sys.stdout.flush()
+            child = os.fork()
+            if child == 0:
+                signal.alarm(TIME_LIMIT)
+                code = 70
+                try:
+                    code = run_tests(mutant, output.fileno())
+                except BaseException as error:
+                    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+                finally:
+                    os._exit(code)
+            running[child] = mutant, time.monotonic(), output
+        child, status = os.waitpid(-1, 0)
+        mutant, start, output = running.pop(child)
+        output.seek(0)
+        said = output.read().decode(errors="replace")
+        output.close()
+        yield mutant, verdict_of(status, said, time.monotonic() - start)
+
+
+def verdict_of(status: int, said: str, seconds: float) -> Verdict:
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return Verdict(True, "hangs" if number == signal.SIGALRM else f"ends with signal {number}", seconds)
+    code = os.WEXITSTATUS(status)
+    if code == 0:
+        return Verdict(False, "survives", seconds)
+    if code == 1:
+        failed = next((line for line in said.splitlines() if line.startswith("FAILED")), "FAILED")
+        return Verdict(True, failed.removeprefix("FAILED ").partition(" - ")[0], seconds)
+    raise SystemExit(f"pytest ended with {code}, which says nothing about the mutant:\n{said[-3000:]}")
+
+
+def ready() -> None:
+    """What every fork shares, imported once. No tensor is made here: a fork may not inherit running threads."""
+    import pytest  # noqa: F401
+    import torch
+
+    import manual_backprop.gradient_check
+    import manual_backprop.models.custom  # noqa: F401
+
+    with contextlib.suppress(ImportError):  # autograd imports it when it is first used: half a second in every fork
+        importlib.import_module("torch.fx.experimental.symbolic_shapes")
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # the forks need not look for garbage in what is imported here; pytest collects it more than once
+
+
+def judge(mutants: list[Mutant], workers: int, show: Callable[[str], None]) -> list[str]:
+    """Runs them; the sentences that say what is wrong."""
+    wrong = []
+    for done, (mutant, verdict) in enumerate(run_all(list(mutants), workers), 1):
+        assert mutant is not None
+        equivalent = mutant.name in EQUIVALENT
+        if equivalent and verdict.caught:
+            wrong.append(f"listed as equivalent, but caught by {verdict.how}: {mutant.name}")
+        if not equivalent and not verdict.caught:
+            wrong.append(f"survives: {mutant.name}")
+            show(f"survives: {mutant.name}")
+        if done % 50 == 0:
+            show(f"{done} of {len(mutants)}")
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Mutation test of the backward passes.")
+    parser.add_argument(
+        "texts", nargs="*", metavar="TEXT", help="only the mutants with one of these texts in their names"
+    )
+    parser.add_argument("--list", action="store_true", help="say which mutants there are, and stop")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes at a time")
+    chosen = parser.parse_args()
+
+    everything = all_mutants()
+    mutants = [m for m in everything if not chosen.texts or any(text in m.name for text in chosen.texts)]
+    if chosen.list:
+        print(*(mutant.name for mutant in mutants), sep="\n")
+        return 0
+    start = time.monotonic()
+    ready()
+    os.chdir(REPOSITORY)
+    _, sound = next(run_all([None], 1))
+    if sound.caught:
+        print(f"The tests fail without any mutant: {sound.how}")
+        return 1
+    wrong = [
+        f"listed as equivalent, but there is no such mutant: {name}"
+        for name in EQUIVALENT.keys() - {m.name for m in everything}
+    ]
+    wrong += judge(mutants, max(chosen.workers, 1), lambda line: print(line, flush=True))
+    listed = sum(mutant.name in EQUIVALENT for mutant in mutants)
+    named = sum(mutant.name.startswith("named: ") for mutant in mutants)
+    print(*wrong, sep="\n")
+    print(
+        f"{len(mutants)} mutants ({named} of them named), {len(mutants) - listed - len(wrong)} caught, "
+        f"{listed} listed as equivalent, {len(wrong)} wrong; {time.monotonic() - start:.0f} s"
+    )
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,397 @@
+"""Named bugs that a backward pass by hand tends to have: each a text of the package, and what to write in its place.
+
+`mutate.py` plants them one at a time; `pytest -m gradients` must catch every one. The old text stands in its file
+exactly once, inside a function, so that a bug that has lost its place is noticed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Bug(NamedTuple):
+    name: str
+    file: str  # below manual_backprop/
+    old: str
+    new: str
+
+
+LINEAR, NORM, SOFTMAX = "ops/linear.py", "ops/normalization.py", "ops/softmax.py"
+DROPOUT, ATTENTION, ACTIVATIONS = "ops/dropout.py", "ops/attention.py", "ops/activations.py"
+EMBEDDING, LOSS, FEED_FORWARD = "ops/embedding.py", "ops/loss.py", "ops/feed_forward.py"
+CUSTOM = "models/custom.py"
+
+BUGS = [
+    # linear
+    Bug(
+        "bias gradient averaged over the rows",
+        LINEAR,
+        "dy_rows.sum(0, dtype=dbias.dtype)",
+        "dy_rows.mean(0, dtype=dbias.dtype)",
+    ),
+    Bug(
+        "bias gradient of the first row only",
+        LINEAR,
+        "dbias += dy_rows.sum(0, dtype=dbias.dtype)",
+        "dbias += dy_rows[0]",
+    ),
+    Bug("bias gradient never computed", LINEAR, "if dbias is not None:", "if dbias is None:"),
+    Bug("weight gradient assigned", LINEAR, "dweight += dy_rows.T @ rows(x)", "dweight.copy_(dy_rows.T @ rows(x))"),
+    Bug(
+        "weight gradient of the last sequence",
+        LINEAR,
+        "dweight += dy_rows.T @ rows(x)",
+        "dweight += dy[-1:].reshape(-1, dy.shape[-1]).T @ x[-1:].reshape(-1, x.shape[-1])",
+    ),
+    Bug(
+        "weight gradient into a copy",
+        LINEAR,
+        "dweight += dy_rows.T @ rows(x)",
+        "dweight = dweight + dy_rows.T @ rows(x)",
+    ),
+    Bug(
+        "the forward changes its input", LINEAR, "y = rows(x) @ transposed if", "y = rows(x.mul_(1.5)) @ transposed if"
+    ),
+    # normalization
+    Bug(
+        "mean of the gradient not taken off",
+        NORM,
+        "(dnormalized - along_ones - normalized",
+        "(dnormalized - normalized",
+    ),
+    Bug("part along the normalized vector not taken off", NORM, " - normalized * along_normalized)", ")"),
+    Bug("gain forgotten on the way back", NORM, "dnormalized = dy_wide * wide(weight)", "dnormalized = dy_wide"),
+    Bug(
+        "gain's gradient from x in place of normalized x", NORM, "rows(dy_wide * normalized)", "rows(dy_wide * wide(x))"
+    ),
+    Bug(
+        "gain's gradient assigned",
+        NORM,
+        "dweight += rows(dy_wide * normalized)",
+        "dweight[:] = rows(dy_wide * normalized)",
+    ),
+    Bug(
+        "division by the variance, not by its root", NORM, "along_normalized) * rstd", "along_normalized) * rstd * rstd"
+    ),
+    Bug(
+        "normalized in place",
+        NORM,
+        "normalized = centered * rstd\n    y =",
+        "normalized = x.copy_(centered * rstd)\n    y =",
+    ),
+    Bug(
+        "mean by D - 1",
+        NORM,
+        "along_ones = dnormalized.mean(-1, keepdim=True)",
+        "along_ones = dnormalized.sum(-1, keepdim=True) / max(x.shape[-1] - 1, 1)",
+    ),
+    Bug(
+        "epsilon only in the cache",
+        NORM,
+        "return y.to(x.dtype), (x, mean, rstd, weight)",
+        "return y.to(x.dtype), (x, mean, (rstd**-2 + EPSILON).rsqrt(), weight)",
+    ),
+    Bug("the skip connection's gradient forgotten", NORM, "dsum if dtotal is None else dsum + dtotal", "dsum"),
+    Bug(
+        "the skip connection's gradient in place",
+        NORM,
+        "dsum if dtotal is None else dsum + dtotal",
+        "dsum if dtotal is None else dtotal.add_(dsum)",
+    ),
+    Bug(
+        "only the skip connection's gradient",
+        NORM,
+        "dsum if dtotal is None else dsum + dtotal",
+        "dsum if dtotal is None else dtotal",
+    ),
+    Bug(
+        "norm of the branch alone",
+        NORM,
+        "layer_norm_forward(total, weight, bias)",
+        "layer_norm_forward(x, weight, bias)",
+    ),
+    Bug("branch added into x", NORM, "x if branch is None else x + branch", "x if branch is None else x.add_(branch)"),
+    # softmax
+    Bug(
+        "softmax as if its entries were independent",
+        SOFTMAX,
+        "dx = y_wide * (dy_wide - weighted_mean)",
+        "dx = y_wide * (1 - y_wide) * dy_wide",
+    ),
+    Bug(
+        "plain mean in place of the weighted one",
+        SOFTMAX,
+        "(dy_wide * y_wide).sum(-1, keepdim=True)",
+        "dy_wide.mean(-1, keepdim=True)",
+    ),
+    Bug(
+        "weighted mean over the wrong axis",
+        SOFTMAX,
+        "(dy_wide * y_wide).sum(-1, keepdim=True)",
+        "(dy_wide * y_wide).sum(-2, keepdim=True)",
+    ),
+    Bug("probability forgotten", SOFTMAX, "dx = y_wide * (dy_wide - weighted_mean)", "dx = dy_wide - weighted_mean"),
+    Bug(
+        "the cached probabilities changed",
+        SOFTMAX,
+        "dx = y_wide * (dy_wide - weighted_mean)",
+        "dx = y_wide.mul_(dy_wide - weighted_mean)",
+    ),
+    # dropout
+    Bug(
+        "dropout not applied to the gradient",
+        DROPOUT,
+        "return dy * mask / (1 - dropout.probability)",
+        "return dy",
+    ),
+    Bug(
+        "another mask in backward",
+        DROPOUT,
+        "mask = keep_mask(tuple(dy.shape), dropout, dy.device)",
+        "mask = keep_mask(tuple(dy.shape), dropout._replace(key=dropout.key + 1), dy.device)",
+    ),
+    Bug(
+        "backward's mask starts at row 0",
+        DROPOUT,
+        "mask = keep_mask(tuple(dy.shape), dropout, dy.device)",
+        "mask = keep_mask(tuple(dy.shape), dropout._replace(first_row=0), dy.device)",
+    ),
+    Bug("kept gradients not scaled up", DROPOUT, "return dy * mask / (1 - dropout.probability)", "return dy * mask"),
+    Bug(
+        "divided by the probability to drop",
+        DROPOUT,
+        "return dy * mask / (1 - dropout.probability)",
+        "return dy * mask / dropout.probability",
+    ),
+    Bug(
+        "a new mask each time",
+        DROPOUT,
+        "return (h >= int(",
+        "return torch.rand(shape) > dropout.probability if shape else (h >= int(",
+    ),
+    Bug(
+        "mask does not know where its rows are", DROPOUT, "dropout.first_row * (count // shape[0]) if count else 0", "0"
+    ),
+    # attention
+    Bug("a position does not see itself", ATTENTION, "device=device).tril()", "device=device).tril(-1)"),
+    Bug("a position sees the next one", ATTENTION, "device=device).tril()", "device=device).tril(1)"),
+    Bug("segments ignored", ATTENTION, "return (causal & same)[:, None]", "return causal"),
+    Bug("the future seen within a segment", ATTENTION, "return (causal & same)[:, None]", "return same[:, None]"),
+    Bug("query's gradient not scaled", ATTENTION, "(dscores @ key) * scale", "(dscores @ key)"),
+    Bug("key's gradient not scaled", ATTENTION, "dscores.mT @ (query * scale)", "dscores.mT @ query"),
+    Bug(
+        "key's gradient scaled twice", ATTENTION, "dscores.mT @ (query * scale)", "dscores.mT @ (query * scale) * scale"
+    ),
+    Bug(
+        "scale of the model's width, not of the head's",
+        ATTENTION,
+        "scale = 1 / math.sqrt(query.shape[-1])\n    (probabilities,)",
+        "scale = 1 / math.sqrt(qkv.shape[-1] // 3)\n    (probabilities,)",
+    ),
+    Bug(
+        "query's and key's gradients exchanged",
+        ATTENTION,
+        "dquery, dkey, dvalue = split_heads",
+        "dkey, dquery, dvalue = split_heads",
+    ),
+    Bug(
+        "value's gradient from probabilities before dropout",
+        ATTENTION,
+        "dropped.mT @ dcontext",
+        "probabilities.mT @ dcontext",
+    ),
+    Bug(
+        "dropout of the probabilities has no backward",
+        ATTENTION,
+        "dprobabilities = dropout_backward(ddropped, dropout_cache)",
+        "dprobabilities = ddropped",
+    ),
+    Bug("value's gradient never computed", ATTENTION, "dvalue.copy_(dropped.mT @ dcontext)", "dvalue.zero_()"),
+    Bug("query scaled in place", ATTENTION, "(query * scale) @ key.mT  # (B, H, T, T)", "query.mul_(scale) @ key.mT"),
+    Bug(
+        "masked scores keep a finite value",
+        ATTENTION,
+        "masked_fill(~visible, -math.inf)",
+        "masked_fill(~visible, -10.0)",
+    ),
+    Bug(
+        "heads and their width exchanged",
+        ATTENTION,
+        "(n_heads, -1)).transpose(1, 2)",
+        "(-1, n_heads)).transpose(1, 3).transpose(2, 3)",
+    ),
+    # activations
+    Bug("relu lets negative gradients through", ACTIVATIONS, "return dy * (x > 0)", "return dy.clamp(min=0) * (x > 0)"),
+    Bug("relu's slope from the gradient", ACTIVATIONS, "return dy * (x > 0)", "return dy * (dy > 0)"),
+    Bug("gelu without its density", ACTIVATIONS, "(cumulative + x_wide * density)", "cumulative"),
+    Bug("gelu's cube without the 3", ACTIVATIONS, "(1 + 3 * squared)", "(1 + squared)"),
+    Bug("gelu's inner slope forgotten", ACTIVATIONS, "(1 - t.square()) * u_slope)", "(1 - t.square()))"),
+    Bug(
+        "the approximation's derivative for the exact gelu",
+        ACTIVATIONS,
+        "gelu_derivative = gelu_tanh_backward if tanh else gelu_backward",
+        "gelu_derivative = gelu_tanh_backward",
+    ),
+    Bug(
+        "gelu's slope without the bias",
+        ACTIVATIONS,
+        "dx = gelu_derivative(dy, (wide(x) + wide(bias),))",
+        "dx = gelu_derivative(dy, (wide(x),))",
+    ),
+    Bug("gelu's bias gradient before the slope", ACTIVATIONS, "dbias += rows(dx).sum(0)", "dbias += rows(dy).sum(0)"),
+    # embedding and positions
+    Bug(
+        "a repeated token counted once",
+        EMBEDDING,
+        "drows.index_add_(0, tokens.reshape(-1), dy_rows)",
+        "drows[tokens.reshape(-1)] = dy_rows",
+    ),
+    Bug("the embedding's scale forgotten", EMBEDDING, "rows(wide(dy)) * scale", "rows(wide(dy))"),
+    Bug(
+        "the embedding's gradient assigned: the tied head's share is lost",
+        EMBEDDING,
+        "dweight += drows",
+        "dweight.copy_(drows)",
+    ),
+    Bug("positions one too late", EMBEDDING, "dweight[: dy.shape[1]] +=", "dweight[-dy.shape[1] :] +="),
+    Bug("positions of one sequence", EMBEDDING, "dy.sum(0, dtype=dweight.dtype)", "dy[0].to(dweight.dtype)"),
+    Bug("positions averaged", EMBEDDING, "dy.sum(0, dtype=dweight.dtype)", "dy.mean(0, dtype=dweight.dtype)"),
+    # loss
+    Bug(
+        "the target not taken off",
+        LOSS,
+        "dz.scatter_add_(1, on_target, torch.full_like(on_target, label_smoothing - 1, dtype=dz.dtype))  # p - q",
+        "pass",
+    ),
+    Bug("smoothing's share on the target forgotten", LOSS, "label_smoothing - 1, dtype", "-1, dtype"),
+    Bug("smoothing's share of the others forgotten", LOSS, "dz -= label_smoothing / z.shape[1]", "pass"),
+    Bug("smoothing over the rows", LOSS, "label_smoothing / z.shape[1]", "label_smoothing / z.shape[0]"),
+    Bug(
+        "ignored targets count",
+        LOSS,
+        "return torch.where(counts, dz, 0).to(logits.dtype)",
+        "return dz.to(logits.dtype)",
+    ),
+    Bug("ignored targets multiplied by 0", LOSS, "torch.where(counts, dz, 0).to", "(dz * counts).to"),
+    Bug("the denominator forgotten", LOSS, "dz *= dloss / denominator", "dz *= dloss"),
+    Bug("the denominator is the number of rows", LOSS, "dz *= dloss / denominator", "dz *= dloss / z.shape[0]"),
+    Bug(
+        "the denominator is this piece's own",
+        LOSS,
+        "dz *= dloss / denominator",
+        "dz *= dloss / counts.sum().clamp(min=1)",
+    ),
+    Bug("the upstream gradient forgotten", LOSS, "dz *= dloss / denominator", "dz /= denominator"),
+    Bug(
+        "the cached logits become probabilities",
+        LOSS,
+        "(wide(z) - logsumexp[:, None]).exp_()",
+        "wide(z).sub_(logsumexp[:, None]).exp_()",
+    ),
+    # feed-forward
+    Bug(
+        "the hidden bias forgotten with relu",
+        FEED_FORWARD,
+        "linear_backward(dhidden, hidden_cache, dhidden_weight, dhidden_bias)",
+        "linear_backward(dhidden, hidden_cache, dhidden_weight)",
+    ),
+    Bug(
+        "a bias counted twice",
+        FEED_FORWARD,
+        "return linear_backward(dhidden, hidden_cache, dhidden_weight)\n",
+        "return linear_backward(dhidden, hidden_cache, dhidden_weight, dhidden_bias)\n",
+    ),
+    Bug(
+        "the activation skipped",
+        FEED_FORWARD,
+        "dhidden = relu_backward(dactivated, activation_cache)",
+        "dhidden = dactivated",
+    ),
+    # the network
+    Bug(
+        "the tied head's gradient goes astray",
+        CUSTOM,
+        "self.head, self.dhead = self.parameters[head], self.gradients[head]",
+        "self.head, self.dhead = self.parameters[head], self.gradients[head].clone()",
+    ),
+    Bug(
+        "the head's gradient replaces what is there",
+        CUSTOM,
+        "dx = ops.linear_cross_entropy_backward(1.0, loss_cache,",
+        "self.dhead.zero_()\n        dx = ops.linear_cross_entropy_backward(1.0, loss_cache,",
+    ),
+    Bug(
+        "blocks from first to last",
+        CUSTOM,
+        "for block in reversed(range(self.config.n_blocks)):\n                dx = self._post",
+        "for block in range(self.config.n_blocks):\n                dx = self._post",
+    ),
+    Bug(
+        "pre-norm blocks from first to last",
+        CUSTOM,
+        "for block in reversed(range(self.config.n_blocks)):\n                # popped",
+        "for block in range(self.config.n_blocks):\n                # popped",
+    ),
+    Bug(
+        "every block has the first block's cache",
+        CUSTOM,
+        "dx = self._post_norm_block_backward(dx, block, block_caches.pop())",
+        "dx = self._post_norm_block_backward(dx, block, block_caches[0])",
+    ),
+    Bug(
+        "the skip around the feed-forward forgotten",
+        CUSTOM,
+        "dx = dx + self._feed_forward_backward(dbranch, block, feed_forward_cache)",
+        "dx = self._feed_forward_backward(dbranch, block, feed_forward_cache)",
+    ),
+    Bug(
+        "the skip around attention forgotten",
+        CUSTOM,
+        "dx = dx + self._attention_backward(dattended, block, attention_cache)",
+        "dx = self._attention_backward(dattended, block, attention_cache)",
+    ),
+    Bug(
+        "pre-norm: the sum's own gradient forgotten",
+        CUSTOM,
+        "ops.residual_layer_norm_backward(\n            dx, dnormed, feed_forward_norm_cache",
+        "ops.residual_layer_norm_backward(\n            None, dnormed, feed_forward_norm_cache",
+    ),
+    Bug("the embedding's dropout forgotten", CUSTOM, "        dx = ops.dropout_backward(dx, dropout_cache)\n", ""),
+    Bug(
+        "the attention's dropout forgotten",
+        CUSTOM,
+        "        # y = dropout(context W_output^T + b_output)\n        dy = ops.dropout_backward(dy, dropout_cache)",
+        "",
+    ),
+    Bug(
+        "the feed-forward's dropout forgotten",
+        CUSTOM,
+        "        # y = dropout(feed_forward(x))\n        dy = ops.dropout_backward(dy, dropout_cache)",
+        "",
+    ),
+    Bug(
+        "the embedding's gradient never computed",
+        CUSTOM,
+        '        ops.token_embedding_backward(dx, token_cache, self.gradients["token_embedding.weight"])',
+        "        pass",
+    ),
+    Bug(
+        "both norms' gradients in one place",
+        CUSTOM,
+        'd["attention_norm.weight"], d["attention_norm.bias"]\n        )\n        # attended',
+        'd["feed_forward_norm.weight"], d["feed_forward_norm.bias"]\n        )\n        # attended',
+    ),
+    Bug(
+        "a stale cache: backward of the forward before",
+        CUSTOM,
+        "self._cache = hidden_cache, head_cache",
+        "self._cache = self._cache or (hidden_cache, head_cache)",
+    ),
+    Bug(
+        "every place drops the same elements in backward only",
+        CUSTOM,
+        "dcontext = ops.linear_backward(dy, output_cache",
+        "dy = dy if dropout_cache is None else ops.dropout_backward(dy, dropout_cache._replace(key=1))\n"
+        "        dcontext = ops.linear_backward(dy, output_cache",
+    ),
+]

@@ -1,0 +1,192 @@
+"""Every backward pass against autograd and central differences, in float64 (`pytest -m gradients`; DESIGN.md, rule 1).
+
+`mutate.py` runs these tests on broken copies of the backward passes; one that they let through is a hole here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from manual_backprop import ops
+from manual_backprop.gradient_check import (
+    ENOUGH_TO_ROUND,
+    ODD,
+    ROWS,
+    Draw,
+    cases_of,
+    check_network,
+    check_network_precision,
+    check_op,
+    check_op_precision,
+    draw_batch,
+    odd_cases,
+)
+from manual_backprop.gradient_check.measure import Finding, error_of, errors_of
+from manual_backprop.gradient_check.network_check import STEP, networks, step_of
+from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.models.network import Batch
+
+pytestmark = pytest.mark.gradients
+
+ARCHITECTURES = ("gpt2", "vaswani")
+NETWORKS = [
+    pytest.param(config, batch, scale, id=f"{architecture}-{name}")
+    for architecture in ARCHITECTURES
+    for name, config, batch, scale in odd_cases(architecture)
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These tensors are small: several threads would spend their time waiting for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def assert_ok(findings: list[Finding]) -> None:
+    over = [f"{f.subject} | {f.quantity}: {f.error:.3g}, bar {f.bar:g}" for f in findings if not f.ok]
+    assert not over, "\n".join(over)
+
+
+def fresh_draw() -> Draw:
+    return Draw(torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_op(name: str) -> None:
+    row = ROWS[name]
+    for case in cases_of(row, fresh_draw()):
+        assert_ok(check_op(row, case))
+
+
+def test_every_op_has_a_row() -> None:
+    pairs = {name.removesuffix("_forward") for name in ops.__all__ if name.endswith("_forward")}
+    assert pairs == {name.removesuffix("_backward") for name in ops.__all__ if name.endswith("_backward")}
+    assert pairs == set(ROWS), (
+        "a pair of manual_backprop.ops without a row in gradient_check/op_table.py, or a row too many"
+    )
+
+
+def test_every_pair_is_exported() -> None:
+    """So that the test before this one sees all of them."""
+    for module in vars(ops).values():
+        if inspect.ismodule(module) and module.__name__.startswith("manual_backprop.ops."):
+            made_here = {
+                n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__
+            }
+            pairs = {
+                name for name in made_here if name.endswith(("_forward", "_backward")) and not name.startswith("_")
+            }
+            assert pairs <= set(ops.__all__), module.__name__
+
+
+@pytest.mark.parametrize(("config", "batch", "scale"), NETWORKS)
+def test_network(config, batch: Batch, scale: str) -> None:
+    assert_ok(check_network(config, batch, scale))
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_op_in_low_precision(name: str, dtype: torch.dtype) -> None:
+    assert_ok(check_op_precision(ROWS[name], dtype))
+
+
+@pytest.mark.parametrize("scale", ["proof", "initial"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_mixed"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_network_in_low_precision(architecture: str, precision: str, scale: str) -> None:
+    config = replace(ENOUGH_TO_ROUND, architecture=architecture, precision=precision)
+    assert_ok(check_network_precision(config, scale))
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "bf16_mixed"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_target_ignored(architecture: str, precision: str) -> None:
+    """Loss 0, and every gradient exactly 0."""
+    config = replace(ODD, architecture=architecture, precision=precision)
+    batch = draw_batch(config, 2, 5)
+    network = CustomTransformer(config)
+    nothing_counts = Batch(batch.tokens, torch.full_like(batch.targets, ops.IGNORED))
+    assert network.loss_and_gradients(nothing_counts, denominator=0, step=STEP) == 0
+    assert not network.flat_gradients.buffer.any()
+
+
+def test_an_ignored_row_may_hold_anything() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 7, generator=generator, dtype=torch.float64)
+    targets = torch.tensor([2, ops.IGNORED, 5, ops.IGNORED])
+    _, clean_cache = ops.cross_entropy_forward(logits, targets, label_smoothing=0.1)
+    poisoned = logits.clone()
+    poisoned[1], poisoned[3] = math.nan, math.inf
+    loss, cache = ops.cross_entropy_forward(poisoned, targets, label_smoothing=0.1)
+    dlogits = ops.cross_entropy_backward(1.0, cache)
+    assert torch.isfinite(loss)
+    assert torch.equal(dlogits, ops.cross_entropy_backward(1.0, clean_cache))
+    assert not dlogits[[1, 3]].any()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_backward_belongs_to_one_forward(architecture: str) -> None:
+    """A second forward replaces the first; a backward uses it up."""
+    config = replace(ODD, architecture=architecture)
+    batch, other = draw_batch(config, 2, 5), draw_batch(config, 3, 4, seed=1)
+    network, mirror = networks(config)
+    network.forward(other.tokens)
+    logits = network.forward(batch.tokens)
+    mirror.forward(batch.tokens)
+    dlogits = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    network.backward(dlogits)
+    mirror.backward(dlogits)
+    key_biases = [name for name in network.gradients if name.endswith("key.bias")]
+    assert max(errors_of(network.gradients, mirror.gradients, key_biases).values()) < 1e-12
+    with pytest.raises(ValueError, match="backward needs the forward"):
+        network.backward(dlogits)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_future_is_not_seen(architecture: str) -> None:
+    """The loss of position t sends no gradient to the embeddings of later tokens, nor to another document's."""
+    config = replace(ODD, architecture=architecture, n_blocks=2)
+    tokens = torch.arange(8)[None]  # each token once: its row of the embedding is its position's
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]])
+    targets = torch.full_like(tokens, ops.IGNORED)
+    targets[0, 5] = 9
+    network, _ = networks(config)
+    network.head, network.dhead = network.head.clone(), torch.zeros_like(network.dhead)  # the head's share aside
+    network.loss_and_gradients(Batch(tokens, targets, segments), denominator=1, step=None)
+    reached = network.gradients["token_embedding.weight"].any(1).nonzero()[:, 0].tolist()
+    assert reached == [3, 4, 5]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_broken_is_seen(architecture: str) -> None:
+    """The tester is tested: a gradient that is off by one part in 10^9, in the smallest tensor, is over its bar."""
+    config = replace(ODD, architecture=architecture)
+    batch = draw_batch(config, 2, 7)
+    network, mirror = networks(config)
+    _, gradients = step_of(network, batch)
+    _, want = step_of(mirror, batch)
+    for name in gradients:
+        if not name.endswith("key.bias"):
+            wrong = gradients | {name: gradients[name] * (1 + 1e-9)}
+            assert errors_of(wrong, want)[name] > 1e-12, name
+            assert errors_of({n: g for n, g in gradients.items() if n != name}, want)[name] == math.inf
+
+
+def test_errors() -> None:
+    one, zero = torch.ones(3), torch.zeros(3)
+    assert error_of(one, one) == 0
+    assert error_of(zero, zero) == 0
+    assert error_of(one, zero) == math.inf
+    assert error_of(torch.ones(4), one) == math.inf
+    assert error_of(1.5 * one, one) == pytest.approx(0.5)
+    assert error_of(one, zero, floor=10.0) == pytest.approx(math.sqrt(3) / 10)
+    assert not Finding("op", "dx", math.nan, 1.0).ok

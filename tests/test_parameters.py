@@ -1,0 +1,109 @@
+"""Where parameters lie: every one in one place, decayed ones first, groups side by side, entries padded."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from manual_backprop.config import CustomTransformerConfig
+from manual_backprop.errors import InputError
+from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.parameters import PADDING, Layout, copy_into
+
+NETWORKS = [
+    pytest.param(
+        CustomTransformer(
+            CustomTransformerConfig(
+                vocab_size=13,
+                d_model=6,
+                n_blocks=3,
+                n_heads=2,
+                d_ffn=7,
+                max_seq_len=5,
+                architecture=name,
+                precision=precision,
+            )
+        ),
+        id=f"{name}-{precision}",
+    )
+    for name in ("gpt2", "vaswani")
+    for precision in ("fp64", "bf16", "bf16_mixed")
+]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_parameter_has_one_place(network: CustomTransformer) -> None:
+    taken = torch.zeros(network.layout.size, dtype=torch.int)
+    for name, view in network.parameters.items():
+        start = network.layout.offsets[name]
+        taken[start : start + view.numel()] += 1
+        assert view.storage_offset() == start
+        assert view.untyped_storage().data_ptr() == network.flat_parameters.buffer.untyped_storage().data_ptr()
+    assert taken.max() == 1
+    padding = taken == 0
+    assert padding.sum() < PADDING * len(network.parameters)
+    assert not network.flat_parameters.buffer[padding].any()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_gradients_have_the_keys_and_places_of_parameters(network: CustomTransformer) -> None:
+    assert list(network.gradients) == list(network.parameters)
+    for name, gradient in network.gradients.items():
+        assert gradient.shape == network.parameters[name].shape
+        assert gradient.storage_offset() == network.parameters[name].storage_offset()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_weight_decay_is_one_slice_with_all_matrices(network: CustomTransformer) -> None:
+    decayed = network.flat_parameters.decayed_size
+    for name, view in network.parameters.items():
+        start, end = view.storage_offset(), view.storage_offset() + view.numel()
+        assert end <= decayed if view.dim() >= 2 else start >= decayed, name
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_entries_start_at_multiples_of_64_bytes(network: CustomTransformer) -> None:
+    together = tuple(f"attention.{name}.{kind}" for name in ("key", "value") for kind in ("weight", "bias"))
+    for name, view in network.parameters.items():
+        if not name.endswith(together):  # these follow the query without a gap
+            assert view.storage_offset() * view.element_size() % 64 == 0, name
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_query_key_and_value_are_one_tensor(network: CustomTransformer) -> None:
+    for kind in ("weight", "bias"):
+        names = [f"blocks.1.attention.{name}.{kind}" for name in ("query", "key", "value")]
+        packed = network.flat_parameters.packed(names)
+        assert torch.equal(packed, torch.cat([network.parameters[name] for name in names]))
+        assert packed.data_ptr() == network.parameters[names[0]].data_ptr(), "a view, not a copy"
+
+
+def test_what_does_not_lie_side_by_side_cannot_be_packed() -> None:
+    flat = Layout({"a": (2, 3), "b": (4, 3)}).allocate(torch.float32, "cpu")
+    with pytest.raises(AssertionError, match="b does not follow"):
+        flat.packed(["a", "b"])
+
+
+def test_views_write_into_the_buffer() -> None:
+    flat = Layout({"a": (2, 3), "b": (5,)}).allocate(torch.float32, "cpu")
+    flat.views["b"].fill_(2)
+    assert float(flat.buffer.sum()) == 10
+    assert flat.decayed_size == PADDING
+    assert math.prod(flat.buffer.shape) == 2 * PADDING
+
+
+def test_copying_is_all_or_nothing() -> None:
+    target = {"a": torch.zeros(2), "b": torch.zeros(3)}
+    for source, said in (
+        ({"a": torch.ones(2)}, "parameter b is missing"),
+        ({"a": torch.ones(2), "b": torch.ones(3), "c": torch.ones(1)}, "parameter c is unknown here"),
+        ({"a": torch.ones(2), "b": torch.ones(4)}, r"parameter b has shape \(4,\), expected \(3,\)"),
+    ):
+        with pytest.raises(InputError, match=said):
+            copy_into(target, source)
+        assert not target["a"].any()
+    copy_into(target, {"a": torch.ones(2, dtype=torch.float64), "b": torch.ones(3)})
+    assert target["a"].dtype == torch.float32
+    assert float(target["a"].sum() + target["b"].sum()) == 5

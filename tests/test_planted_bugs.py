@@ -1,0 +1,76 @@
+"""The tests of the gradients are tested: every planted bug must be caught (`mutate.py`, `planted_bugs.py`)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from planted_bugs import BUGS
+
+TESTS = Path(__file__).resolve().parent
+PACKAGE = TESTS.parent / "manual_backprop"
+# One of each kind, a few seconds in all; the slow test runs every one.
+A_FEW = (
+    "weight gradient assigned",
+    "the cached probabilities changed",
+    "backward's mask starts at row 0",
+    "a position sees the next one",
+    "the tied head's gradient goes astray",
+    "a stale cache",
+)
+
+
+def mutate(*arguments: str, seconds: int) -> str:
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "mutate.py"), *arguments], capture_output=True, text=True, timeout=seconds
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_every_bug_is_planted_in_one_place_and_has_a_name_of_its_own() -> None:
+    assert len(BUGS) >= 40
+    assert len({bug.name for bug in BUGS}) == len(BUGS)
+    for bug in BUGS:
+        assert (PACKAGE / bug.file).read_text(encoding="utf-8").count(bug.old) == 1, bug.name
+        assert bug.old != bug.new, bug.name
+
+
+def test_every_backward_is_mutated() -> None:
+    names = mutate("--list", seconds=60)
+    backwards = {
+        word.partition("(")[0]
+        for path in [*(PACKAGE / "ops").glob("*.py"), PACKAGE / "models" / "custom.py"]
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.strip().startswith("def ") and (word := line.split()[1]).partition("(")[0].endswith("backward")
+    }
+    # a backward that only hands on what it gets has nothing that can be broken
+    assert {name for name in backwards if f", {name}: " not in names} <= {"sinusoidal_positions_backward"}
+
+
+def test_a_few_planted_bugs_are_caught() -> None:
+    said = mutate(*(f"named: {name}" for name in A_FEW), seconds=120)
+    assert f"{len(A_FEW)} caught" in said
+
+
+@pytest.mark.slow
+def test_every_mutant_is_caught() -> None:
+    assert " 0 wrong" in mutate(seconds=600)
+
+
+@pytest.mark.slow
+def test_a_mutant_that_changes_nothing_survives() -> None:
+    """So that "caught" means something: the command must be able to fail."""
+    script = (
+        "import mutate, sys\n"
+        "from planted_bugs import BUGS, Bug\n"
+        "BUGS[:] = [Bug('harmless', 'ops/softmax.py', 'dx = y_wide * (dy_wide - weighted_mean)', "
+        "'dx = (dy_wide - weighted_mean) * y_wide')]\n"
+        "sys.argv = ['mutate', 'named: harmless']\n"
+        "sys.exit(mutate.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=TESTS)
+    assert done.returncode == 1, done.stderr
+    assert "survives: named: harmless" in done.stdout

@@ -1,0 +1,78 @@
+"""`python -m manual_backprop.verify`: its tables, its verdict and its exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, cwd=TESTS.parent)
+
+
+def verify(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return python("-m", "manual_backprop.verify", *arguments)
+
+
+def test_every_op_and_every_parameter_is_shown() -> None:
+    from manual_backprop.gradient_check import ODD, ROWS
+    from manual_backprop.models.network import parameter_shapes
+
+    done = verify()
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("ok: all ")
+    assert "FAILED" not in done.stdout
+    for name in [*ROWS, *parameter_shapes(ODD), "head.weight"]:
+        assert name in done.stdout
+
+
+def test_a_network_of_ones_own() -> None:
+    done = verify(
+        "model=tiny",
+        "model.d_model=12",
+        "model.n_heads=3",
+        "architecture=vaswani",
+        "precision=bf16",
+        "dataset=python_docs",
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert "V=1024 D=12 L=2 H=3 F=256 relu" in done.stdout
+    assert "vaswani, bf16, initial scale" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [("model=tinny", "did you mean"), ("model.n_heads=7", "must be divisible"), ("--all", "--all")],
+)
+def test_wrong_input_is_one_line_and_exit_2(argument: str, said: str) -> None:
+    done = verify(argument)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not done.stdout
+
+
+def test_help_says_what_is_measured() -> None:
+    done = verify("--help")
+    assert done.returncode == 0
+    for word in ("1e-12", "central differences", "Exit codes"):
+        assert word in done.stdout
+
+
+def test_a_planted_bug_is_exit_1() -> None:
+    script = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "import mutate\n"
+        "mutate.plant(next(m for m in mutate.named_mutants() if m.name == 'named: positions averaged'))\n"
+        "from manual_backprop.verify import main\n"
+        "sys.exit(main([]))\n"
+    )
+    done = python("-c", script)
+    assert done.returncode == 1, done.stderr
+    assert "learned_positions" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("FAILED: ")
