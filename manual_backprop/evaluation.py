@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -54,8 +54,8 @@ class Evaluator:
     `bytes_per_token` of the text turns nats a token into bits a byte, which tokenizers cannot change.
     """
 
-    def __init__(self, model: object, bytes_per_token: float | None = None):
-        self.network: Predicts = getattr(model, "network", model)  # type: ignore[assignment]
+    def __init__(self, model: Any, bytes_per_token: float | None = None):
+        self.network: Predicts = getattr(model, "network", model)
         self.bytes_per_token = bytes_per_token
 
     @torch.no_grad()

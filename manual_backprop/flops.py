@@ -1,6 +1,7 @@
 """How much arithmetic a step is, and how much of it this machine does in a second.
 
-FLOPs of a token: 6 x (weights that enter a matrix product, the vocabulary projection included even when tied) + 12 L D T.
+FLOPs of a token: 6 x (weights that enter a matrix product, the vocabulary projection included even when tied)
++ 12 L D T.
 Forward takes 2 for each weight (a product and a sum), backward 4; the last term is attention's scores and context.
 """
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import ops
 from .config import CustomTransformerConfig
-from .errors import CheckpointError, ConfigError, InputError
+from .errors import CheckpointError, ConfigError, InputError, NotFiniteError
 from .models.custom import CustomTransformer
 from .models.network import Network, check_ids
 from .ops import IGNORED
@@ -37,10 +37,10 @@ class LanguageModel:
     ) -> dict[str, Tensor | None]:
         """Logits, and with labels the loss, in evaluation (no dropout).
 
-        input_ids (B, T) of token ids. labels (B, T) as in transformers: usually input_ids themselves, shifted inside (the
-        logits at t are held against the label at t + 1), -100 where they do not count; the loss is the mean over those
-        that count, 0 if none does. attention_mask (B, T) is 1 for real tokens and 0 for padding, which no real token
-        sees; its labels count unless they are -100, as in transformers.
+        input_ids (B, T) of token ids. labels (B, T) as in transformers: usually input_ids themselves, shifted inside
+        (the logits at t are held against the label at t + 1), -100 where they do not count; the loss is the mean over
+        those that count, 0 if none does. attention_mask (B, T) is 1 for real tokens and 0 for padding, which no real
+        token sees; its labels count unless they are -100, as in transformers.
 
         Returns {"logits": (B, T, V), "loss": one number or None}. Raises InputError for what cannot be read.
         """
@@ -53,7 +53,6 @@ class LanguageModel:
 
     __call__ = forward
 
-    @torch.no_grad()
     def train_step(
         self,
         input_ids: Tensor,
@@ -65,8 +64,11 @@ class LanguageModel:
         """One step of plain gradient descent: forward, loss, loss gradient, backward, clip, update.
 
         Returns {"loss", "grad_norm" (before clipping), "status"}: Python numbers, so this waits for the device. The
-        status is "success", or "skipped" where the loss or the norm was not finite; nothing is updated then.
+        status is "success", or "skipped" where the loss or the norm was not finite; nothing is updated then. Raises
+        InputError, and nothing is changed, for what cannot be read.
         """
+        if not learning_rate >= 0 or not _is_finite(learning_rate):
+            raise InputError(f"learning_rate={learning_rate}: expected a finite number of at least 0.")
         tokens, targets, segments = self._read(input_ids, labels, attention_mask)
         assert targets is not None
         network, self.step = self.network, self.step + 1
@@ -123,6 +125,7 @@ class LanguageModel:
                 f"input_ids have shape {tuple(input_ids.shape)}; expected (batch, sequence) with at least one token: "
                 "continue from the end token where there is no prompt."
             )
+        self.network.check_tokens(input_ids[:, -self.config.max_seq_len :])
         check_ids("token id", input_ids, self.config.vocab_size)
         generator = torch.Generator()
         if seed is None:
@@ -185,7 +188,10 @@ class LanguageModel:
         """
         checkpoint = _load(path)
         saved = _saved_config(checkpoint)
-        own, other = asdict(self.config), asdict(saved)
+        own, other = (
+            asdict(config) | {"activation": config.activation or config.traits.activation}
+            for config in (self.config, saved)
+        )
         # what the parameters depend on; the rest is this model's own choice
         needed = ("architecture", "vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len", "activation")
         differences = [
@@ -203,11 +209,14 @@ class LanguageModel:
         for name, tensor in (("labels", labels), ("attention_mask", attention_mask)):
             if tensor is not None and tensor.shape != input_ids.shape:
                 raise InputError(
-                    f"{name} have shape {tuple(tensor.shape)}; expected that of input_ids, {tuple(input_ids.shape)}."
+                    f"{name} has shape {tuple(tensor.shape)}; expected that of input_ids, {tuple(input_ids.shape)}."
                 )
-        check_ids("token id", input_ids, self.config.vocab_size)
+        self.network.check_tokens(input_ids)
+        check_ids("token id", input_ids, self.config.vocab_size)  # check_tokens leaves this out on a GPU
         targets = segments = None
         if labels is not None:
+            if labels.dtype not in (torch.int64, torch.int32):
+                raise InputError(f"labels are {labels.dtype}; expected whole numbers, torch.int64 or torch.int32.")
             check_ids("label", labels, self.config.vocab_size, ignored=True)
             targets = torch.full_like(labels, IGNORED)
             targets[:, :-1] = labels[:, 1:]
@@ -240,20 +249,27 @@ class CustomTransformerWrapper(LanguageModel):
         max_seq_len: int = 256,
         **others: Any,
     ):
+        sizes: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "d_model": d_model,
+            "n_blocks": n_blocks,
+            "n_heads": n_heads,
+            "d_ffn": d_ffn,
+            "max_seq_len": max_seq_len,
+        }
         if config is None:
-            sizes = {
-                "vocab_size": vocab_size,
-                "d_model": d_model,
-                "n_blocks": n_blocks,
-                "n_heads": n_heads,
-                "d_ffn": d_ffn,
-                "max_seq_len": max_seq_len,
-            }
             try:
                 config = CustomTransformerConfig(**sizes, **others)
             except TypeError as error:
                 known = ", ".join(CustomTransformerConfig.__dataclass_fields__)
                 raise ConfigError([f"{str(error).split(') ')[-1]}; a model takes: {known}"]) from error
+        else:
+            defaults = CustomTransformerWrapper.__init__.__kwdefaults__ or {}
+            ignored = [*others, *(name for name, value in sizes.items() if value != defaults[name])]
+            if ignored:
+                raise ConfigError(
+                    [f"{', '.join(ignored)}: given beside a config; change the config (dataclasses.replace) instead"]
+                )
         super().__init__(CustomTransformer(config))
 
     @classmethod
@@ -261,7 +277,7 @@ class CustomTransformerWrapper(LanguageModel):
         """The model of a checkpoint (or of the newest one in a directory). `changes` replace fields of its config that
         the parameters do not depend on, `device="cpu"` for example. Raises CheckpointError."""
         checkpoint = _load(path)
-        model = cls(CustomTransformerConfig(**(asdict(_saved_config(checkpoint)) | {"device": "auto"} | changes)))
+        model = cls(**(asdict(_saved_config(checkpoint)) | {"device": "auto"} | changes))
         model.network.load_parameters(checkpoint.tensors["parameters"])
         model.step = checkpoint.step
         return model
@@ -270,7 +286,9 @@ class CustomTransformerWrapper(LanguageModel):
 def sample(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
 ) -> Tensor:
-    """logits (B, V) -> one token id for each row, (B, 1)."""
+    """logits (B, V) -> one token id for each row, (B, 1). Raises NotFiniteError: from NaN nothing can be drawn."""
+    if not bool(logits.isfinite().all()):
+        raise NotFiniteError("The logits are not finite: the parameters have diverged, and no token can be drawn.")
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     logits = logits / temperature

@@ -36,7 +36,8 @@ class ProgressLine:
     def update(
         self, step: int, loss: float, learning_rate: float, gradient_norm: float, tokens_per_second: float
     ) -> None:
-        values = f"loss {loss:.4f}  rate {learning_rate:.2e}  gradient {gradient_norm:.3f}  {tokens_per_second:,.0f} tokens/s"
+        values = f"loss {loss:.4f}  rate {learning_rate:.2e}  gradient {gradient_norm:.3f}"
+        values += f"  {tokens_per_second:,.0f} tokens/s"
         if self._progress is not None:
             self._progress.update(self._task, completed=step, values=values)
             return

@@ -27,7 +27,17 @@ def resumed_config(config: RunConfig, overrides: Sequence[str], outputs: Path) -
             raise ConfigError([f"{override}: a run is resumed with its own config; leave out experiments"])
         if inner and group in groups():
             mapping[group][inner] = composed[group].get(inner)
+        elif group == "tags":
+            mapping["tags"] = mapping.get("tags", {}) | composed["tags"]
         else:
             mapping[group] = composed[group]
+    named = {override.partition("=")[0] for override in overrides}
+    # config.yaml has values only; what follows from another key in conf/ follows from it here too
+    takes_the_models = mapping["optimizer"]["name"] == "adamw"
+    if takes_the_models and "model.learning_rate" in named and not named & {"optimizer", "optimizer.learning_rate"}:
+        mapping["optimizer"]["learning_rate"] = mapping["model"]["learning_rate"]
+    for key, other in (("max_steps", "num_epochs"), ("num_epochs", "max_steps")):
+        if f"training.{key}" in named and f"training.{other}" not in named:
+            mapping["training"][other] = None
     mapping["resume"] = config.resume
     return validate(mapping), found

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,23 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .build import build_optimizer, default_run_name, network_config, write_config
 from .checkpoint import Checkpoint, CheckpointManager
-from .config import CustomTransformerConfig, RunConfig
-from .curves import draw_loss_curves
+from .config import RunConfig
 from .data.batches import Windows, validation_batches
-from .data.corpus import Corpus, prepare_corpus
-from .errors import CheckpointError, ConfigError, InputError, Interrupted, NotFiniteError, StorageError
+from .data.corpus import prepare_corpus
+from .errors import CheckpointError, InputError, Interrupted, NotFiniteError, StorageError
 from .evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
 from .flops import flops_per_token, matrix_product_rate
 from .interruption import Interruption
-from .language_model import LanguageModel
 from .models import build_network
-from .models.network import Batch, Network
-from .optim import SGD, AdamW, Optimizer
-from .progress import ProgressLine
-from .provenance import commit_tags
+from .models.network import Batch
+from .report import RunReport
 from .resume import resumed_config
 from .run_log import run_log, warnings_to_terminal
+from .samples import draw_samples, encode_prompts
 from .schedule import learning_rate
 from .summary_page import print_summary
 from .tracking import (
@@ -49,15 +46,9 @@ from .tracking import (
     close_dead_runs,
     create_run_directory,
     end_run,
-    flatten,
-    load_training_log,
     open_run_directory,
     open_tracker,
 )
-
-SAMPLE_TEMPERATURE = 0.8
-SAMPLE_TOP_K = 50
-LOSS_CURVES = "loss_curves.png"
 
 log = logging.getLogger(__name__)
 
@@ -101,16 +92,14 @@ class Runner:
         self.device = self.network.device
         self.flops_per_token = flops_per_token(self.network_config, config.model.max_seq_len)
         self.peak_rate = matrix_product_rate(self.network.compute_dtype, self.device)
-        self.prompts = self._encode_prompts()
         corpus = self.corpus
+        self.prompts = encode_prompts(config.training.sample_prompts, corpus)
         self.unigram_loss, self.bigram_loss = unigram_and_bigram_loss(
             corpus.train, corpus.validation, corpus.tokenizer.vocab_size
         )
         self.evaluator = Evaluator(self.network, corpus.validation_bytes / len(corpus.validation))
         self.evaluation: tuple[int, Evaluation] | None = None  # the last one, and after how many steps
-        self.last_sample = ""
-        self.seconds_trained = 0.0  # of steps alone, since the last log
-        self.steps_timed = 0
+        self.samples: list[str] = []  # its texts
         if self.checkpoint is not None:
             self._restore(self.checkpoint)
         self.first_step = self.step
@@ -155,22 +144,6 @@ class Runner:
         )
         return self.step % steps == 0 or self.step == self.max_steps
 
-    def _encode_prompts(self) -> dict[str, list[int]]:
-        """The sample prompts as tokens; where this tokenizer cannot read one, the start of the validation text."""
-        prompts: dict[str, list[int]] = {}
-        for prompt in self.config.training.sample_prompts:
-            try:
-                tokens = self.corpus.tokenizer.encode(prompt)
-            except InputError:
-                tokens = self.corpus.validation[:8].tolist()
-                text = self.corpus.tokenizer.decode(tokens)
-                log.warning(
-                    "The prompt %r is not in this tokenizer's alphabet; samples continue %r instead.", prompt, text
-                )
-                prompt = text
-            prompts[prompt] = tokens
-        return prompts
-
     # The loop
 
     def run(self) -> float:
@@ -181,34 +154,34 @@ class Runner:
                 "give a larger training.max_steps to go on."
             )
         directory, tracker = self._open_run()
-        progress = ProgressLine(self.first_step, self.max_steps)
+        report = RunReport(self, directory, tracker)
         status = FAILED
         try:
             with run_log(directory.log):
                 try:
-                    self._log_start(directory, tracker, progress)
+                    report.start()
                     self.interruption.defer()
-                    self._train(directory, tracker, progress)
+                    self._train(directory, tracker, report)
                     status = FINISHED
                 except Interrupted:
                     status = KILLED
                     raise
                 except BaseException as error:
-                    self._keep_traceback(directory, tracker, error)
+                    report.failure(error)
                     raise
                 finally:
-                    progress.close()
-                    tracker.finish(status)
+                    report.end(status)
         finally:
             directory.release()
         assert self.evaluation is not None
         print_summary(self, directory)
         return self.evaluation[1].loss
 
-    def _train(self, directory: RunDirectory, tracker: Tracker, progress: ProgressLine) -> None:
+    def _train(self, directory: RunDirectory, tracker: Tracker, report: RunReport) -> None:
         training = self.config.training
         checkpoints = CheckpointManager(directory.checkpoints, keep=training.keep_checkpoints)
         checkpoints.check_free_space(self._tensors(), copies=2)
+        seconds, steps = 0.0, 0  # of training alone, since the last log
         while self.step < self.max_steps:
             self.interruption_point(checkpoints, tracker)
             begin = time.perf_counter()
@@ -216,12 +189,12 @@ class Runner:
             logs, saves = self._is_due(training.log_every), self._is_due(training.save_every)
             if logs or saves:
                 self._check_finite()  # waits for the device, so that the time below is the steps' own
-            self.seconds_trained += time.perf_counter() - begin
-            self.steps_timed += 1
+            seconds, steps = seconds + time.perf_counter() - begin, steps + 1
             if logs:
-                self._log_step(tracker, progress, loss.item(), rate, norm.item())
+                report.step(loss.item(), rate, norm.item(), seconds / steps)
+                seconds, steps = 0.0, 0
             if self._is_due(training.eval_every):
-                self._evaluate(directory, tracker, progress)
+                self._evaluate(report)
             if saves:
                 self._save(checkpoints, tracker)
 
@@ -274,8 +247,8 @@ class Runner:
         new = total - self.nonfinite_before
         if training.non_finite == "raise" and new:
             raise NotFiniteError(
-                f"The loss or the gradient norm was not finite in {new} of the last steps, up to step {self.step}. Nothing "
-                "was updated in them. Try a smaller optimizer.learning_rate or a longer schedule.warmup_ratio; "
+                f"The loss or the gradient norm was not finite in {new} of the last steps, up to step {self.step}. "
+                "Nothing was updated in them. Try a smaller optimizer.learning_rate or a longer schedule.warmup_ratio; "
                 "training.non_finite=skip goes on without such steps."
             )
         if training.non_finite == "skip" and longest >= training.non_finite_limit:
@@ -294,113 +267,41 @@ class Runner:
         if self.checkpoint is not None:
             assert self.resumed is not None
             directory = open_run_directory(self.resumed.path, self.step)
-            CheckpointManager(directory.checkpoints).set_aside_after(self.step)
-            metrics_length = self.checkpoint.state["metrics_length"]
         else:
             directory = create_run_directory(self.outputs, name)
         try:
+            if self.checkpoint is not None:
+                CheckpointManager(directory.checkpoints).set_aside_after(self.step)
+                metrics_length = self.checkpoint.state["metrics_length"]
             write_config(config, directory.path / "config.yaml")
             self.corpus.tokenizer.save(directory.path)
             tracker = open_tracker(
                 config.tracking.name, directory, self.outputs, config.experiment_name, name, metrics_length
             )
-        except BaseException:
-            end_run(directory.path, FAILED)
+        except BaseException as error:
+            end_run(directory.path, KILLED if isinstance(error, Interrupted) else FAILED)
             directory.release()
             raise
         return directory, tracker
 
-    def _log_start(self, directory: RunDirectory, tracker: Tracker, progress: ProgressLine) -> None:
-        config, corpus = self.config, self.corpus
-        tracker.log_parameters(flatten(config.to_dict()) | {"parameters": self.network.count_parameters()})
-        tracker.set_tags(
-            {
-                **config.tags,
-                **commit_tags(),
-                "device": str(self.device),
-                "tokenizer_digest": corpus.tokenizer_digest,
-                "dataset_digest": corpus.dataset_digest,
-                "run_directory": str(directory.path),
-            }
-        )
-        for file in ("config.yaml", "tokenizer.json"):
-            tracker.log_artifact(directory.path / file)
-        lines = (
-            f"{type(self.network).__name__}: {self.network.count_parameters():,} parameters, {config.architecture.name}, "
-            f"{config.precision.name} on {self.device}, {torch.get_num_threads()} threads",
-            f"{config.dataset.name}: {len(corpus.train):,} tokens for training, {len(corpus.validation):,} for validation, "
-            f"vocabulary {corpus.tokenizer.vocab_size} ({corpus.tokenizer.name})",
-            f"{self.max_steps} steps of {self.tokens_per_step:,} tokens = "
-            f"{self.max_steps * self.windows_per_step / self.windows.windows_per_epoch:.1f} epochs"
-            + (f", resumed after step {self.first_step}" if self.first_step else ""),
-            f"counting models of the same tokens: unigram loss {self.unigram_loss:.3f}, bigram loss {self.bigram_loss:.3f}",
-            f"run directory: {directory.path}",
-        )
-        for line in lines:
-            log.info(line)
-            progress.say(line)
-
-    def _log_step(self, tracker: Tracker, progress: ProgressLine, loss: float, rate: float, norm: float) -> None:
-        tokens_per_second = self.steps_timed * self.tokens_per_step / self.seconds_trained
-        self.seconds_trained, self.steps_timed = 0.0, 0
-        tokens_seen = self.step * self.tokens_per_step
-        tracker.log(
-            self.step,
-            {
-                "train/loss": loss,
-                "learning_rate": rate,
-                "gradient_norm": norm,
-                "tokens_seen": tokens_seen,
-                "flops": tokens_seen * self.flops_per_token,
-                "tokens_per_second": tokens_per_second,
-                "peak_share": tokens_per_second * self.flops_per_token / self.peak_rate,
-                "nonfinite_steps": int(self.optimizer.nonfinite_steps),
-            },
-        )
-        progress.update(self.step, loss, rate, norm, tokens_per_second)
-
-    def _evaluate(self, directory: RunDirectory, tracker: Tracker, progress: ProgressLine) -> None:
+    def _evaluate(self, report: RunReport) -> None:
         """Validation loss and samples. The last evaluation of a run is over the whole split."""
-        training = self.config.training
+        training, corpus = self.config.training, self.corpus
         limit = None if self.step == self.max_steps else training.eval_batches
-        batches = validation_batches(
-            self.corpus.validation, self.config.model.max_seq_len, training.batch_size, limit, self.device
-        )
-        evaluation = self.evaluator.evaluate(batches)
-        self.evaluation = self.step, evaluation
-        counting = {"validation/unigram_loss": self.unigram_loss, "validation/bigram_loss": self.bigram_loss}
-        tracker.log(self.step, evaluation.metrics() | counting)
-        samples = directory.samples / f"step-{self.step:06d}.txt"
-        samples.write_text(self._samples(), encoding="utf-8")
-        tracker.log_artifact(samples, "samples")
-        curves = directory.path / LOSS_CURVES
-        title = f"{directory.read()['run_name']}: {self.network.count_parameters():,} parameters"
-        draw_loss_curves(load_training_log(directory.path), curves, title)
-        tracker.log_artifact(curves)
-        line = (
-            f"step {self.step}: validation loss {evaluation.loss:.4f} (bigram {self.bigram_loss:.3f}), perplexity "
-            f"{evaluation.perplexity:.1f}, {evaluation.bits_per_byte:.3f} bits a byte, accuracy {evaluation.accuracy:.3f}"
-        )
-        log.info(line)
-        progress.say(line)
-        if self.last_sample:
-            progress.say("  " + " ".join(self.last_sample.split())[:110])
-
-    def _samples(self) -> str:
-        """The continuation of every prompt, drawn from (seed, step)."""
-        model, tokenizer, texts = LanguageModel(self.network), self.corpus.tokenizer, []
-        for number, tokens in enumerate(self.prompts.values()):
-            drawn = model.generate(
-                torch.tensor([tokens], device=self.device),
-                self.config.training.sample_length,
-                temperature=SAMPLE_TEMPERATURE,
-                top_k=SAMPLE_TOP_K,
-                eos_token_id=tokenizer.end_token_id,
-                seed=self.config.seed + number,
+        evaluation = self.evaluator.evaluate(
+            validation_batches(
+                corpus.validation, self.config.model.max_seq_len, training.batch_size, limit, self.device
             )
-            texts.append(tokenizer.decode(drawn[0].tolist()))
-        self.last_sample = texts[0] if texts else ""
-        return "\n\n----\n\n".join(texts) + "\n"
+        )
+        self.evaluation = self.step, evaluation
+        report.evaluation(evaluation)
+        if not math.isfinite(evaluation.loss):
+            raise NotFiniteError(
+                f"The validation loss after step {self.step} is {evaluation.loss}: the parameters have diverged. Try a "
+                "smaller optimizer.learning_rate or a longer schedule.warmup_ratio."
+            )
+        self.samples = draw_samples(self.network, corpus, self.prompts, training.sample_length, self.config.seed)
+        report.samples(self.samples)
 
     def _save(self, checkpoints: CheckpointManager, tracker: Tracker) -> Path | None:
         """The new checkpoint; None where the disk did not take it and the run can go on without."""
@@ -453,64 +354,3 @@ class Runner:
         self.network.load_parameters(checkpoint.tensors["parameters"])
         self.optimizer.load_state(checkpoint.tensors["optimizer"])
         self.step = checkpoint.step
-
-    def _keep_traceback(self, directory: RunDirectory, tracker: Tracker, error: BaseException) -> None:
-        text = "".join(traceback.format_exception(error))
-        log.error(text)
-        path = directory.path / "traceback.txt"
-        try:
-            path.write_text(text, encoding="utf-8")
-            tracker.log_artifact(path)
-        except (OSError, StorageError):
-            log.warning("%s cannot be written.", path)
-
-
-def network_config(config: RunConfig, corpus: Corpus) -> CustomTransformerConfig:
-    """The network that a run's config and its tokenizer ask for. Raises ConfigError where they do not fit."""
-    model, tokens = config.model, corpus.tokenizer.vocab_size
-    if model.vocab_size is not None and model.vocab_size < tokens:
-        raise ConfigError(
-            [
-                f"model.vocab_size={model.vocab_size}: the tokenizer has {tokens} tokens; give at least {tokens}, or null "
-                "for exactly as many"
-            ]
-        )
-    return CustomTransformerConfig(
-        vocab_size=model.vocab_size or tokens,
-        d_model=model.d_model,
-        n_blocks=model.n_blocks,
-        n_heads=model.n_heads,
-        d_ffn=model.d_ffn,
-        max_seq_len=model.max_seq_len,
-        dropout=model.dropout,
-        architecture=config.architecture.name,
-        activation=config.architecture.activation,
-        label_smoothing=config.training.label_smoothing,
-        precision=config.precision.name,
-        kernels=config.kernels.name,
-        device=config.device.name,
-        seed=config.seed,
-    )
-
-
-def build_optimizer(config: RunConfig, network: Network) -> Optimizer:
-    buffers = network.layout, network.flat_parameters, network.flat_gradients
-    settings = config.optimizer
-    if settings.name == "sgd":
-        return SGD(*buffers, settings.weight_decay, settings.momentum or 0.0)
-    assert settings.betas is not None
-    assert settings.epsilon is not None
-    return AdamW(*buffers, settings.weight_decay, settings.betas, settings.epsilon)
-
-
-def default_run_name(config: RunConfig) -> str:
-    model = config.model
-    return f"{config.architecture.name}-{model.n_blocks}x{model.d_model}-{config.dataset.name}"
-
-
-def write_config(config: RunConfig, path: Path) -> None:
-    from omegaconf import OmegaConf
-
-    from .durable import write_atomically
-
-    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(config.to_dict())).encode())

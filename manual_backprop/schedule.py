@@ -10,8 +10,8 @@ def learning_rate(
 ) -> float:
     """Of the optimizer step number `step`, counted from 1.
 
-    Rises in `warmup_steps` equal parts to `peak`, then follows half a cosine (Loshchilov and Hutter 2017, equation 5), a
-    line, or stays (constant). cosine and linear reach `floor` in the last step.
+    Rises in `warmup_steps` equal parts to `peak`, then follows half a cosine (Loshchilov and Hutter 2017, equation 5),
+    a line, or stays (constant). cosine and linear reach `floor` in the last step.
     """
     if step <= warmup_steps:
         return peak * step / warmup_steps

@@ -43,8 +43,8 @@ def print_summary(runner: Runner, directory: RunDirectory) -> None:
     table.add_row("run directory", str(directory.path))
     console = Console(soft_wrap=True)
     console.print()
-    if runner.last_sample:
-        console.print(Panel(escape(runner.last_sample.strip()), title="a sample", title_align="left"), soft_wrap=False)
+    for text in runner.samples[:1]:
+        console.print(Panel(escape(text.strip()), title="a sample", title_align="left"), soft_wrap=False)
     console.print(table)
     console.print("\nNext:", style="bold")
     commands = [

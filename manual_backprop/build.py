@@ -1,0 +1,61 @@
+"""From a run's config to the parts of a run: the network's config, the optimizer, the name, the written config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .config import CustomTransformerConfig, RunConfig
+from .data.corpus import Corpus
+from .durable import write_atomically
+from .errors import ConfigError
+from .models.network import Network
+from .optim import SGD, AdamW, Optimizer
+
+
+def network_config(config: RunConfig, corpus: Corpus) -> CustomTransformerConfig:
+    """The network that a run's config and its tokenizer ask for. Raises ConfigError where they do not fit."""
+    model, tokens = config.model, corpus.tokenizer.vocab_size
+    if model.vocab_size is not None and model.vocab_size < tokens:
+        raise ConfigError(
+            [
+                f"model.vocab_size={model.vocab_size}: the tokenizer has {tokens} tokens; give at least {tokens}, or "
+                "null for exactly as many"
+            ]
+        )
+    return CustomTransformerConfig(
+        vocab_size=model.vocab_size or tokens,
+        d_model=model.d_model,
+        n_blocks=model.n_blocks,
+        n_heads=model.n_heads,
+        d_ffn=model.d_ffn,
+        max_seq_len=model.max_seq_len,
+        dropout=model.dropout,
+        architecture=config.architecture.name,
+        activation=config.architecture.activation,
+        label_smoothing=config.training.label_smoothing,
+        precision=config.precision.name,
+        kernels=config.kernels.name,
+        device=config.device.name,
+        seed=config.seed,
+    )
+
+
+def build_optimizer(config: RunConfig, network: Network) -> Optimizer:
+    buffers = network.layout, network.flat_parameters, network.flat_gradients
+    settings = config.optimizer
+    if settings.name == "sgd":
+        return SGD(*buffers, settings.weight_decay, settings.momentum or 0.0)
+    assert settings.betas is not None
+    assert settings.epsilon is not None
+    return AdamW(*buffers, settings.weight_decay, settings.betas, settings.epsilon)
+
+
+def default_run_name(config: RunConfig) -> str:
+    model = config.model
+    return f"{config.architecture.name}-{model.n_blocks}x{model.d_model}-{config.dataset.name}"
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(config.to_dict())).encode())

@@ -1,0 +1,54 @@
+"""Text that a model writes during its training, so that a reader sees what the loss means."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from .data.corpus import Corpus
+from .errors import InputError
+from .language_model import LanguageModel
+from .models.network import Network
+
+TEMPERATURE = 0.8
+TOP_K = 50
+SEPARATOR = "\n\n----\n\n"
+
+log = logging.getLogger(__name__)
+
+
+def encode_prompts(prompts: Sequence[str], corpus: Corpus) -> list[list[int]]:
+    """The prompts as tokens; where the tokenizer cannot read one, the start of the validation text."""
+    encoded = []
+    for prompt in prompts:
+        try:
+            encoded.append(corpus.tokenizer.encode(prompt))
+        except InputError:
+            tokens = corpus.validation[:8].tolist()
+            log.warning(
+                "The prompt %r is not in this tokenizer's alphabet; samples continue %r instead.",
+                prompt,
+                corpus.tokenizer.decode(tokens),
+            )
+            encoded.append(tokens)
+    return encoded
+
+
+def draw_samples(
+    network: Network, corpus: Corpus, prompts: Sequence[Sequence[int]], length: int, seed: int
+) -> list[str]:
+    """Every prompt with its continuation, `length` tokens or up to the end token. The same seed, the same numbers."""
+    model, tokenizer, texts = LanguageModel(network), corpus.tokenizer, []
+    for number, tokens in enumerate(prompts):
+        drawn = model.generate(
+            torch.tensor([list(tokens)], device=network.device),
+            length,
+            temperature=TEMPERATURE,
+            top_k=TOP_K,
+            eos_token_id=tokenizer.end_token_id,
+            seed=seed + number,
+        )
+        texts.append(tokenizer.decode(drawn[0].tolist()))
+    return texts
