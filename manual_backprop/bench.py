@@ -25,6 +25,7 @@ from typing import Any
 
 from .config import PRECISIONS, CustomTransformerConfig, model_sizes
 from .errors import CheckFailedError, InputError
+from .memory import keep_freed_memory
 
 SUBJECT, AGAIN = "custom", "custom again"
 ROWS = {SUBJECT: "custom", AGAIN: "custom", "torch": "torch"}  # name of a row: its implementation
@@ -104,6 +105,7 @@ def _work(end: Connection, implementation: str, case: Case) -> None:
     import torch
 
     torch.set_num_threads(case.threads)
+    keep_freed_memory()  # for every row alike
     from .models import build_network
     from .models.network import Batch
     from .optim import AdamW

@@ -28,6 +28,7 @@ from .errors import CheckpointError, InputError, Interrupted, NotFiniteError, St
 from .evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
 from .flops import flops_per_token, matrix_product_rate
 from .interruption import Interruption
+from .memory import keep_freed_memory
 from .models import build_network
 from .models.network import Batch
 from .report import RunReport
@@ -81,6 +82,7 @@ class Runner:
             self.checkpoint = CheckpointManager(resumed.path / "checkpoints").load(resumed.checkpoint)
         self._set_threads()
         torch.set_float32_matmul_precision("highest")
+        keep_freed_memory()
         self.corpus = prepare_corpus(config.dataset, config.tokenizer, outputs / "datasets")
         self.network_config = network_config(config, self.corpus)
         self.network = build_network(config.implementation.name, self.network_config)

@@ -12,7 +12,7 @@ from .errors import InputError
 from .language_model import LanguageModel
 from .models.network import Network
 
-TEMPERATURE = 0.8
+TEMPERATURE = 0.7
 TOP_K = 50
 SEPARATOR = "\n\n----\n\n"
 

@@ -60,7 +60,7 @@ Exit codes: 0 all is right, 1 something is over its bar, 2 wrong arguments.
 MOST_TOKENS = 12  # T of a network that is given by arguments: a proof needs no long sequence
 UNKNOWN_VOCABULARY = 257  # of a tokenizer that has not seen its corpus yet
 WIDTH = 110  # columns, where there is no terminal to ask
-LARGE = 2_000_000  # parameters: above, two draws of rounding errors in place of eight, and several threads
+LARGE = 2_000_000  # parameters: above, two draws of rounding errors in place of eight
 MANNERS = "touches nothing else"  # inputs, upstream gradients and outputs; and backward again returns the same
 NEVER_USED = ("tracking=none",)  # verifying a network needs no place to record it
 
@@ -150,13 +150,12 @@ def parameter_count(config: CustomTransformerConfig) -> int:
 
 
 @contextmanager
-def threads_for(config: CustomTransformerConfig | None) -> Iterator[None]:
-    """One thread for small tensors: several would spend their time waiting for one another."""
+def one_thread() -> Iterator[None]:
+    """With sequences this short, several threads would spend their time waiting for one another."""
     import torch
 
     threads = torch.get_num_threads()
-    if config is None or parameter_count(config) < LARGE:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -281,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    with threads_for(config):
+    with one_thread():
         sections = check_one(config) if config else check_everything()
     show(sections, console)
     verdict = verdict_of(sections, time.monotonic() - start)

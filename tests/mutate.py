@@ -60,6 +60,8 @@ COMPARISONS: dict[type, type] = {
 }
 WITH_AXIS = {"sum", "mean", "unsqueeze", "flatten", "unflatten", "index_add_", "scatter_add_", "any", "amax"}
 WITH_AXES = {"transpose", "permute"}
+IN_PLACE = {"add_": "sub_", "sub_": "add_", "mul_": "div_", "div_": "mul_"}
+CURVES = {"erf_", "exp_", "neg_", "sigmoid", "sigmoid_", "square"}
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,14 @@ def broken_calls(call: ast.Call) -> Iterator[ast.AST]:
     if method == "transpose":
         assert isinstance(call.func, ast.Attribute)
         yield call.func.value
+    if method in IN_PLACE or (method in CURVES and not call.args):
+        assert isinstance(call.func, ast.Attribute)
+        yield call.func.value  # left out
+    if method in IN_PLACE:
+        assert isinstance(call.func, ast.Attribute)
+        yield ast.Call(ast.Attribute(call.func.value, IN_PLACE[method], ast.Load()), call.args, call.keywords)
+        if (scaled := scaled_constant(call.args[0])) is not None:
+            yield ast.Call(call.func, [scaled], call.keywords)
     places = (
         range(len(call.args)) if method in WITH_AXES else range(min(1, len(call.args))) if method in WITH_AXIS else ()
     )

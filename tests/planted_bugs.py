@@ -211,8 +211,8 @@ BUGS = [
     Bug(
         "masked scores keep a finite value",
         ATTENTION,
-        "masked_fill(~visible, -math.inf)",
-        "masked_fill(~visible, -10.0)",
+        "torch.where(visible, scores, -math.inf)",
+        "torch.where(visible, scores, -10.0)",
     ),
     Bug(
         "heads and their width exchanged",
@@ -223,9 +223,9 @@ BUGS = [
     # activations
     Bug("relu lets negative gradients through", ACTIVATIONS, "return dy * (x > 0)", "return dy.clamp(min=0) * (x > 0)"),
     Bug("relu's slope from the gradient", ACTIVATIONS, "return dy * (x > 0)", "return dy * (dy > 0)"),
-    Bug("gelu without its density", ACTIVATIONS, "(cumulative + x_wide * density)", "cumulative"),
-    Bug("gelu's cube without the 3", ACTIVATIONS, "(1 + 3 * squared)", "(1 + squared)"),
-    Bug("gelu's inner slope forgotten", ACTIVATIONS, "(1 - t.square()) * u_slope)", "(1 - t.square()))"),
+    Bug("gelu without its density", ACTIVATIONS, "density.mul_(x_wide).add_(cumulative)", "cumulative"),
+    Bug("gelu's cube without the 3", ACTIVATIONS, "(squared * (3 * GATE_CUBIC))", "(squared * GATE_CUBIC)"),
+    Bug("gelu's inner slope forgotten", ACTIVATIONS, "rest.mul_(slope)", "rest"),
     Bug(
         "the approximation's derivative for the exact gelu",
         ACTIVATIONS,
@@ -269,10 +269,10 @@ BUGS = [
     Bug(
         "ignored targets count",
         LOSS,
-        "return torch.where(counts, dz, 0).to(logits.dtype)",
-        "return dz.to(logits.dtype)",
+        "dz.masked_fill_(~counts, 0)",
+        "pass",
     ),
-    Bug("ignored targets multiplied by 0", LOSS, "torch.where(counts, dz, 0).to", "(dz * counts).to"),
+    Bug("ignored targets multiplied by 0", LOSS, "dz.masked_fill_(~counts, 0)", "dz *= counts"),
     Bug("the denominator forgotten", LOSS, "dz *= dloss / denominator", "dz *= dloss"),
     Bug("the denominator is the number of rows", LOSS, "dz *= dloss / denominator", "dz *= dloss / z.shape[0]"),
     Bug(
@@ -360,14 +360,14 @@ BUGS = [
     Bug(
         "the attention's dropout forgotten",
         CUSTOM,
-        "        # y = dropout(context W_output^T + b_output)\n        dy = ops.dropout_backward(dy, dropout_cache)",
-        "",
+        "        # y = dropout(context W_output^T + b_output)\n        dy = ops.dropout_backward(",
+        "        dy, _ = (",
     ),
     Bug(
         "the feed-forward's dropout forgotten",
         CUSTOM,
-        "        # y = dropout(feed_forward(x))\n        dy = ops.dropout_backward(dy, dropout_cache)",
-        "",
+        "        # y = dropout(feed_forward(x))\n        dy = ops.dropout_backward(",
+        "        dy, _ = (",
     ),
     Bug(
         "the embedding's gradient never computed",

@@ -83,13 +83,14 @@ def parameter_shapes(config: CustomTransformerConfig) -> dict[str, Shape]:
 def initial_standard_deviation(name: str, shape: Shape, config: CustomTransformerConfig) -> float:
     """Of a matrix's normal distribution at the start.
 
-    gpt2: 0.02, and less for what is added to the residual stream, since 2L terms add up there (Radford et al. 2019,
-    section 2.3). vaswani: embeddings 1 / sqrt(D), so that their scaled values are of size 1; others keep the variance
-    of what passes through them (Glorot and Bengio 2010, equation 16).
+    gpt2: 0.02 at GPT-2's width of 768 and as 1 / sqrt(D) at others, and less for what is added to the residual stream,
+    since 2L terms add up there (Radford et al. 2019, section 2.3). vaswani: embeddings 1 / sqrt(D), so that their
+    scaled values are of size 1; others keep the variance of what passes through them (Glorot and Bengio 2010,
+    equation 16).
     """
     if config.architecture == "gpt2":
-        residual = name.endswith("output.weight")
-        return 0.02 / math.sqrt(2 * config.n_blocks) if residual else 0.02
+        base = 0.02 * math.sqrt(768 / config.d_model)
+        return base / math.sqrt(2 * config.n_blocks) if name.endswith("output.weight") else base
     if name in ("token_embedding.weight", "head.weight"):
         return config.d_model**-0.5
     outputs, inputs = shape

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from .numerics import rows, wide
@@ -12,8 +11,8 @@ from .numerics import rows, wide
 ActivationCache = tuple[Tensor]
 BiasGeluCache = tuple[Tensor, Tensor, bool]
 
-SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
-CUBIC = 0.044715
+GATE_LINEAR = 2 * math.sqrt(2 / math.pi)
+GATE_CUBIC = 0.044715 * GATE_LINEAR
 
 
 def relu_forward(x: Tensor) -> tuple[Tensor, ActivationCache]:
@@ -34,7 +33,7 @@ def gelu_forward(x: Tensor) -> tuple[Tensor, ActivationCache]:
     Its derivative is the normal density phi(x) = exp(-x^2 / 2) / sqrt(2 pi), so dx = dy (Phi(x) + x phi(x)).
     """
     x_wide = wide(x)
-    cumulative = 0.5 * (1 + torch.erf(x_wide * math.sqrt(0.5)))
+    cumulative = (x_wide * math.sqrt(0.5)).erf_().add_(1).mul_(0.5)
     return (x_wide * cumulative).to(x.dtype), (x,)
 
 
@@ -42,34 +41,36 @@ def gelu_backward(dy: Tensor, cache: ActivationCache) -> Tensor:
     """dy (...) -> dx (...)."""
     (x,) = cache
     x_wide = wide(x)
-    cumulative = 0.5 * (1 + torch.erf(x_wide * math.sqrt(0.5)))
-    density = torch.exp(-0.5 * x_wide.square()) / math.sqrt(2 * math.pi)
+    cumulative = (x_wide * math.sqrt(0.5)).erf_().add_(1).mul_(0.5)
+    density = x_wide.square().mul_(-0.5).exp_().div_(math.sqrt(2 * math.pi))
     # y = x Phi(x)
-    dx = wide(dy) * (cumulative + x_wide * density)
+    dx = density.mul_(x_wide).add_(cumulative).mul_(wide(dy))
     return dx.to(x.dtype)
 
 
 def gelu_tanh_forward(x: Tensor) -> tuple[Tensor, ActivationCache]:
     """y = x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3): GPT-2's approximation of x Phi(x).
 
-    With t = tanh u: dt/du = 1 - t^2 and du/dx = sqrt(2 / pi) (1 + 3 * 0.044715 x^2), so
-        dx = dy ((1 + t) / 2 + x (1 - t^2) du/dx / 2)
+    (1 + tanh u) / 2 = sigmoid(2u) =: gate, which is cheaper, and exact where 1 + tanh u cancels. So y = x gate, and
+    from the slope of a sigmoid, dgate/dx = gate (1 - gate) d(2u)/dx, where d(2u)/dx = 2 sqrt(2 / pi)
+    (1 + 3 * 0.044715 x^2),
+        dx = dy (gate + x gate (1 - gate) d(2u)/dx)
     """
     x_wide = wide(x)
-    u = SQRT_2_OVER_PI * x_wide * (1 + CUBIC * x_wide.square())
-    y = 0.5 * x_wide * (1 + u.tanh())
-    return y.to(x.dtype), (x,)
+    gate = x_wide.square().mul_(GATE_CUBIC).add_(GATE_LINEAR).mul_(x_wide).sigmoid_()  # 2u = x (linear + cubic x^2)
+    return (x_wide * gate).to(x.dtype), (x,)
 
 
 def gelu_tanh_backward(dy: Tensor, cache: ActivationCache) -> Tensor:
     """dy (...) -> dx (...)."""
     (x,) = cache
     x_wide = wide(x)
-    squared = CUBIC * x_wide.square()
-    t = torch.tanh(SQRT_2_OVER_PI * x_wide * (1 + squared))
-    u_slope = SQRT_2_OVER_PI * (1 + 3 * squared)
-    # y = x (1 + tanh u) / 2
-    dx = wide(dy) * 0.5 * (1 + t + x_wide * (1 - t.square()) * u_slope)
+    squared = x_wide.square()
+    slope = (squared * (3 * GATE_CUBIC)).add_(GATE_LINEAR)  # d(2u)/dx
+    twice_u = squared.mul_(GATE_CUBIC).add_(GATE_LINEAR).mul_(x_wide)
+    gate, rest = twice_u.sigmoid(), twice_u.neg_().sigmoid_()  # rest = 1 - gate, whose difference would cancel
+    # y = x gate
+    dx = rest.mul_(slope).mul_(x_wide).add_(1).mul_(gate).mul_(wide(dy))  # dy gate (1 + x rest slope)
     return dx.to(x.dtype)
 
 

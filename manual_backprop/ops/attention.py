@@ -56,7 +56,7 @@ def attention_forward(
     scale = 1 / math.sqrt(query.shape[-1])
     scores = (query * scale) @ key.mT  # (B, H, T, T)
     visible = visible_positions(qkv.shape[1], segments, qkv.device)
-    masked = scores.masked_fill(~visible, -math.inf)
+    masked = torch.where(visible, scores, -math.inf)
     probabilities, softmax_cache = softmax_forward(masked)
     dropped, dropout_cache = dropout_forward(probabilities, dropout)
     context = dropped @ value  # (B, H, T, K)

@@ -12,19 +12,17 @@ LearnedPositionsCache = tuple[()]
 SinusoidalPositionsCache = tuple[()]
 
 
-def token_embedding_forward(
-    tokens: Tensor, weight: Tensor, scale: float = 1.0, dtype: torch.dtype | None = None
-) -> tuple[Tensor, TokenEmbeddingCache]:
+def token_embedding_forward(tokens: Tensor, weight: Tensor, scale: float = 1.0) -> tuple[Tensor, TokenEmbeddingCache]:
     """y_bt = scale * W[token_bt]: a row of the table for each token.
 
-    tokens (B, T) of whole numbers in [0, V), weight (V, D) -> y (B, T, D), in `dtype` (the weight's where None).
+    tokens (B, T) of whole numbers in [0, V), weight (V, D) -> y (B, T, D).
     The scale is sqrt(D) in Vaswani et al. 2017, section 3.4, and 1 in GPT-2.
 
     A row is read once for each occurrence of its token, so its gradient is the sum over these occurrences:
         dW_v = scale * sum over (b, t) with token_bt = v of dy_bt
     Tokens are not numbers to be differentiated by, so nothing flows further back.
     """
-    y = weight[tokens].to(dtype or weight.dtype)  # (B, T, D)
+    y = weight[tokens]  # (B, T, D)
     if scale != 1.0:
         y = y * scale
     return y, (tokens, scale)

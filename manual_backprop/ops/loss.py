@@ -54,8 +54,8 @@ def cross_entropy_backward(dloss: float | Tensor, cache: CrossEntropyCache) -> T
     on_target = target.clamp(min=0)[:, None]
     dz.scatter_add_(1, on_target, torch.full_like(on_target, label_smoothing - 1, dtype=dz.dtype))  # p - q
     dz *= dloss / denominator
-    # torch.where, since a row that does not count may hold anything, and NaN times 0 is NaN
-    return torch.where(counts, dz, 0).to(logits.dtype).view(logits.shape)
+    dz.masked_fill_(~counts, 0)  # not a product: a row that does not count may hold anything, and NaN times 0 is NaN
+    return dz.to(logits.dtype).view(logits.shape)
 
 
 def linear_cross_entropy_forward(

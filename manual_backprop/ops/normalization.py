@@ -30,7 +30,7 @@ def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor,
     centered = x_wide - mean
     rstd = torch.rsqrt(centered.square().mean(-1, keepdim=True) + EPSILON)  # (..., 1)
     normalized = centered * rstd
-    y = normalized * wide(weight) + wide(bias)
+    y = torch.addcmul(wide(bias), normalized, wide(weight))  # normalized * weight + bias in one pass
     return y.to(x.dtype), (x, mean, rstd, weight)
 
 
@@ -38,7 +38,7 @@ def layer_norm_backward(dy: Tensor, cache: LayerNormCache, dweight: Tensor, dbia
     """dy (..., D) -> dx (..., D); adds to dweight (D) and dbias (D)."""
     x, mean, rstd, weight = cache
     dy_wide = wide(dy)
-    normalized = (wide(x) - mean) * rstd
+    normalized = (wide(x) - mean).mul_(rstd)
     # y = normalized * weight + bias
     dbias += rows(dy_wide).sum(0)
     dweight += rows(dy_wide * normalized).sum(0)

@@ -18,7 +18,7 @@ def softmax_forward(x: Tensor) -> tuple[Tensor, SoftmaxCache]:
     dy_i/dx_j = y_i (delta_ij - y_j), so dx_j = y_j (dy_j - sum_i dy_i y_i): the cache needs the output alone.
     """
     x_wide = wide(x)
-    exponential = (x_wide - x_wide.amax(-1, keepdim=True)).exp()
+    exponential = (x_wide - x_wide.amax(-1, keepdim=True)).exp_()
     y = (exponential / exponential.sum(-1, keepdim=True)).to(x.dtype)
     return y, (y,)
 
