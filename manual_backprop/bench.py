@@ -25,6 +25,7 @@ from typing import Any
 
 from .config import PRECISIONS, CustomTransformerConfig, model_sizes
 from .errors import CheckFailedError, InputError
+from .machine import compute_capabilities
 from .memory import keep_freed_memory
 
 SUBJECT, AGAIN = "custom", "custom again"
@@ -180,7 +181,7 @@ def _resident_bytes(entry: str) -> int:
 def ratios(row: Row, subject: Row) -> tuple[float, float, float]:
     """Lower quartile, median and upper quartile of the row's time over the subject's, turn by turn."""
     quotients = sorted(mine / its for mine, its in zip(row.seconds, subject.seconds, strict=True))
-    low, middle, high = statistics.quantiles(quotients, n=4)
+    low, middle, high = statistics.quantiles(quotients, n=4, method="inclusive")
     return low, middle, high
 
 
@@ -231,6 +232,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurement there, too")
     options = parser.parse_args(arguments)
+    if options.json is not None and not (options.json.absolute().parent.is_dir() and not options.json.is_dir()):
+        raise InputError(f"--json {options.json}: expected a file in a folder that exists")
+    if options.device == "cuda" and not compute_capabilities():
+        raise InputError("--device cuda: no NVIDIA GPU can be used on this machine; use --device cpu")
     sizes = model_sizes()
     if options.model not in sizes:
         raise InputError(f"--model {options.model}: there is no such size; use one of {', '.join(sizes)}")

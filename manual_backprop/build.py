@@ -51,8 +51,11 @@ def build_optimizer(config: RunConfig, network: Network) -> Optimizer:
 
 
 def default_run_name(config: RunConfig) -> str:
-    model = config.model
-    return f"{config.architecture.name}-{model.n_blocks}x{model.d_model}-{config.dataset.name}"
+    """gpt2-4x128-python_docs, and whatever is not as usual behind it: gpt2-4x128-python_docs-bf16-torch."""
+    model, usual = config.model, {"fp32", "custom", "adamw"}
+    unusual = {config.precision.name, config.implementation.name, config.optimizer.name} - usual
+    name = f"{config.architecture.name}-{model.n_blocks}x{model.d_model}-{config.dataset.name}"
+    return "-".join((name, *sorted(unusual)))
 
 
 def write_config(config: RunConfig, path: Path) -> None:

@@ -67,8 +67,9 @@ class CheckpointManager:
     One process saves; any number may read meanwhile.
     """
 
-    def __init__(self, directory: str | Path, keep: int = 2):
-        if keep < 1:
+    def __init__(self, directory: str | Path, keep: int | None = 2):
+        """`keep` None: nothing is ever removed."""
+        if keep is not None and keep < 1:
             raise CheckpointError(f"keep={keep}: at least 1 checkpoint is kept, or a run could not be resumed")
         self.directory = Path(directory)
         self.keep = keep
@@ -218,6 +219,8 @@ class CheckpointManager:
 
     def _remove_unneeded(self) -> None:
         """Best effort: what cannot be removed costs space, not the run."""
+        if self.keep is None:
+            return
         paths = self.list()
         needed = {*paths[-self.keep :], self.best()}
         for path in paths:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, prod
+from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
@@ -21,6 +22,7 @@ from manual_backprop.config import RunConfig
 from manual_backprop.errors import ConfigError
 from manual_backprop.machine import missing_here
 from manual_backprop.overrides import OverrideReader, Report
+from manual_backprop.resume import as_run_wants
 from manual_backprop.rules import shown
 from manual_backprop.validation import validate
 
@@ -72,13 +74,14 @@ def check_with(hydra: Composer, arguments: Sequence[str], multirun: bool = False
         try:
             base = hydra.compose(_lines([*settings, *(o for o in plan if is_choice(o.key_or_group))]))
             values = [override for override in plan if not is_choice(override.key_or_group)]
-            config = validate(hydra.with_values(base, values, number))
+            lines = tuple(line.removeprefix("++") for line in _lines(plan))
+            config = validate(as_run_wants(hydra.with_values(base, values, number), lines, Path("outputs")))
         except ConfigError as error:
             report.add_all(error.violations)
             continue
         report.add_all(missing_here(config))
         choices = {str(group): str(option) for group, option in base.hydra.runtime.choices.items()}
-        jobs.append(Job(tuple(line.removeprefix("++") for line in _lines(plan)), choices, config))
+        jobs.append(Job(lines, choices, config))
     report.raise_if_wrong(len(plans))
     return Checked(_lines(overrides), multirun, tuple(jobs))
 

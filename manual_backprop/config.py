@@ -69,7 +69,7 @@ class CustomTransformerConfig:
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a key, or `default` where there is no such key."""
-        return getattr(self, name, default)
+        return getattr(self, name) if name in self.__dataclass_fields__ else default
 
     def get_device(self) -> torch.device:
         import torch
@@ -110,6 +110,10 @@ class CustomTransformerConfig:
                 f"d_model={self.d_model}: must be divisible by n_heads={self.n_heads}, since every head gets an equal "
                 f"share; use d_model={' or '.join(map(str, near))}, or another n_heads"
             )
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            found.append(f"seed={self.seed!r}: must be a whole number")
+        if self.device not in ("auto", "cpu", "cuda") and not str(self.device).startswith("cuda:"):
+            found.append(f"device={self.device!r}: must be auto, cpu or cuda")
         for name in ("dropout", "label_smoothing"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -13,6 +14,9 @@ from manual_backprop.errors import EXIT_DONE, EXIT_FAILED, ManualBackpropError
 
 def exit_code_of(command: Callable[[], int | None]) -> int:
     """Run a command. What a user can read is said in its own words, without a traceback; a bug shows its traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not end a run
     try:
         return command() or EXIT_DONE
     except ManualBackpropError as error:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request: finish the step, save, then leave. A second one leaves at once."""
+"""SIGINT, SIGTERM and SIGHUP as a request: finish the step, save, then leave. A second one leaves at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
 
 class Interruption:

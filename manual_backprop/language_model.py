@@ -22,6 +22,7 @@ from .models.network import Network, check_ids
 from .ops import IGNORED
 
 MODEL_TYPE = "custom_transformer"
+DEFAULT_SIZES = {"vocab_size": 50257, "d_model": 256, "n_blocks": 4, "n_heads": 4, "d_ffn": 512, "max_seq_len": 256}
 
 
 class LanguageModel:
@@ -69,8 +70,13 @@ class LanguageModel:
         """
         if not learning_rate >= 0 or not _is_finite(learning_rate):
             raise InputError(f"learning_rate={learning_rate}: expected a finite number of at least 0.")
+        if max_grad_norm is not None and (not max_grad_norm > 0 or not _is_finite(max_grad_norm)):
+            raise InputError(
+                f"max_grad_norm={max_grad_norm}: expected a finite number above 0, or None for no clipping."
+            )
         tokens, targets, segments = self._read(input_ids, labels, attention_mask)
-        assert targets is not None
+        if targets is None:
+            raise InputError("labels are None: a training step needs them, usually input_ids themselves.")
         network, self.step = self.network, self.step + 1
         network.zero_gradients()
         logits = network.forward(tokens, segments, step=self.step)
@@ -119,7 +125,8 @@ class LanguageModel:
         seed: int | None = None,
     ) -> Iterator[Tensor]:
         """`generate`, token by token: yields (B, 1) as soon as it is drawn. What cannot be used is refused at once."""
-        _check_sampling(max_length, temperature, top_k, top_p)
+        _check_sampling(max_length, temperature, top_k, top_p, seed)
+        _check_tensor("input_ids", input_ids)
         if input_ids.dim() != 2 or input_ids.numel() == 0:
             raise InputError(
                 f"input_ids have shape {tuple(input_ids.shape)}; expected (batch, sequence) with at least one token: "
@@ -175,11 +182,14 @@ class LanguageModel:
         }
 
     def save_checkpoint(self, directory: str | Path) -> Path:
-        """Writes `directory/step-NNNNNN/` (safetensors, JSON, checksums) and returns its path. Raises StorageError."""
+        """Writes `directory/step-NNNNNN/` (safetensors, JSON, checksums) and returns its path. Others stay.
+
+        Raises StorageError.
+        """
         from .checkpoint import CheckpointManager
 
         state = {"network": asdict(self.config), "training_steps": self.step}
-        return CheckpointManager(directory).save(self.step, {"parameters": self.network.parameters}, state)
+        return CheckpointManager(directory, keep=None).save(self.step, {"parameters": self.network.parameters}, state)
 
     def load_checkpoint(self, path: str | Path) -> None:
         """Replaces the parameters by those of a checkpoint, or of the newest one in a directory of checkpoints.
@@ -188,17 +198,7 @@ class LanguageModel:
         """
         checkpoint = _load(path)
         saved = _saved_config(checkpoint)
-        own, other = (
-            asdict(config) | {"activation": config.activation or config.traits.activation}
-            for config in (self.config, saved)
-        )
-        # what the parameters depend on; the rest is this model's own choice
-        needed = ("architecture", "vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len", "activation")
-        differences = [
-            f"{name} is {other[name]} there and {own[name]} here" for name in needed if own[name] != other[name]
-        ]
-        if differences:
-            raise CheckpointError(f"{checkpoint.path} belongs to another network: {'; '.join(differences)}.")
+        _check_same_network(checkpoint.path, saved, self.config)
         self.network.load_parameters(checkpoint.tensors["parameters"])
         self.step = checkpoint.step
 
@@ -206,6 +206,8 @@ class LanguageModel:
         self, input_ids: Tensor, labels: Tensor | None, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Checked, shifted, moved to the device: tokens, targets, segments, (B, T) each."""
+        for name, tensor in (("input_ids", input_ids), ("labels", labels), ("attention_mask", attention_mask)):
+            _check_tensor(name, tensor)
         for name, tensor in (("labels", labels), ("attention_mask", attention_mask)):
             if tensor is not None and tensor.shape != input_ids.shape:
                 raise InputError(
@@ -241,14 +243,15 @@ class CustomTransformerWrapper(LanguageModel):
         self,
         config: CustomTransformerConfig | None = None,
         *,
-        vocab_size: int = 50257,
-        d_model: int = 256,
-        n_blocks: int = 4,
-        n_heads: int = 4,
-        d_ffn: int = 512,
-        max_seq_len: int = 256,
+        vocab_size: int | None = None,
+        d_model: int | None = None,
+        n_blocks: int | None = None,
+        n_heads: int | None = None,
+        d_ffn: int | None = None,
+        max_seq_len: int | None = None,
         **others: Any,
     ):
+        """Sizes that are not given: 50257, 256, 4, 4, 512, 256."""
         sizes: dict[str, Any] = {
             "vocab_size": vocab_size,
             "d_model": d_model,
@@ -257,15 +260,19 @@ class CustomTransformerWrapper(LanguageModel):
             "d_ffn": d_ffn,
             "max_seq_len": max_seq_len,
         }
+        given = {name: value for name, value in sizes.items() if value is not None}
         if config is None:
             try:
-                config = CustomTransformerConfig(**sizes, **others)
+                config = CustomTransformerConfig(**(DEFAULT_SIZES | given), **others)
             except TypeError as error:
                 known = ", ".join(CustomTransformerConfig.__dataclass_fields__)
                 raise ConfigError([f"{str(error).split(') ')[-1]}; a model takes: {known}"]) from error
         else:
-            defaults = CustomTransformerWrapper.__init__.__kwdefaults__ or {}
-            ignored = [*others, *(name for name, value in sizes.items() if value != defaults[name])]
+            if not isinstance(config, CustomTransformerConfig):
+                raise ConfigError(
+                    [f"{config!r}: expected a CustomTransformerConfig; sizes are keywords, as in vocab_size=257"]
+                )
+            ignored = [*others, *given]
             if ignored:
                 raise ConfigError(
                     [f"{', '.join(ignored)}: given beside a config; change the config (dataclasses.replace) instead"]
@@ -277,7 +284,9 @@ class CustomTransformerWrapper(LanguageModel):
         """The model of a checkpoint (or of the newest one in a directory). `changes` replace fields of its config that
         the parameters do not depend on, `device="cpu"` for example. Raises CheckpointError."""
         checkpoint = _load(path)
-        model = cls(**(asdict(_saved_config(checkpoint)) | {"device": "auto"} | changes))
+        saved = _saved_config(checkpoint)
+        model = cls(**(asdict(saved) | {"device": "auto"} | changes))
+        _check_same_network(checkpoint.path, saved, model.config)
         model.network.load_parameters(checkpoint.tensors["parameters"])
         model.step = checkpoint.step
         return model
@@ -291,10 +300,10 @@ def sample(
         raise NotFiniteError("The logits are not finite: the parameters have diverged, and no token can be drawn.")
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    logits = logits / temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0: nothing overflows
     if top_k:
-        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
+        likeliest = logits.topk(min(top_k, logits.shape[-1]))  # of equal ones, as many as there is room for
+        logits = torch.full_like(logits, float("-inf")).scatter(-1, likeliest.indices, likeliest.values)
     probabilities = logits.softmax(-1)
     if top_p is not None and top_p < 1:
         ordered, places = probabilities.sort(-1, descending=True)
@@ -304,7 +313,28 @@ def sample(
     return torch.multinomial(probabilities, 1, generator=generator)
 
 
-def _check_sampling(max_length: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def _check_same_network(path: Path, saved: CustomTransformerConfig, here: CustomTransformerConfig) -> None:
+    """CheckpointError unless both agree on what the parameters mean; the rest is a model's own choice."""
+    there, own = (asdict(one) | {"activation": one.activation or one.traits.activation} for one in (saved, here))
+    names = ("architecture", "activation", *DEFAULT_SIZES)
+    differences = [f"{name} is {there[name]} there and {own[name]} here" for name in names if own[name] != there[name]]
+    if differences:
+        raise CheckpointError(f"{path} belongs to another network: {'; '.join(differences)}.")
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, Tensor):
+        raise InputError(
+            f"{name} is a {type(value).__name__}; expected a tensor: torch.tensor([...]), (batch, sequence)."
+        )
+
+
+def _check_sampling(
+    max_length: int, temperature: float, top_k: int | None, top_p: float | None, seed: int | None
+) -> None:
+    for name, value in (("max_length", max_length), ("top_k", top_k), ("seed", seed)):
+        if value is not None and (not isinstance(value, int) or not -(2**63) <= value < 2**63):
+            raise InputError(f"{name}={value!r}: expected a whole number of at most 63 bits.")
     if max_length < 0:
         raise InputError(f"max_length={max_length}: it counts new tokens; expected at least 0.")
     if not temperature >= 0 or not _is_finite(temperature):

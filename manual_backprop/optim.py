@@ -67,6 +67,10 @@ class Optimizer(ABC):
                     self._update(piece, g, rate, decay, finite)
         return norm
 
+    def forget_longest(self) -> None:
+        """What was judged is not judged again: the longest row of non-finite steps is the one that still goes on."""
+        self.nonfinite_longest.copy_(self.nonfinite_in_a_row)
+
     @abstractmethod
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         """Updates one piece of the buffers with a gradient that is clipped, wide, and 0 where the step is masked."""

@@ -67,7 +67,14 @@ class Layout:
 
     def allocate(self, dtype: torch.dtype, device: torch.device | str) -> Flat:
         """A buffer of zeros, and its views in the order of the network."""
-        buffer = torch.zeros(self.size, dtype=dtype, device=device)
+        try:
+            buffer = torch.zeros(self.size, dtype=dtype, device=device)
+        except RuntimeError as error:  # torch says "out of memory" in several ways, all of them RuntimeErrors
+            size = self.size * torch.empty((), dtype=dtype).element_size()
+            raise InputError(
+                f"A buffer of {size / 1e9:,.1f} GB for {self.size:,} parameters does not fit into the memory of "
+                f"{device}: make the model smaller."
+            ) from error
         views = {
             name: buffer[self.offsets[name] : self.offsets[name] + math.prod(shape)].view(shape)
             for name, shape in self.shapes.items()

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .config import RunConfig
-from .errors import ConfigError
+from .errors import ConfigError, InputError
 from .tracking import FoundRun, find_run
 from .tracking.training_log import load_config
 from .validation import groups, validate
 
 
-def resumed_config(config: RunConfig, overrides: Sequence[str], outputs: Path) -> tuple[RunConfig, FoundRun]:
-    """The config to go on with, and the run. `config` is what the command line composed with today's defaults, of
-    which only the keys and groups that `overrides` (KEY=VALUE) name count. Raises InputError, ConfigError.
-    """
-    assert config.resume is not None
-    found = find_run(outputs, config.resume)
-    mapping = load_config(found.path)
-    composed = config.to_dict()
+def resumed_mapping(composed: dict[str, Any], overrides: Sequence[str], path: Path) -> dict[str, Any]:
+    """The config of the run in `path`, with what `overrides` (KEY=VALUE) name taken from `composed`."""
+    mapping = load_config(path)
     for override in overrides:
         key = override.partition("=")[0]
         group, _, inner = key.partition(".")
@@ -39,5 +35,26 @@ def resumed_config(config: RunConfig, overrides: Sequence[str], outputs: Path) -
     for key, other in (("max_steps", "num_epochs"), ("num_epochs", "max_steps")):
         if f"training.{key}" in named and f"training.{other}" not in named:
             mapping["training"][other] = None
-    mapping["resume"] = config.resume
-    return validate(mapping), found
+    mapping["resume"] = composed["resume"]
+    return mapping
+
+
+def as_run_wants(composed: dict[str, Any], overrides: Sequence[str], outputs: Path) -> dict[str, Any]:
+    """What the command line composed; where it resumes a run, that run's mapping instead. A run that is not there is
+    the runner's to report."""
+    if composed.get("resume") is None:
+        return composed
+    try:
+        path = find_run(outputs, str(composed["resume"])).path
+    except InputError:
+        return composed
+    return resumed_mapping(composed, overrides, path)
+
+
+def resumed_config(config: RunConfig, overrides: Sequence[str], outputs: Path) -> tuple[RunConfig, FoundRun]:
+    """The config to go on with, and the run. `config` is what the command line composed with today's defaults, of
+    which only the keys and groups that `overrides` (KEY=VALUE) name count. Raises InputError, ConfigError.
+    """
+    assert config.resume is not None
+    found = find_run(outputs, config.resume)
+    return validate(resumed_mapping(config.to_dict(), overrides, found.path)), found

@@ -206,6 +206,7 @@ class Runner:
             return
         if self.step == self.first_step:
             self.interruption.raise_if_received("no step was made, so there was nothing to save.")
+        self._check_finite()  # or a resume would not know that this run was to end at such a step
         path = self._save(checkpoints, tracker)
         self.interruption.raise_if_received(
             f"saved {path} after {self.step} steps; go on with resume={checkpoints.directory.parent.name}"
@@ -259,6 +260,7 @@ class Runner:
                 f"(training.non_finite_limit={training.non_finite_limit}). Try a smaller optimizer.learning_rate or a "
                 "longer schedule.warmup_ratio."
             )
+        self.optimizer.forget_longest()
 
     # What it writes down
 
@@ -355,4 +357,5 @@ class Runner:
             raise CheckpointError(f"{checkpoint.path} cannot be resumed with this config: {'; '.join(differences)}.")
         self.network.load_parameters(checkpoint.tensors["parameters"])
         self.optimizer.load_state(checkpoint.tensors["optimizer"])
+        self.optimizer.forget_longest()
         self.step = checkpoint.step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ def print_summary(runner: Runner, directory: RunDirectory) -> None:
     skipped = int(runner.optimizer.nonfinite_steps)
     if skipped:
         table.add_row("not finite", f"{skipped} steps were skipped")
-    table.add_row("run directory", str(directory.path))
+    table.add_row("run directory", os.path.relpath(directory.path))
     console = Console(soft_wrap=True)
     console.print()
     for text in runner.samples[:1]:

@@ -748,3 +748,47 @@ def test_sample_follows_the_probabilities() -> None:
     torch.testing.assert_close(drawn_shares(logits, top_k=2, top_p=0.6), torch.tensor([1.0, 0, 0, 0]), **close)
     for everything in ({"top_k": 0}, {"top_k": 99}, {"top_p": 1.0}):
         torch.testing.assert_close(drawn_shares(logits, **everything), probabilities, **close)
+
+
+def test_saving_keeps_what_was_saved_before(tmp_path: Path) -> None:
+    model, ids = wrapper(), random_ids(2, 6)
+    paths = []
+    for _ in range(4):
+        model.train_step(ids, labels=ids, learning_rate=0.01)
+        paths.append(model.save_checkpoint(tmp_path))
+    assert [path.name for path in paths if path.is_dir()] == [f"step-{step:06d}" for step in range(1, 5)]
+
+
+@pytest.mark.parametrize("changes", [{"n_heads": 1}, {"activation": "relu"}, {"vocab_size": 12}])
+def test_from_checkpoint_refuses_another_network(changes: dict[str, Any], tmp_path: Path) -> None:
+    path = wrapper().save_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=f"belongs to another network: {next(iter(changes))}"):
+        CustomTransformerWrapper.from_checkpoint(path, **changes)
+
+
+@pytest.mark.parametrize("longest", [0.0, -1.0, math.nan, math.inf])
+def test_a_senseless_clip_is_refused(longest: float) -> None:
+    model, ids = wrapper(), random_ids(2, 6)
+    before = model.network.export_parameters()
+    with pytest.raises(InputError, match="max_grad_norm"):
+        model.train_step(ids, labels=ids, learning_rate=0.1, max_grad_norm=longest)
+    assert all(torch.equal(before[name], value) for name, value in model.network.parameters.items())
+
+
+def test_top_k_of_equal_logits_is_k_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = {int(sample(torch.zeros(1, 50), 1.0, 3, None, generator)) for _ in range(200)}
+    assert len(drawn) == 3
+
+
+def test_a_tiny_temperature_is_greedy() -> None:
+    assert int(sample(torch.tensor([[1.0, 3.0, 2.0]]).double(), 1e-310, None, None, torch.Generator())) == 1
+
+
+def test_what_is_no_tensor_is_refused() -> None:
+    with pytest.raises(InputError, match="input_ids is a list"):
+        wrapper().forward([[1, 2]])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="labels are None"):
+        wrapper().train_step(random_ids(1, 4), None, 0.1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="expected a CustomTransformerConfig"):
+        CustomTransformerWrapper(1000)  # type: ignore[arg-type]

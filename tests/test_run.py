@@ -226,3 +226,21 @@ def test_a_run_that_was_killed_without_warning(root: Path) -> None:
     assert read_run(directory)["status"] == "FINISHED"
     assert read_run(directory)["resumes"][0]["previous_status"] == "KILLED"
     assert list(load_training_log(directory).training["train/loss"].steps) == list(range(1, latest + 6))
+
+
+def test_a_terminal_that_cannot_show_a_character(root: Path) -> None:
+    (root / "greetings.txt").write_text("grüße 你好 🎉 und so weiter. " * 40, encoding="utf-8")
+    done = subprocess.run(
+        command(["dataset=text", "dataset.path=greetings.txt", "tokenizer=char", "model=tiny", "training=smoke",
+                 "model.max_seq_len=16", "tracking=none"]),
+        cwd=root, env=environment() | {"PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_network_that_does_not_fit_into_memory(root: Path) -> None:
+    done = run(root, "model=tiny", "training=smoke", "model.d_model=1000000", "tracking=none")
+    assert done.returncode == 2
+    assert "does not fit into the memory of cpu" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((root / "outputs").glob("runs/*"))

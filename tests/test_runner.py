@@ -552,7 +552,26 @@ def test_skipped_steps_update_nothing(optimizer: str, gradient: bool, text: Path
         for group, named in states[step].items():
             changed = [name for name, value in named.items() if not torch.equal(value, states[step - 1][group][name])]
             assert bool(set(changed) - {"counts"}) == (step not in {3, 4, 6}), (step, group)
-    assert states[8]["optimizer"]["counts"].tolist() == [5, 3, 0, 2]
+    assert states[8]["optimizer"]["counts"].tolist() == [5, 3, 0, 0]
+
+
+def test_skipped_steps_are_judged_once(text: Path, tmp_path: Path) -> None:
+    """A resume with a lower limit does not end at steps that were skipped, and judged, before it."""
+    config = config_of(text, "training.max_steps=4", "training.non_finite=skip", "training.non_finite_limit=3")
+    with Interruption() as interruption:
+        runner = Runner(config, tmp_path / "outputs", interruption)
+        stumbling(runner, {2, 3}, gradient=True)
+        runner.run()
+    resume(tmp_path, "resume=last", "training.max_steps=6", "training.non_finite_limit=2")
+    assert read_run(newest(tmp_path))["status"] == "FINISHED"
+
+
+def test_resume_checks_against_the_runs_own_config(text: Path, tmp_path: Path) -> None:
+    """Keys that only its optimizer has, and the length that it counts in."""
+    train(tmp_path, text, "optimizer=sgd", "training.max_steps=null", "training.num_epochs=0.1")
+    config = check(["resume=last", "optimizer.momentum=0.8", "training.num_epochs=0.3"]).jobs[0].config
+    assert (config.optimizer.name, config.optimizer.momentum) == ("sgd", 0.8)
+    assert (config.training.num_epochs, config.training.max_steps) == (0.3, None)
 
 
 def test_raise_counts_steps_between_two_logs(text: Path, tmp_path: Path) -> None:

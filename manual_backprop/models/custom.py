@@ -77,6 +77,9 @@ class CustomTransformer(Network):
                 "backward needs the forward it belongs to: call forward(tokens) first, once for each backward."
             )
         hidden_cache, head_cache = self._cache
+        expected = (*head_cache[0].shape[:-1], self.config.vocab_size)
+        if dlogits.shape != expected:
+            raise InputError(f"dlogits have shape {tuple(dlogits.shape)}; expected that of the logits, {expected}.")
         self._cache = None
         # logits = x head^T
         dx = ops.linear_backward(dlogits.to(self.compute_dtype), head_cache, self.dhead)

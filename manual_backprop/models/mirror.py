@@ -81,6 +81,7 @@ class TorchTransformer(Network):
     def _recording(self) -> Record:
         return no_record if self.recorder is no_record else self._record
 
+    @torch.enable_grad()
     def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
         self.check_tokens(batch.tokens, batch.targets, batch.segments)
         dropout = DropoutSource(self.config.dropout, self.config.seed, step, batch.first_row)
@@ -93,7 +94,7 @@ class TorchTransformer(Network):
             wide = logits.float() if logits.dtype == torch.bfloat16 else logits
             total = F.cross_entropy(
                 wide.flatten(0, 1),
-                batch.targets.flatten(),
+                batch.targets.flatten().long(),
                 ignore_index=IGNORED,
                 label_smoothing=smoothing,
                 reduction="sum",
@@ -102,6 +103,7 @@ class TorchTransformer(Network):
         loss.backward()
         return loss.detach()
 
+    @torch.enable_grad()
     def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:
         self.check_tokens(tokens, segments=segments)
         dropout = DropoutSource(self.config.dropout, self.config.seed, step)

@@ -188,6 +188,8 @@ class Network(ABC):
                 f"The sequence has {tokens.shape[1]} tokens, but max_seq_len is {config.max_seq_len}: "
                 "shorten it, or build the network with a larger max_seq_len."
             )
+        if targets is not None and targets.dtype not in (torch.int64, torch.int32):
+            raise InputError(f"targets are {targets.dtype}; expected whole numbers, torch.int64 or torch.int32.")
         for name, other in (("targets", targets), ("segments", segments)):
             if other is not None and other.shape != tokens.shape:
                 raise InputError(

@@ -31,7 +31,8 @@ def feed_forward_forward(
         activated, activation_cache = relu_forward(hidden)
     else:
         hidden, hidden_cache = linear_forward(x, hidden_weight)
-        activated, activation_cache = bias_gelu_forward(hidden, hidden_bias, tanh=activation == "gelu_tanh")
+        tanh = {"gelu_tanh": True, "gelu": False}[activation]
+        activated, activation_cache = bias_gelu_forward(hidden, hidden_bias, tanh)
     y, output_cache = linear_forward(activated, output_weight, output_bias)
     if record is not no_record:
         record("hidden", hidden if activation == "relu" else hidden + hidden_bias)

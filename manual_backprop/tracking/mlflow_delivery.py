@@ -44,6 +44,7 @@ TAGS_IN_BATCH = 100
 LONGEST_PARAMETER = 6000
 LONGEST_TAG = 5000
 RUN_ID_TAG = "manual_backprop.run_id"
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows runs and charts, not chats
 # Measured anew when a step is repeated after a resume; every other metric of a repeated step is the same or news.
 _OF_THE_CLOCK = ("tokens_per_second", "peak_share", "system/")
 
@@ -175,7 +176,7 @@ class MlflowDelivery:
             # Without a location MLflow would put artifacts under whatever directory is current; a server has its own.
             location = str(self.root / "artifacts") if local else None
             try:
-                return self._done(client.create_experiment, name, location)
+                return self._done(client.create_experiment, name, location, MODEL_TRAINING)
             except MlflowException:
                 found = client.get_experiment_by_name(name)  # another process was faster
                 if found is None:
