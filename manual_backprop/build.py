@@ -22,22 +22,7 @@ def network_config(config: RunConfig, corpus: Corpus) -> CustomTransformerConfig
                 "null for exactly as many"
             ]
         )
-    return CustomTransformerConfig(
-        vocab_size=model.vocab_size or tokens,
-        d_model=model.d_model,
-        n_blocks=model.n_blocks,
-        n_heads=model.n_heads,
-        d_ffn=model.d_ffn,
-        max_seq_len=model.max_seq_len,
-        dropout=model.dropout,
-        architecture=config.architecture.name,
-        activation=config.architecture.activation,
-        label_smoothing=config.training.label_smoothing,
-        precision=config.precision.name,
-        kernels=config.kernels.name,
-        device=config.device.name,
-        seed=config.seed,
-    )
+    return config.network(tokens)
 
 
 def build_optimizer(config: RunConfig, network: Network) -> Optimizer:

@@ -283,6 +283,26 @@ class RunConfig:
     )
     plan: bool = setting(Flag(), "say what would be run, and stop", default=False)
 
+    def network(self, vocab_size: int) -> CustomTransformerConfig:
+        """The network of this run, where `model.vocab_size` leaves it to the tokenizer: with `vocab_size` tokens."""
+        model = self.model
+        return CustomTransformerConfig(
+            vocab_size=model.vocab_size or vocab_size,
+            d_model=model.d_model,
+            n_blocks=model.n_blocks,
+            n_heads=model.n_heads,
+            d_ffn=model.d_ffn,
+            max_seq_len=model.max_seq_len,
+            dropout=model.dropout,
+            architecture=self.architecture.name,
+            activation=self.architecture.activation,
+            label_smoothing=self.training.label_smoothing,
+            precision=self.precision.name,
+            kernels=self.kernels.name,
+            device=self.device.name,
+            seed=self.seed,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain mappings, lists, numbers and texts, as in `config.yaml`; `validate` makes the same RunConfig of it.
 

@@ -7,7 +7,7 @@ import math
 from rich.console import Console
 from rich.table import Table
 
-from .config import CustomTransformerConfig, RunConfig
+from .config import RunConfig
 from .flops import flops_per_token
 from .models.network import parameter_shapes
 
@@ -20,20 +20,9 @@ def print_plan(config: RunConfig) -> None:
     """What follows from a config. A char tokenizer's vocabulary is known only from its text."""
     console = Console(soft_wrap=True)
     tokens = {"byte": 257, "bpe": config.tokenizer.vocab_size}.get(config.tokenizer.name)
-    vocab_size = config.model.vocab_size or tokens
-    if vocab_size is None:
+    if config.model.vocab_size is None and tokens is None:
         console.print("The vocabulary is that of the text; sizes below count 128 tokens.", style="bold")
-        vocab_size = 128
-    model, training = config.model, config.training
-    network = CustomTransformerConfig(
-        vocab_size=vocab_size,
-        d_model=model.d_model,
-        n_blocks=model.n_blocks,
-        n_heads=model.n_heads,
-        d_ffn=model.d_ffn,
-        max_seq_len=model.max_seq_len,
-        architecture=config.architecture.name,
-    )
+    model, training, network = config.model, config.training, config.network(tokens or 128)
     parameters = sum(math.prod(shape) for shape in parameter_shapes(network).values())
     tokens_per_step = training.batch_size * training.gradient_accumulation_steps * model.max_seq_len
     flops = flops_per_token(network, model.max_seq_len)

@@ -186,7 +186,6 @@ def _short(quantity: str) -> str:
 def network_described(overrides: Sequence[str]) -> CustomTransformerConfig:
     """The network that a run with these overrides would train. ConfigError with every violation."""
     from manual_backprop.command_line import check
-    from manual_backprop.config import CustomTransformerConfig
 
     jobs = check(
         [*overrides, *(line for line in NEVER_USED if not any(o.startswith("tracking") for o in overrides))]
@@ -194,23 +193,7 @@ def network_described(overrides: Sequence[str]) -> CustomTransformerConfig:
     if len(jobs) != 1:
         raise InputError(f"these arguments describe {len(jobs)} networks; verify takes one at a time")
     run = jobs[0].config
-    model = run.model
-    return CustomTransformerConfig(
-        vocab_size=model.vocab_size or run.tokenizer.vocab_size or UNKNOWN_VOCABULARY,
-        d_model=model.d_model,
-        n_blocks=model.n_blocks,
-        n_heads=model.n_heads,
-        d_ffn=model.d_ffn,
-        max_seq_len=model.max_seq_len,
-        dropout=model.dropout,
-        architecture=run.architecture.name,
-        activation=run.architecture.activation,
-        label_smoothing=run.training.label_smoothing,
-        precision=run.precision.name,
-        kernels=run.kernels.name,
-        device=run.device.name,
-        seed=run.seed,
-    )
+    return run.network(run.tokenizer.vocab_size or UNKNOWN_VOCABULARY)
 
 
 def show(sections: Sequence[Section], console: Console) -> None:

@@ -15,8 +15,7 @@ import torch
 
 from ..errors import InputError
 from ..models.network import Batch
-
-IGNORED = -100  # a target that is not counted
+from ..ops import IGNORED
 
 
 class Windows:

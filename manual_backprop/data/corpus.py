@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..config import DatasetConfig, TokenizerConfig
+from ..durable import sync_directory, sync_file
 from ..errors import InputError, StorageError
 from .documents import Document, Source, open_source, split_documents
 from .tokenizers import (
@@ -120,12 +121,13 @@ def _build(folder: Path, source: Source, config: TokenizerConfig, settings: dict
         contents = {"settings": settings, "dtype": np.dtype(tokenizer.dtype).name, "splits": sizes, "sha256": digests}
         manifest = {"contents": contents, "sha256": _json_digest(contents)}
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        for path in (*staged.iterdir(), staged):
-            _flush(path)
+        for path in staged.iterdir():
+            sync_file(path)
+        sync_directory(staged)
         if folder.exists():  # damaged, or the caller would have used it
             shutil.rmtree(folder)
         staged.rename(folder)
-        _flush(folder.parent)
+        sync_directory(folder.parent)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     log.info(
@@ -194,12 +196,3 @@ def _digest(path: Path) -> str:
 
 def _json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8")).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Forces a file's bytes, or a folder's names, out to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
