@@ -39,6 +39,7 @@ class Outcomes:
     def task(self, composed: DictConfig) -> float:
         """One job, called by Hydra. The final validation loss; NaN where the job failed."""
         from manual_backprop.composition import plain
+        from manual_backprop.origin import Origin
         from manual_backprop.resume import as_run_wants
         from manual_backprop.validation import validate
 
@@ -51,7 +52,7 @@ class Outcomes:
             from manual_backprop.runner import run_job  # torch, only now
 
             mapping = as_run_wants(plain(composed), overrides, Path("outputs"))
-            loss = run_job(validate(mapping), Path.cwd(), overrides)
+            loss = run_job(validate(mapping), Path.cwd(), Origin(overrides=tuple(overrides)))
         except (Interrupted, KeyboardInterrupt) as error:
             self.failures.append((job, error))
             raise KeyboardInterrupt from error  # Hydra lets it through: the jobs after it are not started

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from .interruption import Interruption
 from .memory import keep_freed_memory
 from .models import build_network
 from .models.network import Batch
+from .origin import Origin
 from .report import RunReport
 from .resume import resumed_config
 from .run_log import run_log, warnings_to_terminal
@@ -54,27 +54,35 @@ from .tracking import (
 log = logging.getLogger(__name__)
 
 
-def run_job(config: RunConfig, root: Path, overrides: Sequence[str] = ()) -> float:
+def run_job(config: RunConfig, root: Path, origin: Origin | None = None) -> float:
     """One run in the folder `root`: `root/outputs` and `root/mlflow.db`. Returns the final validation loss.
 
-    `overrides` (KEY=VALUE) are what the command line named: a resumed run takes only these from `config`. Raises
-    ManualBackpropError of the kind that fits; the run's status is written before it gets here.
+    Raises ManualBackpropError of the kind that fits; the run's status is written before it gets here.
     """
+    origin = origin or Origin()
     warnings_to_terminal()
     with Interruption() as interruption:
         outputs = root / "outputs"
         close_dead_runs(outputs)
         found = None
         if config.resume is not None:
-            config, found = resumed_config(config, overrides, outputs)
-        return Runner(config, outputs, interruption, found).run()
+            config, found = resumed_config(config, origin.overrides, outputs)
+        return Runner(config, outputs, interruption, found, origin).run()
 
 
 class Runner:
     """One run. What it has built stands as attributes, for whoever wants to look at or change a part of it."""
 
-    def __init__(self, config: RunConfig, outputs: Path, interruption: Interruption, resumed: FoundRun | None = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        outputs: Path,
+        interruption: Interruption,
+        resumed: FoundRun | None = None,
+        origin: Origin | None = None,
+    ):
         """`resumed` is the run to go on with, and its checkpoint. Writes nothing but the corpus' cache."""
+        self.origin = origin or Origin()
         self.config, self.outputs, self.interruption, self.resumed = config, outputs, interruption, resumed
         self.started = time.monotonic()
         self.checkpoint = None

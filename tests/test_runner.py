@@ -33,6 +33,7 @@ from manual_backprop.errors import (
 )
 from manual_backprop.interruption import Interruption
 from manual_backprop.language_model import CustomTransformerWrapper
+from manual_backprop.origin import Origin
 from manual_backprop.runner import Runner, run_job
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import list_runs, open_run_directory, read_run
@@ -85,7 +86,7 @@ def train(root: Path, text: Path, *overrides: str) -> Path:
 
 def resume(root: Path, *overrides: str) -> float:
     os.chdir(root)
-    return run_job(check(overrides).jobs[0].config, root, overrides)
+    return run_job(check(overrides).jobs[0].config, root, Origin(overrides=tuple(overrides)))
 
 
 def newest(root: Path) -> Path:

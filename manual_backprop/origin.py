@@ -1,0 +1,15 @@
+"""Where a run comes from: the command line that asked for it, and the sweep whose job it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Origin:
+    overrides: tuple[str, ...] = ()  # KEY=VALUE, as the command line named them: a resumed run takes only these
+    sources: Mapping[str, str] = field(default_factory=dict)  # of each dotted key: where its value was set
+    sweep: Path | None = None  # the directory of the sweep whose job this is
+    job: int = 0  # its number in there
