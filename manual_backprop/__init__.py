@@ -12,6 +12,7 @@ from typing import Any
 
 # Where each public name lives.
 _HOMES = {
+    "BaselineTransformer": "models.baseline",
     "CheckpointManager": "checkpoint",
     "CustomTransformer": "models.custom",
     "CustomTransformerConfig": "config",
@@ -19,10 +20,16 @@ _HOMES = {
     "Evaluator": "evaluation",
     "TorchTransformer": "models.mirror",
     "TrainingLogger": "tracking",
+    "analyze_dataset": "data.analysis",
+    "load_pretokenized": "data.token_shards",
     "load_training_log": "tracking",
+    "pretokenize_dataset": "data.shards",
+    "train_tokenizer": "data.tokenizer_training",
+    "train_tokenizer_from_files": "data.tokenizer_training",
 }
 
 __all__ = [
+    "BaselineTransformer",
     "CheckpointManager",
     "CustomTransformer",
     "CustomTransformerConfig",
@@ -31,7 +38,12 @@ __all__ = [
     "TorchTransformer",
     "TrainingLogger",
     "__version__",
+    "analyze_dataset",
+    "load_pretokenized",
     "load_training_log",
+    "pretokenize_dataset",
+    "train_tokenizer",
+    "train_tokenizer_from_files",
 ]
 
 

@@ -1,4 +1,4 @@
-"""How fast and how small a training step is, beside the same network under autograd, measured in pairs.
+"""How fast and how small a training step is, beside what PyTorch makes of the same network, measured in pairs.
 
     python -m manual_backprop.bench --model medium
 
@@ -18,18 +18,24 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from .config import PRECISIONS, CustomTransformerConfig, model_sizes
+from .config import ARCHITECTURES, PRECISIONS, CustomTransformerConfig, model_sizes
 from .errors import CheckFailedError, InputError
 from .machine import compute_capabilities
 from .memory import keep_freed_memory
 
 SUBJECT, AGAIN = "custom", "custom again"
-ROWS = {SUBJECT: "custom", AGAIN: "custom", "torch": "torch"}  # name of a row: its implementation
+ROWS = {  # name of a row: its implementation, and whether it is compiled
+    SUBJECT: ("custom", "never"),
+    AGAIN: ("custom", "never"),
+    "torch": ("torch", "never"),
+    "baseline": ("baseline", "never"),
+    "compiled": ("baseline", "always"),
+}
 AGREEMENT = {"fp64": 1e-9, "fp32": 1e-3, "bf16": 0.1, "bf16_mixed": 0.1}  # relative, of loss and gradients' projections
 WARM_UP = 2  # steps
 
@@ -45,10 +51,12 @@ class Case:
 
 @dataclass
 class Row:
-    """What one process measured: seconds of each step, and its peak above what the imports took [bytes]."""
+    """What one process measured: seconds of each step and of the very first, which may be compiled; and its peak above
+    what the imports took [bytes]."""
 
     name: str
     seconds: list[float] = field(default_factory=list)
+    first_seconds: float = 0.0
     peak_bytes: int = 0
 
 
@@ -59,14 +67,18 @@ def measure(case: Case, rounds: int) -> list[Row]:
     ends: list[Connection] = []
     processes = []
     try:
-        for implementation in ROWS.values():
+        for implementation, compiled in ROWS.values():
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, implementation, case), daemon=True)
+            arguments = theirs, implementation, replace(case, config=replace(case.config, compile=compiled))
+            process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
             theirs.close()
             ends.append(ours)
             processes.append(process)
-        _check_agreement(case, [_answer(end) for end in ends])
+        answers = [_answer(end) for end in ends]
+        _check_agreement(case, [answer[1:] for answer in answers])
+        for row, answer in zip(rows, answers, strict=True):
+            row.first_seconds = answer[0]
         order = list(range(len(rows)))
         for _ in range(rounds):
             for place in (*order, *reversed(order)):
@@ -76,7 +88,10 @@ def measure(case: Case, rounds: int) -> list[Row]:
             end.send("peak")
             row.peak_bytes = _answer(end)
     finally:
+        for end in ends:
+            end.close()  # which ends its process
         for process in processes:
+            process.join(timeout=10)
             process.terminate()
     return rows
 
@@ -109,13 +124,17 @@ def _work(end: Connection, implementation: str, case: Case) -> None:
     keep_freed_memory()  # for every row alike
     from .models import build_network
     from .models.network import Batch
-    from .optim import AdamW
+
+    if implementation == "baseline":  # what torch.optim and torch.compile import when they are first used
+        import torch._dynamo
+    if case.config.compile == "always":
+        import torch._inductor.compile_fx
 
     after_imports = _resident_bytes("VmRSS")
     try:
         config = case.config
         network = build_network(implementation, config)
-        optimizer = AdamW(network.layout, network.flat_parameters, network.flat_gradients, weight_decay=0.1)
+        optimizer = network.adamw(weight_decay=0.1, betas=(0.9, 0.99), epsilon=1e-8)
         generator = torch.Generator().manual_seed(1)
         shape = (case.batch_size, config.max_seq_len + 1)
         tokens = torch.randint(config.vocab_size, shape, generator=generator).to(network.device)
@@ -130,11 +149,17 @@ def _work(end: Connection, implementation: str, case: Case) -> None:
             optimizer.step(loss, 1e-4, max_grad_norm=1.0)
             return loss
 
-        loss = train()
-        direction = torch.randn(network.layout.size, generator=generator, dtype=torch.float64)
-        gradient = network.flat_gradients.buffer.double().cpu()
+        network.zero_gradients()
+        begin = time.perf_counter()
+        loss = network.loss_and_gradients(batch, denominator=batch.targets.numel(), step=1)
+        first_loss = loss.item()
+        first_seconds = time.perf_counter() - begin
+        gradient = torch.cat([gradient.double().cpu().flatten() for gradient in network.gradients.values()])
+        direction = torch.randn(len(gradient), generator=generator, dtype=torch.float64)
+        norm = gradient.norm().item()
         # both must be far from 0 to be compared: the loss, the norm; and the projection, made so by the norm
-        end.send([loss.item(), gradient.norm().item(), (gradient @ direction + 10 * gradient.norm()).item()])
+        end.send([first_seconds, first_loss, norm, (gradient @ direction).item() + 10 * norm])
+        del gradient, direction
         for _ in range(WARM_UP):
             train()
         _reset_peak(network.device)
@@ -202,14 +227,15 @@ def table(case: Case, rows: Sequence[Row]) -> str:
         f"D={config.d_model} B={case.batch_size}, {config.precision}, {config.get_device()}, {case.threads} threads; "
         f"{flops / 1e9:.1f} GFLOP a step; matrix products alone reach {rate / 1e12:.2f} TFLOP/s",
         "",
-        f"{'row':<14}{'ms a step':>11}{'time / custom':>15}{'quartiles':>16}{'peak MB':>10}{'of the limit':>14}",
+        f"{'row':<14}{'ms a step':>11}{'time / custom':>15}{'quartiles':>16}{'peak MB':>10}{'of the limit':>14}"
+        f"{'first, s':>10}",
     ]
     for row in rows:
         low, middle, high = ratios(row, rows[0])
         median = statistics.median(row.seconds)
         lines.append(
             f"{row.name:<14}{1e3 * median:>11.1f}{middle:>15.3f}{f'{low:.3f} - {high:.3f}':>16}"
-            f"{row.peak_bytes / 1e6:>10.0f}{flops / rate / median:>14.1%}"
+            f"{row.peak_bytes / 1e6:>10.0f}{flops / rate / median:>14.1%}{row.first_seconds:>10.1f}"
         )
     return "\n".join(lines)
 
@@ -221,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", default="medium", help="a size of conf/model (default: %(default)s)")
-    parser.add_argument("--architecture", default="gpt2", help="gpt2 or vaswani (default: %(default)s)")
+    parser.add_argument("--architecture", default="gpt2", choices=tuple(ARCHITECTURES), help="(default: %(default)s)")
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="(default: %(default)s)")
     parser.add_argument(
         "--vocab-size", type=int, default=1024, help="V, where the model names none (default: %(default)s)"

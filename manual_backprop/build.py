@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from .config import CustomTransformerConfig, RunConfig
@@ -9,7 +11,8 @@ from .data.corpus import Corpus
 from .durable import write_atomically
 from .errors import ConfigError
 from .models.network import Network
-from .optim import SGD, AdamW, Optimizer
+from .optim import Optimizer
+from .origin import SOURCES
 
 
 def network_config(config: RunConfig, corpus: Corpus) -> CustomTransformerConfig:
@@ -26,13 +29,12 @@ def network_config(config: RunConfig, corpus: Corpus) -> CustomTransformerConfig
 
 
 def build_optimizer(config: RunConfig, network: Network) -> Optimizer:
-    buffers = network.layout, network.flat_parameters, network.flat_gradients
     settings = config.optimizer
     if settings.name == "sgd":
-        return SGD(*buffers, settings.weight_decay, settings.momentum or 0.0)
+        return network.sgd(settings.weight_decay, settings.momentum or 0.0)
     assert settings.betas is not None
     assert settings.epsilon is not None
-    return AdamW(*buffers, settings.weight_decay, settings.betas, settings.epsilon)
+    return network.adamw(settings.weight_decay, settings.betas, settings.epsilon)
 
 
 def default_run_name(config: RunConfig) -> str:
@@ -43,7 +45,10 @@ def default_run_name(config: RunConfig) -> str:
     return "-".join((name, *sorted(unusual)))
 
 
-def write_config(config: RunConfig, path: Path) -> None:
+def write_config(config: RunConfig, path: Path, sources: Mapping[str, str] | None = None) -> None:
+    """config.yaml, and beside it where each of its values was set, where that is known."""
     from omegaconf import OmegaConf
 
     write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(config.to_dict())).encode())
+    if sources:
+        write_atomically(path.with_name(SOURCES), (json.dumps(dict(sources), indent=1) + "\n").encode())

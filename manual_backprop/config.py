@@ -14,14 +14,15 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manual_backprop.rules import Betas, Flag, Number, Rule, Tags, Text, Texts, Whole, Word
+from manual_backprop.rules import Betas, Flag, Number, Rule, Share, Tags, Text, Texts, Whole, Word
 
 if TYPE_CHECKING:
     import torch
 
-ACTIVATIONS = ("gelu_tanh", "gelu", "relu")
+ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "swiglu")
 PRECISIONS = ("fp64", "fp32", "bf16", "bf16_mixed")
-IMPLEMENTATIONS = ("custom", "torch")
+IMPLEMENTATIONS = ("custom", "torch", "baseline")
+COMPILE = ("auto", "always", "never")
 KERNELS = ("reference",)
 
 
@@ -29,21 +30,50 @@ KERNELS = ("reference",)
 class Architecture:
     """What distinguishes one decoder from another, beside its sizes."""
 
-    pre_norm: bool  # layer norm before each sublayer and after the last block, or after each residual sum
-    learned_positions: bool  # a trained table, or sinusoids
+    pre_norm: bool  # a norm before each sublayer and after the last block, or after each residual sum
+    norm: str  # layer: mean and scale; rms: scale alone
+    positions: str  # learned: a trained table; sinusoidal: a fixed one; rotary: queries and keys are turned
+    biases: bool  # of the matrices
     tied_head: bool  # the vocabulary projection is the token embedding, or a matrix of its own
     scaled_embedding: bool  # token embeddings times sqrt(d_model)
-    activation: str  # where the config names none
+    activation: str  # where the config names none; swiglu is a third matrix, and llama's alone
+
+    @property
+    def gated(self) -> bool:
+        """A feed-forward network of three matrices."""
+        return self.activation == "swiglu"
 
 
 ARCHITECTURES = {
     # Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3
     "gpt2": Architecture(
-        pre_norm=True, learned_positions=True, tied_head=True, scaled_embedding=False, activation="gelu_tanh"
+        pre_norm=True,
+        norm="layer",
+        positions="learned",
+        biases=True,
+        tied_head=True,
+        scaled_embedding=False,
+        activation="gelu_tanh",
     ),
     # Vaswani et al. 2017, "Attention Is All You Need", sections 3.1-3.5, its decoder without cross-attention
     "vaswani": Architecture(
-        pre_norm=False, learned_positions=False, tied_head=False, scaled_embedding=True, activation="relu"
+        pre_norm=False,
+        norm="layer",
+        positions="sinusoidal",
+        biases=True,
+        tied_head=False,
+        scaled_embedding=True,
+        activation="relu",
+    ),
+    # Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models", section 2.2
+    "llama": Architecture(
+        pre_norm=True,
+        norm="rms",
+        positions="rotary",
+        biases=False,
+        tied_head=False,
+        scaled_embedding=False,
+        activation="swiglu",
     ),
 }
 
@@ -58,6 +88,7 @@ class CustomTransformerConfig:
     n_heads: int = 4  # H; the head dimension is K = D / H
     d_ffn: int = 128  # F, width of the feed-forward network's hidden layer
     max_seq_len: int = 128  # longest T [tokens]
+    n_kv_heads: int | None = None  # G, heads of keys and values, each shared by H / G queries (llama); None: H
     dropout: float = 0.0  # probability that an element is dropped, in training
     architecture: str = "gpt2"
     activation: str | None = None  # None: the architecture's own
@@ -66,6 +97,7 @@ class CustomTransformerConfig:
     kernels: str = "reference"
     device: str = "cpu"  # cpu, cuda or auto
     seed: int = 0  # of the initial weights and of dropout
+    compile: str = "auto"  # of the baseline's training step: auto (on a GPU), always or never
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a key, or `default` where there is no such key."""
@@ -93,6 +125,11 @@ class CustomTransformerConfig:
         """K, the width of one attention head."""
         return self.d_model // self.n_heads
 
+    @property
+    def kv_heads(self) -> int:
+        """G, the heads of keys and of values."""
+        return self.n_kv_heads or self.n_heads
+
     def violations(self) -> list[str]:
         """One sentence for each value that no network can be built from."""
         found = []
@@ -110,6 +147,10 @@ class CustomTransformerConfig:
                 f"d_model={self.d_model}: must be divisible by n_heads={self.n_heads}, since every head gets an equal "
                 f"share; use d_model={' or '.join(map(str, near))}, or another n_heads"
             )
+        if not found and self.architecture in ARCHITECTURES:
+            found += architecture_violations(
+                self.architecture, self.activation, self.d_model, self.n_heads, self.n_kv_heads
+            )
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             found.append(f"seed={self.seed!r}: must be a whole number")
         if self.device not in ("auto", "cpu", "cuda") and not str(self.device).startswith("cuda:"):
@@ -123,10 +164,39 @@ class CustomTransformerConfig:
             ("activation", (None, *ACTIVATIONS)),
             ("precision", PRECISIONS),
             ("kernels", KERNELS),
+            ("compile", COMPILE),
         ):
             if getattr(self, name) not in choices:
                 found.append(f"{name}={getattr(self, name)!r}: must be one of {', '.join(map(str, choices))}")
         return found
+
+
+def architecture_violations(
+    name: str, activation: str | None, d_model: int, n_heads: int, n_kv_heads: int | None
+) -> list[str]:
+    """What this architecture cannot be built from, where each value by itself is right."""
+    traits, found = ARCHITECTURES[name], []
+    if activation not in (None, traits.activation) and "swiglu" in (activation, traits.activation):
+        others = ", ".join(word for word in ACTIVATIONS if word != "swiglu")
+        known = "swiglu" if traits.activation == "swiglu" else others
+        found.append(f"activation={activation}: architecture={name} knows {known}")
+    if traits.positions != "rotary" and n_kv_heads not in (None, n_heads):
+        found.append(
+            f"n_kv_heads={n_kv_heads}: architecture={name} has as many as n_heads={n_heads}; leave it null, or use "
+            "architecture=llama"
+        )
+    elif n_kv_heads is not None and (not isinstance(n_kv_heads, int) or n_kv_heads < 1 or n_heads % n_kv_heads):
+        divisors = [str(d) for d in range(1, n_heads + 1) if n_heads % d == 0]
+        found.append(
+            f"n_kv_heads={n_kv_heads}: must divide n_heads={n_heads}, since each is shared by equally many; use "
+            f"{' or '.join(divisors[-4:])}, or null for n_heads"
+        )
+    if traits.positions == "rotary" and d_model // n_heads % 2:
+        found.append(
+            f"d_model={d_model}: a head of architecture={name} is turned in pairs and needs an even width, but "
+            f"d_model / n_heads = {d_model // n_heads}; use d_model={d_model + n_heads}, or another n_heads"
+        )
+    return found
 
 
 def setting(rule: Rule, about: str, *, default: Any = MISSING, only_for: tuple[str, ...] = ()) -> Any:
@@ -144,6 +214,9 @@ def option_name(*choices: str) -> Any:
     return setting(Word(choices), "set by the choice of the group")
 
 
+FILES = ("jsonl", "parquet", "saved")  # datasets in files of the user's, with columns
+HUB = ("hub", "tinystories", "tiny_textbooks", "tiny_strange_textbooks", "tiny_codes", "fineweb", "wikitext")
+
 # The groups of conf/, one dataclass a noun.
 
 
@@ -157,6 +230,11 @@ class ModelConfig:
     dropout: float = setting(Number(minimum=0, below=1), "probability that an element is dropped, in training")
     vocab_size: int | None = setting(Whole(1, 10**8, optional=True), "V [tokens]; null: the tokenizer's")
     learning_rate: float = setting(Number(above=0), "what suits this size with AdamW")
+    n_kv_heads: int | None = setting(
+        Whole(1, 10**6, optional=True),
+        "G, heads of keys and values, for architecture=llama; divides n_heads; null: H",
+        default=None,
+    )
 
 
 @dataclass(frozen=True)
@@ -168,14 +246,49 @@ class ArchitectureConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    name: str = option_name("python_docs", "text")
-    path: str | None = setting(Text(), "a file or a folder of UTF-8 text, for dataset=text", only_for=("text",))
+    name: str = option_name("python_docs", "text", *FILES, *HUB)
+    path: str | None = setting(Text(), "a file or a folder", only_for=("text", *FILES))
+    repository: str | None = setting(Text(), "OWNER/NAME on the hub; dataset.name=OWNER/NAME is the same", only_for=HUB)
+    config: str | None = setting(Text(optional=True), "where a dataset has several; null: its own", only_for=HUB)
+    revision: str | None = setting(
+        Text(optional=True), "a commit, branch or tag of the hub; null: the newest", only_for=HUB
+    )
+    streaming: bool | None = setting(
+        Flag(optional=True), "take subset_size documents from the hub without downloading all", only_for=HUB
+    )
+    split: str | None = setting(Text(optional=True), "to train on; null: train", only_for=("saved", *HUB))
+    text_column: str | None = setting(Text(optional=True), "holds the text; null: text", only_for=(*FILES, *HUB))
+    subset_size: int | None = setting(
+        Whole(2, optional=True), "of training documents, the first so many; null: all", default=None
+    )
+    validation: float | str | None = setting(
+        Share(), "a share of the documents, or a split's name; null: the split of that kind, or a tenth", default=None
+    )
+    max_length: int | None = setting(
+        Whole(2, optional=True),
+        "longer documents are cut [tokens]; null: never packed, padded at model.max_seq_len",
+        default=None,
+    )
+    on_bad_row: str = setting(
+        Word(("error", "skip")), "what is no text: ends the run, or is left out and counted, up to 1 %", default="error"
+    )
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    name: str = option_name("bpe", "byte", "char")
+    name: str = option_name("bpe", "byte", "char", "file", "gpt2")
     vocab_size: int | None = setting(Whole(257, 10**6), "how many tokens bpe learns, bytes included", only_for=("bpe",))
+    path: str | None = setting(Text(), "a folder with tokenizer.json", only_for=("file",))
+    repository: str | None = setting(Text(), "OWNER/NAME on the hub, with tokenizer.json", only_for=("gpt2",))
+    revision: str | None = setting(Text(optional=True), "its commit, branch or tag", only_for=("gpt2",))
+
+
+@dataclass(frozen=True)
+class BatchingConfig:
+    name: str = option_name("packed", "padded")
+    mask_documents: bool | None = setting(
+        Flag(optional=True), "positions attend within their own document only", only_for=("packed",)
+    )
 
 
 @dataclass(frozen=True)
@@ -192,6 +305,9 @@ class DeviceConfig:
 @dataclass(frozen=True)
 class ImplementationConfig:
     name: str = option_name(*IMPLEMENTATIONS)
+    compile: str | None = setting(
+        Word(COMPILE), "the step with torch.compile: auto (on a GPU), always, never", only_for=("baseline",)
+    )
 
 
 @dataclass(frozen=True)
@@ -244,11 +360,26 @@ class TrainingConfig:
     overfit_batches: int | None = setting(
         Whole(1, optional=True), "train on the first N batches again and again; null: on all", default=None
     )
+    save_every_minutes: float | None = setting(
+        Number(above=0, optional=True), "save as well when so many have passed since the last save", default=None
+    )
+    inspect_every: int | None = setting(
+        Whole(1, optional=True),
+        "[steps] between two looks into every layer (inspect/ metrics, pictures); null: none",
+        default=None,
+    )
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
     name: str = option_name("mlflow", "none")
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    resume: str | None = setting(
+        Text(optional=True), "a sweep's directory or id, or last: run what has not finished; no other key may be given"
+    )
 
 
 @dataclass(frozen=True)
@@ -259,6 +390,7 @@ class RunConfig:
     architecture: ArchitectureConfig
     dataset: DatasetConfig
     tokenizer: TokenizerConfig
+    batching: BatchingConfig
     precision: PrecisionConfig
     device: DeviceConfig
     implementation: ImplementationConfig
@@ -267,6 +399,7 @@ class RunConfig:
     schedule: ScheduleConfig
     training: TrainingConfig
     tracking: TrackingConfig
+    sweep: SweepConfig
     experiment_name: str = setting(Text(maximum=200), "the MLflow experiment", default="manual_backprop")
     run_name: str | None = setting(
         Text(optional=True, maximum=100, forbidden="/\\"),
@@ -276,6 +409,11 @@ class RunConfig:
     seed: int = setting(Whole(0, 2**32 - 1), "of the weights, the order of the data, dropout and samples", default=0)
     resume: str | None = setting(
         Text(optional=True), "last, best, a run id, or the path of a run or a checkpoint", default=None
+    )
+    init_from: str | None = setting(
+        Text(optional=True),
+        "start from the weights of a run, a checkpoint or what convert made, which sets sizes and tokenizer",
+        default=None,
     )
     tags: dict[str, str] = field(
         default_factory=dict,
@@ -293,6 +431,7 @@ class RunConfig:
             n_heads=model.n_heads,
             d_ffn=model.d_ffn,
             max_seq_len=model.max_seq_len,
+            n_kv_heads=model.n_kv_heads,
             dropout=model.dropout,
             architecture=self.architecture.name,
             activation=self.architecture.activation,
@@ -301,6 +440,7 @@ class RunConfig:
             kernels=self.kernels.name,
             device=self.device.name,
             seed=self.seed,
+            compile=self.implementation.compile or "auto",
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def small_network(architecture: str) -> CustomTransformer:
             d_model=4,
             n_blocks=1,
             n_heads=2,
-            d_ffn=6,
+            n_kv_heads=1 if architecture == "llama" else None,
+            d_ffn=7 if architecture == "llama" else 6,  # twice 6 would look like query, key and value
             max_seq_len=len(TEXT) - 1,
             architecture=architecture,
             precision="fp64",
@@ -118,8 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--architecture",
         choices=tuple(ARCHITECTURES),
         default="gpt2",
-        help="gpt2: norms before the sublayers, tied head, GELU; vaswani: norms after them, its own head, ReLU "
-        "(default: %(default)s)",
+        help="gpt2: norms before the sublayers, tied head, GELU; vaswani: norms after them, its own head, ReLU; llama: "
+        "RMS norms, rotary positions, shared keys and values, SwiGLU (default: %(default)s)",
     )
     parser.add_argument(
         "--output", type=Path, default=Path(DEFAULT_OUTPUT), metavar="FILE", help="the page (default: %(default)s)"

@@ -13,34 +13,38 @@ import torch
 
 from .config import CustomTransformerConfig
 
-SIDE = 1024  # of the square matrices whose product is timed
+SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}  # of the square matrices whose product is timed
 
 
 def flops_per_token(config: CustomTransformerConfig, sequence_length: int) -> int:
     """Of one token in one training step, forward and backward [FLOPs]."""
     d_model = config.d_model
-    block = 4 * d_model * d_model + 2 * d_model * config.d_ffn
-    weights = config.n_blocks * block + config.vocab_size * d_model
+    attention = 2 * d_model * d_model + 2 * d_model * config.kv_heads * config.d_head  # query, output; key, value
+    feed_forward = (3 if config.traits.gated else 2) * d_model * config.d_ffn
+    weights = config.n_blocks * (attention + feed_forward) + config.vocab_size * d_model
     return 6 * weights + 12 * config.n_blocks * d_model * sequence_length
 
 
 def matrix_product_rate(dtype: torch.dtype, device: torch.device, seconds: float = 0.1) -> float:
     """What this machine reaches on matrix products alone, in this format and with the threads torch has now [FLOP/s].
 
-    The best of many products within `seconds`, after a warm-up.
+    The best of many products x @ weight.T of several sizes: a small one may end before another program takes the
+    processor away, and a GPU needs large ones.
     """
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(SIDE, SIDE, generator=generator).to(dtype).to(device) for _ in range(2))
-    shortest = float("inf")
-    a @ b
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        _wait(device)
-        begin = time.perf_counter()
-        a @ b
-        _wait(device)
-        shortest = min(shortest, time.perf_counter() - begin)
-    return 2 * SIDE**3 / shortest
+    generator = torch.Generator(device).manual_seed(0)
+    best = 0.0
+    for side in SIDES[device.type]:
+        a, b = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
+        product = torch.empty_like(a)  # a new one each time would cost page faults
+        torch.mm(a, b.T, out=product)
+        start = time.perf_counter()
+        while time.perf_counter() - start < seconds / len(SIDES[device.type]):
+            _wait(device)
+            begin = time.perf_counter()
+            torch.mm(a, b.T, out=product)
+            _wait(device)
+            best = max(best, 2 * side**3 / (time.perf_counter() - begin))
+    return best
 
 
 def _wait(device: torch.device) -> None:

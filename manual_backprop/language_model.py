@@ -18,6 +18,7 @@ from . import ops
 from .config import CustomTransformerConfig
 from .errors import CheckpointError, ConfigError, InputError, NotFiniteError
 from .models.custom import CustomTransformer
+from .models.decoding import IncrementalDecoder
 from .models.network import Network, check_ids
 from .ops import IGNORED
 
@@ -83,13 +84,14 @@ class LanguageModel:
         loss, loss_cache = ops.cross_entropy_forward(logits, targets, label_smoothing=self.config.label_smoothing)
         dlogits = ops.cross_entropy_backward(1.0, loss_cache)
         network.backward(dlogits)
-        gradient = network.flat_gradients.buffer
-        norm = torch.linalg.vector_norm(gradient, dtype=torch.float64).item()
+        gradients = network.gradient_tensors()
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+        norm = torch.linalg.vector_norm(torch.stack(norms)).item()
         loss_value = loss.item()
         if not all(map(_is_finite, (norm, loss_value))):
             return {"loss": loss_value, "grad_norm": norm, "status": "skipped"}
         if max_grad_norm is not None and norm > max_grad_norm:
-            gradient.mul_(max_grad_norm / norm)
+            torch._foreach_mul_(gradients, max_grad_norm / norm)
         network.update_parameters(learning_rate)
         return {"loss": loss_value, "grad_norm": norm, "status": "success"}
 
@@ -108,7 +110,8 @@ class LanguageModel:
         input_ids (B, T) with T >= 1. max_length counts new tokens. temperature 0 takes the likeliest token each time;
         otherwise one is drawn, among the top_k likeliest (None or 0: all), of these among the smallest set whose
         probabilities reach top_p (None: all). A row that has drawn eos_token_id stays there, and when all have, this
-        returns. The same seed draws the same tokens. Past max_seq_len the oldest tokens fall out of sight.
+        returns. The same seed draws the same tokens. Past max_seq_len the oldest tokens fall out of sight, half a
+        window at a time (models/decoding.py).
         """
         tokens = [input_ids]
         tokens += self.stream(input_ids, max_length, temperature, top_k, top_p, eos_token_id, seed)
@@ -151,11 +154,11 @@ class LanguageModel:
         eos_token_id: int | None,
         generator: torch.Generator,
     ) -> Iterator[Tensor]:
-        window = input_ids.to(self.network.device)
+        decoder = IncrementalDecoder(self.network, len(input_ids))
+        unread = input_ids[:, -self.config.max_seq_len :]
         finished = torch.zeros(len(input_ids), 1, dtype=torch.bool)
         for _ in range(max_length):
-            window = window[:, -self.config.max_seq_len :]
-            logits = self.network.predict(window)[:, -1]  # (B, V)
+            logits = decoder.read(unread.to(self.network.device))  # (B, V)
             drawn = sample(logits.double().cpu(), temperature, top_k, top_p, generator)  # (B, 1)
             if eos_token_id is not None:
                 drawn = torch.where(finished, eos_token_id, drawn)
@@ -163,7 +166,7 @@ class LanguageModel:
             yield drawn.to(input_ids.device)
             if eos_token_id is not None and bool(finished.all()):
                 return
-            window = torch.cat((window, drawn.to(window.device)), dim=1)
+            unread = drawn
 
     def count_parameters(self) -> int:
         return self.network.count_parameters()
@@ -197,7 +200,7 @@ class LanguageModel:
         Raises CheckpointError, and nothing is changed, if it is damaged or belongs to another network.
         """
         checkpoint = _load(path)
-        saved = _saved_config(checkpoint)
+        saved = saved_config(checkpoint)
         _check_same_network(checkpoint.path, saved, self.config)
         self.network.load_parameters(checkpoint.tensors["parameters"])
         self.step = checkpoint.step
@@ -284,7 +287,7 @@ class CustomTransformerWrapper(LanguageModel):
         """The model of a checkpoint (or of the newest one in a directory). `changes` replace fields of its config that
         the parameters do not depend on, `device="cpu"` for example. Raises CheckpointError."""
         checkpoint = _load(path)
-        saved = _saved_config(checkpoint)
+        saved = saved_config(checkpoint)
         model = cls(**(asdict(saved) | {"device": "auto"} | changes))
         _check_same_network(checkpoint.path, saved, model.config)
         model.network.load_parameters(checkpoint.tensors["parameters"])
@@ -315,8 +318,11 @@ def sample(
 
 def _check_same_network(path: Path, saved: CustomTransformerConfig, here: CustomTransformerConfig) -> None:
     """CheckpointError unless both agree on what the parameters mean; the rest is a model's own choice."""
-    there, own = (asdict(one) | {"activation": one.activation or one.traits.activation} for one in (saved, here))
-    names = ("architecture", "activation", *DEFAULT_SIZES)
+    there, own = (
+        asdict(one) | {"activation": one.activation or one.traits.activation, "n_kv_heads": one.kv_heads}
+        for one in (saved, here)
+    )
+    names = ("architecture", "activation", *DEFAULT_SIZES, "n_kv_heads")
     differences = [f"{name} is {there[name]} there and {own[name]} here" for name in names if own[name] != there[name]]
     if differences:
         raise CheckpointError(f"{path} belongs to another network: {'; '.join(differences)}.")
@@ -358,7 +364,7 @@ def _load(path: str | Path) -> Any:
     return CheckpointManager(path / "checkpoints" if (path / "checkpoints").is_dir() else path).load()
 
 
-def _saved_config(checkpoint: Any) -> CustomTransformerConfig:
+def saved_config(checkpoint: Any) -> CustomTransformerConfig:
     """The network's config in a checkpoint, whose content is not trusted: known fields of the right kind only."""
     saved = checkpoint.state.get("network")
     if not isinstance(saved, dict) or "parameters" not in checkpoint.tensors:

@@ -19,37 +19,72 @@ CHUNK = 1 << 18  # elements: a chunk's parameters, gradient and moments stay in 
 
 
 class Optimizer(ABC):
-    """Clips, checks, counts, and leaves the update itself to `_update`.
+    """Counts steps, and knows its state by name: everything that a later step depends on, and nothing else."""
 
-    `state()` holds everything that a later step depends on, by name, and nothing else.
-    """
-
-    moment_names: tuple[str, ...] = ()
-
-    def __init__(self, layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float = 0.0):
-        self.parameters, self.gradients, self.weight_decay = parameters, gradients, weight_decay
-        buffer = parameters.buffer
-        wide = torch.float32 if buffer.dtype == torch.bfloat16 else buffer.dtype
-        self.moments = {name: layout.allocate(wide, buffer.device) for name in self.moment_names}
-        self.counts = torch.zeros(4, dtype=torch.int64, device=buffer.device)
+    def __init__(self, device: torch.device):
+        self.counts = torch.zeros(4, dtype=torch.int64, device=device)
         # views of one tensor, so that one copy reads or restores all of them
         self.updates, self.nonfinite_steps, self.nonfinite_in_a_row, self.nonfinite_longest = self.counts
 
-    @torch.no_grad()
+    @abstractmethod
     def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
         """One update from the gradients as they are; returns their norm before clipping, on the device.
 
         Gradients longer than `max_grad_norm` are scaled to it (Pascanu et al. 2013). If the loss or the norm is not
         finite, nothing is updated and the step is counted.
         """
-        gradient = self.gradients.buffer
-        wide = torch.float32 if gradient.dtype == torch.bfloat16 else gradient.dtype
-        norm = torch.linalg.vector_norm(gradient, dtype=wide)
-        finite = torch.isfinite(norm) & torch.isfinite(loss)
+
+    @abstractmethod
+    def moment_views(self) -> dict[str, Mapping[str, Tensor]]:
+        """Every moment by its name, as views by the parameters' names."""
+
+    def _count(self, finite: Tensor) -> None:
         self.updates += finite
         self.nonfinite_steps += ~finite
         self.nonfinite_in_a_row.copy_(torch.where(finite, 0, self.nonfinite_in_a_row + 1))
         self.nonfinite_longest.copy_(torch.maximum(self.nonfinite_longest, self.nonfinite_in_a_row))
+
+    def forget_longest(self) -> None:
+        """What was judged is not judged again: the longest row of non-finite steps is the one that still goes on."""
+        self.nonfinite_longest.copy_(self.nonfinite_in_a_row)
+
+    def _named(self) -> dict[str, Tensor]:
+        return {
+            f"{moment}/{name}": view for moment, views in self.moment_views().items() for name, view in views.items()
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies on the CPU: `moment/parameter` for every moment, and `counts`."""
+        return {name: view.cpu().clone() for name, view in (self._named() | {"counts": self.counts}).items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """InputError, and nothing changed, where a name or a shape differs."""
+        copy_into(self._named() | {"counts": self.counts}, state, what="optimizer state")
+
+
+class FlatOptimizer(Optimizer):
+    """Over flat buffers: clips, checks, counts, and leaves the update itself to `_update`."""
+
+    moment_names: tuple[str, ...] = ()
+
+    def __init__(self, layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float = 0.0):
+        super().__init__(parameters.buffer.device)
+        self.parameters, self.gradients, self.weight_decay = parameters, gradients, weight_decay
+        buffer = parameters.buffer
+        wide = torch.float32 if buffer.dtype == torch.bfloat16 else buffer.dtype
+        self.moments = {name: layout.allocate(wide, buffer.device) for name in self.moment_names}
+
+    def moment_views(self) -> dict[str, Mapping[str, Tensor]]:
+        return {name: flat.views for name, flat in self.moments.items()}
+
+    @torch.no_grad()
+    def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
+        gradient = self.gradients.buffer
+        wide = torch.float32 if gradient.dtype == torch.bfloat16 else gradient.dtype
+        norm = torch.linalg.vector_norm(gradient, dtype=wide)
+        finite = torch.isfinite(norm) & torch.isfinite(loss)
+        self._count(finite)
         clip = torch.ones_like(norm) if max_grad_norm is None else (max_grad_norm / (norm + 1e-6)).clamp(max=1)
         # full_like, since torch.where of two Python numbers is a float32, whatever the format
         rate = torch.where(finite, torch.full_like(norm, learning_rate), 0)
@@ -67,10 +102,6 @@ class Optimizer(ABC):
                     self._update(piece, g, rate, decay, finite)
         return norm
 
-    def forget_longest(self) -> None:
-        """What was judged is not judged again: the longest row of non-finite steps is the one that still goes on."""
-        self.nonfinite_longest.copy_(self.nonfinite_in_a_row)
-
     @abstractmethod
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         """Updates one piece of the buffers with a gradient that is clipped, wide, and 0 where the step is masked."""
@@ -78,25 +109,8 @@ class Optimizer(ABC):
     def _write(self, piece: slice, values: Tensor) -> None:
         self.parameters.buffer[piece].copy_(values)
 
-    def state(self) -> dict[str, Tensor]:
-        """Copies on the CPU: `moment/parameter` for every moment, and `counts`."""
-        state = {
-            f"{moment}/{name}": view.cpu().clone()
-            for moment, flat in self.moments.items()
-            for name, view in flat.views.items()
-        }
-        return state | {"counts": self.counts.cpu().clone()}
 
-    @torch.no_grad()
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """InputError, and nothing changed, where a name or a shape differs."""
-        target = {
-            f"{moment}/{name}": view for moment, flat in self.moments.items() for name, view in flat.views.items()
-        }
-        copy_into(target | {"counts": self.counts}, state, what="optimizer state")
-
-
-class AdamW(Optimizer):
+class AdamW(FlatOptimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2).
 
     m = beta1 m + (1 - beta1) g                    first moment, and its bias correction m / (1 - beta1^t)
@@ -135,7 +149,7 @@ class AdamW(Optimizer):
         self._write(piece, values * (1 - rate * decay) - change)
 
 
-class SGD(Optimizer):
+class SGD(FlatOptimizer):
     """Gradient descent with momentum (Sutskever et al. 2013, as PyTorch has it) and decoupled weight decay.
 
     m = momentum m + g;  p = p - rate (decay p + m)

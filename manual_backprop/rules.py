@@ -47,6 +47,7 @@ SYNONYMS = {
     "n_layer": "n_blocks",
     "n_layers": "n_blocks",
     "num_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
     "num_layers": "n_blocks",
     "seq_len": "max_seq_len",
     "steps": "max_steps",
@@ -205,6 +206,20 @@ class Flag:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A share of a whole, or a name; or null."""
+
+    optional: bool = True
+
+    def read(self, value: Any) -> float | str | None:
+        if value is None or (isinstance(value, str) and value.strip() and value.isprintable()):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+            raise ValueError("must be a share between 0 and 1, the name of a split, or null")
+        return float(value)
+
+
+@dataclass(frozen=True)
 class Betas:
     """The two decay rates of Adam's moments."""
 
@@ -253,4 +268,4 @@ class Tags:
         return tags
 
 
-Rule = Whole | Number | Word | Text | Flag | Betas | Texts | Tags
+Rule = Whole | Number | Word | Text | Flag | Share | Betas | Texts | Tags

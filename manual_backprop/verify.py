@@ -39,7 +39,7 @@ in Euclidean norms, so that neither a small tensor nor one that is zero can hide
     exact    inputs, weights and upstream gradients keep every bit; backward twice gives the same twice
     2 x      in fp32, bf16 and bf16_mixed: the error against float64, relative to autograd's in that precision
 
-Without arguments: all ops, and small networks of both architectures in odd shapes (B=1, T=1, segments, dropout).
+Without arguments: all ops, and small networks of every architecture in odd shapes (B=1, T=1, segments, dropout).
 With arguments, which are those of manual_backprop.run: all ops, and the network that they describe, with short
 sequences; a precision other than fp64 is measured as well.
 
@@ -62,6 +62,7 @@ UNKNOWN_VOCABULARY = 257  # of a tokenizer that has not seen its corpus yet
 WIDTH = 110  # columns, where there is no terminal to ask
 LARGE = 2_000_000  # parameters: above, two draws of rounding errors in place of eight
 MANNERS = "touches nothing else"  # inputs, upstream gradients and outputs; and backward again returns the same
+DESCRIBE_A_NETWORK = ("model", "architecture", "tokenizer", "precision", "kernels", "device", "seed", "experiments")
 NEVER_USED = ("tracking=none",)  # verifying a network needs no place to record it
 
 
@@ -93,7 +94,7 @@ def lines_of(section: Section) -> list[Line]:
 
 
 def check_everything() -> list[Section]:
-    """All ops, and the odd networks of both architectures."""
+    """All ops, and the odd networks of every architecture."""
     from manual_backprop.config import ARCHITECTURES
     from manual_backprop.gradient_check import ODD, check_network, odd_cases
 
@@ -171,7 +172,8 @@ def _ops_section() -> Section:
 
 def _sizes(config: CustomTransformerConfig) -> str:
     return (
-        f"V={config.vocab_size} D={config.d_model} L={config.n_blocks} H={config.n_heads} F={config.d_ffn} "
+        f"V={config.vocab_size} D={config.d_model} L={config.n_blocks} H={config.n_heads} "
+        f"{f'G={config.kv_heads} ' * (config.kv_heads != config.n_heads)}F={config.d_ffn} "
         f"{config.activation or config.traits.activation}"
     )
 
@@ -192,8 +194,21 @@ def network_described(overrides: Sequence[str]) -> CustomTransformerConfig:
     ).jobs
     if len(jobs) != 1:
         raise InputError(f"these arguments describe {len(jobs)} networks; verify takes one at a time")
+    if unused := keys_without_effect(jobs[0].overrides):
+        print(f"without effect here, since only a network is verified: {', '.join(unused)}", file=sys.stderr)
     run = jobs[0].config
     return run.network(run.tokenizer.vocab_size or UNKNOWN_VOCABULARY)
+
+
+def keys_without_effect(overrides: Sequence[str]) -> list[str]:
+    """What says how a network is trained, and not what it is."""
+    named = [override.lstrip("+").partition("=")[0] for override in overrides if override not in NEVER_USED]
+    return [
+        key
+        for key in named
+        if (key.partition(".")[0] not in DESCRIBE_A_NETWORK and key != "training.label_smoothing")
+        or key in ("model.learning_rate", "architecture.learning_rate_scale")
+    ]
 
 
 def show(sections: Sequence[Section], console: Console) -> None:

@@ -19,6 +19,7 @@ class Bug(NamedTuple):
 LINEAR, NORM, SOFTMAX = "ops/linear.py", "ops/normalization.py", "ops/softmax.py"
 DROPOUT, ATTENTION, ACTIVATIONS = "ops/dropout.py", "ops/attention.py", "ops/activations.py"
 EMBEDDING, LOSS, FEED_FORWARD = "ops/embedding.py", "ops/loss.py", "ops/feed_forward.py"
+RMS, ROTARY, GATED = "ops/rms_normalization.py", "ops/rotary_attention.py", "ops/gated_feed_forward.py"
 CUSTOM = "models/custom.py"
 
 BUGS = [
@@ -307,6 +308,147 @@ BUGS = [
         "dhidden = relu_backward(dactivated, activation_cache)",
         "dhidden = dactivated",
     ),
+    # RMS normalization
+    Bug("rms: the part along the normalized vector not taken off", RMS, " - normalized * along_normalized)", ")"),
+    Bug("rms: gain forgotten on the way back", RMS, "dnormalized = dy_wide * wide(weight)", "dnormalized = dy_wide"),
+    Bug("rms: gain's gradient from x", RMS, "rows(dy_wide * normalized)", "rows(dy_wide * wide(x))"),
+    Bug(
+        "rms: gain's gradient assigned",
+        RMS,
+        "dweight += rows(dy_wide * normalized)",
+        "dweight[:] = rows(dy_wide * normalized)",
+    ),
+    Bug(
+        "rms: the mean taken off as in layer norm",
+        RMS,
+        "x_wide * rrms\n    y",
+        "(x_wide - x_wide.mean(-1, True)) * rrms\n    y",
+    ),
+    Bug(
+        "rms: the gradient's mean taken off as in layer norm",
+        RMS,
+        "dx = (dnormalized - normalized",
+        "dx = (dnormalized - dnormalized.mean(-1, keepdim=True) - normalized",
+    ),
+    Bug("rms: the mean square, not its root", RMS, "along_normalized) * rrms", "along_normalized) * rrms * rrms"),
+    Bug(
+        "rms: epsilon only in the cache",
+        RMS,
+        "(x, rrms, weight)\n\n\ndef rms_norm_backward",
+        "(x, (rrms**-2 + RMS_EPSILON).rsqrt(), weight)\n\n\ndef rms_norm_backward",
+    ),
+    Bug("rms: normalized in place", RMS, "normalized = x_wide * rrms", "normalized = x.copy_(x_wide * rrms)"),
+    Bug("rms: the skip connection's gradient forgotten", RMS, "dsum if dtotal is None else dsum + dtotal", "dsum"),
+    Bug(
+        "rms: only the skip connection's gradient",
+        RMS,
+        "dsum if dtotal is None else dsum + dtotal",
+        "dsum if dtotal is None else dtotal",
+    ),
+    # rotary positions, shared keys and values
+    Bug(
+        "rotary: turned further in place of back",
+        ROTARY,
+        "    dfirst = dturned_1 * cosine + dturned_2 * sine\n    dsecond = dturned_2 * cosine - dturned_1 * sine",
+        "    dfirst = dturned_1 * cosine - dturned_2 * sine\n    dsecond = dturned_2 * cosine + dturned_1 * sine",
+    ),
+    Bug(
+        "rotary: not turned back",
+        ROTARY,
+        "return joined(dfirst, dsecond, dvalues).to(dy.dtype)",
+        "return dy.clone()",
+    ),
+    Bug(
+        "rotary: the halves exchanged on the way back",
+        ROTARY,
+        "return joined(dfirst, dsecond, dvalues)",
+        "return joined(dsecond, dfirst, dvalues)",
+    ),
+    Bug(
+        "rotary: values turned back as well",
+        ROTARY,
+        "dvalues = halves(wide(dy), 2 * rotation.shape[-1], n_turned)",
+        "dvalues = halves(wide(dy), 2 * rotation.shape[-1], dy.shape[-1] // (2 * rotation.shape[-1]))",
+    ),
+    Bug(
+        "rotary: positions counted from the end on the way back",
+        ROTARY,
+        "rotation[:, : dy.shape[1], None]",
+        "rotation[:, -dy.shape[1] :, None]",
+    ),
+    Bug(
+        "rotary: neighbours paired in place of halves",
+        ROTARY,
+        "first, second = heads[:, :, :n_turned].chunk(2, dim=-1)",
+        "first, second = heads[:, :, :n_turned, 0::2], heads[:, :, :n_turned, 1::2]",
+    ),
+    Bug(
+        "rotary: keys not turned",
+        ROTARY,
+        "rotary_forward(qkv, rotation, n_heads + n_kv_heads)",
+        "rotary_forward(qkv, rotation, n_heads)",
+    ),
+    Bug(
+        "a shared head's gradient of one reader only",
+        ROTARY,
+        "dshared = by_reader.sum(3)",
+        "dshared = by_reader[:, :, :, 0]",
+    ),
+    Bug("a shared head's gradient averaged", ROTARY, "dshared = by_reader.sum(3)", "dshared = by_reader.mean(3)"),
+    Bug(
+        "a shared head's gradient summed over heads far apart",
+        ROTARY,
+        "by_reader = wide(drepeated).unflatten(2, (2 * n_kv_heads, -1))",
+        "by_reader = wide(drepeated).unflatten(2, (-1, 2 * n_kv_heads)).transpose(2, 3)",
+    ),
+    Bug(
+        "heads read in turns in place of groups",
+        ROTARY,
+        "shared.repeat_interleave(n_heads // n_kv_heads, dim=2)",
+        "shared.repeat(1, 1, n_heads // n_kv_heads, 1)",
+    ),
+    Bug(
+        "attention's gradient not turned back",
+        ROTARY,
+        "return rotary_backward(dturned, rotary_cache)",
+        "return dturned",
+    ),
+    # the feed-forward network with a gate
+    Bug(
+        "the gate's gradient without the hidden layer",
+        GATED,
+        "dgate = dy_wide * hidden * opening",
+        "dgate = dy_wide * opening",
+    ),
+    Bug("the gate's slope is the sigmoid", GATED, "opening * (1 + gate * rest)", "opening"),
+    Bug("the gate's slope is the sigmoid's", GATED, "opening * (1 + gate * rest)", "opening * rest"),
+    Bug(
+        "the hidden layer's gradient without the gate", GATED, "dhidden = dy_wide * gate * opening", "dhidden = dy_wide"
+    ),
+    Bug(
+        "the hidden layer's gradient of a plain sigmoid",
+        GATED,
+        "dhidden = dy_wide * gate * opening",
+        "dhidden = dy_wide * opening",
+    ),
+    Bug(
+        "gate and hidden layer exchanged",
+        GATED,
+        "torch.cat((dgate, dhidden), dim=-1)",
+        "torch.cat((dhidden, dgate), dim=-1)",
+    ),
+    Bug(
+        "the gate skipped",
+        GATED,
+        "dgated = swiglu_backward(dactivated, swiglu_cache)",
+        "dgated = torch.cat((dactivated, dactivated), dim=-1)",
+    ),
+    Bug(
+        "the gate changed in the cache",
+        GATED,
+        "gate.sigmoid(), gate.neg().sigmoid()",
+        "gate.sigmoid(), gate.neg_().sigmoid()",
+    ),
     # the network
     Bug(
         "the tied head's gradient goes astray",
@@ -353,8 +495,8 @@ BUGS = [
     Bug(
         "pre-norm: the sum's own gradient forgotten",
         CUSTOM,
-        "ops.residual_layer_norm_backward(\n            dx, dnormed, feed_forward_norm_cache",
-        "ops.residual_layer_norm_backward(\n            None, dnormed, feed_forward_norm_cache",
+        "self.norm_backward(dx, dnormed, feed_forward_norm_cache",
+        "self.norm_backward(None, dnormed, feed_forward_norm_cache",
     ),
     Bug("the embedding's dropout forgotten", CUSTOM, "        dx = ops.dropout_backward(dx, dropout_cache)\n", ""),
     Bug(
@@ -378,8 +520,8 @@ BUGS = [
     Bug(
         "both norms' gradients in one place",
         CUSTOM,
-        'd["attention_norm.weight"], d["attention_norm.bias"]\n        )\n        # attended',
-        'd["feed_forward_norm.weight"], d["feed_forward_norm.bias"]\n        )\n        # attended',
+        'self.norm_backward(None, dx, attention_norm_cache, *norm_of(d, "attention_norm"))',
+        'self.norm_backward(None, dx, attention_norm_cache, *norm_of(d, "feed_forward_norm"))',
     ),
     Bug(
         "a stale cache: backward of the forward before",

@@ -12,16 +12,25 @@ from manual_backprop.models.network import Batch
 from manual_backprop.models.recorder import Recorder
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "vaswani"])
+@pytest.mark.parametrize(
+    ("architecture", "n_kv_heads"), [("gpt2", None), ("vaswani", None), ("llama", None), ("llama", 2)]
+)
 @pytest.mark.parametrize("network", [CustomTransformer, TorchTransformer])
 @pytest.mark.parametrize("sequence_length", [1, 7, 16])
-def test_formula_is_the_count(architecture: str, network: type, sequence_length: int) -> None:
+def test_formula_is_the_count(architecture: str, n_kv_heads: int | None, network: type, sequence_length: int) -> None:
     """Exactly: every product of a forward and a backward with attention spelled out, which the recorder asks for.
 
     The formula counts attention's scores without the half that causality hides, as they are computed.
     """
     config = CustomTransformerConfig(
-        vocab_size=37, d_model=24, n_blocks=3, n_heads=4, d_ffn=52, max_seq_len=16, architecture=architecture
+        vocab_size=37,
+        d_model=24,
+        n_blocks=3,
+        n_heads=4,
+        n_kv_heads=n_kv_heads,
+        d_ffn=52,
+        max_seq_len=16,
+        architecture=architecture,
     )
     model = network(config)
     model.recorder = Recorder("nothing")

@@ -34,7 +34,7 @@ from manual_backprop.models.network import Batch
 
 pytestmark = pytest.mark.gradients
 
-ARCHITECTURES = ("gpt2", "vaswani")
+ARCHITECTURES = ("gpt2", "vaswani", "llama")
 NETWORKS = [
     pytest.param(config, batch, scale, id=f"{architecture}-{name}")
     for architecture in ARCHITECTURES

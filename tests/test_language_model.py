@@ -27,7 +27,7 @@ from manual_backprop.models.network import Batch
 from manual_backprop.models.recorder import Recorder
 
 SIZES: dict[str, Any] = {"vocab_size": 19, "d_model": 12, "n_blocks": 2, "n_heads": 3, "d_ffn": 20, "max_seq_len": 10}
-ARCHITECTURES = ("gpt2", "vaswani")
+ARCHITECTURES = ("gpt2", "vaswani", "llama")
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -260,7 +260,7 @@ def test_non_finite_step_is_skipped(architecture: str, precision: str, cause: Ca
 
 def test_a_skipped_step_costs_no_healthy_one(architecture: str) -> None:
     model, untouched, ids = wrapper(architecture), wrapper(architecture), random_ids(2, 6)
-    name = "blocks.0.attention.output.bias"
+    name = "blocks.0.attention_norm.weight"
     healthy = model.network.parameters[name].clone()
     model.network.parameters[name][0] = math.nan
     assert model.train_step(ids, ids, 0.1)["status"] == "skipped"
@@ -364,6 +364,8 @@ def test_get_model_info(architecture: str) -> None:
     d, f, v = 12, 20, 19
     block = 4 * (d * d + d) + 2 * 2 * d + 2 * d * f + f + d
     want = 2 * block + (v * d + 10 * d + 2 * d if architecture == "gpt2" else 2 * v * d)
+    if architecture == "llama":
+        want = 2 * (4 * d * d + 2 * d + 3 * d * f) + d + 2 * v * d
     assert info["parameters"] == model.count_parameters() == want
     json.dumps(info)
 
@@ -518,10 +520,10 @@ def test_foreign_checkpoint_changes_nothing(architecture: str, tmp_path: Path) -
     other_architecture = next(name for name in ARCHITECTURES if name != architecture)
     for number, (changes, words) in enumerate(
         (
-            ({"d_model": 15}, "d_model is 15 there and 12 here"),
+            ({"d_model": 18}, "d_model is 18 there and 12 here"),
             ({"vocab_size": 20}, "vocab_size is 20 there and 19 here"),
             ({"architecture": other_architecture}, f"architecture is {other_architecture} there"),
-            ({"activation": "gelu"}, "activation is gelu there"),
+            ({"n_kv_heads": 1} if architecture == "llama" else {"activation": "gelu"}, "is (gelu|1) there"),
         )
     ):
         wrapper(**({"architecture": architecture} | changes)).save_checkpoint(tmp_path / str(number))
@@ -598,8 +600,8 @@ def test_foreign_weights_change_nothing(architecture: str) -> None:
     network = wrapper(architecture).network
     before = network.flat_parameters.buffer.clone()
     parameters = lively(wrapper(architecture)).network.export_parameters()
-    wrong = {name: value for name, value in parameters.items() if name != "blocks.1.attention.key.bias"}
-    with pytest.raises(InputError, match=r"blocks.1.attention.key.bias is missing"):
+    wrong = {name: value for name, value in parameters.items() if name != "blocks.1.attention.key.weight"}
+    with pytest.raises(InputError, match=r"blocks.1.attention.key.weight is missing"):
         network.load_parameters(wrong)
     with pytest.raises(InputError, match="wings is unknown here"):
         network.load_parameters(parameters | {"wings": torch.zeros(1)})
@@ -612,9 +614,12 @@ def test_foreign_weights_change_nothing(architecture: str) -> None:
 
 
 def greedy_by_hand(model: LanguageModel, ids: Tensor, length: int) -> Tensor:
+    """A fresh forward for each token. The window moves on by half when it is full."""
+    start = max(0, ids.shape[1] - model.config.max_seq_len)
     for _ in range(length):
-        visible = ids[:, -model.config.max_seq_len :]
-        ids = torch.cat((ids, model.forward(visible)["logits"][:, -1].argmax(-1, keepdim=True)), dim=1)
+        if ids.shape[1] - start > model.config.max_seq_len:
+            start += model.config.max_seq_len // 2
+        ids = torch.cat((ids, model.forward(ids[:, start:])["logits"][:, -1].argmax(-1, keepdim=True)), dim=1)
     return ids
 
 
@@ -629,7 +634,7 @@ def test_generate_greedy(architecture: str) -> None:
 
 
 def test_generate_past_the_longest_sequence(architecture: str) -> None:
-    """The window slides, and is right: what is drawn is what a fresh forward of the last tokens says."""
+    """The window moves on, and is right: what is drawn is what a fresh forward of its tokens says."""
     model, prompt = lively(wrapper(architecture)), random_ids(2, 7)
     assert torch.equal(model.generate(prompt, 15, temperature=0), greedy_by_hand(model, prompt, 15))
     long_prompt = random_ids(2, 23)

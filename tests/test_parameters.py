@@ -10,6 +10,7 @@ import torch
 from manual_backprop.config import CustomTransformerConfig
 from manual_backprop.errors import InputError
 from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.models.network import packed_names
 from manual_backprop.parameters import PADDING, Layout, copy_into
 
 NETWORKS = [
@@ -17,7 +18,7 @@ NETWORKS = [
         CustomTransformer(
             CustomTransformerConfig(
                 vocab_size=13,
-                d_model=6,
+                d_model=12,
                 n_blocks=3,
                 n_heads=2,
                 d_ffn=7,
@@ -28,7 +29,7 @@ NETWORKS = [
         ),
         id=f"{name}-{precision}",
     )
-    for name in ("gpt2", "vaswani")
+    for name in ("gpt2", "vaswani", "llama")
     for precision in ("fp64", "bf16", "bf16_mixed")
 ]
 
@@ -65,16 +66,16 @@ def test_weight_decay_is_one_slice_with_all_matrices(network: CustomTransformer)
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_entries_start_at_multiples_of_64_bytes(network: CustomTransformer) -> None:
-    together = tuple(f"attention.{name}.{kind}" for name in ("key", "value") for kind in ("weight", "bias"))
+    packed = [names for block in range(3) for names in packed_names(network.config, block).values()]
+    followers = {name for names in packed for name in names[1:]}  # without a gap behind the first
     for name, view in network.parameters.items():
-        if not name.endswith(together):  # these follow the query without a gap
+        if name not in followers:
             assert view.storage_offset() * view.element_size() % 64 == 0, name
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_query_key_and_value_are_one_tensor(network: CustomTransformer) -> None:
-    for kind in ("weight", "bias"):
-        names = [f"blocks.1.attention.{name}.{kind}" for name in ("query", "key", "value")]
+def test_what_one_product_serves_is_one_tensor(network: CustomTransformer) -> None:
+    for names in packed_names(network.config, 1).values():
         packed = network.flat_parameters.packed(names)
         assert torch.equal(packed, torch.cat([network.parameters[name] for name in names]))
         assert packed.data_ptr() == network.parameters[names[0]].data_ptr(), "a view, not a copy"

@@ -22,10 +22,13 @@ def names(architecture: str) -> set[str]:
     for block in range(2):
         found |= {f"blocks.{block}.{name}" for name in ("input", "attention_norm.output", "feed_forward_norm.output")}
         found |= {f"blocks.{block}.attention.{name}" for name in ATTENTION}
-        found |= {f"blocks.{block}.feed_forward.{name}" for name in FEED_FORWARD}
-        if architecture == "gpt2":
+        hidden = {"hidden"} if architecture != "llama" else {"gated"}
+        found |= {f"blocks.{block}.feed_forward.{name}" for name in ({"activated", "output"} | hidden)}
+        if architecture != "vaswani":
             found.add(f"blocks.{block}.residual")
-    return found | ({"final_norm.output"} if architecture == "gpt2" else set())
+        if architecture == "llama":
+            found.add(f"blocks.{block}.attention.turned")
+    return found | ({"final_norm.output"} if architecture != "vaswani" else set())
 
 
 def step(network: Any, recorder: Recorder | None = None) -> Tensor:
@@ -38,11 +41,11 @@ def step(network: Any, recorder: Recorder | None = None) -> Tensor:
 
 
 def config(architecture: str, precision: str = "fp64") -> CustomTransformerConfig:
-    sizes = {"vocab_size": 11, "d_model": 6, "n_blocks": 2, "n_heads": 2, "d_ffn": 14, "max_seq_len": 5}
+    sizes = {"vocab_size": 11, "d_model": 8, "n_blocks": 2, "n_heads": 2, "d_ffn": 14, "max_seq_len": 5}
     return CustomTransformerConfig(**sizes, architecture=architecture, precision=precision, dropout=0.1)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "vaswani"])
+@pytest.mark.parametrize("architecture", ["gpt2", "vaswani", "llama"])
 def test_every_activation_and_gradient_by_name(architecture: str) -> None:
     recorder = Recorder()
     step(CustomTransformer(config(architecture)), recorder)
@@ -55,11 +58,11 @@ def test_every_activation_and_gradient_by_name(architecture: str) -> None:
         assert gradient.any(), name
     assert recorder.tensors["logits"].shape == (2, 5, 11)
     assert recorder.tensors["blocks.1.attention.probabilities"].shape == (2, 2, 5, 5)
-    assert recorder.tensors["blocks.1.attention.qkv"].shape == (2, 5, 18)
+    assert recorder.tensors["blocks.1.attention.qkv"].shape == (2, 5, 24)
     assert recorder.tensors["blocks.1.feed_forward.activated"].shape == (2, 5, 14)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "vaswani"])
+@pytest.mark.parametrize("architecture", ["gpt2", "vaswani", "llama"])
 def test_by_hand_and_by_autograd(architecture: str) -> None:
     """Not only the parameters' gradients agree: every tensor on the way does."""
     by_hand, by_autograd = Recorder(), Recorder()
@@ -72,7 +75,7 @@ def test_by_hand_and_by_autograd(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "bf16_mixed"])
-@pytest.mark.parametrize("architecture", ["gpt2", "vaswani"])
+@pytest.mark.parametrize("architecture", ["gpt2", "vaswani", "llama"])
 def test_recording_changes_no_bit(architecture: str, precision: str) -> None:
     network, watched = (CustomTransformer(config(architecture, precision)) for _ in range(2))
     losses = [step(network), step(watched, Recorder())]

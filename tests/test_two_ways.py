@@ -16,7 +16,7 @@ from manual_backprop.models.network import Network
 from manual_backprop.ops import Dropout, keep_mask, random_key
 from manual_backprop.optim import AdamW, Optimizer
 
-ARCHITECTURES = ("gpt2", "vaswani")
+ARCHITECTURES = ("gpt2", "vaswani", "llama")
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,8 @@ from torch import Tensor
 from .. import ops
 from ..config import CustomTransformerConfig
 from ..models.custom import CustomTransformer
+from ..models.mirror import TorchTransformer
+from ..models.network import Network
 from .measure import LOW_PRECISION_BAR, Finding, error_of, floor_of
 from .network_check import draw_batch, networks, step_of, wholly_zero
 from .op_check import autograd, call, upstream_of
@@ -59,21 +61,26 @@ def compare(draws: Iterable[dict[str, tuple[float, float]]], smallest: Callable[
 
 
 def check_network_precision(
-    config: CustomTransformerConfig, scale: str, seeds: Iterable[int] = SEEDS, B: int = 4, T: int | None = None
+    config: CustomTransformerConfig,
+    scale: str,
+    seeds: Iterable[int] = SEEDS,
+    B: int = 4,
+    T: int | None = None,
+    peer: type[Network] = TorchTransformer,
 ) -> list[Finding]:
     """The ratio for the loss and for every parameter whose gradient is more than rounding."""
-    found = compare_networks(config, scale, seeds, B, T or config.max_seq_len)
+    found = compare_networks(config, scale, seeds, B, T or config.max_seq_len, peer)
     subject = f"{config.architecture} {config.precision}, {scale} scale"
     return [Finding(subject, name, comparison.ratio, LOW_PRECISION_BAR) for name, comparison in found.items()]
 
 
 def compare_networks(
-    config: CustomTransformerConfig, scale: str, seeds: Iterable[int], B: int, T: int
+    config: CustomTransformerConfig, scale: str, seeds: Iterable[int], B: int, T: int, peer: type[Network]
 ) -> dict[str, Comparison]:
     def draw(seed: int) -> dict[str, tuple[float, float]]:
         seeded = replace(config, seed=seed)
         batch = draw_batch(seeded, B, T, seed)
-        by_hand, mirror = networks(seeded, scale)
+        by_hand, mirror = networks(seeded, scale, peer)
         exact = CustomTransformer(replace(seeded, precision="fp64"))
         with torch.no_grad():
             exact.flat_parameters.buffer.copy_(by_hand.flat_parameters.buffer)

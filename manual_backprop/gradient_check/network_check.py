@@ -34,7 +34,7 @@ from .measure import (
 
 STEP = 5  # which dropout masks
 ODD = CustomTransformerConfig(  # all dimensions different, none a power of two
-    vocab_size=17, d_model=15, n_blocks=2, n_heads=3, d_ffn=22, max_seq_len=9, precision="fp64", seed=3
+    vocab_size=17, d_model=18, n_blocks=2, n_heads=3, d_ffn=22, max_seq_len=9, precision="fp64", seed=3
 )
 
 
@@ -81,14 +81,15 @@ def counted(batch: Batch) -> int:
     return int((batch.targets != IGNORED).sum())
 
 
-def networks(config: CustomTransformerConfig, scale: str = "proof") -> tuple[CustomTransformer, TorchTransformer]:
-    """The hand-written network and its mirror, with the same parameters."""
-    by_hand, mirror = CustomTransformer(config), TorchTransformer(config)
+def networks(
+    config: CustomTransformerConfig, scale: str = "proof", peer: type[Network] = TorchTransformer
+) -> tuple[CustomTransformer, Network]:
+    """The hand-written network and its mirror, or another peer, with the same parameters."""
+    by_hand, other = CustomTransformer(config), peer(config)
     if scale == "proof":
         set_proof_scale(by_hand, config.seed)
-    with torch.no_grad():
-        mirror.flat_parameters.buffer.copy_(by_hand.flat_parameters.buffer)
-    return by_hand, mirror
+    other.load_parameters(by_hand.parameters)
+    return by_hand, other
 
 
 def step_of(network: Network, batch: Batch, denominator: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -107,11 +108,12 @@ def zero_by_structure(config: CustomTransformerConfig, batch: Batch) -> Iterator
     T = batch.tokens.shape[1]
     for block in range(config.n_blocks):
         place = f"blocks.{block}.attention."
-        yield f"{place}key.bias", "softmax ignores it", slice(None)
+        if config.traits.biases:
+            yield f"{place}key.bias", "softmax ignores it", slice(None)
         if T == 1:
-            for name in ("query.weight", "query.bias", "key.weight"):
+            for name in ("query.weight", "key.weight", *(["query.bias"] * config.traits.biases)):
                 yield place + name, "T = 1", slice(None)
-    if config.traits.learned_positions and config.max_seq_len > T:
+    if config.traits.positions == "learned" and config.max_seq_len > T:
         yield "position_embedding.weight", "beyond T", slice(T, None)
     if not config.traits.tied_head:
         unused = torch.ones(config.vocab_size, dtype=torch.bool)
@@ -197,7 +199,7 @@ def _check_zeros(
 def _check_recorded(
     subject: str,
     by_hand: CustomTransformer,
-    mirror: TorchTransformer,
+    mirror: Network,
     batch: Batch,
     loss: Tensor,
     gradients: dict[str, Tensor],
@@ -228,7 +230,7 @@ def _is_gradient(name: str) -> bool:
 
 
 def _check_classic(
-    subject: str, by_hand: CustomTransformer, mirror: TorchTransformer, batch: Batch, apart: set[str]
+    subject: str, by_hand: CustomTransformer, mirror: Network, batch: Batch, apart: set[str]
 ) -> list[Finding]:
     """forward(tokens) -> logits, backward(dlogits), with something else predicted in between."""
     generator = torch.Generator().manual_seed(1)
@@ -279,10 +281,16 @@ def odd_cases(architecture: str) -> Iterator[tuple[str, CustomTransformerConfig,
     yield "plain", plain, draw_batch(plain, 2, 7), "proof"
     yield "initial scale", plain, draw_batch(plain, 2, 7, seed=1), "initial"
     yield "segments, dropout", rich, draw_batch(rich, 3, 9, segments=True), "proof"
-    for activation in ("gelu_tanh", "gelu", "relu"):
-        config = replace(plain, activation=activation, n_blocks=1)
-        yield activation, config, draw_batch(config, 2, 5, seed=2), "proof"
+    if plain.traits.gated:
+        for n_heads, n_kv_heads in ((3, 1), (9, 3)):
+            config = replace(rich, n_heads=n_heads, n_kv_heads=n_kv_heads, n_blocks=1)
+            batch = draw_batch(config, 2, 5, seed=2, segments=True)
+            yield f"{n_heads} heads share {n_kv_heads}", config, batch, "proof"
+    else:
+        for activation in ("gelu_tanh", "gelu", "relu"):
+            config = replace(plain, activation=activation, n_blocks=1)
+            yield activation, config, draw_batch(config, 2, 5, seed=2), "proof"
     yield "T=1", plain, draw_batch(plain, 3, 1, seed=3), "proof"
     yield "B=1 T=1", rich, draw_batch(rich, 1, 1, seed=4), "proof"
-    deep = replace(rich, n_blocks=3, n_heads=5)
+    deep = replace(rich, n_blocks=3, n_heads=9)
     yield "8 rows", deep, draw_batch(deep, 8, 6, seed=5), "proof"

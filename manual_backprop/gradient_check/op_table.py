@@ -180,6 +180,36 @@ def residual_layer_norm_cases(draw: Draw) -> Iterator[Case]:
     yield Case("no branch, total not used", {"x": draw.x()}, norm_parameters(draw), {"branch": None}, ("total",))
 
 
+@row("rms_norm", lambda x, weight: rms_norm_mirror(x, weight))
+def rms_norm_cases(draw: Draw) -> Iterator[Case]:
+    gain = {"weight": draw.gain(draw.D)}
+    yield Case("typical", {"x": draw.x(2)}, gain)
+    yield Case("B=1 T=1", {"x": draw.resized(B=1, T=1).x()}, gain)
+    yield Case("one row", {"x": draw.normal(draw.D)}, gain)
+    yield Case("far from zero", {"x": draw.x() + 100}, gain)
+    yield Case("nearly zero: epsilon counts", {"x": draw.x(1e-3)}, gain)
+    zeros = torch.cat([draw.x()[:1], torch.zeros(1, draw.T, draw.D, dtype=draw.dtype)])
+    yield Case("rows of zeros", {"x": zeros}, gain)
+
+
+def rms_norm_mirror(x: Tensor, weight: Tensor) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], weight, 1e-6)
+
+
+def residual_rms_norm_mirror(x: Tensor, branch: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+    total = x if branch is None else x + branch
+    return total, rms_norm_mirror(total, weight)
+
+
+@row("residual_rms_norm", residual_rms_norm_mirror, outputs="total y", returns="x branch")
+def residual_rms_norm_cases(draw: Draw) -> Iterator[Case]:
+    gain = {"weight": draw.gain(draw.D)}
+    yield Case("both outputs used", {"x": draw.x(), "branch": draw.x()}, gain)
+    yield Case("total not used", {"x": draw.x(), "branch": draw.x()}, gain, unused=("total",))
+    yield Case("no branch yet", {"x": draw.x()}, gain, {"branch": None})
+    yield Case("no branch, total not used", {"x": draw.x()}, gain, {"branch": None}, ("total",))
+
+
 # Linear
 
 
@@ -258,6 +288,91 @@ def attention_cases(draw: Draw) -> Iterator[Case]:
     yield Case("sharp", {"qkv": qkv * 20}, settings={"n_heads": n_heads})
 
 
+# Rotary positions and shared keys and values: K = 4, so that a head has two pairs
+
+
+def rotary_mirror(qkv: Tensor, rotation: Tensor, n_turned: int) -> Tensor:
+    """A pair is a complex number, and turning it a product."""
+    d_head = 2 * rotation.shape[-1]
+    wide = qkv.float() if qkv.dtype == torch.bfloat16 else qkv
+    cosine, sine = rotation[:, : qkv.shape[1]].to(wide.dtype).unsqueeze(2)
+    first, second = wide.reshape(*qkv.shape[:2], -1, 2, d_head // 2).unbind(3)  # (B, T, H + 2G, K / 2)
+    turned = torch.view_as_real(torch.complex(first, second) * torch.complex(cosine, sine))
+    heads = torch.cat((turned[..., 0], turned[..., 1]), -1)
+    kept = wide.reshape(*qkv.shape[:2], -1, d_head)
+    return torch.cat((heads[:, :, :n_turned], kept[:, :, n_turned:]), 2).reshape(qkv.shape).to(qkv.dtype)
+
+
+def repeat_heads_mirror(qkv: Tensor, n_heads: int, n_kv_heads: int) -> Tensor:
+    """Head by head."""
+    heads = qkv.reshape(*qkv.shape[:2], n_heads + 2 * n_kv_heads, -1).unbind(2)
+    order = [
+        *range(n_heads),
+        *(n_heads + head * n_kv_heads // n_heads for head in range(n_heads)),
+        *(n_heads + n_kv_heads + head * n_kv_heads // n_heads for head in range(n_heads)),
+    ]
+    return torch.cat([heads[place] for place in order], -1)
+
+
+def rotary_attention_mirror(
+    qkv: Tensor,
+    rotation: Tensor,
+    n_heads: int,
+    n_kv_heads: int,
+    segments: Tensor | None = None,
+    dropout: Dropout | None = None,
+) -> Tensor:
+    turned = rotary_mirror(qkv, rotation, n_heads + n_kv_heads)
+    return attention_mirror(repeat_heads_mirror(turned, n_heads, n_kv_heads), n_heads, segments, dropout)
+
+
+def rotation_of(draw: Draw, pairs: int = 2) -> Tensor:
+    """Cosines and sines of random angles, for more positions than there are."""
+    angle = draw.normal(draw.T + 2, pairs).double()
+    return torch.stack((angle.cos(), angle.sin()))
+
+
+@row("rotary", rotary_mirror, returns="qkv")
+def rotary_cases(draw: Draw) -> Iterator[Case]:
+    rotation = rotation_of(draw)
+    yield Case("queries and keys", {"qkv": draw.normal(draw.B, draw.T, 20)}, {}, {"rotation": rotation, "n_turned": 4})
+    yield Case("all", {"qkv": draw.normal(draw.B, draw.T, 12)}, {}, {"rotation": rotation, "n_turned": 3})
+    one = rotation_of(draw, pairs=1)
+    yield Case("one pair", {"qkv": draw.normal(draw.B, draw.T, 6)}, {}, {"rotation": one, "n_turned": 2})
+    yield Case("B=1 T=1", {"qkv": draw.normal(1, 1, 12)}, {}, {"rotation": rotation, "n_turned": 2})
+
+
+@row("repeat_heads", repeat_heads_mirror, returns="qkv")
+def repeat_heads_cases(draw: Draw) -> Iterator[Case]:
+    def case(name: str, B: int, T: int, n_heads: int, n_kv_heads: int) -> Case:
+        width = 5 * (n_heads + 2 * n_kv_heads)
+        settings = {"n_heads": n_heads, "n_kv_heads": n_kv_heads}
+        return Case(name, {"qkv": draw.normal(B, T, width)}, settings=settings)
+
+    yield case("6 heads share 2", draw.B, draw.T, 6, 2)
+    yield case("all share 1", draw.B, draw.T, 3, 1)
+    yield case("none is shared", draw.B, draw.T, 3, 3)
+    yield case("B=1 T=1", 1, 1, 4, 2)
+
+
+@row("rotary_attention", rotary_attention_mirror, outputs="context", returns="qkv")
+def rotary_attention_cases(draw: Draw) -> Iterator[Case]:
+    def case(name: str, B: int, T: int, n_heads: int, n_kv_heads: int, **settings: Any) -> Case:
+        qkv = draw.normal(B, T, 4 * (n_heads + 2 * n_kv_heads))
+        heads = {"n_heads": n_heads, "n_kv_heads": n_kv_heads}
+        return Case(name, {"qkv": qkv}, settings={"rotation": rotation, **heads, **settings})
+
+    rotation = rotation_of(draw)
+    place = torch.arange(draw.T)
+    padded = torch.where(place < draw.T - 1, torch.stack([(place > b).long() for b in range(draw.B)]), -1)
+    dropout = Dropout(0.4, 987654321987654321, first_row=3)
+    yield case("6 heads share 2", draw.B, draw.T, 6, 2)
+    yield case("documents, padding, dropout", draw.B, draw.T, 4, 2, segments=padded, dropout=dropout)
+    yield case("all share 1", draw.B, draw.T, 3, 1)
+    yield case("none is shared", draw.B, draw.T, 3, 3)
+    yield case("T=1", draw.B, 1, 4, 2)
+
+
 # Activations and the feed-forward network
 
 
@@ -316,6 +431,26 @@ def feed_forward_cases(draw: Draw) -> Iterator[Case]:
     for activation in ("gelu_tanh", "gelu", "relu"):
         yield Case(activation, {"x": draw.x()}, parameters, {"activation": activation})
     yield Case("B=1 T=1", {"x": draw.resized(B=1, T=1).x()}, parameters)
+
+
+@row("swiglu", lambda x: F.silu(x.chunk(2, dim=-1)[0]) * x.chunk(2, dim=-1)[1])
+def swiglu_cases(draw: Draw) -> Iterator[Case]:
+    yield Case("typical", {"x": draw.normal(draw.B, draw.T, 2 * draw.F, scale=2)})
+    yield Case("extremes", {"x": torch.cat((kinks(draw), draw.normal(10)))})
+    yield Case("B=1 T=1", {"x": draw.normal(1, 1, 2 * draw.F)})
+
+
+def gated_feed_forward_mirror(x: Tensor, gated_weight: Tensor, output_weight: Tensor) -> Tensor:
+    gate_weight, hidden_weight = gated_weight.chunk(2)
+    return F.linear(F.silu(F.linear(x, gate_weight)) * F.linear(x, hidden_weight), output_weight)
+
+
+@row("gated_feed_forward", gated_feed_forward_mirror)
+def gated_feed_forward_cases(draw: Draw) -> Iterator[Case]:
+    parameters = {"gated_weight": draw.weight(2 * draw.F, draw.D), "output_weight": draw.weight(draw.D, draw.F)}
+    yield Case("typical", {"x": draw.x()}, parameters)
+    yield Case("B=1 T=1", {"x": draw.resized(B=1, T=1).x()}, parameters)
+    yield Case("rows alone", {"x": draw.normal(draw.T, draw.D)}, parameters)
 
 
 # Loss

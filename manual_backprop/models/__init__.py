@@ -1,13 +1,22 @@
-"""Networks behind one seam: `custom.py` (gradients by hand), `mirror.py` (the same lines, gradients by autograd)."""
+"""Networks behind one seam: three levels of the same thing.
+
+`custom.py` has gradients by hand, `mirror.py` the same lines with gradients by autograd, `baseline.py` what one would
+write in PyTorch.
+"""
 
 from __future__ import annotations
 
 from ..config import CustomTransformerConfig
+from .baseline import BaselineTransformer
 from .custom import CustomTransformer
 from .mirror import TorchTransformer
 from .network import Network
 
-IMPLEMENTATIONS: dict[str, type[Network]] = {"custom": CustomTransformer, "torch": TorchTransformer}
+IMPLEMENTATIONS: dict[str, type[Network]] = {
+    "custom": CustomTransformer,
+    "torch": TorchTransformer,
+    "baseline": BaselineTransformer,
+}
 
 
 def build_network(implementation: str, config: CustomTransformerConfig) -> Network:

@@ -7,6 +7,7 @@ same functions under the same names for autograd; the difference between the two
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,13 +17,29 @@ from .. import ops
 from ..config import CustomTransformerConfig
 from ..errors import InputError
 from ..parameters import Flat
-from .network import Batch, DropoutSource, Network, qkv_names
+from .network import Batch, DropoutSource, FlatNetwork, packed_names
 from .recorder import scoped
 
 Cache = Any  # private to the pair that made it
 
 
-class CustomTransformer(Network):
+def norm_of(views: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """The parameters of a norm, or their gradients: weight, and bias where it has one."""
+    return [views[f"{name}.{kind}"] for kind in ("weight", "bias") if f"{name}.{kind}" in views]
+
+
+def feed_forward_of(views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The parameters of a block's feed-forward network, or their gradients."""
+    hidden, output = "feed_forward.hidden", "feed_forward.output"
+    return views[f"{hidden}.weight"], views[f"{hidden}.bias"], views[f"{output}.weight"], views[f"{output}.bias"]
+
+
+def gated_feed_forward_of(views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Likewise, where it has a gate."""
+    return views["feed_forward.gated.weight"], views["feed_forward.output.weight"]
+
+
+class CustomTransformer(FlatNetwork):
     """`Network` by hand. The gradient of `parameters[name]` is added into `gradients[name]`.
 
     In bf16_mixed the residual stream x stays in float32, as autocast leaves it, and what enters a matrix product is
@@ -34,17 +51,24 @@ class CustomTransformer(Network):
         super().__init__(config)
         self.block_parameters = [self._block_views(self.flat_parameters, block) for block in range(config.n_blocks)]
         self.block_gradients = [self._block_views(self.flat_gradients, block) for block in range(config.n_blocks)]
+        # a norm behind a residual sum, the one of this architecture
+        rms = config.traits.norm == "rms"
+        self.norm_forward: Callable[..., Any] = (
+            ops.residual_rms_norm_forward if rms else ops.residual_layer_norm_forward
+        )
+        self.norm_backward: Callable[..., Tensor] = (
+            ops.residual_rms_norm_backward if rms else ops.residual_layer_norm_backward
+        )
         head = "token_embedding.weight" if config.traits.tied_head else "head.weight"
         self.head, self.dhead = self.parameters[head], self.gradients[head]
         self._cache: Cache = None  # of the last forward that waits for its backward
 
-    @staticmethod
-    def _block_views(flat: Flat, block: int) -> dict[str, Tensor]:
-        """A block's tensors without `blocks.3.` before their names, and query, key and value as one: `qkv`."""
+    def _block_views(self, flat: Flat, block: int) -> dict[str, Tensor]:
+        """A block's tensors without `blocks.3.` before their names, and those that lie side by side as one: `qkv`."""
         prefix = f"blocks.{block}."
         views = {name.removeprefix(prefix): view for name, view in flat.views.items() if name.startswith(prefix)}
-        for kind in ("weight", "bias"):
-            views[f"attention.qkv.{kind}"] = flat.packed(qkv_names(prefix, kind))
+        for whole, names in packed_names(self.config, block).items():
+            views[whole.removeprefix(prefix)] = flat.packed(names)
         return views
 
     @torch.no_grad()
@@ -105,8 +129,7 @@ class CustomTransformer(Network):
             for block in range(self.config.n_blocks):
                 x, branch, block_cache = self._pre_norm_block_forward(x, branch, block, segments, dropout)
                 block_caches.append(block_cache if keep else None)
-            norm = self.parameters["final_norm.weight"], self.parameters["final_norm.bias"]
-            (_, x), norm_cache = ops.residual_layer_norm_forward(x, branch, *norm)
+            (_, x), norm_cache = self.norm_forward(x, branch, *norm_of(self.parameters, "final_norm"))
             self.recorder("final_norm.output", x)
         else:
             for block in range(self.config.n_blocks):
@@ -119,9 +142,8 @@ class CustomTransformer(Network):
         embedding_cache, block_caches, norm_cache = cache
         if self.config.traits.pre_norm:
             self.recorder("final_norm.doutput", dx)
-            # _, x = residual_layer_norm(x, branch); the sum is not used again, so nothing reaches it past the norm
-            dnorm = self.gradients["final_norm.weight"], self.gradients["final_norm.bias"]
-            dx = dbranch = ops.residual_layer_norm_backward(None, dx, norm_cache, *dnorm)
+            # _, x = norm(x + branch); the sum is not used again, so nothing reaches it past the norm
+            dx = dbranch = self.norm_backward(None, dx, norm_cache, *norm_of(self.gradients, "final_norm"))
             for block in reversed(range(self.config.n_blocks)):
                 # popped: what a block kept is freed as soon as its gradients are complete
                 dx = dbranch = self._pre_norm_block_backward(dx, dbranch, block, block_caches.pop())
@@ -131,13 +153,14 @@ class CustomTransformer(Network):
         self._embedding_backward(dx, embedding_cache)
 
     def _embedding_forward(self, tokens: Tensor, dropout: DropoutSource) -> tuple[Tensor, Cache]:
-        """tokens (B, T) -> x = dropout(scale * W[tokens] + positions) (B, T, D)."""
+        """tokens (B, T) -> x = dropout(scale * W[tokens] + positions) (B, T, D); rotary positions come in attention."""
         scale = math.sqrt(self.config.d_model) if self.config.traits.scaled_embedding else 1.0
         weight = self.parameters["token_embedding.weight"]
         x, token_cache = ops.token_embedding_forward(tokens, weight, scale)
-        if self.config.traits.learned_positions:
+        position_cache: Cache = None
+        if self.config.traits.positions == "learned":
             x, position_cache = ops.learned_positions_forward(x, self.parameters["position_embedding.weight"])
-        else:
+        elif self.config.traits.positions == "sinusoidal":
             x, position_cache = ops.sinusoidal_positions_forward(x, self.position_table)
         x, dropout_cache = ops.dropout_forward(x, dropout.at("embedding"))
         self.recorder("embedding.output", x)
@@ -148,13 +171,13 @@ class CustomTransformer(Network):
         self.recorder("embedding.doutput", dx)
         # x = dropout(scale * W[tokens] + positions)
         dx = ops.dropout_backward(dx, dropout_cache)
-        if self.config.traits.learned_positions:
+        if self.config.traits.positions == "learned":
             dx = ops.learned_positions_backward(dx, position_cache, self.gradients["position_embedding.weight"])
-        else:
+        elif self.config.traits.positions == "sinusoidal":
             dx = ops.sinusoidal_positions_backward(dx, position_cache)
         ops.token_embedding_backward(dx, token_cache, self.gradients["token_embedding.weight"])
 
-    # A block, pre-norm (gpt2)
+    # A block, pre-norm (gpt2, llama)
 
     def _pre_norm_block_forward(
         self, x: Tensor, branch: Tensor | None, block: int, segments: Tensor | None, dropout: DropoutSource
@@ -166,15 +189,11 @@ class CustomTransformer(Network):
         """
         p = self.block_parameters[block]
         record = scoped(self.recorder, f"blocks.{block}.")
-        (x, normed), attention_norm_cache = ops.residual_layer_norm_forward(
-            x, branch, p["attention_norm.weight"], p["attention_norm.bias"]
-        )
+        (x, normed), attention_norm_cache = self.norm_forward(x, branch, *norm_of(p, "attention_norm"))
         record("input", x)
         record("attention_norm.output", normed)
         attended, attention_cache = self._attention_forward(normed, block, segments, dropout)
-        (x, normed), feed_forward_norm_cache = ops.residual_layer_norm_forward(
-            x, attended, p["feed_forward_norm.weight"], p["feed_forward_norm.bias"]
-        )
+        (x, normed), feed_forward_norm_cache = self.norm_forward(x, attended, *norm_of(p, "feed_forward_norm"))
         record("residual", x)
         record("feed_forward_norm.output", normed)
         branch, feed_forward_cache = self._feed_forward_forward(normed, block, dropout)
@@ -188,18 +207,14 @@ class CustomTransformer(Network):
         # branch = feed_forward(normed)
         dnormed = self._feed_forward_backward(dbranch, block, feed_forward_cache)
         record("feed_forward_norm.doutput", dnormed)
-        # x, normed = residual_layer_norm(x, attended)
-        dx = dattended = ops.residual_layer_norm_backward(
-            dx, dnormed, feed_forward_norm_cache, d["feed_forward_norm.weight"], d["feed_forward_norm.bias"]
-        )
+        # x, normed = norm(x + attended)
+        dx = dattended = self.norm_backward(dx, dnormed, feed_forward_norm_cache, *norm_of(d, "feed_forward_norm"))
         record("dresidual", dx)
         # attended = attention(normed)
         dnormed = self._attention_backward(dattended, block, attention_cache)
         record("attention_norm.doutput", dnormed)
-        # x, normed = residual_layer_norm(x, branch)
-        dx = ops.residual_layer_norm_backward(
-            dx, dnormed, attention_norm_cache, d["attention_norm.weight"], d["attention_norm.bias"]
-        )
+        # x, normed = norm(x + branch)
+        dx = self.norm_backward(dx, dnormed, attention_norm_cache, *norm_of(d, "attention_norm"))
         record("dinput", dx)
         return dx
 
@@ -213,14 +228,10 @@ class CustomTransformer(Network):
         record = scoped(self.recorder, f"blocks.{block}.")
         record("input", x)
         attended, attention_cache = self._attention_forward(x, block, segments, dropout)
-        (_, x), attention_norm_cache = ops.residual_layer_norm_forward(
-            x, attended, p["attention_norm.weight"], p["attention_norm.bias"]
-        )
+        (_, x), attention_norm_cache = self.norm_forward(x, attended, *norm_of(p, "attention_norm"))
         record("attention_norm.output", x)
         branch, feed_forward_cache = self._feed_forward_forward(x, block, dropout)
-        (_, x), feed_forward_norm_cache = ops.residual_layer_norm_forward(
-            x, branch, p["feed_forward_norm.weight"], p["feed_forward_norm.bias"]
-        )
+        (_, x), feed_forward_norm_cache = self.norm_forward(x, branch, *norm_of(p, "feed_forward_norm"))
         record("feed_forward_norm.output", x)
         return x, (attention_cache, attention_norm_cache, feed_forward_cache, feed_forward_norm_cache)
 
@@ -230,17 +241,13 @@ class CustomTransformer(Network):
         d = self.block_gradients[block]
         record = scoped(self.recorder, f"blocks.{block}.")
         record("feed_forward_norm.doutput", dx)
-        # _, x = residual_layer_norm(x, branch)
-        dx = dbranch = ops.residual_layer_norm_backward(
-            None, dx, feed_forward_norm_cache, d["feed_forward_norm.weight"], d["feed_forward_norm.bias"]
-        )
+        # _, x = norm(x + branch)
+        dx = dbranch = self.norm_backward(None, dx, feed_forward_norm_cache, *norm_of(d, "feed_forward_norm"))
         # branch = feed_forward(x), and x reaches the sum as well
         dx = dx + self._feed_forward_backward(dbranch, block, feed_forward_cache)
         record("attention_norm.doutput", dx)
-        # _, x = residual_layer_norm(x, attended)
-        dx = dattended = ops.residual_layer_norm_backward(
-            None, dx, attention_norm_cache, d["attention_norm.weight"], d["attention_norm.bias"]
-        )
+        # _, x = norm(x + attended)
+        dx = dattended = self.norm_backward(None, dx, attention_norm_cache, *norm_of(d, "attention_norm"))
         # attended = attention(x), and x reaches the sum as well
         dx = dx + self._attention_backward(dattended, block, attention_cache)
         record("dinput", dx)
@@ -251,16 +258,25 @@ class CustomTransformer(Network):
     def _attention_forward(
         self, x: Tensor, block: int, segments: Tensor | None, dropout: DropoutSource
     ) -> tuple[Tensor, Cache]:
-        """y = dropout(attention(x W_qkv^T + b_qkv) W_output^T + b_output). x (B, T, D) -> y (B, T, D)."""
+        """y = dropout(attention(x W_qkv^T + b_qkv) W_output^T + b_output). x (B, T, D) -> y (B, T, D).
+
+        Where an architecture has no biases, `get` finds None, which is what `linear` takes for none.
+        """
         p = self.block_parameters[block]
         place = f"blocks.{block}.attention."
         record = scoped(self.recorder, place)
         x = x.to(self.compute_dtype)
-        qkv, qkv_cache = ops.linear_forward(x, p["attention.qkv.weight"], p["attention.qkv.bias"])  # (B, T, 3D)
-        context, attention_cache = ops.attention_forward(
-            qkv, self.config.n_heads, segments, dropout.at(place + "probabilities"), record=record
-        )
-        y, output_cache = ops.linear_forward(context, p["attention.output.weight"], p["attention.output.bias"])
+        qkv, qkv_cache = ops.linear_forward(x, p["attention.qkv.weight"], p.get("attention.qkv.bias"))  # (B, T, 3D)
+        attention_cache: Cache
+        dropped = dropout.at(place + "probabilities")
+        if self.config.traits.positions == "rotary":
+            heads = self.config.n_heads, self.config.kv_heads
+            context, attention_cache = ops.rotary_attention_forward(
+                qkv, self.position_table, *heads, segments, dropped, record
+            )
+        else:
+            context, attention_cache = ops.attention_forward(qkv, self.config.n_heads, segments, dropped, record)
+        y, output_cache = ops.linear_forward(context, p["attention.output.weight"], p.get("attention.output.bias"))
         y, dropout_cache = ops.dropout_forward(y, dropout.at(place + "output"))
         record("qkv", qkv)
         record("context", context)
@@ -275,28 +291,28 @@ class CustomTransformer(Network):
         record("doutput", dy)
         # y = dropout(context W_output^T + b_output)
         dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
-        dcontext = ops.linear_backward(dy, output_cache, d["attention.output.weight"], d["attention.output.bias"])
+        dcontext = ops.linear_backward(dy, output_cache, d["attention.output.weight"], d.get("attention.output.bias"))
         record("dcontext", dcontext)
         # context = attention(qkv)
-        dqkv = ops.attention_backward(dcontext, attention_cache, record=record)
+        if self.config.traits.positions == "rotary":
+            dqkv = ops.rotary_attention_backward(dcontext, attention_cache, record=record)
+        else:
+            dqkv = ops.attention_backward(dcontext, attention_cache, record=record)
         record("dqkv", dqkv)
         # qkv = x W_qkv^T + b_qkv
-        return ops.linear_backward(dqkv, qkv_cache, d["attention.qkv.weight"], d["attention.qkv.bias"])
+        return ops.linear_backward(dqkv, qkv_cache, d["attention.qkv.weight"], d.get("attention.qkv.bias"))
 
     def _feed_forward_forward(self, x: Tensor, block: int, dropout: DropoutSource) -> tuple[Tensor, Cache]:
         """y = dropout(feed_forward(x)). x (B, T, D) -> y (B, T, D)."""
         p = self.block_parameters[block]
         place = f"blocks.{block}.feed_forward."
         record = scoped(self.recorder, place)
-        y, feed_forward_cache = ops.feed_forward_forward(
-            x.to(self.compute_dtype),
-            p["feed_forward.hidden.weight"],
-            p["feed_forward.hidden.bias"],
-            p["feed_forward.output.weight"],
-            p["feed_forward.output.bias"],
-            self.activation,
-            record=record,
-        )
+        x = x.to(self.compute_dtype)
+        feed_forward_cache: Cache
+        if self.config.traits.gated:
+            y, feed_forward_cache = ops.gated_feed_forward_forward(x, *gated_feed_forward_of(p), record=record)
+        else:
+            y, feed_forward_cache = ops.feed_forward_forward(x, *feed_forward_of(p), self.activation, record=record)
         y, dropout_cache = ops.dropout_forward(y, dropout.at(place + "output"))
         record("output", y)
         return y, (feed_forward_cache, dropout_cache)
@@ -309,12 +325,6 @@ class CustomTransformer(Network):
         record("doutput", dy)
         # y = dropout(feed_forward(x))
         dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
-        return ops.feed_forward_backward(
-            dy,
-            feed_forward_cache,
-            d["feed_forward.hidden.weight"],
-            d["feed_forward.hidden.bias"],
-            d["feed_forward.output.weight"],
-            d["feed_forward.output.bias"],
-            record=record,
-        )
+        if self.config.traits.gated:
+            return ops.gated_feed_forward_backward(dy, feed_forward_cache, *gated_feed_forward_of(d), record=record)
+        return ops.feed_forward_backward(dy, feed_forward_cache, *feed_forward_of(d), record=record)

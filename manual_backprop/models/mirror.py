@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,8 @@ from ..ops import IGNORED, Dropout, keep_mask
 from ..ops.attention import split_heads, visible_positions
 from ..ops.normalization import EPSILON
 from ..ops.numerics import Record, no_record
-from .network import Batch, DropoutSource, Network, qkv_names
+from ..ops.rms_normalization import RMS_EPSILON
+from .network import Batch, DropoutSource, FlatNetwork, packed_names
 from .recorder import gradient_name, scoped
 
 
@@ -52,7 +54,34 @@ def attention_mirror(
     return context.transpose(1, 2).flatten(2)
 
 
-class TorchTransformer(Network):
+def rotary_attention_mirror(
+    qkv: Tensor,
+    rotation: Tensor,
+    n_heads: int,
+    n_kv_heads: int,
+    segments: Tensor | None = None,
+    dropout: Dropout | None = None,
+    record: Record = no_record,
+) -> Tensor:
+    """Pairs are turned as complex numbers are multiplied; then the attention above, with keys and values repeated."""
+    heads = qkv.unflatten(2, (n_heads + 2 * n_kv_heads, -1))  # (B, T, H + 2G, K)
+    query, key, value = heads.split((n_heads, n_kv_heads, n_kv_heads), dim=2)
+    cosine, sine = rotation[:, : qkv.shape[1], None].to(qkv.dtype).repeat(1, 1, 1, 2)  # (T, 1, K) each
+
+    def turn(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * cosine + torch.cat((-second, first), dim=-1) * sine
+
+    turned = torch.cat((turn(query), turn(key), value), dim=2)
+    record("turned", turned := turned.flatten(2))
+    query, key, value = turned.unflatten(2, (n_heads + 2 * n_kv_heads, -1)).split(
+        (n_heads, n_kv_heads, n_kv_heads), dim=2
+    )
+    shared = [part.repeat_interleave(n_heads // n_kv_heads, dim=2) for part in (key, value)]
+    return attention_mirror(torch.cat((query, *shared), dim=2).flatten(2), n_heads, segments, dropout, record)
+
+
+class TorchTransformer(FlatNetwork):
     """`Network` by autograd. Parameters are leaves over the flat buffer, and their `.grad` is the flat gradient's view,
     so that autograd adds into the same `gradients` that the hand-written backward adds into."""
 
@@ -145,19 +174,26 @@ class TorchTransformer(Network):
         x = F.embedding(tokens, self.leaves["token_embedding.weight"])
         if self.config.traits.scaled_embedding:
             x = x * math.sqrt(self.config.d_model)
-        if self.config.traits.learned_positions:
+        if self.config.traits.positions == "learned":
             x = x + self.leaves["position_embedding.weight"][: tokens.shape[1]]
-        else:
+        elif self.config.traits.positions == "sinusoidal":
             x = x + self.position_table[: tokens.shape[1]].to(x.dtype)
         x = dropout_mirror(x, dropout.at("embedding"))
         self._recording("embedding.output", x)
         return x
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
-        weight, bias = self.leaves[f"{name}.weight"], self.leaves[f"{name}.bias"]
-        return F.layer_norm(x, (self.config.d_model,), weight, bias, EPSILON)
+        weight, shape = self.leaves[f"{name}.weight"], (self.config.d_model,)
+        if self.config.traits.norm == "rms":
+            return F.rms_norm(x, shape, weight, RMS_EPSILON)
+        return F.layer_norm(x, shape, weight, self.leaves[f"{name}.bias"], EPSILON)
 
-    # A block, pre-norm (gpt2)
+    def _packed(self, whole: str, block: int) -> Any:
+        """Parameters side by side, as by hand; None where this architecture has none of them."""
+        names = packed_names(self.config, block).get(whole)
+        return None if names is None else torch.cat([self.leaves[name] for name in names])
+
+    # A block, pre-norm (gpt2, llama)
 
     def _pre_norm_block(
         self, x: Tensor, branch: Tensor | None, block: int, segments: Tensor | None, dropout: DropoutSource
@@ -189,16 +225,18 @@ class TorchTransformer(Network):
     # The two sublayers, which both blocks share
 
     def _attention(self, x: Tensor, block: int, segments: Tensor | None, dropout: DropoutSource) -> Tensor:
-        prefix = f"blocks.{block}."
-        place = f"{prefix}attention."
+        place = f"blocks.{block}.attention."
         record = scoped(self._recording, place)
-        weight = torch.cat([self.leaves[name] for name in qkv_names(prefix, "weight")])
-        bias = torch.cat([self.leaves[name] for name in qkv_names(prefix, "bias")])
-        qkv = F.linear(x, weight, bias)  # (B, T, 3D)
+        qkv = F.linear(x, self._packed(f"{place}qkv.weight", block), self._packed(f"{place}qkv.bias", block))
         record("qkv", qkv)
-        context = attention_mirror(qkv, self.config.n_heads, segments, dropout.at(place + "probabilities"), record)
+        dropped = dropout.at(place + "probabilities")
+        if self.config.traits.positions == "rotary":
+            heads = self.config.n_heads, self.config.kv_heads
+            context = rotary_attention_mirror(qkv, self.position_table, *heads, segments, dropped, record)
+        else:
+            context = attention_mirror(qkv, self.config.n_heads, segments, dropped, record)
         record("context", context)
-        y = F.linear(context, self.leaves[f"{place}output.weight"], self.leaves[f"{place}output.bias"])
+        y = F.linear(context, self.leaves[f"{place}output.weight"], self.leaves.get(f"{place}output.bias"))
         y = dropout_mirror(y, dropout.at(place + "output"))
         record("output", y)
         return y
@@ -206,14 +244,20 @@ class TorchTransformer(Network):
     def _feed_forward(self, x: Tensor, block: int, dropout: DropoutSource) -> Tensor:
         place = f"blocks.{block}.feed_forward."
         record = scoped(self._recording, place)
-        hidden = F.linear(x, self.leaves[f"{place}hidden.weight"], self.leaves[f"{place}hidden.bias"])
-        record("hidden", hidden)
-        if self.activation == "relu":
-            activated = F.relu(hidden)
+        if self.config.traits.gated:
+            gated = F.linear(x, self._packed(f"{place}gated.weight", block))
+            record("gated", gated)
+            gate, hidden = gated.chunk(2, dim=-1)
+            activated = F.silu(gate) * hidden
         else:
-            activated = F.gelu(hidden, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+            hidden = F.linear(x, self.leaves[f"{place}hidden.weight"], self.leaves[f"{place}hidden.bias"])
+            record("hidden", hidden)
+            if self.activation == "relu":
+                activated = F.relu(hidden)
+            else:
+                activated = F.gelu(hidden, approximate="tanh" if self.activation == "gelu_tanh" else "none")
         record("activated", activated)
-        y = F.linear(activated, self.leaves[f"{place}output.weight"], self.leaves[f"{place}output.bias"])
+        y = F.linear(activated, self.leaves[f"{place}output.weight"], self.leaves.get(f"{place}output.bias"))
         y = dropout_mirror(y, dropout.at(place + "output"))
         record("output", y)
         return y

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..config import CustomTransformerConfig
 from ..errors import ConfigError, InputError
-from ..ops import IGNORED, Dropout, random_key, sinusoids
+from ..ops import IGNORED, Dropout, random_key, rotations, sinusoids
 from ..ops.numerics import Record, no_record
+from ..optim import SGD, AdamW, Optimizer
 from ..parameters import Layout, Shape, copy_into
 
 
@@ -52,43 +53,57 @@ class DropoutSource:
         return Dropout(self.probability, random_key(self.seed, self.step, place), self.first_row)
 
 
-def qkv_names(prefix: str, kind: str) -> list[str]:
-    return [f"{prefix}attention.{projection}.{kind}" for projection in ("query", "key", "value")]
+def packed_names(config: CustomTransformerConfig, block: int) -> dict[str, list[str]]:
+    """Parameters of a block that lie side by side, so that one product serves all of them: by the name of the whole."""
+    attention, feed_forward = f"blocks.{block}.attention.", f"blocks.{block}.feed_forward."
+    packed = {
+        f"{attention}qkv.{kind}": [f"{attention}{projection}.{kind}" for projection in ("query", "key", "value")]
+        for kind in (("weight", "bias") if config.traits.biases else ("weight",))
+    }
+    if config.traits.gated:
+        packed[f"{feed_forward}gated.weight"] = [f"{feed_forward}gate.weight", f"{feed_forward}hidden.weight"]
+    return packed
 
 
 def parameter_shapes(config: CustomTransformerConfig) -> dict[str, Shape]:
     """Every parameter's name and shape, in the order of the network. Weights are (outputs, inputs)."""
     d_model, d_ffn, traits = config.d_model, config.d_ffn, config.traits
+    d_kv = config.kv_heads * config.d_head
     shapes: dict[str, Shape] = {"token_embedding.weight": (config.vocab_size, d_model)}
-    if traits.learned_positions:
+
+    def add(place: str, shape: Shape, bias: bool) -> None:
+        shapes[f"{place}.weight"] = shape
+        if bias:
+            shapes[f"{place}.bias"] = shape[:1]
+
+    if traits.positions == "learned":
         shapes["position_embedding.weight"] = (config.max_seq_len, d_model)
     for block in range(config.n_blocks):
         prefix = f"blocks.{block}."
         for norm in ("attention_norm", "feed_forward_norm"):
-            shapes |= {f"{prefix}{norm}.weight": (d_model,), f"{prefix}{norm}.bias": (d_model,)}
-        for projection in ("query", "key", "value", "output"):
-            shapes[f"{prefix}attention.{projection}.weight"] = (d_model, d_model)
-            shapes[f"{prefix}attention.{projection}.bias"] = (d_model,)
-        shapes[f"{prefix}feed_forward.hidden.weight"] = (d_ffn, d_model)
-        shapes[f"{prefix}feed_forward.hidden.bias"] = (d_ffn,)
-        shapes[f"{prefix}feed_forward.output.weight"] = (d_model, d_ffn)
-        shapes[f"{prefix}feed_forward.output.bias"] = (d_model,)
+            add(f"{prefix}{norm}", (d_model,), traits.norm == "layer")
+        for projection, outputs in (("query", d_model), ("key", d_kv), ("value", d_kv), ("output", d_model)):
+            add(f"{prefix}attention.{projection}", (outputs, d_model), traits.biases)
+        if traits.gated:
+            add(f"{prefix}feed_forward.gate", (d_ffn, d_model), traits.biases)
+        add(f"{prefix}feed_forward.hidden", (d_ffn, d_model), traits.biases)
+        add(f"{prefix}feed_forward.output", (d_model, d_ffn), traits.biases)
     if traits.pre_norm:
-        shapes |= {"final_norm.weight": (d_model,), "final_norm.bias": (d_model,)}
+        add("final_norm", (d_model,), traits.norm == "layer")
     if not traits.tied_head:
-        shapes["head.weight"] = (config.vocab_size, d_model)
+        add("head", (config.vocab_size, d_model), False)
     return shapes
 
 
 def initial_standard_deviation(name: str, shape: Shape, config: CustomTransformerConfig) -> float:
     """Of a matrix's normal distribution at the start.
 
-    gpt2: 0.02 at GPT-2's width of 768 and as 1 / sqrt(D) at others, and less for what is added to the residual stream,
-    since 2L terms add up there (Radford et al. 2019, section 2.3). vaswani: embeddings 1 / sqrt(D), so that their
-    scaled values are of size 1; others keep the variance of what passes through them (Glorot and Bengio 2010,
+    gpt2, llama: 0.02 at GPT-2's width of 768 and as 1 / sqrt(D) at others, and less for what is added to the residual
+    stream, since 2L terms add up there (Radford et al. 2019, section 2.3). vaswani: embeddings 1 / sqrt(D), so that
+    their scaled values are of size 1; others keep the variance of what passes through them (Glorot and Bengio 2010,
     equation 16).
     """
-    if config.architecture == "gpt2":
+    if config.traits.pre_norm:
         base = 0.02 * math.sqrt(768 / config.d_model)
         return base / math.sqrt(2 * config.n_blocks) if name.endswith("output.weight") else base
     if name in ("token_embedding.weight", "head.weight"):
@@ -98,7 +113,13 @@ def initial_standard_deviation(name: str, shape: Shape, config: CustomTransforme
 
 
 class Network(ABC):
-    """A decoder-only transformer. Subclasses bring `loss_and_gradients`, `forward` and `backward`."""
+    """A decoder-only transformer. Subclasses bring the parameters, the calculation and its gradients.
+
+    `parameters` and `gradients` have the same names, whatever an implementation keeps them in.
+    """
+
+    parameters: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
 
     def __init__(self, config: CustomTransformerConfig):
         violations = config.violations()
@@ -106,21 +127,15 @@ class Network(ABC):
             raise ConfigError(violations)
         self.config = config
         self.device = config.get_device()
-        dtype = config.get_dtype()
-        self.compute_dtype = torch.bfloat16 if config.precision == "bf16_mixed" else dtype
-        shapes = parameter_shapes(config)
-        groups = [qkv_names(f"blocks.{b}.", kind) for b in range(config.n_blocks) for kind in ("weight", "bias")]
-        self.layout = Layout(shapes, groups)
-        self.flat_parameters = self.layout.allocate(dtype, self.device)
-        self.flat_gradients = self.layout.allocate(dtype, self.device)
-        self.parameters = self.flat_parameters.views
-        self.gradients = self.flat_gradients.views
+        self.compute_dtype = torch.bfloat16 if config.precision == "bf16_mixed" else config.get_dtype()
         self.activation = config.activation or config.traits.activation
-        if not config.traits.learned_positions:
+        if config.traits.positions == "sinusoidal":
             self.position_table = sinusoids(config.max_seq_len, config.d_model).to(self.device)
+        elif config.traits.positions == "rotary":
+            self.position_table = rotations(config.max_seq_len, config.d_head).to(self.device)
         self.recorder: Record = no_record
-        self._initialize()
 
+    @torch.no_grad()
     def _initialize(self) -> None:
         """Fills the parameters: the same numbers on every device, each a function of (seed, name) alone."""
         for name, parameter in self.parameters.items():
@@ -131,6 +146,8 @@ class Network(ABC):
                 generator = torch.Generator().manual_seed(int.from_bytes(key, "little"))
                 values = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
                 parameter.copy_(values * initial_standard_deviation(name, tuple(parameter.shape), self.config))
+            else:
+                parameter.zero_()
 
     @abstractmethod
     def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
@@ -152,13 +169,24 @@ class Network(ABC):
     def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """tokens (B, T) -> logits (B, T, V), and nothing is kept: for evaluation and generation."""
 
-    def zero_gradients(self) -> None:
-        self.flat_gradients.buffer.zero_()
+    @abstractmethod
+    def zero_gradients(self) -> None: ...
 
-    @torch.no_grad()
+    @abstractmethod
     def update_parameters(self, learning_rate: float) -> None:
         """Plain gradient descent: parameter -= learning_rate * gradient."""
-        self.flat_parameters.buffer.sub_(self.flat_gradients.buffer, alpha=learning_rate)
+
+    @abstractmethod
+    def gradient_tensors(self) -> list[Tensor]:
+        """All gradients in as few tensors as there are, for what is done to all of them alike."""
+
+    @abstractmethod
+    def adamw(self, weight_decay: float, betas: tuple[float, float], epsilon: float) -> Optimizer:
+        """The optimizer of this network's parameters; matrices decay, the rest does not."""
+
+    @abstractmethod
+    def sgd(self, weight_decay: float, momentum: float) -> Optimizer:
+        """Likewise."""
 
     def export_parameters(self) -> dict[str, Tensor]:
         """Copies of all parameters by name, on the CPU, in their own format."""
@@ -200,6 +228,36 @@ class Network(ABC):
         check_ids("token id", tokens, config.vocab_size)
         if targets is not None:
             check_ids("target", targets, config.vocab_size, ignored=True)
+
+
+class FlatNetwork(Network):
+    """Parameters and gradients are views of one flat buffer each, and an optimizer is one pass over these."""
+
+    def __init__(self, config: CustomTransformerConfig):
+        super().__init__(config)
+        groups = [names for block in range(config.n_blocks) for names in packed_names(config, block).values()]
+        self.layout = Layout(parameter_shapes(config), groups)
+        self.flat_parameters = self.layout.allocate(config.get_dtype(), self.device)
+        self.flat_gradients = self.layout.allocate(config.get_dtype(), self.device)
+        self.parameters = self.flat_parameters.views
+        self.gradients = self.flat_gradients.views
+        self._initialize()
+
+    def zero_gradients(self) -> None:
+        self.flat_gradients.buffer.zero_()
+
+    @torch.no_grad()
+    def update_parameters(self, learning_rate: float) -> None:
+        self.flat_parameters.buffer.sub_(self.flat_gradients.buffer, alpha=learning_rate)
+
+    def gradient_tensors(self) -> list[Tensor]:
+        return [self.flat_gradients.buffer]
+
+    def adamw(self, weight_decay: float, betas: tuple[float, float], epsilon: float) -> Optimizer:
+        return AdamW(self.layout, self.flat_parameters, self.flat_gradients, weight_decay, betas, epsilon)
+
+    def sgd(self, weight_decay: float, momentum: float) -> Optimizer:
+        return SGD(self.layout, self.flat_parameters, self.flat_gradients, weight_decay, momentum)
 
 
 def check_ids(what: str, ids: Tensor, vocab_size: int, ignored: bool = False) -> None:

@@ -5,7 +5,8 @@ A pair is `y, cache = name_forward(x, ...)` and `dx = name_backward(dy, cache, d
 passed is changed. A cache is private to its pair. Statistics, exponentials and sums of bfloat16 run in float32.
 
 Read in the order in which a network uses them: embedding, normalization, linear, softmax, dropout, attention,
-activations, feed_forward, loss.
+activations, feed_forward, loss. A llama has three parts of its own: rms_normalization, rotary_attention,
+gated_feed_forward.
 """
 
 from .activations import (
@@ -30,6 +31,12 @@ from .embedding import (
     token_embedding_forward,
 )
 from .feed_forward import feed_forward_backward, feed_forward_forward
+from .gated_feed_forward import (
+    gated_feed_forward_backward,
+    gated_feed_forward_forward,
+    swiglu_backward,
+    swiglu_forward,
+)
 from .linear import linear_backward, linear_forward
 from .loss import (
     IGNORED,
@@ -43,6 +50,21 @@ from .normalization import (
     layer_norm_forward,
     residual_layer_norm_backward,
     residual_layer_norm_forward,
+)
+from .rms_normalization import (
+    residual_rms_norm_backward,
+    residual_rms_norm_forward,
+    rms_norm_backward,
+    rms_norm_forward,
+)
+from .rotary_attention import (
+    repeat_heads_backward,
+    repeat_heads_forward,
+    rotary_attention_backward,
+    rotary_attention_forward,
+    rotary_backward,
+    rotary_forward,
+    rotations,
 )
 from .softmax import softmax_backward, softmax_forward
 
@@ -59,6 +81,8 @@ __all__ = [
     "dropout_forward",
     "feed_forward_backward",
     "feed_forward_forward",
+    "gated_feed_forward_backward",
+    "gated_feed_forward_forward",
     "gelu_backward",
     "gelu_forward",
     "gelu_tanh_backward",
@@ -75,13 +99,26 @@ __all__ = [
     "random_key",
     "relu_backward",
     "relu_forward",
+    "repeat_heads_backward",
+    "repeat_heads_forward",
     "residual_layer_norm_backward",
     "residual_layer_norm_forward",
+    "residual_rms_norm_backward",
+    "residual_rms_norm_forward",
+    "rms_norm_backward",
+    "rms_norm_forward",
+    "rotary_attention_backward",
+    "rotary_attention_forward",
+    "rotary_backward",
+    "rotary_forward",
+    "rotations",
     "sinusoidal_positions_backward",
     "sinusoidal_positions_forward",
     "sinusoids",
     "softmax_backward",
     "softmax_forward",
+    "swiglu_backward",
+    "swiglu_forward",
     "token_embedding_backward",
     "token_embedding_forward",
 ]

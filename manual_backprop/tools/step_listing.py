@@ -7,18 +7,19 @@ the sections is `step_page.py`'s.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..models.network import qkv_names
+from ..models.network import packed_names
 from . import step_words
 from .step_autograd import TracedStep
 from .step_numbers import WIDTH, Numbers, decimal, scientific
 from .step_trace import PACKAGE, Call, Step, Value
 
-FIXED = "position_embedding, fixed"  # the sinusoids, which nobody learns
+FIXED = "position_embedding, fixed"  # the sinusoids, or cosines and sines, which nobody learns
 
 
 @dataclass
@@ -63,6 +64,12 @@ def slug(heading: str) -> str:
     return kept.replace(" ", "-")
 
 
+def together(names: Sequence[str]) -> str:
+    """blocks.0.attention.{query,key,value}.weight"""
+    parts = [name.split(".") for name in names]
+    return ".".join(same[0] if len(set(same)) == 1 else "{" + ",".join(same) + "}" for same in zip(*parts, strict=True))
+
+
 class Listings:
     """The sections of a step. Remembers which numbers stand where, so that none is printed twice."""
 
@@ -77,11 +84,9 @@ class Listings:
         for flat in (network.flat_parameters, network.flat_gradients):
             entries = list(flat.views.items())
             for block in range(config.n_blocks):
-                for kind in ("weight", "bias"):
-                    names = qkv_names(f"blocks.{block}.", kind)
-                    entries.append((f"blocks.{block}.attention.{{query,key,value}}.{kind}", flat.packed(names)))
+                entries += [(together(names), flat.packed(names)) for names in packed_names(config, block).values()]
             self.parameter_names |= {(view.data_ptr(), view.numel()): name for name, view in entries}
-        if not config.traits.learned_positions:
+        if config.traits.positions != "learned":
             table = network.position_table
             self.parameter_names[table.data_ptr(), table.numel()] = FIXED
         self.sections: list[Section] = []
@@ -114,7 +119,7 @@ class Listings:
     def _words(self, call: Call) -> tuple[str, str, str]:
         names = [name for name in (self.parameter_name(value.tensor) for value in call.parameters.values()) if name]
         names = [name for name in names if name != FIXED]
-        first = names[0].replace("{query,key,value}", "query") if names else ""
+        first = re.sub(r"\{(\w+),[^}]*\}", r"\1", names[0]) if names else ""
         if first.startswith("blocks."):
             first = first.split(".", 2)[2]
         return step_words.words_of(self.traced.network.config.architecture, call.base, first)

@@ -38,22 +38,35 @@ class Numbers:
         length = len(self.read)
         names = {length: "T" if places or len(shape) > 2 else "N", config.d_model: "D", config.vocab_size: "V"}
         names |= {config.d_ffn: "F", 3 * config.d_model: "3D", 1: "1"}
+        if config.traits.gated:
+            names[2 * config.d_ffn] = "2F"
+        if config.kv_heads != config.n_heads:
+            names[(config.n_heads + 2 * config.kv_heads) * config.d_head] = "(H+2G)K"
         letters = [names.get(size, str(size)) for size in shape]
         if shape == [length] * 2:
             letters = ["T", "T"]
         if shape[0] == 1 and (len(shape) > 2 or shape == [1, length]):
             letters = ["B", "T"] if len(shape) == 2 else ["B", *letters[1:]]
-        if len(shape) == 4:
+        if self._heads_inside(tensor):
+            letters[2] = str(shape[2])
+            letters[-1] = {config.d_head: "K", config.d_head // 2: "K/2"}.get(shape[-1], letters[-1])
+        elif len(shape) == 4:
             letters[1] = "H"
             letters[3] = "K" if shape[3] == config.d_head else letters[3]
         return f"({', '.join(letters)})"
 
     def pieces(self, tensor: Tensor) -> list[Tensor]:
         """The matrices that stand side by side: heads, or query, key and value, or the one that it is."""
+        if self._heads_inside(tensor):
+            return list(tensor[0].flatten(1, -2).unbind(1))
         if tensor.dim() == 4:
             return list(tensor[0].unbind(0))
         matrix = tensor.reshape(-1, tensor.shape[-1])
         return list(matrix.split(self.config.d_model, dim=-1)) if self._is_qkv(matrix) else [matrix]
+
+    def _heads_inside(self, tensor: Tensor) -> bool:
+        """(B, T, heads, K), where attention has (B, H, T, K)."""
+        return tensor.dim() > 3 and tensor.shape[1] == len(self.read) != self.config.n_heads
 
     def _is_qkv(self, matrix: Tensor) -> bool:
         return matrix.shape[-1] == 3 * self.config.d_model
@@ -82,8 +95,8 @@ class Numbers:
         if width == len(self.words) or (width == len(self.read) and count in (1, width)):
             words = self.words if width == len(self.words) else self.read
             return [" |".join("".join(word.rjust(NUMBER) for word in words) for _ in pieces)]
-        names = [f"head {number}" for number in range(len(pieces))] if tensor.dim() == 4 else []
-        if len(pieces) == 3:
+        names = [f"head {number}" for number in range(len(pieces))] if tensor.dim() >= 4 else []
+        if len(pieces) == 3 and tensor.dim() < 4:
             names = ["query", "key", "value"]
         return [" |".join(name.rjust(NUMBER * width) for name in names)] if names else []
 

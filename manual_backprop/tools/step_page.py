@@ -14,9 +14,10 @@ from torch import Tensor
 
 from .. import ops
 from ..models.custom import CustomTransformer
+from ..models.network import packed_names
 from . import step_words
 from .step_autograd import TracedStep
-from .step_listing import Listings, slug
+from .step_listing import Listings, slug, together
 from .step_numbers import LABEL, decimal, scientific
 
 NUDGE = 1e-6
@@ -161,19 +162,20 @@ class Page:
                 f"| `{name}` | {shape} | {self._source(name)} | {decimal(float(gradient.norm()))} "
                 f"| {list(index)} | {written} | {within} |"
             )
-        lines += ["", *step_words.ZERO_BY_STRUCTURE.splitlines(), ""]
+        biases = self.traced.network.config.traits.biases
+        lines += ["", *(step_words.ZERO_BY_STRUCTURE if biases else step_words.NO_BIASES).splitlines(), ""]
         if self.traced.network.config.traits.tied_head:
             lines += [*step_words.TIED.splitlines(), "", *self._tied(), ""]
         return lines
 
     def _source(self, name: str) -> str:
         """The section that completes a parameter's gradient, as a link."""
-        kind, projection = name.rpartition(".")[2], name.rpartition(".")[0].rpartition(".")[2]
-        packed = name.replace(f".{projection}.{kind}", f".{{query,key,value}}.{kind}")
+        packed_with = packed_names(self.traced.network.config, 0).values()
+        known_as = {name, *(together(names) for names in packed_with if name in names)}
         for section in reversed(self.listings.sections):
             call = section.call
             names = [self.listings.parameter_name(call.parameters[buffer].tensor) for buffer in call.buffers]
-            if name in names or (projection in ("query", "key", "value") and packed in names):
+            if known_as.intersection(names):
                 return f"[{section.name}]({section.link})"
         raise AssertionError(f"no section adds to the gradient of {name}")
 

@@ -35,6 +35,13 @@ SECTIONS: dict[tuple[str, str], tuple[str, str, str]] = {  # -> title, going for
         "which multiplies its gradient to 0. And the first place sees only itself: its probability is 1 whatever its "
         "score, so its scores, and with them its query, get no gradient at all.",
     ),
+    ("rotary_attention", ""): (
+        "Attention that knows distances",
+        "Queries and keys are turned, each pair of numbers by an angle that grows with the place, so that the score of "
+        "a query and a key depends on how far apart they are. Both queries then read the one key and value.",
+        "Products and a softmax, read from the last line to the first; the key and the value were read twice and get "
+        "the sum of two gradients; and what was turned is turned back.",
+    ),
     ("linear", "attention.output.weight"): (
         "The heads are mixed",
         "A matrix product lets what the two heads found meet.",
@@ -44,6 +51,20 @@ SECTIONS: dict[tuple[str, str], tuple[str, str, str]] = {  # -> title, going for
         "The feed-forward network",
         "Every place by itself: a matrix product, a curve, a matrix product.",
         "Two matrix products and, between them, the slope of the curve at every element.",
+    ),
+    ("gated_feed_forward", "feed_forward.gate.weight"): (
+        "The feed-forward network",
+        "Every place by itself: one matrix product makes a gate and a hidden layer, side by side; their product goes "
+        "through another matrix.",
+        "Two matrix products and, between them, the rule for a product: each of the two factors gets the upstream "
+        "gradient times the other one, and the gate its slope besides.",
+    ),
+    ("residual_rms_norm", "final_norm.weight"): (
+        "The last sum and norm",
+        "What the feed-forward network found is added to what it read, and the sum is scaled to length 1 (the root of "
+        "its mean square).",
+        "The norm removed one direction of each row, its length. Moving along it changes nothing behind the norm, so "
+        "the gradient loses its part along it. Nothing else reads this sum.",
     ),
     ("residual_layer_norm", "final_norm.weight"): (
         "The last sum and norm",
@@ -68,7 +89,7 @@ SECTIONS: dict[tuple[str, str], tuple[str, str, str]] = {  # -> title, going for
     ),
 }
 
-# The norms stand at different places in the two architectures.
+# The norms stand at different places.
 NORMS: dict[tuple[str, str], tuple[str, str, str]] = {
     ("gpt2", "attention_norm.weight"): (
         "The norm before the attention",
@@ -82,6 +103,18 @@ NORMS: dict[tuple[str, str], tuple[str, str, str]] = {
         "Two gradients meet: what comes through the norm (`dsum`), and what comes past it along the sum (`dtotal`). "
         "The sum hands theirs to both of its terms alike. This path past everything is why deep residual networks "
         "learn: `+` makes no gradient smaller.",
+    ),
+    ("llama", "attention_norm.weight"): (
+        "The norm before the attention",
+        "Each row is scaled to mean square 1, then by a gain that is learned; it is not moved as in layer norm. There "
+        "is no branch to be added yet.",
+        "Two gradients meet: what comes through the norm (`dsum`), and what comes past it along the sum (`dtotal`).",
+    ),
+    ("llama", "feed_forward_norm.weight"): (
+        "Sum and norm before the feed-forward network",
+        "What the attention found is added to what it read, and the sum is normalized.",
+        "Two gradients meet: what comes through the norm (`dsum`), and what comes past it along the sum (`dtotal`). "
+        "The sum hands theirs to both of its terms alike.",
     ),
     ("vaswani", "attention_norm.weight"): (
         "Sum and norm after the attention",
@@ -100,13 +133,15 @@ NORMS: dict[tuple[str, str], tuple[str, str, str]] = {
 
 def words_of(architecture: str, pair: str, parameter: str) -> tuple[str, str, str]:
     """Title, what happens forward, what happens backward."""
-    if pair == "residual_layer_norm" and (architecture, parameter) in NORMS:
+    if pair.startswith("residual_") and (architecture, parameter) in NORMS:
         return NORMS[architecture, parameter]
     return SECTIONS[pair, parameter]
 
 
 ARCHITECTURES = {
     "gpt2": "pre-norm, learned positions, GELU (tanh), a head that is tied to the embedding, as in GPT-2",
+    "llama": "pre-norm with RMS norms, rotary positions, a key and a value for both queries, SwiGLU, no biases, a head "
+    "of its own, as in LLaMA",
     "vaswani": "post-norm, sinusoidal positions, ReLU, a head of its own, as in the first transformer",
 }
 
@@ -156,6 +191,10 @@ only, $(L(w + h) - L(w - h)) / 2h$ with $h = 10^{-6}$.
 ZERO_BY_STRUCTURE = """\
 **The key bias has no gradient**, and not by accident: it adds the same number, query · bias, to every score of
 a row, and softmax does not see what is added to a whole row. What is printed as its gradient is rounding.
+"""
+
+NO_BIASES = """\
+**There are no biases**: neither in the matrix products nor in the norms.
 """
 
 TIED = """\

@@ -1,0 +1,160 @@
+"""Writing text token by token: the forward of `custom.py`, with the keys and values of earlier positions kept.
+
+A position sees only itself and what came before, so what the earlier ones gave to attention never changes: their keys
+and values are computed once, and the next token costs one row instead of a window. Nothing here is differentiated. It
+reads a network's parameters by name, so every implementation is decoded by this one file; what it must agree with is
+`network.predict` of the whole window.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .custom import feed_forward_of, gated_feed_forward_of, norm_of
+from .network import FlatNetwork, Network, packed_names
+
+
+class IncrementalDecoder:
+    """`decoder.read(prompt)`, then `decoder.read(token)` again and again: logits of what follows, each time.
+
+    A network sees `max_seq_len` tokens. Where the next one does not fit, the window moves on by half its length and is
+    read again: learned positions belong to places in the window, so no key could stay; and half, since a window that
+    moves with every token would be read again with every token. On average that is one row more for each token.
+
+    The products are those of `predict`, of one row in place of many. In fp64 and fp32 their sums differ in the last
+    bits only. In bf16 and bf16_mixed a logit is rounded to some 3 digits, so that the two best can be equal in one and
+    a rounding step apart in the other: there the tokens agree wherever the best stands out by more than such a step.
+    """
+
+    def __init__(self, network: Network, batch_size: int = 1):
+        config = network.config
+        self.network, self.config = network, config
+        self.blocks = [self._block_parameters(block) for block in range(config.n_blocks)]
+        head = network.parameters["token_embedding.weight" if config.traits.tied_head else "head.weight"]
+        self.head = head.to(network.compute_dtype)
+        self.norm_forward = (
+            ops.residual_rms_norm_forward if config.traits.norm == "rms" else ops.residual_layer_norm_forward
+        )
+        shape = (2, batch_size, config.kv_heads, config.max_seq_len, config.d_head)
+        self.kept = [  # keys and values of each block: (2, B, G, max_seq_len, K), of which `length` positions are known
+            torch.empty(shape, dtype=network.compute_dtype, device=network.device) for _ in range(config.n_blocks)
+        ]
+        self.window = torch.empty(batch_size, 0, dtype=torch.int64, device=network.device)
+        self.length = 0
+
+    def _block_parameters(self, block: int) -> dict[str, Tensor]:
+        """As CustomTransformer has them, with the matrices already in the format of the products."""
+        network, prefix = self.network, f"blocks.{block}."
+        found = {name: p for name, p in network.parameters.items() if name.startswith(prefix)}
+        for whole, names in packed_names(self.config, block).items():
+            found[whole] = (
+                network.flat_parameters.packed(names)
+                if isinstance(network, FlatNetwork)
+                else torch.cat([network.parameters[name].detach() for name in names])
+            )
+        return {
+            name.removeprefix(prefix): p.to(network.compute_dtype) if p.dim() == 2 else p for name, p in found.items()
+        }
+
+    @torch.no_grad()
+    def read(self, tokens: Tensor) -> Tensor:
+        """tokens (B, t), which follow those that were read before -> logits (B, V) of the token behind them.
+
+        Raises InputError for tokens that the network cannot read, and for more than max_seq_len at once.
+        """
+        self.network.check_tokens(tokens)
+        self.window = torch.cat((self.window, tokens), dim=1)
+        if self.window.shape[1] > self.config.max_seq_len:
+            moved = max(1, self.config.max_seq_len // 2)
+            self.window = self.window[:, moved:][:, -self.config.max_seq_len :]
+            self.length, tokens = 0, self.window
+        x = self._hidden(tokens)
+        self.length += tokens.shape[1]
+        logits, _ = ops.linear_forward(x[:, -1].to(self.network.compute_dtype), self.head)
+        return logits
+
+    def _hidden(self, tokens: Tensor) -> Tensor:
+        """tokens (B, t) -> x (B, t, D), which the vocabulary projection reads."""
+        x = self._embedding(tokens)
+        if self.config.traits.pre_norm:
+            branch = None
+            for block in range(self.config.n_blocks):
+                x, branch = self._pre_norm_block(x, branch, block)
+            (_, x), _ = self.norm_forward(x, branch, *norm_of(self.network.parameters, "final_norm"))
+        else:
+            for block in range(self.config.n_blocks):
+                x = self._post_norm_block(x, block)
+        return x
+
+    def _embedding(self, tokens: Tensor) -> Tensor:
+        """The positions of a table are those behind what was read before."""
+        scale = math.sqrt(self.config.d_model) if self.config.traits.scaled_embedding else 1.0
+        x, _ = ops.token_embedding_forward(tokens, self.network.parameters["token_embedding.weight"], scale)
+        if self.config.traits.positions == "learned":
+            table = self.network.parameters["position_embedding.weight"]
+            x, _ = ops.learned_positions_forward(x, table[self.length :])
+        elif self.config.traits.positions == "sinusoidal":
+            x, _ = ops.sinusoidal_positions_forward(x, self.network.position_table[self.length :])
+        return x
+
+    def _pre_norm_block(self, x: Tensor, branch: Tensor | None, block: int) -> tuple[Tensor, Tensor]:
+        """x += branch; x += attention(norm(x)); branch = feed_forward(norm(x))."""
+        p = self.blocks[block]
+        (x, normed), _ = self.norm_forward(x, branch, *norm_of(p, "attention_norm"))
+        attended = self._attention(normed, block)
+        (x, normed), _ = self.norm_forward(x, attended, *norm_of(p, "feed_forward_norm"))
+        return x, self._feed_forward(normed, block)
+
+    def _post_norm_block(self, x: Tensor, block: int) -> Tensor:
+        """x = norm(x + attention(x)); x = norm(x + feed_forward(x))."""
+        p = self.blocks[block]
+        (_, x), _ = self.norm_forward(x, self._attention(x, block), *norm_of(p, "attention_norm"))
+        (_, x), _ = self.norm_forward(x, self._feed_forward(x, block), *norm_of(p, "feed_forward_norm"))
+        return x
+
+    def _attention(self, x: Tensor, block: int) -> Tensor:
+        """x (B, t, D) -> (B, t, D). Queries of the t new positions, keys and values of all that are in the window."""
+        p, heads, kv_heads = self.blocks[block], self.config.n_heads, self.config.kv_heads
+        qkv, _ = ops.linear_forward(
+            x.to(self.network.compute_dtype), p["attention.qkv.weight"], p.get("attention.qkv.bias")
+        )
+        if self.config.traits.positions == "rotary":
+            turns = self.network.position_table[:, self.length :]
+            qkv, _ = ops.rotary_forward(qkv, turns, heads + kv_heads)
+        query, key, value = (
+            qkv.unflatten(2, (-1, self.config.d_head)).transpose(1, 2).split((heads, kv_heads, kv_heads), dim=1)
+        )
+        kept, end = self.kept[block], self.length + x.shape[1]
+        kept[0, :, :, self.length : end], kept[1, :, :, self.length : end] = key, value
+        context = attend(query, kept[0, :, :, :end], kept[1, :, :, :end])
+        y, _ = ops.linear_forward(
+            context.transpose(1, 2).flatten(2), p["attention.output.weight"], p.get("attention.output.bias")
+        )
+        return y
+
+    def _feed_forward(self, x: Tensor, block: int) -> Tensor:
+        p, x = self.blocks[block], x.to(self.network.compute_dtype)
+        if self.config.traits.gated:
+            y, _ = ops.gated_feed_forward_forward(x, *gated_feed_forward_of(p))
+        else:
+            y, _ = ops.feed_forward_forward(x, *feed_forward_of(p), self.network.activation)
+        return y
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """context = softmax(mask(query key^T / sqrt(K))) value, for the last t of S positions.
+
+    query (B, H, t, K), key and value (B, G, S, K) -> context (B, H, t, K). The H / G queries that share a key are
+    rows of one product, so that no key is copied for them.
+    """
+    heads, shared, t, S = query.shape[1], key.shape[1], query.shape[2], key.shape[2]
+    rows = (query * (1 / math.sqrt(query.shape[-1]))).unflatten(1, (shared, heads // shared)).flatten(2, 3)
+    scores = (rows @ key.mT).unflatten(2, (heads // shared, t))  # (B, G, H / G, t, S)
+    visible = torch.ones(t, S, dtype=torch.bool, device=query.device).tril(S - t)
+    probabilities, _ = ops.softmax_forward(torch.where(visible, scores, -math.inf))
+    context = probabilities.flatten(2, 3) @ value  # (B, G, H / G * t, K)
+    return context.unflatten(2, (heads // shared, t)).flatten(1, 2)

@@ -1,0 +1,71 @@
+"""RMS normalization, alone and behind a residual sum (Zhang and Sennrich 2019): layer norm without mean and bias."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .numerics import rows, wide
+
+RMS_EPSILON = 1e-6
+
+RmsNormCache = tuple[Tensor, Tensor, Tensor]
+
+
+def rms_norm_forward(x: Tensor, weight: Tensor) -> tuple[Tensor, RmsNormCache]:
+    """y = normalized * weight, with normalized = x * rrms over the last dimension.
+
+    x (..., D), weight (D) -> y (..., D). rrms = 1 / sqrt(sum(x^2) / D + 1e-6), one over the root of the mean square.
+    The cache keeps x and one number a row; backward computes `normalized` again.
+
+    Write n for a row of `normalized` and dn = dy * weight. Then dweight = sum over rows of dy * n.
+    For dx, n depends on x directly and through rrms:
+        dn_i/dx_j = rrms (delta_ij - n_i n_j / D)
+    since d(rrms)/dx_j = -rrms^3 x_j / D = -rrms^2 n_j / D. Summed against dn:
+        dx = rrms (dn - n mean(dn * n))
+    that is, dn less its part along n, the one direction that normalization removes; layer norm removes a second one,
+    the mean.
+    """
+    x_wide = wide(x)
+    rrms = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + RMS_EPSILON)  # (..., 1)
+    normalized = x_wide * rrms
+    y = normalized * wide(weight)
+    return y.to(x.dtype), (x, rrms, weight)
+
+
+def rms_norm_backward(dy: Tensor, cache: RmsNormCache, dweight: Tensor) -> Tensor:
+    """dy (..., D) -> dx (..., D); adds to dweight (D)."""
+    x, rrms, weight = cache
+    dy_wide = wide(dy)
+    normalized = wide(x) * rrms
+    # y = normalized * weight
+    dweight += rows(dy_wide * normalized).sum(0)
+    dnormalized = dy_wide * wide(weight)
+    # normalized = x * rrms
+    along_normalized = (dnormalized * normalized).mean(-1, keepdim=True)
+    dx = (dnormalized - normalized * along_normalized) * rrms
+    return dx.to(x.dtype)
+
+
+def residual_rms_norm_forward(
+    x: Tensor, branch: Tensor | None, weight: Tensor
+) -> tuple[tuple[Tensor, Tensor], RmsNormCache]:
+    """total = x + branch, y = rms_norm(total): the end of one sublayer and the start of the next.
+
+    x, branch (..., D), weight (D) -> (total, y), both (..., D). The first norm of a network has no branch yet: None,
+    and total is x. total reaches the loss directly and through y, so dtotal is the sum of both; dx = dbranch = dtotal.
+    """
+    total = x if branch is None else x + branch
+    y, cache = rms_norm_forward(total, weight)
+    return (total, y), cache
+
+
+def residual_rms_norm_backward(dtotal: Tensor | None, dy: Tensor, cache: RmsNormCache, dweight: Tensor) -> Tensor:
+    """dtotal, dy (..., D) -> the gradient of x and of branch alike (..., D); adds to dweight (D).
+
+    `dtotal` is what reaches the sum past the norm; None where the forward's total was not used.
+    """
+    # y = rms_norm(total)
+    dsum = rms_norm_backward(dy, cache, dweight)
+    # total = x + branch
+    return dsum if dtotal is None else dsum + dtotal

@@ -1,0 +1,135 @@
+"""Attention that knows distances and shares keys and values: rotary positions (Su et al. 2021), grouped queries.
+
+Two small pairs before the attention of `attention.py`: `rotary` turns queries and keys by angles that grow with their
+position, so that a score depends on how far apart two positions are; `repeat_heads` lets H / G queries read the same
+key and value (Ainslie et al. 2023). `rotary_attention` is all three, the pair that a network calls.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .attention import AttentionCache, attention_backward, attention_forward
+from .dropout import Dropout
+from .numerics import Record, no_record, wide
+
+BASE = 10000.0  # of the angles, as in Su et al. 2021, section 3.2.2
+
+RotaryCache = tuple[Tensor, int]
+RepeatHeadsCache = tuple[int, int]
+RotaryAttentionCache = tuple[RotaryCache, RepeatHeadsCache, AttentionCache]
+
+
+def rotations(length: int, d_head: int) -> Tensor:
+    """Cosines and sines of position t times the speed 10000^(-2i / K) of pair i -> (2, length, K / 2).
+
+    In float32, as in Touvron et al.'s code: weights that were trained elsewhere were trained with these very angles.
+    """
+    even = torch.arange(0, d_head, 2, dtype=torch.float32)
+    speed = 1 / BASE ** (even / d_head)
+    angle = torch.arange(length, dtype=torch.float32)[:, None] * speed  # (length, K / 2)
+    return torch.stack((angle.cos(), angle.sin()))
+
+
+def halves(qkv: Tensor, d_head: int, n_turned: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T, (H + 2G) K) -> the two halves of the first `n_turned` heads, (B, T, H + G, K / 2) each, and the other
+    heads, (B, T, G, K): views."""
+    heads = qkv.unflatten(2, (-1, d_head))  # (B, T, H + 2G, K)
+    first, second = heads[:, :, :n_turned].chunk(2, dim=-1)
+    return first, second, heads[:, :, n_turned:]
+
+
+def joined(first: Tensor, second: Tensor, rest: Tensor) -> Tensor:
+    """What `halves` took apart."""
+    return torch.cat((torch.cat((first, second), dim=-1), rest), dim=2).flatten(2)
+
+
+def rotary_forward(qkv: Tensor, rotation: Tensor, n_turned: int) -> tuple[Tensor, RotaryCache]:
+    """turned_1 = first cos - second sin, turned_2 = second cos + first sin: every pair (first_i, second_i) is turned.
+
+    qkv (B, T, (H + 2G) K): query, key and value heads side by side, of which the first `n_turned` = H + G are turned
+    and the values stay; rotation (2, max_seq_len, K / 2) of `rotations` -> (B, T, (H + 2G) K). Element i of a head is
+    paired with element i + K / 2, as in transformers.
+
+    A rotation is an orthogonal matrix, whose transpose turns back: the gradient is turned by the angle's negative.
+        dfirst = dturned_1 cos + dturned_2 sin      dsecond = dturned_2 cos - dturned_1 sin
+    Query t turned by t a and key s by s a have the product of query and key turned by (t - s) a: only the distance is
+    left.
+    """
+    first, second, values = halves(wide(qkv), 2 * rotation.shape[-1], n_turned)
+    cosine, sine = rotation[:, : qkv.shape[1], None].to(first.dtype)  # (T, 1, K / 2) each
+    turned_1 = first * cosine - second * sine
+    turned_2 = second * cosine + first * sine
+    return joined(turned_1, turned_2, values).to(qkv.dtype), (rotation, n_turned)
+
+
+def rotary_backward(dy: Tensor, cache: RotaryCache) -> Tensor:
+    """dy (B, T, (H + 2G) K) -> dqkv (B, T, (H + 2G) K)."""
+    rotation, n_turned = cache
+    dturned_1, dturned_2, dvalues = halves(wide(dy), 2 * rotation.shape[-1], n_turned)
+    cosine, sine = rotation[:, : dy.shape[1], None].to(dturned_1.dtype)
+    # turned_1 = first cos - second sin, turned_2 = second cos + first sin
+    dfirst = dturned_1 * cosine + dturned_2 * sine
+    dsecond = dturned_2 * cosine - dturned_1 * sine
+    return joined(dfirst, dsecond, dvalues).to(dy.dtype)
+
+
+def repeat_heads_forward(qkv: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Tensor, RepeatHeadsCache]:
+    """y = every query head, and every key and value head H / G times: what attention reads.
+
+    qkv (B, T, (H + 2G) K) -> (B, T, 3 H K). Query head h reads key and value head h // (H / G). A head that is read
+    H / G times gets the sum of these many gradients. Where G = H, y is qkv itself.
+    """
+    if n_kv_heads == n_heads:
+        return qkv, (n_heads, n_kv_heads)
+    heads = qkv.unflatten(2, (n_heads + 2 * n_kv_heads, -1))  # (B, T, H + 2G, K)
+    query, shared = heads[:, :, :n_heads], heads[:, :, n_heads:]
+    repeated = shared.repeat_interleave(n_heads // n_kv_heads, dim=2)  # (B, T, 2H, K)
+    return torch.cat((query, repeated), dim=2).flatten(2), (n_heads, n_kv_heads)
+
+
+def repeat_heads_backward(dy: Tensor, cache: RepeatHeadsCache) -> Tensor:
+    """dy (B, T, 3 H K) -> dqkv (B, T, (H + 2G) K)."""
+    n_heads, n_kv_heads = cache
+    if n_kv_heads == n_heads:
+        return dy
+    by_head = dy.unflatten(2, (3 * n_heads, -1))  # (B, T, 3H, K)
+    dquery, drepeated = by_head[:, :, :n_heads], by_head[:, :, n_heads:]
+    # repeated = shared, H / G times: the sum in a wide format, rounded once
+    by_reader = wide(drepeated).unflatten(2, (2 * n_kv_heads, -1))  # (B, T, 2G, H / G, K)
+    dshared = by_reader.sum(3).to(dy.dtype)
+    return torch.cat((dquery, dshared), dim=2).flatten(2)
+
+
+def rotary_attention_forward(
+    qkv: Tensor,
+    rotation: Tensor,
+    n_heads: int,
+    n_kv_heads: int,
+    segments: Tensor | None = None,
+    dropout: Dropout | None = None,
+    record: Record = no_record,
+) -> tuple[Tensor, RotaryAttentionCache]:
+    """context = attention(repeat_heads(rotary(qkv))).
+
+    qkv (B, T, (H + 2G) K): H query, G key and G value heads side by side; rotation (2, max_seq_len, K / 2); segments
+    (B, T) keeps documents and padding apart -> context (B, T, H K).
+    """
+    turned, rotary_cache = rotary_forward(qkv, rotation, n_heads + n_kv_heads)
+    repeated, repeat_cache = repeat_heads_forward(turned, n_heads, n_kv_heads)
+    context, attention_cache = attention_forward(repeated, n_heads, segments, dropout, record)
+    record("turned", turned)
+    return context, (rotary_cache, repeat_cache, attention_cache)
+
+
+def rotary_attention_backward(dcontext: Tensor, cache: RotaryAttentionCache, record: Record = no_record) -> Tensor:
+    """dcontext (B, T, H K) -> dqkv (B, T, (H + 2G) K)."""
+    rotary_cache, repeat_cache, attention_cache = cache
+    # context = attention(repeated)
+    drepeated = attention_backward(dcontext, attention_cache, record)
+    # repeated = repeat_heads(turned)
+    dturned = repeat_heads_backward(drepeated, repeat_cache)
+    record("dturned", dturned)
+    # turned = rotary(qkv)
+    return rotary_backward(dturned, rotary_cache)

@@ -1,0 +1,217 @@
+"""`python -m manual_backprop.tools.levels` writes docs/three-levels.md: the three levels of one network, side by side.
+
+Lines of code are counted in the sources, step time and memory are measured in pairs (`bench.py`), the gradients' errors
+against float64. Nothing on the page is typed in. Takes a minute or two; run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import io
+import math
+import os
+import statistics
+import sys
+import textwrap
+import tokenize
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..bench import SUBJECT, Case, Row, measure, ratios
+from ..config import ARCHITECTURES, CustomTransformerConfig, model_sizes
+from ..errors import StorageError
+from ..exit_codes import exit_code_of
+
+PACKAGE = Path(__file__).resolve().parent.parent
+DEFAULT_OUTPUT = "docs/three-levels.md"
+LEVELS = {  # implementation: what it is, and the files that a reader of this level reads
+    "custom": ("gradients by hand", ("models/custom.py", "ops/*.py", "optim.py")),
+    "torch": ("the same lines, gradients by autograd", ("models/mirror.py", "optim.py")),
+    "baseline": ("as PyTorch users write it", ("models/baseline.py", "optim_torch.py")),
+}
+MEASURED = {"custom": ("custom",), "torch": ("torch",), "baseline": ("baseline", "compiled")}  # level: rows of bench
+WIDTH = 120
+PRECISIONS = ("fp64", "fp32", "bf16", "bf16_mixed")
+SEEDS = range(4)  # one draw of rounding errors is luck
+SMALLEST = 2.0**-53  # half of the distance between 1 and the next number of float64: no error is said to be smaller
+
+PAGE = """\
+# Three levels of one network
+
+This page is written by `{command}`; every number on it was counted or measured by that command.
+
+`implementation=custom` is the subject of this project: the backward pass is written by hand, on raw tensors.
+`implementation=torch` is its mirror, the same functions under the same names with gradients by autograd: the proof.
+`implementation=baseline` is what one would write instead: `torch.nn`, one product for query, key and value, PyTorch's
+fused attention and fused AdamW, and `torch.compile`. All three have the same weights under the same names.
+
+{table}
+
+**Code** counts lines that are neither empty, nor a comment, nor a docstring, in {files}. What all levels share (shapes,
+names, initial values, the training loop) is counted in none.
+
+**Step** is forward, loss, backward, clipping and AdamW: {case}; {threads} threads of a CPU, torch {torch}. One process
+a row, in turns; the ratio is to `custom` in the same turn, median and quartiles of {turns} turns. `custom` measured
+against itself: {noise}. No smaller difference is claimed.
+
+**Memory** is the process's peak after warm-up, less its size after the imports, parameters and moments included.
+
+**Error** is |gradient - exact| / |exact| over all parameters, where exact is the mirror's gradient in float64; the
+geometric mean of {draws} networks and batches ({small}).
+"""
+
+
+def code_lines(source: str) -> int:
+    """Lines that hold code: not empty, no comment, no docstring."""
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            text = node.body[0]
+            docstrings.update(range(text.lineno, (text.end_lineno or text.lineno) + 1))
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in silent:
+            code.update(range(token.start[0], token.end[0] + 1))
+    return len(code - docstrings)
+
+
+def code_of(patterns: Sequence[str]) -> int:
+    files = sorted(path for pattern in patterns for path in PACKAGE.glob(pattern))
+    return sum(code_lines(path.read_text(encoding="utf-8")) for path in files)
+
+
+def small(architecture: str) -> CustomTransformerConfig:
+    return CustomTransformerConfig(
+        vocab_size=257, d_model=64, n_blocks=2, n_heads=4, d_ffn=160, max_seq_len=32, architecture=architecture
+    )
+
+
+def gradient_errors(architecture: str) -> dict[str, dict[str, float]]:
+    """Implementation -> precision -> error, against the mirror in float64."""
+    import torch
+
+    from ..gradient_check import draw_batch
+    from ..gradient_check.network_check import networks, step_of
+    from ..models import IMPLEMENTATIONS
+
+    logarithms: dict[tuple[str, str], list[float]] = {}
+    for seed in SEEDS:
+        config = replace(small(architecture), seed=seed)
+        batch = draw_batch(config, 4, 32, seed)
+        for precision in PRECISIONS:
+            # rounded to the precision first: the error is that of the step, not of the weights
+            by_hand, _ = networks(replace(config, precision=precision))
+            exact = IMPLEMENTATIONS["torch"](replace(config, precision="fp64"))
+            exact.load_parameters(by_hand.parameters)
+            want = torch.cat([gradient.flatten() for gradient in step_of(exact, batch)[1].values()])
+            for name, kind in IMPLEMENTATIONS.items():
+                network = kind(replace(config, precision=precision))
+                network.load_parameters(by_hand.parameters)
+                got = torch.cat([gradient.double().flatten() for gradient in step_of(network, batch)[1].values()])
+                error = float((got - want).norm() / want.norm())
+                logarithms.setdefault((name, precision), []).append(math.log(max(error, SMALLEST)))
+    return {
+        name: {precision: math.exp(statistics.mean(logarithms[name, precision])) for precision in PRECISIONS}
+        for name in IMPLEMENTATIONS
+    }
+
+
+def table(rows: dict[str, Row], errors: dict[str, dict[str, float]]) -> str:
+    lines = [
+        "| level | | code | step | step / custom | memory | "
+        + " | ".join(f"error {name}" for name in PRECISIONS)
+        + " |",
+        "|---|---|--:|--:|--:|--:|" + "--:|" * len(PRECISIONS),
+    ]
+    for level, (about, files) in LEVELS.items():
+        for name in MEASURED[level]:
+            row, compiled = rows[name], name == "compiled"
+            low, middle, high = ratios(row, rows[SUBJECT])
+            ratio = "1" if name == SUBJECT else f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            cells = [
+                f"`{level}`" + (", compiled" if compiled else ""),
+                about if not compiled else f"and compiled, which took {row.first_seconds:.0f} s",
+                "the same" if compiled else f"{code_of(files)} lines",
+                f"{1e3 * statistics.median(row.seconds):.1f} ms",
+                ratio,
+                f"{row.peak_bytes / 1e6:.0f} MB",
+                *(
+                    "" if compiled else "exact" if (level, precision) == ("torch", "fp64") else f"{error:.1e}"
+                    for precision, error in errors[level].items()
+                ),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def page(architecture: str, model: str, batch_size: int, rounds: int, threads: int) -> str:
+    import torch
+
+    size = {name: value for name, value in model_sizes()[model].items() if name != "learning_rate"}
+    size["vocab_size"] = size["vocab_size"] or 1024
+    config = CustomTransformerConfig(**size, architecture=architecture)  # type: ignore[arg-type]
+    rows = {row.name: row for row in measure(Case(config, batch_size, threads), rounds)}
+    torch.set_num_threads(1)
+    low, middle, high = ratios(rows["custom again"], rows[SUBJECT])
+    few = small(architecture)
+    files = "; ".join(f"{', '.join(f'`{name}`' for name in files)} ({level})" for level, (_, files) in LEVELS.items())
+    command = "python -m manual_backprop.tools.levels"
+    chosen = {"architecture": (architecture, "gpt2"), "model": (model, "small")}
+    command += "".join(f" --{name} {value}" for name, (value, usual) in chosen.items() if value != usual)
+    written = PAGE.format(
+        command=command,
+        table=table(rows, gradient_errors(architecture)),
+        files=files,
+        case=f"`architecture={architecture} model={model}`, V={config.vocab_size} T={config.max_seq_len} "
+        f"L={config.n_blocks} D={config.d_model} B={batch_size}, fp32",
+        threads=threads,
+        torch=torch.__version__.partition("+")[0],
+        turns=len(rows[SUBJECT].seconds),
+        noise=f"{middle:.2f} ({low:.2f} to {high:.2f})",
+        draws=len(SEEDS),
+        small=f"V={few.vocab_size} T={few.max_seq_len} L={few.n_blocks} D={few.d_model}",
+    )
+    return (
+        "\n\n".join(part if part.startswith("|") else textwrap.fill(part, WIDTH) for part in written.split("\n\n"))
+        + "\n"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m manual_backprop.tools.levels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Exit codes: 0 done, 1 the levels disagree or a measuring process failed, 2 a wrong option, 4 the page "
+        "cannot be written.",
+    )
+    parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), default="gpt2", help="(default: %(default)s)")
+    parser.add_argument("--model", choices=tuple(model_sizes()), default="small", help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="B [sequences] (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns there and back (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="(default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path(DEFAULT_OUTPUT), metavar="FILE", help="(default: %(default)s)"
+    )
+    chosen = parser.parse_args(arguments)
+    for name in ("batch_size", "rounds", "threads"):
+        if getattr(chosen, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(chosen, name)}: must be at least 1")
+
+    def command() -> None:
+        written = page(chosen.architecture, chosen.model, chosen.batch_size, chosen.rounds, chosen.threads)
+        try:
+            chosen.output.parent.mkdir(parents=True, exist_ok=True)
+            chosen.output.write_text(written, encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{chosen.output} cannot be written: {error.strerror or error}") from error
+        print(f"wrote {chosen.output}")
+
+    return exit_code_of(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The table of the three levels: what is counted, what is measured, and the page that it becomes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from manual_backprop.bench import ROWS, Row
+from manual_backprop.tools import levels
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_lines_of_code_are_neither_empty_nor_said() -> None:
+    source = '''\
+"""A module.
+
+With two paragraphs.
+"""
+
+import math  # counted
+
+
+# not counted
+class Circle:
+    """Round."""
+
+    def area(self) -> float:
+        """Of it."""
+        text = """counted,
+        twice"""
+        return math.pi * len(text)  # counted
+'''
+    assert levels.code_lines(source) == 6
+
+
+def test_every_level_has_files_and_rows() -> None:
+    counted = {level: levels.code_of(files) for level, (_, files) in levels.LEVELS.items()}
+    assert counted["custom"] > counted["torch"] > 100
+    assert counted["baseline"] > 100
+    assert {name for names in levels.MEASURED.values() for name in names} <= set(ROWS)
+
+
+def test_the_table_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levels, "SEEDS", range(1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    errors = levels.gradient_errors("llama")
+    torch.set_num_threads(threads)
+    for level, by_precision in errors.items():
+        assert by_precision["fp64"] < 1e-13
+        assert by_precision["fp64"] < by_precision["fp32"] < 1e-4 < by_precision["bf16"] < 0.2
+        assert by_precision["fp32"] <= 2 * errors["baseline"]["fp32"], level
+    seconds = {"custom": [0.1, 0.1], "torch": [0.2, 0.2], "baseline": [0.15, 0.15], "compiled": [0.05, 0.05]}
+    rows = {name: Row(name, times, first_seconds=31.0, peak_bytes=64_000_000) for name, times in seconds.items()}
+    lines = levels.table(rows, errors).splitlines()
+    assert len(lines) == 6
+    assert len({line.count("|") for line in lines}) == 1
+    assert "| 100.0 ms | 1 | 64 MB |" in lines[2]
+    assert "2.00 (2.00 to 2.00)" in lines[3]
+    assert "took 31 s" in lines[5]
+    assert "0.50 (0.50 to 0.50)" in lines[5]
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_page(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "page.md"
+    options = ("--model", "tiny", "--batch-size", "2", "--rounds", "1", "--threads", "1", "--output", str(output))
+    done = subprocess.run(
+        [sys.executable, "-m", "manual_backprop.tools.levels", *options],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    page = output.read_text(encoding="utf-8")
+    assert "levels --model tiny" in page
+    assert "`baseline`, compiled" in page
+    assert "{" not in page
+    assert max(map(len, (line for line in page.splitlines() if not line.startswith("|")))) <= 120
+
+
+def test_a_wrong_option_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        levels.main(["--rounds", "0"])
+    assert exit_.value.code == 2
+    assert "--rounds 0: must be at least 1" in capsys.readouterr().err
