@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,11 @@ from ..errors import InputError
 
 FILE_NAME = "tokenizer.json"
 END_TOKEN = "<eos>"
+# What other tokenizers call it; the first that one has is its end token.
+END_TOKENS = (END_TOKEN, "<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>")
 SMALLEST_BPE = 257  # 256 bytes and the end token
+
+_LONGEST_WORD = 10_000  # [characters]; learning merges takes the square of a word's length
 
 _FORMAT = "manual_backprop tokenizer 1"
 
@@ -41,6 +46,11 @@ class Tokenizer:
         self._file_content = file_content
         self.digest = hashlib.sha256(file_content.encode("utf-8")).hexdigest()
 
+    @property
+    def content(self) -> str:
+        """Of tokenizer.json."""
+        return self._file_content
+
     def encode(self, text: str) -> list[int]:
         raise NotImplementedError
 
@@ -48,11 +58,9 @@ class Tokenizer:
         runs = itertools.groupby(ids, lambda token: 0 <= token < self.vocab_size)
         return "".join(self._decode(list(run)) if known else "\ufffd" * len(list(run)) for known, run in runs)
 
-    def encode_documents(self, texts: Iterable[str]) -> np.ndarray:
-        """The ids of all texts in one array, each text followed by the end token where there is one."""
-        end = [] if self.end_token_id is None else [np.array([self.end_token_id])]
-        parts = [part for ids in self._encode_many(list(texts)) for part in (ids, *end)]
-        return np.concatenate(parts).astype(self.dtype) if parts else np.empty(0, self.dtype)
+    def encode_many(self, texts: list[str]) -> Iterable[np.ndarray]:
+        """The ids of each text, without end tokens."""
+        return (np.array(self.encode(text), dtype=np.int64) for text in texts)
 
     @property
     def dtype(self) -> type[np.uint16] | type[np.uint32]:
@@ -66,9 +74,6 @@ class Tokenizer:
 
     def _decode(self, ids: list[int]) -> str:
         raise NotImplementedError
-
-    def _encode_many(self, texts: list[str]) -> Iterable[np.ndarray]:
-        return (np.array(self.encode(text), dtype=np.int64) for text in texts)
 
 
 class ByteTokenizer(Tokenizer):
@@ -87,7 +92,7 @@ class ByteTokenizer(Tokenizer):
     def _decode(self, ids: list[int]) -> str:
         return bytes(token for token in ids if token != self.end_token_id).decode("utf-8", "replace")
 
-    def _encode_many(self, texts: list[str]) -> Iterable[np.ndarray]:
+    def encode_many(self, texts: list[str]) -> Iterable[np.ndarray]:
         return (np.frombuffer(_utf8(text), dtype=np.uint8) for text in texts)
 
 
@@ -107,7 +112,10 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[str]) -> CharTokenizer:
-        return cls(set().union(*map(set, texts)))
+        characters: set[str] = set()
+        for text in texts:
+            characters.update(text)
+        return cls(characters)
 
     def encode(self, text: str) -> list[int]:
         return self._ids(text).tolist()
@@ -115,7 +123,7 @@ class CharTokenizer(Tokenizer):
     def _decode(self, ids: list[int]) -> str:
         return "".join(self.characters[token] for token in ids)
 
-    def _encode_many(self, texts: list[str]) -> Iterable[np.ndarray]:
+    def encode_many(self, texts: list[str]) -> Iterable[np.ndarray]:
         return map(self._ids, texts)
 
     def _ids(self, text: str) -> np.ndarray:
@@ -150,12 +158,21 @@ class BpeTokenizer(Tokenizer):
         except Exception as error:  # the library raises nothing more precise
             raise InputError(f"This is no tokenizer that the tokenizers library can read: {error}") from error
         self._tokenizer.encode_special_tokens = True  # not kept in the file
-        self.vocab_size = self._tokenizer.get_vocab_size()
-        self.end_token_id = self._tokenizer.token_to_id(END_TOKEN)
+        self._tokenizer.no_truncation()  # the file may say otherwise
+        self._tokenizer.no_padding()
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)  # some leave numbers out
+        ends = map(self._tokenizer.token_to_id, END_TOKENS)
+        self.end_token_id = next((end for end in ends if end is not None), None)
 
     @classmethod
-    def train(cls, texts: Sequence[str], vocab_size: int) -> BpeTokenizer:
-        """Learns merges until there are `vocab_size` tokens, or no pair is left that is seen twice."""
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        special_tokens: Sequence[str] = (END_TOKEN,),
+        min_frequency: int = 2,  # a pair that is seen once teaches nothing
+    ) -> BpeTokenizer:
+        """Learns merges until there are `vocab_size` tokens, or no pair is left that is seen `min_frequency` times."""
         import tokenizers
 
         if vocab_size < SMALLEST_BPE:
@@ -163,29 +180,30 @@ class BpeTokenizer(Tokenizer):
                 f"tokenizer.vocab_size={vocab_size}: BPE needs at least {SMALLEST_BPE}, one token for each byte and "
                 "one for the end of a document. Use a larger one, or tokenizer=byte or tokenizer=char."
             )
-        for text in texts:
-            _utf8(text)
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=vocab_size,
-            min_frequency=2,  # a pair that is seen once teaches nothing
-            special_tokens=[END_TOKEN],
+            min_frequency=min_frequency,
+            special_tokens=list(special_tokens),
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.train_from_iterator(map(_without_endless_words, texts), trainer)
         return cls(tokenizer.to_str())
 
     def encode(self, text: str) -> list[int]:
         _utf8(text)
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # of a list of words: one that is not in it; the library raises nothing more precise
+            raise InputError(f"The tokenizer does not know every character of this text ({error}).") from error
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _encode_many(self, texts: list[str]) -> Iterable[np.ndarray]:
+    def encode_many(self, texts: list[str]) -> Iterable[np.ndarray]:
         for text in texts:
             _utf8(text)
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -214,6 +232,12 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     raise InputError(
         f"{path} holds no tokenizer that is known here: expected byte, char, or one of the tokenizers library."
     )
+
+
+def _without_endless_words(text: str) -> str:
+    """A text to learn from, in which what goes on for long without a space gets some."""
+    _utf8(text)
+    return re.sub(rf"(\S{{{_LONGEST_WORD}}})", r"\1 ", text) if len(text) > _LONGEST_WORD else text
 
 
 def _utf8(text: str) -> bytes:

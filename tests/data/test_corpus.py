@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from manual_backprop.config import DatasetConfig, TokenizerConfig
-from manual_backprop.data.corpus import MANIFEST, Corpus, prepare_corpus
+from manual_backprop.data.corpus import MANIFEST, Corpus, prepare_corpus, prepared_corpus
+from manual_backprop.data.documents import open_source
 from manual_backprop.errors import InputError, StorageError
 
 FILES = {f"{number:02}.txt": f"This is text number {number}, grün und schön.\n" * (number + 1) for number in range(30)}
@@ -52,6 +53,10 @@ def test_a_corpus_holds_the_text(text: DatasetConfig, tokenizer: TokenizerConfig
     if end is not None:
         assert (corpus.train == end).sum() == corpus.train_documents
         assert corpus.train[-1] == end
+        assert (corpus.train[corpus.train_offsets[1:] - 1] == end).all()
+    assert corpus.train_offsets[0] == 0
+    assert corpus.train_offsets[-1] == len(corpus.train)
+    assert corpus.validation_offsets[-1] == len(corpus.validation)
 
 
 def test_a_second_call_finds_the_same_files(text: DatasetConfig, tmp_path: Path) -> None:
@@ -61,7 +66,8 @@ def test_a_second_call_finds_the_same_files(text: DatasetConfig, tmp_path: Path)
     times = {path.name: path.stat().st_mtime_ns for path in entry.iterdir()}
     second = prepare_corpus(text, BYTE, cache)
     assert {path.name: path.stat().st_mtime_ns for path in entry.iterdir()} == times
-    assert set(times) == {"train.bin", "validation.bin", "tokenizer.json", MANIFEST}
+    tokens = {"train.bin", "train.offsets.bin", "validation.bin", "validation.offsets.bin"}
+    assert set(times) == {*tokens, "tokenizer.json", MANIFEST}
     assert (second.train == first.train).all()
     assert second.dataset_digest == first.dataset_digest
 
@@ -254,7 +260,7 @@ def test_a_process_that_is_killed_leaves_nothing_in_the_way(tmp_path: Path) -> N
     process.stdin.write("\n")
     process.stdin.flush()
     deadline = time.monotonic() + 30
-    while not list(cache.glob("*.lock")) and time.monotonic() < deadline:  # it has begun
+    while not list(cache.glob("*.partial-*/text")) and time.monotonic() < deadline:  # it has begun
         time.sleep(0.005)
     time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
@@ -283,7 +289,7 @@ def test_bad_input_leaves_no_corpus_behind(text: DatasetConfig, tmp_path: Path) 
     with pytest.raises(InputError, match="no such file"):
         prepare_corpus(DatasetConfig("text", str(tmp_path / "absent")), BYTE, cache)
     (Path(text.path or "") / "bad").write_bytes(b"\xff")
-    with pytest.raises(InputError, match="byte 0"):
+    with pytest.raises(InputError, match=r"bad, line 1: byte 0 .*not UTF-8.*on_bad_row=skip"):
         prepare_corpus(text, BYTE, cache)
     assert entries(cache) == []
 
@@ -299,3 +305,104 @@ def test_python_docs_with_bpe(tmp_path: Path) -> None:
     begin = time.monotonic()
     prepare_corpus(*config, tmp_path)
     assert time.monotonic() - begin < 3  # it takes 0.05 s; making it takes 4 s
+
+
+@pytest.mark.parametrize("tokenizer", [TokenizerConfig("byte"), TokenizerConfig("char"), TokenizerConfig("bpe", 300)])
+def test_a_document_is_found_by_its_offsets(tokenizer: TokenizerConfig, text: DatasetConfig, tmp_path: Path) -> None:
+    corpus = prepare_corpus(text, tokenizer, tmp_path / "cache")
+    found = [
+        corpus.tokenizer.decode(corpus.train[begin:end].tolist())
+        for begin, end in zip(corpus.train_offsets[:-1], corpus.train_offsets[1:], strict=True)
+    ]
+    assert len(found) == corpus.train_documents
+    assert set(found) <= set(FILES.values())
+
+
+def test_tokens_do_not_depend_on_how_much_is_read_at_once(tmp_path: Path, monkeypatch) -> None:
+    """Neither on pieces of a long document, nor on batches; also where characters have several bytes."""
+    random = np.random.default_rng(1)
+    words = [
+        "grün",
+        "the",
+        "cat's",
+        "日本",
+        " ",
+        "\n",
+        "\t",
+        "x=1",
+        "...",
+        "\u00a0",
+        "\u2028",
+        "\r\n",
+        "e\u0301",
+        "👩\u200d🔬",
+    ]
+    long = " ".join(words[place] for place in random.integers(0, len(words), 30_000))
+    path = tmp_path / "long.txt"
+    path.write_bytes(long.encode())
+    config = DatasetConfig("text", str(path)), TokenizerConfig("bpe", 400)
+    whole = prepare_corpus(*config, tmp_path / "whole")
+    monkeypatch.setattr("manual_backprop.data.spool.PIECE", 1000)
+    monkeypatch.setattr("manual_backprop.data.corpus.BATCH", 5000)
+    monkeypatch.setattr("manual_backprop.data.files.CHUNK", 777)
+    pieces = prepare_corpus(*config, tmp_path / "pieces")
+    assert pieces.tokenizer_digest == whole.tokenizer_digest
+    assert (pieces.train == whole.train).all()
+    assert (pieces.validation == whole.validation).all()
+    assert (whole.train[:-1] == whole.tokenizer.encode(long[: len(long) - -(-len(long) // 10)])).all()
+
+
+def test_bpe_learns_from_all_over_a_text_that_is_too_long(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("manual_backprop.data.corpus.BPE_SAMPLE", 3000)
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for number in range(100):
+        (folder / f"{number:03}").write_text(f"{'begin' if number < 50 else 'finish'} " * 30)
+    corpus = prepare_corpus(DatasetConfig("text", str(folder)), TokenizerConfig("bpe", 280), tmp_path / "cache")
+    assert len(corpus.tokenizer.encode(" begin finish")) == 2
+
+
+def test_a_subset_and_a_share_make_another_corpus(text: DatasetConfig, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    few = prepare_corpus(replace(text, subset_size=25), BYTE, tmp_path / "cache")
+    assert few.train_documents + few.validation_documents == 25
+    half = prepare_corpus(replace(text, validation=0.5), BYTE, tmp_path / "cache")
+    assert half.validation_bytes > 0.4 * half.train_bytes
+    whole = prepare_corpus(text, BYTE, tmp_path / "cache")
+    assert len({few.dataset_digest, half.dataset_digest, whole.dataset_digest}) == 3
+
+
+def test_what_is_prepared_is_found_without_writing(text: DatasetConfig, tmp_path: Path) -> None:
+    assert prepared_corpus(text, BYTE, tmp_path / "cache") is None
+    assert not (tmp_path / "cache").exists()
+    made = prepare_corpus(text, BYTE, tmp_path / "cache")
+    found = prepared_corpus(text, BYTE, tmp_path / "cache")
+    assert found is not None
+    assert (found.train == made.train).all()
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused(text: DatasetConfig, tmp_path: Path) -> None:
+    source = open_source(text)
+    (Path(text.path or "") / "00.txt").write_text("other")
+    with pytest.raises(InputError, match=r"00\.txt changed while it was being read"):
+        source.check_unchanged()
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    """20 MB more text, in one document and in many, is not 20 MB more memory."""
+    code = """
+import resource, sys
+from manual_backprop.config import DatasetConfig, TokenizerConfig
+from manual_backprop.data.corpus import prepare_corpus
+for name in ("small", "large"):
+    config = DatasetConfig("jsonl", f"{sys.argv[1]}/{name}.jsonl")
+    prepare_corpus(config, TokenizerConfig("byte"), f"{sys.argv[1]}/cache")
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    row = json.dumps({"text": "some words in a row " * 100}) + "\n"
+    (tmp_path / "small.jsonl").write_text(row * 2000)
+    (tmp_path / "large.jsonl").write_text(row * 20_000)
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    small, large = map(int, done.stdout.split())
+    assert large - small < 15, (small, large)

@@ -3,30 +3,31 @@
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from manual_backprop.data.documents import (
-    Document,
-    SourceFile,
-    open_source,
-    parse_python_docs,
-    python_docs_documents,
-    read_python_docs,
-    split_documents,
-    text_documents,
-)
+from manual_backprop.config import DatasetConfig
+from manual_backprop.data.documents import BadRow, Document, open_source
+from manual_backprop.data.files import TextFiles
+from manual_backprop.data.python_docs import PythonDocs, parse_python_docs
+from manual_backprop.data.spool import Spool
 from manual_backprop.errors import InputError
+
+
+def text_documents(path: Path) -> list[tuple[str, str]]:
+    rows = list(TextFiles(path).documents())
+    return [(row.name, row.text) for row in rows if isinstance(row, Document)]
 
 
 @pytest.fixture(scope="module")
 def python_docs() -> list[Document]:
-    return python_docs_documents()
+    return list(PythonDocs().documents())
 
 
 def module(source: str, name: str = "folder/part.py") -> list[Document]:
-    return parse_python_docs([SourceFile(name, Path(name), source.encode())])
+    return parse_python_docs([(name, source.encode())])
 
 
 def test_python_docs_are_topics_then_modules(python_docs: list[Document]) -> None:
@@ -48,7 +49,7 @@ def test_python_docs_put_the_name_above_the_docstring(python_docs: list[Document
 
 
 def test_python_docs_read_no_tests_and_nothing_that_was_installed() -> None:
-    files = [file.name.split("/") for file in read_python_docs()]
+    files = [file.name.split("/") for file in PythonDocs().files]
     assert len(files) > 400
     folders = {folder for parts in files for folder in parts[:-1]}
     assert not folders & {"test", "tests", "idle_test", "site-packages", "dist-packages"}
@@ -65,8 +66,8 @@ def test_python_docs_come_from_the_base_installation_in_a_virtual_environment(tm
 
 def test_python_docs_import_nothing() -> None:
     code = (
-        "import sys; from manual_backprop.data.documents import python_docs_documents; before = set(sys.modules);"
-        "python_docs_documents(); print(sorted(set(sys.modules) - before))"
+        "import sys; from manual_backprop.data.python_docs import PythonDocs; before = set(sys.modules);"
+        "list(PythonDocs().documents()); print(sorted(set(sys.modules) - before))"
     )
     new = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert "tkinter" not in new
@@ -108,7 +109,7 @@ except ImportError:
 
 def test_a_module_docstring_and_a_package_name() -> None:
     (document,) = module('"""' + "x" * 41 + '"""', "package/__init__.py")
-    assert document == Document("package", "module package\n\n" + "x" * 41 + "\n")
+    assert document == Document("package", ["module package\n\n" + "x" * 41 + "\n"])
     assert module('"""' + "x" * 40 + '"""') == []
 
 
@@ -123,7 +124,7 @@ def test_a_module_docstring_and_a_package_name() -> None:
 )
 def test_sources_that_cannot_be_parsed_are_passed_over(data: bytes) -> None:
     sound = b'"""' + b"x" * 50 + b'"""'
-    documents = parse_python_docs([SourceFile("a.py", Path("a.py"), data), SourceFile("b.py", Path("b.py"), sound)])
+    documents = parse_python_docs([("a.py", data), ("b.py", sound)])
     assert [document.name for document in documents] == ["b"]
 
 
@@ -135,11 +136,11 @@ def test_half_a_surrogate_pair_in_a_docstring_becomes_text() -> None:
 
 def test_topics_are_read_as_a_literal_only() -> None:
     def topics(source: bytes) -> list[Document]:
-        return parse_python_docs([SourceFile("pydoc_data/topics.py", Path("topics.py"), source)])
+        return parse_python_docs([("pydoc_data/topics.py", source)])
 
     assert topics(b"topics = {'b': '\\ntwo\\n\\n', 'a': 'one'}") == [
-        Document("topics/a", "one\n"),
-        Document("topics/b", "two\n"),
+        Document("topics/a", ["one\n"]),
+        Document("topics/b", ["two\n"]),
     ]
     assert topics(b"topics = {'a': print('run')}") == []
 
@@ -147,22 +148,24 @@ def test_topics_are_read_as_a_literal_only() -> None:
 def test_one_file_is_one_document(tmp_path: Path) -> None:
     path = tmp_path / "text.anything"
     path.write_bytes("\ufeffgrün\r\n\x00日本".encode())
-    assert text_documents(path) == [Document("text.anything", "grün\r\n\x00日本")]
+    assert text_documents(path) == [("text.anything", "grün\r\n\x00日本")]
 
 
-def test_a_folder_is_read_in_sorted_order_without_hidden_and_empty_files(tmp_path: Path) -> None:
+def test_a_folder_is_read_in_sorted_order_without_hidden_files(tmp_path: Path) -> None:
     for name in ("b.txt", "a/z.md", "a/b/c", ".hidden", ".git/config", "a-file"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"text of {name}")
     (tmp_path / "empty").touch()
-    assert [(d.name, d.text) for d in text_documents(tmp_path)] == [
-        (name, f"text of {name}") for name in ("a-file", "b.txt", "a/z.md", "a/b/c")
+    assert text_documents(tmp_path) == [
+        *((name, f"text of {name}") for name in ("a-file", "b.txt")),
+        ("empty", ""),
+        *((name, f"text of {name}") for name in ("a/z.md", "a/b/c")),
     ]
 
 
 def test_a_file_that_is_not_utf8_is_named_with_the_position(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\xef\xbb\xbfcaf\xe9 au lait")
-    with pytest.raises(InputError, match=r"bad\.txt is not UTF-8 text: byte 6 is 0xe9"):
+    with pytest.raises(BadRow, match=r"bad\.txt, line 1: byte 6 of the file is 0xe9, which is not UTF-8"):
         text_documents(tmp_path)
 
 
@@ -171,79 +174,91 @@ def test_nothing_to_read_says_what_was_given(tmp_path: Path) -> None:
         text_documents(tmp_path / "absent")
     with pytest.raises(InputError, match="holds no file"):
         text_documents(tmp_path)
-    (tmp_path / "empty.txt").write_bytes(b"\xef\xbb\xbf")
-    for path in (tmp_path, tmp_path / "empty.txt"):
-        with pytest.raises(InputError, match=r"no text in .*empty\.txt"):
-            text_documents(path)
 
 
 def test_a_source_needs_a_name_that_is_known_and_its_path() -> None:
-    with pytest.raises(InputError, match=r"dataset\.path"):
-        open_source("text", None)
+    for name in ("text", "jsonl", "parquet", "saved"):
+        with pytest.raises(InputError, match=rf"dataset={name} needs to know where it lies.*dataset\.path"):
+            open_source(DatasetConfig(name))
     with pytest.raises(InputError, match="no such dataset"):
-        open_source("texts", "here")
+        open_source(DatasetConfig("texts", "here"))
 
 
-def test_the_digest_depends_on_names_and_bytes_not_on_the_place(tmp_path: Path) -> None:
-    def digest(folder: str, files: dict[str, bytes]) -> str:
+def test_the_identity_depends_on_names_and_bytes_not_on_the_place(tmp_path: Path) -> None:
+    def identity(folder: str, files: dict[str, bytes]) -> str:
         root = tmp_path / folder
         root.mkdir()
         for name, data in files.items():
             (root / name).write_bytes(data)
-        source = open_source("text", root)
-        return source.digest(source.read())
+        return str(open_source(DatasetConfig("text", str(root))).identity())
 
-    first = digest("one", {"a": b"xy", "b": b"z"})
-    assert digest("two", {"a": b"xy", "b": b"z"}) == first
+    first = identity("one", {"a": b"xy", "b": b"z"})
+    assert identity("two", {"a": b"xy", "b": b"z"}) == first
     others = [{"a": b"x", "b": b"yz"}, {"a": b"xy", "c": b"z"}, {"a": b"xyz"}, {"a": b"xy", "b": b"z", "c": b""}]
-    digests = [digest(f"other{number}", files) for number, files in enumerate(others)]
-    assert len({first, *digests}) == 5
+    identities = [identity(f"other{number}", files) for number, files in enumerate(others)]
+    assert len({first, *identities}) == 5
 
 
-def documents(count: int, text: str = "some text") -> list[Document]:
-    return [Document(f"document {number}", text) for number in range(count)]
+# The split
 
 
-def test_many_documents_are_split_by_document() -> None:
-    everything = documents(200)
-    training, validation = split_documents(everything)
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    opened = Spool(tmp_path / "spooled text")
+    yield opened
+    opened.close()
+
+
+def split(spool: Spool, texts: dict[str, str], share: float = 0.1) -> tuple[list[str], list[str]]:
+    """The texts to train on, and those to validate on."""
+    spool.read(Document(name, [text]) for name, text in texts.items())
+    training, validation = spool.split(share)
+    return tuple(["".join(spool.pieces(*part)) for part in parts.tolist()] for parts in (training, validation))  # type: ignore
+
+
+def numbered(count: int) -> dict[str, str]:
+    return {f"document {number}": f"some text {number:03}" for number in range(count)}
+
+
+def test_many_documents_are_split_by_document(spool: Spool) -> None:
+    training, validation = split(spool, numbered(200))
     assert len(validation) == 20
-    assert sorted(training + validation, key=everything.index) == everything
-    assert split_documents(everything[::-1]) == (training[::-1], validation[::-1])
+    assert sorted(training + validation) == list(numbered(200).values())
+    assert training == sorted(training)
 
 
-def test_most_documents_keep_their_side_when_others_come() -> None:
-    before = {document.name for document in split_documents(documents(200))[1]}
-    after = {document.name for document in split_documents(documents(220))[1]}
+def test_most_documents_keep_their_side_when_others_come(tmp_path: Path) -> None:
+    before = set(split(Spool(tmp_path / "before"), numbered(200))[1])
+    after = set(split(Spool(tmp_path / "after"), numbered(220))[1])
     assert len(before & after) >= 16
 
 
 @pytest.mark.parametrize("lengths", [[1] * 20, [10**6] + [1] * 19, list(range(1, 31))])
-def test_neither_side_of_a_split_is_empty(lengths: list[int]) -> None:
-    everything = [Document(str(number), "x" * length) for number, length in enumerate(lengths)]
-    training, validation = split_documents(everything)
+def test_neither_side_of_a_split_is_empty(lengths: list[int], spool: Spool) -> None:
+    training, validation = split(spool, {str(number): "x" * length for number, length in enumerate(lengths)})
     assert training
     assert validation
-    assert sum(len(d.text) for d in validation) <= sum(lengths) / 10
+    assert sum(map(len, validation)) <= sum(lengths) / 10
 
 
-def test_python_docs_are_split_in_nine_to_one(python_docs: list[Document]) -> None:
-    training, validation = split_documents(python_docs)
-    share = sum(len(d.text) for d in validation) / sum(len(d.text) for d in python_docs)
+def test_python_docs_are_split_in_nine_to_one(python_docs: list[Document], spool: Spool) -> None:
+    training, validation = split(spool, {document.name: document.text for document in python_docs})
+    share = sum(map(len, validation)) / sum(len(d.text) for d in python_docs)
     assert 0.09 < share <= 0.1
     assert len(validation) > 30
-    assert not {d.name for d in training} & {d.name for d in validation}
+    assert not set(training) & set(validation)
 
 
-def test_few_documents_are_cut_at_the_last_tenth_of_their_characters() -> None:
-    training, validation = split_documents([Document("one", "x" * 1_115_394)])  # the length of tiny Shakespeare
-    assert [len(d.text) for d in training + validation] == [1_003_854, 111_540]
+def test_few_documents_are_cut_at_the_last_tenth_of_their_characters(tmp_path: Path) -> None:
+    training, validation = split(Spool(tmp_path / "one"), {"one": "x" * 1_115_394})  # the length of tiny Shakespeare
+    assert [len(text) for text in training + validation] == [1_003_854, 111_540]
+    training, validation = split(Spool(tmp_path / "three"), {"a": "ä" * 50, "b": "b" * 45, "c": "c" * 5})
+    assert training == ["ä" * 50, "b" * 40]
+    assert validation == ["b" * 5, "c" * 5]
+    training, validation = split(Spool(tmp_path / "border"), {"a": "ä" * 90, "b": "b" * 10})
+    assert (training, validation) == (["ä" * 90], ["b" * 10])
 
-    training, validation = split_documents([Document("a", "ä" * 50), Document("b", "b" * 45), Document("c", "c" * 5)])
-    assert training == [Document("a", "ä" * 50), Document("b", "b" * 40)]
-    assert validation == [Document("b", "b" * 5), Document("c", "c" * 5)]
 
-
-def test_a_text_of_one_character_cannot_be_split() -> None:
+def test_a_text_of_one_character_cannot_be_split(spool: Spool) -> None:
     with pytest.raises(InputError, match="only 1 character"):
-        split_documents([Document("a", "x")])
+        split(spool, {"a": "x"})

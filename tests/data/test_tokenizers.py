@@ -58,14 +58,37 @@ def test_every_text_comes_back(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["byte", "char", "bpe"])
-def test_documents_are_each_followed_by_the_end_token(name: str) -> None:
+def test_many_texts_are_encoded_as_each_by_itself(name: str) -> None:
     tokenizer = make(name)
-    end = [] if tokenizer.end_token_id is None else [tokenizer.end_token_id]
-    got = tokenizer.encode_documents(iter(TEXTS))
-    assert got.tolist() == [token for text in TEXTS for token in tokenizer.encode(text) + end]
-    assert got.dtype == np.uint16
-    assert tokenizer.decode(got.tolist()) == "".join(TEXTS)  # the end token is no text
-    assert tokenizer.encode_documents([]).shape == (0,)
+    assert [ids.tolist() for ids in tokenizer.encode_many(TEXTS)] == [tokenizer.encode(text) for text in TEXTS]
+
+
+HARD = [
+    *range(0x300),
+    0x301,
+    0x600,
+    0xAD,
+    0x0E33,
+    *range(0x200B, 0x2010),
+    0x2028,
+    0x202E,
+    0x3000,
+    0xAC00,
+    0x1100,
+    0xD7FF,
+]
+HARD += [0xE000, 0xFB01, 0xFE0F, *range(0xFFF0, 0x10000), 0x1F1E9, 0x1F469, 0x1F3FD, 0xE0001, 0xF0000, 0x10FFFF]
+
+
+@pytest.mark.parametrize("name", ["byte", "bpe"])
+def test_random_texts_of_what_is_hard_come_back(name: str) -> None:
+    """Controls, marks, neighbours of surrogates, joiners, and the spelling of tokens."""
+    random = np.random.default_rng(0)
+    pieces = [*map(chr, HARD), "<eos>", "<|endoftext|>", "<unk>", "  ", "\r\n", "Ġ", "'s", "\ufeff", "the", "0123"]
+    tokenizer = make(name)
+    for length in random.integers(1, 40, 2000):
+        text = "".join(pieces[place] for place in random.integers(0, len(pieces), length))
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @pytest.mark.parametrize("name", ["byte", "char", "bpe"])
@@ -84,7 +107,7 @@ def test_half_a_character_can_be_shown(name: str) -> None:
 @pytest.mark.parametrize("name", ["byte", "bpe"])
 def test_half_a_surrogate_pair_is_refused_with_its_position(name: str) -> None:
     tokenizer = make(name)
-    for encode in (tokenizer.encode, lambda text: tokenizer.encode_documents([text])):
+    for encode in (tokenizer.encode, lambda text: list(tokenizer.encode_many([text]))):
         with pytest.raises(InputError, match=r"surrogate.*position 3"):
             encode("abc\ud800")
 
@@ -185,4 +208,4 @@ def test_large_vocabularies_take_four_bytes_a_token() -> None:
     assert tokenizer.dtype is np.uint16
     tokenizer = CharTokenizer(chr(point) for point in range(0xE000, 0xE000 + 2**16 + 1))
     assert tokenizer.dtype is np.uint32
-    assert tokenizer.encode_documents(["\ue000", chr(0xE000 + 2**16)]).tolist() == [0, 2**16]
+    assert [ids.tolist() for ids in tokenizer.encode_many(["\ue000", chr(0xE000 + 2**16)])] == [[0], [2**16]]

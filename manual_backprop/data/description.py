@@ -1,0 +1,170 @@
+"""What is in a dataset, as far as its first rows and its files say: splits, columns, sizes, rows."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import DatasetConfig
+from ..errors import InputError
+from .documents import BadRow, FileSource, Source, open_source
+from .files import JsonLines, ParquetFiles, TextFiles
+from .hub import DatasetSplits, HubSource, hub_access
+from .token_shards import MANIFEST, load_pretokenized, manifest_of
+
+RAW_BYTES = 1000  # of a text file
+NO_TEXT = "no text: "  # a sample's beginning, where the row is bad
+
+
+@dataclass(frozen=True)
+class SplitDescription:
+    name: str
+    rows: int | None  # None: nobody has counted
+    size: int | None  # [bytes]
+    columns: dict[str, str]  # name: kind
+    samples: list[tuple[str, str]]  # a row as it is stored, and its text
+
+
+def describe(dataset: DatasetConfig, count: int) -> list[SplitDescription]:
+    """With the first `count` rows of each split. Of a dataset of the hub no more is downloaded. Raises InputError."""
+    if dataset.repository is not None:
+        return _of_hub(dataset, count)
+    source = open_source(dataset)
+    if isinstance(source, DatasetSplits):
+        return _of_splits(source, count)
+    return [_of_documents(source, count)]
+
+
+def is_shards(path: str | Path) -> bool:
+    return (Path(path).expanduser() / MANIFEST).is_file()
+
+
+def describe_shards(path: str | Path, count: int) -> list[SplitDescription]:
+    """Of what `pretokenize` wrote: rows are documents, raw are their token ids."""
+    described = []
+    for name, sizes in manifest_of(path)["splits"].items():
+        tokens = load_pretokenized(path, name)
+        samples = []
+        for number in range(min(count, tokens.documents)):
+            ids = tokens.document(number).tolist()
+            samples.append((" ".join(map(str, ids)), tokens.tokenizer.decode(ids)))
+        size = int(len(tokens) * np.dtype(tokens[:0].dtype).itemsize)
+        kind = f"{len(sizes['shards'])} shards, {len(tokens):,} of {tokens[:0].dtype}"
+        described.append(SplitDescription(name, tokens.documents, size, {"tokens": kind}, samples))
+    return described
+
+
+def _of_hub(dataset: DatasetConfig, count: int) -> list[SplitDescription]:
+    """Streamed; from the cache of `datasets` where the hub cannot be reached, or where streaming does not work."""
+    try:
+        with hub_access():
+            return _of_splits(HubSource(replace(dataset, streaming=True, subset_size=max(2, count))), count)
+    except InputError as error:
+        if "gated" in str(error) or "column" in str(error):
+            raise
+        with hub_access():
+            return _of_splits(HubSource(replace(dataset, streaming=False, subset_size=None)), count)
+
+
+def _of_splits(source: DatasetSplits, count: int) -> list[SplitDescription]:
+    described = []
+    for name, split in source.splits.items():
+        on_disk = hasattr(split, "data")
+        info = (split.info.splits or {}).get(name) if split.info is not None else None
+        rows = len(split) if on_disk else getattr(info, "num_examples", None) or None
+        size = split.data.nbytes if on_disk else getattr(info, "num_bytes", None) or None
+        taken = list(itertools.islice(iter(split), count))
+        features = split.features or {key: type(value).__name__ for key, value in (taken[0] if taken else {}).items()}
+        if source.column not in features:
+            raise InputError(
+                f"{source.where} has no column {source.column!r}, only {', '.join(map(repr, features))}. Name the one "
+                "with the text: dataset.text_column=NAME."
+            )
+        samples = [(_as_json(row), str(row[source.column])) for row in taken]
+        described.append(
+            SplitDescription(name, rows, size, {key: _kind(kind) for key, kind in features.items()}, samples)
+        )
+    return described
+
+
+def _of_documents(source: Source, count: int) -> SplitDescription:
+    size = sum(file.status[0] for file in source.files) if isinstance(source, FileSource) else None
+    rows, columns = None, {"text": "string"}
+    if isinstance(source, ParquetFiles):
+        rows, columns = _parquet(source)
+    elif isinstance(source, TextFiles):
+        rows = len(source.files)
+    elif isinstance(source, JsonLines):
+        columns = {}
+    samples = []
+    for raw, row in itertools.islice(zip(_raw(source), source.documents(), strict=False), count):
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            text = row.text
+        except BadRow as bad:
+            text = f"{NO_TEXT}{bad}"
+        samples.append((raw or json.dumps(text), text))
+        if isinstance(source, JsonLines):
+            columns |= _keys(raw)
+    return SplitDescription("train", rows, size, columns, samples)
+
+
+def _raw(source: Source) -> Iterator[str]:
+    """Rows as they are stored; empty where a text is all that is stored."""
+    if isinstance(source, TextFiles):
+        for file in source.files:
+            with file.path.open("rb") as opened:
+                yield repr(opened.read(RAW_BYTES))
+    elif isinstance(source, JsonLines):
+        for file in source.files:
+            with file.path.open("rb") as opened:
+                yield from (line.decode("utf-8", "replace").strip() for line in opened if line.strip())
+    elif isinstance(source, ParquetFiles):
+        import pyarrow.parquet
+
+        for file in source.files:
+            for batch in pyarrow.parquet.ParquetFile(file.path).iter_batches(10):
+                yield from map(_as_json, batch.to_pylist())
+    else:
+        yield from itertools.repeat("")
+
+
+def _parquet(source: ParquetFiles) -> tuple[int, dict[str, str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = 0
+    columns: dict[str, str] = {}
+    for file in source.files:
+        try:
+            opened = pyarrow.parquet.ParquetFile(file.path)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(
+                f"{file.path} is damaged or no Parquet file ({' '.join(str(error).split())[:200]})."
+            ) from error
+        rows += opened.metadata.num_rows
+        columns |= {field.name: str(field.type) for field in opened.schema_arrow}
+    return rows, columns
+
+
+def _keys(line: str) -> dict[str, str]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return {key: type(value).__name__ for key, value in row.items()} if isinstance(row, dict) else {}
+
+
+def _as_json(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, default=str)
+
+
+def _kind(feature: Any) -> str:
+    return str(getattr(feature, "dtype", feature))

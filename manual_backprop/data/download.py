@@ -1,0 +1,130 @@
+"""A dataset of the hub as a folder of its own, that `dataset=saved` reads: to look at, to keep, to carry elsewhere.
+
+Rows come through the `datasets` library and its cache; a file that was cut off goes on where it ended (`hub_files`).
+The folder appears by one rename when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import DatasetConfig
+from ..durable import storage_errors, sync_directory, sync_file
+from ..errors import InputError
+from .hub import SHARE_OF_SUBSET, HubSource, hub_access
+from .hub_files import fetch_files
+from .named import SOURCE, source_of, title_of
+
+DATASETS = Path("outputs/datasets")
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    folder: Path
+    source: dict[str, Any]
+    was_there: bool
+
+
+def download(
+    dataset: DatasetConfig,
+    split: str | None = None,
+    output: str | Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Downloaded:
+    """All splits, or one. Raises InputError for what cannot be had and StorageError where it cannot be written."""
+    from filelock import FileLock
+
+    if dataset.repository is None:
+        where = "is in every Python installation" if dataset.name == "python_docs" else "is on this machine"
+        raise InputError(f"{title_of(dataset)} {where}: there is nothing to download.")
+    folder = DATASETS / title_of(dataset) if output is None else Path(output).expanduser()
+    source = HubSource(dataset)
+    identity = source.identity()
+    wanted = {
+        "repository": dataset.repository,
+        "config": dataset.config,
+        "revision": identity["revision"],
+        "split": split,
+        "subset_size": dataset.subset_size,
+        "text_column": source.column,
+    }
+    if not folder.exists():
+        say(f"{dataset.repository}, revision {identity['revision']}")
+        if not dataset.streaming:
+            with hub_access():
+                fetch_files(source._builder, say)
+        _check_split(source, split)  # which downloads what is to be had: what fails does so before anything is written
+    with storage_errors(f"write {folder}"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if folder.exists():
+                return Downloaded(folder, _the_same(folder, wanted), True)
+            return Downloaded(folder, _save(source, wanted, folder, say), False)
+
+
+def _the_same(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    there = source_of(folder)
+    if different := [key for key in wanted if there.get(key) != wanted[key]]:
+        what = ", ".join(different) if there else "it was not downloaded by this command"
+        raise InputError(f"{folder} exists and is something else ({what}): remove it, or give another --output.")
+    return there
+
+
+def _check_split(source: HubSource, split: str | None) -> None:
+    if split is not None and split not in source.splits:
+        raise InputError(f"--split {split}: {source.where} has no such split, only {', '.join(source.splits)}.")
+    if source.column not in (columns := next(iter(source.splits.values())).features or {source.column: None}):
+        raise InputError(
+            f"{source.where} has no column {source.column!r}, only {', '.join(map(repr, columns))}. Name the one with "
+            "the text: dataset.text_column=NAME."
+        )
+
+
+def _save(source: HubSource, wanted: dict[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        import datasets
+
+        splits = source.splits
+        names = list(splits) if wanted["split"] is None else [wanted["split"]]
+        tables, rows = {}, {}
+        for name in names:
+            share = 1 if name == source.split or len(names) == 1 else SHARE_OF_SUBSET
+            limit = None if wanted["subset_size"] is None else max(1, wanted["subset_size"] // share)
+            tables[name] = _table(source, splits[name], limit, staged / ".stream")
+            rows[name] = len(tables[name])
+            say(f"{name}: {rows[name]:,} rows")
+        datasets.DatasetDict(tables).save_to_disk(str(staged / "data"))
+        content = wanted | {"rows": rows}
+        (staged / "data" / SOURCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        for file in (staged / "data").rglob("*"):
+            if file.is_file():
+                sync_file(file)
+        (staged / "data").rename(folder)
+        sync_directory(folder.parent)
+        return content
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _table(source: HubSource, split: Any, limit: int | None, cache: Path) -> Any:
+    """Rows on disk: as they are in the library's cache, or taken from a stream."""
+    import datasets
+
+    if hasattr(split, "data"):
+        return split if limit is None or limit >= len(split) else split.select(range(limit))
+
+    def rows() -> Iterator[Any]:
+        with hub_access(), source._explained():
+            yield from split.take(limit)
+
+    try:
+        return datasets.Dataset.from_generator(rows, features=split.features, cache_dir=str(cache))
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise (error.__cause__ if isinstance(error.__cause__, InputError) else InputError(str(error))) from error

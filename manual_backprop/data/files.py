@@ -1,0 +1,229 @@
+"""The user's own files: plain text, JSON lines, Parquet. Each is read from front to back, a little at a time."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from .documents import BadRow, Document, FileSource, Row, SourceFile, files_below
+
+if TYPE_CHECKING:
+    import pyarrow
+
+CHUNK = 2**20  # [bytes] of a text file that are read at once
+LONGEST_LINE = 2**28  # [bytes] of JSON lines
+ROWS = 1000  # of a Parquet file that are read at once
+
+_BYTE_ORDER_MARK = "\ufeff"
+
+
+def find_files(path: str | Path, kind: str, endings: tuple[str, ...] = ()) -> Iterator[SourceFile]:
+    """`path` if it is a file; else the files below it, in sorted order, at any depth, whose names end as wanted.
+
+    Hidden files and folders (a leading dot) do not count.
+    """
+    root = Path(path).expanduser()
+    if root.is_dir():
+        found = [file for file in files_below(root) if not endings or file.name.lower().endswith(endings)]
+        if not found:
+            wanted = f" whose name ends in {' or '.join(endings)}" if endings else ""
+            raise InputError(
+                f"dataset.path={path}: this folder holds no file{wanted} that can be read (hidden ones do not count). "
+                f"Give a file or a folder with {kind}."
+            )
+        yield from (SourceFile(file.relative_to(root).as_posix(), file) for file in found)
+    elif root.exists():
+        yield SourceFile(root.name, root)
+    else:
+        raise InputError(f"dataset.path={path}: there is no such file or folder. Give an existing one with {kind}.")
+
+
+class TextFiles(FileSource):
+    """UTF-8 text: each file is one document, whatever its ending.
+
+    A byte order mark is dropped; line ends and NUL stay as they are.
+    """
+
+    version = "text 1"
+
+    def __init__(self, path: str | Path):
+        super().__init__(find_files(path, "UTF-8 text"))
+
+    def documents(self) -> Iterator[Row]:
+        for file in self.files:
+            yield Document(file.name, read_utf8(file.path), str(file.path))
+
+
+def read_utf8(path: Path) -> Iterator[str]:
+    """A file's text in pieces. BadRow with the line and the position of the first byte that is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    position, lines, first = 0, 1, True
+    try:
+        with path.open("rb") as file:
+            while True:
+                chunk = file.read(CHUNK)
+                try:
+                    text = decoder.decode(chunk, final=not chunk)
+                except UnicodeDecodeError as error:
+                    bad = position + len(chunk) - len(error.object) + error.start
+                    line = lines + error.object[: error.start].count(b"\n")
+                    raise BadRow(
+                        f"{path}, line {line}",
+                        f"byte {bad} of the file is 0x{error.object[error.start]:02x}, which is not UTF-8 "
+                        f"({error.reason}); convert the file to UTF-8, or move it away",
+                    ) from error
+                position, lines = position + len(chunk), lines + text.count("\n")
+                if text:
+                    yield text.removeprefix(_BYTE_ORDER_MARK) if first else text
+                    first = False
+                if not chunk:
+                    return
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror or error}); make it readable or move it away."
+        ) from error
+
+
+class JsonLines(FileSource):
+    """One JSON object a line, whose `column` is a document. Blank lines are no rows."""
+
+    version = "jsonl 1"
+
+    def __init__(self, path: str | Path, column: str):
+        super().__init__(find_files(path, "JSON lines", (".jsonl", ".ndjson", ".json")))
+        self.column = column
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"column": self.column}
+
+    def documents(self) -> Iterator[Row]:
+        for source in self.files:
+            with source.path.open("rb") as file:
+                number = 0
+                while line := file.readline(LONGEST_LINE):
+                    number += 1
+                    if number == 1:
+                        line = line.removeprefix(codecs.BOM_UTF8)
+                    if line.strip():
+                        yield self._row(line, f"{source.name}:{number}", f"{source.path}, line {number}")
+
+    def _row(self, line: bytes, name: str, where: str) -> Row:
+        if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+            return BadRow(where, f"the line is longer than {LONGEST_LINE // 2**20} MB; is this JSON lines?")
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            return BadRow(where, f"byte {error.start} of the line is 0x{line[error.start]:02x}, which is not UTF-8")
+        except json.JSONDecodeError as error:
+            return BadRow(where, f"this is no JSON ({error.msg} at column {error.colno})")
+        except (RecursionError, ValueError) as error:
+            return BadRow(where, f"this is no JSON that can be read ({error})")
+        if not isinstance(row, dict):
+            return BadRow(where, f"expected an object with a {self.column!r}, and this is {_kind(row)}")
+        if self.column not in row:
+            return BadRow(
+                where, f"there is no {self.column!r}, only {_listed(row)}; name one: dataset.text_column=NAME"
+            )
+        return row_of(row[self.column], name, where, self.column)
+
+
+class ParquetFiles(FileSource):
+    """Rows of Parquet files, whose `column` is a document."""
+
+    version = "parquet 1"
+
+    def __init__(self, path: str | Path, column: str):
+        super().__init__(find_files(path, "Parquet", (".parquet",)))
+        self.column = column
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"column": self.column}
+
+    def documents(self) -> Iterator[Row]:
+        import pyarrow
+        import pyarrow.parquet
+
+        for source in self.files:
+            row = 0
+            try:
+                with pyarrow.parquet.ParquetFile(source.path) as file:
+                    check_column(file.schema_arrow, self.column, str(source.path))
+                    for batch in file.iter_batches(ROWS, columns=[self.column]):
+                        yield from rows_of(batch.column(0), source.name, str(source.path), row, self.column)
+                        row += batch.num_rows
+            except (pyarrow.ArrowException, OSError) as error:
+                raise InputError(
+                    f"{source.path} is damaged or no Parquet file; it could be read up to row {row} "
+                    f"({' '.join(str(error).split())[:200]}). Get the whole file again, or move it away."
+                ) from error
+
+
+# Rows as values
+
+
+def row_of(value: Any, name: str, where: str, column: str) -> Row:
+    if not isinstance(value, str):
+        return BadRow(where, f"{column!r} should be text and is {_kind(value)}")
+    return Document(name, (value,), where)
+
+
+def rows_of(column: pyarrow.Array, name: str, where: str, first: int, title: str) -> Iterator[Row]:
+    """The values of a column, which is text or null, as rows number `first` and so on."""
+    try:
+        values = column.to_pylist()
+    except UnicodeDecodeError:
+        values = [_value(scalar) for scalar in column]
+    for number, value in enumerate(values, first + 1):
+        place = f"{where}, row {number}"
+        if isinstance(value, UnicodeDecodeError):
+            yield BadRow(place, f"{title!r} is not UTF-8 (byte {value.start})")
+        else:
+            yield row_of(value, f"{name}:{number}", place, title)
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error
+
+
+def check_column(schema: pyarrow.Schema, column: str, where: str) -> None:
+    """InputError unless the column is there and holds text."""
+    import pyarrow.types as types
+
+    if column not in schema.names:
+        raise InputError(
+            f"{where} has no column {column!r}, only {_listed(schema.names)}. Name the one with the text: "
+            "dataset.text_column=NAME."
+        )
+    kind = schema.field(column).type
+    tests: tuple[Callable[[Any], bool], ...] = (types.is_string, types.is_large_string, types.is_string_view)
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if not any(test(kind) for test in tests):
+        raise InputError(
+            f"{where}: the column {column!r} holds {kind}, not text. Name the one with the text: "
+            f"dataset.text_column=NAME, of {_listed(schema.names)}."
+        )
+
+
+def _listed(names: Any) -> str:
+    names = [repr(str(name)) for name in names]
+    return ", ".join(names[:10] + ["..."] * (len(names) > 10)) or "nothing"
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"the number {value!r}"[:60]
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return "text" if isinstance(value, str) else type(value).__name__

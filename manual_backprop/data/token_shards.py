@@ -1,0 +1,112 @@
+"""A dataset's tokens as they lie in shards: `load_pretokenized` reads what `pretokenize_dataset` (`shards`) wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .corpus import _digest, _json_digest
+from .tokenizers import Tokenizer, load_tokenizer
+
+MANIFEST = "manifest.json"
+
+
+class TokenShards:
+    """One split: token `i` is `tokens[i]`, and `tokens[a:b]` may reach over shards; nothing is in memory until then.
+
+    Document `i` has the tokens `offsets[i]` to `offsets[i + 1] - 1`, the last of them the tokenizer's end token.
+    """
+
+    def __init__(self, shards: list[np.ndarray], offsets: np.ndarray, tokenizer: Tokenizer):
+        self.shards, self.offsets, self.tokenizer = shards, offsets, tokenizer
+        self._begins = np.cumsum([0, *map(len, shards)])
+
+    def __len__(self) -> int:
+        return int(self._begins[-1])
+
+    def __getitem__(self, place: int | slice) -> Any:
+        if not isinstance(place, slice):
+            if not -len(self) <= place < len(self):
+                raise IndexError(f"token {place} of {len(self)}")
+            place = int(place) % len(self)
+            shard = int(np.searchsorted(self._begins, place, side="right")) - 1
+            return self.shards[shard][place - self._begins[shard]]
+        first, last, step = place.indices(len(self))
+        if step != 1:
+            raise IndexError("tokens are read in order, one after the other: the step must be 1")
+        parts = [
+            shard[max(0, first - begin) : max(0, last - begin)]
+            for shard, begin in zip(self.shards, self._begins.tolist(), strict=False)
+            if begin < last and begin + len(shard) > first
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts or [self.shards[0][:0]])
+
+    @property
+    def documents(self) -> int:
+        return len(self.offsets) - 1
+
+    def document(self, number: int) -> np.ndarray:
+        if not 0 <= number < self.documents:
+            raise IndexError(f"document {number} of {self.documents}")
+        found: np.ndarray = self[int(self.offsets[number]) : int(self.offsets[number + 1])]
+        return found
+
+
+def load_pretokenized(path: str | Path, split: str = "train") -> TokenShards:
+    """A split of what `pretokenize_dataset` made, checked against the digests in the manifest. Raises InputError."""
+    folder = Path(path).expanduser()
+    contents = manifest_of(folder)
+    if split not in contents["splits"]:
+        raise InputError(f"{folder} has no split {split!r}, only {', '.join(contents['splits'])}.")
+    check_digests(folder, contents, split)
+    offsets, shards, begin = [np.zeros(1, dtype=np.int64)], [], 0
+    for record in contents["splits"][split]["shards"]:
+        tokens = folder / f"{record['name']}.bin"
+        shards.append(
+            np.memmap(tokens, contents["dtype"], mode="r") if record["tokens"] else np.zeros(0, contents["dtype"])
+        )
+        offsets.append(np.fromfile(folder / f"{record['name']}.ends.bin", dtype=np.int64) + begin)
+        begin += record["tokens"]
+    return TokenShards(shards, np.concatenate(offsets), load_tokenizer(folder))
+
+
+def manifest_of(path: str | Path) -> dict[str, Any]:
+    """What a folder of token shards says about itself: settings, splits, notes. Raises InputError."""
+    folder = Path(path).expanduser()
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        contents: dict[str, Any] = manifest["contents"]
+        sound = manifest["sha256"] == _json_digest(contents) and set(contents) >= {"settings", "splits", "dtype"}
+    except OSError as error:
+        raise InputError(
+            f"{folder} holds no token shards ({MANIFEST}: {error.strerror or error}); give a folder that "
+            "`tools.tokenization pretokenize` made."
+        ) from error
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise InputError(f"{folder / MANIFEST} is damaged, or not of token shards.")
+    return contents
+
+
+def check_digests(folder: Path, contents: dict[str, Any], split: str) -> None:
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.digest != contents["settings"]["tokenizer_digest"]:
+        raise InputError(f"The tokenizer in {folder} is not the one of its tokens: it was changed.")
+    for record in contents["splits"][split]["shards"]:
+        check_shard(folder, record)
+
+
+def check_shard(folder: Path, record: dict[str, Any]) -> None:
+    for ending, key in ((".bin", "sha256"), (".ends.bin", "ends_sha256")):
+        file = folder / f"{record['name']}{ending}"
+        try:
+            found = _digest(file)
+        except OSError as error:
+            raise InputError(f"{file} cannot be read ({error.strerror or error}).") from error
+        if found != record[key]:
+            raise InputError(f"{file} is damaged: its SHA-256 is not the one in the manifest.")

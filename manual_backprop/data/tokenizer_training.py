@@ -1,0 +1,133 @@
+"""A tokenizer learned once, as a folder that `transformers` loads too.
+
+`train_tokenizer` learns it from a dataset, `train_tokenizer_from_files` from files.
+
+`tokenizer=bpe` learns one within a run, for that run; this one is shared by many.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..config import DatasetConfig
+from ..durable import storage_errors, sync_directory, sync_file
+from ..errors import InputError
+from .corpus import BPE_SAMPLE, _sample
+from .named import dataset_named, has_columns, short_name, title_of
+from .reading import Reading, text_of_files, training_text
+from .tokenizers import END_TOKEN, FILE_NAME, BpeTokenizer
+
+log = logging.getLogger(__name__)
+
+TOKENIZERS = Path("outputs/tokenizers")
+SPECIAL_TOKENS = ("<unk>", "<pad>", "<bos>", END_TOKEN)
+SMALLEST = 256 + len(SPECIAL_TOKENS)
+ORIGIN = "origin.json"
+
+
+def train_tokenizer(
+    name: str | Path | DatasetConfig,
+    vocab_size: int,
+    *,
+    subset_size: int | None = None,
+    min_frequency: int = 2,
+    output: str | Path | None = None,
+) -> Path:
+    """Byte-level BPE of the training documents of a dataset; the folder that holds it."""
+    _check(vocab_size)
+    dataset = name if isinstance(name, DatasetConfig) else dataset_named(name, subset_size=subset_size)
+    with training_text(dataset) as reading:
+        return _train(reading, vocab_size, min_frequency, _place(output, title_of(dataset), vocab_size))
+
+
+def train_tokenizer_from_files(
+    paths: Iterable[str | Path],
+    vocab_size: int,
+    *,
+    text_column: str | None = None,
+    skip_bad_rows: bool = False,
+    subset_size: int | None = None,
+    min_frequency: int = 2,
+    output: str | Path | None = None,
+) -> Path:
+    """The same of .txt, .jsonl and .parquet files (or folders of them), all their documents."""
+    _check(vocab_size)
+    files = [Path(path).expanduser() for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not files:
+        raise InputError("No file was given to learn a tokenizer from: give at least one.")
+    for file in files:
+        if not file.exists():
+            raise InputError(f"{file}: there is no such file. Give .txt, .jsonl or .parquet files that exist.")
+    datasets = [dataset_named(file) for file in files]
+    if text_column is not None:
+        if all(not has_columns(dataset) for dataset in datasets):
+            raise InputError(f"The text column {text_column!r} means nothing: plain text has no columns.")
+        datasets = [
+            replace(dataset, text_column=text_column) if has_columns(dataset) else dataset for dataset in datasets
+        ]
+    title = short_name(files[0]) + (f"-and-{len(files) - 1}-more" if len(files) > 1 else "")
+    with text_of_files(datasets, subset_size, skip_bad_rows) as reading:
+        return _train(reading, vocab_size, min_frequency, _place(output, title, vocab_size))
+
+
+def _check(vocab_size: int) -> None:
+    if vocab_size < SMALLEST:
+        raise InputError(
+            f"A vocabulary of {vocab_size} tokens is too small: there are 256 bytes and {', '.join(SPECIAL_TOKENS)}, "
+            f"so give at least {SMALLEST}."
+        )
+
+
+def _place(output: str | Path | None, title: str, vocab_size: int) -> Path:
+    return TOKENIZERS / f"{title}-{vocab_size}" if output is None else Path(output).expanduser()
+
+
+def _train(reading: Reading, vocab_size: int, min_frequency: int, folder: Path) -> Path:
+    texts = _sample(reading.spool, reading.train, BPE_SAMPLE)
+    tokenizer = BpeTokenizer.train(texts, vocab_size, SPECIAL_TOKENS, min_frequency)
+    if tokenizer.vocab_size < vocab_size:
+        log.warning("The text is too small to learn %d tokens: the tokenizer has %d.", vocab_size, tokenizer.vocab_size)
+    for note in reading.notes:
+        log.warning("%s", note)
+    origin = {"source": reading.source, "vocab_size": vocab_size, "min_frequency": min_frequency}
+    _save(tokenizer, folder, origin | {"text_bytes": reading.train_bytes, "sha256": tokenizer.digest})
+    return folder
+
+
+def _save(tokenizer: BpeTokenizer, folder: Path, origin: dict[str, Any]) -> None:
+    """The whole folder by one rename. One that is there already stays, if it is the same tokenizer."""
+    if folder.exists():
+        there = folder / FILE_NAME
+        if there.is_file() and BpeTokenizer(there.read_text(encoding="utf-8")).digest == tokenizer.digest:
+            log.info("%s is there already, and is the same", folder)
+            return
+        raise InputError(f"{folder} exists and is not this tokenizer: remove it, or give another place (--output).")
+    with storage_errors(f"write {folder}"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            tokenizer.save(staged)
+            for name, content in (*_for_transformers().items(), (ORIGIN, origin)):
+                (staged / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            for file in staged.iterdir():
+                sync_file(file)
+            staged.chmod(0o755)  # a temporary folder is for its owner only
+            staged.rename(folder)
+            sync_directory(folder.parent)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def _for_transformers() -> dict[str, Any]:
+    """What AutoTokenizer.from_pretrained reads beside tokenizer.json."""
+    unknown, padding, begin, end = SPECIAL_TOKENS
+    named = {"unk_token": unknown, "pad_token": padding, "bos_token": begin, "eos_token": end}
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    return {"tokenizer_config.json": kind | named, "special_tokens_map.json": named}

@@ -1,0 +1,100 @@
+"""What the tools for data have in common on their command lines: how a dataset is named, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ..arguments import whole
+from ..errors import InputError, Interrupted
+
+if TYPE_CHECKING:
+    from ..config import DatasetConfig
+
+DATASETS = """\
+DATASET is a name in conf/dataset (python_docs, tinystories, wikitext, ...; tools.download_dataset --list shows all),
+OWNER/NAME on the hub, or a file or folder of yours: .jsonl, .parquet, what datasets.save_to_disk wrote, else text."""
+
+# The data layer speaks to `run`; on these command lines the same things are said otherwise.
+_SAID_HERE = {
+    "use dataset=text dataset.path=PATH with text of your own": "give the path of text of your own",
+    "use dataset=jsonl, parquet, saved or text with dataset.path=PATH": "give its path instead of the name",
+    "dataset.text_column=NAME": "--text-key NAME",
+    "dataset.text_column=": "--text-key ",
+    "dataset.config=": "--config ",
+    "dataset.revision=": "--revision ",
+    "dataset.split=": "--split ",
+    "dataset.path=": "",
+    "dataset.on_bad_row=skip": "--skip-bad-rows",
+}
+
+
+def add_dataset_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text-key", metavar="NAME", help="the column or JSON key that holds the text (text)")
+    parser.add_argument("--config", metavar="NAME", help="of a hub dataset that has several")
+    parser.add_argument("--revision", metavar="COMMIT", help="of a hub dataset (the pinned one, or the newest)")
+
+
+def add_subset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--subset", type=whole(2), metavar="N", help="the first N training documents (all)")
+
+
+def add_skip_bad_rows(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that are no text, up to 1 %%")
+
+
+def dataset_of(name: str, options: argparse.Namespace) -> DatasetConfig:
+    from ..data.named import dataset_named
+
+    return dataset_named(
+        name,
+        subset_size=getattr(options, "subset", None),
+        text_column=options.text_key,
+        config=options.config,
+        revision=options.revision,
+        split=getattr(options, "split", None),
+        on_bad_row="skip" if getattr(options, "skip_bad_rows", False) else None,
+    )
+
+
+def datasets_of(names: list[str], options: argparse.Namespace) -> list[DatasetConfig]:
+    """Several at once: --text-key is for those that have columns, if there is one at least."""
+    from ..data.named import dataset_named, has_columns
+
+    columns = [has_columns(dataset_named(name)) for name in names]
+    plain = argparse.Namespace(**(vars(options) | {"text_key": None}))
+    return [
+        dataset_of(name, options if has or not any(columns) else plain)
+        for name, has in zip(names, columns, strict=True)
+    ]
+
+
+@contextmanager
+def spoken_here() -> Iterator[None]:
+    """Sentences about keys of the configuration, in the words of these tools."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(said_here(str(error))) from error
+
+
+def said_here(message: str) -> str:
+    for key, option in _SAID_HERE.items():
+        message = message.replace(key, option)
+    return message
+
+
+@contextmanager
+def interruptible(left_behind: str) -> Iterator[None]:
+    """Inside it a signal unwinds the work, so that what is half made is removed; `left_behind` says what remains."""
+    from ..interruption import Interruption
+
+    with Interruption():
+        try:
+            yield
+        except Interrupted as error:
+            name = signal.Signals(error.signal_number).name
+            raise Interrupted(error.signal_number, f"{name}: {left_behind}") from error

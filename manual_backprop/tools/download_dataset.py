@@ -1,0 +1,80 @@
+"""A dataset of the hub as a folder on this machine, or what there is to download."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..arguments import Parser
+from ..errors import InputError
+from ..exit_codes import exit_code_of
+from .dataset_arguments import add_dataset_options, add_subset, dataset_of, interruptible, spoken_here
+
+COMMAND = "python -m manual_backprop.tools.download_dataset"
+
+DESCRIPTION = """\
+Downloads a dataset of the hub into a folder that dataset=saved reads, on this machine or on one without a network.
+
+NAME is a name in conf/dataset (--list shows them) or OWNER/NAME. Files lie in the cache of the `datasets` library as
+well (HF_HOME), where an interrupted download goes on and a repeated one finds everything. A streamed dataset (fineweb)
+is taken up to its subset_size, or --subset, from the beginning each time. The folder appears when it is complete."""
+
+EPILOG = f"""\
+Examples
+
+  {COMMAND} --list
+  {COMMAND} tinystories
+  {COMMAND} fineweb --subset 50000 --output fineweb-50k
+  {COMMAND} Salesforce/wikitext --config wikitext-103-raw-v1
+  python -m manual_backprop.tools.inspect outputs/datasets/tinystories
+
+Exit codes: 0 done, 2 wrong input, a gated or missing dataset or no network, 4 the disk is full, 130 interrupted."""
+
+
+def listing() -> list[str]:
+    from ..data.download import DATASETS
+    from ..data.named import shipped_datasets
+
+    rows = [("name", "on the hub", "column", "", "")]
+    for name, about, dataset in shipped_datasets():
+        if dataset.repository is not None:
+            place = dataset.repository + (f", {dataset.config}" if dataset.config else "")
+            there = "downloaded" if (DATASETS / name).exists() else ""
+            rows.append((name, place, dataset.text_column or "text", about, there))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    parser = Parser("tools.download_dataset", DESCRIPTION, EPILOG)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="see above")
+    parser.add_argument("--list", action="store_true", help="what has a name here, and what is downloaded")
+    parser.add_argument("--split", metavar="NAME", help="only this one (all)")
+    add_subset(parser)
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="to write (outputs/datasets/NAME)")
+    add_dataset_options(parser)
+    options = parser.parse(arguments)
+    if options.list:
+        print("\n".join(listing()))
+        return
+    if options.name is None:
+        raise InputError(f"Which dataset? Give its NAME; {COMMAND} --list shows what there is.")
+    split, options.split = options.split, None
+    dataset = dataset_of(options.name, options)
+
+    from ..data.download import download
+
+    with spoken_here(), interruptible("no folder was written; the library's cache keeps what was downloaded."):
+        done = download(dataset, split, options.output, lambda text: print(text, flush=True))
+    column = done.source["text_column"]
+    key = "" if column == "text" else f" dataset.text_column={column}"
+    print(f"{done.folder}{': it was there already' if done.was_there else ''}")
+    print(f"to train on it: python -m manual_backprop.run dataset=saved dataset.path={done.folder}{key}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

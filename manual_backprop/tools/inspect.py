@@ -1,0 +1,90 @@
+"""What is in a dataset: its splits, columns and sizes, and some rows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from ..arguments import Parser, whole
+from ..exit_codes import exit_code_of
+from .dataset_arguments import DATASETS, add_dataset_options, dataset_of, interruptible, said_here, spoken_here
+
+COMMAND = "python -m manual_backprop.tools.inspect"
+
+DESCRIPTION = f"""\
+Shows the splits of a dataset, their columns and sizes, and some rows: raw, as they are stored, and decoded, as the text
+that a model would read. Of a dataset on the hub only these rows are fetched.
+
+{DATASETS}
+A folder that tools.tokenization pretokenize wrote is shown too: raw are the token ids."""
+
+EPILOG = f"""\
+Examples
+
+  {COMMAND} tinystories --rows 2
+  {COMMAND} python_docs --tokenizer byte
+  {COMMAND} mails.jsonl --text-key body
+  {COMMAND} outputs/pretokenized/python_docs-byte-1a2b3c4d
+
+Exit codes: 0 done, 2 wrong input, a gated or missing dataset or no network."""
+
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def in_bytes(size: int) -> str:
+    value, unit = float(size), 0
+    while value >= 1000 and unit < len(UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{size:,} bytes" if unit == 0 else f"{value:.1f} {UNITS[unit]}"
+
+
+def shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[:width]} ... ({len(text):,} characters)"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    parser = Parser("tools.inspect", DESCRIPTION, EPILOG)
+    parser.add_argument("dataset", metavar="DATASET", help="see above")
+    parser.add_argument("--rows", type=whole(0), default=3, metavar="N", help="of each split (3)")
+    parser.add_argument("--width", type=whole(1), default=400, metavar="N", help="characters of each (400)")
+    parser.add_argument(
+        "--tokenizer", metavar="TOKENIZER", help="show its tokens as well: a folder, byte, gpt2, OWNER/NAME"
+    )
+    add_dataset_options(parser)
+    options = parser.parse(arguments)
+
+    from ..data.description import NO_TEXT, describe, describe_shards, is_shards
+    from ..data.pretrained import tokenizer_named
+
+    with spoken_here(), interruptible("nothing was written."):
+        tokenizer = None if options.tokenizer is None else tokenizer_named(options.tokenizer)
+        if is_shards(options.dataset):
+            splits = describe_shards(options.dataset, options.rows)
+        else:
+            splits = describe(dataset_of(options.dataset, options), options.rows)
+    for split in splits:
+        rows = "rows not counted" if split.rows is None else f"{split.rows:,} {'row' if split.rows == 1 else 'rows'}"
+        size = "size not known" if split.size is None else in_bytes(split.size)
+        columns = ", ".join(f"{name} ({kind})" for name, kind in split.columns.items())
+        print(f"{split.name}: {rows}, {size}; columns: {columns or 'none seen'}")
+        for number, (raw, text) in enumerate(split.samples, 1):
+            print(f"\n  {split.name}, row {number}, raw\n{_indented(shortened(raw, options.width))}")
+            said = said_here(text) if text.startswith(NO_TEXT) else text
+            print(f"  decoded\n{_indented(shortened(said, options.width))}")
+            if tokenizer is not None:
+                ids = tokenizer.encode(text[: options.width])
+                pieces = "|".join(tokenizer.decode([token]) for token in ids)
+                print(f"  {len(ids)} tokens\n{_indented(shortened(' '.join(map(str, ids)), options.width))}")
+                print(_indented(pieces))
+        print()
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines() or [""])
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

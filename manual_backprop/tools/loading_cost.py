@@ -1,0 +1,114 @@
+"""What loading costs a training step: steps that make their batches, and steps that are given the same ones."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ..arguments import Parser, whole
+from ..exit_codes import exit_code_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..data.order import Order
+    from ..models.network import Batch
+
+DESCRIPTION = """\
+Trains a model of one size on the built-in text, with packed and with padded batches. Pairs of optimizer steps: one
+makes its batch from the tokens on disk, as a run does, the other is given the same batch; which comes first alternates.
+The ratio is taken pair by pair. Given against given is the noise floor. Run it on a machine that does nothing else."""
+
+EPILOG = """\
+Examples
+
+  python -m manual_backprop.tools.loading_cost
+  python -m manual_backprop.tools.loading_cost --model tiny --pairs 200
+
+Exit codes: 0 at most 2 %, 1 more, 2 wrong input."""
+
+BAR = 0.02  # of a step's time
+WARM_UP = 3  # pairs
+
+
+class Given:
+    """An order of batches that makes those of a step when it is told to, and gives them when it is asked."""
+
+    def __init__(self, order: Order, device: torch.device):
+        self.order, self.device = order, device
+
+    def prepare(self, step: int) -> None:
+        tokens, batches = self.order.batches(step, self.device)
+        self.made = tokens, list(batches)
+
+    def batches(self, step: int, device: torch.device) -> tuple[int, list[Batch]]:
+        return self.made
+
+
+def measure(model: str, batching: str, pairs: int, outputs: Path) -> bool:
+    from ..command_line import check
+    from ..interruption import Interruption
+    from ..runner import Runner
+
+    arguments = [f"model={model}", f"batching={batching}", "device=cpu", "tracking=none", f"training.max_steps={10**6}"]
+    runner = Runner(check(arguments).jobs[0].config, outputs, Interruption())
+    order, given = runner.order, Given(runner.order, runner.device)
+
+    def seconds(of: Order | Given) -> float:
+        """Of the next step, which is not counted as made."""
+        runner.order, step = cast(Any, of), runner.step
+        begin = time.perf_counter()
+        loss, _, _ = runner._optimizer_step()
+        loss.item()
+        elapsed = time.perf_counter() - begin
+        runner.step = step
+        return elapsed
+
+    ratios, floors, steps = [], [], []
+    for pair in range(WARM_UP + pairs):
+        given.prepare(runner.step)
+        first, second, third = (order, given, given) if pair % 2 else (given, order, given)
+        times = {0: seconds(first), 1: seconds(second), 2: seconds(third)}
+        made, ready = (times[0], times[1]) if pair % 2 else (times[1], times[0])
+        if pair >= WARM_UP:
+            ratios.append(made / ready - 1)
+            floors.append(times[2] / ready - 1)
+            steps.append(ready)
+        runner.step += 1
+    loading = statistics.median(_loading_seconds(runner.step + n, order, runner.device) for n in range(pairs))
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    direct = loading / statistics.median(steps)
+    print(
+        f"{batching}: a step takes {1e3 * statistics.median(steps):.1f} ms, making its batch {1e3 * loading:.2f} ms, "
+        f"or {direct:.2%}; in pairs {middle:+.2%} ({low:+.2%} to {high:+.2%}), noise floor "
+        f"{statistics.median(floors):+.2%}",
+        flush=True,
+    )
+    return direct <= BAR
+
+
+def _loading_seconds(step: int, order: Order, device: torch.device) -> float:
+    begin = time.perf_counter()
+    for _ in order.batches(step, device)[1]:
+        pass
+    return time.perf_counter() - begin
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("tools.loading_cost", DESCRIPTION, EPILOG)
+    parser.add_argument("--model", default="small", help="a size of conf/model (small)")
+    parser.add_argument("--pairs", type=whole(3), default=40, metavar="N", help="of steps (40)")
+    options = parser.parse(arguments)
+    with tempfile.TemporaryDirectory(prefix="loading_cost-") as folder:
+        passed = [measure(options.model, batching, options.pairs, Path(folder)) for batching in ("packed", "padded")]
+    print(f"{'ok' if all(passed) else 'FAILED'}: the bar is {BAR:.0%} of a step")
+    return 0 if all(passed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

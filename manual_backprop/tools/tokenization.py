@@ -1,0 +1,242 @@
+"""Tokenizers and datasets: which vocabulary suits a text, learning a tokenizer, and tokens prepared once as shards.
+
+The functions of the same purpose, for Python, are `analyze_dataset`, `train_tokenizer`, `train_tokenizer_from_files`,
+`pretokenize_dataset` and `load_pretokenized`, here and in `manual_backprop`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..arguments import Parser, whole
+from ..errors import InputError
+from ..exit_codes import exit_code_of
+from .dataset_arguments import (
+    DATASETS,
+    add_dataset_options,
+    add_skip_bad_rows,
+    add_subset,
+    dataset_of,
+    datasets_of,
+    interruptible,
+    spoken_here,
+)
+
+_HOMES = {
+    "analyze_dataset": "analysis",
+    "load_pretokenized": "token_shards",
+    "pretokenize_dataset": "shards",
+    "train_tokenizer": "tokenizer_training",
+    "train_tokenizer_from_files": "tokenizer_training",
+}
+COMMAND = "python -m manual_backprop.tools.tokenization"
+PICTURES = Path("outputs/analysis")
+
+OVERVIEW = f"""\
+Which vocabulary suits a text, learning a tokenizer, and tokens prepared once. Give one of
+
+  {COMMAND} analyze DATASET ...
+  {COMMAND} train registry DATASET VOCAB_SIZE
+  {COMMAND} train file FILE ... VOCAB_SIZE
+  {COMMAND} pretokenize DATASET TOKENIZER
+
+Each takes --help.
+
+{DATASETS}
+
+Nothing is downloaded but what you name, and what was downloaded once is used offline.
+Exit codes: 0 done, 2 wrong input, 4 the disk is full or read-only, 130 interrupted."""
+
+ANALYZE = f"""\
+Counts what byte-pair encodings of several sizes make of a dataset, and says which size and which sequence length to
+take: tokens and bytes a token, how much of the vocabulary occurs, how many tokens make 90 to 99.9 % of the text, what
+they are, and how long documents are. The encodings are learned here, from the training documents; no network is needed
+for a text of yours. Several datasets are set side by side, in one table and one picture.
+
+{DATASETS}"""
+
+ANALYZE_EPILOG = f"""\
+The recommended vocabulary is the largest for which a tenth of the learned tokens at most occur less than 100 times,
+and each doubling up to it saves 5 % of the tokens or more. max_seq_len is the smallest power of two, from 64 to 1024,
+that holds 95 % of the documents whole.
+
+Examples
+
+  {COMMAND} analyze python_docs
+  {COMMAND} analyze tinystories wikitext --subset 20000
+  {COMMAND} analyze notes/ --tokenizer gpt2 --picture notes.png"""
+
+TRAIN = f"""\
+Learns a byte-level byte-pair encoding with <unk> <pad> <bos> <eos>, and writes a folder that
+transformers.AutoTokenizer.from_pretrained and tokenizer=file tokenizer.path=FOLDER load.
+
+  {COMMAND} train registry DATASET VOCAB_SIZE  its training documents
+  {COMMAND} train file FILE ... VOCAB_SIZE     all documents of .txt, .jsonl, .parquet
+
+{DATASETS}"""
+
+TRAIN_EPILOG = f"""\
+Of more than 32 MB of text, pieces from all over it that have about that are learned from. A folder that is there
+already stays as it is; another tokenizer in it is an error.
+
+Examples
+
+  {COMMAND} train registry tinystories 4096 --subset 50000
+  {COMMAND} train file notes.txt mails.jsonl 2048 --text-key body
+  python -m manual_backprop.run tokenizer=file tokenizer.path=outputs/tokenizers/tinystories-4096"""
+
+PRETOKENIZE = f"""\
+Writes a dataset's training and validation tokens as memory-mapped shards, with a manifest: source, revision, digest of
+the tokenizer, counts, SHA-256 of each file. The same input makes the same bytes, whatever the number of workers. Given
+again, it finds its work done; after an interruption, it goes on.
+
+{DATASETS}
+
+TOKENIZER is byte, gpt2, OWNER/NAME on the hub, a folder with tokenizer.json, or the name of one in
+outputs/tokenizers."""
+
+PRETOKENIZE_EPILOG = f"""\
+Examples
+
+  {COMMAND} pretokenize tinystories tinystories-4096
+  {COMMAND} pretokenize notes/ byte --max-length 1024 --output notes-tokens
+
+In Python: from manual_backprop import load_pretokenized; tokens = load_pretokenized(FOLDER, "train")"""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"manual_backprop.data.{_HOMES[name]}"), name)
+
+
+def analyze(arguments: Sequence[str]) -> None:
+    parser = Parser("tools.tokenization analyze", ANALYZE, ANALYZE_EPILOG)
+    parser.add_argument("datasets", nargs="+", metavar="DATASET", help="see above")
+    add_subset(parser)
+    parser.add_argument(
+        "--tokenizer", metavar="TOKENIZER", help="count with this one: a folder, byte, gpt2, OWNER/NAME"
+    )
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="(outputs/analysis/DATASET.png)")
+    add_dataset_options(parser)
+    add_skip_bad_rows(parser)
+    options = parser.parse(arguments)
+    if options.picture is not None and options.picture.suffix != ".png":
+        raise InputError(f"--picture {options.picture}: must be the name of a PNG, as in analysis.png")
+    datasets = datasets_of(options.datasets, options)
+
+    from ..data.analysis import analyze_dataset
+    from ..data.analysis_picture import draw_analysis
+    from ..data.analysis_text import summary
+
+    with interruptible("nothing was written."):
+        reports = [analyze_dataset(dataset, tokenizer=options.tokenizer)[0] for dataset in datasets]
+        print(summary(reports))
+        picture = options.picture or PICTURES / f"{'-'.join(report.title for report in reports)}.png"
+        draw_analysis(reports, picture)
+        print(f"\npicture: {picture}")
+
+
+def train(arguments: Sequence[str]) -> None:
+    parser = Parser("tools.tokenization train", TRAIN, TRAIN_EPILOG)
+    parser.add_argument("kind", choices=("registry", "file"), help="from a dataset, or from files")
+    parser.add_argument("what", nargs="+", metavar="DATASET|FILE", help="one dataset, or one file or more")
+    parser.add_argument("vocab_size", type=whole(1), metavar="VOCAB_SIZE", help="tokens, 260 at least")
+    add_subset(parser)
+    parser.add_argument(
+        "--min-frequency", type=whole(1), default=2, metavar="N", help="a pair must occur so often to be merged (2)"
+    )
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="to write (outputs/tokenizers/NAME-VOCAB_SIZE)")
+    add_dataset_options(parser)
+    add_skip_bad_rows(parser)
+    options = parser.parse(arguments)
+    more = {"min_frequency": options.min_frequency, "output": options.output}
+    with interruptible("no tokenizer was written."):
+        if options.kind == "file":
+            if options.config or options.revision:
+                raise InputError("--config and --revision are for a dataset of the hub, not for files.")
+            from ..data.tokenizer_training import train_tokenizer_from_files
+
+            more |= {"text_column": options.text_key, "subset_size": options.subset}
+            more |= {"skip_bad_rows": options.skip_bad_rows}
+            folder = train_tokenizer_from_files(options.what, options.vocab_size, **more)
+        else:
+            if len(options.what) > 1:
+                raise InputError(f"train registry takes one dataset, and {len(options.what)} were given.")
+            from ..data.tokenizer_training import train_tokenizer
+
+            folder = train_tokenizer(dataset_of(options.what[0], options), options.vocab_size, **more)
+    from ..data.tokenizers import load_tokenizer
+
+    print(f"{folder}: {load_tokenizer(folder).vocab_size:,} tokens")
+    print(f"to train with it: python -m manual_backprop.run tokenizer=file tokenizer.path={folder}")
+
+
+def pretokenize(arguments: Sequence[str]) -> None:
+    parser = Parser("tools.tokenization pretokenize", PRETOKENIZE, PRETOKENIZE_EPILOG)
+    parser.add_argument("dataset", metavar="DATASET", help="see above")
+    parser.add_argument("tokenizer", metavar="TOKENIZER", help="see above")
+    add_subset(parser)
+    parser.add_argument(
+        "--max-length", type=whole(1), metavar="N", help="longer documents are cut there, and counted (never)"
+    )
+    parser.add_argument("--workers", type=whole(1), metavar="N", help="threads that encode (one for each core)")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="to write (outputs/pretokenized/...)")
+    add_dataset_options(parser)
+    add_skip_bad_rows(parser)
+    options = parser.parse(arguments)
+    dataset = dataset_of(options.dataset, options)
+
+    from ..data.shards import pretokenize_dataset
+    from ..data.token_shards import manifest_of
+
+    with interruptible("the shards that are complete are kept, and the same command goes on from there."):
+        folder = pretokenize_dataset(
+            dataset,
+            options.tokenizer,
+            options.max_length,
+            output=options.output,
+            workers=options.workers,
+            progress=lambda done, shards, tokens: print(f"shard {done} of {shards}, {tokens:,} tokens", flush=True),
+        )
+    manifest = manifest_of(folder)
+    print(folder)
+    for split, sizes in manifest["splits"].items():
+        cut = f", {sizes['cut']:,} of them cut" if sizes["cut"] else ""
+        print(f"  {split}: {sizes['tokens']:,} tokens of {sizes['documents']:,} documents{cut}")
+    for note in manifest["notes"]:
+        print(f"  {note}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"analyze": analyze, "train": train, "pretokenize": pretokenize}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(OVERVIEW)
+        if not given:
+            raise InputError(f"What is to be done? Give {', '.join(COMMANDS)}.")
+        return
+    if given[0] not in COMMANDS:
+        from ..rules import nearest
+
+        meant = nearest(given[0], list(COMMANDS))
+        raise InputError(
+            f"{given[0]}: there is no such command"
+            + (f"; did you mean {meant}?" if meant else ".")
+            + f"\nWhat there is: {COMMAND} --help"
+        )
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    with spoken_here():
+        COMMANDS[given[0]](given[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

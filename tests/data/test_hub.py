@@ -1,0 +1,247 @@
+"""Datasets of the hub: the `datasets` library itself, against a small hub on this machine, then without one."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tokenizers
+from loopback_hub import LoopbackHub
+
+# One process prepares many corpora, since the libraries take seconds to import. It is asked, and answers, in JSON.
+PREPARE = """
+import json, logging, sys
+from manual_backprop.config import DatasetConfig, TokenizerConfig
+from manual_backprop.data.corpus import prepare_corpus
+from manual_backprop.errors import InputError
+
+logging.basicConfig(level=logging.WARNING)
+for case in json.loads(sys.argv[1]):
+    dataset = {"name": "hub", "split": "train", "text_column": "text", **case.get("dataset", {})}
+    tokenizer = {"name": "byte", **case.get("tokenizer", {})}
+    try:
+        corpus = prepare_corpus(DatasetConfig(**dataset), TokenizerConfig(**tokenizer), sys.argv[2])
+        split = lambda tokens, offsets: [
+            corpus.tokenizer.decode(tokens[a:b].tolist()) for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist())
+        ]
+        answer = {
+            "train": split(corpus.train, corpus.train_offsets),
+            "validation": split(corpus.validation, corpus.validation_offsets),
+            "notes": corpus.notes,
+            "digest": corpus.dataset_digest,
+            "vocab_size": corpus.tokenizer.vocab_size,
+        }
+    except InputError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer), flush=True)
+"""
+TRAIN = [f"story number {number}" for number in range(50)]
+VALIDATION = [f"held back {number}" for number in range(30)]
+
+
+def table(path: Path, texts: list[str | None], column: str = "text") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table({column: pyarrow.array(texts, pyarrow.string())}), path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("hub")
+    owner = root / "datasets/owner"
+    for name in ("stories", "gated"):
+        table(owner / name / "data/train-00000-of-00001.parquet", list(TRAIN))
+        table(owner / name / "data/validation-00000-of-00001.parquet", list(VALIDATION))
+    table(owner / "tested/data/train-00000-of-00001.parquet", list(TRAIN), "story")
+    table(owner / "tested/data/test-00000-of-00001.parquet", list(VALIDATION), "story")
+    (owner / "lines").mkdir()
+    (owner / "lines/train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TRAIN))
+    table(owner / "holes/data/train-00000-of-00001.parquet", [*TRAIN, None])
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TRAIN, trainer)
+    (root / "models/openai/gpt2").mkdir(parents=True)
+    tokenizer.save(str(root / "models/openai/gpt2/tokenizer.json"))
+    return root
+
+
+GPT2 = {"name": "gpt2", "repository": "openai/gpt2"}
+CASES: dict[str, dict[str, Any]] = {
+    "stories": {"dataset": {"repository": "owner/stories"}},
+    "again": {"dataset": {"repository": "owner/stories"}, "tokenizer": {"name": "char"}},
+    "subset": {"dataset": {"repository": "owner/stories", "subset_size": 20}},
+    "share": {"dataset": {"repository": "owner/stories", "validation": 0.2}},
+    "named": {"dataset": {"repository": "owner/stories", "validation": "train", "split": "validation"}},
+    "stream": {"dataset": {"repository": "owner/stories", "subset_size": 20, "streaming": True}},
+    "lines": {"dataset": {"repository": "owner/lines"}},
+    "tested": {"dataset": {"repository": "owner/tested", "text_column": "story"}},
+    "gpt2": {"dataset": {"repository": "owner/stories"}, "tokenizer": GPT2},
+    "column": {"dataset": {"repository": "owner/stories", "text_column": "story"}},
+    "streamed column": {
+        "dataset": {"repository": "owner/stories", "text_column": "story", "subset_size": 9, "streaming": True}
+    },
+    "split": {"dataset": {"repository": "owner/stories", "split": "tran"}},
+    "config": {"dataset": {"repository": "owner/stories", "config": "no"}},
+    "revision": {"dataset": {"repository": "owner/stories", "revision": "no"}},
+    "gated": {"dataset": {"repository": "owner/gated"}},
+    "missing": {"dataset": {"repository": "owner/missing"}},
+    "null": {"dataset": {"repository": "owner/holes"}},
+    "endless": {"dataset": {"repository": "owner/stories", "streaming": True}},
+}
+
+
+def prepare(cases: dict[str, dict[str, Any]], cache: Path, environment: dict[str, str]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", PREPARE, json.dumps(list(cases.values())), cache],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True)) | {"said": done.stderr}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def commit(folder: Path) -> str:
+    return LoopbackHub(folder).commit("datasets", "owner/stories")
+
+
+@pytest.fixture(scope="module")
+def online(folder: Path, home: Path, commit: str) -> dict[str, Any]:
+    """What the cases came to; the hub is gone afterwards, and what `datasets` downloaded lies in home."""
+    pinned = {
+        "pinned": {"dataset": {"repository": "owner/stories", "subset_size": 9, "streaming": True, "revision": commit}}
+    }
+    with LoopbackHub(folder, gated=("owner/gated",)) as hub:
+        return prepare(CASES | pinned, home / "cache", hub.environment(home)) | {"url": hub.url}
+
+
+def test_a_dataset_with_a_validation_split(online: dict[str, Any]) -> None:
+    assert online["stories"]["train"] == TRAIN
+    assert online["stories"]["validation"] == VALIDATION
+    assert online["stories"]["notes"] == []
+    assert online["again"]["digest"] == online["stories"]["digest"]
+
+
+def test_subsets_and_shares(online: dict[str, Any]) -> None:
+    assert online["subset"]["train"] == TRAIN[:20]
+    assert online["subset"]["validation"] == VALIDATION[:2]
+    assert sorted(online["share"]["train"] + online["share"]["validation"]) == sorted(TRAIN)
+    assert 7 <= len(online["share"]["validation"]) <= 10
+    assert online["named"]["train"] == VALIDATION
+    assert online["named"]["validation"] == TRAIN
+
+
+def test_a_stream_is_taken_up_to_its_bound(online: dict[str, Any]) -> None:
+    assert online["stream"]["train"] == TRAIN[:20]
+    assert online["stream"]["validation"] == VALIDATION[:2]
+    assert "needs a bound" in online["endless"]["error"]
+    assert "dataset.subset_size=NUMBER" in online["endless"]["error"]
+
+
+def test_without_a_validation_split_it_says_what_validates(online: dict[str, Any]) -> None:
+    assert online["tested"]["validation"] == VALIDATION
+    assert online["tested"]["notes"] == ["owner/tested has no validation split: its test split validates"]
+    assert sorted(online["lines"]["train"] + online["lines"]["validation"]) == sorted(TRAIN)
+    assert len(online["lines"]["validation"]) == 5
+    assert online["lines"]["notes"] == ["owner/lines has no validation split: a tenth of its documents validates"]
+
+
+def test_a_tokenizer_of_the_hub(online: dict[str, Any]) -> None:
+    assert online["gpt2"]["train"] == TRAIN
+    assert online["gpt2"]["vocab_size"] == 300
+
+
+@pytest.mark.parametrize(
+    ("case", "cause", "way_out"),
+    [
+        ("column", "has no column 'story', only 'text'", "dataset.text_column=NAME"),
+        ("streamed column", "has no column 'story', only 'text'", "dataset.text_column=NAME"),
+        ("split", "dataset.split=tran: owner/stories has no such split", "train, validation"),
+        ("config", "dataset.config=no: owner/stories needs another one", "Available: ['default']"),
+        ("revision", "dataset.revision=no: owner/stories has no such revision", "null for the newest"),
+        ("gated", "owner/gated is gated", "hf auth login"),
+        ("missing", "owner/missing is not on the hub", "look at the spelling"),
+        ("null", "split train, row 51: 'text' should be text and is null", "on_bad_row=skip"),
+    ],
+)
+def test_what_goes_wrong_is_a_sentence_with_a_way_out(
+    online: dict[str, Any], case: str, cause: str, way_out: str
+) -> None:
+    message = online[case]["error"]
+    assert cause in message
+    assert way_out in message
+    assert "\n" not in message
+
+
+def test_without_a_hub_what_was_downloaded_is_used(online: dict[str, Any], home: Path, tmp_path: Path) -> None:
+    """From the cache of `datasets` into an empty one of ours; quickly, and also where nobody says HF_HUB_OFFLINE."""
+    absent = {"absent": {"dataset": {"repository": "owner/absent"}}}
+    cases = {name: CASES[name] for name in ("stories", "gpt2")} | absent
+    gone = {"HF_HOME": str(home), "HF_ENDPOINT": online["url"].rpartition(":")[0] + ":9"}  # nothing listens there
+    for extra in ({"HF_HUB_OFFLINE": "1"}, {}):
+        begin = time.monotonic()
+        found = prepare(cases, tmp_path / f"cache {len(extra)}", gone | extra)
+        assert time.monotonic() - begin < 30
+        assert found["stories"] == online["stories"]
+        assert found["gpt2"] == online["gpt2"]
+        message = found["absent"]["error"]
+        assert "owner/absent cannot be downloaded, since the hub cannot be reached" in message
+        assert "dataset=text dataset.path=PATH" in message
+    assert found["said"].count("cannot be reached: only what was downloaded before") == 1
+
+
+def test_without_a_hub_what_was_prepared_is_used(
+    online: dict[str, Any], home: Path, tmp_path: Path, commit: str
+) -> None:
+    """A stream leaves nothing in the cache of `datasets`; what it came to lies in ours."""
+    gone = {"HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "1"}
+    pinned = {"dataset": {"repository": "owner/stories", "subset_size": 9, "streaming": True, "revision": commit}}
+    cases = {"stream": CASES["stream"], "pinned": pinned}
+    found = prepare(cases, home / "cache", gone)
+    assert found["stream"] == online["stream"]
+    assert found["pinned"] == online["pinned"]
+    assert f"going on with revision {commit}, prepared before" in found["said"]
+
+
+def test_a_saved_dataset(tmp_path: Path) -> None:
+    import datasets
+
+    from manual_backprop.config import DatasetConfig, TokenizerConfig
+    from manual_backprop.data.corpus import prepare_corpus
+    from manual_backprop.errors import InputError
+
+    train, test = (datasets.Dataset.from_dict({"text": texts}) for texts in (TRAIN, VALIDATION))
+    datasets.DatasetDict({"train": train, "test": test}).save_to_disk(str(tmp_path / "saved"))
+    train.save_to_disk(str(tmp_path / "one"))
+    byte = TokenizerConfig("byte")
+    corpus = prepare_corpus(DatasetConfig("saved", str(tmp_path / "saved")), byte, tmp_path / "cache")
+    assert corpus.train_documents == 50
+    assert corpus.validation_documents == 30
+    assert corpus.notes == (f"{tmp_path / 'saved'} has no validation split: its test split validates",)
+    corpus = prepare_corpus(DatasetConfig("saved", str(tmp_path / "one")), byte, tmp_path / "cache")
+    assert corpus.train_documents + corpus.validation_documents == 50
+    with pytest.raises(InputError, match=r"text_column=NAME"):
+        prepare_corpus(
+            DatasetConfig("saved", str(tmp_path / "one"), text_column="story"), byte, tmp_path / "other cache"
+        )
+    (tmp_path / "no dataset").mkdir()
+    (tmp_path / "no dataset/file").write_text("text")
+    with pytest.raises(InputError, match="is no dataset that can be loaded"):
+        prepare_corpus(DatasetConfig("saved", str(tmp_path / "no dataset")), byte, tmp_path / "cache")

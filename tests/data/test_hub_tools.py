@@ -1,0 +1,206 @@
+"""The tools for data against a small hub on this machine, in one process, since the libraries take seconds to import;
+then again without it."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+from loopback_hub import LoopbackHub
+
+COMMANDS = """
+import contextlib, importlib, io, json, sys
+from manual_backprop.exit_codes import exit_code_of
+
+for module, *arguments in json.loads(sys.argv[1]):
+    out, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+        code = exit_code_of(lambda: importlib.import_module(f"manual_backprop.tools.{module}").main(arguments))
+    print(json.dumps({"code": code, "out": out.getvalue(), "error": said.getvalue()}), flush=True)
+"""
+TRAIN = [f"story number {number}" for number in range(50)]
+VALIDATION = [f"held back {number}" for number in range(30)]
+LARGE = [hashlib.shake_128(bytes([number])).hexdigest(10_000) for number in range(200)]
+FINEWEB = """\
+---
+configs:
+- config_name: sample-10BT
+  data_files: [{split: train, path: sample/10BT/*}]
+---
+"""
+CASES = {
+    "download": ["download_dataset", "owner/stories"],
+    "again": ["download_dataset", "owner/stories"],
+    "other": ["download_dataset", "owner/stories", "--split", "train"],
+    "subset": ["download_dataset", "owner/stories", "--subset", "20", "--output", "few"],
+    "stream": ["download_dataset", "fineweb", "--subset", "20", "--revision", "main", "--output", "pages"],
+    "cut off": ["download_dataset", "owner/large"],
+    "column": ["download_dataset", "owner/lessons", "--text-key", "story"],
+    "lessons": ["download_dataset", "owner/lessons", "--text-key", "textbook"],
+    "split": ["download_dataset", "owner/stories", "--split", "tran", "--output", "none"],
+    "gated": ["download_dataset", "owner/gated"],
+    "missing": ["download_dataset", "owner/missing"],
+    "inspect": ["inspect", "owner/stories", "--rows", "2"],
+    "inspect the folder": ["inspect", "outputs/datasets/lessons", "--rows", "1", "--tokenizer", "byte"],
+    "inspect a column": ["inspect", "owner/lessons"],
+    "train": ["tokenization", "train", "registry", "owner/stories", "280"],
+    "pretokenize": ["tokenization", "pretokenize", "owner/stories", "stories-280"],
+}
+
+
+def table(path: Path, texts: list[str], column: str = "text") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table({column: texts}), path)
+
+
+def leave_a_part(file: Path, blobs: Path) -> None:
+    """What a download that was cut off in the middle of a file leaves in the cache."""
+    content = file.read_bytes()
+    blobs.mkdir(parents=True)
+    (blobs / f"{hashlib.sha1(content).hexdigest()}.going_on").write_bytes(content[:1_500_000])
+
+
+def ask(cases: dict[str, list[str]], folder: Path, environment: dict[str, str]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(list(cases.values()))],
+        env={**os.environ, **environment, "PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def online(place: Path) -> dict[str, Any]:
+    owner = place / "hub/datasets/owner"
+    for name in ("stories", "gated"):
+        table(owner / name / "data/train-00000-of-00001.parquet", TRAIN)
+        table(owner / name / "data/validation-00000-of-00001.parquet", VALIDATION)
+    table(owner / "lessons/data/train-00000-of-00001.parquet", TRAIN, "textbook")
+    pages = place / "hub/datasets/HuggingFaceFW/fineweb"
+    table(pages / "sample/10BT/000_00000.parquet", TRAIN)
+    (pages / "README.md").write_text(FINEWEB)
+    table(owner / "large/data/train-00000-of-00001.parquet", LARGE)
+    leave_a_part(owner / "large/data/train-00000-of-00001.parquet", place / "home/hub/datasets--owner--large/blobs")
+    with LoopbackHub(place / "hub", gated=("owner/gated",)) as hub:
+        commit = hub.commit("datasets", "owner/stories")
+        return ask(CASES, place, hub.environment(place / "home")) | {"commit": commit}
+
+
+def test_a_download_is_a_folder_that_can_be_trained_on(online: dict[str, Any], place: Path) -> None:
+    from manual_backprop.config import TokenizerConfig
+    from manual_backprop.data.corpus import prepare_corpus
+    from manual_backprop.data.named import dataset_named
+
+    assert online["download"]["code"] == 0, online["download"]["error"]
+    folder = place / "outputs/datasets/stories"
+    loaded = datasets.load_from_disk(str(folder))
+    assert {name: list(split["text"]) for name, split in loaded.items()} == {"train": TRAIN, "validation": VALIDATION}
+    source = json.loads((folder / "source.json").read_text())
+    assert source["revision"] == online["commit"]
+    assert source["rows"] == {"train": 50, "validation": 30}
+    assert "dataset=saved dataset.path=outputs/datasets/stories" in online["download"]["out"]
+    corpus = prepare_corpus(dataset_named(folder), TokenizerConfig("byte"), place / "cache")
+    assert (corpus.train_documents, corpus.validation_documents) == (50, 30)
+    assert dataset_named(place / "outputs/datasets/lessons").text_column == "textbook"
+    assert "dataset.text_column=textbook" in online["lessons"]["out"]
+
+
+def test_a_second_download_finds_the_first(online: dict[str, Any], place: Path) -> None:
+    assert online["again"]["code"] == 0
+    assert "it was there already" in online["again"]["out"]
+    assert online["other"]["code"] == 2
+    assert "exists and is something else (split)" in online["other"]["error"]
+    assert len(datasets.load_from_disk(str(place / "few"))["train"]) == 20
+
+
+def test_a_stream_is_taken_up_to_its_bound(online: dict[str, Any], place: Path) -> None:
+    assert online["stream"]["code"] == 0, online["stream"]["error"]
+    assert list(datasets.load_from_disk(str(place / "pages"))["train"]["text"]) == TRAIN[:20]
+    assert not list(place.glob(".pages*/*"))
+
+
+def test_a_download_that_was_cut_off_goes_on(online: dict[str, Any], place: Path) -> None:
+    assert "going on at 1.5 MB" in online["cut off"]["out"]
+    assert list(datasets.load_from_disk(str(place / "outputs/datasets/large"))["train"]["text"]) == LARGE
+    assert not list((place / "home/hub").rglob("*going_on*"))
+
+
+@pytest.mark.parametrize(
+    ("case", "cause", "way_out"),
+    [
+        ("column", "owner/lessons has no column 'story', only 'textbook'", "--text-key NAME"),
+        ("split", "--split tran: owner/stories has no such split", "train, validation"),
+        ("gated", "owner/gated is gated", "hf auth login"),
+        ("missing", "owner/missing is not on the hub", "look at the spelling"),
+        ("inspect a column", "owner/lessons has no column 'text', only 'textbook'", "--text-key NAME"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence(online: dict[str, Any], case: str, cause: str, way_out: str) -> None:
+    assert online[case]["code"] == 2
+    assert cause in online[case]["error"]
+    assert way_out in online[case]["error"]
+    assert "dataset." not in online[case]["error"]
+    assert len(online[case]["error"].splitlines()) == 1
+
+
+def test_what_failed_left_nothing(online: dict[str, Any], place: Path) -> None:
+    shown = {path.name for path in (place / "outputs/datasets").iterdir() if not path.name.endswith(".lock")}
+    assert shown == {"stories", "lessons", "large"}
+    assert not (place / "none").exists()
+
+
+def test_inspect_shows_splits_and_rows(online: dict[str, Any]) -> None:
+    assert online["inspect"]["code"] == 0, online["inspect"]["error"]
+    shown = online["inspect"]["out"]
+    assert "train: " in shown
+    assert "validation: " in shown
+    assert "columns: text (string)" in shown
+    assert '{"text": "story number 1"}' in shown
+    assert "    held back 1\n" in shown
+    assert "story number 2" not in shown
+    saved = online["inspect the folder"]["out"]
+    assert "train: 50 rows" in saved
+    assert "s|t|o|r|y| |n|u|m" in saved
+
+
+def test_tokens_of_a_dataset_of_the_hub(online: dict[str, Any], place: Path) -> None:
+    from manual_backprop.data.token_shards import load_pretokenized, manifest_of
+
+    assert online["pretokenize"]["code"] == 0, online["pretokenize"]["error"]
+    folder = place / online["pretokenize"]["out"].splitlines()[2]
+    settings = manifest_of(folder)["settings"]
+    assert settings["dataset"]["source"]["revision"] == online["commit"]
+    tokens = load_pretokenized(folder, "validation")
+    assert [tokens.tokenizer.decode(tokens.document(number).tolist()) for number in range(30)] == VALIDATION
+
+
+@pytest.mark.slow
+def test_without_a_hub_the_tools_use_what_was_downloaded(online: dict[str, Any], place: Path, tmp_path: Path) -> None:
+    cases = {
+        "analyze": ["tokenization", "analyze", "owner/stories"],
+        "inspect": ["inspect", "owner/stories", "--rows", "1"],
+        "download": ["download_dataset", "owner/stories"],
+        "absent": ["download_dataset", "owner/absent"],
+    }
+    found = ask(cases, tmp_path, {"HF_HOME": str(place / "home"), "HF_HUB_OFFLINE": "1"})
+    assert [found[case]["code"] for case in cases] == [0, 0, 0, 2], found
+    assert "train: 50 rows" in found["inspect"]["out"]
+    assert (tmp_path / "outputs/analysis/stories.png").is_file()
+    assert (tmp_path / "outputs/datasets/stories/source.json").is_file()
+    assert "the hub cannot be reached" in found["absent"]["error"]
