@@ -23,8 +23,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +92,7 @@ class CheckpointManager:
         for path in self.list():
             # Damage is found by load; one unreadable state must not hide the others.
             with suppress(CheckpointError):
-                metric = _read_state(path)["metric"]
+                metric = read_state(path)["metric"]
                 if metric is not None:
                     with_metric.append((metric, -step_of(path), path))
         return min(with_metric)[2] if with_metric else None
@@ -107,18 +107,33 @@ class CheckpointManager:
 
     # Reading
 
+    def verified(self, path: str | Path | None = None) -> Path:
+        """The path of a checkpoint (None: the latest) whose every byte is as it was written. Raises as `load`."""
+        with self._offering_another():
+            chosen = self._chosen(path)
+            verify(chosen)
+        return chosen
+
     def load(self, path: str | Path | None = None) -> Checkpoint:
         """Read a checkpoint (None: the latest) after comparing every byte with its manifest.
 
         Raises CheckpointError with the damaged file's name and the newest sound checkpoint to use instead.
         """
+        with self._offering_another():
+            return load_checkpoint(self._chosen(path))
+
+    def _chosen(self, path: str | Path | None) -> Path:
         chosen = self.latest() if path is None else Path(path)
         if chosen is None:
             raise CheckpointError(
                 f"{self.directory} holds no checkpoint: nothing was saved yet{self._set_aside_hint()}"
             )
+        return chosen
+
+    @contextmanager
+    def _offering_another(self) -> Iterator[None]:
         try:
-            return load_checkpoint(chosen)
+            yield
         except CheckpointError as error:
             sound = self.newest_sound()
             offer = f"the newest sound checkpoint is {sound}" if sound else "there is no sound checkpoint beside it"
@@ -199,7 +214,7 @@ class CheckpointManager:
 
         Without this, `latest` would mean the path that was left.
         """
-        beyond = [path for path in self.list() if step_of(path) > step]
+        beyond = [path for path in reversed(self.list()) if step_of(path) > step]  # a kill in between leaves no gap
         with storage_errors(f"set checkpoints aside in {self.directory}"):
             return [self._set_aside(path) for path in beyond]
 
@@ -283,7 +298,7 @@ def verify(path: Path) -> None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Verify and read one checkpoint directory, wherever it lies. Raises CheckpointError."""
     verify(path)
-    state = _read_state(path)
+    state = read_state(path)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -296,7 +311,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, step=state["step"], metric=state["metric"], tensors=tensors, state=state["state"])
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
+    """{"version", "step", "metric", "state"}. Not verified: that is `verify`. Raises CheckpointError."""
     content = _read_json(path / STATE)
     step = content.get("step")
     metric = content.get("metric")

@@ -46,6 +46,10 @@ class RunInUseError(InputError):
     """Another process owns the run directory."""
 
 
+class OutOfMemory(ManualBackpropError):
+    """The memory of the machine, or of its GPU, does not hold the run."""
+
+
 class NotFiniteError(ManualBackpropError):
     """The loss or the gradient norm is not a finite number, and the run was told to end then."""
 

@@ -13,6 +13,20 @@ from .errors import Interrupted
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
 
+def leave_at_a_signal() -> None:
+    """For a command that imports and checks: until an Interruption takes over, the process ends where it is.
+
+    An exception would not do: some of what is imported catches every one, and a signal would be lost.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"{signal.Signals(number).name}: nothing was started yet.\n".encode())
+        os._exit(128 + number)
+
+    for number in _not_ignored():
+        signal.signal(number, leave)
+
+
 class Interruption:
     """`with Interruption() as interruption`: until `defer()` a signal raises Interrupted where it meets the program;
     after it, the signal is kept in `received` for the loop to look at between two steps.
@@ -27,7 +41,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._handle) for number in _not_ignored()}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -50,3 +64,8 @@ class Interruption:
         self.received = number
         if not self._deferred:
             self.raise_if_received("nothing was trained yet, so there was nothing to save.")
+
+
+def _not_ignored() -> list[signal.Signals]:
+    """What nohup and a shell's background ignore stays ignored."""
+    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]

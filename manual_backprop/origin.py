@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+SOURCES = "config_sources.json"  # in a run's directory: where each value of its config was set
+
 
 @dataclass(frozen=True)
 class Origin:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import platform
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,15 +15,23 @@ from .curves import draw_loss_curves
 from .durable import storage_errors
 from .errors import StorageError
 from .evaluation import Evaluation
+from .inspection import BASELINE_NOTE
+from .inspection_pictures import draw_inspection
+from .origin import SOURCES
 from .progress import ProgressLine
-from .provenance import commit_tags
+from .provenance import commit_tags, write_provenance
+from .run_check import check_of_run
 from .samples import SEPARATOR
-from .tracking import RunDirectory, Tracker, flatten, load_training_log
+from .tracking import FAILED, Dataset, RunDirectory, SystemMetrics, Tracker, flatten, load_training_log
 
 if TYPE_CHECKING:
     from .runner import Runner
 
 LOSS_CURVES = "loss_curves.png"
+# Keys on which no number depends: two runs that are compared shall differ in what was varied, not in their names.
+NO_PARAMETERS = ("run_name", "experiment_name", "tags", "resume", "plan", "sweep", "tracking")
+GRADIENT_CHECK = "gradient_check.txt"
+INSPECTION = "inspection"  # the folder of its pictures
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +42,15 @@ class RunReport:
     def __init__(self, runner: Runner, directory: RunDirectory, tracker: Tracker):
         self.runner, self.directory, self.tracker = runner, directory, tracker
         self.progress = ProgressLine(runner.first_step, runner.max_steps)
+        self.system = SystemMetrics(gpu=runner.device.type == "cuda")
+        self.reported = runner.first_step, runner.order.tokens_before(runner.first_step)  # steps, and tokens in them
 
     def start(self) -> None:
         """Parameters, tags, and the run in five lines."""
         runner, config, corpus = self.runner, self.runner.config, self.runner.corpus
         parameters = runner.network.count_parameters()
-        self.tracker.log_parameters(flatten(config.to_dict()) | {"parameters": parameters})
+        settings = {key: value for key, value in config.to_dict().items() if key not in NO_PARAMETERS}
+        self.tracker.log_parameters(flatten(settings) | {"parameters": parameters})
         self.tracker.set_tags(
             {
                 **config.tags,
@@ -48,9 +61,12 @@ class RunReport:
                 "run_directory": str(self.directory.path),
             }
         )
-        for file in ("config.yaml", "tokenizer.json"):
-            self.tracker.log_artifact(self.directory.path / file)
-        epochs = runner.max_steps * runner.windows_per_step / runner.windows.windows_per_epoch
+        self.tracker.log_dataset(self._dataset())
+        written = write_provenance(self.directory.path, runner.first_step)
+        for file in (*(self.directory.path / name for name in ("config.yaml", SOURCES, "tokenizer.json")), *written):
+            if file.is_file():  # a run of the library has no command line to tell of
+                self.tracker.log_artifact(file)
+        epochs = runner.max_steps / runner.order.steps(1)
         resumed = f", resumed after step {runner.first_step}" if runner.first_step else ""
         self._say(
             f"{type(runner.network).__name__}: {parameters:,} parameters, {config.architecture.name}, "
@@ -60,17 +76,23 @@ class RunReport:
             f"{config.dataset.name}: {len(corpus.train):,} tokens for training, {len(corpus.validation):,} for "
             f"validation, vocabulary {corpus.tokenizer.vocab_size} ({corpus.tokenizer.name})"
         )
-        self._say(f"{runner.max_steps} steps of {runner.tokens_per_step:,} tokens = {epochs:.1f} epochs{resumed}")
+        self._say(f"{runner.max_steps} steps of {runner.order.tokens_per_step:,} tokens = {epochs:.1f} epochs{resumed}")
         self._say(
             f"counting models of the same tokens: unigram loss {runner.unigram_loss:.3f}, "
             f"bigram loss {runner.bigram_loss:.3f}"
         )
+        for note in (*corpus.notes, *runner.order.notes):
+            self._say(note)
+        if config.training.inspect_every is not None and config.implementation.name == "baseline":
+            self._say(BASELINE_NOTE)
         self._say(f"run directory: {self.directory.path}")
 
     def step(self, loss: float, learning_rate: float, gradient_norm: float, seconds_per_step: float) -> None:
         runner = self.runner
-        tokens_seen = runner.step * runner.tokens_per_step
-        tokens_per_second = runner.tokens_per_step / seconds_per_step
+        tokens_seen = runner.order.tokens_before(runner.step)
+        tokens_per_step = (tokens_seen - self.reported[1]) / (runner.step - self.reported[0])
+        self.reported = runner.step, tokens_seen
+        tokens_per_second = tokens_per_step / seconds_per_step
         self.tracker.log(
             runner.step,
             {
@@ -82,6 +104,7 @@ class RunReport:
                 "tokens_per_second": tokens_per_second,
                 "peak_share": tokens_per_second * runner.flops_per_token / runner.peak_rate,
                 "nonfinite_steps": int(runner.optimizer.nonfinite_steps),
+                **self.system.sample(),
             },
         )
         self.progress.update(runner.step, loss, learning_rate, gradient_norm, tokens_per_second)
@@ -110,6 +133,34 @@ class RunReport:
         for text in texts[:1]:
             self._say("  " + " ".join(text.split())[:110])
 
+    def gradient_check(self) -> None:
+        """At the end of a run: are the gradients of a network like its own right? Nothing of the run changes."""
+        check = check_of_run(self.runner.config, self.runner.network.config)
+        path = self.directory.path / GRADIENT_CHECK
+        with storage_errors(f"write {path}"):
+            path.write_text(check.page, encoding="utf-8")
+        self.tracker.log_artifact(path)
+        self.tracker.set_tags({"gradient_check": check.status})
+        self._say(check.line)
+        if check.status == "failed":
+            log.warning("%s See %s.", check.line, path)
+
+    def inspection(self, whole: bool) -> None:
+        """At the end of a run of which `training.inspect_every` is given: pictures of what was seen in every layer.
+
+        `whole`: of the network as it is now too, whose gradients are no longer needed. A run can do without them.
+        """
+        runner, folder = self.runner, self.directory.path / INSPECTION
+        if runner.inspector.every is None:
+            return
+        try:
+            title = f"{self.directory.read()['run_name']}, step {runner.step}"
+            network = runner.network if whole else None
+            for path in draw_inspection(load_training_log(self.directory.path), folder, title, network, runner.corpus):
+                self.tracker.log_artifact(path, INSPECTION)
+        except Exception as error:  # pictures, whatever is wrong with them, are not what a run is for
+            log.warning("The pictures of training.inspect_every cannot be drawn: %s. The run goes on without.", error)
+
     def failure(self, error: BaseException) -> None:
         """Its traceback, in run.log and as an artifact."""
         text = "".join(traceback.format_exception(error))
@@ -123,7 +174,36 @@ class RunReport:
 
     def end(self, status: str) -> None:
         self.progress.close()
-        self.tracker.finish(status)
+        try:
+            self.inspection(whole=status != FAILED)
+        finally:
+            self.tracker.finish(status)
+
+    def _dataset(self) -> Dataset:
+        runner, config, corpus = self.runner, self.runner.config.dataset, self.runner.corpus
+        local = config.path is not None
+        return Dataset(
+            name=config.repository or config.name,
+            digest=corpus.dataset_digest,
+            source_type="local" if local else "code",  # kinds that mlflow.data.get_source knows
+            source={"uri": os.path.abspath(str(config.path))}
+            if local
+            else {"tags": {"mlflow.source.name": config.name, "python": platform.python_version()}},
+            profile={
+                "train_documents": corpus.train_documents,
+                "validation_documents": corpus.validation_documents,
+                "train_bytes": corpus.train_bytes,
+                "validation_bytes": corpus.validation_bytes,
+                **corpus.counts,
+            },
+            tags={
+                "tokenizer": corpus.tokenizer.name,
+                "vocab_size": str(corpus.tokenizer.vocab_size),
+                "train_tokens": str(len(corpus.train)),
+                "validation_tokens": str(len(corpus.validation)),
+                "sequence_length": str(runner.config.model.max_seq_len),
+            },
+        )
 
     def _say(self, line: str) -> None:
         log.info(line)

@@ -1,26 +1,86 @@
-"""Going on with a run: its own config, and what the command line names changed in it."""
+"""Going on with a run: which one, with which config, and whether it is still the same run. Needs no torch to refuse.
+
+A run goes on with its own config; only what the command line names is taken from there. The network, the data and
+their order must stay what they were. What the steps to come are made with may change: the learning rate and its
+schedule, the number of steps, weight decay and the like, dropout, label smoothing, the device.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import Checkpoint, CheckpointManager, read_state
 from .config import RunConfig
-from .errors import ConfigError, InputError
-from .tracking import FoundRun, find_run
+from .errors import CheckpointError, ConfigError, InputError
+from .initial_weights import with_initial_model
+from .rules import shown
+from .tracking import RunDirectory, find_run, flatten
+from .tracking.run_directory import own_run_directory
 from .tracking.training_log import load_config
 from .validation import groups, validate
 
+# What the state of a run's checkpoint holds beside its tensors; run_state.py writes it.
+STATE = {
+    "config": dict,
+    "network": dict,
+    "dataset_digest": str,
+    "tokenizer_digest": str,
+    "metrics_length": int,
+    "made_with": dict,
+}
+_MUST_STAY = (
+    *("model.", "architecture.", "tokenizer.", "dataset.name", "precision.name", "optimizer.name", "seed", "init_from"),
+    *("training.batch_size", "training.gradient_accumulation_steps"),
+)
+_MAY_CHANGE = {"model.dropout", "model.learning_rate", "architecture.learning_rate_scale"}
+NAMES_ONLY = ("resume", "run_name", "experiment_name", "tags.", "plan", "tracking.")  # no number depends on them
 
-def resumed_mapping(composed: dict[str, Any], overrides: Sequence[str], path: Path) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run that this process owns, and the checkpoint that it goes on from."""
+
+    directory: RunDirectory
+    checkpoint: Checkpoint
+
+
+def job_config(
+    composed: dict[str, Any], overrides: Sequence[str], outputs: Path, base: Path | None = None
+) -> RunConfig:
+    """The config of a job: what the command line composed. Where that resumes a run: the run's own, with what
+    `overrides` (KEY=VALUE) name, and the checkpoint's path as `resume`. Raises ConfigError with everything that is
+    wrong with it. A run that is not there is left to others to report. `base` is the directory of a run that is to be
+    made again with its own config.
+    """
+    if base is not None:
+        return validate(with_overrides(base, composed, overrides) | {"resume": None})
+    if composed.get("resume") is None:
+        return validate(with_initial_model(composed, overrides, outputs))
+    try:
+        found = find_run(outputs, str(composed["resume"]))
+    except InputError:
+        return validate(composed)
+    mapping = with_overrides(found.path, composed, overrides)
+    config = validate(mapping | {"resume": str(found.checkpoint or found.path)})
+    try:
+        checkpoint = CheckpointManager(found.path / "checkpoints").verified(found.checkpoint)
+        refuse_another_run(config, found.path, checkpoint)
+    except CheckpointError as error:
+        raise ConfigError([f"resume={shown(composed['resume'])}: {error}"]) from error
+    return config
+
+
+def with_overrides(path: Path, composed: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The config of the run in `path`, with what `overrides` (KEY=VALUE) name taken from `composed`."""
-    mapping = load_config(path)
+    mapping = saved_config(path).to_dict()
     for override in overrides:
         key = override.partition("=")[0]
         group, _, inner = key.partition(".")
         if key == "experiments":
-            raise ConfigError([f"{override}: a run is resumed with its own config; leave out experiments"])
+            raise ConfigError([f"{override}: a run goes on with its own config; leave out experiments"])
         if inner and group in groups():
             mapping[group][inner] = composed[group].get(inner)
         elif group == "tags":
@@ -35,26 +95,85 @@ def resumed_mapping(composed: dict[str, Any], overrides: Sequence[str], path: Pa
     for key, other in (("max_steps", "num_epochs"), ("num_epochs", "max_steps")):
         if f"training.{key}" in named and f"training.{other}" not in named:
             mapping["training"][other] = None
-    mapping["resume"] = composed["resume"]
     return mapping
 
 
-def as_run_wants(composed: dict[str, Any], overrides: Sequence[str], outputs: Path) -> dict[str, Any]:
-    """What the command line composed; where it resumes a run, that run's mapping instead. A run that is not there is
-    the runner's to report."""
-    if composed.get("resume") is None:
-        return composed
+def saved_config(path: Path) -> RunConfig:
+    """The config of the run in `path`. Raises ConfigError."""
+    mapping = load_config(path)
     try:
-        path = find_run(outputs, str(composed["resume"])).path
-    except InputError:
-        return composed
-    return resumed_mapping(composed, overrides, path)
+        return validate(mapping)
+    except ConfigError as error:
+        why = error.violations if mapping else ["it is missing or empty"]
+        raise ConfigError([f"{path / 'config.yaml'} is not the config of a run: {'; '.join(why)}"]) from error
 
 
-def resumed_config(config: RunConfig, overrides: Sequence[str], outputs: Path) -> tuple[RunConfig, FoundRun]:
-    """The config to go on with, and the run. `config` is what the command line composed with today's defaults, of
-    which only the keys and groups that `overrides` (KEY=VALUE) name count. Raises InputError, ConfigError.
+def open_resumed(config: RunConfig, outputs: Path) -> Resumed:
+    """Own the run that `config.resume` names, and load its checkpoint.
+
+    Raises RunInUseError while another process owns it, CheckpointError and ConfigError where it cannot go on.
     """
     assert config.resume is not None
     found = find_run(outputs, config.resume)
-    return validate(resumed_mapping(config.to_dict(), overrides, found.path)), found
+    directory = own_run_directory(found.path)
+    try:
+        checkpoint = CheckpointManager(directory.checkpoints).load(found.checkpoint)
+        refuse_another_run(config, directory.path, checkpoint.path)
+        if set(checkpoint.tensors) != {"parameters", "optimizer"}:
+            raise CheckpointError(f"{checkpoint.path} was not saved by a run: it lacks parameters or optimizer")
+    except BaseException:
+        directory.release()
+        raise
+    return Resumed(directory, checkpoint)
+
+
+def refuse_another_run(config: RunConfig, run: Path, checkpoint: Path) -> None:
+    """Raise ConfigError with every difference that a run cannot go on with, as far as they show without building it;
+    CheckpointError where the checkpoint, which is sound, was not saved by a run, or not by this one."""
+    content = read_state(checkpoint)
+    state = content["state"]
+    if wrong := sorted(name for name, kind in STATE.items() if not isinstance(state.get(name), kind)):
+        raise CheckpointError(
+            f"{checkpoint} was not saved by a run of this version: its state lacks {', '.join(wrong)}"
+        )
+    before, now = flatten(state["config"]), flatten(config.to_dict())
+    before["model.vocab_size"] = state["network"].get("vocab_size")
+    if now.get("model.vocab_size") is None:
+        now["model.vocab_size"] = before["model.vocab_size"]  # the tokenizer's: compared when that is there
+    as_in = f"as in {checkpoint.name} of {run.name}; for another one start a new run"
+    differences = [
+        f"{name.removesuffix('.name')}={shown(now.get(name))}: must stay {shown(before.get(name))}, {as_in}"
+        for name in sorted(before.keys() | now.keys())
+        if name.startswith(_MUST_STAY) and name not in _MAY_CHANGE and before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise ConfigError(differences)
+    _check_metrics(run, state["metrics_length"])
+
+
+def changed_settings(config: RunConfig, checkpoint: Checkpoint) -> dict[str, tuple[Any, Any]]:
+    """What the steps to come are made with and those before were not: {key: (before, now)}."""
+    before, now = flatten(checkpoint.state["config"]), flatten(config.to_dict())
+    return {
+        name: (before.get(name), now.get(name))
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.startswith(NAMES_ONLY)
+    }
+
+
+def _check_metrics(run: Path, length: int) -> None:
+    """metrics.jsonl must have what the checkpoint remembers of it, before anything is changed."""
+    file = run / "metrics.jsonl"
+    try:
+        with file.open("rb") as metrics:
+            metrics.seek(max(0, length - 1))
+            if length > 0 and metrics.read(1) == b"\n":
+                return
+    except OSError as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error.strerror}): a run goes on with its own metrics"
+        ) from error
+    raise CheckpointError(
+        f"{file} has no line that ends at byte {length}, which the checkpoint remembers: it is not the file that this "
+        "checkpoint was saved with"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .durable import storage_errors
@@ -13,11 +13,21 @@ from .durable import storage_errors
 PACKAGE = logging.getLogger("manual_backprop")
 
 
+class _RunLog(logging.FileHandler):
+    """Lines that a full disk refuses are missing there; the run does not end for them."""
+
+    def handleError(self, record: logging.LogRecord) -> None: ...
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def run_log(path: Path) -> Iterator[None]:
     """Within it, everything that the package logs goes into the file. Raises StorageError."""
     with storage_errors(f"write {path}"):
-        file = logging.FileHandler(path, encoding="utf-8")
+        file = _RunLog(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     before = PACKAGE.level
     PACKAGE.addHandler(file)

@@ -11,29 +11,36 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .build import build_optimizer, default_run_name, network_config, write_config
-from .checkpoint import Checkpoint, CheckpointManager
+from .checkpoint import CheckpointManager
+from .circumstances import circumstances, code_digest
 from .config import RunConfig
-from .data.batches import Windows, validation_batches
 from .data.corpus import prepare_corpus
-from .errors import CheckpointError, InputError, Interrupted, NotFiniteError, StorageError
+from .data.order import Order, evaluation_batches, open_order
+from .durable import storage_errors
+from .errors import InputError, Interrupted, NotFiniteError, StorageError
 from .evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
 from .flops import flops_per_token, matrix_product_rate
+from .initial_weights import load_initial_weights
+from .inspection import Inspector
 from .interruption import Interruption
 from .memory import keep_freed_memory
+from .memory_estimate import warn_if_too_large
 from .models import build_network
 from .models.network import Batch
 from .origin import Origin
+from .out_of_memory import memory_errors
 from .report import RunReport
-from .resume import resumed_config
+from .resume import Resumed, open_resumed
 from .run_log import run_log, warnings_to_terminal
+from .run_state import refuse_another_text, restore, state_of, tell_changes, tensors_of
 from .samples import draw_samples, encode_prompts
 from .schedule import learning_rate
 from .summary_page import print_summary
@@ -41,17 +48,17 @@ from .tracking import (
     FAILED,
     FINISHED,
     KILLED,
-    FoundRun,
     RunDirectory,
     Tracker,
     close_dead_runs,
     create_run_directory,
     end_run,
-    open_run_directory,
     open_tracker,
 )
 
 log = logging.getLogger(__name__)
+
+MOST_COUNTED = 2**24  # [tokens] of each split that the counting models are made of
 
 
 def run_job(config: RunConfig, root: Path, origin: Origin | None = None) -> float:
@@ -64,10 +71,15 @@ def run_job(config: RunConfig, root: Path, origin: Origin | None = None) -> floa
     with Interruption() as interruption:
         outputs = root / "outputs"
         close_dead_runs(outputs)
-        found = None
-        if config.resume is not None:
-            config, found = resumed_config(config, origin.overrides, outputs)
-        return Runner(config, outputs, interruption, found, origin).run()
+        resumed = None if config.resume is None else open_resumed(config, outputs)
+        try:
+            with memory_errors(config.training.batch_size):
+                loss = Runner(config, outputs, interruption, resumed, origin).run()
+        finally:
+            if resumed is not None:
+                resumed.directory.release()
+        interruption.raise_if_received("the run had come to its end already.")  # but a sweep stops here
+        return loss
 
 
 class Runner:
@@ -78,40 +90,45 @@ class Runner:
         config: RunConfig,
         outputs: Path,
         interruption: Interruption,
-        resumed: FoundRun | None = None,
+        resumed: Resumed | None = None,
         origin: Origin | None = None,
     ):
-        """`resumed` is the run to go on with, and its checkpoint. Writes nothing but the corpus' cache."""
+        """`resumed` is the run to go on with. Writes nothing but the corpus' cache."""
         self.origin = origin or Origin()
         self.config, self.outputs, self.interruption, self.resumed = config, outputs, interruption, resumed
         self.started = time.monotonic()
-        self.checkpoint = None
-        if resumed is not None:
-            self.checkpoint = CheckpointManager(resumed.path / "checkpoints").load(resumed.checkpoint)
+        self.checkpoint = None if resumed is None else resumed.checkpoint
         self._set_threads()
         torch.set_float32_matmul_precision("highest")
         keep_freed_memory()
         self.corpus = prepare_corpus(config.dataset, config.tokenizer, outputs / "datasets")
         self.network_config = network_config(config, self.corpus)
+        if self.checkpoint is not None:
+            refuse_another_text(self.corpus, self.network_config, self.checkpoint)
+        warn_if_too_large(config, self.network_config)
         self.network = build_network(config.implementation.name, self.network_config)
+        if self.checkpoint is None and config.init_from is not None:
+            load_initial_weights(self.network, config.init_from, self.corpus, outputs)
         self.optimizer = build_optimizer(config, self.network)
-        self.windows = Windows(self.corpus.train, config.model.max_seq_len, config.seed)
-        validation_batches(self.corpus.validation, config.model.max_seq_len, 1)  # refuses a split that is too short
+        self.order = self._open_order()
+        self._validation_batches(1)  # refuses a split that is too short
         self.step = 0  # optimizer steps completed
         self.max_steps = self._max_steps()
+        self.inspector = Inspector(self.network, config.training.inspect_every, self.max_steps)
         self.device = self.network.device
         self.flops_per_token = flops_per_token(self.network_config, config.model.max_seq_len)
         self.peak_rate = matrix_product_rate(self.network.compute_dtype, self.device)
         corpus = self.corpus
         self.prompts = encode_prompts(config.training.sample_prompts, corpus)
         self.unigram_loss, self.bigram_loss = unigram_and_bigram_loss(
-            corpus.train, corpus.validation, corpus.tokenizer.vocab_size
+            corpus.train[:MOST_COUNTED], corpus.validation[:MOST_COUNTED], corpus.tokenizer.vocab_size
         )
         self.evaluator = Evaluator(self.network, corpus.validation_bytes / len(corpus.validation))
         self.evaluation: tuple[int, Evaluation] | None = None  # the last one, and after how many steps
         self.samples: list[str] = []  # its texts
+        self.directory: RunDirectory | None = None  # once it runs
         if self.checkpoint is not None:
-            self._restore(self.checkpoint)
+            restore(self, self.checkpoint)
         self.first_step = self.step
         self.nonfinite_before = int(self.optimizer.nonfinite_steps)
 
@@ -120,58 +137,77 @@ class Runner:
     def _set_threads(self) -> None:
         """As the config has it, or else as the checkpoint was made with: sums depend on the number of threads."""
         threads = self.config.device.threads
-        made_with = None if self.checkpoint is None else self.checkpoint.state.get("threads")
-        if threads is None:
-            threads = made_with
+        if threads is None and self.checkpoint is not None:
+            threads = self.checkpoint.state["made_with"].get("threads")
         if threads is not None:
             torch.set_num_threads(threads)
-        if made_with not in (None, torch.get_num_threads()):
-            log.warning(
-                "The checkpoint was made with %d threads and this run has %d: the last bits will differ.",
-                made_with,
-                torch.get_num_threads(),
-            )
 
     def _max_steps(self) -> int:
         training = self.config.training
         if training.max_steps is not None:
             return training.max_steps
         assert training.num_epochs is not None
-        return max(1, math.ceil(training.num_epochs * self.windows.windows_per_epoch / self.windows_per_step))
+        return max(1, math.ceil(self.order.steps(training.num_epochs)))
 
-    @property
-    def windows_per_step(self) -> int:
-        return self.config.training.batch_size * self.config.training.gradient_accumulation_steps
+    def _open_order(self) -> Order:
+        config, training = self.config, self.config.training
+        return open_order(
+            self.corpus,
+            config.batching,
+            config.dataset,
+            sequence_length=config.model.max_seq_len,
+            batch_size=training.batch_size,
+            pieces=training.gradient_accumulation_steps,
+            seed=config.seed,
+            repeat=training.overfit_batches,
+        )
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.windows_per_step * self.config.model.max_seq_len
+    def _validation_batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        corpus, config = self.corpus, self.config
+        length, device = config.model.max_seq_len, self.network.device
+        return evaluation_batches(
+            corpus.validation, corpus.validation_offsets, config.batching, length, batch_size, limit, device
+        )
 
     def _is_due(self, every: int | str) -> bool:
         """After this step, or at the end. `every` is a number of steps, or the word epoch."""
-        steps = (
-            max(1, round(self.windows.windows_per_epoch / self.windows_per_step)) if every == "epoch" else int(every)
-        )
+        steps = max(1, round(self.order.steps(1))) if every == "epoch" else int(every)
         return self.step % steps == 0 or self.step == self.max_steps
+
+    def _save_is_due(self) -> bool:
+        training = self.config.training
+        minutes = training.save_every_minutes
+        late = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        return late or self._is_due(training.save_every)
 
     # The loop
 
     def run(self) -> float:
-        """Train to the end, or to an exception; the run's status says which. Returns the final validation loss."""
-        if self.step >= self.max_steps:
+        """Train to the end, or to an exception; the run's status says which. Returns the final validation loss.
+
+        From here on a signal is kept until the loop, or a moment between two parts of the start, looks at it.
+        """
+        cut_short = self.resumed is not None and self.resumed.directory.read()["status"] != FINISHED
+        if self.step > self.max_steps or (self.step == self.max_steps and not cut_short):
             raise InputError(
                 f"The run has made {self.step} steps already and training.max_steps is {self.max_steps}: "
                 "give a larger training.max_steps to go on."
             )
+        # Room for what a run cannot do without: the newest checkpoint, and the next one while it is written.
+        self._checkpoints(self.outputs / "runs").check_free_space(tensors_of(self), copies=2 - bool(self.checkpoint))
+        self.interruption.defer()
+        self.interruption.raise_if_received("nothing was trained yet, so there was nothing to save.")
         directory, tracker = self._open_run()
+        self.directory = directory
         report = RunReport(self, directory, tracker)
         status = FAILED
         try:
             with run_log(directory.log):
                 try:
+                    self.interruption_point(directory, tracker)
                     report.start()
-                    self.interruption.defer()
                     self._train(directory, tracker, report)
+                    self._unless_the_disk_refuses(report.gradient_check)
                     status = FINISHED
                 except Interrupted:
                     status = KILLED
@@ -184,21 +220,27 @@ class Runner:
         finally:
             directory.release()
         assert self.evaluation is not None
-        print_summary(self, directory)
+        if self.origin.sweep is None:  # which has a table of all its jobs instead
+            print_summary(self, directory)
         return self.evaluation[1].loss
 
     def _train(self, directory: RunDirectory, tracker: Tracker, report: RunReport) -> None:
         training = self.config.training
-        checkpoints = CheckpointManager(directory.checkpoints, keep=training.keep_checkpoints)
-        checkpoints.check_free_space(self._tensors(), copies=2)
         seconds, steps = 0.0, 0  # of training alone, since the last log
+        self.saved_at = time.monotonic()
         while self.step < self.max_steps:
-            self.interruption_point(checkpoints, tracker)
+            self.interruption_point(directory, tracker)
             begin = time.perf_counter()
             loss, rate, norm = self._optimizer_step()
-            logs, saves = self._is_due(training.log_every), self._is_due(training.save_every)
+            if seen := self.inspector.take():
+                tracker.log(self.step, seen)
+            logs, saves = self._is_due(training.log_every), self._save_is_due()
             if logs or saves:
-                self._check_finite()  # waits for the device, so that the time below is the steps' own
+                try:
+                    self._check_finite()  # waits for the device, so that the time below is the steps' own
+                except NotFiniteError:
+                    report.step(loss.item(), rate, norm.item(), (seconds + time.perf_counter() - begin) / (steps + 1))
+                    raise
             seconds, steps = seconds + time.perf_counter() - begin, steps + 1
             if logs:
                 report.step(loss.item(), rate, norm.item(), seconds / steps)
@@ -206,35 +248,36 @@ class Runner:
             if self._is_due(training.eval_every):
                 self._evaluate(report)
             if saves:
-                self._save(checkpoints, tracker)
+                self._save(directory, tracker)
+        if self.evaluation is None:  # it was killed behind its last save: logged is everything, and only this forgotten
+            self._evaluated()
+            self._draw_samples()
 
-    def interruption_point(self, checkpoints: CheckpointManager, tracker: Tracker) -> None:
+    def interruption_point(self, directory: RunDirectory, tracker: Tracker) -> None:
         """Between two steps: a signal that came meanwhile ends the run here, with a checkpoint."""
         if self.interruption.received is None:
             return
         if self.step == self.first_step:
             self.interruption.raise_if_received("no step was made, so there was nothing to save.")
         self._check_finite()  # or a resume would not know that this run was to end at such a step
-        path = self._save(checkpoints, tracker)
+        path = self._save(directory, tracker)
         self.interruption.raise_if_received(
-            f"saved {path} after {self.step} steps; go on with resume={checkpoints.directory.parent.name}"
+            f"saved {path} after {self.step} steps; go on with resume={directory.run_id}"
         )
 
     def _optimizer_step(self) -> tuple[Tensor, float, Tensor]:
         """One update from `gradient_accumulation_steps` batches. Loss and norm stay on the device."""
-        training, size = self.config.training, self.config.training.batch_size
         number = self.step + 1
-        first = self.step * self.windows_per_step
-        if training.overfit_batches is not None:
-            first = (self.step % training.overfit_batches) * self.windows_per_step
         rate = self._learning_rate(number)
+        tokens, batches = self.order.batches(self.step, self.device)
         self.network.zero_gradients()
+        watch = self.inspector.watch(number)
         loss = torch.zeros((), device=self.device)
-        for piece in range(training.gradient_accumulation_steps):
-            row = piece * size
-            batch: Batch = self.windows.batch(first + row, size, first_row=row, device=self.device)
-            loss = loss + self.network.loss_and_gradients(batch, denominator=self.tokens_per_step, step=number)
-        norm = self.optimizer.step(loss, rate, training.max_grad_norm)
+        for batch in batches:
+            loss = loss + self.network.loss_and_gradients(batch, denominator=tokens, step=number)
+        watch.gradients()
+        norm = self.optimizer.step(loss, rate, self.config.training.max_grad_norm)
+        watch.update()
         self.step = number
         return loss, rate, norm
 
@@ -275,59 +318,72 @@ class Runner:
     def _open_run(self) -> tuple[RunDirectory, Tracker]:
         config = self.config
         name = config.run_name or default_run_name(config)
-        metrics_length = None
-        if self.checkpoint is not None:
-            assert self.resumed is not None
-            directory = open_run_directory(self.resumed.path, self.step)
+        if self.resumed is not None:
+            directory, metrics_length = self.resumed.directory, self.resumed.checkpoint.state["metrics_length"]
         else:
-            directory = create_run_directory(self.outputs, name)
+            directory, metrics_length = create_run_directory(self.outputs, name, origin=self.origin), None
         try:
-            if self.checkpoint is not None:
-                CheckpointManager(directory.checkpoints).set_aside_after(self.step)
-                metrics_length = self.checkpoint.state["metrics_length"]
-            write_config(config, directory.path / "config.yaml")
-            self.corpus.tokenizer.save(directory.path)
+            if self.resumed is not None:
+                tell_changes(self, self.resumed.checkpoint, directory)
+                self._checkpoints(directory.checkpoints).set_aside_after(self.step)
+            else:
+                directory.update(made_with=circumstances(self.device), code=code_digest())
+            write_config(config, directory.path / "config.yaml", self.origin.sources)
+            with storage_errors(f"write into {directory.path}"):
+                self.corpus.tokenizer.save(directory.path)
             tracker = open_tracker(
                 config.tracking.name, directory, self.outputs, config.experiment_name, name, metrics_length
             )
-        except BaseException as error:
-            end_run(directory.path, KILLED if isinstance(error, Interrupted) else FAILED)
+        except BaseException:
+            with suppress(StorageError):  # the disk that is full, perhaps: the next command sees that the run is dead
+                end_run(directory.path, FAILED)
             directory.release()
             raise
         return directory, tracker
 
     def _evaluate(self, report: RunReport) -> None:
-        """Validation loss and samples. The last evaluation of a run is over the whole split."""
-        training, corpus = self.config.training, self.corpus
-        limit = None if self.step == self.max_steps else training.eval_batches
-        evaluation = self.evaluator.evaluate(
-            validation_batches(
-                corpus.validation, self.config.model.max_seq_len, training.batch_size, limit, self.device
-            )
-        )
-        self.evaluation = self.step, evaluation
+        """Validation loss and samples."""
+        evaluation = self._evaluated()
         report.evaluation(evaluation)
         if not math.isfinite(evaluation.loss):
             raise NotFiniteError(
                 f"The validation loss after step {self.step} is {evaluation.loss}: the parameters have diverged. Try a "
                 "smaller optimizer.learning_rate or a longer schedule.warmup_ratio."
             )
-        self.samples = draw_samples(self.network, corpus, self.prompts, training.sample_length, self.config.seed)
-        report.samples(self.samples)
+        self._draw_samples()
+        self._unless_the_disk_refuses(lambda: report.samples(self.samples))
 
-    def _save(self, checkpoints: CheckpointManager, tracker: Tracker) -> Path | None:
-        """The new checkpoint; None where the disk did not take it and the run can go on without."""
-        metric = self.evaluation[1].loss if self.evaluation is not None and self.evaluation[0] == self.step else None
-        tokenizer = checkpoints.directory.parent / "tokenizer.json"
+    def _evaluated(self) -> Evaluation:
+        """The last evaluation of a run is over the whole split."""
+        training = self.config.training
+        limit = None if self.step == self.max_steps else training.eval_batches
+        evaluation = self.evaluator.evaluate(self._validation_batches(training.batch_size, limit))
+        self.evaluation = self.step, evaluation
+        return evaluation
+
+    def _draw_samples(self) -> None:
+        length, seed = self.config.training.sample_length, self.config.seed
+        self.samples = draw_samples(self.network, self.corpus, self.prompts, length, seed)
+
+    def _unless_the_disk_refuses(self, write: Callable[[], None]) -> None:
+        """What a run can do without."""
         try:
-            state = {
-                "network": asdict(self.network_config),
-                "config": self.config.to_dict(),
-                "metrics_length": tracker.sync(),
-                "threads": torch.get_num_threads(),
-                **self._identity(),
-            }
-            path = checkpoints.save(self.step, self._tensors(), state, metric, files=[tokenizer])
+            write()
+        except StorageError as error:
+            log.warning("%s. The run goes on without it.", error)
+
+    def _save(self, directory: RunDirectory, tracker: Tracker) -> Path | None:
+        """The new checkpoint; None where the disk did not take it and the run can go on without."""
+        self.saved_at = time.monotonic()
+        metric = self.evaluation[1].loss if self.evaluation is not None and self.evaluation[0] == self.step else None
+        try:
+            path = self._checkpoints(directory.checkpoints).save(
+                self.step,
+                tensors_of(self),
+                state_of(self, tracker.sync()),
+                metric,
+                files=[directory.path / "tokenizer.json"],
+            )
         except StorageError as error:
             if self.step == self.max_steps or self.interruption.received is not None:
                 raise
@@ -336,34 +392,5 @@ class Runner:
         tracker.log_checkpoints()
         return path
 
-    def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        return {"parameters": self.network.export_parameters(), "optimizer": self.optimizer.state()}
-
-    def _identity(self) -> dict[str, Any]:
-        """What a checkpoint's data and order of data depend on."""
-        return {
-            "dataset_digest": self.corpus.dataset_digest,
-            "tokenizer_digest": self.corpus.tokenizer_digest,
-            "windows_per_step": self.windows_per_step,
-            "seed": self.config.seed,
-            "optimizer": self.config.optimizer.name,
-        }
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        """Continue where a checkpoint was made. Raises CheckpointError with every difference that forbids it."""
-        saved = checkpoint.state
-        here = self._identity() | {
-            name: value for name, value in asdict(self.network_config).items() if name not in ("device", "kernels")
-        }
-        there = saved | saved.get("network", {})
-        differences = [
-            f"{name} is {there.get(name)} in the checkpoint and {value} here"
-            for name, value in here.items()
-            if there.get(name) != value
-        ]
-        if differences:
-            raise CheckpointError(f"{checkpoint.path} cannot be resumed with this config: {'; '.join(differences)}.")
-        self.network.load_parameters(checkpoint.tensors["parameters"])
-        self.optimizer.load_state(checkpoint.tensors["optimizer"])
-        self.optimizer.forget_longest()
-        self.step = checkpoint.step
+    def _checkpoints(self, directory: Path) -> CheckpointManager:
+        return CheckpointManager(directory, keep=self.config.training.keep_checkpoints)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -52,3 +54,22 @@ def draw_samples(
         )
         texts.append(tokenizer.decode(drawn[0].tolist()))
     return texts
+
+
+@dataclass(frozen=True)
+class WordCounts:
+    """How varied a text is; words are what stands between blanks."""
+
+    words: int
+    distinct: int
+    repeated_bigrams: int  # pairs of neighbouring words that have stood in the text before
+
+    def __str__(self) -> str:
+        pairs = max(self.words - 1, 0)
+        return f"{self.words} words, {self.distinct} distinct; {self.repeated_bigrams} of {pairs} bigrams repeated"
+
+
+def count_words(text: str) -> WordCounts:
+    words = text.split()
+    pairs = list(pairwise(words))
+    return WordCounts(len(words), len(set(words)), len(pairs) - len(set(pairs)))

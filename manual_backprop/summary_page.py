@@ -37,7 +37,9 @@ def print_summary(runner: Runner, directory: RunDirectory) -> None:
     )
     steps = runner.step - runner.first_step
     seconds = time.monotonic() - runner.started
-    table.add_row("trained", f"{steps} steps, {steps * runner.tokens_per_step:,} tokens; {seconds:.0f} s in all")
+    table.add_row(
+        "trained", f"{steps} steps, {runner.order.tokens_before(runner.step):,} tokens; {seconds:.0f} s in all"
+    )
     skipped = int(runner.optimizer.nonfinite_steps)
     if skipped:
         table.add_row("not finite", f"{skipped} steps were skipped")

@@ -1,4 +1,4 @@
-"""`python -m manual_backprop.sync RUN_DIRECTORY ...`: deliver to MLflow what it did not take while the run went on.
+"""`python -m manual_backprop.sync RUN ...`: deliver to MLflow what it did not take while the run went on.
 
 Harmless to repeat: what MLflow has is not sent again. A run that is still going on delivers itself and is refused.
 """
@@ -10,46 +10,112 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from manual_backprop.errors import EXIT_DONE, EXIT_FAILED, ManualBackpropError
+from manual_backprop.errors import EXIT_DONE, EXIT_FAILED, InputError, ManualBackpropError
+
+COMMAND = "python -m manual_backprop.sync"
+DESCRIPTION = """\
+Deliver runs to MLflow: whatever it did not take while they went on, because it was down, slow, full or locked.
+
+A run's own directory is complete in any case. What MLflow has already is not sent again, so this may be
+repeated; points keep the times at which they were measured. Runs whose process is gone are marked KILLED,
+here and in MLflow. A run that is still going on delivers itself and is refused. A sweep's directory means the
+sweep and all its runs."""
+EPILOG = f"""\
+MLflow is what MLFLOW_TRACKING_URI names, or else mlflow.db beside the run's outputs directory.
+
+Examples
+
+  {COMMAND} last
+  {COMMAND} outputs/runs/*
+  MLFLOW_TRACKING_URI=http://127.0.0.1:5000 {COMMAND} 8c1ce4
+
+Exit codes: 0 all is delivered, 1 MLflow did not take it, 2 there is no such run, or it is going on."""
 
 
 def deliver_run(which: str, root: Path) -> str:
     """Deliver one run; return the sentence that says so. Raises ManualBackpropError, or what MLflow raises."""
     from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, without_credentials
-    from manual_backprop.tracking.run_directory import find_run, own_run_directory
+    from manual_backprop.tracking.run_directory import close_dead_runs, own_run_directory
     from manual_backprop.tracking.tracker import Tracked
 
-    run = own_run_directory(find_run(root, which).path)
+    path = named_run(which, root)
+    close_dead_runs(root_of(path, root))
+    run = own_run_directory(path)
     try:
         experiment_name = Tracked.read(run.path).experiment_name
         delivery = MlflowDelivery(run.path, root_of(run.path, root))
         delivery.deliver(final=True)
+        delivery.terminate_dead_runs()
         return f"{run.path} is delivered to {without_credentials(delivery.uri)}, experiment {experiment_name}"
     finally:
         run.release()
 
 
+def named_run(which: str, root: Path) -> Path:
+    """`last` is the newest start here, with or without a checkpoint: its metrics want to be delivered too."""
+    from manual_backprop.tracking.run_directory import find_run, list_runs
+
+    if which != "last":
+        return find_run(root, which).path
+    runs = list_runs(root)
+    if not runs:
+        raise InputError(f"last: there is no run in {root.absolute() / 'runs'}")
+    return runs[-1]
+
+
 def root_of(run: Path, otherwise: Path) -> Path:
     """The outputs directory in which a run lies: mlflow.db stands beside it, wherever the command is called."""
-    return run.parent.parent if run.parent.name == "runs" else otherwise
+    return run.parent.parent if run.parent.name in ("runs", "sweeps") else otherwise
+
+
+def with_children(which: str, root: Path) -> list[str]:
+    """Of a sweep: itself first, so that its runs find their parent in MLflow, and again last, for its best run."""
+    from manual_backprop.sweeps.records import runs_of_sweep
+    from manual_backprop.tracking.run_directory import SWEEPS
+
+    try:
+        path = named_run(which, root)
+    except ManualBackpropError:
+        return [which]  # is told when it is to be delivered
+    runs = runs_of_sweep(path) if path.parent.name == SWEEPS else []
+    return [str(path), *map(str, runs), str(path)] if runs else [which]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m manual_backprop.sync", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN_DIRECTORY", help="a run's directory, or its id below outputs/")
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a run's directory; or below outputs/: its id, the six last characters of that, MLflow's id, or last, the "
+        "newest one",
+    )
     chosen = parser.parse_args(arguments)
+    from manual_backprop.tracking.mlflow_delivery import tracking_uri, without_credentials
+    from manual_backprop.tracking.mlflow_tracking import one_line
+
+    root = Path("outputs")
     worst = EXIT_DONE
-    for which in chosen.runs:
+    for which in [one for named in chosen.runs for one in with_children(named, root)]:
         try:
-            print(deliver_run(which, Path("outputs")))
+            print(deliver_run(which, root), flush=True)
         except ManualBackpropError as error:
             print(error, file=sys.stderr)
             worst = max(worst, error.exit_code)
         except Exception as error:  # MLflow's, its database's, its server's: for a user all the same
-            print(f"{which}: MLflow did not take it: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+            where = without_credentials(tracking_uri(root))
+            print(f"{which}: MLflow at {where} did not take everything ({one_line(error)})", file=sys.stderr)
             worst = max(worst, EXIT_FAILED)
     return worst
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from manual_backprop.exit_codes import exit_code_of
+
+    sys.exit(exit_code_of(main))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_disk import run_on_small_disk
 
 from manual_backprop.checkpoint import CheckpointManager, load_checkpoint, step_of, verify
 from manual_backprop.errors import CheckpointError, StorageError
@@ -368,8 +369,6 @@ def test_a_disk_that_refuses_in_the_middle_costs_the_save_only(tmp_path: Path) -
 
 
 def test_a_full_small_disk_is_refused_with_both_sizes(tmp_path: Path) -> None:
-    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode != 0:
-        pytest.skip("mounting a small file system needs root")
     script = (
         SAVER
         + """
@@ -395,17 +394,6 @@ def test_a_full_small_disk_is_refused_with_both_sizes(tmp_path: Path) -> None:
     assert check(directory) == 3
     """
     )
-    (tmp_path / "saver.py").write_text(textwrap.dedent(script))
-    (tmp_path / "small").mkdir()
-    mount = f'mount -t tmpfs -o size=4m none "{tmp_path}/small" && exec "{sys.executable}" saver.py "{tmp_path}/small"'
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", mount],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-    )
-    if "mount:" in done.stderr:
-        pytest.skip(f"cannot mount: {done.stderr.strip()}")
+    done = run_on_small_disk(script, tmp_path, megabytes=4)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("free some space") == 2

@@ -1,4 +1,7 @@
-"""`python -m manual_backprop.run` as processes: exit codes, signals, sweeps. What runs compute: test_runner.py."""
+"""`python -m manual_backprop.run` as processes: exit codes and signals of one run.
+
+What runs compute: test_runner.py. Sweeps: test_sweeps.py.
+"""
 
 from __future__ import annotations
 
@@ -167,37 +170,6 @@ def test_a_second_signal_leaves_at_once(root: Path) -> None:
     assert time.monotonic() - begin < 5
     (directory,) = list_runs(root / "outputs")
     assert close_dead_runs(root / "outputs") == [directory]
-    assert read_run(directory)["status"] == "KILLED"
-
-
-def test_multirun(root: Path) -> None:
-    done = run(root, "-m", *SMALL, "training.max_steps=1", "seed=1,2")
-    assert done.returncode == 0, done.stderr
-    directories = list_runs(root / "outputs")
-    assert [read_run(path)["status"] for path in directories] == ["FINISHED", "FINISHED"]
-    losses = [load_training_log(path).training["train/loss"].values[0] for path in directories]
-    assert losses[0] != losses[1]
-
-
-@pytest.mark.slow
-def test_multirun_with_a_failing_job(root: Path) -> None:
-    """The other jobs are run all the same, and the sweep says which failed and why."""
-    options = ("training.max_steps=5", "schedule.warmup_ratio=0", "optimizer.learning_rate=1e30,1e-3")
-    failed = run(root, "-m", *SMALL, *options)
-    assert failed.returncode == 1
-    assert "1 of 2 jobs failed" in failed.stderr
-    assert "optimizer.learning_rate=1e+30): The loss" in failed.stderr
-    assert [read_run(path)["status"] for path in list_runs(root / "outputs")] == ["FAILED", "FINISHED"]
-
-
-@pytest.mark.slow
-def test_multirun_ends_at_a_signal(root: Path) -> None:
-    with Started(root, "-m", *ENDLESS, "seed=1,2,3") as process:
-        directory = wait_for_steps(root, 3)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=PATIENCE)
-    assert process.returncode == 143
-    assert list_runs(root / "outputs") == [directory]
     assert read_run(directory)["status"] == "KILLED"
 
 

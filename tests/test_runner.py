@@ -1,46 +1,25 @@
-"""The Runner in this process: what a run writes, how exactly it resumes, how it ends. Exit codes: test_run.py."""
+"""What runs write and compute, in this process. How they resume: test_resume.py; how they end: test_run_ends.py."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
-import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from run_tools import assert_same_tensors, config_of, metric, resume, train
 
 from manual_backprop.checkpoint import CheckpointManager, load_checkpoint
-from manual_backprop.command_line import check
-from manual_backprop.config import RunConfig
-from manual_backprop.errors import (
-    CheckpointError,
-    ConfigError,
-    InputError,
-    Interrupted,
-    NotFiniteError,
-    RunInUseError,
-    StorageError,
-)
-from manual_backprop.interruption import Interruption
+from manual_backprop.errors import ConfigError, InputError
 from manual_backprop.language_model import CustomTransformerWrapper
-from manual_backprop.origin import Origin
-from manual_backprop.runner import Runner, run_job
 from manual_backprop.tracking import load_training_log
-from manual_backprop.tracking.run_directory import list_runs, open_run_directory, read_run
+from manual_backprop.tracking.run_directory import read_run
 
-MODEL = ("model=tiny", "model.d_model=16", "model.n_heads=2", "model.d_ffn=24", "model.max_seq_len=8")
-TRAINING = ("training=smoke", "training.log_every=1", "training.sample_length=4", "training.eval_every=1000")
-SMALL = (*MODEL, *TRAINING, "tokenizer=byte", "tracking=none", "device=cpu", "device.threads=1", "dataset=text")
+pytestmark = pytest.mark.usefixtures("here")
+
 CONTRACT = {
     *("train/loss", "learning_rate", "gradient_norm", "tokens_seen", "flops", "tokens_per_second", "peak_share"),
     "nonfinite_steps",
@@ -50,96 +29,14 @@ VALIDATION = {
 }
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(" ".join(f"the {('cat', 'dog', 'owl')[n * n % 3]} saw {n % 7} mice." for n in range(300)))
-    return path
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a command is given is where its outputs are."""
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def process_as_it_was() -> Iterator[None]:
-    """A run sets threads and log handlers of its process, and this process runs other tests too."""
-    package, threads = logging.getLogger("manual_backprop"), torch.get_num_threads()
-    handlers, propagate = list(package.handlers), package.propagate
-    yield
-    torch.set_num_threads(threads)
-    package.handlers[:], package.propagate = handlers, propagate
-
-
-def config_of(text: Path, *overrides: str) -> RunConfig:
-    chosen = {override.partition("=")[0] for override in overrides}
-    defaults = [override for override in SMALL if override.partition("=")[0] not in chosen]
-    return check([*defaults, f"dataset.path='{text}'", *overrides]).jobs[0].config
-
-
-def train(root: Path, text: Path, *overrides: str) -> Path:
-    run_job(config_of(text, *overrides), root)
-    return newest(root)
-
-
-def resume(root: Path, *overrides: str) -> float:
-    os.chdir(root)
-    return run_job(check(overrides).jobs[0].config, root, Origin(overrides=tuple(overrides)))
-
-
-def newest(root: Path) -> Path:
-    return list_runs(root / "outputs")[-1]
-
-
-def metric(run: Path, name: str) -> list[float]:
-    log = load_training_log(run)
-    series = (log.validation if name.startswith("validation/") else log.training)[name]
-    return list(series.values)
-
-
-def assert_same_tensors(one: Path, other: Path) -> None:
-    """Every bit of parameters and optimizer state of two checkpoints."""
-    first, second = load_checkpoint(one).tensors, load_checkpoint(other).tensors
-    assert set(first) == set(second) == {"parameters", "optimizer"}
-    for group, named in first.items():
-        assert set(named) == set(second[group])
-        for name, tensor in named.items():
-            assert tensor.dtype == second[group][name].dtype
-            assert torch.equal(tensor, second[group][name]), f"{group} {name}"
-
-
 # What a run writes
 
 
-@pytest.fixture(scope="module")
-def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 8 steps with evaluations and checkpoints at 4 and 8. Read it, or copy it."""
-    root = tmp_path_factory.mktemp("finished")
-    run_job(
-        config_of(
-            text,
-            *("training.max_steps=8", "training.eval_every=4", "training.save_every=4", "model.dropout=0.1"),
-            *("run_name=a first run", "seed=3", "tags.note=x"),
-        ),
-        root,
-    )
-    return newest(root)
-
-
-@pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
-    """That run in a folder of its own."""
-    shutil.copytree(finished.parent.parent, tmp_path / "outputs")
-    return newest(tmp_path)
-
-
 def test_run_directory(finished: Path) -> None:
-    present = {path.name for path in finished.iterdir()} - {".lock"}
+    present = {path.name for path in finished.iterdir()} - {".lock", "source.diff"}
     assert present == {
         *("config.yaml", "run.json", "metrics.jsonl", "run.log", "samples", "checkpoints"),
-        *("tokenizer.json", "tracking.json", "loss_curves.png"),
+        *("tokenizer.json", "tracking.json", "loss_curves.png", "packages.txt", "gradient_check.txt"),
     }
     stamp, name, hexadecimal = finished.name[:15], finished.name[16:-7], finished.name[-6:]
     time.strptime(stamp, "%Y%m%d-%H%M%S")
@@ -177,7 +74,7 @@ def test_metrics_of_a_run(finished: Path) -> None:
     assert len(steps) + len(evaluations) == len(lines) - 1
     assert [line["step"] for line in steps] == list(range(1, 9))
     assert [line["step"] for line in evaluations] == [4, 8]
-    assert all(set(line["metrics"]) == CONTRACT for line in steps)
+    assert all({name for name in line["metrics"] if not name.startswith("system/")} == CONTRACT for line in steps)
     assert all(set(line["metrics"]) == VALIDATION for line in evaluations)
     values = [line["metrics"] for line in steps]
     assert [value["tokens_seen"] for value in values] == [step * 4 * 2 * 8 for step in range(1, 9)]
@@ -225,7 +122,9 @@ def test_checkpoints_of_a_run(finished: Path) -> None:
     assert sorted(path.name for path in checkpoint.path.iterdir()) == [
         *("manifest.json", "optimizer.safetensors", "parameters.safetensors", "state.json", "tokenizer.json"),
     ]
-    assert {"network", "config", "metrics_length", "threads", "dataset_digest", "seed"} <= set(checkpoint.state)
+    assert {"network", "config", "metrics_length", "made_with", "dataset_digest", "tokenizer_digest"} == set(
+        checkpoint.state
+    )
     names = {name for key in checkpoint.tensors["optimizer"] for name in [key.partition("/")[2]] if name}
     assert names == set(checkpoint.tensors["parameters"])
     assert checkpoint.tensors["optimizer"]["counts"].tolist() == [8, 0, 0, 0]
@@ -295,293 +194,22 @@ def test_options_run(
     assert read_run(run)["status"] == "FINISHED"
 
 
-# Resuming
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("precision=fp32", "optimizer=adamw"),
-        ("precision=bf16", "optimizer=adamw", "architecture=vaswani"),
-        ("precision=bf16_mixed", "optimizer=adamw", "training.label_smoothing=0.1"),
-        ("precision=fp32", "optimizer=sgd", "schedule=linear", "training.gradient_accumulation_steps=3"),
-        ("precision=bf16", "optimizer=sgd"),
-        ("precision=fp32", "implementation=torch"),
-    ],
-    ids=" ".join,
-)
-def test_exact_resume(options: Sequence[str], text: Path, tmp_path: Path) -> None:
-    """From the checkpoint in the middle, the second half is again what it was, bit by bit, in all that was logged."""
-    run = train(tmp_path, text, *options, "model.dropout=0.2", "training.max_steps=8", "training.save_every=4")
-    before = shutil.copytree(run, tmp_path / "before")
-    # other options on the command line than those of the run: they must not count
-    resume(tmp_path, f"resume={run / 'checkpoints' / 'step-000004'}")
-    assert newest(tmp_path) == run
-    assert len(read_run(run)["resumes"]) == 1
-    assert_same_tensors(run / "checkpoints/step-000008", before / "checkpoints/step-000008")
-    for name in ("train/loss", "gradient_norm", "learning_rate", "tokens_seen", "validation/loss"):
-        assert metric(run, name) == metric(before, name), name
-    assert (run / "superseded.jsonl").exists()
-    assert (run / "checkpoints/superseded/step-000008").is_dir()
-
-
-def stop_after(root: Path, steps: int, number: int) -> threading.Thread:
-    """Sends this process a signal when a run has logged so many steps."""
-
-    def watch() -> None:
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            runs = list_runs(root / "outputs")
-            with suppress(FileNotFoundError):
-                if runs and (runs[-1] / "metrics.jsonl").read_bytes().count(b"\n") > steps:
-                    os.kill(os.getpid(), number)
-                    return
-            time.sleep(0.001)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_rest_is_exact(number: int, text: Path, tmp_path: Path) -> None:
-    options = ("training.max_steps=300", "model.dropout=0.1", "training.save_every=1000", "training.batch_size=1")
-    whole = train(tmp_path / "whole", text, *options)
-    (tmp_path / "stopped").mkdir()
-    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    watcher = stop_after(tmp_path / "stopped", 5, number)
-    with pytest.raises(Interrupted, match=r"saved .*step-\d{6} after \d+ steps; go on with resume=") as caught:
-        train(tmp_path / "stopped", text, *options)
-    watcher.join()
-    assert caught.value.exit_code == 128 + number
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
-    run = newest(tmp_path / "stopped")
-    assert read_run(run)["status"] == "KILLED"
-    (path,) = CheckpointManager(run / "checkpoints").list()
-    assert 5 <= load_checkpoint(path).step < 300
-
-    resume(tmp_path / "stopped", "resume=last")
-
-    assert read_run(run)["status"] == "FINISHED"
-    assert metric(run, "train/loss") == metric(whole, "train/loss")
-    assert_same_tensors(run / "checkpoints/step-000300", whole / "checkpoints/step-000300")
-
-
-def test_a_signal_before_the_first_step(text: Path, tmp_path: Path) -> None:
-    """While things are built, a signal ends the program where it is; nothing claims to run afterwards."""
-    config = config_of(text)
-    timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGTERM))
-    with Interruption() as interruption:
-        timer.start()
-        with pytest.raises(Interrupted, match="SIGTERM: nothing was trained yet") as caught:
-            [Runner(config, tmp_path / "outputs", interruption) for _ in range(100)]
-    timer.join()
-    assert caught.value.exit_code == 143
-    assert list_runs(tmp_path / "outputs") == []
-
-
-def test_a_signal_while_the_run_directory_is_made(text: Path, tmp_path: Path) -> None:
-    with Interruption() as interruption:
-        runner = Runner(config_of(text), tmp_path / "outputs", interruption)
-        runner.corpus.tokenizer.save = lambda directory: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore
-        with pytest.raises(Interrupted):
-            runner.run()
-    assert read_run(newest(tmp_path))["status"] == "KILLED"
-    open_run_directory(newest(tmp_path), 0).release()  # nobody owns it any more
-
-
-def test_resume_takes_only_what_the_command_line_names(copy: Path, tmp_path: Path) -> None:
-    """A run of other sizes than the defaults needs no repetition of them; training.max_steps makes it longer."""
-    resume(tmp_path, "resume=last", "training.max_steps=10", "training.log_every=2", "tags.more=y")
-    log = load_training_log(copy)
-    assert list(log.training["train/loss"].steps) == [*range(1, 9), 10]
-    saved = load_checkpoint(copy / "checkpoints/step-000010").state
-    assert saved["network"]["d_model"] == 16
-    assert saved["config"]["training"]["log_every"] == 2
-    assert saved["config"]["model"]["dropout"] == 0.1
-    assert saved["config"]["seed"] == 3
-    # the same seed of config.yaml, for the next resume
-    assert "max_steps: 10" in (copy / "config.yaml").read_text()
-
-
-def test_resume_with_another_learning_rate(copy: Path, tmp_path: Path) -> None:
-    resume(tmp_path, "resume=last", "training.max_steps=9", "schedule=constant", "optimizer.learning_rate=1e-5")
-    assert metric(copy, "learning_rate")[-1] == 1e-5
-
-
-def test_resume_with_another_learning_rate_of_the_model(copy: Path, tmp_path: Path) -> None:
-    """adamw takes model.learning_rate, also in a run whose config.yaml names both."""
-    resume(tmp_path, "resume=last", "training.max_steps=9", "schedule=constant", "model.learning_rate=1e-5")
-    assert metric(copy, "learning_rate")[-1] == 1e-5
-
-
-@pytest.mark.parametrize("options", [(), ("training.max_steps=null", "training.num_epochs=0.02")])
-def test_the_next_command_works_as_it_is_printed(
-    options: Sequence[str], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    run = train(tmp_path, text, "training.max_steps=2", *options) if not options else train(tmp_path, text, *options)
-    steps = len(metric(run, "train/loss"))
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "resume=" in line]
-    command = line.split()
-    assert command[:3] == ["python", "-m", "manual_backprop.run"]
-    resume(tmp_path, *command[3:])
-    assert len(metric(run, "train/loss")) == 2 * steps
-
-
-@pytest.mark.parametrize("which", ["last", "best", "name", "hex", "run", "checkpoint"])
-def test_ways_to_name_a_run(which: str, copy: Path, tmp_path: Path) -> None:
-    checkpoint = copy / "checkpoints/step-000008"
-    names = {"name": copy.name, "hex": copy.name[-6:], "run": str(copy), "checkpoint": str(checkpoint)}
-    resume(tmp_path, f"resume='{names.get(which, which)}'", "training.max_steps=9")
-    assert list(load_training_log(copy).training["train/loss"].steps) == [*range(1, 10)]
-
-
-def test_finished_run_has_nothing_to_resume(copy: Path, tmp_path: Path) -> None:
-    before = read_run(copy)
-    with pytest.raises(InputError, match=r"has made 8 steps already and training.max_steps is 8: give a larger"):
-        resume(tmp_path, "resume=last")
-    assert read_run(copy) == before
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("seed=4", "seed is 3 in the checkpoint and 4 here"),
-        ("model.d_model=32", "d_model is 16 in the checkpoint and 32 here"),
-        ("training.batch_size=8", "windows_per_step is 8 in the checkpoint and 16 here"),
-        ("precision=bf16", "precision is fp32 in the checkpoint and bf16 here"),
-        ("optimizer=sgd", "optimizer is adamw in the checkpoint and sgd here"),
-        ("tokenizer=char", "tokenizer_digest is .* in the checkpoint"),
-        ("architecture=vaswani", "architecture is gpt2 in the checkpoint and vaswani here"),
-    ],
-)
-def test_resume_refuses_another_run(override: str, words: str, copy: Path, tmp_path: Path) -> None:
-    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    with pytest.raises(CheckpointError, match=words):
-        resume(tmp_path, "resume=last", "training.max_steps=9", override)
-    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
-
-
-def test_resume_of_nothing(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no run in .* has a sound checkpoint"):
-        resume(tmp_path, "resume=last")
-    with pytest.raises(InputError, match="there is no run 'elephant'"):
-        resume(tmp_path, "resume=elephant")
-    assert not (tmp_path / "outputs/runs").exists()
-
-
-def test_resume_of_a_damaged_checkpoint(copy: Path, tmp_path: Path) -> None:
-    """It is named, and so is the one to use instead; `last` means a sound one only of another run."""
-    file = copy / "checkpoints/step-000008/optimizer.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"optimizer.safetensors is damaged.*step-000004"):
-        resume(tmp_path, f"resume={copy.name}", "training.max_steps=9")
-
-
-def test_resume_of_a_run_in_use(copy: Path, tmp_path: Path) -> None:
-    owner = open_run_directory(copy, 8)
-    try:
-        with pytest.raises(RunInUseError, match=f"in use by process {os.getpid()}"):
-            resume(tmp_path, "resume=last", "training.max_steps=9")
-    finally:
-        owner.release()
-
-
-# Steps that are not finite
-
-DIVERGING = ("optimizer.learning_rate=1e30", "schedule=constant", "schedule.warmup_ratio=0", "training.max_steps=20")
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_mixed"])
-def test_a_diverging_run_raises(precision: str, text: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotFiniteError, match=r"not finite in 1 of the last steps, up to step 2\. .*learning_rate"):
-        train(tmp_path, text, *DIVERGING, f"precision={precision}")
-    run = newest(tmp_path)
-    assert read_run(run)["status"] == "FAILED"
-    assert "NotFiniteError" in (run / "traceback.txt").read_text()
-    assert "NotFiniteError" in (run / "run.log").read_text()
-    assert CheckpointManager(run / "checkpoints").list() == []
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_diverging_run_that_skips_ends_at_its_limit(optimizer: str, text: Path, tmp_path: Path) -> None:
-    options = ("training.non_finite=skip", "training.non_finite_limit=4", "training.save_every=1000")
-    with pytest.raises(NotFiniteError, match=r"4 steps in a row, up to step 5, .*non_finite_limit=4"):
-        train(tmp_path, text, *DIVERGING, *options, f"optimizer={optimizer}")
-    assert metric(newest(tmp_path), "nonfinite_steps") == [0, 1, 2, 3]
-    assert read_run(newest(tmp_path))["status"] == "FAILED"
-
-
-@pytest.mark.parametrize(
-    "options", [("training.eval_every=1",), ("training.max_steps=1", "training.sample_prompts=[]")]
-)
-def test_a_diverged_model_is_not_called_finished(options: Sequence[str], text: Path, tmp_path: Path) -> None:
-    """Its last step was finite; what the update made of the parameters shows only when they are used."""
-    with pytest.raises(NotFiniteError, match="validation loss after step 1 is nan"):
-        train(tmp_path, text, *DIVERGING, *options)
-
-
-def stumbling(runner: Runner, steps: set[int], gradient: bool) -> None:
-    """In these steps the loss, or one gradient, is not finite."""
-    healthy = runner.network.loss_and_gradients
-
-    def loss_and_gradients(batch: Any, *, denominator: int, step: int) -> Tensor:
-        loss = healthy(batch, denominator=denominator, step=step)
-        if step in steps and gradient:
-            runner.network.gradients["blocks.0.attention.value.bias"][0] = math.nan
-        return loss * math.inf if step in steps and not gradient else loss
-
-    runner.network.loss_and_gradients = loss_and_gradients  # type: ignore[method-assign]
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("gradient", [False, True])
-def test_skipped_steps_update_nothing(optimizer: str, gradient: bool, text: Path, tmp_path: Path) -> None:
-    """Parameters and moments keep every bit, the steps are counted, and the run goes on."""
-    options = ("training.max_steps=8", "training.save_every=1", "training.keep_checkpoints=100")
-    config = config_of(text, *options, "training.non_finite=skip", f"optimizer={optimizer}")
-    with Interruption() as interruption:
-        runner = Runner(config, tmp_path / "outputs", interruption)
-        stumbling(runner, {3, 4, 6}, gradient)
-        runner.run()
-    run = newest(tmp_path)
-    assert metric(run, "nonfinite_steps") == [0, 0, 1, 2, 2, 3, 3, 3]
-    states = {step: load_checkpoint(run / f"checkpoints/step-{step:06d}").tensors for step in range(1, 9)}
-    for step in range(2, 9):
-        for group, named in states[step].items():
-            changed = [name for name, value in named.items() if not torch.equal(value, states[step - 1][group][name])]
-            assert bool(set(changed) - {"counts"}) == (step not in {3, 4, 6}), (step, group)
-    assert states[8]["optimizer"]["counts"].tolist() == [5, 3, 0, 0]
-
-
-def test_skipped_steps_are_judged_once(text: Path, tmp_path: Path) -> None:
-    """A resume with a lower limit does not end at steps that were skipped, and judged, before it."""
-    config = config_of(text, "training.max_steps=4", "training.non_finite=skip", "training.non_finite_limit=3")
-    with Interruption() as interruption:
-        runner = Runner(config, tmp_path / "outputs", interruption)
-        stumbling(runner, {2, 3}, gradient=True)
-        runner.run()
-    resume(tmp_path, "resume=last", "training.max_steps=6", "training.non_finite_limit=2")
-    assert read_run(newest(tmp_path))["status"] == "FINISHED"
-
-
-def test_resume_checks_against_the_runs_own_config(text: Path, tmp_path: Path) -> None:
-    """Keys that only its optimizer has, and the length that it counts in."""
-    train(tmp_path, text, "optimizer=sgd", "training.max_steps=null", "training.num_epochs=0.1")
-    config = check(["resume=last", "optimizer.momentum=0.8", "training.num_epochs=0.3"]).jobs[0].config
-    assert (config.optimizer.name, config.optimizer.momentum) == ("sgd", 0.8)
-    assert (config.training.num_epochs, config.training.max_steps) == (0.3, None)
-
-
-def test_raise_counts_steps_between_two_logs(text: Path, tmp_path: Path) -> None:
-    config = config_of(text, "training.max_steps=8", "training.log_every=4", "training.save_every=1000")
-    with Interruption() as interruption:
-        runner = Runner(config, tmp_path / "outputs", interruption)
-        stumbling(runner, {2}, gradient=True)
-        with pytest.raises(NotFiniteError, match="in 1 of the last steps, up to step 4"):
-            runner.run()
+def test_saves_by_the_clock_change_nothing(text: Path, tmp_path: Path) -> None:
+    """A save after every step, since a thousandth of a second has passed; none but the last without it."""
+    options = ("training.max_steps=6", "training.save_every=1000", "model.dropout=0.1", "training.eval_every=3")
+    seldom = train(tmp_path, text, *options, "training.log_every=2")
+    often = train(
+        tmp_path, text, *options, "training.save_every_minutes=1e-5", "training.keep_checkpoints=9",
+        "training.log_every=2",
+    )  # fmt: skip
+    assert [path.name for path in CheckpointManager(seldom / "checkpoints").list()] == ["step-000006"]
+    assert len(CheckpointManager(often / "checkpoints").list()) == 6
+    assert_same_tensors(seldom / "checkpoints/step-000006", often / "checkpoints/step-000006")
+    for name in ("train/loss", "gradient_norm", "validation/loss"):
+        assert metric(seldom, name) == metric(often, name)
+    resume(tmp_path, f"resume={often / 'checkpoints/step-000003'}", "training.save_every_minutes=null")
+    assert_same_tensors(seldom / "checkpoints/step-000006", often / "checkpoints/step-000006")
+    assert metric(seldom, "train/loss") == metric(often, "train/loss")
 
 
 # Words and limits of the configuration
@@ -674,44 +302,6 @@ def test_keep_checkpoints(text: Path, tmp_path: Path) -> None:
     options = ("training.max_steps=6", "training.save_every=1", "training.keep_checkpoints=2")
     run = train(tmp_path, text, *options)
     assert [path.name for path in CheckpointManager(run / "checkpoints").list()] == ["step-000005", "step-000006"]
-
-
-# Storage
-
-
-def test_outputs_that_cannot_be_written(text: Path, tmp_path: Path) -> None:
-    (tmp_path / "outputs").write_text("a file, not a folder")
-    with pytest.raises(StorageError) as caught:
-        train(tmp_path, text)
-    assert caught.value.exit_code == 4
-    (tmp_path / "outputs").unlink()
-    (tmp_path / "outputs").mkdir()
-    (tmp_path / "outputs/runs").write_text("a file, not a folder")
-    with pytest.raises(StorageError):
-        train(tmp_path, text)
-
-
-@pytest.mark.parametrize("name", ["samples", "loss_curves.png"])
-def test_a_run_directory_that_cannot_be_written_any_more(name: str, text: Path, tmp_path: Path) -> None:
-    config = config_of(text, "training.max_steps=2")
-    with Interruption() as interruption:
-        runner = Runner(config, tmp_path / "outputs", interruption)
-        healthy = runner._optimizer_step
-
-        def spoil() -> Any:
-            place = newest(tmp_path) / name
-            if name == "samples":
-                if place.is_dir():
-                    place.rmdir()
-                    place.write_text("a file, not a folder")
-            else:
-                place.mkdir(exist_ok=True)
-            return healthy()
-
-        runner._optimizer_step = spoil  # type: ignore[method-assign]
-        with pytest.raises(StorageError, match=name):
-            runner.run()
-    assert read_run(newest(tmp_path))["status"] == "FAILED"
 
 
 # MLflow

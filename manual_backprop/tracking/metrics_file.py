@@ -6,6 +6,9 @@ The schema, version 1. The first line is a header, every other line one entry:
     {"step": 10, "time_ms": 1795205412345, "metrics": {"train/loss": 5.123456789, "tokens_seen": 40960}}
 
 - `step`: optimizer steps completed, from 1. `time_ms`: milliseconds since 1970, UTC, when the entry was written.
+- `metrics`: train/loss, learning_rate and the like of training (DESIGN.md, 7), inspect/ of every layer
+  (training.inspect_every), validation/ of an evaluation, system/ of the machine (at most every 10 s).
+  `load_training_log` gives inspect/ with training, and the others apart.
 - Numbers are unrounded: reading gives the same float64. JSON has no NaN and no infinity; the strings "NaN", "Infinity"
   and "-Infinity" stand for them.
 - A step may stand on several lines (training and validation), and again after a resume: the last value counts.

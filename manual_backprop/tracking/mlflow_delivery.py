@@ -13,6 +13,7 @@ variables.
 from __future__ import annotations
 
 import getpass
+import json
 import logging
 import math
 import os
@@ -28,10 +29,20 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock
 
-from manual_backprop.checkpoint import CheckpointManager
+from manual_backprop.checkpoint import CheckpointManager, step_of
 from manual_backprop.errors import ManualBackpropError
+from manual_backprop.served_model import MODEL_NAME, is_servable, parameters_digest, write_model
+from manual_backprop.tracking.kinship import kinship_tags
 from manual_backprop.tracking.metrics_file import METRICS, Entry, read_entries
-from manual_backprop.tracking.run_directory import RUNNING, list_runs, own_run_directory, read_run, update_run
+from manual_backprop.tracking.run_directory import (
+    FINISHED,
+    RUNNING,
+    SWEEPS,
+    list_runs,
+    own_run_directory,
+    read_run,
+    update_run,
+)
 from manual_backprop.tracking.tracker import TRACKING_FILE, Tracked
 
 if TYPE_CHECKING:
@@ -43,6 +54,9 @@ PARAMETERS_IN_BATCH = 100
 TAGS_IN_BATCH = 100
 LONGEST_PARAMETER = 6000
 LONGEST_TAG = 5000
+LONGEST_DIGEST = 36
+CHANGED_TAG = "changed."
+TRAINING_TAG = "mlflow.data.context"
 RUN_ID_TAG = "manual_backprop.run_id"
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows runs and charts, not chats
 # Measured anew when a step is repeated after a resume; every other metric of a repeated step is the same or news.
@@ -82,12 +96,13 @@ class MlflowDelivery:
         self.last_success = time.monotonic()
         self.working_locally = False  # importing MLflow or creating a new sqlite store: slow, and sure to end
         self._client: MlflowClient | None = None
-        self._run_id = ""
+        self._run_id = self._experiment = ""
         self._artifacts: Path | None = None  # of a local store
         self._position = 0  # in metrics.jsonl [bytes]
         self._stored: dict[str, dict[int, float]] = {}  # points that MLflow had before we came
         self._parameters: dict[str, str] = {}
         self._tags: dict[str, str] = {}
+        self._datasets: set[tuple[str, str]] = set()  # name, digest
         self._tracked_at = 0  # mtime of tracking.json when it was delivered [ns]
         self._files: dict[tuple[str, str], tuple[int, int]] = {}  # artifact -> (mtime, size) as delivered
 
@@ -99,6 +114,9 @@ class MlflowDelivery:
             tracked = Tracked.read(self.directory)
             self._send_parameters(client, tracked.parameters)
             self._send_tags(client, tracked.tags)
+            self._send_changes(client, tracked.changes)
+            self._send_datasets(client, tracked.datasets)
+        self._send_tags(client, kinship_tags(read_run(self.directory), without_credentials(self.uri)))
         self._send_metrics(client)
         if final or tracked_at != self._tracked_at:
             for path, folder in tracked.artifacts:
@@ -111,12 +129,14 @@ class MlflowDelivery:
                 self._done(client.set_terminated, self._run_id, run["status"], _milliseconds(run["ended_at"]))
             if not linked:
                 self._upload_checkpoints(client)
+            if run["status"] == FINISHED:
+                self._log_model(client)
             self._record(run["status"], delivered=True)
 
     def terminate_dead_runs(self) -> None:
         """Tell MLflow about runs of this outputs directory that ended while nobody could."""
         client = self._client or self._open()
-        for path in list_runs(self.root):
+        for path in [*list_runs(self.root), *list_runs(self.root, SWEEPS)]:
             run = read_run(path)
             known = run.get("mlflow") or {}
             if run["status"] == RUNNING or known.get("status") != RUNNING:
@@ -148,6 +168,7 @@ class MlflowDelivery:
             # Processes that start together on a new store crash each other (duplicate columns): one creates it.
             if database is not None:
                 database.parent.mkdir(parents=True, exist_ok=True)
+            self.working_locally = database is not None and not database.exists()  # another one may be creating it
             with FileLock(f"{database}.lock", timeout=60) if database else nullcontext():
                 self.working_locally = database is not None and not database.exists()
                 self.last_success = time.monotonic()
@@ -157,10 +178,12 @@ class MlflowDelivery:
         finally:
             self.working_locally = False
         run = self._find_or_create_run(client, experiment_id, tracked)
-        self._run_id = run.info.run_id
+        self._run_id, self._experiment = run.info.run_id, run.info.experiment_id
         self._artifacts = _local_path(run.info.artifact_uri)
         self._parameters = dict(run.data.params)
         self._tags = dict(run.data.tags)
+        inputs = run.inputs.dataset_inputs if run.inputs else []
+        self._datasets = {(one.dataset.name, one.dataset.digest) for one in inputs}
         for name in run.data.metrics:
             points = self._done(client.get_metric_history, self._run_id, name)
             self._stored[name] = {point.step: point.value for point in points}
@@ -241,12 +264,38 @@ class MlflowDelivery:
             batch = new[first : first + PARAMETERS_IN_BATCH]
             self._done(client.log_batch, self._run_id, params=batch, synchronous=True)
             self._parameters |= {parameter.key: parameter.value for parameter in batch}
-        # MLflow's parameters are immutable: a resume with another learning rate shows in a tag.
-        changed = {name: value for name, value in values.items() if value != self._parameters[name]}
-        if changed:
-            resumes = read_run(self.directory)["resumes"]
-            since = f" (from step {resumes[-1]['step'] + 1})" if resumes else ""
-            self._send_tags(client, {f"changed.{name}": f"{value}{since}" for name, value in changed.items()})
+
+    def _send_changes(self, client: MlflowClient, changes: dict[str, list[list[Any]]]) -> None:
+        """MLflow's parameters are immutable: a resume with another learning rate shows in a tag."""
+        tags = {
+            f"{CHANGED_TAG}{name}": ", ".join(f"{value} (from step {step})" for step, value in values)
+            for name, values in changes.items()
+        }
+        self._send_tags(client, tags)
+        for name in self._parameters:
+            tag = f"{CHANGED_TAG}{name}"
+            if tag in self._tags and tag not in tags:  # a resume from an earlier step undid it
+                self._done(client.delete_tag, self._run_id, tag)
+                del self._tags[tag]
+
+    def _send_datasets(self, client: MlflowClient, datasets: list[dict[str, Any]]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
+
+        inputs = []
+        for one in datasets:
+            key = one["name"], one["digest"][:LONGEST_DIGEST]
+            if key not in self._datasets:
+                schema = {"mlflow_colspec": [{"name": "text", "type": "string", "required": True}]}
+                texts = [json.dumps(content) for content in (one["source"], schema, one["profile"])]
+                tags = [InputTag(name, value) for name, value in ({TRAINING_TAG: "training"} | one["tags"]).items()]
+                inputs.append(DatasetInput(Dataset(*key, one["source_type"], *texts), tags))
+        if inputs:
+            try:
+                self._done(client.log_inputs, self._run_id, datasets=inputs)
+            except MlflowException:  # another run has just entered the same dataset, which both found missing
+                self._done(client.log_inputs, self._run_id, datasets=inputs)
+            self._datasets |= {(one.dataset.name, one.dataset.digest) for one in inputs}
 
     def _send_tags(self, client: MlflowClient, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -325,6 +374,37 @@ class MlflowDelivery:
         for path in {path for path in (checkpoints.best(), checkpoints.latest()) if path}:
             for file in sorted(path.iterdir()):
                 self._send_artifact(client, str(file.relative_to(self.directory)), f"checkpoints/{path.name}")
+
+    # The model: the best checkpoint of a finished run, for mlflow.pyfunc.load_model("runs:/RUN_ID/model")
+
+    def _log_model(self, client: MlflowClient) -> None:
+        """Once for the same parameters, however often this is called or killed in the middle."""
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+        checkpoints = CheckpointManager(self.directory / "checkpoints")
+        checkpoint = checkpoints.best() or checkpoints.latest()
+        if checkpoint is None or not is_servable(checkpoint):
+            return
+        tags = {"checkpoint": checkpoint.name, "parameters_digest": parameters_digest(checkpoint)}
+        ours = f"name = '{MODEL_NAME}' AND source_run_id = '{self._run_id}'"
+        known = self._done(client.search_logged_models, [self._experiment], ours)
+        model = next((one for one in known if tags.items() <= one.tags.items()), None)
+        if model is None:
+            model = self._done(client.create_logged_model, self._experiment, MODEL_NAME, self._run_id, tags)
+        if model.status == LoggedModelStatus.READY:
+            return
+        local = _local_path(model.artifact_location)
+        folder = local or self.directory / ".model"
+        write_model(folder, checkpoint, self._run_id, model.model_id)
+        if local is None:
+            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+                inside = file.parent.relative_to(folder).as_posix().removeprefix(".")
+                self._done(client.log_model_artifact, model.model_id, str(file), inside or None)
+            shutil.rmtree(folder)
+        outputs = self._done(client.get_run, self._run_id).outputs
+        if model.model_id not in {one.model_id for one in (outputs.model_outputs if outputs else ())}:
+            self._done(client.log_outputs, self._run_id, [LoggedModelOutput(model.model_id, step_of(checkpoint))])
+        self._done(client.finalize_logged_model, model.model_id, LoggedModelStatus.READY)
 
 
 def _same(stored: float, value: float) -> bool:

@@ -17,7 +17,9 @@ from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, prepare_env
 from manual_backprop.tracking.run_directory import FINISHED
 from manual_backprop.tracking.tracker import LocalTracker
 
-INTERVAL = 1.0  # [s] between two deliveries
+INTERVAL = 1.0  # [s] between two deliveries, and more where they are dear:
+SHARE = 0.005  # of one processor core's time may go into them,
+LONGEST_REST = 5.0  # [s] but whoever looks at MLflow meanwhile waits no longer than that
 LONGEST_INTERVAL = 30.0  # [s] between two attempts on a tracker that fails
 PATIENCE = 4.0  # [s] that a run waits at its end for a tracker that does not answer
 LONGEST_WAIT = 60.0  # [s] that it waits for one that does, or for a new store
@@ -47,7 +49,7 @@ class MlflowTracker(LocalTracker):
             self._closing.set()
             self._wait()
             if not self._complete:
-                reason = _one_line(self._failure) if self._failure else "it does not answer"
+                reason = one_line(self._failure) if self._failure else "it does not answer"
                 logger.warning(
                     "MLflow at %s did not take everything (%s). The run's own files are complete; "
                     "deliver the rest with: python -m manual_backprop.sync %s",
@@ -70,13 +72,14 @@ class MlflowTracker(LocalTracker):
         told_about_dead_runs = False
         while True:
             closing = self._closing.is_set()
+            processor = time.thread_time()
             try:
                 self._delivery.deliver(final=closing)
                 self._complete = closing
                 if not closing and not told_about_dead_runs:
                     told_about_dead_runs = True
                     self._delivery.terminate_dead_runs()
-                interval = INTERVAL
+                interval = min(max(INTERVAL, (time.thread_time() - processor) / SHARE), LONGEST_REST)
                 self._failure = None
             except Exception as error:  # whatever MLflow, its database or its server raise
                 self._failure = error
@@ -86,7 +89,7 @@ class MlflowTracker(LocalTracker):
                     logger.warning(
                         "MLflow at %s fails (%s). The run goes on; its metrics are in %s",
                         without_credentials(self._delivery.uri),
-                        _one_line(error),
+                        one_line(error),
                         self._logger.path,
                     )
             if closing:
@@ -94,7 +97,7 @@ class MlflowTracker(LocalTracker):
             self._closing.wait(interval)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) if isinstance(error, ManualBackpropError) else _innermost(error)
     return text if len(text) <= 160 else text[:157] + "..."
 

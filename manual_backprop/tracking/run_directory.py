@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,10 +31,12 @@ from filelock import FileLock, Timeout
 from manual_backprop.checkpoint import CheckpointManager
 from manual_backprop.durable import storage_errors, write_atomically
 from manual_backprop.errors import CheckpointError, InputError, RunInUseError, StorageError
+from manual_backprop.origin import Origin
 
 VERSION = 1
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
+RUNS, SWEEPS = "runs", "sweeps"  # below the outputs directory; a sweep is the parent run of its jobs' runs
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 STATUSES = (RUNNING, FINISHED, FAILED, KILLED)
 _LOCK_PATIENCE = 1.0  # [s] close_dead_runs holds a free lock for a moment
@@ -76,6 +78,20 @@ class RunDirectory:
         """Replace these fields of run.json. Raises StorageError."""
         update_run(self.path, lambda run: run.update(fields))
 
+    def resume(self, step: int, changed: Mapping[str, Any] | None = None, command: Sequence[str] | None = None) -> None:
+        """The run goes on after `step` completed steps; `changed` is what is not as it was. Raises StorageError."""
+        for leftover in self.path.glob(".*.json.*"):  # of a kill while a file was replaced
+            leftover.unlink(missing_ok=True)
+        now = _now()
+        written = shlex.join(sys.argv if command is None else command)
+
+        def resume(run: dict[str, Any]) -> None:
+            entry = {"at": now, "step": step, "command": written, "previous_status": run["status"]}
+            run["resumes"].append(entry | {"changed": dict(changed or {})})
+            run.update(status=RUNNING, started_at=now, ended_at=None, owner=_this_process())
+
+        update_run(self.path, resume)
+
     def release(self) -> None:
         """Let others own the directory. The status stays as it is: `finish` of the tracker or logger sets it."""
         self._lock.release()
@@ -89,9 +105,15 @@ class FoundRun:
     checkpoint: Path | None
 
 
-def create_run_directory(root: str | Path, run_name: str, command: Sequence[str] | None = None) -> RunDirectory:
+def create_run_directory(
+    root: str | Path,
+    run_name: str,
+    command: Sequence[str] | None = None,
+    origin: Origin | None = None,
+    folder: str = RUNS,
+) -> RunDirectory:
     """Make and own `<root>/runs/<time>-<run_name>-<6 hex>/`; `root` is the outputs directory. Raises StorageError."""
-    runs = Path(root).absolute() / "runs"
+    runs = Path(root).absolute() / folder
     name = re.sub(r"[^A-Za-z0-9._=-]+", "-", run_name).strip("-.")[:80] or "run"
     with storage_errors(f"create a run directory in {runs}"):
         runs.mkdir(parents=True, exist_ok=True)
@@ -101,8 +123,9 @@ def create_run_directory(root: str | Path, run_name: str, command: Sequence[str]
                 path.mkdir()  # exclusive: of two simultaneous starts one takes another name
                 break
         lock = _locked(path)
-        (path / "samples").mkdir()
-        (path / "checkpoints").mkdir()
+        if folder == RUNS:
+            (path / "samples").mkdir()
+            (path / "checkpoints").mkdir()
     now = _now()
     content = {
         "version": VERSION,
@@ -115,8 +138,11 @@ def create_run_directory(root: str | Path, run_name: str, command: Sequence[str]
         "owner": _this_process(),
         "command": shlex.join(sys.argv if command is None else command),
         "resumes": [],
+        "sweep": None,
         "mlflow": None,
     }
+    if origin is not None and origin.sweep is not None:
+        content["sweep"] = {"run_id": origin.sweep.name, "directory": str(origin.sweep), "job": origin.job}
     write_atomically(path / RUN_FILE, _as_bytes(content))
     return RunDirectory(path, lock)
 
@@ -126,20 +152,13 @@ def open_run_directory(path: str | Path, step: int, command: Sequence[str] | Non
 
     Raises RunInUseError with the owner's pid while another process owns it, InputError if it is no run directory.
     """
-    path = Path(path).absolute()
-    read_run(path)
-    lock = _locked(path)
-    for leftover in path.glob(".*.json.*"):  # of a kill while a file was replaced
-        leftover.unlink(missing_ok=True)
-
-    def resume(run: dict[str, Any]) -> None:
-        now = _now()
-        written = shlex.join(sys.argv if command is None else command)
-        run["resumes"].append({"at": now, "step": step, "command": written, "previous_status": run["status"]})
-        run.update(status=RUNNING, started_at=now, ended_at=None, owner=_this_process())
-
-    update_run(path, resume)
-    return RunDirectory(path, lock)
+    directory = own_run_directory(path)
+    try:
+        directory.resume(step, command=command)
+    except BaseException:
+        directory.release()
+        raise
+    return directory
 
 
 def own_run_directory(path: str | Path) -> RunDirectory:
@@ -158,7 +177,7 @@ def close_dead_runs(root: str | Path) -> list[Path]:
     A run on another machine is left alone: its lock cannot be seen from here.
     """
     closed = []
-    for path in list_runs(root):
+    for path in [*list_runs(root), *list_runs(root, SWEEPS)]:
         run = _read_or_none(path)
         if run is None or run["status"] != RUNNING or run["owner"].get("host") != socket.gethostname():
             continue
@@ -171,10 +190,10 @@ def close_dead_runs(root: str | Path) -> list[Path]:
     return closed
 
 
-def list_runs(root: str | Path) -> list[Path]:
+def list_runs(root: str | Path, folder: str = RUNS) -> list[Path]:
     """Every run directory below an outputs directory, the newest start last."""
     runs = []
-    for file in (Path(root).absolute() / "runs").glob(f"*/{RUN_FILE}"):
+    for file in (Path(root).absolute() / folder).glob(f"*/{RUN_FILE}"):
         run = _read_or_none(file.parent)
         if run is not None:
             runs.append((run["started_at"], file.parent))
@@ -199,7 +218,7 @@ def find_run(root: str | Path, which: str) -> FoundRun:
     for path, checkpoint in ((named, None), (named.parent.parent, named)):
         if (path / RUN_FILE).is_file():
             return FoundRun(path, checkpoint or CheckpointManager(path / "checkpoints").latest())
-    matching = [path for path in runs if which in _ids(path)]
+    matching = [path for path in [*runs, *list_runs(root, SWEEPS)] if which in _ids(path)]
     if len(matching) == 1:
         return FoundRun(matching[0], CheckpointManager(matching[0] / "checkpoints").latest())
     if matching:
@@ -208,6 +227,25 @@ def find_run(root: str | Path, which: str) -> FoundRun:
     raise InputError(
         f"there is no run {which!r}: expected last, best, a run id or a path; the newest runs in "
         f"{Path(root).absolute() / 'runs'} are: {newest}"
+    )
+
+
+def find_sweep(root: str | Path, which: str) -> Path:
+    """The directory of the sweep that `which` names: `last`, its id, the six last characters of that, or its path.
+    Raises InputError if there is none, with what there is."""
+    sweeps = list_runs(root, SWEEPS)
+    if which == "last" and sweeps:
+        return sweeps[-1]
+    named = Path(which).expanduser().absolute()
+    if named.parent.name == SWEEPS and (named / RUN_FILE).is_file():
+        return named
+    matching = [path for path in sweeps if which in _ids(path)]
+    if len(matching) == 1:
+        return matching[0]
+    newest = ", ".join(path.name for path in reversed(sweeps[-3:])) or "none"
+    raise InputError(
+        f"there is no sweep {which!r}: expected last, the id of a sweep or its directory; the newest sweeps in "
+        f"{Path(root).absolute() / SWEEPS} are: {newest}"
     )
 
 

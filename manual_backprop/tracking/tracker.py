@@ -1,8 +1,8 @@
 """The tracker: the one object through which the loop says what happens.
 
-Everything is written into the run's directory first, which is the truth: metrics into metrics.jsonl, parameters, tags
-and the list of artifacts into tracking.json. MLflow follows from there (mlflow_tracking.py); with tracking=none
-nothing follows, and with NullTracker (benchmarks, ranks other than 0) nothing is written either.
+Everything is written into the run's directory first, which is the truth: metrics into metrics.jsonl, parameters, tags,
+datasets and the list of artifacts into tracking.json. MLflow follows from there (mlflow_tracking.py); with
+tracking=none nothing follows, and with NullTracker (benchmarks, ranks other than 0) nothing is written either.
 """
 
 from __future__ import annotations
@@ -15,10 +15,22 @@ from typing import Any, Protocol, SupportsFloat
 
 from manual_backprop.durable import write_atomically
 from manual_backprop.errors import InputError
-from manual_backprop.tracking.run_directory import FINISHED
+from manual_backprop.tracking.run_directory import FINISHED, read_run
 from manual_backprop.tracking.training_log import TrainingLogger
 
 TRACKING_FILE = "tracking.json"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A run's input. `profile` depends on nothing but the data; what depends on the run too stands in `tags`."""
+
+    name: str
+    digest: str
+    source_type: str
+    source: dict[str, Any]
+    profile: dict[str, int]
+    tags: dict[str, str]
 
 
 class Tracker(Protocol):
@@ -29,9 +41,13 @@ class Tracker(Protocol):
         """Metrics (DESIGN.md, 7) after `step` completed optimizer steps, from 1."""
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Dotted keys; of a key that was logged before with another value, a tag `changed.KEY` tells the new one."""
+        """Dotted keys. A value stays as it was first logged; other ones that a resume brings are told, each with its
+        first step, by a tag `changed.KEY`."""
 
     def set_tags(self, tags: Mapping[str, Any]) -> None: ...
+
+    def log_dataset(self, dataset: Dataset) -> None:
+        """What the run learns from; the same one again changes nothing."""
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
         """A file that belongs to the run; when it changes, it is delivered again at the end or at the next call."""
@@ -55,6 +71,8 @@ class NullTracker:
 
     def set_tags(self, tags: Mapping[str, Any]) -> None: ...
 
+    def log_dataset(self, dataset: Dataset) -> None: ...
+
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None: ...
 
     def log_checkpoints(self) -> None: ...
@@ -71,8 +89,10 @@ class Tracked:
 
     experiment_name: str = "manual_backprop"
     run_name: str = ""
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)  # as they were first logged
+    changes: dict[str, list[list[Any]]] = field(default_factory=dict)  # of parameters: [first step, value], in order
     tags: dict[str, str] = field(default_factory=dict)
+    datasets: list[dict[str, Any]] = field(default_factory=list)
     artifacts: list[list[str]] = field(default_factory=list)  # [path, folder among the artifacts ("" for none)]
 
     @classmethod
@@ -84,6 +104,16 @@ class Tracked:
             return cls(run_name=directory.name)
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{file} cannot be read: {error}") from error
+
+    def write(self, directory: Path) -> None:
+        write_atomically(directory / TRACKING_FILE, (json.dumps(vars(self), indent=1) + "\n").encode())
+
+
+def add_tags(directory: Path, tags: Mapping[str, Any]) -> None:
+    """Tags of a run that has ended; whoever calls this owns its directory. Raises InputError, StorageError."""
+    tracked = Tracked.read(directory)
+    tracked.tags |= {name: str(value) for name, value in tags.items()}
+    tracked.write(directory)
 
 
 class LocalTracker:
@@ -104,12 +134,26 @@ class LocalTracker:
         self._logger.log_step(step, metrics)
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
-        self._tracked.parameters |= {name: _plain(value) for name, value in parameters.items()}
+        first_step = _first_step(self.directory)
+        for name, value in parameters.items():
+            value = _plain(value)
+            first = self._tracked.parameters.setdefault(name, value)
+            # What was changed at a step that this resume makes again never happened.
+            changes = [change for change in self._tracked.changes.pop(name, []) if change[0] < first_step]
+            if value != (changes[-1][1] if changes else first):
+                changes.append([first_step, value])
+            if changes:
+                self._tracked.changes[name] = changes
         self._write()
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         self._tracked.tags |= {name: str(value) for name, value in tags.items()}
         self._write()
+
+    def log_dataset(self, dataset: Dataset) -> None:
+        if vars(dataset) not in self._tracked.datasets:
+            self._tracked.datasets.append(dict(vars(dataset)))
+            self._write()
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
         absolute = Path(path).absolute()
@@ -129,7 +173,13 @@ class LocalTracker:
         self._logger.finish(status)
 
     def _write(self) -> None:
-        write_atomically(self.directory / TRACKING_FILE, (json.dumps(vars(self._tracked), indent=1) + "\n").encode())
+        self._tracked.write(self.directory)
+
+
+def _first_step(directory: Path) -> int:
+    """The step that this process makes first."""
+    resumes = read_run(directory)["resumes"]
+    return resumes[-1]["step"] + 1 if resumes else 1
 
 
 def _plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ from manual_backprop.tracking.metrics_file import METRICS, MetricsFile, read_ent
 from manual_backprop.tracking.run_directory import FINISHED, RUN_FILE, end_run, find_run, read_run
 
 _VALIDATION = "validation/"
+_SYSTEM = "system/"
 
 
 class TrainingLogger:
@@ -83,13 +84,15 @@ class Series:
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """What a run has written so far. `training` and `validation` map the contract's metric names to series."""
+    """What a run has written so far. `training` and `validation` map the contract's metric names to series, `system`
+    those of the machine (system/cpu_utilization_percentage)."""
 
     path: Path
     run: dict[str, Any]  # run.json; empty for a TrainingLogger's own directory
     config: dict[str, Any]  # config.yaml; empty where there is none
     training: dict[str, Series]
     validation: dict[str, Series]
+    system: dict[str, Series]
     damaged_lines: int  # skipped; 0 unless the disk failed
 
 
@@ -115,8 +118,9 @@ def load_training_log(run: str | Path, root: str | Path = "outputs") -> Training
         path=path,
         run=read_run(path) if (path / RUN_FILE).is_file() else {},
         config=load_config(path),
-        training={name: one for name, one in series.items() if not name.startswith(_VALIDATION)},
+        training={name: one for name, one in series.items() if not name.startswith((_VALIDATION, _SYSTEM))},
         validation={name: one for name, one in series.items() if name.startswith(_VALIDATION)},
+        system={name: one for name, one in series.items() if name.startswith(_SYSTEM)},
         damaged_lines=len(damaged),
     )
 

@@ -1,5 +1,6 @@
 """MLflow with a real sqlite store, a dead server, one that never answers, and a real one that is frozen and killed."""
 
+import json
 import math
 import os
 import shutil
@@ -13,22 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from manual_backprop.checkpoint import CheckpointManager
+from manual_backprop.checkpoint import CheckpointManager, load_checkpoint
 from manual_backprop.sync import main as sync
 from manual_backprop.tracking import create_run_directory, open_run_directory, open_tracker
-from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, prepare_environment, without_credentials
+from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, without_credentials
 from manual_backprop.tracking.run_directory import close_dead_runs, end_run
-from manual_backprop.tracking.tracker import LocalTracker, NullTracker
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    prepare_environment()
-    from mlflow import MlflowClient
-
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
+from manual_backprop.tracking.tracker import Dataset, LocalTracker, NullTracker
 
 
 @pytest.fixture
@@ -166,6 +157,63 @@ def test_a_resumed_run_continues_and_repeats_no_point(root: Path) -> None:
     assert len(client_of(root).search_runs([logged.info.experiment_id])) == 1
 
 
+def test_every_change_of_a_parameter_is_told_with_its_step(root: Path) -> None:
+    """Resumed with another rate, resumed again with the same, resumed with a third; and from before a change."""
+
+    def session(step: int | None, rate: float, deliver: bool = True) -> None:
+        run = create_run_directory(root, "changes") if step is None else open_run_directory(path, step)
+        path_of.append(run.path)
+        tracker = LocalTracker(run.path, "lab", "changes")
+        tracker.log_parameters({"optimizer.learning_rate": rate, "seed": 1, "long": "x" * 7000 + str(rate)})
+        tracker.log(1 if step is None else step + 1, {"x": rate})
+        if deliver:
+            MlflowDelivery(run.path, root).deliver()
+        run.release()
+
+    path_of: list[Path] = []
+    session(None, 0.1)
+    path = path_of[0]
+
+    def told() -> str | None:
+        return run_of(root, path).data.tags.get("changed.optimizer.learning_rate")
+
+    assert told() is None
+    session(3, 0.05)
+    assert told() == "0.05 (from step 4)"
+    session(6, 0.05)
+    assert told() == "0.05 (from step 4)", "nothing changed at step 7"
+    session(9, 0.2, deliver=False)  # MLflow is down
+    session(11, 0.1)
+    assert told() == "0.05 (from step 4), 0.2 (from step 10), 0.1 (from step 12)"
+    session(9, 0.05)
+    assert told() == "0.05 (from step 4)", "what came after step 9 never happened"
+    session(0, 0.1)
+    assert told() is None
+    assert run_of(root, path).data.params["optimizer.learning_rate"] == "0.1"
+    assert "changed.seed" not in run_of(root, path).data.tags
+
+
+def test_a_dataset_is_one_input_however_often_it_is_sent(root: Path) -> None:
+    dataset = Dataset("books", "ab" * 32, "local", {"uri": "/books"}, {"train_bytes": 5}, {"tokenizer": "byte"})
+    for name in ("one", "two"):
+        run = create_run_directory(root, name)
+        tracker = LocalTracker(run.path, "lab", name)
+        tracker.log_dataset(dataset)
+        MlflowDelivery(run.path, root).deliver()
+        run.release()
+        run = open_run_directory(run.path, step=0)
+        tracker = LocalTracker(run.path, "lab", name)
+        tracker.log_dataset(dataset)
+        tracker.finish()
+        run.release()
+        assert sync([str(run.path)]) == 0
+        (given,) = run_of(root, run.path).inputs.dataset_inputs
+        assert (given.dataset.name, given.dataset.digest) == ("books", ("ab" * 32)[:36])
+        assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": "training", "tokenizer": "byte"}
+        assert json.loads(given.dataset.profile) == {"train_bytes": 5}
+        assert json.loads(given.dataset.source) == {"uri": "/books"}
+
+
 def test_a_kill_before_the_run_id_was_remembered_makes_no_second_run(root: Path) -> None:
     run = create_run_directory(root, "forgotten")
     LocalTracker(run.path, "lab", "forgotten").log(1, {"x": 1})
@@ -262,7 +310,7 @@ def run_alone(
     assert "Traceback" not in done.stderr, done.stderr
     ended = time.time()
     trained, waited, path, finished = done.stdout.split()
-    assert ended - float(finished) < 3, "leaving must not wait for a thread that hangs"
+    assert ended - float(finished) < 10, "leaving must not wait for a thread that hangs"
     return float(trained), float(waited), Path(path), done.stderr.splitlines()
 
 
@@ -304,6 +352,47 @@ def test_a_locked_store_costs_seconds(root: Path) -> None:
     assert_delivered_later(root, path)
 
 
+@pytest.mark.slow
+def test_a_store_whose_disk_is_full_costs_seconds(root: Path, tmp_path: Path) -> None:
+    """A small file system of its own holds the store and nothing more; later there is room again."""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    (tmp_path / "run.py").write_text(textwrap.dedent(RUN))
+    small, python = tmp_path / "small", sys.executable
+    small.mkdir()
+    script = f"""
+        mount -t tmpfs -o size=8m none {small} && cp {tmp_path}/mlflow.db {small}/ || exit 9
+        head -c 16M /dev/zero > {small}/filler 2>/dev/null
+        {python} run.py {root} 4 imported > printed 2> said || exit 8
+        {python} -m manual_backprop.sync last > full 2>&1 && exit 7
+        rm {small}/filler
+        {python} -m manual_backprop.sync last || exit 6
+        cp {small}/mlflow.db {tmp_path}/mlflow.db
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{small}/mlflow.db"
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    if done.returncode == 9:
+        pytest.skip(f"cannot mount: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    _, waited, path, _ = (tmp_path / "printed").read_text().split()
+    assert float(waited) < 5
+    said = (tmp_path / "said").read_text().splitlines()
+    assert "full" in said[0]
+    assert said[-1].endswith(f"python -m manual_backprop.sync {path}")
+    assert len(said) == 2, said
+    assert "did not take everything" in (tmp_path / "full").read_text()
+    assert (tmp_path / "full").read_text().count("\n") == 1
+    assert history(root, Path(path), "x") == [(step, float(step)) for step in range(1, 51)]
+
+
 def test_a_short_run_waits_for_a_store_that_is_being_created(tmp_path: Path) -> None:
     _, _, path, said = run_alone(tmp_path / "outputs", None, 0.1, mlflow="later")
     assert said == []
@@ -335,7 +424,9 @@ def test_a_real_server_that_is_frozen_and_killed(root: Path, tmp_path: Path) -> 
     """Artifacts go through the server; then it stops in the middle of a run and comes back."""
     import signal
 
+    import torch
     from mlflow import MlflowClient
+    from mlflow.artifacts import download_artifacts
 
     port = closed_port()
     uri = f"http://127.0.0.1:{port}"
@@ -360,7 +451,9 @@ def test_a_real_server_that_is_frozen_and_killed(root: Path, tmp_path: Path) -> 
         run = create_run_directory(root, "remote")
         tracker = open_tracker("mlflow", run, root, "lab", "remote")
         tracker.log(1, {"x": 1})
-        CheckpointManager(run.checkpoints).save(1, {}, {}, 1.0)
+        (tmp_path / "tokenizer.json").write_text("{}")
+        parameters = {"parameters": {"weight": torch.zeros(2)}, "optimizer": {"step": torch.zeros(2)}}
+        CheckpointManager(run.checkpoints).save(1, parameters, {}, 1.0, files=[tmp_path / "tokenizer.json"])
         deadline = time.monotonic() + 60
         while not run.read()["mlflow"] and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -383,7 +476,15 @@ def test_a_real_server_that_is_frozen_and_killed(root: Path, tmp_path: Path) -> 
         points = client.get_metric_history(logged.info.run_id, "x")
         assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 2.0)]
         listed = {artifact.path for artifact in client.list_artifacts(logged.info.run_id, "checkpoints/step-000001")}
-        assert {Path(path).name for path in listed} == {"manifest.json", "state.json"}
+        parts = {"manifest.json", "state.json", "parameters.safetensors", "tokenizer.json"}
+        assert {Path(path).name for path in listed} == parts | {"optimizer.safetensors"}
+        (output,) = logged.outputs.model_outputs
+        assert client.get_logged_model(output.model_id).status == "READY"
+        sent = Path(download_artifacts(f"models:/{output.model_id}", dst_path=str(tmp_path / "sent"), tracking_uri=uri))
+        assert {path.name for path in sent.iterdir()} >= {"MLmodel", "requirements.txt", "python_env.yaml"}
+        assert {path.name for path in (sent / "step-000001").iterdir()} == parts
+        load_checkpoint(sent / "step-000001")
+        assert not (run.path / ".model").exists()
     finally:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         os.killpg(server.pid, signal.SIGKILL)
@@ -403,6 +504,7 @@ def test_trackers_without_mlflow(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     nothing.log(1, {"x": 1})
     nothing.log_parameters({})
     nothing.set_tags({})
+    nothing.log_dataset(Dataset("books", "ab", "local", {}, {}, {}))
     nothing.log_artifact(run.path)
     nothing.log_checkpoints()
     nothing.finish()
@@ -411,6 +513,32 @@ def test_trackers_without_mlflow(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         open_tracker("wandb", run, tmp_path, "lab", "none")
     end_run(run.path, "FINISHED")
     assert caplog.records == []
+
+
+def test_sync_says_in_a_line_what_is_wrong(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    assert sync(["last"]) == 2
+    assert "last: there is no run in" in capsys.readouterr().err
+    dead = create_run_directory(root, "dead")
+    LocalTracker(dead.path, "lab", "dead").log(1, {"x": 1})
+    MlflowDelivery(dead.path, root).deliver()
+    dead.release()  # as a kill would
+    time.sleep(0.01)
+    run = create_run_directory(root, "newest")  # no checkpoint: last means the newest start here
+    LocalTracker(run.path, "lab", "newest").finish()
+    run.release()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{closed_port()}")
+    assert sync(["last"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert len(said) < 200
+    assert "Connection refused" in said
+    assert "secret" not in said
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert sync(["last", "nonsense"]) == 2
+    printed = capsys.readouterr()
+    assert f"{run.path} is delivered to sqlite" in printed.out
+    assert "there is no run 'nonsense'" in printed.err
+    assert dead.read()["status"] == run_of(root, dead.path).info.status == "KILLED", "every command tells of the dead"
 
 
 def test_a_running_run_is_not_synced_by_another_process(root: Path) -> None:

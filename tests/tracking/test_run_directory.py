@@ -111,7 +111,8 @@ def test_a_second_process_learns_the_pid_of_the_first(tmp_path: Path) -> None:
         "at": "",
         "step": 7,
         "command": "again",
-        "previous_status": "RUNNING",
+        "previous_status": "KILLED",  # it was dead, which the opening finds out
+        "changed": {},
     }
     assert content["started_at"] > content["created_at"]
     run.release()

@@ -28,6 +28,14 @@ def test_training_and_validation_series(tmp_path: Path) -> None:
     assert (finished.config, finished.run, finished.damaged_lines) == ({}, {}, 0)
 
 
+def test_the_machine_stands_apart(tmp_path: Path) -> None:
+    logger = TrainingLogger(tmp_path)
+    logger.log_step(1, {"train/loss": 1.0, "system/cpu_utilization_percentage": 50.0})
+    log = load_training_log(tmp_path)
+    assert set(log.training) == {"train/loss"}
+    assert log.system["system/cpu_utilization_percentage"].values == [50.0]
+
+
 def test_the_last_value_of_a_repeated_step_counts(tmp_path: Path) -> None:
     logger = TrainingLogger(tmp_path)
     for step, value in [(1, 1.0), (2, 2.0), (3, 3.0), (2, 20.0)]:

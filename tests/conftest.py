@@ -1,0 +1,61 @@
+"""What several files of tests share: a small text, a finished run of it, a folder to give commands in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside others, threads that wait for one another wait long
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from run_tools import write_text
+
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="session")
+def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 steps with evaluations and checkpoints at 4 and 8. Read it, or copy it."""
+    from run_tools import same_process, train
+
+    options = ("training.max_steps=8", "training.eval_every=4", "training.save_every=4", "model.dropout=0.1")
+    with same_process():
+        return train(
+            tmp_path_factory.mktemp("finished"), text, *options, "run_name=a first run", "seed=3", "tags.note=x"
+        )
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """That run in a folder of its own."""
+    return Path(shutil.copytree(finished.parent.parent, tmp_path / "outputs")) / "runs" / finished.name
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Commands are given in `tmp_path`, and the process is as it was afterwards."""
+    from run_tools import same_process
+
+    with same_process():
+        monkeypatch.chdir(tmp_path)
+        yield
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database that nobody has used. Copy it: to create one takes seconds."""
+    from manual_backprop.tracking.mlflow_delivery import prepare_environment
+
+    prepare_environment()
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file

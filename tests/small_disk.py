@@ -1,0 +1,53 @@
+"""A disk of a few megabytes that really becomes full, for scripts that tests run.
+
+A tmpfs in a mount namespace of its own: with root, or as an unprivileged user in a user namespace. Where a container
+forbids both, its /dev/shm is a small tmpfs already (64 MB, as container runtimes make it) and is filled up to the size.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LARGEST_SHARED_MEMORY = 512 << 20  # [bytes]; a host's own is half of its memory, and is not ours to fill
+
+
+def run_on_small_disk(script: str, folder: Path, megabytes: int) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own; `sys.argv[1]` is an empty directory on the small disk."""
+    file, disk = folder / "on_small_disk.py", folder / "disk"
+    file.write_text(textwrap.dedent(script))
+    disk.mkdir()
+    mount = f'mount -t tmpfs -o size={megabytes}m none "{disk}"'
+    for flags in ("-m", "-rm"):
+        if subprocess.run(["unshare", flags, "sh", "-c", mount], capture_output=True).returncode == 0:
+            return _run(["unshare", flags, "sh", "-c", f'{mount} && exec "$@"', "sh", *_python(file, disk)])
+    shared = Path("/dev/shm")
+    total, _, free = shutil.disk_usage(shared)
+    if total > LARGEST_SHARED_MEMORY:
+        raise AssertionError(
+            "this machine forbids mounting (unshare -m, unshare -rm), and /dev/shm is too large to fill"
+        )
+    disk = shared / f"manual_backprop-{os.getpid()}"
+    disk.mkdir()
+    try:
+        with (disk / ".rest").open("wb") as rest:
+            os.posix_fallocate(rest.fileno(), 0, max(1, free - (megabytes << 20)))
+        (disk / "empty").mkdir()
+        return _run(_python(file, disk / "empty"))
+    finally:
+        shutil.rmtree(disk)
+
+
+def _python(file: Path, disk: Path) -> list[str]:
+    return [sys.executable, str(file), str(disk)]
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)

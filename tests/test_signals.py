@@ -1,0 +1,97 @@
+"""SIGINT and SIGTERM at random moments of a real command, from its first line on: it says so and leaves, in order."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from run_tools import SMALL, resume, same_process, write_text
+
+from manual_backprop.checkpoint import CheckpointManager, verify
+from manual_backprop.errors import RunInUseError
+from manual_backprop.tracking import load_training_log
+from manual_backprop.tracking.run_directory import list_runs, read_run
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ENDLESS = ("training.max_steps=1000000", "training.eval_every=1000000", "training.save_every=7")
+PATIENCE = 120  # [s]
+MOMENTS = 12
+
+
+def start(root: Path) -> subprocess.Popen[str]:
+    """The command, as soon as a line of it has run: before that, a signal meets Python itself."""
+    chosen = {override.partition("=")[0] for override in ENDLESS}
+    overrides = [override for override in SMALL if override.partition("=")[0] not in chosen]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "manual_backprop.run", *overrides, "dataset.path=text.txt", *ENDLESS],
+        cwd=root,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and not _catches(process.pid, signal.SIGTERM):
+        time.sleep(0.001)
+    return process
+
+
+def _catches(pid: int, number: int) -> bool:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
+def first_step(root: Path) -> bool:
+    return any(file.read_bytes().count(b"\n") > 1 for file in root.glob("outputs/runs/*/metrics.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_signal_at_any_moment(tmp_path: Path) -> None:
+    write_text(tmp_path / "text.txt")
+    rng, seconds, trained = random.Random(0), 0.0, 0
+    for number in range(MOMENTS + 1):
+        kind = (signal.SIGINT, signal.SIGTERM)[number % 2]
+        before = set(list_runs(tmp_path / "outputs"))
+        begin = time.monotonic()
+        process = start(tmp_path)
+        if number == 0:  # how long it takes to the first step, on this machine
+            while time.monotonic() - begin < PATIENCE and not first_step(tmp_path):
+                time.sleep(0.005)
+            seconds = time.monotonic() - begin
+            while time.monotonic() - begin < PATIENCE and not list(tmp_path.glob("outputs/runs/*/checkpoints/step-*")):
+                time.sleep(0.005)
+            with same_process(), pytest.raises(RunInUseError, match=f"in use by process {process.pid} "):
+                resume(tmp_path, "resume=last")
+        else:
+            time.sleep(rng.uniform(0, 1.2 * seconds))
+        process.send_signal(kind)
+        _, errors = process.communicate(timeout=PATIENCE)
+
+        assert process.returncode == 128 + kind, errors
+        assert "Traceback" not in errors
+        assert errors.startswith(f"{kind.name}: "), errors
+        assert len(errors.splitlines()) <= 2, errors
+        for run in set(list_runs(tmp_path / "outputs")) - before:
+            assert read_run(run)["status"] == "KILLED"
+            steps = load_training_log(run).training.get("train/loss")
+            checkpoints = CheckpointManager(run / "checkpoints")
+            if steps is not None:  # a checkpoint of the very last step
+                trained += 1
+                latest = checkpoints.latest()
+                assert latest is not None
+                assert checkpoints.load().step == steps.steps[-1]
+                assert f"saved {latest}" in errors
+            for path in checkpoints.list():
+                verify(path)
+        outputs = {path.name for path in tmp_path.glob("outputs/*")}
+        assert outputs <= {"datasets", "runs"}
+        assert not list(tmp_path.glob("outputs/datasets/*.partial-*"))
+    assert 1 <= trained <= MOMENTS, "some signals came before the first step, some after it"

@@ -1,0 +1,66 @@
+"""The measurement of what logging costs: its verdicts, and a real one that is far too short to say anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from manual_backprop.errors import InputError
+from manual_backprop.tools.tracking_cost import Row, main, verdict
+
+
+def rows(everything: list[float], again: list[float]) -> list[Row]:
+    return [Row("nothing", [1.0] * 4), Row("everything", everything), Row("nothing again", again)]
+
+
+def test_verdicts() -> None:
+    quiet, noisy = [1.0, 1.001, 0.999, 1.0], [1.0, 1.3, 0.8, 1.1]
+    passed, words = verdict(rows([1.01] * 4, quiet))
+    assert passed
+    assert words == "ok: logging costs +1.00% of a step, noise floor 0.02%, bar 2%"
+    passed, words = verdict(rows([1.05] * 4, quiet))
+    assert not passed
+    assert words.startswith("FAILED: logging costs +5.00%")
+    passed, words = verdict(rows([1.05] * 4, noisy))
+    assert not passed
+    assert words.startswith("NOT SHOWN")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "tny"], "did you mean tiny"),
+        (["--precision", "fp33"], "precision"),
+        (["--steps", "15"], "--steps 15: must be a multiple of --log-every 10"),
+        (["--rounds", "0"], "--rounds 0: must be at least 1"),
+        (["--json", "/nowhere/at/all"], "expected a file in a folder that exists"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        main(arguments)
+
+
+@pytest.mark.slow
+def test_a_measurement(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = [
+        "--model",
+        "tiny",
+        "--threads",
+        "1",
+        "--steps",
+        "10",
+        "--rounds",
+        "1",
+        "--json",
+        str(tmp_path / "m.json"),
+    ]
+    main(arguments)  # whatever it finds in 20 steps
+    printed = capsys.readouterr().out
+    assert "nothing again" in printed
+    assert "logging costs" in printed
+    measured = json.loads((tmp_path / "m.json").read_text())["rows"]
+    assert [row["name"] for row in measured] == ["nothing", "everything", "nothing again"]
+    assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in measured)

@@ -1,0 +1,41 @@
+"""What the machine does, under MLflow's own names."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import psutil
+
+from manual_backprop.tracking import SystemMetrics
+
+
+def test_names_and_values() -> None:
+    system = SystemMetrics(interval=0)
+    until = time.perf_counter() + 0.2
+    while time.perf_counter() < until:  # something to be seen
+        pass
+    sample = system.sample()
+    assert set(sample) == {
+        "system/cpu_utilization_percentage",
+        "system/system_memory_usage_megabytes",
+        "system/system_memory_usage_percentage",
+        "system/process_memory_usage_megabytes",
+    }
+    assert 0 < sample["system/cpu_utilization_percentage"] <= 100
+    own = psutil.Process(os.getpid()).memory_info().rss / 1e6
+    assert 0.5 * own < sample["system/process_memory_usage_megabytes"] < 2 * own
+    assert sample["system/process_memory_usage_megabytes"] < sample["system/system_memory_usage_megabytes"]
+    assert 0 < sample["system/system_memory_usage_percentage"] < 100
+
+
+def test_at_most_one_sample_an_interval() -> None:
+    system = SystemMetrics(interval=0.2)
+    assert system.sample()
+    assert system.sample() == {}
+    time.sleep(0.25)
+    assert system.sample()
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_costs_nothing() -> None:
+    assert SystemMetrics(interval=0, gpu=True).sample()
