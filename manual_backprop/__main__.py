@@ -7,9 +7,17 @@ from pathlib import Path
 
 COMMANDS = {
     "run": "train a model, or a sweep of them",
+    "evaluate": "measure a trained model, beside models that only count",
+    "generate": "let a trained model continue a text",
+    "chat": "write a text, and let a trained model go on with it",
+    "convert": "bring a model to transformers, or one from there",
+    "summary": "show what a model is made of, and what it costs",
+    "diagnose": "find out why a loss does not fall, and which learning rate suits",
     "verify": "compare every hand-written gradient with autograd's",
     "explain": "write one step of backpropagation down, number by number",
     "bench": "time the implementations against one another, in pairs",
+    "rerun": "make a run again, and compare its losses bit by bit",
+    "compare": "set runs side by side: what sets them apart, and how far their curves part",
     "sync": "bring to MLflow what runs could not send",
 }
 
@@ -40,6 +48,21 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     print("\n".join(listed))
     return 0
+
+
+def run() -> int:
+    """The console script `manual-backprop`: the same command as `python -m manual_backprop.run`."""
+    from manual_backprop.interruption import leave_at_a_signal
+
+    leave_at_a_signal()  # while the imports go on
+    if sys.argv[1:2] == ["-sc"] and sys.argv[2:3] != [] and sys.argv[2].startswith("query="):
+        from manual_backprop.completion import answer
+
+        return answer()
+    from manual_backprop.exit_codes import exit_code_of
+    from manual_backprop.run import main as train
+
+    return exit_code_of(train)
 
 
 if __name__ == "__main__":

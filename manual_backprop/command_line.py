@@ -22,9 +22,8 @@ from manual_backprop.config import RunConfig
 from manual_backprop.errors import ConfigError
 from manual_backprop.machine import missing_here
 from manual_backprop.overrides import OverrideReader, Report
-from manual_backprop.resume import as_run_wants
+from manual_backprop.resume import job_config
 from manual_backprop.rules import shown
-from manual_backprop.validation import validate
 
 MOST_JOBS = 1000  # of a sweep; more is a range that was mistyped
 
@@ -34,6 +33,7 @@ class Job:
     overrides: tuple[str, ...]  # what sets this job apart from the defaults
     choices: Mapping[str, str]  # the option of each group
     config: RunConfig
+    runtime: DictConfig  # Hydra's own account: the option of each group, and the folders of the files
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,20 @@ class Checked:
     overrides: tuple[str, ...]  # as Hydra is to be given them
     multirun: bool
     jobs: tuple[Job, ...]
+    swept: tuple[str, ...]  # keys with several values
+    searches: bool  # a sweeper chooses among the jobs, or their values, as it goes
 
 
-def check(arguments: Sequence[str], multirun: bool = False) -> Checked:
-    """Compose and validate every job that the overrides ask for. Raises ConfigError with all violations."""
+def check(arguments: Sequence[str], multirun: bool = False, base: Path | None = None) -> Checked:
+    """Compose and validate every job that the overrides ask for. Raises ConfigError with all violations.
+
+    `base` is the directory of a run whose config the overrides change, instead of the defaults.
+    """
     with composer() as hydra:
-        return check_with(hydra, arguments, multirun)
+        return check_with(hydra, arguments, multirun, base)
 
 
-def check_with(hydra: Composer, arguments: Sequence[str], multirun: bool = False) -> Checked:
+def check_with(hydra: Composer, arguments: Sequence[str], multirun: bool = False, base: Path | None = None) -> Checked:
     report = Report()
     overrides = OverrideReader(hydra, report).read(arguments)
     settings = [override for override in overrides if override.is_hydra_override()]
@@ -61,8 +66,13 @@ def check_with(hydra: Composer, arguments: Sequence[str], multirun: bool = False
     try:
         one_valued = [override for override in ours if not override.is_sweep_override()]
         master = hydra.compose(_lines([*settings, *(o for o in one_valued if is_choice(o.key_or_group))]))
+        if multirun and master.hydra.mode == RunMode.RUN:
+            report.add("hydra.mode=RUN: is one job, and -m makes a sweep; leave one of the two out")
         multirun = multirun or master.hydra.mode == RunMode.MULTIRUN
         if multirun:
+            if parameters := master.hydra.sweeper.get("params"):
+                ours = _with_planned(hydra, parameters, ours, report)
+                settings.append(hydra.parse("hydra.sweeper.params=null"))  # they stand among the overrides now
             plans = _sweep(hydra, master, ours, report)
         else:
             _no_sweep(ours, report)
@@ -72,18 +82,20 @@ def check_with(hydra: Composer, arguments: Sequence[str], multirun: bool = False
     for number, plan in enumerate(plans):
         report.job = f"job {number + 1} of {len(plans)}" if len(plans) > 1 else None
         try:
-            base = hydra.compose(_lines([*settings, *(o for o in plan if is_choice(o.key_or_group))]))
+            chosen = hydra.compose(_lines([*settings, *(o for o in plan if is_choice(o.key_or_group))]))
             values = [override for override in plan if not is_choice(override.key_or_group)]
             lines = tuple(line.removeprefix("++") for line in _lines(plan))
-            config = validate(as_run_wants(hydra.with_values(base, values, number), lines, Path("outputs")))
+            config = job_config(hydra.with_values(chosen, values), lines, Path("outputs"), base)
         except ConfigError as error:
             report.add_all(error.violations)
             continue
         report.add_all(missing_here(config))
-        choices = {str(group): str(option) for group, option in base.hydra.runtime.choices.items()}
-        jobs.append(Job(lines, choices, config))
+        choices = {str(group): str(option) for group, option in chosen.hydra.runtime.choices.items()}
+        jobs.append(Job(lines, choices, config, chosen.hydra.runtime))
     report.raise_if_wrong(len(plans))
-    return Checked(_lines(overrides), multirun, tuple(jobs))
+    swept = tuple(str(override.key_or_group) for override in ours if override.is_sweep_override())
+    searches = multirun and not str(master.hydra.sweeper.get("_target_")).endswith(".BasicSweeper")
+    return Checked(_lines([*settings, *ours]), multirun, tuple(jobs), swept, searches)
 
 
 def _lines(overrides: Sequence[Override]) -> tuple[str, ...]:
@@ -98,10 +110,16 @@ def _no_sweep(overrides: Sequence[Override], report: Report) -> None:
             report.add(f"{key}={shown(text)}: several values are a sweep, one job for each; that needs -m{as_list}")
 
 
-def _sweep(hydra: Composer, master: DictConfig, overrides: list[Override], report: Report) -> list[list[Override]]:
+def _with_planned(
+    hydra: Composer, parameters: Mapping[str, str], overrides: list[Override], report: Report
+) -> list[Override]:
+    """What an experiment's file sweeps, and the command line's overrides, which replace it key by key."""
+    planned = OverrideReader(hydra, report).read([f"{key}={value}" for key, value in parameters.items()])
+    return list({override.key_or_group: override for override in [*planned, *overrides]}.values())
+
+
+def _sweep(hydra: Composer, master: DictConfig, wanted: list[Override], report: Report) -> list[list[Override]]:
     """The overrides of each job, split by the sweeper that comes with Hydra."""
-    parameters = master.hydra.sweeper.get("params") or {}
-    wanted = OverrideReader(hydra, report).read([f"{key}={value}" for key, value in parameters.items()]) + overrides
     endless = [override for override in wanted if override.is_sweep_override() and not override.is_discrete_sweep()]
     if endless and not str(master.hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
         wanted = [override for override in wanted if override not in endless]  # its sweeper will choose the values

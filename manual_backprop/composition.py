@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,22 +13,24 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from manual_backprop.config import model_sizes, shipped_folder
 from manual_backprop.errors import ConfigError
-from manual_backprop.rules import Word
+from manual_backprop.rules import Word, shown
 from manual_backprop.validation import groups, keys
 
 EXPERIMENTS = "experiments"
+# Launchers and sweepers that are installed with an extra of this package, and its name.
+EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "optuna": "optuna"}
+_RESOLVER = re.compile(r"(?<!\\)\$\{[^${}]*:")  # ${oc.env:HOME}, ${now:%Y}
 
 
 class ExperimentsSearchPath(SearchPathPlugin):
@@ -55,6 +58,8 @@ class Composer:
         loader.repository = once
         self.parser = OverridesParser.create(config_loader=loader)
         self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.ours: dict[int, Any] = {}  # of what was composed, by its identity: the part that is not Hydra's
+        self.listed: dict[str, list[str]] = {}
 
     def parse(self, line: str) -> Override:
         """Raises HydraException or ValueError where it is no override."""
@@ -62,6 +67,11 @@ class Composer:
 
     def options(self, group: str) -> list[str]:
         """The options of a group: models by their size, others as their rule lists them, experiments by name."""
+        if group not in self.listed:
+            self.listed[group] = self._options(group)
+        return self.listed[group]
+
+    def _options(self, group: str) -> list[str]:
         names = [name for name in self.loader.get_group_options(group) if not name.startswith("_")]
         if group == "model":
             sizes = model_sizes()
@@ -81,18 +91,19 @@ class Composer:
                         "config", list(choices), RunMode.RUN, validate_sweep_overrides=False
                     )
             except Exception as error:  # Hydra's merging lets AttributeError, AssertionError and others through
-                raise ConfigError([in_words(error)]) from error
+                raise ConfigError([missing_extra(str(error)) or in_words(error)]) from error
         return self.composed[key]
 
-    def with_values(self, base: DictConfig, values: Sequence[Override], number: int = 0) -> dict[str, Any]:
+    def with_values(self, base: DictConfig, values: Sequence[Override]) -> dict[str, Any]:
         """The mapping that a job gets: what its choices make, changed by its values; every ${...} resolved."""
-        try:
-            with read_write(base.hydra), open_dict(base.hydra.job):
-                base.hydra.job.num, base.hydra.job.id = number, str(number)
-            HydraConfig.instance().set_config(base)  # where ${hydra:...} looks
+        if id(base) not in self.ours:
             ours = OmegaConf.masked_copy(base, [str(key) for key in base if key != "hydra"])
-            ConfigLoaderImpl._apply_overrides_to_config(list(values), ours)
-            return plain(ours)
+            self.ours[id(base)] = OmegaConf.to_container(ours, resolve=False)
+        try:
+            changed = OmegaConf.create(self.ours[id(base)])
+            ConfigLoaderImpl._apply_overrides_to_config(list(values), changed)
+            refuse_resolvers(changed)
+            return _resolved(changed)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError([in_words(error)]) from error
 
@@ -104,18 +115,47 @@ def composer() -> Iterator[Composer]:
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         assert isinstance(hydra.config_loader, ConfigLoaderImpl)
-        try:
-            yield Composer(hydra.config_loader)
-        finally:
-            HydraConfig.instance().cfg = None
+        yield Composer(hydra.config_loader)
 
 
 def plain(composed: DictConfig) -> dict[str, Any]:
     """What Hydra composed, without Hydra's own settings, every ${...} resolved."""
-    ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    return _resolved(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+
+
+def _resolved(ours: DictConfig) -> dict[str, Any]:
     resolved = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+def refuse_resolvers(composed: DictConfig) -> None:
+    """A value may be another key's, and comes from nowhere else: what is read from the environment would make the same
+    files mean different runs, and be written down where runs are compared."""
+    violations = []
+    pending: list[tuple[str, Any]] = [("", OmegaConf.to_container(composed, resolve=False))]
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, dict):
+            pending += [(f"{key}.{name}" if key else str(name), inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            pending += [(key, inner) for inner in value]
+        elif isinstance(value, str) and _RESOLVER.search(value):
+            violations.append(
+                f"{key}={shown(value)}: only another key can be referred to, as in ${{model.d_model}}; give the value "
+                'itself (the shell fills in "$HOME")'
+            )
+    if violations:
+        raise ConfigError(sorted(violations))
+
+
+def missing_extra(text: str) -> str | None:
+    """What to install, where `text` names a launcher or a sweeper whose plugin is not there."""
+    found = re.search(rf"hydra/(launcher|sweeper)/({'|'.join(EXTRAS)})\b", text)
+    if found is None:
+        return None
+    extra = EXTRAS[found[2]]
+    return f"the {found[1]} {found[2]} is not installed; pip install 'manual-backprop[{extra}]'"
 
 
 def in_words(error: BaseException) -> str:

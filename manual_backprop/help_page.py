@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 
 from manual_backprop.config import shipped_folder
 from manual_backprop.rules import shown
@@ -32,15 +33,24 @@ MOST_USED = (
     "run_name",
     "seed",
     "resume",
+    "init_from",
     "tags",
+    "plan",
 )
+
+WIDTH = 118  # columns
+BASIC = {
+    "hydra/launcher": "one job after the other",
+    "hydra/sweeper": "every combination of the values that are given",
+}
 
 EXAMPLES = (
     ("the defaults: a small model on Python's own documentation", ""),
-    ("something that ends at once", "model=tiny training=smoke"),
+    ("what that would be: steps, memory, time, and where each value comes from", "plan=true"),
     ("your own text, character by character", "dataset=text dataset.path=FILE tokenizer=char"),
     ("one job for each pair of values: a sweep", "-m architecture=gpt2,vaswani optimizer.learning_rate=1e-3,3e-3"),
     ("go on where the last run stopped", "resume=last"),
+    ("train another model's weights on: FOLDER is a run's, or what convert made", "init_from=FOLDER"),
 )
 
 
@@ -52,12 +62,31 @@ def first_comment(path: Path) -> str:
     return ""
 
 
+def _choices(group: str, options: list[str], chosen: str, folder: Path) -> list[str]:
+    """The options of a group, a line each."""
+    lines: list[str] = []
+    width = max(18, *map(len, options))
+    for option in options:
+        path = folder / f"{option}.yaml"
+        about = first_comment(path) if path.exists() else BASIC.get(group, "from the folder given with --config-dir")
+        head = "" if lines else group
+        lines += _wrapped(f"  {head:<15}{'*' if chosen == option else ' '} {option:<{width}} ", about)
+    return lines
+
+
+def _wrapped(head: str, about: str) -> list[str]:
+    """What does not fit goes on under its beginning."""
+    first, *more = wrap(about, WIDTH - len(head), break_long_words=False, break_on_hyphens=False) or [""]
+    indent = " " * len(head)
+    return [head + first, *(indent + line for line in more)]
+
+
 def help_page() -> str:
     from manual_backprop.composition import EXPERIMENTS, composer
     from manual_backprop.run import COMMAND
 
     with composer() as hydra:
-        from omegaconf import OmegaConf
+        from omegaconf import ListConfig, OmegaConf
 
         composed = hydra.compose([])
         chosen = composed.hydra.runtime.choices
@@ -65,15 +94,17 @@ def help_page() -> str:
         lines += ["Choices, as in model=tiny (* unless you say otherwise)", ""]
         for group in (*groups(), EXPERIMENTS):
             folder = shipped_folder(EXPERIMENTS) if group == EXPERIMENTS else shipped_folder("conf") / group
-            for number, option in enumerate(hydra.options(group)):
-                path = folder / f"{option}.yaml"
-                about = first_comment(path) if path.exists() else "from the folder given with --config-dir"
-                head = group if number == 0 else ""
-                lines.append(f"  {head:<15}{'*' if chosen[group] == option else ' '} {option:<18} {about}")
+            lines += _choices(group, hydra.options(group), chosen[group], folder)
+        lines += ["", "How the jobs of a sweep (-m) are run, and who chooses their values", ""]
+        for group in ("hydra/launcher", "hydra/sweeper"):
+            folder = shipped_folder("conf") / group
+            options = ["basic", *sorted(path.stem for path in folder.glob("*.yaml"))]
+            lines += _choices(group, options, "basic", folder)
         lines += ["", "Keys used most, as in training.max_steps=500, with the value that they have", ""]
         for key in MOST_USED:
             value = OmegaConf.select(composed, key)
-            lines.append(f"  {key:<37} {shown(value):<20} {keys()[key].metadata['about']}")
+            text = shown(list(value) if isinstance(value, ListConfig) else value)
+            lines += _wrapped(f"  {key:<37} {text:<20} ", keys()[key].metadata["about"])
         lines.append("  every other key: --cfg job")
         lines += ["", "Examples", ""]
         for about, arguments in EXAMPLES:

@@ -18,9 +18,9 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MIN
 def missing_here(config: RunConfig) -> list[str]:
     """One sentence for each thing; the run is to start in the working directory."""
     violations = []
-    path = config.dataset.path
-    if path is not None and not (Path(path).is_file() or Path(path).is_dir()):
-        violations.append(f"dataset.path={shown(path)}: there is no such file or folder, seen from {Path.cwd()}")
+    for key, path in (("dataset.path", config.dataset.path), ("tokenizer.path", config.tokenizer.path)):
+        if path is not None and not (Path(path).expanduser().is_file() or Path(path).expanduser().is_dir()):
+            violations.append(f"{key}={shown(path)}: there is no such file or folder, seen from {Path.cwd()}")
     if config.resume not in (None, "last", "best"):  # for these two the checkpoints are read, by the run itself
         from manual_backprop.tracking.run_directory import find_run
 

@@ -6,6 +6,7 @@ the value is checked as well and one report has everything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quoted
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from manual_backprop.composition import EXPERIMENTS, Composer, is_choice
+from manual_backprop.composition import EXPERIMENTS, Composer, is_choice, missing_extra
 from manual_backprop.errors import ConfigError
 from manual_backprop.rules import Flag, nearest, shown
 from manual_backprop.validation import groups, keys, suggestion
@@ -27,6 +28,8 @@ OPEN_HYDRA_KEYS = (
     "hydra.job.env_set",
     "hydra.callbacks",
 )  # plugins decide what they hold
+OURS = ("hydra.run.dir", "hydra.job.chdir", "hydra.output_subdir")
+READABLE_KEY = re.compile(r"(\+\+?|~)?[A-Za-z_][\w-]*([./][A-Za-z_][\w-]*)*(@\w[\w.]*(:\w[\w.]*)?)?", re.ASCII)
 
 
 class Report:
@@ -97,9 +100,23 @@ class OverrideReader:
                 f"{shown(argument) or repr('')}: must be KEY=VALUE" + (f"; did you mean {meant}?" if meant else "")
             )
             return None
+        if "_target_" in argument:
+            self.report.add(
+                f"{shown(argument)}: no object is made of a name; choose a plugin, as in hydra/sweeper=basic"
+            )
+            return None
         try:
             return self.composer.parse(argument)
         except (HydraException, ValueError, RecursionError):
+            if not READABLE_KEY.fullmatch(key):
+                named, at, _ = key.strip("+~").partition("@")
+                if at and named in groups():
+                    self.report.add(f"{shown(argument)}: a group has one place only; say {named}={shown(value)}")
+                    return None
+                meant = suggestion(named.strip("./ "))
+                hint = f"; did you mean {meant}?" if meant else ", as in model.d_model=64"
+                self.report.add(f"{shown(argument)}: must be KEY=VALUE, and {shown(key)} is no key{hint}")
+                return None
             quoted = "..." if set(value) & set("'\"\\$`!") or len(value) > 80 else shown(value)
             self.report.add(
                 f"{shown(argument)}: cannot be read; a value with other characters than letters (a-z), digits and "
@@ -124,6 +141,8 @@ class OverrideReader:
             if override.is_add() or override.is_force_add():
                 self.report.add(f"{shown(line)}: {key} has an option already; to choose another, leave out the +")
             return self.composer.parse(f"{key}={value}")
+        if key == "dataset.name" and value not in keys()[key].metadata["rule"].choices:
+            key = "dataset.repository"  # a dataset of the hub is asked for by its own name
         if key in keys() and key.endswith(".name"):
             group = key.partition(".")[0]
             self.report.add(f"{shown(line)}: is set by the option that was chosen; say {group}={shown(value)}")
@@ -139,7 +158,7 @@ class OverrideReader:
         else:
             meant = suggestion(key)
         self.report.add(f"{shown(line)}: there is no such key" + (f"; did you mean {meant}?" if meant else ""))
-        if meant is None or meant == "tags" or "/" in key:
+        if meant is None or meant == "tags" or "/" in key or key.startswith(f"{meant}."):
             return None
         return self.composer.parse(f"{meant}={value}" if is_choice(meant) else f"++{meant}={value}")
 
@@ -148,14 +167,26 @@ class OverrideReader:
         if override.is_sweep_override():
             self.report.add(f"{line}: Hydra's own settings are those of all jobs; give one value")
             return None
-        if "_target_" in line:
-            self.report.add(f"{line}: no object is made of a name; choose a plugin, as in hydra/sweeper=basic")
+        if key.startswith("hydra.sweeper.params"):
+            self.report.add(
+                f"{line}: what a sweep varies is said on the command line itself, as in -m seed=1,2,3; only an "
+                "experiment's file has hydra.sweeper.params"
+            )
+            return None
+        if key in OURS:
+            self.report.add(
+                f"{line}: is fixed, since every run makes its own directory below outputs/; to have that elsewhere, "
+                "start the command there"
+            )
             return None
         if "/" in key:
             options = self.composer.options(key) if key in HYDRA_GROUPS else list(HYDRA_GROUPS)
             wanted = override.value() if key in HYDRA_GROUPS else key
             if wanted is None or wanted in options:
                 return override
+            if key in HYDRA_GROUPS and (extra := missing_extra(f"{key}/{wanted}")):
+                self.report.add(f"{line}: {extra}")
+                return None
             meant = nearest(str(wanted), options)
             hint = f"; did you mean {meant}?" if meant else f"; there are {', '.join(options)}"
             self.report.add(f"{line}: there is no {'such option' if key in HYDRA_GROUPS else 'such group'}{hint}")

@@ -1,44 +1,241 @@
-"""plan=true: what a run would be, without making it. Prints, and writes nothing."""
+"""plan=true: what a run, or each job of a sweep, would be, without making it. Prints, and writes nothing."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from .config import RunConfig
+from .command_line import Job
+from .config import CustomTransformerConfig, RunConfig
+from .data.order import open_order
+from .data.text_size import TextSize, text_size
+from .errors import InputError
 from .flops import flops_per_token
-from .models.network import parameter_shapes
+from .memory_estimate import (
+    MemoryEstimate,
+    checkpoint_bytes,
+    estimate_memory,
+    gigabytes,
+    memory_of,
+    parameter_count,
+    too_large,
+)
+from .rules import shown
+from .time_estimate import Speed, measure_speed
+from .value_sources import flattened, value_sources
 
-BYTES = {"fp64": 8, "fp32": 4, "bf16": 2, "bf16_mixed": 4}
-MOMENT_BYTES = {"fp64": 8}  # elsewhere 4
-MOMENTS = {"adamw": 2, "sgd": 1}
+OUTPUTS = Path("outputs")
 
 
-def print_plan(config: RunConfig) -> None:
-    """What follows from a config. A char tokenizer's vocabulary is known only from its text."""
-    console = Console(soft_wrap=True)
-    tokens = {"byte": 257, "bpe": config.tokenizer.vocab_size}.get(config.tokenizer.name)
-    if config.model.vocab_size is None and tokens is None:
-        console.print("The vocabulary is that of the text; sizes below count 128 tokens.", style="bold")
-    model, training, network = config.model, config.training, config.network(tokens or 128)
-    parameters = sum(math.prod(shape) for shape in parameter_shapes(network).values())
-    tokens_per_step = training.batch_size * training.gradient_accumulation_steps * model.max_seq_len
-    flops = flops_per_token(network, model.max_seq_len)
-    precision = config.precision.name
-    moments = MOMENTS[config.optimizer.name] * MOMENT_BYTES.get(precision, 4)
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column()
-    table.add_row("parameters", f"{parameters:,}")
-    table.add_row("tokens a step", f"{tokens_per_step:,}")
-    table.add_row("FLOPs", f"{flops:,} a token, {flops * tokens_per_step:.3g} a step")
-    if training.max_steps is not None:
-        table.add_row("in all", f"{training.max_steps} steps, {training.max_steps * tokens_per_step:,} tokens")
-    table.add_row(
-        "state", f"{parameters * (2 * BYTES[precision] + moments) / 1e6:,.1f} MB: parameters, gradients, moments"
-    )
-    table.add_row("checkpoint", f"{parameters * (BYTES[precision] + moments) / 1e6:,.1f} MB")
-    console.print(table, highlight=False)
-    console.print("\nNothing was started; leave out plan=true to run it.")
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a config, on this machine."""
+
+    config: RunConfig
+    network: CustomTransformerConfig
+    text: TextSize
+    first_step: int  # steps that the run which goes on has made already
+    memory: MemoryEstimate
+    speed: Speed
+
+    @property
+    def windows_per_step(self) -> int:
+        return self.config.training.batch_size * self.config.training.gradient_accumulation_steps
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.windows_per_step * self.network.max_seq_len
+
+    @cached_property
+    def steps_per_epoch(self) -> float | None:
+        """None where the text is not known yet; about right where it is not prepared."""
+        config, training = self.config, self.config.training
+        if self.text.corpus is not None:
+            order = open_order(
+                self.text.corpus,
+                config.batching,
+                config.dataset,
+                sequence_length=self.network.max_seq_len,
+                batch_size=training.batch_size,
+                pieces=training.gradient_accumulation_steps,
+                seed=config.seed,
+                repeat=None,
+            )
+            return order.steps(1)
+        if self.text.train_tokens is None:
+            return None
+        return max(self.text.train_tokens // self.network.max_seq_len - 1, 1) / self.windows_per_step
+
+    @property
+    def max_steps(self) -> int:
+        training = self.config.training
+        if training.max_steps is not None:
+            return training.max_steps
+        assert training.num_epochs is not None
+        if self.steps_per_epoch is None:
+            raise InputError(
+                f"training.num_epochs={training.num_epochs:g}: how long an epoch of this text is will be known when it "
+                "was fetched; plan with training.max_steps, or run it first"
+            )
+        return max(1, math.ceil(training.num_epochs * self.steps_per_epoch))
+
+    @property
+    def steps(self) -> int:
+        """Still to be made."""
+        return max(0, self.max_steps - self.first_step)
+
+    def times(self, every: int | str) -> int:
+        """How often something is done that is due every so many steps and at the end."""
+        steps = max(1, round(self.steps_per_epoch or self.max_steps)) if every == "epoch" else int(every)
+        return self.max_steps // steps - self.first_step // steps + (self.max_steps % steps > 0)
+
+    @property
+    def evaluated_tokens(self) -> int:
+        """Of all evaluations; the last is over the whole split."""
+        training, whole = self.config.training, self.text.validation_tokens
+        part = whole
+        if training.eval_batches is not None:
+            part = min(whole, training.eval_batches * training.batch_size * self.network.max_seq_len)
+        return (self.times(training.eval_every) - 1) * part + whole
+
+    @property
+    def sampled_tokens(self) -> int:
+        training = self.config.training
+        return self.times(training.eval_every) * len(training.sample_prompts) * training.sample_length
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return {
+            "training": self.steps * self.speed.step,
+            "evaluations": self.evaluated_tokens * self.speed.evaluated_token if self.steps else 0.0,
+            "samples": self.sampled_tokens * self.speed.sampled_token if self.steps else 0.0,
+        }
+
+
+class Planner:
+    """Makes plans; what several jobs of a sweep have in common is found out once."""
+
+    def __init__(self) -> None:
+        self.texts: dict[object, TextSize] = {}
+        self.memories: dict[object, MemoryEstimate] = {}
+        self.speeds: dict[object, Speed] = {}
+
+    def plan(self, config: RunConfig) -> Plan:
+        text_key = config.dataset, config.tokenizer
+        if text_key not in self.texts:
+            self.texts[text_key] = text_size(config.dataset, config.tokenizer, OUTPUTS / "datasets")
+        text = self.texts[text_key]
+        network = replace(config.network(text.vocab_size), seed=0)
+        shape = network, config.implementation, config.optimizer.name, config.training.batch_size, config.tracking
+        if shape not in self.memories:
+            self.memories[shape] = estimate_memory(config, network, text.prepared)
+        memory = self.memories[shape]
+        work = *shape, config.training.gradient_accumulation_steps, config.device
+        if work not in self.speeds:
+            self.speeds[work] = measure_speed(config, network, too_large(memory) is None)
+        return Plan(config, network, text, _first_step(config), memory, self.speeds[work])
+
+
+def _first_step(config: RunConfig) -> int:
+    """After how many steps a run goes on: those of the checkpoint that it resumes."""
+    if config.resume is None:
+        return 0
+    from .checkpoint import step_of
+    from .tracking.run_directory import find_run
+
+    found = find_run(OUTPUTS, config.resume)
+    if found.checkpoint is None:
+        raise InputError(f"resume={shown(config.resume)}: {found.path} has no checkpoint to go on from")
+    return step_of(found.checkpoint)
+
+
+def print_plans(jobs: Sequence[Job]) -> None:
+    """One job in full, with the source of each value; the jobs of a sweep in a line each, and their sum."""
+    import manual_backprop.runner  # noqa: F401  what a run imports takes memory, which is measured
+
+    planner = Planner()
+    if len(jobs) == 1:
+        print(sources_page(jobs[0]), end="\n\n", flush=True)
+        print(plan_page(planner.plan(jobs[0].config)))
+    else:
+        print_sweep(planner, jobs)
+    print("\nNothing was started; leave out plan=true to run it.")
+
+
+def sources_page(job: Job) -> str:
+    """Every key of a job with its value and where that was set."""
+    sources = value_sources(job.config, job.overrides, job.runtime, OUTPUTS)
+    lines = [f"Would run with: {' '.join(job.overrides) or 'the defaults'}", ""]
+    for key, value in flattened(job.config.to_dict()):
+        lines.append(f"  {key:<37} {shown(value):<22} {sources[key]}")
+    return "\n".join(lines)
+
+
+def plan_page(plan: Plan) -> str:
+    config, network, training = plan.config, plan.network, plan.config.training
+    about = "" if plan.text.prepared else "about "
+    epoch = plan.steps_per_epoch
+    flops = flops_per_token(network, network.max_seq_len)
+    checkpoint = checkpoint_bytes(config, network)
+    memory, seconds = plan.memory, plan.seconds
+    kept = min(training.keep_checkpoints, plan.times(training.save_every)) + 1
+    on = "" if memory.device == "cpu" else "on the GPU "
+    accumulated = f" x {training.gradient_accumulation_steps}" * (training.gradient_accumulation_steps > 1)
+    rows = {
+        "parameters": f"{parameter_count(network):,}",
+        "text": f"{about}{plan.text.train_tokens:,} tokens for training, {plan.text.validation_tokens:,} for "
+        f"validation, vocabulary {plan.text.vocab_size:,}" + (" (not prepared yet)" * (not plan.text.prepared))
+        if plan.text.train_tokens is not None
+        else f"not known before it is fetched; vocabulary {plan.text.vocab_size:,}",
+        "a step": f"{plan.tokens_per_step:,} tokens: {training.batch_size}{accumulated} sequences of "
+        f"{network.max_seq_len}",
+        "an epoch": f"{about}{epoch:,.1f} steps" if epoch else "",
+        "in all": f"{plan.max_steps:,} steps, {plan.max_steps * plan.tokens_per_step:,} tokens"
+        + (f", {about}{plan.max_steps / epoch:,.2f} epochs" if epoch else ""),
+        "goes on": f"after step {plan.first_step:,}: {plan.steps:,} steps are left" if plan.first_step else "",
+        "arithmetic": f"{flops:,} FLOPs a token, {flops * plan.tokens_per_step:.3g} a step, "
+        f"{flops * plan.tokens_per_step * plan.steps:.3g} in all",
+        "memory": f"about {gigabytes(memory.peak)} at the peak: {gigabytes(memory.process)} the process with its "
+        f"libraries; {on}{gigabytes(memory.state)} parameters, gradients and moments, "
+        f"{gigabytes(memory.working)} the work on them; there are {gigabytes(memory_of(memory.device))}",
+        "checkpoint": f"{gigabytes(checkpoint)}, and {gigabytes(kept * checkpoint)} for the {kept} kept at most",
+        "time": f"about {duration(sum(seconds.values()))} and some seconds to start: "
+        + ", ".join(f"{name} {duration(value)}" for name, value in seconds.items() if value)
+        + f"; {plan.speed.step:.3g} s a step, {plan.tokens_per_step / plan.speed.step:,.0f} tokens a second",
+        "": plan.speed.how,
+    }
+    page = [f"  {name:<12}{text}" for name, text in rows.items() if text]
+    warning = too_large(memory)
+    return "\n".join([*page, "", warning] if warning else page)
+
+
+def print_sweep(planner: Planner, jobs: Sequence[Job]) -> None:
+    total = 0.0
+    print(f"{len(jobs)} jobs, each with what sets it apart\n")
+    print(f"  {'job':>4}  {'parameters':>13}  {'steps':>9}  {'memory':>9}  {'time':>11}  overrides")
+    warnings: dict[str, None] = {}
+    for number, job in enumerate(jobs, 1):
+        plan = planner.plan(job.config)
+        seconds = sum(plan.seconds.values())
+        total += seconds
+        print(
+            f"  {number:>4}  {parameter_count(plan.network):>13,}  {plan.steps:>9,}  {gigabytes(plan.memory.peak):>9}  "
+            f"{duration(seconds):>11}  {' '.join(job.overrides)}",
+            flush=True,
+        )
+        if warning := too_large(plan.memory):
+            warnings[f"Job {number}: {warning}"] = None
+    print(f"\n  in all about {duration(total)}, one after the other, and some seconds to start each")
+    for warning in warnings:
+        print(f"\n{warning}")
+
+
+def duration(seconds: float) -> str:
+    """As one would say it: 0.4 s, 71 s, 12 min, 3.4 h, 12 days."""
+    for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.1f} {unit}" if seconds / size < 10 else f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:,.0f} days"

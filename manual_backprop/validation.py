@@ -11,11 +11,12 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any, get_type_hints
 
-from manual_backprop.config import RunConfig
+from manual_backprop.config import RunConfig, architecture_violations
 from manual_backprop.errors import ConfigError
 from manual_backprop.rules import Text, nearest, shown, whole
 
 BYTE_TOKENS = 257  # 256 bytes and the end token
+GPT2_TOKENS = 50257
 
 
 @cache
@@ -141,8 +142,10 @@ def _read(
 def _way_out(name: str, value: Any) -> str:
     if isinstance(keys()[name].metadata["rule"], Text) and isinstance(value, float | bool):
         return f"; quotes inside quotes make it text: \"{name}='...'\""
-    if name == "dataset.path" and value is None:
-        return "; dataset=text reads a file or a folder: dataset.path=PATH"
+    if name in ("dataset.path", "tokenizer.path") and value is None:
+        return f"; say where it lies: {name}=PATH"
+    if name == "dataset.repository" and value is None:
+        return "; say which dataset of the hub: dataset.name=OWNER/NAME"
     if name == "schedule.warmup_ratio" and (whole(value) or 0) >= 1:
         return "; it is a share of all steps, not a number of steps: 0.05 warms up for a twentieth of them"
     if name == "tokenizer.vocab_size":
@@ -175,14 +178,44 @@ def heads_share_the_width(d_model: int, n_heads: int) -> list[str]:
     ]
 
 
+@across("architecture.name", "architecture.activation", "model.d_model", "model.n_heads", "model.n_kv_heads")
+def the_architecture_can_be_built(
+    name: str, activation: str, d_model: int, n_heads: int, n_kv_heads: int | None
+) -> list[str]:
+    if d_model % n_heads:
+        return []  # said above
+    found = architecture_violations(name, activation, d_model, n_heads, n_kv_heads)
+    return [f"architecture.{line}" if line.startswith("activation") else f"model.{line}" for line in found]
+
+
 @across("model.vocab_size", "tokenizer.name", "tokenizer.vocab_size")
 def the_vocabulary_holds_the_tokens(vocab_size: int | None, tokenizer: str, tokens: int | None) -> list[str]:
-    tokens = BYTE_TOKENS if tokenizer == "byte" else tokens
+    tokens = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}.get(tokenizer, tokens)
     if vocab_size is None or tokens is None or vocab_size >= tokens:
         return []
     return [
         f"model.vocab_size={vocab_size}: must be at least the {tokens} tokens of tokenizer={tokenizer}; say "
         "model.vocab_size=null for as many as it has" + (", or lower tokenizer.vocab_size" * (tokenizer == "bpe"))
+    ]
+
+
+@across("dataset.streaming", "dataset.subset_size")
+def a_stream_has_an_end(streaming: bool | None, subset_size: int | None) -> list[str]:
+    if not streaming or subset_size is not None:
+        return []
+    return [
+        "dataset.subset_size=null: a stream is kept on disk as tokens, so that a run can be resumed, and needs an end; "
+        "say how many documents, or dataset.streaming=false to download the whole"
+    ]
+
+
+@across("dataset.name", "dataset.validation")
+def files_have_no_splits(name: str, validation: float | str | None) -> list[str]:
+    if not isinstance(validation, str) or name not in ("python_docs", "text", "jsonl", "parquet"):
+        return []
+    return [
+        f"dataset.validation={shown(validation)}: dataset={name} has no splits with names; give the share that "
+        "validates, as in dataset.validation=0.05"
     ]
 
 

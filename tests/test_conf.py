@@ -28,10 +28,13 @@ def hydra() -> Iterator[Composer]:
 
 
 def compose(hydra: Composer, arguments: list[str], tmp_path: Path) -> Checked:
-    if "dataset=text" in arguments or "experiments=shakespeare_char" in arguments:
-        path = tmp_path / "text.txt"
-        path.write_text("words")
-        arguments = [*arguments, f"dataset.path='{path}'"]
+    path = tmp_path / "text.txt"
+    path.write_text("words")
+    for option in ("dataset=text", "dataset=jsonl", "dataset=parquet", "dataset=saved", "tokenizer=file"):
+        if option in arguments or (option == "dataset=text" and "experiments=shakespeare_char" in arguments):
+            arguments = [*arguments, f"{option.partition('=')[0]}.path='{path}'"]
+    if "dataset=hub" in arguments:
+        arguments = [*arguments, "dataset.name=owner/stories"]
     return check_with(hydra, arguments)
 
 
@@ -44,6 +47,7 @@ def test_the_defaults(hydra: Composer, tmp_path: Path) -> None:
         "architecture": "gpt2",
         "dataset": "python_docs",
         "tokenizer": "bpe",
+        "batching": "packed",
         "precision": "fp32",
         "device": "auto",
         "implementation": "custom",
@@ -52,6 +56,7 @@ def test_the_defaults(hydra: Composer, tmp_path: Path) -> None:
         "schedule": "cosine",
         "training": "default",
         "tracking": "mlflow",
+        "sweep": "default",
         "experiments": "none",
     }
     assert job.config.optimizer.learning_rate == job.config.model.learning_rate
@@ -78,7 +83,8 @@ def test_every_option_composes(hydra: Composer, tmp_path: Path, group: str, opti
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_and_changes_what_it_says(hydra: Composer, tmp_path: Path, name: str) -> None:
-    (job,) = compose(hydra, [f"experiments={name}"], tmp_path).jobs
+    """The first job of one that is a sweep; every job: test_experiments.py."""
+    job = compose(hydra, [f"experiments={name}"], tmp_path).jobs[0]
     content = OmegaConf.to_container(OmegaConf.load(shipped_folder("experiments") / f"{name}.yaml"))
     composed = job.config.to_dict()
     for key, value in (content or {}).items():  # type: ignore[union-attr]
@@ -89,12 +95,12 @@ def test_every_experiment_composes_and_changes_what_it_says(hydra: Composer, tmp
 
 
 @pytest.mark.parametrize("model", ["tiny", "small", "medium", "gpt2"])
-@pytest.mark.parametrize("architecture", ["gpt2", "vaswani"])
+@pytest.mark.parametrize("architecture", ["gpt2", "vaswani", "llama"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_groups_go_together(hydra: Composer, tmp_path: Path, model: str, architecture: str, optimizer: str) -> None:
     chosen = [f"model={model}", f"architecture={architecture}", f"optimizer={optimizer}", "training=smoke"]
     (job,) = compose(hydra, chosen, tmp_path).jobs
-    rate = job.config.model.learning_rate if optimizer == "adamw" else 0.1
+    rate = job.config.model.learning_rate if optimizer == "adamw" else 0.3
     assert job.config.optimizer.learning_rate == rate
 
 

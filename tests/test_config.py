@@ -30,6 +30,7 @@ RIGHT: dict[str, Any] = {
     "architecture": {"name": "gpt2", "activation": "gelu_tanh", "learning_rate_scale": 1.0},
     "dataset": {"name": "python_docs"},
     "tokenizer": {"name": "bpe", "vocab_size": 1024},
+    "batching": {"name": "packed", "mask_documents": False},
     "precision": {"name": "fp32"},
     "device": {"name": "cpu", "threads": None},
     "implementation": {"name": "custom"},
@@ -54,6 +55,7 @@ RIGHT: dict[str, Any] = {
         "non_finite_limit": 10,
     },
     "tracking": {"name": "none"},
+    "sweep": {"resume": None},
 }
 
 
@@ -198,7 +200,7 @@ def test_everything_that_is_wrong_is_in_one_report() -> None:
 
 def test_an_empty_mapping_misses_every_group() -> None:
     found = violations({})
-    assert len(found) == 12
+    assert len(found) == 14
     assert all("missing" in violation for violation in found)
 
 

@@ -1,0 +1,116 @@
+"""The command as a user meets it, a process: wrong input ends fast and leaves nothing, options do what they say."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+from command_tools import ROOT, command
+
+from manual_backprop.command_line import check
+from manual_backprop.composition import ExperimentsSearchPath
+from manual_backprop.errors import ConfigError
+from manual_backprop.run import main
+
+
+def test_a_wrong_command_ends_fast_with_2_and_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = command("-m", "model=tiny,smal", "optimizer.lerning_rate=1", cwd=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert "2 places" in done.stderr
+    assert "did you mean small?" in done.stderr
+    assert "did you mean optimizer.learning_rate?" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    # Of the processor, since others may use it as well: what it takes on a machine that does nothing else.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
+@pytest.mark.parametrize("arguments", [["model=smal"], ["--help"], ["--cfg", "job"]], ids=" ".join)
+def test_nothing_slow_is_imported_before_a_run(tmp_path: Path, arguments: list[str]) -> None:
+    done = command(*arguments, cwd=tmp_path, flags=("-X", "importtime"))
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    assert "hydra" in imported
+    assert not imported & {"torch", "mlflow", "numpy", "datasets", "transformers", "tokenizers", "matplotlib"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_every_option_and_says_what_it_is(tmp_path: Path) -> None:
+    page = command("--help", cwd=tmp_path).stdout
+    for path in [*(ROOT / "conf").glob("*/*.yaml"), *(ROOT / "experiments").glob("*.yaml")]:
+        assert any(path.stem in line.split() for line in page.splitlines()), path
+    assert "training.max_steps" in page
+    assert page.count("python -m manual_backprop.run") >= 6
+    assert max(map(len, page.splitlines())) <= 120
+
+
+def test_the_composed_configuration_can_be_shown(tmp_path: Path) -> None:
+    done = command("--cfg", "job", "--resolve", "model=tiny", "tags.note=x", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "d_model: 64" in done.stdout
+    assert "note: x" in done.stdout
+    assert "${" not in done.stdout
+    done = command("--info", "defaults", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "experiments" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--config-dir", "nowhere"], "nowhere"),
+        (["--resolve"], "--cfg job"),
+        (["--cfg", "job", "-m"], "--multirun and --cfg"),
+        (["--cfg", "nothing"], "invalid choice"),
+        (["--experimental-rerun", "file"], "no such option"),
+    ],
+)
+def test_options_that_make_no_sense_end_with_2(tmp_path: Path, arguments: list[str], says: str) -> None:
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_package_lists_its_commands(tmp_path: Path) -> None:
+    listed = command(cwd=tmp_path, module="manual_backprop")
+    assert listed.returncode == 0
+    assert "python -m manual_backprop.run" in listed.stdout
+    version = command("--version", cwd=tmp_path, module="manual_backprop")
+    assert version.stdout.split() == ["manual_backprop", "0.1.0"]
+    wrong = command("rn", cwd=tmp_path, module="manual_backprop")
+    assert wrong.returncode == 2
+    assert "did you mean python -m manual_backprop.run?" in wrong.stderr
+
+
+def test_an_experiment_can_be_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    text = (
+        "# @package _global_\n# mine\n"
+        "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n"
+        "      seed: 1,2\n      tags.note: a,b\n      {key}: tiny,small\n"
+    )
+    (folder / "mine.yaml").write_text(text.replace("{key}", "model"))
+    (folder / "wrong.yaml").write_text(text.replace("{key}", "modle"))
+    done = command("--config-dir", str(tmp_path), "experiments=wrong", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean model?" in done.stderr
+    monkeypatch.setattr(ExperimentsSearchPath, "own_folder", str(tmp_path))
+    assert len(check(["experiments=mine"]).jobs) == 8
+    assert len(check(["experiments=mine", "seed=3"]).jobs) == 4, "the command line's values are taken instead"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["model=smal"], ["-m", "seed=1,x"], ["seed=${oc.env:HOME}"], ["--wrong"]], ids=" ".join
+)
+def test_the_command_itself_reports_and_writes_nothing(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="The configuration is wrong in 1 place; nothing was started"):
+        main(arguments)
+    assert list(tmp_path.iterdir()) == []

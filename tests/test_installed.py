@@ -1,0 +1,155 @@
+"""The package in fresh environments, as a wheel and as an editable install: works in any directory, with completion.
+
+The environments see the libraries of the one that runs the tests, and nothing else of it: neither this project nor its
+plugins. What installing the libraries takes is tried by .ci/run, with README.md's own command.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ("conf", "experiments", "manual_backprop", "setup.cfg", "pyproject.toml", "README.md")
+SMALL = ("model=tiny", "training=smoke", "training.max_steps=2", "training.sample_length=2", "device.threads=1")
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command: str | Path, cwd: Path, code: int = 0, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=clean | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a checkout has; building writes beside it."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in SHIPPED:
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy2(path, folder / name)
+    return folder
+
+
+def pip(*arguments: str | Path, cwd: Path) -> None:
+    # Without isolation where the build's own requirement is here already: it need not be downloaded then.
+    isolation = ["--no-build-isolation"] if find_spec("setuptools") else []
+    run(sys.executable, "-m", "pip", *arguments, "--quiet", "--no-deps", *isolation, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--wheel-dir", folder, source, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module", params=["wheel", "editable"])
+def scripts(
+    request: pytest.FixtureRequest, source: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a fresh environment's commands."""
+    folder = tmp_path_factory.mktemp(request.param)
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    packages = Path(
+        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).stdout.strip()
+    )
+    # A folder that a .pth file adds is searched for modules only: its own .pth files, as of an editable install,
+    # are not read.
+    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    target = [wheel] if request.param == "wheel" else ["--editable", source]
+    run(
+        *(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--ignore-installed"),
+        *(["--no-build-isolation"] if find_spec("setuptools") else []),
+        *target,
+        cwd=folder,
+    )
+    home = packages if request.param == "wheel" else source
+    found = run(python, "-c", "import manual_backprop; print(manual_backprop.__file__)", cwd=folder).stdout.strip()
+    assert Path(found).is_relative_to(home)
+    return folder / "bin"
+
+
+def test_configs_and_experiments_travel_inside_the_wheel(wheel: Path) -> None:
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ("conf", "experiments"):
+        for path in (ROOT / folder).rglob("*.yaml"):
+            assert f"manual_backprop/{path.relative_to(ROOT).as_posix()}" in inside
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "manual_backprop").rglob("*.py")}
+    assert modules <= inside, "every subpackage is listed in setup.cfg"
+    assert not any(name.startswith(("tests/", "conf/", "experiments/", "outputs/")) for name in inside)
+
+
+def test_the_commands_work_in_any_directory(scripts: Path, tmp_path: Path) -> None:
+    page = run(scripts / "manual-backprop", "--help", cwd=tmp_path).stdout
+    assert "model" in page
+    assert "overfit_one_batch" in page
+    planned = run(scripts / "manual-backprop", "plan=true", "model=tiny", "experiments=overfit_one_batch", cwd=tmp_path)
+    assert "experiments=overfit_one_batch" in planned.stdout
+    wrong = run(scripts / "manual-backprop", "modle=tiny", cwd=tmp_path, code=2)
+    assert "did you mean model?" in wrong.stderr
+    assert list(tmp_path.iterdir()) == []
+    run(scripts / "python", "-m", "manual_backprop.verify", "model=tiny", "model.n_blocks=1", cwd=tmp_path)
+
+
+def test_a_run_and_a_sweep_write_where_the_command_is_started(scripts: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(" ".join(f"the cat saw {n % 7} mice." for n in range(1000)))
+    data = ("dataset=text", "dataset.path=text.txt", "tokenizer=byte")
+    run(scripts / "manual-backprop", *SMALL, *data, cwd=tmp_path)
+    assert len(list((tmp_path / "outputs" / "runs").iterdir())) == 1
+    assert (tmp_path / "mlflow.db").is_file()
+    sweep = ("-m", *SMALL, *data, "tracking=none", "seed=1,2")
+    run(scripts / "python", "-m", "manual_backprop.run", *sweep, cwd=tmp_path)
+    assert len(list((tmp_path / "outputs" / "sweeps").iterdir())) == 1
+    assert not (scripts.parent / "outputs").exists()
+
+
+COMPLETE = """
+PATH={scripts}:$PATH
+eval "$(manual-backprop -sc install=bash)"
+complete -p manual-backprop | grep -o -- '-F [a-z_]*' >&2
+for line in "$@"; do
+    words=($line)
+    COMP_LINE=$line COMP_POINT=${{#line}} COMP_CWORD=$((${{#words[@]}} - 1)) COMPREPLY=()
+    hydra_bash_completion
+    echo "${{COMPREPLY[*]}}"
+done
+"""
+
+
+def test_bash_completes_groups_options_and_keys(scripts: Path, tmp_path: Path) -> None:
+    lines = ("model=", "model=s", "optimizer.lear", "-m seed=1 precision=fp32,bf1", "plan=", "train")
+    asked = [f"manual-backprop {line}" for line in lines]
+    done = run("bash", "-c", COMPLETE.format(scripts=scripts), "bash", *asked, cwd=tmp_path)
+    assert [answer.split() for answer in done.stdout.splitlines()] == [
+        ["model=gpt2", "model=medium", "model=small", "model=tiny"],
+        ["model=small"],
+        ["optimizer.learning_rate="],
+        ["precision=fp32,bf16", "precision=fp32,bf16_mixed"],
+        ["plan=true", "plan=false"],
+        ["training=", "training."],
+    ]
+    assert list(tmp_path.iterdir()) == []
