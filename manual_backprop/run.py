@@ -1,92 +1,59 @@
 """Train a transformer, or a sweep of them.
 
 `python -m manual_backprop.run [KEY=VALUE ...]`, and `-m` before comma lists for one job each. The command line is
-checked first (`command_line.py`), then Hydra runs each job, which the runner does; here failures are collected.
+checked first (`command_line.py`), then Hydra composes and starts the job, or the sweep's jobs (`sweeps/`).
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below: they take a while
+    from manual_backprop.interruption import leave_at_a_signal
+
+    leave_at_a_signal()
+
 import argparse
-import math
+import os
 import sys
-import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from manual_backprop.errors import (
-    CheckFailedError,
-    ConfigError,
-    InputError,
-    Interrupted,
-    ManualBackpropError,
-)
+from manual_backprop.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from manual_backprop.command_line import Checked
 
 COMMAND = "python -m manual_backprop.run"
 
 
 @dataclass
-class Outcomes:
-    """How the jobs of a command ended. Hydra would end a sweep at a job that raises, so none does."""
+class OneJob:
+    """The task of a command with one job. Hydra would report an exception in its own words, so it is kept."""
 
-    sweep: bool
-    expected: int  # jobs; a sweeper that chooses values as it goes may start more
-    started: int = 0
-    failures: list[tuple[str, BaseException]] = field(default_factory=list)
+    failure: BaseException | None = None
 
-    def task(self, composed: DictConfig) -> float:
-        """One job, called by Hydra. The final validation loss; NaN where the job failed."""
+    def task(self, composed: DictConfig) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
         from manual_backprop.composition import plain
         from manual_backprop.origin import Origin
-        from manual_backprop.resume import as_run_wants
-        from manual_backprop.validation import validate
+        from manual_backprop.resume import job_config
+        from manual_backprop.value_sources import value_sources
 
-        self.started += 1
-        overrides = _job_overrides()
-        job = f"job {self.started} ({' '.join(overrides) or 'the defaults'})"
-        if self.sweep:
-            print(f"\n{job} of {max(self.expected, self.started)}", flush=True)
+        settings: Any = HydraConfig.get()
+        overrides = [line.removeprefix("++") for line in settings.overrides.task]
         try:
             from manual_backprop.runner import run_job  # torch, only now
 
-            mapping = as_run_wants(plain(composed), overrides, Path("outputs"))
-            loss = run_job(validate(mapping), Path.cwd(), Origin(overrides=tuple(overrides)))
-        except (Interrupted, KeyboardInterrupt) as error:
-            self.failures.append((job, error))
-            raise KeyboardInterrupt from error  # Hydra lets it through: the jobs after it are not started
-        except (Exception, SystemExit) as error:
-            self.failures.append((job, error))
-            if self.sweep:
-                _tell(error)
-            return math.nan
-        return math.nan if loss is None else loss
-
-    def raise_failures(self) -> None:
-        """A single job's failure as it is; a sweep's in one list."""
-        if not self.failures:
-            return
-        if not self.sweep or isinstance(self.failures[-1][1], Interrupted | KeyboardInterrupt):
-            raise self.failures[-1][1]
-        lines = [f"{len(self.failures)} of {self.started} jobs failed:"]
-        for job, error in self.failures:
-            said = str(error) if isinstance(error, ManualBackpropError) else f"{type(error).__name__}: {error}"
-            lines.append(f"  {job}: " + said.replace("\n", "\n    "))
-        raise CheckFailedError("\n".join(lines))
-
-
-def _job_overrides() -> list[str]:
-    from hydra.core.hydra_config import HydraConfig
-
-    return [line.removeprefix("++") for line in HydraConfig.get().overrides.task]
-
-
-def _tell(error: BaseException) -> None:
-    if isinstance(error, ManualBackpropError):
-        print(error, file=sys.stderr)
-    else:
-        traceback.print_exception(error)
+            config = job_config(plain(composed), overrides, Path("outputs"))
+            sources = value_sources(config, overrides, settings.runtime)
+            run_job(config, Path.cwd(), Origin(overrides=tuple(overrides), sources=sources))
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            self.failure = error
 
 
 def main(arguments: Sequence[str] | None = None) -> int | None:
@@ -114,26 +81,46 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         composition.ExperimentsSearchPath.own_folder = str(folder)
     flags, silent = _hydra_flags(options)
     if silent:
-        _run_hydra([*flags, *options.overrides], Outcomes(sweep=False, expected=0))
+        _run_hydra([*flags, *options.overrides], OneJob().task)
         return None
     try:
         checked = command_line.check(options.overrides, multirun=options.multirun)
     except ConfigError as error:
         raise ConfigError([_report(error.violations)]) from None
     if not options.cfg and any(job.config.plan for job in checked.jobs):
-        from manual_backprop.plan import print_plan
-        from manual_backprop.value_sources import sources_page
+        from manual_backprop.plan import print_plans
 
-        for job in checked.jobs:
-            print(sources_page(job), end="\n\n", flush=True)
-            print_plan(job.config)
+        print_plans(checked.jobs)
         return None
-    outcomes = Outcomes(sweep=checked.multirun, expected=len(checked.jobs))
-    try:
-        _run_hydra([*flags, *checked.overrides], outcomes)
-    finally:
-        outcomes.raise_failures()
+    if checked.jobs[0].config.sweep.resume is not None and not options.cfg:
+        _resume_sweep(checked, options)
+    elif checked.multirun and not options.cfg:
+        from manual_backprop.sweeps.sweep import start_sweep
+
+        start_sweep(checked, Path.cwd(), partial(_run_sweep, flags), composition.ExperimentsSearchPath.own_folder)
+    else:
+        job = OneJob()
+        _run_hydra([*flags, *checked.overrides], job.task)
+        if job.failure is not None:
+            raise job.failure
     return None
+
+
+def _resume_sweep(asked: Checked, options: argparse.Namespace) -> None:
+    """sweep.resume=DIRECTORY: the command line that the sweep was given, again."""
+    from manual_backprop import command_line, composition
+    from manual_backprop.sweeps.sweep import given_to, resume_sweep
+    from manual_backprop.tracking.run_directory import find_sweep
+
+    if len(asked.overrides) > 1 or options.multirun or options.config_dir is not None:
+        raise InputError("sweep.resume: a sweep goes on with its own command line; leave out everything else")
+    sweep = find_sweep(Path("outputs"), str(asked.jobs[0].config.sweep.resume))
+    overrides, composition.ExperimentsSearchPath.own_folder = given_to(sweep)
+    try:
+        checked = command_line.check(overrides, multirun=True)
+    except ConfigError as error:
+        raise ConfigError([_report(error.violations)]) from None
+    resume_sweep(sweep, checked, Path.cwd(), partial(_run_sweep, ["--multirun"]))
 
 
 def _report(violations: list[str]) -> str:
@@ -192,7 +179,7 @@ def _hydra_flags(options: argparse.Namespace) -> tuple[list[str], bool]:
     return flags, bool(options.info or options.hydra_help or options.shell_completion)
 
 
-def _run_hydra(arguments: list[str], outcomes: Outcomes) -> None:
+def _run_hydra(arguments: list[str], task: Callable[[DictConfig], Any]) -> None:
     import hydra
 
     from manual_backprop.composition import find_experiments
@@ -202,9 +189,21 @@ def _run_hydra(arguments: list[str], outcomes: Outcomes) -> None:
     given = sys.argv
     sys.argv = [given[0], *arguments]
     try:
-        hydra.main(config_path=str(shipped_folder("conf")), config_name="config", version_base="1.3")(outcomes.task)()
+        hydra.main(config_path=str(shipped_folder("conf")), config_name="config", version_base="1.3")(task)()
     finally:
         sys.argv = given
+
+
+def _run_sweep(flags: list[str], overrides: list[str], task: Callable[[DictConfig], Any]) -> None:
+    """Hydra's call of a sweep. What its launcher or sweeper raises comes out as it is, not as Hydra's own report."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        _run_hydra([*flags, *overrides], task)
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 if __name__ == "__main__":

@@ -1,0 +1,32 @@
+"""How many jobs of a sweep run at once, and how many threads each of them may have."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def jobs_at_once(launcher: dict[str, Any], n_jobs: int) -> int:
+    """On this machine, by what Hydra's launcher was told (its config). `n_jobs` is how many there are in all."""
+    target = str(launcher.get("_target_"))
+    if target.endswith("JoblibLauncher"):
+        wanted = int(launcher.get("n_jobs") or 1)
+        wanted = wanted if wanted > 0 else max(1, cores() + 1 + wanted)  # -1: as many as there are cores
+    elif target.endswith("submitit_launcher.LocalLauncher"):
+        wanted = n_jobs  # it starts them all
+    else:
+        wanted = 1
+    return max(1, min(wanted, n_jobs))
+
+
+def threads_of_a_job(launcher: dict[str, Any], n_jobs: int) -> int | None:
+    """None: as many as torch takes by itself, for a job that has its machine (or its share of a cluster) alone."""
+    at_once = jobs_at_once(launcher, n_jobs)
+    if at_once > 1:
+        return max(1, cores() // at_once)
+    return launcher.get("cpus_per_task")

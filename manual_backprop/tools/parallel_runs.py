@@ -1,0 +1,116 @@
+"""Eight runs at once on a store that does not exist yet, again and again: does MLflow get everything of each of them?
+
+`python -m manual_backprop.tools.parallel_runs --rounds 10`. Each round is a sweep of tiny runs in an empty folder
+(hydra-joblib-launcher, all jobs at once), after which what MLflow has is compared with what the runs wrote down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from manual_backprop.errors import EXIT_DONE, EXIT_FAILED, InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SENTENCE = "the cat saw {} mice and the owl saw {}. "
+OVERRIDES = (
+    *("model=tiny", "model.d_model=16", "model.n_heads=2", "model.d_ffn=24", "model.max_seq_len=8", "tokenizer=byte"),
+    *("training=smoke", "training.log_every=1", "training.sample_length=4", "training.max_steps=8", "device=cpu"),
+    *("dataset=text", "dataset.path=text.txt", "hydra/launcher=parallel"),
+)
+
+
+def one_round(root: Path, n_jobs: int) -> list[str]:
+    """A sweep of `n_jobs` runs at once in the folder `root`. What is missing afterwards, a sentence each."""
+    from manual_backprop.sweeps.records import FINISHED, Records
+    from manual_backprop.tracking.run_directory import SWEEPS, list_runs
+
+    (root / "text.txt").write_text("".join(SENTENCE.format(n % 7, n * n % 11) for n in range(200)), encoding="utf-8")
+    seeds = ",".join(map(str, range(n_jobs)))
+    command = [sys.executable, "-m", "manual_backprop.run", "-m", *OVERRIDES]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    done = subprocess.run(
+        [*command, f"hydra.launcher.n_jobs={n_jobs}", f"seed={seeds}"],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    found = []
+    if done.returncode:
+        found.append(f"the sweep ended with exit code {done.returncode}: {done.stderr.strip()[-1000:]}")
+    sweeps = list_runs(root / "outputs", SWEEPS)
+    records = Records(sweeps[0]).read_all() if sweeps else []
+    finished = [record for record in records if record.status == FINISHED]
+    if len(finished) != n_jobs:
+        found.append(f"{len(finished)} of {n_jobs} jobs finished")
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    for record in finished:
+        found += _missing(client, Path(str(record.run_directory)))
+    return found
+
+
+def _missing(client: MlflowClient, run: Path) -> list[str]:
+    """What a run wrote down and MLflow does not have."""
+    from manual_backprop.tracking import load_training_log
+    from manual_backprop.tracking.run_directory import read_run
+
+    known = read_run(run)["mlflow"] or {}
+    if not known.get("delivered"):
+        return [f"{run.name} is not delivered"]
+    logged, log = client.get_run(known["run_id"]), load_training_log(run)
+    found = []
+    if logged.info.status != "FINISHED":
+        found.append(f"{run.name} is {logged.info.status} in MLflow")
+    if "mlflow.parentRunId" not in logged.data.tags:
+        found.append(f"{run.name} has no parent in MLflow")
+    for name, series in (log.training | log.validation).items():
+        stored = {point.step: point.value for point in client.get_metric_history(known["run_id"], name)}
+        written = dict(zip(series.steps, series.values, strict=True))
+        if stored.keys() != written.keys() or any(
+            not math.isclose(stored[step], value, rel_tol=1e-12) for step, value in written.items()
+        ):
+            found.append(f"{run.name}: {name} has {len(stored)} points in MLflow and {len(written)} in its own file")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m manual_backprop.tools.parallel_runs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Exit codes: 0 everything arrived, 1 something did not, 2 the input is wrong.",
+    )
+    parser.add_argument("--rounds", type=int, default=10, help="how often, each time on a fresh store (10)")
+    parser.add_argument("--jobs", type=int, default=8, help="runs at once (8)")
+    chosen = parser.parse_args(arguments)
+    if chosen.rounds < 1 or chosen.jobs < 1:
+        raise InputError(f"--rounds {chosen.rounds} --jobs {chosen.jobs}: both must be at least 1")
+    failed = 0
+    for number in range(chosen.rounds):
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            found = one_round(Path(folder), chosen.jobs)
+        failed += bool(found)
+        said = "\n  ".join(["something is missing:", *found]) if found else "everything arrived"
+        print(f"round {number + 1} of {chosen.rounds}, {time.monotonic() - start:.0f} s: {said}", flush=True)
+    print(f"{chosen.rounds - failed} of {chosen.rounds} rounds of {chosen.jobs} runs at once left nothing out")
+    return EXIT_FAILED if failed else EXIT_DONE
+
+
+if __name__ == "__main__":
+    from manual_backprop.exit_codes import exit_code_of
+
+    sys.exit(exit_code_of(main))
