@@ -1,0 +1,122 @@
+"""Models to and from the layouts of `transformers`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from manual_backprop.arguments import Parser
+from manual_backprop.errors import InputError
+from manual_backprop.rules import nearest
+from manual_backprop.saved_model import RUN_HELP
+
+if TYPE_CHECKING:
+    from manual_backprop.data.tokenizers import Tokenizer
+
+DESCRIPTION = f"""\
+Brings a model to `transformers`, or one from there, with the same weights: no number changes.
+
+  python -m manual_backprop.convert to-hf RUN FOLDER
+  python -m manual_backprop.convert from-hf FOLDER_OR_NAME FOLDER
+
+to-hf writes config.json, model.safetensors, the tokenizer and a model card, which AutoModelForCausalLM and
+AutoTokenizer of transformers load. architecture=gpt2 becomes GPT2LMHeadModel and architecture=llama LlamaForCausalLM;
+transformers has nothing like architecture=vaswani. The folder can be used as RUN as well.
+
+{RUN_HELP}
+
+from-hf reads a folder of GPT-2's or Llama's layout, or one of the hub by its name (OWNER/NAME), and writes a checkpoint
+of step 0 with its tokenizer. Every command takes the new folder as RUN, and training goes on from it with
+`init_from=FOLDER`: sizes and tokenizer are then the imported model's. Weights must be safetensors (in one file or
+several); pickles are not opened. Options that would calculate something else here, as rope_scaling, attention_bias or
+another epsilon, are refused by name.
+
+FOLDER, the last one, is made; one that holds files is refused, and nothing of it is there when something goes wrong."""
+
+EPILOG = """\
+Examples
+
+  python -m manual_backprop.convert to-hf last exported
+  python -m manual_backprop.convert to-hf last@last exported-last
+  python -m manual_backprop.convert from-hf openai-community/gpt2 gpt2
+  python -m manual_backprop.generate gpt2 --prompt "The meaning of"
+  python -m manual_backprop.run init_from=gpt2 dataset=text dataset.path=mine.txt model.max_seq_len=128 \\
+      optimizer.learning_rate=3e-5 training.max_steps=100
+
+Exit codes: 0 done, 2 wrong input, 4 the folder cannot be written."""
+
+DIRECTIONS = ("to-hf", "from-hf")
+
+
+def to_hf(run: str, target: Path) -> None:
+    from manual_backprop.interchange.layouts import layout_of
+    from manual_backprop.saved_model import load
+
+    saved = load(run, device="cpu")
+    print(saved.line, flush=True)
+    layout = layout_of(saved.model.config)
+    from manual_backprop.data.tokenizers import FILE_NAME
+    from manual_backprop.interchange.export import export_model
+
+    tokenizer = saved.tokenizer() if (saved.found.checkpoint / FILE_NAME).is_file() else None
+    export_model(saved, tokenizer, target)
+    print(f"{target}: a {layout.class_name}" + (", without a tokenizer" if tokenizer is None else " and its tokenizer"))
+    print(f'Load it with AutoModelForCausalLM.from_pretrained("{target}"); {target / "README.md"} is its model card.')
+
+
+def from_hf(source: str, target: Path) -> None:
+    from manual_backprop.interchange.directory import local_folder, read_model, weight_files
+
+    folder = local_folder(source)
+    weight_files(folder)
+    from manual_backprop.interchange.export import import_model
+
+    imported = read_model(folder)
+    tokenizer = _tokenizer_of(folder, imported.config.vocab_size)
+    import_model(imported, tokenizer, source, target)
+    config = imported.config
+    count = sum(tensor.numel() for tensor in imported.parameters.values())
+    print(f"{target}: {config.architecture}, {config.precision}, {count:,} parameters")
+    for remark in imported.remarks:
+        print(f"  {remark}")
+    if tokenizer is None:
+        print("  It came without a tokenizer that can be read here: it reads token ids.")
+    print(f"Use it as RUN, or train on from it: python -m manual_backprop.run init_from={target}")
+
+
+def _tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer | None:
+    from manual_backprop.data.pretrained import tokenizer_of_folder
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "merges.txt")):
+        return None
+    tokenizer = tokenizer_of_folder(folder)
+    if tokenizer.vocab_size > vocab_size:
+        raise InputError(
+            f"{folder} does not fit together: its tokenizer has {tokenizer.vocab_size} tokens and its network "
+            f"{vocab_size}"
+        )
+    return tokenizer
+
+
+def main(arguments: Sequence[str] | None = None) -> int | None:
+    parser = Parser("convert", DESCRIPTION, EPILOG)
+    parser.add_argument("direction", metavar="to-hf|from-hf", help="to transformers, or from there")
+    parser.add_argument("source", metavar="SOURCE", help="to-hf: RUN; from-hf: a folder, or a name of the hub")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="to make")
+    options = parser.parse(arguments)
+    if options.direction not in DIRECTIONS:
+        meant = nearest(options.direction, list(DIRECTIONS))
+        parser.error(f"{options.direction}: must be to-hf or from-hf" + (f"; did you mean {meant}?" if meant else ""))
+    from manual_backprop.interchange.folders import refuse_used
+
+    refuse_used(options.folder)  # before the work
+    (to_hf if options.direction == "to-hf" else from_hf)(options.source, options.folder)
+    return None
+
+
+if __name__ == "__main__":
+    from manual_backprop.exit_codes import exit_code_of
+
+    sys.exit(exit_code_of(main))

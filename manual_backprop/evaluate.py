@@ -1,0 +1,308 @@
+"""How good a trained model is on a split of its text, beside models that only count tokens."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from manual_backprop.arguments import Parser, add_device, add_run, whole
+from manual_backprop.errors import InputError, ManualBackpropError, RunInUseError, StorageError
+from manual_backprop.saved_model import RUN_HELP
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+    from manual_backprop.config import RunConfig
+    from manual_backprop.data.corpus import Corpus
+    from manual_backprop.data.tokenizers import Tokenizer
+    from manual_backprop.evaluation import Evaluation
+    from manual_backprop.models.network import Batch
+    from manual_backprop.saved_model import Found, SavedModel
+
+DESCRIPTION = f"""\
+Measures a trained model on a split of the text that it comes from.
+
+{RUN_HELP}
+
+The first line says which model it is. Then a table: loss [nats a token], perplexity, bits per byte (which tokenizers
+cannot change) and accuracy (how often the likeliest token is the right one), over every token of the split but the
+first, in windows of model.max_seq_len without overlap; beside it what the unigram model (how frequent each token is)
+and the bigram model (what follows what) reach on the same tokens. A loss between the two has learned frequencies, one
+below the bigram's uses context.
+
+The values are added to the run's metrics.jsonl at the checkpoint's step, and to MLflow where the run was tracked there,
+as evaluation/SPLIT_loss, evaluation/SPLIT_perplexity and so on; with --max-batches as evaluation_part/SPLIT_loss. Doing
+it again adds nothing."""
+
+EPILOG = """\
+Examples
+
+  python -m manual_backprop.evaluate last
+  python -m manual_backprop.evaluate last@last --split train --max-batches 20
+  python -m manual_backprop.evaluate last --generate
+  python -m manual_backprop.evaluate last --tokens 40
+
+Exit codes: 0 done, 2 wrong input; the text is no longer there, or is another one now. That MLflow is down is only
+said: python -m manual_backprop.sync RUN delivers the values later."""
+
+SPLITS = ("train", "validation", "test")
+WIDTH = 110  # columns, where there is no terminal to ask
+LIKELIEST = 5
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split of a run's text, or its first `max_batches` batches."""
+
+    name: str
+    corpus: Corpus
+    config: RunConfig
+    max_batches: int | None
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return getattr(self.corpus, self.name)
+
+    @property
+    def bytes_per_token(self) -> float:
+        return getattr(self.corpus, f"{self.name}_bytes") / len(self.tokens)
+
+    def batches(self, device: Any) -> Iterator[Batch]:
+        """As a run evaluates its validation split."""
+        from manual_backprop.data.order import evaluation_batches
+
+        config, offsets = self.config, getattr(self.corpus, f"{self.name}_offsets")
+        length, rows = config.model.max_seq_len, config.training.batch_size
+        return evaluation_batches(self.tokens, offsets, config.batching, length, rows, self.max_batches, device)
+
+
+def open_part(saved: SavedModel, name: str, max_batches: int | None) -> Part:
+    """Raises InputError where the text is gone, is another one than the run's, or has no such split."""
+    from manual_backprop.data.corpus import Corpus, prepare_corpus
+
+    there = [split for split in SPLITS if f"{split}_offsets" in Corpus.__dataclass_fields__]
+    if name not in there:
+        raise InputError(f"--split {name}: a text here has no such split; there are {' and '.join(there)}")
+    config, dataset = saved.config(), saved.dataset()
+    try:
+        corpus = prepare_corpus(dataset, config.tokenizer, saved.found.outputs / "datasets")
+    except InputError as error:
+        raise InputError(f"The text of this run (dataset={dataset.name}) cannot be read any more: {error}") from error
+    for what, digest in (("dataset", corpus.dataset_digest), ("tokenizer", corpus.tokenizer_digest)):
+        recorded = saved.state.get(f"{what}_digest")
+        if recorded != digest:
+            where = dataset.path or dataset.repository or "the documentation in this Python"
+            raise InputError(
+                f"{where} is not what this model was trained on: the {what}'s digest is {digest[:12]} now and was "
+                f"{str(recorded)[:12]}. Evaluate where the old text is, or train on the new one."
+            )
+    return Part(name, corpus, config, max_batches)
+
+
+def measure(saved: SavedModel, part: Part) -> tuple[Evaluation, dict[str, Evaluation]]:
+    """The model's evaluation, and the counting models' on the same tokens (their accuracy is not measured: NaN)."""
+    import math
+
+    from manual_backprop.evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
+    from manual_backprop.runner import MOST_COUNTED
+
+    network, corpus = saved.model.network, part.corpus
+    evaluation = Evaluator(network, part.bytes_per_token).evaluate(part.batches(network.device))
+    tokens = part.tokens if part.max_batches is None else part.tokens[: evaluation.tokens + 1]
+    losses = unigram_and_bigram_loss(corpus.train[:MOST_COUNTED], tokens[:MOST_COUNTED], corpus.tokenizer.vocab_size)
+    counting = {
+        name: Evaluation(loss, math.nan, evaluation.tokens, loss / math.log(2) / part.bytes_per_token)
+        for name, loss in zip(("bigram", "unigram"), reversed(losses), strict=True)
+    }
+    return evaluation, counting
+
+
+def show_evaluation(console: Console, part: Part, evaluation: Evaluation, counting: dict[str, Evaluation]) -> None:
+    from rich.table import Table
+
+    whole = "" if part.max_batches is None else f" of {len(part.tokens) - 1:,}"
+    table = Table(title=f"{part.name}: {evaluation.tokens:,} tokens{whole}", title_justify="left", box=None)
+    for column in ("", "loss", "perplexity", "bits per byte", "accuracy"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, one in (("model", evaluation), *counting.items()):
+        accuracy = f"{one.accuracy:.1%}" if one is evaluation else ""
+        table.add_row(name, f"{one.loss:.4f}", f"{one.perplexity:,.1f}", f"{one.bits_per_byte:.3f}", accuracy)
+    console.print(table)
+
+
+# Token by token
+
+
+def shown_token(tokenizer: Tokenizer, token: int) -> str:
+    """As Python would quote it; bytes that are no text, and the end token, by their number."""
+    text = tokenizer.decode([token])
+    if token == tokenizer.end_token_id:
+        return "<eos>"
+    return f"<{token}>" if not text or "\ufffd" in text else repr(text)
+
+
+def show_tokens(console: Console, saved: SavedModel, part: Part, count: int) -> None:
+    """The first `count` targets of the split: what came, what was expected, at what loss."""
+    import torch
+    from rich.table import Table
+
+    from manual_backprop.data.batches import validation_batches
+
+    network, tokenizer, length = saved.model.network, part.corpus.tokenizer, part.config.model.max_seq_len
+    table = Table(title="token by token", title_justify="left", box=None)
+    for column in ("", "loss", "rank", "target", f"the {LIKELIEST} likeliest, and their probabilities"):
+        table.add_column(column, justify="right" if column in ("", "loss", "rank") else "left", no_wrap=True)
+    place, losses = 0, []
+    tokens = part.tokens[: count + 1]
+    for batch in validation_batches(tokens, min(length, len(tokens) - 1), 1, device=network.device):
+        logarithms = network.predict(batch.tokens)[0].double().log_softmax(-1).cpu()  # (T, V)
+        best = logarithms.topk(min(LIKELIEST, logarithms.shape[-1]))
+        if place:
+            table.add_section()  # a new window: the model sees nothing of the one before
+        for row, target in enumerate(batch.targets[0].tolist()):
+            if target < 0:
+                break
+            loss = -logarithms[row, target].item()
+            rank = int((logarithms[row] > logarithms[row, target]).sum()) + 1
+            expected = "  ".join(
+                f"{shown_token(tokenizer, token)} {value:.0%}"
+                for token, value in zip(best.indices[row].tolist(), torch.exp(best.values[row]).tolist(), strict=True)
+            )
+            losses.append(loss)
+            place += 1
+            table.add_row(
+                *map(_literal, (str(place), f"{loss:.2f}", str(rank), shown_token(tokenizer, target), expected))
+            )
+    console.print()
+    console.print(table)
+    console.print(f"mean loss of these {len(losses)} tokens: {sum(losses) / len(losses):.4f}")
+
+
+def _literal(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def show_samples(console: Console, saved: SavedModel, part: Part) -> None:
+    from manual_backprop.samples import count_words, draw_samples, encode_prompts
+
+    training = part.config.training
+    if not training.sample_prompts or not training.sample_length:
+        console.print(
+            "\nThis run has no training.sample_prompts, or training.sample_length=0: there is nothing to draw."
+        )
+        return
+    prompts = encode_prompts(training.sample_prompts, part.corpus)
+    texts = draw_samples(saved.model.network, part.corpus, prompts, training.sample_length, part.config.seed)
+    for number, text in enumerate(texts):
+        console.print(f"\n--- sample {number + 1} of {len(texts)}: {count_words(text)}", highlight=False)
+        console.print(text, markup=False, highlight=False)
+
+
+# Into the run's record
+
+
+def log_evaluation(found: Found, step: int, tracking: str, metrics: dict[str, float]) -> str:
+    """Adds the values to the run's metrics, and says where they are. What goes wrong here is said, and changes nothing
+    of the result; to repeat it adds nothing."""
+    from manual_backprop.sync import deliver_run
+    from manual_backprop.tracking import MetricsFile, load_training_log
+    from manual_backprop.tracking.run_directory import own_run_directory
+
+    if found.run is None:
+        return "Not logged: the checkpoint lies in no run's directory."
+    try:
+        run = own_run_directory(found.run)
+        try:
+            known = load_training_log(found.run).training
+            if any(_value(known.get(name), step) != value for name, value in metrics.items()):
+                file = MetricsFile(run.metrics)
+                file.append(step, metrics)
+                file.close()
+        finally:
+            run.release()
+    except RunInUseError:
+        return "Not logged: the run is still going on, and writes its own metrics."
+    except (StorageError, InputError) as error:
+        return f"Not logged: {error}"
+    name = next(iter(metrics))
+    logged = f"Logged to the run as {name.rpartition('_')[0]}_* at step {step}"
+    if tracking != "mlflow":
+        return f"{logged}."
+    try:
+        deliver_run(str(found.run), found.outputs)
+    except ManualBackpropError as error:
+        return f"{logged}. MLflow did not take it: {error}"
+    except Exception as error:  # MLflow's, its database's, its server's: for a user all the same
+        reason = " ".join(str(error).split())[:160]
+        return f"{logged}. MLflow did not take it ({reason}); later: python -m manual_backprop.sync {found.run.name}"
+    return f"{logged}, in metrics.jsonl and MLflow."
+
+
+def _value(series: Any, step: int) -> float | None:
+    return dict(zip(series.steps, series.values, strict=True)).get(step) if series is not None else None
+
+
+def evaluation_metrics(part: Part, evaluation: Evaluation, counting: dict[str, Evaluation]) -> dict[str, float]:
+    """Under the names that are logged; a part of a split never overwrites the whole."""
+    group = "evaluation" if part.max_batches is None else "evaluation_part"
+    values = {
+        "loss": evaluation.loss,
+        "perplexity": evaluation.perplexity,
+        "bits_per_byte": evaluation.bits_per_byte,
+        "accuracy": evaluation.accuracy,
+        "tokens": evaluation.tokens,
+        **{f"{name}_loss": one.loss for name, one in counting.items()},
+    }
+    return {f"{group}/{part.name}_{name}": float(value) for name, value in values.items() if value is not None}
+
+
+def main(arguments: Sequence[str] | None = None) -> int | None:
+    parser = Parser("evaluate", DESCRIPTION, EPILOG)
+    add_run(parser)
+    parser.add_argument("--split", choices=SPLITS, default="validation", help="of the run's text (validation)")
+    parser.add_argument(
+        "--max-batches",
+        type=whole(1),
+        metavar="N",
+        help="only the first N batches of training.batch_size windows (all)",
+    )
+    parser.add_argument(
+        "--generate", action="store_true", help="continue the run's sample prompts as well, and count words"
+    )
+    parser.add_argument(
+        "--tokens", type=whole(1), metavar="N", help="show the first N tokens one by one, with what the model expected"
+    )
+    add_device(parser)
+    options = parser.parse(arguments)
+
+    from manual_backprop.saved_model import load
+
+    saved = load(options.run, device=options.device)
+    print(saved.line, flush=True)
+    part = open_part(saved, options.split, options.max_batches)
+
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    evaluation, counting = measure(saved, part)
+    console.print()
+    show_evaluation(console, part, evaluation, counting)
+    if options.tokens:
+        show_tokens(console, saved, part, options.tokens)
+    if options.generate:
+        show_samples(console, saved, part)
+    metrics = evaluation_metrics(part, evaluation, counting)
+    console.print()
+    console.print(log_evaluation(saved.found, saved.step, part.config.tracking.name, metrics), soft_wrap=True)
+    return None
+
+
+if __name__ == "__main__":
+    from manual_backprop.exit_codes import exit_code_of
+
+    sys.exit(exit_code_of(main))

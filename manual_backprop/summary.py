@@ -1,0 +1,256 @@
+"""What a model is made of, and what it costs: parameters, arithmetic, time, memory; and one step tensor by tensor."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from manual_backprop.arguments import Parser, number
+from manual_backprop.errors import InputError
+from manual_backprop.saved_model import RUN_HELP
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from manual_backprop.config import CustomTransformerConfig, RunConfig
+    from manual_backprop.data.text_size import TextSize
+    from manual_backprop.models.network import Network
+
+DESCRIPTION = f"""\
+Shows what a model is made of and what it costs, for a trained one (RUN) or for one that a command line describes
+(KEY=VALUE ..., as manual_backprop.run takes them; nothing: the defaults).
+
+{RUN_HELP}
+
+The first line says which model it is. Then
+
+  parameters   every tensor with its shape, its numbers and its share, by block and in all
+  arithmetic   FLOPs of a token and of a step, steps of an epoch, and how long a run takes at --tflops
+  memory       weights, gradients, moments and activations at training.batch_size, for each of the three levels:
+               by hand, the same under autograd, and what one would write in PyTorch
+  --shapes     one training step on the first batch: every activation and every gradient with its shape, format and
+               size, whether it is finite, and the loss beside ln V, that of a model that knows nothing"""
+
+EPILOG = """\
+Examples
+
+  python -m manual_backprop.summary last
+  python -m manual_backprop.summary model=gpt2 precision=bf16 --tflops 400
+  python -m manual_backprop.summary model=tiny architecture=llama precision=bf16 --shapes
+
+Exit codes: 0 done, 2 wrong input."""
+
+NEVER_USED = "tracking=none"  # looking at a model needs no place to record it
+WIDTH = 110  # columns, where there is no terminal to ask
+LEVELS = {"custom": "by hand", "torch": "the same under autograd", "baseline": "torch.nn"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at: a config, its network's config, the size of its text; and where it is trained, its network."""
+
+    line: str
+    config: RunConfig
+    network_config: CustomTransformerConfig
+    text: TextSize
+    cache: Path  # of prepared texts
+    network: Network | None = None
+
+
+def described(overrides: Sequence[str]) -> Subject:
+    """The model that a command line describes."""
+    from manual_backprop.command_line import check
+    from manual_backprop.data.text_size import text_size
+    from manual_backprop.memory_estimate import parameter_count
+    from manual_backprop.saved_model import OUTPUTS
+
+    more = [] if any(one.startswith("tracking") for one in overrides) else [NEVER_USED]
+    jobs = check([*overrides, *more]).jobs
+    if len(jobs) != 1:
+        raise InputError(f"these arguments describe {len(jobs)} models; a summary takes one at a time")
+    config = jobs[0].config
+    cache = OUTPUTS / "datasets"
+    text = text_size(config.dataset, config.tokenizer, cache)
+    network = config.network(text.vocab_size)
+    line = (
+        f"{config.implementation.name} ({network.architecture}, {network.precision}): {parameter_count(network):,} "
+        "parameters, step 0, validation loss not measured (not trained)"
+    )
+    return Subject(line, config, network, text, cache)
+
+
+def trained(which: str) -> Subject:
+    from manual_backprop.data.text_size import text_size
+    from manual_backprop.saved_model import load
+
+    saved = load(which)
+    config = replace(saved.config(), dataset=saved.dataset())
+    cache = saved.found.outputs / "datasets"
+    text = text_size(config.dataset, config.tokenizer, cache)
+    return Subject(saved.line, config, saved.model.config, text, cache, saved.model.network)
+
+
+# Parameters
+
+
+def block_of(name: str) -> str:
+    """blocks.3 for what lies in one."""
+    return ".".join(name.split(".")[:2]) if name.startswith("blocks.") else ""
+
+
+def show_parameters(console: Console, config: CustomTransformerConfig) -> None:
+    """Blocks are alike: the first is shown tensor by tensor, all of them as sums."""
+    from rich.table import Table
+
+    from manual_backprop.models.network import parameter_shapes
+
+    sizes = {name: (shape, math.prod(shape)) for name, shape in parameter_shapes(config).items()}
+    total = sum(count for _, count in sizes.values())
+    table = Table(title="parameters", title_justify="left", box=None)
+    for column in ("name", "shape", "count", "share"):
+        table.add_column(column, justify="left" if column in ("name", "shape") else "right", no_wrap=True)
+    for place, names in groupby(sizes, block_of):
+        inside = list(names)
+        block = sum(sizes[name][1] for name in inside)
+        if place in ("", "blocks.0"):
+            for name in inside:
+                shape, count = sizes[name]
+                table.add_row(name, " x ".join(map(str, shape)), f"{count:,}", f"{count / total:.1%}")
+        if place:
+            table.add_row(place, "a block", f"{block:,}", f"{block / total:.1%}", style="bold")
+    table.add_row("in all", "", f"{total:,}", "100.0%", style="bold")
+    console.print(table)
+    if config.traits.tied_head:
+        console.print("token_embedding.weight is the vocabulary projection too, and counted once.")
+
+
+# Arithmetic and memory
+
+
+def epoch(subject: Subject) -> tuple[float | None, int]:
+    """Steps of an epoch (None: not known), and tokens of a step: of the text where it is prepared, else about."""
+    from manual_backprop.data.order import open_order
+
+    config, text, length = subject.config, subject.text, subject.network_config.max_seq_len
+    rows, pieces = config.training.batch_size, config.training.gradient_accumulation_steps
+    if text.corpus is not None:
+        sizes = {"sequence_length": length, "batch_size": rows, "pieces": pieces}
+        order = open_order(text.corpus, config.batching, config.dataset, seed=config.seed, **sizes)
+        return order.steps(1), order.tokens_per_step
+    windows = None if text.train_tokens is None else max(text.train_tokens // length - 1, 1)
+    return windows and windows / (rows * pieces), rows * pieces * length
+
+
+def show_cost(console: Console, subject: Subject, tflops: float | None) -> None:
+    import torch
+
+    from manual_backprop.flops import flops_per_token, matrix_product_rate
+    from manual_backprop.plan import duration
+
+    config, network = subject.config, subject.network_config
+    training, length = config.training, network.max_seq_len
+    if config.device.threads is not None:
+        torch.set_num_threads(config.device.threads)
+    steps_per_epoch, tokens = epoch(subject)
+    steps = training.max_steps or math.ceil((training.num_epochs or 0) * (steps_per_epoch or 0))
+    token = flops_per_token(network, length)
+    about = "" if subject.text.prepared else "about "
+    dtype = torch.bfloat16 if network.precision == "bf16_mixed" else network.get_dtype()
+    rate = matrix_product_rate(dtype, network.get_device()) if tflops is None else tflops * 1e12
+    seconds = steps * token * tokens / rate
+    measured = "measured: matrix products alone reach it here, and no real step does"
+    least, source = ("at least ", measured) if tflops is None else ("", "as given")
+    rows = {
+        "a token": f"{token:,} FLOPs, forward and backward",
+        "a step": f"{token * tokens:.3g} FLOPs: {tokens:,} tokens, {training.batch_size} x "
+        f"{training.gradient_accumulation_steps} sequences of {length}",
+        "an epoch": f"{about}{steps_per_epoch:,.1f} steps: {about}{subject.text.train_tokens:,} tokens"
+        if steps_per_epoch
+        else "not known before the text is fetched",
+        "a run": f"{steps:,} steps, {token * tokens * steps:.3g} FLOPs"
+        + (f", {about}{steps / steps_per_epoch:,.2f} epochs" if steps_per_epoch else ""),
+        "run time": f"{least}{duration(seconds)} at {rate / 1e12:.3g} TFLOP/s ({source})",
+    }
+    console.print("\n arithmetic", style="italic")
+    for name, text in rows.items():
+        console.print(f" {name:<10}{text}", soft_wrap=True)
+
+
+def show_memory(console: Console, subject: Subject) -> None:
+    """What lives at the peak of a step, for each level."""
+    from rich.table import Table
+
+    from manual_backprop.memory_estimate import checkpoint_bytes, estimate_memory, parameter_count
+    from manual_backprop.validation import validate
+
+    config, network = subject.config, subject.network_config
+    width = {"fp64": 8, "bf16": 2}.get(network.precision, 4)
+    weights = parameter_count(network) * width
+    moments = checkpoint_bytes(config, network) - weights
+    table = Table(title=f"memory at training.batch_size={config.training.batch_size}", title_justify="left", box=None)
+    for column in ("level", "weights", "gradients", "moments", "activations and work", "in all"):
+        table.add_column(column, justify="left" if column == "level" else "right")
+    for name in LEVELS:
+        mapping = config.to_dict() | {"implementation": _implementation(name)}
+        estimate = estimate_memory(validate(mapping), network)
+        parts = (weights, weights, moments, estimate.working)
+        table.add_row(f"{name}: {LEVELS[name]}", *(f"{size / 1e6:,.1f} MB" for size in (*parts, sum(parts))))
+    console.print()
+    console.print(table)
+    console.print("Estimated from the tensors that live at the same time; Python and PyTorch themselves come on top.")
+
+
+def _implementation(name: str) -> dict[str, str]:
+    return {"name": name} | ({"compile": "never"} if name == "baseline" else {})
+
+
+def names_a_run(word: str) -> bool:
+    """A run's name, and with it its directory, may hold a =."""
+    from pathlib import Path
+
+    from manual_backprop.saved_model import OUTPUTS
+
+    named = word.partition("@")[0]
+    return Path(named).is_dir() or (OUTPUTS / "runs" / named).is_dir()
+
+
+def main(arguments: Sequence[str] | None = None) -> int | None:
+    parser = Parser("summary", DESCRIPTION, EPILOG)
+    parser.add_argument("subject", nargs="*", metavar="RUN or KEY=VALUE", help="a run, or what describes a model")
+    parser.add_argument(
+        "--tflops",
+        type=number("more than 0", lambda value: value > 0),
+        metavar="X",
+        help="10^12 operations a second for the run time (measured)",
+    )
+    parser.add_argument("--shapes", action="store_true", help="make one step, and list every tensor of it")
+    options = parser.parse(arguments)
+    runs = [one for one in options.subject if "=" not in one or names_a_run(one)]
+    if runs and len(options.subject) > 1:
+        parser.error(f"{runs[0]}: give either one RUN or overrides KEY=VALUE")
+    subject = trained(runs[0]) if runs else described(options.subject)
+
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    print(subject.line, end="\n\n", flush=True)
+    show_parameters(console, subject.network_config)
+    show_cost(console, subject, options.tflops)
+    show_memory(console, subject)
+    if options.shapes:
+        from manual_backprop.step_shapes import show_step
+
+        show_step(console, subject)
+    return None
+
+
+if __name__ == "__main__":
+    from manual_backprop.exit_codes import exit_code_of
+
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,189 @@
+"""The command that measures a trained model: its numbers, what it logs, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from manual_backprop import Evaluator, evaluate, exit_codes
+from manual_backprop.data.batches import validation_batches
+from manual_backprop.data.corpus import prepare_corpus
+from manual_backprop.saved_model import find, load
+from manual_backprop.tracking import load_training_log
+from manual_backprop.tracking.run_directory import open_run_directory, read_run
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert evaluate.main(list(arguments)) is None
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert exit_codes.exit_code_of(lambda: evaluate.main(list(arguments))) == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) <= 2
+    return told
+
+
+def test_the_numbers_are_the_libraries(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And those that the run has measured itself, at the same step."""
+    shown = said(capsys, "last")
+    assert shown.splitlines()[0] == load("last").line
+    log = load_training_log(copy)
+    steps = log.validation["validation/loss"].steps
+    for name in ("loss", "perplexity", "bits_per_byte", "accuracy", "unigram_loss", "bigram_loss"):
+        logged = log.training[f"evaluation/validation_{name}"]
+        assert logged.steps == [8]
+        assert logged.values[0] == pytest.approx(log.validation[f"validation/{name}"].values[steps.index(8)], rel=1e-6)
+    evaluation, tokens = (
+        log.training["evaluation/validation_loss"].values[0],
+        int(log.training["evaluation/validation_tokens"].values[0]),
+    )
+    assert f"validation: {tokens:,} tokens" in shown
+    assert re.search(rf"model +{evaluation:.4f} ", shown)
+    bigram, unigram = (log.training[f"evaluation/validation_{name}_loss"].values[0] for name in ("bigram", "unigram"))
+    assert re.search(rf"bigram +{bigram:.4f} ", shown)
+    assert re.search(rf"unigram +{unigram:.4f} ", shown)
+
+
+def test_again_adds_nothing(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = read_run(copy)
+    said(capsys, "last")
+    metrics = (copy / "metrics.jsonl").read_bytes()
+    assert "Logged to the run as evaluation/validation_* at step 8." in said(capsys, copy.name[-6:])
+    assert (copy / "metrics.jsonl").read_bytes() == metrics
+    assert read_run(copy) == before
+    said(capsys, "last@4")  # another step is news
+    assert load_training_log(copy).training["evaluation/validation_loss"].steps == [4, 8]
+
+
+def test_a_part_of_the_training_split(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = load("last")
+    config = saved.config()
+    corpus = prepare_corpus(config.dataset, config.tokenizer, copy.parent.parent / "datasets")
+    batches = validation_batches(corpus.train, config.model.max_seq_len, config.training.batch_size, limit=3)
+    want = Evaluator(saved.model).evaluate(batches)
+    shown = said(capsys, "last", "--split", "train", "--max-batches", "3")
+    assert f"train: {want.tokens:,} tokens of {len(corpus.train) - 1:,}" in shown
+    assert re.search(rf"model +{want.loss:.4f} .* {want.accuracy:.1%}", shown)
+    logged = load_training_log(copy).training
+    assert logged["evaluation_part/train_loss"].values == [pytest.approx(want.loss, rel=1e-6)]
+    assert not any(name.startswith("evaluation/") for name in logged)
+
+
+def test_token_by_token(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The targets are the text, in order; the mean of their losses is that of the first windows."""
+    saved = load("last")
+    config, tokenizer = saved.config(), saved.tokenizer()
+    corpus = prepare_corpus(config.dataset, config.tokenizer, copy.parent.parent / "datasets")
+    length = config.model.max_seq_len
+    shown = said(capsys, "last", "--tokens", str(2 * length + 3))
+    rows = re.findall(r"^ +(\d+) +([\d.]+) +(\d+) +('.*?'|\S+)  +(.*)$", shown, flags=re.MULTILINE)
+    assert [int(row[0]) for row in rows] == list(range(1, 2 * length + 4))
+    targets = corpus.validation[1 : 2 * length + 4].tolist()
+    assert [row[3] for row in rows] == [evaluate.shown_token(tokenizer, token) for token in targets]
+    for _, loss, rank, target, likeliest in rows:
+        assert len(re.findall(r"\d+%", likeliest)) == 5
+        assert (rank == "1") == likeliest.startswith(f"{target} ")
+        assert float(loss) > 0
+    batches = validation_batches(corpus.validation[: 2 * length + 4], length, 1)
+    assert f"mean loss of these {len(rows)} tokens: {Evaluator(saved.model).evaluate(batches).loss:.4f}" in shown
+
+
+def test_samples_and_their_words(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from manual_backprop.samples import count_words
+
+    shown = said(capsys, "last", "--generate")
+    found = re.search(r"--- sample 1 of 1: (.*)\n(The .*)\n", shown)
+    assert found is not None
+    assert found[1] == str(count_words(found[2]))
+
+
+def test_how_a_token_is_shown(copy: Path) -> None:
+    tokenizer = load("last").tokenizer()
+    shown = [evaluate.shown_token(tokenizer, token) for token in (97, 10, 39, 0xC3, 256, 300)]
+    assert shown == ["'a'", "'\\n'", '"\'"', "<195>", "<eos>", "<300>"]
+
+
+# What is refused, and what is only said
+
+
+def test_the_text_is_no_longer_there(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = copy / "checkpoints" / "step-000008"
+    from manual_backprop.checkpoint import CheckpointManager, load_checkpoint
+
+    saved = load_checkpoint(state)
+    other = tmp_path / "other.txt"
+    moved = {**saved.state, "config": saved.state["config"] | {"dataset": {"name": "text", "path": str(other)}}}
+    manager = CheckpointManager(copy / "checkpoints", keep=None)
+    manager.save(9, saved.tensors, moved, files=[copy / "tokenizer.json"])
+    assert "The text of this run (dataset=text) cannot be read any more: " in refused(capsys, "last@9")
+    other.write_text("another text, in which other things are said. " * 20)
+    told = refused(capsys, "last@9")
+    assert f"{other} is not what this model was trained on: the dataset's digest is" in told
+
+
+def test_a_relative_path_is_seen_from_where_the_run_was_started(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from run_tools import train
+
+    started = tmp_path / "started"
+    started.mkdir()
+    shutil.copy(text, started / "mine.txt")
+    monkeypatch.chdir(started)
+    run = train(started, text, "dataset.path=mine.txt", "training.max_steps=1", "training.eval_every=1")
+    monkeypatch.chdir(tmp_path)
+    assert "validation: " in said(capsys, str(run))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_no_such_split(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--split test: " in refused(capsys, "last", "--split", "test")
+    assert "--split: invalid choice: 'tests'" in refused(capsys, "last", "--split", "tests")
+    assert "--max-batches: must be a whole number of at least 1" in refused(capsys, "last", "--max-batches", "0")
+
+
+def test_a_run_that_is_still_going_on(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = (copy / "metrics.jsonl").read_bytes()
+    owner = open_run_directory(copy, step=8)
+    try:
+        assert "Not logged: the run is still going on" in said(capsys, "last")
+        assert (copy / "metrics.jsonl").read_bytes() == metrics
+    finally:
+        owner.release()
+
+
+def test_a_checkpoint_outside_of_a_run(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = tmp_path / "step-000008"
+    shutil.copytree(copy / "checkpoints" / "step-000008", alone)
+    assert "Not logged: the checkpoint lies in no run's directory." in said(capsys, str(alone))
+
+
+@pytest.mark.slow
+def test_into_mlflow_and_when_it_is_down(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run was made with tracking=none; delivering it is the same."""
+    import sqlite3
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    found = find("last")
+    metrics = {"evaluation/validation_loss": 2.5, "evaluation/validation_accuracy": 0.25}
+    for _ in range(2):
+        told = evaluate.log_evaluation(found, 8, "mlflow", metrics)
+        assert told == "Logged to the run as evaluation/validation_* at step 8, in metrics.jsonl and MLflow."
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        rows = database.execute("select key, value, step from metrics where key like 'evaluation/%' order by key")
+        assert rows.fetchall() == [("evaluation/validation_accuracy", 0.25, 8), ("evaluation/validation_loss", 2.5, 8)]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    told = evaluate.log_evaluation(found, 4, "mlflow", metrics)
+    assert "Logged to the run as evaluation/validation_* at step 4. MLflow did not take it" in told
+    assert f"python -m manual_backprop.sync {copy.name}" in told
+    assert json.loads((copy / "metrics.jsonl").read_text().splitlines()[-1])["metrics"] == metrics
