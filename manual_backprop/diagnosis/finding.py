@@ -1,0 +1,36 @@
+"""What a check has found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PASSED, FAILED, FOLLOWS = "passed", "FAILED", "follows"  # follows: it fails too, and an earlier one's failure is why
+
+CHECKS = {
+    1: "labels are inputs shifted by one",
+    2: "the initial loss is near ln V",
+    3: "every gradient is finite and of sane size",
+    4: "every parameter changes, by a sane ratio",
+    5: "one batch can be learned by heart",
+    6: "several batches go down together",
+    7: "batching, shuffling and masking",
+}
+CAUSES = {4: (3,), 5: (3, 4), 6: (3, 4, 5)}  # checks that cannot pass where one of these fails
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`reason` says what was measured and what it had to be, passed or not."""
+
+    check: int
+    status: str
+    reason: str
+
+    @property
+    def title(self) -> str:
+        return CHECKS[self.check]
+
+
+def finding(check: int, wrong: str | None, right: str) -> Finding:
+    """Of a check that says what is wrong, or nothing."""
+    return Finding(check, PASSED if wrong is None else FAILED, right if wrong is None else wrong)
