@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+for number in (
+    signal.SIGINT,
+    signal.SIGHUP,
+):  # ignored where a shell's & or nohup started this, and by every child then
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # beside others, threads that wait for one another wait long
     os.environ.setdefault("OMP_NUM_THREADS", "1")
