@@ -7,6 +7,7 @@ Forward takes 2 for each weight (a product and a sum), backward 4; the last term
 
 from __future__ import annotations
 
+import functools
 import time
 
 import torch
@@ -29,8 +30,13 @@ def matrix_product_rate(dtype: torch.dtype, device: torch.device, seconds: float
     """What this machine reaches on matrix products alone, in this format and with the threads torch has now [FLOP/s].
 
     The best of many products x @ weight.T of several sizes: a small one may end before another program takes the
-    processor away, and a GPU needs large ones.
+    processor away, and a GPU needs large ones. Measured once in a process.
     """
+    return _measured_rate(dtype, device, torch.get_num_threads(), seconds)
+
+
+@functools.cache
+def _measured_rate(dtype: torch.dtype, device: torch.device, threads: int, seconds: float) -> float:
     generator = torch.Generator(device).manual_seed(0)
     best = 0.0
     for side in SIDES[device.type]:

@@ -5,6 +5,7 @@ Nothing of the environment's variables is read: tokens and passwords live there.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -43,6 +44,7 @@ def write_provenance(directory: Path, first_step: int = 0) -> list[Path]:
     ]
 
 
+@functools.cache  # to read them takes half a second, and what is imported does not change any more
 def installed_packages() -> str:
     """Lines as in a requirements file, below the version of Python."""
     packages = {f"{one.name}=={one.version}" for one in importlib.metadata.distributions() if one.name}

@@ -198,7 +198,7 @@ def peak(script: str, arguments: list[str], cwd: Path) -> int:
         ["model=small"],
         ["model=small", "tracking=none", "implementation=torch", "architecture=vaswani"],
         ["model=small", "tracking=none", "precision=bf16_mixed"],
-        ["model=medium", "tracking=none", "training.batch_size=8"],
+        ["model=small", "tracking=none", "training.batch_size=64"],
     ],
     ids=" ".join,
 )
