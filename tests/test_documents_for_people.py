@@ -61,7 +61,9 @@ def kind(command: str) -> str:
     """Who runs it."""
     if command.startswith(SET_UP):
         return "set-up"
-    if command.startswith(("python -m pytest", "ruff ", "python tests/mutate.py")):
+    if command.startswith(
+        ("python -m pytest", "ruff ", "python tests/mutate.py", "python -m manual_backprop.tools.levels")
+    ):
         return "checked in .ci/run"
     if command.startswith("mlflow ui"):
         return "server"
@@ -96,13 +98,11 @@ def shortened(words: list[str]) -> list[str]:
     """A training of a few steps, a bench of one turn; all else as it is."""
     module, given = words[1], words[2:]
     if module == "manual_backprop.bench":
-        return [*words, "--rounds", "1", "--batch-size", "2", "--threads", "1"]
+        return [*words, "--model", "tiny", "--rounds", "1", "--batch-size", "2", "--threads", "1"]
     if module == "manual_backprop.tools.inspection_cost":
         return [*words, "model=tiny", "--rounds", "1", "--every", "5", "--looks", "1"]
     if module == "manual_backprop.tools.tracking_cost":
         return [*words, "--model", "tiny", "--rounds", "1", "--steps", "20", "--threads", "1"]
-    if module == "manual_backprop.tools.levels":
-        return [*words, "--model", "tiny", "--rounds", "1", "--batch-size", "2", "--threads", "1"]
     if module == "manual_backprop.tools.parallel_runs":
         return [*words[:2], "--rounds", "1", "--jobs", "2"]
     if module == "manual_backprop.verify" and given:
@@ -288,6 +288,7 @@ def test_the_rest_is_run_by_ci() -> None:
         "python -m pytest -m slow": "pytest -m slow" in ci,
         "python -m pytest -m gradients": "pytestmark = pytest.mark.gradients" in tests,  # a part of the first
         "python tests/mutate.py": "mutate(seconds=" in tests,  # one of the slow ones
+        "python -m manual_backprop.tools.levels": '"manual_backprop.tools.levels"' in tests,  # another
         "ruff format . && ruff check . && mypy": all(word in ci for word in ("ruff format", "ruff check", "mypy")),
     }
     for command in of_kind("checked in .ci/run"):
