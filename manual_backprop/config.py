@@ -23,7 +23,12 @@ ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "swiglu")
 PRECISIONS = ("fp64", "fp32", "bf16", "bf16_mixed")
 IMPLEMENTATIONS = ("custom", "torch", "baseline")
 COMPILE = ("auto", "always", "never")
-KERNELS = ("reference",)
+KERNELS = ("reference", "fused")
+RECOMPUTE = ("none", "block")
+NORM_EPSILONS = {"layer": 1e-5, "rms": 1e-6}  # where the config names none: GPT-2's, and that of the first Llama
+ROTARY_BASE = 10000.0  # likewise: Su et al. 2021, section 3.2.2
+NORM_EPSILON_RULE = Number(minimum=1e-12, below=1, optional=True)
+ROTARY_BASE_RULE = Number(above=1, optional=True)
 
 
 @dataclass(frozen=True)
@@ -92,12 +97,15 @@ class CustomTransformerConfig:
     dropout: float = 0.0  # probability that an element is dropped, in training
     architecture: str = "gpt2"
     activation: str | None = None  # None: the architecture's own
+    norm_epsilon: float | None = None  # added to the variance (layer) or mean square (rms); None: the norm's usual one
+    rotary_base: float | None = None  # pair i of a head turns by base^(-2i / K) a position (llama); None: 10000
     label_smoothing: float = 0.0  # share of the target's probability that is spread over the vocabulary, in training
     precision: str = "fp32"
     kernels: str = "reference"
     device: str = "cpu"  # cpu, cuda or auto
     seed: int = 0  # of the initial weights and of dropout
-    compile: str = "auto"  # of the baseline's training step: auto (on a GPU), always or never
+    recompute: str = "none"  # what backward makes again instead of keeping it (custom): none, or each block
+    compile: str = "auto"  # the baseline's training step, or elementwise kernels: auto (on a GPU), always or never
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a key, or `default` where there is no such key."""
@@ -130,6 +138,16 @@ class CustomTransformerConfig:
         """G, the heads of keys and of values."""
         return self.n_kv_heads or self.n_heads
 
+    @property
+    def epsilon(self) -> float:
+        """Of every norm."""
+        return NORM_EPSILONS[self.traits.norm] if self.norm_epsilon is None else self.norm_epsilon
+
+    @property
+    def base(self) -> float:
+        """Of the angles by which rotary positions turn."""
+        return ROTARY_BASE if self.rotary_base is None else self.rotary_base
+
     def violations(self) -> list[str]:
         """One sentence for each value that no network can be built from."""
         found = []
@@ -151,6 +169,16 @@ class CustomTransformerConfig:
             found += architecture_violations(
                 self.architecture, self.activation, self.d_model, self.n_heads, self.n_kv_heads
             )
+        for name, rule in (("norm_epsilon", NORM_EPSILON_RULE), ("rotary_base", ROTARY_BASE_RULE)):
+            try:
+                rule.read(getattr(self, name))
+            except ValueError as error:
+                found.append(f"{name}={getattr(self, name)!r}: {error}")
+        if self.rotary_base is not None and self.architecture in ARCHITECTURES and self.traits.positions != "rotary":
+            found.append(
+                f"rotary_base={self.rotary_base}: architecture={self.architecture} has {self.traits.positions} "
+                "positions; leave it out, or use architecture=llama"
+            )
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             found.append(f"seed={self.seed!r}: must be a whole number")
         if self.device not in ("auto", "cpu", "cuda") and not str(self.device).startswith("cuda:"):
@@ -165,6 +193,7 @@ class CustomTransformerConfig:
             ("precision", PRECISIONS),
             ("kernels", KERNELS),
             ("compile", COMPILE),
+            ("recompute", RECOMPUTE),
         ):
             if getattr(self, name) not in choices:
                 found.append(f"{name}={getattr(self, name)!r}: must be one of {', '.join(map(str, choices))}")
@@ -242,12 +271,22 @@ class ArchitectureConfig:
     name: str = option_name(*ARCHITECTURES)
     activation: str = setting(Word(ACTIVATIONS), "of the feed-forward network: " + ", ".join(ACTIVATIONS))
     learning_rate_scale: float = setting(Number(above=0), "times the learning rate: post-norm wants less than pre-norm")
+    norm_epsilon: float | None = setting(
+        NORM_EPSILON_RULE,
+        "added to what a norm takes the root of; null: 1e-5 in layer norm, 1e-6 in RMSNorm",
+        default=None,
+    )
+    rotary_base: float | None = setting(
+        ROTARY_BASE_RULE,
+        "pair i of a head turns by base^(-2i / K) [radians a position]; null: 10000",
+        only_for=("llama",),
+    )
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    name: str = option_name("python_docs", "text", *FILES, *HUB)
-    path: str | None = setting(Text(), "a file or a folder", only_for=("text", *FILES))
+    name: str = option_name("python_docs", "text", *FILES, "pretokenized", *HUB)
+    path: str | None = setting(Text(), "a file or a folder", only_for=("text", *FILES, "pretokenized"))
     repository: str | None = setting(Text(), "OWNER/NAME on the hub; dataset.name=OWNER/NAME is the same", only_for=HUB)
     config: str | None = setting(Text(optional=True), "where a dataset has several; null: its own", only_for=HUB)
     revision: str | None = setting(
@@ -264,6 +303,11 @@ class DatasetConfig:
     validation: float | str | None = setting(
         Share(), "a share of the documents, or a split's name; null: the split of that kind, or a tenth", default=None
     )
+    test: str | None = setting(
+        Text(optional=True),
+        "what evaluate --split test reads: a file or a folder, of saved and hub a split's name; null: test, if there",
+        only_for=("text", *FILES, *HUB),
+    )
     max_length: int | None = setting(
         Whole(2, optional=True),
         "longer documents are cut [tokens]; null: never packed, padded at model.max_seq_len",
@@ -276,7 +320,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    name: str = option_name("bpe", "byte", "char", "file", "gpt2")
+    name: str = option_name("bpe", "byte", "char", "file", "gpt2", "pretokenized")
     vocab_size: int | None = setting(Whole(257, 10**6), "how many tokens bpe learns, bytes included", only_for=("bpe",))
     path: str | None = setting(Text(), "a folder with tokenizer.json", only_for=("file",))
     repository: str | None = setting(Text(), "OWNER/NAME on the hub, with tokenizer.json", only_for=("gpt2",))
@@ -313,6 +357,9 @@ class ImplementationConfig:
 @dataclass(frozen=True)
 class KernelsConfig:
     name: str = option_name(*KERNELS)
+    compile: str | None = setting(
+        Word(COMPILE), "elementwise functions with torch.compile: auto (on a GPU), always, never", only_for=("fused",)
+    )
 
 
 @dataclass(frozen=True)
@@ -362,6 +409,11 @@ class TrainingConfig:
     )
     save_every_minutes: float | None = setting(
         Number(above=0, optional=True), "save as well when so many have passed since the last save", default=None
+    )
+    recompute: str = setting(
+        Word(RECOMPUTE),
+        "what backward makes again instead of keeping it: none, or block, all but each block's input",
+        default="none",
     )
     inspect_every: int | None = setting(
         Whole(1, optional=True),
@@ -435,12 +487,15 @@ class RunConfig:
             dropout=model.dropout,
             architecture=self.architecture.name,
             activation=self.architecture.activation,
+            norm_epsilon=self.architecture.norm_epsilon,
+            rotary_base=self.architecture.rotary_base,
             label_smoothing=self.training.label_smoothing,
             precision=self.precision.name,
             kernels=self.kernels.name,
             device=self.device.name,
             seed=self.seed,
-            compile=self.implementation.compile or "auto",
+            recompute=self.training.recompute,
+            compile=self.implementation.compile or self.kernels.compile or "auto",
         )
 
     def to_dict(self) -> dict[str, Any]:

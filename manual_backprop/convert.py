@@ -30,8 +30,8 @@ transformers has nothing like architecture=vaswani. The folder can be used as RU
 from-hf reads a folder of GPT-2's or Llama's layout, or one of the hub by its name (OWNER/NAME), and writes a checkpoint
 of step 0 with its tokenizer. Every command takes the new folder as RUN, and training goes on from it with
 `init_from=FOLDER`: sizes and tokenizer are then the imported model's. Weights must be safetensors (in one file or
-several); pickles are not opened. Options that would calculate something else here, as rope_scaling, attention_bias or
-another epsilon, are refused by name.
+several); pickles are not opened. The norms' epsilon and the rotary base are the model's. Options that would calculate
+something else here, as rope_scaling, attention_bias or a tied head in Llama, are refused by name.
 
 FOLDER, the last one, is made; one that holds files is refused, and nothing of it is there when something goes wrong."""
 

@@ -29,8 +29,10 @@ SIZES = ("d_model", "n_blocks", "n_heads", "d_ffn", "vocab_size", "n_kv_heads", 
 SET_HERE = (
     *(f"model.{name}" for name in SIZES),
     *("architecture.name", "architecture.activation", "architecture.learning_rate_scale"),
+    *("architecture.norm_epsilon", "architecture.rotary_base"),
     *("tokenizer.name", "tokenizer.path"),
 )
+LEFT_TO_IT = ("model.vocab_size", "architecture.norm_epsilon", "architecture.rotary_base")  # by null as well
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,7 @@ class InitialModel:
 
     def values(self) -> dict[str, Any]:
         """Its keys in the config of a run."""
-        network = self.network
-        return {
-            **{f"model.{name}": getattr(network, name) for name in SIZES},
-            "architecture.name": network.architecture,
-            "architecture.activation": network.activation or network.traits.activation,
-        }
+        return _values_of(self.network)
 
     def fits(self, key: str, value: Any) -> bool:
         """Whether a network with this value can have its weights."""
@@ -56,6 +53,15 @@ class InitialModel:
         if key == "model.n_kv_heads":
             return (value or self.network.n_heads) == self.network.kv_heads
         return bool(value == theirs)
+
+
+def _values_of(network: CustomTransformerConfig) -> dict[str, Any]:
+    values = {f"model.{name}": getattr(network, name) for name in SIZES} | {
+        "architecture.name": network.architecture,
+        "architecture.activation": network.activation or network.traits.activation,
+        "architecture.norm_epsilon": network.epsilon,
+    }
+    return values | ({"architecture.rotary_base": network.base} if network.traits.positions == "rotary" else {})
 
 
 def initial_model(which: str, outputs: Path) -> InitialModel:
@@ -96,9 +102,10 @@ def with_initial_model(mapping: dict[str, Any], overrides: Sequence[str], output
     for key, theirs in model.values().items():
         group, _, inner = key.partition(".")
         value = filled[group].get(inner)
-        if not named & {key, group} or (key == "model.vocab_size" and value is None):
+        kind = int | float if isinstance(theirs, float) else type(theirs)
+        if not named & {key, group} or (key in LEFT_TO_IT and value is None):
             filled[group][inner] = theirs
-        elif isinstance(value, type(theirs)) and not model.fits(key, value):
+        elif isinstance(value, kind) and not model.fits(key, value):
             problems.append(_difference(key, value, model))
     if not named & {"architecture", "architecture.learning_rate_scale"}:
         filled["architecture"]["learning_rate_scale"] = _learning_rate_scale(model.network.architecture)
@@ -130,11 +137,9 @@ def load_initial_weights(network: Network, which: str, corpus: Corpus, outputs: 
 
 
 def _differences(config: CustomTransformerConfig, model: InitialModel) -> Iterator[str]:
-    wanted = {f"model.{name}": getattr(config, name) for name in SIZES} | {
-        "architecture.name": config.architecture,
-        "architecture.activation": config.activation or config.traits.activation,
-    }
-    return (_difference(key, value, model) for key, value in wanted.items() if not model.fits(key, value))
+    wanted, theirs = _values_of(config), model.values()
+    both = (key for key in wanted if key in theirs)  # rotary_base: where both have rotary positions
+    return (_difference(key, wanted[key], model) for key in both if not model.fits(key, wanted[key]))
 
 
 def _difference(key: str, value: Any, model: InitialModel) -> str:

@@ -319,10 +319,12 @@ def sample(
 def _check_same_network(path: Path, saved: CustomTransformerConfig, here: CustomTransformerConfig) -> None:
     """CheckpointError unless both agree on what the parameters mean; the rest is a model's own choice."""
     there, own = (
-        asdict(one) | {"activation": one.activation or one.traits.activation, "n_kv_heads": one.kv_heads}
+        asdict(one)
+        | {"activation": one.activation or one.traits.activation, "n_kv_heads": one.kv_heads}
+        | {"norm_epsilon": one.epsilon, "rotary_base": one.base}
         for one in (saved, here)
     )
-    names = ("architecture", "activation", *DEFAULT_SIZES, "n_kv_heads")
+    names = ("architecture", "activation", *DEFAULT_SIZES, "n_kv_heads", "norm_epsilon", "rotary_base")
     differences = [f"{name} is {there[name]} there and {own[name]} here" for name in names if own[name] != there[name]]
     if differences:
         raise CheckpointError(f"{path} belongs to another network: {'; '.join(differences)}.")

@@ -17,6 +17,7 @@ from .errors import StorageError
 from .evaluation import Evaluation
 from .inspection import BASELINE_NOTE
 from .inspection_pictures import draw_inspection
+from .memory import below_the_peak, give_back_freed_memory
 from .origin import SOURCES
 from .progress import ProgressLine
 from .provenance import commit_tags, write_provenance
@@ -134,8 +135,11 @@ class RunReport:
             self._say("  " + " ".join(text.split())[:110])
 
     def gradient_check(self) -> None:
-        """At the end of a run: are the gradients of a network like its own right? Nothing of the run changes."""
-        check = check_of_run(self.runner.config, self.runner.network.config)
+        """At the end of a run: are the gradients of a network like its own right? Nothing of the run changes, and its
+        peak of memory stays what the training made it; a GPU refuses what does not fit, and that costs no run."""
+        give_back_freed_memory()
+        room = below_the_peak() if self.runner.device.type == "cpu" else None
+        check = check_of_run(self.runner.config, self.runner.network.config, room)
         path = self.directory.path / GRADIENT_CHECK
         with storage_errors(f"write {path}"):
             path.write_text(check.page, encoding="utf-8")

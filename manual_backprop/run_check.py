@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MOST_SECONDS = 5.0
 MOST_PARAMETERS = 50_000_000
 QUICK = 2_000_000  # parameters: below, nothing is estimated before it is begun
+BYTES = 34  # of memory a parameter: four float64 numbers at once, and what a step works with
 MOST_TOKENS = 32  # T, with B = 1
 DRAWS = 5  # of rounding errors: single draws part by a factor of 10, medians of 5 by less than 2
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -35,8 +36,9 @@ class RunCheck:
     page: str  # for the run directory
 
 
-def check_of_run(run: RunConfig, network: CustomTransformerConfig) -> RunCheck:
-    """Begins nothing that would end after `MOST_SECONDS`. Never raises: a check must not cost a run."""
+def check_of_run(run: RunConfig, network: CustomTransformerConfig, room: int | None = None) -> RunCheck:
+    """Begins nothing that would end after `MOST_SECONDS`, or take more memory than `room` [bytes; None: whatever it
+    needs]. Never raises: a check must not cost a run."""
     if run.implementation.name != "custom":
         return _skipped(f"implementation={run.implementation.name}: nothing in it is written by hand")
     try:
@@ -46,24 +48,26 @@ def check_of_run(run: RunConfig, network: CustomTransformerConfig) -> RunCheck:
                 "python -m manual_backprop.verify takes its time"
             )
         start = time.monotonic()
-        findings, remarks = _measure(network, start + MOST_SECONDS)
+        findings, remarks = _measure(network, start + MOST_SECONDS, room)
     except Exception as error:  # no memory for two more networks, or a bug of ours
         log.info("the gradient check ended with", exc_info=True)
         return _skipped(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
     return _judged(network, findings, remarks, time.monotonic() - start)
 
 
-def _measure(config: CustomTransformerConfig, deadline: float) -> tuple[list[Finding], list[str]]:
-    """Findings, and what there was no time for."""
+def _measure(config: CustomTransformerConfig, deadline: float, room: int | None) -> tuple[list[Finding], list[str]]:
+    """Findings, and what there was no time or room for."""
     exact, remarks = replace(config, precision="fp64"), []
     if _parameters(exact) > QUICK:
         small = replace(exact, n_blocks=1, vocab_size=min(exact.vocab_size, 1024))
         begin = time.monotonic()
         findings = _measure_exact(small)
         once = (time.monotonic() - begin) * _parameters(exact) / _parameters(small)
+        part = f"of the network one block and {small.vocab_size} tokens: all of it would take"
         if time.monotonic() + once > deadline:
-            remark = f"of the network one block and {small.vocab_size} tokens: all of it would take about {once:.0f} s"
-            return findings, [remark]
+            return findings, [f"{part} about {once:.0f} s"]
+        if room is not None and BYTES * _parameters(exact) > room:
+            return findings, [f"{part} more memory than the training took"]
     begin = time.monotonic()
     findings = _measure_exact(exact)
     once = time.monotonic() - begin
@@ -82,16 +86,17 @@ def _measure_exact(exact: CustomTransformerConfig) -> list[Finding]:
         direction_error,
         draw_batch,
         networks,
-        step_of,
+        step_in_place,
         wholly_zero,
         zero_by_structure,
     )
 
     subject, batch = "float64", draw_batch(exact, 1, min(MOST_TOKENS, exact.max_seq_len), exact.seed)
     by_hand, mirror = networks(exact)
-    (want_loss, want), (loss, got) = step_of(mirror, batch), step_of(by_hand, batch)
+    (want_loss, want), (loss, got) = step_in_place(mirror, batch), step_in_place(by_hand, batch)
     whole = norm_of(got.values())
     errors = errors_of(got, want, wholly_zero(exact, batch))
+    del mirror, want  # two networks' worth of memory, before the direction takes as much
     return [
         Finding(subject, "loss", error_of(loss, want_loss), AUTOGRAD_BAR),
         *(Finding(subject, f"d {name}", error, AUTOGRAD_BAR) for name, error in errors.items()),
@@ -107,17 +112,16 @@ def _measure_exact(exact: CustomTransformerConfig) -> list[Finding]:
 
 def _measure_precision(config: CustomTransformerConfig) -> Finding:
     """Error of all gradients together against float64, relative to the mirror's: the median of several draws."""
-    from .gradient_check.low_precision import compare_networks
+    from .gradient_check.low_precision import draw_errors
     from .gradient_check.measure import LOW_PRECISION_BAR, Finding
     from .models.mirror import TorchTransformer
 
     T = min(MOST_TOKENS, config.max_seq_len)
     ratios = []
     for seed in range(DRAWS):
-        compared = compare_networks(config, "proof", [seed], 1, T, TorchTransformer)
-        tensors = [errors for name, errors in compared.items() if name != "loss"]
-        by_hand = math.hypot(*(errors.by_hand for errors in tensors))
-        ratios.append(by_hand / math.hypot(*(errors.autograd for errors in tensors)))
+        errors = draw_errors(replace(config, seed=seed), "proof", 1, T, TorchTransformer)
+        by_hand, autograd = zip(*(pair for name, pair in errors.items() if name != "loss"), strict=True)
+        ratios.append(math.hypot(*by_hand) / math.hypot(*autograd))
     quantity = f"error of all gradients relative to autograd's, median of {DRAWS} draws"
     return Finding(config.precision, quantity, statistics.median(ratios), LOW_PRECISION_BAR)
 

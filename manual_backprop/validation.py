@@ -199,6 +199,16 @@ def the_vocabulary_holds_the_tokens(vocab_size: int | None, tokenizer: str, toke
     ]
 
 
+@across("training.recompute", "implementation.name")
+def only_a_backward_by_hand_recomputes(recompute: str, implementation: str) -> list[str]:
+    if recompute == "none" or implementation == "custom":
+        return []
+    return [
+        f"training.recompute={recompute}: only implementation=custom makes activations again in its backward, and "
+        f"implementation={implementation} was chosen; leave it out"
+    ]
+
+
 @across("dataset.streaming", "dataset.subset_size")
 def a_stream_has_an_end(streaming: bool | None, subset_size: int | None) -> list[str]:
     if not streaming or subset_size is not None:
@@ -217,6 +227,37 @@ def files_have_no_splits(name: str, validation: float | str | None) -> list[str]
         f"dataset.validation={shown(validation)}: dataset={name} has no splits with names; give the share that "
         "validates, as in dataset.validation=0.05"
     ]
+
+
+@across("dataset.name", "dataset.subset_size", "dataset.validation", "dataset.on_bad_row")
+def prepared_tokens_are_taken_as_they_are(
+    name: str, subset_size: int | None, validation: float | str | None, on_bad_row: str
+) -> list[str]:
+    if name != "pretokenized":
+        return []
+    given = {"subset_size": subset_size, "validation": validation}
+    given |= {"on_bad_row": None if on_bad_row == "error" else on_bad_row}
+    return [
+        f"dataset.{key}={shown(value)}: dataset=pretokenized has its documents and splits from when its tokens were "
+        "made; leave it out, or make other tokens"
+        for key, value in given.items()
+        if value is not None
+    ]
+
+
+@across("dataset.name", "tokenizer.name")
+def prepared_tokens_have_their_tokenizer(dataset: str, tokenizer: str) -> list[str]:
+    if dataset == "pretokenized" and tokenizer in ("bpe", "char"):
+        return [
+            f"tokenizer={tokenizer}: would be learned from a text, and the tokens of dataset=pretokenized were made "
+            "with one already; add tokenizer=pretokenized"
+        ]
+    if dataset != "pretokenized" and tokenizer == "pretokenized":
+        return [
+            f"tokenizer=pretokenized: is that of the tokens of dataset=pretokenized, and dataset={dataset} was chosen; "
+            "use bpe, byte, char, file or gpt2"
+        ]
+    return []
 
 
 @across("training.max_steps", "training.num_epochs")

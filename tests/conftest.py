@@ -21,6 +21,23 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside others, threads that wait for 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(optionalhook=True)  # mutate.py loads no plugins
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """The slow tests wait, for processes and for MLflow's patience, so that one more of them keeps the cores busy."""
+    return len(os.sched_getaffinity(0)) + 1 if config.option.markexpr == "slow" else None
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tensors are small here: several threads would spend their time waiting for one another."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from run_tools import write_text

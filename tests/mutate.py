@@ -4,7 +4,8 @@
     python tests/mutate.py TEXT ...   those with one of these texts in their names
     python tests/mutate.py --list     their names
 
-The mechanical ones are made from the syntax tree of every function named `*_backward` in ops/ and models/custom.py:
+The mechanical ones are made from the syntax tree of every function named `*_backward` in ops/, kernels/ and
+models/custom.py, and of the kernels' other functions that make gradients:
 signs, operators, missing terms, transpositions, axes, constants, comparisons, `+=` and calls. The named ones are those
 of `planted_bugs.py`. One process imports torch and pytest; it forks for each mutant, puts the broken code into the
 functions that are there (so that every module that imported them gets it) and runs the tests, the mutated op's first.
@@ -56,6 +57,7 @@ OPERATORS: dict[type, type] = {
 }
 COMPARISONS: dict[type, type] = {
     ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
     ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot,
@@ -64,6 +66,8 @@ COMPARISONS: dict[type, type] = {
 WITH_AXIS = {"sum", "mean", "unsqueeze", "flatten", "unflatten", "index_add_", "scatter_add_", "any", "amax"}
 WITH_AXES = {"transpose", "permute"}
 IN_PLACE = {"add_": "sub_", "sub_": "add_", "mul_": "div_", "div_": "mul_"}
+ENDINGS = ("_backward", "_gradient", "_gradient_")  # of the names of functions that make gradients
+OTHERS = {"backward", "linear_cross_entropy", "add_product"}
 CURVES = {"erf_", "exp_", "neg_", "sigmoid", "sigmoid_", "square"}
 
 
@@ -77,7 +81,7 @@ class Mutant:
 
 def functions_of(tree: ast.Module) -> Iterator[ast.FunctionDef]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and (node.name.endswith("_backward") or node.name == "backward"):
+        if isinstance(node, ast.FunctionDef) and (node.name.endswith(ENDINGS) or node.name in OTHERS):
             yield node
 
 
@@ -235,6 +239,7 @@ def named_mutants() -> Iterator[Mutant]:
 
 def all_mutants() -> list[Mutant]:
     paths = [*sorted((PACKAGE / "ops").glob("*.py")), PACKAGE / "models" / "custom.py"]
+    paths += sorted((PACKAGE / "kernels").glob("*.py"))
     return [*(mutant for path in paths for mutant in mechanical_mutants(path)), *named_mutants()]
 
 
@@ -274,12 +279,15 @@ def fingerprint(code: CodeType) -> tuple:
 class LikelyFirst:
     """A pytest plugin: the tests that most likely notice come first."""
 
-    def __init__(self, first: str):
-        self.first = first
+    def __init__(self, first: str, kernels: str):
+        self.first, self.kernels = first, kernels
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         def rank(item: Any) -> int:
-            if item.name == f"test_op[{self.first}]":
+            fused = "fused" in item.name or item.path.name == "test_kernels.py"
+            if self.kernels != ("fused" if fused else "reference"):
+                return 4
+            if item.name == f"test_op[{self.first}-{self.kernels}]":
                 return 0
             return 1 if item.name.startswith("test_op[") else 2 if item.name.startswith("test_network[") else 3
 
@@ -295,7 +303,10 @@ def run_tests(mutant: Mutant | None, output: int) -> int:
     os.dup2(output, 2)
     if mutant is not None:
         plant(mutant)
-    tests = str(REPOSITORY / "tests" / "test_gradients.py")  # the only file with this marker
+    tests = [str(REPOSITORY / "tests" / name) for name in ("test_gradients.py", "test_kernels.py")]  # with this marker
+    likely = LikelyFirst(
+        mutant.first if mutant else "", "fused" if mutant and mutant.file.startswith("kernels/") else "reference"
+    )
     options = [
         "-m",
         "gradients",
@@ -309,7 +320,7 @@ def run_tests(mutant: Mutant | None, output: int) -> int:
         "no:cacheprovider",
         f"--rootdir={REPOSITORY}",
     ]
-    return int(pytest.main([*options, tests], plugins=[LikelyFirst(mutant.first if mutant else "")]))
+    return int(pytest.main([*options, *tests], plugins=[likely]))
 
 
 @dataclass

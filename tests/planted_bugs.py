@@ -20,7 +20,8 @@ LINEAR, NORM, SOFTMAX = "ops/linear.py", "ops/normalization.py", "ops/softmax.py
 DROPOUT, ATTENTION, ACTIVATIONS = "ops/dropout.py", "ops/attention.py", "ops/activations.py"
 EMBEDDING, LOSS, FEED_FORWARD = "ops/embedding.py", "ops/loss.py", "ops/feed_forward.py"
 RMS, ROTARY, GATED = "ops/rms_normalization.py", "ops/rotary_attention.py", "ops/gated_feed_forward.py"
-CUSTOM = "models/custom.py"
+CUSTOM, NETWORK = "models/custom.py", "models/network.py"
+FUSED_ATTENTION, FUSED_LOSS, ARENA = "kernels/attention.py", "kernels/loss.py", "kernels/arena.py"
 
 BUGS = [
     # linear
@@ -90,7 +91,25 @@ BUGS = [
         "epsilon only in the cache",
         NORM,
         "return y.to(x.dtype), (x, mean, rstd, weight)",
-        "return y.to(x.dtype), (x, mean, (rstd**-2 + EPSILON).rsqrt(), weight)",
+        "return y.to(x.dtype), (x, mean, (rstd**-2 + epsilon).rsqrt(), weight)",
+    ),
+    Bug(
+        "the usual epsilon in place of the one that is given",
+        NORM,
+        "keepdim=True) + epsilon)",
+        "keepdim=True) + EPSILON)",
+    ),
+    Bug(
+        "epsilon not handed on",
+        NORM,
+        "layer_norm_forward(total, weight, bias, epsilon)",
+        "layer_norm_forward(total, weight, bias)",
+    ),
+    Bug(
+        "epsilon added to the root",
+        NORM,
+        "torch.rsqrt(centered.square().mean(-1, keepdim=True) + epsilon)",
+        "1 / (centered.square().mean(-1, keepdim=True).sqrt() + epsilon)",
     ),
     Bug("the skip connection's gradient forgotten", NORM, "dsum if dtotal is None else dsum + dtotal", "dsum"),
     Bug(
@@ -108,8 +127,8 @@ BUGS = [
     Bug(
         "norm of the branch alone",
         NORM,
-        "layer_norm_forward(total, weight, bias)",
-        "layer_norm_forward(x, weight, bias)",
+        "layer_norm_forward(total, weight, bias, epsilon)",
+        "layer_norm_forward(x, weight, bias, epsilon)",
     ),
     Bug("branch added into x", NORM, "x if branch is None else x + branch", "x if branch is None else x.add_(branch)"),
     # softmax
@@ -335,7 +354,16 @@ BUGS = [
         "rms: epsilon only in the cache",
         RMS,
         "(x, rrms, weight)\n\n\ndef rms_norm_backward",
-        "(x, (rrms**-2 + RMS_EPSILON).rsqrt(), weight)\n\n\ndef rms_norm_backward",
+        "(x, (rrms**-2 + epsilon).rsqrt(), weight)\n\n\ndef rms_norm_backward",
+    ),
+    Bug(
+        "rms: the usual epsilon in place of the one that is given",
+        RMS,
+        "keepdim=True) + epsilon)",
+        "keepdim=True) + RMS_EPSILON)",
+    ),
+    Bug(
+        "rms: epsilon not handed on", RMS, "rms_norm_forward(total, weight, epsilon)", "rms_norm_forward(total, weight)"
     ),
     Bug("rms: normalized in place", RMS, "normalized = x_wide * rrms", "normalized = x.copy_(x_wide * rrms)"),
     Bug("rms: the skip connection's gradient forgotten", RMS, "dsum if dtotal is None else dsum + dtotal", "dsum"),
@@ -346,6 +374,13 @@ BUGS = [
         "dsum if dtotal is None else dtotal",
     ),
     # rotary positions, shared keys and values
+    Bug("rotary: the usual base in place of the one that is given", ROTARY, "1 / base **", "1 / BASE **"),
+    Bug(
+        "rotary: speeds as if a head were as wide as its pairs are many",
+        ROTARY,
+        "(even / d_head)",
+        "(even * 2 / d_head)",
+    ),
     Bug(
         "rotary: turned further in place of back",
         ROTARY,
@@ -450,6 +485,8 @@ BUGS = [
         "gate.sigmoid(), gate.neg_().sigmoid()",
     ),
     # the network
+    Bug("the config's epsilon forgotten", CUSTOM, ", epsilon=config.epsilon\n", "\n"),
+    Bug("the config's base forgotten", NETWORK, "config.d_head, config.base)", "config.d_head)"),
     Bug(
         "the tied head's gradient goes astray",
         CUSTOM,
@@ -460,13 +497,13 @@ BUGS = [
         "the head's gradient replaces what is there",
         CUSTOM,
         "dx = ops.linear_cross_entropy_backward(1.0, loss_cache,",
-        "self.dhead.zero_()\n        dx = ops.linear_cross_entropy_backward(1.0, loss_cache,",
+        "self.dhead.zero_()\n                dx = ops.linear_cross_entropy_backward(1.0, loss_cache,",
     ),
     Bug(
         "blocks from first to last",
         CUSTOM,
-        "for block in reversed(range(self.config.n_blocks)):\n                dx = self._post",
-        "for block in range(self.config.n_blocks):\n                dx = self._post",
+        "for block in reversed(range(self.config.n_blocks)):\n                with",
+        "for block in range(self.config.n_blocks):\n                with",
     ),
     Bug(
         "pre-norm blocks from first to last",
@@ -477,8 +514,8 @@ BUGS = [
     Bug(
         "every block has the first block's cache",
         CUSTOM,
-        "dx = self._post_norm_block_backward(dx, block, block_caches.pop())",
-        "dx = self._post_norm_block_backward(dx, block, block_caches[0])",
+        "block_caches.pop()) as block_cache:\n                    dx = self._post",
+        "block_caches[0]) as block_cache:\n                    dx = self._post",
     ),
     Bug(
         "the skip around the feed-forward forgotten",
@@ -498,23 +535,23 @@ BUGS = [
         "self.norm_backward(dx, dnormed, feed_forward_norm_cache",
         "self.norm_backward(None, dnormed, feed_forward_norm_cache",
     ),
-    Bug("the embedding's dropout forgotten", CUSTOM, "        dx = ops.dropout_backward(dx, dropout_cache)\n", ""),
+    Bug("the embedding's dropout forgotten", CUSTOM, "        dx = self.ops.dropout_backward(dx, dropout_cache)\n", ""),
     Bug(
         "the attention's dropout forgotten",
         CUSTOM,
-        "        # y = dropout(context W_output^T + b_output)\n        dy = ops.dropout_backward(",
+        "        # y = dropout(context W_output^T + b_output)\n        dy = self.ops.dropout_backward(",
         "        dy, _ = (",
     ),
     Bug(
         "the feed-forward's dropout forgotten",
         CUSTOM,
-        "        # y = dropout(feed_forward(x))\n        dy = ops.dropout_backward(",
+        "        # y = dropout(feed_forward(x))\n        dy = self.ops.dropout_backward(",
         "        dy, _ = (",
     ),
     Bug(
         "the embedding's gradient never computed",
         CUSTOM,
-        '        ops.token_embedding_backward(dx, token_cache, self.gradients["token_embedding.weight"])',
+        '        self.ops.token_embedding_backward(dx, token_cache, self.gradients["token_embedding.weight"])',
         "        pass",
     ),
     Bug(
@@ -532,8 +569,40 @@ BUGS = [
     Bug(
         "every place drops the same elements in backward only",
         CUSTOM,
-        "dcontext = ops.linear_backward(dy, output_cache",
-        "dy = dy if dropout_cache is None else ops.dropout_backward(dy, dropout_cache._replace(key=1))\n"
-        "        dcontext = ops.linear_backward(dy, output_cache",
+        "dcontext = self.ops.linear_backward(",
+        "dy = dy if dropout_cache is None else self.ops.dropout_backward(dy, dropout_cache._replace(key=1))\n"
+        "        dcontext = self.ops.linear_backward(",
     ),
+    # the fused kernels
+    Bug(
+        "fused: the query scaled in place, which may be qkv itself",
+        FUSED_ATTENTION,
+        "query * (1 / math.sqrt(d_head)), key, value",
+        "query.mul_(1 / math.sqrt(d_head)), key, value",
+    ),
+    Bug(
+        "fused: every tile masked as the first",
+        FUSED_ATTENTION,
+        "probabilities[..., rows] += hidden",
+        "probabilities[..., :size] += hidden",
+    ),
+    Bug(
+        "fused: probabilities computed again across documents",
+        FUSED_ATTENTION,
+        "_fill(probabilities, query, key, hidden, sequences, rows)\n",
+        "_fill(probabilities, query, key, None, sequences, rows)\n",
+    ),
+    Bug(
+        "fused: the documents of the first sequences for all",
+        FUSED_ATTENTION,
+        "hidden[sequences, :, rows, : rows.stop]",
+        "hidden[: len(probabilities), :, rows, : rows.stop]",
+    ),
+    Bug(
+        "fused: the last rows have no loss",
+        FUSED_LOSS,
+        "range(0, len(x_rows), size)",
+        "range(0, max(1, len(x_rows) - size + 1), size)",
+    ),
+    Bug("fused: all that is kept in one place", ARENA, "arena._next += 1", "arena._next = 1"),
 ]

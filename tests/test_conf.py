@@ -30,7 +30,10 @@ def hydra() -> Iterator[Composer]:
 def compose(hydra: Composer, arguments: list[str], tmp_path: Path) -> Checked:
     path = tmp_path / "text.txt"
     path.write_text("words")
-    for option in ("dataset=text", "dataset=jsonl", "dataset=parquet", "dataset=saved", "tokenizer=file"):
+    if "dataset=pretokenized" in arguments or "tokenizer=pretokenized" in arguments:
+        arguments = ["dataset=pretokenized", "tokenizer=pretokenized"]
+    files = ("text", "jsonl", "parquet", "saved", "pretokenized")
+    for option in (*(f"dataset={name}" for name in files), "tokenizer=file"):
         if option in arguments or (option == "dataset=text" and "experiments=shakespeare_char" in arguments):
             arguments = [*arguments, f"{option.partition('=')[0]}.path='{path}'"]
     if "dataset=hub" in arguments:
@@ -51,7 +54,7 @@ def test_the_defaults(hydra: Composer, tmp_path: Path) -> None:
         "precision": "fp32",
         "device": "auto",
         "implementation": "custom",
-        "kernels": "reference",
+        "kernels": "fused",
         "optimizer": "adamw",
         "schedule": "cosine",
         "training": "default",

@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
+import cmath
 import inspect
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 
-from manual_backprop import ops
+from manual_backprop import kernels, ops
 from manual_backprop.gradient_check import (
     ENOUGH_TO_ROUND,
     ODD,
@@ -32,23 +32,20 @@ from manual_backprop.gradient_check.network_check import STEP, networks, step_of
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import Batch
 
-pytestmark = pytest.mark.gradients
+pytestmark = [
+    pytest.mark.gradients,
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("error:An output with one or more elements was resized"),  # memory of the wrong size
+]
 
 ARCHITECTURES = ("gpt2", "vaswani", "llama")
+PAIRS = {"reference": ops, "fused": kernels}
+BOTH = pytest.mark.parametrize("which", PAIRS)
 NETWORKS = [
     pytest.param(config, batch, scale, id=f"{architecture}-{name}")
     for architecture in ARCHITECTURES
     for name, config, batch, scale in odd_cases(architecture)
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These tensors are small: several threads would spend their time waiting for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def assert_ok(findings: list[Finding]) -> None:
@@ -60,11 +57,22 @@ def fresh_draw() -> Draw:
     return Draw(torch.Generator().manual_seed(0))
 
 
+@BOTH
 @pytest.mark.parametrize("name", ROWS)
-def test_op(name: str) -> None:
+def test_op(name: str, which: str) -> None:
     row = ROWS[name]
     for case in cases_of(row, fresh_draw()):
-        assert_ok(check_op(row, case))
+        assert_ok(check_op(row, case, PAIRS[which]))
+
+
+@pytest.mark.parametrize("base", [None, 30.0, 500000.0])
+def test_rotary_positions_turn_by_powers_of_the_base(base: float | None) -> None:
+    """Every level has the same table, so that it is compared with the formula itself: angles are float32."""
+    config = replace(ODD, architecture="llama", rotary_base=base)
+    K, T = config.d_head, config.max_seq_len
+    want = [[cmath.exp(1j * t * (base or 10000) ** (-2 * i / K)) for i in range(K // 2)] for t in range(T)]
+    for rotation in (ops.rotations(T, K, base or 10000), CustomTransformer(config).position_table):
+        torch.testing.assert_close(torch.complex(*rotation), torch.tensor(want), rtol=0, atol=1e-6)
 
 
 def test_every_op_has_a_row() -> None:
@@ -88,30 +96,34 @@ def test_every_pair_is_exported() -> None:
             assert pairs <= set(ops.__all__), module.__name__
 
 
+@BOTH
 @pytest.mark.parametrize(("config", "batch", "scale"), NETWORKS)
-def test_network(config, batch: Batch, scale: str) -> None:
-    assert_ok(check_network(config, batch, scale))
+def test_network(config, batch: Batch, scale: str, which: str) -> None:
+    assert_ok(check_network(replace(config, kernels=which), batch, scale))
 
 
+@BOTH
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_op_in_low_precision(name: str, dtype: torch.dtype) -> None:
-    assert_ok(check_op_precision(ROWS[name], dtype))
+def test_op_in_low_precision(name: str, dtype: torch.dtype, which: str) -> None:
+    assert_ok(check_op_precision(ROWS[name], dtype, pairs=PAIRS[which]))
 
 
+@BOTH
 @pytest.mark.parametrize("scale", ["proof", "initial"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_mixed"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_network_in_low_precision(architecture: str, precision: str, scale: str) -> None:
-    config = replace(ENOUGH_TO_ROUND, architecture=architecture, precision=precision)
+def test_network_in_low_precision(architecture: str, precision: str, scale: str, which: str) -> None:
+    config = replace(ENOUGH_TO_ROUND, architecture=architecture, precision=precision, kernels=which)
     assert_ok(check_network_precision(config, scale))
 
 
+@BOTH
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "bf16_mixed"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_target_ignored(architecture: str, precision: str) -> None:
+def test_every_target_ignored(architecture: str, precision: str, which: str) -> None:
     """Loss 0, and every gradient exactly 0."""
-    config = replace(ODD, architecture=architecture, precision=precision)
+    config = replace(ODD, architecture=architecture, precision=precision, kernels=which)
     batch = draw_batch(config, 2, 5)
     network = CustomTransformer(config)
     nothing_counts = Batch(batch.tokens, torch.full_like(batch.targets, ops.IGNORED))
@@ -133,10 +145,11 @@ def test_an_ignored_row_may_hold_anything() -> None:
     assert not dlogits[[1, 3]].any()
 
 
+@BOTH
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_backward_belongs_to_one_forward(architecture: str) -> None:
+def test_backward_belongs_to_one_forward(architecture: str, which: str) -> None:
     """A second forward replaces the first; a backward uses it up."""
-    config = replace(ODD, architecture=architecture)
+    config = replace(ODD, architecture=architecture, kernels=which)
     batch, other = draw_batch(config, 2, 5), draw_batch(config, 3, 4, seed=1)
     network, mirror = networks(config)
     network.forward(other.tokens)
@@ -151,10 +164,11 @@ def test_backward_belongs_to_one_forward(architecture: str) -> None:
         network.backward(dlogits)
 
 
+@BOTH
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_future_is_not_seen(architecture: str) -> None:
+def test_the_future_is_not_seen(architecture: str, which: str) -> None:
     """The loss of position t sends no gradient to the embeddings of later tokens, nor to another document's."""
-    config = replace(ODD, architecture=architecture, n_blocks=2)
+    config = replace(ODD, architecture=architecture, n_blocks=2, kernels=which)
     tokens = torch.arange(8)[None]  # each token once: its row of the embedding is its position's
     segments = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]])
     targets = torch.full_like(tokens, ops.IGNORED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from run_tools import config_of, resume, train
 
+from manual_backprop import CustomTransformerConfig, CustomTransformerWrapper
 from manual_backprop.checkpoint import load_checkpoint
 from manual_backprop.command_line import check
 from manual_backprop.convert import main as convert
@@ -84,6 +86,27 @@ def test_everything_that_does_not_fit_is_named_with_what_would(models: dict[str,
     )
     assert "model.d_model=16 model.n_blocks=2" in problems[4]
     assert len(problems) == 5
+
+
+def test_epsilon_and_base_are_the_models(text: Path, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 300, "d_model": 16, "n_blocks": 1, "n_heads": 2, "d_ffn": 24, "max_seq_len": 8}
+    theirs = CustomTransformerConfig(**sizes, architecture="llama", norm_epsilon=1e-5, rotary_base=500000.0)
+    CustomTransformerWrapper(theirs).save_checkpoint("mine")
+    for named in ((), ("architecture=llama",), ("architecture=llama", "architecture.rotary_base=500000")):
+        network = job(text, "init_from=mine", "tokenizer=byte", *named).config.network(300)
+        assert (network.architecture, network.epsilon, network.base) == ("llama", 1e-5, 500000)
+    with pytest.raises(ConfigError, match=r"architecture.rotary_base=10000(.0)?: must be 500000.0, as its weights are"):
+        job(text, "init_from=mine", "tokenizer=byte", "architecture=llama", "architecture.rotary_base=10000")
+    with pytest.raises(ConfigError, match=r"architecture.norm_epsilon=0.001: must be 1e-05, as its weights are"):
+        job(text, "init_from=mine", "tokenizer=byte", "architecture.norm_epsilon=1e-3")
+    config = job(text, "init_from=mine", "tokenizer=byte").config
+    config = replace(config, architecture=replace(config.architecture, norm_epsilon=None, rotary_base=None))
+    with Interruption() as interruption, pytest.raises(ConfigError) as caught:  # who builds a config without check
+        Runner(config, tmp_path / "outputs", interruption)
+    assert [problem.partition(": ")[2].partition(",")[0] for problem in caught.value.violations] == [
+        "architecture.norm_epsilon=1e-06: must be 1e-05",
+        "architecture.rotary_base=10000.0: must be 500000.0",
+    ]
 
 
 def test_what_is_not_there(text: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -14,7 +15,9 @@ from manual_backprop.errors import ConfigError
 from manual_backprop.gradient_check.measure import AUTOGRAD_BAR, error_of, errors_of
 from manual_backprop.gradient_check.network_check import set_proof_scale
 from manual_backprop.models.network import Batch, parameter_shapes
+from manual_backprop.ops.normalization import EPSILON
 from manual_backprop.ops.rms_normalization import RMS_EPSILON
+from manual_backprop.ops.rotary_attention import BASE
 
 THEIRS = {
     "attention_norm": "input_layernorm",
@@ -116,6 +119,8 @@ def test_parameters_have_no_biases_and_narrower_keys() -> None:
         (("architecture=llama", "architecture.activation=relu"), "architecture.activation=relu: .* knows swiglu"),
         (("model.n_kv_heads=2",), "model.n_kv_heads=2: architecture=gpt2 has as many as"),
         (("architecture=llama", "model.n_heads=128"), "model.d_model=128: .* needs an even width"),
+        (("architecture=llama", "architecture.rotary_base=1"), "architecture.rotary_base=1: must be .* greater than 1"),
+        (("architecture.rotary_base=500000",), "architecture.rotary_base=500000: only architecture=llama"),
     ],
     ids=str,
 )
@@ -131,6 +136,12 @@ def test_a_run_of_a_llama_has_what_it_asks_for() -> None:
     config = check(["architecture=llama", "model.n_kv_heads=2", "implementation=baseline"]).jobs[0].config
     network = config.network(300)
     assert (network.kv_heads, network.activation, network.compile) == (2, "swiglu", "auto")
+    assert (network.epsilon, network.base) == (RMS_EPSILON, BASE)
+    more = ("architecture.norm_epsilon=1e-5", "architecture.rotary_base=500000")
+    network = check(["architecture=llama", *more]).jobs[0].config.network(300)
+    assert (network.epsilon, network.base) == (1e-5, 500000)
+    network = check(["architecture=vaswani"]).jobs[0].config.network(300)
+    assert network.epsilon == EPSILON
 
 
 @pytest.mark.parametrize(
@@ -141,6 +152,10 @@ def test_a_run_of_a_llama_has_what_it_asks_for() -> None:
         ({"n_kv_heads": 8}, "n_kv_heads=8: must divide"),
         ({"n_heads": 8}, r"needs an even width.*= 3; use d_model=32"),
         ({"activation": "gelu"}, "activation=gelu: architecture=llama knows swiglu"),
+        ({"norm_epsilon": 0}, "norm_epsilon=0: must be a number of at least 1e-12 and less than 1"),
+        ({"norm_epsilon": "1e-5"}, "norm_epsilon='1e-5': must be a number"),
+        ({"rotary_base": math.inf}, "rotary_base=inf: must be a number greater than 1"),
+        ({"architecture": "gpt2", "rotary_base": 1e4}, "rotary_base=10000.0: architecture=gpt2 has learned positions"),
         ({"architecture": "gpt2", "activation": "swiglu"}, "architecture=gpt2 knows gelu_tanh, gelu, relu"),
         ({"architecture": "gpt2", "n_kv_heads": 2}, "n_kv_heads=2: architecture=gpt2 has as many as n_heads=4"),
     ],

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from manual_backprop import optim
 from manual_backprop.errors import InputError
-from manual_backprop.optim import SGD, AdamW, Optimizer
+from manual_backprop.optim import SGD, AdamW, FusedAdamW, Optimizer
 from manual_backprop.parameters import Flat, Layout
 
 SHAPES = {"first.weight": (7, 5), "first.bias": (7,), "norm.weight": (5,), "second.weight": (3, 7)}
@@ -38,6 +38,7 @@ class Setup:
 
 KINDS = [
     pytest.param(AdamW, {"weight_decay": 0.1, "betas": (0.8, 0.95), "epsilon": 1e-6}, id="adamw"),
+    pytest.param(FusedAdamW, {"weight_decay": 0.1, "betas": (0.8, 0.95), "epsilon": 1e-6}, id="fused adamw"),
     pytest.param(SGD, {"weight_decay": 0.0, "momentum": 0.7}, id="sgd"),
 ]
 
@@ -46,7 +47,7 @@ def theirs(setup: Setup, make: Callable, settings: dict) -> tuple[dict[str, Tens
     leaves = {name: view.detach().clone().requires_grad_() for name, view in setup.parameters.views.items()}
     matrices = [leaf for leaf in leaves.values() if leaf.dim() >= 2]
     rest = [leaf for leaf in leaves.values() if leaf.dim() < 2]
-    if make is AdamW:
+    if issubclass(make, AdamW):
         adamw = {"betas": settings["betas"], "eps": settings["epsilon"]}
         groups = [{"params": matrices, "weight_decay": settings["weight_decay"]}, {"params": rest, "weight_decay": 0.0}]
         return leaves, torch.optim.AdamW(groups, lr=1.0, **adamw)

@@ -37,6 +37,9 @@ SLOW = pytest.mark.slow
         ("precision=fp32", "optimizer=adamw"),
         ("precision=bf16", "optimizer=adamw", "architecture=vaswani"),
         ("precision=bf16_mixed", "optimizer=adamw", "training.label_smoothing=0.1"),
+        ("kernels=fused", "precision=bf16", "optimizer=adamw"),
+        ("kernels=fused", "precision=fp32", "optimizer=sgd"),
+        pytest.param(("kernels=fused", "precision=bf16_mixed", "architecture=llama"), marks=SLOW),
         pytest.param(("optimizer=sgd", "schedule=linear", "training.gradient_accumulation_steps=3"), marks=SLOW),
         pytest.param(("precision=bf16", "optimizer=sgd"), marks=SLOW),
         pytest.param(("precision=fp32", "implementation=torch"), marks=SLOW),
@@ -127,6 +130,7 @@ REFUSED = {
     "optimizer=sgd": "optimizer=sgd: must stay adamw",
     "tokenizer=char": "tokenizer=char: must stay byte",
     "architecture=vaswani": "architecture=vaswani: must stay gpt2",
+    "architecture.norm_epsilon=1e-3": "architecture.norm_epsilon=0.001: must stay null",
     "dataset=python_docs": "dataset=python_docs: must stay text",
 }
 

@@ -15,9 +15,9 @@ from manual_backprop.models.custom import CustomTransformer
 SMALL = {"vocab_size": 61, "d_model": 16, "n_blocks": 2, "n_heads": 2, "d_ffn": 24, "max_seq_len": 8}
 
 
-def checked(implementation: str = "custom", **changes: Any) -> run_check.RunCheck:
+def checked(implementation: str = "custom", room: int | None = None, **changes: Any) -> run_check.RunCheck:
     run: Any = SimpleNamespace(implementation=SimpleNamespace(name=implementation))
-    return run_check.check_of_run(run, CustomTransformerConfig(**(SMALL | changes)))
+    return run_check.check_of_run(run, CustomTransformerConfig(**(SMALL | changes)), room)
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "bf16_mixed"])
@@ -64,6 +64,18 @@ def test_a_network_that_would_take_too_long_is_checked_in_part(monkeypatch: pyte
     assert "of the network one block and 61 tokens" in check.line
     assert "d blocks.0." in check.page
     assert "d blocks.1." not in check.page
+
+
+def test_a_network_that_would_take_more_memory_than_there_is_is_checked_in_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run_check, "QUICK", 1000)
+    check = checked(room=100_000, n_blocks=4)  # of some 300 kB
+    assert check.status == "passed"
+    assert (
+        "of the network one block and 61 tokens: all of it would take more memory than the training took" in check.line
+    )
+    assert "d blocks.3." in checked(room=1_000_000, n_blocks=4).page
 
 
 def test_no_memory_for_it_is_no_failure_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

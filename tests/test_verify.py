@@ -5,8 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from manual_backprop.config import CustomTransformerConfig
+from manual_backprop.gradient_check import check_network_precision
+from manual_backprop.gradient_check.low_precision import median_ratios
+from manual_backprop.models.custom import CustomTransformer
 
 TESTS = Path(__file__).resolve().parent
 
@@ -76,6 +83,35 @@ def test_a_planted_bug_is_exit_1() -> None:
     assert done.returncode == 1, done.stderr
     assert "learned_positions" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("FAILED: ")
+
+
+RELU = CustomTransformerConfig(
+    vocab_size=61, d_model=16, n_blocks=2, n_heads=2, d_ffn=32, max_seq_len=12, architecture="vaswani"
+)
+
+
+def test_one_bad_draw_of_rounding_errors_is_luck_and_a_bug_is_in_all() -> None:
+    """A number that rounding carries over the kink of a ReLU is an error of another size, for one side alone."""
+    fair = [{"dx": (1e-7, 1.1e-7)}] * 6
+    assert median_ratios([*fair, {"dx": (1e-3, 1e-7)}, {"dx": (1e-3, 1e-7)}], lambda _: 0)["dx"] < 1
+    assert median_ratios([{"dx": (3 * mine, its)} for mine, its in (draw["dx"] for draw in fair)], lambda _: 0)[
+        "dx"
+    ] == pytest.approx(3 / 1.1)
+
+
+def test_a_gradient_that_is_less_exact_than_autograds_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "blocks.1.feed_forward.hidden.weight"
+    right = CustomTransformer.loss_and_gradients
+
+    def rounded(self: CustomTransformer, *given: Any, **named: Any) -> torch.Tensor:
+        loss = right(self, *given, **named)
+        if self.config.precision == "fp32":
+            self.gradients[name].copy_(self.gradients[name].bfloat16())
+        return loss
+
+    assert all(finding.ok for finding in check_network_precision(RELU, "proof"))
+    monkeypatch.setattr(CustomTransformer, "loss_and_gradients", rounded)
+    assert [f.quantity for f in check_network_precision(RELU, "proof") if not f.ok] == [f"d {name}"]
 
 
 def test_what_says_how_a_network_is_trained_is_named_as_without_effect() -> None:

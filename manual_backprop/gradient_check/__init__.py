@@ -1,14 +1,16 @@
 """The proof: every hand-written gradient against autograd, central differences and what must be zero. Torch only.
 
-`measure.py` the error and its bars, `op_table.py` one row an op, `op_check.py` a pair, `network_check.py` a network,
-`low_precision.py` fp32 and bf16. `python -m manual_backprop.verify` prints it, `tests/test_gradients.py` asserts it.
+`measure.py` the error and its bars; `op_table.py` one row an op, `op_mirrors.py` the ops in plain torch, `op_case.py`
+what they are tried on, `op_check.py` a pair; `network_check.py` a network; `low_precision.py` fp32 and bf16.
+`python -m manual_backprop.verify` prints it, `tests/test_gradients.py` asserts it.
 """
 
 from .low_precision import ENOUGH_TO_ROUND, check_network_precision, check_op_precision
 from .measure import Finding, worst
 from .network_check import ODD, check_network, draw_batch, odd_cases
+from .op_case import Draw
 from .op_check import check_op, check_ops
-from .op_table import ROWS, Draw, cases_of
+from .op_table import ROWS, cases_of
 
 __all__ = [
     "ENOUGH_TO_ROUND",

@@ -6,7 +6,7 @@ Rule 1 of DESIGN.md at two scales: the proof scale, at which every tensor matter
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -92,11 +92,19 @@ def networks(
     return by_hand, other
 
 
-def step_of(network: Network, batch: Batch, denominator: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradients of one step from zeroed gradients, as copies."""
+def step_in_place(
+    network: Network, batch: Batch, denominator: int | None = None
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Loss and gradients of one step from zeroed gradients: the network's own, which its next step overwrites."""
     network.zero_gradients()
     loss = network.loss_and_gradients(batch, denominator=denominator or counted(batch), step=STEP)
-    return loss.clone(), {name: gradient.clone() for name, gradient in network.gradients.items()}
+    return loss, network.gradients
+
+
+def step_of(network: Network, batch: Batch, denominator: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Likewise, as copies."""
+    loss, gradients = step_in_place(network, batch, denominator)
+    return loss.clone(), {name: gradient.clone() for name, gradient in gradients.items()}
 
 
 def zero_by_structure(config: CustomTransformerConfig, batch: Batch) -> Iterator[tuple[str, str, Tensor | slice]]:
@@ -123,20 +131,12 @@ def zero_by_structure(config: CustomTransformerConfig, batch: Batch) -> Iterator
 
 
 @torch.no_grad()
-def loss_at(network: CustomTransformer, batch: Batch, parameters: Tensor) -> float:
-    """The loss of other parameters; the network's own are put back."""
-    before = network.flat_parameters.buffer.clone()
-    network.flat_parameters.buffer.copy_(parameters)
-    loss, _ = step_of(network, batch)
-    network.flat_parameters.buffer.copy_(before)
-    return float(loss)
-
-
-def direction_error(network: CustomTransformer, batch: Batch, gradients: dict[str, Tensor], seed: int) -> float:
+def direction_error(network: CustomTransformer, batch: Batch, gradients: Mapping[str, Tensor], seed: int) -> float:
     """The slope of the loss along one random direction, against central differences.
 
     Relative to |gradient| |direction| / sqrt(P), the size that the slope of a random direction has: the direction may
-    happen to be level. The padding between the parameters moves nothing.
+    happen to be level. The padding between the parameters moves nothing. `gradients` may be the network's own, which
+    are overwritten; its parameters are put back.
     """
     generator = torch.Generator().manual_seed(seed)
     direction = torch.randn(network.layout.size, generator=generator, dtype=torch.float64).to(network.device)
@@ -146,10 +146,15 @@ def direction_error(network: CustomTransformer, batch: Batch, gradients: dict[st
         offset = network.layout.offsets[name]
         slope += float(direction[offset : offset + gradient.numel()] @ gradient.flatten())
     norm = norm_of(gradients.values())
-    middle = network.flat_parameters.buffer.clone()
-    ahead = loss_at(network, batch, middle + DIRECTION_STEP * direction)
-    behind = loss_at(network, batch, middle - DIRECTION_STEP * direction)
-    difference = abs((ahead - behind) / (2 * DIRECTION_STEP) - slope)
+    parameters = network.flat_parameters.buffer
+    before = parameters.clone()
+
+    def loss_at(distance: float) -> float:
+        torch.add(before, direction, alpha=distance, out=parameters)
+        return float(step_in_place(network, batch)[0])
+
+    difference = abs((loss_at(DIRECTION_STEP) - loss_at(-DIRECTION_STEP)) / (2 * DIRECTION_STEP) - slope)
+    parameters.copy_(before)
     return difference / (norm / math.sqrt(network.layout.size)) if norm else difference
 
 
@@ -277,7 +282,9 @@ def _check_accumulation(
 def odd_cases(architecture: str) -> Iterator[tuple[str, CustomTransformerConfig, Batch, str]]:
     """Small networks of one architecture that together take every path: name, config, batch, scale."""
     plain = replace(ODD, architecture=architecture)
-    rich = replace(plain, dropout=0.2, label_smoothing=0.1)
+    rich = replace(plain, dropout=0.2, label_smoothing=0.1, norm_epsilon=0.3)
+    if plain.traits.positions == "rotary":
+        rich = replace(rich, rotary_base=30.0)
     yield "plain", plain, draw_batch(plain, 2, 7), "proof"
     yield "initial scale", plain, draw_batch(plain, 2, 7, seed=1), "initial"
     yield "segments, dropout", rich, draw_batch(rich, 3, 9, segments=True), "proof"

@@ -15,7 +15,8 @@ from torch import Tensor
 from .. import ops
 from ..ops import Dropout
 from .measure import AUTOGRAD_BAR, EXACT, Finding, differing, error_of, errors_of, floor_of
-from .op_table import ROWS, Case, Draw, Row, cases_of
+from .op_case import Case, Draw
+from .op_table import ROWS, Row, cases_of
 
 
 def check_ops(seed: int = 0, pairs: ModuleType = ops) -> list[Finding]:

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from manual_backprop.config import CustomTransformerConfig
+from manual_backprop.config import NORM_EPSILON_RULE, ROTARY_BASE_RULE, CustomTransformerConfig
 from manual_backprop.errors import InputError
+from manual_backprop.rules import Number
 
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}  # ours: theirs
 # The same functions by other names.
 SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
-LAYER_EPSILON, RMS_EPSILON, ROTARY_BASE = 1e-5, 1e-6, 10000.0  # of ops; a test compares them
 DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "bf16_mixed": "float32"}
 
 
@@ -37,6 +37,7 @@ class Layout:
     class_name: str
     prefix: str  # of all weights but the head's; a bare model's file has none
     sizes: Mapping[str, str]
+    epsilon: str  # their key of the norms' epsilon; where it is left out, both take the usual one
     defaults: Mapping[str, Any]  # of keys that config.json may leave out
     demanded: Mapping[str, Any]
 
@@ -54,9 +55,9 @@ LAYOUTS = {
             "n_heads": "n_head",
             "max_seq_len": "n_positions",
         },
+        epsilon="layer_norm_epsilon",
         defaults={"n_inner": None, "activation_function": "gelu_new"},
         demanded={
-            "layer_norm_epsilon": LAYER_EPSILON,
             "scale_attn_weights": True,
             "scale_attn_by_inverse_layer_idx": False,
             "add_cross_attention": False,
@@ -76,10 +77,10 @@ LAYOUTS = {
             "d_ffn": "intermediate_size",
             "max_seq_len": "max_position_embeddings",
         },
+        epsilon="rms_norm_eps",
         defaults={"num_key_value_heads": None},
         demanded={
             "hidden_act": "silu",
-            "rms_norm_eps": RMS_EPSILON,
             "attention_bias": False,
             "mlp_bias": False,
             "tie_word_embeddings": False,
@@ -110,6 +111,7 @@ def config_json(config: CustomTransformerConfig, end_token_id: int | None) -> di
         "model_type": layout.model_type,
         **{theirs: getattr(config, ours) for ours, theirs in layout.sizes.items()},
         **layout.demanded,
+        layout.epsilon: config.epsilon,
         "bos_token_id": end_token_id,
         "eos_token_id": end_token_id,
         "pad_token_id": None,
@@ -123,8 +125,8 @@ def config_json(config: CustomTransformerConfig, end_token_id: int | None) -> di
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.d_head,
         "attention_dropout": config.dropout,
-        "rope_parameters": {"rope_type": "default", "rope_theta": ROTARY_BASE},
-        "rope_theta": ROTARY_BASE,  # where transformers before version 5 look for it
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.base},
+        "rope_theta": config.base,  # where transformers before version 5 look for it
     }
 
 
@@ -140,9 +142,14 @@ def network_of(content: Mapping[str, Any], where: str, precision: str = "fp32") 
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             problems.append(f"{theirs}={value!r}: expected a whole number of at least 1")
         sizes[ours] = value
+    more: dict[str, Any] = {
+        "norm_epsilon": _number(layout.epsilon, content.get(layout.epsilon), NORM_EPSILON_RULE, problems)
+    }
+    if layout.model_type == "llama":
+        base = _rope(content).get("rope_theta", content.get("rope_theta"))
+        more["rotary_base"] = _number("rope_theta", base, ROTARY_BASE_RULE, problems)
     if problems:
         raise _refusal(where, problems)
-    more: dict[str, Any] = {}
     if layout.model_type == "gpt2":
         theirs = content.get("activation_function", layout.defaults["activation_function"])
         theirs = SYNONYMS.get(theirs, theirs)
@@ -164,6 +171,23 @@ def _refusal(where: str, problems: list[str]) -> InputError:
     return InputError("\n  ".join([f"{where} describes a network that cannot be built here:", *problems]))
 
 
+def _number(key: str, value: Any, rule: Number, problems: list[str]) -> float | None:
+    try:
+        return rule.read(value)
+    except ValueError as error:
+        problems.append(f"{key}={value!r}: {error}")
+        return None
+
+
+def _rope(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What it says of rotary positions: `rope_parameters` since version 5, `rope_scaling` before."""
+    found: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        if isinstance(inner := content.get(name), Mapping):
+            found |= inner
+    return found
+
+
 def _unsupported(content: Mapping[str, Any], layout: Layout) -> list[str]:
     problems = []
     for key, demanded in layout.demanded.items():
@@ -183,17 +207,12 @@ def _unsupported(content: Mapping[str, Any], layout: Layout) -> list[str]:
 
 
 def _rotary_problems(content: Mapping[str, Any]) -> list[str]:
-    """`rope_parameters` since version 5, `rope_theta` and `rope_scaling` before."""
-    parameters = content.get("rope_parameters") or {}
-    scaling = content.get("rope_scaling") or {}
     problems = []
-    for name, inner in (("rope_parameters", parameters), ("rope_scaling", scaling)):
+    for name in ("rope_parameters", "rope_scaling"):
+        inner = content.get(name) or {}
         kind = inner.get("rope_type", inner.get("type", "default")) if isinstance(inner, Mapping) else inner
         if kind != "default":
             problems.append(f"{name} of type {kind!r}: positions are turned without scaling here")
-    base = (parameters if isinstance(parameters, Mapping) else {}).get("rope_theta", content.get("rope_theta"))
-    if base not in (None, ROTARY_BASE):
-        problems.append(f"rope_theta={base!r}: here it is always {ROTARY_BASE:g}")
     return problems
 
 

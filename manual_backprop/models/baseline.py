@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,22 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import CustomTransformerConfig
-from ..errors import InputError
-from ..ops import IGNORED, random_key
+from ..ops import random_key
 from ..ops.attention import visible_positions
-from ..ops.normalization import EPSILON
-from ..ops.rms_normalization import RMS_EPSILON
 from ..optim import Optimizer
 from ..optim_torch import TorchOptimizer
-from .network import Batch, Network, packed_names, parameter_shapes
+from .autograd import AutogradNetwork, summed_loss
+from .network import Batch, packed_names, parameter_shapes
 
 log = logging.getLogger(__name__)
 
 
 def norm(config: CustomTransformerConfig) -> nn.Module:
     if config.traits.norm == "rms":
-        return nn.RMSNorm(config.d_model, eps=RMS_EPSILON)
-    return nn.LayerNorm(config.d_model, eps=EPSILON)
+        return nn.RMSNorm(config.d_model, eps=config.epsilon)
+    return nn.LayerNorm(config.d_model, eps=config.epsilon)
 
 
 def rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -152,19 +149,10 @@ class Decoder(nn.Module):
         return self.head(self.final_norm(x))
 
     def loss(self, tokens: Tensor, targets: Tensor, visible: Tensor | None, denominator: Tensor) -> Tensor:
-        logits = self(tokens, visible)
-        wide = logits.float() if logits.dtype == torch.bfloat16 else logits
-        total = F.cross_entropy(
-            wide.flatten(0, 1),
-            targets.flatten(),
-            ignore_index=IGNORED,
-            label_smoothing=self.label_smoothing,
-            reduction="sum",
-        )
-        return total / denominator
+        return summed_loss(self(tokens, visible), targets, self.label_smoothing, denominator)
 
 
-class BaselineTransformer(Network):
+class BaselineTransformer(AutogradNetwork):
     """`Network` by autograd, with `torch.nn` and without a line of this project's calculus.
 
     Gradients are made anew in each step, as `zero_grad(set_to_none=True)` has it; `gradients` looks at them.
@@ -191,7 +179,6 @@ class BaselineTransformer(Network):
         self._initialize()
         self.compiled: bool | None = None  # whether the step is compiled; None: not yet tried
         self._loss: Any = self.module.loss
-        self._logits: Tensor | None = None
 
     # Names: where the others have query, key and value, here is one tensor
 
@@ -220,11 +207,6 @@ class BaselineTransformer(Network):
 
     # Forward and backward
 
-    def _autocast(self) -> AbstractContextManager:
-        if self.config.precision != "bf16_mixed":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
     def _visible(self, segments: Tensor | None) -> Tensor | None:
         return None if segments is None else visible_positions(segments.shape[1], segments, self.device)
 
@@ -240,7 +222,7 @@ class BaselineTransformer(Network):
     def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
         self.check_tokens(batch.tokens, batch.targets, batch.segments)
         self._set_training(step, batch.first_row)
-        count = torch.as_tensor(denominator, device=self.device).clamp(min=1)
+        count = self._denominator(denominator)
         arguments = batch.tokens, batch.targets.long(), self._visible(batch.segments), count
         if self.compiled is None:
             return self._first_step(arguments)
@@ -274,29 +256,10 @@ class BaselineTransformer(Network):
         loss.backward()
         return loss.detach()
 
-    @torch.enable_grad()
-    def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:
-        self.check_tokens(tokens, segments=segments)
-        self._set_training(step)
-        with self._autocast():
-            self._logits = self.module(tokens, self._visible(segments))
-        return self._logits.detach()
-
-    def backward(self, dlogits: Tensor) -> None:
-        if self._logits is None:
-            raise InputError(
-                "backward needs the forward it belongs to: call forward(tokens) first, once for each backward."
-            )
-        self._logits.backward(dlogits.to(self._logits.dtype))
-        self._logits = None
-
-    @torch.no_grad()
-    def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+    def _logits_of(self, tokens: Tensor, segments: Tensor | None, step: int | None) -> Tensor:
         """Never compiled: evaluation and generation come in many shapes, and each would be compiled again."""
-        self.check_tokens(tokens, segments=segments)
-        self._set_training(None)
-        with self._autocast():
-            return self.module(tokens, self._visible(segments))
+        self._set_training(step)
+        return self.module(tokens, self._visible(segments))
 
     # The update
 

@@ -7,13 +7,15 @@ same functions under the same names for autograd; the difference between the two
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import kernels, ops
 from ..config import CustomTransformerConfig
 from ..errors import InputError
 from ..parameters import Flat
@@ -51,13 +53,16 @@ class CustomTransformer(FlatNetwork):
         super().__init__(config)
         self.block_parameters = [self._block_views(self.flat_parameters, block) for block in range(config.n_blocks)]
         self.block_gradients = [self._block_views(self.flat_gradients, block) for block in range(config.n_blocks)]
+        self.ops: Any = kernels if config.kernels == "fused" else ops  # the same pairs
+        self.arena = kernels.Arena()
+        self.compiles = config.compile == "always" or (config.compile == "auto" and self.device.type == "cuda")
         # a norm behind a residual sum, the one of this architecture
         rms = config.traits.norm == "rms"
-        self.norm_forward: Callable[..., Any] = (
-            ops.residual_rms_norm_forward if rms else ops.residual_layer_norm_forward
+        self.norm_forward: Callable[..., Any] = partial(
+            self.ops.residual_rms_norm_forward if rms else self.ops.residual_layer_norm_forward, epsilon=config.epsilon
         )
         self.norm_backward: Callable[..., Tensor] = (
-            ops.residual_rms_norm_backward if rms else ops.residual_layer_norm_backward
+            self.ops.residual_rms_norm_backward if rms else self.ops.residual_layer_norm_backward
         )
         head = "token_embedding.weight" if config.traits.tied_head else "head.weight"
         self.head, self.dhead = self.parameters[head], self.gradients[head]
@@ -77,20 +82,33 @@ class CustomTransformer(FlatNetwork):
         dropout = DropoutSource(self.config.dropout, self.config.seed, step, batch.first_row)
         smoothing = self.config.label_smoothing
 
-        x, hidden_cache = self._hidden_forward(batch.tokens, batch.segments, dropout)
-        loss, loss_cache = ops.linear_cross_entropy_forward(
-            x, self.head, batch.targets, denominator, smoothing, record=self.recorder
-        )
-        dx = ops.linear_cross_entropy_backward(1.0, loss_cache, self.dhead, record=self.recorder)
-        self._hidden_backward(dx, hidden_cache)
+        with self._calculation(training=True):
+            x, hidden_cache = self._hidden_forward(batch.tokens, batch.segments, dropout)
+            if self.ops is kernels:  # both halves at once: no logits have to be kept between them
+                loss, dx = kernels.linear_cross_entropy(
+                    x, self.head, batch.targets, denominator, smoothing, self.dhead, record=self.recorder
+                )
+            else:
+                loss, loss_cache = ops.linear_cross_entropy_forward(
+                    x, self.head, batch.targets, denominator, smoothing, record=self.recorder
+                )
+                dx = ops.linear_cross_entropy_backward(1.0, loss_cache, self.dhead, record=self.recorder)
+            self._hidden_backward(dx, hidden_cache)
         return loss
+
+    def _calculation(self, training: bool = False) -> AbstractContextManager:
+        """What fused kernels want around them; the reference wants nothing."""
+        if self.ops is ops:
+            return nullcontext()
+        return kernels.step(self.arena, self.compiles) if training else kernels.fast(self.compiles)
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:
         self.check_tokens(tokens, segments=segments)
         dropout = DropoutSource(self.config.dropout, self.config.seed, step)
-        x, hidden_cache = self._hidden_forward(tokens, segments, dropout)
-        logits, head_cache = ops.linear_forward(x, self.head)
+        with self._calculation():
+            x, hidden_cache = self._hidden_forward(tokens, segments, dropout)
+            logits, head_cache = self.ops.linear_forward(x, self.head)
         self._cache = hidden_cache, head_cache
         return logits
 
@@ -105,15 +123,17 @@ class CustomTransformer(FlatNetwork):
         if dlogits.shape != expected:
             raise InputError(f"dlogits have shape {tuple(dlogits.shape)}; expected that of the logits, {expected}.")
         self._cache = None
-        # logits = x head^T
-        dx = ops.linear_backward(dlogits.to(self.compute_dtype), head_cache, self.dhead)
-        self._hidden_backward(dx, hidden_cache)
+        with self._calculation():
+            # logits = x head^T
+            dx = self.ops.linear_backward(dlogits.to(self.compute_dtype), head_cache, self.dhead)
+            self._hidden_backward(dx, hidden_cache)
 
     @torch.no_grad()
     def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         self.check_tokens(tokens, segments=segments)
-        x, _ = self._hidden_forward(tokens, segments, DropoutSource(0.0, 0, None), keep=False)
-        logits, _ = ops.linear_forward(x, self.head)
+        with self._calculation():
+            x, _ = self._hidden_forward(tokens, segments, DropoutSource(0.0, 0, None), keep=False)
+            logits, _ = self.ops.linear_forward(x, self.head)
         return logits
 
     # From tokens to the last hidden state
@@ -124,17 +144,20 @@ class CustomTransformer(FlatNetwork):
         """tokens (B, T) -> what the vocabulary projection reads, x (B, T, D). `keep` the caches, for backward."""
         x, embedding_cache = self._embedding_forward(tokens, dropout)
         block_caches = []
+        forward: Callable[[], tuple]
         if self.config.traits.pre_norm:
             branch = None  # what the next norm adds to x before it normalizes: nothing yet
             for block in range(self.config.n_blocks):
-                x, branch, block_cache = self._pre_norm_block_forward(x, branch, block, segments, dropout)
-                block_caches.append(block_cache if keep else None)
+                forward = partial(self._pre_norm_block_forward, x, branch, block, segments, dropout)
+                x, branch, block_cache = self._run_block(forward, keep)
+                block_caches.append(block_cache)
             (_, x), norm_cache = self.norm_forward(x, branch, *norm_of(self.parameters, "final_norm"))
             self.recorder("final_norm.output", x)
         else:
             for block in range(self.config.n_blocks):
-                x, block_cache = self._post_norm_block_forward(x, block, segments, dropout)
-                block_caches.append(block_cache if keep else None)
+                forward = partial(self._post_norm_block_forward, x, block, segments, dropout)
+                x, block_cache = self._run_block(forward, keep)
+                block_caches.append(block_cache)
             norm_cache = None
         return x.to(self.compute_dtype), (embedding_cache, block_caches, norm_cache)
 
@@ -146,23 +169,48 @@ class CustomTransformer(FlatNetwork):
             dx = dbranch = self.norm_backward(None, dx, norm_cache, *norm_of(self.gradients, "final_norm"))
             for block in reversed(range(self.config.n_blocks)):
                 # popped: what a block kept is freed as soon as its gradients are complete
-                dx = dbranch = self._pre_norm_block_backward(dx, dbranch, block, block_caches.pop())
+                with self._block_cache(block_caches.pop()) as block_cache:
+                    dx = dbranch = self._pre_norm_block_backward(dx, dbranch, block, block_cache)
         else:
             for block in reversed(range(self.config.n_blocks)):
-                dx = self._post_norm_block_backward(dx, block, block_caches.pop())
+                with self._block_cache(block_caches.pop()) as block_cache:
+                    dx = self._post_norm_block_backward(dx, block, block_cache)
         self._embedding_backward(dx, embedding_cache)
+
+    def _run_block(self, forward: Callable[[], tuple], keep: bool) -> tuple:
+        """A block's outputs, and what to keep for its backward: its cache, or (recompute=block) how to make it again.
+
+        The second is gradient checkpointing (Chen et al. 2016): of each block only its inputs are kept, which `forward`
+        holds, and its forward runs once more before its backward. The same functions of the same numbers, dropout's
+        masks included: the same bits.
+        """
+        if not keep:
+            return *forward()[:-1], None
+        if self.config.recompute != "block":
+            return forward()
+        with self.arena.handing_out_again():
+            return *forward()[:-1], forward
+
+    @contextmanager
+    def _block_cache(self, kept: Any) -> Iterator[Cache]:
+        """What `_run_block` kept, as the block's backward wants it."""
+        if self.config.recompute != "block":
+            yield kept
+            return
+        with self.arena.handing_out_again():
+            yield kept()[-1]
 
     def _embedding_forward(self, tokens: Tensor, dropout: DropoutSource) -> tuple[Tensor, Cache]:
         """tokens (B, T) -> x = dropout(scale * W[tokens] + positions) (B, T, D); rotary positions come in attention."""
         scale = math.sqrt(self.config.d_model) if self.config.traits.scaled_embedding else 1.0
         weight = self.parameters["token_embedding.weight"]
-        x, token_cache = ops.token_embedding_forward(tokens, weight, scale)
+        x, token_cache = self.ops.token_embedding_forward(tokens, weight, scale)
         position_cache: Cache = None
         if self.config.traits.positions == "learned":
-            x, position_cache = ops.learned_positions_forward(x, self.parameters["position_embedding.weight"])
+            x, position_cache = self.ops.learned_positions_forward(x, self.parameters["position_embedding.weight"])
         elif self.config.traits.positions == "sinusoidal":
-            x, position_cache = ops.sinusoidal_positions_forward(x, self.position_table)
-        x, dropout_cache = ops.dropout_forward(x, dropout.at("embedding"))
+            x, position_cache = self.ops.sinusoidal_positions_forward(x, self.position_table)
+        x, dropout_cache = self.ops.dropout_forward(x, dropout.at("embedding"))
         self.recorder("embedding.output", x)
         return x, (token_cache, position_cache, dropout_cache)
 
@@ -170,12 +218,12 @@ class CustomTransformer(FlatNetwork):
         token_cache, position_cache, dropout_cache = cache
         self.recorder("embedding.doutput", dx)
         # x = dropout(scale * W[tokens] + positions)
-        dx = ops.dropout_backward(dx, dropout_cache)
+        dx = self.ops.dropout_backward(dx, dropout_cache)
         if self.config.traits.positions == "learned":
-            dx = ops.learned_positions_backward(dx, position_cache, self.gradients["position_embedding.weight"])
+            dx = self.ops.learned_positions_backward(dx, position_cache, self.gradients["position_embedding.weight"])
         elif self.config.traits.positions == "sinusoidal":
-            dx = ops.sinusoidal_positions_backward(dx, position_cache)
-        ops.token_embedding_backward(dx, token_cache, self.gradients["token_embedding.weight"])
+            dx = self.ops.sinusoidal_positions_backward(dx, position_cache)
+        self.ops.token_embedding_backward(dx, token_cache, self.gradients["token_embedding.weight"])
 
     # A block, pre-norm (gpt2, llama)
 
@@ -266,18 +314,20 @@ class CustomTransformer(FlatNetwork):
         place = f"blocks.{block}.attention."
         record = scoped(self.recorder, place)
         x = x.to(self.compute_dtype)
-        qkv, qkv_cache = ops.linear_forward(x, p["attention.qkv.weight"], p.get("attention.qkv.bias"))  # (B, T, 3D)
+        qkv, qkv_cache = self.ops.linear_forward(
+            x, p["attention.qkv.weight"], p.get("attention.qkv.bias")
+        )  # (B, T, 3D)
         attention_cache: Cache
         dropped = dropout.at(place + "probabilities")
         if self.config.traits.positions == "rotary":
             heads = self.config.n_heads, self.config.kv_heads
-            context, attention_cache = ops.rotary_attention_forward(
+            context, attention_cache = self.ops.rotary_attention_forward(
                 qkv, self.position_table, *heads, segments, dropped, record
             )
         else:
-            context, attention_cache = ops.attention_forward(qkv, self.config.n_heads, segments, dropped, record)
-        y, output_cache = ops.linear_forward(context, p["attention.output.weight"], p.get("attention.output.bias"))
-        y, dropout_cache = ops.dropout_forward(y, dropout.at(place + "output"))
+            context, attention_cache = self.ops.attention_forward(qkv, self.config.n_heads, segments, dropped, record)
+        y, output_cache = self.ops.linear_forward(context, p["attention.output.weight"], p.get("attention.output.bias"))
+        y, dropout_cache = self.ops.dropout_forward(y, dropout.at(place + "output"))
         record("qkv", qkv)
         record("context", context)
         record("output", y)
@@ -290,17 +340,19 @@ class CustomTransformer(FlatNetwork):
         record = scoped(self.recorder, f"blocks.{block}.attention.")
         record("doutput", dy)
         # y = dropout(context W_output^T + b_output)
-        dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
-        dcontext = ops.linear_backward(dy, output_cache, d["attention.output.weight"], d.get("attention.output.bias"))
+        dy = self.ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
+        dcontext = self.ops.linear_backward(
+            dy, output_cache, d["attention.output.weight"], d.get("attention.output.bias")
+        )
         record("dcontext", dcontext)
         # context = attention(qkv)
         if self.config.traits.positions == "rotary":
-            dqkv = ops.rotary_attention_backward(dcontext, attention_cache, record=record)
+            dqkv = self.ops.rotary_attention_backward(dcontext, attention_cache, record=record)
         else:
-            dqkv = ops.attention_backward(dcontext, attention_cache, record=record)
+            dqkv = self.ops.attention_backward(dcontext, attention_cache, record=record)
         record("dqkv", dqkv)
         # qkv = x W_qkv^T + b_qkv
-        return ops.linear_backward(dqkv, qkv_cache, d["attention.qkv.weight"], d.get("attention.qkv.bias"))
+        return self.ops.linear_backward(dqkv, qkv_cache, d["attention.qkv.weight"], d.get("attention.qkv.bias"))
 
     def _feed_forward_forward(self, x: Tensor, block: int, dropout: DropoutSource) -> tuple[Tensor, Cache]:
         """y = dropout(feed_forward(x)). x (B, T, D) -> y (B, T, D)."""
@@ -310,10 +362,12 @@ class CustomTransformer(FlatNetwork):
         x = x.to(self.compute_dtype)
         feed_forward_cache: Cache
         if self.config.traits.gated:
-            y, feed_forward_cache = ops.gated_feed_forward_forward(x, *gated_feed_forward_of(p), record=record)
+            y, feed_forward_cache = self.ops.gated_feed_forward_forward(x, *gated_feed_forward_of(p), record=record)
         else:
-            y, feed_forward_cache = ops.feed_forward_forward(x, *feed_forward_of(p), self.activation, record=record)
-        y, dropout_cache = ops.dropout_forward(y, dropout.at(place + "output"))
+            y, feed_forward_cache = self.ops.feed_forward_forward(
+                x, *feed_forward_of(p), self.activation, record=record
+            )
+        y, dropout_cache = self.ops.dropout_forward(y, dropout.at(place + "output"))
         record("output", y)
         return y, (feed_forward_cache, dropout_cache)
 
@@ -324,7 +378,9 @@ class CustomTransformer(FlatNetwork):
         record = scoped(self.recorder, f"blocks.{block}.feed_forward.")
         record("doutput", dy)
         # y = dropout(feed_forward(x))
-        dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
+        dy = self.ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
         if self.config.traits.gated:
-            return ops.gated_feed_forward_backward(dy, feed_forward_cache, *gated_feed_forward_of(d), record=record)
-        return ops.feed_forward_backward(dy, feed_forward_cache, *feed_forward_of(d), record=record)
+            return self.ops.gated_feed_forward_backward(
+                dy, feed_forward_cache, *gated_feed_forward_of(d), record=record
+            )
+        return self.ops.feed_forward_backward(dy, feed_forward_cache, *feed_forward_of(d), record=record)

@@ -9,6 +9,7 @@ reads a network's parameters by name, so every implementation is decoded by this
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,8 +37,9 @@ class IncrementalDecoder:
         self.blocks = [self._block_parameters(block) for block in range(config.n_blocks)]
         head = network.parameters["token_embedding.weight" if config.traits.tied_head else "head.weight"]
         self.head = head.to(network.compute_dtype)
-        self.norm_forward = (
-            ops.residual_rms_norm_forward if config.traits.norm == "rms" else ops.residual_layer_norm_forward
+        self.norm_forward = partial(
+            ops.residual_rms_norm_forward if config.traits.norm == "rms" else ops.residual_layer_norm_forward,
+            epsilon=config.epsilon,
         )
         shape = (2, batch_size, config.kv_heads, config.max_seq_len, config.d_head)
         self.kept = [  # keys and values of each block: (2, B, G, max_seq_len, K), of which `length` positions are known

@@ -7,7 +7,6 @@ this is another file's business; here every name is the hand-written one's.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,12 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import CustomTransformerConfig
-from ..errors import InputError
-from ..ops import IGNORED, Dropout, keep_mask
+from ..ops import Dropout, keep_mask
 from ..ops.attention import split_heads, visible_positions
-from ..ops.normalization import EPSILON
 from ..ops.numerics import Record, no_record
-from ..ops.rms_normalization import RMS_EPSILON
+from .autograd import AutogradNetwork, summed_loss
 from .network import Batch, DropoutSource, FlatNetwork, packed_names
 from .recorder import gradient_name, scoped
 
@@ -81,7 +78,7 @@ def rotary_attention_mirror(
     return attention_mirror(torch.cat((query, *shared), dim=2).flatten(2), n_heads, segments, dropout, record)
 
 
-class TorchTransformer(FlatNetwork):
+class TorchTransformer(AutogradNetwork, FlatNetwork):
     """`Network` by autograd. Parameters are leaves over the flat buffer, and their `.grad` is the flat gradient's view,
     so that autograd adds into the same `gradients` that the hand-written backward adds into."""
 
@@ -93,12 +90,6 @@ class TorchTransformer(FlatNetwork):
             leaf.grad = self.gradients[name]
             self.leaves[name] = leaf
         self.head = self.leaves["token_embedding.weight" if config.traits.tied_head else "head.weight"]
-        self._logits: Tensor | None = None
-
-    def _autocast(self) -> AbstractContextManager:
-        if self.config.precision != "bf16_mixed":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _record(self, name: str, tensor: Tensor) -> None:
         """Activations as they are made, their gradients as autograd makes them."""
@@ -117,42 +108,15 @@ class TorchTransformer(FlatNetwork):
         smoothing = self.config.label_smoothing
 
         with self._autocast():
-            x = self._hidden(batch.tokens, batch.segments, dropout)
-            logits = F.linear(x, self.head)
+            logits = F.linear(self._hidden(batch.tokens, batch.segments, dropout), self.head)
             self._recording("logits", logits)
-            wide = logits.float() if logits.dtype == torch.bfloat16 else logits
-            total = F.cross_entropy(
-                wide.flatten(0, 1),
-                batch.targets.flatten().long(),
-                ignore_index=IGNORED,
-                label_smoothing=smoothing,
-                reduction="sum",
-            )
-            loss = total / torch.as_tensor(denominator, device=self.device).clamp(min=1)
+            loss = summed_loss(logits, batch.targets.long(), smoothing, self._denominator(denominator))
         loss.backward()
         return loss.detach()
 
-    @torch.enable_grad()
-    def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:
-        self.check_tokens(tokens, segments=segments)
+    def _logits_of(self, tokens: Tensor, segments: Tensor | None, step: int | None) -> Tensor:
         dropout = DropoutSource(self.config.dropout, self.config.seed, step)
-        with self._autocast():
-            self._logits = F.linear(self._hidden(tokens, segments, dropout), self.head)
-        return self._logits.detach()
-
-    def backward(self, dlogits: Tensor) -> None:
-        if self._logits is None:
-            raise InputError(
-                "backward needs the forward it belongs to: call forward(tokens) first, once for each backward."
-            )
-        self._logits.backward(dlogits.to(self._logits.dtype))
-        self._logits = None
-
-    @torch.no_grad()
-    def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        self.check_tokens(tokens, segments=segments)
-        with self._autocast():
-            return F.linear(self._hidden(tokens, segments, DropoutSource(0.0, 0, None)), self.head)
+        return F.linear(self._hidden(tokens, segments, dropout), self.head)
 
     # From tokens to the last hidden state
 
@@ -185,8 +149,8 @@ class TorchTransformer(FlatNetwork):
     def _norm(self, x: Tensor, name: str) -> Tensor:
         weight, shape = self.leaves[f"{name}.weight"], (self.config.d_model,)
         if self.config.traits.norm == "rms":
-            return F.rms_norm(x, shape, weight, RMS_EPSILON)
-        return F.layer_norm(x, shape, weight, self.leaves[f"{name}.bias"], EPSILON)
+            return F.rms_norm(x, shape, weight, self.config.epsilon)
+        return F.layer_norm(x, shape, weight, self.leaves[f"{name}.bias"], self.config.epsilon)
 
     def _packed(self, whole: str, block: int) -> Any:
         """Parameters side by side, as by hand; None where this architecture has none of them."""

@@ -19,7 +19,7 @@ from ..config import CustomTransformerConfig
 from ..errors import ConfigError, InputError
 from ..ops import IGNORED, Dropout, random_key, rotations, sinusoids
 from ..ops.numerics import Record, no_record
-from ..optim import SGD, AdamW, Optimizer
+from ..optim import SGD, AdamW, FusedAdamW, Optimizer
 from ..parameters import Layout, Shape, copy_into
 
 
@@ -132,7 +132,7 @@ class Network(ABC):
         if config.traits.positions == "sinusoidal":
             self.position_table = sinusoids(config.max_seq_len, config.d_model).to(self.device)
         elif config.traits.positions == "rotary":
-            self.position_table = rotations(config.max_seq_len, config.d_head).to(self.device)
+            self.position_table = rotations(config.max_seq_len, config.d_head, config.base).to(self.device)
         self.recorder: Record = no_record
 
     @torch.no_grad()
@@ -254,7 +254,8 @@ class FlatNetwork(Network):
         return [self.flat_gradients.buffer]
 
     def adamw(self, weight_decay: float, betas: tuple[float, float], epsilon: float) -> Optimizer:
-        return AdamW(self.layout, self.flat_parameters, self.flat_gradients, weight_decay, betas, epsilon)
+        kind = FusedAdamW if self.config.kernels == "fused" else AdamW
+        return kind(self.layout, self.flat_parameters, self.flat_gradients, weight_decay, betas, epsilon)
 
     def sgd(self, weight_decay: float, momentum: float) -> Optimizer:
         return SGD(self.layout, self.flat_parameters, self.flat_gradients, weight_decay, momentum)

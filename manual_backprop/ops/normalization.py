@@ -7,15 +7,18 @@ from torch import Tensor
 
 from .numerics import rows, wide
 
-EPSILON = 1e-5
+EPSILON = 1e-5  # GPT-2's
 
 LayerNormCache = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, LayerNormCache]:
+def layer_norm_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, epsilon: float = EPSILON
+) -> tuple[Tensor, LayerNormCache]:
     """y = normalized * weight + bias, with normalized = (x - mean) * rstd over the last dimension.
 
-    x (..., D), weight (D), bias (D) -> y (..., D). mean = sum(x) / D, rstd = 1 / sqrt(sum((x - mean)^2) / D + 1e-5).
+    x (..., D), weight (D), bias (D) -> y (..., D). mean = sum(x) / D,
+    rstd = 1 / sqrt(sum((x - mean)^2) / D + epsilon): epsilon keeps a row of equal numbers from a division by zero.
     The cache keeps x and two numbers a row; backward computes `normalized` again.
 
     Write n for a row of `normalized` and dn = dy * weight. Then dweight = sum over rows of dy * n, dbias = sum of dy.
@@ -28,7 +31,7 @@ def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor,
     x_wide = wide(x)
     mean = x_wide.mean(-1, keepdim=True)  # (..., 1)
     centered = x_wide - mean
-    rstd = torch.rsqrt(centered.square().mean(-1, keepdim=True) + EPSILON)  # (..., 1)
+    rstd = torch.rsqrt(centered.square().mean(-1, keepdim=True) + epsilon)  # (..., 1)
     normalized = centered * rstd
     y = torch.addcmul(wide(bias), normalized, wide(weight))  # normalized * weight + bias in one pass
     return y.to(x.dtype), (x, mean, rstd, weight)
@@ -51,7 +54,7 @@ def layer_norm_backward(dy: Tensor, cache: LayerNormCache, dweight: Tensor, dbia
 
 
 def residual_layer_norm_forward(
-    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor
+    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float = EPSILON
 ) -> tuple[tuple[Tensor, Tensor], LayerNormCache]:
     """total = x + branch, y = layer_norm(total): the end of one sublayer and the start of the next.
 
@@ -62,7 +65,7 @@ def residual_layer_norm_forward(
     of its terms: dx = dbranch = dtotal.
     """
     total = x if branch is None else x + branch
-    y, cache = layer_norm_forward(total, weight, bias)
+    y, cache = layer_norm_forward(total, weight, bias, epsilon)
     return (total, y), cache
 
 

@@ -7,16 +7,16 @@ from torch import Tensor
 
 from .numerics import rows, wide
 
-RMS_EPSILON = 1e-6
+RMS_EPSILON = 1e-6  # of the first Llama and of transformers; 1e-5 since Llama 2
 
 RmsNormCache = tuple[Tensor, Tensor, Tensor]
 
 
-def rms_norm_forward(x: Tensor, weight: Tensor) -> tuple[Tensor, RmsNormCache]:
+def rms_norm_forward(x: Tensor, weight: Tensor, epsilon: float = RMS_EPSILON) -> tuple[Tensor, RmsNormCache]:
     """y = normalized * weight, with normalized = x * rrms over the last dimension.
 
-    x (..., D), weight (D) -> y (..., D). rrms = 1 / sqrt(sum(x^2) / D + 1e-6), one over the root of the mean square.
-    The cache keeps x and one number a row; backward computes `normalized` again.
+    x (..., D), weight (D) -> y (..., D). rrms = 1 / sqrt(sum(x^2) / D + epsilon), one over the root of the mean
+    square. The cache keeps x and one number a row; backward computes `normalized` again.
 
     Write n for a row of `normalized` and dn = dy * weight. Then dweight = sum over rows of dy * n.
     For dx, n depends on x directly and through rrms:
@@ -27,7 +27,7 @@ def rms_norm_forward(x: Tensor, weight: Tensor) -> tuple[Tensor, RmsNormCache]:
     the mean.
     """
     x_wide = wide(x)
-    rrms = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + RMS_EPSILON)  # (..., 1)
+    rrms = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + epsilon)  # (..., 1)
     normalized = x_wide * rrms
     y = normalized * wide(weight)
     return y.to(x.dtype), (x, rrms, weight)
@@ -48,7 +48,7 @@ def rms_norm_backward(dy: Tensor, cache: RmsNormCache, dweight: Tensor) -> Tenso
 
 
 def residual_rms_norm_forward(
-    x: Tensor, branch: Tensor | None, weight: Tensor
+    x: Tensor, branch: Tensor | None, weight: Tensor, epsilon: float = RMS_EPSILON
 ) -> tuple[tuple[Tensor, Tensor], RmsNormCache]:
     """total = x + branch, y = rms_norm(total): the end of one sublayer and the start of the next.
 
@@ -56,7 +56,7 @@ def residual_rms_norm_forward(
     and total is x. total reaches the loss directly and through y, so dtotal is the sum of both; dx = dbranch = dtotal.
     """
     total = x if branch is None else x + branch
-    y, cache = rms_norm_forward(total, weight)
+    y, cache = rms_norm_forward(total, weight, epsilon)
     return (total, y), cache
 
 

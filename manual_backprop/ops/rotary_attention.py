@@ -21,13 +21,15 @@ RepeatHeadsCache = tuple[int, int]
 RotaryAttentionCache = tuple[RotaryCache, RepeatHeadsCache, AttentionCache]
 
 
-def rotations(length: int, d_head: int) -> Tensor:
-    """Cosines and sines of position t times the speed 10000^(-2i / K) of pair i -> (2, length, K / 2).
+def rotations(length: int, d_head: int, base: float = BASE) -> Tensor:
+    """Cosines and sines of position t times the speed base^(-2i / K) of pair i -> (2, length, K / 2).
+
+    The slowest pair turns once in about 2 pi base positions: networks for long texts have a larger base.
 
     In float32, as in Touvron et al.'s code: weights that were trained elsewhere were trained with these very angles.
     """
     even = torch.arange(0, d_head, 2, dtype=torch.float32)
-    speed = 1 / BASE ** (even / d_head)
+    speed = 1 / base ** (even / d_head)
     angle = torch.arange(length, dtype=torch.float32)[:, None] * speed  # (length, K / 2)
     return torch.stack((angle.cos(), angle.sin()))
 

@@ -1,0 +1,72 @@
+"""What an op is tried on: random tensors whose dimensions all differ, and the arguments of one call."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random tensors of the sizes of a case, all of them different (DESIGN.md, 4: what the letters mean)."""
+
+    generator: torch.Generator
+    dtype: torch.dtype = torch.float64
+    B: int = 2
+    T: int = 5
+    D: int = 6
+    H: int = 3
+    F: int = 11
+    V: int = 13
+
+    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale).to(self.dtype)
+
+    def weight(self, outputs: int, inputs: int) -> Tensor:
+        return self.normal(outputs, inputs, scale=2 / math.sqrt(inputs))
+
+    def gain(self, size: int) -> Tensor:
+        return 1 + self.normal(size, scale=0.3)
+
+    def bias(self, size: int) -> Tensor:
+        return self.normal(size, scale=0.3)
+
+    def x(self, scale: float = 1.0) -> Tensor:
+        return self.normal(self.B, self.T, self.D, scale=scale)
+
+    def ids(self, high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=self.generator)
+
+    def resized(self, B: int | None = None, T: int | None = None) -> Draw:
+        return replace(self, B=B or self.B, T=T or self.T)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments of one call. Gradients flow to inputs and parameters; settings are everything else."""
+
+    name: str
+    inputs: dict[str, Tensor]
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()  # outputs that nothing reads: None is what backward gets for them
+    upstream: dict[str, Any] = field(default_factory=dict)  # instead of random numbers
+
+    def strided(self) -> Case:
+        """The same values, in tensors whose memory has another order."""
+        inputs = {name: _strided(tensor) for name, tensor in self.inputs.items()}
+        parameters = {name: _strided(tensor) for name, tensor in self.parameters.items()}
+        settings = {
+            name: _strided(value) if isinstance(value, Tensor) else value for name, value in self.settings.items()
+        }
+        return Case("non-contiguous", inputs, parameters, settings, self.unused, self.upstream)
+
+
+def _strided(tensor: Tensor) -> Tensor:
+    if tensor.dim() < 2:
+        return torch.stack([tensor, tensor], -1)[..., 0] if tensor.dim() else tensor
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)

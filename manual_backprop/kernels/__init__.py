@@ -1,0 +1,85 @@
+"""The pairs of `manual_backprop.ops` as fast as the machine allows: the same names, signatures, formulas and tests.
+
+`kernels=fused` calls these. A pair that gains nothing here is the reference's own. Each file says what its pairs save;
+docs/kernels.md has what each means was measured to bring, alone.
+
+A network calls them inside `with step(arena, compiled):` (arena.py, products.py, compiled.py); outside of it they are
+functions like any other, which allocate what they need and run as they are written.
+"""
+
+# ruff: noqa: F401  the names are exported, through _pairs
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..ops import (  # the reference's own, which gain nothing here
+    IGNORED,
+    Dropout,
+    bias_gelu_backward,
+    bias_gelu_forward,
+    cross_entropy_backward,
+    cross_entropy_forward,
+    dropout_backward,
+    dropout_forward,
+    gelu_backward,
+    gelu_forward,
+    gelu_tanh_backward,
+    gelu_tanh_forward,
+    keep_mask,
+    learned_positions_backward,
+    learned_positions_forward,
+    random_key,
+    relu_backward,
+    relu_forward,
+    repeat_heads_backward,
+    repeat_heads_forward,
+    residual_rms_norm_backward,
+    residual_rms_norm_forward,
+    rms_norm_backward,
+    rms_norm_forward,
+    rotary_backward,
+    rotary_forward,
+    rotations,
+    sinusoidal_positions_backward,
+    sinusoidal_positions_forward,
+    sinusoids,
+    softmax_backward,
+    softmax_forward,
+    swiglu_backward,
+    swiglu_forward,
+    token_embedding_forward,
+)
+from ..ops import __all__ as _pairs
+from .arena import Arena
+from .attention import attention_backward, attention_forward
+from .compiled import compiled_functions
+from .embedding import token_embedding_backward
+from .feed_forward import feed_forward_backward, feed_forward_forward
+from .gated_feed_forward import gated_feed_forward_backward, gated_feed_forward_forward
+from .linear import linear_backward, linear_forward
+from .loss import linear_cross_entropy, linear_cross_entropy_backward, linear_cross_entropy_forward
+from .normalization import (
+    layer_norm_backward,
+    layer_norm_forward,
+    residual_layer_norm_backward,
+    residual_layer_norm_forward,
+)
+from .products import fastest_products
+from .rotary_attention import rotary_attention_backward, rotary_attention_forward
+
+__all__ = [*_pairs, "Arena", "fast", "linear_cross_entropy", "step"]
+
+
+@contextmanager
+def fast(compiled: bool) -> Iterator[None]:
+    """Around a calculation: the fastest matrix products; `compiled` elementwise functions, where they can be had."""
+    with fastest_products(), compiled_functions(compiled):
+        yield
+
+
+@contextmanager
+def step(arena: Arena, compiled: bool) -> Iterator[None]:
+    """Around a training step, forward and backward: `fast`, and memory from the arena."""
+    with arena.step(), fast(compiled):
+        yield

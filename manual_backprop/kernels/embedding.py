@@ -1,0 +1,45 @@
+"""The token embedding, whose gradient touches the rows of the tokens that are there, and no others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops import token_embedding_forward
+from ..ops.embedding import TokenEmbeddingCache
+from ..ops.numerics import rows, wide
+
+__all__ = ["token_embedding_backward", "token_embedding_forward"]
+
+
+def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Tensor) -> None:
+    """dy (B, T, D): adds to dweight (V, D): `ops.token_embedding_backward`.
+
+    Saves a table of zeros of (V, D) and two passes over it. A narrow dweight gets sums made in the wide format, of the
+    tokens that occur; `index_add_` is bitwise the same with any number of CPU threads.
+    """
+    tokens, scale = cache
+    token = tokens.reshape(-1)
+    dy_rows = rows(wide(dy))
+    if scale != 1.0:
+        dy_rows = dy_rows * scale
+    if dweight.dtype == dy_rows.dtype:
+        dweight.index_add_(0, token, dy_rows)
+        return
+    place, owner = _groups(token)
+    drows = torch.zeros_like(dy_rows).index_add_(0, place, dy_rows)
+    # a place that no group has belongs to the first group: it writes what that one writes
+    drows = torch.where((place.max() >= torch.arange(len(token), device=token.device))[:, None], drows, drows[:1])
+    dweight[owner] = (dweight[owner] + drows).to(dweight.dtype)
+
+
+def _groups(token: Tensor) -> tuple[Tensor, Tensor]:
+    """Equal tokens are a group: each token's group, and each group's token, (N) each. Sizes do not depend on values, so
+    that no device is waited for."""
+    ordered, order = token.sort()
+    starts = torch.ones_like(ordered, dtype=torch.bool)
+    starts[1:] = ordered[1:] != ordered[:-1]
+    group = starts.cumsum(0) - 1
+    place = torch.empty_like(group).scatter_(0, order, group)
+    owner = ordered[:1].repeat(len(token)).scatter_(0, group, ordered)
+    return place, owner

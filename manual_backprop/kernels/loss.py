@@ -1,0 +1,112 @@
+"""The vocabulary projection and the loss, a few rows at a time: all logits are never there at once.
+
+A chunk's logits become its loss, then their own gradient in place, then its part of dx and dW. So the gradient is made
+in the forward pass, while the chunk is in the cache, and the largest tensor of a step shrinks from (N, V) to a chunk.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops.loss import IGNORED
+from ..ops.numerics import Record, no_record, rows, wide
+from .arena import scratch
+from .products import add_product
+
+SMALLEST_CHUNK = 512  # rows: each chunk reads and writes all of dW
+CHUNK = 1 << 23  # logits of a chunk, where the vocabulary is small
+
+LinearCrossEntropyCache = tuple[Tensor, Tensor]
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    denominator: int | Tensor | None,
+    label_smoothing: float,
+    dweight: Tensor,
+    record: Record = no_record,
+) -> tuple[Tensor, Tensor]:
+    """`ops.linear_cross_entropy_forward` and `_backward` at once, for a dloss of 1: loss and dx; adds to dweight.
+
+    x (..., D), weight (V, D), targets (...) -> loss, one number, and dx (..., D).
+    """
+    weight = weight.to(x.dtype)
+    vocab_size = weight.shape[0]
+    x_rows, target = rows(x), targets.reshape(-1).long()
+    counts = target != IGNORED
+    if denominator is None:
+        denominator = counts.sum()
+    share = 1 / torch.as_tensor(denominator, dtype=wide(x).dtype, device=x.device).clamp(min=1)
+    dx = torch.empty_like(x_rows)
+    shared_x = (x_rows * share).to(x.dtype)  # 1 / denominator goes into the small factors, not into the logits
+    loss = torch.zeros_like(share)
+    logits_of_all: list[Tensor] = []  # for whoever records them
+    dlogits_of_all: list[Tensor] = []
+    size = max(SMALLEST_CHUNK, CHUNK // vocab_size)
+    for start in range(0, len(x_rows), size):
+        part = slice(start, min(start + size, len(x_rows)))
+        with scratch((part.stop - start, vocab_size), x) as logits:
+            torch.mm(x_rows[part], weight.T, out=logits)
+            if record is not no_record:
+                logits_of_all.append(logits.clone())
+            loss += _loss_and_gradient_(logits, target[part], counts[part], label_smoothing)
+            if record is not no_record:
+                dlogits_of_all.append(logits * share)
+            # logits = x W^T
+            torch.mm(logits, weight, out=dx[part])
+            add_product(dweight, logits.T, shared_x[part])
+    if record is not no_record:
+        record("logits", torch.cat(logits_of_all).unflatten(0, targets.shape))
+        record("dlogits", torch.cat(dlogits_of_all).unflatten(0, targets.shape))
+    dx *= share
+    return loss * share, dx.view(x.shape)
+
+
+def _loss_and_gradient_(logits: Tensor, target: Tensor, counts: Tensor, label_smoothing: float) -> Tensor:
+    """The sum of the chunk's losses; `logits` (R, V) become softmax - q, the gradient but for 1 / denominator."""
+    if wide(logits) is not logits:
+        with scratch(tuple(logits.shape), wide(logits[:0])) as wide_logits:
+            wide_logits.copy_(logits)
+            loss = _loss_and_gradient_(wide_logits, target, counts, label_smoothing)
+            logits.copy_(wide_logits)
+            return loss
+    on_target = target.clamp(min=0)[:, None]
+    largest, place = logits.max(-1, keepdim=True)  # (R, 1)
+    expected = (1 - label_smoothing) * logits.gather(1, on_target)
+    if label_smoothing:
+        expected += label_smoothing * logits.mean(-1, keepdim=True)
+    p = torch.softmax(logits, -1, out=logits)
+    # softmax = exp(z - logsumexp), read where it is largest and so never 0
+    logsumexp = largest - p.gather(1, place).log()
+    loss = torch.where(counts[:, None], logsumexp - expected, 0).sum()
+    if label_smoothing:
+        p -= label_smoothing / p.shape[1]
+    p.scatter_add_(1, on_target, torch.full_like(expected, label_smoothing - 1))
+    p.masked_fill_(~counts[:, None], 0)  # not a product: a row that does not count may hold anything, NaN too
+    return loss
+
+
+def linear_cross_entropy_forward(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    denominator: int | Tensor | None = None,
+    label_smoothing: float = 0.0,
+    record: Record = no_record,
+) -> tuple[Tensor, LinearCrossEntropyCache]:
+    """The two halves of `linear_cross_entropy`, for whoever has another gradient of the loss than 1."""
+    dweight = torch.zeros_like(weight)
+    loss, dx = linear_cross_entropy(x, weight, targets, denominator, label_smoothing, dweight, record)
+    return loss, (dx, dweight)
+
+
+def linear_cross_entropy_backward(
+    dloss: float | Tensor, cache: LinearCrossEntropyCache, dweight: Tensor, record: Record = no_record
+) -> Tensor:
+    """dloss, one number -> dx (..., D); adds to dweight (V, D)."""
+    dx, dweight_of_one = cache
+    dweight += dloss * dweight_of_one
+    return dx * dloss

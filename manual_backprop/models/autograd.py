@@ -1,0 +1,66 @@
+"""What both networks share whose gradients autograd makes: the loss, bf16_mixed as autocast, the classic pair."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..ops import IGNORED
+from .network import Network
+
+
+def summed_loss(logits: Tensor, targets: Tensor, label_smoothing: float, denominator: Tensor) -> Tensor:
+    """The cross-entropy of the targets that count, over `denominator`, one number.
+
+    logits (B, T, V), targets (B, T) int64; in float32 at least.
+    """
+    wide = logits.float() if logits.dtype == torch.bfloat16 else logits
+    total = F.cross_entropy(
+        wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
+    )
+    return total / denominator
+
+
+class AutogradNetwork(Network):
+    """Where `forward` leaves a graph, and `backward` is its `.backward()`. Subclasses say what the logits are."""
+
+    _logits: Tensor | None = None  # of the last forward that waits for its backward
+
+    @abstractmethod
+    def _logits_of(self, tokens: Tensor, segments: Tensor | None, step: int | None) -> Tensor:
+        """tokens (B, T) -> logits (B, T, V); `step` chooses the dropout masks, None for none."""
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.config.precision != "bf16_mixed":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _denominator(self, denominator: int | Tensor) -> Tensor:
+        """On the device, and at least 1: where no target counts, the loss is 0."""
+        return torch.as_tensor(denominator, device=self.device).clamp(min=1)
+
+    @torch.enable_grad()
+    def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:
+        self.check_tokens(tokens, segments=segments)
+        with self._autocast():
+            self._logits = self._logits_of(tokens, segments, step)
+        return self._logits.detach()
+
+    def backward(self, dlogits: Tensor) -> None:
+        if self._logits is None:
+            raise InputError(
+                "backward needs the forward it belongs to: call forward(tokens) first, once for each backward."
+            )
+        self._logits.backward(dlogits.to(self._logits.dtype))
+        self._logits = None
+
+    @torch.no_grad()
+    def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+        self.check_tokens(tokens, segments=segments)
+        with self._autocast():
+            return self._logits_of(tokens, segments, None)
