@@ -1,13 +1,17 @@
-"""From a run's config to the parts of a run: the network's config, the optimizer, the name, the written config."""
+"""From a run's config to the parts of a run: the network's config, the optimizer, the order of its text and how many
+steps that makes, the name, the written config."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
-from .config import CustomTransformerConfig, RunConfig
+from .config import CustomTransformerConfig, RunConfig, TrainingConfig
 from .data.corpus import Corpus
+from .data.order import Order, open_order
 from .durable import write_atomically
 from .errors import ConfigError
 from .models.network import Network
@@ -35,6 +39,37 @@ def build_optimizer(config: RunConfig, network: Network) -> Optimizer:
     assert settings.betas is not None
     assert settings.epsilon is not None
     return network.adamw(settings.weight_decay, settings.betas, settings.epsilon)
+
+
+def build_order(config: RunConfig, corpus: Corpus, repeat: int | None = None) -> Order:
+    """In which order a run of this config meets a text; `repeat`: only the first so many steps, again and again.
+
+    Raises InputError for a text that is too short.
+    """
+    return open_order(
+        corpus,
+        config.batching,
+        config.dataset,
+        sequence_length=config.model.max_seq_len,
+        batch_size=config.training.batch_size,
+        pieces=config.training.gradient_accumulation_steps,
+        seed=config.seed,
+        repeat=repeat,
+    )
+
+
+class Paced(Protocol):
+    """What knows how long an epoch is: an order, or an estimate of one."""
+
+    def steps(self, epochs: float) -> float: ...
+
+
+def max_steps(training: TrainingConfig, order: Paced) -> int:
+    """Optimizer steps of a whole run: as given, or those of `training.num_epochs` times through the text."""
+    if training.max_steps is not None:
+        return training.max_steps
+    assert training.num_epochs is not None
+    return max(1, math.ceil(order.steps(training.num_epochs)))
 
 
 def default_run_name(config: RunConfig) -> str:

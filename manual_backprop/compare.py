@@ -18,12 +18,13 @@ from typing import Any
 
 from manual_backprop.config import model_sizes
 from manual_backprop.errors import InputError
-from manual_backprop.tracking import FINISHED, TrainingLog, flatten, load_training_log
+from manual_backprop.tracking import FINISHED, TrainingLog, close_dead_runs, flatten, load_training_log
 from manual_backprop.tracking.metrics_file import METRICS
 
 LOSSES = ("train/loss", "validation/loss")
 ALIKE = ("implementation", "kernels", "device", "device.threads")  # must not change what is learned
 COMMAND = "python -m manual_backprop.compare"
+OUTPUTS = Path("outputs")
 NO_SETTING = ("run_name", "experiment_name", "resume", "plan")
 
 HELP = f"""\
@@ -197,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.picture is not None and chosen.picture.suffix != ".png":
         raise InputError(f"--picture {chosen.picture}: must be the name of a PNG, as in comparison.png")
+    close_dead_runs(OUTPUTS)
     logs = [load_training_log(run) for which in chosen.runs for run in _runs_named(which)]
     runs = compare(logs)
     print(*table_lines(runs), sep="\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from manual_backprop.arguments import Parser, add_device, add_run, whole
@@ -12,11 +12,12 @@ from manual_backprop.errors import InputError, ManualBackpropError, RunInUseErro
 from manual_backprop.saved_model import RUN_HELP
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.console import Console
 
     from manual_backprop.config import RunConfig
     from manual_backprop.data.corpus import Corpus
+    from manual_backprop.data.token_cache import Split
+    from manual_backprop.data.token_shards import Tokens
     from manual_backprop.data.tokenizers import Tokenizer
     from manual_backprop.evaluation import Evaluation
     from manual_backprop.models.network import Batch
@@ -33,6 +34,9 @@ first, in windows of model.max_seq_len without overlap; beside it what the unigr
 and the bigram model (what follows what) reach on the same tokens. A loss between the two has learned frequencies, one
 below the bigram's uses context.
 
+The splits are train, validation and test. A test split is one that the dataset has (saved, or of the hub), or a file or
+folder that dataset.test named when the run was started, or that --test names here; no run reads it.
+
 The values are added to the run's metrics.jsonl at the checkpoint's step, and to MLflow where the run was tracked there,
 as evaluation/SPLIT_loss, evaluation/SPLIT_perplexity and so on; with --max-batches as evaluation_part/SPLIT_loss. Doing
 it again adds nothing."""
@@ -42,13 +46,14 @@ Examples
 
   python -m manual_backprop.evaluate last
   python -m manual_backprop.evaluate last@last --split train --max-batches 20
+  python -m manual_backprop.evaluate last --split test --test held-out.txt
   python -m manual_backprop.evaluate last --generate
   python -m manual_backprop.evaluate last --tokens 40
 
 Exit codes: 0 done, 2 wrong input; the text is no longer there, or is another one now. That MLflow is down is only
 said: python -m manual_backprop.sync RUN delivers the values later."""
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")  # the last is read here only
 WIDTH = 110  # columns, where there is no terminal to ask
 LIKELIEST = 5
 
@@ -58,37 +63,39 @@ class Part:
     """One split of a run's text, or its first `max_batches` batches."""
 
     name: str
+    split: Split
     corpus: Corpus
     config: RunConfig
     max_batches: int | None
+    notes: tuple[str, ...] = ()  # what a reader of the numbers must know
 
     @property
-    def tokens(self) -> np.ndarray:
-        return getattr(self.corpus, self.name)
+    def tokens(self) -> Tokens:
+        return self.split.tokens
 
     @property
     def bytes_per_token(self) -> float:
-        return getattr(self.corpus, f"{self.name}_bytes") / len(self.tokens)
+        return self.split.text_bytes / len(self.tokens)
 
     def batches(self, device: Any) -> Iterator[Batch]:
         """As a run evaluates its validation split."""
         from manual_backprop.data.order import evaluation_batches
 
-        config, offsets = self.config, getattr(self.corpus, f"{self.name}_offsets")
+        config, split = self.config, self.split
         length, rows = config.model.max_seq_len, config.training.batch_size
-        return evaluation_batches(self.tokens, offsets, config.batching, length, rows, self.max_batches, device)
+        return evaluation_batches(split.tokens, split.offsets, config.batching, length, rows, self.max_batches, device)
 
 
-def open_part(saved: SavedModel, name: str, max_batches: int | None) -> Part:
-    """Raises InputError where the text is gone, is another one than the run's, or has no such split."""
-    from manual_backprop.data.corpus import Corpus, prepare_corpus
+def open_part(saved: SavedModel, name: str, max_batches: int | None, test: str | None = None) -> Part:
+    """`test` is where the test split is, if not where the run says. Raises InputError where the text is gone, is
+    another one than the run's, or has no such split."""
+    from manual_backprop.data.corpus import prepare_corpus
+    from manual_backprop.data.held_out import open_test_split
 
-    there = [split for split in SPLITS if f"{split}_offsets" in Corpus.__dataclass_fields__]
-    if name not in there:
-        raise InputError(f"--split {name}: a text here has no such split; there are {' and '.join(there)}")
-    config, dataset = saved.config(), saved.dataset()
+    config, cache = saved.config(), saved.found.outputs / "datasets"
+    dataset = config.dataset
     try:
-        corpus = prepare_corpus(dataset, config.tokenizer, saved.found.outputs / "datasets")
+        corpus = prepare_corpus(dataset, config.tokenizer, cache)
     except InputError as error:
         raise InputError(f"The text of this run (dataset={dataset.name}) cannot be read any more: {error}") from error
     for what, digest in (("dataset", corpus.dataset_digest), ("tokenizer", corpus.tokenizer_digest)):
@@ -99,7 +106,13 @@ def open_part(saved: SavedModel, name: str, max_batches: int | None) -> Part:
                 f"{where} is not what this model was trained on: the {what}'s digest is {digest[:12]} now and was "
                 f"{str(recorded)[:12]}. Evaluate where the old text is, or train on the new one."
             )
-    return Part(name, corpus, config, max_batches)
+    if name != "test":
+        return Part(name, corpus.split(name), corpus, config, max_batches)
+    try:
+        split, notes = open_test_split(dataset if test is None else replace(dataset, test=test), corpus, cache)
+    except InputError as error:
+        raise InputError(f"--split test: {error}") from error
+    return Part(name, split, corpus, config, max_batches, notes)
 
 
 def measure(saved: SavedModel, part: Part) -> tuple[Evaluation, dict[str, Evaluation]]:
@@ -107,12 +120,11 @@ def measure(saved: SavedModel, part: Part) -> tuple[Evaluation, dict[str, Evalua
     import math
 
     from manual_backprop.evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
-    from manual_backprop.runner import MOST_COUNTED
 
     network, corpus = saved.model.network, part.corpus
     evaluation = Evaluator(network, part.bytes_per_token).evaluate(part.batches(network.device))
     tokens = part.tokens if part.max_batches is None else part.tokens[: evaluation.tokens + 1]
-    losses = unigram_and_bigram_loss(corpus.train[:MOST_COUNTED], tokens[:MOST_COUNTED], corpus.tokenizer.vocab_size)
+    losses = unigram_and_bigram_loss(corpus.train, tokens, corpus.tokenizer.vocab_size)
     counting = {
         name: Evaluation(loss, math.nan, evaluation.tokens, loss / math.log(2) / part.bytes_per_token)
         for name, loss in zip(("bigram", "unigram"), reversed(losses), strict=True)
@@ -131,6 +143,8 @@ def show_evaluation(console: Console, part: Part, evaluation: Evaluation, counti
         accuracy = f"{one.accuracy:.1%}" if one is evaluation else ""
         table.add_row(name, f"{one.loss:.4f}", f"{one.perplexity:,.1f}", f"{one.bits_per_byte:.3f}", accuracy)
     console.print(table)
+    for note in part.notes:
+        console.print(f"{note[0].upper()}{note[1:]}.", markup=False, highlight=False, soft_wrap=True)
 
 
 # Token by token
@@ -266,6 +280,9 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     add_run(parser)
     parser.add_argument("--split", choices=SPLITS, default="validation", help="of the run's text (validation)")
     parser.add_argument(
+        "--test", metavar="PLACE", help="for --split test: a file, a folder or a split's name (the run's dataset.test)"
+    )
+    parser.add_argument(
         "--max-batches",
         type=whole(1),
         metavar="N",
@@ -280,11 +297,14 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     add_device(parser)
     options = parser.parse(arguments)
 
+    if options.test is not None and options.split != "test":
+        parser.error(f"--test {options.test}: says where the test split is; add --split test")
+
     from manual_backprop.saved_model import load
 
     saved = load(options.run, device=options.device)
     print(saved.line, flush=True)
-    part = open_part(saved, options.split, options.max_batches)
+    part = open_part(saved, options.split, options.max_batches, options.test)
 
     from rich.console import Console
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .data.corpus import Corpus
+from .data.token_shards import Tokens
 from .durable import storage_errors
 from .inspection import PREFIX, layers_of
 from .models.network import Batch, Network
@@ -105,7 +106,7 @@ class Portrait:
     The network's gradients are overwritten: only for whoever needs them no more.
     """
 
-    def __init__(self, network: Network, tokens: np.ndarray):
+    def __init__(self, network: Network, tokens: Tokens):
         length = max(min(len(tokens) - 1, network.config.max_seq_len), 1)
         ids = torch.from_numpy(np.asarray(tokens[: length + 1]).astype(np.int64)).to(network.device)
         targets = ids[1:] if len(ids) > 1 else torch.full_like(ids, IGNORED)

@@ -18,7 +18,10 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MIN
 def missing_here(config: RunConfig) -> list[str]:
     """One sentence for each thing; the run is to start in the working directory."""
     violations = []
-    for key, path in (("dataset.path", config.dataset.path), ("tokenizer.path", config.tokenizer.path)):
+    paths = {"dataset.path": config.dataset.path, "tokenizer.path": config.tokenizer.path}
+    if config.dataset.name in ("text", "jsonl", "parquet"):
+        paths["dataset.test"] = config.dataset.test  # of others the name of a split
+    for key, path in paths.items():
         if path is not None and not (Path(path).expanduser().is_file() or Path(path).expanduser().is_dir()):
             violations.append(f"{key}={shown(path)}: there is no such file or folder, seen from {Path.cwd()}")
     if config.resume not in (None, "last", "best"):  # for these two the checkpoints are read, by the run itself

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,8 +9,8 @@ from pathlib import Path
 
 from .command_line import Job
 from .config import CustomTransformerConfig, RunConfig
-from .data.order import open_order
 from .data.text_size import TextSize, text_size
+from .epoch_estimate import Length, length_of
 from .errors import InputError
 from .flops import flops_per_token
 from .memory_estimate import (
@@ -41,46 +40,19 @@ class Plan:
     memory: MemoryEstimate
     speed: Speed
 
-    @property
-    def windows_per_step(self) -> int:
-        return self.config.training.batch_size * self.config.training.gradient_accumulation_steps
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.windows_per_step * self.network.max_seq_len
-
     @cached_property
-    def steps_per_epoch(self) -> float | None:
-        """None where the text is not known yet; about right where it is not prepared."""
-        config, training = self.config, self.config.training
-        if self.text.corpus is not None:
-            order = open_order(
-                self.text.corpus,
-                config.batching,
-                config.dataset,
-                sequence_length=self.network.max_seq_len,
-                batch_size=training.batch_size,
-                pieces=training.gradient_accumulation_steps,
-                seed=config.seed,
-                repeat=None,
-            )
-            return order.steps(1)
-        if self.text.train_tokens is None:
-            return None
-        return max(self.text.train_tokens // self.network.max_seq_len - 1, 1) / self.windows_per_step
+    def length(self) -> Length:
+        return length_of(self.config, self.text)
 
     @property
     def max_steps(self) -> int:
-        training = self.config.training
-        if training.max_steps is not None:
-            return training.max_steps
-        assert training.num_epochs is not None
-        if self.steps_per_epoch is None:
+        steps = self.length.max_steps
+        if steps is None:
             raise InputError(
-                f"training.num_epochs={training.num_epochs:g}: how long an epoch of this text is will be known when it "
-                "was fetched; plan with training.max_steps, or run it first"
+                f"training.num_epochs={self.config.training.num_epochs:g}: how long an epoch of this text is will be "
+                "known when it was prepared; plan with training.max_steps, or run it first"
             )
-        return max(1, math.ceil(training.num_epochs * self.steps_per_epoch))
+        return steps
 
     @property
     def steps(self) -> int:
@@ -89,7 +61,7 @@ class Plan:
 
     def times(self, every: int | str) -> int:
         """How often something is done that is due every so many steps and at the end."""
-        steps = max(1, round(self.steps_per_epoch or self.max_steps)) if every == "epoch" else int(every)
+        steps = max(1, round(self.length.steps_per_epoch or self.max_steps)) if every == "epoch" else int(every)
         return self.max_steps // steps - self.first_step // steps + (self.max_steps % steps > 0)
 
     @property
@@ -177,34 +149,32 @@ def sources_page(job: Job) -> str:
 def plan_page(plan: Plan) -> str:
     config, network, training = plan.config, plan.network, plan.config.training
     about = "" if plan.text.prepared else "about "
-    epoch = plan.steps_per_epoch
+    epoch, tokens_per_step = plan.length.steps_per_epoch, plan.length.tokens_per_step
     flops = flops_per_token(network, network.max_seq_len)
     checkpoint = checkpoint_bytes(config, network)
     memory, seconds = plan.memory, plan.seconds
     kept = min(training.keep_checkpoints, plan.times(training.save_every)) + 1
     on = "" if memory.device == "cpu" else "on the GPU "
-    accumulated = f" x {training.gradient_accumulation_steps}" * (training.gradient_accumulation_steps > 1)
     rows = {
         "parameters": f"{parameter_count(network):,}",
         "text": f"{about}{plan.text.train_tokens:,} tokens for training, {plan.text.validation_tokens:,} for "
         f"validation, vocabulary {plan.text.vocab_size:,}" + (" (not prepared yet)" * (not plan.text.prepared))
         if plan.text.train_tokens is not None
         else f"not known before it is fetched; vocabulary {plan.text.vocab_size:,}",
-        "a step": f"{plan.tokens_per_step:,} tokens: {training.batch_size}{accumulated} sequences of "
-        f"{network.max_seq_len}",
+        "a step": plan.length.step,
         "an epoch": f"{about}{epoch:,.1f} steps" if epoch else "",
-        "in all": f"{plan.max_steps:,} steps, {plan.max_steps * plan.tokens_per_step:,} tokens"
+        "in all": f"{plan.max_steps:,} steps, {plan.max_steps * tokens_per_step:,} tokens"
         + (f", {about}{plan.max_steps / epoch:,.2f} epochs" if epoch else ""),
         "goes on": f"after step {plan.first_step:,}: {plan.steps:,} steps are left" if plan.first_step else "",
-        "arithmetic": f"{flops:,} FLOPs a token, {flops * plan.tokens_per_step:.3g} a step, "
-        f"{flops * plan.tokens_per_step * plan.steps:.3g} in all",
+        "arithmetic": f"{flops:,} FLOPs a token, {flops * tokens_per_step:.3g} a step, "
+        f"{flops * tokens_per_step * plan.steps:.3g} in all",
         "memory": f"about {gigabytes(memory.peak)} at the peak: {gigabytes(memory.process)} the process with its "
         f"libraries; {on}{gigabytes(memory.state)} parameters, gradients and moments, "
         f"{gigabytes(memory.working)} the work on them; there are {gigabytes(memory_of(memory.device))}",
         "checkpoint": f"{gigabytes(checkpoint)}, and {gigabytes(kept * checkpoint)} for the {kept} kept at most",
         "time": f"about {duration(sum(seconds.values()))} and some seconds to start: "
         + ", ".join(f"{name} {duration(value)}" for name, value in seconds.items() if value)
-        + f"; {plan.speed.step:.3g} s a step, {plan.tokens_per_step / plan.speed.step:,.0f} tokens a second",
+        + f"; {plan.speed.step:.3g} s a step, {tokens_per_step / plan.speed.step:,.0f} tokens a second",
         "": plan.speed.how,
     }
     page = [f"  {name:<12}{text}" for name, text in rows.items() if text]

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .build import build_optimizer, default_run_name, network_config, write_config
+from .build import build_optimizer, build_order, default_run_name, max_steps, network_config, write_config
 from .checkpoint import CheckpointManager
 from .circumstances import circumstances, code_digest
 from .config import RunConfig
 from .data.corpus import prepare_corpus
-from .data.order import Order, evaluation_batches, open_order
+from .data.order import evaluation_batches
 from .durable import storage_errors
 from .errors import InputError, Interrupted, NotFiniteError, StorageError
 from .evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
@@ -57,8 +57,6 @@ from .tracking import (
 )
 
 log = logging.getLogger(__name__)
-
-MOST_COUNTED = 2**24  # [tokens] of each split that the counting models are made of
 
 
 def run_job(config: RunConfig, root: Path, origin: Origin | None = None) -> float:
@@ -110,10 +108,10 @@ class Runner:
         if self.checkpoint is None and config.init_from is not None:
             load_initial_weights(self.network, config.init_from, self.corpus, outputs)
         self.optimizer = build_optimizer(config, self.network)
-        self.order = self._open_order()
+        self.order = build_order(config, self.corpus, config.training.overfit_batches)
         self._validation_batches(1)  # refuses a split that is too short
         self.step = 0  # optimizer steps completed
-        self.max_steps = self._max_steps()
+        self.max_steps = max_steps(config.training, self.order)
         self.inspector = Inspector(self.network, config.training.inspect_every, self.max_steps)
         self.device = self.network.device
         self.flops_per_token = flops_per_token(self.network_config, config.model.max_seq_len)
@@ -121,7 +119,7 @@ class Runner:
         corpus = self.corpus
         self.prompts = encode_prompts(config.training.sample_prompts, corpus)
         self.unigram_loss, self.bigram_loss = unigram_and_bigram_loss(
-            corpus.train[:MOST_COUNTED], corpus.validation[:MOST_COUNTED], corpus.tokenizer.vocab_size
+            corpus.train, corpus.validation, corpus.tokenizer.vocab_size
         )
         self.evaluator = Evaluator(self.network, corpus.validation_bytes / len(corpus.validation))
         self.evaluation: tuple[int, Evaluation] | None = None  # the last one, and after how many steps
@@ -141,26 +139,6 @@ class Runner:
             threads = self.checkpoint.state["made_with"].get("threads")
         if threads is not None:
             torch.set_num_threads(threads)
-
-    def _max_steps(self) -> int:
-        training = self.config.training
-        if training.max_steps is not None:
-            return training.max_steps
-        assert training.num_epochs is not None
-        return max(1, math.ceil(self.order.steps(training.num_epochs)))
-
-    def _open_order(self) -> Order:
-        config, training = self.config, self.config.training
-        return open_order(
-            self.corpus,
-            config.batching,
-            config.dataset,
-            sequence_length=config.model.max_seq_len,
-            batch_size=training.batch_size,
-            pieces=training.gradient_accumulation_steps,
-            seed=config.seed,
-            repeat=training.overfit_batches,
-        )
 
     def _validation_batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         corpus, config = self.corpus, self.config

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from manual_backprop.checkpoint import CheckpointManager, checkpoint_name, load_checkpoint, step_of
 from manual_backprop.errors import CheckpointError, ConfigError, InputError
 from manual_backprop.interchange.directory import as_checkpoint, is_exported
-from manual_backprop.tracking.run_directory import RUN_FILE, SWEEPS, find_run, list_runs, read_run
+from manual_backprop.tracking.run_directory import RUN_FILE, SWEEPS, close_dead_runs, find_run, list_runs, read_run
 
 if TYPE_CHECKING:
-    from manual_backprop.config import DatasetConfig, RunConfig
+    from manual_backprop.config import RunConfig
     from manual_backprop.data.tokenizers import Tokenizer
     from manual_backprop.language_model import LanguageModel
 
@@ -87,7 +87,7 @@ class SavedModel:
         return tokenizer
 
     def config(self) -> RunConfig:
-        """The config of the run that saved it. Raises InputError."""
+        """The config of the run that saved it, with paths as seen from here. Raises InputError."""
         from manual_backprop.validation import validate
 
         saved = self.state.get("config")
@@ -102,18 +102,25 @@ class SavedModel:
                 "settings it comes from"
             )
         try:
-            return validate(dict(saved))
+            return self._located(validate(dict(saved)))
         except ConfigError as error:
             raise InputError(
                 f"The config in {self.found.checkpoint} is not one of this version: {'; '.join(error.violations[:3])}"
             ) from error
 
-    def dataset(self) -> DatasetConfig:
-        """The data of that run; a relative path is seen from where the run was started."""
-        dataset = self.config().dataset
-        if dataset.path is None or Path(dataset.path).is_absolute():
-            return dataset
-        return replace(dataset, path=str(self.found.outputs.parent / dataset.path))
+    def _located(self, config: RunConfig) -> RunConfig:
+        root, dataset, tokenizer = self.found.outputs.parent, config.dataset, config.tokenizer
+
+        def seen_from(path: str | None) -> str | None:
+            return None if path is None else str(root / Path(path).expanduser())
+
+        has_test_file = dataset.path is not None and dataset.name != "saved"  # which has splits with names
+        test = seen_from(dataset.test) if has_test_file else dataset.test
+        return replace(
+            config,
+            dataset=replace(dataset, path=seen_from(dataset.path), test=test),
+            tokenizer=replace(tokenizer, path=seen_from(tokenizer.path)),
+        )
 
 
 def find(which: str, outputs: Path = OUTPUTS) -> Found:
@@ -202,8 +209,10 @@ def near(path: Path) -> str:
 def load(which: str, outputs: Path = OUTPUTS, device: str = "auto") -> SavedModel:
     """The model of `RUN`, on `device`, after comparing every byte of its checkpoint with the manifest.
 
-    Raises InputError, or CheckpointError for what is damaged, was made by something else, or is too new.
+    Runs in `outputs` whose process is gone are marked KILLED. Raises InputError, or CheckpointError for what is
+    damaged, was made by something else, or is too new.
     """
+    close_dead_runs(outputs)
     found = find(which, outputs)
     _check_device(device)
     manager = CheckpointManager(found.checkpoint.parent)

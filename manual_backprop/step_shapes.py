@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -51,8 +51,8 @@ def one_step(network: Network, batch: Batch, count: int) -> tuple[float, list[Se
 
 
 def show_step(console: Console, subject: Subject) -> None:
+    from manual_backprop.build import build_order
     from manual_backprop.data.corpus import prepare_corpus
-    from manual_backprop.data.order import open_order
     from manual_backprop.models import build_network
 
     config = subject.config
@@ -60,9 +60,8 @@ def show_step(console: Console, subject: Subject) -> None:
     network = subject.network
     if network is None:
         network = build_network(config.implementation.name, config.network(corpus.tokenizer.vocab_size))
-    sizes = {"sequence_length": config.model.max_seq_len, "batch_size": config.training.batch_size, "pieces": 1}
-    order = open_order(corpus, config.batching, config.dataset, seed=config.seed, **sizes)
-    count, batches = order.batches(0, network.device)
+    one_pass = replace(config, training=replace(config.training, gradient_accumulation_steps=1))
+    count, batches = build_order(one_pass, corpus).batches(0, network.device)
     loss, seen = one_step(network, next(batches), count)
     table = Table(title="one step", title_justify="left", box=None)
     for column in ("name", "shape", "format", "bytes", "finite"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,7 @@ Examples
 
 Exit codes: 0 done, 2 wrong input."""
 
+UNKNOWN = "not known before the text is prepared"
 NEVER_USED = "tracking=none"  # looking at a model needs no place to record it
 WIDTH = 110  # columns, where there is no terminal to ask
 LEVELS = {"custom": "by hand", "torch": "the same under autograd", "baseline": "torch.nn"}
@@ -90,7 +91,7 @@ def trained(which: str) -> Subject:
     from manual_backprop.saved_model import load
 
     saved = load(which)
-    config = replace(saved.config(), dataset=saved.dataset())
+    config = saved.config()
     cache = saved.found.outputs / "datasets"
     text = text_size(config.dataset, config.tokenizer, cache)
     return Subject(saved.line, config, saved.model.config, text, cache, saved.model.network)
@@ -133,50 +134,40 @@ def show_parameters(console: Console, config: CustomTransformerConfig) -> None:
 # Arithmetic and memory
 
 
-def epoch(subject: Subject) -> tuple[float | None, int]:
-    """Steps of an epoch (None: not known), and tokens of a step: of the text where it is prepared, else about."""
-    from manual_backprop.data.order import open_order
-
-    config, text, length = subject.config, subject.text, subject.network_config.max_seq_len
-    rows, pieces = config.training.batch_size, config.training.gradient_accumulation_steps
-    if text.corpus is not None:
-        sizes = {"sequence_length": length, "batch_size": rows, "pieces": pieces}
-        order = open_order(text.corpus, config.batching, config.dataset, seed=config.seed, **sizes)
-        return order.steps(1), order.tokens_per_step
-    windows = None if text.train_tokens is None else max(text.train_tokens // length - 1, 1)
-    return windows and windows / (rows * pieces), rows * pieces * length
-
-
 def show_cost(console: Console, subject: Subject, tflops: float | None) -> None:
     import torch
 
+    from manual_backprop.epoch_estimate import length_of
     from manual_backprop.flops import flops_per_token, matrix_product_rate
     from manual_backprop.plan import duration
 
     config, network = subject.config, subject.network_config
-    training, length = config.training, network.max_seq_len
     if config.device.threads is not None:
         torch.set_num_threads(config.device.threads)
-    steps_per_epoch, tokens = epoch(subject)
-    steps = training.max_steps or math.ceil((training.num_epochs or 0) * (steps_per_epoch or 0))
-    token = flops_per_token(network, length)
+    length = length_of(config, subject.text)
+    steps, epoch = length.max_steps, length.steps_per_epoch
+    token = flops_per_token(network, network.max_seq_len)
+    step = token * length.tokens_per_step
     about = "" if subject.text.prepared else "about "
     dtype = torch.bfloat16 if network.precision == "bf16_mixed" else network.get_dtype()
     rate = matrix_product_rate(dtype, network.get_device()) if tflops is None else tflops * 1e12
-    seconds = steps * token * tokens / rate
     measured = "measured: matrix products alone reach it here, and no real step does"
     least, source = ("at least ", measured) if tflops is None else ("", "as given")
     rows = {
         "a token": f"{token:,} FLOPs, forward and backward",
-        "a step": f"{token * tokens:.3g} FLOPs: {tokens:,} tokens, {training.batch_size} x "
-        f"{training.gradient_accumulation_steps} sequences of {length}",
-        "an epoch": f"{about}{steps_per_epoch:,.1f} steps: {about}{subject.text.train_tokens:,} tokens"
-        if steps_per_epoch
-        else "not known before the text is fetched",
-        "a run": f"{steps:,} steps, {token * tokens * steps:.3g} FLOPs"
-        + (f", {about}{steps / steps_per_epoch:,.2f} epochs" if steps_per_epoch else ""),
-        "run time": f"{least}{duration(seconds)} at {rate / 1e12:.3g} TFLOP/s ({source})",
+        "a step": f"{step:.3g} FLOPs: {length.step}",
+        "an epoch": f"{about}{epoch:,.1f} steps: about {round(epoch * length.tokens_per_step):,} tokens"
+        if epoch
+        else UNKNOWN,
     }
+    if steps is None:
+        rows["a run"] = UNKNOWN
+    else:
+        rows["a run"] = f"{steps:,} steps, {step * steps:.3g} FLOPs" + (
+            f", {about}{steps / epoch:,.2f} epochs" if epoch else ""
+        )
+        seconds = duration(steps * step / rate)
+        rows["run time"] = f"{least}{seconds} at {rate / 1e12:.3g} TFLOP/s ({source})"
     console.print("\n arithmetic", style="italic")
     for name, text in rows.items():
         console.print(f" {name:<10}{text}", soft_wrap=True)

@@ -104,9 +104,9 @@ def with_batches(change: Callable[[Batch], Batch], counted: bool = False) -> Pla
             return sum(int((b.targets != IGNORED).sum()) for b in changed) if counted else tokens, iter(changed)
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        from manual_backprop.data.order import open_order
+        from manual_backprop.build import build_order
 
-        patch.setattr(PARTS + "open_order", lambda *given, **named: Changed(open_order(*given, **named)))
+        patch.setattr(PARTS + "build_order", lambda config, corpus: Changed(build_order(config, corpus)))
 
     return plant
 
@@ -243,7 +243,7 @@ def gains_and_biases_forgotten(optimizer: Any) -> None:
 
 
 def into_a_copy(optimizer: Any) -> None:
-    optimizer._write = lambda piece, values: optimizer.parameters.buffer[piece].clone().copy_(values)
+    optimizer.parameters = replace(optimizer.parameters, buffer=optimizer.parameters.buffer.clone())
 
 
 def rate_forgotten(optimizer: Any) -> None:

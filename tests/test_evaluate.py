@@ -7,11 +7,16 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from manual_backprop import Evaluator, evaluate, exit_codes
+from manual_backprop.checkpoint import load_checkpoint
+from manual_backprop.config import DatasetConfig
 from manual_backprop.data.batches import validation_batches
 from manual_backprop.data.corpus import prepare_corpus
+from manual_backprop.data.held_out import open_test_split
+from manual_backprop.errors import InputError
 from manual_backprop.saved_model import find, load
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import open_run_directory, read_run
@@ -75,6 +80,107 @@ def test_a_part_of_the_training_split(copy: Path, capsys: pytest.CaptureFixture[
     logged = load_training_log(copy).training
     assert logged["evaluation_part/train_loss"].values == [pytest.approx(want.loss, rel=1e-6)]
     assert not any(name.startswith("evaluation/") for name in logged)
+
+
+def test_a_test_split_of_its_own(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that is named here; no bit of it is in what the run has read, and the second time it is prepared."""
+    text = "the owl saw 4 cats. " * 40
+    (tmp_path / "held-out.txt").write_text(text)
+    given = ("last", "--split", "test", "--test", "held-out.txt")
+    for _ in range(2):
+        shown = said(capsys, *given)
+        assert f"test: {len(text)} tokens " in shown  # the end token is the last target
+        logged = load_training_log(copy).training
+        assert logged["evaluation/test_tokens"].values == [len(text)]
+    saved = load("last")
+    ids = np.array([*text.encode(), 256])
+    config = saved.config()
+    want = Evaluator(saved.model).evaluate(
+        validation_batches(ids, config.model.max_seq_len, config.training.batch_size)
+    )
+    assert logged["evaluation/test_loss"].values == [pytest.approx(want.loss, rel=1e-6)]
+    (cached,) = (tmp_path / "outputs/datasets").glob("text-test-*/")
+    assert (cached / "test.bin").stat().st_size == 2 * len(ids)
+    (tmp_path / "held-out.txt").write_text("short")
+    assert "The test or validation split has 6 tokens, and one window needs 9" in refused(capsys, *given)
+    assert "--split test: dataset.path=absent: there is no such file" in refused(capsys, *given[:-1], "absent")
+
+
+def test_the_run_says_where_its_test_split_is(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A relative path, seen from where the run was started; the run's data are the same with it and without it."""
+    from run_tools import train
+
+    started = tmp_path / "started"
+    started.mkdir()
+    monkeypatch.chdir(started)
+    Path("held out").mkdir()
+    Path("held out/one.txt").write_text("the owl saw 4 cats. " * 10)
+    short = ("training.max_steps=1", "training.eval_every=1")
+    without, run = train(started, text, *short), train(started, text, *short, "dataset.test='held out'")
+    monkeypatch.chdir(tmp_path)
+    assert "test: 200 tokens" in said(capsys, str(run), "--split", "test")
+    first, second = (load_checkpoint(one / "checkpoints/step-000001").state for one in (without, run))
+    assert first["dataset_digest"] == second["dataset_digest"]
+
+
+def test_a_dataset_with_a_test_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As datasets.save_to_disk wrote it; without a validation split, the test split is what validated."""
+    import datasets
+    from run_tools import train
+
+    def rows(word: str, count: int) -> datasets.Dataset:
+        return datasets.Dataset.from_dict({"text": [f"{word} number {number}" for number in range(count)]})
+
+    splits = {"train": rows("train", 40), "validation": rows("validation", 9), "test": rows("test", 7)}
+    datasets.DatasetDict(splits).save_to_disk("three")
+    del splits["validation"]
+    datasets.DatasetDict(splits).save_to_disk("two")
+    del splits["test"]
+    datasets.DatasetDict(splits).save_to_disk("one")
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    runs = {
+        name: train(tmp_path, Path(name), "dataset=saved", "training.max_steps=1", "training.eval_every=1")
+        for name in ("one", "two", "three")
+    }
+    targets = 7 * len("test number 0\n") - 1
+    note = "Split test of two is what validated: the same text."
+    shown = {name: said(capsys, str(runs[name]), "--split", "test") for name in ("two", "three")}
+    assert all(f"test: {targets} tokens" in page for page in shown.values())
+    assert note in shown["two"].replace(f"{tmp_path}/", "")
+    assert "validated" not in shown["three"]
+    assert f"validation: {targets} tokens" in said(capsys, str(runs["two"]))
+    assert f"validation: {9 * len('validation number 0.') - 1} tokens" in said(capsys, str(runs["three"]))
+    told = refused(capsys, str(runs["one"]), "--split", "test")
+    assert "has no split 'test', only train." in told
+    assert "is what the model was trained on" in refused(
+        capsys, str(runs["three"]), "--split", "test", "--test", "train"
+    )
+    assert f"test: {9 * len('validation number 0.') - 1} tokens" in said(
+        capsys, str(runs["three"]), "--split", "test", "--test", "validation"
+    )
+
+
+def test_the_documentation_has_no_test_split(copy: Path, tmp_path: Path) -> None:
+    config = load("last").config()
+    corpus = prepare_corpus(config.dataset, config.tokenizer, copy.parent.parent / "datasets")
+    with pytest.raises(InputError, match="dataset=python_docs has a train and a validation split, and no other"):
+        open_test_split(DatasetConfig("python_docs"), corpus, tmp_path)
+
+
+def test_a_run_whose_process_is_gone_is_killed(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where another run is looked at, and by the commands that read only run directories."""
+    from manual_backprop import compare, summary
+    from manual_backprop.tracking.run_directory import update_run
+
+    for command in (lambda: evaluate.main(["last"]), lambda: summary.main(["last"]), lambda: compare.main([str(copy)])):
+        update_run(copy, lambda run: run.update(status="RUNNING"))
+        command()
+        assert read_run(copy)["status"] == "KILLED"
 
 
 def test_token_by_token(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,7 +251,11 @@ def test_a_relative_path_is_seen_from_where_the_run_was_started(
 
 
 def test_no_such_split(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--split test: " in refused(capsys, "last", "--split", "test")
+    told = refused(capsys, "last", "--split", "test")
+    assert "--split test: dataset=text has a train and a validation split; a test split is a file or a folder" in told
+    assert "--test here.txt: says where the test split is; add --split test" in refused(
+        capsys, "last", "--test", "here.txt"
+    )
     assert "--split: invalid choice: 'tests'" in refused(capsys, "last", "--split", "tests")
     assert "--max-batches: must be a whole number of at least 1" in refused(capsys, "last", "--max-batches", "0")
 

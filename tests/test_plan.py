@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 from command_tools import ROOT, command
-from run_tools import config_of, newest, train
+from run_tools import config_of, metric, newest, train
 
 from manual_backprop.command_line import Job, check
 from manual_backprop.config import RunConfig
 from manual_backprop.data.text_size import bytes_per_token, text_size
+from manual_backprop.epoch_estimate import Length
+from manual_backprop.errors import InputError
 from manual_backprop.memory_estimate import MemoryEstimate, checkpoint_bytes, estimate_memory, memory_of, too_large
 from manual_backprop.models.network import parameter_shapes
 from manual_backprop.origin import SOURCES
@@ -118,11 +120,51 @@ def test_steps_an_epoch_are_those_of_the_run(text: Path, tmp_path: Path, monkeyp
     assert (about.prepared, exact.prepared) == (False, True)
     assert about.train_tokens == pytest.approx(exact.train_tokens, rel=0.02)
     assert about.vocab_size == exact.vocab_size == 257
-    plan = Planner().plan(config_of(text, "training.max_steps=null", "training.num_epochs=2"))
     assert exact.train_tokens is not None
-    windows = exact.train_tokens // plan.network.max_seq_len - 1
-    assert plan.steps_per_epoch == windows / plan.windows_per_step
-    assert plan.max_steps == -(-2 * windows // plan.windows_per_step)
+    plan = Planner().plan(config_of(text, "training.max_steps=null", "training.num_epochs=2"))
+    windows, rows = exact.train_tokens // 8 - 1, 4 * 2
+    assert plan.length.steps_per_epoch == windows / rows
+    assert plan.max_steps == -(-2 * windows // rows)
+
+
+@pytest.mark.parametrize("batching", ["packed", "padded"])
+def test_an_epoch_is_as_many_steps_as_a_run_makes(
+    batching: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of documents of 1 to 24 words, before the text is prepared (about), after it, and in the run itself."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(60):
+        (folder / f"{number:02}.txt").write_text("mice " * (number % 24 + 1))
+    once = ("training.max_steps=null", "training.num_epochs=1", f"batching={batching}")
+    about, tokens = (getattr(length_of_run(folder, *once), name) for name in ("max_steps", "tokens_per_step"))
+    run = train(tmp_path, folder, *once)
+    exact = length_of_run(folder, *once)
+    seen = metric(run, "tokens_seen")
+    assert exact.max_steps == len(seen)
+    assert exact.tokens_per_step * len(seen) == pytest.approx(seen[-1], abs=len(seen))
+    assert about == pytest.approx(exact.max_steps, rel=0.1)
+    assert tokens == pytest.approx(exact.tokens_per_step, rel=0.1)
+    windows = sum(5 * (number % 24 + 1) + 1 for number in range(60)) // 64
+    assert (exact.max_steps < windows / 2) == (batching == "padded"), (
+        "documents are cut at 8 tokens, and are no windows"
+    )
+
+
+def length_of_run(folder: Path, *overrides: str) -> Length:
+    return Planner().plan(config_of(folder, *overrides)).length
+
+
+def test_documents_that_nobody_has_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "some words"}\n' * 99)
+    given = ("dataset=jsonl", "batching=padded", "training.max_steps=null", "training.num_epochs=1")
+    plan = Planner().plan(config_of(rows, *given))
+    assert (plan.length.steps_per_epoch, plan.length.max_steps) == (None, None)
+    with pytest.raises(InputError, match=r"num_epochs=1: how long an epoch of this text is will be known when it was"):
+        plan_page(plan)
 
 
 def test_a_run_that_goes_on_is_planned_from_its_checkpoint(
@@ -198,7 +240,7 @@ def peak(script: str, arguments: list[str], cwd: Path) -> int:
         ["model=small"],
         ["model=small", "tracking=none", "implementation=torch", "architecture=vaswani"],
         ["model=small", "tracking=none", "precision=bf16_mixed"],
-        ["model=small", "tracking=none", "training.batch_size=64"],
+        ["model=medium", "tracking=none", "training.batch_size=8"],  # its gradient check works on 350 MB
     ],
     ids=" ".join,
 )

@@ -15,7 +15,6 @@ import numpy as np
 
 from ..config import DatasetConfig
 from ..errors import InputError
-from .corpus import BPE_SAMPLE, _batches, _sample
 from .named import dataset_named, title_of
 from .pretrained import tokenizer_named
 from .reading import Reading, training_text
@@ -125,7 +124,7 @@ def analyze_dataset(
 
 def _of_several_sizes(reading: Reading, sizes: Sequence[int]) -> list[BpeTokenizer]:
     """Sizes that the text is too small for are left out, but for one of all that can be learned."""
-    largest = BpeTokenizer.train(_sample(reading.spool, reading.train, BPE_SAMPLE), max(sizes))
+    largest = BpeTokenizer.train(reading.spool.sample(reading.train), max(sizes))
     reached = [size for size in sorted(set(sizes)) if size < largest.vocab_size]
     return [*(shortened(largest, size) for size in reached), largest]
 
@@ -142,7 +141,7 @@ def shortened(tokenizer: BpeTokenizer, vocab_size: int) -> BpeTokenizer:
 def _vocabulary(reading: Reading, tokenizer: Tokenizer) -> Vocabulary:
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     lengths, length = [], 0
-    for texts, closes in _batches(reading.spool, reading.train):
+    for texts, closes in reading.spool.batches(reading.train):
         arrays = list(tokenizer.encode_many(texts))
         counts += np.bincount(np.concatenate(arrays), minlength=len(counts))
         for ids, last in zip(arrays, closes, strict=True):

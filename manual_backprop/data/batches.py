@@ -15,6 +15,7 @@ import torch
 from ..errors import InputError
 from ..models.network import Batch
 from ..ops import IGNORED
+from .token_shards import Tokens, TokenShards
 
 
 class Windows:
@@ -30,14 +31,14 @@ class Windows:
 
     def __init__(
         self,
-        tokens: np.ndarray,
+        tokens: Tokens,
         sequence_length: int,
         seed: int,
         offsets: np.ndarray | None = None,
         max_length: int | None = None,
         mask_documents: bool = False,
     ):
-        self.tokens = np.asarray(tokens)  # of a memory map, a plain view: indexing it is cheaper
+        self.tokens = _quickly_indexed(tokens)
         self.offsets = offsets if mask_documents else None
         self.notes: tuple[str, ...] = ()
         self._cuts: tuple[np.ndarray, np.ndarray] | None = None
@@ -93,7 +94,7 @@ class Windows:
 
 
 def validation_batches(
-    tokens: np.ndarray,
+    tokens: Tokens,
     sequence_length: int,
     batch_size: int,
     limit: int | None = None,
@@ -105,12 +106,12 @@ def validation_batches(
     Every token but the very first is a target once: the last window is filled up with targets that are not counted.
     With `offsets`, where documents begin, no document attends to another.
     """
-    _check_length(len(tokens), sequence_length, "validation")
-    return _validation_batches(np.asarray(tokens), sequence_length, batch_size, limit, device, offsets)
+    _check_length(len(tokens), sequence_length, "test or validation")
+    return _validation_batches(_quickly_indexed(tokens), sequence_length, batch_size, limit, device, offsets)
 
 
 def _validation_batches(
-    tokens: np.ndarray,
+    tokens: Tokens,
     sequence_length: int,
     batch_size: int,
     limit: int | None,
@@ -134,8 +135,8 @@ def _validation_batches(
 class Documents:
     """Documents as rows: `offsets` (documents + 1,) say where each begins in `tokens`."""
 
-    def __init__(self, tokens: np.ndarray, offsets: np.ndarray):
-        self.tokens, self.offsets = np.asarray(tokens), np.asarray(offsets)
+    def __init__(self, tokens: Tokens, offsets: np.ndarray):
+        self.tokens, self.offsets = _quickly_indexed(tokens), np.asarray(offsets)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -177,7 +178,7 @@ def rows_of_documents(
     targets = documents.lengths - 1
     rows = -(-targets // sequence_length)  # of each document
     if not rows.sum():
-        raise InputError("The validation split has no document with two tokens: give more text.")
+        raise InputError("The test or validation split has no document with two tokens: give more text.")
     return _rows_of_documents(documents, targets, rows, sequence_length, batch_size, limit, device)
 
 
@@ -212,6 +213,11 @@ def epoch_order(seed: int, epoch: int, count: int) -> tuple[int, np.ndarray]:
     order = np.argsort(draws[1:], kind="stable")
     order.flags.writeable = False  # shared by all who ask
     return int(draws[0]), order
+
+
+def _quickly_indexed(tokens: Tokens) -> Tokens:
+    """Of a memory map, a plain view: indexing it is cheaper."""
+    return tokens if isinstance(tokens, TokenShards) else np.asarray(tokens)
 
 
 def _to_batch(

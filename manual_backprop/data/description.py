@@ -16,7 +16,7 @@ from ..errors import InputError
 from .documents import BadRow, FileSource, Source, open_source
 from .files import JsonLines, ParquetFiles, TextFiles
 from .hub import DatasetSplits, HubSource, hub_access
-from .token_shards import MANIFEST, load_pretokenized, manifest_of
+from .token_shards import load_pretokenized, manifest_of
 
 RAW_BYTES = 1000  # of a text file
 NO_TEXT = "no text: "  # a sample's beginning, where the row is bad
@@ -39,10 +39,6 @@ def describe(dataset: DatasetConfig, count: int) -> list[SplitDescription]:
     if isinstance(source, DatasetSplits):
         return _of_splits(source, count)
     return [_of_documents(source, count)]
-
-
-def is_shards(path: str | Path) -> bool:
-    return (Path(path).expanduser() / MANIFEST).is_file()
 
 
 def describe_shards(path: str | Path, count: int) -> list[SplitDescription]:

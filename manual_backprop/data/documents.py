@@ -114,6 +114,11 @@ def open_source(dataset: DatasetConfig) -> Source:
 
     if dataset.name == "python_docs":
         return python_docs.PythonDocs()
+    if dataset.name == "pretokenized":
+        raise InputError(
+            f"{dataset.path} holds tokens that were made before, and no text: train on them with dataset=pretokenized, "
+            "or give the text that they were made of."
+        )
     if dataset.repository is not None:
         return hub.HubSource(dataset)
     kinds: dict[str, Callable[[str, DatasetConfig], Source]] = {

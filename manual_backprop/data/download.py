@@ -1,27 +1,32 @@
 """A dataset of the hub as a folder of its own, that `dataset=saved` reads: to look at, to keep, to carry elsewhere.
 
 Rows come through the `datasets` library and its cache; a file that was cut off goes on where it ended (`hub_files`).
-The folder appears by one rename when it is complete.
+A stream leaves nothing in that cache: its rows are kept in shards beside the folder, and who goes on begins behind the
+last one. The folder appears by one rename when it is complete.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config import DatasetConfig
+from ..digests import json_digest
 from ..durable import storage_errors, sync_directory, sync_file
 from ..errors import InputError
-from .hub import SHARE_OF_SUBSET, HubSource, hub_access
+from .hub import HubSource, hub_access, smaller
 from .hub_files import fetch_files
 from .named import SOURCE, source_of, title_of
 
 DATASETS = Path("outputs/datasets")
+SHARD = 10_000  # rows of a stream that are kept together
+POSITION = "position.json"  # of a stream behind a shard
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def _check_split(source: HubSource, split: str | None) -> None:
 
 
 def _save(source: HubSource, wanted: dict[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    kept = folder.with_name(f".{folder.name}.{json_digest(wanted)[:8]}.partial")
     staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         import datasets
@@ -95,9 +101,9 @@ def _save(source: HubSource, wanted: dict[str, Any], folder: Path, say: Callable
         names = list(splits) if wanted["split"] is None else [wanted["split"]]
         tables, rows = {}, {}
         for name in names:
-            share = 1 if name == source.split or len(names) == 1 else SHARE_OF_SUBSET
-            limit = None if wanted["subset_size"] is None else max(1, wanted["subset_size"] // share)
-            tables[name] = _table(source, splits[name], limit, staged / ".stream")
+            size = wanted["subset_size"]
+            limit = size if name == source.split or len(names) == 1 else smaller(size)
+            tables[name] = _table(source, splits[name], limit, kept / name, say)
             rows[name] = len(tables[name])
             say(f"{name}: {rows[name]:,} rows")
         datasets.DatasetDict(tables).save_to_disk(str(staged / "data"))
@@ -108,23 +114,50 @@ def _save(source: HubSource, wanted: dict[str, Any], folder: Path, say: Callable
                 sync_file(file)
         (staged / "data").rename(folder)
         sync_directory(folder.parent)
+        for outdated in folder.parent.glob(f"{glob.escape(f'.{folder.name}')}.*.partial"):  # of other rows, too
+            shutil.rmtree(outdated, ignore_errors=True)
         return content
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _table(source: HubSource, split: Any, limit: int | None, cache: Path) -> Any:
+def _table(source: HubSource, split: Any, limit: int | None, kept: Path, say: Callable[[str], None]) -> Any:
     """Rows on disk: as they are in the library's cache, or taken from a stream."""
-    import datasets
-
     if hasattr(split, "data"):
         return split if limit is None or limit >= len(split) else split.select(range(limit))
+    with hub_access(), source._explained():
+        return _taken_from_stream(split if limit is None else split.take(limit), kept, say)
 
-    def rows() -> Iterator[Any]:
-        with hub_access(), source._explained():
-            yield from split.take(limit)
 
-    try:
-        return datasets.Dataset.from_generator(rows, features=split.features, cache_dir=str(cache))
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise (error.__cause__ if isinstance(error.__cause__, InputError) else InputError(str(error))) from error
+def _taken_from_stream(stream: Any, kept: Path, say: Callable[[str], None]) -> Any:
+    """All rows of an IterableDataset, in shards below `kept`, each with the state of the stream behind it. Those that
+    are there already are not fetched again."""
+    import datasets
+
+    shards = [datasets.load_from_disk(str(folder)) for folder in sorted(kept.glob("?????"))]
+    features = shards[0].features if shards else stream.features
+    if shards:
+        say(f"{kept.name}: going on behind the first {sum(map(len, shards)):,} rows")
+        stream.load_state_dict(json.loads((kept / f"{len(shards) - 1:05}" / POSITION).read_bytes()))
+    rows: list[Any] = []
+
+    def keep() -> None:
+        folder = kept / f"{len(shards):05}"
+        staged = folder.with_suffix(".staged")
+        shutil.rmtree(staged, ignore_errors=True)  # of a kill
+        shard = datasets.Dataset.from_list(rows, features=features or (shards[0].features if shards else None))
+        shard.save_to_disk(str(staged))
+        (staged / POSITION).write_text(json.dumps(stream.state_dict()), encoding="utf-8")
+        for file in staged.iterdir():
+            sync_file(file)
+        staged.rename(folder)
+        shards.append(datasets.load_from_disk(str(folder)))
+        rows.clear()
+
+    for row in stream:
+        rows.append(row)
+        if len(rows) == SHARD:
+            keep()
+    if rows or not shards:
+        keep()
+    return datasets.concatenate_datasets(shards)

@@ -17,14 +17,15 @@ from typing import Any
 
 from ..config import DatasetConfig
 from ..errors import InputError
+from ..rules import shown
 from .documents import FileSource, Row, Source
 from .files import ROWS, check_column, find_files, row_of, rows_of
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 5  # [s] for the hub to say that it is there
-VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "test")  # the first that is there validates
-SHARE_OF_SUBSET = 10  # of a validation split, a tenth of `subset_size` documents
+TEST_SPLIT = "test"
+VALIDATION_SPLITS = ("validation", "valid", "val", "dev", TEST_SPLIT)  # the first that is there validates
 
 
 class HubUnavailable(InputError):
@@ -55,21 +56,24 @@ class DatasetSplits(Source):
         self._check_split(self.split, "dataset.split")
         yield from self._rows(self.split, self.dataset.subset_size)
 
-    def validation_documents(self) -> Iterator[Row] | None:
+    @property
+    def validation_split(self) -> str | None:
+        """The split that validates; None: a part of the one that is trained on."""
         wanted = self.dataset.validation
         if isinstance(wanted, float):
             return None
         if wanted is not None:
             self._check_split(wanted, "dataset.validation")
-        else:
-            wanted = next((name for name in VALIDATION_SPLITS if name in self.splits and name != self.split), None)
-            if wanted is None:
-                self.notes.append(f"{self.where} has no validation split: a tenth of its documents validates")
-                return None
-            if wanted == "test":
-                self.notes.append(f"{self.where} has no validation split: its test split validates")
-        subset = self.dataset.subset_size
-        return self._rows(wanted, None if subset is None else max(1, subset // SHARE_OF_SUBSET))
+            return wanted
+        return next((name for name in VALIDATION_SPLITS if name in self.splits and name != self.split), None)
+
+    def validation_documents(self) -> Iterator[Row] | None:
+        split = self.validation_split
+        if split is None and not isinstance(self.dataset.validation, float):
+            self.notes.append(f"{self.where} has no validation split: a tenth of its documents validates")
+        if split == TEST_SPLIT and self.dataset.validation is None:
+            self.notes.append(f"{self.where} has no validation split: its test split validates")
+        return None if split is None else self._rows(split, smaller(self.dataset.subset_size))
 
     def _check_split(self, name: str, key: str) -> None:
         if name not in self.splits:
@@ -228,8 +232,23 @@ class _SavedFiles(FileSource):
         raise NotImplementedError("rows are read by `datasets`")
 
 
+def smaller(subset_size: int | None) -> int | None:
+    """How many documents of a split that is not trained on: a tenth of `subset_size`."""
+    return None if subset_size is None else max(1, subset_size // 10)
+
+
 def is_commit(revision: str | None) -> bool:
     return revision is not None and len(revision) == 40 and set(revision) <= set("0123456789abcdef")
+
+
+def unpinned(dataset: DatasetConfig, commit: str) -> list[str]:
+    """What a reader of a run must know where its config names no commit: the same may mean another text later."""
+    if dataset.repository is None or is_commit(dataset.revision):
+        return []
+    return [
+        f"dataset.revision={shown(dataset.revision)} pins no commit of {dataset.repository}: read was {commit}; "
+        f"dataset.revision={commit} reads the same text again"
+    ]
 
 
 @contextmanager

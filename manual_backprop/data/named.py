@@ -15,9 +15,10 @@ from typing import Any
 
 from ..config import DatasetConfig, shipped_folder
 from ..errors import InputError
+from .token_shards import is_shards
 
 SOURCE = "source.json"  # beside the splits of a downloaded dataset: where they come from
-OWN = ("text", "jsonl", "parquet", "saved", "hub")  # kinds of datasets, not datasets
+OWN = ("text", "jsonl", "parquet", "saved", "pretokenized", "hub")  # kinds of datasets, not datasets
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _ENDINGS = {"parquet": (".parquet",), "jsonl": (".jsonl", ".ndjson", ".json")}
 
@@ -52,7 +53,7 @@ def dataset_named(
 
 
 def has_columns(dataset: DatasetConfig) -> bool:
-    return dataset.name not in ("python_docs", "text")
+    return dataset.name not in ("python_docs", "text", "pretokenized")
 
 
 def short_name(name: str | Path) -> str:
@@ -109,6 +110,8 @@ def _of_path(path: Path) -> DatasetConfig:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         column = str(source_of(path).get("text_column") or "text")
         return DatasetConfig("saved", str(path), text_column=column)
+    if is_shards(path):
+        return DatasetConfig("pretokenized", str(path))
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     for kind, endings in _ENDINGS.items():
         if files and all(file.name.lower().endswith(endings) for file in files if not file.name.startswith(".")):

@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..models.network import Batch
 from .batches import Documents, Windows, epoch_order, rows_of_documents, validation_batches
 from .corpus import Corpus
+from .token_shards import Tokens
 
 BUCKET = 64  # optimizer steps whose rows are sorted by length together
 
@@ -191,7 +192,7 @@ def open_order(
 
 
 def evaluation_batches(
-    tokens: np.ndarray,
+    tokens: Tokens,
     offsets: np.ndarray,
     batching: BatchingConfig,
     sequence_length: int,

@@ -24,20 +24,21 @@ from typing import Any
 import numpy as np
 
 from ..config import DatasetConfig
+from ..digests import file_digest, json_digest
 from ..durable import storage_errors, sync_directory, sync_file, write_atomically
 from ..errors import InputError
-from .corpus import _batches, _digest, _json_digest, _notes, _read, _selection
 from .documents import Source, open_source
 from .named import dataset_named, title_of
 from .pretrained import tokenizer_named
+from .reading import read_documents, selection
 from .spool import Spool, SpooledText
 from .token_shards import MANIFEST, check_digests, check_shard, manifest_of
 from .tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 
-PRETOKENIZED = Path("outputs/pretokenized")
-FORMAT = 1  # raised whenever the same text and settings would make other files
+PLACE = Path("outputs/pretokenized")
+FORMAT = 2  # raised whenever the same text and settings would make other files
 SHARD = 2**24  # [bytes] of text in one shard, about: it ends where a document does, unless that is longer itself
 SPLITS = ("train", "validation")
 
@@ -73,12 +74,12 @@ def pretokenize_dataset(
     source = open_source(dataset)
     settings = {
         "format": FORMAT,
-        "dataset": _selection(dataset, source),
+        "dataset": selection(dataset, source),
         "on_bad_row": dataset.on_bad_row,
         "tokenizer_digest": tokens_of.digest,
         "max_length": max_length,
     }
-    default = PRETOKENIZED / f"{title_of(dataset)}-{title}-{_json_digest(settings)[:8]}"
+    default = PLACE / f"{title_of(dataset)}-{title}-{json_digest(settings)[:8]}"
     folder = default if output is None else Path(output).expanduser()
     with storage_errors(f"write {folder}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +125,7 @@ class _Work:
     @property
     def partial(self) -> Path:
         """Of these settings: what others left unfinished at the same place is of no use."""
-        return self.folder.with_name(f"{self.folder.name}.{_json_digest(self.settings)[:8]}.partial")
+        return self.folder.with_name(f"{self.folder.name}.{json_digest(self.settings)[:8]}.partial")
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _make(folder: Path, work: _Work) -> None:
         "settings": work.settings,
         "tokenizer": {"vocab_size": work.tokenizer.vocab_size, "end_token_id": work.tokenizer.end_token_id},
         "dtype": np.dtype(work.tokenizer.dtype).name,
-        "splits": {split: _split_contents(records[split], parts[split]) for split in SPLITS},
+        "splits": {split: _split_contents(records[split]) for split in SPLITS},
         **said,
     }
     work.tokenizer.save(partial)
@@ -163,7 +164,7 @@ def _make(folder: Path, work: _Work) -> None:
         *(shard.record(partial).name for split in SPLITS for shard in shards[split]),
     ):
         (partial / unneeded).unlink()
-    manifest = {"contents": contents, "sha256": _json_digest(contents)}
+    manifest = {"contents": contents, "sha256": json_digest(contents)}
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     for file in partial.iterdir():
         sync_file(file)
@@ -179,7 +180,7 @@ def _read_text(partial: Path, work: _Work) -> tuple[SpooledText, dict[str, np.nd
     partial.mkdir()
     spool = Spool(partial / "text", skip_bad_rows=work.dataset.on_bad_row == "skip")
     try:
-        parts = _read(spool, work.source, work.dataset)
+        parts = read_documents(spool, work.source, work.dataset)
     except BaseException:  # half of the text is of no use to anybody
         with suppress(OSError):  # of a full disk, which was met before
             spool.close()
@@ -189,8 +190,8 @@ def _read_text(partial: Path, work: _Work) -> tuple[SpooledText, dict[str, np.nd
     np.savez(partial / "parts.npz", train=parts["train"], validation=parts["validation"])
     sync_file(partial / "text")
     sync_file(partial / "parts.npz")
-    said = {"notes": [*work.source.notes, *_notes(spool)], "counts": spool.counts}
-    content = {"bytes": (partial / "text").stat().st_size, "parts": _digest(partial / "parts.npz"), "said": said}
+    said = {"notes": [*work.source.notes, *spool.notes()], "counts": spool.counts}
+    content = {"bytes": (partial / "text").stat().st_size, "parts": file_digest(partial / "parts.npz"), "said": said}
     write_atomically(partial / "text.json", json.dumps(content).encode())
     return SpooledText(spool.path), parts, said
 
@@ -198,7 +199,7 @@ def _read_text(partial: Path, work: _Work) -> tuple[SpooledText, dict[str, np.nd
 def _text_read_before(partial: Path) -> tuple[SpooledText, dict[str, np.ndarray], dict[str, Any]]:
     """Raises OSError, ValueError or KeyError where there is none that is whole."""
     content = json.loads((partial / "text.json").read_bytes())
-    if content["bytes"] != (partial / "text").stat().st_size or content["parts"] != _digest(partial / "parts.npz"):
+    if content["bytes"] != (partial / "text").stat().st_size or content["parts"] != file_digest(partial / "parts.npz"):
         raise ValueError("the text is not whole")
     with np.load(partial / "parts.npz", allow_pickle=False) as arrays:
         parts = {split: arrays[split] for split in SPLITS}
@@ -254,10 +255,10 @@ def _write_shards(
 
 def _write_shard(partial: Path, text: SpooledText, shard: _Shard, work: _Work, stop: threading.Event) -> dict[str, Any]:
     """NAME.bin has the tokens, NAME.ends.bin where documents end in it, and NAME.json says that both are complete."""
-    record: dict[str, Any] = {"name": shard.name, "tokens": 0, "cut": 0}
+    record: dict[str, Any] = {"name": shard.name, "tokens": 0, "bytes": 0, "cut": 0}
     hashed, ends = hashlib.sha256(), [np.zeros(0, dtype=np.int64)]
     with _appearing(partial / f"{shard.name}.bin") as file:
-        for ids, ending, cut in _encoded(text, shard.spans, work.tokenizer, work.settings["max_length"]):
+        for ids, ending, size, cut in _encoded(text, shard.spans, work.tokenizer, work.settings["max_length"]):
             if stop.is_set():
                 raise _Stopped
             data = ids.astype(work.tokenizer.dtype).tobytes()
@@ -265,6 +266,7 @@ def _write_shard(partial: Path, text: SpooledText, shard: _Shard, work: _Work, s
             hashed.update(data)
             ends.append(ending + record["tokens"])
             record["tokens"] += len(ids)
+            record["bytes"] += size
             record["cut"] += cut
     all_ends = np.concatenate(ends)
     data = all_ends.tobytes()
@@ -281,14 +283,15 @@ def _write_shard(partial: Path, text: SpooledText, shard: _Shard, work: _Work, s
 
 def _encoded(
     text: SpooledText, spans: np.ndarray, tokenizer: Tokenizer, max_length: int | None
-) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Some tokens, where in them documents end, and how many of these were cut."""
+) -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
+    """Some tokens, where in them documents end, the bytes of their text, and how many documents were cut."""
     end = np.array([] if tokenizer.end_token_id is None else [tokenizer.end_token_id], dtype=np.int64)
     document = length = 0  # number of the span; its tokens before the cut
-    for texts, closes in _batches(text, spans[:, :2]):
-        arrays, ends, total, cut = [np.zeros(0, dtype=np.int64)], [], 0, 0
-        for ids, last in zip(tokenizer.encode_many(texts), closes, strict=True):
+    for texts, closes in text.batches(spans[:, :2]):
+        arrays, ends, total, size, cut = [np.zeros(0, dtype=np.int64)], [], 0, 0, 0
+        for piece, ids, last in zip(texts, tokenizer.encode_many(texts), closes, strict=True):
             kept = ids if max_length is None else ids[: max(0, max_length - length)]
+            size += len((piece if len(kept) == len(ids) else tokenizer.decode(kept.tolist())).encode("utf-8"))
             arrays.append(kept)
             total, length = total + len(kept), length + len(ids)
             if last:
@@ -298,7 +301,7 @@ def _encoded(
                     ends.append(total)
                 cut += max_length is not None and length > max_length
                 document, length = document + 1, 0
-        yield np.concatenate(arrays), np.array(ends, dtype=np.int64), cut
+        yield np.concatenate(arrays), np.array(ends, dtype=np.int64), size, cut
 
 
 @contextmanager
@@ -324,6 +327,6 @@ def _written_before(partial: Path, shard: _Shard) -> dict[str, Any] | None:
         return None
 
 
-def _split_contents(records: list[dict[str, Any]], parts: np.ndarray) -> dict[str, Any]:
-    sums = {key: sum(record[key] for record in records) for key in ("documents", "tokens", "cut")}
-    return {**sums, "bytes": int((parts[:, 1] - parts[:, 0]).sum()), "shards": records}
+def _split_contents(records: list[dict[str, Any]]) -> dict[str, Any]:
+    sums = {key: sum(record[key] for record in records) for key in ("documents", "tokens", "bytes", "cut")}
+    return {**sums, "shards": records}

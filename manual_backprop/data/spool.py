@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 FEWEST_DOCUMENTS_TO_SPLIT = 20  # with fewer, a split by document would be a split by luck
 PIECE = 2**18  # [bytes] of text that are handled at once
+BATCH = 2**21  # [characters] of text that are encoded at once
+SAMPLE = 32 * 2**20  # [bytes] of text, evenly spread, that BPE learns from; less text is read whole
 MOST_BAD_ROWS = 0.01  # of all rows, with dataset.on_bad_row=skip
 ROWS_TO_JUDGE = 10_000  # that many are read before too many bad ones end the reading early
 
@@ -62,6 +64,50 @@ class SpooledText:
             yield text
             place += len(text.encode("utf-8"))
 
+    # Of `parts` (documents, 2) of the text, as rows (begin, end) of byte positions
+
+    def texts(self, parts: np.ndarray) -> Iterator[str]:
+        """Their text, in pieces."""
+        for begin, end in parts.tolist():
+            yield from self.pieces(begin, end)
+
+    def sample(self, parts: np.ndarray) -> Iterator[str]:
+        """Their text to learn from; where it has more than SAMPLE bytes, pieces from all over it that have about
+        that."""
+        share = min(1.0, SAMPLE / max(1, int((parts[:, 1] - parts[:, 0]).sum())))
+        seen = taken = 0
+        for text in self.texts(parts):
+            size = len(text.encode("utf-8"))
+            if taken <= seen * share:
+                taken += size
+                yield text
+            seen += size
+
+    def batches(self, parts: np.ndarray) -> Iterator[tuple[list[str], list[bool]]]:
+        """Some megabytes of text at a time, in pieces, and for each piece whether a document ends with it."""
+        texts: list[str] = []
+        closes: list[bool] = []
+        size = 0
+        for text, closing in self._closing_pieces(parts):
+            texts.append(text)
+            closes.append(closing)
+            size += len(text)
+            if size >= BATCH:
+                yield texts, closes
+                texts, closes, size = [], [], 0
+        if texts:
+            yield texts, closes
+
+    def _closing_pieces(self, parts: np.ndarray) -> Iterator[tuple[str, bool]]:
+        for begin, end in parts.tolist():
+            held = None  # until it is known whether it is the last
+            for text in self.pieces(begin, end):
+                if held is not None:
+                    yield held, False
+                held = text
+            assert held is not None
+            yield held, True
+
 
 class Spool(SpooledText):
     """The text of documents in a file that this class makes. `counts` says what was not kept."""
@@ -78,6 +124,18 @@ class Spool(SpooledText):
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    def notes(self) -> list[str]:
+        """What was not kept, in sentences."""
+        counts = self.counts
+        notes = []
+        if counts["bad_rows"]:
+            notes.append(
+                f"{counts['bad_rows']} bad rows of {counts['rows']} were left out, the first: {self.first_bad_row}"
+            )
+        if counts["empty_documents"]:
+            notes.append(f"{counts['empty_documents']} empty documents of {counts['rows']} were left out")
+        return notes
 
     def read(self, rows: Iterable[Row]) -> None:
         """Takes in documents. InputError for a bad row, or, where they are to be skipped, for too many of them."""

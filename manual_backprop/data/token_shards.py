@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from ..digests import file_digest, json_digest
 from ..errors import InputError
-from .corpus import _digest, _json_digest
 from .tokenizers import Tokenizer, load_tokenizer
 
 MANIFEST = "manifest.json"
+PRETOKENIZED = "pretokenized"  # the dataset in a run's config, and its tokenizer
 
 
 class TokenShards:
     """One split: token `i` is `tokens[i]`, and `tokens[a:b]` may reach over shards; nothing is in memory until then.
+    `tokens[places]`, with an array of integers, has its shape, as with an array of tokens.
 
     Document `i` has the tokens `offsets[i]` to `offsets[i + 1] - 1`, the last of them the tokenizer's end token.
     """
@@ -28,7 +30,9 @@ class TokenShards:
     def __len__(self) -> int:
         return int(self._begins[-1])
 
-    def __getitem__(self, place: int | slice) -> Any:
+    def __getitem__(self, place: int | slice | np.ndarray) -> Any:
+        if isinstance(place, np.ndarray):
+            return self._gathered(place)
         if not isinstance(place, slice):
             if not -len(self) <= place < len(self):
                 raise IndexError(f"token {place} of {len(self)}")
@@ -45,6 +49,20 @@ class TokenShards:
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts or [self.shards[0][:0]])
 
+    def _gathered(self, places: np.ndarray) -> np.ndarray:
+        if places.size and (places.min() < 0 or places.max() >= len(self)):
+            raise IndexError(f"tokens {places.min()} to {places.max()} of {len(self)}")
+        numbers = np.searchsorted(self._begins, places, side="right") - 1
+        found = np.empty(places.shape, dtype=self.shards[0].dtype)
+        for number in np.unique(numbers):
+            here = numbers == number
+            found[here] = np.asarray(self.shards[number])[places[here] - self._begins[number]]
+        return found
+
+    def plain(self) -> Tokens:
+        """As an array, where that takes no memory."""
+        return self.shards[0] if len(self.shards) == 1 else self
+
     @property
     def documents(self) -> int:
         return len(self.offsets) - 1
@@ -54,6 +72,9 @@ class TokenShards:
             raise IndexError(f"document {number} of {self.documents}")
         found: np.ndarray = self[int(self.offsets[number]) : int(self.offsets[number + 1])]
         return found
+
+
+Tokens = np.ndarray | TokenShards  # of a split: what can be read by places
 
 
 def load_pretokenized(path: str | Path, split: str = "train") -> TokenShards:
@@ -74,13 +95,23 @@ def load_pretokenized(path: str | Path, split: str = "train") -> TokenShards:
     return TokenShards(shards, np.concatenate(offsets), load_tokenizer(folder))
 
 
+def is_shards(path: str | Path) -> bool:
+    """Whether it is a folder that says of itself that it holds token shards."""
+    file = Path(path).expanduser() / MANIFEST
+    try:
+        return "tokenizer_digest" in json.loads(file.read_text(encoding="utf-8"))["contents"]["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def manifest_of(path: str | Path) -> dict[str, Any]:
     """What a folder of token shards says about itself: settings, splits, notes. Raises InputError."""
     folder = Path(path).expanduser()
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         contents: dict[str, Any] = manifest["contents"]
-        sound = manifest["sha256"] == _json_digest(contents) and set(contents) >= {"settings", "splits", "dtype"}
+        sound = manifest["sha256"] == json_digest(contents) and set(contents) >= {"settings", "splits", "dtype"}
+        sound = sound and "tokenizer_digest" in contents["settings"]  # and not a corpus out of the cache
     except OSError as error:
         raise InputError(
             f"{folder} holds no token shards ({MANIFEST}: {error.strerror or error}); give a folder that "
@@ -105,7 +136,7 @@ def check_shard(folder: Path, record: dict[str, Any]) -> None:
     for ending, key in ((".bin", "sha256"), (".ends.bin", "ends_sha256")):
         file = folder / f"{record['name']}{ending}"
         try:
-            found = _digest(file)
+            found = file_digest(file)
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror or error}).") from error
         if found != record[key]:

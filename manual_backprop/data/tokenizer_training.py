@@ -19,7 +19,6 @@ from typing import Any
 from ..config import DatasetConfig
 from ..durable import storage_errors, sync_directory, sync_file
 from ..errors import InputError
-from .corpus import BPE_SAMPLE, _sample
 from .named import dataset_named, has_columns, short_name, title_of
 from .reading import Reading, text_of_files, training_text
 from .tokenizers import END_TOKEN, FILE_NAME, BpeTokenizer
@@ -90,7 +89,7 @@ def _place(output: str | Path | None, title: str, vocab_size: int) -> Path:
 
 
 def _train(reading: Reading, vocab_size: int, min_frequency: int, folder: Path) -> Path:
-    texts = _sample(reading.spool, reading.train, BPE_SAMPLE)
+    texts = reading.spool.sample(reading.train)
     tokenizer = BpeTokenizer.train(texts, vocab_size, SPECIAL_TOKENS, min_frequency)
     if tokenizer.vocab_size < vocab_size:
         log.warning("The text is too small to learn %d tokens: the tokenizer has %d.", vocab_size, tokenizer.vocab_size)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import torch
 
-from ..build import build_optimizer, network_config
+from ..build import build_optimizer, build_order, network_config
 from ..config import RunConfig
 from ..data.corpus import Corpus
-from ..data.order import Order, open_order
+from ..data.order import Order
 from ..models import build_network
 from ..models.network import Network
 from ..optim import Optimizer
@@ -37,16 +37,7 @@ class Diagnosis:
 
     def order(self, corpus: Corpus) -> Order:
         """The run's own, over another text; without `training.overfit_batches`, which wants only a part of it."""
-        config, training = self.config, self.config.training
-        return open_order(
-            corpus,
-            config.batching,
-            config.dataset,
-            sequence_length=config.model.max_seq_len,
-            batch_size=training.batch_size,
-            pieces=training.gradient_accumulation_steps,
-            seed=config.seed,
-        )
+        return build_order(self.config, corpus)
 
     def findings(self) -> Iterator[Finding]:
         """One after the other, as they come. Raises InputError where there is too little text."""

@@ -18,7 +18,8 @@ Downloads a dataset of the hub into a folder that dataset=saved reads, on this m
 
 NAME is a name in conf/dataset (--list shows them) or OWNER/NAME. Files lie in the cache of the `datasets` library as
 well (HF_HOME), where an interrupted download goes on and a repeated one finds everything. A streamed dataset (fineweb)
-is taken up to its subset_size, or --subset, from the beginning each time. The folder appears when it is complete."""
+is taken up to its subset_size, or --subset, and goes on at the last ten thousand documents. The folder appears when it
+is complete."""
 
 EPILOG = f"""\
 Examples
@@ -68,7 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from ..data.download import download
 
-    with spoken_here(), interruptible("no folder was written; the library's cache keeps what was downloaded."):
+    with (
+        spoken_here(),
+        interruptible("no folder was written; what was downloaded is kept, and the same command goes on."),
+    ):
         done = download(dataset, split, options.output, lambda text: print(text, flush=True))
     column = done.source["text_column"]
     key = "" if column == "text" else f" dataset.text_column={column}"

@@ -56,8 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_dataset_options(parser)
     options = parser.parse(arguments)
 
-    from ..data.description import NO_TEXT, describe, describe_shards, is_shards
+    from ..data.description import NO_TEXT, describe, describe_shards
     from ..data.pretrained import tokenizer_named
+    from ..data.token_shards import is_shards
 
     with spoken_here(), interruptible("nothing was written."):
         tokenizer = None if options.tokenizer is None else tokenizer_named(options.tokenizer)

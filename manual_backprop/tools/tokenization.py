@@ -105,6 +105,8 @@ Examples
   {COMMAND} pretokenize tinystories tinystories-4096
   {COMMAND} pretokenize notes/ byte --max-length 1024 --output notes-tokens
 
+  python -m manual_backprop.run dataset=pretokenized dataset.path=notes-tokens tokenizer=pretokenized
+
 In Python: from manual_backprop import load_pretokenized; tokens = load_pretokenized(FOLDER, "train")"""
 
 
@@ -210,6 +212,10 @@ def pretokenize(arguments: Sequence[str]) -> None:
         print(f"  {split}: {sizes['tokens']:,} tokens of {sizes['documents']:,} documents{cut}")
     for note in manifest["notes"]:
         print(f"  {note}")
+    print(
+        f"to train on them: python -m manual_backprop.run dataset=pretokenized dataset.path={folder} "
+        "tokenizer=pretokenized"
+    )
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"analyze": analyze, "train": train, "pretokenize": pretokenize}

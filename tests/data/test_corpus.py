@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from manual_backprop.config import DatasetConfig, TokenizerConfig
-from manual_backprop.data.corpus import MANIFEST, Corpus, prepare_corpus, prepared_corpus
+from manual_backprop.data.corpus import Corpus, prepare_corpus, prepared_corpus
 from manual_backprop.data.documents import open_source
+from manual_backprop.data.token_cache import MANIFEST
 from manual_backprop.errors import InputError, StorageError
 
 FILES = {f"{number:02}.txt": f"This is text number {number}, grün und schön.\n" * (number + 1) for number in range(30)}
@@ -343,7 +344,7 @@ def test_tokens_do_not_depend_on_how_much_is_read_at_once(tmp_path: Path, monkey
     config = DatasetConfig("text", str(path)), TokenizerConfig("bpe", 400)
     whole = prepare_corpus(*config, tmp_path / "whole")
     monkeypatch.setattr("manual_backprop.data.spool.PIECE", 1000)
-    monkeypatch.setattr("manual_backprop.data.corpus.BATCH", 5000)
+    monkeypatch.setattr("manual_backprop.data.spool.BATCH", 5000)
     monkeypatch.setattr("manual_backprop.data.files.CHUNK", 777)
     pieces = prepare_corpus(*config, tmp_path / "pieces")
     assert pieces.tokenizer_digest == whole.tokenizer_digest
@@ -353,7 +354,7 @@ def test_tokens_do_not_depend_on_how_much_is_read_at_once(tmp_path: Path, monkey
 
 
 def test_bpe_learns_from_all_over_a_text_that_is_too_long(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("manual_backprop.data.corpus.BPE_SAMPLE", 3000)
+    monkeypatch.setattr("manual_backprop.data.spool.SAMPLE", 3000)
     folder = tmp_path / "text"
     folder.mkdir()
     for number in range(100):

@@ -19,6 +19,7 @@ PREPARE = """
 import json, logging, sys
 from manual_backprop.config import DatasetConfig, TokenizerConfig
 from manual_backprop.data.corpus import prepare_corpus
+from manual_backprop.data.held_out import open_test_split
 from manual_backprop.errors import InputError
 
 logging.basicConfig(level=logging.WARNING)
@@ -37,12 +38,16 @@ for case in json.loads(sys.argv[1]):
             "digest": corpus.dataset_digest,
             "vocab_size": corpus.tokenizer.vocab_size,
         }
+        if case.get("test"):
+            held_out, notes = open_test_split(DatasetConfig(**dataset), corpus, sys.argv[2])
+            answer |= {"test": split(held_out.tokens, held_out.offsets), "test notes": notes}
     except InputError as error:
         answer = {"error": str(error)}
     print(json.dumps(answer), flush=True)
 """
 TRAIN = [f"story number {number}" for number in range(50)]
 VALIDATION = [f"held back {number}" for number in range(30)]
+TEST = [f"never seen {number}" for number in range(40)]
 
 
 def table(path: Path, texts: list[str | None], column: str = "text") -> None:
@@ -59,6 +64,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         table(owner / name / "data/validation-00000-of-00001.parquet", list(VALIDATION))
     table(owner / "tested/data/train-00000-of-00001.parquet", list(TRAIN), "story")
     table(owner / "tested/data/test-00000-of-00001.parquet", list(VALIDATION), "story")
+    for split, texts in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST)):
+        table(owner / f"three/data/{split}-00000-of-00001.parquet", list(texts))
     (owner / "lines").mkdir()
     (owner / "lines/train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TRAIN))
     table(owner / "holes/data/train-00000-of-00001.parquet", [*TRAIN, None])
@@ -85,6 +92,10 @@ CASES: dict[str, dict[str, Any]] = {
     "stream": {"dataset": {"repository": "owner/stories", "subset_size": 20, "streaming": True}},
     "lines": {"dataset": {"repository": "owner/lines"}},
     "tested": {"dataset": {"repository": "owner/tested", "text_column": "story"}},
+    "three": {"dataset": {"repository": "owner/three"}, "test": True},
+    "three streamed": {"dataset": {"repository": "owner/three", "subset_size": 30, "streaming": True}, "test": True},
+    "validation tests": {"dataset": {"repository": "owner/three", "test": "validation"}, "test": True},
+    "no test": {"dataset": {"repository": "owner/stories"}, "test": True},
     "gpt2": {"dataset": {"repository": "owner/stories"}, "tokenizer": GPT2},
     "column": {"dataset": {"repository": "owner/stories", "text_column": "story"}},
     "streamed column": {
@@ -135,7 +146,7 @@ def online(folder: Path, home: Path, commit: str) -> dict[str, Any]:
 def test_a_dataset_with_a_validation_split(online: dict[str, Any]) -> None:
     assert online["stories"]["train"] == TRAIN
     assert online["stories"]["validation"] == VALIDATION
-    assert online["stories"]["notes"] == []
+    assert [note for note in online["stories"]["notes"] if "split" in note] == []
     assert online["again"]["digest"] == online["stories"]["digest"]
 
 
@@ -157,10 +168,30 @@ def test_a_stream_is_taken_up_to_its_bound(online: dict[str, Any]) -> None:
 
 def test_without_a_validation_split_it_says_what_validates(online: dict[str, Any]) -> None:
     assert online["tested"]["validation"] == VALIDATION
-    assert online["tested"]["notes"] == ["owner/tested has no validation split: its test split validates"]
+    assert online["tested"]["notes"][:1] == ["owner/tested has no validation split: its test split validates"]
     assert sorted(online["lines"]["train"] + online["lines"]["validation"]) == sorted(TRAIN)
     assert len(online["lines"]["validation"]) == 5
-    assert online["lines"]["notes"] == ["owner/lines has no validation split: a tenth of its documents validates"]
+    assert online["lines"]["notes"][:1] == ["owner/lines has no validation split: a tenth of its documents validates"]
+
+
+def test_a_test_split_is_read_beside_the_others(online: dict[str, Any]) -> None:
+    assert (online["three"]["train"], online["three"]["validation"]) == (TRAIN, VALIDATION)
+    assert online["three"]["test"] == TEST
+    assert online["three"]["test notes"] == []
+    assert online["three streamed"]["test"] == TEST[:3]
+    assert online["validation tests"]["test"] == VALIDATION
+    assert online["validation tests"]["digest"] == online["three"]["digest"]
+    assert online["validation tests"]["test notes"] == [
+        "split validation of owner/three is what validated: the same text"
+    ]
+    assert online["no test"]["error"] == "owner/stories has no split 'test', only train, validation."
+
+
+def test_a_revision_that_is_no_commit_is_said(online: dict[str, Any], commit: str) -> None:
+    (said,) = online["stream"]["notes"]
+    assert said.startswith(f"dataset.revision=null pins no commit of owner/stories: read was {commit};")
+    assert f"dataset.revision={commit} " in said
+    assert online["pinned"]["notes"] == []
 
 
 def test_a_tokenizer_of_the_hub(online: dict[str, Any]) -> None:

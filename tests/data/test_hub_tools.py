@@ -15,6 +15,8 @@ import pyarrow.parquet
 import pytest
 from loopback_hub import LoopbackHub
 
+from manual_backprop.data import download
+
 COMMANDS = """
 import contextlib, importlib, io, json, sys
 from manual_backprop.exit_codes import exit_code_of
@@ -139,6 +141,33 @@ def test_a_download_that_was_cut_off_goes_on(online: dict[str, Any], place: Path
     assert "going on at 1.5 MB" in online["cut off"]["out"]
     assert list(datasets.load_from_disk(str(place / "outputs/datasets/large"))["train"]["text"]) == LARGE
     assert not list((place / "home/hub").rglob("*going_on*"))
+
+
+def test_a_stream_that_was_cut_off_goes_on_behind_its_last_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files whose rows are kept need not be there any more: nothing of them is fetched again."""
+    files = [tmp_path / f"{number}.parquet" for number in range(4)]
+    for number, file in enumerate(files):
+        table(file, [f"row {row}" for row in range(10 * number, 10 * number + 10)])
+    monkeypatch.setattr(download, "SHARD", 8)
+    said: list[str] = []
+
+    def fetch() -> list[str]:
+        paths = [str(file) for file in files]
+        stream = datasets.load_dataset("parquet", data_files={"train": paths}, streaming=True)["train"].take(35)
+        return list(download._taken_from_stream(stream, tmp_path / "kept/train", said.append)["text"])
+
+    third = files[2].read_bytes()
+    files[2].write_bytes(b"cut off")
+    with pytest.raises(Exception, match=r"Parquet|parquet"):
+        fetch()
+    assert len(list((tmp_path / "kept/train").iterdir())) == 2  # 16 rows of 20
+    files[2].write_bytes(third)
+    table(files[0], ["another text"] * 10)
+    assert fetch() == [f"row {row}" for row in range(35)]
+    assert said == ["train: going on behind the first 16 rows"]
+    assert fetch() == [f"row {row}" for row in range(35)], "all of them are there"
 
 
 @pytest.mark.parametrize(
