@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_tools import command
 from run_tools import SMALL, config_of, metric, resume, train
 
 from manual_backprop.config import ARCHITECTURES, CustomTransformerConfig
@@ -18,9 +19,9 @@ from manual_backprop.interruption import Interruption
 from manual_backprop.models import build_network
 from manual_backprop.models.network import Batch, Network
 from manual_backprop.ops.numerics import no_record
+from manual_backprop.paired import Row
 from manual_backprop.runner import Runner
 from manual_backprop.tools.inspection_cost import main, verdict
-from manual_backprop.tools.tracking_cost import Row
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.tracker import Tracked
 
@@ -179,12 +180,13 @@ def test_layers() -> None:
 
 
 @pytest.mark.slow
-def test_the_measurement_of_what_it_costs(capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path) -> None:
+def test_the_measurement_of_what_it_costs(text: Path, tmp_path: Path) -> None:
+    """By the command, of a few steps: whatever it finds in so few."""
     small = [*(one for one in SMALL if not one.startswith("tracking")), f"dataset.path={text}"]
-    code = main([*small, "--every", "2", "--looks", "1", "--rounds", "1"])  # whatever it finds in so few steps
-    shown = capsys.readouterr().out
-    assert code == (0 if "\nok:" in shown else 1)
-    assert "training.inspect_every=2: 2 turns of 2 steps each" in shown
+    given = (*small, "--every", "2", "--looks", "1", "--rounds", "1")
+    done = command(*given, cwd=tmp_path, module="manual_backprop.tools.inspection_cost")
+    assert done.returncode == (0 if "\nok:" in done.stdout else 1), done.stderr
+    assert "training.inspect_every=2: 2 turns of 2 steps each" in done.stdout
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="--every 0"):
         main(["--every", "0"])

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from manual_backprop.bench import ROWS, Row
+from manual_backprop.benchmark.cases import ROWS
+from manual_backprop.benchmark.measurement import MeasuredRow
 from manual_backprop.tools import levels
 
 ROOT = Path(__file__).parent.parent
@@ -45,18 +45,19 @@ def test_every_level_has_files_and_rows() -> None:
     assert {name for names in levels.MEASURED.values() for name in names} <= set(ROWS)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_table_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(levels, "SEEDS", range(1))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     errors = levels.gradient_errors("llama")
-    torch.set_num_threads(threads)
     for level, by_precision in errors.items():
         assert by_precision["fp64"] < 1e-13
         assert by_precision["fp64"] < by_precision["fp32"] < 1e-4 < by_precision["bf16"] < 0.2
         assert by_precision["fp32"] <= 2 * errors["baseline"]["fp32"], level
-    seconds = {"custom": [0.1, 0.1], "torch": [0.2, 0.2], "baseline": [0.15, 0.15], "compiled": [0.05, 0.05]}
-    rows = {name: Row(name, times, first_seconds=31.0, peak_bytes=64_000_000) for name, times in seconds.items()}
+    seconds = {"custom-reference": 0.1, "torch-eager": 0.2, "baseline-eager": 0.15, "baseline-compiled": 0.05}
+    rows = {
+        name: MeasuredRow(name, [time] * 2, first_seconds=5.0, cold_seconds=31.0, peak_bytes=64_000_000)
+        for name, time in seconds.items()
+    }
     lines = levels.table(rows, errors).splitlines()
     assert len(lines) == 6
     assert len({line.count("|") for line in lines}) == 1

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from command_tools import command
 
 from manual_backprop.errors import InputError
-from manual_backprop.tools.tracking_cost import Row, main, verdict
+from manual_backprop.paired import Row
+from manual_backprop.tools.tracking_cost import main, verdict
 
 
 def rows(everything: list[float], again: list[float]) -> list[Row]:
@@ -44,23 +46,13 @@ def test_wrong_arguments(arguments: list[str], words: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_measurement(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    arguments = [
-        "--model",
-        "tiny",
-        "--threads",
-        "1",
-        "--steps",
-        "10",
-        "--rounds",
-        "1",
-        "--json",
-        str(tmp_path / "m.json"),
-    ]
-    main(arguments)  # whatever it finds in 20 steps
-    printed = capsys.readouterr().out
-    assert "nothing again" in printed
-    assert "logging costs" in printed
+def test_a_measurement(tmp_path: Path) -> None:
+    """By the command, of ten steps: whatever it finds in so few."""
+    given = ("--model", "tiny", "--threads", "1", "--steps", "10", "--rounds", "1", "--json", "m.json")
+    done = command(*given, cwd=tmp_path, module="manual_backprop.tools.tracking_cost")
+    assert done.returncode == (0 if "\nok:" in done.stdout else 1), done.stderr
+    assert "nothing again" in done.stdout
+    assert "logging costs" in done.stdout
     measured = json.loads((tmp_path / "m.json").read_text())["rows"]
     assert [row["name"] for row in measured] == ["nothing", "everything", "nothing again"]
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in measured)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from manual_backprop.errors import EXIT_DONE, EXIT_FAILED, ConfigError, InputError
-from manual_backprop.tools.tracking_cost import Row, ratios
+from manual_backprop.paired import Row, noise_floor, ratios, turns
 
 COMMAND = "python -m manual_backprop.tools.inspection_cost"
 BAR = 0.05  # of a step's time
@@ -56,11 +55,10 @@ def measure(overrides: Sequence[str], every: int, steps: int, rounds: int, root:
             loss.item()  # the device has done all of it
             return (time.perf_counter() - start) / steps, (time.process_time() - processor) / steps
 
-        order = list(range(len(ROWS)))
-        for place in order:
+        for place in range(len(ROWS)):
             turn(place)
-        for _ in range(rounds):
-            for place in (*order, *reversed(order)):
+        for order in turns(len(ROWS), 2 * rounds):
+            for place in order:
                 seconds, processor = turn(place)
                 rows[place].seconds.append(seconds)
                 rows[place].processor.append(processor)
@@ -78,15 +76,13 @@ def page(overrides: Sequence[str], every: int, steps: int, rows: Sequence[Row], 
     ]
     for row in rows:
         low, middle, high = ratios(row.seconds, rows[0].seconds)
-        milliseconds = 1e3 * statistics.median(row.seconds)
-        lines.append(f"{row.name:<16}{milliseconds:>11.2f}{middle:>16.4f}{f'{low:.4f} - {high:.4f}':>17}")
+        lines.append(f"{row.name:<16}{1e3 * row.median:>11.2f}{middle:>16.4f}{f'{low:.4f} - {high:.4f}':>17}")
     return "\n".join([*lines, "", f"the pictures at the end of a run: {pictures:.1f} s"])
 
 
 def verdict(rows: Sequence[Row]) -> tuple[bool, str]:
     cost = ratios(rows[1].seconds, rows[0].seconds)[1] - 1
-    low, middle, high = ratios(rows[2].seconds, rows[0].seconds)
-    noise = max(abs(middle - 1), (high - low) / 2)
+    noise = noise_floor(rows[2].seconds, rows[0].seconds)
     passed = cost <= BAR and noise <= BAR
     words = "ok" if passed else "FAILED" if cost - noise > BAR else "NOT SHOWN (a quieter machine is needed)"
     return passed, f"{words}: inspection costs {cost:+.2%} of a step, noise floor {noise:.2%}, bar {BAR:.0%}"

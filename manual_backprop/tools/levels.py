@@ -1,7 +1,7 @@
 """`python -m manual_backprop.tools.levels` writes docs/three-levels.md: the three levels of one network, side by side.
 
-Lines of code are counted in the sources, step time and memory are measured in pairs (`bench.py`), the gradients' errors
-against float64. Nothing on the page is typed in. Takes a minute or two; run it on a machine that does nothing else.
+Lines of code are counted in the sources, step time and memory are measured in pairs (`benchmark/`), the gradients'
+errors against float64. Nothing on the page is typed in. Takes minutes; run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..bench import SUBJECT, Case, Row, measure, ratios
+from ..benchmark.cases import Case
+from ..benchmark.measurement import MeasuredRow, measure
 from ..config import ARCHITECTURES, CustomTransformerConfig, model_sizes
-from ..errors import StorageError
+from ..errors import CheckFailedError, StorageError
 from ..exit_codes import exit_code_of
+from ..paired import ratios
 
 PACKAGE = Path(__file__).resolve().parent.parent
 DEFAULT_OUTPUT = "docs/three-levels.md"
 LEVELS = {  # implementation: what it is, and the files that a reader of this level reads
     "custom": ("gradients by hand", ("models/custom.py", "ops/*.py", "optim.py")),
-    "torch": ("the same lines, gradients by autograd", ("models/mirror.py", "optim.py")),
-    "baseline": ("as PyTorch users write it", ("models/baseline.py", "optim_torch.py")),
+    "torch": ("the same lines, gradients by autograd", ("models/mirror.py", "models/autograd.py", "optim.py")),
+    "baseline": ("as PyTorch users write it", ("models/baseline.py", "models/autograd.py", "optim_torch.py")),
 }
-MEASURED = {"custom": ("custom",), "torch": ("torch",), "baseline": ("baseline", "compiled")}  # level: rows of bench
+SUBJECT, COMPILED = "custom-reference", "baseline-compiled"  # rows of the bench
+MEASURED = {"custom": (SUBJECT,), "torch": ("torch-eager",), "baseline": ("baseline-eager", COMPILED)}  # of each level
 WIDTH = 120
 PRECISIONS = ("fp64", "fp32", "bf16", "bf16_mixed")
 SEEDS = range(4)  # one draw of rounding errors is luck
@@ -119,7 +122,7 @@ def gradient_errors(architecture: str) -> dict[str, dict[str, float]]:
     }
 
 
-def table(rows: dict[str, Row], errors: dict[str, dict[str, float]]) -> str:
+def table(rows: dict[str, MeasuredRow], errors: dict[str, dict[str, float]]) -> str:
     lines = [
         "| level | | code | step | step / custom | memory | "
         + " | ".join(f"error {name}" for name in PRECISIONS)
@@ -128,16 +131,16 @@ def table(rows: dict[str, Row], errors: dict[str, dict[str, float]]) -> str:
     ]
     for level, (about, files) in LEVELS.items():
         for name in MEASURED[level]:
-            row, compiled = rows[name], name == "compiled"
-            low, middle, high = ratios(row, rows[SUBJECT])
+            row, compiled = rows[name], name == COMPILED
+            low, middle, high = ratios(row.seconds, rows[SUBJECT].seconds)
             ratio = "1" if name == SUBJECT else f"{middle:.2f} ({low:.2f} to {high:.2f})"
             cells = [
                 f"`{level}`" + (", compiled" if compiled else ""),
-                about if not compiled else f"and compiled, which took {row.first_seconds:.0f} s",
+                about if not compiled else f"and compiled, which took {row.cold_seconds or row.first_seconds:.0f} s",
                 "the same" if compiled else f"{code_of(files)} lines",
-                f"{1e3 * statistics.median(row.seconds):.1f} ms",
+                f"{1e3 * row.median:.1f} ms",
                 ratio,
-                f"{row.peak_bytes / 1e6:.0f} MB",
+                "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f} MB",
                 *(
                     "" if compiled else "exact" if (level, precision) == ("torch", "fp64") else f"{error:.1e}"
                     for precision, error in errors[level].items()
@@ -153,9 +156,13 @@ def page(architecture: str, model: str, batch_size: int, rounds: int, threads: i
     size = {name: value for name, value in model_sizes()[model].items() if name != "learning_rate"}
     size["vocab_size"] = size["vocab_size"] or 1024
     config = CustomTransformerConfig(**size, architecture=architecture)  # type: ignore[arg-type]
-    rows = {row.name: row for row in measure(Case(config, batch_size, threads), rounds)}
+    names = [name for names in MEASURED.values() for name in names]
+    measured = measure(Case(config, batch_size, threads), names, rounds)
+    if measured.left_out:
+        raise CheckFailedError("; ".join(f"{name}: {reason}" for name, reason in measured.left_out.items()))
+    rows = measured.rows
     torch.set_num_threads(1)
-    low, middle, high = ratios(rows["custom again"], rows[SUBJECT])
+    low, middle, high = measured.time_ratio(measured.again)
     few = small(architecture)
     files = "; ".join(f"{', '.join(f'`{name}`' for name in files)} ({level})" for level, (_, files) in LEVELS.items())
     command = "python -m manual_backprop.tools.levels"

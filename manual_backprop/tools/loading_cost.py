@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..arguments import Parser, whole
 from ..exit_codes import exit_code_of
+from ..paired import Row, noise_floor, ratios, turns
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from ..models.network import Batch
 
 DESCRIPTION = """\
-Trains a model of one size on the built-in text, with packed and with padded batches. Pairs of optimizer steps: one
-makes its batch from the tokens on disk, as a run does, the other is given the same batch; which comes first alternates.
-The ratio is taken pair by pair. Given against given is the noise floor. Run it on a machine that does nothing else."""
+Trains a model of one size on the built-in text, with packed and with padded batches. Each optimizer step is made three
+times: once making its batch from the tokens on disk, as a run does, and twice with the same batch given; which comes
+first alternates. The ratio is taken step by step. Given against given is the noise floor. Run it on a machine that does
+nothing else."""
 
 EPILOG = """\
 Examples
@@ -69,24 +71,23 @@ def measure(model: str, batching: str, pairs: int, outputs: Path) -> bool:
         runner.step = step
         return elapsed
 
-    ratios, floors, steps = [], [], []
-    for pair in range(WARM_UP + pairs):
+    orders: dict[str, Order | Given] = {"made": order, "given": given, "given again": given}
+    rows = [Row(name) for name in orders]
+    for turn, places in enumerate(turns(len(rows), WARM_UP + pairs)):
         given.prepare(runner.step)
-        first, second, third = (order, given, given) if pair % 2 else (given, order, given)
-        times = {0: seconds(first), 1: seconds(second), 2: seconds(third)}
-        made, ready = (times[0], times[1]) if pair % 2 else (times[1], times[0])
-        if pair >= WARM_UP:
-            ratios.append(made / ready - 1)
-            floors.append(times[2] / ready - 1)
-            steps.append(ready)
+        for place in places:
+            elapsed = seconds(orders[rows[place].name])
+            if turn >= WARM_UP:
+                rows[place].seconds.append(elapsed)
         runner.step += 1
+    made, ready, again = rows
     loading = statistics.median(_loading_seconds(runner.step + n, order, runner.device) for n in range(pairs))
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    direct = loading / statistics.median(steps)
+    low, middle, high = ratios(made.seconds, ready.seconds)
+    direct = loading / ready.median
     print(
-        f"{batching}: a step takes {1e3 * statistics.median(steps):.1f} ms, making its batch {1e3 * loading:.2f} ms, "
-        f"or {direct:.2%}; in pairs {middle:+.2%} ({low:+.2%} to {high:+.2%}), noise floor "
-        f"{statistics.median(floors):+.2%}",
+        f"{batching}: a step takes {1e3 * ready.median:.1f} ms, making its batch {1e3 * loading:.2f} ms, "
+        f"or {direct:.2%}; in pairs {middle - 1:+.2%} ({low - 1:+.2%} to {high - 1:+.2%}), noise floor "
+        f"{noise_floor(again.seconds, ready.seconds):.2%}",
         flush=True,
     )
     return direct <= BAR

@@ -12,21 +12,20 @@ MLflow takes what is left; the processor time of that rest counts as its own, be
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import multiprocessing
 import os
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from manual_backprop.errors import EXIT_DONE, EXIT_FAILED, CheckFailedError, InputError
+from manual_backprop.paired import MeasuringProcess, Row, check_output, noise_floor, ratios, turns
 from manual_backprop.tracking.mlflow_tracking import LONGEST_REST
 
 COMMAND = "python -m manual_backprop.tools.tracking_cost"
@@ -45,66 +44,28 @@ class Case:
     root: Path
 
 
-@dataclass
-class Row:
-    """One process: of each turn the seconds a step, and the processor's seconds a step."""
-
-    name: str
-    seconds: list[float] = field(default_factory=list)
-    processor: list[float] = field(default_factory=list)
-
-
 def measure(case: Case, rounds: int) -> list[Row]:
     """All turns of all rows. Raises CheckFailedError if a process fails, or if MLflow did not take what was logged."""
-    context = multiprocessing.get_context("spawn")
-    rows = [Row(name) for name in ROWS]
-    ends: list[Connection] = []
-    processes = []
-    try:
-        for name in ROWS:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, case, name == "everything"), daemon=True)
-            process.start()
-            theirs.close()
-            ends.append(ours)
+    rows, processes = [Row(name) for name in ROWS], []
+    with ExitStack() as closing:
+        for row in rows:
+            process = closing.enter_context(MeasuringProcess(_work, case, row.name == "everything"))
+            process.answer()  # one after the other: the first one prepares the text for all
             processes.append(process)
-            _answer(ours)  # one after the other: the first one prepares the text for all
-        order = list(range(len(rows)))
-        for _ in range(rounds):
-            for place in (*order, *reversed(order)):
-                ends[place].send("turn")
-                seconds, processor = _answer(ends[place])
+        for order in turns(len(rows), 2 * rounds):
+            for place in order:
+                seconds, processor = processes[place].ask("turn")
                 rows[place].seconds.append(seconds)
                 rows[place].processor.append(processor)
-        for end in ends:
-            end.send("end")
-            _answer(end)
-    finally:
         for process in processes:
-            process.terminate()
-            process.join()
+            process.ask("end")
     return rows
-
-
-def _answer(end: Connection) -> Any:
-    try:
-        answer = end.recv()
-    except EOFError:
-        raise CheckFailedError("A measuring process ended early.") from None
-    if isinstance(answer, str):
-        raise CheckFailedError(f"A measuring process failed: {answer}")
-    return answer
 
 
 def _work(end: Connection, case: Case, logs: bool) -> None:
     """A measuring process. It says nothing on the terminal: what a run prints is written, and not shown."""
-    try:
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-            _train(end, case, logs)
-    except EOFError:  # nobody asks any more
-        pass
-    except Exception as error:
-        end.send(f"{type(error).__name__}: {error}")
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        _train(end, case, logs)
 
 
 def _train(end: Connection, case: Case, logs: bool) -> None:
@@ -163,13 +124,6 @@ def _wait_for_store(directory: Any) -> None:
     time.sleep(REST)
 
 
-def ratios(mine: Sequence[float], its: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile, turn by turn."""
-    quotients = [one / other for one, other in zip(mine, its, strict=True)]
-    low, middle, high = statistics.quantiles(quotients, n=4, method="inclusive")
-    return low, middle, high
-
-
 def page(case: Case, rows: Sequence[Row]) -> str:
     lines = [
         f"{' '.join(case.overrides)}",
@@ -181,16 +135,14 @@ def page(case: Case, rows: Sequence[Row]) -> str:
         low, middle, high = ratios(row.seconds, rows[0].seconds)
         processor = ratios(row.processor, rows[0].processor)[1]
         lines.append(
-            f"{row.name:<16}{1e3 * statistics.median(row.seconds):>11.2f}{middle:>16.4f}"
-            f"{f'{low:.4f} - {high:.4f}':>17}{processor:>27.4f}"
+            f"{row.name:<16}{1e3 * row.median:>11.2f}{middle:>16.4f}{f'{low:.4f} - {high:.4f}':>17}{processor:>27.4f}"
         )
     return "\n".join(lines)
 
 
 def verdict(rows: Sequence[Row]) -> tuple[bool, str]:
     cost = ratios(rows[1].seconds, rows[0].seconds)[1] - 1
-    low, middle, high = ratios(rows[2].seconds, rows[0].seconds)
-    noise = max(abs(middle - 1), (high - low) / 2)
+    noise = noise_floor(rows[2].seconds, rows[0].seconds)
     passed = cost <= BAR
     words = (
         "ok" if passed else "FAILED" if cost - noise > BAR else "NOT SHOWN (the noise is too large: a quieter machine)"
@@ -222,8 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
     if options.steps % options.log_every:
         raise InputError(f"--steps {options.steps}: must be a multiple of --log-every {options.log_every}")
-    if options.json is not None and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-        raise InputError(f"--json {options.json}: expected a file in a folder that exists")
+    check_output("--json", options.json)
     steps = options.steps * (2 * options.rounds + 1)
     overrides = (
         *(f"model={options.model}", f"precision={options.precision}", f"device={options.device}", "tracking=mlflow"),

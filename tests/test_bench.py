@@ -1,0 +1,340 @@
+"""The bench: what it measures, that rows which disagree are not timed, what counts as memory, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from manual_backprop import bench
+from manual_backprop.benchmark import growth, measurement, page, rows
+from manual_backprop.benchmark.breakdown import Allocation, Profile, kind_of
+from manual_backprop.benchmark.breakdown import page as breakdown_page
+from manual_backprop.benchmark.cases import CASES, OURS, ROWS, SUBJECT, Bar, Case
+from manual_backprop.benchmark.measurement import MeasuredRow, Measurement, check_agreement
+from manual_backprop.benchmark.peers import why_not
+from manual_backprop.benchmark.process_memory import (
+    give_back_freed_memory,
+    peak_since_reset,
+    reset_peak,
+    resident_bytes,
+)
+from manual_backprop.benchmark.products import ProductsOfAStep
+from manual_backprop.benchmark.rows import Ready
+from manual_backprop.config import CustomTransformerConfig
+from manual_backprop.errors import CheckFailedError, InputError
+from manual_backprop.flops import flops_per_token
+from manual_backprop.machine import compute_capabilities
+from manual_backprop.memory import keep_freed_memory
+from manual_backprop.paired import MeasuringProcess, Row
+
+ROOT = Path(__file__).parents[1]
+TINY = CustomTransformerConfig(vocab_size=37, d_model=24, n_blocks=2, n_heads=4, d_ffn=52, max_seq_len=16)
+UNCOMPILED = [name for name in ROWS if not name.endswith("-compiled") and name != "custom-fused"]
+
+
+def case_of(**changed: object) -> Case:
+    return Case(replace(TINY, **changed), batch_size=3, threads=1)  # type: ignore[arg-type]
+
+
+def ready(name: str, case: Case) -> Ready:
+    trainer = rows.build(name, case)
+    loss = trainer.loss_and_gradients(rows.random_batch(case, trainer.device)).item()
+    return Ready(0.0, 0.0, loss, rows.sketch_of(trainer.gradients()), "none")
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--case", "C9"], "C9"),
+        (["--model", "tny"], "tny"),
+        (["--rows", "torch"], "torch"),
+        (["--precision", "fp33"], "fp33"),
+        (["--case", "C1", "--model", "tiny"], "a case has its own"),
+        (["--case", "C1", "--vocab-size", "65"], "--vocab-size 65"),
+        (["--rounds", "0"], "whole number of at least 1"),
+        (["--batchsize", "3"], "did you mean --batch-size"),
+        (["--json", "/nowhere/at/all"], "expected a file in a folder that exists"),
+        (["--picture", "/"], "expected a file in a folder that exists"),
+        pytest.param(
+            ["--case", "G1"],
+            "no NVIDIA GPU",
+            marks=pytest.mark.skipif(bool(compute_capabilities()), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words) as raised:
+        bench.main(arguments)
+    assert len(str(raised.value).splitlines()) <= 2
+
+
+def test_a_case_brings_its_sizes_precisions_and_bars() -> None:
+    options = bench.parser().parse(["--case", "C1", "C4", "--threads", "3"])
+    found = [(case.name, case.config.precision, case.bar) for case in bench.cases_of(options)]
+    assert found == [("C1", "fp32", Bar(1.3, 1.0)), ("C1", "bf16", Bar(2.0, 1.0)), ("C4", "bf16", Bar(1.3, 0.6))]
+    (case,) = bench.cases_of(bench.parser().parse(["--case", "C3", "--precision", "bf16_mixed", "--batch-size", "2"]))
+    assert case.bar is None, "the bar is that of the case's own batch"
+    assert (case.config.vocab_size, case.config.d_ffn, case.batch_size) == (50257, 1024, 2)
+    (case,) = bench.cases_of(bench.parser().parse(["--model", "gpt2"]))
+    assert case.config.vocab_size == 50257
+    (case,) = bench.cases_of(bench.parser().parse([]))
+    assert (case.config.d_model, case.config.vocab_size) == (384, 1024)
+    assert (case.batch_size, case.config.precision) == (16, "fp32")
+
+
+def test_help_names_every_row_and_case() -> None:
+    shown = bench.parser().format_help()
+    for name in (*ROWS, *CASES):
+        assert name in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_it_needs_torch_only() -> None:
+    script = (
+        "import sys; from manual_backprop import bench; bench.parser(); assert 'torch' not in sys.modules; "
+        "from manual_backprop.benchmark import breakdown, growth, measurement, page, peers, products, rows; "
+        "print(sorted({'mlflow', 'hydra', 'omegaconf', 'datasets', 'transformers', 'matplotlib', 'safetensors', 'rich'}"
+        " & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+# Agreement
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "vaswani", "llama"])
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+def test_all_rows_agree(architecture: str, precision: str) -> None:
+    case = case_of(architecture=architecture, precision=precision)
+    names = [name for name in UNCOMPILED if ROWS[name] != "huggingface" or why_not(case.config) is None]
+    assert ("huggingface-eager" in names) == (architecture != "vaswani" and precision != "fp64")
+    check_agreement(precision, {name: ready(name, case) for name in names})
+
+
+def test_a_planted_difference_is_no_agreement() -> None:
+    case = case_of(precision="fp64")
+    trainer = rows.build("torch-eager", case)
+    loss = trainer.loss_and_gradients(rows.random_batch(case, trainer.device)).item()
+    gradients = trainer.gradients()
+    first = Ready(0.0, 0.0, loss, rows.sketch_of(gradients), "none")
+    name = "blocks.1.attention.value.bias"
+    wrong = dict(gradients) | {name: 1.001 * gradients[name]}
+    other = replace(first, sketch=rows.sketch_of(wrong))
+    check_agreement("bf16", {"ours": first, "theirs": other})
+    with pytest.raises(CheckFailedError, match="theirs and ours disagree, so nothing was measured: gradient of all"):
+        check_agreement("fp64", {"ours": first, "theirs": other})
+    doubled = dict(gradients) | {name: 2 * gradients[name]}
+    with pytest.raises(CheckFailedError, match=f"gradient of {name}: off by .* at most 0.4"):
+        check_agreement("bf16", {"ours": first, "theirs": replace(first, sketch=rows.sketch_of(doubled))})
+    for loss in (1.01 * first.loss, float("nan")):
+        with pytest.raises(CheckFailedError, match="loss"):
+            check_agreement("fp64", {"ours": first, "theirs": replace(first, loss=loss)})
+    lost = dict(gradients) | {name: torch.full_like(gradients[name], float("nan"))}
+    with pytest.raises(CheckFailedError, match="gradient"):
+        check_agreement("bf16", {"ours": first, "theirs": replace(first, sketch=rows.sketch_of(lost))})
+
+
+def test_a_sketch_measures_the_distance_of_two_gradients() -> None:
+    generator = torch.Generator().manual_seed(3)
+    first, second = torch.randn(2, 50, 40, generator=generator)
+    sketches = [rows.sketch_of({"weight": gradient})["weight"] for gradient in (first, second)]
+    distance = (first - second).norm().item()
+    assert 0.3 * distance < measurement._distance(*sketches) < 2 * distance
+
+
+def test_transformers_trains_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses of three whole steps, so large that clipping and the matrices' decay change them."""
+    monkeypatch.setattr(rows, "LEARNING_RATE", 0.01)
+    case = case_of(precision="fp64")
+    losses = {}
+    for name in ("torch-eager", "baseline-eager", "huggingface-eager"):
+        trainer = rows.build(name, case)
+        batch = rows.random_batch(case, trainer.device)
+        losses[name] = []
+        for _ in range(3):
+            losses[name].append(trainer.loss_and_gradients(batch).item())
+            trainer.update(0.01)
+    assert losses["torch-eager"][0] - losses["torch-eager"][2] > 0.1
+    assert losses["huggingface-eager"] == pytest.approx(losses["torch-eager"], rel=1e-6), "their loss is in float32"
+    assert losses["baseline-eager"] == pytest.approx(losses["torch-eager"], rel=1e-9)
+
+
+def test_without_transformers_its_rows_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_not(TINY) is None
+    assert why_not(replace(TINY, architecture="vaswani")) == "transformers has no network of architecture=vaswani"
+    assert why_not(replace(TINY, precision="fp64")) == "transformers calculates every loss in float32"
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert why_not(TINY) == "transformers is not installed"
+
+
+# Memory and the limit
+
+MEGABYTE = 1_000_000
+
+
+def allocate(end: Connection, before: int, after: int) -> None:
+    """Frees `before` bytes, then resets the peak and takes `after` bytes: says what counts."""
+    keep_freed_memory()
+    after_imports = resident_bytes("VmRSS")
+    pieces = [torch.ones(MEGABYTE // 4) for _ in range(before // MEGABYTE)]  # small enough to stay on the heap
+    del pieces
+    give_back_freed_memory()
+    assert reset_peak(torch.device("cpu"))
+    held = torch.ones(after // 4)
+    peak = peak_since_reset(held.device, after_imports)
+    end.send(peak)
+
+
+@pytest.mark.skipif(resident_bytes("VmHWM") is None, reason="this system does not tell")
+def test_what_a_process_takes_is_what_counts() -> None:
+    with MeasuringProcess(allocate, 300 * MEGABYTE, 200 * MEGABYTE) as process:
+        peak = process.answer()
+    assert 200 * MEGABYTE <= peak <= 215 * MEGABYTE
+
+
+@pytest.mark.parametrize(("architecture", "n_kv_heads"), [("gpt2", None), ("vaswani", None), ("llama", 2)])
+def test_the_limit_has_the_products_of_the_step(architecture: str, n_kv_heads: int | None) -> None:
+    config = replace(TINY, architecture=architecture, n_kv_heads=n_kv_heads)
+    products = ProductsOfAStep(config, batch_size=3)
+    with FlopCounterMode(display=False) as counter:
+        products.step()
+    assert counter.get_total_flops() == flops_per_token(config, 16) * 3 * 16
+
+
+# What it writes
+
+
+def measured(peers: bool = True) -> Measurement:
+    times = {SUBJECT: 0.010, "torch-eager": 0.020, "baseline-compiled": 0.015}
+    made = {name: MeasuredRow(name, [time] * 4, peak_bytes=64_000_000) for name, time in times.items()}
+    made["baseline-compiled"].peak_bytes, made["baseline-compiled"].cache = 128_000_000, "warm"
+    made["baseline-compiled"].cold_seconds = 31.0
+    if not peers:
+        made = {SUBJECT: made[SUBJECT]}
+    again = MeasuredRow(SUBJECT + measurement.AGAIN, [0.0101] * 4, peak_bytes=64_000_000)
+    case = Case(TINY, 3, 1, "C1", Bar(1.3, 0.4))
+    return Measurement(case, made, again, Row("products alone", [0.004] * 4), {"huggingface-eager": "not installed"})
+
+
+def test_the_table_says_what_was_measured() -> None:
+    lines = page.table(measured()).splitlines()
+    row = next(line for line in lines if line.startswith("baseline-compiled"))
+    assert row.split()[1:4] == ["15", "3,200", "1.500"]
+    assert row.split()[-5:] == ["128", "2.00", "26.7%", "0.0", "31.0"]
+    assert "huggingface-eager      left out: not installed" in lines
+    assert any(line.startswith("noise floor 1.0%") for line in lines)
+    assert lines[-1] == (
+        "fastest peer: baseline-compiled; time peer/ours = 1.50 (1.50 to 1.50); memory ours/peer = 0.50; "
+        "the bar: time at least 1.3, memory at most 0.4, which is missed"
+    )
+    assert page.table(measured(peers=False)).splitlines()[-1] == "no peer was measured"
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    page.draw([measured(), measured(peers=False)], tmp_path / "bench.png")
+    growth.draw([(case_of(), [measured()] * 2, [measured()] * 2)], tmp_path / "growth.png")
+    for name in ("bench.png", "growth.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_growth_is_beside_that_of_the_best_peer() -> None:
+    points = growth.over_length(case_of())
+    assert [point.config.max_seq_len for point in points] == [64, 128, 256, 512, 1024, 2048]
+    assert [point.batch_size for point in growth.over_batch_size(case_of())] == [1, 2, 4, 8, 16, 32]
+    lines = growth.table([measured()] * 2, [measured()] * 2).splitlines()
+    ratios = [line.split()[-2:] for line in lines if line.startswith("best peer / ours")]
+    assert ratios == [["1.5", "1.5"], ["1", "1"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "kind"),
+    [
+        ("aten::addmm", "", "products"),
+        ("aten::mm", "pair: linear_cross_entropy", "products"),
+        ("aten::bmm", "pair: attention_backward", "attention"),
+        ("aten::add", "pair: residual_layer_norm_forward", "norm"),
+        ("aten::mul", "pair: feed_forward_backward", "activation"),
+        ("aten::exp", "pair: linear_cross_entropy", "loss"),
+        ("aten::_softmax", "", "attention"),
+        ("aten::_log_softmax", "", "loss"),
+        ("graph_0_cpp_fused_gelu_gelu_backward_sum_view_2", "", "activation"),
+        ("aten::mul_", "update", "optimizer"),
+        ("aten::mm", "update", "optimizer"),
+        ("aten::copy_", "", "other"),
+    ],
+)
+def test_kinds_of_work(name: str, place: str, kind: str) -> None:
+    assert kind_of(name, place) == kind
+
+
+def test_a_breakdown_shares_out_the_measured_step() -> None:
+    profile = Profile({"products": 0.75, "norm": 0.25}, {}, [Allocation(2_000_000, "aten::empty", 3.0)])
+    lines = breakdown_page(measured().subject, profile).splitlines()
+    assert lines[1].split() == ["products", "7.500", "ms", "75.0%"]
+    assert lines[-1].split() == ["2.00", "MB", "x", "3", "aten::empty"]
+
+
+# The whole
+
+
+@pytest.mark.slow
+def test_a_measurement_of_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {"--json": tmp_path / "bench.json", "--picture": tmp_path / "bench.png"}
+    small = ["--model", "tiny", "--vocab-size", "99", "--batch-size", "2", "--threads", "1", "--rounds", "1"]
+    bench.main([*small, "--breakdown", *(str(word) for pair in files.items() for word in pair)])
+    printed = capsys.readouterr().out
+    assert "fastest peer: " in printed
+    assert f"{SUBJECT}: where" in printed
+    assert files["--picture"].stat().st_size > 1000
+    content = json.loads(files["--json"].read_text())
+    assert content["version"] == page.VERSION
+    assert content["machine"]["torch"] == torch.__version__
+    (case,) = content["cases"]
+    assert case["case"]["config"]["vocab_size"] == 99
+    assert [row["name"] for row in case["rows"]] == [
+        SUBJECT,
+        SUBJECT + measurement.AGAIN,
+        *(name for name in ROWS if name != SUBJECT),
+    ]
+    assert case["left_out"] == {}
+    for row in case["rows"]:
+        assert len(row["seconds"]) == 2
+        assert min(row["seconds"]) > 0
+        assert row["peak_bytes"] > 100_000  # parameters, gradients and moments
+        assert (row["cache"] == "warm") == (row["name"].endswith("-compiled") or "fused" in row["name"])
+    assert case["fastest_peer"] not in OURS
+    assert set(case["breakdown"]) == {SUBJECT, case["fastest_peer"]}
+    for profile in case["breakdown"].values():
+        assert sum(profile["kinds"].values()) == pytest.approx(1)
+        assert profile["kinds"]["products"] > 0
+        assert profile["allocations"]
+    assert case["breakdown"][SUBJECT]["pairs"]["feed_forward_backward"] > 0
+
+
+@pytest.mark.slow
+def test_growth_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(growth, "LENGTHS", (8, 64))
+    monkeypatch.setattr(growth, "BATCH_SIZES", (1, 64))
+    small = ["--model", "tiny", "--threads", "1", "--rounds", "1", "--rows", "baseline-eager"]
+    bench.main([*small, "--grow", "--json", str(tmp_path / "growth.json"), "--picture", str(tmp_path / "growth.png")])
+    assert "best peer / ours" in capsys.readouterr().out
+    (grown,) = json.loads((tmp_path / "growth.json").read_text())["growth"]
+    assert [point["case"]["config"]["max_seq_len"] for point in grown["over_length"]] == [8, 64]
+    first, last = ([row["peak_bytes"] for row in point["rows"]] for point in grown["over_batch_size"])
+    assert all(many > few for few, many in zip(first, last, strict=True))
+    assert (tmp_path / "growth.png").exists()
