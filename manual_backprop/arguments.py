@@ -29,12 +29,12 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         given = list(sys.argv[1:] if arguments is None else arguments)
-        known = [name for name in self._option_string_actions if name.startswith("--")]
+        known = [name[2:] for name in self._option_string_actions if name.startswith("--")]
         for argument in given:
             name = argument.partition("=")[0]
-            if name.startswith("--") and len(name) > 2 and name not in known:
-                meant = nearest(name.replace("_", "-"), known)
-                self.error(f"{name}: there is no such option" + (f"; did you mean {meant}?" if meant else ""))
+            if name.startswith("--") and len(name) > 2 and name[2:] not in known:
+                meant = nearest(name[2:].replace("_", "-"), known)
+                self.error(f"{name}: there is no such option" + (f"; did you mean --{meant}?" if meant else ""))
         options, rest = self.parse_known_args(given)
         if rest:
             self.error(f"{rest[0]}: was not expected here; a text of several words needs quotes around it")

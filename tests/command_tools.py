@@ -1,11 +1,22 @@
-"""For the tests of command lines: a command as a process, and what the check says about one."""
+"""For the tests of command lines: commands as processes, started and waited for, and what the check says about one.
+
+A real interpreter each; what is the same in one that has imported torch already: warm_python.py.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -14,20 +25,106 @@ from manual_backprop.composition import Composer
 from manual_backprop.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 120.0  # [s]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Of a command: this package, one thread, output at once, and no setting of MLflow, whatever this process has."""
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    given = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    return given | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | changes
+
+
+def words_of(module: str, arguments: tuple[str, ...], flags: tuple[str, ...] = ()) -> list[str]:
+    return [sys.executable, *flags, "-m", module, *arguments]
 
 
 def command(
-    *arguments: str, cwd: Path, module: str = "manual_backprop.run", flags: tuple[str, ...] = (), seconds: float = 120
+    *arguments: str,
+    cwd: Path,
+    module: str = "manual_backprop.run",
+    flags: tuple[str, ...] = (),
+    seconds: float = PATIENCE,
+    **changes: str,
 ) -> subprocess.CompletedProcess[str]:
+    """`python *flags -m module *arguments`, waited for; `changes` are variables of its environment."""
     return subprocess.run(
-        [sys.executable, *flags, "-m", module, *arguments],
+        words_of(module, arguments, flags),
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(**changes),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=seconds,
         check=False,
     )
+
+
+class Started:
+    """A command that runs while the test looks at it; killed at the end, whatever happens."""
+
+    def __init__(self, *arguments: str, cwd: Path, module: str = "manual_backprop.run", **changes: str):
+        self.words, self.cwd, self.changes = words_of(module, arguments), cwd, changes
+
+    def __enter__(self) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            self.words, cwd=self.cwd, env=environment(**self.changes), stdout=pipe, stderr=pipe, text=True
+        )
+        return self.process
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def wait_until(condition: Callable[[], Any], interval: float = 0.02) -> Any:
+    """What `condition` returns as soon as that is true. Asked every `interval` seconds, for PATIENCE."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(interval)
+    raise AssertionError("it has not come to pass")
+
+
+def steps_of(run: Path) -> int:
+    """How many lines its metrics have by now: each step's, after the header."""
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def free_port() -> int:
+    """At 127.0.0.1, where nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def serving(*arguments: str, module: str, cwd: Path, address: str, **changes: str) -> Iterator[str]:
+    """`python -m module *arguments`, a server, from its first answer at `address` on: that answer. It ends, and every
+    process that it started, with the context."""
+    with tempfile.TemporaryFile("w+") as said:
+        server = subprocess.Popen(
+            words_of(module, arguments),
+            cwd=cwd, env=environment(**changes), stdout=said, stderr=said, start_new_session=True,
+        )  # fmt: skip
+
+        def answer() -> str | None:
+            if server.poll() is not None:
+                said.seek(0)
+                raise AssertionError(f"the server has ended with {server.returncode}:\n{said.read()}")
+            with suppress(OSError), urlopen(address, timeout=5) as response:
+                return response.read().decode()
+            return None
+
+        try:
+            yield wait_until(answer, interval=0.2)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
+            server.wait(PATIENCE)
 
 
 def refused(hydra: Composer, arguments: list[str], multirun: bool = False) -> list[str]:

@@ -32,10 +32,14 @@ def write_text(path: Path, sentences: int = 300) -> Path:
     return path
 
 
-def config_of(text: Path, *overrides: str) -> RunConfig:
+def small(*overrides: str) -> list[str]:
+    """SMALL, but for the keys that `overrides` name, and these."""
     chosen = {override.partition("=")[0] for override in overrides}
-    defaults = [override for override in SMALL if override.partition("=")[0] not in chosen]
-    return check([*defaults, f"dataset.path='{text}'", *overrides]).jobs[0].config
+    return [*(override for override in SMALL if override.partition("=")[0] not in chosen), *overrides]
+
+
+def config_of(text: Path, *overrides: str) -> RunConfig:
+    return check(small(f"dataset.path='{text}'", *overrides)).jobs[0].config
 
 
 def train(root: Path, text: Path, *overrides: str) -> Path:

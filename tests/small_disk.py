@@ -13,7 +13,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from command_tools import PATIENCE, ROOT, environment
+
 LARGEST_SHARED_MEMORY = 512 << 20  # [bytes]; a host's own is half of its memory, and is not ours to fill
 
 
@@ -48,6 +49,5 @@ def _python(file: Path, disk: Path) -> list[str]:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    given = environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=given)

@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,19 +22,13 @@ from manual_backprop.gradient_check.network_check import counted, networks, step
 from manual_backprop.language_model import LanguageModel
 from manual_backprop.models.network import Batch, parameter_shapes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CASES = [
     pytest.param(replace(config, dropout=0.0), batch, scale, id=f"{architecture}-{name}")
     for architecture in ARCHITECTURES
     for name, config, batch, scale in odd_cases(architecture)
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("config", "batch", "scale"), CASES)

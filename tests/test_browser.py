@@ -6,37 +6,23 @@ Skips, and says why, where there is no Chromium (Debian: `apt-get install chromi
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_tools import PATIENCE, command, free_port, serving
+from run_tools import small, write_text
 
-import manual_backprop
 from manual_backprop.sweeps.records import runs_of_sweep
 from manual_backprop.tracking.run_directory import SWEEPS, list_runs, read_run
 
 pytestmark = pytest.mark.slow
-REPOSITORY = Path(manual_backprop.__file__).resolve().parent.parent
-PATIENCE = 300  # [s] for a process or a page
-SWEEP = (
-    *("model=tiny", "model.d_model=16", "model.n_heads=2", "model.d_ffn=24", "model.max_seq_len=8", "tokenizer=byte"),
-    *("training=smoke", "training.log_every=1", "training.sample_length=8", "training.eval_every=5", "device=cpu"),
-    *("dataset=text", "dataset.path=text.txt", "optimizer.learning_rate=1e-3,1e-2"),
+SWEEP = small(
+    *("dataset.path=text.txt", "tracking=mlflow", "training.sample_length=8", "training.eval_every=5"),
+    "optimizer.learning_rate=1e-3,1e-2",
 )
-
-
-def environment() -> dict[str, str]:
-    paths = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH", ""))))
-    hidden = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    return hidden | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +42,8 @@ def browser() -> Iterator[Any]:
 def root(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Path:
     """A folder with a sweep of two jobs."""
     root = tmp_path_factory.mktemp("sweep")
-    (root / "text.txt").write_text(" ".join(f"the cat saw {n * n % 11} mice." for n in range(300)))
-    command = [sys.executable, "-m", "manual_backprop.run", "-m", *SWEEP]
-    done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
+    write_text(root / "text.txt")
+    done = command("-m", *SWEEP, cwd=root)
     assert done.returncode == 0, done.stderr
     return root
 
@@ -66,26 +51,11 @@ def root(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Path:
 @pytest.fixture(scope="module")
 def address(root: Path) -> Iterator[str]:
     """Of an MLflow server on this folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with (root / "server.txt").open("w") as log:
-        server = subprocess.Popen(command, cwd=root, env=environment(), stdout=log, stderr=log, start_new_session=True)
-    try:
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, (root / "server.txt").read_text()
-                assert time.monotonic() < end, "the server does not answer"
-                time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, 15)  # its workers too: the group is its own
-        server.wait(PATIENCE)
+    port = free_port()
+    given = ("ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1")
+    address = f"http://127.0.0.1:{port}"
+    with serving(*given, module="mlflow", cwd=root, address=f"{address}/health", MLFLOW_DISABLE_TELEMETRY="true"):
+        yield address
 
 
 @pytest.fixture

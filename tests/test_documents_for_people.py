@@ -1,8 +1,9 @@
 """README.md, CONTRIBUTING.md and docs/ tell the truth: every command and every Python block is run, every link leads
 somewhere, and a number has its command beside it.
 
-A training is run with fewer steps and otherwise as it stands. What is not run here is run by `.ci/run`, and that is
-checked. The listings in docs/one-step.md are no commands: `explain` writes them, and test_explain.py compares them.
+A training is run with fewer steps, on fewer documents, and otherwise as it stands; each command is a process, forked
+where torch and MLflow are imported already. What is not run here is run by `.ci/run`, and that is checked. The listings
+in docs/one-step.md are no commands: `explain` writes them, and test_explain.py compares them.
 """
 
 from __future__ import annotations
@@ -12,24 +13,22 @@ import os
 import re
 import shlex
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
+from command_tools import ROOT, environment, free_port, serving
+from warm_python import WarmPython
 
 from manual_backprop.tracking.run_directory import list_runs, read_run
 
-ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
 SET_UP = "python3 -m venv"  # the two commands that .ci/run and a new user type
+TOOLS = ("levels", "tracking_cost", "inspection_cost")
+MEASURES = tuple(f"python -m manual_backprop.tools.{name}" for name in TOOLS)  # each in a test of its own, and smaller
 SHOWS = ("--help", "--version", "plan=true")  # what ends at once
 # What a reader puts in, and what is put in here. RUN_DIRECTORY and the like are the newest run.
 PLACEHOLDERS = {"FILE": "README.md", "TEXT": "README.md", "experiments=NAME": "experiments=overfit_one_batch"}
@@ -41,6 +40,7 @@ SHORT = {
     "training.sample_length": "2",
     "device.threads": "1",
 }
+FEW_DOCUMENTS = 20  # of the built-in corpus: a run evaluates the whole validation split at its end
 
 
 def blocks(language: str, pages: tuple[str, ...] = PAGES) -> list[str]:
@@ -61,9 +61,7 @@ def kind(command: str) -> str:
     """Who runs it."""
     if command.startswith(SET_UP):
         return "set-up"
-    if command.startswith(
-        ("python -m pytest", "ruff ", "python tests/mutate.py", "python -m manual_backprop.tools.levels")
-    ):
+    if command.startswith(("python -m pytest", "ruff ", "python tests/mutate.py", *MEASURES)):
         return "checked in .ci/run"
     if command.startswith("mlflow ui"):
         return "server"
@@ -98,13 +96,13 @@ def shortened(words: list[str]) -> list[str]:
     """A training of a few steps, a bench of one turn; all else as it is."""
     module, given = words[1], words[2:]
     if module == "manual_backprop.bench":
-        return [*words, "--model", "tiny", "--rounds", "1", "--batch-size", "2", "--threads", "1"]
-    if module == "manual_backprop.tools.inspection_cost":
-        return [*words, "model=tiny", "--rounds", "1", "--every", "5", "--looks", "1"]
-    if module == "manual_backprop.tools.tracking_cost":
-        return [*words, "--model", "tiny", "--rounds", "1", "--steps", "20", "--threads", "1"]
+        small = ("--rounds", "1", "--batch-size", "2", "--threads", "1")
+        size = () if "--case" in given else ("--model", "tiny")
+        return [*words, *size, *small, "--rows", "torch-eager"]  # to compile the others takes minutes: test_bench.py
     if module == "manual_backprop.tools.parallel_runs":
         return [*words[:2], "--rounds", "1", "--jobs", "2"]
+    if module == "manual_backprop.tools.tokenization" and given[0] == "analyze":
+        return [*words, "--subset", str(FEW_DOCUMENTS)]
     if module == "manual_backprop.verify" and given:
         return [*words, *(["model=tiny"] if not any(word.startswith("model=") for word in given) else [])]
     if module != "manual_backprop.run":
@@ -118,6 +116,8 @@ def shortened(words: list[str]) -> list[str]:
     changed = [word for word in words if word.partition("=")[0] not in SHORT]
     changed += [f"{key}={value}" for key, value in SHORT.items()]
     changed += ["hydra.sweeper.n_trials=2"] if "hydra/sweeper=search" in given else []
+    if "dataset" not in named and "experiments=shakespeare_char" not in given:
+        changed.append(f"dataset.subset_size={FEW_DOCUMENTS}")
     return changed + (["model=tiny"] if not named & {"model", "experiments"} else [])
 
 
@@ -125,7 +125,7 @@ def run(words: list[str], cwd: Path, seconds: float) -> subprocess.CompletedProc
     return subprocess.run(
         [sys.executable, *words],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -134,14 +134,20 @@ def run(words: list[str], cwd: Path, seconds: float) -> subprocess.CompletedProc
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def warm() -> Iterator[WarmPython]:
+    with WarmPython(environment()) as python:
+        yield python
+
+
+@pytest.fixture(scope="module")
+def place(warm: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a reader stands: a checkout's README, and one run behind them."""
     folder = tmp_path_factory.mktemp("place")
     shutil.copy2(ROOT / "README.md", folder)
     (folder / "docs").mkdir()
     shutil.copy2(ROOT / "docs" / "one-step.md", folder / "docs")
     first = ["-m", "manual_backprop.run", "model=tiny", "training.save_every=2"]
-    done = run(shortened(first), folder, 300)
+    done = warm.run(shortened(first), folder, 300)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -187,18 +193,17 @@ def test_jobs_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.chdir(ROOT)
     words = arguments_of(command.replace("RUN", "last"), ROOT)
-    goes_on = ("resume=", "sweep.resume=", "init_from=")  # from what earlier commands left: the slow test has that
+    # from what earlier commands left: the slow test has that
+    goes_on = ("resume=", "sweep.resume=", "init_from=", "dataset=pretokenized")
     if words[1] == "manual_backprop.run" and not any(word.startswith(goes_on) for word in words):
         assert check([word for word in words[2:] if word != "-m"], multirun="-m" in words[2:]).jobs
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", of_kind("job"))
-def test_jobs_run(command: str, place: Path) -> None:
-    done = run(shortened(arguments_of(command, place)), place, 600)
-    # a bar that is missed is exit 1, and this short it says nothing
-    good = (0, 1) if command.endswith("_cost") and "noise" in done.stdout else (0,)
-    assert done.returncode in good, done.stdout[-2000:] + done.stderr[-2000:]
+def test_jobs_run(command: str, place: Path, warm: WarmPython) -> None:
+    done = warm.run(shortened(arguments_of(command, place)), place, 600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.strip() or done.stderr.strip()
 
 
@@ -206,7 +211,9 @@ def test_jobs_run(command: str, place: Path) -> None:
 @pytest.mark.parametrize("command", of_kind("server"))
 def test_the_page_to_compare_runs_is_served(command: str, place: Path) -> None:
     port = free_port()
-    with serving([*shlex.split(command), "--port", str(port)], place, f"http://127.0.0.1:{port}/") as page:
+    module, *arguments = shlex.split(command)
+    address = f"http://127.0.0.1:{port}/"
+    with serving(*arguments, "--port", str(port), module=module, cwd=place, address=address) as page:
         assert "MLflow" in page
 
 
@@ -215,8 +222,12 @@ def test_the_model_is_served(place: Path) -> None:
     """What `mlflow models serve` and the `curl` behind it say, at a port that is free."""
     serve, ask = of_kind("served model")
     port = str(free_port())
-    words = [port if word == "5001" else word.replace("RUN_ID", mlflow_id(place)) for word in shlex.split(serve)]
-    with serving(words, place, f"http://127.0.0.1:{port}/ping"):
+    module, *words = [
+        port if word == "5001" else word.replace("RUN_ID", mlflow_id(place)) for word in shlex.split(serve)
+    ]
+    variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlflow.db'}"}
+    variables["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # activated
+    with serving(*words, module=module, cwd=place, address=f"http://127.0.0.1:{port}/ping", **variables):
         _, address, header, content_type, data, body = shlex.split(ask)
         assert (header, data) == ("-H", "-d")
         name, _, value = content_type.partition(": ")
@@ -224,47 +235,6 @@ def test_the_model_is_served(place: Path) -> None:
         with urlopen(request, timeout=60) as answer:
             (text,) = json.load(answer)["predictions"]
     assert isinstance(text, str)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextmanager
-def serving(words: list[str], place: Path, address: str) -> Iterator[str]:
-    """`mlflow ...` as a process, once it answers at `address`: with what."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", *words],
-        cwd=place,
-        env={
-            **os.environ,
-            "MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlflow.db'}",
-            "PATH": os.pathsep.join(
-                (str(Path(sys.executable).parent), os.environ["PATH"])
-            ),  # activated, as README says
-        },
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert server.poll() is None
-            try:
-                with urlopen(address, timeout=5) as answer:
-                    page = answer.read().decode()
-                break
-            except (URLError, ConnectionError, TimeoutError):
-                assert time.monotonic() < deadline, "nobody answers"
-                time.sleep(0.3)
-        yield page
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
 
 
 def test_the_rest_is_run_by_ci() -> None:
@@ -286,11 +256,11 @@ def test_the_rest_is_run_by_ci() -> None:
     here = {
         "python -m pytest": lines[1].endswith("-m pytest"),
         "python -m pytest -m slow": "pytest -m slow" in ci,
-        "python -m pytest -m gradients": "pytestmark = pytest.mark.gradients" in tests,  # a part of the first
+        "python -m pytest -m gradients": "pytest.mark.gradients" in tests,  # a part of the first
         "python tests/mutate.py": "mutate(seconds=" in tests,  # one of the slow ones
-        "python -m manual_backprop.tools.levels": '"manual_backprop.tools.levels"' in tests,  # another
         "ruff format . && ruff check . && mypy": all(word in ci for word in ("ruff format", "ruff check", "mypy")),
     }
+    here |= {tool: f'"{tool.removeprefix("python -m ")}"' in tests for tool in MEASURES}  # slow ones too
     for command in of_kind("checked in .ci/run"):
         assert here[command], command
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command_tools import environment, words_of
 
 from manual_backprop import exit_codes, generate
 from manual_backprop.saved_model import load
 
 pytestmark = pytest.mark.usefixtures("here")
-ROOT = Path(__file__).parents[1]
-
-
-def command(module: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"manual_backprop.{module}", *arguments]
-
-
-def environment() -> dict[str, str]:
-    return {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -75,6 +65,7 @@ def test_it_ends_before_a_stop(copy: Path, capsys: pytest.CaptureFixture[str]) -
         (["last"], "the following arguments are required: --prompt"),
         (["last", "--promt", "x"], "--promt: there is no such option; did you mean --prompt?"),
         (["last", "--prompt", "x", "--max_length", "3"], "did you mean --max-length?"),
+        (["last", "--prompt", "x", "--tokens", "3"], "--tokens: there is no such option\n"),  # and nothing like it
         (["last", "--prompt", "the", "cat"], "cat: was not expected here; a text of several words needs quotes"),
         (["last", "--prompt", "x", "--temperature", "-1"], "--temperature: must be a number, at least 0, was '-1'"),
         (["last", "--prompt", "x", "--temperature", "inf"], "--temperature: must be a number"),
@@ -111,7 +102,9 @@ def test_a_character_that_the_model_has_never_seen(
 def test_from_a_pipe_until_interrupted(copy: Path, tmp_path: Path) -> None:
     """stdin without its last line break; every character at once; Ctrl-C is 130 without a traceback."""
     process = subprocess.Popen(
-        command("generate", "last", "--prompt", "-", "--max-length", "100000000", "--temperature", "0"),
+        words_of(
+            "manual_backprop.generate", ("last", "--prompt", "-", "--max-length", "100000000", "--temperature", "0")
+        ),
         cwd=tmp_path,
         env=environment(),
         stdin=subprocess.PIPE,
@@ -138,7 +131,7 @@ def test_from_a_pipe_until_interrupted(copy: Path, tmp_path: Path) -> None:
 
 def test_what_comes_in_must_be_utf8(tmp_path: Path) -> None:
     done = subprocess.run(
-        command("generate", "last", "--prompt", "-"),
+        words_of("manual_backprop.generate", ("last", "--prompt", "-")),
         cwd=tmp_path,
         env=environment(),
         input=b"\xff",

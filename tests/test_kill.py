@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from run_tools import SMALL, assert_same_tensors, metric, newest, write_text
+from command_tools import ROOT, environment
+from run_tools import assert_same_tensors, metric, newest, small, write_text
 
 from manual_backprop.checkpoint import CheckpointManager, verify
 from manual_backprop.tracking.metrics_file import read_entries
 from manual_backprop.tracking.run_directory import list_runs, read_run
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-PROGRAM = REPOSITORY / "tests" / "killed_runs.py"
+PROGRAM = ROOT / "tests" / "killed_runs.py"
 OFTEN = ("training.save_every=4", "training.keep_checkpoints=1", "training.eval_every=30", "training.eval_batches=1")
 COMPARED = ("train/loss", "gradient_norm", "learning_rate", "tokens_seen", "nonfinite_steps", "validation/loss")
 
 
 def kill_and_compare(tmp_path: Path, kills: int, seed: int, max_steps: int, *options: str) -> None:
     text = write_text(tmp_path / "text.txt", sentences=60)
-    overrides = [*SMALL, f"dataset.path='{text}'", *OFTEN, f"training.max_steps={max_steps}", *options]
-    named = {override.partition("=")[0]: override for override in overrides}  # the last one counts
+    overrides = small(f"dataset.path='{text}'", *OFTEN, f"training.max_steps={max_steps}", *options)
     done = subprocess.run(
-        [sys.executable, PROGRAM, tmp_path, str(kills), str(seed), str(max_steps), *named.values()],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        [sys.executable, PROGRAM, tmp_path, str(kills), str(seed), str(max_steps), *overrides],
+        env=environment(),
         capture_output=True,
         text=True,
     )

@@ -524,6 +524,8 @@ def test_foreign_checkpoint_changes_nothing(architecture: str, tmp_path: Path) -
             ({"vocab_size": 20}, "vocab_size is 20 there and 19 here"),
             ({"architecture": other_architecture}, f"architecture is {other_architecture} there"),
             ({"n_kv_heads": 1} if architecture == "llama" else {"activation": "gelu"}, "is (gelu|1) there"),
+            ({"norm_epsilon": 0.02}, r"norm_epsilon is 0.02 there and 1e-0[56] here"),
+            *([({"rotary_base": 500.0}, r"rotary_base is 500.0 there and 10000.0 here")] * (architecture == "llama")),
         )
     ):
         wrapper(**({"architecture": architecture} | changes)).save_checkpoint(tmp_path / str(number))

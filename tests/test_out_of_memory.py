@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-import os
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command_tools import ROOT
+from command_tools import PATIENCE, environment, words_of
 from run_tools import newest
 
 from manual_backprop.errors import OutOfMemory
@@ -45,17 +43,17 @@ def test_other_errors_stay_what_they_are() -> None:
 
 @pytest.mark.slow
 def test_a_run_without_enough_memory_ends_in_one_sentence(tmp_path: Path, text: Path) -> None:
-    arguments = [
+    arguments = (
         *("model=medium", "training.batch_size=512", "training=smoke", "dataset=text", f"dataset.path='{text}'"),
         *("tokenizer=byte", "tracking=none", "device=cpu", "device.threads=1"),
-    ]
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "manual_backprop.run", *arguments],
+        words_of("manual_backprop.run", arguments),
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30)),
     )
     assert done.returncode == 1, done.stderr

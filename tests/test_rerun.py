@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_tools import command
 from run_tools import metric, newest, resume, same_process, train
 
 from manual_backprop.circumstances import code_digest
@@ -19,7 +18,6 @@ from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import list_runs, read_run
 from manual_backprop.tracking.tracker import Tracked
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures("here")
 
 
@@ -44,13 +42,7 @@ def change(file: Path, **fields: object) -> None:
 
 
 def test_the_same_bits_in_another_process(then: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "manual_backprop.rerun", then.name[-6:]],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-    )
+    done = command(then.name[-6:], cwd=tmp_path, module="manual_backprop.rerun")
     assert done.returncode == 0, done.stderr
     assert f"{then.name} again; nothing has changed since" in done.stdout
     assert "The losses of 4 steps are bitwise the same." in done.stdout

@@ -5,83 +5,43 @@ What runs compute: test_runner.py. Sweeps: test_sweeps.py.
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from command_tools import PATIENCE, Started, command, steps_of, wait_until
+from run_tools import small, write_text
 
-import manual_backprop
 from manual_backprop.checkpoint import CheckpointManager
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import close_dead_runs, list_runs, read_run
 
-REPOSITORY = Path(manual_backprop.__file__).resolve().parent.parent
-SMALL = (
-    *("model=tiny", "model.d_model=16", "model.n_heads=2", "model.d_ffn=24", "model.max_seq_len=8", "tokenizer=byte"),
-    *("training=smoke", "training.log_every=1", "tracking=none", "device=cpu", "dataset=text", "dataset.path=text.txt"),
-)
-ENDLESS = (*SMALL, "training.max_steps=1000000", "training.eval_every=1000000", "training.save_every=1000000")
-PATIENCE = 120  # [s] for anything that a process is waited for
+HERE = "dataset.path=text.txt"
+FOR_EVER = (HERE, "training.max_steps=1000000", "training.eval_every=1000000")
+SMALL = small(HERE)
+ENDLESS = small(*FOR_EVER, "training.save_every=1000000")
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    text = " ".join(f"the {('cat', 'dog', 'owl')[n * n % 3]} saw {n % 7} mice." for n in range(300))
-    (tmp_path / "text.txt").write_text(text)
+    """Where the commands are given."""
+    write_text(tmp_path / "text.txt")
     return tmp_path
 
 
-def environment() -> dict[str, str]:
-    paths = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH", ""))))
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
-
-
-def command(overrides: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "manual_backprop.run", *overrides]
-
-
-def run(root: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(overrides), cwd=root, env=environment(), capture_output=True, text=True, timeout=PATIENCE
-    )
-
-
-class Started:
-    """A command that runs while the test looks at it; killed at the end, whatever happens."""
-
-    def __init__(self, root: Path, *overrides: str):
-        self.root, self.overrides = root, overrides
-
-    def __enter__(self) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            command(self.overrides), cwd=self.root, env=environment(), stdout=pipe, stderr=pipe, text=True
-        )
-        return self.process
-
-    def __exit__(self, *exception: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
 def wait_for_steps(root: Path, steps: int) -> Path:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
+    """The run's directory, as soon as it has made some."""
+
+    def found() -> Path | None:
         runs = list_runs(root / "outputs")
-        log = runs[-1] / "metrics.jsonl" if runs else root / "none"
-        if log.exists() and log.read_bytes().count(b"\n") > steps:
-            return log.parent
-        time.sleep(0.02)
-    raise AssertionError("no run has come so far")
+        return runs[-1] if runs and steps_of(runs[-1]) > steps else None
+
+    return wait_until(found)
 
 
 def test_done(root: Path) -> None:
-    done = run(root, *SMALL, "training.max_steps=2")
+    done = command(*SMALL, "training.max_steps=2", cwd=root)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "validation loss" in done.stdout
@@ -95,7 +55,7 @@ def test_done(root: Path) -> None:
 
 
 def test_bad_config(root: Path) -> None:
-    failed = run(root, *SMALL, "model.d_modle=3", "training.max_steps=-1")
+    failed = command(*SMALL, "model.d_modle=3", "training.max_steps=-1", cwd=root)
     assert failed.returncode == 2
     assert "d_modle" in failed.stderr
     assert "max_steps" in failed.stderr
@@ -104,7 +64,7 @@ def test_bad_config(root: Path) -> None:
 
 
 def test_not_finite(root: Path) -> None:
-    failed = run(root, *SMALL, "optimizer.learning_rate=1e30", "schedule.warmup_ratio=0")
+    failed = command(*SMALL, "optimizer.learning_rate=1e30", "schedule.warmup_ratio=0", cwd=root)
     assert failed.returncode == 3
     assert "optimizer.learning_rate" in failed.stderr
     assert "Traceback" not in failed.stderr
@@ -113,7 +73,7 @@ def test_not_finite(root: Path) -> None:
 
 def test_storage(root: Path) -> None:
     (root / "outputs").write_text("a file, not a folder")
-    failed = run(root, *SMALL)
+    failed = command(*SMALL, cwd=root)
     assert failed.returncode == 4
     assert "outputs" in failed.stderr
     assert "Traceback" not in failed.stderr
@@ -121,7 +81,7 @@ def test_storage(root: Path) -> None:
 
 def signalled(root: Path, number: signal.Signals) -> None:
     """A signal ends a run with a checkpoint, and `resume=last` with nothing repeated but its length finishes it."""
-    with Started(root, *ENDLESS) as process:
+    with Started(*ENDLESS, cwd=root) as process:
         directory = wait_for_steps(root, 5)
         process.send_signal(number)
         _, errors = process.communicate(timeout=PATIENCE)
@@ -134,7 +94,7 @@ def signalled(root: Path, number: signal.Signals) -> None:
     assert steps >= 5
     assert list(load_training_log(directory).training["train/loss"].steps) == list(range(1, steps + 1))
 
-    done = run(root, "resume=last", f"training.max_steps={steps + 3}")
+    done = command("resume=last", f"training.max_steps={steps + 3}", cwd=root)
     assert done.returncode == 0, done.stderr
     assert list_runs(root / "outputs") == [directory]
     assert read_run(directory)["status"] == "FINISHED"
@@ -153,7 +113,7 @@ def test_sigint(root: Path) -> None:
 @pytest.mark.slow
 def test_a_second_signal_leaves_at_once(root: Path) -> None:
     """The first waits for the step to end; here it has a million batches. The second does not."""
-    with Started(root, *ENDLESS, "training.gradient_accumulation_steps=1000000") as process:
+    with Started(*ENDLESS, "training.gradient_accumulation_steps=1000000", cwd=root) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("run directory"):
@@ -176,7 +136,7 @@ def test_a_second_signal_leaves_at_once(root: Path) -> None:
 @pytest.mark.slow
 def test_text_that_is_too_short(root: Path) -> None:
     (root / "text.txt").write_text("Only a few words.")
-    failed = run(root, *SMALL)
+    failed = command(*SMALL, cwd=root)
     assert failed.returncode == 2
     assert "more text" in failed.stderr
     assert "Traceback" not in failed.stderr
@@ -186,14 +146,14 @@ def test_text_that_is_too_short(root: Path) -> None:
 @pytest.mark.slow
 def test_a_run_that_was_killed_without_warning(root: Path) -> None:
     """kill -9: the last checkpoint is there, the next command tells the truth about the run, and it can go on."""
-    with Started(root, *[o for o in ENDLESS if "save_every" not in o], "training.save_every=5") as process:
+    with Started(*small(*FOR_EVER, "training.save_every=5"), cwd=root) as process:
         directory = wait_for_steps(root, 12)
         process.kill()
         process.communicate(timeout=PATIENCE)
     assert read_run(directory)["status"] == "RUNNING"
     latest = CheckpointManager(directory / "checkpoints").load().step
     assert latest >= 10
-    done = run(root, "resume=last", f"training.max_steps={latest + 5}")
+    done = command("resume=last", f"training.max_steps={latest + 5}", cwd=root)
     assert done.returncode == 0, done.stderr
     assert read_run(directory)["status"] == "FINISHED"
     assert read_run(directory)["resumes"][0]["previous_status"] == "KILLED"
@@ -202,16 +162,17 @@ def test_a_run_that_was_killed_without_warning(root: Path) -> None:
 
 def test_a_terminal_that_cannot_show_a_character(root: Path) -> None:
     (root / "greetings.txt").write_text("grüße 你好 🎉 und so weiter. " * 40, encoding="utf-8")
-    done = subprocess.run(
-        command(["dataset=text", "dataset.path=greetings.txt", "tokenizer=char", "model=tiny", "training=smoke",
-                 "model.max_seq_len=16", "tracking=none"]),
-        cwd=root, env=environment() | {"PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=PATIENCE,
-    )  # fmt: skip
+    done = command(
+        *("dataset=text", "dataset.path=greetings.txt", "tokenizer=char", "model=tiny", "training=smoke"),
+        *("model.max_seq_len=16", "tracking=none"),
+        cwd=root,
+        PYTHONIOENCODING="ascii",
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_a_network_that_does_not_fit_into_memory(root: Path) -> None:
-    done = run(root, "model=tiny", "training=smoke", "model.d_model=1000000", "tracking=none")
+    done = command("model=tiny", "training=smoke", "model.d_model=1000000", "tracking=none", cwd=root)
     assert done.returncode == 2
     assert "does not fit into the memory of cpu" in done.stderr
     assert "Traceback" not in done.stderr

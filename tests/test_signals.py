@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from run_tools import SMALL, resume, same_process, write_text
+from command_tools import PATIENCE, environment, wait_until, words_of
+from run_tools import resume, same_process, small, write_text
 
 from manual_backprop.checkpoint import CheckpointManager, verify
 from manual_backprop.errors import RunInUseError
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import list_runs, read_run
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-ENDLESS = ("training.max_steps=1000000", "training.eval_every=1000000", "training.save_every=7")
-PATIENCE = 120  # [s]
+ENDLESS = small(
+    *("dataset.path=text.txt", "training.max_steps=1000000", "training.eval_every=1000000", "training.save_every=7")
+)
 MOMENTS = 12
 
 
 def start(root: Path) -> subprocess.Popen[str]:
     """The command, as soon as a line of it has run: before that, a signal meets Python itself."""
-    chosen = {override.partition("=")[0] for override in ENDLESS}
-    overrides = [override for override in SMALL if override.partition("=")[0] not in chosen]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "manual_backprop.run", *overrides, "dataset.path=text.txt", *ENDLESS],
-        cwd=root,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end and not _catches(process.pid, signal.SIGTERM):
-        time.sleep(0.001)
+    pipe = subprocess.PIPE
+    command = words_of("manual_backprop.run", tuple(ENDLESS))
+    process = subprocess.Popen(command, cwd=root, env=environment(), stdout=pipe, stderr=pipe, text=True)
+    wait_until(lambda: _catches(process.pid, signal.SIGTERM), interval=0.001)
     return process
 
 
@@ -63,11 +53,9 @@ def test_a_signal_at_any_moment(tmp_path: Path) -> None:
         begin = time.monotonic()
         process = start(tmp_path)
         if number == 0:  # how long it takes to the first step, on this machine
-            while time.monotonic() - begin < PATIENCE and not first_step(tmp_path):
-                time.sleep(0.005)
+            wait_until(lambda: first_step(tmp_path), interval=0.005)
             seconds = time.monotonic() - begin
-            while time.monotonic() - begin < PATIENCE and not list(tmp_path.glob("outputs/runs/*/checkpoints/step-*")):
-                time.sleep(0.005)
+            wait_until(lambda: list(tmp_path.glob("outputs/runs/*/checkpoints/step-*")), interval=0.005)
             with same_process(), pytest.raises(RunInUseError, match=f"in use by process {process.pid} "):
                 resume(tmp_path, "resume=last")
         else:

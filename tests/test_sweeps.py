@@ -9,91 +9,32 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
+from command_tools import PATIENCE, Started, command, steps_of, wait_until
+from run_tools import small, write_text
 
-import manual_backprop
 from manual_backprop.sweeps.processors import cores, jobs_at_once, threads_of_a_job
 from manual_backprop.sweeps.records import JobRecord, Records, best_first, best_of, job_name, runs_of_sweep
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import SWEEPS, close_dead_runs, list_runs, read_run
 
-REPOSITORY = Path(manual_backprop.__file__).resolve().parent.parent
-SMALL = (
-    *("model=tiny", "model.d_model=16", "model.n_heads=2", "model.d_ffn=24", "model.max_seq_len=8", "tokenizer=byte"),
-    *("training=smoke", "training.log_every=1", "training.sample_length=4", "training.max_steps=4", "tracking=none"),
-    *("device=cpu", "dataset=text", "dataset.path=text.txt"),
-)
-ENDLESS = ("training.max_steps=1000000", "training.eval_every=1000000", "training.save_every=1000000")
-PATIENCE = 240  # [s] for anything that a process is waited for
-
-
-def write_text(root: Path) -> Path:
-    text = " ".join(f"the {('cat', 'dog', 'owl')[n * n % 3]} saw {n % 7} mice." for n in range(300))
-    (root / "text.txt").write_text(text)
-    return root
+HERE = ("dataset.path=text.txt", "device.threads=null")  # threads are the launcher's to divide
+SMALL = small(*HERE, "training.max_steps=4")
+ENDLESS = small(*HERE, "training.max_steps=1000000", "training.eval_every=1000000", "training.save_every=1000000")
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    return write_text(tmp_path)
-
-
-def environment() -> dict[str, str]:
-    paths = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH", ""))))
-    hidden = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    return hidden | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
-
-
-def command(overrides: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "manual_backprop.run", *overrides]
-
-
-def run(root: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(overrides), cwd=root, env=environment(), capture_output=True, text=True, timeout=PATIENCE
-    )
-
-
-class Started:
-    """A command that runs while the test looks at it; killed at the end, whatever happens."""
-
-    def __init__(self, root: Path, *overrides: str):
-        self.root, self.overrides = root, overrides
-
-    def __enter__(self) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            command(self.overrides), cwd=self.root, env=environment(), stdout=pipe, stderr=pipe, text=True
-        )
-        return self.process
-
-    def __exit__(self, *exception: object) -> None:
-        self.process.kill()
-        self.process.communicate()
+    """Where the commands are given."""
+    write_text(tmp_path / "text.txt")
+    return tmp_path
 
 
 def the_sweep(root: Path) -> Path:
     (sweep,) = list_runs(root / "outputs", SWEEPS)
     return sweep
-
-
-def wait_until(condition: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it has not come to pass")
-
-
-def steps_of(path: Path) -> int:
-    return (path / "metrics.jsonl").read_bytes().count(b"\n") if (path / "metrics.jsonl").exists() else 0
 
 
 def running_job(root: Path, number: int, steps: int = 3) -> Path:
@@ -118,10 +59,11 @@ def statuses(root: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """Two keys; the absurd rate diverges. In MLflow."""
-    root = write_text(tmp_path_factory.mktemp("swept"))
+    root = tmp_path_factory.mktemp("swept")
+    write_text(root / "text.txt")
     rates = "optimizer.learning_rate=1e30,1e-2"
-    small = [line for line in SMALL if line != "tracking=none"]
-    return root, run(root, "-m", *small, "schedule.warmup_ratio=0", rates, "model.n_blocks=1,2")
+    given = small(*HERE, "tracking=mlflow", "training.max_steps=4", "schedule.warmup_ratio=0", rates)
+    return root, command("-m", *given, "model.n_blocks=1,2", cwd=root)
 
 
 def test_a_failing_job_stops_no_other(swept: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -209,7 +151,7 @@ def test_resume_runs_only_what_has_not_finished(swept: tuple[Path, subprocess.Co
     ]:
         file.write_text(file.read_text().replace(str(root), str(other)))
     before = Records(moved).read_all()
-    done = run(other, f"sweep.resume={moved.name[-6:]}")
+    done = command(f"sweep.resume={moved.name[-6:]}", cwd=other)
     assert done.returncode == 1, done.stderr
     assert "2 of 4 jobs failed:" in done.stderr
     after = Records(moved).read_all()
@@ -223,7 +165,7 @@ def test_resume_runs_only_what_has_not_finished(swept: tuple[Path, subprocess.Co
 
 
 def test_bad_input_is_found_before_anything_starts(root: Path) -> None:
-    done = run(root, "-m", *SMALL, "model.d_model=16,10", "model.n_heads=4")
+    done = command("-m", *SMALL, "model.d_model=16,10", "model.n_heads=4", cwd=root)
     assert done.returncode == 2
     assert "model.d_model=10: must be divisible by model.n_heads=4" in done.stderr
     assert not (root / "outputs").exists()
@@ -231,7 +173,7 @@ def test_bad_input_is_found_before_anything_starts(root: Path) -> None:
 
 @pytest.mark.parametrize("given", [("sweep.resume=20250101-nothing",), ("sweep.resume=last", "seed=3")])
 def test_a_sweep_that_cannot_be_resumed(root: Path, given: tuple[str, ...]) -> None:
-    done = run(root, *given)
+    done = command(*given, cwd=root)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "leave out everything else" in done.stderr if len(given) > 1 else "there is no sweep" in done.stderr
@@ -291,8 +233,7 @@ def test_threads_are_divided() -> None:
 @pytest.mark.slow
 def test_a_killed_job_stops_no_other(root: Path) -> None:
     """kill -9 of the one that would never end."""
-    endless = [line for line in SMALL if "max_steps" not in line]
-    with Started(root, "-m", *endless, "training.max_steps=1000000,4", "training.eval_every=1000000") as process:
+    with Started("-m", *small(*HERE, "training.max_steps=1000000,4"), cwd=root) as process:
         directory = running_job(root, 0)
         os.kill(read_run(directory)["owner"]["pid"], signal.SIGKILL)
         out, errors = process.communicate(timeout=PATIENCE)
@@ -312,8 +253,7 @@ def test_interrupted_and_resumed(root: Path, launcher: str) -> None:
     if launcher == "parallel":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     at_once = [f"hydra/launcher={launcher}", *(["hydra.launcher.n_jobs=2"] if launcher == "parallel" else [])]
-    small = [line for line in SMALL if "max_steps" not in line]
-    with Started(root, "-m", *small, *ENDLESS, *at_once, "seed=1,2,3") as process:
+    with Started("-m", *ENDLESS, *at_once, "seed=1,2,3", cwd=root) as process:
         running = [running_job(root, number) for number in range(len(at_once))]
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=PATIENCE)
@@ -336,7 +276,7 @@ def test_interrupted_and_resumed(root: Path, launcher: str) -> None:
         config.write_text(re.sub(r"max_steps: \d+", f"max_steps: {max(made) + 2}", config.read_text()))
     for file in sorted((sweep / "jobs").iterdir()):
         file.write_text(re.sub(r"max_steps=\d+", f"max_steps={max(made) + 2}", file.read_text()))
-    done = run(root, "sweep.resume=last")
+    done = command("sweep.resume=last", cwd=root)
     assert done.returncode == 0, done.stderr
     assert statuses(root) == ["FINISHED"] * 3
     assert runs_of_sweep(sweep)[: len(running)] == running
@@ -347,15 +287,15 @@ def test_interrupted_and_resumed(root: Path, launcher: str) -> None:
 @pytest.mark.slow
 def test_a_sweep_that_was_killed(root: Path) -> None:
     """kill -9 of the command: its job saves and ends, what waits waits, and the next command closes the parent."""
-    small = [line for line in SMALL if "max_steps" not in line]
-    with Started(root, "-m", *small, *ENDLESS, "seed=1,2") as process:
+    with Started("-m", *ENDLESS, "seed=1,2", cwd=root) as process:
         directory = running_job(root, 0)
         process.kill()
-        process.communicate(timeout=PATIENCE)
+        _, errors = process.communicate(timeout=PATIENCE)  # of its job too, which ends later
+    assert "Traceback" not in errors
     wait_until(lambda: read_run(directory)["status"] == "KILLED")
     assert len(list((directory / "checkpoints").glob("step-*"))) == 1
     assert read_run(the_sweep(root))["status"] == "RUNNING"
-    done = run(root, *SMALL, "training.max_steps=1")
+    done = command(*SMALL, "training.max_steps=1", cwd=root)
     assert done.returncode == 0, done.stderr
     assert read_run(the_sweep(root))["status"] == "KILLED"
 
@@ -378,14 +318,14 @@ def test_a_search_survives_what_diverges(root: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     rates = "optimizer.learning_rate=1e30,1e-2"
     search = ("hydra/sweeper=search", "hydra.sweeper.n_trials=5", "schedule.warmup_ratio=0")
-    done = run(root, "-m", *SMALL, *search, rates)
+    done = command("-m", *SMALL, *search, rates, cwd=root)
     records = Records(the_sweep(root)).read_all()
     assert len(records) == 5
     diverged = [one for one in records if one.title == "optimizer.learning_rate=1e+30"]
     assert diverged, "a search that never tries the absurd rate tests nothing"
     assert all((one.status == "FAILED") == (one in diverged) for one in records)
     assert done.returncode == 1, done.stderr
-    again = run(root, "sweep.resume=last")
+    again = command("sweep.resume=last", cwd=root)
     assert again.stdout.count(" starts: ") == len(diverged)
     assert Records(the_sweep(root)).read_all()[-1].overrides == records[-1].overrides
 
@@ -393,7 +333,7 @@ def test_a_search_survives_what_diverges(root: Path) -> None:
 @pytest.mark.slow
 def test_the_local_executor_of_submitit(root: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    done = run(root, "-m", *SMALL, "hydra/launcher=cluster_here", "seed=1,2")
+    done = command("-m", *SMALL, "hydra/launcher=cluster_here", "seed=1,2", cwd=root)
     assert done.returncode == 0, done.stderr
     assert statuses(root) == ["FINISHED", "FINISHED"]
     assert [load_training_log(path).config["device"]["threads"] for path in list_runs(root / "outputs")] == [1, 1]

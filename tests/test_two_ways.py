@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -16,16 +15,9 @@ from manual_backprop.models.network import Network
 from manual_backprop.ops import Dropout, keep_mask, random_key
 from manual_backprop.optim import AdamW, Optimizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ARCHITECTURES = ("gpt2", "vaswani", "llama")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These tensors are small: several threads would spend their time waiting for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def optimizer_of(network: Network) -> Optimizer:

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -121,7 +121,9 @@ def _job(order: JobOrder, answers: Connection) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     sys.argv = [sys.argv[0], *order.overrides]  # the command that would make this run by itself
-    answers.send(_outcome(order))
+    outcome = _outcome(order)
+    with suppress(BrokenPipeError):  # nobody waits for it where the sweep left at a second signal, or was killed
+        answers.send(outcome)
 
 
 def _outcome(order: JobOrder) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""`python -m MODULE ...` as a process that does not import torch and MLflow once more: it is forked from one that has.
+
+Importing them is most of what a short command takes. Nothing of this project is imported before the fork, so that a
+command finds, reads and registers its own modules as ever; its arguments, folder, output, environment and exit code are
+its own too. What depends on a fresh interpreter (signals at startup, what is imported when) needs a real one.
+
+This file is both sides: `WarmPython` for the tests, and the program that forks, which is started by it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+LIBRARIES = ("torch", "hydra", "matplotlib.pyplot", "mlflow", "mlflow.store.tracking.sqlalchemy_store")
+
+
+class WarmPython:
+    """Runs commands one after the other. A context: at its end the process that forks them is gone."""
+
+    def __init__(self, environment: Mapping[str, str]):
+        self.environment = dict(environment) | {"MLFLOW_DISABLE_TELEMETRY": "true"}  # which would start a thread
+        self.server: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> WarmPython:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._kill()
+
+    def run(self, words: Sequence[str], cwd: Path, seconds: float) -> subprocess.CompletedProcess[str]:
+        """`python *words`, where `words` begin with -m. Raises subprocess.TimeoutExpired after `seconds`."""
+        if words[0] != "-m":
+            raise ValueError(f"{words[0]}: expected -m and a module")
+        server = self._started()
+        assert server.stdin is not None
+        assert server.stdout is not None
+        with tempfile.TemporaryDirectory() as output:
+            order = {"module": words[1], "arguments": list(words[2:]), "cwd": str(cwd), "output": output}
+            server.stdin.write(json.dumps(order) + "\n")
+            server.stdin.flush()
+            if not select.select([server.stdout], [], [], seconds)[0]:
+                self._kill()
+                raise subprocess.TimeoutExpired(list(words), seconds)
+            code = int(server.stdout.readline())
+            out, errors = ((Path(output) / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess(list(words), code, out, errors)
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self.server is None:
+            pipe = subprocess.PIPE
+            self.server = subprocess.Popen(
+                [sys.executable, __file__],
+                env=self.environment, stdin=pipe, stdout=pipe, text=True, start_new_session=True,
+            )  # fmt: skip
+        return self.server
+
+    def _kill(self) -> None:
+        if self.server is not None:
+            os.killpg(self.server.pid, signal.SIGKILL)  # a command that is still running too
+            self.server.communicate()
+        self.server = None
+
+
+def serve() -> None:
+    """For each order on stdin fork the command, and tell its exit code on stdout. Returns at the end of the orders."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    assert threading.active_count() == 1, "a process with threads must not be forked"
+    orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")  # the command has 0 and 1 for itself
+    for line in iter(orders.readline, ""):
+        child = os.fork()
+        if child == 0:
+            orders.close()
+            answers.close()
+            become(**json.loads(line))
+            return
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
+
+
+def become(module: str, arguments: list[str], cwd: str, output: str) -> None:
+    """This process is from now on `python -m module *arguments`, and ends as that ends."""
+    os.chdir(cwd)
+    for number, file in enumerate((os.devnull, f"{output}/stdout", f"{output}/stderr")):
+        opened = os.open(file, os.O_RDWR | os.O_CREAT)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.path[0] = cwd
+    sys.argv[1:] = arguments
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    serve()
