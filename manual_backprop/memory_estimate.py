@@ -27,6 +27,7 @@ COMPILER = 95 * MB  # the modules of torch's compiler, which torch.optim imports
 PREPARATION = 125 * MB  # reading the built-in text and learning its tokens, the first time
 SCATTERED = 1.35  # freed memory is kept for the next step, and has gaps (memory.keep_freed_memory)
 DEEP = 8  # blocks that are traced where a network has more than twice as many
+MANY = 32  # sequences, likewise
 PIECEMEAL = 100_000_000  # parameters, from which on an update is much smaller than they are
 
 
@@ -127,20 +128,33 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
 
 
-def _trace(config: RunConfig, network: CustomTransformerConfig) -> tuple[int, int, int]:
-    """Bytes of the state, and what is alive besides at most: in a training step, in an evaluation.
+Traced = tuple[int, int, int]  # bytes of the state, and what is alive besides at most: in a step, in an evaluation
 
-    Every block adds the same, so that those of a deep network are counted and not traced one by one.
-    """
-    if network.n_blocks <= 2 * DEEP:
-        return _trace_blocks(config, network)
-    few, more = (_trace_blocks(config, replace(network, n_blocks=blocks)) for blocks in (DEEP, 2 * DEEP))
-    times = network.n_blocks // DEEP - 1
-    state, step, evaluation = (a + times * (b - a) for a, b in zip(few, more, strict=True))
+
+def _trace(config: RunConfig, network: CustomTransformerConfig) -> Traced:
+    """Every block adds the same, and so does every sequence, beyond the first ones: those of a deep network and of a
+    large batch are counted, and not traced one by one."""
+
+    def of_blocks(blocks: int) -> Traced:
+        def of_sequences(batch_size: int) -> Traced:
+            return _trace_step(config, replace(network, n_blocks=blocks), batch_size)
+
+        return _extrapolated(of_sequences, config.training.batch_size, MANY)
+
+    return _extrapolated(of_blocks, network.n_blocks, DEEP)
+
+
+def _extrapolated(trace: Callable[[int], Traced], number: int, few: int) -> Traced:
+    """trace(number), along the line through `few` and twice as many where there are more."""
+    if number <= 2 * few:
+        return trace(number)
+    first, second = trace(few), trace(2 * few)
+    times = number / few - 1
+    state, step, evaluation = (round(a + times * (b - a)) for a, b in zip(first, second, strict=True))
     return state, step, evaluation
 
 
-def _trace_blocks(config: RunConfig, network_config: CustomTransformerConfig) -> tuple[int, int, int]:
+def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: int) -> Traced:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -178,7 +192,7 @@ def _trace_blocks(config: RunConfig, network_config: CustomTransformerConfig) ->
             self.now -= self.sizes.pop(place)
 
     living = Living()
-    B, T = config.training.batch_size, network_config.max_seq_len
+    T = network_config.max_seq_len
     with FakeTensorMode(), living:
         network = build_network(config.implementation.name, replace(network_config, compile="never"))
         # A number without a value cannot be compared with the vocabulary.

@@ -12,11 +12,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 from manual_backprop.errors import EXIT_DONE, EXIT_FAILED, ConfigError, InputError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from rich.console import Console
 
     from manual_backprop.config import CustomTransformerConfig
@@ -40,9 +43,10 @@ in Euclidean norms, so that neither a small tensor nor one that is zero can hide
     2 x      in fp32, bf16 and bf16_mixed: the error against float64, relative to autograd's in that precision; the
              median of several draws of weights and tokens, since rounding is luck, and a bug is in all of them
 
-Without arguments: all ops, and small networks of every architecture in odd shapes (B=1, T=1, segments, dropout).
-With arguments, which are those of manual_backprop.run: all ops, and the network that they describe, with short
-sequences; a precision other than fp64 is measured as well.
+Without arguments: all ops, and small networks of every architecture in odd shapes (B=1, T=1, segments, dropout), each
+with the textbook pairs and with the fused kernels.
+With arguments, which are those of manual_backprop.run: the network that they describe, with short sequences, and all
+ops with its kernels; a precision other than fp64 is measured as well.
 
 Examples
 
@@ -95,15 +99,15 @@ def lines_of(section: Section) -> list[Line]:
 
 
 def check_everything() -> list[Section]:
-    """All ops, and the odd networks of every architecture."""
-    from manual_backprop.config import ARCHITECTURES
+    """All ops, and the odd networks of every architecture, with the textbook pairs and with the fused kernels."""
+    from manual_backprop.config import ARCHITECTURES, KERNELS
     from manual_backprop.gradient_check import ODD, check_network, odd_cases
 
-    sections = [_ops_section()]
-    for architecture in ARCHITECTURES:
-        section = Section(f"{architecture}: {_sizes(ODD)}, and odd shapes")
+    sections = [_ops_section(kernels) for kernels in KERNELS]
+    for architecture, kernels in product(ARCHITECTURES, KERNELS):
+        section = Section(f"{architecture}, kernels={kernels}: {_sizes(ODD)}, and odd shapes")
         for name, config, batch, scale in odd_cases(architecture):
-            findings = check_network(config, batch, scale)
+            findings = check_network(replace(config, kernels=kernels), batch, scale)
             section.findings += [
                 replace(f, subject=f"{architecture}: {name}", quantity=_short(f.quantity)) for f in findings
             ]
@@ -125,7 +129,7 @@ def check_one(config: CustomTransformerConfig) -> list[Section]:
 
     B, T = 2, min(MOST_TOKENS, config.max_seq_len)
     exact = replace(config, precision="fp64")
-    sections = [_ops_section()]
+    sections = [_ops_section(config.kernels)]
     for scale in ("proof", "initial"):
         title = f"{config.architecture}, float64, {scale} scale: {_sizes(config)}, B={B} T={T}"
         findings = check_network(exact, draw_batch(exact, B, T, config.seed), scale)
@@ -134,7 +138,10 @@ def check_one(config: CustomTransformerConfig) -> list[Section]:
         return sections
     dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
     ops_title = f"every op in {'fp32' if dtype == torch.float32 else 'bf16'}: error relative to autograd's"
-    sections.append(Section(ops_title, [f for row in ROWS.values() for f in check_op_precision(row, dtype)]))
+    pairs = _pairs_of(config.kernels)
+    sections.append(
+        Section(ops_title, [f for row in ROWS.values() for f in check_op_precision(row, dtype, pairs=pairs)])
+    )
     draws, rows = (3, 1) if parameter_count(config) > LARGE else (8, 4)
     for scale in ("proof", "initial"):
         title = f"{config.architecture}, {config.precision}, {scale} scale: error relative to autograd's"
@@ -164,11 +171,19 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _ops_section() -> Section:
+def _pairs_of(kernels: str) -> ModuleType:
+    from manual_backprop import kernels as fused
+    from manual_backprop import ops
+
+    return fused if kernels == "fused" else ops
+
+
+def _ops_section(kernels: str) -> Section:
     from manual_backprop.gradient_check import check_ops
 
-    findings = [replace(f, quantity=MANNERS) if f.bar == 0 else f for f in check_ops()]
-    return Section("every op, float64", findings)
+    checked = check_ops(pairs=_pairs_of(kernels))
+    findings = [replace(f, quantity=MANNERS) if f.bar == 0 else f for f in checked]
+    return Section(f"every op, kernels={kernels}, float64", findings)
 
 
 def _sizes(config: CustomTransformerConfig) -> str:

@@ -1,7 +1,6 @@
 """The pairs of `manual_backprop.ops` as fast as the machine allows: the same names, signatures, formulas and tests.
 
-`kernels=fused` calls these. A pair that gains nothing here is the reference's own. Each file says what its pairs save;
-docs/kernels.md has what each means was measured to bring, alone.
+`kernels=fused` calls these. A pair that gains nothing here is the reference's own. Each file says what its pairs save.
 
 A network calls them inside `with step(arena, compiled):` (arena.py, products.py, compiled.py); outside of it they are
 functions like any other, which allocate what they need and run as they are written.
