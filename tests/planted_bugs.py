@@ -539,13 +539,13 @@ BUGS = [
     Bug(
         "the attention's dropout forgotten",
         CUSTOM,
-        "        # y = dropout(context W_output^T + b_output)\n        dy = self.ops.dropout_backward(",
+        "        # y = dropout(context W_output^T + b_output)\n        dy = ops.dropout_backward(",
         "        dy, _ = (",
     ),
     Bug(
         "the feed-forward's dropout forgotten",
         CUSTOM,
-        "        # y = dropout(feed_forward(x))\n        dy = self.ops.dropout_backward(",
+        "        # y = dropout(feed_forward(x))\n        dy = ops.dropout_backward(",
         "        dy, _ = (",
     ),
     Bug(
@@ -569,9 +569,9 @@ BUGS = [
     Bug(
         "every place drops the same elements in backward only",
         CUSTOM,
-        "dcontext = self.ops.linear_backward(",
-        "dy = dy if dropout_cache is None else self.ops.dropout_backward(dy, dropout_cache._replace(key=1))\n"
-        "        dcontext = self.ops.linear_backward(",
+        "dcontext = ops.linear_backward(",
+        "dy = dy if dropout_cache is None else ops.dropout_backward(dy, dropout_cache._replace(key=1))\n"
+        "        dcontext = ops.linear_backward(",
     ),
     # the fused kernels
     Bug(

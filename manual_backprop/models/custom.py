@@ -310,24 +310,22 @@ class CustomTransformer(FlatNetwork):
 
         Where an architecture has no biases, `get` finds None, which is what `linear` takes for none.
         """
-        p = self.block_parameters[block]
+        p, ops = self.block_parameters[block], self.ops
         place = f"blocks.{block}.attention."
         record = scoped(self.recorder, place)
         x = x.to(self.compute_dtype)
-        qkv, qkv_cache = self.ops.linear_forward(
-            x, p["attention.qkv.weight"], p.get("attention.qkv.bias")
-        )  # (B, T, 3D)
+        qkv, qkv_cache = ops.linear_forward(x, p["attention.qkv.weight"], p.get("attention.qkv.bias"))  # (B, T, 3D)
         attention_cache: Cache
         dropped = dropout.at(place + "probabilities")
         if self.config.traits.positions == "rotary":
             heads = self.config.n_heads, self.config.kv_heads
-            context, attention_cache = self.ops.rotary_attention_forward(
+            context, attention_cache = ops.rotary_attention_forward(
                 qkv, self.position_table, *heads, segments, dropped, record
             )
         else:
-            context, attention_cache = self.ops.attention_forward(qkv, self.config.n_heads, segments, dropped, record)
-        y, output_cache = self.ops.linear_forward(context, p["attention.output.weight"], p.get("attention.output.bias"))
-        y, dropout_cache = self.ops.dropout_forward(y, dropout.at(place + "output"))
+            context, attention_cache = ops.attention_forward(qkv, self.config.n_heads, segments, dropped, record)
+        y, output_cache = ops.linear_forward(context, p["attention.output.weight"], p.get("attention.output.bias"))
+        y, dropout_cache = ops.dropout_forward(y, dropout.at(place + "output"))
         record("qkv", qkv)
         record("context", context)
         record("output", y)
@@ -336,51 +334,45 @@ class CustomTransformer(FlatNetwork):
     def _attention_backward(self, dy: Tensor, block: int, cache: Cache) -> Tensor:
         """dy (B, T, D) -> dx (B, T, D)."""
         qkv_cache, attention_cache, output_cache, dropout_cache = cache
-        d = self.block_gradients[block]
+        d, ops = self.block_gradients[block], self.ops
         record = scoped(self.recorder, f"blocks.{block}.attention.")
         record("doutput", dy)
         # y = dropout(context W_output^T + b_output)
-        dy = self.ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
-        dcontext = self.ops.linear_backward(
-            dy, output_cache, d["attention.output.weight"], d.get("attention.output.bias")
-        )
+        dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
+        dcontext = ops.linear_backward(dy, output_cache, d["attention.output.weight"], d.get("attention.output.bias"))
         record("dcontext", dcontext)
         # context = attention(qkv)
         if self.config.traits.positions == "rotary":
-            dqkv = self.ops.rotary_attention_backward(dcontext, attention_cache, record=record)
+            dqkv = ops.rotary_attention_backward(dcontext, attention_cache, record=record)
         else:
-            dqkv = self.ops.attention_backward(dcontext, attention_cache, record=record)
+            dqkv = ops.attention_backward(dcontext, attention_cache, record=record)
         record("dqkv", dqkv)
         # qkv = x W_qkv^T + b_qkv
-        return self.ops.linear_backward(dqkv, qkv_cache, d["attention.qkv.weight"], d.get("attention.qkv.bias"))
+        return ops.linear_backward(dqkv, qkv_cache, d["attention.qkv.weight"], d.get("attention.qkv.bias"))
 
     def _feed_forward_forward(self, x: Tensor, block: int, dropout: DropoutSource) -> tuple[Tensor, Cache]:
         """y = dropout(feed_forward(x)). x (B, T, D) -> y (B, T, D)."""
-        p = self.block_parameters[block]
+        p, ops = self.block_parameters[block], self.ops
         place = f"blocks.{block}.feed_forward."
         record = scoped(self.recorder, place)
         x = x.to(self.compute_dtype)
         feed_forward_cache: Cache
         if self.config.traits.gated:
-            y, feed_forward_cache = self.ops.gated_feed_forward_forward(x, *gated_feed_forward_of(p), record=record)
+            y, feed_forward_cache = ops.gated_feed_forward_forward(x, *gated_feed_forward_of(p), record=record)
         else:
-            y, feed_forward_cache = self.ops.feed_forward_forward(
-                x, *feed_forward_of(p), self.activation, record=record
-            )
-        y, dropout_cache = self.ops.dropout_forward(y, dropout.at(place + "output"))
+            y, feed_forward_cache = ops.feed_forward_forward(x, *feed_forward_of(p), self.activation, record=record)
+        y, dropout_cache = ops.dropout_forward(y, dropout.at(place + "output"))
         record("output", y)
         return y, (feed_forward_cache, dropout_cache)
 
     def _feed_forward_backward(self, dy: Tensor, block: int, cache: Cache) -> Tensor:
         """dy (B, T, D) -> dx (B, T, D)."""
         feed_forward_cache, dropout_cache = cache
-        d = self.block_gradients[block]
+        d, ops = self.block_gradients[block], self.ops
         record = scoped(self.recorder, f"blocks.{block}.feed_forward.")
         record("doutput", dy)
         # y = dropout(feed_forward(x))
-        dy = self.ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
+        dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
         if self.config.traits.gated:
-            return self.ops.gated_feed_forward_backward(
-                dy, feed_forward_cache, *gated_feed_forward_of(d), record=record
-            )
-        return self.ops.feed_forward_backward(dy, feed_forward_cache, *feed_forward_of(d), record=record)
+            return ops.gated_feed_forward_backward(dy, feed_forward_cache, *gated_feed_forward_of(d), record=record)
+        return ops.feed_forward_backward(dy, feed_forward_cache, *feed_forward_of(d), record=record)
