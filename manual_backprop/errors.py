@@ -69,3 +69,9 @@ class Interrupted(ManualBackpropError):
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
         super().__init__(message)
+
+
+def first_line(error: Exception) -> str:
+    """Of what somebody else's code raised: enough for one line of ours, and its kind where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

@@ -33,11 +33,16 @@ def give_back_freed_memory() -> None:
         return
 
 
-def below_the_peak() -> int | None:
-    """How much less memory this process has now than it has had [bytes]; None where the system does not tell."""
+def resident_bytes(entry: str) -> int | None:
+    """Of this process: `VmRSS`, its size now, or `VmHWM`, the largest; None where the system keeps no such account."""
     try:
-        lines = [line.split() for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines()]
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    kibibytes = {line[0]: int(line[1]) for line in lines if line[0] in ("VmHWM:", "VmRSS:")}
-    return 1024 * (kibibytes["VmHWM:"] - kibibytes["VmRSS:"]) if len(kibibytes) == 2 else None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{entry}:")), None)
+
+
+def below_the_peak() -> int | None:
+    """How much less memory this process has now than it has had [bytes]; None where the system does not tell."""
+    peak, now = resident_bytes("VmHWM"), resident_bytes("VmRSS")
+    return None if peak is None or now is None else peak - now

@@ -131,3 +131,18 @@ def refused(hydra: Composer, arguments: list[str], multirun: bool = False) -> li
     with pytest.raises(ConfigError) as caught:
         check_with(hydra, arguments, multirun)
     return caught.value.violations
+
+
+def run_compiling(script: str, compiler: str, folder: Path, *arguments: str) -> tuple[str, list[str]]:
+    """A script that compiles with an empty cache in `folder`, where a C++ compiler is `there` or `missing`.
+
+    Its output, and the lines that say that compiling does not work.
+    """
+    given = dict(os.environ) | {"TORCHINDUCTOR_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
+    if compiler == "missing":
+        given["CXX"] = "/nowhere/c++"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=given, capture_output=True, text=True, timeout=600, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout, [line for line in done.stderr.splitlines() if "torch.compile does not work here" in line]

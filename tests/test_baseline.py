@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from command_tools import run_compiling
 from run_tools import assert_same_tensors, metric, resume, stumbling, train
 
 from manual_backprop import BaselineTransformer, CustomTransformer, CustomTransformerConfig
@@ -231,25 +229,13 @@ print("compiled" if network.compiled else "eager", eager.compiled)
 @pytest.mark.parametrize("compiler", ["there", "missing"])
 def test_compiled_or_not_the_numbers_are_the_same(compiler: str, tmp_path: Path) -> None:
     """Where compiling fails, one line says so and the step goes on without."""
-    environment = dict(os.environ) | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    output, said = run_compiling(COMPILED, compiler, tmp_path)
     if compiler == "missing":
-        environment["CXX"] = "/nowhere/c++"
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = [line for line in done.stderr.splitlines() if "torch.compile does not work here" in line]
-    if compiler == "missing":
-        assert done.stdout.split() == ["eager", "False"]
+        assert output.split() == ["eager", "False"]
         assert len(said) == 1
     else:
-        assert done.stdout.split()[1] == "False"
-        assert (done.stdout.split()[0] == "compiled") == (not said)
+        assert output.split()[1] == "False"
+        assert (output.split()[0] == "compiled") == (not said)
 
 
 def test_compile_is_one_of_three_words() -> None:

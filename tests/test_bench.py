@@ -20,19 +20,14 @@ from manual_backprop.benchmark.breakdown import page as breakdown_page
 from manual_backprop.benchmark.cases import CASES, OURS, ROWS, SUBJECT, Bar, Case
 from manual_backprop.benchmark.measurement import MeasuredRow, Measurement, check_agreement
 from manual_backprop.benchmark.peers import why_not
-from manual_backprop.benchmark.process_memory import (
-    give_back_freed_memory,
-    peak_since_reset,
-    reset_peak,
-    resident_bytes,
-)
+from manual_backprop.benchmark.process_memory import peak_since_reset, reset_peak
 from manual_backprop.benchmark.products import ProductsOfAStep
 from manual_backprop.benchmark.rows import Ready
 from manual_backprop.config import CustomTransformerConfig
 from manual_backprop.errors import CheckFailedError, InputError
 from manual_backprop.flops import flops_per_token
 from manual_backprop.machine import compute_capabilities
-from manual_backprop.memory import keep_freed_memory
+from manual_backprop.memory import give_back_freed_memory, keep_freed_memory, resident_bytes
 from manual_backprop.paired import MeasuringProcess, Row
 
 ROOT = Path(__file__).parents[1]

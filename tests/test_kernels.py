@@ -6,9 +6,6 @@ Their gradients are tested where those of the reference are (test_gradients.py, 
 from __future__ import annotations
 
 import inspect
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +13,7 @@ from statistics import median
 
 import pytest
 import torch
+from command_tools import run_compiling
 from torch import Tensor
 
 from manual_backprop import kernels, ops
@@ -378,21 +376,9 @@ print(len(findings), "findings")
 @pytest.mark.parametrize("compiler", ["there", "missing"])
 def test_compiled_kernels_stay_under_the_same_bars(compiler: str, tmp_path: Path) -> None:
     """Where compiling fails, one line says so, and the bits are those of the functions as they are written."""
-    environment = dict(os.environ) | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    if compiler == "missing":
-        environment["CXX"] = "/nowhere/c++"
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED, compiler],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = [line for line in done.stderr.splitlines() if "torch.compile does not work here" in line]
-    *over, last = done.stdout.splitlines()
+    output, said = run_compiling(COMPILED, compiler, tmp_path, compiler)
+    *over, last = output.splitlines()
     assert not [line for line in over if line], "\n".join(over)
-    assert len(said) == (compiler == "missing"), done.stderr[-3000:]
+    assert len(said) == (compiler == "missing"), said
     assert int(last.split()[0]) > 50
     assert any(tmp_path.rglob("*.so")) == (compiler == "there")

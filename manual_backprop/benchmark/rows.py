@@ -15,9 +15,10 @@ from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..memory import keep_freed_memory
+from ..errors import first_line
+from ..memory import give_back_freed_memory, keep_freed_memory, resident_bytes
 from .cases import ROWS, Case
-from .process_memory import give_back_freed_memory, peak_since_reset, reset_peak, resident_bytes
+from .process_memory import peak_since_reset, reset_peak
 
 if TYPE_CHECKING:
     import torch
@@ -214,8 +215,7 @@ class Steps:
         except Exception as error:
             if not self.compiled or isinstance(error, torch.OutOfMemoryError):
                 raise
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            return LeftOut(f"torch.compile does not work here: {lines[0][:200]}")
+            return LeftOut(f"torch.compile does not work here: {first_line(error)}")
         first_seconds = perf_counter() - begin
         network = getattr(self.trainer, "network", None)
         if self.compiled and getattr(network, "compiled", None) is False:  # the baseline goes on without, and says so

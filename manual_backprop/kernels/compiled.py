@@ -15,6 +15,8 @@ from typing import Any, ParamSpec
 
 import torch
 
+from ..errors import first_line
+
 log = logging.getLogger(__name__)
 
 _wanted: ContextVar[bool] = ContextVar("compiled", default=False)
@@ -55,6 +57,5 @@ _failed: list[str] = []  # why compilation does not work in this process
 
 
 def _give_up(error: Exception) -> None:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    _failed.append(reason)
-    log.warning("torch.compile does not work here, so the kernels run uncompiled: %s", reason[:200])
+    _failed.append(first_line(error))
+    log.warning("torch.compile does not work here, so the kernels run uncompiled: %s", first_line(error))

@@ -24,11 +24,17 @@ _mkldnn: Any = torch.backends.mkldnn
 @contextmanager
 def fastest_products() -> Iterator[None]:
     """Inside, float32 products on the CPU run in oneDNN, if they are float32 products there."""
-    matmul = _mkldnn.matmul
-    before = matmul.fp32_precision
     if not _onednn_is_exact():
         yield
         return
+    with _reduced_precision_allowed():
+        yield
+
+
+@contextmanager
+def _reduced_precision_allowed() -> Iterator[None]:
+    matmul = _mkldnn.matmul
+    before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     try:
         yield
@@ -39,26 +45,20 @@ def fastest_products() -> Iterator[None]:
 @cache
 def _onednn_is_exact() -> bool:
     """Whether float32 stays float32 in oneDNN when it may be less: True without AMX, False where oneDNN is missing."""
-    matmul = _mkldnn.matmul
-    if not _mkldnn.is_available() or not hasattr(matmul, "fp32_precision"):
+    if not _mkldnn.is_available() or not hasattr(_mkldnn.matmul, "fp32_precision"):
         return False
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
-    try:
-        with _disable_current_modes():  # with real numbers, also where a step is only traced
-            generator = torch.Generator().manual_seed(0)
-            left, right = torch.randn(2, 256, 256, generator=generator)
-            got, want = left @ right, left.double() @ right.double()
-            return bool((got - want).norm() <= 1e-5 * want.norm())  # bfloat16 is off by 2e-3
-    finally:
-        matmul.fp32_precision = before
+    with _reduced_precision_allowed(), _disable_current_modes():  # with real numbers, also where a step is only traced
+        generator = torch.Generator().manual_seed(0)
+        left, right = torch.randn(2, 256, 256, generator=generator)
+        got, want = left @ right, left.double() @ right.double()
+        return bool((got - want).norm() <= 1e-5 * want.norm())  # bfloat16 is off by 2e-3
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
-    """total += scale * left right, in one pass where the formats agree. left (O, N), right (N, I) -> total (O, I)."""
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left right, in one pass where the formats agree. left (O, N), right (N, I) -> total (O, I)."""
     if total.dtype == left.dtype:
-        total.addmm_(left, right, alpha=scale)
+        total.addmm_(left, right)
         return
     with scratch((left.shape[0], right.shape[1]), left) as product:  # a wider total: rounded once, added in its format
         torch.mm(left, right, out=product)
-        total.add_(product, alpha=scale)
+        total += product

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import CustomTransformerConfig
+from ..errors import first_line
 from ..ops import random_key
 from ..ops.attention import visible_positions
 from ..optim import Optimizer
@@ -249,8 +250,7 @@ class BaselineTransformer(AutogradNetwork):
                 self.compiled = False
                 for parameter, gradient in zip(self.module.parameters(), before, strict=True):
                     parameter.grad = gradient
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                log.warning("torch.compile does not work here, so the baseline runs uncompiled: %s", reason[0][:200])
+                log.warning("torch.compile does not work here, so the baseline runs uncompiled: %s", first_line(error))
         with self._autocast():
             loss = self._loss(*arguments)
         loss.backward()
