@@ -15,7 +15,7 @@ _HOMES = {
     "BaselineTransformer": "models.baseline",
     "CheckpointManager": "checkpoint",
     "CustomTransformer": "models.custom",
-    "CustomTransformerConfig": "config",
+    "CustomTransformerConfig": "network_config",
     "CustomTransformerWrapper": "language_model",
     "Evaluator": "evaluation",
     "TorchTransformer": "models.mirror",

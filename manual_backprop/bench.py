@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import Parser, whole
-from .benchmark.cases import CASES, ROWS, SUBJECT, Case
-from .config import ARCHITECTURES, PRECISIONS, CustomTransformerConfig, model_sizes
+from .benchmark.cases import ROWS, SUBJECT, Case
+from .benchmark.choices import about_cases, add_choices, cases_of
 from .errors import InputError
 from .exit_codes import exit_code_of
-from .machine import compute_capabilities
 from .paired import check_output
 
 if TYPE_CHECKING:
@@ -54,10 +52,6 @@ Examples
 
 Exit codes: 0 measured, 1 the rows disagree or one of them failed, 2 wrong input, 4 a file cannot be written."""
 
-FOR_MODELS = ("architecture", "vocab_size", "device")  # what a case has by itself
-DEFAULTS: dict[str, Any] = {"model": "medium", "architecture": "gpt2", "vocab_size": 1024, "device": "cpu"}
-BATCH_SIZE = 16
-
 
 def _named(names: dict[str, str]) -> str:
     width = max(map(len, names)) + 2
@@ -68,23 +62,15 @@ def parser() -> Parser:
     about_rows = {
         "custom-reference": "by hand, with the pairs of ops/",
         "custom-fused": "by hand, with the kernels",
+        "custom-recompute": "likewise, and of each block only its input is kept (training.recompute=block)",
         "torch-eager": "the same lines under autograd; torch-compiled",
         "baseline-eager": "torch.nn, SDPA, fused AdamW; baseline-compiled",
         "huggingface-eager": "transformers' network, SDPA, fused AdamW; huggingface-compiled",
     }
-    rows = "Rows\n" + _named({name: about for name, about in about_rows.items() if name in ROWS})
-    cases = "Cases\n" + _named({name: f"{case.about}: {', '.join(case.bars)}" for name, case in CASES.items()})
+    rows = "Rows\n" + _named(about_rows)
+    cases = "Cases\n" + _named(about_cases())
     it = Parser("bench", "\n\n".join((DESCRIPTION, rows, cases, COLUMNS)), EXAMPLES)
-    it.add_argument("--case", nargs="+", choices=tuple(CASES), metavar="NAME", help="one or more of the cases")
-    it.add_argument("--model", choices=tuple(model_sizes()), help="in place of a case: a size of conf/model (medium)")
-    it.add_argument("--architecture", choices=tuple(ARCHITECTURES), help="of --model (gpt2)")
-    it.add_argument("--vocab-size", type=whole(1), metavar="V", help="of a --model that names none (1024)")
-    it.add_argument("--batch-size", type=whole(1), metavar="B", help="sequences (the case's; 16)")
-    it.add_argument(
-        "--precision", nargs="+", choices=PRECISIONS, metavar="P", help=f"{', '.join(PRECISIONS)} (the case's; fp32)"
-    )
-    it.add_argument("--device", choices=("cpu", "cuda"), help="of --model (cpu)")
-    it.add_argument("--threads", type=whole(1), default=os.cpu_count(), metavar="N", help="of the CPU (%(default)s)")
+    add_choices(it, usual="--model medium")
     it.add_argument("--rows", nargs="+", choices=tuple(ROWS), metavar="ROW", help=f"beside {SUBJECT} (all)")
     it.add_argument("--rounds", type=whole(1), metavar="N", help="turns there and back (5, more where steps are short)")
     it.add_argument("--breakdown", action="store_true", help="also: time and memory by kind of work, ours and a peer's")
@@ -94,43 +80,6 @@ def parser() -> Parser:
     it.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
     it.add_argument("--picture", type=Path, metavar="FILE", help="draw it there (PNG)")
     return it
-
-
-def cases_of(options: argparse.Namespace) -> list[Case]:
-    """Raises InputError for what cannot be measured."""
-    if options.case:
-        for name in ("model", *FOR_MODELS):
-            if getattr(options, name) is not None:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(options, name)}: a case has its own; give --case or --model"
-                )
-        found = [
-            CASES[name].case(name, precision, options.threads, options.batch_size)
-            for name in options.case
-            for precision in options.precision or CASES[name].bars
-        ]
-    else:
-        chosen = {name: getattr(options, name) or default for name, default in DEFAULTS.items()}
-        size: dict[str, Any] = dict(model_sizes()[chosen["model"]])
-        del size["learning_rate"]
-        size["vocab_size"] = size["vocab_size"] or chosen["vocab_size"]
-        found = [
-            Case(
-                CustomTransformerConfig(
-                    **size, architecture=chosen["architecture"], precision=precision, device=chosen["device"]
-                ),
-                options.batch_size or BATCH_SIZE,
-                options.threads,
-            )
-            for precision in options.precision or ["fp32"]
-        ]
-    for case in found:
-        if violations := case.config.violations():
-            raise InputError("; ".join(violations))
-    if any(case.config.device == "cuda" for case in found) and not compute_capabilities():
-        what = f"--case {' '.join(options.case)}" if options.case else "--device cuda"
-        raise InputError(f"{what}: no NVIDIA GPU can be used on this machine; measure what runs on a CPU")
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,7 +16,6 @@ Listing and verifying need the standard library only; torch and safetensors are 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -29,8 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manual_backprop.digests import file_digest
 from manual_backprop.durable import process_is_alive, storage_errors, sync_directory, sync_file
 from manual_backprop.errors import CheckpointError, StorageError
+from manual_backprop.json_files import read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -289,7 +290,7 @@ def verify(path: Path) -> None:
             size = file.stat().st_size
             if size != entry["size"]:
                 raise CheckpointError(f"{file} is damaged: it has {size} bytes, its manifest says {entry['size']}")
-            if _sha256(file) != entry["sha256"]:
+            if file_digest(file) != entry["sha256"]:
                 raise CheckpointError(f"{file} is damaged: its content is not what was saved (SHA-256 differs)")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
@@ -343,31 +344,18 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing: this is no checkpoint, or a part of one") from error
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is damaged: it is not JSON") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is damaged: expected a JSON object")
-    return content
+    return read_object(file, f"{file} is missing: this is no checkpoint, or a part of one", CheckpointError)
 
 
 def _manifest_of(directory: Path) -> bytes:
-    files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(directory.iterdir())}
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": file_digest(path)} for path in sorted(directory.iterdir())
+    }
     return _as_bytes({"version": VERSION, "files": files})
 
 
 def _as_bytes(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain_name(name: str) -> str:

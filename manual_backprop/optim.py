@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .parameters import Flat, Layout, copy_into
 
+NORM_CHUNK = 1 << 22  # elements
 CHUNK = 1 << 18  # elements: a chunk's parameters, gradient and moments stay in the processor's cache
 
 
@@ -82,7 +83,9 @@ class FlatOptimizer(Optimizer):
     def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
         gradient = self.gradients.buffer
         wide = torch.float32 if gradient.dtype == torch.bfloat16 else gradient.dtype
-        norm = torch.linalg.vector_norm(gradient, dtype=wide)
+        # in pieces, since a piece may be copied to the wide format
+        norms = [torch.linalg.vector_norm(piece, dtype=wide) for piece in gradient.split(NORM_CHUNK)]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         self._count(finite)
         clip = torch.ones_like(norm) if max_grad_norm is None else (max_grad_norm / (norm + 1e-6)).clamp(max=1)
@@ -97,14 +100,14 @@ class FlatOptimizer(Optimizer):
             ):
                 if first < last:
                     piece = slice(first, last)
-                    g = torch.where(finite, gradient[piece].to(wide) * clip, 0)
+                    g = gradient[piece] * clip[None]  # as wide as clip, since that has a dimension
                     decay = self.weight_decay if first < self.parameters.decayed_size else 0.0
                     self._update(piece, g, rate, decay, finite)
         return norm
 
     @abstractmethod
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
-        """Updates one piece of the buffers with a gradient that is clipped, wide, and 0 where the step is masked."""
+        """Updates one piece of the buffers with a gradient that is clipped and wide, and anything where not finite."""
 
     def _write(self, piece: slice, values: Tensor) -> None:
         self.parameters.buffer[piece].copy_(values)
@@ -133,6 +136,7 @@ class AdamW(FlatOptimizer):
         self.betas, self.epsilon = betas, epsilon
 
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
+        gradient = torch.where(finite, gradient, 0)
         first = self.moments["first_moment"].buffer[piece]
         second = self.moments["second_moment"].buffer[piece]
         p = self.parameters.buffer[piece]
@@ -194,7 +198,40 @@ class SGD(FlatOptimizer):
         self.momentum = momentum
 
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
+        gradient = torch.where(finite, gradient, 0)
         first = self.moments["first_moment"].buffer[piece]
         first.mul_(torch.where(finite, torch.full_like(rate, self.momentum), 1)).add_(gradient)
         values = self.parameters.buffer[piece].to(rate.dtype)
         self._write(piece, values * (1 - rate * decay) - first * rate)
+
+
+class FusedSGD(SGD):
+    """The same update in one pass over each piece, by PyTorch's own kernel: kernels=fused.
+
+    That kernel adds a decay to the gradient, which is not the decoupled one: this one is made before. Without momentum
+    it keeps no moment, which a resume with another momentum would miss: the update is the one above then.
+    """
+
+    def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
+        if not self.momentum:
+            super()._update(piece, gradient, rate, decay, finite)
+            return
+        p = self.parameters.buffer[piece]
+        values = p.to(gradient.dtype)  # p itself, unless it is narrower
+        if decay:
+            values.mul_(1 - rate * decay)
+        torch._fused_sgd_(
+            [values],
+            [gradient],
+            [self.moments["first_moment"].buffer[piece]],
+            lr=rate,
+            momentum=self.momentum,
+            dampening=0.0,
+            weight_decay=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,  # the moment is 0 then
+            found_inf=(~finite).float(),  # 1: nothing changes
+        )
+        if values is not p:
+            self._write(piece, values)

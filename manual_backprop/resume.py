@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint, CheckpointManager, read_state
 from .config import RunConfig
 from .errors import CheckpointError, ConfigError, InputError
 from .initial_weights import with_initial_model
+from .network_config import ARCHITECTURES, NORM_EPSILONS, ROTARY_BASE
 from .rules import shown
 from .tracking import RunDirectory, find_run, flatten
 from .tracking.run_directory import own_run_directory
@@ -143,8 +144,8 @@ def refuse_another_run(config: RunConfig, run: Path, checkpoint: Path) -> None:
     as_in = f"as in {checkpoint.name} of {run.name}; for another one start a new run"
     differences = [
         f"{name.removesuffix('.name')}={shown(now.get(name))}: must stay {shown(before.get(name))}, {as_in}"
-        for name in sorted(before.keys() | now.keys())
-        if name.startswith(_MUST_STAY) and name not in _MAY_CHANGE and before.get(name) != now.get(name)
+        for name in _differing(before, now)
+        if name.startswith(_MUST_STAY) and name not in _MAY_CHANGE
     ]
     if differences:
         raise ConfigError(differences)
@@ -155,10 +156,25 @@ def changed_settings(config: RunConfig, checkpoint: Checkpoint) -> dict[str, tup
     """What the steps to come are made with and those before were not: {key: (before, now)}."""
     before, now = flatten(checkpoint.state["config"]), flatten(config.to_dict())
     return {
-        name: (before.get(name), now.get(name))
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(NAMES_ONLY)
+        name: (before.get(name), now.get(name)) for name in _differing(before, now) if not name.startswith(NAMES_ONLY)
     }
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The keys of two flat configs that say something else: null and the value that it stands for say the same."""
+    meant_before, meant_now = _meant(before), _meant(now)
+    return [
+        name
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and meant_before.get(name) != meant_now.get(name)
+    ]
+
+
+def _meant(flat: dict[str, Any]) -> dict[str, Any]:
+    usual = {"model.n_kv_heads": flat.get("model.n_heads"), "architecture.rotary_base": ROTARY_BASE}
+    if traits := ARCHITECTURES.get(flat.get("architecture.name", "")):
+        usual["architecture.norm_epsilon"] = NORM_EPSILONS[traits.norm]
+    return flat | {name: value for name, value in usual.items() if flat.get(name) is None}
 
 
 def _check_metrics(run: Path, length: int) -> None:

@@ -11,8 +11,9 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any, get_type_hints
 
-from manual_backprop.config import RunConfig, architecture_violations
+from manual_backprop.config import RunConfig
 from manual_backprop.errors import ConfigError
+from manual_backprop.network_config import architecture_violations
 from manual_backprop.rules import Text, nearest, shown, whole
 
 BYTE_TOKENS = 257  # 256 bytes and the end token

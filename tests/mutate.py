@@ -41,6 +41,9 @@ from planted_bugs import BUGS  # noqa: E402
 
 TIME_LIMIT = 100  # seconds: a mutant that takes longer hangs, and counts as caught
 
+TESTS = ("test_gradients.py", "test_kernels.py", "test_compiled_kernels.py")  # those with this marker
+ONLY_COMPILED = ("kernels/rowwise.py",)  # never runs as it is written, but in a test of its own
+
 # Mutants that compute the same, and why. One that is caught after all, or is no more, is an error.
 EQUIVALENT: dict[str, str] = {
     "models/custom.py, _embedding_backward: self.config.traits.positions == 'sinusoidal' -> "
@@ -279,11 +282,14 @@ def fingerprint(code: CodeType) -> tuple:
 class LikelyFirst:
     """A pytest plugin: the tests that most likely notice come first."""
 
-    def __init__(self, first: str, kernels: str):
-        self.first, self.kernels = first, kernels
+    def __init__(self, first: str, file: str):
+        self.first, self.compiled = first, file in ONLY_COMPILED
+        self.kernels = "fused" if file.startswith("kernels/") else "reference"
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         def rank(item: Any) -> int:
+            if item.path.name == "test_compiled_kernels.py":
+                return 0 if self.compiled else 3
             fused = "fused" in item.name or item.path.name == "test_kernels.py"
             if self.kernels != ("fused" if fused else "reference"):
                 return 4
@@ -303,10 +309,8 @@ def run_tests(mutant: Mutant | None, output: int) -> int:
     os.dup2(output, 2)
     if mutant is not None:
         plant(mutant)
-    tests = [str(REPOSITORY / "tests" / name) for name in ("test_gradients.py", "test_kernels.py")]  # with this marker
-    likely = LikelyFirst(
-        mutant.first if mutant else "", "fused" if mutant and mutant.file.startswith("kernels/") else "reference"
-    )
+    tests = [str(REPOSITORY / "tests" / name) for name in TESTS]
+    likely = LikelyFirst(mutant.first if mutant else "", mutant.file if mutant else "")
     options = [
         "-m",
         "gradients",

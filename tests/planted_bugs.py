@@ -563,8 +563,8 @@ BUGS = [
     Bug(
         "a stale cache: backward of the forward before",
         CUSTOM,
-        "self._cache = hidden_cache, head_cache",
-        "self._cache = self._cache or (hidden_cache, head_cache)",
+        "self._cache = hidden_cache, head_cache, logits.shape",
+        "self._cache = self._cache or (hidden_cache, head_cache, logits.shape)",
     ),
     Bug(
         "every place drops the same elements in backward only",
@@ -574,12 +574,9 @@ BUGS = [
         "        dcontext = ops.linear_backward(",
     ),
     # the fused kernels
-    Bug(
-        "fused: the query scaled in place, which may be qkv itself",
-        FUSED_ATTENTION,
-        "query * (1 / math.sqrt(d_head)), key, value",
-        "query.mul_(1 / math.sqrt(d_head)), key, value",
-    ),
+    Bug("fused: the query not scaled", FUSED_ATTENTION, "torch.mul(by_head[0], 1 /", "torch.mul(by_head[0], 1 + 0 *"),
+    Bug("fused: blocks of queries from the first", FUSED_ATTENTION, "in reversed(blocks)", "in blocks"),
+    Bug("fused: sums over blocks written, not added", FUSED_ATTENTION, "seen] += torch.matmul", "seen] = torch.matmul"),
     Bug(
         "fused: every tile masked as the first",
         FUSED_ATTENTION,
@@ -601,8 +598,25 @@ BUGS = [
     Bug(
         "fused: the last rows have no loss",
         FUSED_LOSS,
-        "range(0, len(x_rows), size)",
-        "range(0, max(1, len(x_rows) - size + 1), size)",
+        "pieces(len(x_rows), max(",
+        "pieces(max(1, len(x_rows) - 1), max(",
     ),
-    Bug("fused: all that is kept in one place", ARENA, "arena._next += 1", "arena._next = 1"),
+    Bug("fused: all that is kept in one place", ARENA, "self._next += 1", "self._next = 1"),
+    Bug("fused: the stack does not grow", ARENA, "self._top = block, start + size,", "self._top = block, start,"),
+    Bug("fused: a gradient over the caller's tensor", ARENA, "_current.get() is None or not x", "not x"),
+    Bug(
+        "fused: the input's gradient over the input before the weight's",
+        "kernels/linear.py",
+        "    add_product(dweight, dy_rows.T, rows(x))\n    dx = in_place_of(x)\n"
+        "    torch.mm(dy_rows, weight, out=rows(dx))\n",
+        "    dx = in_place_of(x)\n    torch.mm(dy_rows, weight, out=rows(dx))\n"
+        "    add_product(dweight, dy_rows.T, rows(x))\n",
+    ),
+    Bug(
+        "fused: a block's output in memory that the next block overwrites",
+        CUSTOM,
+        "output.clone() for",
+        "output for",
+    ),
+    Bug("fused: the total over a branch that is kept", CUSTOM, "x, branch = x + branch, None", "x = x + 0 * branch"),
 ]

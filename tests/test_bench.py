@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from bench_tools import TINY, case_of, ready
 from torch.utils.flop_counter import FlopCounterMode
 
 from manual_backprop import bench
 from manual_backprop.benchmark import growth, measurement, page, rows
 from manual_backprop.benchmark.breakdown import Allocation, Profile, kind_of
 from manual_backprop.benchmark.breakdown import page as breakdown_page
-from manual_backprop.benchmark.cases import CASES, OURS, ROWS, SUBJECT, Bar, Case
+from manual_backprop.benchmark.cases import BY_HAND, CASES, OURS, ROWS, SUBJECT, Bar, Case
 from manual_backprop.benchmark.measurement import MeasuredRow, Measurement, check_agreement
 from manual_backprop.benchmark.peers import why_not
 from manual_backprop.benchmark.process_memory import peak_since_reset, reset_peak
@@ -31,18 +32,8 @@ from manual_backprop.memory import give_back_freed_memory, keep_freed_memory, re
 from manual_backprop.paired import MeasuringProcess, Row
 
 ROOT = Path(__file__).parents[1]
-TINY = CustomTransformerConfig(vocab_size=37, d_model=24, n_blocks=2, n_heads=4, d_ffn=52, max_seq_len=16)
-UNCOMPILED = [name for name in ROWS if not name.endswith("-compiled") and name != "custom-fused"]
-
-
-def case_of(**changed: object) -> Case:
-    return Case(replace(TINY, **changed), batch_size=3, threads=1)  # type: ignore[arg-type]
-
-
-def ready(name: str, case: Case) -> Ready:
-    trainer = rows.build(name, case)
-    loss = trainer.loss_and_gradients(rows.random_batch(case, trainer.device)).item()
-    return Ready(0.0, 0.0, loss, rows.sketch_of(trainer.gradients()), "none")
+KERNELS = [name for name, settings in BY_HAND.items() if settings["kernels"] == "fused"]
+UNCOMPILED = [name for name in ROWS if not name.endswith("-compiled") and name not in KERNELS]
 
 
 # What is asked for
@@ -119,6 +110,19 @@ def test_all_rows_agree(architecture: str, precision: str) -> None:
     check_agreement(precision, {name: ready(name, case) for name in names})
 
 
+def test_rows_by_hand_have_what_their_names_say() -> None:
+    made: dict[str, CustomTransformerConfig] = {}
+    for name in OURS:
+        network = rows.build(name, case_of(precision="fp64")).network  # type: ignore[attr-defined]
+        made[name] = network.config
+    assert [(config.kernels, config.recompute) for config in made.values()] == [
+        ("reference", "none"),
+        ("fused", "none"),
+        ("fused", "block"),
+    ]
+    assert [config.compile for config in made.values()] == ["never", "always", "always"]
+
+
 def test_a_planted_difference_is_no_agreement() -> None:
     case = case_of(precision="fp64")
     trainer = rows.build("torch-eager", case)
@@ -173,6 +177,16 @@ def test_without_transformers_its_rows_are_left_out(monkeypatch: pytest.MonkeyPa
     assert why_not(replace(TINY, precision="fp64")) == "transformers calculates every loss in float32"
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert why_not(TINY) == "transformers is not installed"
+
+
+@pytest.mark.slow
+def test_a_row_says_whether_its_kernels_were_compiled_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    caches = []
+    for name in ("custom-reference", SUBJECT, SUBJECT):
+        with MeasuringProcess(rows.work, name, case_of()) as process:
+            caches.append(process.answer().cache)
+    assert caches == ["none", "cold", "warm"]
 
 
 # Memory and the limit
@@ -309,7 +323,7 @@ def test_a_measurement_of_every_row(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert len(row["seconds"]) == 2
         assert min(row["seconds"]) > 0
         assert row["peak_bytes"] > 100_000  # parameters, gradients and moments
-        assert (row["cache"] == "warm") == (row["name"].endswith("-compiled") or "fused" in row["name"])
+        assert (row["cache"] == "warm") == (row["name"].endswith("-compiled") or row["name"].startswith(tuple(KERNELS)))
     assert case["fastest_peer"] not in OURS
     assert set(case["breakdown"]) == {SUBJECT, case["fastest_peer"]}
     for profile in case["breakdown"].values():

@@ -27,7 +27,7 @@ from manual_backprop.tracking.run_directory import list_runs, read_run
 
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
 SET_UP = "python3 -m venv"  # the two commands that .ci/run and a new user type
-TOOLS = ("levels", "tracking_cost", "inspection_cost")
+TOOLS = ("levels", "kernel_gains", "tracking_cost", "inspection_cost")
 MEASURES = tuple(f"python -m manual_backprop.tools.{name}" for name in TOOLS)  # each in a test of its own, and smaller
 SHOWS = ("--help", "--version", "plan=true")  # what ends at once
 # What a reader puts in, and what is put in here. RUN_DIRECTORY and the like are the newest run.

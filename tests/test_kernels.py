@@ -1,4 +1,4 @@
-"""What only the fused kernels can get wrong: tiles, memory that is used again, shapes that change, compiled functions.
+"""What only the fused kernels can get wrong: tiles, memory that is used again, shapes that change.
 
 Their gradients are tested where those of the reference are (test_gradients.py, each test for both).
 """
@@ -8,12 +8,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 
 import pytest
 import torch
-from command_tools import run_compiling
 from torch import Tensor
 
 from manual_backprop import kernels, ops
@@ -31,7 +29,7 @@ from manual_backprop.gradient_check import (
 )
 from manual_backprop.gradient_check.measure import AUTOGRAD_BAR, LOW_PRECISION_BAR, Finding, differing, errors_of
 from manual_backprop.gradient_check.network_check import STEP, counted, networks, set_proof_scale, step_of
-from manual_backprop.kernels import activations, attention, loss
+from manual_backprop.kernels import activations, attention, feed_forward, gated_feed_forward, linear, loss
 from manual_backprop.language_model import LanguageModel
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import Batch, Network
@@ -83,6 +81,11 @@ def test_names_and_signatures_are_those_of_the_reference() -> None:
             ), name
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_too_small_to_be_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "SMALL", 0)
+
+
 # Tiles of attention and chunks of the loss: at the sizes of these tests everything would be one tile
 
 
@@ -98,12 +101,16 @@ def in_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(attention, "BLOCK", block)
     monkeypatch.setattr(attention, "TILE", tile)
     monkeypatch.setattr(attention, "LONGEST_KEPT", longest_kept)
+    for network in (feed_forward, gated_feed_forward):
+        monkeypatch.setattr(network, "PIECE", 1 if chunk == 1 else 100)
     monkeypatch.setattr(loss, "SMALLEST_CHUNK", chunk)
     monkeypatch.setattr(loss, "CHUNK", 1)
 
 
 @pytest.mark.gradients
-@pytest.mark.parametrize("name", ["attention", "rotary_attention", "linear_cross_entropy"])
+@pytest.mark.parametrize(
+    "name", ["attention", "rotary_attention", "linear_cross_entropy", "feed_forward", "gated_feed_forward"]
+)
 @pytest.mark.usefixtures("in_pieces")
 def test_op_in_pieces(name: str) -> None:
     for case in cases_of(ROWS[name], Draw(torch.Generator().manual_seed(0), T=7, B=5)):
@@ -177,6 +184,20 @@ def test_nothing_is_read_before_it_is_written_in_pieces(precision: str) -> None:
         poisoned.arena.poisoned = True
         for got in three_steps(poisoned, draw_batch(config, 5, 9, segments=True)):
             assert all(torch.isfinite(tensor).all() for tensor in got.values())
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
+@pytest.mark.parametrize(("config", "batch", "scale"), NETWORKS)
+def test_blocks_that_run_twice_give_the_same_bits(
+    config: CustomTransformerConfig, batch: Batch, scale: str, kernels: str
+) -> None:
+    for precision in PRECISIONS:
+        once, twice = (
+            CustomTransformer(replace(config, kernels=kernels, precision=precision, recompute=recompute))
+            for recompute in ("none", "block")
+        )
+        assert_same_bits(step(twice, batch), step(once, batch))
 
 
 def test_a_kernel_that_reads_before_it_writes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,49 +357,3 @@ def test_two_hundred_steps_stay_as_near_to_float64_as_the_mirror(
     )
     ratios = [ours / theirs for ours, theirs in (distances(replace(config, seed=s), 200, pieces) for s in range(3))]
     assert median(ratios) <= LOW_PRECISION_BAR, ratios
-
-
-# torch.compile
-
-COMPILED = """
-import sys, torch
-from dataclasses import replace
-from manual_backprop import kernels
-from manual_backprop.gradient_check import (
-    ENOUGH_TO_ROUND, ROWS, Draw, cases_of, check_network, check_network_precision, check_op, odd_cases
-)
-from manual_backprop.gradient_check.measure import differing
-from manual_backprop.gradient_check.network_check import networks, step_of
-
-torch.set_num_threads(1)
-findings = []
-if sys.argv[1] == "there":
-    with kernels.fast(compiled=True):
-        for name in ("feed_forward", "gated_feed_forward"):
-            for case in cases_of(ROWS[name], Draw(torch.Generator().manual_seed(0))):
-                findings += check_op(ROWS[name], case, kernels)
-    config = replace(ENOUGH_TO_ROUND, kernels="fused", compile="always", precision="bf16")
-    findings += check_network_precision(config, "proof")
-for architecture in ("gpt2", "llama"):
-    _, config, batch, scale = list(odd_cases(architecture))[2]
-    config = replace(config, kernels="fused", compile="always")
-    findings += check_network(config, batch, scale)
-    if sys.argv[1] == "missing":
-        uncompiled, _ = networks(replace(config, compile="never"), scale)
-        compiled, _ = networks(config, scale)
-        assert differing(step_of(uncompiled, batch)[1], step_of(compiled, batch)[1]) == 0
-print(*(f"{f.subject} | {f.quantity}: {f.error}" for f in findings if not f.ok), sep="\\n")
-print(len(findings), "findings")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("compiler", ["there", "missing"])
-def test_compiled_kernels_stay_under_the_same_bars(compiler: str, tmp_path: Path) -> None:
-    """Where compiling fails, one line says so, and the bits are those of the functions as they are written."""
-    output, said = run_compiling(COMPILED, compiler, tmp_path, compiler)
-    *over, last = output.splitlines()
-    assert not [line for line in over if line], "\n".join(over)
-    assert len(said) == (compiler == "missing"), said
-    assert int(last.split()[0]) > 50
-    assert any(tmp_path.rglob("*.so")) == (compiler == "there")

@@ -61,19 +61,20 @@ def kill_and_compare(tmp_path: Path, kills: int, seed: int, max_steps: int, *opt
 @pytest.mark.slow
 def test_many_kills_in_fp32_across_epochs(tmp_path: Path) -> None:
     """Dropout, gradient accumulation, and an epoch of 12 steps."""
-    kill_and_compare(tmp_path, 24, 1, 300, "model.dropout=0.2", "training.gradient_accumulation_steps=3")
+    options = ("kernels=fused", "precision=fp32", "model.dropout=0.2", "training.gradient_accumulation_steps=3")
+    kill_and_compare(tmp_path, 24, 1, 300, *options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
-        ("precision=bf16", "optimizer=sgd"),
-        ("precision=bf16_mixed", "optimizer=adamw", "architecture=vaswani", "training.label_smoothing=0.1"),
-        ("precision=fp32", "optimizer=sgd", "optimizer.momentum=0.9", "schedule=linear"),
-        ("precision=bf16", "optimizer=adamw", "training.gradient_accumulation_steps=3"),
+        ("kernels=reference", "precision=bf16", "optimizer=sgd"),
+        ("kernels=fused", "precision=bf16_mixed", "architecture=vaswani", "training.label_smoothing=0.1"),
+        ("kernels=fused", "precision=fp32", "optimizer=sgd", "optimizer.momentum=0.9", "schedule=linear"),
+        ("kernels=reference", "precision=bf16", "optimizer=adamw", "training.gradient_accumulation_steps=3"),
     ],
     ids=" ".join,
 )
-def test_kills_in_other_formats(options: tuple[str, ...], tmp_path: Path) -> None:
+def test_kills_with_either_kernels_in_other_formats(options: tuple[str, ...], tmp_path: Path) -> None:
     kill_and_compare(tmp_path, 6, 2, 100, "model.dropout=0.2", *options)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from manual_backprop import optim
+from manual_backprop.config import CustomTransformerConfig
 from manual_backprop.errors import InputError
-from manual_backprop.optim import SGD, AdamW, FusedAdamW, Optimizer
+from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.optim import SGD, AdamW, FusedAdamW, FusedSGD, Optimizer
 from manual_backprop.parameters import Flat, Layout
 
 SHAPES = {"first.weight": (7, 5), "first.bias": (7,), "norm.weight": (5,), "second.weight": (3, 7)}
@@ -40,6 +42,8 @@ KINDS = [
     pytest.param(AdamW, {"weight_decay": 0.1, "betas": (0.8, 0.95), "epsilon": 1e-6}, id="adamw"),
     pytest.param(FusedAdamW, {"weight_decay": 0.1, "betas": (0.8, 0.95), "epsilon": 1e-6}, id="fused adamw"),
     pytest.param(SGD, {"weight_decay": 0.0, "momentum": 0.7}, id="sgd"),
+    pytest.param(FusedSGD, {"weight_decay": 0.0, "momentum": 0.7}, id="fused sgd"),
+    pytest.param(FusedSGD, {"weight_decay": 0.0, "momentum": 0.0}, id="fused sgd without momentum"),
 ]
 
 
@@ -79,8 +83,9 @@ def test_steps_are_those_of_torch(make, settings, max_grad_norm, chunk, monkeypa
             torch.testing.assert_close(ours.parameters.views[name], leaf.detach(), rtol=1e-12, atol=1e-14)
 
 
-def test_sgd_decays_matrices_alone_and_decoupled() -> None:
-    setup = Setup(SGD, weight_decay=0.1)
+@pytest.mark.parametrize("make", [SGD, FusedSGD])
+def test_sgd_decays_matrices_alone_and_decoupled(make) -> None:
+    setup = Setup(make, weight_decay=0.1)
     before = {name: view.clone() for name, view in setup.parameters.views.items()}
     setup.optimizer.step(FINITE, 0.5)
     for name, view in setup.parameters.views.items():
@@ -130,6 +135,33 @@ def test_the_first_step_may_be_the_one_that_is_not_finite(make, settings) -> Non
     setup.optimizer.step(torch.tensor(math.nan), 0.1)
     after = setup.bits()
     assert all(torch.equal(before[name], after[name]) for name in before.keys() - {"counts"})
+
+
+@pytest.mark.parametrize(("kernels", "kinds"), [("reference", [AdamW, SGD]), ("fused", [FusedAdamW, FusedSGD])])
+def test_kernels_choose_the_optimizer(kernels: str, kinds: list[type]) -> None:
+    network = CustomTransformer(CustomTransformerConfig(vocab_size=11, d_model=8, n_heads=2, kernels=kernels))
+    assert [type(network.adamw(0.1, (0.9, 0.99), 1e-8)), type(network.sgd(0.1, 0.9))] == kinds
+
+
+@pytest.mark.parametrize(
+    ("reference", "fused", "settings"),
+    [
+        (AdamW, FusedAdamW, {"betas": (0.8, 0.95)}),
+        (SGD, FusedSGD, {"momentum": 0.7}),
+        (SGD, FusedSGD, {"momentum": 0.0}),
+    ],
+)
+def test_both_kinds_keep_the_same_state(reference, fused, settings) -> None:
+    """So that a run may go on with the other kernels, and with another momentum."""
+    pair = [Setup(make, weight_decay=0.1, **settings) for make in (reference, fused)]
+    for loss in (1.0, math.nan, 1.0, 1.0):
+        for setup in pair:
+            setup.fill(setup.gradients)
+            setup.optimizer.step(torch.tensor(loss), 0.01, 1.0)
+    want, got = (setup.bits() for setup in pair)
+    assert want.keys() == got.keys()
+    for name, tensor in want.items():
+        torch.testing.assert_close(got[name], tensor, rtol=1e-13, atol=1e-15)
 
 
 def test_what_is_counted() -> None:

@@ -34,14 +34,15 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
-        ("precision=fp32", "optimizer=adamw"),
-        ("precision=bf16", "optimizer=adamw", "architecture=vaswani"),
-        ("precision=bf16_mixed", "optimizer=adamw", "training.label_smoothing=0.1"),
+        ("kernels=reference", "precision=fp32", "optimizer=adamw"),
+        ("kernels=reference", "precision=bf16", "optimizer=adamw", "architecture=vaswani"),
+        ("kernels=reference", "precision=bf16_mixed", "optimizer=adamw", "training.label_smoothing=0.1"),
         ("kernels=fused", "precision=bf16", "optimizer=adamw"),
         ("kernels=fused", "precision=fp32", "optimizer=sgd"),
         pytest.param(("kernels=fused", "precision=bf16_mixed", "architecture=llama"), marks=SLOW),
-        pytest.param(("optimizer=sgd", "schedule=linear", "training.gradient_accumulation_steps=3"), marks=SLOW),
-        pytest.param(("precision=bf16", "optimizer=sgd"), marks=SLOW),
+        pytest.param(("kernels=fused", "optimizer=sgd", "training.gradient_accumulation_steps=3"), marks=SLOW),
+        pytest.param(("kernels=reference", "precision=fp32", "optimizer=sgd", "schedule=linear"), marks=SLOW),
+        pytest.param(("kernels=reference", "precision=bf16", "optimizer=sgd"), marks=SLOW),
         pytest.param(("precision=fp32", "implementation=torch"), marks=SLOW),
     ],
     ids=" ".join,
@@ -177,6 +178,28 @@ def test_another_text_is_refused_before_anything_is_built(text: Path, tmp_path: 
     assert_unchanged(run, before)
     shutil.copy(text, mine)
     resume(tmp_path, "resume=last", "training.max_steps=2")
+
+
+def test_a_value_that_null_stands_for_is_no_difference(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is it told as a change; another one is refused."""
+    run = train(tmp_path, text, "architecture=llama", "training.max_steps=1")
+    usual = ("architecture.norm_epsilon=1e-6", "architecture.rotary_base=10000", "model.n_kv_heads=2")
+    capsys.readouterr()
+    resume(tmp_path, "resume=last", "training.max_steps=2", *usual)
+    assert read_run(run)["resumes"][0]["changed"] == {"training.max_steps": [1, 2]}
+    assert "norm_epsilon" not in capsys.readouterr().err
+    resume(tmp_path, "resume=last", "training.max_steps=3", *(one.partition("=")[0] + "=null" for one in usual))
+    others = ("architecture.norm_epsilon=1e-5", "architecture.rotary_base=20000", "model.n_kv_heads=1")
+    with pytest.raises(ConfigError) as caught:
+        check(["resume=last", "training.max_steps=4", *others])
+    assert [violation.partition(":")[0] for violation in caught.value.violations] == [
+        "architecture.norm_epsilon=1e-05", "architecture.rotary_base=20000.0", "model.n_kv_heads=1"
+    ]  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        check(["resume=last", "training.max_steps=4", "architecture=gpt2", "model.n_heads=1"])
+    assert not [violation for violation in caught.value.violations if "epsilon" in violation or "n_kv" in violation]
 
 
 def test_what_may_change_is_said_and_written_down(

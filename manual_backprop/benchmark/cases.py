@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..config import KERNELS, CustomTransformerConfig
+from ..config import CustomTransformerConfig
 
-ROWS = {  # name: whose network it is
-    "custom-reference": "custom",
-    "custom-fused": "custom",
+BY_HAND: dict[str, dict[str, str]] = {  # row: what it has in its config
+    "custom-reference": {"kernels": "reference"},
+    "custom-fused": {"kernels": "fused"},
+    "custom-recompute": {"kernels": "fused", "recompute": "block"},
+}
+ROWS = dict.fromkeys(BY_HAND, "custom") | {  # name: whose network it is
     "torch-eager": "torch",
     "torch-compiled": "torch",
     "baseline-eager": "baseline",
@@ -20,10 +23,8 @@ ROWS = {  # name: whose network it is
     "huggingface-eager": "huggingface",
     "huggingface-compiled": "huggingface",
 }
-if "fused" not in KERNELS:
-    del ROWS["custom-fused"]
-OURS = tuple(name for name, whose in ROWS.items() if whose == "custom")
-SUBJECT = OURS[-1]  # what all others are compared with
+OURS = tuple(BY_HAND)
+SUBJECT = "custom-fused"  # what all others are compared with
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from ..errors import CheckFailedError
 from ..paired import MeasuringProcess, Row, noise_floor, ratios, turns
 from .cases import OURS, Case
-from .rows import LeftOut, Ready, work, work_products
+from .rows import LeftOut, Ready, work_products
+from .rows import work as work_row
 
 AGAIN = " again"  # behind the subject's name: it runs twice
 FEWEST, MOST = 5, 20  # rounds, where the user does not say how many
@@ -68,9 +69,12 @@ class Measurement:
         return ratios(self.products.seconds, row.seconds)[1]
 
 
-def measure(case: Case, names: Sequence[str], rounds: int | None = None) -> Measurement:
+def measure(
+    case: Case, names: Sequence[str], rounds: int | None = None, work: Callable[..., None] = work_row
+) -> Measurement:
     """`names` of rows: the first is the subject. `rounds` of turns there and back, None: what the time allows.
 
+    `work` is what a row's process runs, and knows what is behind a name: `rows.work`, or what is built upon it.
     Raises CheckFailedError where a process fails, or where gradients differ.
     """
     with ExitStack() as closing:
@@ -80,7 +84,7 @@ def measure(case: Case, names: Sequence[str], rounds: int | None = None) -> Meas
         left_out: dict[str, str] = {}
         for name in (names[0], names[0] + AGAIN, *names[1:]):
             print(f"{case.name or case.config.precision}: starting {name}", file=sys.stderr, flush=True)
-            started = _start(closing, case, name)
+            started = _start(closing, case, name, work)
             if isinstance(started, LeftOut):
                 if name == names[0]:
                     raise CheckFailedError(f"{name}: {started.reason}")
@@ -106,7 +110,9 @@ def measure(case: Case, names: Sequence[str], rounds: int | None = None) -> Meas
     return Measurement(case, {row.name: row for row in (subject, *others)}, again, products, left_out)
 
 
-def _start(closing: ExitStack, case: Case, name: str) -> tuple[MeasuringProcess, MeasuredRow, Ready] | LeftOut:
+def _start(
+    closing: ExitStack, case: Case, name: str, work: Callable[..., None]
+) -> tuple[MeasuringProcess, MeasuredRow, Ready] | LeftOut:
     """A row that has warmed up. With a cold compiler's cache it is started once more: neither the compiler's memory nor
     its time is the step's."""
     cold_seconds = None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import first_line
 from ..memory import give_back_freed_memory, keep_freed_memory, resident_bytes
-from .cases import ROWS, Case
+from .cases import BY_HAND, ROWS, Case
 from .process_memory import peak_since_reset, reset_peak
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Ready:
     """A row that has warmed up.
 
     sketch: of each parameter's gradient, its norm and its projections on PROBES random directions. cache: whether what
-    torch.compile made was found on disk (warm), was made now (cold), or nothing was compiled (none).
+    a compiler made was found on disk (warm), was made now (cold), or nothing was compiled (none).
     """
 
     first_seconds: float  # of the first forward and backward pass, compilation included
@@ -99,9 +99,9 @@ class NetworkTrainer:
 def build(name: str, case: Case) -> Trainer:
     """The trainer of a row, its network in its first state."""
     compiled = name.endswith("-compiled")
-    kernels = name.removeprefix("custom-") if ROWS[name] == "custom" else "reference"
-    compiles = compiled or kernels == "fused"  # the kernels have a few small functions that are compiled
-    config = replace(case.config, compile="always" if compiles else "never", kernels=kernels)
+    settings = BY_HAND.get(name, BY_HAND["custom-reference"])
+    compiles = compiled or settings["kernels"] == "fused"  # the kernels have a few small functions that are compiled
+    config = replace(case.config, compile="always" if compiles else "never", **settings)  # type: ignore[arg-type]
     if ROWS[name] != "huggingface":
         return NetworkTrainer(name, config)
     from .peers import HuggingFacePeer
@@ -209,6 +209,8 @@ class Steps:
     def warm_up(self) -> Ready | LeftOut:
         import torch
 
+        network = getattr(self.trainer, "network", None)
+        libraries = kernel_libraries(network)
         begin = perf_counter()
         try:
             loss = self.trainer.loss_and_gradients(self.batch).item()
@@ -217,15 +219,17 @@ class Steps:
                 raise
             return LeftOut(f"torch.compile does not work here: {first_line(error)}")
         first_seconds = perf_counter() - begin
-        network = getattr(self.trainer, "network", None)
         if self.compiled and getattr(network, "compiled", None) is False:  # the baseline goes on without, and says so
             return LeftOut("torch.compile does not work here")
+        cache = compiler_cache()
+        if found := kernel_libraries(network):
+            cache = "warm" if found == libraries else "cold"
         sketch = sketch_of(self.trainer.gradients())
         self.seconds(1)
         gc.collect()
         give_back_freed_memory()  # of the compiler, of the sketch
         self.seconds(WARM_UP)
-        return Ready(first_seconds, self.seconds(1), loss, sketch, compiler_cache())
+        return Ready(first_seconds, self.seconds(1), loss, sketch, cache)
 
     def seconds(self, count: int) -> float:
         """Of one step, on average."""
@@ -240,7 +244,17 @@ class Steps:
         return (perf_counter() - begin) / count
 
 
+def kernel_libraries(network: Any) -> set[str]:
+    """What the kernels' own compiler, another process, has made on this machine; none where a network needs none."""
+    if not getattr(network, "compiles", False) or network.device.type != "cpu":
+        return set()
+    from ..kernels.libraries import folder
+
+    return {path.name for path in folder().iterdir()}
+
+
 def compiler_cache() -> str:
+    """Of torch.compile, in this process."""
     from torch._dynamo.utils import counters
 
     found = counters["inductor"]

@@ -74,7 +74,7 @@ def read_utf8(path: Path) -> Iterator[str]:
                     raise BadRow(
                         f"{path}, line {line}",
                         f"byte {bad} of the file is 0x{error.object[error.start]:02x}, which is not UTF-8 "
-                        f"({error.reason}); convert the file to UTF-8, or move it away",
+                        f"({error.reason})",
                     ) from error
                 position, lines = position + len(chunk), lines + text.count("\n")
                 if text:

@@ -6,7 +6,6 @@ cache, where the library then finds it. What this cannot do (no network, an unkn
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..digests import file_digest
 from ..errors import Interrupted
 
 log = logging.getLogger(__name__)
@@ -81,5 +81,4 @@ def _fetch(repository: str, revision: str, path: str, say: Callable[[str], None]
 def _sound(file: Path, etag: str) -> bool:
     if _SHA256.fullmatch(etag) is None:
         return True  # of a small file the tag says something else; its length was looked at
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest() == etag
+    return file_digest(file) == etag

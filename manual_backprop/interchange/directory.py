@@ -7,16 +7,16 @@ Recognising a folder and reading its config needs the standard library only.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manual_backprop.config import CustomTransformerConfig
+from manual_backprop.digests import file_digest
 from manual_backprop.errors import InputError
 from manual_backprop.interchange.layouts import network_of
+from manual_backprop.json_files import read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +88,7 @@ def _downloaded(name: str) -> Path:
 
 def read_network(folder: Path) -> CustomTransformerConfig:
     """Its sizes, without its weights. Raises InputError."""
-    return network_of(_read_json(folder / CONFIG), str(folder / CONFIG))
+    return network_of(read_object(folder / CONFIG), str(folder / CONFIG))
 
 
 def read_model(folder: Path) -> Imported:
@@ -125,7 +125,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
-        places = _read_json(folder / INDEX).get("weight_map")
+        places = read_object(folder / INDEX).get("weight_map")
         names = sorted(set(map(str, places.values()))) if isinstance(places, Mapping) else []
         wrong = [name for name in names if name != Path(name).name or not (folder / name).is_file()]
         if wrong or not names:
@@ -156,11 +156,6 @@ def _precision_of(tensors: Mapping[str, Tensor]) -> tuple[str, list[str]]:
 # What we add to an export
 
 
-def sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
 def as_checkpoint(folder: Path) -> Checkpoint:
     """The folder as a checkpoint that any command can use."""
     from manual_backprop.checkpoint import Checkpoint
@@ -179,24 +174,12 @@ def _record_of(folder: Path) -> dict[str, Any]:
     """Empty where there is none, or where the weights are others now."""
     if not (folder / RECORD).is_file() or not (folder / WEIGHTS).is_file():
         return {}
-    record = _read_json(folder / RECORD)
+    record = read_object(folder / RECORD)
     believed = (
         record.get("version") == RECORD_VERSION
         and isinstance(record.get("step"), int)
         and isinstance(record.get("metric"), float | None)
         and isinstance(record.get("state"), dict)
-        and record.get("weights_sha256") == sha256(folder / WEIGHTS)
+        and record.get("weights_sha256") == file_digest(folder / WEIGHTS)
     )
     return record if believed else {}
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is damaged: it is not JSON") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} is damaged: expected a JSON object")
-    return content

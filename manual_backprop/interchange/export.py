@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import CheckpointManager
 from ..data.tokenizers import FILE_NAME, Tokenizer
+from ..digests import file_digest
 from ..errors import StorageError
-from .directory import CONFIG, RECORD, RECORD_VERSION, WEIGHTS, Imported, sha256
+from .directory import CONFIG, RECORD, RECORD_VERSION, WEIGHTS, Imported
 from .folders import new_folder
 from .layouts import config_json
 from .model_card import model_card
@@ -40,7 +41,7 @@ def export_model(saved: SavedModel, tokenizer: Tokenizer | None, target: Path) -
             write_tokenizer(tokenizer, folder, config.max_seq_len)
         record = {
             "version": RECORD_VERSION,
-            "weights_sha256": sha256(folder / WEIGHTS),
+            "weights_sha256": file_digest(folder / WEIGHTS),
             "step": saved.step,
             "metric": saved.validation_loss,
             "state": dict(saved.state),

@@ -12,34 +12,41 @@ from torch import Tensor
 
 from ..ops.activations import GATE_CUBIC, GATE_LINEAR
 from ..ops.numerics import wide
-from .compiled import elementwise
+from .compiled import compiled
 
 
-@elementwise
+def gate_and_rest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """sigmoid(x) and 1 - sigmoid(x), both exact where they are small, from one exponential that cannot overflow."""
+    decay = torch.exp(-x.abs())
+    large = 1 / (1 + decay)
+    small = decay * large
+    return torch.where(x > 0, large, small), torch.where(x > 0, small, large)
+
+
+@compiled("N F", "N F", "F: parameter", group="gelu_tanh", by_rows=True)
 def bias_gelu_tanh(y: Tensor, x: Tensor, bias: Tensor) -> None:
     """y = gelu(x + bias). y, x (N, F), bias (F)."""
     z = wide(x) + wide(bias)
     y.copy_(z * torch.sigmoid(z * (GATE_LINEAR + GATE_CUBIC * z * z)))
 
 
-@elementwise
+@compiled("N F", "N F", "N F", "F: parameter", group="gelu_tanh", by_rows=True)
 def bias_gelu_tanh_gradient(y: Tensor, dx: Tensor, x: Tensor, bias: Tensor) -> None:
     """y = gelu(x + bias), and dx, which holds dy, becomes the gradient of x."""
     z = wide(x) + wide(bias)
     squared = z * z
-    twice_u = z * (GATE_LINEAR + GATE_CUBIC * squared)
-    gate, rest = torch.sigmoid(twice_u), torch.sigmoid(-twice_u)
+    gate, rest = gate_and_rest(z * (GATE_LINEAR + GATE_CUBIC * squared))
     y.copy_(z * gate)
     dx.copy_(wide(dx) * gate * (1 + z * rest * (GATE_LINEAR + 3 * GATE_CUBIC * squared)))
 
 
-@elementwise
+@compiled("N F", "N F", "F: parameter", group="gelu", by_rows=True)
 def bias_gelu(y: Tensor, x: Tensor, bias: Tensor) -> None:
     z = wide(x) + wide(bias)
     y.copy_(z * (0.5 * (1 + torch.erf(z * math.sqrt(0.5)))))
 
 
-@elementwise
+@compiled("N F", "N F", "N F", "F: parameter", group="gelu", by_rows=True)
 def bias_gelu_gradient(y: Tensor, dx: Tensor, x: Tensor, bias: Tensor) -> None:
     z = wide(x) + wide(bias)
     cumulative = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
@@ -48,12 +55,12 @@ def bias_gelu_gradient(y: Tensor, dx: Tensor, x: Tensor, bias: Tensor) -> None:
     dx.copy_(wide(dx) * (cumulative + z * density))
 
 
-@elementwise
+@compiled("N F", "N F", "F: parameter", group="relu", by_rows=True)
 def bias_relu(y: Tensor, x: Tensor, bias: Tensor) -> None:
     y.copy_((wide(x) + wide(bias)).clamp(min=0))
 
 
-@elementwise
+@compiled("N F", "N F", "N F", "F: parameter", group="relu", by_rows=True)
 def bias_relu_gradient(y: Tensor, dx: Tensor, x: Tensor, bias: Tensor) -> None:
     z = wide(x) + wide(bias)
     y.copy_(z.clamp(min=0))

@@ -5,7 +5,14 @@ A training step asks for the same tensors again and again. From the system each 
 big tensors come from here:
 
 - `kept(...)`: lives until the step ends. The n-th request of a step gets the n-th block.
-- `with scratch(...) as buffer:` lives inside the `with`. Blocks are a stack: the next request gets the same memory.
+- `passing(...)`: read by the next pairs only: the request after the next one gets the same memory.
+- `with scratch(...) as buffer:` lives inside the `with`. A stack: the next request gets the same memory.
+
+Two more ways to have less, which need no memory of their own:
+
+- `in_place_of(x)`: a gradient has the shape of its tensor, and is made when that is read for the last time: inside a
+  step it takes its place. What a pair's cache holds therefore belongs to that pair's backward.
+- `held(x)` and `again(...)`: instead of a tensor, how it is made, where that is cheap.
 
 A block grows to the largest request it has met and stays, so memory is bounded by the largest step, whatever the order
 of batch sizes and lengths. Outside of a step both allocate afresh, so that a kernel can be called like any function.
@@ -14,7 +21,7 @@ of batch sizes and lengths. Outside of a step both allocate afresh, so that a ke
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -22,6 +29,8 @@ import torch
 from torch import Tensor
 
 _current: ContextVar[Arena | None] = ContextVar("arena", default=None)
+
+LINE = 64  # bytes of a cache line: every tensor on the stack starts at one, and so suits every format and vector
 
 
 class Arena:
@@ -33,17 +42,24 @@ class Arena:
         self._kept: list[Tensor] = []  # bytes
         self._scratch: list[Tensor] = []
         self._next = 0  # of _kept
-        self._depth = 0  # of _scratch
+        self._passing: list[Tensor] = []  # two, by turns
+        self._turn = 0
+        self._top = (0, 0, 0)  # of the stack in _scratch: block, byte in it, and bytes below in all blocks
+        self._highest = 0  # that the stack has ever been [bytes]
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """What was kept in the step before is overwritten from here on."""
-        self._next = self._depth = 0
+        self._next, self._top = 0, (0, 0, 0)
         token = _current.set(self)
         try:
             yield
         finally:
             _current.reset(token)
+            if len(self._scratch) > 1:  # it grew: one block from now on
+                device = self._scratch[0].device
+                self._scratch = []
+                self._scratch = [torch.empty(self._highest, dtype=torch.uint8, device=device)]
 
     @contextmanager
     def handing_out_again(self) -> Iterator[None]:
@@ -55,26 +71,54 @@ class Arena:
             self._next = before
 
     def allocated_bytes(self) -> int:
-        return sum(block.numel() for block in (*self._kept, *self._scratch))
+        return sum(block.numel() for block in (*self._kept, *self._passing, *self._scratch))
 
-    def _from(self, blocks: list[Tensor], place: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        size = math.prod(shape) * like.element_size()
-        if place == len(blocks):
+    def _keep(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        self._next += 1
+        return self._view(self._kept, self._next - 1, 0, shape, like)
+
+    def _pass(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        if not self._passing:
+            self._passing = [torch.empty(0, dtype=torch.uint8, device=like.device) for _ in range(2)]
+        self._turn = 1 - self._turn
+        return self._view(self._passing, self._turn, 0, shape, like)
+
+    def _push(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """On top of the stack, in the block that is there if it fits; a block that is empty may grow."""
+        block, start, below = self._top
+        size = -(-_bytes(shape, like) // LINE) * LINE
+        if start and start + size > self._scratch[block].numel():
+            block, start = block + 1, 0
+        self._top = block, start + size, below + size
+        self._highest = max(self._highest, below + size)
+        return self._view(self._scratch, block, start, shape, like)
+
+    def _view(self, blocks: list[Tensor], block: int, start: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """From byte `start` of a block, which is made or made larger where it does not reach."""
+        end = start + _bytes(shape, like)
+        if block == len(blocks):
             blocks.append(torch.empty(0, dtype=torch.uint8, device=like.device))
-        if blocks[place].numel() < size:
-            blocks[place] = torch.empty(0, dtype=torch.uint8, device=like.device)  # the old one first: both never fit
-            blocks[place] = torch.empty(size, dtype=torch.uint8, device=like.device)
-        tensor = blocks[place][:size].view(like.dtype).view(shape)
+        if blocks[block].numel() < end:
+            blocks[block] = torch.empty(0, dtype=torch.uint8, device=like.device)  # the old one first: both never fit
+            blocks[block] = torch.empty(end, dtype=torch.uint8, device=like.device)
+        tensor = blocks[block][start:end].view(like.dtype).view(shape)
         return tensor.fill_(math.nan) if self.poisoned else tensor
+
+
+def _bytes(shape: tuple[int, ...], like: Tensor) -> int:
+    return math.prod(shape) * like.element_size()
 
 
 def kept(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """An uninitialized tensor of `like`'s format and device that lives until the step ends."""
     arena = _current.get()
-    if arena is None:
-        return like.new_empty(shape)
-    arena._next += 1
-    return arena._from(arena._kept, arena._next - 1, shape, like)
+    return like.new_empty(shape) if arena is None else arena._keep(shape, like)
+
+
+def passing(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """An uninitialized tensor of `like`'s format and device that lives until the next but one is asked for."""
+    arena = _current.get()
+    return like.new_empty(shape) if arena is None else arena._pass(shape, like)
 
 
 @contextmanager
@@ -84,8 +128,32 @@ def scratch(shape: tuple[int, ...], like: Tensor) -> Iterator[Tensor]:
     if arena is None:
         yield like.new_empty(shape)
         return
-    arena._depth += 1
+    before = arena._top
     try:
-        yield arena._from(arena._scratch, arena._depth - 1, shape, like)
+        yield arena._push(shape, like)
     finally:
-        arena._depth -= 1
+        arena._top = before
+
+
+def in_place_of(x: Tensor) -> Tensor:
+    """Where to write the gradient of x, once x is not read again: inside a step over x, outside beside it."""
+    return x.new_empty(x.shape) if _current.get() is None or not x.is_contiguous() else x
+
+
+Held = Tensor | Callable[[], Tensor]
+
+
+def remade(x: Tensor, make: Callable[[], Tensor]) -> Tensor:
+    """x; who holds it for backward shall hold `make` instead, which returns the same numbers."""
+    x.make_again = make  # type: ignore[attr-defined]
+    return x
+
+
+def held(x: Tensor) -> Held:
+    """What a cache keeps of x: the way to make it, where there is one, else x."""
+    return getattr(x, "make_again", x)
+
+
+def again(x: Held) -> Tensor:
+    """The tensor of which `held` kept something."""
+    return x if isinstance(x, Tensor) else x()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -17,13 +18,14 @@ from torch import Tensor
 from ..ops.attention import visible_positions
 from ..ops.dropout import Dropout, dropout_backward, dropout_forward
 from ..ops.numerics import Record, no_record
-from .arena import kept
+from .arena import Held, again, held, in_place_of, kept, scratch
+from .pieces import pieces
 
 BLOCK = 128  # queries of a tile
 TILE = 1 << 20  # scores of a tile, about: they fit into a core's cache
-LONGEST_KEPT = 256  # positions: of longer sequences probabilities are computed again in backward, their size is T^2
+LONGEST_KEPT = 128  # positions: of longer sequences probabilities are computed again in backward, their size is T^2
 
-AttentionCache = tuple[Tensor, list[Tensor], Tensor, Dropout | None, int]
+AttentionCache = tuple[Held, list[list[Tensor]], Tensor, Dropout | None, int]
 
 
 def attention_forward(
@@ -38,61 +40,74 @@ def attention_forward(
     qkv (B, T, 3D) -> context (B, T, D). The cache keeps qkv, and the probabilities of short sequences.
     """
     batch, length, width = qkv.shape
-    context = qkv.new_empty(batch, length, n_heads, width // (3 * n_heads))
+    d_head = width // (3 * n_heads)
+    context = kept((batch, length, n_heads, d_head), qkv)
     hidden = _hidden(length, segments, dropout, qkv)
-    keep = length <= LONGEST_KEPT
-    cache: AttentionCache = qkv, [], hidden, dropout, n_heads
+    saved: list[list[Tensor]] = []
     squares = _Squares(record, qkv, n_heads)
-    for sequences, query, key, value in _sequences(qkv, n_heads, dropout):
-        for rows in _row_blocks(length, dropout):
-            shape = *query.shape[:2], rows.stop - rows.start, rows.stop
-            probabilities = kept(shape, qkv) if keep else qkv.new_empty(shape)
-            _fill(probabilities, query, key, hidden, sequences, rows, squares)
-            squares.put("probabilities", sequences, rows, probabilities)
-            if keep:
-                cache[1].append(probabilities)
-            dropped, _ = dropout_forward(probabilities, dropout)
-            # (b, H, rows, K) to where the next projection reads it
-            context[sequences, rows] = (dropped @ value[:, :, : rows.stop]).transpose(1, 2)
+    for sequences in pieces(batch, _sequences(qkv, n_heads, dropout)):
+        saved.append([])
+        with _by_head(qkv[sequences], n_heads) as (query, key, value):
+            for rows in pieces(length, _block_size(length, dropout)):
+                shape = *query.shape[:2], rows.stop - rows.start, rows.stop
+                if length <= LONGEST_KEPT:
+                    saved[-1].append(kept(shape, qkv))
+                with _tile(saved[-1], -1, shape, qkv) as probabilities, scratch((*shape[:3], d_head), qkv) as part:
+                    _fill(probabilities, query, key, hidden, sequences, rows, squares)
+                    squares.put("probabilities", sequences, rows, probabilities)
+                    dropped, _ = dropout_forward(probabilities, dropout)
+                    torch.matmul(dropped, value[:, :, : rows.stop], out=part)
+                    context[sequences, rows] = part.transpose(1, 2)  # where the next projection reads it
     squares.tell()
-    return context.flatten(2), cache
+    return context.flatten(2), (held(qkv), saved, hidden, dropout, n_heads)
 
 
 def attention_backward(dcontext: Tensor, cache: AttentionCache, record: Record = no_record) -> Tensor:
-    """dcontext (B, T, D) -> dqkv (B, T, 3D): `ops.attention_backward`."""
-    qkv, saved, hidden, dropout, n_heads = cache
-    length, d_head = qkv.shape[1], qkv.shape[2] // (3 * n_heads)
-    dqkv = torch.empty_like(qkv)
-    tiles = iter(saved)
+    """dcontext (B, T, D) -> dqkv (B, T, 3D): `ops.attention_backward`.
+
+    The blocks of queries are taken from the last, which sees all keys: it writes the sums that the others add to.
+    """
+    made_from, saved, hidden, dropout, n_heads = cache
+    qkv = again(made_from)
+    batch, length, width = qkv.shape
+    d_head = width // (3 * n_heads)
+    dqkv = in_place_of(qkv)  # some sequences at a time, of which copies were made
     squares = _Squares(record, qkv, n_heads)
-    for sequences, query, key, value in _sequences(qkv, n_heads, dropout):
-        dcontext_by_head = dcontext[sequences].unflatten(2, (n_heads, d_head)).transpose(1, 2).contiguous()
-        dquery, dkey, dvalue = (torch.zeros_like(part) for part in (query, key, value))
-        for rows in _row_blocks(length, dropout):
-            seen = slice(0, rows.stop)
-            if saved:
-                probabilities = next(tiles)
-            else:
-                probabilities = qkv.new_empty(*query.shape[:2], rows.stop - rows.start, rows.stop)
-                _fill(probabilities, query, key, hidden, sequences, rows)
-            dropped, _ = dropout_forward(probabilities, dropout)
-            # context = dropped value
-            dupstream = dcontext_by_head[:, :, rows]
-            ddropped = dupstream @ value[:, :, seen].mT
-            dvalue[:, :, seen] += dropped.mT @ dupstream
-            # dropped = dropout(probabilities), probabilities = softmax(scores)
-            dprobabilities = dropout_backward(ddropped, dropout)
-            squares.put("dprobabilities", sequences, rows, dprobabilities)
-            dscores = torch._softmax_backward_data(
-                dprobabilities, probabilities, -1, probabilities.dtype, grad_input=dprobabilities
-            )
-            squares.put("dscores", sequences, rows, dscores)
-            # scores = query key^T, and the scale is in the query
-            dquery[:, :, rows] = dscores @ key[:, :, seen]
-            dkey[:, :, seen] += dscores.mT @ query[:, :, rows]
-        by_head = dqkv[sequences].unflatten(2, (3, n_heads, d_head)).permute(2, 0, 3, 1, 4)  # a view
-        torch.mul(dquery, 1 / math.sqrt(d_head), out=by_head[0])
-        by_head[1], by_head[2] = dkey, dvalue
+    groups = pieces(batch, _sequences(qkv, n_heads, dropout))
+    for sequences, tiles in zip(groups, saved, strict=True):
+        blocks = list(enumerate(pieces(length, _block_size(length, dropout))))
+        shape = sequences.stop - sequences.start, n_heads, length, d_head
+        with (
+            _by_head(qkv[sequences], n_heads) as (query, key, value),
+            scratch((3, *shape), qkv) as (dquery, dkey, dvalue),
+            scratch(shape, qkv) as dcontext_by_head,
+        ):
+            dcontext_by_head.copy_(dcontext[sequences].unflatten(2, (n_heads, d_head)).transpose(1, 2))
+            for number, rows in reversed(blocks):
+                seen = slice(0, rows.stop)
+                square = *shape[:2], rows.stop - rows.start, rows.stop
+                with _tile(tiles, number, square, qkv) as probabilities, scratch(square, qkv) as ddropped:
+                    if not tiles:
+                        _fill(probabilities, query, key, hidden, sequences, rows)
+                    dropped, _ = dropout_forward(probabilities, dropout)
+                    # context = dropped value
+                    dupstream = dcontext_by_head[:, :, rows]
+                    torch.matmul(dupstream, value[:, :, seen].mT, out=ddropped)
+                    _add_product(dvalue, seen, dropped.mT, dupstream)
+                    # dropped = dropout(probabilities), probabilities = softmax(scores)
+                    dprobabilities = dropout_backward(ddropped, dropout)
+                    squares.put("dprobabilities", sequences, rows, dprobabilities)
+                    dscores = torch._softmax_backward_data(
+                        dprobabilities, probabilities, -1, probabilities.dtype, grad_input=dprobabilities
+                    )
+                    squares.put("dscores", sequences, rows, dscores)
+                    # scores = query key^T, and the scale is in the query
+                    with scratch((*square[:3], d_head), qkv) as part:
+                        dquery[:, :, rows] = torch.matmul(dscores, key[:, :, seen], out=part)
+                    _add_product(dkey, seen, dscores.mT, query[:, :, rows])
+            by_head = dqkv[sequences].unflatten(2, (3, n_heads, d_head)).permute(2, 0, 3, 1, 4)  # a view
+            torch.mul(dquery, 1 / math.sqrt(d_head), out=by_head[0])
+            by_head[1], by_head[2] = dkey, dvalue
     squares.tell()
     return dqkv
 
@@ -115,19 +130,10 @@ class _Squares:
             self.record(name, whole)
 
 
-def _sequences(qkv: Tensor, n_heads: int, dropout: Dropout | None) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Some sequences at a time: which, and their query, scaled, key and value (b, H, T, K), contiguous.
-
-    All at once where dropout is drawn: its mask belongs to the whole tensor.
-    """
-    batch, length, width = qkv.shape
-    d_head = width // (3 * n_heads)
-    count = batch if dropout is not None else max(1, TILE // (n_heads * length * min(length, BLOCK)))
-    for start in range(0, batch, count):
-        sequences = slice(start, min(start + count, batch))
-        packed = qkv[sequences].view(-1, length, 3, n_heads, d_head).permute(2, 0, 3, 1, 4).contiguous()
-        query, key, value = packed
-        yield sequences, query * (1 / math.sqrt(d_head)), key, value  # not in place: `packed` may be qkv itself
+def _sequences(qkv: Tensor, n_heads: int, dropout: Dropout | None) -> int:
+    """How many sequences at a time: all where dropout is drawn, whose mask belongs to the whole tensor."""
+    batch, length, _ = qkv.shape
+    return batch if dropout is not None else max(1, TILE // (n_heads * length * min(length, BLOCK)))
 
 
 def _block_size(length: int, dropout: Dropout | None) -> int:
@@ -135,10 +141,28 @@ def _block_size(length: int, dropout: Dropout | None) -> int:
     return length if dropout is not None else min(length, BLOCK)
 
 
-def _row_blocks(length: int, dropout: Dropout | None) -> Iterator[slice]:
-    size = _block_size(length, dropout)
-    for start in range(0, length, size):
-        yield slice(start, min(start + size, length))
+@contextmanager
+def _by_head(qkv: Tensor, n_heads: int) -> Iterator[Tensor]:
+    """Query, scaled by 1 / sqrt(K), key and value of some sequences: (3, b, H, T, K), contiguous."""
+    by_head = qkv.unflatten(2, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)  # a view
+    with scratch(tuple(by_head.shape), qkv) as packed:
+        torch.mul(by_head[0], 1 / math.sqrt(by_head.shape[-1]), out=packed[0])
+        packed[1:] = by_head[1:]
+        yield packed
+
+
+def _tile(saved: list[Tensor], number: int, shape: tuple[int, ...], like: Tensor) -> AbstractContextManager[Tensor]:
+    """The probabilities that are kept, or memory to compute them again."""
+    return nullcontext(saved[number]) if saved else scratch(shape, like)
+
+
+def _add_product(total: Tensor, seen: slice, left: Tensor, right: Tensor) -> None:
+    """total (b, H, T, K) = left right where all keys are seen, which is first, and elsewhere += left right."""
+    if seen.stop == total.shape[2]:
+        torch.matmul(left, right, out=total)
+        return
+    with scratch((*total.shape[:2], seen.stop, total.shape[3]), total) as part:
+        total[:, :, seen] += torch.matmul(left, right, out=part)
 
 
 def _fill(

@@ -1,31 +1,47 @@
-"""Elementwise functions that `torch.compile` turns into one pass, and that run as they are written where it cannot.
+"""Functions that become one pass over their tensors in C++, and that run as they are written where they cannot.
 
-Only what is a chain of elementwise operations is compiled, and for any size at once: a handful of small functions,
-which inductor keeps in its cache on disk. Everything else is a product or already one pass of PyTorch's.
+`@compiled("N F", "N F", "F")`, above a function that writes into tensors it is given and returns nothing, says the
+dimensions of each tensor. On a CPU it is compiled once for a machine, for all sizes and numbers of threads, by another
+process (compiler.py); this one loads the library (libraries.py). On a GPU it is left to `torch.compile`.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, ParamSpec
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import first_line
+from .libraries import Library, Request, build, find, folder, request
+from .pieces import pieces
 
 log = logging.getLogger(__name__)
 
+SMALLEST = 2  # of any dimension: one row or one column runs as it is written
+REMEMBERED = 4096  # calls, by their shapes, of which it is known how they run
+FORMATS = (torch.float32, torch.bfloat16)  # of activations and parameters; float64 is for tests, and runs as written
+PIECE = 1 << 17  # numbers that an uncompiled function takes at a time: what it makes of them stays in the cache
+FIXED = {"float32": torch.float32, "int64": torch.int64}
+NUMBERS = {"float": torch.float32, "int": torch.int64}
+TENSORS = (Tensor, torch.nn.Parameter)  # and nothing that only looks like one, as where memory is estimated
+
 _wanted: ContextVar[bool] = ContextVar("compiled", default=False)
-P = ParamSpec("P")
+_failed: list[str] = []  # why compilation does not work in this process
+_registered: list[CompiledFunction] = []
 
 
 @contextmanager
 def compiled_functions(wanted: bool) -> Iterator[None]:
-    """Inside, functions marked with `elementwise` run compiled, if `wanted` and possible."""
+    """Inside, functions marked with `compiled` run compiled, if `wanted` and possible."""
     token = _wanted.set(wanted)
     try:
         yield
@@ -33,29 +49,190 @@ def compiled_functions(wanted: bool) -> Iterator[None]:
         _wanted.reset(token)
 
 
-def elementwise(function: Callable[P, None]) -> Callable[P, None]:
-    """Marks a function that writes into tensors it is given, element by element or row by row, and returns nothing."""
+@dataclass(frozen=True)
+class Argument:
+    """A tensor's dimensions, as letters that may have a factor ("N 2F"), and where its format comes from.
 
-    @functools.cache
-    def compile_function() -> Any:
-        return torch.compile(function, dynamic=True, fullgraph=True)
+    `kind`, behind a colon: `parameter` for the format of the parameters, `float32` or `int64` for that format always;
+    with none it is the format of the activations. "float" and "int" are numbers.
+    """
 
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> None:
+    dimensions: tuple[tuple[int, str], ...]
+    kind: str
+
+    @classmethod
+    def of(cls, text: str) -> Argument:
+        if text in NUMBERS:
+            return cls((), text)
+        words, _, kind = text.partition(":")
+        return cls(tuple((int(word[:-1] or 1), word[-1]) for word in words.split()), kind.strip() or "activation")
+
+
+def compiled(
+    *arguments: str, group: str = "", by_rows: bool = False
+) -> Callable[[Callable[..., None]], CompiledFunction]:
+    """Marks a function of a module, with positional arguments: tensors, described as `Argument` says, then numbers.
+
+    Where a library is missing, those of the same `group` are compiled too, and those of no group, which belong to every
+    network. `by_rows`: no row, along the first dimension, depends on another. Tensors may share memory only where each
+    element is read and written at the same place.
+    """
+
+    def mark(function: Callable[..., None]) -> CompiledFunction:
+        marked = CompiledFunction(function, tuple(Argument.of(text) for text in arguments), group, by_rows)
+        _registered.append(marked)
+        return marked
+
+    return mark
+
+
+class CompiledFunction:
+    """Calls the compiled function where that is wanted and can be had, and the function as it is written elsewhere."""
+
+    __name__: str
+
+    def __init__(self, function: Callable[..., None], arguments: tuple[Argument, ...], group: str, by_rows: bool):
+        functools.update_wrapper(self, function)
+        self.function, self.arguments, self.group, self.by_rows = function, arguments, group, by_rows
+        self.tensors = sum(argument.kind not in NUMBERS for argument in arguments)
+        self.libraries: dict[tuple[tuple[str, torch.dtype], ...], Library] = {}
+        self.calls: dict[Any, Callable[..., None]] = {}  # by all that is known of the tensors but their content
+
+    def __call__(self, *args: Any) -> None:
+        return self._call_of(args)(*args)
+
+    def compiles(self, *args: Any) -> bool:
+        """Whether such a call runs in a library, which is loaded or made now. If not, where PyTorch has kernels of its
+        own for it, those are faster than what is written here."""
+        return self._call_of(args) not in (self._as_written, self._on_gpu)
+
+    def _call_of(self, args: tuple[Any, ...]) -> Callable[..., None]:
         if not _wanted.get() or _failed:
-            return function(*args, **kwargs)
+            return self._as_written
+        key = tuple([(type(x), x.dtype, x.is_cpu, x.shape, x.stride()) for x in args[: self.tensors]])
+        call = self.calls.get(key)
+        if call is None:
+            if len(self.calls) >= REMEMBERED:
+                self.calls.clear()
+            call = self.calls[key] = self._choose(args[: self.tensors])
+        return call
+
+    def _as_written(self, *args: Any) -> None:
+        if not self.by_rows or not args[0].is_cpu:
+            self.function(*args)
+            return
+        rows = self.arguments[0].dimensions[0]
+        in_rows = [argument.dimensions[:1] == (rows,) for argument in self.arguments]
+        for part in pieces(len(args[0]), max(1, PIECE // args[0].shape[1])):
+            self.function(*(x[part] if split else x for x, split in zip(args, in_rows, strict=True)))
+
+    def _choose(self, tensors: tuple[Tensor, ...]) -> Callable[..., None]:
+        """How calls with such tensors run, in this process."""
+        if any(x.is_cuda for x in tensors):
+            return self._on_gpu
+        formats, sizes = self._formats(tensors), self._sizes(tensors)
+        if formats is None or sizes is None:
+            return self._as_written
         try:
-            compile_function()(*args, **kwargs)
+            library = self._library(formats)
+        except Exception as error:  # whatever the compiler or the loader raises
+            _give_up(error)
+            return self._as_written
+        return self._bound(library, sizes)
+
+    def _formats(self, tensors: tuple[Tensor, ...]) -> dict[str, torch.dtype] | None:
+        """Of activations and parameters; None where a tensor has none that is compiled for."""
+        formats: dict[str, torch.dtype] = {}
+        for x, argument in zip(tensors, self.arguments, strict=False):
+            if argument.kind not in FIXED and x.dtype not in FORMATS:
+                return None
+            if formats.setdefault(argument.kind, FIXED.get(argument.kind, x.dtype)) != x.dtype:
+                return None
+        return formats
+
+    def _sizes(self, tensors: tuple[Tensor, ...]) -> dict[str, int] | None:
+        """Of each letter; None where the tensors do not have that form, contiguous and in the CPU's memory."""
+        sizes: dict[str, int] = {}
+        for x, argument in zip(tensors, self.arguments, strict=False):
+            if type(x) not in TENSORS or not x.is_cpu or not x.is_contiguous() or x.dim() != len(argument.dimensions):
+                return None
+            for size, (factor, letter) in zip(x.shape, argument.dimensions, strict=True):
+                if size < SMALLEST * factor or sizes.setdefault(letter, size // factor) * factor != size:
+                    return None
+        return sizes
+
+    def request(self, formats: dict[str, torch.dtype]) -> Request | None:
+        """None where the formats do not say those of all arguments."""
+        known = FIXED | NUMBERS | formats
+        if any(argument.kind not in known for argument in self.arguments):
+            return None
+        return request(self.function, tuple(known[argument.kind] for argument in self.arguments))
+
+    def _library(self, formats: dict[str, torch.dtype]) -> Library:
+        """Loads the library; compiles it, and its group's, where it is missing."""
+        key = tuple(formats.items())
+        if key not in self.libraries:
+            wanted = self.request(formats)
+            assert wanted is not None
+            library = find(wanted)
+            if library is None:
+                _compile([one.request(formats) for one in _registered if one.group in ("", self.group)])
+                library = find(wanted)
+            if library is None:
+                raise FileNotFoundError(f"the library of {self.__name__} is gone")
+            self.libraries[key] = library
+        return self.libraries[key]
+
+    def _bound(self, library: Library, sizes: dict[str, int]) -> Callable[..., None]:
+        """The call for tensors of these sizes."""
+
+        def elements(factor: int, letters: str) -> int:
+            return factor * math.prod(sizes[letter] for letter in letters)
+
+        kernel, pointers, n_tensors = library.kernel, library.pointers, self.tensors
+        numbers = [elements(*size) for size in library.sizes]
+        memory = [(elements(*size), dtype) for dtype, size in library.memory]
+        dtypes = [NUMBERS[argument.kind] for argument in self.arguments[n_tensors:]]
+
+        def call(*args: Any) -> None:
+            tensors = [
+                *args[:n_tensors],
+                *[_number(number, dtype) for number, dtype in zip(args[n_tensors:], dtypes, strict=True)],
+                *[torch.empty(count, dtype=dtype) for count, dtype in memory],
+            ]
+            kernel(*[tensors[place].data_ptr() for place in pointers], *numbers)
+
+        def call_of_tensors(*args: Tensor) -> None:
+            kernel(*[args[place].data_ptr() for place in pointers], *numbers)
+
+        return call if memory or dtypes else call_of_tensors
+
+    def _on_gpu(self, *args: Any) -> None:
+        try:
+            self._compiled_for_gpu(*args)
         except Exception as error:  # whatever the compiler raises; a fault of the function itself raises again below
             _give_up(error)
-            function(*args, **kwargs)
+            self.function(*args)
 
-    return call
+    @functools.cached_property
+    def _compiled_for_gpu(self) -> Any:
+        return torch.compile(self.function, dynamic=True, fullgraph=True)
 
 
-_failed: list[str] = []  # why compilation does not work in this process
+@functools.lru_cache(maxsize=1024)
+def _number(value: float, dtype: torch.dtype) -> Tensor:
+    """Where a kernel finds it."""
+    return torch.tensor(value, dtype=dtype)
+
+
+def _compile(wanted: list[Request | None]) -> None:
+    missing = [one for one in wanted if one is not None and find(one) is None]
+    begin = time.monotonic()
+    build(missing)
+    names, seconds = ", ".join(one.name for one in missing), time.monotonic() - begin
+    log.info("compiled %s once for this machine, in %.1f s: %s", names, seconds, folder())
 
 
 def _give_up(error: Exception) -> None:
     _failed.append(first_line(error))
-    log.warning("torch.compile does not work here, so the kernels run uncompiled: %s", first_line(error))
+    log.warning("compiling does not work here, so the kernels run uncompiled: %s", first_line(error))

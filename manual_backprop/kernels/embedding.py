@@ -8,6 +8,7 @@ from torch import Tensor
 from ..ops import token_embedding_forward
 from ..ops.embedding import TokenEmbeddingCache
 from ..ops.numerics import rows, wide
+from .arena import scratch
 
 __all__ = ["token_embedding_backward", "token_embedding_forward"]
 
@@ -20,17 +21,18 @@ def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Te
     """
     tokens, scale = cache
     token = tokens.reshape(-1)
-    dy_rows = rows(wide(dy))
-    if scale != 1.0:
-        dy_rows = dy_rows * scale
-    if dweight.dtype == dy_rows.dtype:
-        dweight.index_add_(0, token, dy_rows)
+    dy_rows = rows(dy)
+    if dweight.dtype == wide(dy[:0]).dtype:
+        dweight.index_add_(0, token, wide(dy_rows), alpha=scale)
         return
     place, owner = _groups(token)
-    drows = torch.zeros_like(dy_rows).index_add_(0, place, dy_rows)
-    # a place that no group has belongs to the first group: it writes what that one writes
-    drows = torch.where((place.max() >= torch.arange(len(token), device=token.device))[:, None], drows, drows[:1])
-    dweight[owner] = (dweight[owner] + drows).to(dweight.dtype)
+    shape = tuple(dy_rows.shape)
+    with scratch(shape, wide(dy[:0])) as wide_rows, scratch(shape, wide(dy[:0])) as drows:
+        drows.zero_().index_add_(0, place, wide_rows.copy_(dy_rows), alpha=scale)
+        # a place that no group has belongs to the first group: it writes what that one writes
+        there = (place.max() >= torch.arange(len(token), device=token.device))[:, None]
+        torch.where(there, drows, drows[:1].clone(), out=wide_rows)
+        dweight[owner] = wide_rows.add_(dweight[owner]).to(dweight.dtype)
 
 
 def _groups(token: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,7 @@
-"""The feed-forward network, of which one tensor of its width is kept: the hidden layer before bias and activation."""
+"""The feed-forward network, of which one tensor of its width is kept: the hidden layer before bias and activation.
+
+Everything else of that width is there for some rows at a time.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,13 @@ from torch import Tensor
 
 from ..ops.numerics import Record, no_record, rows
 from .activations import ACTIVATIONS
-from .arena import kept, scratch
+from .arena import Held, again, held, in_place_of, kept, scratch
+from .pieces import Recorded, pieces
 from .products import add_product
 
-FeedForwardCache = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, str]
+PIECE = 1 << 21  # numbers of the hidden layer at a time: less costs the products speed
+
+FeedForwardCache = tuple[Held, Tensor, Tensor, Tensor, Tensor, str]
 
 
 def feed_forward_forward(
@@ -27,14 +33,18 @@ def feed_forward_forward(
     hidden_weight, output_weight = hidden_weight.to(x.dtype), output_weight.to(x.dtype)
     x_rows = rows(x)  # (N, D)
     hidden = kept((x_rows.shape[0], hidden_weight.shape[0]), x)  # (N, F)
-    torch.mm(x_rows, hidden_weight.T, out=hidden)
-    with scratch(tuple(hidden.shape), x) as activated:
-        activate(activated, hidden, hidden_bias)
-        y = torch.addmm(output_bias.to(x.dtype), activated, output_weight.T)
-        if record is not no_record:
-            record("hidden", (hidden + hidden_bias).unflatten(0, x.shape[:-1]))
-        record("activated", activated.unflatten(0, x.shape[:-1]))
-    return y.view(x.shape), (x, hidden_weight, hidden, hidden_bias, output_weight, activation)
+    y, bias = kept(tuple(x_rows.shape), x), output_bias.to(x.dtype)
+    recorded = Recorded(record, x.shape[:-1])
+    for part in pieces(len(x_rows), max(1, PIECE // hidden.shape[1])):
+        torch.mm(x_rows[part], hidden_weight.T, out=hidden[part])
+        with scratch(tuple(hidden[part].shape), x) as activated:
+            activate(activated, hidden[part], hidden_bias)
+            recorded.put("activated", activated)
+            torch.addmm(bias, activated, output_weight.T, out=y[part])
+    if record is not no_record:
+        recorded.put("hidden", hidden + hidden_bias)
+    recorded.tell()
+    return y.view(x.shape), (held(x), hidden_weight, hidden, hidden_bias, output_weight, activation)
 
 
 def feed_forward_backward(
@@ -47,20 +57,26 @@ def feed_forward_backward(
     record: Record = no_record,
 ) -> Tensor:
     """dy (..., D) -> dx (..., D); adds to the gradients of weights and biases: `ops.feed_forward_backward`."""
-    x, hidden_weight, hidden, hidden_bias, output_weight, activation = cache
+    made_from, hidden_weight, hidden, hidden_bias, output_weight, activation = cache
+    x = again(made_from)
+    dx = in_place_of(x)
     _, activate_gradient = ACTIVATIONS[activation]
-    dy_rows = rows(dy)
-    shape = tuple(hidden.shape)
-    with scratch(shape, dy) as dhidden, scratch(shape, dy) as activated:
-        # y = activated W_output^T + b_output
-        torch.mm(dy_rows, output_weight, out=dhidden)  # dactivated, at first
-        record("dactivated", dhidden.unflatten(0, x.shape[:-1]))
-        # activated = activation(hidden + b_hidden)
-        activate_gradient(activated, dhidden, hidden, hidden_bias)
-        add_product(doutput_weight, dy_rows.T, activated)
-        doutput_bias += dy_rows.sum(0, dtype=doutput_bias.dtype)
-        record("dhidden", dhidden.unflatten(0, x.shape[:-1]))
-        # hidden = x W_hidden^T
-        add_product(dhidden_weight, dhidden.T, rows(x))
-        dhidden_bias += dhidden.sum(0, dtype=dhidden_bias.dtype)
-        return (dhidden @ hidden_weight).view(x.shape)
+    x_rows, dy_rows, dx_rows = rows(x), rows(dy), rows(dx)
+    doutput_bias += dy_rows.sum(0, dtype=doutput_bias.dtype)
+    recorded = Recorded(record, x.shape[:-1])
+    for part in pieces(len(x_rows), max(1, PIECE // hidden.shape[1])):
+        shape = tuple(hidden[part].shape)
+        with scratch(shape, dy) as dhidden, scratch(shape, dy) as activated:
+            # y = activated W_output^T + b_output
+            torch.mm(dy_rows[part], output_weight, out=dhidden)  # dactivated, at first
+            recorded.put("dactivated", dhidden)
+            # activated = activation(hidden + b_hidden)
+            activate_gradient(activated, dhidden, hidden[part], hidden_bias)
+            recorded.put("dhidden", dhidden)
+            add_product(doutput_weight, dy_rows[part].T, activated)
+            # hidden = x W_hidden^T
+            add_product(dhidden_weight, dhidden.T, x_rows[part])
+            dhidden_bias += dhidden.sum(0, dtype=dhidden_bias.dtype)
+            torch.mm(dhidden, hidden_weight, out=dx_rows[part])
+    recorded.tell()
+    return dx

@@ -6,30 +6,34 @@ import torch
 from torch import Tensor
 
 from ..ops.numerics import Record, no_record, rows, wide
-from .arena import kept, scratch
-from .compiled import elementwise
+from .activations import gate_and_rest
+from .arena import Held, again, held, in_place_of, kept, scratch
+from .compiled import compiled
+from .feed_forward import PIECE
+from .pieces import Recorded, pieces
 from .products import add_product
 
-GatedFeedForwardCache = tuple[Tensor, Tensor, Tensor, Tensor]
+GatedFeedForwardCache = tuple[Held, Tensor, Tensor, Tensor]
 
 
-@elementwise
+@compiled("N F", "N 2F", group="swiglu", by_rows=True)
 def swiglu(y: Tensor, x: Tensor) -> None:
     """y = silu(gate) * hidden. x (N, 2F) -> y (N, F): `ops.swiglu_forward`."""
-    gate, hidden = wide(x).chunk(2, dim=-1)
+    width = y.shape[1]
+    gate, hidden = wide(x[:, :width]), wide(x[:, width:])
     y.copy_(gate * torch.sigmoid(gate) * hidden)
 
 
-@elementwise
-def swiglu_gradient(y: Tensor, dx: Tensor, dy: Tensor, x: Tensor) -> None:
-    """y = silu(gate) * hidden once more, and dx (N, 2F) from dy (N, F): `ops.swiglu_backward`."""
-    gate, hidden = wide(x).chunk(2, dim=-1)
-    dgate, dhidden = dx.chunk(2, dim=-1)
-    opening, rest = torch.sigmoid(gate), torch.sigmoid(-gate)
+@compiled("N F", "N F", "N F", "N 2F", group="swiglu", by_rows=True)
+def swiglu_gradient(y: Tensor, dgate: Tensor, dhidden: Tensor, x: Tensor) -> None:
+    """y = silu(gate) * hidden once more, dgate and dhidden, which holds dy, all (N, F): `ops.swiglu_backward`."""
+    width = y.shape[1]
+    gate, hidden, dy = wide(x[:, :width]), wide(x[:, width:]), wide(dhidden)
+    opening, rest = gate_and_rest(gate)
     silu = gate * opening
     y.copy_(silu * hidden)
-    dgate.copy_(wide(dy) * hidden * opening * (1 + gate * rest))
-    dhidden.copy_(wide(dy) * silu)
+    dgate.copy_(dy * hidden * opening * (1 + gate * rest))
+    dhidden.copy_(dy * silu)
 
 
 def gated_feed_forward_forward(
@@ -39,13 +43,17 @@ def gated_feed_forward_forward(
     gated_weight, output_weight = gated_weight.to(x.dtype), output_weight.to(x.dtype)
     x_rows = rows(x)  # (N, D)
     gated = kept((x_rows.shape[0], gated_weight.shape[0]), x)  # (N, 2F)
-    torch.mm(x_rows, gated_weight.T, out=gated)
-    with scratch((gated.shape[0], gated.shape[1] // 2), x) as activated:
-        swiglu(activated, gated)
-        y = activated @ output_weight.T
-        record("gated", gated.unflatten(0, x.shape[:-1]))
-        record("activated", activated.unflatten(0, x.shape[:-1]))
-    return y.view(x.shape), (x, gated_weight, gated, output_weight)
+    y = kept(tuple(x_rows.shape), x)
+    recorded = Recorded(record, x.shape[:-1])
+    for part in pieces(len(x_rows), max(1, PIECE // gated.shape[1])):
+        torch.mm(x_rows[part], gated_weight.T, out=gated[part])
+        with scratch((part.stop - part.start, gated.shape[1] // 2), x) as activated:
+            swiglu(activated, gated[part])
+            recorded.put("activated", activated)
+            torch.mm(activated, output_weight.T, out=y[part])
+    recorded.put("gated", gated)
+    recorded.tell()
+    return y.view(x.shape), (held(x), gated_weight, gated, output_weight)
 
 
 def gated_feed_forward_backward(
@@ -56,18 +64,30 @@ def gated_feed_forward_backward(
     record: Record = no_record,
 ) -> Tensor:
     """dy (..., D) -> dx (..., D); adds to the gradients of both weights: `ops.gated_feed_forward_backward`."""
-    x, gated_weight, gated, output_weight = cache
-    dy_rows = rows(dy)
-    shape = gated.shape[0], gated.shape[1] // 2
-    with scratch(tuple(gated.shape), dy) as dgated:
-        with scratch(shape, dy) as dactivated, scratch(shape, dy) as activated:
+    made_from, gated_weight, gated, output_weight = cache
+    x = again(made_from)
+    dx = in_place_of(x)
+    x_rows, dy_rows, dx_rows = rows(x), rows(dy), rows(dx)
+    recorded = Recorded(record, x.shape[:-1])
+    for part in pieces(len(x_rows), max(1, PIECE // gated.shape[1])):
+        wide_shape = tuple(gated[part].shape)
+        shape = wide_shape[0], wide_shape[1] // 2
+        with (
+            scratch(wide_shape, dy) as dgated,
+            scratch(shape, dy) as dactivated,
+            scratch(shape, dy) as activated,
+        ):
             # y = activated W_output^T
-            torch.mm(dy_rows, output_weight, out=dactivated)
-            record("dactivated", dactivated.unflatten(0, x.shape[:-1]))
+            torch.mm(dy_rows[part], output_weight, out=dactivated)
+            recorded.put("dactivated", dactivated)
             # activated = swiglu(gated)
-            swiglu_gradient(activated, dgated, dactivated, gated)
-            add_product(doutput_weight, dy_rows.T, activated)
-        record("dgated", dgated.unflatten(0, x.shape[:-1]))
-        # gated = x W_gated^T
-        add_product(dgated_weight, dgated.T, rows(x))
-        return (dgated @ gated_weight).view(x.shape)
+            with scratch(shape, dy) as dgate:
+                swiglu_gradient(activated, dgate, dactivated, gated[part])
+                dgated[:, : shape[1]], dgated[:, shape[1] :] = dgate, dactivated
+            recorded.put("dgated", dgated)
+            add_product(doutput_weight, dy_rows[part].T, activated)
+            # gated = x W_gated^T
+            add_product(dgated_weight, dgated.T, x_rows[part])
+            torch.mm(dgated, gated_weight, out=dx_rows[part])
+    recorded.tell()
+    return dx

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from ..ops.loss import IGNORED
 from ..ops.numerics import Record, no_record, rows, wide
-from .arena import scratch
+from .arena import in_place_of, scratch
+from .pieces import Recorded, pieces
 from .products import add_product
+from .rowwise import cross_entropy_of_rows
 
-SMALLEST_CHUNK = 512  # rows: each chunk reads and writes all of dW
+SMALLEST_CHUNK = 256  # rows: each chunk reads and writes all of dW
 CHUNK = 1 << 23  # logits of a chunk, where the vocabulary is small
 
 LinearCrossEntropyCache = tuple[Tensor, Tensor]
@@ -40,34 +42,32 @@ def linear_cross_entropy(
     if denominator is None:
         denominator = counts.sum()
     share = 1 / torch.as_tensor(denominator, dtype=wide(x).dtype, device=x.device).clamp(min=1)
-    dx = torch.empty_like(x_rows)
-    shared_x = (x_rows * share).to(x.dtype)  # 1 / denominator goes into the small factors, not into the logits
+    dx = in_place_of(x_rows)
     loss = torch.zeros_like(share)
-    logits_of_all: list[Tensor] = []  # for whoever records them
-    dlogits_of_all: list[Tensor] = []
-    size = max(SMALLEST_CHUNK, CHUNK // vocab_size)
-    for start in range(0, len(x_rows), size):
-        part = slice(start, min(start + size, len(x_rows)))
-        with scratch((part.stop - start, vocab_size), x) as logits:
+    recorded = Recorded(record, targets.shape)
+    for part in pieces(len(x_rows), max(SMALLEST_CHUNK, CHUNK // vocab_size)):
+        with scratch((part.stop - part.start, vocab_size), x) as logits:
             torch.mm(x_rows[part], weight.T, out=logits)
-            if record is not no_record:
-                logits_of_all.append(logits.clone())
+            recorded.put("logits", logits)
             loss += _loss_and_gradient_(logits, target[part], counts[part], label_smoothing)
             if record is not no_record:
-                dlogits_of_all.append(logits * share)
+                recorded.put("dlogits", logits * share)
             # logits = x W^T
+            # 1 / denominator goes into the small factors, not into the logits
+            add_product(dweight, logits.T, (x_rows[part] * share).to(x.dtype))
             torch.mm(logits, weight, out=dx[part])
-            add_product(dweight, logits.T, shared_x[part])
-    if record is not no_record:
-        record("logits", torch.cat(logits_of_all).unflatten(0, targets.shape))
-        record("dlogits", torch.cat(dlogits_of_all).unflatten(0, targets.shape))
+    recorded.tell()
     dx *= share
     return loss * share, dx.view(x.shape)
 
 
 def _loss_and_gradient_(logits: Tensor, target: Tensor, counts: Tensor, label_smoothing: float) -> Tensor:
     """The sum of the chunk's losses; `logits` (R, V) become softmax - q, the gradient but for 1 / denominator."""
-    if wide(logits) is not logits:
+    losses = torch.empty_like(target, dtype=torch.float32)
+    if cross_entropy_of_rows.compiles(logits, losses, target, label_smoothing):
+        cross_entropy_of_rows(logits, losses, target, label_smoothing)
+        return losses.sum()
+    if logits.dtype == torch.bfloat16:
         with scratch(tuple(logits.shape), wide(logits[:0])) as wide_logits:
             wide_logits.copy_(logits)
             loss = _loss_and_gradient_(wide_logits, target, counts, label_smoothing)

@@ -1,11 +1,16 @@
-"""Layer norm in one pass over its rows, forward and backward."""
+"""Layer norm in one pass over its rows, forward and backward, of which only the input and its statistics are kept."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..ops.normalization import EPSILON
+from ..ops.numerics import rows
+from .arena import in_place_of, passing, remade
+from .rowwise import add_and_normalize, add_normalization_gradient, add_normalization_weights_gradient, normalize
 
 LayerNormCache = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -17,8 +22,9 @@ def layer_norm_forward(
 ) -> tuple[Tensor, LayerNormCache]:
     """`ops.layer_norm_forward` by PyTorch's own kernel: statistics and output of a row while it is in the cache."""
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    y, mean, rstd = aten.native_layer_norm(x, x.shape[-1:], weight, bias, epsilon)
-    return y, (x, mean, rstd, weight, bias)
+    normalize = partial(aten.native_layer_norm, x, x.shape[-1:], weight, bias, epsilon)
+    y, mean, rstd = normalize()
+    return remade(y, lambda: normalize()[0]), (x, mean, rstd, weight, bias)
 
 
 def layer_norm_backward(dy: Tensor, cache: LayerNormCache, dweight: Tensor, dbias: Tensor) -> Tensor:
@@ -35,8 +41,29 @@ def layer_norm_backward(dy: Tensor, cache: LayerNormCache, dweight: Tensor, dbia
 def residual_layer_norm_forward(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float = EPSILON
 ) -> tuple[tuple[Tensor, Tensor], LayerNormCache]:
-    """total = x + branch, y = layer_norm(total): `ops.residual_layer_norm_forward`."""
-    total = x if branch is None else x + branch
+    """total = x + branch, y = layer_norm(total): `ops.residual_layer_norm_forward`.
+
+    Nothing reads the branch again, so inside a step the total takes its place.
+    """
+    if branch is None:
+        y, cache = layer_norm_forward(x, weight, bias, epsilon)
+        return (x, y), cache
+    if x.dtype == branch.dtype:
+        y = passing(tuple(x.shape), x)
+        mean, rstd = torch.empty(2, x.numel() // x.shape[-1], dtype=torch.float32, device=x.device)
+        statistics = mean, rstd
+        if add_and_normalize.compiles(rows(y), rows(branch), *statistics, rows(x), weight, bias, epsilon):
+            total = _copy_in_place_of(branch)
+            add_and_normalize(rows(y), rows(total), *statistics, rows(x), weight, bias, epsilon)
+
+            def make() -> Tensor:
+                normalize(rows(y := passing(tuple(total.shape), total)), rows(total), *statistics, weight, bias)
+                return y
+
+            return (total, remade(y, make)), (total, mean, rstd, weight, bias)
+        total = torch.add(x, branch, out=in_place_of(branch))
+    else:  # the total is as wide as x
+        total = x + branch
     y, cache = layer_norm_forward(total, weight, bias, epsilon)
     return (total, y), cache
 
@@ -45,5 +72,17 @@ def residual_layer_norm_backward(
     dtotal: Tensor | None, dy: Tensor, cache: LayerNormCache, dweight: Tensor, dbias: Tensor
 ) -> Tensor:
     """dtotal, dy (..., D) -> the gradient of x and of branch alike: `ops.residual_layer_norm_backward`."""
-    dsum = layer_norm_backward(dy.to(cache[0].dtype), cache, dweight, dbias)
-    return dsum if dtotal is None else dsum.add_(dtotal)
+    total, mean, rstd, weight, _ = cache
+    dy = dy.to(total.dtype)
+    if mean.dim() > 1:  # PyTorch's
+        dsum = layer_norm_backward(dy, cache, dweight, dbias)
+        return dsum if dtotal is None else dsum.add_(dtotal)
+    dsum = torch.zeros_like(total) if dtotal is None else _copy_in_place_of(dtotal)
+    add_normalization_weights_gradient(dweight, dbias, rows(dy), rows(total), mean, rstd)
+    add_normalization_gradient(rows(dsum), rows(dy), rows(total), mean, rstd, weight)
+    return dsum
+
+
+def _copy_in_place_of(x: Tensor) -> Tensor:
+    copy = in_place_of(x)
+    return copy if copy is x else copy.copy_(x)

@@ -109,7 +109,7 @@ class CustomTransformer(FlatNetwork):
         with self._calculation():
             x, hidden_cache = self._hidden_forward(tokens, segments, dropout)
             logits, head_cache = self.ops.linear_forward(x, self.head)
-        self._cache = hidden_cache, head_cache
+        self._cache = hidden_cache, head_cache, logits.shape
         return logits
 
     @torch.no_grad()
@@ -118,10 +118,11 @@ class CustomTransformer(FlatNetwork):
             raise InputError(
                 "backward needs the forward it belongs to: call forward(tokens) first, once for each backward."
             )
-        hidden_cache, head_cache = self._cache
-        expected = (*head_cache[0].shape[:-1], self.config.vocab_size)
+        hidden_cache, head_cache, expected = self._cache
         if dlogits.shape != expected:
-            raise InputError(f"dlogits have shape {tuple(dlogits.shape)}; expected that of the logits, {expected}.")
+            raise InputError(
+                f"dlogits have shape {tuple(dlogits.shape)}; expected that of the logits, {tuple(expected)}."
+            )
         self._cache = None
         with self._calculation():
             # logits = x head^T
@@ -148,6 +149,8 @@ class CustomTransformer(FlatNetwork):
         if self.config.traits.pre_norm:
             branch = None  # what the next norm adds to x before it normalizes: nothing yet
             for block in range(self.config.n_blocks):
+                if self.config.recompute == "block" and branch is not None:
+                    x, branch = x + branch, None  # one tensor to keep in place of two
                 forward = partial(self._pre_norm_block_forward, x, branch, block, segments, dropout)
                 x, branch, block_cache = self._run_block(forward, keep)
                 block_caches.append(block_cache)
@@ -189,7 +192,8 @@ class CustomTransformer(FlatNetwork):
         if self.config.recompute != "block":
             return forward()
         with self.arena.handing_out_again():
-            return *forward()[:-1], forward
+            # copies: they lie in memory that is handed out again
+            return *(output.clone() for output in forward()[:-1]), forward
 
     @contextmanager
     def _block_cache(self, kept: Any) -> Iterator[Cache]:

@@ -19,7 +19,7 @@ from ..config import CustomTransformerConfig
 from ..errors import ConfigError, InputError
 from ..ops import IGNORED, Dropout, random_key, rotations, sinusoids
 from ..ops.numerics import Record, no_record
-from ..optim import SGD, AdamW, FusedAdamW, Optimizer
+from ..optim import SGD, AdamW, FusedAdamW, FusedSGD, Optimizer
 from ..parameters import Layout, Shape, copy_into
 
 
@@ -258,7 +258,8 @@ class FlatNetwork(Network):
         return kind(self.layout, self.flat_parameters, self.flat_gradients, weight_decay, betas, epsilon)
 
     def sgd(self, weight_decay: float, momentum: float) -> Optimizer:
-        return SGD(self.layout, self.flat_parameters, self.flat_gradients, weight_decay, momentum)
+        kind = FusedSGD if self.config.kernels == "fused" else SGD
+        return kind(self.layout, self.flat_parameters, self.flat_gradients, weight_decay, momentum)
 
 
 def check_ids(what: str, ids: Tensor, vocab_size: int, ignored: bool = False) -> None:

@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 from manual_backprop.checkpoint import CheckpointManager
 from manual_backprop.durable import storage_errors, write_atomically
 from manual_backprop.errors import CheckpointError, InputError, RunInUseError, StorageError
+from manual_backprop.json_files import read_object
 from manual_backprop.origin import Origin
 
 VERSION = 1
@@ -252,15 +253,8 @@ def find_sweep(root: str | Path, which: str) -> Path:
 def read_run(path: Path) -> dict[str, Any]:
     """The content of a run.json. Raises InputError."""
     file = path / RUN_FILE
-    try:
-        run = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is no run directory: it has no {RUN_FILE}") from error
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is damaged: it is not JSON") from error
-    if not isinstance(run, dict) or run.get("version") != VERSION:
+    run = read_object(file, f"{path} is no run directory: it has no {RUN_FILE}")
+    if run.get("version") != VERSION:
         raise InputError(f"{file} is not a run of version {VERSION}, the one that this program reads")
     if run.get("status") not in STATUSES or not isinstance(run.get("owner"), dict) or "started_at" not in run:
         raise InputError(f"{file} is damaged: it lacks status, owner or started_at")

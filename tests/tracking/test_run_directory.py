@@ -175,7 +175,13 @@ def test_runs_are_found_by_word_id_and_path(tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is no run directory"):
         open_run_directory(tmp_path, step=0)
-    for content in ("{", "[]", "{}", '{"version": 1, "status": "SLEEPING", "owner": {}, "started_at": ""}'):
+    for content in (
+        "{",
+        "[" * 100_000,
+        "[]",
+        "{}",
+        '{"version": 1, "status": "SLEEPING", "owner": {}, "started_at": ""}',
+    ):
         (tmp_path / "run.json").write_text(content)
         with pytest.raises(InputError, match=r"run.json is"):
             read_run(tmp_path)

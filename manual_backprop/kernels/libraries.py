@@ -1,0 +1,170 @@
+"""The libraries of compiled functions: where they lie, when one still fits, and how another process makes them.
+
+A library and a JSON file that says how to call it lie in the user's cache folder, once compiled. Which ones depends on
+the function's text, the formats of its arguments, the version of PyTorch and the processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..digests import file_digest, json_digest
+from ..errors import ManualBackpropError
+
+PACKAGE = __name__.partition(".")[0]
+COMPILER = f"{__package__}.compiler"
+Size = tuple[int, str]  # a factor and letters: (2, "NF") is 2 N F
+
+
+class CompilerError(ManualBackpropError):
+    """A function cannot be compiled here."""
+
+
+# What is kept
+
+
+@dataclass(frozen=True)
+class Request:
+    """A function of a module, for these formats of its arguments."""
+
+    module: str
+    name: str
+    dtypes: tuple[str, ...]
+    key: str  # of everything that the library depends on
+
+
+@dataclass(frozen=True)
+class Library:
+    """A compiled function: kernel(pointers to arguments or to memory of its own ..., sizes ...)."""
+
+    kernel: Any
+    pointers: list[int]  # which argument, and behind the last one, which piece of memory
+    memory: list[tuple[torch.dtype, Size]]  # number of elements
+    sizes: list[Size]
+
+
+def request(function: Callable[..., None], dtypes: tuple[torch.dtype, ...]) -> Request:
+    names = tuple(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    what = [_sources(function), names, torch.__version__, *_machine(), *_mechanism()]
+    return Request(function.__module__, function.__name__, names, json_digest(what))
+
+
+def find(wanted: Request) -> Library | None:
+    """The library as it was compiled before, on this machine; None where there is none, or not as it was written."""
+    try:
+        kept = json.loads(description_of(wanted).read_bytes())
+        path = folder() / kept["library"]
+        if file_digest(path) != path.stem:
+            return None
+    except (OSError, ValueError, KeyError):
+        return None
+    kernel = ctypes.CDLL(str(path)).kernel
+    kernel.restype = None
+    kernel.argtypes = [ctypes.c_void_p] * len(kept["pointers"]) + [ctypes.c_int64] * len(kept["sizes"])
+    memory = [(getattr(torch, dtype), size) for dtype, size in kept["memory"]]
+    return Library(kernel, kept["pointers"], memory, kept["sizes"])
+
+
+def folder() -> Path:
+    """Of the libraries: the user's own, or beside what inductor keeps where a place for that is given."""
+    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    place = Path(given or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / PACKAGE / "kernels"
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return place
+
+
+def description_of(wanted: Request) -> Path:
+    return folder() / f"{wanted.name}-{wanted.key[:32]}.json"
+
+
+def _sources(function: Callable[..., None]) -> dict[str, str]:
+    """The text of the function and of what it calls of this package, and the constants that these read."""
+    found: dict[str, str] = {}
+    waiting = [function]
+    while waiting:
+        one = waiting.pop()
+        found[one.__qualname__] = inspect.getsource(one)
+        for name in one.__code__.co_names:
+            value = one.__globals__.get(name)
+            if inspect.isfunction(value) and value.__module__.startswith(PACKAGE) and value.__qualname__ not in found:
+                waiting.append(value)
+            elif isinstance(value, int | float):
+                found[name] = repr(value)
+    return found
+
+
+@cache
+def _mechanism() -> tuple[str, ...]:
+    """The text of what makes and calls a library."""
+    return tuple(Path(__file__).with_name(name).read_text() for name in ("libraries.py", "compiler.py"))
+
+
+@cache
+def _machine() -> tuple[str, ...]:
+    """What the C++ compiler writes instructions for."""
+    features = platform.processor()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next((line for line in lines if line.startswith(("flags", "Features"))), features)
+    return platform.machine(), torch.backends.cpu.get_cpu_capability(), features
+
+
+# From the process that needs them
+
+
+def build(wanted: list[Request]) -> None:
+    """Compiles all, in as many processes as there are cores. Raises CompilerError, OSError."""
+    cores = min(len(wanted), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    paths = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))
+    with tempfile.TemporaryDirectory(prefix=f"{PACKAGE}-") as place:
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "OMP_NUM_THREADS": "1",
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        }
+        workers = []
+        try:
+            for number in range(cores):
+                own = Path(place, str(number))
+                own.mkdir()
+                task = {"folder": str(folder()), "requests": [asdict(one) for one in wanted[number::cores]]}
+                (own / "task.json").write_text(json.dumps(task))
+                with (own / "said").open("wb") as said:
+                    workers.append(
+                        subprocess.Popen(
+                            [sys.executable, "-c", f"from {COMPILER} import work; work()"],
+                            cwd=own,
+                            env=environment | {"TORCHINDUCTOR_CACHE_DIR": str(own)},
+                            stdin=subprocess.DEVNULL,
+                            stdout=subprocess.DEVNULL,
+                            stderr=said,
+                            start_new_session=True,  # Ctrl-C is for the run, which finishes its step
+                        )
+                    )
+            for number, worker in enumerate(workers):
+                if worker.wait() != 0:
+                    lines = Path(place, str(number), "said").read_text(errors="replace").strip().splitlines()
+                    killed = worker.returncode < 0 or not lines
+                    raise CompilerError(f"a compiler ended with {worker.returncode}" if killed else lines[-1])
+        finally:
+            for worker in workers:
+                if worker.poll() is None:
+                    with suppress(ProcessLookupError):
+                        os.killpg(worker.pid, signal.SIGKILL)
+                    worker.wait()

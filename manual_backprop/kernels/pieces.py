@@ -1,0 +1,33 @@
+"""Some rows at a time: what is wide is there for a piece of the batch, and still in the cache when it is read again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..ops.numerics import Record, no_record
+
+
+def pieces(n_rows: int, size: int) -> Iterator[slice]:
+    """0 to n_rows in slices of `size`, of which the last may be smaller."""
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))
+
+
+class Recorded:
+    """Puts pieces of rows together again, for whoever records them; nothing where nobody does."""
+
+    def __init__(self, record: Record, shape: torch.Size):
+        self.record, self.shape = record, shape
+        self.wholes: dict[str, list[Tensor]] = {}
+
+    def put(self, name: str, piece: Tensor) -> None:
+        if self.record is not no_record:
+            self.wholes.setdefault(name, []).append(piece.clone())
+
+    def tell(self) -> None:
+        """Records each as (*shape, width)."""
+        for name, parts in self.wholes.items():
+            self.record(name, torch.cat(parts).unflatten(0, self.shape))

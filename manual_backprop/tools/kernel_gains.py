@@ -1,0 +1,251 @@
+"""`python -m manual_backprop.tools.kernel_gains` writes docs/kernels.md: what each means of the kernels brings, alone.
+
+A whole training step with `kernels=fused` is measured against the same step without one means at a time
+(`benchmark/means.py`), by the bench's processes and in its way: in turns, with the noise floor, the peak memory, and
+gradients that agree before anything is timed. Nothing on the page is typed in.
+"""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+import sys
+import textwrap
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..arguments import Parser, whole
+from ..benchmark.cases import CASES, SUBJECT, Case
+from ..benchmark.choices import about_cases, add_choices, cases_of
+from ..benchmark.means import MEANS, WITHOUT, Means, work
+from ..benchmark.measurement import MeasuredRow, Measurement, measure
+from ..exit_codes import exit_code_of
+from ..paired import check_output
+
+COMMAND = "python -m manual_backprop.tools.kernel_gains"
+DEFAULT_OUTPUT = Path("docs/kernels.md")
+NONE_OF_THEM, RECOMPUTED = "custom-reference", "custom-recompute"  # rows of the bench
+ROUNDS = 5
+AT_ONCE = 6  # rows that take turns with each other and with the subject: a process each, and all of them in memory
+WIDTH = 120
+
+DESCRIPTION = f"""\
+Measures what each means of the kernels brings, alone: a whole training step with kernels=fused, against the same step
+with one means taken out at a time. Writes {DEFAULT_OUTPUT}: time and memory with and without, the noise floor, and what
+each means saves and why. Rows are measured as `python -m manual_backprop.bench` does; its --help says how. Minutes for
+each case and precision; run it on a machine that does nothing else."""
+
+EXAMPLES = f"""\
+Examples
+  {COMMAND}                               # all cases of a CPU, the page
+  {COMMAND} --case C1 --precision fp32 --output c1.md
+  {COMMAND} --model tiny --means arena compiled --output tiny.md
+
+Exit codes: 0 written, 1 gradients disagree or a process failed, 2 wrong input, 4 the page cannot be written."""
+
+PAGE = """\
+# What each means of the kernels brings, alone
+
+This page is written by the following command; every number on it was measured by that command.
+
+```bash
+{command}
+```
+
+`kernels=fused` trains with the pairs of `manual_backprop/kernels` in place of those of `manual_backprop/ops`: the same
+names, the same gradients. Below is a whole training step (forward, loss, backward, clipping, AdamW) with all of its
+means, and then without one of them at a time: a pair replaced by the textbook's of the same name, or something that
+several pairs share undone in all of them. What two means both save shows in neither of their rows, and what needs both
+shows in each, so the rows do not add up. What can be compiled is (`kernels.compile=always`).
+
+## The means
+
+{means}
+
+## How to read the numbers
+
+**Time** is that of the step without the means over that of the step with it, in the same turn: median and quartiles of
+{turns} turns, one process a row. Above 1, the means saves time. The noise floor is the same for `{subject}` against
+itself; a ratio that is no farther from 1 is in *italics*: no difference was measured.
+
+**Peak** is the process's largest size after warm-up, less its size after the imports, parameters and moments included
+(on a GPU, of its tensors); **more** is what the step without the means needs beyond the step with it, in italics where
+`{subject}` differs from itself by as much.
+
+**All of them** without is `kernels=reference`. **`training.recompute=block`** is no part of `kernels=fused`: it keeps
+of each block only its input and makes the rest again in backward, which saves memory and costs time. Its row is the
+step with it beside the step without it.
+
+{machine}
+
+{sections}
+"""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A row beside the subject of its own turns. Bytes are None where the system does not tell."""
+
+    row: MeasuredRow
+    time: tuple[float, float, float]  # row / subject, quartiles of the turns
+    more_bytes: int | None  # row - subject
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Of one case: the rows of all groups, and what a difference has to exceed."""
+
+    case: Case
+    subjects: list[MeasuredRow]  # one of each group, and once more
+    gains: dict[str, Gain]  # by the name of the row
+    noise: float  # of a ratio of times
+    noise_bytes: int
+    left_out: dict[str, str]  # rows that cannot be had here, and why
+
+
+def measure_gains(case: Case, means: Sequence[str], rounds: int) -> Gains:
+    """Every means that does something in this case, and the two rows below them, in groups of at most AT_ONCE."""
+    names = [WITHOUT + name for name in means if MEANS[name].applies(case.config)] + [NONE_OF_THEM, RECOMPUTED]
+    count = -(-len(names) // AT_ONCE)
+    return gains_of([measure(case, [SUBJECT, *names[place::count]], rounds, work) for place in range(count)])
+
+
+def gains_of(groups: Sequence[Measurement]) -> Gains:
+    gains = {}
+    for group in groups:
+        for row in list(group.rows.values())[1:]:
+            more = _difference(row, group.subject)
+            gains[row.name] = Gain(row, group.time_ratio(row), more)
+    subjects = [row for group in groups for row in (group.subject, group.again)]
+    peaks = [row.peak_bytes for row in subjects if row.peak_bytes is not None]
+    noise = max(group.noise for group in groups)
+    left_out = {name: reason for group in groups for name, reason in group.left_out.items()}
+    return Gains(groups[0].case, subjects, gains, noise, max(peaks) - min(peaks) if peaks else 0, left_out)
+
+
+def _difference(row: MeasuredRow, subject: MeasuredRow) -> int | None:
+    if row.peak_bytes is None or subject.peak_bytes is None:
+        return None
+    return row.peak_bytes - subject.peak_bytes
+
+
+# The page
+
+
+def section(measured: Gains) -> str:
+    """A case: what was measured, the table, and the noise."""
+    lines = [
+        "| without | lives in | ms a step | time, without / with | peak MB | more MB |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    milliseconds = 1e3 * statistics.median(time for row in measured.subjects for time in row.seconds)
+    peaks = [row.peak_bytes for row in measured.subjects if row.peak_bytes is not None]
+    peak = _megabytes(round(statistics.median(peaks)) if peaks else None)
+    lines.append(f"| nothing: `{SUBJECT}` | | {milliseconds:.4g} | 1 | {peak} | 0 |")
+    named = {WITHOUT + name: f"`{name}` | `{means.place}`" for name, means in MEANS.items()} | {
+        NONE_OF_THEM: "all of them: `kernels=reference` | `kernels/`, `optim.py`",
+        RECOMPUTED: "nothing, with `training.recompute=block` | `models/custom.py`",
+    }
+    for name, label in named.items():
+        if reason := measured.left_out.get(name):
+            lines.append(f"| {label} | left out: {reason} | | | |")
+        elif gain := measured.gains.get(name):
+            low, middle, high = gain.time
+            ratio = _judged(f"{middle:.2f} ({low:.2f} to {high:.2f})", abs(middle - 1) <= measured.noise)
+            more = "unknown"
+            if gain.more_bytes is not None:
+                more = _judged(f"{gain.more_bytes / 1e6:+.1f}", abs(gain.more_bytes) <= measured.noise_bytes)
+            lines.append(
+                f"| {label} | {1e3 * gain.row.median:.4g} | {ratio} | {_megabytes(gain.row.peak_bytes)} | {more} |"
+            )
+    title = f"{measured.case.name or measured.case.config.architecture}, {measured.case.config.precision}"
+    noise = (
+        f"Noise floor: {measured.noise:.1%} of the time, {measured.noise_bytes / 1e6:.1f} MB "
+        f"({len(measured.subjects)} processes of `{SUBJECT}`)."
+    )
+    return "\n\n".join((f"## {title}", measured.case.describe() + ".", "\n".join(lines), noise))
+
+
+def _judged(text: str, is_noise: bool) -> str:
+    return f"*{text}*" if is_noise else text
+
+
+def _megabytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 1e6:.1f}"
+
+
+def page(sections: Sequence[str], means: Sequence[str], command: str, turns: int) -> str:
+    from ..benchmark.page import machine
+
+    written = PAGE.format(
+        command=command,
+        means="\n\n".join(f"**`{name}`**{_pairs(MEANS[name])}. {MEANS[name].about}" for name in means),
+        subject=SUBJECT,
+        turns=turns,
+        machine="Measured with " + ", ".join(f"{name} {value}" for name, value in machine().items()) + ".",
+        sections="\n\n".join(sections),
+    )
+    return "\n\n".join(map(_filled, written.strip().split("\n\n"))) + "\n"
+
+
+def _pairs(means: Means) -> str:
+    names = " and ".join(f"`{pair}`" for pair in means.pairs)
+    return f", the pair{'s' * (len(means.pairs) > 1)} {names}" if names else ""
+
+
+def _filled(part: str) -> str:
+    """A paragraph in lines of WIDTH; tables, headings and commands stay."""
+    return part if part.startswith(("|", "#", "```")) else textwrap.fill(part, WIDTH, break_on_hyphens=False)
+
+
+def command_of(options: Namespace) -> str:
+    """What was typed, but for where the page goes."""
+    words = [COMMAND]
+    for name in ("case", "model", "architecture", "vocab_size", "batch_size", "precision", "device", "means"):
+        value = getattr(options, name)
+        if value is not None:
+            given = value if isinstance(value, list) else [value]
+            words.append(f"--{name.replace('_', '-')} {shlex.join(map(str, given))}")
+    return " ".join([*words, *([f"--rounds {options.rounds}"] if options.rounds != ROUNDS else [])])
+
+
+# The command
+
+
+def parser() -> Parser:
+    def named(title: str, names: dict[str, str]) -> str:
+        return "\n".join((title, *(f"  {name:<26}{about}" for name, about in names.items())))
+
+    about_means = named("Means", {name: means.place for name, means in MEANS.items()})
+    it = Parser("tools.kernel_gains", "\n\n".join((DESCRIPTION, about_means, named("Cases", about_cases()))), EXAMPLES)
+    add_choices(it, usual="all of a CPU")
+    it.add_argument("--means", nargs="+", choices=tuple(MEANS), metavar="MEANS", help="that are taken out (all)")
+    it.add_argument("--rounds", type=whole(1), default=ROUNDS, metavar="N", help="turns there and back (%(default)s)")
+    it.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, metavar="FILE", help="the page (%(default)s)")
+    return it
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse(arguments)
+    command = command_of(options)
+    if options.case is None and options.model is None:
+        options.case = [name for name, case in CASES.items() if case.device == "cpu"]
+    cases = cases_of(options)
+    check_output("--output", options.output)
+    means = [name for name in MEANS if options.means is None or name in options.means]
+    sections = []
+    for case in cases:
+        sections.append(section(measure_gains(case, means, options.rounds)))
+        print(f"{sections[-1]}\n", flush=True)
+    written = page(sections, means, command, 2 * options.rounds)
+    from ..durable import storage_errors
+
+    with storage_errors(f"write {options.output}"):
+        options.output.write_text(written, encoding="utf-8")
+    print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,23 @@
+"""A case so small that a row of the bench answers at once, in the process of a test."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from manual_backprop.benchmark import rows
+from manual_backprop.benchmark.cases import Case
+from manual_backprop.benchmark.rows import Ready
+from manual_backprop.config import CustomTransformerConfig
+
+TINY = CustomTransformerConfig(vocab_size=37, d_model=24, n_blocks=2, n_heads=4, d_ffn=52, max_seq_len=16)
+
+
+def case_of(**changed: object) -> Case:
+    return Case(replace(TINY, **changed), batch_size=3, threads=1)  # type: ignore[arg-type]
+
+
+def ready(name: str, case: Case) -> Ready:
+    """Of a row: loss and gradients of its first step."""
+    trainer = rows.build(name, case)
+    loss = trainer.loss_and_gradients(rows.random_batch(case, trainer.device)).item()
+    return Ready(0.0, 0.0, loss, rows.sketch_of(trainer.gradients()), "none")

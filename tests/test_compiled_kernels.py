@@ -1,0 +1,259 @@
+"""Functions that become libraries: right in every format, size and number of threads, and what happens without them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from command_tools import ROOT, environment, run_compiling
+from torch import Tensor
+
+from manual_backprop import ops
+from manual_backprop.kernels import activations, compiled, libraries, rowwise
+from manual_backprop.kernels.compiled import CompiledFunction, compiled_functions
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+COMMON = ("", "gelu_tanh", "swiglu", "layer_norm")  # groups that are tested in every format that differs for them
+FORMATS = {  # of activations, of parameters
+    "fp32": (torch.float32, torch.float32),
+    "bf16": (torch.bfloat16, torch.bfloat16),
+    "bf16_mixed": (torch.bfloat16, torch.float32),
+}
+SIZES = ((2, 2), (3, 37), (130, 65))  # of the first letter, and of the second
+NUMBER = 0.1  # label smoothing, epsilon: whatever a function takes
+UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("libraries")
+
+
+@pytest.fixture(autouse=True)
+def fresh(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Its own folder of libraries, and nothing that was loaded or has failed before."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    forget()
+    yield
+    forget()
+
+
+def forget() -> None:
+    compiled._failed.clear()
+    for function in compiled._registered:
+        function.calls.clear()
+        function.libraries.clear()
+
+
+def draw(function: CompiledFunction, sizes: tuple[int, ...], kinds: dict[str, torch.dtype]) -> list[Tensor | float]:
+    """Arguments for it: normal numbers, larger ones among them, targets, and those that do not count."""
+    generator = torch.Generator().manual_seed(sum(sizes))
+    names = dict.fromkeys(letter for argument in function.arguments for _, letter in argument.dimensions)
+    letters = dict(zip(names, sizes, strict=True))
+    arguments: list[Tensor | float] = []
+    for argument in function.arguments:
+        shape = [factor * letters[letter] for factor, letter in argument.dimensions]
+        if argument.kind in compiled.NUMBERS:
+            arguments.append(NUMBER)
+        elif argument.kind == "int64":
+            targets = torch.randint(sizes[1], shape, generator=generator)
+            arguments.append(targets.masked_fill_(torch.rand(shape, generator=generator) < 0.2, ops.IGNORED))
+        else:
+            x = 4 * torch.randn(shape, generator=generator)
+            arguments.append(x.to(compiled.FIXED.get(argument.kind) or kinds[argument.kind]))
+    return arguments
+
+
+def results(function: CompiledFunction, arguments: list[Tensor | float], exact: bool = False) -> list[Tensor]:
+    """All its tensors after a call."""
+    copies = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
+    if exact:
+        copies = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in copies]
+    function(*copies)
+    return [x for x in copies if isinstance(x, Tensor)]
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    return float((got.double() - want).norm() / want.double().norm().clamp(min=1e-30))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "precision"),
+    [
+        pytest.param(function, precision, id=f"{function.__name__}-{precision}")
+        for function in compiled._registered
+        for precision in FORMATS
+        if precision == "fp32" or function.group in (("gelu_tanh",) if precision == "bf16_mixed" else COMMON)
+    ],
+)
+def test_a_library_is_as_near_to_float64_as_the_function_as_it_is_written(
+    function: CompiledFunction, precision: str
+) -> None:
+    """In every size and with any number of threads, which give the same bits."""
+    kinds = dict(zip(("activation", "parameter"), FORMATS[precision], strict=True))
+    for sizes in SIZES:
+        arguments = draw(function, sizes, kinds)
+        with compiled_functions(True):
+            got = results(function, arguments)
+            torch.set_num_threads(2)
+            again = results(function, arguments)
+            torch.set_num_threads(1)
+        assert all(torch.equal(one, other) for one, other in zip(got, again, strict=True))
+        written, exact = results(function, arguments), results(function, arguments, exact=True)
+        for one, other, want in zip(got, written, exact, strict=True):
+            assert error(one, want) <= 2 * error(other, want) + UNIT.get(one.dtype, 0)
+    assert function.libraries, "it was not compiled"
+    assert not compiled._failed
+
+
+@pytest.mark.slow
+def test_a_library_is_loaded_without_a_compiler(cache: Path) -> None:
+    """By another process, which finds it; a damaged one counts as none."""
+    function = activations.bias_relu
+    formats = dict.fromkeys(("activation", "parameter"), torch.float32)
+    arguments = draw(function, SIZES[-1], formats)
+    with compiled_functions(True):
+        want = results(function, arguments)
+    script = (
+        "import sys, torch\n"
+        "from manual_backprop.kernels import activations, compiled\n"
+        "with compiled.compiled_functions(True):\n"
+        "    activations.bias_relu(torch.zeros(3, 5), torch.zeros(3, 5), torch.zeros(5))\n"
+        "assert activations.bias_relu.libraries, compiled._failed\n"
+        "assert not [name for name in sys.modules if name.startswith(('torch._inductor', 'torch._dynamo'))]\n"
+    )
+    given = environment(TORCHINDUCTOR_CACHE_DIR=str(cache), CXX="/nowhere/c++")
+    done = subprocess.run([sys.executable, "-c", script], env=given, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    request = function.request(formats)
+    assert request is not None
+    for library in cache.rglob("*.so"):
+        content = library.read_bytes()
+        library.unlink()  # and not written over: this process has it in use
+        library.write_bytes(content[:-1])
+    assert libraries.find(request) is None
+    forget()
+    with compiled_functions(True):
+        assert all(torch.equal(one, other) for one, other in zip(results(function, arguments), want, strict=True))
+    assert libraries.find(request) is not None
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float64, one row, tensors that are not contiguous or fit only by broadcasting: nothing is asked of a compiler."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    x, bias = torch.randn(4, 6), torch.randn(6)
+    for one, other in (
+        (x.double(), bias.double()),
+        (x[:1], bias),
+        (x[:, ::2], bias[::2]),
+        (x.T, bias[:4]),
+        (x, bias[:1]),
+    ):
+        want, got = torch.empty(one.shape, dtype=one.dtype), torch.empty(one.shape, dtype=one.dtype)
+        activations.bias_relu(want, one, other)
+        with compiled_functions(True):
+            activations.bias_relu(got, one, other)
+        assert torch.equal(got, want)
+    assert not compiled._failed
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_library_belongs_to_the_text_and_the_constants_of_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    formats = dict.fromkeys(("activation", "parameter"), torch.float32)
+    before = activations.bias_gelu_tanh.request(formats)
+    assert before == activations.bias_gelu_tanh.request(formats)
+    assert before != activations.bias_gelu_tanh.request(formats | {"parameter": torch.bfloat16})
+    monkeypatch.setattr(activations, "GATE_CUBIC", 0.07)
+    assert before != activations.bias_gelu_tanh.request(formats)
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_slope_of_gelu_is_that_of_the_reference_far_from_zero_too(sign: int) -> None:
+    """One exponential serves gate and 1 - gate, which overflows nowhere."""
+    x = sign * torch.tensor([[0.0, 1e-6, 0.3, 2, 5, 9, 30, 1e3, 1e6]])
+    y, dx = torch.empty_like(x), torch.ones_like(x)
+    activations.bias_gelu_tanh_gradient(y, dx, x, torch.zeros(9))
+    want, cache = ops.gelu_tanh_forward(x.double())
+    torch.testing.assert_close(y.double(), want, rtol=2e-5, atol=1e-37)
+    torch.testing.assert_close(dx.double(), ops.gelu_tanh_backward(torch.ones_like(want), cache), rtol=2e-5, atol=1e-37)
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_cross_entropy_of_rows_is_that_of_the_reference(label_smoothing: float) -> None:
+    """And a row that does not count may hold anything."""
+    logits, loss = torch.randn(7, 11, dtype=torch.float64), torch.empty(7, dtype=torch.float64)
+    target = torch.randint(11, (7,))
+    target[2] = ops.IGNORED
+    want, cache = ops.cross_entropy_forward(logits, target, 1, label_smoothing)
+    want_gradient = ops.cross_entropy_backward(1.0, cache)
+    logits[2, 3] = torch.nan
+    rowwise.cross_entropy_of_rows(logits, loss, target, label_smoothing)
+    torch.testing.assert_close(loss.sum(), want, rtol=1e-14, atol=0)
+    torch.testing.assert_close(logits, want_gradient, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.gradients
+def test_layer_norm_over_rows_is_that_of_the_reference() -> None:
+    x, branch, dy, dtotal = torch.randn(4, 7, 11, dtype=torch.float64)
+    weight, bias = torch.randn(2, 11, dtype=torch.float64)
+    (want_total, want), cache = ops.residual_layer_norm_forward(x, branch, weight, bias)
+    y, mean, rstd = torch.empty_like(x), torch.empty(7, dtype=x.dtype), torch.empty(7, dtype=x.dtype)
+    rowwise.add_and_normalize(y, branch, mean, rstd, x, weight, bias, ops.normalization.EPSILON)
+    torch.testing.assert_close(branch, want_total)
+    torch.testing.assert_close(y, want)
+    rowwise.normalize(y.zero_(), branch, mean, rstd, weight, bias)
+    torch.testing.assert_close(y, want)
+    want_sums, sums = torch.ones(2, 2, 11, dtype=x.dtype)
+    want_gradient = ops.residual_layer_norm_backward(dtotal, dy, cache, *want_sums)
+    rowwise.add_normalization_weights_gradient(*sums, dy, branch, mean, rstd)
+    rowwise.add_normalization_gradient(dtotal, dy, branch, mean, rstd, weight)
+    torch.testing.assert_close(dtotal, want_gradient)
+    torch.testing.assert_close(sums, want_sums)
+
+
+# Networks
+
+STEPS = """
+import sys, torch
+from dataclasses import replace
+from manual_backprop.gradient_check import ENOUGH_TO_ROUND, check_network_precision, draw_batch
+from manual_backprop.gradient_check.measure import differing
+from manual_backprop.gradient_check.network_check import networks, step_of
+
+torch.set_num_threads(1)
+findings = []
+for architecture, precision in (("gpt2", "bf16"), ("vaswani", "fp32"), ("llama", "bf16_mixed")):
+    config = replace(
+        ENOUGH_TO_ROUND, architecture=architecture, precision=precision, kernels="fused", compile="always"
+    )
+    if sys.argv[1] == "there":
+        findings += check_network_precision(config, "proof")
+    else:
+        batch = draw_batch(config, 2, 7)
+        uncompiled, _ = networks(replace(config, compile="never"), "proof")
+        compiled, _ = networks(config, "proof")
+        assert differing(step_of(uncompiled, batch)[1], step_of(compiled, batch)[1]) == 0
+print(*(f"{f.subject} | {f.quantity}: {f.error}" for f in findings if not f.ok), sep="\\n")
+print(len(findings), "findings")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["there", "missing"])
+def test_networks_with_compiled_kernels_stay_under_the_same_bars(compiler: str, cache: Path, tmp_path: Path) -> None:
+    """Where compiling fails, one line says so, and the bits are those without."""
+    folder = cache if compiler == "there" else tmp_path
+    output, said = run_compiling(STEPS, compiler, folder, compiler)
+    *over, last = output.splitlines()
+    assert not [line for line in over if line], "\n".join(over)
+    assert len(said) == (compiler == "missing"), said
+    assert (int(last.split()[0]) > 50) == (compiler == "there")
+    assert any(folder.rglob("*.so")) == (compiler == "there")

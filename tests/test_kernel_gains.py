@@ -1,0 +1,265 @@
+"""What the kernels bring, each means alone: taking one out takes out that one, and the page that is made of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench_tools import TINY, case_of, ready
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from manual_backprop import kernels
+from manual_backprop.benchmark.cases import OURS, SUBJECT, Case
+from manual_backprop.benchmark.means import MEANS, WITHOUT, Means, taken_out
+from manual_backprop.benchmark.measurement import AGAIN, MeasuredRow, Measurement, check_agreement
+from manual_backprop.exit_codes import exit_code_of
+from manual_backprop.kernels import attention, feed_forward, gated_feed_forward
+from manual_backprop.paired import Row
+from manual_backprop.tools import kernel_gains
+
+ROOT = Path(__file__).parent.parent
+ARCHITECTURES = ("gpt2", "vaswani", "llama")
+
+
+@pytest.fixture(autouse=True)
+def short_steps(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step here is worth a compiler's time; and they are long enough for everything that long ones have."""
+    ((module, name, value),) = MEANS["compiled"].bindings()
+    monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr("manual_backprop.kernels.linear.SMALL", 0)  # tiny cases make again what they keep else
+    monkeypatch.setattr(attention, "LONGEST_KEPT", 8)
+    for module in (feed_forward, gated_feed_forward):
+        monkeypatch.setattr(module, "PIECE", 24 * TINY.d_ffn)  # 24 of 48 rows
+
+
+def applying(config: Any) -> dict[str, Means]:
+    return {name: means for name, means in MEANS.items() if means.applies(config)}
+
+
+# What is taken out
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("precision", ["fp64", "bf16"])
+def test_without_each_means_the_gradients_are_the_same(architecture: str, precision: str) -> None:
+    case = case_of(architecture=architecture, precision=precision)
+    answers = {name: ready(name, case) for name in OURS}
+    for name, means in applying(case.config).items():
+        with taken_out(means):
+            answers[name] = ready(SUBJECT, case)
+    assert len(answers) > 10
+    check_agreement(precision, answers)
+
+
+@pytest.mark.parametrize("name", sorted(MEANS.keys() - {"probabilities-made-again", "rows-at-a-time"}))
+def test_a_step_without_a_means_calls_what_is_in_its_place(name: str) -> None:
+    """Each function that stands in is called by a step, in one architecture at least."""
+    called: set[str] = set()
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            called.add(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    bindings = MEANS[name].bindings()
+    same = {called_name for module, called_name, value in bindings if getattr(module, called_name) is value}
+    assert same <= {"token_embedding_forward"}, "the kernels have the reference's own"
+    counting = [(module, called_name, counted(called_name, value)) for module, called_name, value in bindings]
+    for architecture in ARCHITECTURES:
+        with taken_out(replace(MEANS[name], without=lambda: counting)):
+            ready(SUBJECT, case_of(architecture=architecture))
+    unused = {"layer_norm_forward", "layer_norm_backward"}  # every norm of a network is behind a residual sum
+    assert called == {called_name for _, called_name, _ in bindings} - unused
+
+
+class Products(TorchDispatchMode):
+    """Counts them inside: of two matrices, and batched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(function).split(".")[1].rstrip("_")
+        self.counts["batched" if "bmm" in name else "plain" if name.endswith("mm") else "no product"] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("probabilities-made-again", "batched"), ("rows-at-a-time", "plain")])
+def test_a_step_without_a_means_multiplies_less(name: str, kind: str) -> None:
+    with Products() as with_it:
+        ready(SUBJECT, case_of())
+    with taken_out(MEANS[name]), Products() as without:
+        ready(SUBJECT, case_of())
+    other = {"batched", "plain"} - {kind}
+    assert [with_it.counts[kind] for kind in other] == [without.counts[kind] for kind in other]
+    more = 1 if kind == "batched" else 6  # the scores once more; or all products of the feed-forward in two pieces
+    assert with_it.counts[kind] - without.counts[kind] == more * TINY.n_blocks
+
+
+def test_what_does_nothing_in_a_case_is_not_measured() -> None:
+    def names(**changed: Any) -> set[str]:
+        return set(applying(case_of(**changed).config))
+
+    assert names() == set(MEANS)
+    assert set(MEANS) - names(precision="bf16") == {"onednn", "flat-buffers"}
+    assert set(MEANS) - names(architecture="llama") == {"one-pass-norm"}
+    assert set(MEANS) - names(max_seq_len=8) == {"probabilities-made-again"}
+
+
+def test_what_was_taken_out_is_put_back() -> None:
+    def names() -> dict[str, Any]:
+        return {
+            f"{module.__name__}.{name}": getattr(module, name)
+            for means in MEANS.values()
+            for module, name, _ in means.bindings()
+        }
+
+    before = names()
+    assert before["manual_backprop.kernels.attention_forward"] is kernels.attention_forward
+    for means in MEANS.values():
+        with suppress(KeyError), taken_out(means):
+            assert names() != before
+            raise KeyError
+        assert names() == before
+
+
+# What is said about it
+
+
+def measured(*names: str, more: float = 1.5, megabytes: int = 80) -> Measurement:
+    subject, again = (
+        MeasuredRow(name, [0.010 * off] * 4, peak_bytes=size)
+        for name, off, size in ((SUBJECT, 1, 64_000_000), (SUBJECT + AGAIN, 1.02, 65_000_000))
+    )
+    others = {name: MeasuredRow(name, [0.010 * more] * 4, peak_bytes=megabytes * 10**6) for name in names}
+    case = Case(TINY, 3, 1, "C1")
+    return Measurement(case, {SUBJECT: subject, **others}, again, Row("products alone", [0.004] * 4))
+
+
+def test_a_section_says_what_was_measured() -> None:
+    groups = [
+        measured(WITHOUT + "arena", kernel_gains.RECOMPUTED),
+        measured(WITHOUT + "linear", more=1.015, megabytes=65),
+        measured(kernel_gains.NONE_OF_THEM, more=2, megabytes=60),
+    ]
+    groups[1].left_out[WITHOUT + "compiled"] = "no memory"
+    lines = kernel_gains.section(kernel_gains.gains_of(groups)).splitlines()
+    assert lines[0] == "## C1, fp32"
+    table = [line for line in lines if line.startswith("|")][2:]
+    assert table == [
+        "| nothing: `custom-fused` | | 10.1 | 1 | 64.5 | 0 |",
+        "| `linear` | `kernels/linear.py` | 10.15 | *1.01 (1.01 to 1.01)* | 65.0 | *+1.0* |",
+        "| `arena` | `kernels/arena.py` | 15 | 1.50 (1.50 to 1.50) | 80.0 | +16.0 |",
+        "| `compiled` | `kernels/compiled.py` | left out: no memory | | | |",
+        "| all of them: `kernels=reference` | `kernels/`, `optim.py` | 20 | 2.00 (2.00 to 2.00) | 60.0 | -4.0 |",
+        "| nothing, with `training.recompute=block` | `models/custom.py` | 15 | 1.50 (1.50 to 1.50) | 80.0 | +16.0 |",
+    ]
+    assert lines[-1] == "Noise floor: 2.0% of the time, 1.0 MB (6 processes of `custom-fused`)."
+
+
+def test_where_memory_is_not_told_the_page_says_so() -> None:
+    group = measured(WITHOUT + "arena")
+    for row in (group.subject, group.again, *group.rows.values()):
+        row.peak_bytes = None
+    assert "| unknown | unknown |" in kernel_gains.section(kernel_gains.gains_of([group]))
+
+
+def test_rows_take_turns_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[list[str]] = []
+
+    def measure(case: Case, names: list[str], rounds: int, work: Callable[..., None]) -> Measurement:
+        groups.append(names)
+        return measured(*names[1:])
+
+    monkeypatch.setattr(kernel_gains, "measure", measure)
+    llama = case_of(architecture="llama", precision="bf16")
+    found = kernel_gains.measure_gains(llama, list(MEANS), 5)
+    assert found.gains.keys() == {
+        *(WITHOUT + name for name in applying(llama.config)),
+        kernel_gains.NONE_OF_THEM,
+        kernel_gains.RECOMPUTED,
+    }
+    assert [group[0] for group in groups] == [SUBJECT] * len(groups)
+    assert max(map(len, groups)) <= kernel_gains.AT_ONCE + 1
+
+
+def test_every_means_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    page = kernel_gains.page(["## C1"], list(MEANS), "python -m something", 10)
+    package = ROOT / "manual_backprop"
+    for name, means in MEANS.items():
+        assert f"**`{name}`**" in page
+        first, *rest = means.place.split(", ")
+        for file in (first, *(f"{Path(first).parent}/{Path(other).name}" for other in rest)):
+            assert (package / file).is_file(), file
+    assert max(map(len, page.splitlines())) <= 120
+    assert "{" not in page
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--means", "aren"], "aren"),
+        (["--case", "C1", "--model", "tiny"], "a case has its own"),
+        (["--vocab-size", "99"], "a case has its own"),
+        (["--rounds", "0"], "whole number of at least 1"),
+        (["--precison", "fp32"], "did you mean --precision"),
+        (["--output", "/nowhere/at/all.md"], "expected a file in a folder that exists"),
+    ],
+)
+def test_a_wrong_option_exits_2(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code_of(partial(kernel_gains.main, arguments)) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert len(said.splitlines()) <= 2
+
+
+def test_the_command_on_the_page_is_the_one_that_was_given() -> None:
+    def said(*arguments: str) -> str:
+        return kernel_gains.command_of(kernel_gains.parser().parse(arguments))
+
+    assert said("--output", "x.md") == kernel_gains.COMMAND
+    given = ("--case", "C1", "C2", "--precision", "fp32", "--means", "arena", "--rounds", "3")
+    assert said(*given) == " ".join((kernel_gains.COMMAND, *given))
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_page(tmp_path: Path) -> None:
+    output = tmp_path / "kernels.md"
+    options = ["--model", "tiny", "--batch-size", "2", "--threads", "1", "--rounds", "1", "--output", str(output)]
+    done = subprocess.run(
+        [sys.executable, "-m", "manual_backprop.tools.kernel_gains", *options, "--means", "arena", "linear"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    page = output.read_text(encoding="utf-8")
+    assert "kernel_gains --model tiny --batch-size 2 --means arena linear --rounds 1\n" in page
+    rows = [line for line in page.splitlines() if line.startswith("|")][2:]
+    assert [row.split("|")[1].strip().rpartition(" ")[2] for row in rows] == [
+        "`custom-fused`",
+        "`linear`",
+        "`arena`",
+        "`kernels=reference`",
+        "`training.recompute=block`",
+    ]
+    for row in rows:
+        _, _, milliseconds, _, peak, _ = row.strip("|").split("|")
+        assert float(milliseconds) > 0
+        assert float(peak) > 0.1  # parameters, gradients and moments
+    assert page.rpartition("\n\n")[0].endswith(rows[-1])
