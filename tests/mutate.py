@@ -48,6 +48,10 @@ ONLY_COMPILED = ("kernels/rowwise.py",)  # never runs as it is written, but in a
 EQUIVALENT: dict[str, str] = {
     "models/custom.py, _embedding_backward: self.config.traits.positions == 'sinusoidal' -> "
     "self.config.traits.positions != 'sinusoidal'": "the backward of fixed positions hands on what it gets",
+    "kernels/attention.py, attention_backward: zip(groups, saved, strict=True) -> "
+    "zip(groups, saved, strict=False)": "there are as many of one as of the other",
+    "kernels/normalization.py, residual_layer_norm_backward: mean.dim() > 1 -> mean.dim() >= 1": "PyTorch's kernel takes "
+    "these statistics as well",
 }
 
 OPERATORS: dict[type, type] = {

@@ -21,7 +21,7 @@ from manual_backprop.benchmark.cases import OURS, SUBJECT, Case
 from manual_backprop.benchmark.means import MEANS, WITHOUT, Means, taken_out
 from manual_backprop.benchmark.measurement import AGAIN, MeasuredRow, Measurement, check_agreement
 from manual_backprop.exit_codes import exit_code_of
-from manual_backprop.kernels import attention, feed_forward, gated_feed_forward
+from manual_backprop.kernels import attention
 from manual_backprop.paired import Row
 from manual_backprop.tools import kernel_gains
 
@@ -36,8 +36,7 @@ def short_steps(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, name, value)
     monkeypatch.setattr("manual_backprop.kernels.linear.SMALL", 0)  # tiny cases make again what they keep else
     monkeypatch.setattr(attention, "LONGEST_KEPT", 8)
-    for module in (feed_forward, gated_feed_forward):
-        monkeypatch.setattr(module, "PIECE", 24 * TINY.d_ffn)  # 24 of 48 rows
+    monkeypatch.setattr("manual_backprop.kernels.pieces.PIECE", 24 * TINY.d_ffn)  # 24 of 48 rows
 
 
 def applying(config: Any) -> dict[str, Means]:

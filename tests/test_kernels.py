@@ -29,7 +29,7 @@ from manual_backprop.gradient_check import (
 )
 from manual_backprop.gradient_check.measure import AUTOGRAD_BAR, LOW_PRECISION_BAR, Finding, differing, errors_of
 from manual_backprop.gradient_check.network_check import STEP, counted, networks, set_proof_scale, step_of
-from manual_backprop.kernels import activations, attention, feed_forward, gated_feed_forward, linear, loss
+from manual_backprop.kernels import activations, attention, compiled, linear, loss, pieces, products
 from manual_backprop.language_model import LanguageModel
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import Batch, Network
@@ -101,8 +101,7 @@ def in_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(attention, "BLOCK", block)
     monkeypatch.setattr(attention, "TILE", tile)
     monkeypatch.setattr(attention, "LONGEST_KEPT", longest_kept)
-    for network in (feed_forward, gated_feed_forward):
-        monkeypatch.setattr(network, "PIECE", 1 if chunk == 1 else 100)
+    monkeypatch.setattr(pieces, "PIECE", 1 if chunk == 1 else 100)
     monkeypatch.setattr(loss, "SMALLEST_CHUNK", chunk)
     monkeypatch.setattr(loss, "CHUNK", 1)
 
@@ -137,6 +136,40 @@ def test_network_in_pieces(config: CustomTransformerConfig, batch: Batch, scale:
         step(network, batch)
         recorded.append({n: t.tril() if "attention" in n and t.dim() == 4 else t for n, t in recorder.tensors.items()})
     assert max(errors_of(*recorded).values()) <= AUTOGRAD_BAR
+
+
+# What runs compiled only, here as it is written, in float64
+
+
+@pytest.fixture
+def as_if_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled.CompiledFunction, "compiles", lambda self, *args: True)
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize("name", ["residual_layer_norm", "linear_cross_entropy"])
+@pytest.mark.usefixtures("as_if_compiled")
+def test_op_as_if_compiled(name: str) -> None:
+    for case in cases_of(ROWS[name], Draw(torch.Generator().manual_seed(0))):
+        assert_ok(check_op(ROWS[name], case, kernels))
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize(
+    ("config", "batch", "scale"), [case for case in NETWORKS if str(case.id).endswith(("-plain", "-segments, dropout"))]
+)
+@pytest.mark.usefixtures("as_if_compiled")
+def test_network_as_if_compiled(config: CustomTransformerConfig, batch: Batch, scale: str) -> None:
+    assert_ok(check_network(config, batch, scale))
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize("narrow", [torch.float64, torch.float32])
+def test_a_product_is_added_in_the_format_of_the_sum(narrow: torch.dtype) -> None:
+    left, right = (torch.arange(6.0, dtype=narrow).view(*shape) for shape in ((2, 3), (3, 2)))
+    total = torch.full((2, 2), 0.5, dtype=torch.float64)
+    products.add_product(total, left, right)
+    assert torch.equal(total, left.double() @ right.double() + 0.5)  # numbers that nothing rounds
 
 
 # Memory that is used again

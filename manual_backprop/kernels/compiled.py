@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 SMALLEST = 2  # of any dimension: one row or one column runs as it is written
 REMEMBERED = 4096  # calls, by their shapes, of which it is known how they run
 FORMATS = (torch.float32, torch.bfloat16)  # of activations and parameters; float64 is for tests, and runs as written
-PIECE = 1 << 17  # numbers that an uncompiled function takes at a time: what it makes of them stays in the cache
+IN_CACHE = 1 << 17  # numbers that an uncompiled function takes at a time: what it makes of them stays in the cache
 FIXED = {"float32": torch.float32, "int64": torch.int64}
 NUMBERS = {"float": torch.float32, "int": torch.int64}
 TENSORS = (Tensor, torch.nn.Parameter)  # and nothing that only looks like one, as where memory is estimated
@@ -123,7 +123,7 @@ class CompiledFunction:
             return
         rows = self.arguments[0].dimensions[0]
         in_rows = [argument.dimensions[:1] == (rows,) for argument in self.arguments]
-        for part in pieces(len(args[0]), max(1, PIECE // args[0].shape[1])):
+        for part in pieces(len(args[0]), max(1, IN_CACHE // args[0].shape[1])):
             self.function(*(x[part] if split else x for x, split in zip(args, in_rows, strict=True)))
 
     def _choose(self, tensors: tuple[Tensor, ...]) -> Callable[..., None]:

@@ -11,10 +11,8 @@ from torch import Tensor
 from ..ops.numerics import Record, no_record, rows
 from .activations import ACTIVATIONS
 from .arena import Held, again, held, in_place_of, kept, scratch
-from .pieces import Recorded, pieces
+from .pieces import Recorded, pieces_of
 from .products import add_product
-
-PIECE = 1 << 21  # numbers of the hidden layer at a time: less costs the products speed
 
 FeedForwardCache = tuple[Held, Tensor, Tensor, Tensor, Tensor, str]
 
@@ -35,7 +33,7 @@ def feed_forward_forward(
     hidden = kept((x_rows.shape[0], hidden_weight.shape[0]), x)  # (N, F)
     y, bias = kept(tuple(x_rows.shape), x), output_bias.to(x.dtype)
     recorded = Recorded(record, x.shape[:-1])
-    for part in pieces(len(x_rows), max(1, PIECE // hidden.shape[1])):
+    for part in pieces_of(hidden):
         torch.mm(x_rows[part], hidden_weight.T, out=hidden[part])
         with scratch(tuple(hidden[part].shape), x) as activated:
             activate(activated, hidden[part], hidden_bias)
@@ -64,7 +62,7 @@ def feed_forward_backward(
     x_rows, dy_rows, dx_rows = rows(x), rows(dy), rows(dx)
     doutput_bias += dy_rows.sum(0, dtype=doutput_bias.dtype)
     recorded = Recorded(record, x.shape[:-1])
-    for part in pieces(len(x_rows), max(1, PIECE // hidden.shape[1])):
+    for part in pieces_of(hidden):
         shape = tuple(hidden[part].shape)
         with scratch(shape, dy) as dhidden, scratch(shape, dy) as activated:
             # y = activated W_output^T + b_output

@@ -9,8 +9,7 @@ from ..ops.numerics import Record, no_record, rows, wide
 from .activations import gate_and_rest
 from .arena import Held, again, held, in_place_of, kept, scratch
 from .compiled import compiled
-from .feed_forward import PIECE
-from .pieces import Recorded, pieces
+from .pieces import Recorded, pieces_of
 from .products import add_product
 
 GatedFeedForwardCache = tuple[Held, Tensor, Tensor, Tensor]
@@ -45,7 +44,7 @@ def gated_feed_forward_forward(
     gated = kept((x_rows.shape[0], gated_weight.shape[0]), x)  # (N, 2F)
     y = kept(tuple(x_rows.shape), x)
     recorded = Recorded(record, x.shape[:-1])
-    for part in pieces(len(x_rows), max(1, PIECE // gated.shape[1])):
+    for part in pieces_of(gated):
         torch.mm(x_rows[part], gated_weight.T, out=gated[part])
         with scratch((part.stop - part.start, gated.shape[1] // 2), x) as activated:
             swiglu(activated, gated[part])
@@ -69,7 +68,7 @@ def gated_feed_forward_backward(
     dx = in_place_of(x)
     x_rows, dy_rows, dx_rows = rows(x), rows(dy), rows(dx)
     recorded = Recorded(record, x.shape[:-1])
-    for part in pieces(len(x_rows), max(1, PIECE // gated.shape[1])):
+    for part in pieces_of(gated):
         wide_shape = tuple(gated[part].shape)
         shape = wide_shape[0], wide_shape[1] // 2
         with (

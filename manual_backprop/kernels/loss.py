@@ -63,7 +63,7 @@ def linear_cross_entropy(
 
 def _loss_and_gradient_(logits: Tensor, target: Tensor, counts: Tensor, label_smoothing: float) -> Tensor:
     """The sum of the chunk's losses; `logits` (R, V) become softmax - q, the gradient but for 1 / denominator."""
-    losses = torch.empty_like(target, dtype=torch.float32)
+    losses = torch.empty_like(target, dtype=wide(logits[:0]).dtype)
     if cross_entropy_of_rows.compiles(logits, losses, target, label_smoothing):
         cross_entropy_of_rows(logits, losses, target, label_smoothing)
         return losses.sum()

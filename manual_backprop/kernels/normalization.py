@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.normalization import EPSILON
-from ..ops.numerics import rows
+from ..ops.numerics import rows, wide
 from .arena import in_place_of, passing, remade
 from .rowwise import add_and_normalize, add_normalization_gradient, add_normalization_weights_gradient, normalize
 
@@ -50,7 +50,7 @@ def residual_layer_norm_forward(
         return (x, y), cache
     if x.dtype == branch.dtype:
         y = passing(tuple(x.shape), x)
-        mean, rstd = torch.empty(2, x.numel() // x.shape[-1], dtype=torch.float32, device=x.device)
+        mean, rstd = torch.empty(2, x.numel() // x.shape[-1], dtype=wide(x[:0]).dtype, device=x.device)
         statistics = mean, rstd
         if add_and_normalize.compiles(rows(y), rows(branch), *statistics, rows(x), weight, bias, epsilon):
             total = _copy_in_place_of(branch)

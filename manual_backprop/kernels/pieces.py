@@ -9,11 +9,18 @@ from torch import Tensor
 
 from ..ops.numerics import Record, no_record
 
+PIECE = 1 << 21  # numbers of a wide tensor at a time: less costs the products speed
+
 
 def pieces(n_rows: int, size: int) -> Iterator[slice]:
     """0 to n_rows in slices of `size`, of which the last may be smaller."""
     for start in range(0, n_rows, size):
         yield slice(start, min(start + size, n_rows))
+
+
+def pieces_of(x: Tensor) -> Iterator[slice]:
+    """The rows of x, about PIECE numbers at a time."""
+    return pieces(len(x), max(1, PIECE // x.shape[1]))
 
 
 class Recorded:
