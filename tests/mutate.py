@@ -50,8 +50,8 @@ EQUIVALENT: dict[str, str] = {
     "self.config.traits.positions != 'sinusoidal'": "the backward of fixed positions hands on what it gets",
     "kernels/attention.py, attention_backward: zip(groups, saved, strict=True) -> "
     "zip(groups, saved, strict=False)": "there are as many of one as of the other",
-    "kernels/normalization.py, residual_layer_norm_backward: mean.dim() > 1 -> mean.dim() >= 1": "PyTorch's kernel takes "
-    "these statistics as well",
+    "kernels/normalization.py, residual_layer_norm_backward: mean.dim() > 1 -> mean.dim() >= 1": "PyTorch's kernel "
+    "takes these statistics as well",
 }
 
 OPERATORS: dict[type, type] = {
