@@ -17,7 +17,7 @@ from .products import add_product
 from .rowwise import cross_entropy_of_rows
 
 SMALLEST_CHUNK = 256  # rows: each chunk reads and writes all of dW
-CHUNK = 1 << 23  # logits of a chunk, where the vocabulary is small
+CHUNK = 1 << 22  # logits of a chunk, where the vocabulary is small
 
 LinearCrossEntropyCache = tuple[Tensor, Tensor]
 
