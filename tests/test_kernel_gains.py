@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 from bench_tools import TINY, case_of, ready
+from command_tools import ROOT, command
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from manual_backprop import kernels
@@ -22,10 +21,10 @@ from manual_backprop.benchmark.means import MEANS, WITHOUT, Means, taken_out
 from manual_backprop.benchmark.measurement import AGAIN, MeasuredRow, Measurement, check_agreement
 from manual_backprop.exit_codes import exit_code_of
 from manual_backprop.kernels import attention
+from manual_backprop.kernels.compiled import CompiledFunction
 from manual_backprop.paired import Row
 from manual_backprop.tools import kernel_gains
 
-ROOT = Path(__file__).parent.parent
 ARCHITECTURES = ("gpt2", "vaswani", "llama")
 
 
@@ -48,7 +47,11 @@ def applying(config: Any) -> dict[str, Means]:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])
-def test_without_each_means_the_gradients_are_the_same(architecture: str, precision: str) -> None:
+@pytest.mark.parametrize("compiles", [False, True], ids=["as written", "as if compiled"])
+def test_without_each_means_the_gradients_are_the_same(
+    architecture: str, precision: str, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CompiledFunction, "compiles", lambda self, *args: compiles)
     case = case_of(architecture=architecture, precision=precision)
     answers = {name: ready(name, case) for name in OURS}
     for name, means in applying(case.config).items():
@@ -59,8 +62,9 @@ def test_without_each_means_the_gradients_are_the_same(architecture: str, precis
 
 
 @pytest.mark.parametrize("name", sorted(MEANS.keys() - {"probabilities-made-again", "rows-at-a-time"}))
-def test_a_step_without_a_means_calls_what_is_in_its_place(name: str) -> None:
+def test_a_step_without_a_means_calls_what_is_in_its_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each function that stands in is called by a step, in one architecture at least."""
+    monkeypatch.setattr(CompiledFunction, "compiles", lambda self, *args: True)  # else fewer tensors are passing
     called: set[str] = set()
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -239,13 +243,8 @@ def test_the_command_on_the_page_is_the_one_that_was_given() -> None:
 def test_the_command_writes_the_page(tmp_path: Path) -> None:
     output = tmp_path / "kernels.md"
     options = ["--model", "tiny", "--batch-size", "2", "--threads", "1", "--rounds", "1", "--output", str(output)]
-    done = subprocess.run(
-        [sys.executable, "-m", "manual_backprop.tools.kernel_gains", *options, "--means", "arena", "linear"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd=ROOT,
-    )
+    options += ["--means", "arena", "linear"]
+    done = command(*options, module="manual_backprop.tools.kernel_gains", cwd=ROOT, seconds=600)
     assert done.returncode == 0, done.stderr
     page = output.read_text(encoding="utf-8")
     assert "kernel_gains --model tiny --batch-size 2 --means arena linear --rounds 1\n" in page

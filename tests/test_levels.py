@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_tools import ROOT, command
 
 from manual_backprop.benchmark.cases import ROWS
 from manual_backprop.benchmark.measurement import MeasuredRow
 from manual_backprop.tools import levels
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_lines_of_code_are_neither_empty_nor_said() -> None:
@@ -71,13 +68,7 @@ def test_the_table_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_command_writes_the_page(tmp_path: Path) -> None:
     output = tmp_path / "new" / "page.md"
     options = ("--model", "tiny", "--batch-size", "2", "--rounds", "1", "--threads", "1", "--output", str(output))
-    done = subprocess.run(
-        [sys.executable, "-m", "manual_backprop.tools.levels", *options],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd=ROOT,
-    )
+    done = command(*options, module="manual_backprop.tools.levels", cwd=ROOT, seconds=600)
     assert done.returncode == 0, done.stderr
     page = output.read_text(encoding="utf-8")
     assert "levels --model tiny" in page

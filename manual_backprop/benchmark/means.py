@@ -71,16 +71,9 @@ def _loss_by_halves() -> list[Binding]:
     """The pair, one half after the other, behind the name of both at once."""
     from .. import kernels
 
-    def linear_cross_entropy(
-        x: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        denominator: int | Tensor | None,
-        label_smoothing: float,
-        dweight: Tensor,
-        **record: Any,
-    ) -> tuple[Tensor, Tensor]:
-        loss, cache = kernels.linear_cross_entropy_forward(x, weight, targets, denominator, label_smoothing, **record)
+    def linear_cross_entropy(*inputs: Any, **record: Any) -> tuple[Tensor, Tensor]:
+        *of_forward, dweight = inputs
+        loss, cache = kernels.linear_cross_entropy_forward(*of_forward, **record)
         return loss, kernels.linear_cross_entropy_backward(1.0, cache, dweight, **record)
 
     return [(kernels, "linear_cross_entropy", linear_cross_entropy)]
@@ -104,7 +97,8 @@ def _itself(x: Tensor) -> Tensor:
 
 
 def _kept_as_they_are() -> list[Binding]:
-    """What is made again lives in memory that the next one gets; who holds the tensor itself needs it to stay."""
+    """What is made again lives in memory that the next one gets. A textbook's cache holds the tensor that it was given,
+    which has to stay."""
     from ..kernels.arena import kept
 
     return _shared(passing=kept)()
@@ -177,7 +171,7 @@ MEANS = {
         "and into the next product while it is in the cache. The textbook's pair holds query, key and value "
         "themselves, so without this means they are not made again either.",
         pairs=("attention", "rotary_attention"),
-        without=_kept_as_they_are,  # the textbook's cache has the query, key and value that it was given
+        without=_kept_as_they_are,
     ),
     "one-pass-norm": Means(
         "kernels/normalization.py",
@@ -192,12 +186,14 @@ MEANS = {
         "backward from the hidden layer before its bias: one tensor of N F numbers is kept where the textbook keeps "
         "two and makes several on the way.",
         pairs=("feed_forward", "gated_feed_forward"),
+        without=_kept_as_they_are,
     ),
     "linear": Means(
         "kernels/linear.py",
         "The product dy^T x is added where the gradient is kept, dx takes the place of x, and the norm's output and "
         "query, key and value are made again in backward: the means below, in this pair alone.",
         pairs=("linear",),
+        without=_kept_as_they_are,
     ),
     "token-embedding": Means(
         "kernels/embedding.py",

@@ -15,7 +15,8 @@ Two more ways to have less, which need no memory of their own:
 - `held(x)` and `again(...)`: instead of a tensor, how it is made, where that is cheap.
 
 A block grows to the largest request it has met and stays, so memory is bounded by the largest step, whatever the order
-of batch sizes and lengths. Outside of a step both allocate afresh, so that a kernel can be called like any function.
+of batch sizes and lengths. Outside of a step all of them allocate afresh, so that a kernel can be called like any
+function.
 """
 
 from __future__ import annotations

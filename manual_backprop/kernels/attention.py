@@ -45,7 +45,7 @@ def attention_forward(
     hidden = _hidden(length, segments, dropout, qkv)
     saved: list[list[Tensor]] = []
     squares = _Squares(record, qkv, n_heads)
-    for sequences in pieces(batch, _sequences(qkv, n_heads, dropout)):
+    for sequences in pieces(batch, _sequences_at_once(qkv, n_heads, dropout)):
         saved.append([])
         with _by_head(qkv[sequences], n_heads) as (query, key, value):
             for rows in pieces(length, _block_size(length, dropout)):
@@ -73,7 +73,7 @@ def attention_backward(dcontext: Tensor, cache: AttentionCache, record: Record =
     d_head = width // (3 * n_heads)
     dqkv = in_place_of(qkv)  # some sequences at a time, of which copies were made
     squares = _Squares(record, qkv, n_heads)
-    groups = pieces(batch, _sequences(qkv, n_heads, dropout))
+    groups = pieces(batch, _sequences_at_once(qkv, n_heads, dropout))
     for sequences, tiles in zip(groups, saved, strict=True):
         blocks = list(enumerate(pieces(length, _block_size(length, dropout))))
         shape = sequences.stop - sequences.start, n_heads, length, d_head
@@ -130,8 +130,8 @@ class _Squares:
             self.record(name, whole)
 
 
-def _sequences(qkv: Tensor, n_heads: int, dropout: Dropout | None) -> int:
-    """How many sequences at a time: all where dropout is drawn, whose mask belongs to the whole tensor."""
+def _sequences_at_once(qkv: Tensor, n_heads: int, dropout: Dropout | None) -> int:
+    """All where dropout is drawn, whose mask belongs to the whole tensor."""
     batch, length, _ = qkv.shape
     return batch if dropout is not None else max(1, TILE // (n_heads * length * min(length, BLOCK)))
 

@@ -31,7 +31,7 @@ def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Te
         drows.zero_().index_add_(0, place, wide_rows.copy_(dy_rows), alpha=scale)
         # a place that no group has belongs to the first group: it writes what that one writes
         there = (place.max() >= torch.arange(len(token), device=token.device))[:, None]
-        torch.where(there, drows, drows[:1].clone(), out=wide_rows)
+        torch.where(there, drows, drows[:1], out=wide_rows)
         dweight[owner] = wide_rows.add_(dweight[owner]).to(dweight.dtype)
 
 

@@ -49,11 +49,10 @@ def residual_layer_norm_forward(
         y, cache = layer_norm_forward(x, weight, bias, epsilon)
         return (x, y), cache
     if x.dtype == branch.dtype:
-        y = passing(tuple(x.shape), x)
         mean, rstd = torch.empty(2, x.numel() // x.shape[-1], dtype=wide(x[:0]).dtype, device=x.device)
         statistics = mean, rstd
-        if add_and_normalize.compiles(rows(y), rows(branch), *statistics, rows(x), weight, bias, epsilon):
-            total = _copy_in_place_of(branch)
+        if add_and_normalize.compiles(rows(x), rows(branch), *statistics, rows(x), weight, bias, epsilon):  # y is as x
+            y, total = passing(tuple(x.shape), x), _copy_in_place_of(branch)
             add_and_normalize(rows(y), rows(total), *statistics, rows(x), weight, bias, epsilon)
 
             def make() -> Tensor:
