@@ -1,4 +1,4 @@
-"""What the last bits of a run depend on beside its config and its data: threads, torch, the processor, the code."""
+"""What the last bits of a run depend on beside its config and its data: threads, torch, the processor, a compiler, the code."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .models.network import Network
+
+
+def circumstances(network: Network) -> dict[str, Any]:
+    """Of a network in this process, as it is now: every checkpoint and every run.json has them."""
     import torch
 
-
-def circumstances(device: torch.device) -> dict[str, Any]:
-    """Of this process, as it is now: every checkpoint and every run.json has them."""
-    import torch
-
+    device = network.device
     return {
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "compiled": network.compiles,
     }
 
 

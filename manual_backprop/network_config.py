@@ -98,7 +98,7 @@ class CustomTransformerConfig:
     device: str = "cpu"  # cpu, cuda or auto
     seed: int = 0  # of the initial weights and of dropout
     recompute: str = "none"  # what backward makes again instead of keeping it (custom): none, or each block
-    compile: str = "auto"  # the baseline's training step, or elementwise kernels: auto (on a GPU), always or never
+    compile: str = "auto"  # the baseline's training step, or elementwise kernels: auto, always or never
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a key, or `default` where there is no such key."""

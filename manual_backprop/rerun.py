@@ -95,7 +95,7 @@ def drifts_of(then: Path, runner: Runner) -> list[str]:
 
     run, tags = read_run(then), _tags_of(then)
     found = _code(tags, run.get("code"), code_digest()) + _packages(then)
-    found += differing(run.get("made_with") or {}, circumstances(runner.device))
+    found += differing(run.get("made_with") or {}, circumstances(runner.network))
     data = {"dataset": "dataset_digest", "tokenizer": "tokenizer_digest"}
     found += differing(
         {name: tags.get(tag) for name, tag in data.items()},

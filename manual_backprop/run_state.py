@@ -41,7 +41,7 @@ def state_of(runner: Runner, metrics_length: int) -> dict[str, Any]:
         "dataset_digest": runner.corpus.dataset_digest,
         "tokenizer_digest": runner.corpus.tokenizer_digest,
         "metrics_length": metrics_length,
-        "made_with": circumstances(runner.device),
+        "made_with": circumstances(runner.network),
     }
 
 
@@ -73,7 +73,7 @@ def restore(runner: Runner, checkpoint: Checkpoint) -> None:
 def tell_changes(runner: Runner, checkpoint: Checkpoint, directory: RunDirectory) -> None:
     """A run goes on: what is not as it was, on the terminal and in run.json."""
     settings = changed_settings(runner.config, checkpoint)
-    around = differing(checkpoint.state["made_with"], circumstances(runner.device))
+    around = differing(checkpoint.state["made_with"], circumstances(runner.network))
     if settings:
         changes = (f"{key}={shown(now)} (was {shown(before)})" for key, (before, now) in settings.items())
         log.warning("From step %d on: %s.", runner.step + 1, ", ".join(changes))

@@ -305,7 +305,7 @@ class Runner:
                 tell_changes(self, self.resumed.checkpoint, directory)
                 self._checkpoints(directory.checkpoints).set_aside_after(self.step)
             else:
-                directory.update(made_with=circumstances(self.device), code=code_digest())
+                directory.update(made_with=circumstances(self.network), code=code_digest())
             write_config(config, directory.path / "config.yaml", self.origin.sources)
             with storage_errors(f"write into {directory.path}"):
                 self.corpus.tokenizer.save(directory.path)

@@ -141,6 +141,8 @@ def _make(folder: Path, work: _Work) -> None:
     """The caller holds the lock."""
     partial = work.partial
     partial.mkdir(exist_ok=True)
+    for half in partial.glob(".*"):  # what `write_atomically` was writing when it was killed
+        half.unlink()
     try:
         kept = _text_read_before(partial)
     except (OSError, ValueError, KeyError):

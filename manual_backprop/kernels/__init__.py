@@ -52,7 +52,7 @@ from ..ops import (  # the reference's own, which gain nothing here
 from ..ops import __all__ as _pairs
 from .arena import Arena
 from .attention import attention_backward, attention_forward
-from .compiled import compiled_functions
+from .compiled import compiled_functions, compiles
 from .embedding import token_embedding_backward
 from .feed_forward import feed_forward_backward, feed_forward_forward
 from .gated_feed_forward import gated_feed_forward_backward, gated_feed_forward_forward
@@ -67,7 +67,7 @@ from .normalization import (
 from .products import fastest_products
 from .rotary_attention import rotary_attention_backward, rotary_attention_forward
 
-__all__ = [*_pairs, "Arena", "fast", "linear_cross_entropy", "step"]
+__all__ = [*_pairs, "Arena", "compiles", "fast", "linear_cross_entropy", "step"]
 
 
 @contextmanager

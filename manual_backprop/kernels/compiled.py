@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import first_line
-from .libraries import Library, Request, build, find, folder, request
+from .libraries import Library, Request, build, compiler, find, folder, request
 from .pieces import pieces
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,11 @@ def compiled_functions(wanted: bool) -> Iterator[None]:
         yield
     finally:
         _wanted.reset(token)
+
+
+def compiles(how: str, device: torch.device) -> bool:
+    """Whether to try it. `auto`: where there is what it takes; without a C++ compiler no word is lost about it."""
+    return how == "always" or (how == "auto" and (device.type == "cuda" or compiler() is not None))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,8 +129,15 @@ def _machine() -> tuple[str, ...]:
 # From the process that needs them
 
 
+def compiler() -> str | None:
+    """The C++ compiler that inductor would call."""
+    return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
+
+
 def build(wanted: list[Request]) -> None:
     """Compiles all, in as many processes as there are cores. Raises CompilerError, OSError."""
+    if compiler() is None:
+        raise CompilerError("no C++ compiler was found: install g++, or name one in CXX")
     cores = min(len(wanted), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     paths = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))
     with tempfile.TemporaryDirectory(prefix=f"{PACKAGE}-") as place:

@@ -178,6 +178,7 @@ class BaselineTransformer(AutogradNetwork):
         self.places = self._places()
         self.parameters = {name: whole.detach()[rows] for name, (whole, rows) in self.places.items()}
         self._initialize()
+        self.compiles = config.compile == "always" or (config.compile == "auto" and self.device.type == "cuda")
         self.compiled: bool | None = None  # whether the step is compiled; None: not yet tried
         self._loss: Any = self.module.loss
 
@@ -234,8 +235,7 @@ class BaselineTransformer(AutogradNetwork):
 
     def _first_step(self, arguments: tuple) -> Tensor:
         """Tries the compiled step, where it is wanted; goes on without where it cannot be had (no C++ compiler)."""
-        how = self.config.compile
-        self.compiled = how == "always" or (how == "auto" and self.device.type == "cuda")
+        self.compiled = self.compiles
         if self.compiled:
             before = [None if p.grad is None else p.grad.clone() for p in self.module.parameters()]
             compiled = torch.compile(self.module.loss)

@@ -55,7 +55,7 @@ class CustomTransformer(FlatNetwork):
         self.block_gradients = [self._block_views(self.flat_gradients, block) for block in range(config.n_blocks)]
         self.ops: Any = kernels if config.kernels == "fused" else ops  # the same pairs
         self.arena = kernels.Arena()
-        self.compiles = config.compile == "always" or (config.compile == "auto" and self.device.type == "cuda")
+        self.compiles = config.kernels == "fused" and kernels.compiles(config.compile, self.device)
         # a norm behind a residual sum, the one of this architecture
         rms = config.traits.norm == "rms"
         self.norm_forward: Callable[..., Any] = partial(

@@ -120,6 +120,7 @@ class Network(ABC):
 
     parameters: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor]
+    compiles = False  # whether parts of its training step run compiled, if they can be: it changes the last bits
 
     def __init__(self, config: CustomTransformerConfig):
         violations = config.violations()
