@@ -133,12 +133,14 @@ def refused(hydra: Composer, arguments: list[str], multirun: bool = False) -> li
     return caught.value.violations
 
 
-def run_compiling(script: str, compiler: str, folder: Path, *arguments: str) -> tuple[str, list[str]]:
-    """A script that compiles with an empty cache in `folder`, where a C++ compiler is `there` or `missing`.
+def run_compiling(script: str, compiler: str, folder: Path | None, *arguments: str) -> tuple[str, list[str]]:
+    """A script that compiles with its cache in `folder`, or in the user's, where a C++ compiler is `there` or `missing`.
 
     Its output, and the lines that say that compiling does not work.
     """
-    given = dict(os.environ) | {"TORCHINDUCTOR_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
+    given = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+    if folder is not None:
+        given["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     if compiler == "missing":
         given["CXX"] = "/nowhere/c++"
     done = subprocess.run(

@@ -38,6 +38,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compiled, also where it could be."""
+    from contextlib import nullcontext
+
+    monkeypatch.setattr("manual_backprop.kernels.compiled_functions", lambda wanted: nullcontext())
+
+
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from run_tools import write_text

@@ -7,8 +7,8 @@
 The mechanical ones are made from the syntax tree of every function named `*_backward` in ops/, kernels/ and
 models/custom.py, and of the kernels' other functions that make gradients:
 signs, operators, missing terms, transpositions, axes, constants, comparisons, `+=` and calls. The named ones are those
-of `planted_bugs.py`. One process imports torch and pytest; it forks for each mutant, puts the broken code into the
-functions that are there (so that every module that imported them gets it) and runs the tests, the mutated op's first.
+of `planted_bugs.py`. One process collects the tests; it forks for each mutant, puts the broken code into the functions
+that are there (so that every module that imported them gets it) and runs the tests, the mutated op's first.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other packages' plugins wo
 
 from planted_bugs import BUGS  # noqa: E402
 
-TIME_LIMIT = 100  # seconds: a mutant that takes longer hangs, and counts as caught
+# A mutant that takes longer hangs, and counts as caught. Of the processor's time, so that a busy machine catches nothing.
+LIMITS = {signal.ITIMER_PROF: 100, signal.ITIMER_REAL: 900}  # seconds: of its own work, and with waiting for nothing
 
 TESTS = ("test_gradients.py", "test_kernels.py", "test_compiled_kernels.py")  # those with this marker
 ONLY_COMPILED = ("kernels/rowwise.py",)  # never runs as it is written, but in a test of its own
@@ -283,52 +284,83 @@ def fingerprint(code: CodeType) -> tuple:
     return code.co_code, code.co_names, code.co_varnames, constants
 
 
-class LikelyFirst:
-    """A pytest plugin: the tests that most likely notice come first."""
+def likely_first(mutant: Mutant) -> Callable[[Any], int]:
+    """The order of the tests: those that most likely notice come first."""
+    fused = mutant.file.startswith("kernels/")
 
-    def __init__(self, first: str, file: str):
-        self.first, self.compiled = first, file in ONLY_COMPILED
-        self.kernels = "fused" if file.startswith("kernels/") else "reference"
+    def rank(item: Any) -> int:
+        if item.path.name == "test_compiled_kernels.py":
+            return 0 if mutant.file in ONLY_COMPILED else 3
+        if fused != ("fused" in item.name or item.path.name == "test_kernels.py"):
+            return 4
+        if item.name == f"test_op[{mutant.first}-{'fused' if fused else 'reference'}]":
+            return 0
+        return 1 if item.name.startswith("test_op[") else 2 if item.name.startswith("test_network[") else 3
 
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        def rank(item: Any) -> int:
-            if item.path.name == "test_compiled_kernels.py":
-                return 0 if self.compiled else 3
-            fused = "fused" in item.name or item.path.name == "test_kernels.py"
-            if self.kernels != ("fused" if fused else "reference"):
-                return 4
-            if item.name == f"test_op[{self.first}-{self.kernels}]":
-                return 0
-            return 1 if item.name.startswith("test_op[") else 2 if item.name.startswith("test_network[") else 3
-
-        network = self.first.startswith("_") or self.first in ("backward", "custom")
-        items.sort(key=(lambda item: not item.name.startswith("test_network[")) if network else rank)
+    if mutant.first.startswith("_") or mutant.first in ("backward", "custom"):
+        return lambda item: 0 if item.name.startswith("test_network[") else 1
+    return rank
 
 
-def run_tests(mutant: Mutant | None, output: int) -> int:
-    """In a process of its own: pytest's exit code."""
-    import pytest
+class Judge:
+    """A pytest plugin: in place of the tests' loop, one such loop for each mutant, in a fork of its own."""
+
+    def __init__(self, mutants: list[Mutant], workers: int):
+        self.mutants, self.workers = mutants, workers
+        self.wrong: list[str] = []  # sentences
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        gc.collect()
+        gc.freeze()  # the forks need not look for garbage in what is here
+        # None: without any mutant, beside the others
+        for done, (mutant, verdict) in enumerate(run_all([None, *self.mutants], self.workers, session)):
+            if wrong := self._wrong(mutant, verdict):
+                self.wrong.append(wrong)
+                show(wrong)
+            if done and done % 50 == 0:
+                show(f"{done} of {len(self.mutants)}")
+        return True
+
+    @staticmethod
+    def _wrong(mutant: Mutant | None, verdict: Verdict) -> str | None:
+        if mutant is None:
+            return f"the tests fail without any mutant: {verdict.how}" if verdict.caught else None
+        equivalent = mutant.name in EQUIVALENT
+        if equivalent and verdict.caught:
+            return f"listed as equivalent, but caught by {verdict.how}: {mutant.name}"
+        return None if equivalent or verdict.caught else f"survives: {mutant.name}"
+
+
+def show(line: str) -> None:
+    print(line, flush=True)
+
+
+def run_tests(session: Any, mutant: Mutant | None, output: int) -> int:
+    """In a process of its own: 1 where a test fails, and then it is the last word of the output."""
+    from _pytest.main import pytest_runtestloop
 
     os.dup2(output, 1)
     os.dup2(output, 2)
     if mutant is not None:
         plant(mutant)
-    tests = [str(REPOSITORY / "tests" / name) for name in TESTS]
-    likely = LikelyFirst(mutant.first if mutant else "", mutant.file if mutant else "")
-    options = [
-        "-m",
-        "gradients",
-        "-o",
-        "addopts=--strict-markers",
-        "-x",
-        "-q",
-        "--no-header",
-        "--tb=line",
-        "-p",
-        "no:cacheprovider",
-        f"--rootdir={REPOSITORY}",
-    ]
-    return int(pytest.main([*options, *tests], plugins=[likely]))
+        session.items.sort(key=likely_first(mutant))
+    failures = FirstFailure()
+    session.config.pluginmanager.register(failures)
+    with contextlib.suppress(session.Failed):  # the first failure ends the loop
+        pytest_runtestloop(session)
+    if session.testsfailed:
+        print(f"\n{failures.test}")
+    return int(session.testsfailed > 0)
+
+
+class FirstFailure:
+    """A pytest plugin that knows which test failed."""
+
+    test = ""
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and not self.test:
+            self.test = report.nodeid
 
 
 @dataclass
@@ -338,7 +370,9 @@ class Verdict:
     seconds: float
 
 
-def run_all(mutants: list[Mutant | None], workers: int) -> Iterator[tuple[Mutant | None, Verdict]]:
+def run_all(
+    mutants: list[Mutant | None], workers: int, session: Any
+) -> Iterator[tuple[Mutant | None, Verdict]]:
     """Each in a fork, `workers` at a time; in the order in which they end."""
     waiting = list(reversed(mutants))
     running: dict[int, tuple[Mutant | None, float, tempfile._TemporaryFileWrapper]] = {}
@@ -348,10 +382,11 @@ def run_all(mutants: list[Mutant | None], workers: int) -> Iterator[tuple[Mutant
             sys.stdout.flush()
             child = os.fork()
             if child == 0:
-                signal.alarm(TIME_LIMIT)
+                for timer, seconds in LIMITS.items():
+                    signal.setitimer(timer, seconds)
                 code = 70
                 try:
-                    code = run_tests(mutant, output.fileno())
+                    code = run_tests(session, mutant, output.fileno())
                 except BaseException as error:
                     print(f"{type(error).__name__}: {error}", file=sys.stderr)
                 finally:
@@ -368,45 +403,31 @@ def run_all(mutants: list[Mutant | None], workers: int) -> Iterator[tuple[Mutant
 def verdict_of(status: int, said: str, seconds: float) -> Verdict:
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        return Verdict(True, "hangs" if number == signal.SIGALRM else f"ends with signal {number}", seconds)
+        hangs = number in (signal.SIGALRM, signal.SIGPROF)
+        return Verdict(True, "hangs" if hangs else f"ends with signal {number}", seconds)
     code = os.WEXITSTATUS(status)
     if code == 0:
         return Verdict(False, "survives", seconds)
     if code == 1:
-        failed = next((line for line in said.splitlines() if line.startswith("FAILED")), "FAILED")
-        return Verdict(True, failed.removeprefix("FAILED ").partition(" - ")[0], seconds)
-    raise SystemExit(f"pytest ended with {code}, which says nothing about the mutant:\n{said[-3000:]}")
+        return Verdict(True, said.splitlines()[-1], seconds)
+    raise SystemExit(f"the tests ended with {code}, which says nothing about the mutant:\n{said[-3000:]}")
 
 
-def ready() -> None:
-    """What every fork shares, imported once. No tensor is made here: a fork may not inherit running threads."""
-    import pytest  # noqa: F401
+def judge(mutants: list[Mutant], workers: int) -> list[str]:
+    """Runs the tests on them; the sentences that say what is wrong."""
+    import pytest
     import torch
 
-    import manual_backprop.gradient_check
     import manual_backprop.models.custom  # noqa: F401
 
     with contextlib.suppress(ImportError):  # autograd imports it when it is first used: half a second in every fork
         importlib.import_module("torch.fx.experimental.symbolic_shapes")
-    torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()  # the forks need not look for garbage in what is imported here; pytest collects it more than once
-
-
-def judge(mutants: list[Mutant], workers: int, show: Callable[[str], None]) -> list[str]:
-    """Runs them; the sentences that say what is wrong."""
-    wrong = []
-    for done, (mutant, verdict) in enumerate(run_all(list(mutants), workers), 1):
-        assert mutant is not None
-        equivalent = mutant.name in EQUIVALENT
-        if equivalent and verdict.caught:
-            wrong.append(f"listed as equivalent, but caught by {verdict.how}: {mutant.name}")
-        if not equivalent and not verdict.caught:
-            wrong.append(f"survives: {mutant.name}")
-            show(f"survives: {mutant.name}")
-        if done % 50 == 0:
-            show(f"{done} of {len(mutants)}")
-    return wrong
+    torch.set_num_threads(1)  # a fork may not inherit running threads
+    plugin = Judge(mutants, workers)
+    tests = [str(REPOSITORY / "tests" / name) for name in TESTS]
+    options = ["-m", "gradients", "-o", "addopts=--strict-markers", "-x", "-qq", "-s", "--no-header", "--tb=line"]
+    pytest.main([*options, "-p", "no:cacheprovider", f"--rootdir={REPOSITORY}", *tests], plugins=[plugin])
+    return plugin.wrong
 
 
 def main() -> int:
@@ -424,17 +445,12 @@ def main() -> int:
         print(*(mutant.name for mutant in mutants), sep="\n")
         return 0
     start = time.monotonic()
-    ready()
     os.chdir(REPOSITORY)
-    _, sound = next(run_all([None], 1))
-    if sound.caught:
-        print(f"The tests fail without any mutant: {sound.how}")
-        return 1
     wrong = [
         f"listed as equivalent, but there is no such mutant: {name}"
         for name in EQUIVALENT.keys() - {m.name for m in everything}
     ]
-    wrong += judge(mutants, max(chosen.workers, 1), lambda line: print(line, flush=True))
+    wrong += judge(mutants, max(chosen.workers, 1))
     listed = sum(mutant.name in EQUIVALENT for mutant in mutants)
     named = sum(mutant.name.startswith("named: ") for mutant in mutants)
     print(*wrong, sep="\n")

@@ -34,7 +34,7 @@ from manual_backprop.models.network import Batch
 
 pytestmark = [
     pytest.mark.gradients,
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("one_thread", "as_written"),
     pytest.mark.filterwarnings("error:An output with one or more elements was resized"),  # memory of the wrong size
 ]
 

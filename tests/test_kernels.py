@@ -36,7 +36,7 @@ from manual_backprop.models.network import Batch, Network
 from manual_backprop.models.recorder import Recorder
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("one_thread", "as_written"),
     pytest.mark.filterwarnings("error:An output with one or more elements was resized"),  # a tile of the wrong size
 ]
 

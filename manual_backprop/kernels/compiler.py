@@ -106,7 +106,8 @@ def _kernel_of(function: CompiledFunction, dtypes: tuple[str, ...]) -> Kernel:
     with (
         torch.no_grad(),
         _kernel_calls() as calls,
-        config.patch({"cpp.dynamic_threads": True, "fx_graph_cache": False}),
+        # a cast that is written is a rounding
+        config.patch({"cpp.dynamic_threads": True, "fx_graph_cache": False, "emulate_precision_casts": True}),
     ):
         tensors, _ = _examples(function.arguments, dtypes, PRIMES)
         module = torch.export.export(Traced(), tensors, dynamic_shapes=(shapes,)).module(check_guards=False)

@@ -10,7 +10,13 @@ from torch import Tensor
 from ..ops.normalization import EPSILON
 from ..ops.numerics import rows, wide
 from .arena import in_place_of, passing, remade
-from .rowwise import add_and_normalize, add_normalization_gradient, add_normalization_weights_gradient, normalize
+from .rowwise import (
+    add_and_normalize,
+    add_normalization_gradient,
+    add_normalization_weights_gradient,
+    normalize,
+    normalize_rows,
+)
 
 LayerNormCache = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -45,24 +51,26 @@ def residual_layer_norm_forward(
 
     Nothing reads the branch again, so inside a step the total takes its place.
     """
-    if branch is None:
-        y, cache = layer_norm_forward(x, weight, bias, epsilon)
-        return (x, y), cache
-    if x.dtype == branch.dtype:
-        mean, rstd = torch.empty(2, x.numel() // x.shape[-1], dtype=wide(x[:0]).dtype, device=x.device)
-        statistics = mean, rstd
-        if add_and_normalize.compiles(rows(x), rows(branch), *statistics, rows(x), weight, bias, epsilon):  # y is as x
-            y, total = passing(tuple(x.shape), x), _copy_in_place_of(branch)
-            add_and_normalize(rows(y), rows(total), *statistics, rows(x), weight, bias, epsilon)
+    if branch is not None and x.dtype != branch.dtype:
+        x, branch = x + branch, None  # as wide as x
+    total = x
+    mean, rstd = torch.empty(2, x.numel() // x.shape[-1], dtype=wide(x[:0]).dtype, device=x.device)
+    of_rows = mean, rstd, rows(x), weight, bias, epsilon
+    if normalize_rows.compiles(rows(x), *of_rows):  # y is as x; where this is compiled, so are the others
+        y = passing(tuple(x.shape), x)
+        if branch is None:
+            normalize_rows(rows(y), *of_rows)
+        else:
+            total = _copy_in_place_of(branch)
+            add_and_normalize(rows(y), rows(total), *of_rows)
 
-            def make() -> Tensor:
-                normalize(rows(y := passing(tuple(total.shape), total)), rows(total), *statistics, weight, bias)
-                return y
+        def make() -> Tensor:
+            normalize(rows(y := passing(tuple(total.shape), total)), rows(total), mean, rstd, weight, bias)
+            return y
 
-            return (total, remade(y, make)), (total, mean, rstd, weight, bias)
+        return (total, remade(y, make)), (total, mean, rstd, weight, bias)
+    if branch is not None:
         total = torch.add(x, branch, out=in_place_of(branch))
-    else:  # the total is as wide as x
-        total = x + branch
     y, cache = layer_norm_forward(total, weight, bias, epsilon)
     return (total, y), cache
 

@@ -43,11 +43,26 @@ def add_and_normalize(
 
     `ops.residual_layer_norm_forward`.
     """
-    summed = wide(x) + wide(total)
-    average = summed.mean(dim=1, keepdim=True)
-    centered = summed - average
-    scale = torch.rsqrt(centered.square().mean(dim=1, keepdim=True) + epsilon)
+    summed = (wide(x) + wide(total)).to(total.dtype)  # rounded: what is kept of it is what is normalized
     total.copy_(summed)
+    _normalize(y, mean, rstd, summed, weight, bias, epsilon)
+
+
+@compiled("N D", "N: float32", "N: float32", "N D", "D", "D", "float", group="layer_norm")
+def normalize_rows(
+    y: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+) -> None:
+    """y = layer_norm(x), where nothing is added: bit for bit `add_and_normalize` of a sum that was made before."""
+    _normalize(y, mean, rstd, x, weight, bias, epsilon)
+
+
+def _normalize(
+    y: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+) -> None:
+    """y = (x - mean) rstd weight + bias."""
+    average = wide(x).mean(dim=1, keepdim=True)
+    centered = wide(x) - average
+    scale = torch.rsqrt(centered.square().mean(dim=1, keepdim=True) + epsilon)
     mean.copy_(average[:, 0])
     rstd.copy_(scale[:, 0])
     y.copy_(centered * scale * wide(weight) + wide(bias))
