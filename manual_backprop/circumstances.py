@@ -1,4 +1,4 @@
-"""What the last bits of a run depend on beside its config and its data: threads, torch, the processor, a compiler, the code."""
+"""What the last bits of a run depend on beside its config and its data: threads, torch, processor, compiler, code."""
 
 from __future__ import annotations
 

@@ -194,7 +194,9 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
     living = Living()
     T = network_config.max_seq_len
     with FakeTensorMode(), living:
-        network = build_network(config.implementation.name, replace(network_config, compile="never"))
+        name = config.implementation.name
+        compile = "never" if name == "baseline" else network_config.compile
+        network = build_network(name, replace(network_config, compile=compile))
         # A number without a value cannot be compared with the vocabulary.
         vars(network)["check_tokens"] = lambda *tokens, **more: None
         optimizer = build_optimizer(config, network)

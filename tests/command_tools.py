@@ -134,7 +134,7 @@ def refused(hydra: Composer, arguments: list[str], multirun: bool = False) -> li
 
 
 def run_compiling(script: str, compiler: str, folder: Path | None, *arguments: str) -> tuple[str, list[str]]:
-    """A script that compiles with its cache in `folder`, or in the user's, where a C++ compiler is `there` or `missing`.
+    """A script that compiles, with its cache in `folder` or the user's; a C++ compiler is `there` or `missing`.
 
     Its output, and the lines that say that compiling does not work.
     """

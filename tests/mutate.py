@@ -39,10 +39,12 @@ os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other packages' plugins wo
 
 from planted_bugs import BUGS  # noqa: E402
 
-# A mutant that takes longer hangs, and counts as caught. Of the processor's time, so that a busy machine catches nothing.
-LIMITS = {signal.ITIMER_PROF: 100, signal.ITIMER_REAL: 900}  # seconds: of its own work, and with waiting for nothing
+# A mutant that takes longer hangs, and counts as caught: in seconds of its own work, so that a busy machine catches
+# nothing, and in seconds with those that it waits.
+LIMITS = {signal.ITIMER_PROF: 100, signal.ITIMER_REAL: 900}
 
 TESTS = ("test_gradients.py", "test_kernels.py", "test_compiled_kernels.py")  # those with this marker
+KINDS = ("test_op[", "test_op_in_pieces", "test_op_as_if", "test_network[")  # of tests, as they are to be asked
 ONLY_COMPILED = ("kernels/rowwise.py",)  # never runs as it is written, but in a test of its own
 
 # Mutants that compute the same, and why. One that is caught after all, or is no more, is an error.
@@ -290,12 +292,12 @@ def likely_first(mutant: Mutant) -> Callable[[Any], int]:
 
     def rank(item: Any) -> int:
         if item.path.name == "test_compiled_kernels.py":
-            return 0 if mutant.file in ONLY_COMPILED else 3
+            return 0 if mutant.file in ONLY_COMPILED else len(KINDS) + 1
         if fused != ("fused" in item.name or item.path.name == "test_kernels.py"):
-            return 4
-        if item.name == f"test_op[{mutant.first}-{'fused' if fused else 'reference'}]":
+            return len(KINDS) + 2
+        if item.name.startswith(f"test_op[{mutant.first}-"):
             return 0
-        return 1 if item.name.startswith("test_op[") else 2 if item.name.startswith("test_network[") else 3
+        return next((place for place, kind in enumerate(KINDS, 1) if item.name.startswith(kind)), len(KINDS) + 1)
 
     if mutant.first.startswith("_") or mutant.first in ("backward", "custom"):
         return lambda item: 0 if item.name.startswith("test_network[") else 1
@@ -370,9 +372,7 @@ class Verdict:
     seconds: float
 
 
-def run_all(
-    mutants: list[Mutant | None], workers: int, session: Any
-) -> Iterator[tuple[Mutant | None, Verdict]]:
+def run_all(mutants: list[Mutant | None], workers: int, session: Any) -> Iterator[tuple[Mutant | None, Verdict]]:
     """Each in a fork, `workers` at a time; in the order in which they end."""
     waiting = list(reversed(mutants))
     running: dict[int, tuple[Mutant | None, float, tempfile._TemporaryFileWrapper]] = {}

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import first_line
 from .libraries import Library, Request, build, compiler, find, folder, request
@@ -32,7 +33,7 @@ FORMATS = (torch.float32, torch.bfloat16)  # of activations and parameters; floa
 IN_CACHE = 1 << 17  # numbers that an uncompiled function takes at a time: what it makes of them stays in the cache
 FIXED = {"float32": torch.float32, "int64": torch.int64}
 NUMBERS = {"float": torch.float32, "int": torch.int64}
-TENSORS = (Tensor, torch.nn.Parameter)  # and nothing that only looks like one, as where memory is estimated
+TENSORS = (Tensor, torch.nn.Parameter, FakeTensor)  # and nothing else that only looks like one
 
 _wanted: ContextVar[bool] = ContextVar("compiled", default=False)
 _failed: list[str] = []  # why compilation does not work in this process
@@ -128,7 +129,8 @@ class CompiledFunction:
             return
         rows = self.arguments[0].dimensions[0]
         in_rows = [argument.dimensions[:1] == (rows,) for argument in self.arguments]
-        for part in pieces(len(args[0]), max(1, IN_CACHE // args[0].shape[1])):
+        parts = pieces(len(args[0]), max(1, IN_CACHE // args[0].shape[1]))
+        for part in [next(parts)] if type(args[0]) is FakeTensor else parts:  # each takes the same memory
             self.function(*(x[part] if split else x for x, split in zip(args, in_rows, strict=True)))
 
     def _choose(self, tensors: tuple[Tensor, ...]) -> Callable[..., None]:
@@ -138,6 +140,8 @@ class CompiledFunction:
         formats, sizes = self._formats(tensors), self._sizes(tensors)
         if formats is None or sizes is None:
             return self._as_written
+        if any(type(x) is FakeTensor for x in tensors):
+            return _nothing
         try:
             library = self._library(formats)
         except Exception as error:  # whatever the compiler or the loader raises
@@ -222,6 +226,10 @@ class CompiledFunction:
     @functools.cached_property
     def _compiled_for_gpu(self) -> Any:
         return torch.compile(self.function, dynamic=True, fullgraph=True)
+
+
+def _nothing(*args: Any) -> None:
+    """Of tensors without numbers, by which a step's memory is estimated: a library takes none."""
 
 
 @functools.lru_cache(maxsize=1024)

@@ -56,9 +56,7 @@ def normalize_rows(
     _normalize(y, mean, rstd, x, weight, bias, epsilon)
 
 
-def _normalize(
-    y: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
-) -> None:
+def _normalize(y: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> None:
     """y = (x - mean) rstd weight + bias."""
     average = wide(x).mean(dim=1, keepdim=True)
     centered = wide(x) - average
