@@ -44,7 +44,10 @@ from planted_bugs import BUGS  # noqa: E402
 LIMITS = {signal.ITIMER_PROF: 100, signal.ITIMER_REAL: 900}
 
 TESTS = ("test_gradients.py", "test_kernels.py", "test_compiled_kernels.py")  # those with this marker
-KINDS = ("test_op[", "test_op_in_pieces", "test_op_as_if", "test_network[")  # of tests, as they are to be asked
+KINDS = (  # of tests, as they are to be asked: each of the last three is the only one that sees some mutants
+    *("test_op[", "test_op_in_pieces", "test_op_as_if", "test_network["),
+    *("test_a_product_is_added", "test_backward_belongs", "test_an_ignored_row"),
+)
 ONLY_COMPILED = ("kernels/rowwise.py",)  # never runs as it is written, but in a test of its own
 
 # Mutants that compute the same, and why. One that is caught after all, or is no more, is an error.

@@ -576,12 +576,12 @@ BUGS = [
     # the fused kernels
     Bug("fused: the query not scaled", FUSED_ATTENTION, "torch.mul(by_head[0], 1 /", "torch.mul(by_head[0], 1 + 0 *"),
     Bug("fused: blocks of queries from the first", FUSED_ATTENTION, "in reversed(blocks)", "in blocks"),
-    Bug("fused: sums over blocks written, not added", FUSED_ATTENTION, "seen] += torch.matmul", "seen] = torch.matmul"),
+    Bug("fused: sums over blocks written, not added", FUSED_ATTENTION, "seen].add_(torch", "seen].copy_(torch"),
     Bug(
         "fused: every tile masked as the first",
         FUSED_ATTENTION,
-        "probabilities[..., rows] += hidden",
-        "probabilities[..., :size] += hidden",
+        "probabilities[..., rows].add_(hidden",
+        "probabilities[..., :size].add_(hidden",
     ),
     Bug(
         "fused: probabilities computed again across documents",

@@ -337,13 +337,13 @@ def test_a_measurement_of_every_row(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_growth_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(growth, "LENGTHS", (8, 64))
+    monkeypatch.setattr(growth, "LENGTHS", (8,))
     monkeypatch.setattr(growth, "BATCH_SIZES", (1, 64))
     small = ["--model", "tiny", "--threads", "1", "--rounds", "1", "--rows", "baseline-eager"]
     bench.main([*small, "--grow", "--json", str(tmp_path / "growth.json"), "--picture", str(tmp_path / "growth.png")])
     assert "best peer / ours" in capsys.readouterr().out
     (grown,) = json.loads((tmp_path / "growth.json").read_text())["growth"]
-    assert [point["case"]["config"]["max_seq_len"] for point in grown["over_length"]] == [8, 64]
+    assert [point["case"]["config"]["max_seq_len"] for point in grown["over_length"]] == [8]
     first, last = ([row["peak_bytes"] for row in point["rows"]] for point in grown["over_batch_size"])
     assert all(many > few for few, many in zip(first, last, strict=True))
     assert (tmp_path / "growth.png").exists()

@@ -377,14 +377,14 @@ def distances(config: CustomTransformerConfig, steps: int, pieces: int) -> tuple
 @pytest.mark.parametrize(
     ("architecture", "precision", "pieces"),
     [
-        *(("gpt2", "fp32", 1), ("gpt2", "bf16", 1), ("gpt2", "bf16", 8), ("gpt2", "bf16_mixed", 1)),
+        *(("gpt2", "fp32", 1), ("gpt2", "bf16", 1), ("gpt2", "bf16", 2), ("gpt2", "bf16_mixed", 1)),
         *(("vaswani", "bf16", 1), ("llama", "fp32", 1)),
     ],
 )
 def test_two_hundred_steps_stay_as_near_to_float64_as_the_mirror(
     architecture: str, precision: str, pieces: int
 ) -> None:
-    """Of the same data, at once or row by row: the error of the losses is at most twice autograd's."""
+    """Of the same data, at once or in halves: the error of the losses is at most twice autograd's."""
     config = replace(
         ENOUGH_TO_ROUND, architecture=architecture, precision=precision, kernels="fused", n_blocks=1, dropout=0.1
     )

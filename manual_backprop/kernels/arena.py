@@ -25,12 +25,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 _current: ContextVar[Arena | None] = ContextVar("arena", default=None)
 
+REMEMBERED = 4096  # views; where lengths change, there is a new set of them for each
 LINE = 64  # bytes of a cache line: every tensor on the stack starts at one, and so suits every format and vector
 
 
@@ -47,6 +49,7 @@ class Arena:
         self._turn = 0
         self._top = (0, 0, 0)  # of the stack in _scratch: block, byte in it, and bytes below in all blocks
         self._highest = 0  # that the stack has ever been [bytes]
+        self._views: dict[tuple[Any, ...], Tensor] = {}  # of blocks, as they were asked for before
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -60,6 +63,7 @@ class Arena:
             if len(self._scratch) > 1:  # it grew: one block from now on
                 device = self._scratch[0].device
                 self._scratch = []
+                self._views.clear()
                 self._scratch = [torch.empty(self._highest, dtype=torch.uint8, device=device)]
 
     @contextmanager
@@ -82,7 +86,8 @@ class Arena:
         if not self._passing:
             self._passing = [torch.empty(0, dtype=torch.uint8, device=like.device) for _ in range(2)]
         self._turn = 1 - self._turn
-        return self._view(self._passing, self._turn, 0, shape, like)
+        tensor = self._made_view(self._passing, self._turn, 0, shape, like)  # a new one, which `remade` writes on
+        return tensor.fill_(math.nan) if self.poisoned else tensor
 
     def _push(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """On top of the stack, in the block that is there if it fits; a block that is empty may grow."""
@@ -95,15 +100,28 @@ class Arena:
         return self._view(self._scratch, block, start, shape, like)
 
     def _view(self, blocks: list[Tensor], block: int, start: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """From byte `start` of a block, which is made or made larger where it does not reach."""
+        """From byte `start` of a block, which is made or made larger where it does not reach.
+
+        A step asks for the same views as the step before, and to make one takes longer than a small product.
+        """
+        key = id(blocks), block, start, shape, like.dtype
+        tensor = self._views.get(key)
+        if tensor is None:
+            tensor = self._made_view(blocks, block, start, shape, like)
+            if len(self._views) == REMEMBERED:
+                self._views.clear()
+            self._views[key] = tensor
+        return tensor.fill_(math.nan) if self.poisoned else tensor
+
+    def _made_view(self, blocks: list[Tensor], block: int, start: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
         end = start + _bytes(shape, like)
         if block == len(blocks):
             blocks.append(torch.empty(0, dtype=torch.uint8, device=like.device))
         if blocks[block].numel() < end:
+            self._views.clear()  # they would hold the old one
             blocks[block] = torch.empty(0, dtype=torch.uint8, device=like.device)  # the old one first: both never fit
             blocks[block] = torch.empty(end, dtype=torch.uint8, device=like.device)
-        tensor = blocks[block][start:end].view(like.dtype).view(shape)
-        return tensor.fill_(math.nan) if self.poisoned else tensor
+        return blocks[block][start:end].view(like.dtype).view(shape)
 
 
 def _bytes(shape: tuple[int, ...], like: Tensor) -> int:

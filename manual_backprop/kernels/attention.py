@@ -79,9 +79,10 @@ def attention_backward(dcontext: Tensor, cache: AttentionCache, record: Record =
         shape = sequences.stop - sequences.start, n_heads, length, d_head
         with (
             _by_head(qkv[sequences], n_heads) as (query, key, value),
-            scratch((3, *shape), qkv) as (dquery, dkey, dvalue),
+            scratch((3, *shape), qkv) as dpacked,
             scratch(shape, qkv) as dcontext_by_head,
         ):
+            dquery, dkey, dvalue = dpacked
             dcontext_by_head.copy_(dcontext[sequences].unflatten(2, (n_heads, d_head)).transpose(1, 2))
             for number, rows in reversed(blocks):
                 seen = slice(0, rows.stop)
@@ -107,7 +108,7 @@ def attention_backward(dcontext: Tensor, cache: AttentionCache, record: Record =
                     _add_product(dkey, seen, dscores.mT, query[:, :, rows])
             by_head = dqkv[sequences].unflatten(2, (3, n_heads, d_head)).permute(2, 0, 3, 1, 4)  # a view
             torch.mul(dquery, 1 / math.sqrt(d_head), out=by_head[0])
-            by_head[1], by_head[2] = dkey, dvalue
+            by_head[1:] = dpacked[1:]
     squares.tell()
     return dqkv
 
@@ -162,7 +163,7 @@ def _add_product(total: Tensor, seen: slice, left: Tensor, right: Tensor) -> Non
         torch.matmul(left, right, out=total)
         return
     with scratch((*total.shape[:2], seen.stop, total.shape[3]), total) as part:
-        total[:, :, seen] += torch.matmul(left, right, out=part)
+        total[:, :, seen].add_(torch.matmul(left, right, out=part))
 
 
 def _fill(
@@ -180,7 +181,7 @@ def _fill(
         squares.put("scores", sequences, rows, probabilities)
     if hidden.dim() == 2:
         size = rows.stop - rows.start
-        probabilities[..., rows] += hidden[:size, :size]
+        probabilities[..., rows].add_(hidden[:size, :size])  # `+=` would copy the sum onto itself
     else:
         probabilities += hidden[sequences, :, rows, : rows.stop]
     torch.softmax(probabilities, -1, out=probabilities)
