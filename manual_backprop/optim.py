@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .parameters import Flat, Layout, copy_into
 
-NORM_CHUNK = 1 << 22  # elements
+NORM_CHUNK = 1 << 20  # elements: copied to the wide format where they are narrow
 CHUNK = 1 << 18  # elements: a chunk's parameters, gradient and moments stay in the processor's cache
 
 

@@ -27,8 +27,12 @@ from manual_backprop.tracking.run_directory import list_runs, read_run
 
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
 SET_UP = "python3 -m venv"  # the two commands that .ci/run and a new user type
-TOOLS = ("levels", "kernel_gains", "tracking_cost", "inspection_cost")
-MEASURES = tuple(f"python -m manual_backprop.tools.{name}" for name in TOOLS)  # each in a test of its own, and smaller
+TOOLS = ("levels", "kernel_gains", "tracking_cost", "inspection_cost", "loading_cost")
+GROWTH = "python -m manual_backprop.bench --model small --grow"
+MEASURES = (
+    GROWTH,
+    *(f"python -m manual_backprop.tools.{name}" for name in TOOLS),
+)  # each has a test, and is smaller there
 SHOWS = ("--help", "--version", "plan=true")  # what ends at once
 # What a reader puts in, and what is put in here. RUN_DIRECTORY and the like are the newest run.
 PLACEHOLDERS = {"FILE": "README.md", "TEXT": "README.md", "experiments=NAME": "experiments=overfit_one_batch"}
@@ -99,6 +103,8 @@ def shortened(words: list[str]) -> list[str]:
         small = ("--rounds", "1", "--batch-size", "2", "--threads", "1")
         size = () if "--case" in given else ("--model", "tiny")
         return [*words, *size, *small, "--rows", "torch-eager"]  # to compile the others takes minutes: test_bench.py
+    if module == "manual_backprop.tools.prepare_speed":
+        return [*words, "--megabytes", "2"]
     if module == "manual_backprop.tools.parallel_runs":
         return [*words[:2], "--rounds", "1", "--jobs", "2"]
     if module == "manual_backprop.tools.tokenization" and given[0] == "analyze":
@@ -261,8 +267,10 @@ def test_the_rest_is_run_by_ci() -> None:
         "ruff format . && ruff check . && mypy": all(word in ci for word in ("ruff format", "ruff check", "mypy")),
     }
     here |= {tool: f'"{tool.removeprefix("python -m ")}"' in tests for tool in MEASURES}  # slow ones too
+    here[GROWTH] = '"--grow"' in tests
     for command in of_kind("checked in .ci/run"):
-        assert here[command], command
+        (measure,) = [tool for tool in MEASURES if command.startswith(tool)] or [command]
+        assert here[measure], command
 
 
 def test_links_lead_somewhere() -> None:
