@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 
 from manual_backprop.command_line import Checked, check_with
 from manual_backprop.composition import Composer, composer
-from manual_backprop.config import shipped_folder
+from manual_backprop.config import HUB, shipped_folder
 from manual_backprop.help_page import first_comment
 from manual_backprop.validation import groups, keys
 
@@ -134,3 +135,9 @@ def test_top_level_keys_are_those_of_the_schema() -> None:
     content = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)
     assert isinstance(content, dict)
     assert set(content) - {"defaults", "hydra"} == {key for key in keys() if "." not in key}
+
+
+def test_what_comes_from_the_hub_is_pinned_to_a_commit() -> None:
+    """But for `hub`, whose repository is the reader's."""
+    for name in sorted(set(HUB) - {"hub"}):
+        assert re.fullmatch("[0-9a-f]{40}", OmegaConf.load(CONF / "dataset" / f"{name}.yaml").revision), name
