@@ -33,7 +33,7 @@ def short_steps(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """No step here is worth a compiler's time; and they are long enough for everything that long ones have."""
     ((module, name, value),) = MEANS["compiled"].bindings()
     monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr("manual_backprop.kernels.linear.SMALL", 0)  # tiny cases make again what they keep else
+    monkeypatch.setattr("manual_backprop.kernels.arena.SMALL", 0)  # tiny cases make again what they keep else
     monkeypatch.setattr(attention, "LONGEST_KEPT", 8)
     monkeypatch.setattr("manual_backprop.kernels.pieces.PIECE", 24 * TINY.d_ffn)  # 24 of 48 rows
 

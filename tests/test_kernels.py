@@ -29,7 +29,7 @@ from manual_backprop.gradient_check import (
 )
 from manual_backprop.gradient_check.measure import AUTOGRAD_BAR, LOW_PRECISION_BAR, Finding, differing, errors_of
 from manual_backprop.gradient_check.network_check import STEP, counted, networks, set_proof_scale, step_of
-from manual_backprop.kernels import activations, attention, compiled, linear, loss, pieces, products
+from manual_backprop.kernels import activations, arena, attention, compiled, loss, pieces, products
 from manual_backprop.language_model import LanguageModel
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import Batch, Network
@@ -83,7 +83,7 @@ def test_names_and_signatures_are_those_of_the_reference() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_is_too_small_to_be_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "SMALL", 0)
+    monkeypatch.setattr(arena, "SMALL", 0)
 
 
 # Tiles of attention and chunks of the loss: at the sizes of these tests everything would be one tile
@@ -91,7 +91,7 @@ def nothing_is_too_small_to_be_made_again(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture(params=["one query at a time", "probabilities kept", "sequences in twos", "chunks of 4 rows"])
 def in_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes at which 5 to 9 positions of 2 to 8 sequences are cut up, with a last piece that is smaller."""
+    """Sizes at which 5 to 9 positions of 2 to 8 sequences are cut up, into pieces that differ by one."""
     block, tile, longest_kept, chunk = {
         "one query at a time": (1, 1, 0, 1),
         "probabilities kept": (4, 1, 100, 3),

@@ -32,6 +32,7 @@ from torch import Tensor
 
 _current: ContextVar[Arena | None] = ContextVar("arena", default=None)
 
+SMALL = 1 << 19  # numbers: too little memory for the time that it takes to make them again
 REMEMBERED = 4096  # views; where lengths change, there is a new set of them for each
 LINE = 64  # bytes of a cache line: every tensor on the stack starts at one, and so suits every format and vector
 
@@ -166,6 +167,11 @@ def remade(x: Tensor, make: Callable[[], Tensor]) -> Tensor:
     """x; who holds it for backward shall hold `make` instead, which returns the same numbers."""
     x.make_again = make  # type: ignore[attr-defined]
     return x
+
+
+def is_small(size: int) -> bool:
+    """Whether a tensor of so many numbers is kept although it could be made again."""
+    return size <= SMALL
 
 
 def held(x: Tensor) -> Held:

@@ -20,6 +20,7 @@ from ..ops.dropout import Dropout, dropout_backward, dropout_forward
 from ..ops.numerics import Record, no_record
 from .arena import Held, again, held, in_place_of, kept, scratch
 from .pieces import pieces
+from .products import matrices, scaled_product
 
 BLOCK = 128  # queries of a tile
 TILE = 1 << 20  # scores of a tile, about: they fit into a core's cache
@@ -49,14 +50,15 @@ def attention_forward(
         saved.append([])
         with _by_head(qkv[sequences], n_heads) as (query, key, value):
             for rows in pieces(length, _block_size(length, dropout)):
-                shape = *query.shape[:2], rows.stop - rows.start, rows.stop
+                of_rows = sequences.stop - sequences.start, n_heads, rows.stop - rows.start
+                shape = *of_rows, rows.stop
                 if length <= LONGEST_KEPT:
                     saved[-1].append(kept(shape, qkv))
-                with _tile(saved[-1], -1, shape, qkv) as probabilities, scratch((*shape[:3], d_head), qkv) as part:
+                with _tile(saved[-1], -1, shape, qkv) as probabilities, scratch((*of_rows, d_head), qkv) as part:
                     _fill(probabilities, query, key, hidden, sequences, rows, squares)
                     squares.put("probabilities", sequences, rows, probabilities)
                     dropped, _ = dropout_forward(probabilities, dropout)
-                    torch.matmul(dropped, value[:, :, : rows.stop], out=part)
+                    torch.bmm(matrices(dropped), value[:, : rows.stop], out=matrices(part))
                     context[sequences, rows] = part.transpose(1, 2)  # where the next projection reads it
     squares.tell()
     return context.flatten(2), (held(qkv), saved, hidden, dropout, n_heads)
@@ -76,25 +78,24 @@ def attention_backward(dcontext: Tensor, cache: AttentionCache, record: Record =
     groups = pieces(batch, _sequences_at_once(qkv, n_heads, dropout))
     for sequences, tiles in zip(groups, saved, strict=True):
         blocks = list(enumerate(pieces(length, _block_size(length, dropout))))
-        shape = sequences.stop - sequences.start, n_heads, length, d_head
+        by_head = sequences.stop - sequences.start, n_heads, length, d_head
         with (
             _by_head(qkv[sequences], n_heads) as (query, key, value),
-            scratch((3, *shape), qkv) as dpacked,
-            scratch(shape, qkv) as dcontext_by_head,
+            scratch((3, *by_head), qkv) as dpacked,
+            scratch(by_head, qkv) as dcontext_by_head,
         ):
-            dquery, dkey, dvalue = dpacked
+            dquery, dkey, dvalue = dpacked.flatten(1, 2)
             dcontext_by_head.copy_(dcontext[sequences].unflatten(2, (n_heads, d_head)).transpose(1, 2))
             for number, rows in reversed(blocks):
-                seen = slice(0, rows.stop)
-                square = *shape[:2], rows.stop - rows.start, rows.stop
+                square = *by_head[:2], rows.stop - rows.start, rows.stop
                 with _tile(tiles, number, square, qkv) as probabilities, scratch(square, qkv) as ddropped:
                     if not tiles:
                         _fill(probabilities, query, key, hidden, sequences, rows)
                     dropped, _ = dropout_forward(probabilities, dropout)
                     # context = dropped value
-                    dupstream = dcontext_by_head[:, :, rows]
-                    torch.matmul(dupstream, value[:, :, seen].mT, out=ddropped)
-                    _add_product(dvalue, seen, dropped.mT, dupstream)
+                    dupstream = matrices(dcontext_by_head)[:, rows]
+                    torch.bmm(dupstream, value[:, : rows.stop].mT, out=matrices(ddropped))
+                    _add_product(dvalue, matrices(dropped).mT, dupstream)
                     # dropped = dropout(probabilities), probabilities = softmax(scores)
                     dprobabilities = dropout_backward(ddropped, dropout)
                     squares.put("dprobabilities", sequences, rows, dprobabilities)
@@ -102,13 +103,12 @@ def attention_backward(dcontext: Tensor, cache: AttentionCache, record: Record =
                         dprobabilities, probabilities, -1, probabilities.dtype, grad_input=dprobabilities
                     )
                     squares.put("dscores", sequences, rows, dscores)
-                    # scores = query key^T, and the scale is in the query
-                    with scratch((*square[:3], d_head), qkv) as part:
-                        dquery[:, :, rows] = torch.matmul(dscores, key[:, :, seen], out=part)
-                    _add_product(dkey, seen, dscores.mT, query[:, :, rows])
-            by_head = dqkv[sequences].unflatten(2, (3, n_heads, d_head)).permute(2, 0, 3, 1, 4)  # a view
-            torch.mul(dquery, 1 / math.sqrt(d_head), out=by_head[0])
-            by_head[1:] = dpacked[1:]
+                    # scores = query key^T / sqrt(K)
+                    scale = 1 / math.sqrt(d_head)
+                    dscores = matrices(dscores)
+                    scaled_product(dscores, key[:, : rows.stop], scale, dquery[:, rows])
+                    _add_product(dkey, dscores.mT, query[:, rows], scale)
+            dqkv[sequences].unflatten(2, (3, n_heads, d_head)).permute(2, 0, 3, 1, 4).copy_(dpacked)
     squares.tell()
     return dqkv
 
@@ -144,12 +144,11 @@ def _block_size(length: int, dropout: Dropout | None) -> int:
 
 @contextmanager
 def _by_head(qkv: Tensor, n_heads: int) -> Iterator[Tensor]:
-    """Query, scaled by 1 / sqrt(K), key and value of some sequences: (3, b, H, T, K), contiguous."""
+    """Query, key and value of some sequences, a matrix for each head: (3, b H, T, K)."""
     by_head = qkv.unflatten(2, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)  # a view
     with scratch(tuple(by_head.shape), qkv) as packed:
-        torch.mul(by_head[0], 1 / math.sqrt(by_head.shape[-1]), out=packed[0])
-        packed[1:] = by_head[1:]
-        yield packed
+        packed.copy_(by_head)
+        yield packed.flatten(1, 2)
 
 
 def _tile(saved: list[Tensor], number: int, shape: tuple[int, ...], like: Tensor) -> AbstractContextManager[Tensor]:
@@ -157,13 +156,15 @@ def _tile(saved: list[Tensor], number: int, shape: tuple[int, ...], like: Tensor
     return nullcontext(saved[number]) if saved else scratch(shape, like)
 
 
-def _add_product(total: Tensor, seen: slice, left: Tensor, right: Tensor) -> None:
-    """total (b, H, T, K) = left right where all keys are seen, which is first, and elsewhere += left right."""
-    if seen.stop == total.shape[2]:
-        torch.matmul(left, right, out=total)
+def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1) -> None:
+    """total (b H, T, K) = scale left right where all keys are seen, which is first, and elsewhere += it."""
+    seen = left.shape[1]
+    if seen == total.shape[1]:
+        scaled_product(left, right, scale, total)
         return
-    with scratch((*total.shape[:2], seen.stop, total.shape[3]), total) as part:
-        total[:, :, seen].add_(torch.matmul(left, right, out=part))
+    with scratch((total.shape[0], seen, total.shape[2]), total) as part:
+        scaled_product(left, right, scale, part)
+        total[:, :seen].add_(part)
 
 
 def _fill(
@@ -175,8 +176,8 @@ def _fill(
     rows: slice,
     squares: _Squares | None = None,
 ) -> None:
-    """probabilities (b, H, rows, columns) = softmax(mask(query key^T))."""
-    torch.matmul(query[:, :, rows], key[:, :, : rows.stop].mT, out=probabilities)
+    """probabilities (b, H, rows, columns) = softmax(mask(query key^T / sqrt(K)))."""
+    scaled_product(query[:, rows], key[:, : rows.stop].mT, 1 / math.sqrt(query.shape[2]), matrices(probabilities))
     if squares is not None:
         squares.put("scores", sequences, rows, probabilities)
     if hidden.dim() == 2:

@@ -17,13 +17,17 @@ def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Te
     """dy (B, T, D): adds to dweight (V, D): `ops.token_embedding_backward`.
 
     Saves a table of zeros of (V, D) and two passes over it. A narrow dweight gets sums made in the wide format, of the
-    tokens that occur; `index_add_` is bitwise the same with any number of CPU threads.
+    tokens that occur where these are fewer than there are. `index_add_` is bitwise the same with any number of threads.
     """
     tokens, scale = cache
     token = tokens.reshape(-1)
     dy_rows = rows(dy)
     if dweight.dtype == wide(dy[:0]).dtype:
         dweight.index_add_(0, token, wide(dy_rows), alpha=scale)
+        return
+    if len(dweight) <= len(token):  # the table is no larger than the rows
+        with scratch(tuple(dweight.shape), wide(dy[:0])) as table:
+            dweight += table.zero_().index_add_(0, token, wide(dy_rows), alpha=scale)
         return
     place, owner = _groups(token)
     shape = tuple(dy_rows.shape)

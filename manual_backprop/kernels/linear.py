@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from ..ops.numerics import rows
-from .arena import Held, again, held, in_place_of, kept, passing, remade
+from .arena import Held, again, held, in_place_of, is_small, kept, passing, remade
 from .products import add_product
-
-SMALL = 1 << 19  # numbers of an output that is kept anyhow: too little memory for the time of a product
 
 LinearCache = tuple[Held, Tensor]
 
@@ -26,7 +24,7 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tup
     bias = None if bias is None else bias.to(x.dtype)
     x_held = held(x)
     outputs, inputs = weight.shape
-    if outputs <= inputs or x.numel() // inputs * outputs <= SMALL:
+    if outputs <= inputs or is_small(x.numel() // inputs * outputs):
         return _product(x, weight, bias, kept), (x_held, weight)
     y = _product(x, weight, bias, passing)
     return remade(y, lambda: _product(again(x_held), weight, bias, passing)), (x_held, weight)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops.normalization import EPSILON
 from ..ops.numerics import rows, wide
-from .arena import in_place_of, passing, remade
+from .arena import in_place_of, is_small, kept, passing, remade
 from .rowwise import (
     add_and_normalize,
     add_normalization_gradient,
@@ -57,7 +57,7 @@ def residual_layer_norm_forward(
     mean, rstd = torch.empty(2, x.numel() // x.shape[-1], dtype=wide(x[:0]).dtype, device=x.device)
     of_rows = mean, rstd, rows(x), weight, bias, epsilon
     if normalize_rows.compiles(rows(x), *of_rows):  # y is as x; where this is compiled, so are the others
-        y = passing(tuple(x.shape), x)
+        y = (kept if is_small(x.numel()) else passing)(tuple(x.shape), x)
         if branch is None:
             normalize_rows(rows(y), *of_rows)
         else:
@@ -68,7 +68,7 @@ def residual_layer_norm_forward(
             normalize(rows(y := passing(tuple(total.shape), total)), rows(total), mean, rstd, weight, bias)
             return y
 
-        return (total, remade(y, make)), (total, mean, rstd, weight, bias)
+        return (total, y if is_small(x.numel()) else remade(y, make)), (total, mean, rstd, weight, bias)
     if branch is not None:
         total = torch.add(x, branch, out=in_place_of(branch))
     y, cache = layer_norm_forward(total, weight, bias, epsilon)

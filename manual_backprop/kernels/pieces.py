@@ -13,9 +13,10 @@ PIECE = 1 << 21  # numbers of a wide tensor at a time: less costs the products s
 
 
 def pieces(n_rows: int, size: int) -> Iterator[slice]:
-    """0 to n_rows in slices of `size`, of which the last may be smaller."""
-    for start in range(0, n_rows, size):
-        yield slice(start, min(start + size, n_rows))
+    """0 to n_rows in the fewest slices of at most `size`, which are as long as one another, or longer by one."""
+    count = -(-n_rows // size)
+    for number in range(count):
+        yield slice(n_rows * number // count, n_rows * (number + 1) // count)
 
 
 def pieces_of(x: Tensor) -> Iterator[slice]:

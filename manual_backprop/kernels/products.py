@@ -62,3 +62,16 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     with scratch((left.shape[0], right.shape[1]), left) as product:  # a wider total: rounded once, added in its format
         torch.mm(left, right, out=product)
         total += product
+
+
+def scaled_product(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:
+    """out = scale left right for many matrices: left (M, R, S), right (M, S, C) -> out (M, R, C).
+
+    `out` may hold anything, NaN too. The scale belongs to the product, so that no pass over memory is spent on it.
+    """
+    torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
+
+
+def matrices(x: Tensor) -> Tensor:
+    """(b, H, R, C) -> (b H, R, C), a view: the product of each head is one of many."""
+    return x.flatten(0, 1)

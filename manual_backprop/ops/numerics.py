@@ -21,4 +21,4 @@ def wide(x: Tensor) -> Tensor:
 
 def rows(x: Tensor) -> Tensor:
     """(..., D) -> (N, D): every leading dimension is a batch of independent rows."""
-    return x.reshape(-1, x.shape[-1])
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
