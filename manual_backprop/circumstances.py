@@ -19,7 +19,7 @@ def circumstances(network: Network) -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "compiled": network.compiles,
     }
 
@@ -39,7 +39,8 @@ def code_digest() -> str:
     return total.hexdigest()
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, as far as this system tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

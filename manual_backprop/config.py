@@ -161,7 +161,7 @@ class KernelsConfig:
     name: str = option_name(*KERNELS)
     compile: str | None = setting(
         Word(COMPILE),
-        "functions that are one pass: auto (where there is a C++ compiler), always, never",
+        "small functions: auto (on a GPU, or where there is a C++ compiler), always, never",
         only_for=("fused",),
     )
 

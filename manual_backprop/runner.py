@@ -210,6 +210,8 @@ class Runner:
             self.interruption_point(directory, tracker)
             begin = time.perf_counter()
             loss, rate, norm = self._optimizer_step()
+            if self.step == 1 and self.resumed is None:
+                directory.update(made_with=circumstances(self.network))  # compiling may have failed in this step
             if seen := self.inspector.take():
                 tracker.log(self.step, seen)
             logs, saves = self._is_due(training.log_every), self._save_is_due()

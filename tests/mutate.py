@@ -58,6 +58,10 @@ EQUIVALENT: dict[str, str] = {
     "zip(groups, saved, strict=False)": "there are as many of one as of the other",
     "kernels/normalization.py, residual_layer_norm_backward: mean.dim() > 1 -> mean.dim() >= 1": "PyTorch's kernel "
     "takes these statistics as well",
+    **dict.fromkeys(
+        (f"kernels/activations.py, gate_and_rest: x > 0 -> x >= 0{which}" for which in ("", " (2)")),
+        "both halves are 1/2 at 0",
+    ),
 }
 
 OPERATORS: dict[type, type] = {
@@ -80,7 +84,10 @@ WITH_AXIS = {"sum", "mean", "unsqueeze", "flatten", "unflatten", "index_add_", "
 WITH_AXES = {"transpose", "permute"}
 IN_PLACE = {"add_": "sub_", "sub_": "add_", "mul_": "div_", "div_": "mul_"}
 ENDINGS = ("_backward", "_gradient", "_gradient_")  # of the names of functions that make gradients
-OTHERS = {"backward", "linear_cross_entropy", "add_product"}
+OTHERS = {
+    *("backward", "linear_cross_entropy", "add_product", "scaled_product", "_add_product", "_fill", "_groups"),
+    *("cross_entropy_of_rows", "gate_and_rest", "normalize"),
+}
 CURVES = {"erf_", "exp_", "neg_", "sigmoid", "sigmoid_", "square"}
 
 
@@ -148,7 +155,8 @@ def replacements(node: ast.AST) -> Iterator[ast.AST]:
             and (axis := as_axis(node.slice)) is not None
         ):
             yield ast.Subscript(node.value, ast.Constant(other_axis(axis)), node.ctx)
-        if isinstance(node.slice, ast.Tuple):  # x[:, None]: an axis is put in
+        if isinstance(node.slice, ast.Tuple) and len(set(map(ast.dump, node.slice.elts))) > 1:
+            # x[:, None]: an axis is put in
             yield ast.Subscript(node.value, ast.Tuple(node.slice.elts[::-1], ast.Load()), node.ctx)
     elif isinstance(node, ast.Call):
         yield from broken_calls(node)

@@ -574,9 +574,10 @@ BUGS = [
         "        dcontext = ops.linear_backward(",
     ),
     # the fused kernels
-    Bug("fused: the query not scaled", FUSED_ATTENTION, "torch.mul(by_head[0], 1 /", "torch.mul(by_head[0], 1 + 0 *"),
+    Bug("fused: scores not scaled", FUSED_ATTENTION, "1 / math.sqrt(query.shape[2]), mat", "1, mat"),
+    Bug("fused: the key's gradient not scaled", FUSED_ATTENTION, "query[:, rows], scale)", "query[:, rows])"),
     Bug("fused: blocks of queries from the first", FUSED_ATTENTION, "in reversed(blocks)", "in blocks"),
-    Bug("fused: sums over blocks written, not added", FUSED_ATTENTION, "seen].add_(torch", "seen].copy_(torch"),
+    Bug("fused: sums over blocks written, not added", FUSED_ATTENTION, "seen].add_(part", "seen].copy_(part"),
     Bug(
         "fused: every tile masked as the first",
         FUSED_ATTENTION,

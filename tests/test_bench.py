@@ -103,7 +103,7 @@ def test_it_needs_torch_only() -> None:
 
 @pytest.mark.parametrize("architecture", ["gpt2", "vaswani", "llama"])
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
-def test_all_rows_agree(architecture: str, precision: str) -> None:
+def test_uncompiled_rows_agree(architecture: str, precision: str) -> None:
     case = case_of(architecture=architecture, precision=precision)
     names = [name for name in UNCOMPILED if ROWS[name] != "huggingface" or why_not(case.config) is None]
     assert ("huggingface-eager" in names) == (architecture != "vaswani" and precision != "fp64")

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from command_tools import ROOT, environment, run_compiling
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from manual_backprop import ops
+from manual_backprop.circumstances import circumstances
+from manual_backprop.config import CustomTransformerConfig
+from manual_backprop.digests import file_digest, json_digest
 from manual_backprop.kernels import activations, compiled, libraries, rowwise
 from manual_backprop.kernels.compiled import CompiledFunction, compiled_functions
+from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.models.network import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 COMMON = ("", "gelu_tanh", "swiglu", "layer_norm")  # groups that are tested in every format that differs for them
+FP32 = dict.fromkeys(("activation", "parameter"), torch.float32)
 FORMATS = {  # of activations, of parameters
     "fp32": (torch.float32, torch.float32),
     "bf16": (torch.bfloat16, torch.bfloat16),
@@ -39,6 +50,7 @@ def fresh() -> Iterator[None]:
 
 def forget() -> None:
     compiled._failed.clear()
+    compiled._made.clear()
     for function in compiled._registered:
         function.calls.clear()
         function.libraries.clear()
@@ -93,7 +105,7 @@ def test_a_library_is_as_near_to_float64_as_the_function_as_it_is_written(
     kinds = dict(zip(("activation", "parameter"), FORMATS[precision], strict=True))
     for sizes in SIZES:
         arguments = draw(function, sizes, kinds)
-        with compiled_functions(True):
+        with compiled_functions(()):
             got = results(function, arguments)
             torch.set_num_threads(2)
             again = results(function, arguments)
@@ -111,14 +123,14 @@ def test_a_library_is_loaded_without_a_compiler(tmp_path: Path, monkeypatch: pyt
     """By another process, which finds it; a damaged one counts as none."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     function = activations.bias_relu
-    formats = dict.fromkeys(("activation", "parameter"), torch.float32)
+    formats = FP32
     arguments = draw(function, SIZES[-1], formats)
-    with compiled_functions(True):
+    with compiled_functions(()):
         want = results(function, arguments)
     script = (
         "import sys, torch\n"
         "from manual_backprop.kernels import activations, compiled\n"
-        "with compiled.compiled_functions(True):\n"
+        "with compiled.compiled_functions(()):\n"
         "    activations.bias_relu(torch.zeros(3, 5), torch.zeros(3, 5), torch.zeros(5))\n"
         "assert activations.bias_relu.libraries, compiled._failed\n"
         "assert not [name for name in sys.modules if name.startswith(('torch._inductor', 'torch._dynamo'))]\n"
@@ -127,14 +139,13 @@ def test_a_library_is_loaded_without_a_compiler(tmp_path: Path, monkeypatch: pyt
     done = subprocess.run([sys.executable, "-c", script], env=given, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     request = function.request(formats)
-    assert request is not None
     for library in tmp_path.rglob("*.so"):
         content = library.read_bytes()
         library.unlink()  # and not written over: this process has it in use
         library.write_bytes(content[:-1])
     assert libraries.find(request) is None
     forget()
-    with compiled_functions(True):
+    with compiled_functions(()):
         assert all(torch.equal(one, other) for one, other in zip(results(function, arguments), want, strict=True))
     assert libraries.find(request) is not None
 
@@ -152,15 +163,139 @@ def test_what_cannot_be_compiled_runs_as_it_is_written(tmp_path: Path, monkeypat
     ):
         want, got = torch.empty(one.shape, dtype=one.dtype), torch.empty(one.shape, dtype=one.dtype)
         activations.bias_relu(want, one, other)
-        with compiled_functions(True):
+        with compiled_functions(()):
             activations.bias_relu(got, one, other)
         assert torch.equal(got, want)
     assert not compiled._failed
     assert not list(tmp_path.rglob("*.*"))
 
 
+@pytest.mark.parametrize(
+    "content", [b"[]", b"{}", b"{", b'{"library": "x"}', None], ids=["list", "empty", "half", "no digest", "changed"]
+)
+def test_a_damaged_description_counts_as_none(content: bytes | None, libraries_of_relu: Path) -> None:
+    """It says which address goes where: whatever does not stand there as it was written is made anew."""
+    request = activations.bias_relu.request(FP32)
+    description = libraries_of_relu / libraries.description_name(request)
+    assert libraries.find(request) is not None
+    kept = description.read_bytes()
+    description.write_bytes(kept.replace(b'"pointers": [', b'"pointers": [0, ') if content is None else content)
+    assert libraries.find(request) is None
+
+
+@pytest.fixture
+def libraries_of_relu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which the description of bias_relu lies, beside a library that need not be one to be found."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(libraries.ctypes, "CDLL", lambda path: SimpleNamespace(kernel=SimpleNamespace()))
+    library = libraries.folder() / "content"
+    library.write_bytes(b"library")
+    name = file_digest(library) + ".so"
+    library.rename(library.with_name(name))
+    description = {"library": name, "pointers": [1, 2, 0], "memory": [], "sizes": [[1, "NF"]]}
+    signed = description | {"digest": json_digest(description)}
+    request = activations.bias_relu.request(FP32)
+    (libraries.folder() / libraries.description_name(request)).write_text(json.dumps(signed))
+    return libraries.folder()
+
+
+def test_what_another_process_has_made_meanwhile_is_not_made_again(
+    libraries_of_relu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    compiled._compile([activations.bias_relu.request(FP32)])
+    assert not compiled.newly_compiled()
+
+
+@pytest.mark.parametrize(
+    ("cxx", "words"),
+    [("g++ -O2", "CXX is 'g++ -O2', which is no program here"), ("", "no C++ compiler was found: install g++")],
+)
+def test_without_a_compiler_the_reason_says_what_was_looked_for(
+    cxx: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", cxx)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(libraries.CompilerError, match=re.escape(words)):
+        libraries.build([activations.bias_relu.request(FP32)])
+
+
+def test_without_a_folder_the_reason_says_where_to_put_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setenv("CXX", sys.executable)  # a program, which is not asked
+    with pytest.raises(libraries.CompilerError, match=r"file/manual_backprop/kernels is to keep .*set XDG_CACHE_HOME"):
+        libraries.build([activations.bias_relu.request(FP32)])
+
+
+def test_a_network_that_could_not_compile_says_that_it_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bits are those without: a run writes that down."""
+    monkeypatch.setattr(compiled, "build", lambda wanted: (_ for _ in ()).throw(OSError("no room")))
+    monkeypatch.setattr(compiled, "find", lambda wanted: None)
+    config = CustomTransformerConfig(vocab_size=11, d_model=8, n_heads=2, max_seq_len=6, compile="always")
+    network = CustomTransformer(replace(config, kernels="fused"))
+    assert circumstances(network)["compiled"] is True
+    network.predict(torch.tensor([[1, 2, 3]]))
+    assert circumstances(network)["compiled"] is False
+
+
+def test_all_that_a_network_has_compiled_is_compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(compiled, "build", lambda wanted: asked.append(sorted(one.name for one in wanted)))
+    monkeypatch.setattr(compiled, "find", lambda wanted: None)
+    for architecture, precision, norms, activation in (
+        ("gpt2", "bf16_mixed", True, "bias_gelu_tanh"),
+        ("vaswani", "bf16", True, "bias_relu"),
+        ("llama", "fp32", False, "swiglu"),
+    ):
+        forget()
+        config = CustomTransformerConfig(
+            vocab_size=11, d_model=8, n_heads=2, max_seq_len=6, architecture=architecture, precision=precision
+        )
+        network = CustomTransformer(replace(config, kernels="fused", compile="always"))
+        tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
+        network.loss_and_gradients(Batch(tokens, tokens), denominator=6, step=1)
+        (names,) = asked
+        of_norm = [one.__name__ for one in compiled._registered if one.group == "layer_norm"]
+        assert [name for name in of_norm if name in names] == of_norm * norms
+        assert {activation, f"{activation}_gradient", "cross_entropy_of_rows"} <= set(names)
+        assert len(names) == 3 + norms * len(of_norm)
+        asked.clear()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_step_without_numbers_asks_no_compiler(device: str) -> None:
+    """By which a run's memory is estimated, before anything is there: nothing fails by it either."""
+    with FakeTensorMode(), compiled_functions(()):
+        x, bias = torch.empty(4, 6, device=device), torch.empty(6, device=device)
+        activations.bias_relu(torch.empty_like(x), x, bias)
+        assert rowwise.normalize.compiles(x, x, bias, bias, bias, bias) is False
+    assert not compiled._failed
+
+
+@pytest.mark.slow
+def test_addresses_are_those_of_the_processor_s_memory() -> None:
+    """Also where another device is the usual one."""
+    logits, loss, target = torch.randn(4, 6), torch.empty(4), torch.tensor([1, 2, 3, ops.IGNORED])
+    with compiled_functions(()), torch.device("meta"):
+        rowwise.cross_entropy_of_rows(logits, loss, target, 0.25)
+    assert loss.isfinite().all()
+
+
+@pytest.mark.slow
+def test_a_logit_of_minus_infinity_costs_nothing_without_smoothing() -> None:
+    logits = torch.tensor([[0.5, -torch.inf, 1.0], [0.1, 0.2, 0.3]])
+    target = torch.tensor([2, 0])
+    want, cache = ops.cross_entropy_forward(logits.clone(), target, 1, 0.0)
+    loss, got = torch.empty(2), logits.clone()
+    with compiled_functions(()):
+        rowwise.cross_entropy_of_rows(got, loss, target, 0.0)
+    torch.testing.assert_close(loss.sum(), want)
+    torch.testing.assert_close(got, ops.cross_entropy_backward(1.0, cache))
+
+
 def test_a_library_belongs_to_the_text_and_the_constants_of_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    formats = dict.fromkeys(("activation", "parameter"), torch.float32)
+    formats = FP32
     before = activations.bias_gelu_tanh.request(formats)
     assert before == activations.bias_gelu_tanh.request(formats)
     assert before != activations.bias_gelu_tanh.request(formats | {"parameter": torch.bfloat16})
@@ -183,10 +318,13 @@ def test_the_slope_of_gelu_is_that_of_the_reference_far_from_zero_too(sign: int)
 @pytest.mark.gradients
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_cross_entropy_of_rows_is_that_of_the_reference(label_smoothing: float) -> None:
-    """And a row that does not count may hold anything."""
+    """And a row that does not count may hold anything, large logits overflow nowhere, and one of -inf is no harm."""
     logits, loss = torch.randn(7, 11, dtype=torch.float64), torch.empty(7, dtype=torch.float64)
-    target = torch.randint(11, (7,))
+    target = torch.randint(10, (7,))
     target[2] = ops.IGNORED
+    logits[1] += 1e4
+    if not label_smoothing:
+        logits[3, 10] = -torch.inf
     want, cache = ops.cross_entropy_forward(logits, target, 1, label_smoothing)
     want_gradient = ops.cross_entropy_backward(1.0, cache)
     logits[2, 3] = torch.nan
@@ -227,6 +365,9 @@ from manual_backprop.gradient_check import ENOUGH_TO_ROUND, check_network_precis
 from manual_backprop.gradient_check.measure import differing
 from manual_backprop.gradient_check.network_check import networks, step_of
 
+from manual_backprop.kernels import arena
+
+arena.SMALL = 0  # everything is made again that is in a large network
 torch.set_num_threads(1)
 findings = []
 for architecture, precision in (("gpt2", "bf16"), ("gpt2", "bf16_mixed"), ("vaswani", "fp32"), ("llama", "bf16_mixed")):
@@ -257,4 +398,3 @@ def test_networks_with_compiled_kernels_stay_under_the_same_bars(compiler: str, 
     assert not [line for line in over if line], "\n".join(over)
     assert len(said) == (compiler == "missing"), said
     assert (int(last.split()[0]) > 50) == (compiler == "there")
-    assert not any(tmp_path.rglob("*.so"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -208,6 +209,18 @@ def test_nothing_is_read_before_it_is_written(
         assert_same_bits(got, wanted)
 
 
+@pytest.mark.parametrize("recompute", ["none", "block"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.usefixtures("as_if_compiled", "fresh_memory_is_poisoned")
+def test_nothing_is_read_before_it_is_written_as_if_compiled(architecture: str, recompute: str) -> None:
+    """The norm's output lives in memory that passes, and a post-norm block reads it as the residual stream as well."""
+    config = replace(ODD, architecture=architecture, recompute=recompute)
+    poisoned, batch = fused(config), draw_batch(config, 3, 9)
+    poisoned.arena.poisoned = True
+    for got in three_steps(poisoned, batch):
+        assert all(torch.isfinite(tensor).all() for tensor in got.values())
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.usefixtures("in_pieces", "fresh_memory_is_poisoned")
 def test_nothing_is_read_before_it_is_written_in_pieces(precision: str) -> None:
@@ -245,6 +258,42 @@ def test_a_kernel_that_reads_before_it_writes_is_seen(monkeypatch: pytest.Monkey
     network, batch = fused(), draw_batch(ODD, 2, 7)
     network.arena.poisoned = True
     assert step(network, batch)["loss"].isnan()
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize("vocab_size", [5, 100], ids=["few tokens", "more tokens than there are"])
+def test_a_narrow_gradient_of_the_embedding_is_rounded_once(vocab_size: int) -> None:
+    """Where the table of sums is the smaller one, and where sums of the tokens that occur are."""
+    tokens = torch.tensor([[0, 3, 3, 4, 0, 0], [2, 4, 3, 0, 0, 4]]) * (vocab_size // 5)
+    dy, before = torch.randn(2, 6, 8).bfloat16(), torch.randn(vocab_size, 8).bfloat16()
+    dweight = before.clone()
+    kernels.token_embedding_backward(dy, (tokens, 1.5), dweight)
+    want = before.double().index_add(0, tokens.flatten(), dy.double().flatten(0, 1), alpha=1.5)
+    torch.testing.assert_close(dweight.double(), want, rtol=2.0**-8, atol=1e-6)
+    there = torch.isin(torch.arange(vocab_size), tokens)
+    assert torch.equal(dweight[~there], before[~there])
+
+
+def test_what_a_network_hands_out_is_a_tensor_and_nothing_else(tmp_path: Path) -> None:
+    """Outside of a step nothing is made again, so logits hold neither a function nor the hidden states alive."""
+    network, batch = fused(replace(ODD, vocab_size=8192)), draw_batch(ODD, 2, 7)
+    for logits in (network.predict(batch.tokens), network.forward(batch.tokens)):
+        assert not vars(logits)
+        torch.save(logits, tmp_path / "logits.pt")
+
+
+@pytest.mark.skipif(not products._onednn_is_exact(), reason="products are those of PyTorch here")
+def test_the_setting_of_products_is_the_process_s_and_is_put_back() -> None:
+    """The first to come sets it, and the last to go, of whatever thread, puts it back."""
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    first, second = products.fastest_products(), products.fastest_products()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    second.__exit__(None, None, None)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert torch.get_float32_matmul_precision()
 
 
 def test_a_step_that_was_broken_off_leaves_nothing_behind() -> None:

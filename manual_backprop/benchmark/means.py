@@ -173,10 +173,11 @@ MEANS = {
         pairs=("attention", "rotary_attention"),
         without=_kept_as_they_are,
     ),
-    "one-pass-norm": Means(
+    "norm-by-rows": Means(
         "kernels/normalization.py",
-        "Sum, statistics and output of a row in one pass over memory, and dx, dweight and dbias in another; the "
-        "textbook's makes a tensor for every line of its formula. Kept are the sum and two numbers a row.",
+        "Sum, statistics and output of the rows in one call that reads them three times; dweight and dbias, then dx, "
+        "in two more. The textbook's makes a tensor for every line of its formula. Kept are the sum and two numbers a "
+        "row.",
         pairs=("layer_norm", "residual_layer_norm"),
         applies=lambda config: config.traits.norm == "layer",
     ),

@@ -30,7 +30,7 @@ class MeasuredRow(Row):
 
     first_seconds: float = 0.0  # of the first forward and backward pass, with the compiler's cache as it then was
     cold_seconds: float | None = None  # likewise, where the cache was cold and the row was started again
-    cache: str = "none"  # of the compiler, when the steps were measured: warm, cold, or none if nothing was compiled
+    cache: str = "none"  # of the compiler, when the steps were measured, as in `rows.Ready`
     peak_bytes: int | None = None  # above what the imports took; None where the system does not tell
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..circumstances import processor
 from ..flops import flops_per_token
 from .cases import OURS
 from .measurement import MeasuredRow, Measurement
@@ -54,6 +55,11 @@ def _closing(measured: Measurement) -> list[str]:
         lines.append("what the compiler made could not be kept: peaks of rows marked cold hold the compiler's memory")
     elif any(row.cache == "warm" for row in measured.rows.values()):
         lines.append("peaks with a warm compile cache")
+    lines += [
+        f"{row.name} ran uncompiled: compiling does not work here"
+        for row in measured.rows.values()
+        if row.cache == "failed"
+    ]
     peer = measured.fastest_peer
     if peer is None:
         return [*lines, "no peer was measured"]
@@ -98,18 +104,10 @@ def machine() -> dict[str, str]:
     """What the numbers depend on beside the case."""
     import torch
 
-    found = {"torch": torch.__version__, "python": platform.python_version(), "processor": _processor()}
+    found = {"torch": torch.__version__, "python": platform.python_version(), "processor": processor()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def draw(measurements: Sequence[Measurement], path: Path) -> None:

@@ -39,7 +39,8 @@ class Ready:
     """A row that has warmed up.
 
     sketch: of each parameter's gradient, its norm and its projections on PROBES random directions. cache: whether what
-    a compiler made was found on disk (warm), was made now (cold), or nothing was compiled (none).
+    a compiler made was found on disk (warm), was made now (cold), could not be made, so that the row ran uncompiled
+    (failed), or nothing was to be compiled (none).
     """
 
     first_seconds: float  # of the first forward and backward pass, compilation included
@@ -210,7 +211,6 @@ class Steps:
         import torch
 
         network = getattr(self.trainer, "network", None)
-        libraries = kernel_libraries(network)
         begin = perf_counter()
         try:
             loss = self.trainer.loss_and_gradients(self.batch).item()
@@ -221,9 +221,8 @@ class Steps:
         first_seconds = perf_counter() - begin
         if self.compiled and getattr(network, "compiled", None) is False:  # the baseline goes on without, and says so
             return LeftOut("torch.compile does not work here")
-        cache = compiler_cache()
-        if found := kernel_libraries(network):
-            cache = "warm" if found == libraries else "cold"
+        of_kernels = getattr(network, "compiled_groups", None) is not None and self.device.type == "cpu"
+        cache = kernels_cache() if of_kernels else compiler_cache()
         sketch = sketch_of(self.trainer.gradients())
         self.seconds(1)
         gc.collect()
@@ -244,13 +243,11 @@ class Steps:
         return (perf_counter() - begin) / count
 
 
-def kernel_libraries(network: Any) -> set[str]:
-    """What the kernels' own compiler, another process, has made on this machine; none where a network needs none."""
-    if not getattr(network, "compiles", False) or network.device.type != "cpu":
-        return set()
-    from ..kernels.libraries import folder
+def kernels_cache() -> str:
+    """Of the kernels' own compiler, which is another process."""
+    from ..kernels.compiled import compiling_failed, newly_compiled
 
-    return {path.name for path in folder().iterdir()}
+    return "failed" if compiling_failed() else "cold" if newly_compiled() else "warm"
 
 
 def compiler_cache() -> str:

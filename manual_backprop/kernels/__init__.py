@@ -1,18 +1,21 @@
 """The pairs of `manual_backprop.ops` as fast as the machine allows: the same names, signatures, formulas and tests.
 
-`kernels=fused` calls these. A pair that gains nothing here is the reference's own. Each file says what its pairs save.
+`kernels=fused` calls these. A pair that has no faster version is the reference's own. Each file says what its pairs
+save.
 
-A network calls them inside `with step(arena, compiled):` (arena.py, products.py, compiled.py); outside of it they are
-functions like any other, which allocate what they need and run as they are written.
+A network calls them inside `with step(arena, groups, device):` (arena.py, products.py, compiled.py); outside of it they
+are functions like any other, which allocate what they need and run as they are written.
 """
 
 # ruff: noqa: F401  the names are exported, through _pairs
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 
-from ..ops import (  # the reference's own, which gain nothing here
+import torch
+
+from ..ops import (  # the reference's own
     IGNORED,
     Dropout,
     bias_gelu_backward,
@@ -52,7 +55,7 @@ from ..ops import (  # the reference's own, which gain nothing here
 from ..ops import __all__ as _pairs
 from .arena import Arena
 from .attention import attention_backward, attention_forward
-from .compiled import compiled_functions, compiles
+from .compiled import Group, compiled_functions, compiles, compiling_failed
 from .embedding import token_embedding_backward
 from .feed_forward import feed_forward_backward, feed_forward_forward
 from .gated_feed_forward import gated_feed_forward_backward, gated_feed_forward_forward
@@ -67,18 +70,18 @@ from .normalization import (
 from .products import fastest_products
 from .rotary_attention import rotary_attention_backward, rotary_attention_forward
 
-__all__ = [*_pairs, "Arena", "compiles", "fast", "linear_cross_entropy", "step"]
+__all__ = [*_pairs, "Arena", "Group", "compiles", "compiling_failed", "fast", "linear_cross_entropy", "step"]
 
 
 @contextmanager
-def fast(compiled: bool) -> Iterator[None]:
-    """Around a calculation: the fastest matrix products; `compiled` elementwise functions, where they can be had."""
-    with fastest_products(), compiled_functions(compiled):
+def fast(groups: Collection[Group] | None, device: torch.device) -> Iterator[None]:
+    """Around a calculation: the fastest matrix products, and `compiled_functions(groups)`."""
+    with fastest_products() if device.type == "cpu" else nullcontext(), compiled_functions(groups):
         yield
 
 
 @contextmanager
-def step(arena: Arena, compiled: bool) -> Iterator[None]:
+def step(arena: Arena, groups: Collection[Group] | None, device: torch.device) -> Iterator[None]:
     """Around a training step, forward and backward: `fast`, and memory from the arena."""
-    with arena.step(), fast(compiled):
+    with arena.step(), fast(groups, device):
         yield

@@ -86,7 +86,8 @@ class Arena:
     def _pass(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         if not self._passing:
             self._passing = [torch.empty(0, dtype=torch.uint8, device=like.device) for _ in range(2)]
-        self._turn = 1 - self._turn
+        if not _same_memory(self._passing[1 - self._turn], like):
+            self._turn = 1 - self._turn
         tensor = self._made_view(self._passing, self._turn, 0, shape, like)  # a new one, which `remade` writes on
         return tensor.fill_(math.nan) if self.poisoned else tensor
 
@@ -125,6 +126,10 @@ class Arena:
         return blocks[block][start:end].view(like.dtype).view(shape)
 
 
+def _same_memory(x: Tensor, y: Tensor) -> bool:
+    return x.untyped_storage()._cdata == y.untyped_storage()._cdata
+
+
 def _bytes(shape: tuple[int, ...], like: Tensor) -> int:
     return math.prod(shape) * like.element_size()
 
@@ -136,7 +141,8 @@ def kept(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def passing(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """An uninitialized tensor of `like`'s format and device that lives until the next but one is asked for."""
+    """An uninitialized tensor of `like`'s format and device that lives until the next but one is asked for, or the next
+    one where the other memory is that of `like`, which is being read."""
     arena = _current.get()
     return like.new_empty(shape) if arena is None else arena._pass(shape, like)
 
@@ -164,8 +170,10 @@ Held = Tensor | Callable[[], Tensor]
 
 
 def remade(x: Tensor, make: Callable[[], Tensor]) -> Tensor:
-    """x; who holds it for backward shall hold `make` instead, which returns the same numbers."""
-    x.make_again = make  # type: ignore[attr-defined]
+    """x; who holds it for backward shall hold `make` instead, which returns the same numbers. Inside a step only: what
+    is handed out elsewhere is the caller's, and holds nothing else alive."""
+    if _current.get() is not None:
+        x.make_again = make  # type: ignore[attr-defined]
     return x
 
 

@@ -1,4 +1,4 @@
-"""Functions that become one pass over their tensors in C++, and that run as they are written where they cannot.
+"""Functions that become one kernel in C++, and that run as they are written where they cannot.
 
 `@compiled("N F", "N F", "F")`, above a function that writes into tensors it is given and returns nothing, says the
 dimensions of each tensor. On a CPU it is compiled once for a machine, for all sizes and numbers of threads, by another
@@ -11,7 +11,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -35,15 +35,21 @@ FIXED = {"float32": torch.float32, "int64": torch.int64}
 NUMBERS = {"float": torch.float32, "int": torch.int64}
 TENSORS = (Tensor, torch.nn.Parameter, FakeTensor)  # and nothing else that only looks like one
 
-_wanted: ContextVar[bool] = ContextVar("compiled", default=False)
+Group = tuple[str, torch.dtype, torch.dtype]  # functions by what they serve: formats of activations and parameters
+
+_wanted: ContextVar[Collection[Group] | None] = ContextVar("compiled", default=None)
 _failed: list[str] = []  # why compilation does not work in this process
+_made: list[str] = []  # the functions that this process has had compiled
 _registered: list[CompiledFunction] = []
 
 
 @contextmanager
-def compiled_functions(wanted: bool) -> Iterator[None]:
-    """Inside, functions marked with `compiled` run compiled, if `wanted` and possible."""
-    token = _wanted.set(wanted)
+def compiled_functions(groups: Collection[Group] | None) -> Iterator[None]:
+    """Inside, functions marked with `compiled` run compiled where they can; None: as they are written.
+
+    Where a library is missing, all that these groups miss are compiled with it, side by side.
+    """
+    token = _wanted.set(groups)
     try:
         yield
     finally:
@@ -53,6 +59,16 @@ def compiled_functions(wanted: bool) -> Iterator[None]:
 def compiles(how: str, device: torch.device) -> bool:
     """Whether to try it. `auto`: where there is what it takes; without a C++ compiler no word is lost about it."""
     return how == "always" or (how == "auto" and (device.type == "cuda" or compiler() is not None))
+
+
+def compiling_failed() -> bool:
+    """Whether it was tried in this process, in vain: everything runs as it is written then."""
+    return bool(_failed)
+
+
+def newly_compiled() -> bool:
+    """Whether a compiler has worked for this process: all that it needed was not there before."""
+    return bool(_made)
 
 
 @dataclass(frozen=True)
@@ -79,9 +95,9 @@ def compiled(
 ) -> Callable[[Callable[..., None]], CompiledFunction]:
     """Marks a function of a module, with positional arguments: tensors, described as `Argument` says, then numbers.
 
-    Where a library is missing, those of the same `group` are compiled too, and those of no group, which belong to every
-    network. `by_rows`: no row, along the first dimension, depends on another. Tensors may share memory only where each
-    element is read and written at the same place.
+    `group`: what it serves, an activation or a norm; "" for every network. `by_rows`: no row, along the first
+    dimension, depends on another. Tensors may share memory only where each element is read and written at the same
+    place.
     """
 
     def mark(function: Callable[..., None]) -> CompiledFunction:
@@ -110,10 +126,10 @@ class CompiledFunction:
     def compiles(self, *args: Any) -> bool:
         """Whether such a call runs in a library, which is loaded or made now. If not, where PyTorch has kernels of its
         own for it, those are faster than what is written here."""
-        return self._call_of(args) not in (self._as_written, self._on_gpu)
+        return not args[0].is_cuda and self._call_of(args) != self._as_written
 
     def _call_of(self, args: tuple[Any, ...]) -> Callable[..., None]:
-        if not _wanted.get() or _failed:
+        if _wanted.get() is None or _failed:
             return self._as_written
         key = tuple([(type(x), x.dtype, x.is_cpu, x.shape, x.stride()) for x in args[: self.tensors]])
         call = self.calls.get(key)
@@ -135,12 +151,13 @@ class CompiledFunction:
 
     def _choose(self, tensors: tuple[Tensor, ...]) -> Callable[..., None]:
         """How calls with such tensors run, in this process."""
-        if any(x.is_cuda for x in tensors):
-            return self._on_gpu
+        on_gpu, fake = any(x.is_cuda for x in tensors), any(type(x) is FakeTensor for x in tensors)
+        if on_gpu:
+            return _nothing if fake else self._on_gpu
         formats, sizes = self._formats(tensors), self._sizes(tensors)
         if formats is None or sizes is None:
             return self._as_written
-        if any(type(x) is FakeTensor for x in tensors):
+        if fake:
             return _nothing
         try:
             library = self._library(formats)
@@ -170,22 +187,18 @@ class CompiledFunction:
                     return None
         return sizes
 
-    def request(self, formats: dict[str, torch.dtype]) -> Request | None:
-        """None where the formats do not say those of all arguments."""
+    def request(self, formats: dict[str, torch.dtype]) -> Request:
         known = FIXED | NUMBERS | formats
-        if any(argument.kind not in known for argument in self.arguments):
-            return None
         return request(self.function, tuple(known[argument.kind] for argument in self.arguments))
 
     def _library(self, formats: dict[str, torch.dtype]) -> Library:
-        """Loads the library; compiles it, and its group's, where it is missing."""
+        """Loads the library; compiles it, and with it what the groups that are wanted miss, where it is missing."""
         key = tuple(formats.items())
         if key not in self.libraries:
             wanted = self.request(formats)
-            assert wanted is not None
             library = find(wanted)
             if library is None:
-                _compile([one.request(formats) for one in _registered if one.group in ("", self.group)])
+                _compile([wanted, *_requests(_wanted.get() or ())])
                 library = find(wanted)
             if library is None:
                 raise FileNotFoundError(f"the library of {self.__name__} is gone")
@@ -207,7 +220,7 @@ class CompiledFunction:
             tensors = [
                 *args[:n_tensors],
                 *[_number(number, dtype) for number, dtype in zip(args[n_tensors:], dtypes, strict=True)],
-                *[torch.empty(count, dtype=dtype) for count, dtype in memory],
+                *[torch.empty(count, dtype=dtype, device="cpu") for count, dtype in memory],
             ]
             kernel(*[tensors[place].data_ptr() for place in pointers], *numbers)
 
@@ -235,15 +248,32 @@ def _nothing(*args: Any) -> None:
 @functools.lru_cache(maxsize=1024)
 def _number(value: float, dtype: torch.dtype) -> Tensor:
     """Where a kernel finds it."""
-    return torch.tensor(value, dtype=dtype)
+    return torch.tensor(value, dtype=dtype, device="cpu")
 
 
-def _compile(wanted: list[Request | None]) -> None:
-    missing = [one for one in wanted if one is not None and find(one) is None]
+def _requests(groups: Collection[Group]) -> list[Request]:
+    """Of all functions of these groups."""
+    return [
+        one.request({"activation": activation, "parameter": parameter})
+        for group, activation, parameter in groups
+        for one in _registered
+        if one.group == group
+    ]
+
+
+def _compile(wanted: list[Request]) -> None:
+    missing = [one for one in dict.fromkeys(wanted) if find(one) is None]
+    if not missing:  # another process was faster
+        return
     begin = time.monotonic()
+    log.warning(
+        "compiling %d functions of the kernels, once for this machine: some ten seconds (kernels.compile=never does "
+        "without)",
+        len(missing),
+    )
     build(missing)
-    names, seconds = ", ".join(one.name for one in missing), time.monotonic() - begin
-    log.info("compiled %s once for this machine, in %.1f s: %s", names, seconds, folder())
+    _made.extend(one.name for one in missing)
+    log.info("compiled in %.1f s: %s, in %s", time.monotonic() - begin, ", ".join(_made), folder())
 
 
 def _give_up(error: Exception) -> None:

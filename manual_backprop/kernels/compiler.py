@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..digests import json_digest
 from ..durable import write_atomically
 from ..errors import first_line
-from .compiled import Argument, CompiledFunction
-from .libraries import CompilerError, Request, Size, description_of
+from .compiled import SMALLEST, Argument, CompiledFunction
+from .libraries import CompilerError, Request, Size, description_name
 
 PRIMES = (127, 131, 137, 139)  # of examples: different ones, so that a product tells its factors
 OTHER_PRIMES = (149, 151, 157, 163)
@@ -70,7 +71,8 @@ def _keep(wanted: Request, folder: Path, kernel: Kernel) -> None:
     name = hashlib.sha256(content).hexdigest() + library.suffix
     write_atomically(folder / name, content)
     description = {"library": name, "pointers": kernel.pointers, "memory": kernel.memory, "sizes": kernel.sizes}
-    write_atomically(folder / description_of(wanted).name, json.dumps(description).encode())
+    signed = description | {"digest": json_digest(description)}
+    write_atomically(folder / description_name(wanted), json.dumps(signed).encode())
 
 
 def _library(source: str) -> Path:
@@ -94,7 +96,7 @@ def _kernel_of(function: CompiledFunction, dtypes: tuple[str, ...]) -> Kernel:
             function.function(*tensors)
             return ()
 
-    dimensions = {letter: torch.export.Dim(letter, min=2) for letter in _letters(function.arguments)}
+    dimensions = {letter: torch.export.Dim(letter, min=SMALLEST) for letter in _letters(function.arguments)}
     shapes = tuple(
         {
             place: dimensions[letter] if factor == 1 else factor * dimensions[letter]
@@ -125,7 +127,7 @@ def _kernel_of(function: CompiledFunction, dtypes: tuple[str, ...]) -> Kernel:
             with _NothingElse():
                 run(*tensors)
             if len(calls) != 1:
-                raise CompilerError(f"{function.__name__} became {len(calls)} passes instead of one")
+                raise CompilerError(f"{function.__name__} became {len(calls)} kernels instead of one")
             found.append(_kernel(*calls[0], tensors, sizes))
     if found[0] != found[1]:
         raise CompilerError(f"{function.__name__} depends on its sizes: {found}")

@@ -25,7 +25,7 @@ def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Te
     if dweight.dtype == wide(dy[:0]).dtype:
         dweight.index_add_(0, token, wide(dy_rows), alpha=scale)
         return
-    if len(dweight) <= len(token):  # the table is no larger than the rows
+    if _table_is_smaller(dweight, token):
         with scratch(tuple(dweight.shape), wide(dy[:0])) as table:
             dweight += table.zero_().index_add_(0, token, wide(dy_rows), alpha=scale)
         return
@@ -37,6 +37,11 @@ def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Te
         there = (place.max() >= torch.arange(len(token), device=token.device))[:, None]
         torch.where(there, drows, drows[:1], out=wide_rows)
         dweight[owner] = wide_rows.add_(dweight[owner]).to(dweight.dtype)
+
+
+def _table_is_smaller(weight: Tensor, token: Tensor) -> bool:
+    """Than a row for each token."""
+    return len(weight) < len(token)
 
 
 def _groups(token: Tensor) -> tuple[Tensor, Tensor]:

@@ -69,11 +69,11 @@ def request(function: Callable[..., None], dtypes: tuple[torch.dtype, ...]) -> R
 def find(wanted: Request) -> Library | None:
     """The library as it was compiled before, on this machine; None where there is none, or not as it was written."""
     try:
-        kept = json.loads(description_of(wanted).read_bytes())
+        kept = json.loads((folder() / description_name(wanted)).read_bytes())
         path = folder() / kept["library"]
-        if file_digest(path) != path.stem:
+        if kept.pop("digest") != json_digest(kept) or file_digest(path) != path.stem:
             return None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     kernel = ctypes.CDLL(str(path)).kernel
     kernel.restype = None
@@ -83,15 +83,20 @@ def find(wanted: Request) -> Library | None:
 
 
 def folder() -> Path:
-    """Of the libraries: the user's own, or beside what inductor keeps where a place for that is given."""
-    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    place = Path(given or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / PACKAGE / "kernels"
+    """Of the libraries, which is made where it is missing. Raises OSError."""
+    place = folder_path()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     return place
 
 
-def description_of(wanted: Request) -> Path:
-    return folder() / f"{wanted.name}-{wanted.key[:32]}.json"
+def folder_path() -> Path:
+    """The user's own, or beside what inductor keeps where a place for that is given."""
+    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    return Path(given or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / PACKAGE / "kernels"
+
+
+def description_name(wanted: Request) -> str:
+    return f"{wanted.name}-{wanted.key[:32]}.json"
 
 
 def _sources(function: Callable[..., None]) -> dict[str, str]:
@@ -134,10 +139,29 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
 
 
+def _writable_folder() -> Path:
+    reason = "it cannot be written"
+    try:
+        if os.access(place := folder(), os.W_OK):
+            return place
+    except OSError as error:
+        place, reason = folder_path(), error.strerror or str(error)
+    raise CompilerError(
+        f"{place} is to keep what is compiled, but {reason}: set XDG_CACHE_HOME to a folder that can be written, or "
+        "give kernels.compile=never"
+    )
+
+
 def build(wanted: list[Request]) -> None:
     """Compiles all, in as many processes as there are cores. Raises CompilerError, OSError."""
     if compiler() is None:
-        raise CompilerError("no C++ compiler was found: install g++, or name one in CXX")
+        named = os.environ.get("CXX")
+        raise CompilerError(
+            f"CXX is {named!r}, which is no program here: expected the path of a C++ compiler alone"
+            if named
+            else "no C++ compiler was found: install g++, or name one in CXX"
+        )
+    libraries = _writable_folder()
     cores = min(len(wanted), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     paths = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))
     with tempfile.TemporaryDirectory(prefix=f"{PACKAGE}-") as place:
@@ -151,7 +175,7 @@ def build(wanted: list[Request]) -> None:
             for number in range(cores):
                 own = Path(place, str(number))
                 own.mkdir()
-                task = {"folder": str(folder()), "requests": [asdict(one) for one in wanted[number::cores]]}
+                task = {"folder": str(libraries), "requests": [asdict(one) for one in wanted[number::cores]]}
                 (own / "task.json").write_text(json.dumps(task))
                 with (own / "said").open("wb") as said:
                     workers.append(
@@ -168,8 +192,10 @@ def build(wanted: list[Request]) -> None:
             for number, worker in enumerate(workers):
                 if worker.wait() != 0:
                     lines = Path(place, str(number), "said").read_text(errors="replace").strip().splitlines()
-                    killed = worker.returncode < 0 or not lines
-                    raise CompilerError(f"a compiler ended with {worker.returncode}" if killed else lines[-1])
+                    if worker.returncode < 0:
+                        killed = f"a compiler was killed by signal {-worker.returncode}, perhaps for want of memory"
+                        raise CompilerError(killed)
+                    raise CompilerError(lines[-1] if lines else f"a compiler ended with {worker.returncode}")
         finally:
             for worker in workers:
                 if worker.poll() is None:

@@ -1,4 +1,4 @@
-"""Layer norm in one pass over its rows, forward and backward, of which only the input and its statistics are kept."""
+"""Layer norm over rows, one call forward and two backward, of which only the input and its statistics are kept."""
 
 from __future__ import annotations
 

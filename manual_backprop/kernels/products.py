@@ -7,6 +7,7 @@ processor has tiles for it (AMX); whether it does is measured once, with numbers
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,6 +22,11 @@ from .arena import scratch
 _mkldnn: Any = torch.backends.mkldnn
 
 
+_lock = threading.Lock()
+_inside = 0  # how many calculations are, in all threads: the setting is the process's
+_before: str = "none"  # the setting as it was found
+
+
 @contextmanager
 def fastest_products() -> Iterator[None]:
     """Inside, float32 products on the CPU run in oneDNN, if they are float32 products there."""
@@ -33,13 +39,20 @@ def fastest_products() -> Iterator[None]:
 
 @contextmanager
 def _reduced_precision_allowed() -> Iterator[None]:
+    global _inside, _before
     matmul = _mkldnn.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
+    with _lock:
+        if _inside == 0:
+            _before = matmul.fp32_precision
+            matmul.fp32_precision = "bf16"
+        _inside += 1
     try:
         yield
     finally:
-        matmul.fp32_precision = before
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                matmul.fp32_precision = _before
 
 
 @cache
@@ -49,7 +62,7 @@ def _onednn_is_exact() -> bool:
         return False
     with _reduced_precision_allowed(), _disable_current_modes():  # with real numbers, also where a step is only traced
         generator = torch.Generator().manual_seed(0)
-        left, right = torch.randn(2, 256, 256, generator=generator)
+        left, right = torch.randn(2, 256, 256, generator=generator, device="cpu")
         got, want = left @ right, left.double() @ right.double()
         return bool((got - want).norm() <= 1e-5 * want.norm())  # bfloat16 is off by 2e-3
 

@@ -22,13 +22,15 @@ def cross_entropy_of_rows(logits: Tensor, loss: Tensor, target: Tensor, label_sm
     (1 - label_smoothing) at the target + label_smoothing / V everywhere; a common summand of z changes nothing.
     """
     vocab_size = logits.shape[1]
+    smoothed = torch.as_tensor(label_smoothing, device=logits.device)
     z = wide(logits)
     shifted = z - z.amax(dim=1, keepdim=True)
     counts = (target != IGNORED)[:, None]
     on_target = torch.arange(vocab_size, dtype=torch.int32, device=z.device) == target.int()[:, None]
     at_target = torch.where(on_target, shifted, 0).sum(dim=1, keepdim=True)
     logsumexp = torch.exp(shifted).sum(dim=1, keepdim=True).log()
-    expected = (1 - label_smoothing) * at_target + label_smoothing / vocab_size * shifted.sum(dim=1, keepdim=True)
+    average = shifted.sum(dim=1, keepdim=True) / vocab_size  # -inf where a logit is, and 0 times that is NaN
+    expected = (1 - label_smoothing) * at_target + torch.where(smoothed > 0, label_smoothing * average, 0)
     loss.copy_(torch.where(counts, logsumexp - expected, 0)[:, 0])
     dlogits = torch.exp(shifted - logsumexp) - label_smoothing / vocab_size
     dlogits = torch.where(on_target, dlogits - (1 - label_smoothing), dlogits)

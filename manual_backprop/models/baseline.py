@@ -247,7 +247,7 @@ class BaselineTransformer(AutogradNetwork):
                 return loss.detach()
             except Exception as error:
                 # whatever the compiler raises; what is wrong with the network itself raises again below
-                self.compiled = False
+                self.compiled = self.compiles = False
                 for parameter, gradient in zip(self.module.parameters(), before, strict=True):
                     parameter.grad = gradient
                 log.warning("torch.compile does not work here, so the baseline runs uncompiled: %s", first_line(error))

@@ -55,7 +55,8 @@ class CustomTransformer(FlatNetwork):
         self.block_gradients = [self._block_views(self.flat_gradients, block) for block in range(config.n_blocks)]
         self.ops: Any = kernels if config.kernels == "fused" else ops  # the same pairs
         self.arena = kernels.Arena()
-        self.compiles = config.kernels == "fused" and kernels.compiles(config.compile, self.device)
+        compiles = config.kernels == "fused" and kernels.compiles(config.compile, self.device)
+        self.compiled_groups = self._compiled_groups() if compiles else None
         # a norm behind a residual sum, the one of this architecture
         rms = config.traits.norm == "rms"
         self.norm_forward: Callable[..., Any] = partial(
@@ -100,7 +101,20 @@ class CustomTransformer(FlatNetwork):
         """What fused kernels want around them; the reference wants nothing."""
         if self.ops is ops:
             return nullcontext()
-        return kernels.step(self.arena, self.compiles) if training else kernels.fast(self.compiles)
+        where = self.compiled_groups, self.device
+        return kernels.step(self.arena, *where) if training else kernels.fast(*where)
+
+    def _compiled_groups(self) -> list[kernels.Group]:
+        """What of the kernels this network has compiled: its activation, its norm, what belongs to every network."""
+        traits, parameter = self.config.traits, self.config.get_dtype()
+        groups = [(group, self.compute_dtype, parameter) for group in ("", self.activation)]
+        if traits.norm == "layer":
+            groups.append(("layer_norm", parameter, parameter))  # the residual stream is as wide as the parameters
+        return groups
+
+    @property
+    def compiles(self) -> bool:  # type: ignore[override]
+        return self.compiled_groups is not None and not kernels.compiling_failed()
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:

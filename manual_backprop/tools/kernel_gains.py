@@ -71,8 +71,8 @@ shows in each, so the rows do not add up. What can be compiled is (`kernels.comp
 itself; a ratio that is no farther from 1 is in *italics*: no difference was measured.
 
 **Peak** is the process's largest size after warm-up, less its size after the imports, parameters and moments included
-(on a GPU, of its tensors); **more** is what the step without the means needs beyond the step with it, in italics where
-`{subject}` differs from itself by as much.
+(on a GPU, of its tensors); **more** is the peak without the means less that with it, in the same group of rows, in
+italics where `{subject}` differs from itself by as much.
 
 **All of them** without is `kernels=reference`. **`training.recompute=block`** is no part of `kernels=fused`: it keeps
 of each block only its input and makes the rest again in backward, which saves memory and costs time. Its row is the
@@ -137,35 +137,33 @@ def _difference(row: MeasuredRow, subject: MeasuredRow) -> int | None:
 def section(measured: Gains) -> str:
     """A case: what was measured, the table, and the noise."""
     lines = [
-        "| without | lives in | ms a step | time, without / with | peak MB | more MB |",
-        "|---|---|--:|--:|--:|--:|",
+        "| without | lives in | time, without / with | more MB |",
+        "|---|---|--:|--:|",
     ]
     milliseconds = 1e3 * statistics.median(time for row in measured.subjects for time in row.seconds)
     peaks = [row.peak_bytes for row in measured.subjects if row.peak_bytes is not None]
     peak = _megabytes(round(statistics.median(peaks)) if peaks else None)
-    lines.append(f"| nothing: `{SUBJECT}` | | {milliseconds:.4g} | 1 | {peak} | 0 |")
     named = {WITHOUT + name: f"`{name}` | `{means.place}`" for name, means in MEANS.items()} | {
         NONE_OF_THEM: "all of them: `kernels=reference` | `kernels/`, `optim.py`",
         RECOMPUTED: "nothing, with `training.recompute=block` | `models/custom.py`",
     }
     for name, label in named.items():
         if reason := measured.left_out.get(name):
-            lines.append(f"| {label} | left out: {reason} | | | |")
+            lines.append(f"| {label} | left out: {reason} | |")
         elif gain := measured.gains.get(name):
             low, middle, high = gain.time
             ratio = _judged(f"{middle:.2f} ({low:.2f} to {high:.2f})", abs(middle - 1) <= measured.noise)
             more = "unknown"
             if gain.more_bytes is not None:
                 more = _judged(f"{gain.more_bytes / 1e6:+.1f}", abs(gain.more_bytes) <= measured.noise_bytes)
-            lines.append(
-                f"| {label} | {1e3 * gain.row.median:.4g} | {ratio} | {_megabytes(gain.row.peak_bytes)} | {more} |"
-            )
+            lines.append(f"| {label} | {ratio} | {more} |")
     title = f"{measured.case.name or measured.case.config.architecture}, {measured.case.config.precision}"
     noise = (
         f"Noise floor: {measured.noise:.1%} of the time, {measured.noise_bytes / 1e6:.1f} MB "
         f"({len(measured.subjects)} processes of `{SUBJECT}`)."
     )
-    return "\n\n".join((f"## {title}", measured.case.describe() + ".", "\n".join(lines), noise))
+    subject = f"`{SUBJECT}`: {milliseconds:.4g} ms a step, peak {peak} MB."
+    return "\n\n".join((f"## {title}", f"{measured.case.describe()}. {subject}", "\n".join(lines), noise))
 
 
 def _judged(text: str, is_noise: bool) -> str:
@@ -208,7 +206,13 @@ def command_of(options: Namespace) -> str:
         if value is not None:
             given = value if isinstance(value, list) else [value]
             words.append(f"--{name.replace('_', '-')} {shlex.join(map(str, given))}")
-    return " ".join([*words, *([f"--rounds {options.rounds}"] if options.rounds != ROUNDS else [])])
+    usual = parser().parse([])
+    words += [
+        f"--{name} {getattr(options, name)}"
+        for name in ("threads", "rounds")
+        if getattr(options, name) != getattr(usual, name)
+    ]
+    return " ".join(words)
 
 
 # The command
