@@ -34,9 +34,13 @@ STATE = {
 }
 _MUST_STAY = (
     *("model.", "architecture.", "tokenizer.", "dataset.name", "precision.name", "optimizer.name", "seed", "init_from"),
-    *("training.batch_size", "training.gradient_accumulation_steps"),
+    *("batching.", "dataset.max_length"),
+    *("training.batch_size", "training.gradient_accumulation_steps", "training.overfit_batches"),
 )
-_MAY_CHANGE = {"model.dropout", "model.learning_rate", "architecture.learning_rate_scale"}
+_MAY_CHANGE = {
+    *("model.dropout", "model.learning_rate", "architecture.learning_rate_scale"),
+    "tokenizer.path",  # its content must stay, which is compared when it is there
+}
 NAMES_ONLY = ("resume", "run_name", "experiment_name", "tags.", "plan", "tracking.")  # no number depends on them
 
 

@@ -47,17 +47,17 @@ def state_of(runner: Runner, metrics_length: int) -> dict[str, Any]:
 
 def refuse_another_text(corpus: Corpus, network: CustomTransformerConfig, checkpoint: Checkpoint) -> None:
     """Raise ConfigError with what the config does not tell: other data, another tokenizer or vocabulary."""
-    saved = checkpoint.state
+    saved, way_out = checkpoint.state, f"; bring back that of {checkpoint.path}, or start a new run"
     pairs = {
-        "dataset": (saved["dataset_digest"][:12], corpus.dataset_digest[:12]),
-        "tokenizer": (saved["tokenizer_digest"][:12], corpus.tokenizer_digest[:12]),
-        "model.vocab_size": (saved["network"].get("vocab_size"), network.vocab_size),
+        f"dataset: this text, with its files' names, is another one{way_out}": (
+            saved["dataset_digest"],
+            corpus.dataset_digest,
+        ),
+        f"tokenizer: this is another one{way_out}": (saved["tokenizer_digest"], corpus.tokenizer_digest),
+        f"model.vocab_size={network.vocab_size}: must stay {saved['network'].get('vocab_size')}, as in "
+        f"{checkpoint.path}": (saved["network"].get("vocab_size"), network.vocab_size),
     }
-    differences = [
-        f"{name}: is {now} here, and must stay {before}, as in {checkpoint.path}"
-        for name, (before, now) in pairs.items()
-        if before != now
-    ]
+    differences = [sentence for sentence, (before, now) in pairs.items() if before != now]
     if differences:
         raise ConfigError(differences)
 

@@ -200,6 +200,16 @@ def the_vocabulary_holds_the_tokens(vocab_size: int | None, tokenizer: str, toke
     ]
 
 
+@across("batching.name", "dataset.max_length", "model.max_seq_len")
+def a_padded_row_is_a_sequence(batching: str, max_length: int | None, max_seq_len: int) -> list[str]:
+    if batching != "padded" or max_length is None or max_length <= max_seq_len:
+        return []
+    return [
+        f"dataset.max_length={max_length}: with batching=padded a row is a document of at most model.max_seq_len="
+        f"{max_seq_len} tokens; give no more than these, leave it null, or use batching=packed"
+    ]
+
+
 @across("training.recompute", "implementation.name")
 def only_a_backward_by_hand_recomputes(recompute: str, implementation: str) -> list[str]:
     if recompute == "none" or implementation == "custom":

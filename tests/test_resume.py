@@ -19,6 +19,7 @@ from torch import Tensor
 
 from manual_backprop.checkpoint import CheckpointManager, _manifest_of, load_checkpoint
 from manual_backprop.command_line import check
+from manual_backprop.data.tokenizer_training import train_tokenizer_from_files
 from manual_backprop.errors import CheckpointError, ConfigError, InputError, RunInUseError
 from manual_backprop.interruption import Interruption
 from manual_backprop.resume import STATE, open_resumed
@@ -133,6 +134,9 @@ REFUSED = {
     "architecture=vaswani": "architecture=vaswani: must stay gpt2",
     "architecture.norm_epsilon=1e-3": "architecture.norm_epsilon=0.001: must stay null",
     "dataset=python_docs": "dataset=python_docs: must stay text",
+    "dataset.max_length=3": "dataset.max_length=3: must stay null",
+    "batching=padded": "batching=padded: must stay packed",
+    "training.overfit_batches=1": "training.overfit_batches=1: must stay null",
 }
 
 
@@ -173,11 +177,22 @@ def test_another_text_is_refused_before_anything_is_built(text: Path, tmp_path: 
     run = train(tmp_path, mine, "training.max_steps=1", "tokenizer=char")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     mine.write_text(mine.read_text() + " And more: ÄÖÜ.")
-    with pytest.raises(ConfigError, match=r"(?s)dataset: is .*tokenizer: is .*model.vocab_size: is .* must stay"):
+    with pytest.raises(ConfigError, match=r"(?s)dataset: this text.*tokenizer: this is.*vocab_size=\d+: must stay"):
         resume(tmp_path, "resume=last", "training.max_steps=2")
     assert_unchanged(run, before)
     shutil.copy(text, mine)
     resume(tmp_path, "resume=last", "training.max_steps=2")
+
+
+def test_a_tokenizer_may_lie_elsewhere(text: Path, tmp_path: Path) -> None:
+    """It is the same where its content is: another one is refused."""
+    first, other = (train_tokenizer_from_files([text], size, output=tmp_path / f"own-{size}") for size in (270, 271))
+    run = train(tmp_path, text, "training.max_steps=1", "tokenizer=file", f"tokenizer.path='{first}'")
+    moved = first.rename(tmp_path / "moved")
+    resume(tmp_path, "resume=last", "training.max_steps=2", f"tokenizer.path='{moved}'")
+    assert len(metric(run, "train/loss")) == 2
+    with pytest.raises(ConfigError, match="tokenizer: this is another one; bring back"):
+        resume(tmp_path, "resume=last", "training.max_steps=3", f"tokenizer.path='{other}'")
 
 
 def test_a_value_that_null_stands_for_is_no_difference(
