@@ -30,6 +30,7 @@ from .tokenizers import BpeTokenizer, Tokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 
+LARGE = 10_000_000  # [bytes] of text, which take some seconds
 FORMAT = 2  # raised whenever the same text and settings would make other files
 
 
@@ -133,6 +134,8 @@ def _make(folder: Path, source: Source, dataset: DatasetConfig, config: Tokenize
     spool = Spool(folder / "text", skip_bad_rows=dataset.on_bad_row == "skip")
     try:
         parts = read_documents(spool, source, dataset)
+        if (size := spool.path.stat().st_size) > LARGE:
+            log.warning("making tokens of %.0f MB of text, once: the next run with it finds them", size / 1e6)
         tokenizer = make_tokenizer(config, spool, parts)
         lost = what_is_lost(tokenizer, next(spool.texts(parts["train"])))
         sizes = {name: write_split(folder, name, tokenizer, spool, part) for name, part in parts.items()}

@@ -11,7 +11,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from .tokenizers import Tokenizer
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+PATIENCE = 1.0  # [s] that a process waits for another without a word
 
 T = TypeVar("T")
 Contents = dict[str, Any]
@@ -59,14 +61,12 @@ def prepare(
     `make` writes files into the folder that it is given and returns what else the manifest says, `splits` among it.
     Raises StorageError where the cache cannot be written.
     """
-    from filelock import FileLock
-
     found = find_prepared(folder, settings, read)  # without the lock: a cache may be read that nobody may write
     if found is not None:
         return found
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(folder.name + ".lock")):
+        with _locked(folder):
             found = find_prepared(folder, settings, read)
             if found is None:
                 if folder.exists():
@@ -81,6 +81,23 @@ def prepare(
     if found is None:
         raise StorageError(f"{folder} was written and then read back differently: the disk or file system is at fault.")
     return found
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Alone in making this folder; where another process is making it, a line says that this one waits."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        log.warning("waiting for another process, which is preparing %s", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _make(folder: Path, settings: Contents, make: Callable[[Path], Contents]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from manual_backprop.config import DatasetConfig, TokenizerConfig
 from manual_backprop.data.corpus import Corpus, prepare_corpus, prepared_corpus
@@ -231,6 +232,7 @@ def start(text: DatasetConfig, cache: Path) -> subprocess.Popen[str]:
         [sys.executable, "-c", PREPARE, text.path or "", str(cache)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
@@ -249,6 +251,29 @@ def test_processes_that_start_together_share_one_corpus(text: DatasetConfig, tmp
     assert all(process.returncode == 0 for process in processes)
     assert len(set(answers)) == 1
     assert len(entries(cache)) == 1
+
+
+def test_what_takes_long_is_said(text: DatasetConfig, tmp_path: Path, monkeypatch, caplog) -> None:
+    """A process that waits for another one, and one that has much to do."""
+    cache = tmp_path / "cache"
+    prepare_corpus(text, TokenizerConfig("bpe", 500), cache)
+    caplog.clear()
+    (folder,) = entries(cache)
+    shutil.rmtree(folder)
+    with FileLock(folder.with_name(folder.name + ".lock")):
+        process = start(text, cache)
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert "waiting for another process, which is preparing" in process.stderr.readline()
+    assert process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+
+    assert caplog.text == ""
+    monkeypatch.setattr("manual_backprop.data.corpus.LARGE", 1000)
+    prepare_corpus(text, BYTE, tmp_path / "other")
+    assert "making tokens of 0 MB of text, once" in caplog.text
 
 
 def test_a_process_that_is_killed_leaves_nothing_in_the_way(tmp_path: Path) -> None:
