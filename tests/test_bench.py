@@ -273,6 +273,7 @@ def test_growth_is_beside_that_of_the_best_peer() -> None:
     [
         ("aten::addmm", "", "products"),
         ("aten::mm", "pair: linear_cross_entropy", "products"),
+        ("aten::addmm_", "pair: feed_forward_backward", "products"),
         ("aten::bmm", "pair: attention_backward", "attention"),
         ("aten::add", "pair: residual_layer_norm_forward", "norm"),
         ("aten::mul", "pair: feed_forward_backward", "activation"),

@@ -23,7 +23,7 @@ from .rows import MAX_GRAD_NORM, WARM_UP, build, fastest_attention, prepare, ran
 STEPS = 3
 LARGEST = 8  # allocations that are shown
 PAIR, UPDATE = "pair: ", "update"
-PRODUCTS = r"::(addmm|mm|matmul|linear|_grouped_mm)\b|mkldnn|gemm"
+PRODUCTS = r"::(addmm_?|mm|matmul|linear|_grouped_mm)\b|mkldnn|gemm"
 KINDS = {  # of a pair, an operator or a compiled kernel, by what its name holds; the first one that fits
     "optimizer": rf"^{UPDATE}$|adam",
     "loss": r"log_softmax|nll_loss|cross_entropy",
