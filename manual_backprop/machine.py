@@ -5,6 +5,7 @@ whose import takes seconds.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def missing_here(config: RunConfig) -> list[str]:
     if config.dataset.name in ("text", "jsonl", "parquet"):
         paths["dataset.test"] = config.dataset.test  # of others the name of a split
     for key, path in paths.items():
-        if path is not None and not (Path(path).expanduser().is_file() or Path(path).expanduser().is_dir()):
+        if path is not None and not (os.path.isfile(place := Path(path).expanduser()) or os.path.isdir(place)):
             violations.append(f"{key}={shown(path)}: there is no such file or folder, seen from {Path.cwd()}")
     if config.resume not in (None, "last", "best"):  # for these two the checkpoints are read, by the run itself
         from manual_backprop.tracking.run_directory import find_run

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..config import DatasetConfig
 from ..errors import InputError
-from .documents import BadRow, FileSource, Source, open_source
-from .files import JsonLines, ParquetFiles, TextFiles
+from .documents import BadRow, Document, FileSource, Row, Source, no_utf8, open_source, unreadable
+from .files import JsonLines, ParquetFiles, TextFiles, brief, check_column, row_of
 from .hub import DatasetSplits, HubSource, hub_access
 from .token_shards import load_pretokenized, manifest_of
 
@@ -82,7 +82,11 @@ def _of_splits(source: DatasetSplits, count: int) -> list[SplitDescription]:
                 f"{source.where} has no column {source.column!r}, only {', '.join(map(repr, features))}. Name the one "
                 "with the text: dataset.text_column=NAME."
             )
-        samples = [(_as_json(row), str(row[source.column])) for row in taken]
+        where = f"{source.where}, split {name}, row"
+        samples = [
+            (_as_json(row), _text(row_of(row.get(source.column), name, f"{where} {number}", source.column)))
+            for number, row in enumerate(taken, 1)
+        ]
         described.append(
             SplitDescription(name, rows, size, {key: _kind(kind) for key, kind in features.items()}, samples)
         )
@@ -99,37 +103,75 @@ def _of_documents(source: Source, count: int) -> SplitDescription:
     elif isinstance(source, JsonLines):
         columns = {}
     samples = []
-    for raw, row in itertools.islice(zip(_raw(source), source.documents(), strict=False), count):
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            text = row.text
-        except BadRow as bad:
-            text = f"{NO_TEXT}{bad}"
+    for raw, text in itertools.islice(zip(_raw(source), _texts(source), strict=False), count):
         samples.append((raw or json.dumps(text), text))
         if isinstance(source, JsonLines):
             columns |= _keys(raw)
     return SplitDescription("train", rows, size, columns, samples)
 
 
+def _text(row: Row) -> str:
+    """Of a row; of a bad one, why it has none."""
+    try:
+        if isinstance(row, BadRow):
+            raise row
+        text = row.text
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        assert isinstance(row, Document)
+        return f"{NO_TEXT}{no_utf8(row.where or row.name, error)}"
+    except BadRow as bad:
+        return f"{NO_TEXT}{bad}"
+    return text
+
+
+def _texts(source: Source) -> Iterator[str]:
+    try:
+        yield from map(_text, source.documents())
+    except InputError as error:
+        if not isinstance(source, ParquetFiles):
+            raise
+        yield f"{NO_TEXT}{error}"  # the file could be opened, and is damaged inside
+
+
 def _raw(source: Source) -> Iterator[str]:
     """Rows as they are stored; empty where a text is all that is stored."""
-    if isinstance(source, TextFiles):
+    if isinstance(source, ParquetFiles):
         for file in source.files:
-            with file.path.open("rb") as opened:
-                yield repr(opened.read(RAW_BYTES))
-    elif isinstance(source, JsonLines):
+            yield from _raw_parquet(file.path)
+    elif isinstance(source, TextFiles | JsonLines):
         for file in source.files:
-            with file.path.open("rb") as opened:
-                yield from (line.decode("utf-8", "replace").strip() for line in opened if line.strip())
-    elif isinstance(source, ParquetFiles):
-        import pyarrow.parquet
-
-        for file in source.files:
-            for batch in pyarrow.parquet.ParquetFile(file.path).iter_batches(10):
-                yield from map(_as_json, batch.to_pylist())
+            try:
+                with file.path.open("rb") as opened:
+                    if isinstance(source, TextFiles):
+                        yield repr(opened.read(RAW_BYTES))
+                    else:
+                        yield from (line.decode("utf-8", "replace").strip() for line in opened if line.strip())
+            except OSError as error:
+                raise unreadable(file.path, error) from error
     else:
         yield from itertools.repeat("")
+
+
+def _raw_parquet(path: Path) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(10):
+                for row in range(batch.num_rows):
+                    names = batch.schema.names
+                    yield _as_json({name: _value(column[row]) for name, column in zip(names, batch, strict=True)})
+    except (pyarrow.ArrowException, OSError) as error:  # of any column: the one with the text may be sound
+        yield from itertools.repeat(f"(damaged: {brief(error)})")
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return repr(error.object)
 
 
 def _parquet(source: ParquetFiles) -> tuple[int, dict[str, str]]:
@@ -140,20 +182,27 @@ def _parquet(source: ParquetFiles) -> tuple[int, dict[str, str]]:
     columns: dict[str, str] = {}
     for file in source.files:
         try:
-            opened = pyarrow.parquet.ParquetFile(file.path)
+            file.path.open("rb").close()
+        except OSError as error:
+            raise unreadable(file.path, error) from error
+        try:
+            with pyarrow.parquet.ParquetFile(file.path) as opened:
+                count, schema = opened.metadata.num_rows, opened.schema_arrow
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(
-                f"{file.path} is damaged or no Parquet file ({' '.join(str(error).split())[:200]})."
+                f"{file.path} is damaged or no Parquet file ({brief(error)}). Get the whole file again, or move it "
+                "away."
             ) from error
-        rows += opened.metadata.num_rows
-        columns |= {field.name: str(field.type) for field in opened.schema_arrow}
+        check_column(schema, source.column, str(file.path))
+        rows += count
+        columns |= {field.name: str(field.type) for field in schema}
     return rows, columns
 
 
 def _keys(line: str) -> dict[str, str]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return {key: type(value).__name__ for key, value in row.items()} if isinstance(row, dict) else {}
 

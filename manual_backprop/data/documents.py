@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -43,6 +44,13 @@ class BadRow(Exception):
 Row = Document | BadRow
 
 
+def no_utf8(where: str, error: UnicodeEncodeError) -> BadRow:
+    half = repr(error.object[error.start])
+    return BadRow(
+        where, f"the text has half of a surrogate pair ({half}) at position {error.start}, which no UTF-8 can hold"
+    )
+
+
 class Source(ABC):
     """Where documents come from."""
 
@@ -72,11 +80,17 @@ class SourceFile:
     status: tuple[int, int] = field(init=False)  # size and time of the last change, when it was first seen
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "status", self.status_now())
+        now = self.path.stat()
+        if not stat.S_ISREG(now.st_mode):  # a named pipe would be waited for without an end
+            raise InputError(
+                f"{self.path} is no regular file (but a named pipe, a socket or a device), and only those can be read: "
+                "move it away, or give a file or a folder of files."
+            )
+        object.__setattr__(self, "status", (now.st_size, now.st_mtime_ns))
 
     def status_now(self) -> tuple[int, int]:
-        status = self.path.stat()
-        return status.st_size, status.st_mtime_ns
+        now = self.path.stat()
+        return now.st_size, now.st_mtime_ns
 
 
 class FileSource(Source):
@@ -89,7 +103,7 @@ class FileSource(Source):
         try:
             self.files = list(files)
         except OSError as error:
-            raise _unreadable(error) from error
+            raise unreadable(error.filename, error) from error
 
     def identity(self) -> dict[str, Any]:
         total = hashlib.sha256()
@@ -99,7 +113,7 @@ class FileSource(Source):
                 with source.path.open("rb") as file:
                     total.update(hashlib.file_digest(file, "sha256").digest())
             except OSError as error:
-                raise _unreadable(error) from error
+                raise unreadable(source.path, error) from error
         return {"kind": self.version, "sha256": total.hexdigest()}
 
     def check_unchanged(self) -> None:
@@ -138,9 +152,20 @@ def open_source(dataset: DatasetConfig) -> Source:
     return kinds[dataset.name](dataset.path, dataset)
 
 
-def files_below(root: Path, foreign: Callable[[str], bool] = lambda folder: False) -> Iterator[Path]:
-    """Every file below a folder in an order that depends on names only, without hidden and foreign ones."""
-    for folder, folders, names in os.walk(root, onerror=_refuse):
+def files_below(
+    root: Path, foreign: Callable[[str], bool] = lambda folder: False, follow_links: bool = True
+) -> Iterator[Path]:
+    """Every file below a folder in an order that depends on names only, without hidden and foreign ones.
+
+    Where links to folders are followed, one that can be reached in several ways is visited once: no loop is endless.
+    """
+    visited: set[str] = set()
+    for folder, folders, names in os.walk(root, onerror=_refuse, followlinks=follow_links):
+        place = os.path.realpath(folder)
+        if place in visited:
+            folders.clear()
+            continue
+        visited.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and not foreign(name))
         for name in sorted(names):
             if not name.startswith("."):
@@ -148,8 +173,8 @@ def files_below(root: Path, foreign: Callable[[str], bool] = lambda folder: Fals
 
 
 def _refuse(error: OSError) -> None:
-    raise _unreadable(error) from error
+    raise unreadable(error.filename, error) from error
 
 
-def _unreadable(error: OSError) -> InputError:
-    return InputError(f"{error.filename} cannot be read ({error.strerror}); make it readable or move it away.")
+def unreadable(path: object, error: OSError) -> InputError:
+    return InputError(f"{path} cannot be read ({error.strerror or error}); make it readable or move it away.")

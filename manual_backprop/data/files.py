@@ -4,42 +4,72 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .documents import BadRow, Document, FileSource, Row, SourceFile, files_below
+from .documents import BadRow, Document, FileSource, Row, SourceFile, files_below, unreadable
 
 if TYPE_CHECKING:
     import pyarrow
+
+log = logging.getLogger(__name__)
 
 CHUNK = 2**20  # [bytes] of a text file that are read at once
 LONGEST_LINE = 2**28  # [bytes] of JSON lines
 ROWS = 1000  # of a Parquet file that are read at once
 
 _BYTE_ORDER_MARK = "\ufeff"
+_ROWS_ENDINGS = (".jsonl", ".ndjson", ".parquet")  # of files that are hardly meant as plain text
+_PACKED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd", ".zip": b"PK\x03\x04"}
 
 
 def find_files(path: str | Path, kind: str, endings: tuple[str, ...] = ()) -> Iterator[SourceFile]:
     """`path` if it is a file; else the files below it, in sorted order, at any depth, whose names end as wanted.
 
-    Hidden files and folders (a leading dot) do not count.
+    Hidden files and folders (a leading dot) do not count; of others that are left out, a warning tells.
     """
     root = Path(path).expanduser()
     if root.is_dir():
-        found = [file for file in files_below(root) if not endings or file.name.lower().endswith(endings)]
+        below = list(files_below(root))
+        found = [file for file in below if not endings or file.name.lower().endswith(endings)]
+        kept = set(found)
+        others = [file.relative_to(root).as_posix() for file in below if file not in kept]
+        ending = " or ".join(endings)
+        wanted = f" whose name ends in {ending}" if endings else ""
         if not found:
-            wanted = f" whose name ends in {' or '.join(endings)}" if endings else ""
+            only = f", only {_listed(others, 3)}" if others else ""
             raise InputError(
-                f"dataset.path={path}: this folder holds no file{wanted} that can be read (hidden ones do not count). "
-                f"Give a file or a folder with {kind}."
+                f"dataset.path={path}: this folder holds no file{wanted} that can be read (hidden ones do not count)"
+                f"{only}. Give a file or a folder with {kind}."
+            )
+        if others:
+            _warn(
+                f"{path}: {len(others)} of {len(below)} files left out, having no "
+                f"name that ends in {ending}: {_listed(others, 3)}"
             )
         yield from (SourceFile(file.relative_to(root).as_posix(), file) for file in found)
     elif root.exists():
+        _check_unpacked(root)
         yield SourceFile(root.name, root)
     else:
         raise InputError(f"dataset.path={path}: there is no such file or folder. Give an existing one with {kind}.")
+
+
+def _check_unpacked(path: Path) -> None:
+    beginning = _PACKED.get(path.suffix.lower())
+    if beginning and path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(beginning)) == beginning:
+                raise InputError(f"{path} is compressed, and is not unpacked here: unpack it and give what was in it.")
+
+
+@cache  # a run opens its text more than once
+def _warn(message: str) -> None:
+    log.warning("%s", message)
 
 
 class TextFiles(FileSource):
@@ -52,6 +82,12 @@ class TextFiles(FileSource):
 
     def __init__(self, path: str | Path):
         super().__init__(find_files(path, "UTF-8 text"))
+        rows = [file.name for file in self.files if file.name.lower().endswith(_ROWS_ENDINGS)]
+        if rows:
+            _warn(
+                f"{path}: read as plain text, each file one document, and not row by row: {_listed(rows, 3)}. "
+                "Rows are read with dataset=jsonl or dataset=parquet."
+            )
 
     def documents(self) -> Iterator[Row]:
         for file in self.files:
@@ -83,9 +119,7 @@ def read_utf8(path: Path) -> Iterator[str]:
                 if not chunk:
                     return
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror or error}); make it readable or move it away."
-        ) from error
+        raise unreadable(path, error) from error
 
 
 class JsonLines(FileSource):
@@ -102,14 +136,29 @@ class JsonLines(FileSource):
 
     def documents(self) -> Iterator[Row]:
         for source in self.files:
-            with source.path.open("rb") as file:
-                number = 0
+            rows = 0
+            for number, line in enumerate(self._lines(source.path), 1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if line.strip():
+                    rows += 1
+                    where = f"{source.path}, line {number}"
+                    array = rows == 1 and line.lstrip().startswith(b"[")
+                    yield self._array(where) if array else self._row(line, f"{source.name}:{number}", where)
+
+    def _lines(self, path: Path) -> Iterator[bytes]:
+        try:
+            with path.open("rb") as file:
                 while line := file.readline(LONGEST_LINE):
-                    number += 1
-                    if number == 1:
-                        line = line.removeprefix(codecs.BOM_UTF8)
-                    if line.strip():
-                        yield self._row(line, f"{source.name}:{number}", f"{source.path}, line {number}")
+                    yield line
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    def _array(self, where: str) -> BadRow:
+        return BadRow(
+            where,
+            f"this begins one JSON array; write one object a line, each with its {self.column!r}, without brackets",
+        )
 
     def _row(self, line: bytes, name: str, where: str) -> Row:
         if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
@@ -119,7 +168,7 @@ class JsonLines(FileSource):
         except UnicodeDecodeError as error:
             return BadRow(where, f"byte {error.start} of the line is 0x{line[error.start]:02x}, which is not UTF-8")
         except json.JSONDecodeError as error:
-            return BadRow(where, f"this is no JSON ({error.msg} at column {error.colno})")
+            return BadRow(where, f"this is no JSON ({error.msg.removesuffix(' at')} at column {error.colno})")
         except (RecursionError, ValueError) as error:
             return BadRow(where, f"this is no JSON that can be read ({error})")
         if not isinstance(row, dict):
@@ -158,7 +207,7 @@ class ParquetFiles(FileSource):
             except (pyarrow.ArrowException, OSError) as error:
                 raise InputError(
                     f"{source.path} is damaged or no Parquet file; it could be read up to row {row} "
-                    f"({' '.join(str(error).split())[:200]}). Get the whole file again, or move it away."
+                    f"({brief(error)}). Get the whole file again, or move it away."
                 ) from error
 
 
@@ -192,6 +241,11 @@ def _value(scalar: Any) -> Any:
         return error
 
 
+def brief(error: Exception) -> str:
+    """What a library says, to stand in brackets."""
+    return " ".join(str(error).split())[:200].rstrip(".")
+
+
 def check_column(schema: pyarrow.Schema, column: str, where: str) -> None:
     """InputError unless the column is there and holds text."""
     import pyarrow.types as types
@@ -200,6 +254,11 @@ def check_column(schema: pyarrow.Schema, column: str, where: str) -> None:
         raise InputError(
             f"{where} has no column {column!r}, only {_listed(schema.names)}. Name the one with the text: "
             "dataset.text_column=NAME."
+        )
+    if schema.names.count(column) > 1:
+        raise InputError(
+            f"{where} has {schema.names.count(column)} columns of the name {column!r}, and nobody can tell which is "
+            "meant: rename all but one, or name another column with text: dataset.text_column=NAME."
         )
     kind = schema.field(column).type
     tests: tuple[Callable[[Any], bool], ...] = (types.is_string, types.is_large_string, types.is_string_view)
@@ -212,9 +271,10 @@ def check_column(schema: pyarrow.Schema, column: str, where: str) -> None:
         )
 
 
-def _listed(names: Any) -> str:
+def _listed(names: Any, most: int = 10) -> str:
     names = [repr(str(name)) for name in names]
-    return ", ".join(names[:10] + ["..."] * (len(names) > 10)) or "nothing"
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join(names[:most] + more) or "nothing"
 
 
 def _kind(value: Any) -> str:

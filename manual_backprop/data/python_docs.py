@@ -34,7 +34,7 @@ class PythonDocs(FileSource):
         root = root or Path(sysconfig.get_path("stdlib"))
         super().__init__(
             SourceFile(path.relative_to(root).as_posix(), path)
-            for path in files_below(root, lambda folder: folder in _FOREIGN_FOLDERS)
+            for path in files_below(root, lambda folder: folder in _FOREIGN_FOLDERS, follow_links=False)
             if path.suffix == ".py" and path.is_file()  # a distribution may have broken links
         )
         if not self.files:

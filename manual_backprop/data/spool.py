@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import InputError
-from .documents import BadRow, Document, Row
+from .documents import BadRow, Document, Row, no_utf8
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,11 @@ class Spool(SpooledText):
                 f"{counts['bad_rows']} bad rows of {counts['rows']} were left out, the first: {self.first_bad_row}"
             )
         if counts["empty_documents"]:
-            notes.append(f"{counts['empty_documents']} empty documents of {counts['rows']} were left out")
+            empty = counts["empty_documents"]
+            notes.append(
+                f"{empty} empty {'document' if empty == 1 else 'documents'} of {counts['rows']} "
+                f"{'was' if empty == 1 else 'were'} left out"
+            )
         return notes
 
     def read(self, rows: Iterable[Row]) -> None:
@@ -163,11 +167,7 @@ class Spool(SpooledText):
             self._size = begin
             if isinstance(error, BadRow):
                 raise
-            raise BadRow(
-                document.where or document.name,
-                f"the text has half of a surrogate pair ({error.object[error.start]!r}) at position {error.start}, "
-                "which no UTF-8 can hold",
-            ) from error
+            raise no_utf8(document.where or document.name, error) from error
         if characters == 0:
             self.counts["empty_documents"] += 1
             log.info("%s is empty", document.where or document.name)
@@ -179,7 +179,8 @@ class Spool(SpooledText):
     def _note(self, bad: BadRow) -> None:
         if not self.skip_bad_rows:
             raise InputError(
-                f"{bad}. Mend it, or leave such rows out with dataset.on_bad_row=skip, which counts them."
+                f"{bad}. Mend it, or leave such rows out with dataset.on_bad_row=skip, which counts them and bears no "
+                f"more than {MOST_BAD_ROWS:.0%} of all rows."
             ) from bad
         self.counts["bad_rows"] += 1
         self.first_bad_row = self.first_bad_row or str(bad)
@@ -191,8 +192,9 @@ class Spool(SpooledText):
         rows, bad = self.counts["rows"], self.counts["bad_rows"]
         if bad > MOST_BAD_ROWS * rows:
             raise InputError(
-                f"{bad} of {rows} rows are bad, more than the {MOST_BAD_ROWS:.0%} that dataset.on_bad_row=skip leaves "
-                f"out. The first: {self.first_bad_row}."
+                f"{bad} of {rows} rows {'is' if bad == 1 else 'are'} bad, more than the {MOST_BAD_ROWS:.0%} that "
+                f"dataset.on_bad_row=skip leaves out. The first: {self.first_bad_row}. Mend such rows, or take them or "
+                "their files out of the data."
             )
 
     # Parts of the text, as rows (begin, end) of byte positions
@@ -232,7 +234,8 @@ class Spool(SpooledText):
         border = total - -(-total * round(share * 10**6) // 10**6)  # in whole numbers: 1,003,854 of 1,115,394
         if border == 0:
             raise InputError(
-                f"There are only {total} characters of text, too few to train on and to validate on: give more text."
+                f"There {'is' if total == 1 else 'are'} only {total} {'character' if total == 1 else 'characters'} of "
+                "text, too few to train on and to validate on: give more text."
             )
         before = np.cumsum(lengths) - lengths
         at = int(np.searchsorted(before, border, side="right")) - 1  # the document that holds the border

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ..arguments import Parser, whole
+from ..errors import InputError
 from ..exit_codes import exit_code_of
 from .dataset_arguments import DATASETS, add_dataset_options, dataset_of, interruptible, said_here, spoken_here
 
@@ -75,8 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"\n  {split.name}, row {number}, raw\n{_indented(shortened(raw, options.width))}")
             said = said_here(text) if text.startswith(NO_TEXT) else text
             print(f"  decoded\n{_indented(shortened(said, options.width))}")
-            if tokenizer is not None:
-                ids = tokenizer.encode(text[: options.width])
+            if tokenizer is not None and not text.startswith(NO_TEXT):
+                try:
+                    ids = tokenizer.encode(text[: options.width])
+                except InputError as error:  # a character that it does not know
+                    print(f"  no tokens\n{_indented(str(error))}")
+                    continue
                 pieces = "|".join(tokenizer.decode([token]) for token in ids)
                 print(f"  {len(ids)} tokens\n{_indented(shortened(' '.join(map(str, ids)), options.width))}")
                 print(_indented(pieces))

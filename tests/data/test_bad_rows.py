@@ -106,7 +106,7 @@ def test_empty_documents_are_left_out_and_counted(tmp_path: Path) -> None:
     (folder / "a.txt").write_text("some text")
     (folder / "b.txt").touch()
     corpus = prepare_corpus(DatasetConfig("text", str(folder)), BYTE, tmp_path / "cache")
-    assert corpus.notes == ("1 empty documents of 2 were left out",)
+    assert corpus.notes == ("1 empty document of 2 was left out",)
 
 
 @pytest.mark.parametrize("name", ["text", "jsonl"])
@@ -203,3 +203,37 @@ def test_a_wrong_column(tmp_path: Path) -> None:
     config = parquet(tmp_path / "rows.parquet", pyarrow.array(range(30)))
     with pytest.raises(InputError, match=r"the column 'text' holds int64, not text"):
         prepare_corpus(config, BYTE, tmp_path / "cache")
+
+
+def test_two_columns_of_the_same_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    twice = pyarrow.Table.from_arrays([pyarrow.array(GOOD), pyarrow.array(GOOD)], names=["text", "text"])
+    pyarrow.parquet.write_table(twice, path)
+    with pytest.raises(InputError, match=r"has 2 columns of the name 'text'.*rename all but one"):
+        prepare_corpus(DatasetConfig("parquet", str(path)), BYTE, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("content", ['[\n{"text": "a"},\n{"text": "b"}\n]\n', '[{"text": "a"}, {"text": "b"}]'])
+def test_a_json_array_is_called_one(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"rows\.json, line 1: .*one JSON array; write one object a line"):
+        prepare_corpus(DatasetConfig("jsonl", str(path)), BYTE, tmp_path / "cache")
+
+
+def test_what_skipping_can_do_is_said(tmp_path: Path) -> None:
+    config = jsonl(tmp_path, b'{"text": "cut\n', after=0)
+    with pytest.raises(InputError, match=r"on_bad_row=skip, .* no more than 1% of all rows") as caught:
+        prepare_corpus(config, BYTE, tmp_path / "cache")
+    assert "at at" not in str(caught.value)
+    with pytest.raises(InputError, match=r"1 of 2 rows is bad, .*line 1: .*\. Mend such rows, or take .* out"):
+        prepare_corpus(replace(config, on_bad_row="skip"), BYTE, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("line", ['{"text": "unterminated', '{"text": "a" x}'])
+def test_a_position_in_a_line_is_said_once(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(line)
+    with pytest.raises(InputError, match=r"this is no JSON \([^)]* at column \d+\)") as caught:
+        prepare_corpus(DatasetConfig("jsonl", str(path)), BYTE, tmp_path / "cache")
+    assert "at at" not in str(caught.value)

@@ -1,5 +1,8 @@
 """Where text comes from: the standard library's documentation, files and folders, and the split."""
 
+import gzip
+import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -9,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from manual_backprop.config import DatasetConfig
-from manual_backprop.data.documents import BadRow, Document, open_source
+from manual_backprop.data.documents import BadRow, Document, FileSource, open_source
 from manual_backprop.data.files import TextFiles
 from manual_backprop.data.python_docs import PythonDocs, parse_python_docs
 from manual_backprop.data.spool import Spool
@@ -197,6 +200,126 @@ def test_the_identity_depends_on_names_and_bytes_not_on_the_place(tmp_path: Path
     others = [{"a": b"x", "b": b"yz"}, {"a": b"xy", "c": b"z"}, {"a": b"xyz"}, {"a": b"xy", "b": b"z", "c": b""}]
     identities = [identity(f"other{number}", files) for number, files in enumerate(others)]
     assert len({first, *identities}) == 5
+
+
+# What a folder may hold
+
+
+def given(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The tool `inspect`, in a process that may be given up."""
+    command = [sys.executable, "-m", "manual_backprop.tools.inspect", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    os.mkfifo(tmp_path / "b.txt")
+    for path in (tmp_path, tmp_path / "b.txt"):
+        done = given(path)
+        assert done.returncode == 2
+        assert re.fullmatch(r".*b\.txt is no regular file .*: move it away, .*\n", done.stderr)
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_links_to_folders_are_followed_and_each_folder_is_read_once(kind: str, tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    (folder / "own").mkdir(parents=True)
+    (elsewhere / "deep").mkdir(parents=True)
+    for place in (folder, folder / "own", elsewhere, elsewhere / "deep"):
+        (place / "rows.jsonl").write_text('{"text": "some"}')
+    for name, target in {"more": elsewhere, "more2": elsewhere, "me": folder, "up": tmp_path}.items():
+        (folder / name).symlink_to(target)
+    (folder / "own2").symlink_to("own")
+    (elsewhere / "deep/back").symlink_to(folder)
+    source = open_source(DatasetConfig(kind, str(folder)))
+    assert isinstance(source, FileSource)
+    names = ["rows.jsonl", "more/rows.jsonl", "more/deep/rows.jsonl", "own/rows.jsonl"]
+    assert [file.name for file in source.files] == names
+
+
+def warnings_of(kind: str, folder: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
+    for _ in range(2):  # said once
+        open_source(DatasetConfig(kind, str(folder)))
+    return caplog.messages
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("jsonl", ".jsonl"), ("parquet", ".parquet")])
+def test_files_that_are_left_out_are_counted_and_named(
+    kind: str, ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (f"a{ending}", f"b{ending.upper()}", f"c{ending}.gz", "d.pq", "e.txt", "sub/f.txt", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (said,) = warnings_of(kind, tmp_path, caplog)
+    assert f"{tmp_path}: 4 of 6 files left out" in said
+    assert said.endswith(f": 'c{ending}.gz', 'd.pq', 'e.txt', 1 more")
+
+
+def test_nothing_is_said_of_a_folder_that_is_read_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.jsonl", "b.json", ".hidden"):
+        (tmp_path / name).touch()
+    assert warnings_of("jsonl", tmp_path, caplog) == []
+    (tmp_path / "a.jsonl").rename(tmp_path / "a.md")
+    assert warnings_of("text", tmp_path, caplog) == []
+
+
+def test_files_with_rows_that_are_read_as_plain_text_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.jsonl", "README.md"):
+        (tmp_path / name).write_text("{}")
+    (said,) = warnings_of("text", tmp_path, caplog)
+    assert said.startswith(f"{tmp_path}: read as plain text, each file one document, and not row by row: 'a.jsonl'.")
+
+
+def test_a_folder_without_such_files_says_which_there_are(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl.gz").touch()
+    with pytest.raises(InputError, match=r"holds no file whose name ends in \.jsonl.*, only 'b\.jsonl\.gz'\. Give"):
+        open_source(DatasetConfig("jsonl", str(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
+def test_a_compressed_file_is_to_be_unpacked(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "a"}'))
+    with pytest.raises(InputError, match=r"rows\.jsonl\.gz is compressed.*unpack it"):
+        open_source(DatasetConfig(kind, str(path)))
+    path.write_text("no gzip, whatever its name")
+    open_source(DatasetConfig(kind, str(path)))
+
+
+# What cannot be read
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"aaa cannot be read \(File name too long\); make"):
+        open_source(DatasetConfig("text", str(tmp_path / ("a" * 300))))
+
+
+def test_a_folder_without_search_permission(tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    (folder / "a.txt").write_text("text")
+    folder.chmod(0o000)
+    try:
+        if os.access(folder, os.X_OK):
+            pytest.skip("this user may do everything")
+        for path in (folder, folder / "a.txt"):
+            with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); make it readable"):
+                open_source(DatasetConfig("text", str(path)))
+    finally:
+        folder.chmod(0o700)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="there is no file here that nobody can read")
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_a_file_whose_reading_fails(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to("/proc/self/mem")
+    source = open_source(DatasetConfig(kind, str(tmp_path)))
+    with pytest.raises(InputError, match=r"a\.jsonl cannot be read \(Input/output error\); make"):
+        source.identity()
+    with pytest.raises(InputError, match=r"a\.jsonl cannot be read \(Input/output error\); make"):
+        assert [row.text for row in source.documents() if isinstance(row, Document)]
 
 
 # The split
