@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
+from os.path import normpath
 from typing import Any, get_type_hints
 
 from manual_backprop.config import RunConfig
@@ -208,6 +209,13 @@ def a_padded_row_is_a_sequence(batching: str, max_length: int | None, max_seq_le
         f"dataset.max_length={max_length}: with batching=padded a row is a document of at most model.max_seq_len="
         f"{max_seq_len} tokens; give no more than these, leave it null, or use batching=packed"
     ]
+
+
+@across("dataset.path", "dataset.test")
+def a_test_text_is_another_one(path: str | None, test: str | None) -> list[str]:
+    if path is None or test is None or normpath(path) != normpath(test):
+        return []
+    return [f"dataset.test={shown(test)}: is the text that is trained on; give another file or folder, or leave it out"]
 
 
 @across("training.recompute", "implementation.name")

@@ -136,7 +136,12 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"precision": {"name": "fp16"}}, "precision.name=fp16", "bf16"),
     ({"dataset": {"name": "text"}}, "dataset.path", "a file or a folder"),
     ({"dataset": {"name": "text", "path": None}}, "dataset.path=null", "dataset.path=PATH"),
-    ({"batching": {"name": "padded"}, "dataset__max_length": 65}, "dataset.max_length=65", "at most model.max_seq_len=64"),
+    (
+        {"batching": {"name": "padded"}, "dataset__max_length": 65},
+        "dataset.max_length=65",
+        "at most model.max_seq_len=64",
+    ),
+    ({"dataset": {"name": "text", "path": "a", "test": "./b/../a"}}, "dataset.test=./b/../a", "another file or folder"),
     ({"dataset__path": "x"}, "dataset.path=x", "dataset=text"),
     ({"tokenizer__vocab_size": 256}, "tokenizer.vocab_size=256", "at least 257"),
     ({"tokenizer": {"name": "bpe"}}, "tokenizer.vocab_size", "missing"),

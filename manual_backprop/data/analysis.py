@@ -15,10 +15,10 @@ import numpy as np
 
 from ..config import DatasetConfig
 from ..errors import InputError
-from .named import dataset_named, title_of
+from .named import check_whole, dataset_named, title_of
 from .pretrained import tokenizer_named
 from .reading import Reading, training_text
-from .tokenizers import BpeTokenizer, Tokenizer
+from .tokenizers import SMALLEST_BPE, BpeTokenizer, Tokenizer
 
 VOCAB_SIZES = (512, 1024, 2048, 4096, 8192, 16384)
 GPT2_VOCAB_SIZE = 50257
@@ -101,6 +101,10 @@ def analyze_dataset(
     tokenizer: str | Path | None = None,
 ) -> tuple[Report, Recommendations]:
     """Of the training documents of a dataset, or the first `subset_size`. Raises InputError."""
+    if not vocab_sizes:
+        raise InputError("No vocab_sizes were given to compare: give one at least.")
+    for size in vocab_sizes:
+        check_whole("vocab_sizes", size, SMALLEST_BPE)
     dataset = name if isinstance(name, DatasetConfig) else dataset_named(name, subset_size=subset_size)
     given = None if tokenizer is None else tokenizer_named(tokenizer)
     with training_text(dataset) as reading:

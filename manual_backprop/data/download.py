@@ -62,7 +62,7 @@ def download(
     if not folder.exists():
         say(f"{dataset.repository}, revision {identity['revision']}")
         if not dataset.streaming:
-            with hub_access():
+            with hub_access(), source._explained():
                 fetch_files(source._builder, say)
         _check_split(source, split)  # which downloads what is to be had: what fails does so before anything is written
     with storage_errors(f"write {folder}"):

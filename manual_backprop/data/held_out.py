@@ -37,6 +37,11 @@ def open_test_split(dataset: DatasetConfig, corpus: Corpus, cache: str | Path) -
                 f"dataset={dataset.name} has a train and a validation split; a test split is a file or a folder of "
                 "its own: give dataset.test=PATH to the run, or --test PATH here."
             )
+        if dataset.path is not None and _same_place(dataset.path, dataset.test):
+            raise InputError(
+                f"dataset.test={dataset.test}: the model was trained on this text. Give another file or folder, or "
+                "say --split train."
+            )
         dataset = replace(dataset, path=dataset.test, subset_size=None)
         return _prepared(dataset, open_source(dataset), corpus, Path(cache))
     source = None if dataset.name in ("python_docs", "pretokenized") else open_source(dataset)
@@ -51,6 +56,10 @@ def open_test_split(dataset: DatasetConfig, corpus: Corpus, cache: str | Path) -
         return corpus.split("validation"), (f"split {name} of {source.where} is what validated: the same text",)
     dataset = replace(dataset, split=name, subset_size=smaller(dataset.subset_size))
     return _prepared(dataset, open_source(dataset), corpus, Path(cache))
+
+
+def _same_place(path: str, other: str) -> bool:
+    return Path(path).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def _prepared(dataset: DatasetConfig, source: Source, corpus: Corpus, cache: Path) -> tuple[Split, tuple[str, ...]]:

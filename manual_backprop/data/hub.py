@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..config import DatasetConfig
 from ..errors import InputError
@@ -29,7 +30,7 @@ VALIDATION_SPLITS = ("validation", "valid", "val", "dev", TEST_SPLIT)  # the fir
 
 
 class HubUnavailable(InputError):
-    """The hub cannot be reached, and what was asked of it was not downloaded before."""
+    """The hub cannot be reached, or breaks off, and what was asked of it was not downloaded before."""
 
 
 class DatasetSplits(Source):
@@ -39,6 +40,11 @@ class DatasetSplits(Source):
         self.dataset, self.where = dataset, where
         self.column = dataset.text_column or "text"
         self.notes = []
+        if dataset.validation == self.split:
+            raise InputError(
+                f"dataset.validation={self.split}: the split {self.split!r} of {where} is what is trained on. Name "
+                "another split, or give the share of it that is to validate, as in dataset.validation=0.1."
+            )
 
     @cached_property
     def splits(self) -> dict[str, Any]:
@@ -69,10 +75,11 @@ class DatasetSplits(Source):
 
     def validation_documents(self) -> Iterator[Row] | None:
         split = self.validation_split
+        other = f" but {self.split}, which is trained on" if self.split in VALIDATION_SPLITS else ""
         if split is None and not isinstance(self.dataset.validation, float):
-            self.notes.append(f"{self.where} has no validation split: a tenth of its documents validates")
+            self.notes.append(f"{self.where} has no validation split{other}: a tenth of its documents validates")
         if split == TEST_SPLIT and self.dataset.validation is None:
-            self.notes.append(f"{self.where} has no validation split: its test split validates")
+            self.notes.append(f"{self.where} has no validation split{other}: its test split validates")
         return None if split is None else self._rows(split, smaller(self.dataset.subset_size))
 
     def _check_split(self, name: str, key: str) -> None:
@@ -155,10 +162,19 @@ class HubSource(DatasetSplits):
             "folder that HF_HOME names, or use dataset=text dataset.path=PATH with text of your own."
         )
 
+    def _broken_off(self, error: Exception) -> HubUnavailable:
+        again = "" if self.dataset.streaming else ": it goes on with what is not here yet"
+        return HubUnavailable(
+            f"{self.repository} cannot be read: the hub answered, and then the connection to it broke off "
+            f"({' '.join(str(error.__cause__ or error).split())[:300]}). Give the command again{again}; or download it "
+            "elsewhere and use dataset=jsonl, parquet, saved or text with dataset.path=PATH."
+        )
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """What `datasets` raises, as one sentence with a way out."""
+        """What `datasets` and what it is made of raise, as one sentence with a way out."""
         import datasets
+        from huggingface_hub.utils import httpx
 
         try:
             yield
@@ -179,8 +195,9 @@ class HubSource(DatasetSplits):
                 f"{self.repository} is not on the hub, or private: look at the spelling (OWNER/NAME), log in with "
                 "`hf auth login` if it is yours, or use dataset=text dataset.path=PATH with text of your own."
             ) from error
-        except ConnectionError as error:
-            raise self._unavailable() from error
+        except (ConnectionError, httpx.TransportError) as error:
+            offline = datasets.config.HF_HUB_OFFLINE  # by its user, or since the hub gave no answer
+            raise (self._unavailable() if offline else self._broken_off(error)) from error
         except InputError:
             raise
         except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -217,12 +234,20 @@ class SavedDataset(DatasetSplits):
 
         try:
             loaded = datasets.load_from_disk(str(self.path))
+        except IndexError as error:  # the library's, of the list of files that have rows
+            raise InputError(
+                f"dataset.path={self.path}: there, or in one of its splits, are no rows, and such a dataset cannot be "
+                "loaded. Save it again, with rows or without that split."
+            ) from error
         except Exception as error:  # of many libraries below
             raise InputError(
                 f"dataset.path={self.path} is no dataset that can be loaded ({' '.join(str(error).split())[:200]}). "
                 "Give the folder that datasets.save_to_disk wrote."
             ) from error
-        return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {self.split: loaded}
+        if isinstance(loaded, datasets.DatasetDict):
+            return dict(loaded)
+        own = str(loaded.split or "train")  # one that was saved alone is trained on by default, whatever its name
+        return {self.split if self.split in ("train", own) else own: loaded}
 
 
 class _SavedFiles(FileSource):
@@ -289,6 +314,11 @@ def _hub_answers(endpoint: str) -> bool:
     import urllib.request
 
     if endpoint not in _answered:
+        if not _is_address(endpoint):
+            raise InputError(
+                f"HF_ENDPOINT={shown(endpoint)}: this is no address of a hub. Give one that begins with https://, or "
+                "unset it for huggingface.co."
+            )
         request = urllib.request.Request(endpoint, method="HEAD", headers={"User-Agent": "manual_backprop"})
         try:
             urllib.request.urlopen(request, timeout=PATIENCE).close()
@@ -299,6 +329,14 @@ def _hub_answers(endpoint: str) -> bool:
             _answered[endpoint] = False
             log.warning("The hub (%s) cannot be reached: only what was downloaded before can be used.", endpoint)
     return _answered[endpoint]
+
+
+def _is_address(endpoint: str) -> bool:
+    try:
+        parts = urlsplit(endpoint)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        return False
 
 
 def hub_file(repository: str, name: str, revision: str | None, way_out: str) -> Path:

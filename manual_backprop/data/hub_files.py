@@ -24,12 +24,14 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")  # the entity tag of every large file
 
 def fetch_files(builder: Any, say: Callable[[str], None]) -> None:
     """Those that the builder is going to ask for, unless it has made its rows of them already."""
+    from huggingface_hub.utils import httpx
+
     if Path(builder.cache_dir).exists():
         return
     try:
         for repository, revision, path in _files(builder):
             _fetch(repository, revision, path, say)
-    except Interrupted:
+    except (Interrupted, httpx.ReadError, httpx.ReadTimeout, httpx.RemoteProtocolError):  # the library begins anew
         raise
     except Exception as error:  # the library comes to the same, and says it in its own classes
         log.info("left to the library: %s: %s", type(error).__name__, error)

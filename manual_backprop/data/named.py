@@ -7,6 +7,7 @@ whole group `dataset=` instead.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,10 +16,12 @@ from typing import Any
 
 from ..config import DatasetConfig, shipped_folder
 from ..errors import InputError
+from .documents import files_below
 from .token_shards import is_shards
 
 SOURCE = "source.json"  # beside the splits of a downloaded dataset: where they come from
 OWN = ("text", "jsonl", "parquet", "saved", "pretokenized", "hub")  # kinds of datasets, not datasets
+LARGEST = 2**31 - 1
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _ENDINGS = {"parquet": (".parquet",), "jsonl": (".jsonl", ".ndjson", ".json")}
 
@@ -34,6 +37,7 @@ def dataset_named(
     on_bad_row: str | None = None,
 ) -> DatasetConfig:
     """Raises InputError where the name means nothing. Nothing is read or downloaded yet."""
+    check_whole("subset_size", subset_size, 1)
     dataset = _base(str(name))
     if (config or revision) and dataset.repository is None:
         raise InputError(f"{name} is not on the hub: a config or a revision means nothing here.")
@@ -50,6 +54,12 @@ def dataset_named(
         "on_bad_row": on_bad_row,
     }
     return replace(dataset, **{key: value for key, value in given.items() if value is not None})
+
+
+def check_whole(what: str, value: object, least: int) -> None:
+    """None is what is not said. Raises InputError for anything else that is no number of this range."""
+    if value is not None and (type(value) is not int or not least <= value <= LARGEST):
+        raise InputError(f"{what}={value!r}: must be a whole number from {least} to {LARGEST}.")
 
 
 def has_columns(dataset: DatasetConfig) -> bool:
@@ -79,11 +89,13 @@ def shipped_datasets() -> Iterator[tuple[str, str, DatasetConfig]]:
 
 
 def _base(name: str) -> DatasetConfig:
+    if not name.strip():
+        raise InputError("No dataset was given: give a name, OWNER/NAME on the hub, or a file or folder that exists.")
     names = [file.stem for file in (shipped_folder("conf") / "dataset").glob("*.yaml")]
     if name in names and name not in OWN:
         return _shipped(name)
     path = Path(name).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # False as well for what cannot be looked at
         return _of_path(path)
     if name in OWN:
         raise InputError(f"{name} is a kind of dataset, not one: give the file or folder itself, or OWNER/NAME.")
@@ -106,17 +118,26 @@ def _shipped(name: str) -> DatasetConfig:
 
 
 def _of_path(path: Path) -> DatasetConfig:
-    """By the ending of a file, or of the files in a folder; what `datasets` saved is known by its own."""
+    """By the ending of a file, or of any in a folder (.json is common: only of all); what `datasets`
+    saved is known by its own."""
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        column = str(source_of(path).get("text_column") or "text")
-        return DatasetConfig("saved", str(path), text_column=column)
+        source = source_of(path)
+        column = str(source.get("text_column") or "text")
+        return DatasetConfig("saved", str(path), split=split_to_train(source), text_column=column)
     if is_shards(path):
         return DatasetConfig("pretokenized", str(path))
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    names = [file.name.lower() for file in (files_below(path) if path.is_dir() else [path])]
     for kind, endings in _ENDINGS.items():
-        if files and all(file.name.lower().endswith(endings) for file in files if not file.name.startswith(".")):
+        rows = [name for name in names if name.endswith(endings)]
+        if rows and (len(rows) == len(names) or not all(name.endswith(".json") for name in rows)):
             return DatasetConfig(kind, str(path), text_column="text")
     return DatasetConfig("text", str(path))
+
+
+def split_to_train(source: dict[str, Any]) -> str | None:
+    """Of what was downloaded the split to name where none of it is `train`."""
+    rows = source.get("rows")
+    return None if not isinstance(rows, dict) or "train" in rows else next(iter(rows), None)
 
 
 def source_of(folder: Path) -> dict[str, Any]:

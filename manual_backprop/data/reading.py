@@ -42,10 +42,10 @@ def read_documents(spool: Spool, source: Source, dataset: DatasetConfig) -> dict
         spool.read(validation)
     source.check_unchanged()
     if training == 0 or (validation is not None and training == len(spool)):
-        read = f"{spool.counts['rows']} rows or files were read, {spool.counts['empty_documents']} of them empty"
+        read = f"read: {spool.counts['rows']} (rows or files), of these empty: {spool.counts['empty_documents']}"
         side = "validation" if training else "training"
         place = dataset.path or dataset.repository or dataset.name
-        raise InputError(f"There is no text to be had for {side} from {place}: {read}.")
+        raise InputError(f"There is no text to be had for {side} from {place} ({read}). Give more text.")
     if validation is not None:
         return {"train": spool.parts(0, training), "validation": spool.parts(training)}
     share = dataset.validation if isinstance(dataset.validation, float) else VALIDATION_SHARE
@@ -108,6 +108,7 @@ def text_of_files(
 def _temporary_spool(skip_bad_rows: bool) -> Iterator[Spool]:
     with tempfile.TemporaryDirectory(prefix="manual_backprop-") as folder:
         spool = Spool(Path(folder) / "text", skip_bad_rows)
+        spool.path.unlink()  # it is read through the open file, and gone with the process, however that ends
         try:
             yield spool
         finally:

@@ -28,7 +28,7 @@ from ..digests import file_digest, json_digest
 from ..durable import storage_errors, sync_directory, sync_file, write_atomically
 from ..errors import InputError
 from .documents import Source, open_source
-from .named import dataset_named, title_of
+from .named import check_whole, dataset_named, title_of
 from .pretrained import tokenizer_named
 from .reading import read_documents, selection
 from .spool import Spool, SpooledText
@@ -66,8 +66,8 @@ def pretokenize_dataset(
     """
     from filelock import FileLock
 
-    if max_length is not None and max_length < 1:
-        raise InputError(f"A longest document of {max_length} tokens: it must be at least 1.")
+    check_whole("max_length", max_length, 1)
+    check_whole("workers", workers, 1)
     dataset = name if isinstance(name, DatasetConfig) else dataset_named(name, subset_size=subset_size)
     title = tokenizer.name if isinstance(tokenizer, Tokenizer) else Path(tokenizer).name
     tokens_of = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer_named(tokenizer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from typing import Any
 from ..config import DatasetConfig
 from ..durable import storage_errors, sync_directory, sync_file
 from ..errors import InputError
-from .named import dataset_named, has_columns, short_name, title_of
+from .named import check_whole, dataset_named, has_columns, short_name, title_of
 from .reading import Reading, text_of_files, training_text
 from .tokenizers import END_TOKEN, FILE_NAME, BpeTokenizer
 
@@ -29,6 +30,7 @@ TOKENIZERS = Path("outputs/tokenizers")
 SPECIAL_TOKENS = ("<unk>", "<pad>", "<bos>", END_TOKEN)
 SMALLEST = 256 + len(SPECIAL_TOKENS)
 ORIGIN = "origin.json"
+MIN_FREQUENCY = 2  # a pair that is seen once teaches nothing
 
 
 def train_tokenizer(
@@ -36,14 +38,15 @@ def train_tokenizer(
     vocab_size: int,
     *,
     subset_size: int | None = None,
-    min_frequency: int = 2,
+    min_frequency: int = MIN_FREQUENCY,
     output: str | Path | None = None,
 ) -> Path:
     """Byte-level BPE of the training documents of a dataset; the folder that holds it."""
-    _check(vocab_size)
+    _check(vocab_size, min_frequency)
     dataset = name if isinstance(name, DatasetConfig) else dataset_named(name, subset_size=subset_size)
+    folder = _place(output, title_of(dataset), vocab_size, min_frequency, dataset.subset_size)
     with training_text(dataset) as reading:
-        return _train(reading, vocab_size, min_frequency, _place(output, title_of(dataset), vocab_size))
+        return _train(reading, vocab_size, min_frequency, folder)
 
 
 def train_tokenizer_from_files(
@@ -53,16 +56,18 @@ def train_tokenizer_from_files(
     text_column: str | None = None,
     skip_bad_rows: bool = False,
     subset_size: int | None = None,
-    min_frequency: int = 2,
+    min_frequency: int = MIN_FREQUENCY,
     output: str | Path | None = None,
 ) -> Path:
     """The same of .txt, .jsonl and .parquet files (or folders of them), all their documents."""
-    _check(vocab_size)
-    files = [Path(path).expanduser() for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    if not files:
+    _check(vocab_size, min_frequency)
+    check_whole("subset_size", subset_size, 1)
+    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    files = [Path(path).expanduser() for path in given]
+    if not given or "" in given:
         raise InputError("No file was given to learn a tokenizer from: give at least one.")
     for file in files:
-        if not file.exists():
+        if not os.path.exists(file):
             raise InputError(f"{file}: there is no such file. Give .txt, .jsonl or .parquet files that exist.")
     datasets = [dataset_named(file) for file in files]
     if text_column is not None:
@@ -72,11 +77,14 @@ def train_tokenizer_from_files(
             replace(dataset, text_column=text_column) if has_columns(dataset) else dataset for dataset in datasets
         ]
     title = short_name(files[0]) + (f"-and-{len(files) - 1}-more" if len(files) > 1 else "")
+    folder = _place(output, title, vocab_size, min_frequency, subset_size)
     with text_of_files(datasets, subset_size, skip_bad_rows) as reading:
-        return _train(reading, vocab_size, min_frequency, _place(output, title, vocab_size))
+        return _train(reading, vocab_size, min_frequency, folder)
 
 
-def _check(vocab_size: int) -> None:
+def _check(vocab_size: int, min_frequency: int) -> None:
+    for what, value in (("vocab_size", vocab_size), ("min_frequency", min_frequency)):
+        check_whole(what, value if value is not None else "null", 1)
     if vocab_size < SMALLEST:
         raise InputError(
             f"A vocabulary of {vocab_size} tokens is too small: there are 256 bytes and {', '.join(SPECIAL_TOKENS)}, "
@@ -84,8 +92,25 @@ def _check(vocab_size: int) -> None:
         )
 
 
-def _place(output: str | Path | None, title: str, vocab_size: int) -> Path:
-    return TOKENIZERS / f"{title}-{vocab_size}" if output is None else Path(output).expanduser()
+def _place(output: str | Path | None, title: str, vocab_size: int, min_frequency: int, subset_size: int | None) -> Path:
+    """Where the tokenizer belongs. Raises InputError before any work where what is there was made otherwise."""
+    name = f"{title}-{vocab_size}" + (f"-first-{subset_size}" if subset_size is not None else "")
+    name += f"-min-{min_frequency}" if min_frequency != MIN_FREQUENCY else ""
+    folder = TOKENIZERS / name if output is None else Path(output).expanduser()
+    if folder.exists():
+        asked = {"vocab_size": vocab_size, "min_frequency": min_frequency}
+        try:
+            origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+            differs = any(origin[key] != value for key, value in asked.items())
+        except (OSError, ValueError, KeyError, TypeError):  # of others: what is learned will show
+            differs = False
+        if differs or not (folder / FILE_NAME).is_file():
+            raise _another(folder)
+    return folder
+
+
+def _another(folder: Path) -> InputError:
+    return InputError(f"{folder} exists and is not this tokenizer: remove it, or give another place (--output).")
 
 
 def _train(reading: Reading, vocab_size: int, min_frequency: int, folder: Path) -> Path:
@@ -107,7 +132,7 @@ def _save(tokenizer: BpeTokenizer, folder: Path, origin: dict[str, Any]) -> None
         if there.is_file() and BpeTokenizer(there.read_text(encoding="utf-8")).digest == tokenizer.digest:
             log.info("%s is there already, and is the same", folder)
             return
-        raise InputError(f"{folder} exists and is not this tokenizer: remove it, or give another place (--output).")
+        raise _another(folder)
     with storage_errors(f"write {folder}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

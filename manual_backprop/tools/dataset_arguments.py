@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,8 +30,16 @@ _SAID_HERE = {
     "dataset.revision=": "--revision ",
     "dataset.split=": "--split ",
     "dataset.path=": "",
+    "use tokenizer=bpe, which is learned here, or tokenizer=file tokenizer.path=FOLDER with a tokenizer that you": (
+        "give byte, or the folder of a tokenizer that tools.tokenization train learned or that you"
+    ),
+    "tokenizer.path=": "",
     "dataset.on_bad_row=skip": "--skip-bad-rows",
 }
+
+
+_PLAIN = re.compile(r"[\w/.+-]+", re.ASCII)
+_NO_TEXT = re.compile(r"null|true|false|[+-]?(inf|nan|[\d._]+(e[+-]?\d+)?)", re.IGNORECASE)
 
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +95,17 @@ def said_here(message: str) -> str:
     for key, option in _SAID_HERE.items():
         message = message.replace(key, option)
     return message
+
+
+def pasted(key: str, value: object) -> str:
+    """KEY=VALUE to be pasted into a shell, for a command whose grammar wants quotes around what is not plain."""
+    text = str(value)
+    if _PLAIN.fullmatch(text) and not _NO_TEXT.fullmatch(text):
+        return f"{key}={text}"
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)  # what stands before a quote is written twice
+    text = re.sub(r"(\\+)$", r"\1\1", text)
+    quoted = f"{key}='{text}'"
+    return shlex.quote(quoted) if set(quoted) & set('"$`\\!') else f'"{quoted}"'
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..arguments import Parser
 from ..errors import InputError
 from ..exit_codes import exit_code_of
-from .dataset_arguments import add_dataset_options, add_subset, dataset_of, interruptible, spoken_here
+from .dataset_arguments import add_dataset_options, add_subset, dataset_of, interruptible, pasted, spoken_here
 
 COMMAND = "python -m manual_backprop.tools.download_dataset"
 
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dataset = dataset_of(options.name, options)
 
     from ..data.download import download
+    from ..data.named import split_to_train
 
     with (
         spoken_here(),
@@ -75,9 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ):
         done = download(dataset, split, options.output, lambda text: print(text, flush=True))
     column = done.source["text_column"]
-    key = "" if column == "text" else f" dataset.text_column={column}"
+    words = ["dataset=saved", pasted("dataset.path", done.folder)]
+    if column != "text":
+        words.append(pasted("dataset.text_column", column))
+    if (first := split_to_train(done.source)) is not None:
+        words.append(pasted("dataset.split", first))
     print(f"{done.folder}{': it was there already' if done.was_there else ''}")
-    print(f"to train on it: python -m manual_backprop.run dataset=saved dataset.path={done.folder}{key}")
+    print(f"to train on it: python -m manual_backprop.run {' '.join(words)}")
 
 
 if __name__ == "__main__":

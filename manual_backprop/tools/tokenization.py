@@ -23,6 +23,7 @@ from .dataset_arguments import (
     dataset_of,
     datasets_of,
     interruptible,
+    pasted,
     spoken_here,
 )
 
@@ -87,7 +88,7 @@ Examples
 
   {COMMAND} train registry tinystories 4096 --subset 50000
   {COMMAND} train file notes.txt mails.jsonl 2048 --text-key body
-  python -m manual_backprop.run tokenizer=file tokenizer.path=outputs/tokenizers/tinystories-4096"""
+  python -m manual_backprop.run tokenizer=file tokenizer.path=outputs/tokenizers/tinystories-4096-first-50000"""
 
 PRETOKENIZE = f"""\
 Writes a dataset's training and validation tokens as memory-mapped shards, with a manifest: source, revision, digest of
@@ -102,7 +103,7 @@ outputs/tokenizers."""
 PRETOKENIZE_EPILOG = f"""\
 Examples
 
-  {COMMAND} pretokenize tinystories tinystories-4096
+  {COMMAND} pretokenize tinystories tinystories-4096-first-50000
   {COMMAND} pretokenize notes/ byte --max-length 1024 --output notes-tokens
 
   python -m manual_backprop.run dataset=pretokenized dataset.path=notes-tokens tokenizer=pretokenized
@@ -152,7 +153,9 @@ def train(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--min-frequency", type=whole(1), default=2, metavar="N", help="a pair must occur so often to be merged (2)"
     )
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="to write (outputs/tokenizers/NAME-VOCAB_SIZE)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="to write (outputs/tokenizers/NAME-VOCAB_SIZE...)"
+    )
     add_dataset_options(parser)
     add_skip_bad_rows(parser)
     options = parser.parse(arguments)
@@ -175,7 +178,7 @@ def train(arguments: Sequence[str]) -> None:
     from ..data.tokenizers import load_tokenizer
 
     print(f"{folder}: {load_tokenizer(folder).vocab_size:,} tokens")
-    print(f"to train with it: python -m manual_backprop.run tokenizer=file tokenizer.path={folder}")
+    print(f"to train with it: python -m manual_backprop.run tokenizer=file {pasted('tokenizer.path', folder)}")
 
 
 def pretokenize(arguments: Sequence[str]) -> None:
@@ -213,7 +216,7 @@ def pretokenize(arguments: Sequence[str]) -> None:
     for note in manifest["notes"]:
         print(f"  {note}")
     print(
-        f"to train on them: python -m manual_backprop.run dataset=pretokenized dataset.path={folder} "
+        f"to train on them: python -m manual_backprop.run dataset=pretokenized {pasted('dataset.path', folder)} "
         "tokenizer=pretokenized"
     )
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,14 +16,17 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from manual_backprop import load_pretokenized, pretokenize_dataset, train_tokenizer_from_files
+from manual_backprop import load_pretokenized, pretokenize_dataset, train_tokenizer, train_tokenizer_from_files
+from manual_backprop.command_line import check
 from manual_backprop.data import analysis, shards
 from manual_backprop.data.named import dataset_named, shipped_datasets, short_name
+from manual_backprop.data.reading import training_text
 from manual_backprop.data.token_shards import manifest_of
 from manual_backprop.data.tokenizers import BpeTokenizer, ByteTokenizer, load_tokenizer
 from manual_backprop.errors import InputError
 from manual_backprop.exit_codes import exit_code_of
 from manual_backprop.tools import download_dataset, inspect, tokenization
+from manual_backprop.tools.dataset_arguments import pasted
 
 WORDS = [
     "the",
@@ -137,6 +141,66 @@ def test_transformers_loads_what_was_learned(texts: list[str], lines: Path, tmp_
     with pytest.raises(InputError, match="exists and is not this tokenizer"):
         train_tokenizer_from_files(files, 280, output=folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.parquet", "learned"]
+
+
+def test_a_folder_that_is_something_else_is_refused_before_any_work(
+    lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes").mkdir()
+    learned = train_tokenizer_from_files([lines], 270, output=tmp_path / "learned")
+
+    def not_yet(*_: object, **__: object) -> None:
+        raise AssertionError("the text was read")
+
+    monkeypatch.setattr("manual_backprop.data.tokenizer_training.text_of_files", not_yet)
+    monkeypatch.setattr("manual_backprop.data.tokenizer_training.training_text", not_yet)
+    for folder, options in (
+        (tmp_path / "notes", {}),
+        (learned, {"vocab_size": 280}),
+        (learned, {"min_frequency": 3}),
+    ):
+        asked: dict[str, Any] = {"vocab_size": 270, "output": folder} | options
+        with pytest.raises(InputError, match="exists and is not this tokenizer"):
+            train_tokenizer_from_files([lines], **asked)
+        with pytest.raises(InputError, match="exists and is not this tokenizer"):
+            train_tokenizer(lines, **asked)
+
+
+@pytest.mark.usefixtures("here")
+def test_another_subset_or_frequency_has_another_name(lines: Path) -> None:
+    folders = [
+        train_tokenizer_from_files([lines], 270, **options)
+        for options in ({}, {"subset_size": 50}, {"min_frequency": 5})
+    ]
+    assert [folder.name for folder in folders] == ["stories-270", "stories-270-first-50", "stories-270-min-5"]
+
+
+@pytest.mark.parametrize("value", [0, -3, 2**70, "300", 1.5, True])
+def test_numbers_that_mean_nothing_are_refused_before_any_work(value: Any, lines: Path, tmp_path: Path) -> None:
+    for call in (
+        lambda: train_tokenizer_from_files([lines], 300, subset_size=value, output=tmp_path / "x"),
+        lambda: train_tokenizer_from_files([lines], 300, min_frequency=value, output=tmp_path / "x"),
+        lambda: train_tokenizer_from_files([lines], value, output=tmp_path / "x"),
+        lambda: train_tokenizer(lines, 300, subset_size=value, output=tmp_path / "x"),
+        lambda: train_tokenizer(lines, value, output=tmp_path / "x"),
+        lambda: analysis.analyze_dataset(lines, subset_size=value),
+        lambda: analysis.analyze_dataset(lines, vocab_sizes=[value]),
+        lambda: pretokenize_dataset(lines, "byte", subset_size=value, output=tmp_path / "x"),
+        lambda: pretokenize_dataset(lines, "byte", value, output=tmp_path / "x"),
+        lambda: pretokenize_dataset(lines, "byte", workers=value, output=tmp_path / "x"),
+    ):
+        with pytest.raises(InputError, match="must be a whole number from"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_name_is_not_the_folder_one_is_in(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No dataset was given"):
+        train_tokenizer("", 300, output=tmp_path / "x")
+    with pytest.raises(InputError, match="No file was given"):
+        train_tokenizer_from_files("", 300, output=tmp_path / "x")
+    with pytest.raises(InputError, match=r"No vocab_sizes were given"):
+        analysis.analyze_dataset(tmp_path, vocab_sizes=[])
 
 
 def test_rare_pairs_are_not_merged(lines: Path, tmp_path: Path) -> None:
@@ -327,6 +391,35 @@ def test_from_a_text_to_tokens(
 
 
 @pytest.mark.usefixtures("here")
+def test_what_is_advised_can_be_pasted(texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "é ü 日本.txt").write_text("".join(texts), encoding="utf-8")
+    for arguments, key in (
+        (["train", "file", "é ü 日本.txt", "300"], "tokenizer"),
+        (["train", "file", "é ü 日本.txt", "300", "--output", "my $tok's dir"], "tokenizer"),
+        (["pretokenize", "é ü 日本.txt", "byte"], "dataset"),
+        (["pretokenize", "é ü 日本.txt", "byte", "--output", "300"], "dataset"),
+    ):
+        assert given(tokenization.main, *arguments) == 0
+        advised = capsys.readouterr().out.splitlines()[-1].partition(": ")[2]
+        shell = ["bash", "-c", 'printf "%s\\n" ' + advised]  # as a shell understands what is pasted
+        words = subprocess.run(shell, capture_output=True, text=True, check=True).stdout.splitlines()
+        config = check(words[words.index("manual_backprop.run") + 1 :]).jobs[0].config
+        path = config.tokenizer.path if key == "tokenizer" else config.dataset.path
+        assert path is not None
+        assert (tmp_path / path).is_dir()
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("path", ["a b", "it's", "end\\", "b\\'c", "300", "null", "1e3", 'q"u`x!', "plain/x-1.0"])
+def test_any_path_comes_back_from_what_is_pasted(path: str) -> None:
+    Path(path).parent.mkdir(exist_ok=True)
+    Path(path).write_text("text")
+    (word,) = shlex.split(pasted("dataset.path", path))
+    assert check(["dataset=text", word]).jobs[0].config.dataset.path == path
+    assert pasted("dataset.path", "plain/x-1.0") == "dataset.path=plain/x-1.0"
+
+
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("main", "arguments", "words"),
     [
@@ -382,3 +475,11 @@ def test_a_byte_tokenizer_writes_one_byte_more_than_bytes(lines: Path, texts: li
     folder = pretokenize_dataset(lines, ByteTokenizer(), output=tmp_path / "tokens")
     splits = manifest_of(folder)["splits"].values()
     assert sum(split["tokens"] for split in splits) == sum(len(text.encode()) + 1 for text in texts)
+
+
+def test_a_text_that_is_read_for_once_is_gone_with_the_process(tmp_path: Path) -> None:
+    """However that ends: the file has no name, and is read through the open one."""
+    (tmp_path / "a.txt").write_text("some words " * 100)
+    with training_text(dataset_named(str(tmp_path))) as reading:
+        assert not list(reading.spool.path.parent.iterdir())
+        assert "".join(next(reading.spool.texts(reading.train))).startswith("some words")

@@ -46,6 +46,7 @@ for case in json.loads(sys.argv[1]):
     print(json.dumps(answer), flush=True)
 """
 TRAIN = [f"story number {number}" for number in range(50)]
+IMPATIENT = "import time\ntime.sleep = lambda seconds: None\n"  # the libraries ask a broken hub many times
 VALIDATION = [f"held back {number}" for number in range(30)]
 TEST = [f"never seen {number}" for number in range(40)]
 
@@ -64,6 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         table(owner / name / "data/validation-00000-of-00001.parquet", list(VALIDATION))
     table(owner / "tested/data/train-00000-of-00001.parquet", list(TRAIN), "story")
     table(owner / "tested/data/test-00000-of-00001.parquet", list(VALIDATION), "story")
+    table(owner / "late/data/validation-00000-of-00001.parquet", list(VALIDATION))
     for split, texts in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST)):
         table(owner / f"three/data/{split}-00000-of-00001.parquet", list(texts))
     (owner / "lines").mkdir()
@@ -107,13 +109,17 @@ CASES: dict[str, dict[str, Any]] = {
     "gated": {"dataset": {"repository": "owner/gated"}},
     "missing": {"dataset": {"repository": "owner/missing"}},
     "null": {"dataset": {"repository": "owner/holes"}},
+    "trained on": {"dataset": {"repository": "owner/stories", "validation": "train"}},
+    "held back alone": {"dataset": {"repository": "owner/late", "split": "validation"}},
     "endless": {"dataset": {"repository": "owner/stories", "streaming": True}},
 }
 
 
-def prepare(cases: dict[str, dict[str, Any]], cache: Path, environment: dict[str, str]) -> dict[str, Any]:
+def prepare(
+    cases: dict[str, dict[str, Any]], cache: Path, environment: dict[str, str], script: str = PREPARE
+) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-c", PREPARE, json.dumps(list(cases.values())), cache],
+        [sys.executable, "-c", script, json.dumps(list(cases.values())), cache],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -174,6 +180,12 @@ def test_without_a_validation_split_it_says_what_validates(online: dict[str, Any
     assert online["lines"]["notes"][:1] == ["owner/lines has no validation split: a tenth of its documents validates"]
 
 
+def test_a_validation_split_that_is_trained_on_is_not_said_to_be_absent(online: dict[str, Any]) -> None:
+    assert online["held back alone"]["notes"][:1] == [
+        "owner/late has no validation split but validation, which is trained on: a tenth of its documents validates"
+    ]
+
+
 def test_a_test_split_is_read_beside_the_others(online: dict[str, Any]) -> None:
     assert (online["three"]["train"], online["three"]["validation"]) == (TRAIN, VALIDATION)
     assert online["three"]["test"] == TEST
@@ -205,6 +217,7 @@ def test_a_tokenizer_of_the_hub(online: dict[str, Any]) -> None:
         ("column", "has no column 'story', only 'text'", "dataset.text_column=NAME"),
         ("streamed column", "has no column 'story', only 'text'", "dataset.text_column=NAME"),
         ("split", "dataset.split=tran: owner/stories has no such split", "train, validation"),
+        ("trained on", "the split 'train' of owner/stories is what is trained on", "dataset.validation=0.1"),
         ("config", "dataset.config=no: owner/stories needs another one", "Available: ['default']"),
         ("revision", "dataset.revision=no: owner/stories has no such revision", "null for the newest"),
         ("gated", "owner/gated is gated", "hf auth login"),
@@ -249,6 +262,95 @@ def test_without_a_hub_what_was_prepared_is_used(
     assert found["stream"] == online["stream"]
     assert found["pinned"] == online["pinned"]
     assert f"going on with revision {commit}, prepared before" in found["said"]
+
+
+def test_a_connection_that_breaks_off_is_a_sentence(folder: Path, tmp_path: Path) -> None:
+    dataset = {"repository": "owner/stories", "subset_size": 20}
+    cases: dict[str, Any] = {"whole": {"dataset": dataset}, "streamed": {"dataset": dataset | {"streaming": True}}}
+    with LoopbackHub(folder) as hub:
+        hub.server.RequestHandlerClass = half_of_each_file(hub.server.RequestHandlerClass)
+        found = prepare(cases, tmp_path / "cache", hub.environment(tmp_path / "home"), IMPATIENT + PREPARE)
+    for case in cases:
+        message = found[case]["error"]
+        assert "owner/stories cannot be read: the hub answered, and then the connection to it broke off" in message
+        assert "Give the command again" in message
+        assert "cannot be reached" not in message
+        assert "\n" not in message
+    assert "it goes on" in found["whole"]["error"]
+
+
+def half_of_each_file(handler: Any) -> Any:
+    class Half(handler):  # type: ignore[misc]
+        def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            if self.command == "GET" and "resolve" in self.path and status == 200:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[: len(body) // 2])
+                self.close_connection = True
+                return
+            super()._send(status, headers, body)
+
+    return Half
+
+
+@pytest.mark.parametrize("address", ["foo", "https://", "http://[::1", "http://127.0.0.1:port"])
+def test_an_endpoint_that_is_no_address(address: str) -> None:
+    from manual_backprop.data.hub import _hub_answers
+    from manual_backprop.errors import InputError
+
+    with pytest.raises(InputError, match=r"^HF_ENDPOINT=.*: this is no address of a hub\. Give one") as caught:
+        _hub_answers(address)
+    assert f"HF_ENDPOINT={address}:" in str(caught.value)
+
+
+def test_a_split_that_was_saved_alone_has_its_own_name(tmp_path: Path) -> None:
+    import datasets
+
+    from manual_backprop.config import DatasetConfig
+    from manual_backprop.data.hub import SavedDataset
+    from manual_backprop.errors import InputError
+
+    def documents(**options: Any) -> int:
+        return len(list(SavedDataset(str(tmp_path), DatasetConfig("saved", str(tmp_path), **options)).documents()))
+
+    datasets.Dataset.from_dict({"text": TRAIN}, split="valid").save_to_disk(str(tmp_path))
+    assert documents() == documents(split="train") == documents(split="valid") == 50
+    with pytest.raises(InputError, match=r"dataset\.split=foo: .* has no such split, only valid\."):
+        documents(split="foo")
+    with pytest.raises(InputError, match=r"dataset\.validation=train: the split 'train' of .* is what is trained on"):
+        documents(validation="train")
+    with pytest.raises(InputError, match="is what is trained on"):
+        documents(split="valid", validation="valid")
+
+
+def test_a_saved_dataset_without_rows(tmp_path: Path) -> None:
+    import datasets
+
+    from manual_backprop.config import DatasetConfig, TokenizerConfig
+    from manual_backprop.data.corpus import prepare_corpus
+    from manual_backprop.errors import InputError
+
+    some, none = (datasets.Dataset.from_dict({"text": texts}) for texts in (TRAIN, []))
+    none.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": some, "validation": none}).save_to_disk(str(tmp_path / "two"))
+    for name in ("one", "two"):
+        with pytest.raises(InputError, match=r"are no rows, and such a dataset cannot be loaded\. Save it again"):
+            prepare_corpus(DatasetConfig("saved", str(tmp_path / name)), TokenizerConfig("byte"), tmp_path / "cache")
+
+
+def test_a_test_file_that_was_trained_on_is_refused(tmp_path: Path) -> None:
+    from manual_backprop.config import DatasetConfig, TokenizerConfig
+    from manual_backprop.data.corpus import prepare_corpus
+    from manual_backprop.data.held_out import open_test_split
+    from manual_backprop.errors import InputError
+
+    (tmp_path / "text.txt").write_text(" ".join(TRAIN))
+    (tmp_path / "link.txt").symlink_to("text.txt")
+    dataset = DatasetConfig("text", str(tmp_path / "text.txt"), test=str(tmp_path / "link.txt"))
+    corpus = prepare_corpus(dataset, TokenizerConfig("byte"), tmp_path / "cache")
+    with pytest.raises(InputError, match=r"link\.txt: the model was trained on this text"):
+        open_test_split(dataset, corpus, tmp_path / "cache")
 
 
 def test_a_saved_dataset(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ then again without it."""
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from loopback_hub import LoopbackHub
+from test_hub import IMPATIENT, half_of_each_file
 
 from manual_backprop.data import download
 
@@ -44,6 +46,8 @@ CASES = {
     "subset": ["download_dataset", "owner/stories", "--subset", "20", "--output", "few"],
     "stream": ["download_dataset", "fineweb", "--subset", "20", "--revision", "main", "--output", "pages"],
     "cut off": ["download_dataset", "owner/large"],
+    "one split": ["download_dataset", "owner/stories", "--split", "validation", "--output", "held back"],
+    "from one split": ["tokenization", "train", "registry", "held back", "270"],
     "column": ["download_dataset", "owner/lessons", "--text-key", "story"],
     "lessons": ["download_dataset", "owner/lessons", "--text-key", "textbook"],
     "split": ["download_dataset", "owner/stories", "--split", "tran", "--output", "none"],
@@ -69,9 +73,11 @@ def leave_a_part(file: Path, blobs: Path) -> None:
     (blobs / f"{hashlib.sha1(content).hexdigest()}.going_on").write_bytes(content[:1_500_000])
 
 
-def ask(cases: dict[str, list[str]], folder: Path, environment: dict[str, str]) -> dict[str, Any]:
+def ask(
+    cases: dict[str, list[str]], folder: Path, environment: dict[str, str], script: str = COMMANDS
+) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(list(cases.values()))],
+        [sys.executable, "-c", script, json.dumps(list(cases.values()))],
         env={**os.environ, **environment, "PYTHONPATH": str(Path(__file__).parents[2])},
         cwd=folder,
         capture_output=True,
@@ -217,6 +223,48 @@ def test_tokens_of_a_dataset_of_the_hub(online: dict[str, Any], place: Path) -> 
     assert settings["dataset"]["source"]["revision"] == online["commit"]
     tokens = load_pretokenized(folder, "validation")
     assert [tokens.tokenizer.decode(tokens.document(number).tolist()) for number in range(30)] == VALIDATION
+
+
+def test_what_is_advised_for_one_split_can_be_pasted(
+    online: dict[str, Any], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from manual_backprop.command_line import check
+    from manual_backprop.config import TokenizerConfig
+    from manual_backprop.data.corpus import prepare_corpus
+
+    assert online["one split"]["code"] == 0, online["one split"]["error"]
+    monkeypatch.chdir(place)
+    words = shlex.split(online["one split"]["out"].splitlines()[-1])
+    dataset = check(words[words.index("manual_backprop.run") + 1 :]).jobs[0].config.dataset
+    assert (dataset.path, dataset.split) == ("held back", "validation")
+    corpus = prepare_corpus(dataset, TokenizerConfig("byte"), place / "cache")
+    assert corpus.train_documents + corpus.validation_documents == 30
+    assert online["from one split"]["code"] == 0, online["from one split"]["error"]
+
+
+def test_a_download_that_breaks_off_says_that_it_goes_on(online: dict[str, Any], place: Path, tmp_path: Path) -> None:
+    with LoopbackHub(place / "hub") as hub:
+        hub.server.RequestHandlerClass = half_of_each_file(hub.server.RequestHandlerClass)
+        found = ask(
+            {"download": ["download_dataset", "owner/stories"]},
+            tmp_path,
+            hub.environment(tmp_path / "home"),
+            IMPATIENT + COMMANDS,
+        )["download"]
+    assert found["code"] == 2
+    (said,) = [line for line in found["error"].splitlines() if "broke off" in line]
+    assert "Give the command again: it goes on with what is not here yet" in said
+    assert "Traceback" not in found["error"]
+    assert not (tmp_path / "outputs/datasets/stories").exists()
+
+
+def test_without_a_hub_other_tokenizers_are_advised_that_this_tool_takes(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(" ".join(TRAIN))
+    gone = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    found = ask({"gpt2": ["tokenization", "pretokenize", "text.txt", "gpt2"]}, tmp_path, gone)["gpt2"]
+    assert found["code"] == 2
+    assert "give byte, or the folder of a tokenizer that tools.tokenization train learned" in found["error"]
+    assert "tokenizer=" not in found["error"]
 
 
 @pytest.mark.slow
