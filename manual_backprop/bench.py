@@ -29,9 +29,10 @@ Times a training step (forward, loss, backward, clipping, AdamW) of this network
 autograd and beside transformers', and measures the memory that each of them takes.
 
 How: one process a row; the same weights, tokens, optimizer, threads and allocator in each. Before anything is timed
-the rows' losses and gradients must agree. Rows take turns, A B C, C B A, and ratios are taken turn by turn, so that a
-machine that slows down slows all of them; the median is quoted with the quartiles. Ours runs twice: its ratio to itself
-is the noise floor, and no smaller difference counts. Run it on a machine that does nothing else."""
+the rows' losses and gradients must agree: with one another, in bf16 with what autograd finds in fp32. Rows take turns,
+A B C, C B A, and ratios are taken turn by turn, so that a machine that slows down slows all of them; the median is
+quoted with the quartiles. Ours runs twice: its ratio to itself is the noise floor, and no smaller difference counts.
+Run it on a machine that does nothing else."""
 
 COLUMNS = """\
 Columns

@@ -20,4 +20,4 @@ def ready(name: str, case: Case) -> Ready:
     """Of a row: loss and gradients of its first step."""
     trainer = rows.build(name, case)
     loss = trainer.loss_and_gradients(rows.random_batch(case, trainer.device)).item()
-    return Ready(0.0, 0.0, loss, rows.sketch_of(trainer.gradients()), "none")
+    return Ready(loss, rows.sketch_of(trainer.gradients()))

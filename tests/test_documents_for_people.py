@@ -100,7 +100,7 @@ def shortened(words: list[str]) -> list[str]:
     """A training of a few steps, a bench of one turn; all else as it is."""
     module, given = words[1], words[2:]
     if module == "manual_backprop.bench":
-        small = ("--rounds", "1", "--batch-size", "2", "--threads", "1")
+        small = ("--rounds", "1", "--batch-size", "1", "--threads", "1")
         size = () if "--case" in given else ("--model", "tiny")
         return [*words, *size, *small, "--rows", "torch-eager"]  # to compile the others takes minutes: test_bench.py
     if module == "manual_backprop.tools.prepare_speed":

@@ -60,6 +60,7 @@ def _closing(measured: Measurement) -> list[str]:
         for row in measured.rows.values()
         if row.cache == "failed"
     ]
+    lines += measured.remarks
     peer = measured.fastest_peer
     if peer is None:
         return [*lines, "no peer was measured"]
@@ -93,6 +94,7 @@ def as_json(measured: Measurement) -> dict[str, Any]:
         "case": asdict(measured.case),
         "rows": [row_of(row) for row in (measured.subject, measured.again, *list(measured.rows.values())[1:])],
         "left_out": measured.left_out,
+        "remarks": measured.remarks,
         "products": measured.products.seconds,
         "noise": measured.noise,
         "subject": measured.subject.name,

@@ -35,19 +35,27 @@ PROBES = 4  # random directions on which each gradient is projected
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A row that has warmed up.
+class Answer:
+    """What a row finds in its first step.
 
-    sketch: of each parameter's gradient, its norm and its projections on PROBES random directions. cache: whether what
-    a compiler made was found on disk (warm), was made now (cold), could not be made, so that the row ran uncompiled
-    (failed), or nothing was to be compiled (none).
+    sketch: of each parameter's gradient, its norm and its projections on PROBES random directions.
     """
 
-    first_seconds: float  # of the first forward and backward pass, compilation included
-    step_seconds: float  # of a later step, roughly
     loss: float
     sketch: dict[str, list[float]]
-    cache: str
+
+
+@dataclass(frozen=True)
+class Ready(Answer):
+    """A row that has warmed up.
+
+    cache: whether what a compiler made was found on disk (warm), was made now (cold), could not be made, so that the
+    row ran uncompiled (failed), or nothing was to be compiled (none).
+    """
+
+    first_seconds: float = 0.0  # of the first forward and backward pass, compilation included
+    step_seconds: float = 0.0  # of a later step, roughly
+    cache: str = "none"
 
 
 @dataclass(frozen=True)
@@ -228,7 +236,7 @@ class Steps:
         gc.collect()
         give_back_freed_memory()  # of the compiler, of the sketch
         self.seconds(WARM_UP)
-        return Ready(first_seconds, self.seconds(1), loss, sketch, cache)
+        return Ready(loss, sketch, first_seconds, self.seconds(1), cache)
 
     def seconds(self, count: int) -> float:
         """Of one step, on average."""
@@ -258,6 +266,14 @@ def compiler_cache() -> str:
     if found["fxgraph_cache_miss"] or found["fxgraph_cache_bypass"]:
         return "cold"
     return "warm" if found["fxgraph_cache_hit"] else "none"
+
+
+def work_answer(end: Connection, name: str, case: Case) -> None:
+    """A process that says the Answer of a row, and ends."""
+    prepare(name, case)
+    steps = Steps(name, case)
+    loss = steps.trainer.loss_and_gradients(steps.batch).item()
+    end.send(Answer(loss, sketch_of(steps.trainer.gradients())))
 
 
 def work_products(end: Connection, case: Case) -> None:
