@@ -43,7 +43,7 @@ from planted_bugs import BUGS  # noqa: E402
 # nothing, and in seconds with those that it waits.
 LIMITS = {signal.ITIMER_PROF: 100, signal.ITIMER_REAL: 900}
 
-TESTS = ("test_gradients.py", "test_kernels.py", "test_compiled_kernels.py")  # those with this marker
+TESTS = ("test_gradients.py", "test_kernels.py", "test_compiled_kernels.py", "test_replay.py")  # those with this marker
 KINDS = (  # of tests, as they are to be asked: each of the last three is the only one that sees some mutants
     *("test_op[", "test_op_in_pieces", "test_op_as_if", "test_network["),
     *("test_a_product_is_added", "test_backward_belongs", "test_an_ignored_row"),

@@ -22,6 +22,7 @@ EMBEDDING, LOSS, FEED_FORWARD = "ops/embedding.py", "ops/loss.py", "ops/feed_for
 RMS, ROTARY, GATED = "ops/rms_normalization.py", "ops/rotary_attention.py", "ops/gated_feed_forward.py"
 CUSTOM, NETWORK = "models/custom.py", "models/network.py"
 FUSED_ATTENTION, FUSED_LOSS, ARENA = "kernels/attention.py", "kernels/loss.py", "kernels/arena.py"
+REPLAY = "kernels/replay.py"
 
 BUGS = [
     # linear
@@ -620,4 +621,14 @@ BUGS = [
         "output for",
     ),
     Bug("fused: the total over a branch that is kept", CUSTOM, "x, branch = x + branch, None", "x = x + 0 * branch"),
+    # steps that are made again
+    Bug("a step that is made again has the first one's tokens", REPLAY, "mine.copy_(given)", "mine.copy_(mine)"),
+    Bug("what is new in a step stays as it was", REPLAY, "x.copy_(result)", "x.copy_(x)"),
+    Bug(
+        "drawn numbers are not drawn again",
+        REPLAY,
+        "return not any(tag in function.tags for tag in UNREPEATABLE)",
+        "return True",
+    ),
+    Bug("another denominator, the same step", CUSTOM, "(denominator, *self._course())", "self._course()"),
 ]

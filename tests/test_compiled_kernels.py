@@ -17,11 +17,11 @@ from command_tools import ROOT, environment, run_compiling
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from manual_backprop import ops
+from manual_backprop import kernels, ops
 from manual_backprop.circumstances import circumstances
 from manual_backprop.config import CustomTransformerConfig
 from manual_backprop.digests import file_digest, json_digest
-from manual_backprop.kernels import activations, compiled, libraries, rowwise
+from manual_backprop.kernels import activations, compiled, libraries, replay, rowwise
 from manual_backprop.kernels.compiled import CompiledFunction, compiled_functions
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import Batch
@@ -261,6 +261,31 @@ def test_all_that_a_network_has_compiled_is_compiled_at_once(monkeypatch: pytest
         assert {activation, f"{activation}_gradient", "cross_entropy_of_rows"} <= set(names)
         assert len(names) == 3 + norms * len(of_norm)
         asked.clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", FORMATS)
+def test_libraries_are_called_again_in_steps_that_are_made_again(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CustomTransformerConfig(vocab_size=11, d_model=8, n_heads=2, max_seq_len=6, precision=precision)
+    config = replace(config, kernels="fused", compile="always")
+    losses, gradients = [], []
+    for largest in (0, 1 << 20):
+        monkeypatch.setattr(kernels, "LARGEST_REPLAYED", largest)
+        network = CustomTransformer(config)
+        for number in range(7):
+            tokens = (torch.arange(12).view(2, 6) * (number + 1)) % 11
+            batch = Batch(tokens, tokens.roll(number))
+            losses.append(network.loss_and_gradients(batch, denominator=12, step=number))  # gradients add up
+        gradients.append(network.flat_gradients.buffer)
+        assert network.replay.replays() == (largest > 0)
+    assert torch.equal(torch.stack(losses[:7]), torch.stack(losses[7:]))
+    assert torch.equal(*gradients)
+    (tape,) = network.replay._tapes.values()
+    assert tape is not None
+    assert sum(function is replay._call_at_addresses for function, _, _ in tape.calls) >= 8
+    assert not compiled._failed
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

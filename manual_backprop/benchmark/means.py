@@ -10,7 +10,7 @@ A new means is a new entry of MEANS. Imports torch only where something is taken
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -126,6 +126,15 @@ def _as_written() -> list[Binding]:
     return [(kernels, "compiled_functions", lambda wanted: nullcontext())]
 
 
+def _every_step_runs() -> list[Binding]:
+    from .. import kernels
+
+    def run(work: Callable[..., Tensor], inputs: Sequence[Any], course: Any) -> Tensor:
+        return work(*inputs)
+
+    return [(kernels, "Replay", lambda arena: run)]
+
+
 def _textbook_adamw() -> list[Binding]:
     from ..models import network
     from ..optim import AdamW
@@ -208,7 +217,16 @@ MEANS = {
         "A step asks for the same tensors as the step before, in the same order, and gets the same memory: no "
         "allocation, no page fault, no holes. Here, as in a run, the C library keeps what is freed; without that and "
         "for blocks beyond 32 MB, which it gives back all the same, the difference is larger.",
-        without=_shared(kept=_allocated, passing=_allocated, scratch=_allocated_for_a_while),
+        without=lambda: (
+            _shared(kept=_allocated, passing=_allocated, scratch=_allocated_for_a_while)() + _every_step_runs()
+        ),
+    ),
+    "replay": Means(
+        "kernels/replay.py",
+        "The calls of a small network's step are written down, with the memory they read and write, and made again: "
+        "no Python between them, no views. Larger steps run as they are.",
+        without=_every_step_runs,
+        applies=lambda config: config.device == "cpu" and not config.dropout,
     ),
     "gradients-in-place": Means(
         "kernels/arena.py",

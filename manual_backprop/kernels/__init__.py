@@ -68,9 +68,22 @@ from .normalization import (
     residual_layer_norm_forward,
 )
 from .products import fastest_products
+from .replay import LARGEST as LARGEST_REPLAYED
+from .replay import Replay
 from .rotary_attention import rotary_attention_backward, rotary_attention_forward
 
-__all__ = [*_pairs, "Arena", "Group", "compiles", "compiling_failed", "fast", "linear_cross_entropy", "step"]
+__all__ = [
+    *_pairs,
+    "LARGEST_REPLAYED",
+    "Arena",
+    "Group",
+    "Replay",
+    "compiles",
+    "compiling_failed",
+    "fast",
+    "linear_cross_entropy",
+    "step",
+]
 
 
 @contextmanager

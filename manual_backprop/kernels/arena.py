@@ -43,6 +43,7 @@ class Arena:
 
     def __init__(self, poisoned: bool = False):
         self.poisoned = poisoned
+        self.generation = 0  # of its blocks: another one where any of them was made anew
         self._kept: list[Tensor] = []  # bytes
         self._scratch: list[Tensor] = []
         self._next = 0  # of _kept
@@ -64,7 +65,7 @@ class Arena:
             if len(self._scratch) > 1:  # it grew: one block from now on
                 device = self._scratch[0].device
                 self._scratch = []
-                self._views.clear()
+                self._forget_views()
                 self._scratch = [torch.empty(self._highest, dtype=torch.uint8, device=device)]
 
     @contextmanager
@@ -120,10 +121,15 @@ class Arena:
         if block == len(blocks):
             blocks.append(torch.empty(0, dtype=torch.uint8, device=like.device))
         if blocks[block].numel() < end:
-            self._views.clear()  # they would hold the old one
+            self._forget_views()
             blocks[block] = torch.empty(0, dtype=torch.uint8, device=like.device)  # the old one first: both never fit
             blocks[block] = torch.empty(end, dtype=torch.uint8, device=like.device)
         return blocks[block][start:end].view(like.dtype).view(shape)
+
+    def _forget_views(self) -> None:
+        """They would hold a block that is made anew."""
+        self.generation += 1
+        self._views.clear()
 
 
 def _same_memory(x: Tensor, y: Tensor) -> bool:

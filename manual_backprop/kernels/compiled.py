@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..errors import first_line
 from .libraries import Library, Request, build, compiler, find, folder, request
 from .pieces import pieces
+from .replay import call_library
 
 log = logging.getLogger(__name__)
 
@@ -222,10 +223,10 @@ class CompiledFunction:
                 *[_number(number, dtype) for number, dtype in zip(args[n_tensors:], dtypes, strict=True)],
                 *[torch.empty(count, dtype=dtype, device="cpu") for count, dtype in memory],
             ]
-            kernel(*[tensors[place].data_ptr() for place in pointers], *numbers)
+            call_library(kernel, [tensors[place] for place in pointers], numbers)
 
         def call_of_tensors(*args: Tensor) -> None:
-            kernel(*[args[place].data_ptr() for place in pointers], *numbers)
+            call_library(kernel, [args[place] for place in pointers], numbers)
 
         return call if memory or dtypes else call_of_tensors
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import kernels, ops
 from ..config import CustomTransformerConfig
 from ..errors import InputError
+from ..ops.numerics import no_record
 from ..parameters import Flat
 from .network import Batch, DropoutSource, FlatNetwork, packed_names
 from .recorder import scoped
@@ -55,6 +56,7 @@ class CustomTransformer(FlatNetwork):
         self.block_gradients = [self._block_views(self.flat_gradients, block) for block in range(config.n_blocks)]
         self.ops: Any = kernels if config.kernels == "fused" else ops  # the same pairs
         self.arena = kernels.Arena()
+        self.replay = kernels.Replay(self.arena)
         compiles = config.kernels == "fused" and kernels.compiles(config.compile, self.device)
         self.compiled_groups = self._compiled_groups() if compiles else None
         # a norm behind a residual sum, the one of this architecture
@@ -81,21 +83,53 @@ class CustomTransformer(FlatNetwork):
     def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
         self.check_tokens(batch.tokens, batch.targets, batch.segments)
         dropout = DropoutSource(self.config.dropout, self.config.seed, step, batch.first_row)
-        smoothing = self.config.label_smoothing
 
+        work = partial(self._step, denominator=denominator, dropout=dropout)
+        inputs = batch.tokens, batch.targets, batch.segments
         with self._calculation(training=True):
-            x, hidden_cache = self._hidden_forward(batch.tokens, batch.segments, dropout)
-            if self.ops is kernels:  # both halves at once: no logits have to be kept between them
-                loss, dx = kernels.linear_cross_entropy(
-                    x, self.head, batch.targets, denominator, smoothing, self.dhead, record=self.recorder
-                )
-            else:
-                loss, loss_cache = ops.linear_cross_entropy_forward(
-                    x, self.head, batch.targets, denominator, smoothing, record=self.recorder
-                )
-                dx = ops.linear_cross_entropy_backward(1.0, loss_cache, self.dhead, record=self.recorder)
-            self._hidden_backward(dx, hidden_cache)
+            if self._can_be_repeated(batch.tokens.numel(), denominator):
+                return self.replay(work, inputs, (denominator, *self._course()))
+            return work(*inputs)
+
+    def _step(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        segments: Tensor | None,
+        denominator: int | Tensor,
+        dropout: DropoutSource,
+    ) -> Tensor:
+        """tokens, targets, segments (B, T) -> loss, one number; adds to all gradients."""
+        smoothing = self.config.label_smoothing
+        x, hidden_cache = self._hidden_forward(tokens, segments, dropout)
+        if self.ops is kernels:  # both halves at once: no logits have to be kept between them
+            loss, dx = kernels.linear_cross_entropy(
+                x, self.head, targets, denominator, smoothing, self.dhead, record=self.recorder
+            )
+        else:
+            loss, loss_cache = ops.linear_cross_entropy_forward(
+                x, self.head, targets, denominator, smoothing, record=self.recorder
+            )
+            dx = ops.linear_cross_entropy_backward(1.0, loss_cache, self.dhead, record=self.recorder)
+        self._hidden_backward(dx, hidden_cache)
         return loss
+
+    def _can_be_repeated(self, tokens: int, denominator: int | Tensor) -> bool:
+        """Whether such a step makes the same calls each time, and is so small that this saves time: see `Replay`."""
+        return (
+            self.compiles
+            and self.device.type == "cpu"
+            and tokens * self.config.d_model <= kernels.LARGEST_REPLAYED
+            and not self.config.dropout  # whose masks are drawn
+            and self.recorder is no_record
+            and isinstance(denominator, int)
+        )
+
+    def _course(self) -> tuple[Any, ...]:
+        """What decides the calls of a step beside its batch. Who puts another function, another tensor or other memory
+        in the place of one of these sees a step that runs."""
+        memory = self.arena.poisoned, id(self.flat_parameters.buffer), id(self.flat_gradients.buffer)
+        return torch.get_num_threads(), *memory, *map(id, vars(self.ops).values())
 
     def _calculation(self, training: bool = False) -> AbstractContextManager:
         """What fused kernels want around them; the reference wants nothing."""

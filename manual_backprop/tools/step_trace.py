@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 PACKAGE = Path(__file__).resolve().parent.parent
-ROOTS = ("loss_and_gradients", "loss_by_autograd")
+ROOTS = ("_step", "loss_by_autograd")
 
 
 @dataclass
