@@ -392,7 +392,7 @@ from manual_backprop.gradient_check.network_check import networks, step_of
 
 from manual_backprop.kernels import arena
 
-arena.SMALL = 0  # everything is made again that is in a large network
+arena.SMALL = arena.BESIDE = 0  # everything is made again that is in a large network
 torch.set_num_threads(1)
 findings = []
 for architecture, precision in (("gpt2", "bf16"), ("gpt2", "bf16_mixed"), ("vaswani", "fp32"), ("llama", "bf16_mixed")):

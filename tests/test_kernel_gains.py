@@ -34,7 +34,8 @@ def short_steps(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """No step here is worth a compiler's time; and they are long enough for everything that long ones have."""
     ((module, name, value),) = MEANS["compiled"].bindings()
     monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr("manual_backprop.kernels.arena.SMALL", 0)  # tiny cases make again what they keep else
+    for size in ("SMALL", "BESIDE"):  # tiny cases make again what they keep else
+        monkeypatch.setattr(f"manual_backprop.kernels.arena.{size}", 0)
     monkeypatch.setattr(attention, "LONGEST_KEPT", 8)
     monkeypatch.setattr("manual_backprop.kernels.pieces.PIECE", 24 * TINY.d_ffn)  # 24 of 48 rows
 

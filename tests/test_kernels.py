@@ -85,6 +85,7 @@ def test_names_and_signatures_are_those_of_the_reference() -> None:
 @pytest.fixture(autouse=True)
 def nothing_is_too_small_to_be_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arena, "SMALL", 0)
+    monkeypatch.setattr(arena, "BESIDE", 0)
 
 
 # Tiles of attention and chunks of the loss: at the sizes of these tests everything would be one tile

@@ -33,6 +33,7 @@ from torch import Tensor
 _current: ContextVar[Arena | None] = ContextVar("arena", default=None)
 
 SMALL = 1 << 19  # numbers: too little memory for the time that it takes to make them again
+BESIDE = 1.0  # likewise, times the numbers of the weights beside them: where a batch is small and its network is not
 REMEMBERED = 4096  # views; where lengths change, there is a new set of them for each
 LINE = 64  # bytes of a cache line: every tensor on the stack starts at one, and so suits every format and vector
 
@@ -183,9 +184,9 @@ def remade(x: Tensor, make: Callable[[], Tensor]) -> Tensor:
     return x
 
 
-def is_small(size: int) -> bool:
-    """Whether a tensor of so many numbers is kept although it could be made again."""
-    return size <= SMALL
+def is_small(size: int, weights: int = 0) -> bool:
+    """Whether a tensor of so many numbers, beside so many weights, is kept although it could be made again."""
+    return size <= max(SMALL, BESIDE * weights)
 
 
 def held(x: Tensor) -> Held:

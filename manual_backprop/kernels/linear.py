@@ -1,7 +1,8 @@
 """`linear` with the gradient's product added where it belongs, and its input's gradient in the input's place.
 
 An output that is wider than the input (query, key and value) is computed again where backward wants it: the input is
-there anyhow, one more product costs a twelfth of a block's, and a third of what a block would keep is saved.
+there anyhow, one more product costs a twelfth of a block's, and a third of what a block would keep is saved. Where it
+is small beside its weight, it is kept.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tup
     bias = None if bias is None else bias.to(x.dtype)
     x_held = held(x)
     outputs, inputs = weight.shape
-    if outputs <= inputs or is_small(x.numel() // inputs * outputs):
+    if outputs <= inputs or is_small(x.numel() // inputs * outputs, weight.numel()):
         return _product(x, weight, bias, kept), (x_held, weight)
     y = _product(x, weight, bias, passing)
     return remade(y, lambda: _product(again(x_held), weight, bias, passing)), (x_held, weight)
