@@ -630,5 +630,5 @@ BUGS = [
         "return not any(tag in function.tags for tag in UNREPEATABLE)",
         "return True",
     ),
-    Bug("another denominator, the same step", CUSTOM, "(denominator, *self._course())", "self._course()"),
+    Bug("a step with the settings of another", CUSTOM, "return *settings, *functions", "return functions"),
 ]

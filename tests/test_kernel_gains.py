@@ -40,8 +40,8 @@ def short_steps(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("manual_backprop.kernels.pieces.PIECE", 24 * TINY.d_ffn)  # 24 of 48 rows
 
 
-def applying(config: Any) -> dict[str, Means]:
-    return {name: means for name, means in MEANS.items() if means.applies(config)}
+def applying(case: Case) -> dict[str, Means]:
+    return {name: means for name, means in MEANS.items() if means.applies(case)}
 
 
 # What is taken out
@@ -56,7 +56,7 @@ def test_without_each_means_the_gradients_are_the_same(
     monkeypatch.setattr(CompiledFunction, "compiles", lambda self, *args: compiles)
     case = case_of(architecture=architecture, precision=precision)
     answers = {name: ready(name, case) for name in OURS}
-    for name, means in applying(case.config).items():
+    for name, means in applying(case).items():
         with taken_out(means):
             answers[name] = ready(SUBJECT, case)
     assert len(answers) > 10
@@ -114,7 +114,7 @@ def test_a_step_without_a_means_multiplies_less(name: str, kind: str) -> None:
 
 def test_what_does_nothing_in_a_case_is_not_measured() -> None:
     def names(**changed: Any) -> set[str]:
-        return set(applying(case_of(**changed).config))
+        return set(applying(case_of(**changed)))
 
     assert names() == set(MEANS)
     assert set(MEANS) - names(precision="bf16") == {"onednn", "flat-buffers"}
@@ -193,7 +193,7 @@ def test_rows_take_turns_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     llama = case_of(architecture="llama", precision="bf16")
     found = kernel_gains.measure_gains(llama, list(MEANS), 5)
     assert found.gains.keys() == {
-        *(WITHOUT + name for name in applying(llama.config)),
+        *(WITHOUT + name for name in applying(llama)),
         kernel_gains.NONE_OF_THEM,
         kernel_gains.RECOMPUTED,
     }

@@ -14,6 +14,7 @@ from statistics import median
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from manual_backprop import kernels, ops
 from manual_backprop.config import ARCHITECTURES, CustomTransformerConfig
@@ -170,6 +171,20 @@ def test_network_as_if_compiled(config: CustomTransformerConfig, batch: Batch, s
 def test_a_product_is_added_in_the_format_of_the_sum(narrow: torch.dtype) -> None:
     left, right = (torch.arange(6.0, dtype=narrow).view(*shape) for shape in ((2, 3), (3, 2)))
     total = torch.full((2, 2), 0.5, dtype=torch.float64)
+    products.add_product(total, left, right)
+    assert torch.equal(total, left.double() @ right.double() + 0.5)  # numbers that nothing rounds
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize("rows", [6, 8, 9, 11])
+@pytest.mark.parametrize("narrow", [torch.float64, torch.float32])
+def test_a_product_of_many_rows_is_added_in_two(
+    rows: int, narrow: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "EVEN", 4)
+    monkeypatch.setattr(products, "MANY", 6)
+    left, right = torch.arange(2.0 * rows, dtype=narrow).view(2, rows).T, torch.arange(6.0, dtype=narrow).view(2, 3)
+    total = torch.full((rows, 3), 0.5, dtype=torch.float64)
     products.add_product(total, left, right)
     assert torch.equal(total, left.double() @ right.double() + 0.5)  # numbers that nothing rounds
 
@@ -355,6 +370,21 @@ def test_a_step_does_not_depend_on_what_was_before(architecture: str, precision:
         assert_same_bits(network.gradients, want.gradients)
         texts = [LanguageModel(one).generate(batch.tokens[:, :3], max_length=4, seed=1) for one in (network, want)]
         assert torch.equal(*texts)
+
+
+def test_what_is_small_beside_its_weight_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Query, key and value of fewer rows than the width: one product less a block."""
+    N, D = 5, ODD.d_model
+    counts = []
+    for share in (0, 1):
+        monkeypatch.setattr(arena, "BESIDE", share)
+        network = fused()
+        with FlopCounterMode(display=False) as counted:
+            step(network, draw_batch(ODD, 1, N))
+        counts.append(counted.get_total_flops())
+    assert counts[0] - counts[1] == ODD.n_blocks * 2 * N * D * 3 * D
+    assert arena.is_small(6, weights=6)
+    assert not arena.is_small(7, weights=6)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

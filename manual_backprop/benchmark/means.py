@@ -17,7 +17,6 @@ from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..config import CustomTransformerConfig
 from . import rows
 from .cases import SUBJECT, Case
 
@@ -37,7 +36,7 @@ class Means:
     about: str  # what is saved, and why
     pairs: tuple[str, ...] = ()  # replaced whole, since a cache is private to its pair
     without: Callable[[], list[Binding]] = list
-    applies: Callable[[CustomTransformerConfig], bool] = lambda config: True
+    applies: Callable[[Case], bool] = lambda case: True
 
     def bindings(self) -> list[Binding]:
         """That take it out of this process."""
@@ -108,10 +107,17 @@ def _product_then_sum(total: Tensor, left: Tensor, right: Tensor) -> None:
     total += left @ right
 
 
-def _longer_than_kept(config: CustomTransformerConfig) -> bool:
+def _longer_than_kept(case: Case) -> bool:
     from ..kernels.attention import LONGEST_KEPT
 
-    return config.max_seq_len > LONGEST_KEPT
+    return case.config.max_seq_len > LONGEST_KEPT
+
+
+def _is_made_again(case: Case) -> bool:
+    from ..kernels import LARGEST_REPLAYED
+
+    small = case.tokens * case.config.d_model <= LARGEST_REPLAYED
+    return small and case.config.device == "cpu" and not case.config.dropout
 
 
 def _library_of_pytorch() -> list[Binding]:
@@ -188,7 +194,7 @@ MEANS = {
         "in two more. The textbook's makes a tensor for every line of its formula. Kept are the sum and two numbers a "
         "row.",
         pairs=("layer_norm", "residual_layer_norm"),
-        applies=lambda config: config.traits.norm == "layer",
+        applies=lambda case: case.config.traits.norm == "layer",
     ),
     "feed-forward": Means(
         "kernels/feed_forward.py, gated_feed_forward.py",
@@ -226,7 +232,7 @@ MEANS = {
         "The calls of a small network's step are written down, with the memory they read and write, and made again: "
         "no Python between them, no views. Larger steps run as they are.",
         without=_every_step_runs,
-        applies=lambda config: config.device == "cpu" and not config.dropout,
+        applies=_is_made_again,
     ),
     "gradients-in-place": Means(
         "kernels/arena.py",
@@ -266,7 +272,7 @@ MEANS = {
         "A float32 product on a CPU by oneDNN in place of MKL, which on processors that are not Intel's leaves half of "
         "their speed unused. Only where oneDNN keeps float32 exact, which is measured once.",
         without=_library_of_pytorch,
-        applies=lambda config: config.precision == "fp32" and config.device == "cpu",
+        applies=lambda case: case.config.precision == "fp32" and case.config.device == "cpu",
     ),
     "compiled": Means(
         "kernels/compiled.py",
@@ -287,9 +293,7 @@ MEANS = {
         "in pieces that fit into the cache. Without: PyTorch's own fused AdamW and clipping, parameter by parameter, "
         "as the peers have them.",
         without=_adamw_tensor_by_tensor,
-        applies=lambda config: (
-            config.precision != "bf16"
-        ),  # PyTorch's moments would be narrow, which is another optimizer
+        applies=lambda case: case.config.precision != "bf16",  # PyTorch's moments would be narrow: another optimizer
     ),
 }
 

@@ -80,6 +80,7 @@ def measure(
     `work` is what a row's process runs, and knows what is behind a name: `rows.work`, or what is built upon it.
     Raises CheckFailedError where a process fails, or where gradients differ.
     """
+    true = measure_of(case)  # before there are others: it may need more memory than any of them
     with ExitStack() as closing:
         processes: list[MeasuringProcess] = []
         rows: list[MeasuredRow] = []
@@ -96,7 +97,7 @@ def measure(
             process, row, answers[name] = started
             processes.append(process)
             rows.append(row)
-        remarks = check_agreement(case.config.precision, answers, measure_of(case))
+        remarks = check_agreement(case.config.precision, answers, true)
         products = Row("products alone")
         limit = closing.enter_context(MeasuringProcess(work_products, case, advice=ADVICE))
         seconds = [answer.step_seconds for answer in answers.values()] + [limit.answer()]
@@ -142,28 +143,37 @@ def rounds_for(step_seconds: Sequence[float]) -> int:
     return max(FEWEST, min(MOST, int(LONGEST / round_seconds)))
 
 
-def measure_of(case: Case) -> Answer | None:
+def measure_of(case: Case) -> Answer | LeftOut | None:
     """Loss and gradients that all rows are compared with: autograd's in fp32, where the case's own format is coarser.
     None: those of the first row."""
     if case.config.precision not in REDUCED:
         return None
     in_fp32 = replace(case, config=replace(case.config, precision="fp32"))
     with MeasuringProcess(work_answer, "torch-eager", in_fp32, advice=ADVICE) as process:
-        answer: Answer = process.answer()
+        answer: Answer | LeftOut = process.answer()
     return answer
 
 
-def check_agreement(precision: str, answers: Mapping[str, Answer], true: Answer | None = None) -> list[str]:
-    """CheckFailedError unless all rows have the true loss and gradients, None: those of the first row.
+def check_agreement(precision: str, answers: Mapping[str, Answer], true: Answer | LeftOut | None = None) -> list[str]:
+    """CheckFailedError unless all rows have the true loss and gradients, or where there are none, those of the first.
 
     A peer may be wrong in a single parameter of which little depends: PyTorch sums the gradients of a layer norm in
     bf16 on a CPU, and is off by half of them after a thousand tokens. Such gradients are what is returned, in words.
     """
-    subject, first = next(iter(answers.items())) if true is None else ("the gradients in fp32", true)
+    remarks = []
+    if isinstance(true, LeftOut):
+        remarks.append(f"compared with one another only, not with the gradients in fp32: {true.reason}")
+    compared = dict(answers)
+    if isinstance(true, Answer):
+        subject, first = "the gradients in fp32", true
+    else:
+        subject, first = next(iter(answers.items()))
+        del compared[subject]
+        if not math.isfinite(first.loss):
+            raise CheckFailedError(f"{subject}: its loss is {first.loss}, so nothing was measured")
     bar = AGREEMENT[precision]
     total = math.hypot(*(numbers[0] for numbers in first.sketch.values()))
-    remarks = []
-    for name, answer in answers.items():
+    for name, answer in compared.items():
         if not abs(answer.loss - first.loss) <= bar * abs(first.loss):
             raise _disagreement(name, subject, f"loss {answer.loss:.6g} against {first.loss:.6g}")
         if answer.sketch.keys() != first.sketch.keys():
@@ -177,7 +187,7 @@ def check_agreement(precision: str, answers: Mapping[str, Answer], true: Answer 
         if shares[worst] <= WORST * bar:
             continue
         how = f"gradient of {worst}: off by {shares[worst]:.2g} of its norm, at most {WORST * bar:g}"
-        if true is None or name not in PEERS:
+        if first is not true or name not in PEERS:
             raise _disagreement(name, subject, how)
         count = sum(share > WORST * bar for share in shares.values())
         remarks.append(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..models.network import Batch
 
-WARM_UP = 2  # steps, after the first one, which may compile
+WARM_UP = 2  # steps, after the first two: one may compile, and the one after PLAIN of them is written down
 TURN = 0.3  # [s] that a turn takes at least: it is as many steps as that needs
 LEARNING_RATE, MAX_GRAD_NORM = 1e-4, 1.0
 ADAMW: dict[str, Any] = {"weight_decay": 0.1, "betas": (0.9, 0.99)}
@@ -269,11 +269,17 @@ def compiler_cache() -> str:
 
 
 def work_answer(end: Connection, name: str, case: Case) -> None:
-    """A process that says the Answer of a row, and ends."""
+    """A process that says the Answer of a row, or LeftOut, and ends."""
     prepare(name, case)
-    steps = Steps(name, case)
-    loss = steps.trainer.loss_and_gradients(steps.batch).item()
-    end.send(Answer(loss, sketch_of(steps.trainer.gradients())))
+    import torch
+
+    with fastest_attention(case):
+        try:
+            steps = Steps(name, case)
+            loss = steps.trainer.loss_and_gradients(steps.batch).item()
+            end.send(Answer(loss, sketch_of(steps.trainer.gradients())))
+        except torch.OutOfMemoryError:
+            end.send(LeftOut("the GPU has no memory for it"))
 
 
 def work_products(end: Connection, case: Case) -> None:

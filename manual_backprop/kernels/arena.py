@@ -33,7 +33,7 @@ from torch import Tensor
 _current: ContextVar[Arena | None] = ContextVar("arena", default=None)
 
 SMALL = 1 << 19  # numbers: too little memory for the time that it takes to make them again
-BESIDE = 1.0  # likewise, times the numbers of the weights beside them: where a batch is small and its network is not
+BESIDE = 1.0  # likewise, as a share of the weights that make them: little where a batch is small and a network is not
 REMEMBERED = 4096  # views; where lengths change, there is a new set of them for each
 LINE = 64  # bytes of a cache line: every tensor on the stack starts at one, and so suits every format and vector
 
@@ -45,6 +45,7 @@ class Arena:
     def __init__(self, poisoned: bool = False):
         self.poisoned = poisoned
         self.generation = 0  # of its blocks: another one where any of them was made anew
+        self.tapes: dict[Any, Any] = {}  # of steps, by kind (replay.py): the last one that was used is the last one
         self._kept: list[Tensor] = []  # bytes
         self._scratch: list[Tensor] = []
         self._next = 0  # of _kept
@@ -128,9 +129,10 @@ class Arena:
         return blocks[block][start:end].view(like.dtype).view(shape)
 
     def _forget_views(self) -> None:
-        """They would hold a block that is made anew."""
+        """They would hold a block that is made anew, and so would tapes."""
         self.generation += 1
         self._views.clear()
+        self.tapes.clear()
 
 
 def _same_memory(x: Tensor, y: Tensor) -> bool:
@@ -185,7 +187,7 @@ def remade(x: Tensor, make: Callable[[], Tensor]) -> Tensor:
 
 
 def is_small(size: int, weights: int = 0) -> bool:
-    """Whether a tensor of so many numbers, beside so many weights, is kept although it could be made again."""
+    """Whether a tensor of so many numbers, made with so many weights, is kept although it could be made again."""
     return size <= max(SMALL, BESIDE * weights)
 
 

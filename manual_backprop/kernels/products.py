@@ -21,6 +21,8 @@ from .arena import scratch
 
 _mkldnn: Any = torch.backends.mkldnn
 
+EVEN = 128  # rows that fill oneDNN's blocks
+MANY = 1024  # rows: of more, a product takes up to twice its time where they do not fill the blocks, as 50257 do not
 
 _lock = threading.Lock()
 _inside = 0  # how many calculations are, in all threads: the setting is the process's
@@ -69,12 +71,19 @@ def _onednn_is_exact() -> bool:
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left right, in one pass where the formats agree. left (O, N), right (N, I) -> total (O, I)."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-        return
-    with scratch((left.shape[0], right.shape[1]), left) as product:  # a wider total: rounded once, added in its format
-        torch.mm(left, right, out=product)
-        total += product
+    for rows in _in_blocks(len(total)):
+        if total.dtype == left.dtype:
+            total[rows].addmm_(left[rows], right)
+            continue
+        with scratch((rows.stop - rows.start, right.shape[1]), left) as product:  # a wider total
+            torch.mm(left[rows], right, out=product)  # rounded once,
+            total[rows] += product  # added in its format
+
+
+def _in_blocks(n_rows: int) -> list[slice]:
+    """All of them, in one or in two: those that fill blocks, and the rest."""
+    even = n_rows // EVEN * EVEN if n_rows > MANY else 0
+    return [rows for rows in (slice(0, even), slice(even, n_rows)) if rows.start < rows.stop]
 
 
 def scaled_product(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:

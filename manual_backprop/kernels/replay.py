@@ -1,13 +1,14 @@
 """A step's calls, written down once and made again.
 
-Of a small network's step a tenth is no arithmetic: Python, and some 400 views. But a step asks for the same memory as
+Of a small network's step an eighth is no arithmetic: Python, and some 400 views. But a step asks for the same memory as
 the step before (arena.py), so that all of its calls have the same arguments, too. One step is written down as PyTorch's
 dispatcher sees it, without the views; the next ones only make its calls. A CUDA graph is the same thing on a GPU.
 
 The same calls in the same order give the same bits. What runs is what was written down, so a step is made again only
 where all that decides its course is as it was: the network, which keeps a Replay, says what that is. A step that waits
-for a number, draws one, or calls what cannot be written down runs as it is, always; and so does every step while
-somebody looks on, a profiler or whatever else sees PyTorch's calls.
+for a number, draws one, or calls what cannot be written down runs as it is, always; and so does every step while a
+profiler or one of PyTorch's modes looks on. What no dispatcher sees, `x.tolist()` or `x.numpy()`, has no place in a
+step: it would not be noticed.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from .arena import Arena
 
 LARGEST = 1 << 19  # numbers of an activation: in larger steps all of this is less than a hundredth of the time
 PLAIN = 2  # steps of a kind before one is written down: by then everything is compiled, and memory has its size
-KEPT = 8  # tapes: each holds the tensors of its step that are not the arena's
-SEEN = 1000  # kinds of steps that are counted
+KEPT = 4  # tapes
+HELD = 1 << 24  # bytes that a tape may hold: the tensors of its step that are not the arena's
+SEEN = 100  # kinds of steps that are counted, or known not to be repeatable
 
 Call = tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]
 
@@ -43,9 +45,14 @@ QUICKER: dict[Any, Callable[..., Any]] = {  # the same, without a look at the op
     _aten.copy_.default: Tensor.copy_,
     _aten.add_.Tensor: Tensor.add_,
 }
-UNREPEATABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
+UNREPEATABLE = (
+    torch.Tag.data_dependent_output,
+    torch.Tag.dynamic_output_shape,
+    torch.Tag.nondeterministic_seeded,
+    torch.Tag.inplace_view,  # changes the form of a tensor, each time
+)
 CONSTANTS = (_aten.lift_fresh.default, _aten.lift_fresh_copy.default)  # of Python's numbers
-MEMORY = ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided")  # whatever may be in it
+MEMORY = ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided")  # has no content yet
 
 
 class Replay:
@@ -53,39 +60,46 @@ class Replay:
 
     def __init__(self, arena: Arena):
         self.arena = arena
-        self._generation = arena.generation  # in which the tapes were written
         self._seen: Counter[Hashable] = Counter()
-        self._tapes: dict[Hashable, Tape | None] = {}  # None: that kind cannot be written down
+        self._unrepeatable: set[Hashable] = set()
 
     def __call__(self, work: Callable[..., Tensor], inputs: Sequence[Tensor | None], course: Hashable) -> Tensor:
         """work(*inputs), a new tensor. `course`: all that decides what `work` does, beside the inputs.
 
-        `work` reads and writes the inputs, the arena's memory, and tensors that stay where they are.
+        `work` reads the inputs, reads and writes the arena's memory, and tensors that stay where they are.
         """
         if _somebody_looks_on():
             return work(*inputs)
-        if self._generation != self.arena.generation:
-            self._generation = self.arena.generation
-            self._tapes.clear()
-        kind = course, *[None if x is None else (x.shape, x.dtype, x.device) for x in inputs]
-        if (tape := self._tapes.get(kind)) is not None:
+        tapes: dict[Hashable, Tape] = self.arena.tapes
+        kind = course, *[None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in inputs]
+        if (tape := tapes.pop(kind, None)) is not None:
+            tapes[kind] = tape
             return tape.replay(inputs)
-        if len(self._seen) >= SEEN:
+        if len(self._seen) > SEEN:
             self._seen.clear()
+            self._unrepeatable.clear()
         self._seen[kind] += 1
-        if self._seen[kind] <= PLAIN or kind in self._tapes:
+        if self._seen[kind] <= PLAIN or kind in self._unrepeatable:
             return work(*inputs)
-        if len(self._tapes) >= KEPT:
-            oldest = next(iter(self._tapes))
-            del self._tapes[oldest], self._seen[oldest]
-        tape = Tape(inputs)
+        return self._written_down(work, inputs, kind)
+
+    def _written_down(self, work: Callable[..., Tensor], inputs: Sequence[Tensor | None], kind: Hashable) -> Tensor:
+        """A step that runs, and its tape."""
+        generation, tape = self.arena.generation, Tape(inputs)
+        self._unrepeatable.add(kind)  # should it fail
         result = tape.write(work)
-        self._tapes[kind] = tape if tape.complete and self._generation == self.arena.generation else None
+        if tape.complete:
+            self._unrepeatable.remove(kind)
+            if generation == self.arena.generation:
+                self.arena.tapes[kind] = tape
+        if len(self.arena.tapes) > KEPT:
+            oldest = next(iter(self.arena.tapes))
+            del self.arena.tapes[oldest], self._seen[oldest]
         return result
 
     def replays(self) -> int:
         """How many kinds of steps are made again."""
-        return sum(tape is not None for tape in self._tapes.values())
+        return len(self.arena.tapes)
 
 
 class Tape(TorchDispatchMode):
@@ -97,7 +111,8 @@ class Tape(TorchDispatchMode):
         self.calls: list[Call] = []
         self.complete = True
         self.result: Tensor | None = None
-        self._constants: set[int] = set()  # their storages
+        self._constants: list[Tensor] = []
+        self._held = 0  # bytes
 
     def write(self, work: Callable[..., Tensor]) -> Tensor:
         """A step, which is written down."""
@@ -125,28 +140,40 @@ class Tape(TorchDispatchMode):
         return results
 
     def _write(self, function: Any, args: Any, kwargs: dict[str, Any], results: Any) -> None:
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        made = [x for x in tree_leaves(results) if isinstance(x, Tensor)]
-        if function.namespace != "aten" or not _has_one_course(function, given):
-            self.complete = False
+        given, made = _tensors((args, kwargs)), _tensors(results)
+        if not self.complete or function.namespace != "aten" or not _has_one_course(function, given):
+            self._give_up()
         elif function in CONSTANTS:
-            self._constants |= _storages(made)
+            self._constants += made
         elif function._schema.is_mutable:
             written = _storages(_written(function, args, kwargs))
-            if written & self._constants or not _storages(made) <= written:
-                self.complete = False  # it changes what is not written down, or makes something besides
+            if written & _storages(self._constants) or not _storages(made) <= written:
+                self._give_up()  # it changes what is not written down, or makes something besides
             self.calls.append((QUICKER.get(function, function), args, kwargs))
         elif not made:
-            self.complete = False  # a number, for Python
-        elif not _storages(made) & _storages(given) and function.overloadpacket.__name__ not in MEMORY:  # not a view
-            self.calls.append((_make_again, (function, args, kwargs, made), {}))
+            self._give_up()  # a number, for Python
+        elif _storages(made) <= _storages(given):
+            pass  # a view
+        elif _storages(made) & _storages(given):
+            self._give_up()
+        else:
+            self._held += sum(x.nbytes for x in made)
+            if self._held > HELD:
+                self._give_up()
+            elif function.overloadpacket.__name__ not in MEMORY:
+                self.calls.append((_make_again, (function, args, kwargs, made), {}))
+
+    def _give_up(self) -> None:
+        """What cannot be written down whole is not written down, and holds nothing."""
+        self.complete = False
+        self.calls.clear()
 
 
 def call_library(kernel: Callable[..., None], tensors: Sequence[Tensor], numbers: Sequence[int]) -> None:
     """kernel(addresses of the tensors ..., numbers ...), which no dispatcher sees."""
     arguments = [*[x.data_ptr() for x in tensors], *numbers]
     kernel(*arguments)
-    if (tape := _tape.get()) is not None:
+    if (tape := _tape.get()) is not None and tape.complete:
         tape.calls.append((_call_at_addresses, (kernel, arguments, tensors), {}))
 
 
@@ -157,8 +184,7 @@ def _call_at_addresses(kernel: Callable[..., None], arguments: Sequence[int], te
 
 def _make_again(function: Callable[..., Any], args: Any, kwargs: dict[str, Any], made: Sequence[Tensor]) -> None:
     """New tensors, put where the later calls find them."""
-    results = function(*args, **kwargs)
-    for x, result in zip(made, tree_leaves(results), strict=True):
+    for x, result in zip(made, _tensors(function(*args, **kwargs)), strict=True):
         x.copy_(result)
 
 
@@ -166,14 +192,18 @@ def _written(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list
     """The arguments that it writes into."""
     arguments = function._schema.arguments
     given = dict(zip([argument.name for argument in arguments], args, strict=False)) | kwargs
-    return [x for one in arguments if one.is_write for x in tree_leaves(given.get(one.name)) if isinstance(x, Tensor)]
+    return _tensors([given.get(one.name) for one in arguments if one.is_write])
 
 
 def _has_one_course(function: Any, given: Sequence[Tensor]) -> bool:
     """Whether it does the same with any numbers, and each time."""
-    if function is _aten.index.Tensor and all(x.dtype == torch.int64 for x in given[1:]):
+    if function is _aten.index.Tensor and all(x.dtype in (torch.int64, torch.int32) for x in given[1:]):
         return True  # its size depends on masks only
     return not any(tag in function.tags for tag in UNREPEATABLE)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
 
 
 def _storages(tensors: Sequence[Tensor]) -> set[int]:

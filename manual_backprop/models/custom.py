@@ -84,14 +84,14 @@ class CustomTransformer(FlatNetwork):
         self.check_tokens(batch.tokens, batch.targets, batch.segments)
         dropout = DropoutSource(self.config.dropout, self.config.seed, step, batch.first_row)
 
-        work = partial(self._step, denominator=denominator, dropout=dropout)
+        work = partial(self._training_step, dropout=dropout)
         inputs = batch.tokens, batch.targets, batch.segments
         with self._calculation(training=True):
-            if self._can_be_repeated(batch.tokens.numel(), denominator):
-                return self.replay(work, inputs, (denominator, *self._course()))
-            return work(*inputs)
+            if self._can_be_repeated(batch.tokens.numel()):
+                return self.replay(work, (*inputs, torch.as_tensor(denominator)), self._course())
+            return work(*inputs, denominator)
 
-    def _step(
+    def _training_step(
         self,
         tokens: Tensor,
         targets: Tensor,
@@ -114,7 +114,7 @@ class CustomTransformer(FlatNetwork):
         self._hidden_backward(dx, hidden_cache)
         return loss
 
-    def _can_be_repeated(self, tokens: int, denominator: int | Tensor) -> bool:
+    def _can_be_repeated(self, tokens: int) -> bool:
         """Whether such a step makes the same calls each time, and is so small that this saves time: see `Replay`."""
         return (
             self.compiles
@@ -122,14 +122,17 @@ class CustomTransformer(FlatNetwork):
             and tokens * self.config.d_model <= kernels.LARGEST_REPLAYED
             and not self.config.dropout  # whose masks are drawn
             and self.recorder is no_record
-            and isinstance(denominator, int)
         )
 
     def _course(self) -> tuple[Any, ...]:
-        """What decides the calls of a step beside its batch. Who puts another function, another tensor or other memory
-        in the place of one of these sees a step that runs."""
-        memory = self.arena.poisoned, id(self.flat_parameters.buffer), id(self.flat_gradients.buffer)
-        return torch.get_num_threads(), *memory, *map(id, vars(self.ops).values())
+        """What may decide the calls of a step beside its batch: settings, and the functions that it calls here.
+
+        Who puts others in their place sees the step that belongs to them; not so who changes a function inside of the
+        kernels after some steps (kernels.compile=never lets every step run).
+        """
+        settings = self.config, self.activation, self.arena.poisoned, torch.get_num_threads()
+        functions = self.norm_forward, self.norm_backward, *[getattr(self.ops, name) for name in kernels.__all__]
+        return *settings, *functions
 
     def _calculation(self, training: bool = False) -> AbstractContextManager:
         """What fused kernels want around them; the reference wants nothing."""

@@ -107,7 +107,7 @@ class Gains:
 
 def measure_gains(case: Case, means: Sequence[str], rounds: int) -> Gains:
     """Every means that does something in this case, and the two rows below them, in groups of at most AT_ONCE."""
-    names = [WITHOUT + name for name in means if MEANS[name].applies(case.config)] + [NONE_OF_THEM, RECOMPUTED]
+    names = [WITHOUT + name for name in means if MEANS[name].applies(case)] + [NONE_OF_THEM, RECOMPUTED]
     count = -(-len(names) // AT_ONCE)
     return gains_of([measure(case, [SUBJECT, *names[place::count]], rounds, work) for place in range(count)])
 

@@ -1,9 +1,9 @@
 """One step by hand, and autograd's number for every gradient in it.
 
-`trace_step` runs the real `CustomTransformer._step` under the tracer, then the same forward functions
-once more with autograd recording. There, every name that a statement binds becomes a node of its own, so `.grad` of it
-is the gradient through this name, in this function, from this line on: exactly what the hand-written code calls
-`dname`. The alphabet does the pairing: `dname` of `x_backward` belongs to `name` of `x_forward`. Nothing of the
+`trace_step` runs the real `CustomTransformer._training_step` under the tracer, then the same forward functions once
+more with autograd recording. There, every name that a statement binds becomes a node of its own, so `.grad` of it is
+the gradient through this name, in this function, from this line on: exactly what the hand-written code calls `dname`.
+The alphabet does the pairing: `dname` of `x_backward` belongs to `name` of `x_forward`. Nothing of the
 calculus is written here a second time.
 
 For networks small enough to print, on the CPU in float64, without dropout.
@@ -54,7 +54,7 @@ def difference(value: Value) -> float:
 
 
 def loss_by_autograd(network: CustomTransformer, batch: Batch, denominator: int) -> Tensor:
-    """The forward half of `CustomTransformer._step`, its names included; the backward half is autograd's."""
+    """The forward half of `CustomTransformer._training_step`, its names included; the backward half is autograd's."""
     x, _ = network._hidden_forward(batch.tokens, batch.segments, DropoutSource(0.0, 0, None))
     loss, _ = ops.linear_cross_entropy_forward(
         x, network.head, batch.targets, denominator, network.config.label_smoothing

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 PACKAGE = Path(__file__).resolve().parent.parent
-ROOTS = ("_step", "loss_by_autograd")
+ROOTS = ("_training_step", "loss_by_autograd")
 
 
 @dataclass
