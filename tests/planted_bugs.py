@@ -630,5 +630,6 @@ BUGS = [
         "return not any(tag in function.tags for tag in UNREPEATABLE)",
         "return True",
     ),
+    Bug("what a step changes counts as what stays", REPLAY, " and not _storages(made) & self._changed", ""),
     Bug("a step with the settings of another", CUSTOM, "return *settings, *functions", "return functions"),
 ]

@@ -276,7 +276,7 @@ def test_memory_views_copies_and_tuples() -> None:
             y = kept((3, 2), x).copy_(product.T)
         new = torch.empty_like(y).copy_(y)
         ordered, _ = torch.cat([new, x.view(3, 2)]).sort(0)
-        return ordered[place].sum() + torch.tensor(3.0) * x.reshape(-1)[1]
+        return ordered[place].sum() + y.sum() + torch.tensor(3.0) * x.reshape(-1)[1]
 
     assert made_again(work)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ UNREPEATABLE = (
     torch.Tag.nondeterministic_seeded,
     torch.Tag.inplace_view,  # changes the form of a tensor, each time
 )
+COPIES = (_aten._to_copy.default, _aten.clone.default)
 CONSTANTS = (_aten.lift_fresh.default, _aten.lift_fresh_copy.default)  # of Python's numbers
 MEMORY = ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided")  # has no content yet
 
@@ -112,6 +114,7 @@ class Tape(TorchDispatchMode):
         self.complete = True
         self.result: Tensor | None = None
         self._constants: list[Tensor] = []
+        self._changed: set[int] = set()  # storages that a call writes into
         self._held = 0  # bytes
 
     def write(self, work: Callable[..., Tensor]) -> Tensor:
@@ -122,7 +125,20 @@ class Tape(TorchDispatchMode):
                 self.result = work(*self.inputs)
         finally:
             _tape.reset(token)
+        self._leave_out_what_stays()
         return self.result.clone()
+
+    def _leave_out_what_stays(self) -> None:
+        """Tensors that depend on nothing, and that nothing changes, need not be made again: a mask."""
+        stay: set[int] = set()
+        calls, self.calls = self.calls, []
+        for function, args, kwargs in calls:
+            if function is _make_again:
+                _, inputs, settings, made = args
+                if _storages(_tensors((inputs, settings))) <= stay and not _storages(made) & self._changed:
+                    stay |= _storages(made)
+                    continue
+            self.calls.append((function, args, kwargs) if function is not _make_again else _again(*args))
 
     def replay(self, inputs: Sequence[Tensor | None]) -> Tensor:
         """The same step of other inputs."""
@@ -149,6 +165,7 @@ class Tape(TorchDispatchMode):
             written = _storages(_written(function, args, kwargs))
             if written & _storages(self._constants) or not _storages(made) <= written:
                 self._give_up()  # it changes what is not written down, or makes something besides
+            self._changed |= written
             self.calls.append((QUICKER.get(function, function), args, kwargs))
         elif not made:
             self._give_up()  # a number, for Python
@@ -160,7 +177,7 @@ class Tape(TorchDispatchMode):
             self._held += sum(x.nbytes for x in made)
             if self._held > HELD:
                 self._give_up()
-            elif function.overloadpacket.__name__ not in MEMORY:
+            elif function.overloadpacket.__name__ not in MEMORY and any(x.numel() for x in made):
                 self.calls.append((_make_again, (function, args, kwargs, made), {}))
 
     def _give_up(self) -> None:
@@ -174,6 +191,7 @@ def call_library(kernel: Callable[..., None], tensors: Sequence[Tensor], numbers
     arguments = [*[x.data_ptr() for x in tensors], *numbers]
     kernel(*arguments)
     if (tape := _tape.get()) is not None and tape.complete:
+        tape._changed |= _storages(tensors)
         tape.calls.append((_call_at_addresses, (kernel, arguments, tensors), {}))
 
 
@@ -186,6 +204,30 @@ def _make_again(function: Callable[..., Any], args: Any, kwargs: dict[str, Any],
     """New tensors, put where the later calls find them."""
     for x, result in zip(made, _tensors(function(*args, **kwargs)), strict=True):
         x.copy_(result)
+
+
+def _again(function: Any, args: Any, kwargs: dict[str, Any], made: Sequence[Tensor]) -> Call:
+    """`_make_again`, at once where the operator can write into tensors that are there."""
+    if function in COPIES:
+        return Tensor.copy_, (made[0], args[0]), {}
+    into = _into(function)
+    if into is None:
+        return _make_again, (function, args, kwargs, made), {}
+    variant, names = into
+    return variant, args, kwargs | dict(zip(names, made, strict=True))
+
+
+@cache
+def _into(function: Any) -> tuple[Any, list[str]] | None:
+    """The operator's variant that takes its results' memory, and what these arguments are called."""
+    wanted = [(one.name, str(one.type)) for one in function._schema.arguments]
+    for name in function.overloadpacket.overloads():
+        variant = getattr(function.overloadpacket, name)
+        arguments = variant._schema.arguments
+        results = [one.name for one in arguments if one.is_out]
+        if results and [(one.name, str(one.type)) for one in arguments if not one.is_out] == wanted:
+            return variant, results
+    return None
 
 
 def _written(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
