@@ -7,6 +7,7 @@ moments and their step count keep every bit.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from .parameters import Flat, Layout, copy_into
 
 NORM_CHUNK = 1 << 20  # elements: copied to the wide format where they are narrow
-CHUNK = 1 << 18  # elements: a chunk's parameters, gradient and moments stay in the processor's cache
+CHUNK = 1 << 19  # elements: what is made of a chunk stays in the processor's cache
 
 
 class Optimizer(ABC):
@@ -83,8 +84,13 @@ class FlatOptimizer(Optimizer):
     def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
         gradient = self.gradients.buffer
         wide = torch.float32 if gradient.dtype == torch.bfloat16 else gradient.dtype
-        # in pieces, since a piece may be copied to the wide format
-        norms = [torch.linalg.vector_norm(piece, dtype=wide) for piece in gradient.split(NORM_CHUNK)]
+        # in pieces, since a piece may be copied to the wide format, into one place: what is freed between small tensors
+        # that stay does not fit again, and of a large network that is a copy of the whole gradient
+        room = torch.empty(min(max(NORM_CHUNK, CHUNK), gradient.numel()), dtype=wide, device=gradient.device)
+        norms = [
+            torch.linalg.vector_norm(piece if piece.dtype == wide else room[: len(piece)].copy_(piece))
+            for piece in gradient.split(NORM_CHUNK)
+        ]
         norm = torch.linalg.vector_norm(torch.stack(norms))
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         self._count(finite)
@@ -100,7 +106,9 @@ class FlatOptimizer(Optimizer):
             ):
                 if first < last:
                     piece = slice(first, last)
-                    g = gradient[piece] * clip[None]  # as wide as clip, since that has a dimension
+                    g = torch.mul(
+                        gradient[piece], clip[None], out=room[: last - first]
+                    )  # wide, as clip has a dimension
                     decay = self.weight_decay if first < self.parameters.decayed_size else 0.0
                     self._update(piece, g, rate, decay, finite)
         return norm
@@ -160,9 +168,15 @@ class FusedAdamW(AdamW):
     once.
     """
 
+    @functools.cached_property
+    def _room(self) -> Tensor:
+        """For the values of a piece in the wide format."""
+        moment = self.moments["first_moment"].buffer
+        return moment.new_empty(min(CHUNK, moment.numel()))
+
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         p = self.parameters.buffer[piece]
-        values = p.to(gradient.dtype)  # p itself, unless it is narrower
+        values = p if p.dtype == gradient.dtype else self._room[: len(p)].copy_(p)
         torch._fused_adamw_(
             [values],
             [gradient],
