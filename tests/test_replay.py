@@ -5,6 +5,8 @@ With functions as they are written; with libraries in test_compiled_kernels.py.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -130,6 +132,18 @@ def test_steps_of_many_kinds_in_any_order() -> None:
     assert [len(some) for some in tapes] == [3, 1, 4]
     assert not set(tapes[0]) & set(tapes[2]), "they would keep the arena's old blocks"
     assert network.arena.allocated_bytes() == plain.arena.allocated_bytes()
+
+
+def test_no_compiler_is_imported() -> None:
+    """A second, and 75 MB."""
+    script = (
+        "import sys, torch; from manual_backprop.kernels.arena import Arena; "
+        "from manual_backprop.kernels.replay import Replay; replay = Replay(Arena()); "
+        "[replay(lambda x: x + 1, (torch.ones(3),), '') for _ in range(5)]; "
+        "assert replay.replays() == 1; assert 'torch._dynamo' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_tapes_are_few_and_the_one_that_waited_longest_goes() -> None:

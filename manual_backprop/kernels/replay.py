@@ -150,6 +150,11 @@ class Tape(TorchDispatchMode):
         assert self.result is not None
         return self.result.clone()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: PyTorch would import its compiler, 75 MB and a second, to keep it away from the function below."""
+        return False
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = function(*args, **(kwargs or {}))
         self._write(function, args, kwargs or {}, results)
