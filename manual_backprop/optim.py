@@ -106,9 +106,7 @@ class FlatOptimizer(Optimizer):
             ):
                 if first < last:
                     piece = slice(first, last)
-                    g = torch.mul(
-                        gradient[piece], clip[None], out=room[: last - first]
-                    )  # wide, as clip has a dimension
+                    g = torch.mul(gradient[piece], clip[None], out=room[: last - first])
                     decay = self.weight_decay if first < self.parameters.decayed_size else 0.0
                     self._update(piece, g, rate, decay, finite)
         return norm
@@ -116,6 +114,16 @@ class FlatOptimizer(Optimizer):
     @abstractmethod
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         """Updates one piece of the buffers with a gradient that is clipped and wide, and anything where not finite."""
+
+    def _widened(self, p: Tensor) -> Tensor:
+        """The parameters of a piece as wide as the moments: p itself, or a copy, which the next piece overwrites."""
+        moment = self.moments["first_moment"].buffer
+        return p if p.dtype == moment.dtype else self._room[: len(p)].copy_(p)
+
+    @functools.cached_property
+    def _room(self) -> Tensor:
+        moment = self.moments["first_moment"].buffer
+        return moment.new_empty(min(CHUNK, moment.numel()))
 
     def _write(self, piece: slice, values: Tensor) -> None:
         self.parameters.buffer[piece].copy_(values)
@@ -168,15 +176,9 @@ class FusedAdamW(AdamW):
     once.
     """
 
-    @functools.cached_property
-    def _room(self) -> Tensor:
-        """For the values of a piece in the wide format."""
-        moment = self.moments["first_moment"].buffer
-        return moment.new_empty(min(CHUNK, moment.numel()))
-
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         p = self.parameters.buffer[piece]
-        values = p if p.dtype == gradient.dtype else self._room[: len(p)].copy_(p)
+        values = self._widened(p)
         torch._fused_adamw_(
             [values],
             [gradient],
@@ -231,7 +233,7 @@ class FusedSGD(SGD):
             super()._update(piece, gradient, rate, decay, finite)
             return
         p = self.parameters.buffer[piece]
-        values = p.to(gradient.dtype)  # p itself, unless it is narrower
+        values = self._widened(p)
         if decay:
             values.mul_(1 - rate * decay)
         torch._fused_sgd_(

@@ -133,12 +133,14 @@ class Tape(TorchDispatchMode):
         stay: set[int] = set()
         calls, self.calls = self.calls, []
         for function, args, kwargs in calls:
-            if function is _make_again:
-                _, inputs, settings, made = args
-                if _storages(_tensors((inputs, settings))) <= stay and not _storages(made) & self._changed:
-                    stay |= _storages(made)
-                    continue
-            self.calls.append((function, args, kwargs) if function is not _make_again else _again(*args))
+            if function is not _make_again:
+                self.calls.append((function, args, kwargs))
+                continue
+            _, inputs, settings, made = args
+            if _storages(_tensors((inputs, settings))) <= stay and not _storages(made) & self._changed:
+                stay |= _storages(made)
+            else:
+                self.calls.append(_again(*args))
 
     def replay(self, inputs: Sequence[Tensor | None]) -> Tensor:
         """The same step of other inputs."""
@@ -170,8 +172,9 @@ class Tape(TorchDispatchMode):
             written = _storages(_written(function, args, kwargs))
             if written & _storages(self._constants) or not _storages(made) <= written:
                 self._give_up()  # it changes what is not written down, or makes something besides
-            self._changed |= written
-            self.calls.append((QUICKER.get(function, function), args, kwargs))
+            else:
+                self._changed |= written
+                self.calls.append((QUICKER.get(function, function), args, kwargs))
         elif not made:
             self._give_up()  # a number, for Python
         elif _storages(made) <= _storages(given):

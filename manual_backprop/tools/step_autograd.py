@@ -3,8 +3,8 @@
 `trace_step` runs the real `CustomTransformer._training_step` under the tracer, then the same forward functions once
 more with autograd recording. There, every name that a statement binds becomes a node of its own, so `.grad` of it is
 the gradient through this name, in this function, from this line on: exactly what the hand-written code calls `dname`.
-The alphabet does the pairing: `dname` of `x_backward` belongs to `name` of `x_forward`. Nothing of the
-calculus is written here a second time.
+The alphabet does the pairing: `dname` of `x_backward` belongs to `name` of `x_forward`. Nothing of the calculus is
+written here a second time.
 
 For networks small enough to print, on the CPU in float64, without dropout.
 """
