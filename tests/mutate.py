@@ -75,6 +75,8 @@ OPERATORS: dict[type, type] = {
 COMPARISONS: dict[type, type] = {
     ast.Gt: ast.GtE,
     ast.GtE: ast.Gt,
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
     ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot,
@@ -321,6 +323,7 @@ class Judge:
     def __init__(self, mutants: list[Mutant], workers: int):
         self.mutants, self.workers = mutants, workers
         self.wrong: list[str] = []  # sentences
+        self.judged = 0
 
     def pytest_runtestloop(self, session: Any) -> bool:
         gc.collect()
@@ -330,14 +333,18 @@ class Judge:
             if wrong := self._wrong(mutant, verdict):
                 self.wrong.append(wrong)
                 show(wrong)
+            self.judged += 1
             if done and done % 50 == 0:
                 show(f"{done} of {len(self.mutants)}")
         return True
 
     @staticmethod
     def _wrong(mutant: Mutant | None, verdict: Verdict) -> str | None:
+        name = "without any mutant" if mutant is None else mutant.name
+        if verdict.caught is None:
+            return f"{name}: {verdict.how}"
         if mutant is None:
-            return f"the tests fail without any mutant: {verdict.how}" if verdict.caught else None
+            return f"the tests fail {name}: {verdict.how}" if verdict.caught else None
         equivalent = mutant.name in EQUIVALENT
         if equivalent and verdict.caught:
             return f"listed as equivalent, but caught by {verdict.how}: {mutant.name}"
@@ -378,7 +385,7 @@ class FirstFailure:
 
 @dataclass
 class Verdict:
-    caught: bool
+    caught: bool | None  # None: there is none
     how: str
     seconds: float
 
@@ -421,7 +428,7 @@ def verdict_of(status: int, said: str, seconds: float) -> Verdict:
         return Verdict(False, "survives", seconds)
     if code == 1:
         return Verdict(True, said.splitlines()[-1], seconds)
-    raise SystemExit(f"the tests ended with {code}, which says nothing about the mutant:\n{said[-3000:]}")
+    return Verdict(None, f"the tests ended with {code}, which says nothing about the mutant:\n{said[-3000:]}", seconds)
 
 
 def judge(mutants: list[Mutant], workers: int) -> list[str]:
@@ -437,7 +444,9 @@ def judge(mutants: list[Mutant], workers: int) -> list[str]:
     plugin = Judge(mutants, workers)
     tests = [str(REPOSITORY / "tests" / name) for name in TESTS]
     options = ["-m", "gradients", "-o", "addopts=--strict-markers", "-x", "-qq", "-s", "--no-header", "--tb=line"]
-    pytest.main([*options, "-p", "no:cacheprovider", f"--rootdir={REPOSITORY}", *tests], plugins=[plugin])
+    ended = pytest.main([*options, "-p", "no:cacheprovider", f"--rootdir={REPOSITORY}", *tests], plugins=[plugin])
+    if ended or plugin.judged <= len(mutants):  # the tests without any mutant count, too
+        return [*plugin.wrong, f"pytest ended with {int(ended)}, {plugin.judged} of {len(mutants) + 1} were judged"]
     return plugin.wrong
 
 

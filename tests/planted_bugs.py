@@ -498,7 +498,7 @@ BUGS = [
         "the head's gradient replaces what is there",
         CUSTOM,
         "dx = ops.linear_cross_entropy_backward(1.0, loss_cache,",
-        "self.dhead.zero_()\n                dx = ops.linear_cross_entropy_backward(1.0, loss_cache,",
+        "self.dhead.zero_()\n            dx = ops.linear_cross_entropy_backward(1.0, loss_cache,",
     ),
     Bug(
         "blocks from first to last",

@@ -34,8 +34,10 @@ def test_every_bug_is_planted_in_one_place_and_has_a_name_of_its_own() -> None:
     assert len(BUGS) >= 40
     assert len({bug.name for bug in BUGS}) == len(BUGS)
     for bug in BUGS:
-        assert (PACKAGE / bug.file).read_text(encoding="utf-8").count(bug.old) == 1, bug.name
+        source = (PACKAGE / bug.file).read_text(encoding="utf-8")
+        assert source.count(bug.old) == 1, bug.name
         assert bug.old != bug.new, bug.name
+        compile(source.replace(bug.old, bug.new), bug.name, "exec")  # a SyntaxError names the bug
 
 
 def test_every_backward_is_mutated() -> None:
@@ -61,16 +63,24 @@ def test_every_mutant_is_caught() -> None:
 
 
 @pytest.mark.slow
-def test_a_mutant_that_changes_nothing_survives() -> None:
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        ("(dy_wide - weighted_mean) * y_wide", "survives: named: harmless"),
+        ("(", "named: harmless: the tests ended with 70, which says nothing about the mutant"),
+    ],
+    ids=["changes nothing", "is no code"],
+)
+def test_a_mutant_that_no_test_can_catch_is_told(new: str, said: str) -> None:
     """So that "caught" means something: the command must be able to fail."""
     script = (
         "import mutate, sys\n"
         "from planted_bugs import BUGS, Bug\n"
-        "BUGS[:] = [Bug('harmless', 'ops/softmax.py', 'dx = y_wide * (dy_wide - weighted_mean)', "
-        "'dx = (dy_wide - weighted_mean) * y_wide')]\n"
+        f"BUGS[:] = [Bug('harmless', 'ops/softmax.py', 'dx = y_wide * (dy_wide - weighted_mean)', 'dx = {new}')]\n"
         "sys.argv = ['mutate', 'named: harmless']\n"
         "sys.exit(mutate.main())\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=TESTS)
     assert done.returncode == 1, done.stderr
-    assert "survives: named: harmless" in done.stdout
+    assert said in done.stdout
+    assert "0 caught" in done.stdout
