@@ -25,6 +25,7 @@ from manual_backprop.kernels import activations, compiled, libraries, replay, ro
 from manual_backprop.kernels.compiled import CompiledFunction, compiled_functions
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import Batch
+from manual_backprop.ops.numerics import wide
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +37,7 @@ FORMATS = {  # of activations, of parameters
     "bf16_mixed": (torch.bfloat16, torch.float32),
 }
 SIZES = ((2, 2), (3, 37), (130, 65))  # of the first letter, and of the second
-NUMBER = 0.1  # label smoothing, epsilon: whatever a function takes
+NUMBER = 0.1  # epsilon: whatever a function takes
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
 
 
@@ -57,7 +58,7 @@ def forget() -> None:
 
 
 def draw(function: CompiledFunction, sizes: tuple[int, ...], kinds: dict[str, torch.dtype]) -> list[Tensor | float]:
-    """Arguments for it: normal numbers, larger ones among them, targets, and those that do not count."""
+    """Arguments for it: normal numbers, larger ones among them."""
     generator = torch.Generator().manual_seed(sum(sizes))
     names = dict.fromkeys(letter for argument in function.arguments for _, letter in argument.dimensions)
     letters = dict(zip(names, sizes, strict=True))
@@ -66,9 +67,6 @@ def draw(function: CompiledFunction, sizes: tuple[int, ...], kinds: dict[str, to
         shape = [factor * letters[letter] for factor, letter in argument.dimensions]
         if argument.kind in compiled.NUMBERS:
             arguments.append(NUMBER)
-        elif argument.kind == "int64":
-            targets = torch.randint(sizes[1], shape, generator=generator)
-            arguments.append(targets.masked_fill_(torch.rand(shape, generator=generator) < 0.2, ops.IGNORED))
         else:
             x = 4 * torch.randn(shape, generator=generator)
             arguments.append(x.to(compiled.FIXED.get(argument.kind) or kinds[argument.kind]))
@@ -303,22 +301,12 @@ def test_a_step_without_numbers_asks_no_compiler(device: str) -> None:
 @pytest.mark.slow
 def test_addresses_are_those_of_the_processor_s_memory() -> None:
     """Also where another device is the usual one."""
-    logits, loss, target = torch.randn(4, 6), torch.empty(4), torch.tensor([1, 2, 3, ops.IGNORED])
+    y, total, weight, bias = torch.randn(4, 5, 6)
+    mean, rstd = torch.empty(2, 5)
+    of_rows = y, total, mean, rstd, total.clone(), weight[0].clone(), bias[0].clone(), ops.normalization.EPSILON
     with compiled_functions(()), torch.device("meta"):
-        rowwise.cross_entropy_of_rows(logits, loss, target, 0.25)
-    assert loss.isfinite().all()
-
-
-@pytest.mark.slow
-def test_a_logit_of_minus_infinity_costs_nothing_without_smoothing() -> None:
-    logits = torch.tensor([[0.5, -torch.inf, 1.0], [0.1, 0.2, 0.3]])
-    target = torch.tensor([2, 0])
-    want, cache = ops.cross_entropy_forward(logits.clone(), target, 1, 0.0)
-    loss, got = torch.empty(2), logits.clone()
-    with compiled_functions(()):
-        rowwise.cross_entropy_of_rows(got, loss, target, 0.0)
-    torch.testing.assert_close(loss.sum(), want)
-    torch.testing.assert_close(got, ops.cross_entropy_backward(1.0, cache))
+        rowwise.add_and_normalize(*of_rows)
+    torch.testing.assert_close(mean, total.mean(1))
 
 
 def test_a_library_belongs_to_the_text_and_the_constants_of_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,21 +331,29 @@ def test_the_slope_of_gelu_is_that_of_the_reference_far_from_zero_too(sign: int)
 
 
 @pytest.mark.gradients
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_cross_entropy_of_rows_is_that_of_the_reference(label_smoothing: float) -> None:
-    """And a row that does not count may hold anything, large logits overflow nowhere, and one of -inf is no harm."""
-    logits, loss = torch.randn(7, 11, dtype=torch.float64), torch.empty(7, dtype=torch.float64)
-    target = torch.randint(10, (7,))
-    target[2] = ops.IGNORED
-    logits[1] += 1024
-    if not label_smoothing:
-        logits[3, 10] = -torch.inf
-    want, cache = ops.cross_entropy_forward(logits, target, 1, label_smoothing)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("where", ["as_written", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_cross_entropy_of_rows(where: str, dtype: torch.dtype) -> None:
+    """A row that does not count may hold anything, large numbers overflow nowhere, and one of -inf is no harm."""
+    z, counts = torch.randn(7, 43).to(dtype), torch.tensor([1, 1, 0, 1, 1, 0, 1], dtype=dtype)
+    z[1] += 1024
+    z[3, 10] = -torch.inf
+    loss, total = wide(z).new_empty(2, 7)
+    target = torch.arange(7)
+    want_loss, cache = ops.cross_entropy_forward(z.double(), target.where(counts > 0, ops.IGNORED), 1)
     want_gradient = ops.cross_entropy_backward(1.0, cache)
-    logits[2, 3] = torch.nan
-    rowwise.cross_entropy_of_rows(logits, loss, target, label_smoothing)
-    torch.testing.assert_close(loss.sum(), want, rtol=1e-12, atol=0)
-    torch.testing.assert_close(logits, want_gradient, rtol=1e-11, atol=1e-14)
+    z[2, 3], z[5] = torch.nan, torch.inf
+    at_target = z[target, target]
+    with compiled_functions(() if where == "compiled" else None):
+        rowwise.cross_entropy_of_rows(z, at_target, loss, total, counts, 0.0)
+    z[target, target] = at_target
+    torch.testing.assert_close(loss.sum().double(), want_loss, rtol=1e-6 if dtype != torch.float64 else 1e-12, atol=0)
+    rounding = 2 * UNIT.get(dtype, 1e-12) + (2e-6 if dtype != torch.float64 else 0)
+    got_gradient = z.double() / total.double().where(counts > 0, 1)[:, None]
+    torch.testing.assert_close(
+        got_gradient, want_gradient, rtol=rounding, atol=1e-7 if dtype != torch.float64 else 1e-16
+    )
+    assert not any(x[counts == 0].any() for x in (z, loss, total))
 
 
 @pytest.mark.gradients

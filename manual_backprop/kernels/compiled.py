@@ -32,8 +32,8 @@ SMALLEST = 2  # of any dimension: one row or one column runs as it is written
 REMEMBERED = 4096  # calls, by their shapes, of which it is known how they run
 FORMATS = (torch.float32, torch.bfloat16)  # of activations and parameters; float64 is for tests, and runs as written
 IN_CACHE = 1 << 17  # numbers that an uncompiled function takes at a time: what it makes of them stays in the cache
-FIXED = {"float32": torch.float32, "int64": torch.int64}
-NUMBERS = {"float": torch.float32, "int": torch.int64}
+FIXED = {"float32": torch.float32}
+NUMBERS = {"float": torch.float32}
 TENSORS = (Tensor, torch.nn.Parameter, FakeTensor)  # and nothing else that only looks like one
 
 Group = tuple[str, torch.dtype, torch.dtype]  # functions by what they serve: formats of activations and parameters
@@ -76,8 +76,8 @@ def newly_compiled() -> bool:
 class Argument:
     """A tensor's dimensions, as letters that may have a factor ("N 2F"), and where its format comes from.
 
-    `kind`, behind a colon: `parameter` for the format of the parameters, `float32` or `int64` for that format always;
-    with none it is the format of the activations. "float" and "int" are numbers.
+    `kind`, behind a colon: `parameter` for the format of the parameters, `float32` for that format always; with none it
+    is the format of the activations. "float" is a number.
     """
 
     dimensions: tuple[tuple[int, str], ...]

@@ -2,6 +2,9 @@
 
 A chunk's logits become its loss, then their own gradient in place, then its part of dx and dW. So the gradient is made
 in the forward pass, while the chunk is in the cache, and the largest tensor of a step shrinks from (N, V) to a chunk.
+
+Of each logit one exponential is made, e = exp(z - max(z)). softmax(z) is e / sum(e), and a sum is one number a row: it
+divides what has fewer numbers than the logits, the rows of x that make dW, and those of dx.
 """
 
 from __future__ import annotations
@@ -49,44 +52,30 @@ def linear_cross_entropy(
         with scratch((part.stop - part.start, vocab_size), x) as logits:
             torch.mm(x_rows[part], weight.T, out=logits)
             recorded.put("logits", logits)
-            loss += _loss_and_gradient_(logits, target[part], counts[part], label_smoothing)
+            part_loss, scale = _loss_and_gradient_(logits, target[part], counts[part], share, label_smoothing)
+            loss += part_loss
             if record is not no_record:
-                recorded.put("dlogits", logits * share)
+                recorded.put("dlogits", (logits * scale).to(x.dtype))
             # logits = x W^T
-            # 1 / denominator goes into the small factors, not into the logits
-            add_product(dweight, logits.T, (x_rows[part] * share).to(x.dtype))
+            add_product(dweight, logits.T, (x_rows[part] * scale).to(x.dtype))
             torch.mm(logits, weight, out=dx[part])
+            dx[part] *= scale
     recorded.tell()
-    dx *= share
     return loss * share, dx.view(x.shape)
 
 
-def _loss_and_gradient_(logits: Tensor, target: Tensor, counts: Tensor, label_smoothing: float) -> Tensor:
-    """The sum of the chunk's losses; `logits` (R, V) become softmax - q, the gradient but for 1 / denominator."""
-    losses = torch.empty_like(target, dtype=wide(logits[:0]).dtype)
-    if cross_entropy_of_rows.compiles(logits, losses, target, label_smoothing):
-        cross_entropy_of_rows(logits, losses, target, label_smoothing)
-        return losses.sum()
-    if logits.dtype == torch.bfloat16:
-        with scratch(tuple(logits.shape), wide(logits[:0])) as wide_logits:
-            wide_logits.copy_(logits)
-            loss = _loss_and_gradient_(wide_logits, target, counts, label_smoothing)
-            logits.copy_(wide_logits)
-            return loss
-    on_target = target.clamp(min=0)[:, None]
-    largest, place = logits.max(-1, keepdim=True)  # (R, 1)
-    expected = (1 - label_smoothing) * logits.gather(1, on_target)
+def _loss_and_gradient_(
+    logits: Tensor, target: Tensor, counts: Tensor, share: Tensor, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """The sum of the chunk's losses, and scale (R, 1): `logits` (R, V) become (softmax - q) share / scale."""
+    on_target = torch.arange(len(logits), device=logits.device), target.clamp(min=0)
+    at_target, count = logits[on_target], counts.to(logits.dtype)
+    losses, total = share.new_empty(2, len(logits))
+    cross_entropy_of_rows(logits, at_target, losses, total, count, label_smoothing)
     if label_smoothing:
-        expected += label_smoothing * logits.mean(-1, keepdim=True)
-    p = torch.softmax(logits, -1, out=logits)
-    # softmax = exp(z - logsumexp), read where it is largest and so never 0
-    logsumexp = largest - p.gather(1, place).log()
-    loss = torch.where(counts[:, None], logsumexp - expected, 0).sum()
-    if label_smoothing:
-        p -= label_smoothing / p.shape[1]
-    p.scatter_add_(1, on_target, torch.full_like(expected, label_smoothing - 1))
-    p.masked_fill_(~counts[:, None], 0)  # not a product: a row that does not count may hold anything, NaN too
-    return loss
+        logits -= label_smoothing / logits.shape[1] * total[:, None]
+    logits[on_target] = at_target  # `scatter_` would copy all logits where they are bfloat16
+    return losses.sum(), torch.where(counts, share / total, 0)[:, None]
 
 
 def linear_cross_entropy_forward(
