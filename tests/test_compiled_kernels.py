@@ -17,7 +17,7 @@ from command_tools import ROOT, environment, run_compiling
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from manual_backprop import kernels, ops
+from manual_backprop import ops
 from manual_backprop.circumstances import circumstances
 from manual_backprop.config import CustomTransformerConfig
 from manual_backprop.digests import file_digest, json_digest
@@ -273,7 +273,7 @@ def test_libraries_are_called_again_in_steps_that_are_made_again(
     config = replace(config, architecture=architecture, kernels="fused", compile="always")
     losses, gradients = [], []
     for largest in (0, 1 << 20):
-        monkeypatch.setattr(kernels, "LARGEST_REPLAYED", largest)
+        monkeypatch.setattr(replay, "LARGEST", largest)
         network = CustomTransformer(config)
         for number in range(7):
             tokens = (torch.arange(12).view(2, 6) * (number + 1)) % 11

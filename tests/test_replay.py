@@ -200,7 +200,7 @@ def test_never(changed: dict[str, Any]) -> None:
 
 def test_large_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     network = network_of()
-    monkeypatch.setattr(kernels, "LARGEST_REPLAYED", B * T * network.config.d_model - 1)
+    monkeypatch.setattr(replay, "LARGEST", B * T * network.config.d_model - 1)
     train(network, batches(network.config))
     assert network.replay.replays() == 0
 

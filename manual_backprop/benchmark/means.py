@@ -114,10 +114,9 @@ def _longer_than_kept(case: Case) -> bool:
 
 
 def _is_made_again(case: Case) -> bool:
-    from ..kernels import LARGEST_REPLAYED
+    from ..kernels import is_repeatable
 
-    small = case.tokens * case.config.d_model <= LARGEST_REPLAYED
-    return small and case.config.device == "cpu" and not case.config.dropout
+    return is_repeatable(case.tokens * case.config.d_model, case.config.dropout, case.config.device)
 
 
 def _library_of_pytorch() -> list[Binding]:
@@ -173,9 +172,10 @@ MEANS = {
     # pairs
     "chunked-loss": Means(
         "kernels/loss.py",
-        "A chunk of rows becomes logits, their loss and, in the same memory, softmax - q; its parts of dx and dW are "
-        "made at once. So the gradient is made in the forward pass: no tensor of N V numbers is kept or read again, "
-        "and a chunk stays near the processor through all of its passes.",
+        "A chunk of rows becomes logits, their loss and, in the same memory, softmax - q but for a number a row; its "
+        "parts of dx and dW are made at once. So the gradient is made in the forward pass, with one exponential a "
+        "logit: no tensor of N V numbers is kept or read again, and a chunk stays near the processor through all of "
+        "its passes.",
         pairs=("linear_cross_entropy",),
         without=_loss_by_halves,
     ),

@@ -68,19 +68,18 @@ from .normalization import (
     residual_layer_norm_forward,
 )
 from .products import fastest_products
-from .replay import LARGEST as LARGEST_REPLAYED
-from .replay import Replay
+from .replay import Replay, is_repeatable
 from .rotary_attention import rotary_attention_backward, rotary_attention_forward
 
 __all__ = [
     *_pairs,
-    "LARGEST_REPLAYED",
     "Arena",
     "Group",
     "Replay",
     "compiles",
     "compiling_failed",
     "fast",
+    "is_repeatable",
     "linear_cross_entropy",
     "step",
 ]

@@ -57,6 +57,11 @@ CONSTANTS = (_aten.lift_fresh.default, _aten.lift_fresh_copy.default)  # of Pyth
 MEMORY = ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided")  # has no content yet
 
 
+def is_repeatable(size: int, dropout: float, device_type: str) -> bool:
+    """Whether steps with activations of so many numbers make the same calls each time, and it saves time to know."""
+    return size <= LARGEST and not dropout and device_type == "cpu"  # dropout's masks are drawn
+
+
 class Replay:
     """The steps of one network that are made again. `arena`: where their memory comes from."""
 

@@ -87,7 +87,7 @@ class CustomTransformer(FlatNetwork):
         work = partial(self._training_step, dropout=dropout)
         inputs = batch.tokens, batch.targets, batch.segments
         with self._calculation(training=True):
-            if self._can_be_repeated(batch.tokens.numel()):
+            if self._is_repeatable(batch.tokens.numel()):
                 return self.replay(work, (*inputs, torch.as_tensor(denominator)), self._course())
             return work(*inputs, denominator)
 
@@ -114,15 +114,11 @@ class CustomTransformer(FlatNetwork):
         self._hidden_backward(dx, hidden_cache)
         return loss
 
-    def _can_be_repeated(self, tokens: int) -> bool:
-        """Whether such a step makes the same calls each time, and is so small that this saves time: see `Replay`."""
-        return (
-            self.compiles
-            and self.device.type == "cpu"
-            and tokens * self.config.d_model <= kernels.LARGEST_REPLAYED
-            and not self.config.dropout  # whose masks are drawn
-            and self.recorder is no_record
-        )
+    def _is_repeatable(self, tokens: int) -> bool:
+        """Whether the calls of such a step can be made again: see `Replay`. Who records wants it to run."""
+        size = tokens * self.config.d_model
+        repeatable = kernels.is_repeatable(size, self.config.dropout, self.device.type)
+        return repeatable and self.compiles and self.recorder is no_record
 
     def _course(self) -> tuple[Any, ...]:
         """What may decide the calls of a step beside its batch: settings, and the functions that it calls here.
