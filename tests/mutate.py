@@ -48,6 +48,16 @@ KINDS = (  # of tests, as they are to be asked: each of the last three is the on
     *("test_op[", "test_op_in_pieces", "test_op_as_if", "test_network["),
     *("test_a_product_is_added", "test_backward_belongs", "test_an_ignored_row"),
 )
+NOTICED = {  # a part of a mutant's file and name: of the names of the tests that notice it, where these would come late
+    "kernels/loss.py, _loss_and_gradient_": "test_logits_become",
+    "kernels/embedding.py": "test_a_narrow_gradient",
+    "kernels/attention.py, _": "test_op_in_pieces",
+    "kernels/products.py": "test_a_product",
+    "kernels/replay.py": "test_replay.py",
+    "a step with the settings of another": "test_replay.py",
+    "a block's output in memory that": "test_blocks_that_run_twice",
+    "the total over a branch that": "test_blocks_that_run_twice",
+}
 ONLY_COMPILED = ("kernels/rowwise.py",)  # never runs as it is written, but in a test of its own
 
 # Mutants that compute the same, and why. One that is caught after all, or is no more, is an error.
@@ -299,11 +309,14 @@ def fingerprint(code: CodeType) -> tuple:
     return code.co_code, code.co_names, code.co_varnames, constants
 
 
-def likely_first(mutant: Mutant) -> Callable[[Any], int]:
+def likely_first(mutant: Mutant) -> Callable[[Any], tuple[bool, int]]:
     """The order of the tests: those that most likely notice come first."""
-    fused = mutant.file.startswith("kernels/")
+    fused, what = mutant.file.startswith("kernels/"), f"{mutant.file} {mutant.name}"
+    noticed = [test for part, test in NOTICED.items() if part in what]
 
     def rank(item: Any) -> int:
+        if mutant.first.startswith("_") or mutant.first in ("backward", "custom"):
+            return 0 if item.name.startswith("test_network[") else 1
         if item.path.name == "test_compiled_kernels.py":
             return 0 if mutant.file in ONLY_COMPILED else len(KINDS) + 1
         if fused != ("fused" in item.name or item.path.name == "test_kernels.py"):
@@ -312,9 +325,7 @@ def likely_first(mutant: Mutant) -> Callable[[Any], int]:
             return 0
         return next((place for place, kind in enumerate(KINDS, 1) if item.name.startswith(kind)), len(KINDS) + 1)
 
-    if mutant.first.startswith("_") or mutant.first in ("backward", "custom"):
-        return lambda item: 0 if item.name.startswith("test_network[") else 1
-    return rank
+    return lambda item: (not any(test in item.nodeid for test in noticed), rank(item))
 
 
 class Judge:
@@ -323,7 +334,7 @@ class Judge:
     def __init__(self, mutants: list[Mutant], workers: int):
         self.mutants, self.workers = mutants, workers
         self.wrong: list[str] = []  # sentences
-        self.judged = 0
+        self.judged = self.caught = 0
 
     def pytest_runtestloop(self, session: Any) -> bool:
         gc.collect()
@@ -334,6 +345,7 @@ class Judge:
                 self.wrong.append(wrong)
                 show(wrong)
             self.judged += 1
+            self.caught += mutant is not None and mutant.name not in EQUIVALENT and bool(verdict.caught)
             if done and done % 50 == 0:
                 show(f"{done} of {len(self.mutants)}")
         return True
@@ -431,8 +443,8 @@ def verdict_of(status: int, said: str, seconds: float) -> Verdict:
     return Verdict(None, f"the tests ended with {code}, which says nothing about the mutant:\n{said[-3000:]}", seconds)
 
 
-def judge(mutants: list[Mutant], workers: int) -> list[str]:
-    """Runs the tests on them; the sentences that say what is wrong."""
+def judge(mutants: list[Mutant], workers: int) -> Judge:
+    """Runs the tests on them."""
     import pytest
     import torch
 
@@ -446,8 +458,8 @@ def judge(mutants: list[Mutant], workers: int) -> list[str]:
     options = ["-m", "gradients", "-o", "addopts=--strict-markers", "-x", "-qq", "-s", "--no-header", "--tb=line"]
     ended = pytest.main([*options, "-p", "no:cacheprovider", f"--rootdir={REPOSITORY}", *tests], plugins=[plugin])
     if ended or plugin.judged <= len(mutants):  # the tests without any mutant count, too
-        return [*plugin.wrong, f"pytest ended with {int(ended)}, {plugin.judged} of {len(mutants) + 1} were judged"]
-    return plugin.wrong
+        plugin.wrong.append(f"pytest ended with {int(ended)}, {plugin.judged} of {len(mutants) + 1} were judged")
+    return plugin
 
 
 def main() -> int:
@@ -470,12 +482,13 @@ def main() -> int:
         f"listed as equivalent, but there is no such mutant: {name}"
         for name in EQUIVALENT.keys() - {m.name for m in everything}
     ]
-    wrong += judge(mutants, max(chosen.workers, 1))
+    judged = judge(mutants, max(chosen.workers, 1))
+    wrong += judged.wrong
     listed = sum(mutant.name in EQUIVALENT for mutant in mutants)
     named = sum(mutant.name.startswith("named: ") for mutant in mutants)
     print(*wrong, sep="\n")
     print(
-        f"{len(mutants)} mutants ({named} of them named), {len(mutants) - listed - len(wrong)} caught, "
+        f"{len(mutants)} mutants ({named} of them named), {judged.caught} caught, "
         f"{listed} listed as equivalent, {len(wrong)} wrong; {time.monotonic() - start:.0f} s"
     )
     return bool(wrong)
