@@ -21,7 +21,7 @@ from manual_backprop import ops
 from manual_backprop.circumstances import circumstances
 from manual_backprop.config import CustomTransformerConfig
 from manual_backprop.digests import file_digest, json_digest
-from manual_backprop.kernels import activations, compiled, libraries, replay, rowwise
+from manual_backprop.kernels import activations, compiled, libraries, loss, replay, rowwise
 from manual_backprop.kernels.compiled import CompiledFunction, compiled_functions
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import Batch
@@ -338,22 +338,37 @@ def test_cross_entropy_of_rows(where: str, dtype: torch.dtype) -> None:
     z, counts = torch.randn(7, 43).to(dtype), torch.tensor([1, 1, 0, 1, 1, 0, 1], dtype=dtype)
     z[1] += 1024
     z[3, 10] = -torch.inf
-    loss, total = wide(z).new_empty(2, 7)
+    losses, total = wide(z).new_empty(2, 7)
     target = torch.arange(7)
     want_loss, cache = ops.cross_entropy_forward(z.double(), target.where(counts > 0, ops.IGNORED), 1)
     want_gradient = ops.cross_entropy_backward(1.0, cache)
     z[2, 3], z[5] = torch.nan, torch.inf
     at_target = z[target, target]
     with compiled_functions(() if where == "compiled" else None):
-        rowwise.cross_entropy_of_rows(z, at_target, loss, total, counts, 0.0)
+        rowwise.cross_entropy_of_rows(z, at_target, losses, total, counts, 0.0)
     z[target, target] = at_target
-    torch.testing.assert_close(loss.sum().double(), want_loss, rtol=1e-6 if dtype != torch.float64 else 1e-12, atol=0)
+    torch.testing.assert_close(losses.sum().double(), want_loss, rtol=1e-6 if dtype != torch.float64 else 1e-12, atol=0)
     rounding = 2 * UNIT.get(dtype, 1e-12) + (2e-6 if dtype != torch.float64 else 0)
     got_gradient = z.double() / total.double().where(counts > 0, 1)[:, None]
     torch.testing.assert_close(
         got_gradient, want_gradient, rtol=rounding, atol=1e-7 if dtype != torch.float64 else 1e-16
     )
-    assert not any(x[counts == 0].any() for x in (z, loss, total))
+    assert not any(x[counts == 0].any() for x in (z, losses, total))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_a_chunk_of_logits_takes_no_memory_of_its_size(label_smoothing: float) -> None:
+    """Where formats meet, or indices, PyTorch may copy all of it to a wider one."""
+    logits, target = torch.randn(64, 4096).bfloat16(), torch.arange(64)
+    counts, share = target >= 0, torch.tensor(1 / 64)
+    size = logits.nbytes
+    with compiled_functions(()):
+        loss._loss_and_gradient_(logits.clone(), target, counts, share, label_smoothing)  # loads it
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            loss._loss_and_gradient_(logits, target, counts, share, label_smoothing)
+    taken = [event.cpu_memory_usage for event in profile.events()]
+    assert 0 < max(taken) < size / 4
 
 
 @pytest.mark.gradients

@@ -141,10 +141,31 @@ def test_network_in_pieces(config: CustomTransformerConfig, batch: Batch, scale:
     assert max(errors_of(*recorded).values()) <= AUTOGRAD_BAR
 
 
+# What runs compiled only, here as it is written, in float64
+
+
+@pytest.fixture
+def as_if_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled.CompiledFunction, "compiles", lambda self, *args: True)
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize("name", ["residual_layer_norm", "linear_cross_entropy"])
+@pytest.mark.usefixtures("as_if_compiled")
+def test_op_as_if_compiled(name: str) -> None:
+    for case in cases_of(ROWS[name], Draw(torch.Generator().manual_seed(0))):
+        assert_ok(check_op(ROWS[name], case, kernels))
+
+
 @pytest.mark.gradients
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_logits_become_their_loss_and_their_gradient(label_smoothing: float) -> None:
+@pytest.mark.parametrize("way", ["pytorch", "as_if_compiled"])
+def test_logits_become_their_loss_and_their_gradient(
+    way: str, label_smoothing: float, request: pytest.FixtureRequest
+) -> None:
     """A row that does not count may hold anything, large logits overflow nowhere, and one of -inf is no harm."""
+    if way == "as_if_compiled":
+        request.getfixturevalue(way)
     logits, target = torch.randn(7, 11, dtype=torch.float64), torch.randint(10, (7,))
     target[2] = ops.IGNORED
     logits[1] += 1024
@@ -157,22 +178,6 @@ def test_logits_become_their_loss_and_their_gradient(label_smoothing: float) -> 
     got, scale = loss._loss_and_gradient_(logits, target, target != ops.IGNORED, share, label_smoothing)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
     torch.testing.assert_close(logits * scale, want_gradient * share, rtol=1e-11, atol=1e-14)
-
-
-# What runs compiled only, here as it is written, in float64
-
-
-@pytest.fixture
-def as_if_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled.CompiledFunction, "compiles", lambda self, *args: True)
-
-
-@pytest.mark.gradients
-@pytest.mark.usefixtures("as_if_compiled")
-def test_op_as_if_compiled() -> None:
-    row = ROWS["residual_layer_norm"]
-    for case in cases_of(row, Draw(torch.Generator().manual_seed(0))):
-        assert_ok(check_op(row, case, kernels))
 
 
 @pytest.mark.gradients

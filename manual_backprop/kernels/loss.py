@@ -3,8 +3,8 @@
 A chunk's logits become its loss, then their own gradient in place, then its part of dx and dW. So the gradient is made
 in the forward pass, while the chunk is in the cache, and the largest tensor of a step shrinks from (N, V) to a chunk.
 
-Of each logit one exponential is made, e = exp(z - max(z)). softmax(z) is e / sum(e), and a sum is one number a row: it
-divides what has fewer numbers than the logits, the rows of x that make dW, and those of dx.
+Where it is compiled, one exponential is made of each logit, e = exp(z - max(z)). softmax(z) is e / sum(e), and as the
+sum is one number a row, it divides the rows of x that make dW and those of dx, in place of the logits.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def linear_cross_entropy(
             # logits = x W^T
             add_product(dweight, logits.T, (x_rows[part] * scale).to(x.dtype))
             torch.mm(logits, weight, out=dx[part])
-            dx[part] *= scale
+            dx[part].mul_(scale)  # `*=` would copy the product onto itself
     recorded.tell()
     return loss * share, dx.view(x.shape)
 
@@ -67,15 +67,44 @@ def linear_cross_entropy(
 def _loss_and_gradient_(
     logits: Tensor, target: Tensor, counts: Tensor, share: Tensor, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """The sum of the chunk's losses, and scale (R, 1): `logits` (R, V) become (softmax - q) share / scale."""
+    """The sum of the chunk's losses, and scale, one number or (R, 1): the gradient is scale times what `logits` (R, V)
+    become, which is 0 in rows that do not count.
+    """
     on_target = torch.arange(len(logits), device=logits.device), target.clamp(min=0)
     at_target, count = logits[on_target], counts.to(logits.dtype)
     losses, total = share.new_empty(2, len(logits))
-    cross_entropy_of_rows(logits, at_target, losses, total, count, label_smoothing)
+    of_rows = at_target, losses, total, count, label_smoothing
+    if not cross_entropy_of_rows.compiles(logits, *of_rows):
+        return _loss_and_gradient_by_pytorch_(logits, target, counts, label_smoothing), share
+    cross_entropy_of_rows(logits, *of_rows)
     if label_smoothing:
-        logits -= label_smoothing / logits.shape[1] * total[:, None]
-    logits[on_target] = at_target  # `scatter_` would copy all logits where they are bfloat16
+        logits -= (label_smoothing / logits.shape[1] * total[:, None]).to(logits.dtype)
+    logits[on_target] = at_target  # `scatter_`, and above two formats, would copy all logits where they are bfloat16
     return losses.sum(), torch.where(counts, share / total, 0)[:, None]
+
+
+def _loss_and_gradient_by_pytorch_(logits: Tensor, target: Tensor, counts: Tensor, label_smoothing: float) -> Tensor:
+    """The sum of the chunk's losses; `logits` (R, V) become softmax - q."""
+    if logits.dtype == torch.bfloat16:
+        with scratch(tuple(logits.shape), wide(logits[:0])) as wide_logits:
+            wide_logits.copy_(logits)
+            loss = _loss_and_gradient_by_pytorch_(wide_logits, target, counts, label_smoothing)
+            logits.copy_(wide_logits)
+            return loss
+    on_target = target.clamp(min=0)[:, None]
+    largest, place = logits.max(-1, keepdim=True)  # (R, 1)
+    expected = (1 - label_smoothing) * logits.gather(1, on_target)
+    if label_smoothing:
+        expected += label_smoothing * logits.mean(-1, keepdim=True)
+    p = torch.softmax(logits, -1, out=logits)
+    # softmax = exp(z - logsumexp), read where it is largest and so never 0
+    logsumexp = largest - p.gather(1, place).log()
+    loss = torch.where(counts[:, None], logsumexp - expected, 0).sum()
+    if label_smoothing:
+        p -= label_smoothing / p.shape[1]
+    p.scatter_add_(1, on_target, torch.full_like(expected, label_smoothing - 1))
+    p.masked_fill_(~counts[:, None], 0)  # not a product: a row that does not count may hold anything, NaN too
+    return loss
 
 
 def linear_cross_entropy_forward(

@@ -13,7 +13,7 @@ from ..ops.numerics import wide
 from .compiled import compiled
 
 
-@compiled("R V", "R", "R: float32", "R: float32", "R", "float", by_rows=True)
+@compiled("R V", "R", "R: float32", "R: float32", "R", "float")
 def cross_entropy_of_rows(
     logits: Tensor, at_target: Tensor, loss: Tensor, total: Tensor, counts: Tensor, label_smoothing: float
 ) -> None:
@@ -23,8 +23,9 @@ def cross_entropy_of_rows(
     label_smoothing + label_smoothing / V. loss (R) = logsumexp(z) - sum_v q_v z_v, from z - max(z), since a common
     summand of z changes nothing. All of them are 0 where counts (R) is 0, which else is 1, whatever the row held.
 
-    One pass makes e, adds it up and writes it. In bfloat16 it takes 32 numbers at a time and not 16, which is twice as
-    fast, only if the sum reads something in that format, too: that is what the format of `counts` is for.
+    One pass makes e, adds it up and writes it. Inductor (torch 2.13) takes 32 bfloat16 numbers at a time in it and not
+    16, which is twice as fast, where sum and copy both read something in that format, `counts`, and each by itself: of
+    what they share it makes a tensor.
     """
     smoothed = torch.as_tensor(label_smoothing, device=logits.device)
     z, count = wide(logits), counts > 0
@@ -32,7 +33,7 @@ def cross_entropy_of_rows(
     e = torch.exp(z - largest[:, None])
     sums = torch.where(count[:, None], e, 0).sum(dim=1)
     total.copy_(sums)
-    logits.copy_(torch.where((counts <= 0)[:, None], 0, e))  # said otherwise, or the compiler makes it a tensor
+    logits.copy_(torch.where((counts <= 0)[:, None], 0, e))
     z_target = wide(at_target) - largest
     # average: -inf where a logit is, and 0 times that is NaN
     expected = (1 - label_smoothing) * z_target + torch.where(smoothed > 0, label_smoothing * (average - largest), 0)
