@@ -64,7 +64,7 @@ def test_a_padded_run_says_what_it_did(rows: Path, tmp_path: Path) -> None:
         run = train(tmp_path, rows, *ROWS, "batching=padded", "training.max_steps=null", "training.num_epochs=1")
     said = (run / "run.log").read_text()
     assert "113 of 130 documents have more than 8 tokens and are cut there" in said
-    assert "1 bad rows of 150 were left out, the first: " in said
+    assert "1 bad row of 150 was left out: " in said
     assert "line 150: 'text' should be text and is the number 7" in said
     seen = metric(run, "tokens_seen")
     assert len(seen) == 22  # steps of 6 of the 130 documents, and one of 4
@@ -107,7 +107,7 @@ def test_prepared_tokens_train_as_their_text_does(
     assert_same_tensors(run / "checkpoints/step-000026", text / "checkpoints/step-000026")
     assert metric(run, "train/loss") == metric(text, "train/loss")
     assert not (tmp_path / "tokens/outputs/datasets").exists(), "they are read where they lie"
-    assert "1 bad rows of 150 were left out" in (run / "run.log").read_text()
+    assert "1 bad row of 150 was left out" in (run / "run.log").read_text()
 
 
 def test_prepared_tokens_are_mapped_not_read(tokens: Path) -> None:

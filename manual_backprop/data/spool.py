@@ -129,16 +129,12 @@ class Spool(SpooledText):
         """What was not kept, in sentences."""
         counts = self.counts
         notes = []
-        if counts["bad_rows"]:
-            notes.append(
-                f"{counts['bad_rows']} bad rows of {counts['rows']} were left out, the first: {self.first_bad_row}"
-            )
-        if counts["empty_documents"]:
-            empty = counts["empty_documents"]
-            notes.append(
-                f"{empty} empty {'document' if empty == 1 else 'documents'} of {counts['rows']} "
-                f"{'was' if empty == 1 else 'were'} left out"
-            )
+        bad, empty = counts["bad_rows"], counts["empty_documents"]
+        if bad:
+            which = "" if bad == 1 else ", the first"
+            notes.append(f"{_left_out(bad, 'bad row', counts['rows'])}{which}: {self.first_bad_row}")
+        if empty:
+            notes.append(_left_out(empty, "empty document", counts["rows"]))
         return notes
 
     def read(self, rows: Iterable[Row]) -> None:
@@ -256,3 +252,7 @@ def _not_empty(parts: np.ndarray) -> np.ndarray:
 
 def _place(name: str) -> bytes:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+
+
+def _left_out(count: int, what: str, among: int) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'} of {among} {'was' if count == 1 else 'were'} left out"

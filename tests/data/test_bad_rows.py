@@ -69,10 +69,17 @@ def test_a_bad_line_is_left_out_and_counted(bad: bytes, reason: str, tmp_path: P
     assert corpus.counts == {"rows": 122, "bad_rows": 1, "empty_documents": 0}
     assert len(texts(corpus)) == 121
     (note,) = corpus.notes
-    assert note.startswith("1 bad rows of 122 were left out, the first: ")
+    assert note.startswith("1 bad row of 122 was left out: ")
     assert "line 121" in note
     with pytest.raises(InputError, match=r"line 121.*on_bad_row=skip"):  # what was skipped is no less bad now
         prepare_corpus(replace(config, on_bad_row="error"), BYTE, tmp_path / "cache")
+
+
+def test_of_several_bad_rows_the_first_is_named(tmp_path: Path) -> None:
+    config = replace(jsonl(tmp_path, b"bad\nworse\n", after=250), on_bad_row="skip")
+    (note,) = prepare_corpus(config, BYTE, tmp_path / "cache").notes
+    assert note.startswith("2 bad rows of 253 were left out, the first: ")
+    assert "line 251" in note
 
 
 def test_more_than_one_bad_row_in_a_hundred_ends_it(tmp_path: Path) -> None:
