@@ -238,8 +238,9 @@ def _check_length(length: int, sequence_length: int, split: str) -> None:
     if sequence_length < 1:
         raise InputError(f"Windows of {sequence_length} tokens: they must have at least 1.")
     if length < sequence_length + 1:
+        share = ", or hold out more of it (dataset.validation=SHARE)" if "validation" in split else ""
         raise InputError(
             f"The {split} split has {length} tokens, and one window needs {sequence_length + 1} "
             f"(model.max_seq_len={sequence_length} and the token after it). Use a shorter model.max_seq_len, "
-            "or more text."
+            f"or more text{share}."
         )

@@ -127,7 +127,9 @@ def test_a_limited_validation_is_the_beginning_of_the_whole() -> None:
 def test_a_text_shorter_than_a_window_is_refused_at_once() -> None:
     with pytest.raises(InputError, match=r"training split has 16 tokens.* needs 17.*shorter model\.max_seq_len"):
         Windows(TOKENS[:T], T, seed=0)
-    with pytest.raises(InputError, match=r"validation split has 16 tokens"):
+    with pytest.raises(
+        InputError, match=r"validation split has 16 tokens.*hold out more of it \(dataset\.validation=SHARE\)\."
+    ):
         validation_batches(TOKENS[:T], T, 1)  # nothing has been asked of it yet
     with pytest.raises(InputError, match="at least 1"):
         Windows(TOKENS, 0, seed=0)
