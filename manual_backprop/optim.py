@@ -16,7 +16,6 @@ from torch import Tensor
 
 from .parameters import Flat, Layout, copy_into
 
-NORM_CHUNK = 1 << 20  # elements: copied to the wide format where they are narrow
 CHUNK = 1 << 19  # elements: what is made of a chunk stays in the processor's cache
 
 
@@ -82,48 +81,50 @@ class FlatOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
-        gradient = self.gradients.buffer
-        wide = torch.float32 if gradient.dtype == torch.bfloat16 else gradient.dtype
-        # in pieces, since a piece may be copied to the wide format, into one place: what is freed between small tensors
-        # that stay does not fit again, and of a large network that is a copy of the whole gradient
-        room = torch.empty(min(max(NORM_CHUNK, CHUNK), gradient.numel()), dtype=wide, device=gradient.device)
-        norms = [
-            torch.linalg.vector_norm(piece if piece.dtype == wide else room[: len(piece)].copy_(piece))
-            for piece in gradient.split(NORM_CHUNK)
-        ]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        norm = self._gradient_norm()
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         self._count(finite)
         clip = torch.ones_like(norm) if max_grad_norm is None else (max_grad_norm / (norm + 1e-6)).clamp(max=1)
         # full_like, since torch.where of two Python numbers is a float32, whatever the format
         rate = torch.where(finite, torch.full_like(norm, learning_rate), 0)
-        for start in range(0, gradient.numel(), CHUNK):
-            end = min(start + CHUNK, gradient.numel())
-            # the slice of the buffer that decays ends somewhere inside a chunk: two pieces there
-            for first, last in (
-                (start, min(end, self.parameters.decayed_size)),
-                (max(start, self.parameters.decayed_size), end),
-            ):
-                if first < last:
-                    piece = slice(first, last)
-                    g = torch.mul(gradient[piece], clip[None], out=room[: last - first])
-                    decay = self.weight_decay if first < self.parameters.decayed_size else 0.0
-                    self._update(piece, g, rate, decay, finite)
+        for part, decay in self._parts():
+            self._update_part(part, clip, rate, decay, finite)
         return norm
+
+    def _gradient_norm(self) -> Tensor:
+        # in pieces, since a piece may be copied to the wide format, into one place: what is freed between small tensors
+        # that stay does not fit again, and of a large network that is a copy of the whole gradient
+        norms = [
+            torch.linalg.vector_norm(
+                piece if piece.dtype == self._room.dtype else self._room[: len(piece)].copy_(piece)
+            )
+            for piece in self.gradients.buffer.split(CHUNK)
+        ]
+        return torch.linalg.vector_norm(torch.stack(norms))
+
+    def _parts(self) -> list[tuple[slice, float]]:
+        """What decays, then what does not, each with its decay."""
+        decayed, size = self.parameters.decayed_size, self.parameters.buffer.numel()
+        parts = (slice(0, decayed), self.weight_decay), (slice(decayed, size), 0.0)
+        return [(part, decay) for part, decay in parts if part.start < part.stop]
+
+    def _update_part(self, part: slice, clip: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
+        """Updates one part of the buffers, and nothing where `finite` is not."""
+        for start in range(part.start, part.stop, CHUNK):
+            piece = slice(start, min(start + CHUNK, part.stop))
+            gradient = torch.mul(self.gradients.buffer[piece], clip[None], out=self._room[: piece.stop - start])
+            self._update(piece, gradient, rate, decay, finite)
+
+    @functools.cached_property
+    def _room(self) -> Tensor:
+        """For a piece of the gradient in the wide format."""
+        gradient = self.gradients.buffer
+        wide = torch.float32 if gradient.dtype == torch.bfloat16 else gradient.dtype
+        return gradient.new_empty(min(CHUNK, gradient.numel()), dtype=wide)
 
     @abstractmethod
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         """Updates one piece of the buffers with a gradient that is clipped and wide, and anything where not finite."""
-
-    def _widened(self, p: Tensor) -> Tensor:
-        """The parameters of a piece as wide as the moments: p itself, or a copy, which the next piece overwrites."""
-        moment = self.moments["first_moment"].buffer
-        return p if p.dtype == moment.dtype else self._room[: len(p)].copy_(p)
-
-    @functools.cached_property
-    def _room(self) -> Tensor:
-        moment = self.moments["first_moment"].buffer
-        return moment.new_empty(min(CHUNK, moment.numel()))
 
     def _write(self, piece: slice, values: Tensor) -> None:
         self.parameters.buffer[piece].copy_(values)
@@ -169,36 +170,6 @@ class AdamW(FlatOptimizer):
         self._write(piece, values * (1 - rate * decay) - change)
 
 
-class FusedAdamW(AdamW):
-    """The same update in one pass over each piece, by PyTorch's own kernel: kernels=fused.
-
-    Saves the temporaries of every operation above: the update is bound by memory, and reads and writes each number
-    once.
-    """
-
-    def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
-        p = self.parameters.buffer[piece]
-        values = self._widened(p)
-        torch._fused_adamw_(
-            [values],
-            [gradient],
-            [self.moments["first_moment"].buffer[piece]],
-            [self.moments["second_moment"].buffer[piece]],
-            [],
-            [self.updates.float()],
-            lr=rate,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            weight_decay=decay,
-            eps=self.epsilon,
-            amsgrad=False,
-            maximize=False,
-            found_inf=(~finite).float(),  # 1: nothing changes
-        )
-        if values is not p:
-            self._write(piece, values)
-
-
 class SGD(FlatOptimizer):
     """Gradient descent with momentum (Sutskever et al. 2013, as PyTorch has it) and decoupled weight decay.
 
@@ -219,35 +190,3 @@ class SGD(FlatOptimizer):
         first.mul_(torch.where(finite, torch.full_like(rate, self.momentum), 1)).add_(gradient)
         values = self.parameters.buffer[piece].to(rate.dtype)
         self._write(piece, values * (1 - rate * decay) - first * rate)
-
-
-class FusedSGD(SGD):
-    """The same update in one pass over each piece, by PyTorch's own kernel: kernels=fused.
-
-    That kernel adds a decay to the gradient, which is not the decoupled one: this one is made before. Without momentum
-    it keeps no moment, which a resume with another momentum would miss: the update is the one above then.
-    """
-
-    def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
-        if not self.momentum:
-            super()._update(piece, gradient, rate, decay, finite)
-            return
-        p = self.parameters.buffer[piece]
-        values = self._widened(p)
-        if decay:
-            values.mul_(1 - rate * decay)
-        torch._fused_sgd_(
-            [values],
-            [gradient],
-            [self.moments["first_moment"].buffer[piece]],
-            lr=rate,
-            momentum=self.momentum,
-            dampening=0.0,
-            weight_decay=0.0,
-            nesterov=False,
-            maximize=False,
-            is_first_step=False,  # the moment is 0 then
-            found_inf=(~finite).float(),  # 1: nothing changes
-        )
-        if values is not p:
-            self._write(piece, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -29,7 +30,14 @@ from manual_backprop.ops.numerics import wide
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-COMMON = ("", "gelu_tanh", "swiglu", "layer_norm")  # groups that are tested in every format that differs for them
+OPTIMIZERS = ("optimizer", "adamw", "sgd")
+COMMON = (
+    "",
+    "gelu_tanh",
+    "swiglu",
+    "layer_norm",
+    *OPTIMIZERS,
+)  # groups that are tested in every format that differs for them
 FP32 = dict.fromkeys(("activation", "parameter"), torch.float32)
 FORMATS = {  # of activations, of parameters
     "fp32": (torch.float32, torch.float32),
@@ -58,17 +66,18 @@ def forget() -> None:
 
 
 def draw(function: CompiledFunction, sizes: tuple[int, ...], kinds: dict[str, torch.dtype]) -> list[Tensor | float]:
-    """Arguments for it: normal numbers, larger ones among them."""
+    """Arguments for it: normal numbers, larger ones among them, and squares where only they make sense."""
     generator = torch.Generator().manual_seed(sum(sizes))
     names = dict.fromkeys(letter for argument in function.arguments for _, letter in argument.dimensions)
-    letters = dict(zip(names, sizes, strict=True))
+    letters = dict(zip(names, sizes, strict=False))
     arguments: list[Tensor | float] = []
-    for argument in function.arguments:
+    for name, argument in zip(inspect.signature(function.function).parameters, function.arguments, strict=True):
         shape = [factor * letters[letter] for factor, letter in argument.dimensions]
         if argument.kind in compiled.NUMBERS:
             arguments.append(NUMBER)
         else:
             x = 4 * torch.randn(shape, generator=generator)
+            x = x.square() if name == "second_moment" else x
             arguments.append(x.to(compiled.FIXED.get(argument.kind) or kinds[argument.kind]))
     return arguments
 
@@ -93,7 +102,8 @@ def error(got: Tensor, want: Tensor) -> float:
         pytest.param(function, precision, id=f"{function.__name__}-{precision}")
         for function in compiled._registered
         for precision in FORMATS
-        if precision == "fp32" or function.group in (("gelu_tanh",) if precision == "bf16_mixed" else COMMON)
+        if precision == "fp32"
+        or function.group in (("gelu_tanh",) if precision == "bf16_mixed" else (*COMMON, *OPTIMIZERS))
     ],
 )
 def test_a_library_is_as_near_to_float64_as_the_function_as_it_is_written(
@@ -251,13 +261,15 @@ def test_all_that_a_network_has_compiled_is_compiled_at_once(monkeypatch: pytest
             vocab_size=11, d_model=8, n_heads=2, max_seq_len=6, architecture=architecture, precision=precision
         )
         network = CustomTransformer(replace(config, kernels="fused", compile="always"))
+        network.sgd(0.1, 0.9) if architecture == "llama" else network.adamw(0.1, (0.9, 0.99), 1e-8)
         tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
         network.loss_and_gradients(Batch(tokens, tokens), denominator=6, step=1)
         (names,) = asked
         of_norm = [one.__name__ for one in compiled._registered if one.group == "layer_norm"]
         assert [name for name in of_norm if name in names] == of_norm * norms
-        assert {activation, f"{activation}_gradient", "cross_entropy_of_rows"} <= set(names)
-        assert len(names) == 3 + norms * len(of_norm)
+        of_optimizer = {"squares_of_rows", "sgd_step" if architecture == "llama" else "adamw_step"}
+        assert {activation, f"{activation}_gradient", "cross_entropy_of_rows"} | of_optimizer <= set(names)
+        assert len(names) == 5 + norms * len(of_norm)
         asked.clear()
 
 

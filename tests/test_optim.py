@@ -12,8 +12,10 @@ from torch import Tensor
 from manual_backprop import optim
 from manual_backprop.config import CustomTransformerConfig
 from manual_backprop.errors import InputError
+from manual_backprop.kernels import compiled, optimizers
+from manual_backprop.kernels.optimizers import FusedAdamW, FusedSGD
 from manual_backprop.models.custom import CustomTransformer
-from manual_backprop.optim import SGD, AdamW, FusedAdamW, FusedSGD, Optimizer
+from manual_backprop.optim import SGD, AdamW, Optimizer
 from manual_backprop.parameters import Flat, Layout
 
 SHAPES = {"first.weight": (7, 5), "first.bias": (7,), "norm.weight": (5,), "second.weight": (3, 7)}
@@ -44,6 +46,14 @@ KINDS = [
     pytest.param(SGD, {"weight_decay": 0.0, "momentum": 0.7}, id="sgd"),
     pytest.param(FusedSGD, {"weight_decay": 0.0, "momentum": 0.7}, id="fused sgd"),
     pytest.param(FusedSGD, {"weight_decay": 0.0, "momentum": 0.0}, id="fused sgd without momentum"),
+]
+ONE_PASS = [
+    pytest.param(kind, settings | {"groups": ()}, marks=pytest.mark.slow, id=f"compiled {name}")
+    for kind, settings, name in (
+        (FusedAdamW, {"weight_decay": 0.1, "betas": (0.8, 0.95), "epsilon": 1e-6}, "adamw"),
+        (FusedSGD, {"weight_decay": 0.1, "momentum": 0.7}, "sgd"),
+        (FusedSGD, {"weight_decay": 0.1, "momentum": 0.0}, "sgd without momentum"),
+    )
 ]
 
 
@@ -96,7 +106,7 @@ def test_sgd_decays_matrices_alone_and_decoupled(make) -> None:
 @pytest.mark.parametrize(
     ("where", "value"), [("loss", math.nan), ("loss", -math.inf), ("gradient", math.nan), ("gradient", math.inf)]
 )
-@pytest.mark.parametrize(("make", "settings"), KINDS)
+@pytest.mark.parametrize(("make", "settings"), KINDS + ONE_PASS)
 def test_a_step_that_is_not_finite_changes_no_bit(make, settings, where, value, dtype) -> None:
     """... and the steps after it are those of a run in which it never was."""
     ours, other = Setup(make, dtype, **settings), Setup(make, dtype, **settings)
@@ -162,6 +172,29 @@ def test_both_kinds_keep_the_same_state(reference, fused, settings) -> None:
     assert want.keys() == got.keys()
     for name, tensor in want.items():
         torch.testing.assert_close(got[name], tensor, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("row", [16, 48], ids=["whole rows", "rows and a rest"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("make", "settings"), ONE_PASS)
+def test_a_compiled_step_is_as_near_to_float64_as_pytorch_s(make, settings, dtype, row, monkeypatch) -> None:
+    monkeypatch.setattr(optimizers, "ROW", row)
+    exact, one_pass, pieces = Setup(make, **settings), Setup(make, dtype, **settings), Setup(make, dtype, **settings)
+    exact.parameters.buffer.copy_(one_pass.parameters.buffer)
+    pieces.optimizer.groups = None
+    for step in range(20):
+        one_pass.fill(one_pass.gradients, scale=10.0 ** (step % 3 - 1))
+        norms = []
+        for setup in (exact, one_pass, pieces):
+            setup.gradients.buffer.copy_(one_pass.gradients.buffer)
+            norms.append(float(setup.optimizer.step(FINITE, 0.03, 1.0)))
+        assert norms[1] == pytest.approx(norms[0], rel=1e-6)
+    want, got, other = exact.bits(), one_pass.bits(), pieces.bits()
+    for name, tensor in want.items():
+        errors = [float((one[name].double() - tensor).norm() / tensor.double().norm()) for one in (got, other)]
+        assert errors[0] <= 2 * errors[1] + 1e-7, name
+    assert (len(one_pass.gradients.buffer) % row > 0) == (row == 48)
+    assert not compiled._failed, "it was not compiled"
 
 
 def test_what_is_counted() -> None:

@@ -144,7 +144,7 @@ def _textbook_adamw() -> list[Binding]:
     from ..models import network
     from ..optim import AdamW
 
-    return [(network, "FusedAdamW", AdamW)]
+    return [(network, "FusedAdamW", lambda *settings, groups: AdamW(*settings))]
 
 
 def _adamw_tensor_by_tensor() -> list[Binding]:
@@ -155,7 +155,7 @@ def _adamw_tensor_by_tensor() -> list[Binding]:
     from ..parameters import Flat, Layout
 
     def optimizer(
-        layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float, betas: Any, epsilon: float
+        layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float, betas: Any, epsilon: float, groups: Any
     ) -> TorchOptimizer:
         places = {}
         for name, view in parameters.views.items():
@@ -282,16 +282,17 @@ MEANS = {
         without=_as_written,
     ),
     "fused-adamw": Means(
-        "optim.py",
-        "AdamW reads and writes each of its numbers once. It is bound by memory, and the textbook's lines read the "
-        "moments several times and make a tensor for each intermediate result.",
+        "kernels/optimizers.py",
+        "One loop clips, decays, updates both moments and the parameter, and writes each number once; another one adds "
+        "up the squares of the gradient. It is bound by memory, and the textbook's lines read the moments several "
+        "times and make a tensor for each intermediate result.",
         without=_textbook_adamw,
     ),
     "flat-buffers": Means(
         "parameters.py, optim.py",
-        "Parameters, gradients and moments are one buffer each: one norm, and one pass that clips, checks and updates "
-        "in pieces that fit into the cache. Without: PyTorch's own fused AdamW and clipping, parameter by parameter, "
-        "as the peers have them.",
+        "Parameters, gradients and moments are one buffer each: one norm, and one pass over all that decays and one "
+        "over the rest. Without: PyTorch's own fused AdamW and clipping, parameter by parameter, as the peers have "
+        "them.",
         without=_adamw_tensor_by_tensor,
         applies=lambda case: case.config.precision != "bf16",  # PyTorch's moments would be narrow: another optimizer
     ),

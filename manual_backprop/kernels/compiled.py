@@ -11,7 +11,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ class Argument:
     """A tensor's dimensions, as letters that may have a factor ("N 2F"), and where its format comes from.
 
     `kind`, behind a colon: `parameter` for the format of the parameters, `float32` for that format always; with none it
-    is the format of the activations. "float" is a number.
+    is the format of the activations. "float" is a number, of Python's or a tensor's.
     """
 
     dimensions: tuple[tuple[int, str], ...]
@@ -220,7 +220,7 @@ class CompiledFunction:
         def call(*args: Any) -> None:
             tensors = [
                 *args[:n_tensors],
-                *[_number(number, dtype) for number, dtype in zip(args[n_tensors:], dtypes, strict=True)],
+                *_numbers(args[n_tensors:], dtypes),
                 *[torch.empty(count, dtype=dtype, device="cpu") for count, dtype in memory],
             ]
             call_library(kernel, [tensors[place] for place in pointers], numbers)
@@ -250,6 +250,13 @@ def _nothing(*args: Any) -> None:
 def _number(value: float, dtype: torch.dtype) -> Tensor:
     """Where a kernel finds it."""
     return torch.tensor(value, dtype=dtype, device="cpu")
+
+
+def _numbers(values: Sequence[float | Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+    return [
+        value.to(dtype) if isinstance(value, Tensor) else _number(value, dtype)
+        for value, dtype in zip(values, dtypes, strict=True)
+    ]
 
 
 def _requests(groups: Collection[Group]) -> list[Request]:

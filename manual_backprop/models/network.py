@@ -15,11 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import kernels
 from ..config import CustomTransformerConfig
 from ..errors import ConfigError, InputError
+from ..kernels.optimizers import FusedAdamW, FusedSGD
 from ..ops import IGNORED, Dropout, random_key, rotations, sinusoids
 from ..ops.numerics import Record, no_record
-from ..optim import SGD, AdamW, FusedAdamW, FusedSGD, Optimizer
+from ..optim import SGD, AdamW, Optimizer
 from ..parameters import Layout, Shape, copy_into
 
 
@@ -234,6 +236,8 @@ class Network(ABC):
 class FlatNetwork(Network):
     """Parameters and gradients are views of one flat buffer each, and an optimizer is one pass over these."""
 
+    compiled_groups: list[kernels.Group] | None = None  # of kernels' functions; None: all run as they are written
+
     def __init__(self, config: CustomTransformerConfig):
         super().__init__(config)
         groups = [names for block in range(config.n_blocks) for names in packed_names(config, block).values()]
@@ -255,12 +259,22 @@ class FlatNetwork(Network):
         return [self.flat_gradients.buffer]
 
     def adamw(self, weight_decay: float, betas: tuple[float, float], epsilon: float) -> Optimizer:
-        kind = FusedAdamW if self.config.kernels == "fused" else AdamW
-        return kind(self.layout, self.flat_parameters, self.flat_gradients, weight_decay, betas, epsilon)
+        settings = self.layout, self.flat_parameters, self.flat_gradients, weight_decay, betas, epsilon
+        return FusedAdamW(*settings, groups=self._also("adamw")) if self._is_fused() else AdamW(*settings)
 
     def sgd(self, weight_decay: float, momentum: float) -> Optimizer:
-        kind = FusedSGD if self.config.kernels == "fused" else SGD
-        return kind(self.layout, self.flat_parameters, self.flat_gradients, weight_decay, momentum)
+        settings = self.layout, self.flat_parameters, self.flat_gradients, weight_decay, momentum
+        return FusedSGD(*settings, groups=self._also("sgd")) if self._is_fused() else SGD(*settings)
+
+    def _is_fused(self) -> bool:
+        return self.config.kernels == "fused"
+
+    def _also(self, optimizer: str) -> list[kernels.Group] | None:
+        """What is compiled at once: the optimizer's functions with the network's."""
+        if self.compiled_groups is not None:
+            parameter = self.config.get_dtype()
+            self.compiled_groups += [(group, parameter, parameter) for group in (optimizer, "optimizer")]
+        return self.compiled_groups
 
 
 def check_ids(what: str, ids: Tensor, vocab_size: int, ignored: bool = False) -> None:
