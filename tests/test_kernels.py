@@ -94,7 +94,8 @@ def nothing_is_too_small_to_be_made_again(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture(params=["one query at a time", "probabilities kept", "sequences in twos", "chunks of 4 rows"])
 def in_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes at which 5 to 9 positions of 2 to 8 sequences are cut up, into pieces that differ by one."""
+    """Sizes at which 5 to 9 positions of 2 to 8 sequences are cut up, into pieces that differ by one; and the logits of
+    any vocabulary as those of a large one."""
     block, tile, longest_kept, chunk = {
         "one query at a time": (1, 1, 0, 1),
         "probabilities kept": (4, 1, 100, 3),
@@ -107,6 +108,7 @@ def in_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(pieces, "PIECE", 1 if chunk == 1 else 100)
     monkeypatch.setattr(loss, "SMALLEST_CHUNK", chunk)
     monkeypatch.setattr(loss, "CHUNK", 1)
+    monkeypatch.setattr(loss, "MANY", 1)
 
 
 @pytest.mark.gradients

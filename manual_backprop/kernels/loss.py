@@ -9,18 +9,21 @@ sum is one number a row, it divides the rows of x that make dW and those of dx, 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..ops.loss import IGNORED
 from ..ops.numerics import Record, no_record, rows, wide
-from .arena import in_place_of, scratch
+from .arena import LINE, in_place_of, scratch
 from .pieces import Recorded, pieces
-from .products import add_product
+from .products import MANY, add_product
 from .rowwise import cross_entropy_of_rows
 
 SMALLEST_CHUNK = 256  # rows: each chunk reads and writes all of dW
 CHUNK = 1 << 22  # logits of a chunk, where the vocabulary is small
+IN_A_LINE = LINE // 2  # numbers of the narrowest format
 
 LinearCrossEntropyCache = tuple[Tensor, Tensor]
 
@@ -48,11 +51,14 @@ def linear_cross_entropy(
     dx = in_place_of(x_rows)
     loss = torch.zeros_like(share)
     recorded = Recorded(record, targets.shape)
+    width = _width(vocab_size, label_smoothing)
     for part in pieces(len(x_rows), max(SMALLEST_CHUNK, CHUNK // vocab_size)):
-        with scratch((part.stop - part.start, vocab_size), x) as logits:
+        with scratch((part.stop - part.start, width), x) as padded:
+            logits = padded[:, :vocab_size]
             torch.mm(x_rows[part], weight.T, out=logits)
             recorded.put("logits", logits)
-            part_loss, scale = _loss_and_gradient_(logits, target[part], counts[part], share, label_smoothing)
+            padded[:, vocab_size:].fill_(-math.inf)
+            part_loss, scale = _loss_and_gradient_(padded, target[part], counts[part], share, label_smoothing)
             loss += part_loss
             if record is not no_record:
                 recorded.put("dlogits", (logits * scale).to(x.dtype))
@@ -62,6 +68,14 @@ def linear_cross_entropy(
             dx[part].mul_(scale)  # `*=` would copy the product onto itself
     recorded.tell()
     return loss * share, dx.view(x.shape)
+
+
+def _width(vocab_size: int, label_smoothing: float) -> int:
+    """Of a chunk: columns of -inf, of which the exponential is 0, make rows start at a cache line, as products like it.
+
+    None where they would be more than a few percent, or where a smoothed target gives each column its share.
+    """
+    return vocab_size if label_smoothing or vocab_size < MANY else -(-vocab_size // IN_A_LINE) * IN_A_LINE
 
 
 def _loss_and_gradient_(
