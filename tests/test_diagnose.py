@@ -233,13 +233,13 @@ def anywhere(gradients: dict[str, Tensor]) -> None:
 
 def gains_and_biases_forgotten(optimizer: Any) -> None:
     """The slice of the buffer that does not decay is never updated."""
-    right = optimizer._update
+    right = optimizer._update_part
 
-    def update(piece: slice, *rest: Any) -> None:
-        if piece.start < optimizer.parameters.decayed_size:
-            right(piece, *rest)
+    def update_part(part: slice, *rest: Any) -> None:
+        if part.start < optimizer.parameters.decayed_size:
+            right(part, *rest)
 
-    optimizer._update = update
+    optimizer._update_part = update_part
 
 
 def into_a_copy(optimizer: Any) -> None:
