@@ -65,7 +65,7 @@ class Optimizer(ABC):
 
 
 class FlatOptimizer(Optimizer):
-    """Over flat buffers: clips, checks, counts, and leaves the update itself to `_update`."""
+    """Over flat buffers: norm, checks and counts; then the update, of each part or of its pieces."""
 
     moment_names: tuple[str, ...] = ()
 

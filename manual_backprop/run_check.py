@@ -22,6 +22,7 @@ MOST_SECONDS = 5.0
 MOST_PARAMETERS = 50_000_000
 QUICK = 2_000_000  # parameters: below, nothing is estimated before it is begun
 BYTES = 34  # of memory a parameter: four float64 numbers at once, and what a step works with
+ENOUGH_TOKENS = 1025  # of a larger vocabulary: enough for whatever large ones have of their own (kernels/loss.py)
 MOST_TOKENS = 32  # T, with B = 1
 DRAWS = 5  # of rounding errors: single draws part by a factor of 10, medians of 5 by less than 2
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -59,7 +60,7 @@ def _measure(config: CustomTransformerConfig, deadline: float, room: int | None)
     """Findings, and what there was no time or room for."""
     exact, remarks = replace(config, precision="fp64"), []
     if _parameters(exact) > QUICK:
-        small = replace(exact, n_blocks=1, vocab_size=min(exact.vocab_size, 1024))
+        small = replace(exact, n_blocks=1, vocab_size=min(exact.vocab_size, ENOUGH_TOKENS))
         begin = time.monotonic()
         findings = _measure_exact(small)
         once = (time.monotonic() - begin) * _parameters(exact) / _parameters(small)

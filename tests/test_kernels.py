@@ -31,7 +31,7 @@ from manual_backprop.gradient_check import (
 )
 from manual_backprop.gradient_check.measure import AUTOGRAD_BAR, LOW_PRECISION_BAR, Finding, differing, errors_of
 from manual_backprop.gradient_check.network_check import STEP, counted, networks, set_proof_scale, step_of
-from manual_backprop.kernels import activations, arena, attention, compiled, loss, pieces, products
+from manual_backprop.kernels import activations, arena, attention, compiled, loss, normalization, pieces, products
 from manual_backprop.language_model import LanguageModel
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import Batch, Network
@@ -108,7 +108,7 @@ def in_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(pieces, "PIECE", 1 if chunk == 1 else 100)
     monkeypatch.setattr(loss, "SMALLEST_CHUNK", chunk)
     monkeypatch.setattr(loss, "CHUNK", 1)
-    monkeypatch.setattr(loss, "MANY", 1)
+    monkeypatch.setattr(loss, "LARGE", 1)
 
 
 @pytest.mark.gradients
@@ -152,9 +152,14 @@ def as_if_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gradients
+@pytest.mark.parametrize("size", ["small", "large"])
 @pytest.mark.parametrize("name", ["residual_layer_norm", "linear_cross_entropy"])
 @pytest.mark.usefixtures("as_if_compiled")
-def test_op_as_if_compiled(name: str) -> None:
+def test_op_as_if_compiled(name: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """... and as if there were so many rows and so large a vocabulary that they are cut up and filled up."""
+    if size == "large":
+        monkeypatch.setattr(loss, "LARGE", 1)
+        monkeypatch.setattr(normalization, "MOST_ROWS", 3)
     for case in cases_of(ROWS[name], Draw(torch.Generator().manual_seed(0))):
         assert_ok(check_op(ROWS[name], case, kernels))
 

@@ -96,9 +96,9 @@ def compiled(
 ) -> Callable[[Callable[..., None]], CompiledFunction]:
     """Marks a function of a module, with positional arguments: tensors, described as `Argument` says, then numbers.
 
-    `group`: what it serves, an activation or a norm; "" for every network. `by_rows`: no row, along the first
-    dimension, depends on another. Tensors may share memory only where each element is read and written at the same
-    place.
+    `group`: what it serves, an activation, a norm or an optimizer; "" for every network. `by_rows`: no row, along the
+    first dimension, depends on another. Tensors may share memory only where each element is read and written at the
+    same place.
     """
 
     def mark(function: Callable[..., None]) -> CompiledFunction:

@@ -18,12 +18,13 @@ from ..ops.loss import IGNORED
 from ..ops.numerics import Record, no_record, rows, wide
 from .arena import LINE, in_place_of, scratch
 from .pieces import Recorded, pieces
-from .products import MANY, add_product
+from .products import add_product
 from .rowwise import cross_entropy_of_rows
 
 SMALLEST_CHUNK = 256  # rows: each chunk reads and writes all of dW
 CHUNK = 1 << 22  # logits of a chunk, where the vocabulary is small
-IN_A_LINE = LINE // 2  # numbers of the narrowest format
+IN_A_LINE = LINE // 2  # numbers of two bytes
+LARGE = 1 << 10  # a vocabulary, of which as many numbers more are a few percent
 
 LinearCrossEntropyCache = tuple[Tensor, Tensor]
 
@@ -57,7 +58,8 @@ def linear_cross_entropy(
             logits = padded[:, :vocab_size]
             torch.mm(x_rows[part], weight.T, out=logits)
             recorded.put("logits", logits)
-            padded[:, vocab_size:].fill_(-math.inf)
+            if width > vocab_size:
+                padded[:, vocab_size:].fill_(-math.inf)
             part_loss, scale = _loss_and_gradient_(padded, target[part], counts[part], share, label_smoothing)
             loss += part_loss
             if record is not no_record:
@@ -73,16 +75,18 @@ def linear_cross_entropy(
 def _width(vocab_size: int, label_smoothing: float) -> int:
     """Of a chunk: columns of -inf, of which the exponential is 0, make rows start at a cache line, as products like it.
 
-    None where they would be more than a few percent, or where a smoothed target gives each column its share.
+    None where the vocabulary is small, or where a smoothed target gives each column its share.
     """
-    return vocab_size if label_smoothing or vocab_size < MANY else -(-vocab_size // IN_A_LINE) * IN_A_LINE
+    return vocab_size if label_smoothing or vocab_size < LARGE else -(-vocab_size // IN_A_LINE) * IN_A_LINE
 
 
 def _loss_and_gradient_(
     logits: Tensor, target: Tensor, counts: Tensor, share: Tensor, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """The sum of the chunk's losses, and scale, one number or (R, 1): the gradient is scale times what `logits` (R, V)
-    become, which is 0 in rows that do not count.
+    """The sum of the chunk's losses, and scale, one number or (R, 1): the gradient is scale times what `logits` become,
+    which is 0 in rows that do not count.
+
+    logits (R, V), or more columns, of -inf, where nothing is smoothed: a smoothed target belongs to V of them.
     """
     on_target = torch.arange(len(logits), device=logits.device), target.clamp(min=0)
     at_target, count = logits[on_target], counts.to(logits.dtype)

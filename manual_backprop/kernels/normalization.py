@@ -10,6 +10,7 @@ from torch import Tensor
 from ..ops.normalization import EPSILON
 from ..ops.numerics import rows, wide
 from .arena import in_place_of, is_small, kept, passing, remade
+from .pieces import pieces
 from .rowwise import (
     add_and_normalize,
     add_normalization_gradient,
@@ -17,6 +18,9 @@ from .rowwise import (
     normalize,
     normalize_rows,
 )
+
+AT_ONCE = 1 << 18  # numbers that backward takes at a time: they stay in the cache
+MOST_ROWS = 1 << 10  # likewise: one after the other they are added up, and each loses a little of the sum
 
 LayerNormCache = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -85,8 +89,15 @@ def residual_layer_norm_backward(
         dsum = layer_norm_backward(dy, cache, dweight, dbias)
         return dsum if dtotal is None else dsum.add_(dtotal)
     dsum = torch.zeros_like(total) if dtotal is None else _copy_in_place_of(dtotal)
-    add_normalization_weights_gradient(dweight, dbias, rows(dy), rows(total), mean, rstd)
-    add_normalization_gradient(rows(dsum), rows(dy), rows(total), mean, rstd, weight)
+    dy_rows, total_rows, dsum_rows = rows(dy), rows(total), rows(dsum)
+    # some rows at a time: their sums lose fewer digits, and the second call finds them in the cache
+    dgain, dshift = mean.new_zeros(2, weight.shape[0])
+    for part in pieces(len(mean), max(1, min(MOST_ROWS, AT_ONCE // weight.shape[0]))):
+        of_rows = dy_rows[part], total_rows[part], mean[part], rstd[part]
+        add_normalization_weights_gradient(dgain, dshift, *of_rows)
+        add_normalization_gradient(dsum_rows[part], *of_rows, weight)
+    dweight += dgain
+    dbias += dshift
     return dsum
 
 

@@ -95,11 +95,11 @@ def add_normalization_gradient(
     dtotal.copy_(wide(dtotal) + (dnormalized - along_ones - normalized * along_normalized) * scale)
 
 
-@compiled("D: parameter", "D: parameter", "N D", "N D", "N: float32", "N: float32", group="layer_norm")
+@compiled("D: float32", "D: float32", "N D", "N D", "N: float32", "N: float32", group="layer_norm")
 def add_normalization_weights_gradient(
     dweight: Tensor, dbias: Tensor, dy: Tensor, total: Tensor, mean: Tensor, rstd: Tensor
 ) -> None:
-    """dweight, dbias (D) += their gradients from dy (N, D), where y = layer_norm(total)."""
+    """dweight, dbias (D), wide, += their gradients from dy (N, D), where y = layer_norm(total)."""
     normalized = (wide(total) - mean[:, None]) * rstd[:, None]
-    dweight.copy_(wide(dweight) + (wide(dy) * normalized).sum(dim=0))
-    dbias.copy_(wide(dbias) + wide(dy).sum(dim=0))
+    dweight.copy_(dweight + (wide(dy) * normalized).sum(dim=0))
+    dbias.copy_(dbias + wide(dy).sum(dim=0))

@@ -234,7 +234,7 @@ class Network(ABC):
 
 
 class FlatNetwork(Network):
-    """Parameters and gradients are views of one flat buffer each, and an optimizer is one pass over these."""
+    """Parameters and gradients are views of one flat buffer each, over which an optimizer goes as a whole."""
 
     compiled_groups: list[kernels.Group] | None = None  # of kernels' functions; None: all run as they are written
 
@@ -260,20 +260,21 @@ class FlatNetwork(Network):
 
     def adamw(self, weight_decay: float, betas: tuple[float, float], epsilon: float) -> Optimizer:
         settings = self.layout, self.flat_parameters, self.flat_gradients, weight_decay, betas, epsilon
-        return FusedAdamW(*settings, groups=self._also("adamw")) if self._is_fused() else AdamW(*settings)
+        return FusedAdamW(*settings, groups=self._groups_with("adamw")) if self._is_fused() else AdamW(*settings)
 
     def sgd(self, weight_decay: float, momentum: float) -> Optimizer:
         settings = self.layout, self.flat_parameters, self.flat_gradients, weight_decay, momentum
-        return FusedSGD(*settings, groups=self._also("sgd")) if self._is_fused() else SGD(*settings)
+        return FusedSGD(*settings, groups=self._groups_with("sgd")) if self._is_fused() else SGD(*settings)
 
     def _is_fused(self) -> bool:
         return self.config.kernels == "fused"
 
-    def _also(self, optimizer: str) -> list[kernels.Group] | None:
-        """What is compiled at once: the optimizer's functions with the network's."""
+    def _groups_with(self, kind: str) -> list[kernels.Group] | None:
+        """`compiled_groups`, which from here on have this kind of optimizer: all of it is compiled at once."""
         if self.compiled_groups is not None:
             parameter = self.config.get_dtype()
-            self.compiled_groups += [(group, parameter, parameter) for group in (optimizer, "optimizer")]
+            groups = [(group, parameter, parameter) for group in (kind, "optimizer")]
+            self.compiled_groups += [group for group in groups if group not in self.compiled_groups]
         return self.compiled_groups
 
 

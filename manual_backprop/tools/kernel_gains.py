@@ -144,7 +144,7 @@ def section(measured: Gains) -> str:
     peaks = [row.peak_bytes for row in measured.subjects if row.peak_bytes is not None]
     peak = _megabytes(round(statistics.median(peaks)) if peaks else None)
     named = {WITHOUT + name: f"`{name}` | `{means.place}`" for name, means in MEANS.items()} | {
-        NONE_OF_THEM: "all of them: `kernels=reference` | `kernels/`, `optim.py`",
+        NONE_OF_THEM: "all of them: `kernels=reference` | `kernels/`",
         RECOMPUTED: "nothing, with `training.recompute=block` | `models/custom.py`",
     }
     for name, label in named.items():
