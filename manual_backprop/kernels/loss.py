@@ -58,7 +58,7 @@ def linear_cross_entropy(
             logits = padded[:, :vocab_size]
             torch.mm(x_rows[part], weight.T, out=logits)
             recorded.put("logits", logits)
-            if width > vocab_size:
+            if width != vocab_size:
                 padded[:, vocab_size:].fill_(-math.inf)
             part_loss, scale = _loss_and_gradient_(padded, target[part], counts[part], share, label_smoothing)
             loss += part_loss
