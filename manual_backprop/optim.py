@@ -73,8 +73,8 @@ class FlatOptimizer(Optimizer):
         super().__init__(parameters.buffer.device)
         self.parameters, self.gradients, self.weight_decay = parameters, gradients, weight_decay
         buffer = parameters.buffer
-        wide = torch.float32 if buffer.dtype == torch.bfloat16 else buffer.dtype
-        self.moments = {name: layout.allocate(wide, buffer.device) for name in self.moment_names}
+        self.wide = torch.float32 if buffer.dtype == torch.bfloat16 else buffer.dtype  # moments, and what is summed
+        self.moments = {name: layout.allocate(self.wide, buffer.device) for name in self.moment_names}
 
     def moment_views(self) -> dict[str, Mapping[str, Tensor]]:
         return {name: flat.views for name, flat in self.moments.items()}
@@ -95,9 +95,7 @@ class FlatOptimizer(Optimizer):
         # in pieces, since a piece may be copied to the wide format, into one place: what is freed between small tensors
         # that stay does not fit again, and of a large network that is a copy of the whole gradient
         norms = [
-            torch.linalg.vector_norm(
-                piece if piece.dtype == self._room.dtype else self._room[: len(piece)].copy_(piece)
-            )
+            torch.linalg.vector_norm(piece if piece.dtype == self.wide else self._room[: len(piece)].copy_(piece))
             for piece in self.gradients.buffer.split(CHUNK)
         ]
         return torch.linalg.vector_norm(torch.stack(norms))
@@ -119,8 +117,7 @@ class FlatOptimizer(Optimizer):
     def _room(self) -> Tensor:
         """For a piece of the gradient in the wide format."""
         gradient = self.gradients.buffer
-        wide = torch.float32 if gradient.dtype == torch.bfloat16 else gradient.dtype
-        return gradient.new_empty(min(CHUNK, gradient.numel()), dtype=wide)
+        return gradient.new_empty(min(CHUNK, gradient.numel()), dtype=self.wide)
 
     @abstractmethod
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:

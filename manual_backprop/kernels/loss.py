@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ..ops.loss import IGNORED
 from ..ops.numerics import Record, no_record, rows, wide
-from .arena import LINE, in_place_of, scratch
+from ..parameters import PADDING
+from .arena import in_place_of, scratch
 from .pieces import Recorded, pieces
 from .products import add_product
 from .rowwise import cross_entropy_of_rows
 
 SMALLEST_CHUNK = 256  # rows: each chunk reads and writes all of dW
 CHUNK = 1 << 22  # logits of a chunk, where the vocabulary is small
-IN_A_LINE = LINE // 2  # numbers of two bytes
 LARGE = 1 << 10  # a vocabulary, of which as many numbers more are a few percent
 
 LinearCrossEntropyCache = tuple[Tensor, Tensor]
@@ -77,7 +77,7 @@ def _width(vocab_size: int, label_smoothing: float) -> int:
 
     None where the vocabulary is small, or where a smoothed target gives each column its share.
     """
-    return vocab_size if label_smoothing or vocab_size < LARGE else -(-vocab_size // IN_A_LINE) * IN_A_LINE
+    return vocab_size if label_smoothing or vocab_size < LARGE else -(-vocab_size // PADDING) * PADDING
 
 
 def _loss_and_gradient_(

@@ -8,6 +8,7 @@ update pieces that fit into the cache, of which wide copies are made.
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from collections.abc import Collection
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..ops.numerics import wide
 from ..optim import SGD, AdamW, FlatOptimizer
 from . import fast
-from .compiled import Group, compiled
+from .compiled import CompiledFunction, Group, compiled
 
 Number = float | Tensor
 ROW = 1 << 12  # numbers whose squares are added up one after the other
@@ -83,6 +84,8 @@ def sgd_step(
 class OnePass(FlatOptimizer):
     """What both kinds share. `groups`: of functions that are compiled, None where nothing is."""
 
+    loop: CompiledFunction  # (parameters, gradients, moments ..., finite, clip, `_numbers`)
+
     def __init__(self, *args: Any, groups: Collection[Group] | None = None, **settings: Any):
         super().__init__(*args, **settings)
         self.groups = groups
@@ -103,13 +106,23 @@ class OnePass(FlatOptimizer):
         squares_of_rows(squares, rows)
         return (squares.sum() + wide(rest).square().sum()).sqrt()
 
+    def _update_part(self, part: slice, clip: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
+        buffers = self._buffers()
+        if self.loop.compiles(*buffers):
+            self.loop(*[buffer[part] for buffer in buffers], finite, clip, *self._numbers(rate, decay))
+        else:
+            super()._update_part(part, clip, rate, decay, finite)
+
+    @abstractmethod
+    def _numbers(self, rate: Tensor, decay: float) -> tuple[Number, ...]: ...
+
     def _buffers(self) -> list[Tensor]:
         moments = [flat.buffer for flat in self.moments.values()]
         return [self.parameters.buffer, self.gradients.buffer, *moments]
 
     def _widened(self, p: Tensor) -> Tensor:
         """The parameters of a piece as wide as the moments: p itself, or a copy, which the next piece overwrites."""
-        return p if p.dtype == self._room.dtype else self._wide_parameters[: len(p)].copy_(p)
+        return p if p.dtype == self.wide else self._wide_parameters[: len(p)].copy_(p)
 
     @functools.cached_property
     def _wide_parameters(self) -> Tensor:
@@ -119,16 +132,13 @@ class OnePass(FlatOptimizer):
 class FusedAdamW(OnePass, AdamW):
     """`optim.AdamW`."""
 
-    def _update_part(self, part: slice, clip: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
-        buffers = self._buffers()
-        if not adamw_step.compiles(*buffers):
-            super()._update_part(part, clip, rate, decay, finite)
-            return
+    loop = adamw_step
+
+    def _numbers(self, rate: Tensor, decay: float) -> tuple[Number, ...]:
         beta1, beta2 = self.betas
         updates = self.updates.clamp(min=1).double()
         corrections = rate / (1 - beta1**updates), (1 - beta2**updates).sqrt()
-        numbers = finite, clip, beta1, 1 - beta1, beta2, 1 - beta2, self.epsilon, rate * decay, *corrections
-        adamw_step(*[buffer[part] for buffer in buffers], *numbers)
+        return beta1, 1 - beta1, beta2, 1 - beta2, self.epsilon, rate * decay, *corrections
 
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         p = self.parameters.buffer[piece]
@@ -160,12 +170,10 @@ class FusedSGD(OnePass, SGD):
     momentum it keeps no moment, which a resume with another momentum would miss: it is not called then.
     """
 
-    def _update_part(self, part: slice, clip: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
-        buffers = self._buffers()
-        if not sgd_step.compiles(*buffers):
-            super()._update_part(part, clip, rate, decay, finite)
-            return
-        sgd_step(*[buffer[part] for buffer in buffers], finite, clip, self.momentum, rate * decay, rate)
+    loop = sgd_step
+
+    def _numbers(self, rate: Tensor, decay: float) -> tuple[Number, ...]:
+        return self.momentum, rate * decay, rate
 
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         if not self.momentum:

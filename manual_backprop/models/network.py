@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -259,23 +260,23 @@ class FlatNetwork(Network):
         return [self.flat_gradients.buffer]
 
     def adamw(self, weight_decay: float, betas: tuple[float, float], epsilon: float) -> Optimizer:
-        settings = self.layout, self.flat_parameters, self.flat_gradients, weight_decay, betas, epsilon
-        return FusedAdamW(*settings, groups=self._groups_with("adamw")) if self._is_fused() else AdamW(*settings)
+        return self._optimizer(AdamW, FusedAdamW, "adamw", weight_decay, betas, epsilon)
 
     def sgd(self, weight_decay: float, momentum: float) -> Optimizer:
-        settings = self.layout, self.flat_parameters, self.flat_gradients, weight_decay, momentum
-        return FusedSGD(*settings, groups=self._groups_with("sgd")) if self._is_fused() else SGD(*settings)
+        return self._optimizer(SGD, FusedSGD, "sgd", weight_decay, momentum)
 
-    def _is_fused(self) -> bool:
-        return self.config.kernels == "fused"
-
-    def _groups_with(self, kind: str) -> list[kernels.Group] | None:
-        """`compiled_groups`, which from here on have this kind of optimizer: all of it is compiled at once."""
+    def _optimizer(
+        self, textbook: Callable[..., Optimizer], fused: Callable[..., Optimizer], group: str, *settings: Any
+    ) -> Optimizer:
+        """The one that belongs to the kernels; what it has compiled is compiled at once with what the network has."""
+        buffers = self.layout, self.flat_parameters, self.flat_gradients
+        if self.config.kernels != "fused":
+            return textbook(*buffers, *settings)
         if self.compiled_groups is not None:
             parameter = self.config.get_dtype()
-            groups = [(group, parameter, parameter) for group in (kind, "optimizer")]
-            self.compiled_groups += [group for group in groups if group not in self.compiled_groups]
-        return self.compiled_groups
+            groups = [(name, parameter, parameter) for name in (group, "optimizer")]
+            self.compiled_groups += [one for one in groups if one not in self.compiled_groups]
+        return fused(*buffers, *settings, groups=self.compiled_groups)
 
 
 def check_ids(what: str, ids: Tensor, vocab_size: int, ignored: bool = False) -> None:
