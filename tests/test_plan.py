@@ -7,17 +7,20 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command_tools import ROOT, command
 from run_tools import config_of, metric, newest, train
+from torch import Tensor
 
 from manual_backprop.command_line import Job, check
 from manual_backprop.config import RunConfig
 from manual_backprop.data.text_size import bytes_per_token, text_size
 from manual_backprop.epoch_estimate import Length
 from manual_backprop.errors import InputError
+from manual_backprop.kernels import attention, compiled, loss, normalization, pieces
 from manual_backprop.memory_estimate import MemoryEstimate, checkpoint_bytes, estimate_memory, memory_of, too_large
 from manual_backprop.models.network import parameter_shapes
 from manual_backprop.origin import SOURCES
@@ -282,6 +285,22 @@ def test_a_larger_batch_works_on_more(text: Path) -> None:
     )
     assert large.state == small.state
     assert 6 * small.working < large.working < 9 * small.working
+
+
+@pytest.mark.parametrize("length", [64, 256])  # of which probabilities are kept, and made again
+def test_the_last_piece_stands_for_all(length: int, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(text, f"model.max_seq_len={length}", "model.n_heads=16", "training.batch_size=40")
+    quick = estimate_memory(config, config.network(8192)).working
+    taken = []
+
+    def all_pieces(n_rows: int, size: int, of: Tensor | None = None) -> Iterator[slice]:
+        taken.append(-(-n_rows // size))
+        return pieces.pieces(n_rows, size)
+
+    for module in (attention, compiled, loss, normalization):
+        monkeypatch.setattr(module, "pieces", all_pieces)
+    assert estimate_memory(config, config.network(8192)).working == pytest.approx(quick, rel=0.01)
+    assert max(taken) > 1
 
 
 def test_a_run_that_will_not_fit_is_told_so(text: Path) -> None:

@@ -46,10 +46,10 @@ def attention_forward(
     hidden = _hidden(length, segments, dropout, qkv)
     saved: list[list[Tensor]] = []
     squares = _Squares(record, qkv, n_heads)
-    for sequences in pieces(batch, _sequences_at_once(qkv, n_heads, dropout)):
+    for sequences in _some_sequences(qkv, n_heads, dropout):
         saved.append([])
         with _by_head(qkv[sequences], n_heads) as (query, key, value):
-            for rows in pieces(length, _block_size(length, dropout)):
+            for rows in pieces(length, _block_size(length, dropout), qkv):
                 of_rows = sequences.stop - sequences.start, n_heads, rows.stop - rows.start
                 shape = *of_rows, rows.stop
                 if length <= LONGEST_KEPT:
@@ -71,13 +71,12 @@ def attention_backward(dcontext: Tensor, cache: AttentionCache, record: Record =
     """
     made_from, saved, hidden, dropout, n_heads = cache
     qkv = again(made_from)
-    batch, length, width = qkv.shape
+    _, length, width = qkv.shape
     d_head = width // (3 * n_heads)
     dqkv = in_place_of(qkv)  # some sequences at a time, of which copies were made
     squares = _Squares(record, qkv, n_heads)
-    groups = pieces(batch, _sequences_at_once(qkv, n_heads, dropout))
-    for sequences, tiles in zip(groups, saved, strict=True):
-        blocks = list(enumerate(pieces(length, _block_size(length, dropout))))
+    for sequences, tiles in zip(_some_sequences(qkv, n_heads, dropout), saved, strict=True):
+        blocks = list(enumerate(pieces(length, _block_size(length, dropout), qkv)))
         by_head = sequences.stop - sequences.start, n_heads, length, d_head
         with (
             _by_head(qkv[sequences], n_heads) as (query, key, value),
@@ -131,10 +130,11 @@ class _Squares:
             self.record(name, whole)
 
 
-def _sequences_at_once(qkv: Tensor, n_heads: int, dropout: Dropout | None) -> int:
-    """All where dropout is drawn, whose mask belongs to the whole tensor."""
+def _some_sequences(qkv: Tensor, n_heads: int, dropout: Dropout | None) -> Iterator[slice]:
+    """At a time: all where dropout is drawn, whose mask belongs to the whole tensor."""
     batch, length, _ = qkv.shape
-    return batch if dropout is not None else max(1, TILE // (n_heads * length * min(length, BLOCK)))
+    at_once = batch if dropout is not None else max(1, TILE // (n_heads * length * min(length, BLOCK)))
+    return pieces(batch, at_once, qkv if length > LONGEST_KEPT else None)  # of each the probabilities may be kept
 
 
 def _block_size(length: int, dropout: Dropout | None) -> int:

@@ -146,8 +146,7 @@ class CompiledFunction:
             return
         rows = self.arguments[0].dimensions[0]
         in_rows = [argument.dimensions[:1] == (rows,) for argument in self.arguments]
-        parts = pieces(len(args[0]), max(1, IN_CACHE // args[0].shape[1]))
-        for part in [next(parts)] if type(args[0]) is FakeTensor else parts:  # each takes the same memory
+        for part in pieces(len(args[0]), max(1, IN_CACHE // args[0].shape[1]), args[0]):
             self.function(*(x[part] if split else x for x, split in zip(args, in_rows, strict=True)))
 
     def _choose(self, tensors: tuple[Tensor, ...]) -> Callable[..., None]:

@@ -53,7 +53,7 @@ def linear_cross_entropy(
     loss = torch.zeros_like(share)
     recorded = Recorded(record, targets.shape)
     width = _width(vocab_size, label_smoothing)
-    for part in pieces(len(x_rows), max(SMALLEST_CHUNK, CHUNK // vocab_size)):
+    for part in pieces(len(x_rows), max(SMALLEST_CHUNK, CHUNK // vocab_size), x):
         with scratch((part.stop - part.start, width), x) as padded:
             logits = padded[:, :vocab_size]
             torch.mm(x_rows[part], weight.T, out=logits)

@@ -92,7 +92,7 @@ def residual_layer_norm_backward(
     dy_rows, total_rows, dsum_rows = rows(dy), rows(total), rows(dsum)
     # some rows at a time: their sums lose fewer digits, and the second call finds them in the cache
     dgain, dshift = mean.new_zeros(2, weight.shape[0])
-    for part in pieces(len(mean), max(1, min(MOST_ROWS, AT_ONCE // weight.shape[0]))):
+    for part in pieces(len(mean), max(1, min(MOST_ROWS, AT_ONCE // weight.shape[0])), total):
         of_rows = dy_rows[part], total_rows[part], mean[part], rstd[part]
         add_normalization_weights_gradient(dgain, dshift, *of_rows)
         add_normalization_gradient(dsum_rows[part], *of_rows, weight)

@@ -6,22 +6,27 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..ops.numerics import Record, no_record
 
 PIECE = 1 << 21  # numbers of a wide tensor at a time: less costs the products speed
 
 
-def pieces(n_rows: int, size: int) -> Iterator[slice]:
-    """0 to n_rows in the fewest slices of at most `size`, which are as long as one another, or longer by one."""
+def pieces(n_rows: int, size: int, of: Tensor | None = None) -> Iterator[slice]:
+    """0 to n_rows in the fewest slices of at most `size`, which are as long as one another, or longer by one.
+
+    `of`: what is taken in pieces, each in the same memory. Where it has a shape and no numbers, by which a step's
+    memory is estimated, the last piece stands for all: none is longer.
+    """
     count = -(-n_rows // size)
-    for number in range(count):
+    for number in range(count - 1 if type(of) is FakeTensor else 0, count):
         yield slice(n_rows * number // count, n_rows * (number + 1) // count)
 
 
 def pieces_of(x: Tensor) -> Iterator[slice]:
     """The rows of x, about PIECE numbers at a time."""
-    return pieces(len(x), max(1, PIECE // x.shape[1]))
+    return pieces(len(x), max(1, PIECE // x.shape[1]), x)
 
 
 class Recorded:
