@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -205,16 +204,6 @@ def test_without_transformers_its_rows_are_left_out(monkeypatch: pytest.MonkeyPa
     assert why_not(TINY) == "transformers is not installed"
 
 
-@pytest.mark.slow
-def test_a_row_says_whether_its_kernels_were_compiled_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    caches = []
-    for name in ("custom-reference", SUBJECT, SUBJECT):
-        with MeasuringProcess(rows.work, name, case_of()) as process:
-            caches.append(process.answer().cache)
-    assert caches == ["none", "cold", "warm"]
-
-
 # Memory and the limit
 
 MEGABYTE = 1_000_000
@@ -321,56 +310,3 @@ def test_a_breakdown_shares_out_the_measured_step() -> None:
     lines = breakdown_page(measured().subject, profile).splitlines()
     assert lines[1].split() == ["products", "7.500", "ms", "75.0%"]
     assert lines[-1].split() == ["2.00", "MB", "x", "3", "aten::empty"]
-
-
-# The whole
-
-
-@pytest.mark.slow
-def test_a_measurement_of_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = {"--json": tmp_path / "bench.json", "--picture": tmp_path / "bench.png"}
-    small = ["--model", "tiny", "--vocab-size", "99", "--batch-size", "2", "--threads", "1", "--rounds", "1"]
-    bench.main([*small, "--breakdown", *(str(word) for pair in files.items() for word in pair)])
-    printed = capsys.readouterr().out
-    assert "fastest peer: " in printed
-    assert f"{SUBJECT}: where" in printed
-    assert files["--picture"].stat().st_size > 1000
-    content = json.loads(files["--json"].read_text())
-    assert content["version"] == page.VERSION
-    assert content["machine"]["torch"] == torch.__version__
-    (case,) = content["cases"]
-    assert case["case"]["config"]["vocab_size"] == 99
-    assert [row["name"] for row in case["rows"]] == [
-        SUBJECT,
-        SUBJECT + measurement.AGAIN,
-        *(name for name in ROWS if name != SUBJECT),
-    ]
-    assert case["left_out"] == {}
-    for row in case["rows"]:
-        assert len(row["seconds"]) == 2
-        assert min(row["seconds"]) > 0
-        assert row["peak_bytes"] > 100_000  # parameters, gradients and moments
-        assert (row["cache"] == "warm") == (row["name"].endswith("-compiled") or row["name"].startswith(tuple(KERNELS)))
-    assert case["fastest_peer"] not in OURS
-    assert set(case["breakdown"]) == {SUBJECT, case["fastest_peer"]}
-    for profile in case["breakdown"].values():
-        assert sum(profile["kinds"].values()) == pytest.approx(1)
-        assert profile["kinds"]["products"] > 0
-        assert profile["allocations"]
-    assert case["breakdown"][SUBJECT]["pairs"]["feed_forward_backward"] > 0
-
-
-@pytest.mark.slow
-def test_growth_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(growth, "LENGTHS", (8,))
-    monkeypatch.setattr(growth, "BATCH_SIZES", (1, 64))
-    small = ["--model", "tiny", "--threads", "1", "--rounds", "1", "--rows", "baseline-eager"]
-    bench.main([*small, "--grow", "--json", str(tmp_path / "growth.json"), "--picture", str(tmp_path / "growth.png")])
-    assert "best peer / ours" in capsys.readouterr().out
-    (grown,) = json.loads((tmp_path / "growth.json").read_text())["growth"]
-    assert [point["case"]["config"]["max_seq_len"] for point in grown["over_length"]] == [8]
-    first, last = ([row["peak_bytes"] for row in point["rows"]] for point in grown["over_batch_size"])
-    assert all(many > few for few, many in zip(first, last, strict=True))
-    assert (tmp_path / "growth.png").exists()

@@ -23,12 +23,16 @@ import pytest
 from command_tools import ROOT, environment, free_port, serving
 from warm_python import WarmPython
 
+from manual_backprop import bench
+from manual_backprop.benchmark.cases import Case
+from manual_backprop.benchmark.choices import cases_of
 from manual_backprop.tracking.run_directory import list_runs, read_run
 
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
 SET_UP = "python3 -m venv"  # the two commands that .ci/run and a new user type
 TOOLS = ("levels", "kernel_gains", "tracking_cost", "inspection_cost", "loading_cost")
-GROWTH = "python -m manual_backprop.bench --model small --grow"
+BENCH = "python -m manual_backprop.bench --"
+GROWTH = f"{BENCH}model small --grow"
 MEASURES = (
     GROWTH,
     *(f"python -m manual_backprop.tools.{name}" for name in TOOLS),
@@ -76,7 +80,9 @@ def kind(command: str) -> str:
     if not command.startswith(("python -m manual_backprop", "manual-backprop ")):
         return "nobody"
     words = shlex.split(command)
-    return "shown" if set(words) & set(SHOWS) or words == ["python", "-m", "manual_backprop"] else "job"
+    if set(words) & set(SHOWS) or words == ["python", "-m", "manual_backprop"]:
+        return "shown"
+    return "bench" if command.startswith(BENCH) else "job"
 
 
 def of_kind(name: str) -> list[str]:
@@ -97,12 +103,8 @@ def arguments_of(command: str, place: Path) -> list[str]:
 
 
 def shortened(words: list[str]) -> list[str]:
-    """A training of a few steps, a bench of one turn; all else as it is."""
+    """A training of a few steps; all else as it is."""
     module, given = words[1], words[2:]
-    if module == "manual_backprop.bench":
-        small = ("--rounds", "1", "--batch-size", "1", "--threads", "1")
-        size = () if "--case" in given else ("--model", "tiny")
-        return [*words, *size, *small, "--rows", "torch-eager"]  # to compile the others takes minutes: test_bench.py
     if module == "manual_backprop.tools.prepare_speed":
         return [*words, "--megabytes", "2"]
     if module == "manual_backprop.tools.parallel_runs":
@@ -213,6 +215,21 @@ def test_jobs_run(command: str, place: Path, warm: WarmPython) -> None:
     assert done.stdout.strip() or done.stderr.strip()
 
 
+def cases(command: str) -> list[Case]:
+    """What a bench measures. Raises InputError for wrong words."""
+    return cases_of(bench.parser().parse(shlex.split(command)[3:]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({case.name for command in of_kind("bench") for case in cases(command)}))
+def test_each_case_is_measured(name: str, warm: WarmPython, tmp_path: Path) -> None:
+    """Of all those that a bench has: one turn, beside one peer. To compile the others takes minutes: test_bench.py."""
+    few = ("--rows", "torch-eager", "--precision", "bf16", "--rounds", "1", "--batch-size", "1", "--threads", "1")
+    done = warm.run(["-m", "manual_backprop.bench", "--case", name, *few], tmp_path, 600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "torch-eager" in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", of_kind("server"))
 def test_the_page_to_compare_runs_is_served(command: str, place: Path) -> None:
@@ -281,10 +298,11 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_each_number_of_the_readme_has_its_command_beside_it() -> None:
-    """In the table of numbers, in its row."""
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| .+ \|$", page.partition("## The numbers")[2], flags=re.MULTILINE)[1:]
-    assert rows
+    """In the tables of numbers, in its row."""
+    numbers = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The numbers")[2]
+    heads = re.findall(r"^\| .+ \|(?=\n\|---)", numbers, flags=re.MULTILINE)
+    rows = [row for row in re.findall(r"^\| .+ \|$", numbers, flags=re.MULTILINE) if row not in heads]
+    assert len(rows) > len(heads) > 0
     for row in rows:
         measured, _, beside = row.strip("| ").rpartition("|")
         assert re.search(r"\d", measured), row

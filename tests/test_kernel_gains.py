@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 from bench_tools import TINY, case_of, ready
-from command_tools import ROOT, command
+from command_tools import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from manual_backprop import kernels
@@ -241,25 +240,3 @@ def test_the_command_on_the_page_is_the_one_that_was_given() -> None:
     assert said("--output", "x.md") == kernel_gains.COMMAND
     given = ("--case", "C1", "C2", "--precision", "fp32", "--means", "arena", "--threads", "1", "--rounds", "3")
     assert said(*given) == " ".join((kernel_gains.COMMAND, *given))
-
-
-@pytest.mark.slow
-def test_the_command_writes_the_page(tmp_path: Path) -> None:
-    output = tmp_path / "kernels.md"
-    options = ["--model", "tiny", "--batch-size", "2", "--threads", "1", "--rounds", "1", "--output", str(output)]
-    options += ["--means", "arena", "linear"]
-    done = command(*options, module="manual_backprop.tools.kernel_gains", cwd=ROOT, seconds=600)
-    assert done.returncode == 0, done.stderr
-    page = output.read_text(encoding="utf-8")
-    assert "kernel_gains --model tiny --batch-size 2 --means arena linear --threads 1 --rounds 1\n" in page
-    rows = [line for line in page.splitlines() if line.startswith("|")][2:]
-    assert [row.split("|")[1].strip().rpartition(" ")[2] for row in rows] == [
-        "`linear`",
-        "`arena`",
-        "`kernels=reference`",
-        "`training.recompute=block`",
-    ]
-    milliseconds, peak = re.search(r"`custom-fused`: (\S+) ms a step, peak (\S+) MB\.", page).groups()  # type: ignore[union-attr]
-    assert float(milliseconds) > 0
-    assert float(peak) > 0.1  # parameters, gradients and moments
-    assert page.rpartition("\n\n")[0].endswith(rows[-1])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from command_tools import ROOT, command
 
 from manual_backprop.benchmark.cases import ROWS
 from manual_backprop.benchmark.measurement import MeasuredRow
@@ -62,19 +59,6 @@ def test_the_table_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> No
     assert "2.00 (2.00 to 2.00)" in lines[3]
     assert "took 31 s" in lines[5]
     assert "0.50 (0.50 to 0.50)" in lines[5]
-
-
-@pytest.mark.slow
-def test_the_command_writes_the_page(tmp_path: Path) -> None:
-    output = tmp_path / "new" / "page.md"
-    options = ("--model", "tiny", "--batch-size", "2", "--rounds", "1", "--threads", "1", "--output", str(output))
-    done = command(*options, module="manual_backprop.tools.levels", cwd=ROOT, seconds=600)
-    assert done.returncode == 0, done.stderr
-    page = output.read_text(encoding="utf-8")
-    assert "levels --model tiny" in page
-    assert "`baseline`, compiled" in page
-    assert "{" not in page
-    assert max(map(len, (line for line in page.splitlines() if not line.startswith("|")))) <= 120
 
 
 def test_a_wrong_option_exits_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,25 +62,35 @@ def test_every_mutant_is_caught() -> None:
     assert " 0 wrong" in mutate(seconds=1500)
 
 
+HARMLESS = "BUGS[:] = [Bug('harmless', 'ops/softmax.py', 'dx = y_wide * (dy_wide - weighted_mean)', 'dx = {}')]"
+LEFT = """
+broken = next(mutant for mutant in mutate.all_mutants() if mutant.name == 'named: probability forgotten')
+mutate.plant(broken)
+BUGS[:] = [Bug('harmless', broken.file, 'y_wide * (dy_wide - weighted_mean)', 'y_wide')]
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("new", "said"),
+    ("plants", "said"),
     [
-        ("(dy_wide - weighted_mean) * y_wide", "survives: named: harmless"),
-        ("(", "named: harmless: the tests ended with 70, which says nothing about the mutant"),
+        (HARMLESS.format("(dy_wide - weighted_mean) * y_wide"), "survives: named: harmless"),
+        (HARMLESS.format("("), "named: harmless: the tests ended with 70, which says nothing about the mutant"),
+        (LEFT, "the tests fail without any mutant: "),
     ],
-    ids=["changes nothing", "is no code"],
+    ids=["changes nothing", "is no code", "is there without it"],
 )
-def test_a_mutant_that_no_test_can_catch_is_told(new: str, said: str) -> None:
-    """So that "caught" means something: the command must be able to fail."""
-    script = (
-        "import mutate, sys\n"
-        "from planted_bugs import BUGS, Bug\n"
-        f"BUGS[:] = [Bug('harmless', 'ops/softmax.py', 'dx = y_wide * (dy_wide - weighted_mean)', 'dx = {new}')]\n"
-        "sys.argv = ['mutate', 'named: harmless']\n"
-        "sys.exit(mutate.main())\n"
-    )
+def test_a_mutant_that_says_nothing_is_told(plants: str, said: str) -> None:
+    """So that "caught" means something: the command must be able to fail. Asked are the tests of one file."""
+    script = f"""
+import mutate, sys
+from planted_bugs import BUGS, Bug
+mutate.TESTS = ("test_gradients.py",)
+{plants}
+sys.argv = ["mutate", "named: harmless"]
+sys.exit(mutate.main())
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=TESTS)
     assert done.returncode == 1, done.stderr
     assert said in done.stdout
-    assert "0 caught" in done.stdout
+    assert ", 1 wrong" in done.stdout

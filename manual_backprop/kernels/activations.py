@@ -20,7 +20,8 @@ def gate_and_rest(x: Tensor) -> tuple[Tensor, Tensor]:
     decay = torch.exp(-x.abs())
     large = 1 / (1 + decay)
     small = decay * large
-    return torch.where(x > 0, large, small), torch.where(x > 0, small, large)
+    is_positive = x > 0
+    return torch.where(is_positive, large, small), torch.where(is_positive, small, large)
 
 
 @compiled("N F", "N F", "F: parameter", group="gelu_tanh", by_rows=True)
