@@ -69,14 +69,15 @@ def test_growth_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(growth, "LENGTHS", (8,))
-    monkeypatch.setattr(growth, "BATCH_SIZES", (1, 64))
+    monkeypatch.setattr(growth, "BATCH_SIZES", (64,))
     files = ("--json", str(tmp_path / "growth.json"), "--picture", str(tmp_path / "growth.png"))
     bench.main([*SMALL, "--grow", "--rows", "baseline-eager", *files])
     assert "best peer / ours" in capsys.readouterr().out
     (grown,) = json.loads((tmp_path / "growth.json").read_text())["growth"]
-    assert [point["case"]["config"]["max_seq_len"] for point in grown["over_length"]] == [8]
-    first, last = ([row["peak_bytes"] for row in point["rows"]] for point in grown["over_batch_size"])
-    assert all(many > few for few, many in zip(first, last, strict=True))
+    (short,), (large,) = grown["over_length"], grown["over_batch_size"]
+    assert [point["case"]["config"]["max_seq_len"] for point in (short, large)] == [8, 64]
+    assert [point["case"]["batch_size"] for point in (short, large)] == [growth.SEQUENCES, 64]
+    assert all(few["peak_bytes"] < many["peak_bytes"] for few, many in zip(short["rows"], large["rows"], strict=True))
     assert (tmp_path / "growth.png").exists()
 
 
@@ -93,15 +94,14 @@ def test_the_page_of_the_three_levels(tmp_path: Path) -> None:
 
 def test_the_page_of_what_the_kernels_bring(tmp_path: Path) -> None:
     output = tmp_path / "kernels.md"
-    options = (*SMALL, "--means", "arena", "linear", "--output", str(output))
+    options = (*SMALL, "--means", "linear", "--output", str(output))
     done = command(*options, module="manual_backprop.tools.kernel_gains", cwd=ROOT, seconds=600)
     assert done.returncode == 0, done.stderr
     gains = output.read_text(encoding="utf-8")
-    assert "kernel_gains --model tiny --batch-size 2 --means arena linear --threads 1 --rounds 1\n" in gains
+    assert "kernel_gains --model tiny --batch-size 2 --means linear --threads 1 --rounds 1\n" in gains
     rows = [line for line in gains.splitlines() if line.startswith("|")][2:]
     assert [row.split("|")[1].strip().rpartition(" ")[2] for row in rows] == [
         "`linear`",
-        "`arena`",
         "`kernels=reference`",
         "`training.recompute=block`",
     ]
