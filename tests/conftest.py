@@ -21,10 +21,23 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside others, threads that wait for 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+LONG = ("test_measuring_commands", "test_planted_bugs")  # with slow tests for minutes: at the end others would wait
+
+
 @pytest.hookimpl(optionalhook=True)  # mutate.py loads no plugins
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """The slow tests wait, for processes and for MLflow's patience, so that one more of them keeps the cores busy."""
     return len(os.sched_getaffinity(0)) + 1 if config.option.markexpr == "slow" else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files are handed out in the order in which they are collected, not those with the most tests first."""
+    config.option.loadscopereorder = config.option.markexpr != "slow"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.markexpr == "slow":
+        items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ def test_benches_are_accepted(command: str) -> None:
 
 @pytest.mark.slow
 def test_a_case_is_measured(warm: WarmPython, tmp_path: Path) -> None:
-    """The smallest, one turn, beside one peer: larger ones take as many minutes here, and so do compilers."""
+    """The smallest, one turn, beside one peer that is not compiled: anything else takes minutes."""
     assert f"{BENCH}case C1" in of_kind("bench")
     few = ("--rows", "torch-eager", "--rounds", "1", "--batch-size", "1", "--threads", "1")
     done = warm.run(["-m", "manual_backprop.bench", "--case", "C1", *few], tmp_path, 600)
