@@ -484,6 +484,8 @@ def main() -> int:
 
     everything = all_mutants()
     mutants = [m for m in everything if not chosen.texts or any(text in m.name for text in chosen.texts)]
+    if not mutants:
+        parser.error(f"no mutant has {' or '.join(map(repr, chosen.texts))} in its name; --list says which there are")
     if chosen.list:
         print(*(mutant.name for mutant in mutants), sep="\n")
         return 0

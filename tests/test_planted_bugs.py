@@ -52,6 +52,13 @@ def test_every_backward_is_mutated() -> None:
     assert {name for name in backwards if f", {name}: " not in names} <= {"sinusoidal_positions_backward"}
 
 
+def test_a_text_that_no_mutant_has_is_told() -> None:
+    words = [sys.executable, str(TESTS / "mutate.py"), "no such", "none"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "no mutant has 'no such' or 'none' in its name; --list says which there are" in done.stderr
+
+
 def test_a_few_planted_bugs_are_caught() -> None:
     said = mutate(*(f"named: {name}" for name in A_FEW), seconds=600)
     assert f"{len(A_FEW)} caught" in said
