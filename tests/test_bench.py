@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench_tools import TINY, case_of, ready
+from bench_tools import KERNELS, TINY, case_of, ready
 from torch.utils.flop_counter import FlopCounterMode
 
 from manual_backprop import bench
 from manual_backprop.benchmark import growth, measurement, page, rows
 from manual_backprop.benchmark.breakdown import Allocation, Profile, kind_of
 from manual_backprop.benchmark.breakdown import page as breakdown_page
-from manual_backprop.benchmark.cases import BY_HAND, CASES, OURS, ROWS, SUBJECT, Bar, Case
+from manual_backprop.benchmark.cases import CASES, OURS, ROWS, SUBJECT, Bar, Case
 from manual_backprop.benchmark.measurement import MeasuredRow, Measurement, check_agreement
 from manual_backprop.benchmark.peers import why_not
 from manual_backprop.benchmark.process_memory import peak_since_reset, reset_peak
@@ -32,7 +32,6 @@ from manual_backprop.memory import give_back_freed_memory, keep_freed_memory, re
 from manual_backprop.paired import MeasuringProcess, Row
 
 ROOT = Path(__file__).parents[1]
-KERNELS = [name for name, settings in BY_HAND.items() if settings["kernels"] == "fused"]
 UNCOMPILED = [name for name in ROWS if not name.endswith("-compiled") and name not in KERNELS]
 
 

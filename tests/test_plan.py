@@ -291,13 +291,13 @@ def test_a_larger_batch_works_on_more(text: Path) -> None:
 def test_the_last_piece_stands_for_all(length: int, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(text, f"model.max_seq_len={length}", "model.n_heads=16", "training.batch_size=40")
     quick = estimate_memory(config, config.network(8192)).working
-    taken = []
+    taken, pieces_as_they_are = [], pieces.pieces
 
     def all_pieces(n_rows: int, size: int, of: Tensor | None = None) -> Iterator[slice]:
         taken.append(-(-n_rows // size))
-        return pieces.pieces(n_rows, size)
+        return pieces_as_they_are(n_rows, size)
 
-    for module in (attention, compiled, loss, normalization):
+    for module in (attention, compiled, loss, normalization, pieces):
         monkeypatch.setattr(module, "pieces", all_pieces)
     assert estimate_memory(config, config.network(8192)).working == pytest.approx(quick, rel=0.01)
     assert max(taken) > 1

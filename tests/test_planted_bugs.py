@@ -79,15 +79,15 @@ BUGS[:] = [Bug('harmless', broken.file, 'y_wide * (dy_wide - weighted_mean)', 'y
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("plants", "said"),
+    ("plants", "said", "caught"),
     [
-        (HARMLESS.format("(dy_wide - weighted_mean) * y_wide"), "survives: named: harmless"),
-        (HARMLESS.format("("), "named: harmless: the tests ended with 70, which says nothing about the mutant"),
-        (LEFT, "the tests fail without any mutant: "),
+        (HARMLESS.format("(dy_wide - weighted_mean) * y_wide"), "survives: named: harmless", 0),
+        (HARMLESS.format("("), "named: harmless: the tests ended with 70, which says nothing about the mutant", 0),
+        (LEFT, "the tests fail without any mutant: ", 1),
     ],
     ids=["changes nothing", "is no code", "is there without it"],
 )
-def test_a_mutant_that_says_nothing_is_told(plants: str, said: str) -> None:
+def test_a_mutant_that_says_nothing_is_told(plants: str, said: str, caught: int) -> None:
     """So that "caught" means something: the command must be able to fail. Asked are the tests of one file."""
     script = f"""
 import mutate, sys
@@ -100,4 +100,5 @@ sys.exit(mutate.main())
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=TESTS)
     assert done.returncode == 1, done.stderr
     assert said in done.stdout
+    assert f" {caught} caught" in done.stdout
     assert ", 1 wrong" in done.stdout

@@ -20,7 +20,7 @@ def pieces(n_rows: int, size: int, of: Tensor | None = None) -> Iterator[slice]:
     memory is estimated, the last piece stands for all: none is longer.
     """
     count = -(-n_rows // size)
-    for number in range(count - 1 if type(of) is FakeTensor else 0, count):
+    for number in range(max(count - 1, 0) if type(of) is FakeTensor else 0, count):
         yield slice(n_rows * number // count, n_rows * (number + 1) // count)
 
 
