@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,14 +87,14 @@ def without_credentials(uri: str) -> str:
 
 
 class MlflowDelivery:
-    """One run's way to MLflow. `last_success` and `working_locally` tell another thread whether to wait for it."""
+    """One run's way to MLflow. `last_success` and `waits_for_store` tell another thread whether to wait for it."""
 
     def __init__(self, directory: Path, root: Path):
         self.directory = directory
         self.root = root.absolute()
         self.uri = tracking_uri(self.root)
         self.last_success = time.monotonic()
-        self.working_locally = False  # importing MLflow or creating a new sqlite store: slow, and sure to end
+        self.waits_for_store = False  # which this process or another one creates: slow, and sure to end
         self._client: MlflowClient | None = None
         self._run_id = self._experiment = ""
         self._artifacts: Path | None = None  # of a local store
@@ -154,29 +154,19 @@ class MlflowDelivery:
     # Opening
 
     def _open(self) -> MlflowClient:
-        self.working_locally = "mlflow" not in sys.modules
-        try:
-            prepare_environment()
-            from mlflow import MlflowClient
+        prepare_environment()
+        from mlflow import MlflowClient
 
-            # Also where somebody imported MLflow before us. urllib3 warns of every attempt that it repeats.
-            for name in ("mlflow", "alembic", "urllib3.connectionpool"):
-                logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
-            self.working_locally = False
-            self.last_success = time.monotonic()
-            database = _sqlite_file(self.uri)
-            # Processes that start together on a new store crash each other (duplicate columns): one creates it.
-            if database is not None:
-                database.parent.mkdir(parents=True, exist_ok=True)
-            self.working_locally = database is not None and not database.exists()  # another one may be creating it
-            with FileLock(f"{database}.lock", timeout=60) if database else nullcontext():
-                self.working_locally = database is not None and not database.exists()
-                self.last_success = time.monotonic()
-                client = MlflowClient(tracking_uri=self.uri)
-                tracked = Tracked.read(self.directory)
-                experiment_id = self._experiment_id(client, tracked.experiment_name, local=database is not None)
-        finally:
-            self.working_locally = False
+        # Also where somebody imported MLflow before us. urllib3 warns of every attempt that it repeats.
+        for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+            logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+        database = _sqlite_file(self.uri)
+        if database is not None and not database.exists():
+            self._create_store(database)
+        self.last_success = time.monotonic()
+        client = MlflowClient(tracking_uri=self.uri)
+        tracked = Tracked.read(self.directory)
+        experiment_id = self._experiment_id(client, tracked.experiment_name, local=database is not None)
         run = self._find_or_create_run(client, experiment_id, tracked)
         self._run_id, self._experiment = run.info.run_id, run.info.experiment_id
         self._artifacts = _local_path(run.info.artifact_uri)
@@ -190,6 +180,34 @@ class MlflowDelivery:
         self._record(RUNNING, delivered=False)
         self._client = client
         return client
+
+    def _create_store(self, database: Path) -> None:
+        """A new sqlite store, complete before it has its name.
+
+        MLflow takes seconds to make one where it shall lie. Processes that do so together crash each other (duplicate
+        columns), and what a killed one leaves behind cannot be opened again.
+        """
+        from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+        from sqlalchemy import make_url
+
+        database.parent.mkdir(parents=True, exist_ok=True)
+        self.waits_for_store = True
+        try:
+            with FileLock(f"{database}.lock", timeout=60):
+                if database.exists():
+                    return
+                folder = database.with_name(f"{database.name}.new")
+                shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
+                folder.mkdir()
+                new = folder / database.name
+                uri = make_url(self.uri).set(database=str(new)).render_as_string(hide_password=False)
+                SqlAlchemyStore(uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+                if not database.exists():  # `mlflow ui` takes no lock
+                    new.rename(database)
+                shutil.rmtree(folder)
+        finally:
+            self.waits_for_store = False
 
     def _experiment_id(self, client: MlflowClient, name: str, local: bool) -> str:
         from mlflow.exceptions import MlflowException
@@ -424,7 +442,12 @@ def _same_files(one: Path, other: Path) -> bool:
 
 
 def _sqlite_file(uri: str) -> Path | None:
-    return Path(unquote(uri.removeprefix("sqlite:///"))) if uri.startswith("sqlite:///") else None
+    from sqlalchemy import make_url
+
+    if not uri.startswith("sqlite"):
+        return None
+    file = make_url(uri).database or ":memory:"
+    return None if file.startswith((":", "file:")) else Path(file)
 
 
 def _local_path(uri: str) -> Path | None:

@@ -21,7 +21,8 @@ INTERVAL = 1.0  # [s] between two deliveries, and more where they are dear:
 SHARE = 0.005  # of one processor core's time may go into them,
 LONGEST_REST = 5.0  # [s] but whoever looks at MLflow meanwhile waits no longer than that
 LONGEST_INTERVAL = 30.0  # [s] between two attempts on a tracker that fails
-PATIENCE = 4.0  # [s] that a run waits at its end for a tracker that does not answer
+PATIENCE = 4.0  # [s] that a run waits at its end for a tracker that does not answer,
+WORK = 0.1  # [s] where this much of a processor's time, even on a busy machine, is a sign of life
 LONGEST_WAIT = 60.0  # [s] that it waits for one that does, or for a new store
 
 logger = logging.getLogger("manual_backprop.tracking")
@@ -59,12 +60,14 @@ class MlflowTracker(LocalTracker):
                 )
 
     def _wait(self) -> None:
-        start = time.monotonic()
+        start = alive = time.monotonic()
+        worked = time.process_time()
         while self._thread.is_alive():
             self._thread.join(0.02)
             now = time.monotonic()
-            silent = now - max(start, self._delivery.last_success)
-            if now - start > LONGEST_WAIT or (silent > PATIENCE and not self._delivery.working_locally):
+            if self._delivery.waits_for_store or time.process_time() - worked > WORK:
+                alive, worked = now, time.process_time()
+            if now - start > LONGEST_WAIT or now - max(alive, self._delivery.last_success) > PATIENCE:
                 return
 
     def _follow(self) -> None:

@@ -4,12 +4,14 @@ import json
 import math
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -275,8 +277,13 @@ RUN = """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from manual_backprop.tracking import create_run_directory, open_tracker
     run = create_run_directory(sys.argv[1], "alone")
-    if sys.argv[3] == "imported":
+    if sys.argv[3] != "later":
         import mlflow
+    if sys.argv[3] == "starved":  # from here on, a seventh of a core
+        import os, subprocess
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        os.nice(8)
     start = time.monotonic()
     tracker = open_tracker("mlflow", run, sys.argv[1], "lab", "alone")
     for step in range(1, 51):
@@ -286,6 +293,8 @@ RUN = """
     tracker.finish("FINISHED")
     run.release()
     print(trained - start, time.monotonic() - trained, run.path, time.time())
+    if sys.argv[3] == "starved":
+        other.kill()
 """
 
 
@@ -399,13 +408,63 @@ def test_a_short_run_waits_for_a_store_that_is_being_created(tmp_path: Path) -> 
     assert history(tmp_path / "outputs", path, "x") == [(step, float(step)) for step in range(1, 51)]
 
 
+def creating(root: Path, *arguments: str) -> subprocess.Popen:
+    """A run that has begun to create the store, and has not finished it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    command = [sys.executable, "-c", textwrap.dedent(RUN), str(root), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    while sum(file.stat().st_size for file in root.parent.rglob("mlflow.db") if file.is_file()) < 200_000:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)
+    return process
+
+
+@pytest.mark.slow
+def test_a_kill_while_the_store_is_created_harms_no_later_run(tmp_path: Path) -> None:
+    root = tmp_path / "outputs"
+    killed = creating(root, "30", "imported")
+    killed.kill()
+    killed.communicate()
+    _, _, path, said = run_alone(root, None, 0.1)
+    assert said == []
+    assert history(root, path, "x") == [(step, float(step)) for step in range(1, 51)]
+    assert {file.name for file in tmp_path.glob("mlflow.db*")} == {"mlflow.db", "mlflow.db.lock"}
+
+
+@pytest.mark.slow
+def test_a_short_run_waits_for_a_store_that_another_run_creates(tmp_path: Path) -> None:
+    root = tmp_path / "outputs"
+    other = creating(root, "0.1", "imported")
+    with ThreadPoolExecutor() as threads:
+        short = threads.submit(run_alone, root, None, 0.1)
+        time.sleep(12)
+        other.send_signal(signal.SIGCONT)
+        _, waited, path, said = short.result()
+    assert waited > 5
+    assert said == []
+    assert len(history(root, path, "x")) == 50
+    printed, complained = other.communicate(timeout=100)
+    assert (other.returncode, complained) == (0, "")
+    assert len(history(root, Path(printed.split()[2]), "x")) == 50
+
+
+@pytest.mark.slow
+def test_a_busy_machine_is_no_tracker_that_does_not_answer(root: Path) -> None:
+    """MLflow computes for a second before the store is asked first, and here it gets a seventh of a core."""
+    _, waited, path, said = run_alone(root, None, 0.1, mlflow="starved")
+    assert waited > 4
+    assert said == []
+    assert len(history(root, path, "x")) == 50
+
+
 @pytest.mark.slow
 def test_four_simultaneous_starts_on_a_fresh_store(tmp_path: Path) -> None:
     root = tmp_path / "outputs"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(RUN), str(root), "30", "later"],
+            [sys.executable, "-c", textwrap.dedent(RUN), str(root), "20", "later"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
