@@ -1,8 +1,9 @@
 """tracking=mlflow: a thread that follows the run's directory and delivers it to MLflow.
 
 Everything MLflow happens on that thread: its import, the creation of a new store, every call. The loop only writes into
-the run's directory. A tracker that is dead, hung, slow or full costs a run two lines and at most `PATIENCE` seconds at
-its end; what it did not take is delivered later by `python -m manual_backprop.sync RUN_DIRECTORY`.
+the run's directory. A tracker that is dead, hung, slow or full costs a run two lines and at its end `PATIENCE` seconds
+in which MLflow neither answers nor computes; what it did not take is delivered later by `python -m manual_backprop.sync
+RUN_DIRECTORY`.
 """
 
 from __future__ import annotations

@@ -272,6 +272,8 @@ def hung_server() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
+SECONDS = 15  # PATIENCE, and what MLflow computes meanwhile on a busy machine. It is a minute where nobody gives up.
+
 RUN = """
     import logging, sys, time
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -332,7 +334,7 @@ def assert_delivered_later(root: Path, path: Path) -> None:
 def test_a_dead_server_costs_two_lines_and_nothing_is_lost(root: Path) -> None:
     trained, waited, path, said = run_alone(root, f"http://user:secret@127.0.0.1:{closed_port()}", 4)
     assert trained < 4.5
-    assert waited < 5
+    assert waited < SECONDS
     assert "The run goes on" in said[0]
     assert said[-1].endswith(f"python -m manual_backprop.sync {path}")
     assert len(said) == 2, said
@@ -343,7 +345,7 @@ def test_a_dead_server_costs_two_lines_and_nothing_is_lost(root: Path) -> None:
 @pytest.mark.slow
 def test_a_server_that_never_answers_costs_seconds(root: Path, hung_server: int) -> None:
     _, waited, path, said = run_alone(root, f"http://127.0.0.1:{hung_server}", 1)
-    assert waited < 5
+    assert waited < SECONDS
     assert said[-1].endswith(f"python -m manual_backprop.sync {path}")
     assert_delivered_later(root, path)
 
@@ -356,7 +358,7 @@ def test_a_locked_store_costs_seconds(root: Path) -> None:
         connection.execute("BEGIN EXCLUSIVE")
         _, waited, path, said = run_alone(root, None, 1)
         connection.rollback()
-    assert waited < 5
+    assert waited < SECONDS
     assert said[-1].endswith(f"python -m manual_backprop.sync {path}")
     assert_delivered_later(root, path)
 
@@ -392,7 +394,7 @@ def test_a_store_whose_disk_is_full_costs_seconds(root: Path, tmp_path: Path) ->
         pytest.skip(f"cannot mount: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     _, waited, path, _ = (tmp_path / "printed").read_text().split()
-    assert float(waited) < 5
+    assert float(waited) < SECONDS
     said = (tmp_path / "said").read_text().splitlines()
     assert "full" in said[0]
     assert said[-1].endswith(f"python -m manual_backprop.sync {path}")
