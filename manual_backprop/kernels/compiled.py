@@ -48,7 +48,7 @@ _registered: list[CompiledFunction] = []
 def compiled_functions(groups: Collection[Group] | None) -> Iterator[None]:
     """Inside, functions marked with `compiled` run compiled where they can; None: as they are written.
 
-    Where a library is missing, all that these groups miss are compiled with it, side by side.
+    Where a function was never compiled, all that these groups miss are compiled with it.
     """
     token = _wanted.set(groups)
     try:

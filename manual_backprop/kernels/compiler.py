@@ -1,10 +1,11 @@
 """From a function of tensors to a shared library, in a process of its own: a training process never imports these
 compilers, which would cost it seconds and tens of megabytes.
 
-The function is traced for tensors of any size (`torch.export`), inductor writes its loops in C++, and the C++ compiler
-makes a library of them. What is kept is the one kernel that inductor finds, without the Python or C++ around it, which
-would take ten times as long to compile. A function that needs several kernels is refused, and so is one that needs more
-memory than some numbers a row.
+A function is traced for tensors of any size (`torch.export`), inductor writes its loops in C++, and the C++ compiler
+makes a library of all that this process was asked for: nine tenths of a function's time are PyTorch's header, which is
+read once so. What is kept is the one kernel that inductor finds, without the Python or C++ around it, which would take
+ten times as long to compile. A function that needs several kernels is refused, and so is one that needs more memory
+than some numbers a row.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from .libraries import CompilerError, Request, Size, description_name
 
 PRIMES = (127, 131, 137, 139)  # of examples: different ones, so that a product tells its factors
 OTHER_PRIMES = (149, 151, 157, 163)
+HEADER = "#include <torch/csrc/inductor/cpp_prefix.h>"  # each source's too; here no name of it is replaced
 
 Call = tuple[str, tuple[Any, ...]]  # of a kernel: its text in C++, and what it was called with
 
@@ -55,33 +57,38 @@ def work() -> None:
         task = json.loads(Path("task.json").read_bytes())
         # inductor would compile a program for each set of vector instructions, to see whether the processor has it
         with mock.patch.object(VecISA, "check_build", return_value=True):
-            for one in task["requests"]:
-                wanted = Request(**one | {"dtypes": tuple(one["dtypes"])})
-                function = getattr(importlib.import_module(wanted.module), wanted.name)
-                _keep(wanted, Path(task["folder"]), _kernel_of(function, wanted.dtypes))
+            requests = [Request(**one | {"dtypes": tuple(one["dtypes"])}) for one in task["requests"]]
+            functions = [getattr(importlib.import_module(one.module), one.name) for one in requests]
+            kernels = [_kernel_of(function, one.dtypes) for function, one in zip(functions, requests, strict=True)]
+            _keep(requests, kernels, Path(task["folder"]))
     except Exception as error:  # whatever the compilers raise
         lines = str(error).splitlines()
         sys.exit(next((line for line in lines if "error:" in line), first_line(error)))  # what a C++ compiler says
 
 
-def _keep(wanted: Request, folder: Path, kernel: Kernel) -> None:
-    """The library under the digest of its content, then its description: whoever reads this finds that."""
-    library = _library(kernel.source)
+def _keep(requests: list[Request], kernels: list[Kernel], folder: Path) -> None:
+    """The library under the digest of its content, then the descriptions: whoever reads one finds that."""
+    symbols = [f"kernel_{number}" for number in range(len(kernels))]
+    library = _library(dict(zip(symbols, (kernel.source for kernel in kernels), strict=True)))
     content = library.read_bytes()
     name = hashlib.sha256(content).hexdigest() + library.suffix
     write_atomically(folder / name, content)
-    description = {"library": name, "pointers": kernel.pointers, "memory": kernel.memory, "sizes": kernel.sizes}
-    signed = description | {"digest": json_digest(description)}
-    write_atomically(folder / description_name(wanted), json.dumps(signed).encode())
+    for wanted, symbol, kernel in zip(requests, symbols, kernels, strict=True):
+        where = {"library": name, "symbol": symbol}
+        description = {**where, "pointers": kernel.pointers, "memory": kernel.memory, "sizes": kernel.sizes}
+        signed = description | {"digest": json_digest(description)}
+        write_atomically(folder / description_name(wanted), json.dumps(signed).encode())
 
 
-def _library(source: str) -> Path:
+def _library(sources: dict[str, str]) -> Path:
+    """Inductor calls every function `kernel`; in the library each has the name that it stands under here."""
     from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-    text = Path.cwd() / "kernel.cpp"
-    text.write_text(source)
-    builder = CppBuilder("kernel", str(text), CppTorchOptions(vec_isa=pick_vec_isa()), str(text.parent))
+    texts = [f"#define kernel {symbol}\n{source}\n#undef kernel\n" for symbol, source in sources.items()]
+    text = Path.cwd() / "kernels.cpp"
+    text.write_text("\n".join([HEADER, *texts]))
+    builder = CppBuilder("kernels", str(text), CppTorchOptions(vec_isa=pick_vec_isa()), str(text.parent))
     builder.build()
     return Path(builder.get_target_file_path())
 

@@ -1,7 +1,8 @@
 """The libraries of compiled functions: where they lie, when one still fits, and how another process makes them.
 
-A library and a JSON file that says how to call it lie in the user's cache folder, once compiled. Which ones depends on
-the function's text, the formats of its arguments, the version of PyTorch and the processor.
+Libraries lie in the user's cache folder, once compiled, and for each function a JSON file that says in which it is and
+how to call it. Which ones depends on the function's text, the formats of its arguments, the version of PyTorch and the
+processor.
 """
 
 from __future__ import annotations
@@ -70,12 +71,12 @@ def find(wanted: Request) -> Library | None:
     """The library as it was compiled before, on this machine; None where there is none, or not as it was written."""
     try:
         kept = json.loads((folder() / description_name(wanted)).read_bytes())
-        path = folder() / kept["library"]
+        path, symbol = folder() / kept["library"], kept["symbol"]
         if kept.pop("digest") != json_digest(kept) or file_digest(path) != path.stem:
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    kernel = ctypes.CDLL(str(path)).kernel
+    kernel = getattr(ctypes.CDLL(str(path)), symbol)
     kernel.restype = None
     kernel.argtypes = [ctypes.c_void_p] * len(kept["pointers"]) + [ctypes.c_int64] * len(kept["sizes"])
     memory = [(getattr(torch, dtype), size) for dtype, size in kept["memory"]]
@@ -91,7 +92,10 @@ def folder() -> Path:
 
 def folder_path() -> Path:
     """The user's own, or beside what inductor keeps where a place for that is given."""
-    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+    # Once it works in a process, it gives itself one among the temporary files.
+    if given.startswith(os.path.join(tempfile.gettempdir(), "torchinductor_")):
+        given = ""
     return Path(given or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / PACKAGE / "kernels"
 
 
@@ -153,7 +157,10 @@ def _writable_folder() -> Path:
 
 
 def build(wanted: list[Request]) -> None:
-    """Compiles all, in as many processes as there are cores. Raises CompilerError, OSError."""
+    """Compiles all, in a process of its own. Raises CompilerError, OSError.
+
+    One process: to start, it takes as long as it does for a dozen functions.
+    """
     if compiler() is None:
         named = os.environ.get("CXX")
         raise CompilerError(
@@ -162,43 +169,37 @@ def build(wanted: list[Request]) -> None:
             else "no C++ compiler was found: install g++, or name one in CXX"
         )
     libraries = _writable_folder()
-    cores = min(len(wanted), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     paths = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))
-    with tempfile.TemporaryDirectory(prefix=f"{PACKAGE}-") as place:
+    with tempfile.TemporaryDirectory(prefix=f"{PACKAGE}-") as place, Path(place, "said").open("w+b") as said:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "OMP_NUM_THREADS": "1",
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            "TORCHINDUCTOR_CACHE_DIR": place,
         }
-        workers = []
+        task = {"folder": str(libraries), "requests": [asdict(one) for one in wanted]}
+        Path(place, "task.json").write_text(json.dumps(task))
+        # Looking for garbage, among millions of objects that stay, is a seventh of what Python does there.
+        program = f"import gc; gc.disable(); from {COMPILER} import work; work()"
+        worker = subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=place,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,  # Ctrl-C is for the run, which finishes its step
+        )
         try:
-            for number in range(cores):
-                own = Path(place, str(number))
-                own.mkdir()
-                task = {"folder": str(libraries), "requests": [asdict(one) for one in wanted[number::cores]]}
-                (own / "task.json").write_text(json.dumps(task))
-                with (own / "said").open("wb") as said:
-                    workers.append(
-                        subprocess.Popen(
-                            [sys.executable, "-c", f"from {COMPILER} import work; work()"],
-                            cwd=own,
-                            env=environment | {"TORCHINDUCTOR_CACHE_DIR": str(own)},
-                            stdin=subprocess.DEVNULL,
-                            stdout=subprocess.DEVNULL,
-                            stderr=said,
-                            start_new_session=True,  # Ctrl-C is for the run, which finishes its step
-                        )
-                    )
-            for number, worker in enumerate(workers):
-                if worker.wait() != 0:
-                    lines = Path(place, str(number), "said").read_text(errors="replace").strip().splitlines()
-                    if worker.returncode < 0:
-                        killed = f"a compiler was killed by signal {-worker.returncode}, perhaps for want of memory"
-                        raise CompilerError(killed)
-                    raise CompilerError(lines[-1] if lines else f"a compiler ended with {worker.returncode}")
+            ended = worker.wait()
         finally:
-            for worker in workers:
-                if worker.poll() is None:
-                    with suppress(ProcessLookupError):
-                        os.killpg(worker.pid, signal.SIGKILL)
-                    worker.wait()
+            if worker.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(worker.pid, signal.SIGKILL)
+                worker.wait()
+        if ended < 0:
+            raise CompilerError(f"the compiler was killed by signal {-ended}, perhaps for want of memory")
+        if ended > 0:
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines()
+            raise CompilerError(lines[-1] if lines else f"the compiler ended with {ended}")
