@@ -52,6 +52,19 @@ KINDS = (  # of tests, as they are to be asked: each of the last three is the on
 # A part of a mutant's file and name: of the names of the tests that notice it, where these would come late. The last
 # part that fits says it.
 NOTICED = {
+    "recorded.": "test_network[gpt2-plain-fused]",
+    "squares.": "test_network[gpt2-plain-fused]",
+    "linear_cross_entropy: logits * scale": "test_network[gpt2-plain-fused]",
+    "record is not": "test_network[gpt2-plain-fused]",
+    "gated_feed_forward_backward: recorded.": "test_network[llama-plain-fused]",
+    "gated_feed_forward_backward: record(": "test_network[llama-plain-reference]",
+    "ops/rotary_attention.py, rotary_attention_backward: record(": "test_network[llama-plain-reference]",
+    "kernels/rotary_attention.py": "test_network[llama-plain-fused]",
+    "_post_norm_block_backward": "test_network[vaswani-plain-reference]",
+    "kernels/normalization.py, residual_layer_norm_backward": "test_op_as_if_compiled[residual_layer_norm",
+    "kernels/rowwise.py": "test_layer_norm_over_rows",
+    "kernels/rowwise.py, cross_entropy_of_rows": "test_op_as_if_compiled[linear_cross_entropy",
+    "kernels/gated_feed_forward.py, swiglu_gradient": "test_op[gated_feed_forward-fused]",
     "kernels/loss.py, _loss_and_gradient_": "test_logits_become",
     "kernels/embedding.py": "test_a_narrow_gradient",
     "kernels/attention.py, _": "test_op_in_pieces",
@@ -61,8 +74,24 @@ NOTICED = {
     "what a step changes counts as what stays": "test_memory_views",
     "drawn numbers are not drawn again": "test_what_depends_on_numbers",
     "a stale cache": "test_backward_belongs",
-    "a block's output in memory that": "test_blocks_that_run_twice",
+    "a block's output in memory that": "test_blocks_that_run_twice_give_the_same_bits[vaswani-plain-fused]",
     "the total over a branch that": "test_blocks_that_run_twice",
+    "the skip around": "test_network[vaswani-plain-reference]",
+    "both norms' gradients in one place": "test_network[vaswani-plain-reference]",
+    "every block has the first block's cache": "test_network[vaswani-plain-reference]",
+    "blocks from first to last": "test_network[vaswani-plain-reference]",
+    "dropout forgotten": "test_network[gpt2-segments, dropout-reference]",
+    "every place drops the same": "test_network[gpt2-segments, dropout-reference]",
+    "mask does not know where its rows are": "test_network[gpt2-segments, dropout-reference]",
+    "the config's epsilon": "test_network[gpt2-segments, dropout-reference]",
+    "the config's base": "test_rotary_positions_turn",
+    "rotary: speeds as if": "test_rotary_positions_turn",
+    "rotary: the usual base": "test_rotary_positions_turn",
+    "ignored targets multiplied by 0": "test_an_ignored_row",
+    "fused: all that is kept in one place": "test_network[gpt2-plain-fused]",
+    "fused: the input's gradient over the input": "test_network[gpt2-plain-fused]",
+    "fused: the stack does not grow": "test_network[gpt2-plain-fused]",
+    "fused: every tile masked as the first": "test_op_in_pieces[probabilities kept-attention]",
 }
 ONLY_COMPILED = ("kernels/rowwise.py",)  # never runs as it is written, but in a test of its own
 
@@ -461,8 +490,10 @@ def judge(mutants: list[Mutant], workers: int) -> Judge:
 
     import manual_backprop.models.custom  # noqa: F401
 
-    with contextlib.suppress(ImportError):  # autograd imports it when it is first used: half a second in every fork
+    # What autograd and assert_close import when they are first used: half a second in every fork.
+    with contextlib.suppress(ImportError):
         importlib.import_module("torch.fx.experimental.symbolic_shapes")
+    torch.testing.assert_close(torch.ones(1), torch.ones(1))
     torch.set_num_threads(1)  # a fork may not inherit running threads
     plugin = Judge(mutants, workers)
     tests = [str(REPOSITORY / "tests" / name) for name in TESTS]
