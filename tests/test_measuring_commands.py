@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from command_tools import ROOT, command
 
 from manual_backprop import bench
 from manual_backprop.benchmark import growth, measurement, page
-from manual_backprop.benchmark.cases import OURS, ROWS, SUBJECT
+from manual_backprop.benchmark.cases import OURS, ROWS, SUBJECT, Case
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("caches")]
 
@@ -30,7 +32,16 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def test_a_measurement_of_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_measurement_of_every_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one block: a compiler takes as much longer as there are more of them."""
+    cases_of = bench.cases_of
+
+    def of_one_block(options: argparse.Namespace) -> list[Case]:
+        return [replace(case, config=replace(case.config, n_blocks=1)) for case in cases_of(options)]
+
+    monkeypatch.setattr(bench, "cases_of", of_one_block)
     files = {"--json": tmp_path / "bench.json", "--picture": tmp_path / "bench.png"}
     bench.main([*SMALL, "--breakdown", *(str(word) for pair in files.items() for word in pair)])
     printed = capsys.readouterr().out
