@@ -13,15 +13,17 @@ variables.
 from __future__ import annotations
 
 import getpass
+import glob
 import json
 import logging
 import math
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +57,7 @@ TAGS_IN_BATCH = 100
 LONGEST_PARAMETER = 6000
 LONGEST_TAG = 5000
 LONGEST_DIGEST = 36
+NEW_STORE = "mlflow.db"  # its name while it is created, in a folder of its own
 CHANGED_TAG = "changed."
 TRAINING_TAG = "mlflow.data.context"
 RUN_ID_TAG = "manual_backprop.run_id"
@@ -87,14 +90,14 @@ def without_credentials(uri: str) -> str:
 
 
 class MlflowDelivery:
-    """One run's way to MLflow. `last_success` and `waits_for_store` tell another thread whether to wait for it."""
+    """One run's way to MLflow. `last_success` and `working_locally` tell another thread whether to wait for it."""
 
     def __init__(self, directory: Path, root: Path):
         self.directory = directory
         self.root = root.absolute()
         self.uri = tracking_uri(self.root)
         self.last_success = time.monotonic()
-        self.waits_for_store = False  # which this process or another one creates: slow, and sure to end
+        self.working_locally = False  # importing MLflow, waiting for a store or creating it: a minute at most
         self._client: MlflowClient | None = None
         self._run_id = self._experiment = ""
         self._artifacts: Path | None = None  # of a local store
@@ -154,19 +157,29 @@ class MlflowDelivery:
     # Opening
 
     def _open(self) -> MlflowClient:
-        prepare_environment()
-        from mlflow import MlflowClient
+        self.working_locally = "mlflow" not in sys.modules
+        try:
+            prepare_environment()
+            from mlflow import MlflowClient
 
-        # Also where somebody imported MLflow before us. urllib3 warns of every attempt that it repeats.
-        for name in ("mlflow", "alembic", "urllib3.connectionpool"):
-            logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
-        database = _sqlite_file(self.uri)
-        if database is not None and not database.exists():
-            self._create_store(database)
-        self.last_success = time.monotonic()
-        client = MlflowClient(tracking_uri=self.uri)
-        tracked = Tracked.read(self.directory)
-        experiment_id = self._experiment_id(client, tracked.experiment_name, local=database is not None)
+            # Also where somebody imported MLflow before us. urllib3 warns of every attempt that it repeats.
+            for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+                logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+            local, database = _sqlite_file(self.uri)
+            if database is not None:
+                database.parent.mkdir(parents=True, exist_ok=True)
+            # Processes that create a store together, or bring an older one up to date, crash each other.
+            self.working_locally = database is not None
+            with FileLock(f"{database}.lock", timeout=60) if database else nullcontext():
+                if database is not None and not database.is_symlink():
+                    self._create_store(database)
+                self.working_locally = False
+                self.last_success = time.monotonic()
+                client = MlflowClient(tracking_uri=self.uri)
+                tracked = Tracked.read(self.directory)
+                experiment_id = self._experiment_id(client, tracked.experiment_name, local)
+        finally:
+            self.working_locally = False
         run = self._find_or_create_run(client, experiment_id, tracked)
         self._run_id, self._experiment = run.info.run_id, run.info.experiment_id
         self._artifacts = _local_path(run.info.artifact_uri)
@@ -182,32 +195,26 @@ class MlflowDelivery:
         return client
 
     def _create_store(self, database: Path) -> None:
-        """A new sqlite store, complete before it has its name.
+        """Where there is none: a sqlite store that is complete before it has its name.
 
-        MLflow takes seconds to make one where it shall lie. Processes that do so together crash each other (duplicate
-        columns), and what a killed one leaves behind cannot be opened again.
+        MLflow takes seconds to make one where it shall lie, and what it leaves there when it is killed cannot be opened
+        again.
         """
+        for unfinished in database.parent.glob(f"{glob.escape(database.name)}.new-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        if database.exists() and database.stat().st_size:
+            return
         from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-        from sqlalchemy import make_url
 
-        database.parent.mkdir(parents=True, exist_ok=True)
-        self.waits_for_store = True
+        folder = Path(tempfile.mkdtemp(prefix=f"{database.name}.new-", dir=database.parent))
         try:
-            with FileLock(f"{database}.lock", timeout=60):
-                if database.exists():
-                    return
-                folder = database.with_name(f"{database.name}.new")
-                shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
-                folder.mkdir()
-                new = folder / database.name
-                uri = make_url(self.uri).set(database=str(new)).render_as_string(hide_password=False)
-                SqlAlchemyStore(uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
-                if not database.exists():  # `mlflow ui` takes no lock
-                    new.rename(database)
-                shutil.rmtree(folder)
+            before, mark, query = self.uri.partition("?")  # as it is spelled: MLflow makes folders of that
+            uri = f"{before}{folder.name.removeprefix(database.name)}/{NEW_STORE}{mark}{query}"
+            SqlAlchemyStore(uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+            (folder / NEW_STORE).replace(database)
         finally:
-            self.waits_for_store = False
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _experiment_id(self, client: MlflowClient, name: str, local: bool) -> str:
         from mlflow.exceptions import MlflowException
@@ -441,13 +448,14 @@ def _same_files(one: Path, other: Path) -> bool:
         return False
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def _sqlite_file(uri: str) -> tuple[bool, Path | None]:
+    """Whether it names a sqlite database, and the file, where that is one that SQLAlchemy tells."""
+    if urlsplit(uri).scheme.partition("+")[0] != "sqlite":
+        return False, None
     from sqlalchemy import make_url
 
-    if not uri.startswith("sqlite"):
-        return None
     file = make_url(uri).database or ":memory:"
-    return None if file.startswith((":", "file:")) else Path(file)
+    return True, None if file.startswith((":", "file:")) else Path(file)
 
 
 def _local_path(uri: str) -> Path | None:

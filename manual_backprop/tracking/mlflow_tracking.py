@@ -2,8 +2,8 @@
 
 Everything MLflow happens on that thread: its import, the creation of a new store, every call. The loop only writes into
 the run's directory. A tracker that is dead, hung, slow or full costs a run two lines and at its end `PATIENCE` seconds
-in which MLflow neither answers nor computes; what it did not take is delivered later by `python -m manual_backprop.sync
-RUN_DIRECTORY`.
+in which MLflow does not answer and the process does not compute; what it did not take is delivered later by
+`python -m manual_backprop.sync RUN_DIRECTORY`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHARE = 0.005  # of one processor core's time may go into them,
 LONGEST_REST = 5.0  # [s] but whoever looks at MLflow meanwhile waits no longer than that
 LONGEST_INTERVAL = 30.0  # [s] between two attempts on a tracker that fails
 PATIENCE = 4.0  # [s] that a run waits at its end for a tracker that does not answer,
-WORK = 0.1  # [s] where this much of a processor's time, even on a busy machine, is a sign of life
+WORK = 0.1  # [s] where this much of a processor's time is a sign of life too, as on a busy machine
 LONGEST_WAIT = 60.0  # [s] that it waits for one that does, or for a new store
 
 logger = logging.getLogger("manual_backprop.tracking")
@@ -66,7 +66,7 @@ class MlflowTracker(LocalTracker):
         while self._thread.is_alive():
             self._thread.join(0.02)
             now = time.monotonic()
-            if self._delivery.waits_for_store or time.process_time() - worked > WORK:
+            if self._delivery.working_locally or time.process_time() - worked > WORK:
                 alive, worked = now, time.process_time()
             if now - start > LONGEST_WAIT or now - max(alive, self._delivery.last_success) > PATIENCE:
                 return
