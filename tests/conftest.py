@@ -27,7 +27,9 @@ LONG = ("test_measuring_commands", "test_planted_bugs")  # with slow tests for m
 @pytest.hookimpl(optionalhook=True)  # mutate.py loads no plugins
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Tests wait, for processes and for MLflow's patience, so that one more of them keeps the cores busy."""
-    return len(os.sched_getaffinity(0)) + 1
+    from manual_backprop.sweeps.processors import cores
+
+    return cores() + 1
 
 
 def pytest_configure(config: pytest.Config) -> None:

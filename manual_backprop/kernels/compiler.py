@@ -2,10 +2,10 @@
 compilers, which would cost it seconds and tens of megabytes.
 
 A function is traced for tensors of any size (`torch.export`), inductor writes its loops in C++, and the C++ compiler
-makes a library of all that this process was asked for: nine tenths of a function's time are PyTorch's header, which is
-read once so. What is kept is the one kernel that inductor finds, without the Python or C++ around it, which would take
-ten times as long to compile. A function that needs several kernels is refused, and so is one that needs more memory
-than some numbers a row.
+makes one library of all that this process was asked for: nine tenths of its time for a single function are PyTorch's
+header. What is kept is the one kernel that inductor finds, without the Python or C++ around it, which would take ten
+times as long to compile. A function that needs several kernels is refused, and so is one that needs more memory than
+some numbers a row.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from .libraries import CompilerError, Request, Size, description_name
 
 PRIMES = (127, 131, 137, 139)  # of examples: different ones, so that a product tells its factors
 OTHER_PRIMES = (149, 151, 157, 163)
-HEADER = "#include <torch/csrc/inductor/cpp_prefix.h>"  # each source's too; here no name of it is replaced
 
 Call = tuple[str, tuple[Any, ...]]  # of a kernel: its text in C++, and what it was called with
 
@@ -81,13 +80,18 @@ def _keep(requests: list[Request], kernels: list[Kernel], folder: Path) -> None:
 
 
 def _library(sources: dict[str, str]) -> Path:
-    """Inductor calls every function `kernel`; in the library each has the name that it stands under here."""
+    """Inductor calls every function `kernel`; in the library each has the name that it stands under here.
+
+    What they include comes before the names are replaced, and counts once.
+    """
     from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-    texts = [f"#define kernel {symbol}\n{source}\n#undef kernel\n" for symbol, source in sources.items()]
+    lines = [line for source in sources.values() for line in source.splitlines()]
+    includes = dict.fromkeys(line for line in lines if line.startswith("#include"))
+    named = [f"#define kernel {symbol}\n{source}\n#undef kernel" for symbol, source in sources.items()]
     text = Path.cwd() / "kernels.cpp"
-    text.write_text("\n".join([HEADER, *texts]))
+    text.write_text("\n".join([*includes, *named]) + "\n")
     builder = CppBuilder("kernels", str(text), CppTorchOptions(vec_isa=pick_vec_isa()), str(text.parent))
     builder.build()
     return Path(builder.get_target_file_path())

@@ -8,10 +8,12 @@ processor.
 from __future__ import annotations
 
 import ctypes
+import getpass
 import inspect
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -71,12 +73,12 @@ def find(wanted: Request) -> Library | None:
     """The library as it was compiled before, on this machine; None where there is none, or not as it was written."""
     try:
         kept = json.loads((folder() / description_name(wanted)).read_bytes())
-        path, symbol = folder() / kept["library"], kept["symbol"]
+        path = folder() / kept["library"]
         if kept.pop("digest") != json_digest(kept) or file_digest(path) != path.stem:
             return None
+        kernel = getattr(ctypes.CDLL(str(path)), kept["symbol"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    kernel = getattr(ctypes.CDLL(str(path)), symbol)
     kernel.restype = None
     kernel.argtypes = [ctypes.c_void_p] * len(kept["pointers"]) + [ctypes.c_int64] * len(kept["sizes"])
     memory = [(getattr(torch, dtype), size) for dtype, size in kept["memory"]]
@@ -92,11 +94,19 @@ def folder() -> Path:
 
 def folder_path() -> Path:
     """The user's own, or beside what inductor keeps where a place for that is given."""
-    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
-    # Once it works in a process, it gives itself one among the temporary files.
-    if given.startswith(os.path.join(tempfile.gettempdir(), "torchinductor_")):
-        given = ""
+    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if given == _inductors_own():  # nobody gave that: it says so itself, once it works in a process
+        given = None
     return Path(given or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / PACKAGE / "kernels"
+
+
+def _inductors_own() -> str:
+    """Where inductor, whose import takes a second, keeps its things if it is not told."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, ImportError, OSError):
+        user = f"uid_{os.getuid()}" if hasattr(os, "getuid") else "unknown_user"
+    return os.path.join(tempfile.gettempdir(), "torchinductor_" + re.sub(r'[\\/:*?"<>|]', "_", user))
 
 
 def description_name(wanted: Request) -> str:
@@ -159,7 +169,7 @@ def _writable_folder() -> Path:
 def build(wanted: list[Request]) -> None:
     """Compiles all, in a process of its own. Raises CompilerError, OSError.
 
-    One process: to start, it takes as long as it does for a dozen functions.
+    One process: its start takes as long as a dozen functions.
     """
     if compiler() is None:
         named = os.environ.get("CXX")
