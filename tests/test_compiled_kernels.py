@@ -184,6 +184,15 @@ def test_what_cannot_be_compiled_runs_as_it_is_written(tmp_path: Path, monkeypat
     assert not list(tmp_path.rglob("*.*"))
 
 
+def test_a_library_without_the_function_counts_as_none(libraries_of_relu: Path) -> None:
+    request = activations.bias_relu.request(FP32)
+    description = libraries_of_relu / libraries.description_name(request)
+    other = json.loads(description.read_bytes()) | {"symbol": "another"}
+    del other["digest"]
+    description.write_text(json.dumps(other | {"digest": json_digest(other)}))
+    assert libraries.find(request) is None
+
+
 @pytest.mark.parametrize(
     "content",
     [b"[]", b"{}", b"{", b'{"library": "x", "symbol": "y"}', None],
