@@ -164,6 +164,27 @@ def test_a_library_is_loaded_without_a_compiler(tmp_path: Path, monkeypatch: pyt
     assert libraries.find(request) is not None
 
 
+@pytest.mark.slow
+def test_of_processes_that_miss_the_same_one_compiles(tmp_path: Path) -> None:
+    """As the first jobs of a sweep do on a new machine."""
+    compiler, calls = tmp_path / "compiler", tmp_path / "calls"
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in *kernels.cpp*) echo >> {calls};; esac\nexec {libraries.compiler()} "$@"\n'
+    )
+    compiler.chmod(0o700)
+    script = (
+        "import torch\n"
+        "from manual_backprop.kernels import activations, compiled\n"
+        "with compiled.compiled_functions(()):\n"
+        "    activations.bias_relu(torch.zeros(3, 5), torch.zeros(3, 5), torch.zeros(5))\n"
+        "assert activations.bias_relu.libraries, compiled._failed\n"
+    )
+    given = environment(TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"), CXX=str(compiler))
+    processes = [subprocess.Popen([sys.executable, "-c", script], env=given, cwd=ROOT) for _ in range(3)]
+    assert [process.wait(200) for process in processes] == [0, 0, 0]
+    assert calls.read_text() == "\n"
+
+
 def test_what_cannot_be_compiled_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """float64, one row, tensors that are not contiguous or fit only by broadcasting: nothing is asked of a compiler."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -19,8 +19,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,7 @@ from ..errors import ManualBackpropError
 
 PACKAGE = __name__.partition(".")[0]
 COMPILER = f"{__package__}.compiler"
+LONGEST_WAIT = 120.0  # [s] for another process that compiles
 Size = tuple[int, str]  # a factor and letters: (2, "NF") is 2 N F
 
 
@@ -167,9 +168,10 @@ def _writable_folder() -> Path:
 
 
 def build(wanted: list[Request]) -> None:
-    """Compiles all, in a process of its own. Raises CompilerError, OSError.
+    """Compiles all that is missing, in a process of its own. Raises CompilerError, OSError.
 
-    One process: its start takes as long as a dozen functions.
+    One process: its start takes as long as a dozen functions. Of processes that miss the same, as the jobs of a sweep
+    do, one compiles, and the others wait for it.
     """
     if compiler() is None:
         named = os.environ.get("CXX")
@@ -179,6 +181,27 @@ def build(wanted: list[Request]) -> None:
             else "no C++ compiler was found: install g++, or name one in CXX"
         )
     libraries = _writable_folder()
+    with _alone(libraries):
+        missing = [one for one in wanted if find(one) is None]
+        if missing:
+            _build(missing, libraries)
+
+
+@contextmanager
+def _alone(libraries: Path) -> Iterator[None]:
+    """But not for ever: who waits too long compiles as well, which harms nobody."""
+    from filelock import FileLock, Timeout  # torch needs it too
+
+    lock = FileLock(libraries / ".lock")
+    with suppress(Timeout):
+        lock.acquire(timeout=LONGEST_WAIT)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(wanted: list[Request], libraries: Path) -> None:
     paths = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))
     with tempfile.TemporaryDirectory(prefix=f"{PACKAGE}-") as place, Path(place, "said").open("w+b") as said:
         environment = os.environ | {
