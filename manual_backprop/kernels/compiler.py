@@ -67,14 +67,14 @@ def work() -> None:
 
 def _keep(requests: list[Request], kernels: list[Kernel], folder: Path) -> None:
     """The library under the digest of its content, then the descriptions: whoever reads one finds that."""
-    symbols = [f"kernel_{number}" for number in range(len(kernels))]
-    library = _library(dict(zip(symbols, (kernel.source for kernel in kernels), strict=True)))
+    named = {f"kernel_{number}": kernel for number, kernel in enumerate(kernels)}
+    library = _library({symbol: kernel.source for symbol, kernel in named.items()})
     content = library.read_bytes()
     name = hashlib.sha256(content).hexdigest() + library.suffix
     write_atomically(folder / name, content)
-    for wanted, symbol, kernel in zip(requests, symbols, kernels, strict=True):
-        where = {"library": name, "symbol": symbol}
-        description = {**where, "pointers": kernel.pointers, "memory": kernel.memory, "sizes": kernel.sizes}
+    for wanted, (symbol, kernel) in zip(requests, named.items(), strict=True):
+        how = {"pointers": kernel.pointers, "memory": kernel.memory, "sizes": kernel.sizes}
+        description = {"library": name, "symbol": symbol, **how}
         signed = description | {"digest": json_digest(description)}
         write_atomically(folder / description_name(wanted), json.dumps(signed).encode())
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from command_tools import wait_until
+from command_tools import environment, wait_until
 
 from manual_backprop.checkpoint import CheckpointManager, load_checkpoint
 from manual_backprop.sync import main as sync
@@ -302,6 +302,17 @@ RUN = """
 """
 
 
+def start_alone(root: Path, *arguments: str, **variables: str) -> subprocess.Popen:
+    """A run in a process of its own: `arguments` are its seconds of training, and what is imported before."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(RUN), str(root), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**variables),
+    )
+
+
 def run_alone(
     root: Path, uri: str | None, seconds: float, mlflow: str = "imported"
 ) -> tuple[float, float, Path, list[str]]:
@@ -309,23 +320,18 @@ def run_alone(
 
     MLflow is imported before, so that the measured wait is for the tracker and not for the import.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    environment["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "60"
-    if uri:
-        environment["MLFLOW_TRACKING_URI"] = uri
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(RUN), str(root), str(seconds), mlflow],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
+    variables = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60"} | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
+    with start_alone(root, str(seconds), mlflow, **variables) as process:
+        try:
+            printed, complained = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 0, complained
+    assert "Traceback" not in complained, complained
     ended = time.time()
-    trained, waited, path, finished = done.stdout.split()
+    trained, waited, path, finished = printed.split()
     assert ended - float(finished) < 10, "leaving must not wait for a thread that hangs"
-    return float(trained), float(waited), Path(path), done.stderr.splitlines()
+    return float(trained), float(waited), Path(path), complained.splitlines()
 
 
 def assert_delivered_later(root: Path, path: Path) -> None:
@@ -385,12 +391,10 @@ def test_a_store_whose_disk_is_full_costs_seconds(root: Path, tmp_path: Path) ->
         {python} -m manual_backprop.sync last || exit 6
         cp {small}/mlflow.db {tmp_path}/mlflow.db
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{small}/mlflow.db"
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script],
         cwd=tmp_path,
-        env=environment,
+        env=environment(MLFLOW_TRACKING_URI=f"sqlite:///{small}/mlflow.db"),
         capture_output=True,
         text=True,
         timeout=240,
@@ -417,9 +421,7 @@ def test_a_short_run_waits_for_a_store_that_is_being_created(tmp_path: Path) -> 
 
 def creating(root: Path, *arguments: str) -> subprocess.Popen:
     """A run that has begun to create the store, and has not finished it."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    command = [sys.executable, "-c", textwrap.dedent(RUN), str(root), *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = start_alone(root, *arguments)
     while sum(file.stat().st_size for file in root.parent.rglob("mlflow.db") if file.is_file()) < 200_000:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -493,17 +495,7 @@ def test_a_busy_machine_is_no_tracker_that_does_not_answer(root: Path) -> None:
 @pytest.mark.slow
 def test_four_simultaneous_starts_on_a_fresh_store(tmp_path: Path) -> None:
     root = tmp_path / "outputs"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(RUN), str(root), "20", "later"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for _ in range(4)
-    ]
+    processes = [start_alone(root, "20", "later") for _ in range(4)]
     for process in processes:
         printed, said = process.communicate(timeout=200)
         assert (process.returncode, said) == (0, "")
