@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from manual_backprop.config import RunConfig
 from manual_backprop.errors import EXIT_DONE, CheckFailedError, ConfigError, InputError, Interrupted
@@ -90,12 +90,13 @@ def _config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
 
 def drifts_of(then: Path, runner: Runner) -> list[str]:
     """Everything that is known to differ between a run and the one that is to make it again, in sentences."""
-    from manual_backprop.circumstances import circumstances, code_digest, differing
+    from manual_backprop.circumstances import circumstances, differing
     from manual_backprop.resume import NAMES_ONLY, saved_config
+    from manual_backprop.tracking.tracker import made_with
 
     run, tags = read_run(then), _tags_of(then)
-    found = _code(tags, run.get("code"), code_digest()) + _packages(then)
-    found += differing(run.get("made_with") or {}, circumstances(runner.network))
+    before, now = made_with(then), circumstances(runner.network)
+    found = _code(before, now) + _packages(then) + differing(before, now)
     data = {"dataset": "dataset_digest", "tokenizer": "tokenizer_digest"}
     found += differing(
         {name: tags.get(tag) for name, tag in data.items()},
@@ -114,17 +115,13 @@ def drifts_of(then: Path, runner: Runner) -> list[str]:
     return found
 
 
-def _code(tags: Mapping[str, str], then: str | None, now: str) -> list[str]:
-    from manual_backprop.provenance import commit_tags
+def _code(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    from manual_backprop.circumstances import other_version, version_in_words
 
-    def said(tags: Mapping[str, str]) -> str:
-        return tags.get("git_commit", "unknown")[:12] + " and changes" * (tags.get("git_dirty") == "true")
-
-    today = commit_tags()
-    if then != now:
-        return [f"code: commit {said(tags)} then, {said(today)} now; the package's files differ"]
-    if tags.get("git_commit") != today["git_commit"]:
-        return [f"code: commit {said(tags)} then, {said(today)} now; the package's files are the same"]
+    if version := other_version(then, now):
+        return [f"{version}, and bits are promised within a version only"]
+    if str(then.get("commit")).partition(" ")[0] != now["commit"].partition(" ")[0]:
+        return [f"code: {version_in_words(then)} then, {version_in_words(now)} now; the package's files are the same"]
     return []
 
 

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .circumstances import circumstances, differing
+from .circumstances import circumstances, differing, other_version
 from .config import CustomTransformerConfig
 from .data.corpus import Corpus
 from .errors import ConfigError
 from .resume import changed_settings
 from .rules import shown
 from .tracking import RunDirectory
+from .tracking.tracker import made_with
 
 if TYPE_CHECKING:
     from .runner import Runner
@@ -73,11 +74,16 @@ def restore(runner: Runner, checkpoint: Checkpoint) -> None:
 def tell_changes(runner: Runner, checkpoint: Checkpoint, directory: RunDirectory) -> None:
     """A run goes on: what is not as it was, on the terminal and in run.json."""
     settings = changed_settings(runner.config, checkpoint)
-    around = differing(checkpoint.state["made_with"], circumstances(runner.network))
+    now = circumstances(runner.network)
+    around = differing(checkpoint.state["made_with"], now)
+    version = other_version(made_with(directory.path) | checkpoint.state["made_with"], now)
     if settings:
         changes = (f"{key}={shown(now)} (was {shown(before)})" for key, (before, now) in settings.items())
         log.warning("From step %d on: %s.", runner.step + 1, ", ".join(changes))
+    if version:
+        log.warning("Another version goes on with this run, and bits are promised within one only: %s.", version)
     if around:
         log.warning("The last bits will differ from those of a run that was never stopped: %s.", "; ".join(around))
+    around += [version] if version else []
     changed = {key: list(pair) for key, pair in settings.items()} | ({"made_with": around} if around else {})
     directory.resume(runner.step, changed)

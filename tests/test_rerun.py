@@ -64,18 +64,19 @@ def test_what_the_command_line_changes_is_named(then: Path, tmp_path: Path, caps
 
 def test_every_drift_is_named(then: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made_with = read_run(then)["made_with"]
-    change(then / "run.json", code="another", made_with=made_with | {"torch": "1.0", "processor": "an abacus"})
+    others = {"torch": "1.0", "processor": "an abacus", "version": "0.0.9", "commit": "0" * 40 + " and changes"}
+    change(then / "run.json", code="another", made_with=made_with | others)
     tags = Tracked.read(then).tags
     change(
         then / "tracking.json",
-        tags=tags | {"git_commit": "0" * 40, "dataset_digest": "d", "tokenizer_digest": "t"},
+        tags=tags | {"dataset_digest": "d", "tokenizer_digest": "t"},
     )
     packages = then / "packages.txt"
     packages.write_text(packages.read_text().replace("numpy==", "numpy==0.") + "vanished==1.0\n")
     rerun("last", ["training.max_steps=1", "device.threads=2"], tmp_path)
     printed = capsys.readouterr().out
     for words in (
-        "code: commit 000000000000",
+        "code: 0.0.9, commit 000000000000 and changes then, ",
         "torch: 1.0 then",
         "processor: an abacus then",
         "threads: 1 then, 2 now",
