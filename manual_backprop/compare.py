@@ -20,6 +20,7 @@ from manual_backprop.config import model_sizes
 from manual_backprop.errors import InputError
 from manual_backprop.tracking import FINISHED, TrainingLog, close_dead_runs, flatten, load_training_log
 from manual_backprop.tracking.metrics_file import METRICS
+from manual_backprop.validation import with_defaults
 
 LOSSES = ("train/loss", "validation/loss")
 ALIKE = ("implementation", "kernels", "device", "device.threads")  # must not change what is learned
@@ -156,6 +157,7 @@ def _near(path: Path) -> str:
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys; the name of a group's option under the group, and of a model that is one of conf/model its name."""
+    config = with_defaults(config)  # of another version, perhaps
     sizes = config.get("model") or {}
     named = [
         name

@@ -21,7 +21,7 @@ from .rules import shown
 from .tracking import RunDirectory, find_run, flatten
 from .tracking.run_directory import own_run_directory
 from .tracking.training_log import load_config
-from .validation import groups, validate
+from .validation import groups, validate, with_defaults
 
 # What the state of a run's checkpoint holds beside its tensors; run_state.py writes it.
 STATE = {
@@ -107,7 +107,7 @@ def saved_config(path: Path) -> RunConfig:
     """The config of the run in `path`. Raises ConfigError."""
     mapping = load_config(path)
     try:
-        return validate(mapping)
+        return validate(with_defaults(mapping))
     except ConfigError as error:
         why = error.violations if mapping else ["it is missing or empty"]
         raise ConfigError([f"{path / 'config.yaml'} is not the config of a run: {'; '.join(why)}"]) from error
@@ -141,7 +141,7 @@ def refuse_another_run(config: RunConfig, run: Path, checkpoint: Path) -> None:
         raise CheckpointError(
             f"{checkpoint} was not saved by a run of this version: its state lacks {', '.join(wrong)}"
         )
-    before, now = flatten(state["config"]), flatten(config.to_dict())
+    before, now = flatten(with_defaults(state["config"])), flatten(config.to_dict())
     before["model.vocab_size"] = state["network"].get("vocab_size")
     if now.get("model.vocab_size") is None:
         now["model.vocab_size"] = before["model.vocab_size"]  # the tokenizer's: compared when that is there
@@ -158,7 +158,7 @@ def refuse_another_run(config: RunConfig, run: Path, checkpoint: Path) -> None:
 
 def changed_settings(config: RunConfig, checkpoint: Checkpoint) -> dict[str, tuple[Any, Any]]:
     """What the steps to come are made with and those before were not: {key: (before, now)}."""
-    before, now = flatten(checkpoint.state["config"]), flatten(config.to_dict())
+    before, now = flatten(with_defaults(checkpoint.state["config"])), flatten(config.to_dict())
     return {
         name: (before.get(name), now.get(name)) for name in _differing(before, now) if not name.startswith(NAMES_ONLY)
     }

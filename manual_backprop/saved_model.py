@@ -88,7 +88,7 @@ class SavedModel:
 
     def config(self) -> RunConfig:
         """The config of the run that saved it, with paths as seen from here. Raises InputError."""
-        from manual_backprop.validation import validate
+        from manual_backprop.validation import validate, with_defaults
 
         saved = self.state.get("config")
         if not isinstance(saved, Mapping) and "imported_from" in self.state:
@@ -102,7 +102,7 @@ class SavedModel:
                 "settings it comes from"
             )
         try:
-            return self._located(validate(dict(saved)))
+            return self._located(validate(with_defaults(saved)))
         except ConfigError as error:
             raise InputError(
                 f"The config in {self.found.checkpoint} is not one of this version: {'; '.join(error.violations[:3])}"

@@ -1,7 +1,7 @@
 """From a mapping, as `conf/` composes it or `config.yaml` holds it, to a `RunConfig`; or everything that is wrong.
 
 `validate` is a function of the mapping alone; what a machine lacks (a path, a GPU) is found by `machine.missing_here`.
-Imports the standard library only.
+`with_defaults` is for what an older version wrote. Imports the standard library only; that function OmegaConf.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from functools import cache
 from os.path import normpath
 from typing import Any, get_type_hints
 
-from manual_backprop.config import RunConfig
+from manual_backprop.config import RunConfig, shipped_folder
 from manual_backprop.errors import ConfigError
 from manual_backprop.network_config import architecture_violations
 from manual_backprop.rules import Text, nearest, shown, whole
 
 BYTE_TOKENS = 257  # 256 bytes and the end token
 GPT2_TOKENS = 50257
+NEVER_GUESSED = ("model", "dataset")  # a config without them is damaged, not old
 
 
 @cache
@@ -76,6 +77,57 @@ def validate(mapping: Mapping[str, Any]) -> RunConfig:
     if violations:
         raise ConfigError(violations)
     return RunConfig(**arguments)
+
+
+def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config as an older version wrote it, with the groups and keys that have come since.
+
+    A group has the option that conf/config.yaml names, a key what the file of its group's option says (of the default
+    one, where the group does not say which it is): whoever adds one gives it a default that means what runs did before.
+    What is there stays, right or wrong; nothing stays nothing.
+    """
+    if not saved:
+        return {}
+    complete = dict(saved)
+    added: dict[str, dict[str, Any]] = {}
+    for group, cls in groups().items():
+        there = saved.get(group)
+        option = _default_options().get(group)
+        if group not in saved and group not in NEVER_GUESSED:
+            added[group] = _shipped(f"{group}/{option}")
+        elif isinstance(there, Mapping) and (absent := {key.name for key in fields(cls)} - there.keys()):
+            if "name" in there and there["name"] in keys()[f"{group}.name"].metadata["rule"].choices:
+                option = there["name"]
+            if group != "model":  # the sizes of another one are no default; a new key has its own in `ModelConfig`
+                content = _shipped(f"{group}/{option}")
+                added[group] = {name: value for name, value in content.items() if name in absent}
+    for group, values in added.items():
+        complete[group] = {**(saved.get(group) or {}), **values}
+    for group, values in added.items():
+        for name, value in values.items():
+            if isinstance(value, str) and value.startswith("${"):  # ${model.learning_rate}
+                other, _, key = value[2:-1].partition(".")
+                source = complete.get(other)
+                complete[group][name] = source.get(key) if isinstance(source, Mapping) else None
+    return complete
+
+
+@cache
+def _default_options() -> dict[str, str]:
+    """The option of each group that conf/config.yaml names."""
+    listed = _shipped("config").get("defaults", [])
+    return {str(group): str(option) for entry in listed if isinstance(entry, dict) for group, option in entry.items()}
+
+
+@cache
+def _shipped(name: str) -> dict[str, Any]:
+    """A file of conf/ as it is written; empty where there is none."""
+    from omegaconf import OmegaConf
+
+    path = shipped_folder("conf") / f"{name}.yaml"
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 def unknown(name: str, value: Any) -> str:
