@@ -26,6 +26,7 @@ from .durable import storage_errors
 from .errors import InputError
 
 MODEL_NAME = "model"  # runs:/RUN_ID/model
+LOADER = "manual_backprop.served_model"  # in every MLmodel that was written: it is importable, wherever this file lies
 PARAMETERS = "parameters.safetensors"
 TOKENIZER = "tokenizer.json"
 IMPORTED = ("mlflow", "torch", "safetensors", "tokenizers", "numpy")  # by what loads and serves it
@@ -132,7 +133,7 @@ def _description(data: str, run_id: str, model_id: str) -> dict[str, Any]:
     return {
         "flavors": {
             "python_function": {
-                "loader_module": __name__,
+                "loader_module": LOADER,
                 "data": data,
                 "env": {"virtualenv": "python_env.yaml"},
                 "python_version": platform.python_version(),

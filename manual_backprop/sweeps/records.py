@@ -26,6 +26,7 @@ from manual_backprop.tracking.run_directory import (
     FINISHED,
     KILLED,
     RUNNING,
+    RUNS,
     list_runs,
     read_run,
 )
@@ -68,7 +69,9 @@ class Records:
         file = self._file(number)
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            return JobRecord(**{**content, "overrides": tuple(content["overrides"]), "swept": tuple(content["swept"])})
+            texts = {name: tuple(content[name]) for name in ("overrides", "swept")}
+            record = JobRecord(**{**content, **texts})
+            return replace(record, run_directory=self._where_it_is(record.run_directory))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -77,6 +80,13 @@ class Records:
     def read_all(self) -> list[JobRecord]:
         numbers = sorted(int(file.stem) for file in self.folder.glob("[0-9]*.json"))
         return [record for number in numbers if (record := self.read(number)) is not None]
+
+    def _where_it_is(self, run: str | None) -> str | None:
+        """The run's directory beside this sweep, where the whole project was moved since the record was written."""
+        if run is None or Path(run).is_dir():
+            return run
+        here = self.sweep.parent.parent / RUNS / Path(run).name
+        return str(here) if here.is_dir() else run
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:04d}.json"

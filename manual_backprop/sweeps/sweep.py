@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -50,7 +51,7 @@ from manual_backprop.tracking import (
     open_run_directory,
     open_tracker,
 )
-from manual_backprop.tracking.run_directory import SWEEPS, own_run_directory, read_run
+from manual_backprop.tracking.run_directory import RUNS, SWEEPS, own_run_directory, read_run
 from manual_backprop.tracking.tracker import add_tags
 
 log = logging.getLogger("manual_backprop.sweeps")
@@ -278,8 +279,8 @@ class Sweep:
         if best is not None and best.run_directory is not None:
             now = {"run_id": Path(best.run_directory).name, "directory": best.run_directory}
         self.directory.update(best=now)
-        if before is not None and before != now:
-            self._deliver(Path(before["directory"]), {"best": "false"})
+        if before is not None and (now is None or before["run_id"] != now["run_id"]):
+            self._deliver(self.outputs / RUNS / before["run_id"], {"best": "false"})
         if now is not None:
             self._deliver(Path(now["directory"]), {"best": "true"})
 
@@ -354,8 +355,20 @@ def resume_sweep(sweep: Path, checked: Checked, root: Path, hydra_call: HydraCal
     """What has not finished of a sweep; `checked` is the command line that it was given (`given_to`)."""
     warnings_to_terminal()
     close_dead_runs(root / "outputs")
-    finished = sum(record.status == FINISHED for record in Records(sweep).read_all())
-    Sweep(open_run_directory(sweep, finished), checked, root).run(hydra_call)
+    finished = [record for record in Records(sweep).read_all() if record.status == FINISHED]
+    _tell_other_versions(finished)
+    Sweep(open_run_directory(sweep, len(finished)), checked, root).run(hydra_call)
+
+
+def _tell_other_versions(finished: Sequence[JobRecord]) -> None:
+    """The jobs to come are compared with these."""
+    from manual_backprop.circumstances import code_version, other_version
+    from manual_backprop.tracking.tracker import made_with
+
+    runs = [Path(record.run_directory) for record in finished if record.run_directory is not None]
+    versions = [other_version(made_with(run), code_version()) for run in runs if run.is_dir()]
+    for version, count in Counter(filter(None, versions)).items():
+        log.warning("%d finished jobs were run by another version: %s.", count, version)
 
 
 def given_to(sweep: Path) -> tuple[list[str], str | None]:
