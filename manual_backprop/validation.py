@@ -88,21 +88,8 @@ def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not saved:
         return {}
-    complete = dict(saved)
-    added: dict[str, dict[str, Any]] = {}
-    for group, cls in groups().items():
-        there = saved.get(group)
-        option = _default_options().get(group)
-        if group not in saved and group not in NEVER_GUESSED:
-            added[group] = _shipped(f"{group}/{option}")
-        elif isinstance(there, Mapping) and (absent := {key.name for key in fields(cls)} - there.keys()):
-            if "name" in there and there["name"] in keys()[f"{group}.name"].metadata["rule"].choices:
-                option = there["name"]
-            if group != "model":  # the sizes of another one are no default; a new key has its own in `ModelConfig`
-                content = _shipped(f"{group}/{option}")
-                added[group] = {name: value for name, value in content.items() if name in absent}
-    for group, values in added.items():
-        complete[group] = {**(saved.get(group) or {}), **values}
+    added = {group: values for group, cls in groups().items() if (values := _added(group, cls, saved))}
+    complete = dict(saved) | {group: {**saved.get(group, {}), **values} for group, values in added.items()}
     for group, values in added.items():
         for name, value in values.items():
             if isinstance(value, str) and value.startswith("${"):  # ${model.learning_rate}
@@ -110,6 +97,23 @@ def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
                 source = complete.get(other)
                 complete[group][name] = source.get(key) if isinstance(source, Mapping) else None
     return complete
+
+
+def _added(group: str, cls: type, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What an old config lacks of a group, as conf/ has it. A model's sizes are no default of another model's: a new
+    key of theirs has its default in `ModelConfig`."""
+    there = saved.get(group, {})
+    if not isinstance(there, Mapping) or group == "model" or (group in NEVER_GUESSED and group not in saved):
+        return {}
+    option = there.get("name")
+    absent = {
+        key.name for key in fields(cls) if not (only := key.metadata["only_for"]) or option in only
+    } - there.keys()
+    if not absent:
+        return {}
+    known = option is not None and option in keys()[f"{group}.name"].metadata["rule"].choices
+    content = _shipped(f"{group}/{option if known else _default_options().get(group)}")
+    return {name: value for name, value in content.items() if group not in saved or name in absent}
 
 
 @cache
