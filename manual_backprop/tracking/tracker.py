@@ -119,11 +119,12 @@ def add_tags(directory: Path, tags: Mapping[str, Any]) -> None:
 def made_with(directory: Path) -> dict[str, Any]:
     """The circumstances of a run when it started, its code among them, as far as its directory tells.
 
-    The first runs had their commit among the tags only; `code` stands beside the others. Raises InputError.
+    `code` stands beside the others. The first runs had their commit among the tags only, which a resume replaces.
+    Raises InputError.
     """
     run, tags = read_run(directory), Tracked.read(directory).tags
     known = {}
-    if "git_commit" in tags:
+    if "git_commit" in tags and not run["resumes"]:
         known["commit"] = tags["git_commit"] + " and changes" * (tags.get("git_dirty") == "true")
     return known | (run.get("made_with") or {}) | {"code": run.get("code")}
 
