@@ -95,12 +95,9 @@ def drifts_of(then: Path, runner: Runner) -> list[str]:
 
     run, tags = read_run(then), _tags_of(then)
     found = _code(tags, run.get("code"), code_digest()) + _packages(then)
-    found += differing(run.get("made_with") or {}, circumstances(runner.network))
-    data = {"dataset": "dataset_digest", "tokenizer": "tokenizer_digest"}
-    found += differing(
-        {name: tags.get(tag) for name, tag in data.items()},
-        {name: getattr(runner.corpus, tag) for name, tag in data.items()},
-    )
+    found += differing(run.get("made_with") or {}, circumstances(runner.model.network))
+    data = {tag.removesuffix("_digest"): digest for tag, digest in runner.task.digests.items()}
+    found += differing({name: tags.get(f"{name}_digest") for name in data}, data)
     before, now = flatten(saved_config(then).to_dict()), flatten(runner.config.to_dict())
     before["device.threads"] = now["device.threads"]  # compared above
     found += [
