@@ -1,35 +1,21 @@
-"""From a run's config to the parts of a run: the network's config, the optimizer, the order of its text and how many
-steps that makes, the name, the written config."""
+"""From a run's config to the parts of a run that no task owns: the optimizer and the learning rate of its steps, how
+many these are, the name, the written config."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from .config import CustomTransformerConfig, RunConfig, TrainingConfig
-from .data.corpus import Corpus
-from .data.order import Order, open_order
+from .config import RunConfig, TrainingConfig
 from .durable import write_atomically
-from .errors import ConfigError
 from .models.network import Network
 from .optim import Optimizer
 from .origin import SOURCES
-
-
-def network_config(config: RunConfig, corpus: Corpus) -> CustomTransformerConfig:
-    """The network that a run's config and its tokenizer ask for. Raises ConfigError where they do not fit."""
-    model, tokens = config.model, corpus.tokenizer.vocab_size
-    if model.vocab_size is not None and model.vocab_size < tokens:
-        raise ConfigError(
-            [
-                f"model.vocab_size={model.vocab_size}: the tokenizer has {tokens} tokens; give at least {tokens}, or "
-                "null for exactly as many"
-            ]
-        )
-    return config.network(tokens)
+from .schedule import learning_rate
 
 
 def build_optimizer(config: RunConfig, network: Network) -> Optimizer:
@@ -41,20 +27,16 @@ def build_optimizer(config: RunConfig, network: Network) -> Optimizer:
     return network.adamw(settings.weight_decay, settings.betas, settings.epsilon)
 
 
-def build_order(config: RunConfig, corpus: Corpus, repeat: int | None = None) -> Order:
-    """In which order a run of this config meets a text; `repeat`: only the first so many steps, again and again.
-
-    Raises InputError for a text that is too short.
-    """
-    return open_order(
-        corpus,
-        config.batching,
-        config.dataset,
-        sequence_length=config.model.max_seq_len,
-        batch_size=config.training.batch_size,
-        pieces=config.training.gradient_accumulation_steps,
-        seed=config.seed,
-        repeat=repeat,
+def build_schedule(config: RunConfig, max_steps: int) -> Callable[[int], float]:
+    """The learning rate of each optimizer step, by its number from 1."""
+    peak, floor = config.peak_learning_rate, config.schedule.min_learning_rate
+    return partial(
+        learning_rate,
+        config.schedule.name,
+        max_steps=max_steps,
+        peak=peak,
+        floor=peak / 10 if floor is None else floor,
+        warmup_steps=round(config.schedule.warmup_ratio * max_steps),
     )
 
 

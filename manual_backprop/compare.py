@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manual_backprop.config import model_sizes
+from manual_backprop.config import RunConfig, model_sizes
 from manual_backprop.errors import InputError
 from manual_backprop.tracking import FINISHED, TrainingLog, close_dead_runs, flatten, load_training_log
 from manual_backprop.tracking.metrics_file import METRICS
@@ -164,7 +164,8 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         for name, option in model_sizes().items()
         if all(sizes.get(key) == value for key, value in option.items() if key != "learning_rate")
     ]
-    flat = {"model": named[0]} if named else {}
+    flat: dict[str, Any] = {"task": RunConfig.task.name} if config else {}  # of a run from before there were tasks
+    flat |= {"model": named[0]} if named else {}
     return flat | {
         name.removesuffix(".name"): value
         for name, value in flatten(config).items()

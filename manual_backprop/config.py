@@ -52,6 +52,11 @@ HUB = ("hub", "tinystories", "tiny_textbooks", "tiny_strange_textbooks", "tiny_c
 
 
 @dataclass(frozen=True)
+class TaskConfig:
+    name: str = option_name("language_model")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     d_model: int = setting(Whole(1, 10**6), "D, width of the residual stream")
     n_blocks: int = setting(Whole(1, 10**4), "L, number of blocks")
@@ -238,10 +243,14 @@ class SweepConfig:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A whole run. `validation.validate` makes one of a mapping, or says everything that is wrong with it."""
+    """A whole run. `validation.validate` makes one of a mapping, or says everything that is wrong with it.
 
+    A group with a default did not always exist: runs that lack it were made with that.
+    """
+
+    task: TaskConfig = TaskConfig("language_model")
     model: ModelConfig
     architecture: ArchitectureConfig
     dataset: DatasetConfig
@@ -301,6 +310,11 @@ class RunConfig:
             recompute=self.training.recompute,
             compile=self.implementation.compile or self.kernels.compile or "auto",
         )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The highest of the whole run, after warm-up."""
+        return self.optimizer.learning_rate * self.architecture.learning_rate_scale
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mappings, lists, numbers and texts, as in `config.yaml`; `validate` makes the same RunConfig of it.

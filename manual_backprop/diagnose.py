@@ -73,21 +73,21 @@ def diagnose(config: RunConfig, outputs: Path, console: Console) -> int:
     import torch
 
     from manual_backprop.build import default_run_name
-    from manual_backprop.data.corpus import prepare_corpus
     from manual_backprop.diagnosis import FAILED, PASSED, Diagnosis
     from manual_backprop.diagnosis.rates import draw_range_test
     from manual_backprop.memory import keep_freed_memory
+    from manual_backprop.tasks import LanguageModelTask
 
     start = time.monotonic()
     if config.device.threads is not None:
         torch.set_num_threads(config.device.threads)
     keep_freed_memory()
-    corpus = prepare_corpus(config.dataset, config.tokenizer, outputs / "datasets")
-    diagnosis = Diagnosis(config, corpus)
+    task = LanguageModelTask.open(config, outputs / "datasets")
+    diagnosis = Diagnosis(task)
     name = config.run_name or default_run_name(config)
     console.print(
         f"{name}: {config.implementation.name}, {config.precision.name} on {diagnosis.network_config.get_device()}, "
-        f"{len(corpus.train):,} tokens for training\n",
+        f"{len(task.corpus.train):,} tokens for training\n",
         soft_wrap=True,
     )
     if config.init_from is not None:

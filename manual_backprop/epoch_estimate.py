@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .build import build_order, max_steps
+from .build import max_steps
 from .config import RunConfig
 from .data.order import Order
 from .data.text_size import TextSize
+from .tasks import LanguageModelTask
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def length_of(config: RunConfig, text: TextSize) -> Length:
 def _order_of(config: RunConfig, text: TextSize) -> Order | EstimatedOrder | None:
     """None where nobody knows yet how much text there is, or, for padded batches, how many documents."""
     if text.corpus is not None:
-        return build_order(config, text.corpus)
+        return LanguageModelTask(config, text.corpus).order()
     if text.train_tokens is None:
         return None
     training, length = config.training, config.model.max_seq_len

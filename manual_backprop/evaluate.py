@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from manual_backprop.config import RunConfig
-    from manual_backprop.data.corpus import Corpus
     from manual_backprop.data.token_cache import Split
     from manual_backprop.data.token_shards import Tokens
     from manual_backprop.data.tokenizers import Tokenizer
     from manual_backprop.evaluation import Evaluation
-    from manual_backprop.models.network import Batch
     from manual_backprop.saved_model import Found, SavedModel
+    from manual_backprop.tasks import LanguageModelTask
 
 DESCRIPTION = f"""\
 Measures a trained model on a split of the text that it comes from.
@@ -64,8 +63,7 @@ class Part:
 
     name: str
     split: Split
-    corpus: Corpus
-    config: RunConfig
+    task: LanguageModelTask
     max_batches: int | None
     notes: tuple[str, ...] = ()  # what a reader of the numbers must know
 
@@ -74,32 +72,25 @@ class Part:
         return self.split.tokens
 
     @property
-    def bytes_per_token(self) -> float:
-        return self.split.text_bytes / len(self.tokens)
-
-    def batches(self, device: Any) -> Iterator[Batch]:
-        """As a run evaluates its validation split."""
-        from manual_backprop.data.order import evaluation_batches
-
-        config, split = self.config, self.split
-        length, rows = config.model.max_seq_len, config.training.batch_size
-        return evaluation_batches(split.tokens, split.offsets, config.batching, length, rows, self.max_batches, device)
+    def config(self) -> RunConfig:
+        return self.task.config
 
 
 def open_part(saved: SavedModel, name: str, max_batches: int | None, test: str | None = None) -> Part:
     """`test` is where the test split is, if not where the run says. Raises InputError where the text is gone, is
     another one than the run's, or has no such split."""
-    from manual_backprop.data.corpus import prepare_corpus
     from manual_backprop.data.held_out import open_test_split
+    from manual_backprop.tasks import LanguageModelTask
 
     config, cache = saved.config(), saved.found.outputs / "datasets"
     dataset = config.dataset
     try:
-        corpus = prepare_corpus(dataset, config.tokenizer, cache)
+        task = LanguageModelTask.open(config, cache)
     except InputError as error:
         raise InputError(f"The text of this run (dataset={dataset.name}) cannot be read any more: {error}") from error
-    for what, digest in (("dataset", corpus.dataset_digest), ("tokenizer", corpus.tokenizer_digest)):
-        recorded = saved.state.get(f"{what}_digest")
+    corpus = task.corpus
+    for tag, digest in task.digests.items():
+        recorded, what = saved.state.get(tag), tag.removesuffix("_digest")
         if recorded != digest:
             where = dataset.path or dataset.repository or "the documentation in this Python"
             raise InputError(
@@ -107,26 +98,25 @@ def open_part(saved: SavedModel, name: str, max_batches: int | None, test: str |
                 f"{str(recorded)[:12]}. Evaluate where the old text is, or train on the new one."
             )
     if name != "test":
-        return Part(name, corpus.split(name), corpus, config, max_batches)
+        return Part(name, corpus.split(name), task, max_batches)
     try:
         split, notes = open_test_split(dataset if test is None else replace(dataset, test=test), corpus, cache)
     except InputError as error:
         raise InputError(f"--split test: {error}") from error
-    return Part(name, split, corpus, config, max_batches, notes)
+    return Part(name, split, task, max_batches, notes)
 
 
 def measure(saved: SavedModel, part: Part) -> tuple[Evaluation, dict[str, Evaluation]]:
     """The model's evaluation, and the counting models' on the same tokens (their accuracy is not measured: NaN)."""
     import math
 
-    from manual_backprop.evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
+    from manual_backprop.evaluation import Evaluation
 
-    network, corpus = saved.model.network, part.corpus
-    evaluation = Evaluator(network, part.bytes_per_token).evaluate(part.batches(network.device))
-    tokens = part.tokens if part.max_batches is None else part.tokens[: evaluation.tokens + 1]
-    losses = unigram_and_bigram_loss(corpus.train, tokens, corpus.tokenizer.vocab_size)
+    evaluation = part.task.measure(saved.model, part.split, part.max_batches)
+    losses = part.task.counting_losses(part.split, None if part.max_batches is None else evaluation.tokens)
+    bytes_per_token = part.split.text_bytes / len(part.tokens)
     counting = {
-        name: Evaluation(loss, math.nan, evaluation.tokens, loss / math.log(2) / part.bytes_per_token)
+        name: Evaluation(loss, math.nan, evaluation.tokens, loss / math.log(2) / bytes_per_token)
         for name, loss in zip(("bigram", "unigram"), reversed(losses), strict=True)
     }
     return evaluation, counting
@@ -165,7 +155,7 @@ def show_tokens(console: Console, saved: SavedModel, part: Part, count: int) -> 
 
     from manual_backprop.data.batches import validation_batches
 
-    network, tokenizer, length = saved.model.network, part.corpus.tokenizer, part.config.model.max_seq_len
+    network, tokenizer, length = saved.model.network, part.task.corpus.tokenizer, part.config.model.max_seq_len
     table = Table(title="token by token", title_justify="left", box=None)
     for column in ("", "loss", "rank", "target", f"the {LIKELIEST} likeliest, and their probabilities"):
         table.add_column(column, justify="right" if column in ("", "loss", "rank") else "left", no_wrap=True)
@@ -202,7 +192,7 @@ def _literal(text: str) -> str:
 
 
 def show_samples(console: Console, saved: SavedModel, part: Part) -> None:
-    from manual_backprop.samples import count_words, draw_samples, encode_prompts
+    from manual_backprop.samples import count_words
 
     training = part.config.training
     if not training.sample_prompts or not training.sample_length:
@@ -210,8 +200,7 @@ def show_samples(console: Console, saved: SavedModel, part: Part) -> None:
             "\nThis run has no training.sample_prompts, or training.sample_length=0: there is nothing to draw."
         )
         return
-    prompts = encode_prompts(training.sample_prompts, part.corpus)
-    texts = draw_samples(saved.model.network, part.corpus, prompts, training.sample_length, part.config.seed)
+    texts = part.task.predictions(saved.model)
     for number, text in enumerate(texts):
         console.print(f"\n--- sample {number + 1} of {len(texts)}: {count_words(text)}", highlight=False)
         console.print(text, markup=False, highlight=False)

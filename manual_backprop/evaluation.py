@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .batch import Batch
 from .data.token_shards import Tokens
-from .models.network import Batch
 from .ops import IGNORED, cross_entropy_forward
 
 BIGRAM_WEIGHTS = (1, 3, 10, 30, 100)

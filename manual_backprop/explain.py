@@ -18,8 +18,8 @@ from manual_backprop.errors import CheckFailedError, StorageError
 from manual_backprop.exit_codes import exit_code_of
 
 if TYPE_CHECKING:
+    from manual_backprop.batch import Batch
     from manual_backprop.models.custom import CustomTransformer
-    from manual_backprop.models.network import Batch
 
 COMMAND = "python -m manual_backprop.explain"
 DEFAULT_OUTPUT = "docs/one-step.md"
@@ -68,7 +68,7 @@ def small_network(architecture: str) -> CustomTransformer:
 def small_batch() -> Batch:
     import torch
 
-    from manual_backprop.models.network import Batch
+    from manual_backprop.batch import Batch
 
     ids = torch.tensor([[WORDS.index(word) for word in TEXT]])
     return Batch(tokens=ids[:, :-1], targets=ids[:, 1:])

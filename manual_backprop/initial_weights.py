@@ -21,7 +21,6 @@ from manual_backprop.saved_model import find
 from manual_backprop.validation import BYTE_TOKENS, GPT2_TOKENS
 
 if TYPE_CHECKING:
-    from manual_backprop.data.corpus import Corpus
     from manual_backprop.models.network import Network
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -117,14 +116,17 @@ def with_initial_model(mapping: dict[str, Any], overrides: Sequence[str], output
     return filled | {"init_from": str(model.path)}
 
 
-def load_initial_weights(network: Network, which: str, corpus: Corpus, outputs: Path) -> None:
-    """Puts the weights of `init_from` into a network. Raises ConfigError with everything that does not fit."""
+def load_initial_weights(network: Network, which: str, digests: Mapping[str, str], outputs: Path) -> None:
+    """Puts the weights of `init_from` into a network, which will read what has these `digests` (`Task.digests`).
+
+    Raises ConfigError with everything that does not fit.
+    """
     model = initial_model(which, outputs)
     problems = list(_differences(network.config, model))
     if model.tokenizer is not None:
         from manual_backprop.data.tokenizers import load_tokenizer
 
-        if load_tokenizer(model.tokenizer).digest != corpus.tokenizer.digest:
+        if load_tokenizer(model.tokenizer).digest != digests.get("tokenizer_digest"):
             problems.append("its weights belong to the tokens of another tokenizer; leave tokenizer=... out")
     if problems:
         raise _refusal(which, problems, model)

@@ -1,7 +1,7 @@
 """What `training.inspect_every` has seen, as pictures: heat maps over layers and steps, histograms, attention maps.
 
 The heat maps are drawn from metrics.jsonl, so that a resumed run has them from its first step on. The other two show
-the network as it is at the end, on one text that depends on the data alone: the beginning of the validation split.
+the network as it is at the end, on one example that depends on the data alone (`Task.example`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data.corpus import Corpus
-from .data.token_shards import Tokens
+from .batch import Batch
 from .durable import storage_errors
 from .inspection import PREFIX, layers_of
-from .models.network import Batch, Network
+from .models.network import Network
 from .models.recorder import Recorder
-from .ops import IGNORED
+from .tasks import Task
 from .tracking import TrainingLog
 
 if TYPE_CHECKING:
@@ -44,14 +43,14 @@ MOST_TICKS = 6
 BINS = 80
 
 
-def draw_inspection(log: TrainingLog, folder: Path, title: str, network: Network | None, corpus: Corpus) -> list[Path]:
+def draw_inspection(log: TrainingLog, folder: Path, title: str, network: Network | None, task: Task) -> list[Path]:
     """All that there is to draw; without a `network`, what is in the log. Overwrites the network's gradients."""
     paths = [folder / LAYERS] if draw_layers(log, folder / LAYERS, title) else []
     if network is not None:
-        portrait = Portrait(network, corpus.validation)
+        portrait = Portrait(network, task.example(network.device))
         draw_histograms(portrait, folder / HISTOGRAMS, title)
         paths.append(folder / HISTOGRAMS)
-        if draw_attention(portrait, corpus.tokenizer.decode(portrait.tokens), folder / ATTENTION, title):
+        if draw_attention(portrait, task.text(portrait.batch, portrait.places), folder / ATTENTION, title):
             paths.append(folder / ATTENTION)
     return paths
 
@@ -101,29 +100,26 @@ def _heat_map(axes: Axes, figure: Figure, quantity: str, layers: Mapping[str, Ma
 
 
 class Portrait:
-    """The network at the fixed text: attention probabilities, activations, and gradients as a pass leaves them.
+    """The network at one row of an example: attention probabilities, activations, gradients as a pass leaves them.
 
     The network's gradients are overwritten: only for whoever needs them no more.
     """
 
-    def __init__(self, network: Network, tokens: Tokens):
-        length = max(min(len(tokens) - 1, network.config.max_seq_len), 1)
-        ids = torch.from_numpy(np.asarray(tokens[: length + 1]).astype(np.int64)).to(network.device)
-        targets = ids[1:] if len(ids) > 1 else torch.full_like(ids, IGNORED)
+    def __init__(self, network: Network, batch: Batch):
+        length = batch.tokens.shape[1]
         before, network.recorder = network.recorder, (recorder := Recorder("*.probabilities", "*.activated"))
         try:
             network.zero_gradients()
-            network.loss_and_gradients(Batch(ids[:length][None], targets[:length][None]), denominator=length, step=None)
+            network.loss_and_gradients(batch, denominator=length, step=None)
         finally:
             network.recorder = before
-        self.network, self.recorded = network, recorder.tensors
-        self.tokens: list[int] = ids[: min(length, MOST_TOKENS)].tolist()
+        self.network, self.batch, self.recorded = network, batch, recorder.tensors
+        self.places = min(length, MOST_TOKENS)
 
     def attention(self) -> dict[int, np.ndarray]:
         """Of each block, (H, T, T) over the first tokens of the text; the rows see nothing behind them."""
-        places = len(self.tokens)
         return {
-            int(name.split(".")[1]): tensor[0, :, :places, :places].float().cpu().numpy()
+            int(name.split(".")[1]): tensor[0, :, : self.places, : self.places].float().cpu().numpy()
             for name, tensor in self.recorded.items()
             if name.endswith(".attention.probabilities")
         }

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import ops
 from .config import CustomTransformerConfig
 from .errors import CheckpointError, ConfigError, InputError, NotFiniteError
+from .models import build_network
 from .models.custom import CustomTransformer
 from .models.decoding import IncrementalDecoder
 from .models.network import Network, check_ids
@@ -293,6 +294,13 @@ class CustomTransformerWrapper(LanguageModel):
         model.network.load_parameters(checkpoint.tensors["parameters"])
         model.step = checkpoint.step
         return model
+
+
+def build_model(implementation: str, config: CustomTransformerConfig) -> LanguageModel:
+    """The network of `implementation=NAME` as a language model. Raises ConfigError for one that cannot be built."""
+    if implementation == "custom":
+        return CustomTransformerWrapper(config)
+    return LanguageModel(build_network(implementation, config))
 
 
 def sample(

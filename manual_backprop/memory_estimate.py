@@ -160,9 +160,9 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
+    from .batch import Batch
     from .build import build_optimizer
     from .models import build_network
-    from .models.network import Batch
     from .ops import cross_entropy_forward
 
     class Living(TorchDispatchMode):

@@ -95,13 +95,10 @@ def drifts_of(then: Path, runner: Runner) -> list[str]:
     from manual_backprop.tracking.tracker import made_with
 
     run, tags = read_run(then), _tags_of(then)
-    before, now = made_with(then), circumstances(runner.network)
+    before, now = made_with(then), circumstances(runner.model.network)
     found = _code(before, now) + _packages(then) + differing(before, now)
-    data = {"dataset": "dataset_digest", "tokenizer": "tokenizer_digest"}
-    found += differing(
-        {name: tags.get(tag) for name, tag in data.items()},
-        {name: getattr(runner.corpus, tag) for name, tag in data.items()},
-    )
+    data = {tag.removesuffix("_digest"): digest for tag, digest in runner.task.digests.items()}
+    found += differing({name: tags.get(f"{name}_digest") for name in data}, data)
     before, now = flatten(saved_config(then).to_dict()), flatten(runner.config.to_dict())
     before["device.threads"] = now["device.threads"]  # compared above
     found += [

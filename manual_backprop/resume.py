@@ -23,18 +23,18 @@ from .tracking.run_directory import own_run_directory
 from .tracking.training_log import load_config
 from .validation import groups, validate, with_defaults
 
-# What the state of a run's checkpoint holds beside its tensors; run_state.py writes it.
+# What the state of a run's checkpoint holds beside its tensors, whatever it learns; run_state.py writes it. What else
+# its examples depend on is the task's (`Task.digests`).
 STATE = {
     "config": dict,
     "network": dict,
     "dataset_digest": str,
-    "tokenizer_digest": str,
     "metrics_length": int,
     "made_with": dict,
 }
 _MUST_STAY = (
     *("model.", "architecture.", "tokenizer.", "dataset.name", "precision.name", "optimizer.name", "seed", "init_from"),
-    *("batching.", "dataset.max_length"),
+    *("task.", "batching.", "dataset.max_length"),
     *("training.batch_size", "training.gradient_accumulation_steps", "training.overfit_batches"),
 )
 _MAY_CHANGE = {
@@ -176,6 +176,7 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _meant(flat: dict[str, Any]) -> dict[str, Any]:
     usual = {"model.n_kv_heads": flat.get("model.n_heads"), "architecture.rotary_base": ROTARY_BASE}
+    usual["task.name"] = RunConfig.task.name  # of runs from before there were tasks
     if traits := ARCHITECTURES.get(flat.get("architecture.name", "")):
         usual["architecture.norm_epsilon"] = NORM_EPSILONS[traits.norm]
     return flat | {name: value for name, value in usual.items() if flat.get(name) is None}

@@ -9,81 +9,60 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .circumstances import circumstances, differing, other_version
-from .config import CustomTransformerConfig
-from .data.corpus import Corpus
-from .errors import ConfigError
+from .language_model import LanguageModel
+from .optim import Optimizer
 from .resume import changed_settings
 from .rules import shown
+from .run_facts import RunFacts
 from .tracking import RunDirectory
 from .tracking.tracker import made_with
-
-if TYPE_CHECKING:
-    from .runner import Runner
 
 log = logging.getLogger(__name__)
 
 
-def tensors_of(runner: Runner) -> dict[str, dict[str, Tensor]]:
+def tensors_of(model: LanguageModel, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
     """Copies on the CPU."""
-    return {"parameters": runner.network.export_parameters(), "optimizer": runner.optimizer.state()}
+    return {"parameters": model.network.export_parameters(), "optimizer": optimizer.state()}
 
 
-def state_of(runner: Runner, metrics_length: int) -> dict[str, Any]:
-    """What `resume.STATE` asks for. `network` is for readers that have no config, as the wrapper."""
+def state_of(facts: RunFacts, metrics_length: int) -> dict[str, Any]:
+    """What `resume.STATE` asks for, and the task's digests. `network` is for readers that have no config."""
     return {
-        "config": runner.config.to_dict(),
-        "network": asdict(runner.network_config),
-        "dataset_digest": runner.corpus.dataset_digest,
-        "tokenizer_digest": runner.corpus.tokenizer_digest,
+        "config": facts.config.to_dict(),
+        "network": asdict(facts.model.config),
+        **facts.task.digests,
         "metrics_length": metrics_length,
-        "made_with": circumstances(runner.network),
+        "made_with": circumstances(facts.model.network),
     }
 
 
-def refuse_another_text(corpus: Corpus, network: CustomTransformerConfig, checkpoint: Checkpoint) -> None:
-    """Raise ConfigError with what the config does not tell: other data, another tokenizer or vocabulary."""
-    saved, way_out = checkpoint.state, f"; bring back that of {checkpoint.path}, or start a new run"
-    pairs = {
-        f"dataset: this text, with its files' names, is another one{way_out}": (
-            saved["dataset_digest"],
-            corpus.dataset_digest,
-        ),
-        f"tokenizer: this is another one{way_out}": (saved["tokenizer_digest"], corpus.tokenizer_digest),
-        f"model.vocab_size={network.vocab_size}: must stay {saved['network'].get('vocab_size')}, as in "
-        f"{checkpoint.path}": (saved["network"].get("vocab_size"), network.vocab_size),
-    }
-    differences = [sentence for sentence, (before, now) in pairs.items() if before != now]
-    if differences:
-        raise ConfigError(differences)
+def restore(model: LanguageModel, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
+    """Put parameters, optimizer and step back. Raises InputError, and changes nothing, where they do not fit."""
+    model.network.load_parameters(checkpoint.tensors["parameters"])
+    optimizer.load_state(checkpoint.tensors["optimizer"])
+    optimizer.forget_longest()
+    model.step = checkpoint.step
 
 
-def restore(runner: Runner, checkpoint: Checkpoint) -> None:
-    """Put parameters and optimizer back. Raises InputError, and changes nothing, where they do not fit."""
-    runner.network.load_parameters(checkpoint.tensors["parameters"])
-    runner.optimizer.load_state(checkpoint.tensors["optimizer"])
-    runner.optimizer.forget_longest()
-    runner.step = checkpoint.step
-
-
-def tell_changes(runner: Runner, checkpoint: Checkpoint, directory: RunDirectory) -> None:
+def tell_changes(facts: RunFacts, checkpoint: Checkpoint, directory: RunDirectory) -> None:
     """A run goes on: what is not as it was, on the terminal and in run.json."""
-    settings = changed_settings(runner.config, checkpoint)
-    now = circumstances(runner.network)
+    settings = changed_settings(facts.config, checkpoint)
+    now = circumstances(facts.model.network)
     around = differing(checkpoint.state["made_with"], now)
     version = other_version(made_with(directory.path) | checkpoint.state["made_with"], now)
     if settings:
         changes = (f"{key}={shown(now)} (was {shown(before)})" for key, (before, now) in settings.items())
-        log.warning("From step %d on: %s.", runner.step + 1, ", ".join(changes))
+        log.warning("From step %d on: %s.", facts.first_step + 1, ", ".join(changes))
     if version:
         log.warning("Another version goes on with this run, and bits are promised within one only: %s.", version)
     if around:
         log.warning("The last bits will differ from those of a run that was never stopped: %s.", "; ".join(around))
     around += [version] if version else []
     changed = {key: list(pair) for key, pair in settings.items()} | ({"made_with": around} if around else {})
-    directory.resume(runner.step, changed)
+    directory.resume(facts.first_step, changed)

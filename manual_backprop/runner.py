@@ -1,7 +1,9 @@
 """The Runner: builds everything from a config and owns the training loop.
 
-    RunConfig -> corpus -> network, optimizer, windows -> run directory, tracker -> loop -> summary
+    RunConfig -> task -> model, optimizer, order of batches -> run directory, tracker -> loop -> summary
 
+What is learned is the task's business (`tasks/`), what a step computes the network's, and what is told of it the
+report's, which is handed the facts and not the Runner.
 The loop reads a value from the device only every `log_every` steps, at saves and at the end. A run is resumed from
 nothing but its checkpoint: the step says which windows, which learning rate and which dropout masks come next.
 """
@@ -11,39 +13,33 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .build import build_optimizer, build_order, default_run_name, max_steps, network_config, write_config
+from .build import build_optimizer, build_schedule, default_run_name, max_steps, write_config
 from .checkpoint import CheckpointManager
 from .circumstances import circumstances, code_digest
 from .config import RunConfig
-from .data.corpus import prepare_corpus
-from .data.order import evaluation_batches
 from .durable import storage_errors
 from .errors import InputError, Interrupted, NotFiniteError, StorageError
-from .evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
-from .flops import flops_per_token, matrix_product_rate
 from .initial_weights import load_initial_weights
 from .inspection import Inspector
 from .interruption import Interruption
 from .memory import keep_freed_memory
 from .memory_estimate import warn_if_too_large
-from .models import build_network
-from .models.network import Batch
 from .origin import Origin
 from .out_of_memory import memory_errors
 from .report import RunReport
 from .resume import Resumed, open_resumed
+from .run_facts import RunFacts
 from .run_log import run_log, warnings_to_terminal
-from .run_state import refuse_another_text, restore, state_of, tell_changes, tensors_of
-from .samples import draw_samples, encode_prompts
-from .schedule import learning_rate
+from .run_state import restore, state_of, tell_changes, tensors_of
 from .summary_page import print_summary
+from .tasks import Evaluated, open_task
 from .tracking import (
     FAILED,
     FINISHED,
@@ -60,7 +56,7 @@ log = logging.getLogger(__name__)
 
 
 def run_job(config: RunConfig, root: Path, origin: Origin | None = None) -> float:
-    """One run in the folder `root`: `root/outputs` and `root/mlflow.db`. Returns the final validation loss.
+    """One run in the folder `root`: `root/outputs` and `root/mlflow.db`. Returns what it has reached, as `run` does.
 
     Raises ManualBackpropError of the kind that fits; the run's status is written before it gets here.
     """
@@ -91,7 +87,7 @@ class Runner:
         resumed: Resumed | None = None,
         origin: Origin | None = None,
     ):
-        """`resumed` is the run to go on with. Writes nothing but the corpus' cache."""
+        """`resumed` is the run to go on with. Writes nothing but the examples' cache."""
         self.origin = origin or Origin()
         self.config, self.outputs, self.interruption, self.resumed = config, outputs, interruption, resumed
         self.started = time.monotonic()
@@ -99,36 +95,37 @@ class Runner:
         self._set_threads()
         torch.set_float32_matmul_precision("highest")
         keep_freed_memory()
-        self.corpus = prepare_corpus(config.dataset, config.tokenizer, outputs / "datasets")
-        self.network_config = network_config(config, self.corpus)
+        self.task = open_task(config, outputs / "datasets")
+        network_config = self.task.network_config
         if self.checkpoint is not None:
-            refuse_another_text(self.corpus, self.network_config, self.checkpoint)
-        warn_if_too_large(config, self.network_config)
-        self.network = build_network(config.implementation.name, self.network_config)
+            self.task.refuse_other_examples(self.checkpoint.state, self.checkpoint.path)
+        warn_if_too_large(config, network_config)
+        self.model = self.task.build_model()
+        network = self.model.network
         if self.checkpoint is None and config.init_from is not None:
-            load_initial_weights(self.network, config.init_from, self.corpus, outputs)
-        self.optimizer = build_optimizer(config, self.network)
-        self.order = build_order(config, self.corpus, config.training.overfit_batches)
-        self._validation_batches(1)  # refuses a split that is too short
-        self.step = 0  # optimizer steps completed
+            load_initial_weights(network, config.init_from, self.task.digests, outputs)
+        self.optimizer = build_optimizer(config, network)
+        self.order = self.task.order(config.training.overfit_batches)
+        self.task.check()
         self.max_steps = max_steps(config.training, self.order)
-        self.inspector = Inspector(self.network, config.training.inspect_every, self.max_steps)
-        self.device = self.network.device
-        self.flops_per_token = flops_per_token(self.network_config, config.model.max_seq_len)
-        self.peak_rate = matrix_product_rate(self.network.compute_dtype, self.device)
-        corpus = self.corpus
-        self.prompts = encode_prompts(config.training.sample_prompts, corpus)
-        self.unigram_loss, self.bigram_loss = unigram_and_bigram_loss(
-            corpus.train, corpus.validation, corpus.tokenizer.vocab_size
-        )
-        self.evaluator = Evaluator(self.network, corpus.validation_bytes / len(corpus.validation))
-        self.evaluation: tuple[int, Evaluation] | None = None  # the last one, and after how many steps
-        self.samples: list[str] = []  # its texts
+        self.learning_rate = build_schedule(config, self.max_steps)  # of each step, by its number from 1
+        self.inspector = Inspector(network, config.training.inspect_every, self.max_steps)
+        self.evaluated: tuple[int, Evaluated] | None = None  # the last evaluation, and after how many steps
+        self.predictions: list[str] = []  # its texts
         self.directory: RunDirectory | None = None  # once it runs
         if self.checkpoint is not None:
-            restore(self, self.checkpoint)
+            restore(self.model, self.optimizer, self.checkpoint)
         self.first_step = self.step
         self.nonfinite_before = int(self.optimizer.nonfinite_steps)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps completed, which the model counts: each has its own dropout masks."""
+        return self.model.step
+
+    @property
+    def facts(self) -> RunFacts:
+        return RunFacts(self.config, self.task, self.model, self.order, self.first_step, self.max_steps)
 
     # What a run is made of
 
@@ -139,13 +136,6 @@ class Runner:
             threads = self.checkpoint.state["made_with"].get("threads")
         if threads is not None:
             torch.set_num_threads(threads)
-
-    def _validation_batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
-        corpus, config = self.corpus, self.config
-        length, device = config.model.max_seq_len, self.network.device
-        return evaluation_batches(
-            corpus.validation, corpus.validation_offsets, config.batching, length, batch_size, limit, device
-        )
 
     def _is_due(self, every: int | str) -> bool:
         """After this step, or at the end. `every` is a number of steps, or the word epoch."""
@@ -161,7 +151,8 @@ class Runner:
     # The loop
 
     def run(self) -> float:
-        """Train to the end, or to an exception; the run's status says which. Returns the final validation loss.
+        """Train to the end, or to an exception; the run's status says which. Returns the final validation loss, or
+        what other metric of the task chooses the best checkpoint.
 
         From here on a signal is kept until the loop, or a moment between two parts of the start, looks at it.
         """
@@ -172,12 +163,14 @@ class Runner:
                 "give a larger training.max_steps to go on."
             )
         # Room for what a run cannot do without: the newest checkpoint, and the next one while it is written.
-        self._checkpoints(self.outputs / "runs").check_free_space(tensors_of(self), copies=2 - bool(self.checkpoint))
+        self._checkpoints(self.outputs / "runs").check_free_space(
+            tensors_of(self.model, self.optimizer), copies=2 - bool(self.checkpoint)
+        )
         self.interruption.defer()
         self.interruption.raise_if_received("nothing was trained yet, so there was nothing to save.")
         directory, tracker = self._open_run()
         self.directory = directory
-        report = RunReport(self, directory, tracker)
+        report = RunReport(self.facts, directory, tracker)
         status = FAILED
         try:
             with run_log(directory.log):
@@ -197,10 +190,11 @@ class Runner:
                     report.end(status)
         finally:
             directory.release()
-        assert self.evaluation is not None
+        assert self.evaluated is not None
         if self.origin.sweep is None:  # which has a table of all its jobs instead
-            print_summary(self, directory)
-        return self.evaluation[1].loss
+            skipped, seconds = int(self.optimizer.nonfinite_steps), time.monotonic() - self.started
+            print_summary(self.facts, directory, self.evaluated[1], self.predictions, skipped, seconds)
+        return self.evaluated[1].metrics[self.task.best_metric]
 
     def _train(self, directory: RunDirectory, tracker: Tracker, report: RunReport) -> None:
         training = self.config.training
@@ -209,9 +203,9 @@ class Runner:
         while self.step < self.max_steps:
             self.interruption_point(directory, tracker)
             begin = time.perf_counter()
-            loss, rate, norm = self._optimizer_step()
+            loss, rate, norm = self.train_step()
             if self.step == 1 and self.resumed is None:
-                directory.update(made_with=circumstances(self.network))  # compiling may have failed in this step
+                directory.update(made_with=circumstances(self.model.network))  # compiling may have failed in this step
             if seen := self.inspector.take():
                 tracker.log(self.step, seen)
             logs, saves = self._is_due(training.log_every), self._save_is_due()
@@ -219,19 +213,22 @@ class Runner:
                 try:
                     self._check_finite()  # waits for the device, so that the time below is the steps' own
                 except NotFiniteError:
-                    report.step(loss.item(), rate, norm.item(), (seconds + time.perf_counter() - begin) / (steps + 1))
+                    self._report_step(report, loss, rate, norm, (seconds + time.perf_counter() - begin) / (steps + 1))
                     raise
             seconds, steps = seconds + time.perf_counter() - begin, steps + 1
             if logs:
-                report.step(loss.item(), rate, norm.item(), seconds / steps)
+                self._report_step(report, loss, rate, norm, seconds / steps)
                 seconds, steps = 0.0, 0
             if self._is_due(training.eval_every):
                 self._evaluate(report)
             if saves:
                 self._save(directory, tracker)
-        if self.evaluation is None:  # it was killed behind its last save: logged is everything, and only this forgotten
-            self._evaluated()
-            self._draw_samples()
+        if self.evaluated is None:  # it was killed behind its last save: logged is everything, and only this forgotten
+            self._measure()
+            self.predictions = self.task.predictions(self.model)
+
+    def _report_step(self, report: RunReport, loss: Tensor, rate: float, norm: Tensor, seconds: float) -> None:
+        report.step(loss.item(), rate, norm.item(), seconds, int(self.optimizer.nonfinite_steps))
 
     def interruption_point(self, directory: RunDirectory, tracker: Tracker) -> None:
         """Between two steps: a signal that came meanwhile ends the run here, with a checkpoint."""
@@ -245,34 +242,24 @@ class Runner:
             f"saved {path} after {self.step} steps; go on with resume={directory.run_id}"
         )
 
-    def _optimizer_step(self) -> tuple[Tensor, float, Tensor]:
-        """One update from `gradient_accumulation_steps` batches. Loss and norm stay on the device."""
-        number = self.step + 1
-        rate = self._learning_rate(number)
-        tokens, batches = self.order.batches(self.step, self.device)
-        self.network.zero_gradients()
+    def train_step(self) -> tuple[Tensor, float, Tensor]:
+        """One update from `gradient_accumulation_steps` batches: loss, learning rate, gradient norm before clipping.
+
+        Loss and norm stay on the device, which nothing here waits for.
+        """
+        network, number = self.model.network, self.step + 1
+        rate = self.learning_rate(number)
+        tokens, batches = self.order.batches(self.step, network.device)
+        network.zero_gradients()
         watch = self.inspector.watch(number)
-        loss = torch.zeros((), device=self.device)
+        loss = torch.zeros((), device=network.device)
         for batch in batches:
-            loss = loss + self.network.loss_and_gradients(batch, denominator=tokens, step=number)
+            loss = loss + network.loss_and_gradients(batch, denominator=tokens, step=number)
         watch.gradients()
         norm = self.optimizer.step(loss, rate, self.config.training.max_grad_norm)
         watch.update()
-        self.step = number
+        self.model.step = number
         return loss, rate, norm
-
-    def _learning_rate(self, step: int) -> float:
-        config = self.config
-        peak = config.optimizer.learning_rate * config.architecture.learning_rate_scale
-        floor = config.schedule.min_learning_rate
-        return learning_rate(
-            config.schedule.name,
-            step,
-            max_steps=self.max_steps,
-            peak=peak,
-            floor=peak / 10 if floor is None else floor,
-            warmup_steps=round(config.schedule.warmup_ratio * self.max_steps),
-        )
 
     def _check_finite(self) -> None:
         """Raises NotFiniteError as `training.non_finite` has it."""
@@ -304,13 +291,13 @@ class Runner:
             directory, metrics_length = create_run_directory(self.outputs, name, origin=self.origin), None
         try:
             if self.resumed is not None:
-                tell_changes(self, self.resumed.checkpoint, directory)
+                tell_changes(self.facts, self.resumed.checkpoint, directory)
                 self._checkpoints(directory.checkpoints).set_aside_after(self.step)
             else:
-                directory.update(made_with=circumstances(self.network), code=code_digest())
+                directory.update(made_with=circumstances(self.model.network), code=code_digest())
             write_config(config, directory.path / "config.yaml", self.origin.sources)
             with storage_errors(f"write into {directory.path}"):
-                self.corpus.tokenizer.save(directory.path)
+                self.task.save(directory.path)
             tracker = open_tracker(
                 config.tracking.name, directory, self.outputs, config.experiment_name, name, metrics_length
             )
@@ -322,28 +309,24 @@ class Runner:
         return directory, tracker
 
     def _evaluate(self, report: RunReport) -> None:
-        """Validation loss and samples."""
-        evaluation = self._evaluated()
-        report.evaluation(evaluation)
-        if not math.isfinite(evaluation.loss):
+        """Metrics on the validation split, and predictions."""
+        evaluated = self._measure()
+        report.evaluation(evaluated)
+        name, value = self.task.best_metric, evaluated.metrics[self.task.best_metric]
+        if not math.isfinite(value):
             raise NotFiniteError(
-                f"The validation loss after step {self.step} is {evaluation.loss}: the parameters have diverged. Try a "
+                f"The {name.replace('/', ' ')} after step {self.step} is {value}: the parameters have diverged. Try a "
                 "smaller optimizer.learning_rate or a longer schedule.warmup_ratio."
             )
-        self._draw_samples()
-        self._unless_the_disk_refuses(lambda: report.samples(self.samples))
+        self.predictions = self.task.predictions(self.model)
+        self._unless_the_disk_refuses(lambda: report.samples(self.predictions))
 
-    def _evaluated(self) -> Evaluation:
+    def _measure(self) -> Evaluated:
         """The last evaluation of a run is over the whole split."""
-        training = self.config.training
-        limit = None if self.step == self.max_steps else training.eval_batches
-        evaluation = self.evaluator.evaluate(self._validation_batches(training.batch_size, limit))
-        self.evaluation = self.step, evaluation
-        return evaluation
-
-    def _draw_samples(self) -> None:
-        length, seed = self.config.training.sample_length, self.config.seed
-        self.samples = draw_samples(self.network, self.corpus, self.prompts, length, seed)
+        limit = None if self.step == self.max_steps else self.config.training.eval_batches
+        evaluated = self.task.evaluate(self.model, limit)
+        self.evaluated = self.step, evaluated
+        return evaluated
 
     def _unless_the_disk_refuses(self, write: Callable[[], None]) -> None:
         """What a run can do without."""
@@ -355,14 +338,16 @@ class Runner:
     def _save(self, directory: RunDirectory, tracker: Tracker) -> Path | None:
         """The new checkpoint; None where the disk did not take it and the run can go on without."""
         self.saved_at = time.monotonic()
-        metric = self.evaluation[1].loss if self.evaluation is not None and self.evaluation[0] == self.step else None
+        metric = None
+        if self.evaluated is not None and self.evaluated[0] == self.step:
+            metric = self.evaluated[1].metrics[self.task.best_metric]
         try:
             path = self._checkpoints(directory.checkpoints).save(
                 self.step,
-                tensors_of(self),
-                state_of(self, tracker.sync()),
+                tensors_of(self.model, self.optimizer),
+                state_of(self.facts, tracker.sync()),
                 metric,
-                files=[directory.path / "tokenizer.json"],
+                files=[directory.path / name for name in self.task.files],
             )
         except StorageError as error:
             if self.step == self.max_steps or self.interruption.received is not None:

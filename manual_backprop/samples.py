@@ -10,9 +10,9 @@ from itertools import pairwise
 import torch
 
 from .data.corpus import Corpus
+from .data.tokenizers import Tokenizer
 from .errors import InputError
 from .language_model import LanguageModel
-from .models.network import Network
 
 TEMPERATURE = 0.7
 TOP_K = 50
@@ -39,13 +39,13 @@ def encode_prompts(prompts: Sequence[str], corpus: Corpus) -> list[list[int]]:
 
 
 def draw_samples(
-    network: Network, corpus: Corpus, prompts: Sequence[Sequence[int]], length: int, seed: int
+    model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], length: int, seed: int
 ) -> list[str]:
     """Every prompt with its continuation, `length` tokens or up to the end token. The same seed, the same numbers."""
-    model, tokenizer, texts = LanguageModel(network), corpus.tokenizer, []
+    texts = []
     for number, tokens in enumerate(prompts):
         drawn = model.generate(
-            torch.tensor([list(tokens)], device=network.device),
+            torch.tensor([list(tokens)], device=model.network.device),
             length,
             temperature=TEMPERATURE,
             top_k=TOP_K,

@@ -12,7 +12,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from manual_backprop.models.network import Batch, Network
+    from manual_backprop.batch import Batch
+    from manual_backprop.models.network import Network
     from manual_backprop.summary import Subject
 
 
@@ -51,17 +52,12 @@ def one_step(network: Network, batch: Batch, count: int) -> tuple[float, list[Se
 
 
 def show_step(console: Console, subject: Subject) -> None:
-    from manual_backprop.build import build_order
-    from manual_backprop.data.corpus import prepare_corpus
-    from manual_backprop.models import build_network
+    from manual_backprop.tasks import open_task
 
-    config = subject.config
-    corpus = prepare_corpus(config.dataset, config.tokenizer, subject.cache)
-    network = subject.network
-    if network is None:
-        network = build_network(config.implementation.name, config.network(corpus.tokenizer.vocab_size))
-    one_pass = replace(config, training=replace(config.training, gradient_accumulation_steps=1))
-    count, batches = build_order(one_pass, corpus).batches(0, network.device)
+    one_pass = replace(subject.config.training, gradient_accumulation_steps=1)
+    task = open_task(replace(subject.config, training=one_pass), subject.cache)
+    network = task.build_model().network if subject.network is None else subject.network
+    count, batches = task.order().batches(0, network.device)
     loss, seen = one_step(network, next(batches), count)
     table = Table(title="one step", title_justify="left", box=None)
     for column in ("name", "shape", "format", "bytes", "finite"):

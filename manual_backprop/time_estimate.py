@@ -58,10 +58,10 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
     """With `rows` sequences at a time; a larger batch takes proportionally longer."""
     import torch
 
+    from .batch import Batch
     from .build import build_optimizer
     from .models import build_network
     from .models.decoding import IncrementalDecoder
-    from .models.network import Batch
 
     network = build_network(config.implementation.name, replace(network_config, seed=0))
     optimizer = build_optimizer(config, network)

@@ -68,7 +68,8 @@ def validate(mapping: Mapping[str, Any]) -> RunConfig:
             violations.append(unknown(str(name), value))
     for key in fields(RunConfig):
         if key.name in groups():
-            arguments[key.name] = _read_group(key.name, mapping.get(key.name), known, violations)
+            if key.name in mapping or key.default is MISSING:
+                arguments[key.name] = _read_group(key.name, mapping.get(key.name), known, violations)
         else:
             arguments[key.name] = _read(key.name, key, mapping, known, violations)
     for needed, check in ACROSS:

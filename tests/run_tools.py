@@ -90,12 +90,12 @@ def same_process() -> Iterator[None]:
 
 def stumbling(runner: Runner, steps: set[int], gradient: bool) -> None:
     """In these steps the loss, or one gradient, is not finite."""
-    healthy = runner.network.loss_and_gradients
+    healthy = runner.model.network.loss_and_gradients
 
     def loss_and_gradients(batch: Any, *, denominator: int, step: int) -> Tensor:
         loss = healthy(batch, denominator=denominator, step=step)
         if step in steps and gradient:
-            runner.network.gradients["blocks.0.attention.value.bias"][0] = math.nan
+            runner.model.network.gradients["blocks.0.attention.value.bias"][0] = math.nan
         return loss * math.inf if step in steps and not gradient else loss
 
-    runner.network.loss_and_gradients = loss_and_gradients  # type: ignore[method-assign]
+    runner.model.network.loss_and_gradients = loss_and_gradients  # type: ignore[method-assign]

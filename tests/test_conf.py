@@ -47,6 +47,7 @@ def test_the_defaults(hydra: Composer, tmp_path: Path) -> None:
     assert checked.multirun is False
     (job,) = checked.jobs
     assert {group: job.choices[group] for group in (*groups(), "experiments")} == {
+        "task": "language_model",
         "model": "small",
         "architecture": "gpt2",
         "dataset": "python_docs",

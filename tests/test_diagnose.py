@@ -27,6 +27,7 @@ from manual_backprop.diagnosis.rates import RangeTest, draw_range_test, range_te
 from manual_backprop.errors import InputError
 from manual_backprop.models.network import Batch, Network
 from manual_backprop.ops import IGNORED
+from manual_backprop.tasks import LanguageModelTask
 
 pytestmark = pytest.mark.usefixtures("here")
 PADDED = ("batching=padded",)
@@ -58,7 +59,7 @@ def prepared(sentences: Path, cache: Path, *overrides: str) -> tuple[RunConfig, 
 
 def diagnosis_of(sentences: Path, cache: Path, *overrides: str) -> Diagnosis:
     torch.set_num_threads(1)
-    return Diagnosis(*prepared(sentences, cache, *overrides))
+    return Diagnosis(LanguageModelTask(*prepared(sentences, cache, *overrides)))
 
 
 def statuses(findings: list[Finding]) -> dict[int, str]:
@@ -104,9 +105,8 @@ def with_batches(change: Callable[[Batch], Batch], counted: bool = False) -> Pla
             return sum(int((b.targets != IGNORED).sum()) for b in changed) if counted else tokens, iter(changed)
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        from manual_backprop.build import build_order
-
-        patch.setattr(PARTS + "build_order", lambda config, corpus: Changed(build_order(config, corpus)))
+        order = LanguageModelTask.order
+        patch.setattr(LanguageModelTask, "order", lambda task: Changed(order(task)))
 
     return plant
 

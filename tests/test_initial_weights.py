@@ -50,7 +50,7 @@ def test_sizes_tokenizer_and_weights_are_the_models(
     assert (origins["model.d_model"], origins["model.dropout"]) == ("init_from", "command line")
     with Interruption() as interruption:
         runner = Runner(config, tmp_path / "outputs", interruption)
-    assert all(torch.equal(runner.network.parameters[n], p) for n, p in source.tensors["parameters"].items())
+    assert all(torch.equal(runner.model.network.parameters[n], p) for n, p in source.tensors["parameters"].items())
 
 
 def test_a_shorter_sequence_takes_the_beginning_of_the_table(
@@ -60,7 +60,7 @@ def test_a_shorter_sequence_takes_the_beginning_of_the_table(
     with Interruption() as interruption:
         runner = Runner(config, tmp_path / "outputs", interruption)
     table = load_checkpoint(tmp_path / "imported" / "step-000000").tensors["parameters"]["position_embedding.weight"]
-    assert torch.equal(runner.network.parameters["position_embedding.weight"], table[:5])
+    assert torch.equal(runner.model.network.parameters["position_embedding.weight"], table[:5])
 
 
 def test_everything_that_does_not_fit_is_named_with_what_would(models: dict[str, str], text: Path) -> None:

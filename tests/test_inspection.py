@@ -98,8 +98,8 @@ def test_no_bit_of_the_training_changes(text: Path, tmp_path: Path, implementati
     for every in ("null", "1"):
         options = (f"implementation={implementation}", "model.dropout=0.1", f"training.inspect_every={every}")
         runner = Runner(config_of(text, *options), tmp_path / "outputs", Interruption())
-        losses.append([runner._optimizer_step()[0].item() for _ in range(4)])
-        parameters.append(runner.network.export_parameters())
+        losses.append([runner.train_step()[0].item() for _ in range(4)])
+        parameters.append(runner.model.network.export_parameters())
         assert bool(runner.inspector.take()) == (every == "1")
     assert losses[0] == losses[1]
     assert all(torch.equal(values, parameters[1][name]) for name, values in parameters[0].items())

@@ -27,9 +27,12 @@ def test_verdicts() -> None:
 def test_a_given_step_is_the_same_step(batching: str, text: Path, tmp_path: Path) -> None:
     options = (f"batching={batching}", "training.max_steps=5", "training.gradient_accumulation_steps=2")
     runner = Runner(config_of(text, *options), tmp_path, Interruption())
-    given = Given(runner.order, runner.device)
+    given = Given(runner.order, runner.model.network.device)
     given.prepare(3)
-    (tokens, made), (count, batches) = given.batches(3, runner.device), runner.order.batches(3, runner.device)
+    (tokens, made), (count, batches) = (
+        given.batches(3, runner.model.network.device),
+        runner.order.batches(3, runner.model.network.device),
+    )
     batches = list(batches)
     assert tokens == count
     assert len(made) == len(batches) > 0

@@ -87,7 +87,7 @@ def test_a_signal_before_the_first_step(text: Path, tmp_path: Path) -> None:
 def test_a_signal_while_the_run_directory_is_made(text: Path, tmp_path: Path) -> None:
     with Interruption() as interruption:
         runner = Runner(config_of(text), tmp_path / "outputs", interruption)
-        runner.corpus.tokenizer.save = lambda directory: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore
+        runner.task.save = lambda directory: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore
         with pytest.raises(Interrupted):
             runner.run()
     assert read_run(newest(tmp_path))["status"] == "KILLED"
@@ -110,9 +110,7 @@ def test_what_nohup_ignores_stays_ignored() -> None:
 def test_a_signal_when_the_run_is_done_ends_the_command(text: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """The run is finished and says so; but what would come after it, another job perhaps, is not begun."""
     config = config_of(text, "training.max_steps=1")
-    monkeypatch.setattr(
-        "manual_backprop.runner.print_summary", lambda runner, directory: os.kill(os.getpid(), signal.SIGTERM)
-    )
+    monkeypatch.setattr("manual_backprop.runner.print_summary", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match="had come to its end already") as caught:
         run_job(config, tmp_path)
     assert caught.value.exit_code == 143
@@ -202,7 +200,7 @@ def test_a_run_directory_that_cannot_be_written_any_more(name: str, text: Path, 
     config = config_of(text, "training.max_steps=2")
     with Interruption() as interruption:
         runner = Runner(config, tmp_path / "outputs", interruption)
-        healthy = runner._optimizer_step
+        healthy = runner.train_step
 
         def spoil() -> Any:
             place = newest(tmp_path) / name
@@ -214,7 +212,7 @@ def test_a_run_directory_that_cannot_be_written_any_more(name: str, text: Path, 
                 place.mkdir(exist_ok=True)
             return healthy()
 
-        runner._optimizer_step = spoil  # type: ignore[method-assign]
+        runner.train_step = spoil  # type: ignore[method-assign]
         runner.run()
     assert re.search(rf"cannot write .*{name}.*goes on without it", (newest(tmp_path) / "run.log").read_text())
     assert read_run(newest(tmp_path))["status"] == "FINISHED"
@@ -251,7 +249,7 @@ ON_A_FULL_DISK = """
         config = config_of(text, *options, "training.keep_checkpoints=1")
         with Interruption() as interruption:
             runner = Runner(config, disk / "outputs", interruption)
-            healthy = runner._optimizer_step
+            healthy = runner.train_step
 
             def step():
                 if runner.step == full:
@@ -261,7 +259,7 @@ ON_A_FULL_DISK = """
                     filler.unlink()
                 return healthy()
 
-            runner._optimizer_step = step
+            runner.train_step = step
             runner.run()
 
     warnings_to_terminal()

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..batch import Batch
 from ..config import CustomTransformerConfig
 from ..interchange.layouts import LAYOUTS, config_json, entries, layout_of
 from ..models import build_network
-from ..models.network import Batch, parameter_shapes
+from ..models.network import parameter_shapes
 
 
 def why_not(config: CustomTransformerConfig) -> str | None:

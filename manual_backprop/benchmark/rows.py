@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..models.network import Batch
+    from ..batch import Batch
 
 WARM_UP = 2  # steps, after the first two: one may compile, and the one after PLAIN of them is written down
 TURN = 0.3  # [s] that a turn takes at least: it is as many steps as that needs
@@ -124,7 +124,7 @@ def build(name: str, case: Case) -> Trainer:
 def random_batch(case: Case, device: torch.device) -> Batch:
     import torch
 
-    from ..models.network import Batch
+    from ..batch import Batch
 
     shape = (case.batch_size, case.config.max_seq_len + 1)
     tokens = torch.randint(case.config.vocab_size, shape, generator=torch.Generator().manual_seed(1)).to(device)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from ..batch import Batch
 from ..errors import InputError
-from ..models.network import Batch
 from ..ops import IGNORED
 from .token_shards import Tokens, TokenShards
 

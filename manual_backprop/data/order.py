@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from ..batch import Batch
 from ..config import BatchingConfig, DatasetConfig
 from ..errors import InputError
-from ..models.network import Batch
 from .batches import Documents, Windows, epoch_order, rows_of_documents, validation_batches
 from .corpus import Corpus
 from .token_shards import Tokens

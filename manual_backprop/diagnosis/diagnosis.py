@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from ..build import build_optimizer, build_order, network_config
-from ..config import RunConfig
+from ..build import build_optimizer
 from ..data.corpus import Corpus
 from ..data.order import Order
 from ..models import build_network
 from ..models.network import Network
 from ..optim import Optimizer
+from ..tasks import LanguageModelTask
 from .finding import CAUSES, FAILED, FOLLOWS, PASSED, Finding
 from .loader import Loader
 from .rates import RangeTest
@@ -21,13 +21,12 @@ from .training import Training
 
 
 class Diagnosis:
-    """Of a config and its text. Writes nothing; every network that a check needs is built anew."""
+    """Of a language model's config and its text. Writes nothing; every network that a check needs is built anew."""
 
-    def __init__(self, config: RunConfig, corpus: Corpus):
-        self.config, self.corpus = config, corpus
-        network = network_config(config, corpus)
-        self.network_config = replace(network, label_smoothing=0.0)
-        self.rate = config.optimizer.learning_rate * config.architecture.learning_rate_scale  # the highest of a run
+    def __init__(self, task: LanguageModelTask):
+        self.task, self.config = task, task.config
+        self.network_config = replace(task.network_config, label_smoothing=0.0)
+        self.rate = self.config.peak_learning_rate
         self.range_test: RangeTest | None = None  # once check 5 has needed it
         self.failed: list[int] = []
 
@@ -37,14 +36,14 @@ class Diagnosis:
 
     def order(self, corpus: Corpus) -> Order:
         """The run's own, over another text; without `training.overfit_batches`, which wants only a part of it."""
-        return build_order(self.config, corpus)
+        return LanguageModelTask(self.config, corpus).order()
 
     def findings(self) -> Iterator[Finding]:
         """One after the other, as they come. Raises InputError where there is too little text."""
-        loader = Loader(self.config, self.corpus, self.order)
+        loader = Loader(self.config, self.task.corpus, self.order)
         yield self._judged(loader.labels())
         device = torch.device(self.network_config.get_device())
-        training = Training(self.config, self.fresh, self.order(self.corpus), device)
+        training = Training(self.config, self.fresh, self.task.order(), device)
         yield self._judged(training.initial_loss())
         yield self._judged(training.sane_gradients())
         yield self._judged(training.sane_updates(self.rate))

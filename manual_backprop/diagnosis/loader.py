@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..batch import Batch
 from ..config import RunConfig
 from ..data.corpus import Corpus
 from ..data.order import Order
-from ..models.network import Batch
 from ..ops import IGNORED
 from .finding import Finding, finding
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ..batch import Batch
 from ..config import RunConfig
 from ..data.order import Order
-from ..models.network import Batch, Network
+from ..models.network import Network
 from ..ops import IGNORED
 from ..optim import Optimizer
 from .finding import PASSED, Finding, finding

@@ -12,10 +12,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..batch import Batch
 from ..config import CustomTransformerConfig
 from ..models.custom import CustomTransformer
 from ..models.mirror import TorchTransformer
-from ..models.network import Batch, Network
+from ..models.network import Network
 from ..models.recorder import Recorder
 from ..ops import IGNORED
 from ..ops.numerics import no_record

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..batch import Batch
 from ..config import CustomTransformerConfig
 from ..errors import ConfigError, InputError
 from ..kernels.optimizers import FusedAdamW, FusedSGD
@@ -24,21 +25,6 @@ from ..ops import IGNORED, Dropout, random_key, rotations, sinusoids
 from ..ops.numerics import Record, no_record
 from ..optim import SGD, AdamW, Optimizer
 from ..parameters import Layout, Shape, copy_into
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a step learns from.
-
-    tokens, targets (B, T) int64: targets are already shifted, and -100 does not count. segments (B, T): positions see
-    only their own segment (documents, padding); None is one segment. first_row is the place of this batch's first row
-    in the whole optimizer step, where a step takes several batches: dropout depends on it.
-    """
-
-    tokens: Tensor
-    targets: Tensor
-    segments: Tensor | None = None
-    first_row: int = 0
 
 
 @dataclass(frozen=True)

@@ -42,14 +42,14 @@ def measure(overrides: Sequence[str], every: int, steps: int, rounds: int, root:
             directory, tracker = runner._open_run()
             closing.callback(directory.release)
             closing.callback(tracker.finish, "KILLED")
-            trainings.append((runner, tracker, RunReport(runner, directory, tracker)))
+            trainings.append((runner, tracker, RunReport(runner.facts, directory, tracker)))
 
         def turn(place: int) -> tuple[float, float]:
             """Seconds and the processor's seconds of a step. The loop is the Runner's, without anything else."""
             runner, tracker, _ = trainings[place]
             start, processor = time.perf_counter(), time.process_time()
             for _ in range(steps):
-                loss, _, _ = runner._optimizer_step()
+                loss, _, _ = runner.train_step()
                 if seen := runner.inspector.take():
                     tracker.log(runner.step, seen)
             loss.item()  # the device has done all of it

@@ -17,8 +17,8 @@ from ..paired import Row, noise_floor, ratios, turns
 if TYPE_CHECKING:
     import torch
 
+    from ..batch import Batch
     from ..data.order import Order
-    from ..models.network import Batch
 
 DESCRIPTION = """\
 Trains a model of one size on the built-in text, with packed and with padded batches. Each optimizer step is made three
@@ -60,16 +60,16 @@ def measure(model: str, batching: str, pairs: int, outputs: Path) -> tuple[list[
 
     arguments = [f"model={model}", f"batching={batching}", "device=cpu", "tracking=none", f"training.max_steps={10**6}"]
     runner = Runner(check(arguments).jobs[0].config, outputs, Interruption())
-    order, given = runner.order, Given(runner.order, runner.device)
+    order, given = runner.order, Given(runner.order, runner.model.network.device)
 
     def seconds(of: Order | Given) -> float:
         """Of the next step, which is not counted as made."""
         runner.order, step = cast(Any, of), runner.step
         begin = time.perf_counter()
-        loss, _, _ = runner._optimizer_step()
+        loss, _, _ = runner.train_step()
         loss.item()
         elapsed = time.perf_counter() - begin
-        runner.step = step
+        runner.model.step = step
         return elapsed
 
     orders: dict[str, Order | Given] = {"made": order, "given": given, "given again": given}
@@ -80,8 +80,10 @@ def measure(model: str, batching: str, pairs: int, outputs: Path) -> tuple[list[
             elapsed = seconds(orders[rows[place].name])
             if turn >= WARM_UP:
                 rows[place].seconds.append(elapsed)
-        runner.step += 1
-    return rows, statistics.median(_loading_seconds(runner.step + n, order, runner.device) for n in range(pairs))
+        runner.model.step += 1
+    return rows, statistics.median(
+        _loading_seconds(runner.step + n, order, runner.model.network.device) for n in range(pairs)
+    )
 
 
 def verdict(batching: str, rows: Sequence[Row], loading: float) -> tuple[bool, str]:

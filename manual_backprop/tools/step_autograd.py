@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..batch import Batch
 from ..models.custom import CustomTransformer
-from ..models.network import Batch, DropoutSource
+from ..models.network import DropoutSource
 from ..parameters import Flat
 from .step_trace import Call, Tracer, Value
 

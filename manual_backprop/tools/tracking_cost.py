@@ -80,7 +80,7 @@ def _train(end: Connection, case: Case, logs: bool) -> None:
     report = None
     if logs:
         directory, tracker = runner._open_run()
-        report = RunReport(runner, directory, tracker)
+        report = RunReport(runner.facts, directory, tracker)
         report.start()
         _wait_for_store(directory)
 
@@ -89,11 +89,12 @@ def _train(end: Connection, case: Case, logs: bool) -> None:
         start, processor = time.perf_counter(), time.process_time()
         begin, log_every = start, int(runner.config.training.log_every)
         for _ in range(steps):
-            loss, rate, norm = runner._optimizer_step()
+            loss, rate, norm = runner.train_step()
             if runner.step % log_every == 0:
                 runner._check_finite()
                 now = time.perf_counter()
-                values = loss.item(), rate, norm.item(), (now - begin) / log_every
+                skipped = int(runner.optimizer.nonfinite_steps)
+                values = loss.item(), rate, norm.item(), (now - begin) / log_every, skipped
                 if report is not None:
                     report.step(*values)
                 begin = time.perf_counter()

@@ -3,7 +3,7 @@
     run_directory.py    a run's folder: name, owner, status, lock; finding runs
     metrics_file.py     metrics.jsonl: the append-only truth, and its schema
     training_log.py     TrainingLogger and load_training_log, of use without the Runner
-    tracker.py          the Tracker that the loop talks to; LocalTracker (tracking=none), NullTracker
+    tracker.py          the Tracker that the loop talks to; LocalTracker (tracking=none)
     system_metrics.py   what the machine does meanwhile
     mlflow_tracking.py  MlflowTracker: a thread that follows the run's directory
     mlflow_delivery.py  what that thread, and `python -m manual_backprop.sync`, send to MLflow
@@ -39,7 +39,7 @@ from manual_backprop.tracking.run_directory import (
     open_run_directory,
 )
 from manual_backprop.tracking.system_metrics import SystemMetrics
-from manual_backprop.tracking.tracker import Dataset, LocalTracker, NullTracker, Tracker
+from manual_backprop.tracking.tracker import Dataset, LocalTracker, Tracker
 from manual_backprop.tracking.training_log import Series, TrainingLog, TrainingLogger, flatten, load_training_log
 
 
@@ -75,7 +75,6 @@ __all__ = [
     "FoundRun",
     "LocalTracker",
     "MetricsFile",
-    "NullTracker",
     "RunDirectory",
     "Series",
     "SystemMetrics",

@@ -2,7 +2,7 @@
 
 Everything is written into the run's directory first, which is the truth: metrics into metrics.jsonl, parameters, tags,
 datasets and the list of artifacts into tracking.json. MLflow follows from there (mlflow_tracking.py); with
-tracking=none nothing follows, and with NullTracker (benchmarks, ranks other than 0) nothing is written either.
+tracking=none nothing follows.
 """
 
 from __future__ import annotations
@@ -60,27 +60,6 @@ class Tracker(Protocol):
 
     def finish(self, status: str = FINISHED) -> None:
         """FINISHED, FAILED or KILLED. The last call."""
-
-
-class NullTracker:
-    """Does nothing, wherever a tracker is asked for."""
-
-    def log(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None: ...
-
-    def log_parameters(self, parameters: Mapping[str, Any]) -> None: ...
-
-    def set_tags(self, tags: Mapping[str, Any]) -> None: ...
-
-    def log_dataset(self, dataset: Dataset) -> None: ...
-
-    def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None: ...
-
-    def log_checkpoints(self) -> None: ...
-
-    def sync(self) -> int:
-        return 0
-
-    def finish(self, status: str = FINISHED) -> None: ...
 
 
 @dataclass

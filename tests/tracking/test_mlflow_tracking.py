@@ -22,7 +22,7 @@ from manual_backprop.sync import main as sync
 from manual_backprop.tracking import create_run_directory, open_run_directory, open_tracker
 from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, _sqlite_file, without_credentials
 from manual_backprop.tracking.run_directory import close_dead_runs, end_run
-from manual_backprop.tracking.tracker import Dataset, LocalTracker, NullTracker
+from manual_backprop.tracking.tracker import Dataset, LocalTracker
 
 
 @pytest.fixture
@@ -584,15 +584,6 @@ def test_trackers_without_mlflow(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     tracker.finish("KILLED")
     assert run.read()["status"] == "KILLED"
     run.release()
-    nothing = NullTracker()
-    nothing.log(1, {"x": 1})
-    nothing.log_parameters({})
-    nothing.set_tags({})
-    nothing.log_dataset(Dataset("books", "ab", "local", {}, {}, {}))
-    nothing.log_artifact(run.path)
-    nothing.log_checkpoints()
-    nothing.finish()
-    assert nothing.sync() == 0
     with pytest.raises(ValueError, match="tracking='wandb': expected mlflow or none"):
         open_tracker("wandb", run, tmp_path, "lab", "none")
     end_run(run.path, "FINISHED")

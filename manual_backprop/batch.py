@@ -1,0 +1,22 @@
+"""What a network learns from in one pass: below both those who make batches and those who read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step learns from.
+
+    tokens, targets (B, T) int64: targets are already shifted, and -100 does not count. segments (B, T): positions see
+    only their own segment (documents, padding); None is one segment. first_row is the place of this batch's first row
+    in the whole optimizer step, where a step takes several batches: dropout depends on it.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    segments: Tensor | None = None
+    first_row: int = 0

@@ -1,0 +1,28 @@
+"""What is learned: the examples, batches, loss, metrics and predictions of each task.
+
+    task.py             the seam: what a task owns, and all that a run knows of it
+    language_model.py   task=language_model: at each position of a text, the token that comes next
+
+A task reads data and builds a model; of runs, their directories and their tracking nothing is known here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import RunConfig
+from .language_model import LanguageModelTask
+from .task import Evaluated, Task
+
+TASKS: dict[str, type[Task]] = {"language_model": LanguageModelTask}
+
+
+def open_task(config: RunConfig, cache: Path) -> Task:
+    """What a run of this config learns. Its examples come from `cache`, or are prepared and put there.
+
+    Raises InputError for data that cannot be used, StorageError where the cache cannot be written.
+    """
+    return TASKS[config.task.name].open(config, cache)
+
+
+__all__ = ["TASKS", "Evaluated", "LanguageModelTask", "Task", "open_task"]

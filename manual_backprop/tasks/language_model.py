@@ -1,0 +1,199 @@
+"""task=language_model: at each position of a text, the token that comes next.
+
+Examples are windows or documents of a corpus, the loss is cross-entropy over the vocabulary, and beside the model stand
+two that only count tokens. Predictions are continuations of the run's prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from ..batch import Batch
+from ..config import CustomTransformerConfig, RunConfig
+from ..data.corpus import Corpus, prepare_corpus
+from ..data.order import Order, evaluation_batches, open_order
+from ..data.token_cache import Split
+from ..data.tokenizers import FILE_NAME
+from ..errors import ConfigError
+from ..evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
+from ..language_model import LanguageModel, build_model
+from ..ops import IGNORED
+from ..samples import draw_samples, encode_prompts
+from .task import Evaluated, Task
+
+
+class LanguageModelTask(Task):
+    """The text of a run's config."""
+
+    files = (FILE_NAME,)
+
+    def __init__(self, config: RunConfig, corpus: Corpus):
+        self.config, self.corpus = config, corpus
+        self.digests = {"dataset_digest": corpus.dataset_digest, "tokenizer_digest": corpus.tokenizer_digest}
+
+    @classmethod
+    def open(cls, config: RunConfig, cache: Path) -> Self:
+        return cls(config, prepare_corpus(config.dataset, config.tokenizer, cache))
+
+    # What a run is made of
+
+    @property
+    def network_config(self) -> CustomTransformerConfig:
+        wanted, tokens = self.config.model.vocab_size, self.corpus.tokenizer.vocab_size
+        if wanted is not None and wanted < tokens:
+            raise ConfigError(
+                [
+                    f"model.vocab_size={wanted}: the tokenizer has {tokens} tokens; give at least {tokens}, or "
+                    "null for exactly as many"
+                ]
+            )
+        return self.config.network(tokens)
+
+    def build_model(self) -> LanguageModel:
+        return build_model(self.config.implementation.name, self.network_config)
+
+    def order(self, repeat: int | None = None) -> Order:
+        config = self.config
+        return open_order(
+            self.corpus,
+            config.batching,
+            config.dataset,
+            sequence_length=config.model.max_seq_len,
+            batch_size=config.training.batch_size,
+            pieces=config.training.gradient_accumulation_steps,
+            seed=config.seed,
+            repeat=repeat,
+        )
+
+    def check(self) -> None:
+        self.evaluation_batches(self.corpus.split("validation"), torch.device("cpu"))
+        _ = self.prompts  # says which of them the tokenizer cannot read
+
+    def evaluation_batches(self, split: Split, device: torch.device, limit: int | None = None) -> Iterator[Batch]:
+        """A split in the shape that training has, once and in order; with `limit`, only so many batches.
+
+        Raises InputError, when it is called, for a split that is too short.
+        """
+        config = self.config
+        length, rows = config.model.max_seq_len, config.training.batch_size
+        return evaluation_batches(split.tokens, split.offsets, config.batching, length, rows, limit, device)
+
+    # What it measures and predicts
+
+    def measure(self, model: LanguageModel, split: Split, limit: int | None = None) -> Evaluation:
+        """Of a model, over a split or its first `limit` batches."""
+        bytes_per_token = split.text_bytes / len(split.tokens)
+        batches = self.evaluation_batches(split, model.network.device, limit)
+        return Evaluator(model, bytes_per_token).evaluate(batches)
+
+    def counting_losses(self, split: Split, targets: int | None = None) -> tuple[float, float]:
+        """Unigram and bigram loss on a split; `targets`: on its first so many."""
+        tokens = split.tokens if targets is None else split.tokens[: targets + 1]
+        return unigram_and_bigram_loss(self.corpus.train, tokens, self.corpus.tokenizer.vocab_size)
+
+    @cached_property
+    def validation_counting_losses(self) -> tuple[float, float]:
+        return self.counting_losses(self.corpus.split("validation"))
+
+    def evaluate(self, model: LanguageModel, limit: int | None = None) -> Evaluated:
+        evaluation = self.measure(model, self.corpus.split("validation"), limit)
+        unigram, bigram = self.validation_counting_losses
+        gain = bigram - evaluation.loss
+        side = "below" if gain >= 0 else "above"
+        spread = f"perplexity {evaluation.perplexity:.1f}, {evaluation.bits_per_byte:.3f} bits a byte, accuracy"
+        return Evaluated(
+            metrics=evaluation.metrics() | {"validation/unigram_loss": unigram, "validation/bigram_loss": bigram},
+            sentence=f"validation loss {evaluation.loss:.4f} (bigram {bigram:.3f}), {spread} {evaluation.accuracy:.3f}",
+            summary=(
+                (
+                    "validation loss",
+                    f"{evaluation.loss:.4f} nats a token, {abs(gain):.2f} {side} the bigram model's {bigram:.3f} "
+                    f"(unigram {unigram:.3f})",
+                ),
+                ("", f"{spread} {evaluation.accuracy:.1%} of {evaluation.tokens:,} tokens"),
+            ),
+        )
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        return encode_prompts(self.config.training.sample_prompts, self.corpus)
+
+    def predictions(self, model: LanguageModel) -> list[str]:
+        """Every prompt with its continuation."""
+        length, seed = self.config.training.sample_length, self.config.seed
+        return draw_samples(model, self.corpus.tokenizer, self.prompts, length, seed)
+
+    def example(self, device: torch.device) -> Batch:
+        """The beginning of the validation split; of a single token, without a target that counts."""
+        tokens, longest = self.corpus.validation, self.config.model.max_seq_len
+        length = max(min(len(tokens) - 1, longest), 1)
+        ids = torch.from_numpy(np.asarray(tokens[: length + 1]).astype(np.int64)).to(device)
+        targets = ids[1:] if len(ids) > 1 else torch.full_like(ids, IGNORED)
+        return Batch(ids[:length][None], targets[:length][None])
+
+    def text(self, batch: Batch, positions: int) -> str:
+        return self.corpus.tokenizer.decode(batch.tokens[0, :positions].tolist())
+
+    # What is said and saved of it
+
+    @property
+    def about(self) -> str:
+        corpus, tokenizer = self.corpus, self.corpus.tokenizer
+        return (
+            f"{self.config.dataset.name}: {len(corpus.train):,} tokens for training, {len(corpus.validation):,} for "
+            f"validation, vocabulary {tokenizer.vocab_size} ({tokenizer.name})"
+        )
+
+    @property
+    def baselines(self) -> str:
+        unigram, bigram = self.validation_counting_losses
+        return f"counting models of the same tokens: unigram loss {unigram:.3f}, bigram loss {bigram:.3f}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.corpus.notes
+
+    @property
+    def profile(self) -> Mapping[str, int]:
+        corpus = self.corpus
+        return {
+            "train_documents": corpus.train_documents,
+            "validation_documents": corpus.validation_documents,
+            "train_bytes": corpus.train_bytes,
+            "validation_bytes": corpus.validation_bytes,
+            **corpus.counts,
+        }
+
+    @property
+    def data_tags(self) -> Mapping[str, str]:
+        corpus = self.corpus
+        return {
+            "tokenizer": corpus.tokenizer.name,
+            "vocab_size": str(corpus.tokenizer.vocab_size),
+            "train_tokens": str(len(corpus.train)),
+            "validation_tokens": str(len(corpus.validation)),
+            "sequence_length": str(self.config.model.max_seq_len),
+        }
+
+    def save(self, directory: Path) -> None:
+        """tokenizer.json."""
+        self.corpus.tokenizer.save(directory)
+
+    def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
+        way_out = f"; bring back that of {checkpoint}, or start a new run"
+        before, now = state["network"].get("vocab_size"), self.network_config.vocab_size
+        sentences = {
+            "dataset_digest": f"dataset: this text, with its files' names, is another one{way_out}",
+            "tokenizer_digest": f"tokenizer: this is another one{way_out}",
+        }
+        differences = [sentence for name, sentence in sentences.items() if state.get(name) != self.digests[name]]
+        if before != now:
+            differences.append(f"model.vocab_size={now}: must stay {before}, as in {checkpoint}")
+        if differences:
+            raise ConfigError(differences)

@@ -1,0 +1,121 @@
+"""The seam between a run and what it learns: the runner, its report, its state and its summary know a task by this
+class alone.
+
+A batch says by its type what it holds, and the network's `loss_and_gradients` takes it as it is: the loss of training
+is that of the network's head, which the task chooses with the model that it builds. What a task measures of a model
+afterwards is its own business, and so is what of it a reader gets to see.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from ..batch import Batch
+from ..config import CustomTransformerConfig, RunConfig
+from ..data.order import Order
+from ..language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a task has measured of a model on the validation split."""
+
+    metrics: Mapping[str, float]  # by the names that a run tracks: validation/loss, and what else the task measures
+    sentence: str  # the same for a reader, in one line
+    summary: tuple[tuple[str, str], ...]  # and in rows, title and text, on the page at the end of a run
+
+
+class Task(ABC):
+    """What a run learns, opened for the config of one run. Nothing of it changes while the run goes on."""
+
+    best_metric = "validation/loss"  # of its metrics, the one whose lowest value makes a checkpoint the best
+    files: tuple[str, ...] = ()  # what `save` writes; every checkpoint has a copy
+
+    config: RunConfig
+    digests: Mapping[str, str]  # SHA-256 of what its examples depend on, as checkpoints and tags name them
+
+    @classmethod
+    @abstractmethod
+    def open(cls, config: RunConfig, cache: Path) -> Self:
+        """With its examples out of `cache`; what is not there is prepared. Raises InputError and StorageError."""
+
+    # What a run is made of
+
+    @property
+    @abstractmethod
+    def network_config(self) -> CustomTransformerConfig:
+        """The network that the config and the examples ask for. Raises ConfigError where they do not fit."""
+
+    @abstractmethod
+    def build_model(self) -> LanguageModel:
+        """A new model with that network: its head and its loss are those that this task's batches want."""
+
+    @abstractmethod
+    def order(self, repeat: int | None = None) -> Order:
+        """In which order a run meets the training examples; `repeat`: only the first so many steps, again and again.
+
+        Raises InputError where there are too few.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Before a run starts: InputError where the validation split cannot be used."""
+
+    # What it measures and predicts
+
+    @abstractmethod
+    def evaluate(self, model: LanguageModel, limit: int | None = None) -> Evaluated:
+        """Over the validation split; with `limit`, over its first so many batches."""
+
+    @abstractmethod
+    def predictions(self, model: LanguageModel) -> list[str]:
+        """What the model makes of some examples, as texts for a reader. The same model, the same texts."""
+
+    @abstractmethod
+    def example(self, device: torch.device) -> Batch:
+        """One validation row without padding, always the same, at which a network is looked at."""
+
+    @abstractmethod
+    def text(self, batch: Batch, positions: int) -> str:
+        """The first so many positions of a batch's first row, as a reader sees them."""
+
+    # What is said and saved of it
+
+    @property
+    @abstractmethod
+    def about(self) -> str:
+        """The examples in one line."""
+
+    @property
+    @abstractmethod
+    def baselines(self) -> str:
+        """What simple methods reach on the same examples, in one line."""
+
+    @property
+    @abstractmethod
+    def notes(self) -> tuple[str, ...]:
+        """What whoever reads a run's results must know of the examples."""
+
+    @property
+    @abstractmethod
+    def profile(self) -> Mapping[str, int]:
+        """Numbers that depend on nothing but the data."""
+
+    @property
+    @abstractmethod
+    def data_tags(self) -> Mapping[str, str]:
+        """What depends on the run's config too."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Writes `files`: what a model needs beside its parameters."""
+
+    @abstractmethod
+    def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
+        """ConfigError where a checkpoint with this state was made with other examples than these."""
