@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 
 def tensors_of(runner: Runner) -> dict[str, dict[str, Tensor]]:
-    """Copies on the CPU."""
-    return {"parameters": runner.network.export_parameters(), "optimizer": runner.optimizer.state()}
+    """Where they lie, and no copies: a save ends before the next step begins."""
+    return {"parameters": dict(runner.network.parameters), "optimizer": runner.optimizer.state_views()}
 
 
 def state_of(runner: Runner, metrics_length: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ..kernels.optimizers import FusedAdamW, FusedSGD
 from ..ops import IGNORED, Dropout, random_key, rotations, sinusoids
 from ..ops.numerics import Record, no_record
 from ..optim import SGD, AdamW, Optimizer
-from ..parameters import Layout, Shape, copy_into
+from ..parameters import Layout, Shape, copy_into, copy_on_cpu
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Network(ABC):
 
     def export_parameters(self) -> dict[str, Tensor]:
         """Copies of all parameters by name, on the CPU, in their own format."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+        return {name: copy_on_cpu(parameter) for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
