@@ -1,7 +1,8 @@
 """What `training.inspect_every` has seen, as pictures: heat maps over layers and steps, histograms, attention maps.
 
 The heat maps are drawn from metrics.jsonl, so that a resumed run has them from its first step on. The other two show
-the network as it is at the end, on one text that depends on the data alone: the beginning of the validation split.
+the network as it is at the end, on one text that depends on the data alone: the first row of the validation split, as
+it is evaluated.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import BatchingConfig
 from .data.corpus import Corpus
-from .data.token_shards import Tokens
+from .data.order import evaluation_batches
 from .durable import storage_errors
 from .inspection import PREFIX, layers_of
-from .models.network import Batch, Network
+from .models.network import Network
 from .models.recorder import Recorder
 from .ops import IGNORED
 from .tracking import TrainingLog
@@ -44,11 +46,13 @@ MOST_TICKS = 6
 BINS = 80
 
 
-def draw_inspection(log: TrainingLog, folder: Path, title: str, network: Network | None, corpus: Corpus) -> list[Path]:
+def draw_inspection(
+    log: TrainingLog, folder: Path, title: str, network: Network | None, corpus: Corpus, batching: BatchingConfig
+) -> list[Path]:
     """All that there is to draw; without a `network`, what is in the log. Overwrites the network's gradients."""
     paths = [folder / LAYERS] if draw_layers(log, folder / LAYERS, title) else []
     if network is not None:
-        portrait = Portrait(network, corpus.validation)
+        portrait = Portrait(network, corpus, batching)
         draw_histograms(portrait, folder / HISTOGRAMS, title)
         paths.append(folder / HISTOGRAMS)
         if draw_attention(portrait, corpus.tokenizer.decode(portrait.tokens), folder / ATTENTION, title):
@@ -106,18 +110,18 @@ class Portrait:
     The network's gradients are overwritten: only for whoever needs them no more.
     """
 
-    def __init__(self, network: Network, tokens: Tokens):
-        length = max(min(len(tokens) - 1, network.config.max_seq_len), 1)
-        ids = torch.from_numpy(np.asarray(tokens[: length + 1]).astype(np.int64)).to(network.device)
-        targets = ids[1:] if len(ids) > 1 else torch.full_like(ids, IGNORED)
+    def __init__(self, network: Network, corpus: Corpus, batching: BatchingConfig):
+        tokens, offsets, length = corpus.validation, corpus.validation_offsets, network.config.max_seq_len
+        batch = next(evaluation_batches(tokens, offsets, batching, length, 1, device=network.device))
+        count = int((batch.targets != IGNORED).sum())
         before, network.recorder = network.recorder, (recorder := Recorder("*.probabilities", "*.activated"))
         try:
             network.zero_gradients()
-            network.loss_and_gradients(Batch(ids[:length][None], targets[:length][None]), denominator=length, step=None)
+            network.loss_and_gradients(batch, denominator=count, step=None)
         finally:
             network.recorder = before
         self.network, self.recorded = network, recorder.tensors
-        self.tokens: list[int] = ids[: min(length, MOST_TOKENS)].tolist()
+        self.tokens: list[int] = batch.tokens[0, :MOST_TOKENS].tolist()
 
     def attention(self) -> dict[int, np.ndarray]:
         """Of each block, (H, T, T) over the first tokens of the text; the rows see nothing behind them."""

@@ -160,7 +160,8 @@ class RunReport:
         try:
             title = f"{self.directory.read()['run_name']}, step {runner.step}"
             network = runner.network if whole else None
-            for path in draw_inspection(load_training_log(self.directory.path), folder, title, network, runner.corpus):
+            training, batching = load_training_log(self.directory.path), runner.config.batching
+            for path in draw_inspection(training, folder, title, network, runner.corpus, batching):
                 self.tracker.log_artifact(path, INSPECTION)
         except Exception as error:  # pictures, whatever is wrong with them, are not what a run is for
             log.warning("The pictures of training.inspect_every cannot be drawn: %s. The run goes on without.", error)

@@ -58,6 +58,8 @@ from .tracking import (
 
 log = logging.getLogger(__name__)
 
+COUNTED_ROWS = 256  # sequences that the counting models are measured on at a time
+
 
 def run_job(config: RunConfig, root: Path, origin: Origin | None = None) -> float:
     """One run in the folder `root`: `root/outputs` and `root/mlflow.db`. Returns the final validation loss.
@@ -119,7 +121,7 @@ class Runner:
         corpus = self.corpus
         self.prompts = encode_prompts(config.training.sample_prompts, corpus)
         self.unigram_loss, self.bigram_loss = unigram_and_bigram_loss(
-            corpus.train, corpus.validation, corpus.tokenizer.vocab_size
+            corpus.train, self._validation_batches(COUNTED_ROWS, device="cpu"), corpus.tokenizer.vocab_size
         )
         self.evaluator = Evaluator(self.network, corpus.validation_bytes / len(corpus.validation))
         self.evaluation: tuple[int, Evaluation] | None = None  # the last one, and after how many steps
@@ -140,9 +142,12 @@ class Runner:
         if threads is not None:
             torch.set_num_threads(threads)
 
-    def _validation_batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+    def _validation_batches(
+        self, batch_size: int, limit: int | None = None, device: torch.device | str | None = None
+    ) -> Iterator[Batch]:
+        """`device` None: the network's."""
         corpus, config = self.corpus, self.config
-        length, device = config.model.max_seq_len, self.network.device
+        length, device = config.model.max_seq_len, self.network.device if device is None else device
         return evaluation_batches(
             corpus.validation, corpus.validation_offsets, config.batching, length, batch_size, limit, device
         )
