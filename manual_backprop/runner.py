@@ -259,6 +259,7 @@ class Runner:
         watch = self.inspector.watch(number)
         loss = torch.zeros((), device=self.device)
         for batch in batches:
+            watch.batch(batch)
             loss = loss + self.network.loss_and_gradients(batch, denominator=tokens, step=number)
         watch.gradients()
         norm = self.optimizer.step(loss, rate, self.config.training.max_grad_norm)

@@ -62,7 +62,7 @@ def linear_cross_entropy(
                 padded[:, vocab_size:].fill_(-math.inf)
             part_loss, scale = _loss_and_gradient_(padded, target[part], counts[part], share, label_smoothing)
             loss += part_loss
-            if record is not no_record:
+            if record.wants("dlogits"):
                 recorded.put("dlogits", (logits * scale).to(x.dtype))
             # logits = x W^T
             add_product(dweight, logits.T, (x_rows[part] * scale).to(x.dtype))

@@ -1,17 +1,35 @@
-"""What every pair shares: which number format a reduction runs in, and how a tensor is seen as rows."""
+"""What every pair shares: which number format a reduction runs in, how a tensor is seen as rows, who looks inside."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Record = Callable[[str, Tensor], None]
+
+class Record(Protocol):
+    """Who looks inside a step. A pair calls `record(name, tensor)` for what is worth seeing inside it.
+
+    What it has anyway it may offer under any name: who does not want that does nothing with it. What it would compute
+    or copy for the record alone, it does only where `record.wants(name)`.
+    """
+
+    def wants(self, name: str) -> bool: ...
+
+    def __call__(self, name: str, tensor: Tensor) -> None: ...
 
 
-def no_record(name: str, tensor: Tensor) -> None:
-    """The recorder that nobody reads. A pair calls `record(name, tensor)` for what is worth seeing inside it."""
+class NoRecord:
+    """The recorder that nobody reads."""
+
+    def wants(self, name: str) -> bool:
+        return False
+
+    def __call__(self, name: str, tensor: Tensor) -> None: ...
+
+
+no_record = NoRecord()
 
 
 def wide(x: Tensor) -> Tensor:
