@@ -258,9 +258,10 @@ class Runner:
         self.network.zero_gradients()
         watch = self.inspector.watch(number)
         loss = torch.zeros((), device=self.device)
+        denominator = self.network.on_device(tokens)  # once for all batches of the step
         for batch in batches:
             watch.batch(batch)
-            loss = loss + self.network.loss_and_gradients(batch, denominator=tokens, step=number)
+            loss = loss + self.network.loss_and_gradients(batch, denominator=denominator, step=number)
         watch.gradients()
         norm = self.optimizer.step(loss, rate, self.config.training.max_grad_norm)
         watch.update()

@@ -119,7 +119,7 @@ class TorchTransformer(AutogradNetwork, FlatNetwork):
         with self._autocast():
             logits = F.linear(self._hidden(batch.tokens, batch.segments, dropout), self.head)
             self._recording("logits", logits)
-            loss = summed_loss(logits, batch.targets.long(), smoothing, self._denominator(denominator))
+            loss = summed_loss(logits, batch.targets.long(), smoothing, self.on_device(denominator).clamp(min=1))
         loss.backward()
         return loss.detach()
 

@@ -37,6 +37,16 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
+def one_number(value: float | Tensor, like: Tensor) -> Tensor:
+    """`value` as one number in the format and on the device of `like`.
+
+    A number of Python is filled in on the device: `torch.as_tensor` would copy it there from the host, and a GPU's step
+    would wait for that. A tensor that lies there already is not copied, so that it may change from step to step where a
+    step's calls are recorded.
+    """
+    return value.to(like) if isinstance(value, Tensor) else like.new_full((), value)
+
+
 def rows(x: Tensor) -> Tensor:
     """(..., D) -> (N, D): every leading dimension is a batch of independent rows."""
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
