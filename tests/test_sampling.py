@@ -1,4 +1,4 @@
-"""How a token is drawn: temperature, top_k and top_p, ties included; and planted bugs, each of which must be noticed."""
+"""How a token is drawn: temperature, top_k and top_p, with ties; and planted bugs, each of which must be noticed."""
 
 from __future__ import annotations
 
