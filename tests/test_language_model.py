@@ -313,7 +313,7 @@ def test_nothing_by_hand_requires_grad(architecture: str, precision: str) -> Non
 
 def test_the_check_for_autograd_sees_autograd(architecture: str) -> None:
     mirror = TorchTransformer(wrapper(architecture).config)
-    with pytest.raises(AssertionError), NothingRequiresGrad():
+    with pytest.raises(AssertionError, match="requires_grad"), NothingRequiresGrad():
         mirror.forward(random_ids(2, 6))
 
 
@@ -443,8 +443,12 @@ def test_bad_batch_changes_nothing(architecture: str, network: Any) -> None:
     model = LanguageModel(network(CustomTransformerConfig(**SIZES, architecture=architecture)))
     model.train_step(GOOD, GOOD, learning_rate=0.1)
     before = snapshot(model)
-    for tokens, targets in ((ids_with(19), GOOD), (GOOD, ids_with(-1)), (random_ids(1, 11), random_ids(1, 11))):
-        with pytest.raises(InputError):
+    for tokens, targets, words in (
+        (ids_with(19), GOOD, "token id 19"),
+        (GOOD, ids_with(-1), "target -1"),
+        (random_ids(1, 11), random_ids(1, 11), "sequence has 11 tokens"),
+    ):
+        with pytest.raises(InputError, match=words):
             model.network.loss_and_gradients(Batch(tokens, targets), denominator=12, step=1)
     with pytest.raises(InputError, match="backward needs the forward it belongs to"):
         model.network.backward(torch.zeros(2, 6, 19))
