@@ -80,7 +80,7 @@ def check_finished(run: Path, steps: int, tracked: bool = True) -> None:
     content, log = read_run(run), load_training_log(run)
     assert content["status"] == "FINISHED"
     assert log.training["train/loss"].steps[-1] == log.validation["validation/loss"].steps[-1] == steps
-    most = 2 * math.log(log.config["tokenizer"].get("vocab_size") or 50257)
+    most = 3 * math.log(log.config["tokenizer"].get("vocab_size") or 50257)
     losses = [*log.training["train/loss"].values, *log.validation["validation/loss"].values]
     assert all(0 < loss < most for loss in losses), losses
     latest = CheckpointManager(run / "checkpoints").latest()
@@ -135,8 +135,7 @@ def check_everything_is_touched(outcome: Outcome) -> None:
 
 
 def check_one_batch_is_learned(outcome: Outcome) -> None:
-    losses = log_of(outcome).training["train/loss"].values
-    assert losses[-1] < losses[0] - 1
+    assert log_of(outcome).training["train/loss"].values[-1] < 0.1
 
 
 def check_not_compiled(outcome: Outcome) -> None:
@@ -147,7 +146,7 @@ def check_characters(outcome: Outcome) -> None:
     """The tokens are the characters that the text has."""
     tokenizer = load_tokenizer(the_run(outcome) / "tokenizer.json")
     text = (outcome.place / "README.md").read_text(encoding="utf-8")
-    assert tokenizer.vocab_size == len(set(text)) + 1  # and the end token
+    assert tokenizer.vocab_size == len(set(text))
     assert tokenizer.decode(tokenizer.encode("Return the")) == "Return the"
 
 
@@ -189,9 +188,8 @@ def check_inspected(outcome: Outcome) -> None:
         found = [name for name in log.training if name.startswith(f"inspect/{quantity}/")]
         assert len(found) >= layers, quantity
         assert all(log.training[name].steps == [1, 2] for name in found)
-    pictures = list((log.path / "inspection").glob("*.png"))
-    assert len(pictures) >= 3
-    assert all(path.read_bytes().startswith(PNG) for path in pictures)
+    for name in ("attention.png", "histograms.png", "layers.png"):
+        assert (log.path / "inspection" / name).read_bytes().startswith(PNG)
 
 
 def check_own_text(outcome: Outcome) -> None:
@@ -320,6 +318,10 @@ def check_continued(outcome: Outcome) -> None:
     assert len(text) > len("Return the\n")
 
 
+def check_stopped(outcome: Outcome) -> None:
+    assert "." not in outcome.said.split("\n", 1)[1], "it ends before the first full stop"
+
+
 def check_chat(outcome: Outcome) -> None:
     """It says what can be typed, and leaves at the end of the input."""
     assert "Write the beginning of a text; help shows what else can be typed, Ctrl-D leaves." in outcome.said
@@ -388,8 +390,8 @@ def check_inspected_rows(outcome: Outcome) -> None:
 
 def check_analyzed(outcome: Outcome) -> None:
     """Which vocab_size and max_seq_len to take, for both; a picture."""
-    assert outcome.said.count("vocab_size=") >= 2
-    assert outcome.said.count("max_seq_len=") >= 2
+    for name in ("python_docs", "docs"):
+        assert re.search(rf"^{name}: recommended\n +vocab_size +\d+ .*\n +max_seq_len +\d+ ", outcome.said, flags=re.M)
     assert (outcome.place / "sizes.png").read_bytes().startswith(PNG)
 
 
@@ -489,6 +491,7 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     r"python -m manual_backprop\.(evaluate|generate last|chat|summary last|convert to-hf)": check_line_of_the_model,
     r"python -m manual_backprop\.evaluate": check_evaluated,
     r"python -m manual_backprop\.generate": check_continued,
+    r"python -m manual_backprop\.generate last .*--stop": check_stopped,
     r"python -m manual_backprop\.chat": check_chat,
     r"python -m manual_backprop\.summary last": check_summary,
     r"python -m manual_backprop\.summary model=gpt2": check_summary_of_gpt2,
@@ -501,7 +504,7 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     rf"{TOOLS}\.inspect": check_inspected_rows,
     rf"{TOOLS}\.tokenization analyze": check_analyzed,
     rf"{TOOLS}\.tokenization train registry": check_tokenizer("python_docs-1024", 1024),
-    rf"{TOOLS}\.tokenization train file": check_tokenizer("README-512", 512),
+    rf"{TOOLS}\.tokenization train file": check_tokenizer("README.md-512", 512),
     rf"{TOOLS}\.tokenization pretokenize": check_pretokenized,
     rf"{TOOLS}\.prepare_speed": check_speed,
     r"python -m manual_backprop\.convert to-hf": check_exported,
