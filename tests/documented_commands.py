@@ -144,7 +144,7 @@ def check_not_compiled(outcome: Outcome) -> None:
 
 def check_characters(outcome: Outcome) -> None:
     """The tokens are the characters that the text has."""
-    tokenizer = load_tokenizer(the_run(outcome) / "tokenizer.json")
+    tokenizer = load_tokenizer(the_run(outcome))
     text = (outcome.place / "README.md").read_text(encoding="utf-8")
     assert tokenizer.vocab_size == len(set(text))
     assert tokenizer.decode(tokenizer.encode("Return the")) == "Return the"
@@ -195,20 +195,18 @@ def check_inspected(outcome: Outcome) -> None:
 def check_own_text(outcome: Outcome) -> None:
     """Every file of the folder is a document; the tokenizer is learned, and the tokens are kept."""
     assert list((outcome.place / "outputs" / "datasets").iterdir())
-    assert load_tokenizer(the_run(outcome) / "tokenizer.json").vocab_size <= 4096
+    assert load_tokenizer(the_run(outcome)).vocab_size <= 4096
 
 
 def check_initial_weights(outcome: Outcome) -> None:
-    """Sizes and tokenizer are the imported model's."""
+    """Sizes, architecture and tokenizer are those of the model that was imported, which is the first run's."""
     first, run = list_runs(outcome.place / "outputs")[0], the_run(outcome)
     assert run != first
-    for part in ("model", "architecture", "tokenizer"):
-        names = ("d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len", "name")
-        one, other = (load_training_log(path).config[part] for path in (first, run))
-        assert {n: one[n] for n in names if n in one and part != "tokenizer"} == {
-            n: other[n] for n in names if n in other and part != "tokenizer"
-        }
-    assert (run / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
+    theirs, mine = (load_training_log(path).config for path in (first, run))
+    for name in ("d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len"):
+        assert mine["model"][name] == theirs["model"][name]
+    assert mine["architecture"]["name"] == theirs["architecture"]["name"]
+    assert load_tokenizer(run).digest == load_tokenizer(first).digest
 
 
 # Sweeps
@@ -362,12 +360,12 @@ def check_diagnosed(outcome: Outcome) -> None:
     assert [name for name in outcome.written if name.endswith(".png")]
 
 
-def check_explained(page: str, architecture: str) -> Callable[[Outcome], None]:
+def check_explained(page: str, network: str) -> Callable[[Outcome], None]:
     def check_page_is_written(outcome: Outcome) -> None:
         assert page in outcome.written
         assert f"wrote {page}: " in outcome.said
         text = (outcome.place / page).read_text(encoding="utf-8")
-        assert architecture in text
+        assert network in text
         assert text.count("```python") > 10
 
     return check_page_is_written
@@ -449,14 +447,17 @@ def check_commands_are_listed(outcome: Outcome) -> None:
 
 
 def check_help(outcome: Outcome) -> None:
-    """Every group with its options, and every key."""
+    """Every group with its options; keys, and how to see all of them."""
     from manual_backprop.validation import groups, keys
 
     for group in groups():
         for option in (shipped_folder("conf") / group).glob("*.yaml"):
             assert re.search(rf"\b{group}\b", outcome.said)
             assert option.stem in outcome.said, option
-    assert [key for key in keys() if key.rpartition(".")[2] not in outcome.said] == []
+    shown = re.findall(r"^  ([a-z_]+(?:\.[a-z_]+)*) +\S", outcome.said.partition("\nKeys used most")[2], flags=re.M)
+    assert len(shown) > 20
+    assert set(shown[:20]) <= set(keys())
+    assert "every other key: --cfg job" in outcome.said
 
 
 def check_plan(outcome: Outcome) -> None:
@@ -498,8 +499,8 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     r"python -m manual_backprop\.verify": check_verified,
     r"python -m manual_backprop\.verify$": check_all_ops_are_in_the_table,
     r"python -m manual_backprop\.diagnose": check_diagnosed,
-    r"python -m manual_backprop\.explain$": check_explained("docs/one-step.md", "gpt2"),
-    r"python -m manual_backprop\.explain --architecture llama": check_explained("llama-step.md", "llama"),
+    r"python -m manual_backprop\.explain$": check_explained("docs/one-step.md", "as in GPT-2"),
+    r"python -m manual_backprop\.explain --architecture llama": check_explained("llama-step.md", "as in LLaMA"),
     rf"{TOOLS}\.download_dataset --list": check_listed,
     rf"{TOOLS}\.inspect": check_inspected_rows,
     rf"{TOOLS}\.tokenization analyze": check_analyzed,
@@ -517,8 +518,7 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
 # What must have been done before: another command, or a change of the folder. Without: one run of two steps is there.
 AFTER: dict[str, str] = {
     "python -m manual_backprop.run sweep.resume=last": (
-        "python -m manual_backprop.run -m hydra/sweeper=search model=tiny "
-        "'optimizer.learning_rate=tag(log,interval(1e-4,1e-2))'"
+        "python -m manual_backprop.run -m model=tiny,small optimizer.learning_rate=1e-3,3e-3"
     ),
     "python -m manual_backprop.run dataset=pretokenized dataset.path=prepared tokenizer=pretokenized": (
         "python -m manual_backprop.tools.tokenization pretokenize python_docs python_docs-1024 --output prepared"
