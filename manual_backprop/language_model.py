@@ -108,11 +108,11 @@ class LanguageModel:
     ) -> Tensor:
         """The prompt and its continuation, (B, T + at most max_length).
 
-        input_ids (B, T) with T >= 1. max_length counts new tokens. temperature 0 takes the likeliest token each time;
-        otherwise one is drawn, among the top_k likeliest (None or 0: all), of these among the smallest set whose
-        probabilities reach top_p (None: all). A row that has drawn eos_token_id stays there, and when all have, this
-        returns. The same seed draws the same tokens. Past max_seq_len the oldest tokens fall out of sight, half a
-        window at a time (models/decoding.py).
+        input_ids (B, T) with T >= 1. max_length counts new tokens. temperature 0 takes the likeliest token each time,
+        the first of equal ones; otherwise one is drawn, among the top_k likeliest (None or 0: all), of these among the
+        smallest set whose probabilities reach top_p (None: all). A row that has drawn eos_token_id stays there, and
+        when all have, this returns. The same seed draws the same tokens. Past max_seq_len the oldest tokens fall out
+        of sight, half a window at a time (models/decoding.py).
         """
         tokens = [input_ids]
         tokens += self.stream(input_ids, max_length, temperature, top_k, top_p, eos_token_id, seed)

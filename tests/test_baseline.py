@@ -19,6 +19,7 @@ from manual_backprop.gradient_check.measure import AUTOGRAD_BAR, error_of, error
 from manual_backprop.gradient_check.network_check import counted, networks, step_of, wholly_zero
 from manual_backprop.language_model import LanguageModel
 from manual_backprop.models.network import Batch, parameter_shapes
+from manual_backprop.tracking.run_directory import read_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,6 +55,7 @@ def test_by_hand_is_as_exact_in_low_precision(architecture: str, precision: str)
     """The error by hand is at most twice the baseline's."""
     config = replace(ENOUGH_TO_ROUND, architecture=architecture, precision=precision)
     found = check_network_precision(config, "proof", peer=BaselineTransformer)
+    assert found
     assert not [f"{f.quantity}: {f.error:.2f}" for f in found if not f.ok]
 
 
@@ -183,6 +185,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(text: Path, tmp_path:
     part = train(tmp_path / "part", text, *options, "training.max_steps=6")
     cut = part / "checkpoints" / "step-000003"
     resume(tmp_path / "part", f"resume={cut}", "training.max_steps=6")
+    assert [each["step"] for each in read_run(part)["resumes"]] == [3], "or these are the tensors of before"
     assert_same_tensors(whole / "checkpoints" / "step-000006", part / "checkpoints" / "step-000006")
 
 

@@ -6,6 +6,7 @@ Skips, and says why, where there is no Chromium (Debian: `apt-get install chromi
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,7 +137,8 @@ def test_samples_of_a_run(root: Path, address: str, page: Any) -> None:
     folder = f"{address}/#/experiments/{experiment}/runs/{children[0]}/artifacts/samples/{sample.name}"
     page.goto(folder, wait_until="domcontentloaded")
     page.get_by_text(sample.name).first.wait_for()
-    words = " ".join(sample.read_text(encoding="utf-8").split())[:4]
+    words = max(re.findall(r"[!-~]+(?: [!-~]+)*", sample.read_text(encoding="utf-8")), key=len)
+    assert len(words) > len("The "), "what was written, and not only the prompt"
     page.get_by_text(words).first.wait_for()
 
 

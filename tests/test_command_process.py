@@ -6,10 +6,11 @@ import resource
 from pathlib import Path
 
 import pytest
-from command_tools import ROOT, command
+from command_tools import command
 
 from manual_backprop.command_line import check
 from manual_backprop.composition import ExperimentsSearchPath
+from manual_backprop.config import shipped_folder
 from manual_backprop.errors import ConfigError
 from manual_backprop.run import main
 
@@ -40,7 +41,9 @@ def test_nothing_slow_is_imported_before_a_run(tmp_path: Path, arguments: list[s
 
 def test_help_lists_every_option_and_says_what_it_is(tmp_path: Path) -> None:
     page = command("--help", cwd=tmp_path).stdout
-    for path in [*(ROOT / "conf").glob("*/*.yaml"), *(ROOT / "experiments").glob("*.yaml")]:
+    paths = [*shipped_folder("conf").glob("*/*.yaml"), *shipped_folder("experiments").glob("*.yaml")]
+    assert len(paths) > 30
+    for path in paths:
         assert any(path.stem in line.split() for line in page.splitlines()), path
     assert "training.max_steps" in page
     assert page.count("python -m manual_backprop.run") >= 6

@@ -2,8 +2,9 @@
 somewhere, and a number has its command beside it.
 
 A training is run with fewer steps, on fewer documents, and otherwise as it stands; each command is a process, forked
-where torch and MLflow are imported already. What is not run here is run by `.ci/run`, and that is checked. The listings
-in docs/one-step.md are no commands: `explain` writes them, and test_explain.py compares them.
+where torch and MLflow are imported already, and what it leaves and says is compared with what the documents promise
+(documented_commands.py). What is not run here is run by `.ci/run`, and that is checked. The listings in
+docs/one-step.md are no commands: `explain` writes them, and test_explain.py compares them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +21,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from command_tools import ROOT, environment, free_port, serving
+from documented_commands import AFTER, CHECKS, PREPARED, Outcome, checks_of, files_in, words_of
 from warm_python import WarmPython
 
 from manual_backprop import bench
@@ -42,11 +43,18 @@ PLACEHOLDERS = {"FILE": "README.md", "TEXT": "README.md", "experiments=NAME": "e
 PLACEHOLDERS |= {"model=NAME": "model=tiny", "FOLDER": "docs"}
 RUNS = ("RUN_DIRECTORY", "RUN_ID", "RUN")
 SHORT = {
-    "training.max_steps": "2",
     "training.eval_batches": "1",
     "training.sample_length": "2",
     "device.threads": "1",
 }
+WHOLE = {"training=smoke": "20", "experiments=overfit_one_batch": "40"}  # what shows something only in so many steps
+FIRST = [
+    "-m",
+    "manual_backprop.run",
+    "model=tiny",
+    "training.save_every=2",
+    "training.log_every=1",
+]  # the run that a reader has behind them
 FEW_DOCUMENTS = 20  # of the built-in corpus: a run evaluates the whole validation split at its end
 
 
@@ -95,10 +103,7 @@ def arguments_of(command: str, place: Path) -> list[str]:
     for word in RUNS:
         if re.search(rf"\b{word}\b", command):
             command = re.sub(rf"\b{word}\b", str(list_runs(place / "outputs")[-1]), command)
-    words = shlex.split(command)
-    if words[0] == "manual-backprop":
-        return ["-m", "manual_backprop.run", *words[1:]]
-    return words[1:]
+    return words_of(command)
 
 
 def shortened(words: list[str]) -> list[str]:
@@ -120,24 +125,57 @@ def shortened(words: list[str]) -> list[str]:
         kept = [word for word in words if not word.startswith("training.max_steps=")]
         return [*kept, f"training.max_steps={4 if len(kept) < len(words) else 6}"]  # of a run that made 2
     named = {word.partition("=")[0] for word in given}
-    changed = [word for word in words if word.partition("=")[0] not in SHORT]
-    changed += [f"{key}={value}" for key, value in SHORT.items()]
+    short = SHORT | {"training.max_steps": next((WHOLE[word] for word in given if word in WHOLE), "2")}
+    short |= {"training.inspect_every": "1"} if "training.inspect_every" in named else {}
+    changed = [word for word in words if word.partition("=")[0] not in short]
+    changed += [f"{key}={value}" for key, value in short.items()]
     changed += ["hydra.sweeper.n_trials=2"] if "hydra/sweeper=search" in given else []
     if "dataset" not in named and "experiments=shakespeare_char" not in given:
         changed.append(f"dataset.subset_size={FEW_DOCUMENTS}")
     return changed + (["model=tiny"] if not named & {"model", "experiments"} else [])
 
 
-def run(words: list[str], cwd: Path, seconds: float) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=cwd,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
+class Reader:
+    """Who gives the commands, each in the same folder as it was after those that it needs: in any order, and alone.
+
+    The folder always has the same path, since what runs leave names it: it is put back from copies of it.
+    """
+
+    def __init__(self, warm: WarmPython, root: Path):
+        self.warm, self.place, self.states = warm, root / "place", root / "states"
+        self.place.mkdir()
+        shutil.copy2(ROOT / "README.md", self.place)
+        (self.place / "docs").mkdir()
+        shutil.copy2(ROOT / "docs" / "one-step.md", self.place / "docs")
+        done = warm.run(shortened(FIRST), self.place, 300)
+        assert done.returncode == 0, done.stderr
+        self.kept: dict[str, Path] = {}  # the folder after a command; None of them: "", after the first run
+        self._keep("")
+
+    def stand_after(self, command: str) -> None:
+        """The folder is as it was after this command; that is given where that has not been done yet."""
+        if command not in self.kept:
+            self.carry_out(command)
+        shutil.rmtree(self.place)
+        shutil.copytree(self.kept[command], self.place, symlinks=True)
+
+    def carry_out(self, command: str) -> None:
+        """Gives the command, and asks what is promised of it."""
+        if command in self.kept:
+            return
+        self.stand_after(AFTER.get(command, ""))
+        if command in PREPARED:
+            PREPARED[command](self.place)
+        words, before = shortened(arguments_of(command, self.place)), files_in(self.place)
+        outcome = Outcome(words, self.warm.run(words, self.place, 600), self.place, before)
+        assert outcome.done.returncode == 0, outcome.done.stdout[-2000:] + outcome.done.stderr[-2000:]
+        for check in checks_of(command):
+            check(outcome)
+        if command in AFTER.values():
+            self._keep(command)
+
+    def _keep(self, command: str) -> None:
+        self.kept[command] = Path(shutil.copytree(self.place, self.states / str(len(self.kept)), symlinks=True))
 
 
 @pytest.fixture(scope="module")
@@ -147,16 +185,15 @@ def warm() -> Iterator[WarmPython]:
 
 
 @pytest.fixture(scope="module")
-def place(warm: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reader(warm: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    return Reader(warm, tmp_path_factory.mktemp("reader"))
+
+
+@pytest.fixture
+def place(reader: Reader) -> Path:
     """Where a reader stands: a checkout's README, and one run behind them."""
-    folder = tmp_path_factory.mktemp("place")
-    shutil.copy2(ROOT / "README.md", folder)
-    (folder / "docs").mkdir()
-    shutil.copy2(ROOT / "docs" / "one-step.md", folder / "docs")
-    first = ["-m", "manual_backprop.run", "model=tiny", "training.save_every=2"]
-    done = warm.run(shortened(first), folder, 300)
-    assert done.returncode == 0, done.stderr
-    return folder
+    reader.stand_after("")
+    return reader.place
 
 
 def mlflow_id(place: Path) -> str:
@@ -170,26 +207,65 @@ def test_every_command_is_run_by_somebody() -> None:
     assert of_kind("shown")
 
 
+def test_every_command_has_a_check_of_its_own_and_every_check_a_command() -> None:
+    commands = [*of_kind("job"), *of_kind("shown")]
+    assert [command for command in commands if not list(checks_of(command))] == []
+    for pattern in CHECKS:
+        assert any(re.match(pattern, command) for command in commands), f"no document has such a command: {pattern}"
+    assert {*AFTER, *AFTER.values(), *PREPARED} <= set(commands)
+
+
+# A part of each Python block: what it prints.
+BLOCKS: dict[str, tuple[str, ...]] = {
+    "analyze_dataset(": (
+        r"python_docs: recommended\n +vocab_size +\d+ .*\n +max_seq_len +\d+ ",
+        r"\n\[(?:\s*\d+){20}\] \[[\s\d.]+\] \[memmap\(\[[\s\S]+\)\]\n$",
+    ),
+    "CustomTransformerWrapper(": (
+        r"^\{'loss': 0\.\d+, 'grad_norm': [\d.e-]+, 'status': 'success'\}\n",
+        r"\nb'to be or not to be, that is the '\n",  # what it was trained on
+        r"\ntorch\.Size\(\[64, 64\]\) \{'model_type': 'custom_transformer', .*'parameters': 118592\}\n$",
+    ),
+    "Recorder(": tuple(
+        rf"(?:^|\n)blocks\.1\.attention\.{name} \(4, 4, 16, 16\)\n" for name in ("probabilities", "dprobabilities")
+    ),
+    "TrainingLogger(": (r"^\[1\.0, 0\.5, 0\.333\d+\]\ntensor\(\[\[1\., 1\.\],\s+\[1\., 1\.\]\]\)\n$",),
+    "mlflow.pyfunc.load_model(": (r"^\[['\"].+['\"]\]\n$",),
+}
+
+
+def check_block(block: str, said: str) -> None:
+    (patterns,) = [patterns for part, patterns in BLOCKS.items() if part in block]
+    for pattern in patterns:
+        assert re.search(pattern, said), said
+
+
 @pytest.mark.parametrize("block", [block for block in blocks("python") if "RUN_ID" not in block])
-def test_python_blocks_run(block: str, tmp_path: Path) -> None:
-    done = run(["-c", block], tmp_path, 120)
+def test_python_blocks_run(block: str, tmp_path: Path, warm: WarmPython) -> None:
+    done = warm.run(["-c", block], tmp_path, 120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip(), "an example shows something"
+    check_block(block, done.stdout)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [block for block in blocks("python") if "RUN_ID" in block])
-def test_python_blocks_about_a_run(block: str, place: Path) -> None:
-    done = run(["-c", block.replace("RUN_ID", mlflow_id(place))], place, 120)
+def test_python_blocks_about_a_run(block: str, place: Path, warm: WarmPython) -> None:
+    done = warm.run(["-c", block.replace("RUN_ID", mlflow_id(place))], place, 120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip(), "an example shows something"
+    check_block(block, done.stdout)
 
 
-@pytest.mark.parametrize("command", of_kind("shown"))
-def test_what_ends_at_once_is_run_as_it_is(command: str, tmp_path: Path) -> None:
-    done = run(arguments_of(command, tmp_path), tmp_path, 120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+# Once where a reader's own words make two commands the same.
+SHOWN = {" ".join(arguments_of(command, ROOT)): command for command in of_kind("shown")}
+
+
+@pytest.mark.parametrize("command", SHOWN.values())
+def test_what_ends_at_once_is_run_as_it_is(command: str, tmp_path: Path, warm: WarmPython) -> None:
+    words = arguments_of(command, tmp_path)
+    outcome = Outcome(words, warm.run(words, tmp_path, 120), tmp_path, {})
+    assert outcome.done.returncode == 0, outcome.done.stderr
+    for check in checks_of(command):
+        check(outcome)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -208,15 +284,17 @@ def test_jobs_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", of_kind("job"))
-def test_jobs_run(command: str, place: Path, warm: WarmPython) -> None:
-    done = warm.run(shortened(arguments_of(command, place)), place, 600)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert done.stdout.strip() or done.stderr.strip()
+def test_jobs_do_what_is_promised(command: str, reader: Reader) -> None:
+    reader.carry_out(command)
 
 
 @pytest.mark.parametrize("command", of_kind("bench"))
 def test_benches_are_accepted(command: str) -> None:
-    assert cases_of(bench.parser().parse(shlex.split(command)[3:]))
+    """Each case that it names is one that is there, in the precision that it names."""
+    cases = cases_of(bench.parser().parse(shlex.split(command)[3:]))
+    assert {case.name for case in cases} == set(re.findall(r"\bC\d\b", command))
+    if asked := re.findall(r"--precision (\w+)", command):
+        assert {case.config.precision for case in cases} == set(asked)
 
 
 @pytest.mark.slow
@@ -290,10 +368,13 @@ def test_the_rest_is_run_by_ci() -> None:
 
 
 def test_links_lead_somewhere() -> None:
+    led = 0
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
             if not target.startswith(("http:", "https:")):
                 assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+                led += 1
+    assert led > 10
 
 
 def test_each_number_of_the_readme_has_its_command_beside_it() -> None:

@@ -16,7 +16,7 @@ from loopback_hub import LoopbackHub
 from run_tools import assert_same_tensors
 
 from manual_backprop.tracking import FINISHED, flatten, load_training_log
-from manual_backprop.tracking.run_directory import list_runs
+from manual_backprop.tracking.run_directory import list_runs, read_run
 
 SHORT = ("training.max_steps=2", "training.num_epochs=null", "model.max_seq_len=16", "training.sample_length=2")
 SHORT += ("device=cpu", "device.threads=1", "tracking=none", "dataset.revision=null")
@@ -81,4 +81,5 @@ def test_a_stream_is_resumed_at_the_next_unseen_token(folder: Path, tmp_path: Pa
     (path,) = list_runs(tmp_path / "outputs")
     before = shutil.copytree(path, tmp_path / "before")
     run(offline, f"resume={path / 'checkpoints/step-000003'}")
+    assert [each["step"] for each in read_run(path)["resumes"]] == [3], "or these are the tensors of before"
     assert_same_tensors(path / "checkpoints/step-000006", before / "checkpoints/step-000006")

@@ -96,9 +96,11 @@ def scripts(
 def test_configs_and_experiments_travel_inside_the_wheel(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("conf", "experiments"):
-        for path in (ROOT / folder).rglob("*.yaml"):
-            assert f"manual_backprop/{path.relative_to(ROOT).as_posix()}" in inside
+        shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.yaml")}
+        assert shipped
+        assert {f"manual_backprop/{name}" for name in shipped} <= inside
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "manual_backprop").rglob("*.py")}
+    assert "manual_backprop/ops/linear.py" in modules
     assert modules <= inside, "every subpackage is listed in setup.cfg"
     assert not any(name.startswith(("tests/", "conf/", "experiments/", "outputs/")) for name in inside)
 

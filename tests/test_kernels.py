@@ -70,6 +70,7 @@ def assert_same_bits(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
 
 
 def assert_ok(findings: list[Finding]) -> None:
+    assert findings
     over = [f"{f.subject} | {f.quantity}: {f.error:.3g}, bar {f.bar:g}" for f in findings if not f.ok]
     assert not over, "\n".join(over)
 
@@ -331,15 +332,14 @@ def test_what_a_network_hands_out_is_a_tensor_and_nothing_else(tmp_path: Path) -
 @pytest.mark.skipif(not products._onednn_is_exact(), reason="products are those of PyTorch here")
 def test_the_setting_of_products_is_the_process_s_and_is_put_back() -> None:
     """The first to come sets it, and the last to go, of whatever thread, puts it back."""
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    before = torch.backends.mkldnn.matmul.fp32_precision, torch.get_float32_matmul_precision()
     first, second = products.fastest_products(), products.fastest_products()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
     assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
     second.__exit__(None, None, None)
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
-    assert torch.get_float32_matmul_precision()
+    assert (torch.backends.mkldnn.matmul.fp32_precision, torch.get_float32_matmul_precision()) == before
 
 
 def test_a_step_that_was_broken_off_leaves_nothing_behind() -> None:

@@ -83,7 +83,7 @@ def test_no_program_that_a_checkout_names_is_run(checkout: Path, tmp_path: Path)
     git(checkout, "config", "diff.external", str(checkout / "tell.sh"))
     with (checkout / "manual_backprop" / "durable.py").open("a") as file:
         file.write("# changed\n")
-    provenance(checkout, tmp_path / "run")
+    assert "source.diff" in provenance(checkout, tmp_path / "run"), "git is asked for it"
     assert not (tmp_path / "was-run").exists()
 
 

@@ -169,6 +169,10 @@ def test_a_terminal_that_cannot_show_a_character(root: Path) -> None:
         PYTHONIOENCODING="ascii",
     )
     assert done.returncode == 0, done.stderr
+    assert "gr??e" in done.stdout, "a sample"
+    assert "continue 'gr??e ??' instead" in done.stderr
+    (run,) = list_runs(root / "outputs")
+    assert "grüße" in (run / "samples" / "step-000020.txt").read_text(encoding="utf-8")
 
 
 def test_a_network_that_does_not_fit_into_memory(root: Path) -> None:

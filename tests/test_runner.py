@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -46,12 +48,12 @@ def test_run_directory(finished: Path) -> None:
     assert run["status"] == "FINISHED"
     assert run["run_id"] == finished.name
     assert run["owner"]["pid"] == os.getpid()
-    assert run["command"]
+    assert run["command"] == shlex.join(sys.argv)
     assert sorted(path.name for path in (finished / "samples").iterdir()) == ["step-000004.txt", "step-000008.txt"]
     assert all(path.read_text(encoding="utf-8").startswith("The ") for path in (finished / "samples").iterdir())
     assert (finished / "loss_curves.png").read_bytes().startswith(b"\x89PNG")
     log = (finished / "run.log").read_text()
-    assert "25," in log or "parameters" in log
+    assert f"{CustomTransformerWrapper.from_checkpoint(finished).count_parameters():,} parameters" in log
     assert "step 8: validation loss" in log
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import pickletools
 import shutil
 import signal
@@ -89,6 +90,18 @@ def test_continuations(logged: Any, model: Path) -> None:
     assert isinstance(again, str), "an empty text begins at the end token"
 
 
+def is_a_pickle(content: bytes) -> bool:
+    try:
+        return len(list(pickletools.genops(content))) > 0
+    except (ValueError, UnicodeDecodeError):
+        return False
+
+
+def test_a_pickle_is_seen_to_be_one() -> None:
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert is_a_pickle(pickle.dumps({"weight": [1.5, "x"]}, protocol))
+
+
 def test_nothing_in_it_is_a_pickle_or_a_copy(run: Path, model: Path) -> None:
     files = {str(path.relative_to(model)) for path in model.rglob("*") if path.is_file()} - {"registered_model_meta"}
     (checkpoint,) = model.glob("step-*")
@@ -100,8 +113,7 @@ def test_nothing_in_it_is_a_pickle_or_a_copy(run: Path, model: Path) -> None:
     for name in files:
         content = (model / name).read_bytes()
         assert b"cloudpickle" not in content
-        with pytest.raises(ValueError, match=r".*"):
-            list(pickletools.genops(content))
+        assert not is_a_pickle(content), name
     for name in inside[1:]:
         assert (checkpoint / name).samefile(run / "checkpoints" / checkpoint.name / name)
     assert f"torch=={__import__('torch').__version__.partition('+')[0]}" in (model / "requirements.txt").read_text()

@@ -90,7 +90,7 @@ def test_the_table_is_best_first(swept: tuple[Path, subprocess.CompletedProcess[
         rows = list(csv.DictReader(file))
     losses = [float(row["validation_loss"]) for row in rows[:2]]
     assert losses == sorted(losses)
-    for row, loss in zip(rows, losses, strict=False):
+    for row, loss in zip(rows[:2], losses, strict=True):
         log = load_training_log(row["run_directory"])
         assert log.validation["validation/loss"].values[-1] == loss
         assert float(row["tokens_per_second"]) > 0
@@ -326,6 +326,7 @@ def test_a_search_survives_what_diverges(root: Path) -> None:
     assert all((one.status == "FAILED") == (one in diverged) for one in records)
     assert done.returncode == 1, done.stderr
     again = command("sweep.resume=last", cwd=root)
+    assert again.returncode == 1, again.stderr
     assert again.stdout.count(" starts: ") == len(diverged)
     assert Records(the_sweep(root)).read_all()[-1].overrides == records[-1].overrides
 

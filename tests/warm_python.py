@@ -1,4 +1,5 @@
-"""`python -m MODULE ...` as a process that does not import torch and MLflow once more: it is forked from one that has.
+"""`python -m MODULE ...`, or `-c CODE`, as a process that does not import torch and MLflow once more: it is forked from
+one that has.
 
 Importing them is most of what a short command takes. Nothing of this project is imported before the fork, so that a
 command finds, reads and registers its own modules as ever; its arguments, folder, output, environment and exit code are
@@ -21,7 +22,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 
 LIBRARIES = ("torch", "hydra", "matplotlib.pyplot", "mlflow", "mlflow.store.tracking.sqlalchemy_store")
 
@@ -42,14 +43,15 @@ class WarmPython:
         self._kill()
 
     def run(self, words: Sequence[str], cwd: Path, seconds: float) -> subprocess.CompletedProcess[str]:
-        """`python *words`, where `words` begin with -m. Raises subprocess.TimeoutExpired after `seconds`."""
-        if words[0] != "-m":
-            raise ValueError(f"{words[0]}: expected -m and a module")
+        """`python *words`, where `words` begin with -m or -c. Raises subprocess.TimeoutExpired after `seconds`."""
+        if words[0] not in ("-m", "-c"):
+            raise ValueError(f"{words[0]}: expected -m and a module, or -c and code")
         server = self._started()
         assert server.stdin is not None
         assert server.stdout is not None
         with tempfile.TemporaryDirectory() as output:
-            order = {"module": words[1], "arguments": list(words[2:]), "cwd": str(cwd), "output": output}
+            order = {"flag": words[0], "what": words[1], "arguments": list(words[2:])}
+            order |= {"cwd": str(cwd), "output": output}
             server.stdin.write(json.dumps(order) + "\n")
             server.stdin.flush()
             if not select.select([server.stdout], [], [], seconds)[0]:
@@ -91,8 +93,8 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
 
 
-def become(module: str, arguments: list[str], cwd: str, output: str) -> None:
-    """This process is from now on `python -m module *arguments`, and ends as that ends."""
+def become(flag: str, what: str, arguments: list[str], cwd: str, output: str) -> None:
+    """This process is from now on `python flag what *arguments`, and ends as that ends."""
     os.chdir(cwd)
     for number, file in enumerate((os.devnull, f"{output}/stdout", f"{output}/stderr")):
         opened = os.open(file, os.O_RDWR | os.O_CREAT)
@@ -100,7 +102,12 @@ def become(module: str, arguments: list[str], cwd: str, output: str) -> None:
         os.close(opened)
     sys.path[0] = cwd
     sys.argv[1:] = arguments
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if flag == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv[0] = "-c"
+        sys.modules["__main__"] = main = ModuleType("__main__")
+        exec(compile(what, "<string>", "exec"), vars(main))
 
 
 if __name__ == "__main__":

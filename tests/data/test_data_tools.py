@@ -244,6 +244,7 @@ def test_a_document_may_reach_over_shards(
     assert (tokens.documents, len(tokens.shards) > 3) == (1, True)
     read = tokens.tokenizer.decode(tokens.document(0).tolist())
     assert text.startswith(read)
+    assert len(read) > 0.85 * len(text), "a tenth is the validation split"
     assert tokens.document(0).tolist() == [*tokenizer.encode(read), tokenizer.end_token_id]
 
 
