@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +24,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside others, threads that wait for 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-LONG = ("test_measuring_commands", "test_planted_bugs")  # with slow tests for minutes: at the end others would wait
+# Files that take long, the longest first: what comes last must be short, or the other processes wait for it.
+LONG = (
+    *("test_planted_bugs", "test_documents_for_people", "test_measuring_commands", "test_kill", "test_sweeps"),
+    *("test_mlflow_tracking", "test_installed", "test_convert", "test_signals", "test_quality", "test_hub_experiments"),
+    *("test_compiled_kernels", "test_kernels", "test_plan", "test_checkpoint", "test_experiments", "test_run"),
+    *("test_run_ends", "test_runner", "test_resume", "test_diagnose", "test_data_runs", "test_rerun"),
+)
+# Their tests share nothing that is dear to make, and are handed out one by one; those of other files together.
+ONE_BY_ONE = (
+    *("test_planted_bugs", "test_measuring_commands", "test_kill", "test_mlflow_tracking", "test_kernels", "test_plan"),
+    *("test_compiled_kernels", "test_experiments", "test_run", "test_run_ends", "test_runner", "test_resume"),
+)
+TRANSFORMERS = ("test_convert", "test_llama", "test_bench", "test_pretrained", "test_data_tools")  # import it: 9 s
+COMPILING = pytest.StashKey[subprocess.Popen[bytes]]()
 
 
 @pytest.hookimpl(optionalhook=True)  # mutate.py loads no plugins
@@ -32,14 +48,54 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return cores() + 1
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Files are handed out in the order in which they are collected, not those with the most tests first."""
-    config.option.loadscopereorder = config.option.markexpr != "slow"
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What each process is given next, in the order in which tests are collected."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFileOrTest(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            if Path(file).stem in TRANSFORMERS:
+                return "transformers"  # one process imports it
+            return nodeid if Path(file).stem in ONE_BY_ONE else file
+
+    config.option.loadscopereorder = False  # not the files with the most tests first
+    return ByFileOrTest(config, log)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.option.markexpr == "slow":
-        items.sort(key=lambda item: item.path.stem not in LONG)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first, files with one among them too; within a file the order stays."""
+    order = {name: place for place, name in enumerate(LONG)}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        alone = item.path.stem in ONE_BY_ONE
+        first = item.get_closest_marker("slow") is not None if alone else item.path in slow
+        return not first, order.get(item.path.stem, len(order))
+
+    items.sort(key=place)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Where most tests are asked for, all libraries that their runs need are compiled at once, by a process of its own.
+    Whoever needs one meanwhile waits for it."""
+    config = session.config
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr != "gradients"
+    if everything and not config.option.collectonly and "PYTEST_XDIST_WORKER" not in os.environ:
+        words = [sys.executable, str(Path(__file__).with_name("kernel_libraries.py"))]
+        paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+        given = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+        config.stash[COMPILING] = subprocess.Popen(words, env=given, stderr=subprocess.DEVNULL)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    compiling = session.config.stash.get(COMPILING, None)
+    if compiling is not None and compiling.poll() is None:
+        compiling.send_signal(signal.SIGINT)  # it ends its compiler
+        compiling.wait()
 
 
 @pytest.fixture(autouse=True)

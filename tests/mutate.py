@@ -3,13 +3,15 @@
     python tests/mutate.py            all mutants; exit 1 if one that is not listed as equivalent survives
     python tests/mutate.py TEXT ...   those with one of these texts in their names
     python tests/mutate.py --list     their names
+    python tests/mutate.py --write    all, and caught_by.json is written anew: which test is to be asked first
 
 The mechanical ones are made from the syntax tree of every function named `*_backward` in ops/, kernels/ and
 models/custom.py, and of the kernels' other functions that make gradients:
 signs, operators, missing terms, transpositions, axes, constants, comparisons, `+=` and calls. The named ones are those
 of `planted_bugs.py`. One process collects the tests; it forks for each mutant, puts the broken code into the functions
-that are there (so that every module that imported them gets it) and runs the tests, the mutated op's first. At the end
-those tests that noticed something run without any mutant: they must pass.
+that are there (so that every module that imported them gets it) and runs the tests: first the one that caught this
+mutant the last time, then the mutated op's. At the end those tests that noticed something run without any mutant: they
+must pass.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import copy
 import gc
 import importlib
 import inspect
+import json
 import os
 import signal
 import sys
@@ -29,6 +32,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -49,49 +53,9 @@ KINDS = (  # of tests, as they are to be asked: each of the last three is the on
     *("test_op[", "test_op_in_pieces", "test_op_as_if", "test_network["),
     *("test_a_product_is_added", "test_backward_belongs", "test_an_ignored_row"),
 )
-# A part of a mutant's file and name: of the names of the tests that notice it, where these would come late. The last
-# part that fits says it.
-NOTICED = {
-    "recorded.": "test_network[gpt2-plain-fused]",
-    "squares.": "test_network[gpt2-plain-fused]",
-    "linear_cross_entropy: logits * scale": "test_network[gpt2-plain-fused]",
-    "gated_feed_forward_backward: recorded.": "test_network[llama-plain-fused]",
-    "gated_feed_forward_backward: record(": "test_network[llama-plain-reference]",
-    "ops/rotary_attention.py, rotary_attention_backward: record(": "test_network[llama-plain-reference]",
-    "kernels/rotary_attention.py": "test_network[llama-plain-fused]",
-    "_post_norm_block_backward": "test_network[vaswani-plain-reference]",
-    "kernels/normalization.py, residual_layer_norm_backward": "test_op_as_if_compiled[residual_layer_norm",
-    "kernels/rowwise.py": "test_layer_norm_over_rows",
-    "kernels/rowwise.py, cross_entropy_of_rows": "test_op_as_if_compiled[linear_cross_entropy",
-    "kernels/gated_feed_forward.py, swiglu_gradient": "test_op[gated_feed_forward-fused]",
-    "kernels/loss.py, _loss_and_gradient_": "test_logits_become",
-    "kernels/embedding.py": "test_a_narrow_gradient",
-    "kernels/attention.py, _": "test_op_in_pieces",
-    "kernels/products.py": "test_a_product",
-    "kernels/replay.py": "test_replay.py",
-    "a step with the settings of another": "test_who_changes_a_network",
-    "what a step changes counts as what stays": "test_memory_views",
-    "drawn numbers are not drawn again": "test_what_depends_on_numbers",
-    "a stale cache": "test_backward_belongs",
-    "a block's output in memory that": "test_blocks_that_run_twice_give_the_same_bits[vaswani-plain-fused]",
-    "the total over a branch that": "test_blocks_that_run_twice",
-    "the skip around": "test_network[vaswani-plain-reference]",
-    "both norms' gradients in one place": "test_network[vaswani-plain-reference]",
-    "every block has the first block's cache": "test_network[vaswani-plain-reference]",
-    "blocks from first to last": "test_network[vaswani-plain-reference]",
-    "dropout forgotten": "test_network[gpt2-segments, dropout-reference]",
-    "every place drops the same": "test_network[gpt2-segments, dropout-reference]",
-    "mask does not know where its rows are": "test_network[gpt2-segments, dropout-reference]",
-    "the config's epsilon": "test_network[gpt2-segments, dropout-reference]",
-    "the config's base": "test_rotary_positions_turn",
-    "rotary: speeds as if": "test_rotary_positions_turn",
-    "rotary: the usual base": "test_rotary_positions_turn",
-    "ignored targets multiplied by 0": "test_an_ignored_row",
-    "fused: all that is kept in one place": "test_network[gpt2-plain-fused]",
-    "fused: the input's gradient over the input": "test_network[gpt2-plain-fused]",
-    "fused: the stack does not grow": "test_network[gpt2-plain-fused]",
-    "fused: every tile masked as the first": "test_op_in_pieces[probabilities kept-attention]",
-}
+# Tests, and the mutants that they caught when all were last judged with --write. An entry that is out of date costs
+# time and nothing else: if that test passes, all others are asked.
+CAUGHT_BY = Path(__file__).with_name("caught_by.json")
 ONLY_COMPILED = ("kernels/rowwise.py",)  # never runs as it is written, but in a test of its own
 
 # Mutants that compute the same, and why. One that is caught after all, or is no more, is an error. Tests of KINDS look.
@@ -138,6 +102,11 @@ class Mutant:
     file: str
     code: Callable[[], CodeType]  # of the whole module
     first: str  # the test that most likely notices
+
+    @property
+    def key(self) -> str:
+        """In CAUGHT_BY: the name without the file, which may move."""
+        return self.name.removeprefix(f"{self.file}, ")
 
 
 def functions_of(tree: ast.Module) -> Iterator[ast.FunctionDef]:
@@ -340,8 +309,7 @@ def fingerprint(code: CodeType) -> tuple:
 
 def likely_first(mutant: Mutant) -> Callable[[Any], tuple[bool, int]]:
     """The order of the tests: those that most likely notice come first."""
-    fused, what = mutant.file.startswith("kernels/"), f"{mutant.file} {mutant.name}"
-    noticed = next((test for part, test in reversed(NOTICED.items()) if part in what), None)
+    fused, caught_by = mutant.file.startswith("kernels/"), last_caught_by().get(mutant.key, set())
 
     def rank(item: Any) -> int:
         if mutant.first.startswith("_") or mutant.first in ("backward", "custom"):
@@ -354,7 +322,29 @@ def likely_first(mutant: Mutant) -> Callable[[Any], tuple[bool, int]]:
             return 0
         return next((place for place, kind in enumerate(KINDS, 1) if item.name.startswith(kind)), len(KINDS) + 1)
 
-    return lambda item: (noticed is None or noticed not in item.nodeid, rank(item))
+    return lambda item: (short_name(item.nodeid) not in caught_by, rank(item))
+
+
+@cache
+def last_caught_by() -> dict[str, set[str]]:
+    """By the key of a mutant: the tests that caught such mutants, of several files maybe."""
+    tests = json.loads(CAUGHT_BY.read_text(encoding="utf-8")) if CAUGHT_BY.exists() else {}
+    found: dict[str, set[str]] = {}
+    for test, keys in tests.items():
+        for key in keys:
+            found.setdefault(key, set()).add(test)
+    return found
+
+
+def write_caught_by(caught_by: dict[str, set[str]]) -> None:
+    tests = {test: sorted(keys) for test, keys in sorted(caught_by.items())}
+    CAUGHT_BY.write_text(json.dumps(tests, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def short_name(nodeid: str) -> str:
+    """Of a test: without its folder, which may move."""
+    file, _, rest = nodeid.partition("::")
+    return f"{Path(file).name}::{rest}"
 
 
 class Judge:
@@ -363,6 +353,7 @@ class Judge:
     def __init__(self, mutants: list[Mutant], workers: int):
         self.mutants, self.workers = mutants, workers
         self.wrong: list[str] = []  # sentences
+        self.caught_by: dict[str, set[str]] = {}  # by the test: the keys of what it caught
         self.judged = self.caught = 0
 
     def pytest_runtestloop(self, session: Any) -> bool:
@@ -372,6 +363,8 @@ class Judge:
         for mutant, verdict in run_all(self.mutants, self.workers, session):
             self._judge(mutant, verdict)
             noticing.add(verdict.how)
+            if mutant is not None and verdict.caught and "::" in verdict.how:  # and not because it hangs
+                self.caught_by.setdefault(short_name(verdict.how), set()).add(mutant.key)
             if self.judged % 50 == 0:
                 show(f"{self.judged} of {len(self.mutants)}")
         # what was noticed must be the mutants' doing
@@ -494,6 +487,7 @@ def judge(mutants: list[Mutant], workers: int) -> Judge:
         importlib.import_module("torch.fx.experimental.symbolic_shapes")
     torch.testing.assert_close(torch.ones(1), torch.ones(1))
     torch.set_num_threads(1)  # a fork may not inherit running threads
+    last_caught_by()  # read once, and not by every fork
     plugin = Judge(mutants, workers)
     tests = [str(REPOSITORY / "tests" / name) for name in TESTS]
     options = ["-m", "gradients", "-o", "addopts=--strict-markers", "-x", "-qq", "-s", "--no-header", "--tb=line"]
@@ -509,8 +503,12 @@ def main() -> int:
         "texts", nargs="*", metavar="TEXT", help="only the mutants with one of these texts in their names"
     )
     parser.add_argument("--list", action="store_true", help="say which mutants there are, and stop")
+    parser.add_argument("--write", action="store_true", help=f"judge all, and write {CAUGHT_BY.name}")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes at a time")
     chosen = parser.parse_args()
+
+    if chosen.write and chosen.texts:
+        parser.error("--write is for all mutants: give no TEXT")
 
     everything = all_mutants()
     mutants = [m for m in everything if not chosen.texts or any(text in m.name for text in chosen.texts)]
@@ -527,6 +525,8 @@ def main() -> int:
     ]
     judged = judge(mutants, max(chosen.workers, 1))
     wrong += judged.wrong
+    if chosen.write and not wrong:
+        write_caught_by(judged.caught_by)
     listed = sum(mutant.name in EQUIVALENT for mutant in mutants)
     named = sum(mutant.name.startswith("named: ") for mutant in mutants)
     print(*wrong, sep="\n")

@@ -79,7 +79,7 @@ def same_process() -> Iterator[None]:
     """A run sets threads and log handlers of its process, and this process runs other tests too."""
     package, threads = logging.getLogger("manual_backprop"), torch.get_num_threads()
     handlers, propagate, folder = list(package.handlers), package.propagate, Path.cwd()
-    package.handlers[:] = []  # as in a process of its own, whatever ran before
+    package.handlers[:], package.propagate = [], True  # as in a process of its own, whatever ran before
     try:
         yield
     finally:

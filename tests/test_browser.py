@@ -19,7 +19,7 @@ from run_tools import small, write_text
 from manual_backprop.sweeps.records import runs_of_sweep
 from manual_backprop.tracking.run_directory import SWEEPS, list_runs, read_run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 SWEEP = small(
     *("dataset.path=text.txt", "tracking=mlflow", "training.sample_length=8", "training.eval_every=5"),
     "optimizer.learning_rate=1e-3,1e-2",

@@ -380,9 +380,11 @@ def test_kills_at_random_moments_leave_a_sound_checkpoint(tmp_path: Path) -> Non
     killed_at_random(tmp_path, 10)
 
 
-@pytest.mark.slow
-def test_many_kills_at_random_moments_leave_a_sound_checkpoint(tmp_path: Path) -> None:
-    killed_at_random(tmp_path, 200)
+@pytest.mark.parametrize(
+    "times", [pytest.param(100, marks=pytest.mark.slow), pytest.param(400, marks=pytest.mark.nightly)]
+)
+def test_many_kills_at_random_moments_leave_a_sound_checkpoint(times: int, tmp_path: Path) -> None:
+    killed_at_random(tmp_path, times)
 
 
 def test_a_disk_that_refuses_in_the_middle_costs_the_save_only(tmp_path: Path) -> None:

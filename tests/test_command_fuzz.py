@@ -129,9 +129,13 @@ NONSENSE = [
 ]
 
 
-def test_hundreds_of_right_command_lines(hydra: Composer) -> None:
+MANY = pytest.mark.parametrize("many", [100, pytest.param(1000, marks=pytest.mark.nightly)])
+
+
+@MANY
+def test_hundreds_of_right_command_lines(many: int, hydra: Composer) -> None:
     generator = random.Random(1)
-    for _ in range(200):
+    for _ in range(many):
         arguments = list(generator.choice(CHOICES))
         arguments += [f"{key}={generator.choice(values)}" for key, values in generator.sample(VALUES, 4)]
         generator.shuffle(arguments)
@@ -187,10 +191,13 @@ def options_of(group: str) -> list[str]:
     return sorted(path.stem for path in (shipped_folder("conf") / group).glob("*.yaml"))
 
 
-def test_hundreds_of_mistakes_are_named(hydra: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@MANY
+def test_hundreds_of_mistakes_are_named(
+    many: int, hydra: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     generator = random.Random(3)
-    for _ in range(200):
+    for _ in range(many):
         arguments, name = mistaken(generator)
         found = refused(hydra, arguments)
         assert any(name in violation for violation in found), (arguments, found)
@@ -198,12 +205,15 @@ def test_hundreds_of_mistakes_are_named(hydra: Composer, tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_hundreds_of_wrong_command_lines(hydra: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@MANY
+def test_hundreds_of_wrong_command_lines(
+    many: int, hydra: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     generator = random.Random(2)
     wrong = [[nonsense] for nonsense in NONSENSE]
     about_the_run = [nonsense for nonsense in NONSENSE if not nonsense.startswith("hydra")]  # the others take longer
-    for _ in range(100):
+    for _ in range(many // 2):
         key, values = generator.choice(VALUES)
         right = f"{key}={generator.choice(values)}"
         at = generator.randrange(len(right))

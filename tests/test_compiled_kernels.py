@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from command_tools import ROOT, environment, run_compiling
+from kernel_libraries import compile_missing, functions, kinds_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -31,13 +32,7 @@ from manual_backprop.ops.numerics import wide
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-COMMON = ("", "gelu_tanh", "swiglu", "layer_norm", "optimizer", "adamw", "sgd")  # tested in every format that differs
 FP32 = dict.fromkeys(("activation", "parameter"), torch.float32)
-FORMATS = {  # of activations, of parameters
-    "fp32": (torch.float32, torch.float32),
-    "bf16": (torch.bfloat16, torch.bfloat16),
-    "bf16_mixed": (torch.bfloat16, torch.float32),
-}
 SIZES = ((2, 2), (3, 37), (130, 65))  # of the first letter, and of the second
 NUMBER = 0.1  # epsilon: whatever a function takes
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
@@ -89,22 +84,13 @@ def error(got: Tensor, want: Tensor) -> float:
     return float((got.double() - want).norm() / want.double().norm().clamp(min=1e-30))
 
 
-EVERY = [
-    (function, precision)
-    for function in compiled._registered
-    for precision in FORMATS
-    if precision == "fp32" or function.group in (("gelu_tanh",) if precision == "bf16_mixed" else COMMON)
-]
-
-
-def kinds_of(precision: str) -> dict[str, torch.dtype]:
-    return dict(zip(("activation", "parameter"), FORMATS[precision], strict=True))
+EVERY = functions()
 
 
 @pytest.fixture(scope="module")
 def every_library() -> None:
     """All at once: a tenth of the time that they take one by one."""
-    compiled._compile([function.request(kinds_of(precision)) for function, precision in EVERY])
+    compile_missing()
 
 
 @pytest.mark.slow

@@ -39,10 +39,9 @@ def swept_by(name: str) -> dict[str, list[str]]:
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = " ".join(f"the {('cat', 'dog', 'owl')[n * n % 3]} saw {n % 7} mice." for n in range(300))
     (tmp_path / "text.txt").write_text(text)
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["run"])
     return tmp_path
 

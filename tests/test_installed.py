@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 SHIPPED = ("conf", "experiments", "manual_backprop", "setup.cfg", "pyproject.toml", "README.md")
 SMALL = ("model=tiny", "training=smoke", "training.max_steps=2", "training.sample_length=2", "device.threads=1")
 
-pytestmark = pytest.mark.slow
+SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly  # all else runs in an editable install in .ci/run
 
 
 def run(*command: str | Path, cwd: Path, code: int = 0, seconds: float = 300) -> subprocess.CompletedProcess[str]:
@@ -66,7 +66,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.fixture(scope="module", params=["wheel", "editable"])
+@pytest.fixture(scope="module", params=[pytest.param("wheel", marks=SLOW), pytest.param("editable", marks=NIGHTLY)])
 def scripts(
     request: pytest.FixtureRequest, source: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -93,6 +93,7 @@ def scripts(
     return folder / "bin"
 
 
+@SLOW
 def test_configs_and_experiments_travel_inside_the_wheel(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("conf", "experiments"):

@@ -484,13 +484,19 @@ def distances(config: CustomTransformerConfig, steps: int, pieces: int) -> tuple
     return ours, theirs
 
 
-@pytest.mark.slow
+TWO_HUNDRED_STEPS = {
+    ("gpt2", "fp32", 1): pytest.mark.nightly,
+    ("gpt2", "bf16", 1): pytest.mark.nightly,
+    ("gpt2", "bf16", 2): pytest.mark.slow,
+    ("gpt2", "bf16_mixed", 1): pytest.mark.slow,
+    ("vaswani", "bf16", 1): pytest.mark.nightly,
+    ("llama", "fp32", 1): pytest.mark.slow,
+}
+
+
 @pytest.mark.parametrize(
     ("architecture", "precision", "pieces"),
-    [
-        *(("gpt2", "fp32", 1), ("gpt2", "bf16", 1), ("gpt2", "bf16", 2), ("gpt2", "bf16_mixed", 1)),
-        *(("vaswani", "bf16", 1), ("llama", "fp32", 1)),
-    ],
+    [pytest.param(*case, marks=mark) for case, mark in TWO_HUNDRED_STEPS.items()],
 )
 def test_two_hundred_steps_stay_as_near_to_float64_as_the_mirror(
     architecture: str, precision: str, pieces: int

@@ -15,6 +15,7 @@ from manual_backprop.checkpoint import CheckpointManager, verify
 from manual_backprop.tracking.metrics_file import read_entries
 from manual_backprop.tracking.run_directory import list_runs, read_run
 
+SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly
 PROGRAM = ROOT / "tests" / "killed_runs.py"
 OFTEN = ("training.save_every=4", "training.keep_checkpoints=1", "training.eval_every=30", "training.eval_batches=1")
 COMPARED = ("train/loss", "gradient_norm", "learning_rate", "tokens_seen", "nonfinite_steps", "validation/loss")
@@ -58,23 +59,23 @@ def kill_and_compare(tmp_path: Path, kills: int, seed: int, max_steps: int, *opt
     assert len(CheckpointManager(killed / "checkpoints").list()) <= 2  # the newest and the best
 
 
-@pytest.mark.slow
-def test_many_kills_in_fp32_across_epochs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [pytest.param(12, marks=SLOW), pytest.param(24, marks=NIGHTLY)])
+def test_many_kills_in_fp32_across_epochs(kills: int, tmp_path: Path) -> None:
     """Dropout, gradient accumulation, and an epoch of 12 steps."""
     options = ("kernels=fused", "precision=fp32", "model.dropout=0.2", "training.gradient_accumulation_steps=3")
-    kill_and_compare(tmp_path, 24, 1, 300, *options)
+    kill_and_compare(tmp_path, kills, 1, 300, *options)
 
 
-@pytest.mark.slow
+FORMATS = {
+    ("kernels=reference", "precision=bf16", "optimizer=sgd"): NIGHTLY,
+    ("kernels=fused", "precision=bf16_mixed", "architecture=vaswani", "training.label_smoothing=0.1"): SLOW,
+    ("kernels=fused", "precision=fp32", "optimizer=sgd", "optimizer.momentum=0.9", "schedule=linear"): NIGHTLY,
+    ("kernels=reference", "precision=bf16", "optimizer=adamw", "training.gradient_accumulation_steps=3"): SLOW,
+}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        ("kernels=reference", "precision=bf16", "optimizer=sgd"),
-        ("kernels=fused", "precision=bf16_mixed", "architecture=vaswani", "training.label_smoothing=0.1"),
-        ("kernels=fused", "precision=fp32", "optimizer=sgd", "optimizer.momentum=0.9", "schedule=linear"),
-        ("kernels=reference", "precision=bf16", "optimizer=adamw", "training.gradient_accumulation_steps=3"),
-    ],
-    ids=" ".join,
+    "options", [pytest.param(options, marks=mark, id=" ".join(options)) for options, mark in FORMATS.items()]
 )
 def test_kills_with_either_kernels_in_other_formats(options: tuple[str, ...], tmp_path: Path) -> None:
     kill_and_compare(tmp_path, 6, 2, 100, "model.dropout=0.2", *options)

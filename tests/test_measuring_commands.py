@@ -1,54 +1,62 @@
-"""The commands that measure steps: the first finds the compilers' caches empty, the rest use them."""
+"""The commands that measure steps, each once as it is given; what each row needs of a real compiler: .ci/nightly."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from bench_tools import KERNELS
-from command_tools import ROOT, command
+from command_tools import ROOT, command, environment
 
 from manual_backprop import bench
 from manual_backprop.benchmark import growth, measurement, page
 from manual_backprop.benchmark.cases import OURS, ROWS, SUBJECT, Case
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("caches")]
-
 SMALL = ("--model", "tiny", "--batch-size", "2", "--threads", "1", "--rounds", "1")
+# Measuring processes are forked from one that has imported what they need, and not started afresh; and what PyTorch
+# would compile runs as it is written. That is a tenth of the time, and says nothing about compilers: .ci/nightly does.
+FORKING = """
+import multiprocessing, runpy, sys
+import torch, torch._dynamo, torch._inductor.compile_fx
+from manual_backprop import paired
+{first}
+paired.LONGEST_FAREWELL = 0  # a forked process has the others' pipes open: that one is closed, nobody sees
+forking = multiprocessing.get_context("fork")
+multiprocessing.get_context = lambda method: forking
+torch.compile = lambda function, **settings: function
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 
 
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Of all compilers, empty at first."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("caches")))
-        patch.setenv("TORCHINDUCTOR_DEBUG_COMPILE", "1")  # nothing is optimized: a third less time
-        yield
+@pytest.fixture
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all compilers, empty."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "caches"))
+    monkeypatch.setenv("TORCHINDUCTOR_DEBUG_COMPILE", "1")  # nothing is optimized: a third less time
 
 
-def test_a_measurement_of_every_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of one block: a compiler takes as much longer as there are more of them."""
-    cases_of = bench.cases_of
+def forking(module: str, *arguments: str | Path, cwd: Path, first: str = "") -> str:
+    """`python -m module *arguments` after the statements `first`: what it prints."""
+    words = [sys.executable, "-c", FORKING.format(first=first), module, *arguments]
+    done = subprocess.run(words, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
-    def of_one_block(options: argparse.Namespace) -> list[Case]:
-        return [replace(case, config=replace(case.config, n_blocks=1)) for case in cases_of(options)]
 
-    monkeypatch.setattr(bench, "cases_of", of_one_block)
-    files = {"--json": tmp_path / "bench.json", "--picture": tmp_path / "bench.png"}
-    bench.main([*SMALL, "--breakdown", *(str(word) for pair in files.items() for word in pair)])
-    printed = capsys.readouterr().out
+def check_measurement(printed: str, folder: Path, compiled: bool) -> None:
+    """Of every row, as printed, drawn and written. Whoever came first compiled, and was started again."""
     assert "fastest peer: " in printed
     assert f"{SUBJECT}: where" in printed
-    assert files["--picture"].stat().st_size > 1000
-    content = json.loads(files["--json"].read_text())
+    assert (folder / "bench.png").stat().st_size > 1000
+    content = json.loads((folder / "bench.json").read_text())
     assert content["version"] == page.VERSION
     assert content["machine"]["torch"] == torch.__version__
     (case,) = content["cases"]
@@ -63,10 +71,9 @@ def test_a_measurement_of_every_row(
         assert len(row["seconds"]) == 2
         assert min(row["seconds"]) > 0
         assert row["peak_bytes"] > 100_000  # parameters, gradients and moments
-        compiled = row["name"].endswith("-compiled")
-        assert row["cache"] == ("warm" if compiled or row["name"].startswith(tuple(KERNELS)) else "none")
-        # whoever comes first compiles, and is started again
-        assert (row["cold_seconds"] is not None) == (compiled or row["name"] == SUBJECT)
+        by_torch = compiled and row["name"].endswith("-compiled")
+        assert row["cache"] == ("warm" if by_torch or row["name"].startswith(tuple(KERNELS)) else "none")
+        assert (row["cold_seconds"] is not None) == (by_torch or row["name"] == SUBJECT)
     assert case["fastest_peer"] not in OURS
     assert set(case["breakdown"]) == {SUBJECT, case["fastest_peer"]}
     for profile in case["breakdown"].values():
@@ -76,14 +83,36 @@ def test_a_measurement_of_every_row(
     assert case["breakdown"][SUBJECT]["pairs"]["feed_forward_backward"] > 0
 
 
-def test_growth_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+EVERYTHING = (*SMALL, "--breakdown", "--json", "bench.json", "--picture", "bench.png")
+
+
+@pytest.mark.slow
+def test_a_measurement_of_every_row(tmp_path: Path, caches: None) -> None:
+    printed = forking("manual_backprop.bench", *EVERYTHING, cwd=tmp_path, first="import transformers")
+    check_measurement(printed, tmp_path, compiled=False)
+
+
+@pytest.mark.nightly
+def test_every_row_with_its_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caches: None
 ) -> None:
-    monkeypatch.setattr(growth, "LENGTHS", (8,))
-    monkeypatch.setattr(growth, "BATCH_SIZES", (64,))
-    files = ("--json", str(tmp_path / "growth.json"), "--picture", str(tmp_path / "growth.png"))
-    bench.main([*SMALL, "--grow", "--rows", "baseline-eager", *files])
-    assert "best peer / ours" in capsys.readouterr().out
+    """Of one block: a compiler takes as much longer as there are more of them."""
+    cases_of = bench.cases_of
+
+    def of_one_block(options: argparse.Namespace) -> list[Case]:
+        return [replace(case, config=replace(case.config, n_blocks=1)) for case in cases_of(options)]
+
+    monkeypatch.setattr(bench, "cases_of", of_one_block)
+    monkeypatch.chdir(tmp_path)
+    bench.main(EVERYTHING)
+    check_measurement(capsys.readouterr().out, tmp_path, compiled=True)
+
+
+@pytest.mark.slow
+def test_growth_is_measured(tmp_path: Path) -> None:
+    first = "from manual_backprop.benchmark import growth; growth.LENGTHS, growth.BATCH_SIZES = (8,), (64,)"
+    given = ("--grow", "--rows", "baseline-eager", "--json", "growth.json", "--picture", "growth.png")
+    assert "best peer / ours" in forking("manual_backprop.bench", *SMALL, *given, cwd=tmp_path, first=first)
     (grown,) = json.loads((tmp_path / "growth.json").read_text())["growth"]
     (short,), (large,) = grown["over_length"], grown["over_batch_size"]
     assert [point["case"]["config"]["max_seq_len"] for point in (short, large)] == [8, 64]
@@ -92,10 +121,7 @@ def test_growth_is_measured(
     assert (tmp_path / "growth.png").exists()
 
 
-def test_the_page_of_the_three_levels(tmp_path: Path) -> None:
-    output = tmp_path / "new" / "page.md"
-    done = command(*SMALL, "--output", str(output), module="manual_backprop.tools.levels", cwd=ROOT, seconds=600)
-    assert done.returncode == 0, done.stderr
+def check_levels(output: Path) -> None:
     levels = output.read_text(encoding="utf-8")
     assert "levels --model tiny" in levels
     assert "`baseline`, compiled" in levels
@@ -103,11 +129,25 @@ def test_the_page_of_the_three_levels(tmp_path: Path) -> None:
     assert max(map(len, (line for line in levels.splitlines() if not line.startswith("|")))) <= 120
 
 
+@pytest.mark.slow
+def test_the_page_of_the_three_levels(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "page.md"
+    forking("manual_backprop.tools.levels", *SMALL, "--output", output, cwd=ROOT)
+    check_levels(output)
+
+
+@pytest.mark.nightly
+def test_the_page_of_the_three_levels_with_a_compiler(tmp_path: Path, caches: None) -> None:
+    output = tmp_path / "page.md"
+    done = command(*SMALL, "--output", str(output), module="manual_backprop.tools.levels", cwd=ROOT, seconds=900)
+    assert done.returncode == 0, done.stderr
+    check_levels(output)
+
+
+@pytest.mark.slow
 def test_the_page_of_what_the_kernels_bring(tmp_path: Path) -> None:
     output = tmp_path / "kernels.md"
-    options = (*SMALL, "--means", "linear", "--output", str(output))
-    done = command(*options, module="manual_backprop.tools.kernel_gains", cwd=ROOT, seconds=600)
-    assert done.returncode == 0, done.stderr
+    forking("manual_backprop.tools.kernel_gains", *SMALL, "--means", "linear", "--output", output, cwd=ROOT)
     gains = output.read_text(encoding="utf-8")
     assert "kernel_gains --model tiny --batch-size 2 --means linear --threads 1 --rounds 1\n" in gains
     rows = [line for line in gains.splitlines() if line.startswith("|")][2:]

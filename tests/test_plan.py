@@ -236,17 +236,15 @@ def peak(script: str, arguments: list[str], cwd: Path) -> int:
     return int(found[1])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["model=small"],
-        ["model=small", "tracking=none", "implementation=torch", "architecture=vaswani"],
-        ["model=small", "tracking=none", "precision=bf16_mixed"],
-        ["model=medium", "tracking=none", "training.batch_size=8"],  # its gradient check works on 350 MB
-    ],
-    ids=" ".join,
-)
+PEAKS = {
+    "model=small": pytest.mark.slow,
+    "model=small tracking=none implementation=torch architecture=vaswani": pytest.mark.nightly,
+    "model=small tracking=none precision=bf16_mixed": pytest.mark.slow,
+    "model=medium tracking=none training.batch_size=8": pytest.mark.nightly,  # its gradient check works on 350 MB
+}
+
+
+@pytest.mark.parametrize("overrides", [pytest.param(text.split(), marks=mark, id=text) for text, mark in PEAKS.items()])
 def test_the_memory_is_within_a_fifth_of_the_measured_peak(overrides: list[str], tmp_path: Path) -> None:
     pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "CONTRIBUTING.md"))
     (tmp_path / "text.txt").write_text(3 * pages, encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from planted_bugs import BUGS
@@ -52,11 +53,41 @@ def test_every_backward_is_mutated() -> None:
     assert {name for name in backwards if f", {name}: " not in names} <= {"sinusoidal_positions_backward"}
 
 
-def test_a_text_that_no_mutant_has_is_told() -> None:
-    words = [sys.executable, str(TESTS / "mutate.py"), "no such", "none"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("no such", "none"), "no mutant has 'no such' or 'none' in its name; --list says which there are"),
+        (("softmax", "--write"), "--write is for all mutants: give no TEXT"),
+    ],
+)
+def test_a_wrong_argument_is_told(arguments: tuple[str, ...], words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "mutate.py"), *arguments], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2
-    assert "no mutant has 'no such' or 'none' in its name; --list says which there are" in done.stderr
+    assert words in done.stderr
+
+
+def test_who_caught_a_mutant_last_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before those that most likely notice: by its name without a folder, and the mutant's without a file."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # mutate sets both, for a process of its own
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    import mutate
+
+    monkeypatch.setattr(mutate, "CAUGHT_BY", tmp_path / "caught_by.json")
+    mutant = mutate.Mutant("ops/softmax.py, softmax_backward: y -> x", "ops/softmax.py", lambda: None, "softmax")
+    likely, last = "a/test_gradients.py::test_op[softmax-reference]", "b/test_replay.py::test_other"
+
+    def first() -> str:
+        mutate.last_caught_by.cache_clear()
+        names = [("test_gradients.py", "test_x"), *(tuple(nodeid.split("::")) for nodeid in (last, likely))]
+        items = [SimpleNamespace(nodeid="::".join(one), name=one[1], path=Path(one[0])) for one in names]
+        return min(items, key=mutate.likely_first(mutant)).nodeid
+
+    assert first() == likely
+    mutate.write_caught_by({"test_replay.py::test_other": {mutant.key}})
+    assert first() == last
+    mutate.last_caught_by.cache_clear()
 
 
 def test_a_few_planted_bugs_are_caught() -> None:

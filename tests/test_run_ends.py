@@ -87,13 +87,8 @@ def test_a_signal_before_the_first_step(text: Path, tmp_path: Path) -> None:
 def test_a_signal_while_the_run_directory_is_made(text: Path, tmp_path: Path) -> None:
     with Interruption() as interruption:
         runner = Runner(config_of(text), tmp_path / "outputs", interruption)
-<<<<<<< HEAD
         runner.task.save = lambda directory: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore
-        with pytest.raises(Interrupted):
-=======
-        runner.corpus.tokenizer.save = lambda directory: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore
         with pytest.raises(Interrupted, match="SIGTERM"):
->>>>>>> w-tests
             runner.run()
     assert read_run(newest(tmp_path))["status"] == "KILLED"
     open_run_directory(newest(tmp_path), 0).release()  # nobody owns it any more

@@ -20,7 +20,6 @@ from manual_backprop.tracking.run_directory import list_runs, read_run
 ENDLESS = small(
     *("dataset.path=text.txt", "training.max_steps=1000000", "training.eval_every=1000000", "training.save_every=7")
 )
-MOMENTS = 12
 
 
 def start(root: Path) -> subprocess.Popen[str]:
@@ -43,11 +42,13 @@ def first_step(root: Path) -> bool:
     return any(file.read_bytes().count(b"\n") > 1 for file in root.glob("outputs/runs/*/metrics.jsonl"))
 
 
-@pytest.mark.slow
-def test_a_signal_at_any_moment(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "moments", [pytest.param(6, marks=pytest.mark.slow), pytest.param(24, marks=pytest.mark.nightly)]
+)
+def test_a_signal_at_any_moment(moments: int, tmp_path: Path) -> None:
     write_text(tmp_path / "text.txt")
     rng, seconds, trained = random.Random(0), 0.0, 0
-    for number in range(MOMENTS + 1):
+    for number in range(moments + 1):
         kind = (signal.SIGINT, signal.SIGTERM)[number % 2]
         before = set(list_runs(tmp_path / "outputs"))
         begin = time.monotonic()
@@ -82,4 +83,4 @@ def test_a_signal_at_any_moment(tmp_path: Path) -> None:
         outputs = {path.name for path in tmp_path.glob("outputs/*")}
         assert outputs <= {"datasets", "runs"}
         assert not list(tmp_path.glob("outputs/datasets/*.partial-*"))
-    assert 1 <= trained <= MOMENTS, "some signals came before the first step, some after it"
+    assert 1 <= trained <= moments, "some signals came before the first step, some after it"
