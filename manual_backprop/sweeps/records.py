@@ -82,9 +82,10 @@ class Records:
         return [record for number in numbers if (record := self.read(number)) is not None]
 
     def _where_it_is(self, run: str | None) -> str | None:
-        """The run's directory beside this sweep, where the whole project was moved since the record was written."""
-        if run is None or Path(run).is_dir():
-            return run
+        """The run's directory beside this sweep, also where the project was moved or copied since the record was
+        written: a copy's sweep leaves the runs of the other alone."""
+        if run is None:
+            return None
         here = self.sweep.parent.parent / RUNS / Path(run).name
         return str(here) if here.is_dir() else run
 
