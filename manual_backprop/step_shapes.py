@@ -12,8 +12,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from manual_backprop.model_summary import Subject
     from manual_backprop.models.network import Batch, Network
-    from manual_backprop.summary import Subject
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from command_tools import refused
 
 from manual_backprop.command_line import check_with
-from manual_backprop.composition import EXTRAS, Composer, ExperimentsSearchPath, composer, missing_extra
+from manual_backprop.composition import EXTRAS, Composer, composer, missing_extra
 from manual_backprop.validation import validate
 
 
@@ -131,37 +131,6 @@ def test_right_overrides_arrive(
     monkeypatch.chdir(tmp_path)  # where there is no run to go on with
     (job,) = check_with(hydra, arguments).jobs
     assert validate(job.config.to_dict()) == job.config
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ("run: {dir: elsewhere}", "hydra.run.dir=elsewhere: is fixed"),
-        ("job: {chdir: true}", "hydra.job.chdir=True: is fixed"),
-        ("output_subdir: .hydra", "hydra.output_subdir=.hydra: is fixed"),
-        ("callbacks: {one: {_target_: a.b}}", "hydra.callbacks"),
-        ("verbose: 3", "hydra.verbose=3"),
-    ],
-)
-def test_what_an_experiment_asks_of_hydra_is_refused_where_one_job_would_not_obey(
-    content: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ExperimentsSearchPath, "own_folder", str(tmp_path))
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments/mine.yaml").write_text(f"# @package _global_\nhydra:\n  {content}\n")
-    with composer() as hydra:
-        (violation,) = refused(hydra, ["experiments=mine"])
-        assert violation.startswith(says)
-        assert check_with(hydra, ["experiments=mine"], displayed=True).jobs
-
-
-def test_an_experiments_launcher_is_for_when_it_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ExperimentsSearchPath, "own_folder", str(tmp_path))
-    (tmp_path / "experiments").mkdir()
-    written = "# @package _global_\ndefaults:\n  - override /hydra/launcher: basic\nhydra:\n  sweep: {subdir: x}\n"
-    (tmp_path / "experiments/mine.yaml").write_text(written)
-    with composer() as hydra:
-        assert len(check_with(hydra, ["experiments=mine"]).jobs) == 1
 
 
 def test_values_of_the_overrides_are_in_the_config(hydra: Composer) -> None:

@@ -172,3 +172,34 @@ def test_the_command_itself_reports_and_writes_nothing(
     with pytest.raises(ConfigError, match="The configuration is wrong in 1 place; nothing was started"):
         main(arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("run: {dir: elsewhere}", "hydra.run.dir=elsewhere: is fixed"),
+        ("job: {chdir: true}", "hydra.job.chdir=true: is fixed"),
+        ("output_subdir: .hydra", "hydra.output_subdir=.hydra: is fixed"),
+        ("callbacks: {one: {_target_: a.b}}", "hydra.callbacks"),
+        ("verbose: 3", "hydra.verbose=3"),
+    ],
+)
+def test_what_an_experiment_asks_of_hydra_is_refused_where_one_job_would_not_obey(
+    content: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ExperimentsSearchPath, "own_folder", str(tmp_path))
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments/mine.yaml").write_text(f"# @package _global_\nhydra:\n  {content}\n")
+    with pytest.raises(ConfigError) as caught:
+        check(["experiments=mine"])
+    (violation,) = caught.value.violations
+    assert violation.startswith(says)
+    assert check(["experiments=mine"], displayed=True).jobs
+
+
+def test_an_experiments_launcher_is_for_when_it_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ExperimentsSearchPath, "own_folder", str(tmp_path))
+    (tmp_path / "experiments").mkdir()
+    written = "# @package _global_\ndefaults:\n  - override /hydra/launcher: basic\nhydra:\n  sweep: {subdir: x}\n"
+    (tmp_path / "experiments/mine.yaml").write_text(written)
+    assert len(check(["experiments=mine"]).jobs) == 1
