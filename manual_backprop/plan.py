@@ -13,7 +13,6 @@ from .data.text_size import TextSize, text_size
 from .epoch_estimate import Length, length_of
 from .errors import InputError
 from .flops import flops_per_token
-from .json_files import flattened
 from .memory_estimate import (
     MemoryEstimate,
     checkpoint_bytes,
@@ -25,7 +24,7 @@ from .memory_estimate import (
 )
 from .rules import shown
 from .time_estimate import Speed, measure_speed
-from .value_sources import value_sources
+from .value_sources import flattened, value_sources
 
 OUTPUTS = Path("outputs")
 
