@@ -30,7 +30,7 @@ OPEN_HYDRA_KEYS = (
 )  # plugins decide what they hold
 OURS = {"hydra.run.dir": ".", "hydra.job.chdir": False, "hydra.output_subdir": None}  # as conf/config.yaml has them
 # Of Hydra's settings those that one job obeys, which runs without Hydra's main.
-OF_ONE_JOB = ("hydra.mode", "hydra.searchpath", "hydra.verbose", "hydra.job.env_set")
+OF_ONE_JOB = ("hydra.mode", "hydra.verbose", "hydra.job.env_set")
 READABLE_KEY = re.compile(r"(\+\+?|~)?[A-Za-z_][\w-]*([./][A-Za-z_][\w-]*)*(@\w[\w.]*(:\w[\w.]*)?)?", re.ASCII)
 
 
@@ -177,6 +177,11 @@ class OverrideReader:
             return None
         if key in OURS:
             self.report.add(_fixed(line))
+            return None
+        if key == "hydra.searchpath":
+            self.report.add(
+                f"{line}: a folder of your own, with experiments/NAME.yaml in it, is given as --config-dir DIR"
+            )
             return None
         if "/" in key:
             options = self.composer.options(key) if key in HYDRA_GROUPS else list(HYDRA_GROUPS)

@@ -89,6 +89,7 @@ REFUSED: list[tuple[str, str]] = [
     ("hydra.sweep.dir=/somewhere", "add -m"),
     ("hydra/job_logging=default", "one job obeys hydra.mode"),
     ("hydra.job.name=x", "one job obeys hydra.mode"),
+    ("hydra.searchpath=[/somewhere]", "--config-dir DIR"),
     ("hydra.verbose=3", "names of loggers"),
     ("tags.note='???'", "tags.note"),
     ("tags.a.b=1", "tags"),
