@@ -6,7 +6,6 @@ Importing the package imports nothing heavy; each name below brings in only what
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +71,8 @@ def _version() -> str:
         parser.read(setup, encoding="utf-8")
         if parser.get("metadata", "name", fallback=None) == "manual-backprop":
             return parser.get("metadata", "version")
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("manual-backprop")
     except PackageNotFoundError:

@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     saved = load(options.run, device=options.device)
     print(saved.line, flush=True)
-    sampling = Sampling(options.max_length, options.temperature, options.top_k, options.top_p, options.seed)
+    sampling = Sampling.of(options)
     chat = Chat(saved, saved.tokenizer(), sampling)
     with contextlib.suppress(ImportError):  # a Python without it reads lines all the same
         import readline  # noqa: F401  input() edits lines with it, and remembers them

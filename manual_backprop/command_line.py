@@ -19,12 +19,13 @@ from omegaconf import DictConfig
 
 from manual_backprop.composition import Composer, composer, is_choice
 from manual_backprop.config import RunConfig
-from manual_backprop.errors import ConfigError
+from manual_backprop.errors import ConfigError, InputError
 from manual_backprop.machine import missing_here
-from manual_backprop.overrides import OverrideReader, Report
+from manual_backprop.overrides import OverrideReader, Report, refuse_settings_without_effect
 from manual_backprop.resume import job_config
 from manual_backprop.rules import shown
 
+NOT_TRACKED = "tracking=none"  # what is only looked at needs no place to record it
 MOST_JOBS = 1000  # of a sweep; more is a range that was mistyped
 
 
@@ -33,7 +34,12 @@ class Job:
     overrides: tuple[str, ...]  # what sets this job apart from the defaults
     choices: Mapping[str, str]  # the option of each group
     config: RunConfig
-    runtime: DictConfig  # Hydra's own account: the option of each group, and the folders of the files
+    hydra: DictConfig  # Hydra's own settings
+
+    @property
+    def runtime(self) -> DictConfig:
+        """Hydra's own account: the option of each group, and the folders of the files."""
+        return self.hydra.runtime
 
 
 @dataclass(frozen=True)
@@ -47,16 +53,40 @@ class Checked:
     searches: bool  # a sweeper chooses among the jobs, or their values, as it goes
 
 
-def check(arguments: Sequence[str], multirun: bool = False, base: Path | None = None) -> Checked:
+def check(
+    arguments: Sequence[str], multirun: bool = False, base: Path | None = None, displayed: bool = False
+) -> Checked:
     """Compose and validate every job that the overrides ask for. Raises ConfigError with all violations.
 
-    `base` is the directory of a run whose config the overrides change, instead of the defaults.
+    `base` is the directory of a run whose config the overrides change, instead of the defaults. What is only
+    `displayed` may have settings of Hydra that one job does not obey.
     """
     with composer() as hydra:
-        return check_with(hydra, arguments, multirun, base)
+        return check_with(hydra, arguments, multirun, base, displayed)
 
 
-def check_with(hydra: Composer, arguments: Sequence[str], multirun: bool = False, base: Path | None = None) -> Checked:
+def described_job(overrides: Sequence[str], command: str) -> Job:
+    """The one job that overrides describe, for a command that looks at it and makes no run of it.
+
+    Raises InputError, in one line, with everything that is wrong.
+    """
+    names_tracking = any(override.startswith("tracking") for override in overrides)
+    try:
+        jobs = check([*overrides, *([] if names_tracking else [NOT_TRACKED])]).jobs
+    except ConfigError as error:
+        raise InputError("; ".join(error.violations)) from None
+    if len(jobs) != 1:
+        raise InputError(f"these arguments describe {len(jobs)} runs; {command} takes one at a time")
+    return jobs[0]
+
+
+def check_with(
+    hydra: Composer,
+    arguments: Sequence[str],
+    multirun: bool = False,
+    base: Path | None = None,
+    displayed: bool = False,
+) -> Checked:
     report = Report()
     overrides = OverrideReader(hydra, report).read(arguments)
     settings = [override for override in overrides if override.is_hydra_override()]
@@ -90,8 +120,10 @@ def check_with(hydra: Composer, arguments: Sequence[str], multirun: bool = False
             report.add_all(error.violations)
             continue
         report.add_all(missing_here(config))
+        if not multirun and not displayed:
+            refuse_settings_without_effect(settings, chosen.hydra, report)
         choices = {str(group): str(option) for group, option in chosen.hydra.runtime.choices.items()}
-        jobs.append(Job(lines, choices, config, chosen.hydra.runtime))
+        jobs.append(Job(lines, choices, config, chosen.hydra))
     report.raise_if_wrong(len(plans))
     swept = tuple(str(override.key_or_group) for override in ours if override.is_sweep_override())
     searches = multirun and not str(master.hydra.sweeper.get("_target_")).endswith(".BasicSweeper")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manual_backprop.compare import LOSSES, Compared, in_words, should_coincide, spreads
+from manual_backprop.comparison import LOSSES, Compared, in_words, should_coincide, spreads
 from manual_backprop.durable import storage_errors
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -85,11 +84,9 @@ class Composer:
         key = tuple(choices)
         if key not in self.composed:
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # Hydra says them again when it runs the job
-                    self.composed[key] = self.loader.load_configuration(
-                        "config", list(choices), RunMode.RUN, validate_sweep_overrides=False
-                    )
+                self.composed[key] = self.loader.load_configuration(
+                    "config", list(choices), RunMode.RUN, validate_sweep_overrides=False
+                )
             except Exception as error:  # Hydra's merging lets AttributeError, AssertionError and others through
                 raise ConfigError([missing_extra(str(error)) or in_words(error)]) from error
         return self.composed[key]

@@ -347,13 +347,19 @@ def shipped_folder(name: str) -> Path:
 
 
 def model_sizes() -> dict[str, dict[str, int | float | None]]:
-    """The options of `conf/model`, by name. Their lines are `key: number`, read here without a YAML library."""
-    sizes: dict[str, dict[str, int | float | None]] = {}
-    for path in sorted(shipped_folder("conf").glob("model/*.yaml")):
-        lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        pairs = (line.split(":", 1) for line in lines if line)
-        sizes[path.stem] = {key.strip(): _number(text.strip()) for key, text in pairs}
-    return sizes
+    """The options of `conf/model`, by name. Their lines are `key: number`."""
+    return {
+        path.stem: {key: _number(text) for key, text in option_values("model", path.stem).items()}
+        for path in sorted(shipped_folder("conf").glob("model/*.yaml"))
+    }
+
+
+def option_values(group: str, option: str) -> dict[str, str]:
+    """What `conf/GROUP/OPTION.yaml` sets, as it is written there: flat lines `key: value`, read without a YAML
+    library."""
+    text = (shipped_folder("conf") / group / f"{option}.yaml").read_text(encoding="utf-8")
+    pairs = (line.split("#")[0].partition(":") for line in text.splitlines())
+    return {key.strip(): value.strip() for key, colon, value in pairs if colon}
 
 
 def _number(text: str) -> int | float | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manual_backprop.arguments import Parser
-from manual_backprop.errors import EXIT_DONE, EXIT_FAILED, ConfigError, InputError
+from manual_backprop.errors import EXIT_DONE, EXIT_FAILED, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,25 +47,18 @@ Examples
 What it draws goes to outputs/diagnose; no run is made and nothing is tracked. Exit codes: 0 all checks passed,
 1 one failed, 2 wrong input."""
 
-NEVER_USED = "tracking=none"
 FOLDER = "diagnose"  # below outputs/, for the pictures
 STYLES = {"passed": "green", "FAILED": "bold red", "follows": "yellow"}
 
 
 def config_described(overrides: Sequence[str]) -> RunConfig:
     """Raises InputError in one line for whatever is wrong with the command line."""
-    from manual_backprop.command_line import check
+    from manual_backprop.command_line import described_job
 
-    more = [] if any(one.startswith("tracking") for one in overrides) else [NEVER_USED]
-    try:
-        jobs = check([*overrides, *more]).jobs
-    except ConfigError as error:
-        raise InputError("; ".join(error.violations)) from None
-    if len(jobs) != 1:
-        raise InputError(f"these arguments describe {len(jobs)} runs; diagnose takes one at a time")
-    if jobs[0].config.resume is not None:
+    config = described_job(overrides, "diagnose").config
+    if config.resume is not None:
         raise InputError("resume: a diagnosis begins from new weights; give the overrides of the run in its place")
-    return jobs[0].config
+    return config
 
 
 def diagnose(config: RunConfig, outputs: Path, console: Console) -> int:

@@ -220,8 +220,8 @@ def show_samples(console: Console, saved: SavedModel, part: Part) -> None:
 def log_evaluation(found: Found, step: int, tracking: str, metrics: dict[str, float]) -> str:
     """Adds the values to the run's metrics, and says where they are. What goes wrong here is said, and changes nothing
     of the result; to repeat it adds nothing."""
-    from manual_backprop.sync import deliver_run
     from manual_backprop.tracking import MetricsFile, load_training_log
+    from manual_backprop.tracking.late_delivery import deliver_run
     from manual_backprop.tracking.run_directory import own_run_directory
 
     if found.run is None:

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     saved = load(options.run, device=options.device)
     print(saved.line, flush=True)
     tokenizer = saved.tokenizer()
-    sampling = Sampling(options.max_length, options.temperature, options.top_k, options.top_p, options.seed)
+    sampling = Sampling.of(options)
     for sample in range(options.num_samples):
         if options.num_samples > 1:
             print(f"\n--- sample {sample + 1} of {options.num_samples} ---")

@@ -81,16 +81,16 @@ def _wrapped(head: str, about: str) -> list[str]:
     return [head + first, *(indent + line for line in more)]
 
 
-def help_page() -> str:
+def help_page(command: str) -> str:
+    """`command` is what the user types before the overrides."""
     from manual_backprop.composition import EXPERIMENTS, composer
-    from manual_backprop.run import COMMAND
 
     with composer() as hydra:
         from omegaconf import ListConfig, OmegaConf
 
         composed = hydra.compose([])
         chosen = composed.hydra.runtime.choices
-        lines = [f"{COMMAND} [KEY=VALUE ...]", "", "Trains a transformer whose backward pass is written by hand.", ""]
+        lines = [f"{command} [KEY=VALUE ...]", "", "Trains a transformer whose backward pass is written by hand.", ""]
         lines += ["Choices, as in model=tiny (* unless you say otherwise)", ""]
         for group in (*groups(), EXPERIMENTS):
             folder = shipped_folder(EXPERIMENTS) if group == EXPERIMENTS else shipped_folder("conf") / group
@@ -108,7 +108,7 @@ def help_page() -> str:
         lines.append("  every other key: --cfg job")
         lines += ["", "Examples", ""]
         for about, arguments in EXAMPLES:
-            lines += [f"  # {about}", f"  {COMMAND} {arguments}".rstrip(), ""]
+            lines += [f"  # {about}", f"  {command} {arguments}".rstrip(), ""]
     lines += [
         "Options",
         "",

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manual_backprop.checkpoint import load_checkpoint, read_state
-from manual_backprop.config import CustomTransformerConfig, shipped_folder
-from manual_backprop.errors import CheckpointError, ConfigError, InputError
+from manual_backprop.config import CustomTransformerConfig, option_values
+from manual_backprop.errors import ConfigError, InputError
 from manual_backprop.interchange.directory import as_checkpoint, is_exported, read_network
+from manual_backprop.network_config import network_of_state
 from manual_backprop.rules import shown
 from manual_backprop.saved_model import find
 from manual_backprop.validation import BYTE_TOKENS, GPT2_TOKENS
@@ -69,13 +70,7 @@ def initial_model(which: str, outputs: Path) -> InitialModel:
     if is_exported(found.checkpoint):
         network = read_network(found.checkpoint)
     else:
-        saved = read_state(found.checkpoint)["state"].get("network")
-        try:
-            network = CustomTransformerConfig(**saved)
-        except TypeError as error:
-            raise CheckpointError(f"{found.checkpoint} holds no network of this version: {error}") from error
-        if violations := network.violations():
-            raise CheckpointError(f"{found.checkpoint} describes no network: {'; '.join(violations)}")
+        network = network_of_state(read_state(found.checkpoint)["state"], found.checkpoint)
     # a run keeps its tokenizer when it removes its checkpoints
     folders = (found.run or found.checkpoint.parent, found.checkpoint)
     tokenizer = next((folder for folder in folders if (folder / TOKENIZER_FILE).is_file()), None)
@@ -107,7 +102,8 @@ def with_initial_model(mapping: dict[str, Any], overrides: Sequence[str], output
         elif isinstance(value, kind) and not model.fits(key, value):
             problems.append(_difference(key, value, model))
     if not named & {"architecture", "architecture.learning_rate_scale"}:
-        filled["architecture"]["learning_rate_scale"] = _learning_rate_scale(model.network.architecture)
+        usual = option_values("architecture", model.network.architecture)["learning_rate_scale"]
+        filled["architecture"]["learning_rate_scale"] = float(usual)
     if model.tokenizer is not None and not any(key.partition(".")[0] == "tokenizer" for key in named):
         filled["tokenizer"] = {"name": "file", "path": str(model.tokenizer)}
     problems += _too_many_tokens(filled["tokenizer"], model)
@@ -166,10 +162,3 @@ def _refusal(which: str, problems: list[str], model: InitialModel) -> ConfigErro
     fitting = f"; leave out what differs: init_from sets {' '.join([*values, *tokenizer])} by itself"
     lines = [f"init_from={which}: {problem}" for problem in problems]
     return ConfigError([*lines[:-1], lines[-1] + fitting])
-
-
-def _learning_rate_scale(architecture: str) -> float:
-    """As the architecture's file in conf/ has it, read without a YAML library as `config.model_sizes` does."""
-    file = shipped_folder("conf") / "architecture" / f"{architecture}.yaml"
-    lines = (line.split("#")[0].partition(":") for line in file.read_text(encoding="utf-8").splitlines())
-    return next(float(value) for key, _, value in lines if key.strip() == "learning_rate_scale")

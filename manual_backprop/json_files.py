@@ -1,8 +1,10 @@
-"""JSON files that this program wrote, or another: their object, or one sentence about what is wrong with them."""
+"""JSON files that this program wrote, or another: their object, or one sentence about what is wrong with them; and
+nested mappings under dotted keys."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,3 +24,12 @@ def read_object(file: Path, missing: str | None = None, kind: type[InputError] =
     if not isinstance(content, dict):
         raise kind(f"{file} is damaged: expected a JSON object")
     return content
+
+
+def flattened(mapping: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """{"model": {"d_model": 4}} -> ("model.d_model", 4): dotted keys and their values, an empty mapping as it is."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            yield from flattened(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value

@@ -21,6 +21,7 @@ from .models import build_network
 from .models.custom import CustomTransformer
 from .models.decoding import IncrementalDecoder
 from .models.network import Network, check_ids
+from .network_config import network_of_state
 from .ops import IGNORED
 
 MODEL_TYPE = "custom_transformer"
@@ -201,7 +202,7 @@ class LanguageModel:
         Raises CheckpointError, and nothing is changed, if it is damaged or belongs to another network.
         """
         checkpoint = _load(path)
-        saved = saved_config(checkpoint)
+        saved = saved_network(checkpoint)
         _check_same_network(checkpoint.path, saved, self.config)
         self.network.load_parameters(checkpoint.tensors["parameters"])
         self.step = checkpoint.step
@@ -288,7 +289,7 @@ class CustomTransformerWrapper(LanguageModel):
         """The model of a checkpoint (or of the newest one in a directory). `changes` replace fields of its config that
         the parameters do not depend on, `device="cpu"` for example. Raises CheckpointError."""
         checkpoint = _load(path)
-        saved = saved_config(checkpoint)
+        saved = saved_network(checkpoint)
         model = cls(**(asdict(saved) | {"device": "auto"} | changes))
         _check_same_network(checkpoint.path, saved, model.config)
         model.network.load_parameters(checkpoint.tensors["parameters"])
@@ -374,15 +375,8 @@ def _load(path: str | Path) -> Any:
     return CheckpointManager(path / "checkpoints" if (path / "checkpoints").is_dir() else path).load()
 
 
-def saved_config(checkpoint: Any) -> CustomTransformerConfig:
-    """The network's config in a checkpoint, whose content is not trusted: known fields of the right kind only."""
-    saved = checkpoint.state.get("network")
-    if not isinstance(saved, dict) or "parameters" not in checkpoint.tensors:
-        raise CheckpointError(f"{checkpoint.path} holds no network: its state has no entry `network`.")
-    try:
-        config = CustomTransformerConfig(**saved)
-    except TypeError as error:
-        raise CheckpointError(f"{checkpoint.path} was written by another version: {error}.") from error
-    if violations := config.violations():
-        raise CheckpointError(f"{checkpoint.path} describes no network that can be built: {'; '.join(violations)}.")
-    return config
+def saved_network(checkpoint: Any) -> CustomTransformerConfig:
+    """The config of the network whose parameters a checkpoint holds. Raises CheckpointError."""
+    if "parameters" not in checkpoint.tensors:
+        raise CheckpointError(f"{checkpoint.path} holds no network: it has no parameters.")
+    return network_of_state(checkpoint.state, checkpoint.path)

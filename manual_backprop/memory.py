@@ -34,11 +34,15 @@ def give_back_freed_memory() -> None:
 
 
 def resident_bytes(entry: str) -> int | None:
-    """Of this process: `VmRSS`, its size now, or `VmHWM`, the largest; None where the system keeps no such account."""
+    """Of this process: `VmRSS`, its size now, or `VmHWM`, the largest; None where the system does not tell that."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
+    except OSError:  # not Linux
+        if entry != "VmRSS":
+            return None
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{entry}:")), None)
 
 

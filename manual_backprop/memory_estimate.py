@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import CustomTransformerConfig, RunConfig
+from .memory import resident_bytes
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class MemoryEstimate:
 def estimate_memory(config: RunConfig, network: CustomTransformerConfig, prepared: bool = True) -> MemoryEstimate:
     """`prepared`: the text is in the cache, so that nothing has to be learned from it first."""
     device = network.get_device().type
-    process = resident_bytes() + WORKSPACE
+    process = (resident_bytes("VmRSS") or 0) + WORKSPACE
     process += MLFLOW if config.tracking.name == "mlflow" else 0
     process += 0 if prepared else PREPARATION
     process += COMPILER if config.implementation.name == "baseline" else 0
@@ -73,13 +74,6 @@ def checkpoint_bytes(config: RunConfig, network: CustomTransformerConfig) -> int
     width = {"fp64": 8, "bf16": 2}.get(network.precision, 4)
     moment = 8 if network.precision == "fp64" else 4
     return parameter_count(network) * (width + moment * (2 if config.optimizer.name == "adamw" else 1))
-
-
-def resident_bytes() -> int:
-    """What this process has in memory now."""
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
 
 
 def memory_of(device: str) -> int:

@@ -5,9 +5,12 @@ Imports the standard library only. How a run is configured, from which its netwo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manual_backprop.errors import CheckpointError
 from manual_backprop.rules import Number
 
 if TYPE_CHECKING:
@@ -219,3 +222,18 @@ def architecture_violations(
             f"d_model / n_heads = {d_model // n_heads}; use d_model={d_model + n_heads}, or another n_heads"
         )
     return found
+
+
+def network_of_state(state: Mapping[str, Any], checkpoint: Path) -> CustomTransformerConfig:
+    """The network's config in a checkpoint's state, whose content is not trusted: known fields of the right kind only.
+    Raises CheckpointError."""
+    saved = state.get("network")
+    if not isinstance(saved, Mapping):
+        raise CheckpointError(f"{checkpoint} holds no network: its state has no entry `network`.")
+    try:
+        config = CustomTransformerConfig(**saved)
+    except TypeError as error:
+        raise CheckpointError(f"{checkpoint} was written by another version: {error}.") from error
+    if violations := config.violations():
+        raise CheckpointError(f"{checkpoint} describes no network that can be built: {'; '.join(violations)}.")
+    return config

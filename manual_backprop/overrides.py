@@ -28,7 +28,9 @@ OPEN_HYDRA_KEYS = (
     "hydra.job.env_set",
     "hydra.callbacks",
 )  # plugins decide what they hold
-OURS = ("hydra.run.dir", "hydra.job.chdir", "hydra.output_subdir")
+OURS = {"hydra.run.dir": ".", "hydra.job.chdir": False, "hydra.output_subdir": None}  # as conf/config.yaml has them
+# Of Hydra's settings those that one job obeys, which runs without Hydra's main.
+OF_ONE_JOB = ("hydra.mode", "hydra.verbose", "hydra.job.env_set")
 READABLE_KEY = re.compile(r"(\+\+?|~)?[A-Za-z_][\w-]*([./][A-Za-z_][\w-]*)*(@\w[\w.]*(:\w[\w.]*)?)?", re.ASCII)
 
 
@@ -174,9 +176,11 @@ class OverrideReader:
             )
             return None
         if key in OURS:
+            self.report.add(_fixed(line))
+            return None
+        if key == "hydra.searchpath":
             self.report.add(
-                f"{line}: is fixed, since every run makes its own directory below outputs/; to have that elsewhere, "
-                "start the command there"
+                f"{line}: a folder of your own, with experiments/NAME.yaml in it, is given as --config-dir DIR"
             )
             return None
         if "/" in key:
@@ -234,6 +238,37 @@ class OverrideReader:
             else:
                 self.report.unclear.add(group)
         return self.composer.parse(f"{group}={','.join(found)}") if found else None
+
+
+def refuse_settings_without_effect(settings: Sequence[Override], composed: DictConfig, report: Report) -> None:
+    """Of Hydra's own settings those that one job does not obey: `settings` are the command line's, `composed` has those
+    of an experiment's file as well (what that says of launchers and sweepers is for when it is swept)."""
+    named = [str(override.key_or_group) for override in settings]
+    for override, key in zip(settings, named, strict=True):
+        if not f"{key}.".startswith(tuple(f"{obeyed}." for obeyed in OF_ONE_JOB)):
+            report.add(
+                f"{shown(override.input_line)}: is for the jobs of a sweep, and this is one job; add -m, or leave it "
+                f"out (one job obeys {', '.join(OF_ONE_JOB)})"
+            )
+    for key, usual in OURS.items():
+        if (value := OmegaConf.select(composed, key.removeprefix("hydra."))) != usual:
+            report.add(_fixed(f"{key}={shown(value)}"))
+    for group in ("hydra/job_logging", "hydra/hydra_logging"):
+        if (option := composed.runtime.choices[group]) != "none" and group not in named:
+            report.add(f"{group}={shown(option)}: a run keeps its own log, run.log in its directory; leave it out")
+    if composed.callbacks and not any(key.startswith(("hydra.callbacks", "hydra/callbacks")) for key in named):
+        report.add(
+            "hydra.callbacks: are called for the jobs of a sweep, and this is one job; add -m, or leave them out"
+        )
+    if not isinstance(composed.verbose, bool | str) and not OmegaConf.is_list(composed.verbose):
+        report.add(f"hydra.verbose={shown(composed.verbose)}: must be true, false or names of loggers, as in [mlflow]")
+
+
+def _fixed(setting: str) -> str:
+    return (
+        f"{setting}: is fixed, since every run makes its own directory below outputs/; to have that elsewhere, start "
+        "the command there"
+    )
 
 
 def _example(key: str) -> str | None:

@@ -80,7 +80,7 @@ def job_config(
 
 def with_overrides(path: Path, composed: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The config of the run in `path`, with what `overrides` (KEY=VALUE) name taken from `composed`."""
-    mapping = saved_config(path).to_dict()
+    mapping = config_of_run(path).to_dict()
     for override in overrides:
         key = override.partition("=")[0]
         group, _, inner = key.partition(".")
@@ -103,7 +103,7 @@ def with_overrides(path: Path, composed: dict[str, Any], overrides: Sequence[str
     return mapping
 
 
-def saved_config(path: Path) -> RunConfig:
+def config_of_run(path: Path) -> RunConfig:
     """The config of the run in `path`. Raises ConfigError."""
     mapping = load_config(path)
     try:

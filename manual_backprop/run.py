@@ -1,7 +1,8 @@
 """Train a transformer, or a sweep of them.
 
 `python -m manual_backprop.run [KEY=VALUE ...]`, and `-m` before comma lists for one job each. The command line is
-checked first (`command_line.py`), then Hydra composes and starts the job, or the sweep's jobs (`sweeps/`).
+composed and checked (`command_line.py`), and what came of that runs. Hydra's own `main` is called for what only it can
+do: start the jobs of a sweep (`sweeps/`), and show something (`--cfg`, `--info`).
 """
 
 from __future__ import annotations
@@ -14,46 +15,20 @@ if __name__ == "__main__":  # before the imports below: they take a while
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
 from manual_backprop.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from manual_backprop.command_line import Checked
+    from omegaconf import DictConfig
+
+    from manual_backprop.command_line import Checked, Job
 
 COMMAND = "python -m manual_backprop.run"
-
-
-@dataclass
-class OneJob:
-    """The task of a command with one job. Hydra would report an exception in its own words, so it is kept."""
-
-    failure: BaseException | None = None
-
-    def task(self, composed: DictConfig) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
-        from manual_backprop.composition import plain
-        from manual_backprop.origin import Origin
-        from manual_backprop.resume import job_config
-        from manual_backprop.value_sources import value_sources
-
-        settings: Any = HydraConfig.get()
-        overrides = [line.removeprefix("++") for line in settings.overrides.task]
-        try:
-            from manual_backprop.runner import run_job  # torch, only now
-
-            config = job_config(plain(composed), overrides, Path("outputs"))
-            sources = value_sources(config, overrides, settings.runtime)
-            run_job(config, Path.cwd(), Origin(overrides=tuple(overrides), sources=sources))
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
-            self.failure = error
 
 
 def main(arguments: Sequence[str] | None = None) -> int | None:
@@ -62,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     if options.help:
         from manual_backprop.help_page import help_page
 
-        print(help_page())
+        print(help_page(COMMAND))
         return None
     if options.version:
         import hydra
@@ -81,29 +56,43 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         composition.ExperimentsSearchPath.own_folder = str(folder)
     flags, silent = _hydra_flags(options)
     if silent:
-        _run_hydra([*flags, *options.overrides], OneJob().task)
+        _show(flags, options.overrides)
         return None
     try:
-        checked = command_line.check(options.overrides, multirun=options.multirun)
+        checked = command_line.check(options.overrides, options.multirun, displayed=options.cfg is not None)
     except ConfigError as error:
         raise ConfigError([_report(error.violations)]) from None
-    if not options.cfg and any(job.config.plan for job in checked.jobs):
+    if options.cfg:
+        _show(flags, checked.overrides)
+    elif any(job.config.plan for job in checked.jobs):
         from manual_backprop.plan import print_plans
 
         print_plans(checked.jobs)
-        return None
-    if checked.jobs[0].config.sweep.resume is not None and not options.cfg:
+    elif checked.jobs[0].config.sweep.resume is not None:
         _resume_sweep(checked, options)
-    elif checked.multirun and not options.cfg:
+    elif checked.multirun:
         from manual_backprop.sweeps.sweep import start_sweep
 
         start_sweep(checked, Path.cwd(), partial(_run_sweep, flags), composition.ExperimentsSearchPath.own_folder)
     else:
-        job = OneJob()
-        _run_hydra([*flags, *checked.overrides], job.task)
-        if job.failure is not None:
-            raise job.failure
+        with _called_with(given):
+            _run_one(checked.jobs[0])
     return None
+
+
+def _run_one(job: Job) -> None:
+    """The one job of a command, with what Hydra's own settings ask for."""
+    from hydra.core.utils import configure_log, env_override
+
+    from manual_backprop.origin import Origin
+    from manual_backprop.value_sources import value_sources
+
+    sources = value_sources(job.config, job.overrides, job.runtime)
+    with env_override(job.hydra.job.env_set):
+        configure_log(job.hydra.job_logging, job.hydra.verbose)
+        from manual_backprop.runner import run_job  # torch, only now
+
+        run_job(job.config, Path.cwd(), Origin(overrides=job.overrides, sources=sources))
 
 
 def _resume_sweep(asked: Checked, options: argparse.Namespace) -> None:
@@ -179,19 +168,34 @@ def _hydra_flags(options: argparse.Namespace) -> tuple[list[str], bool]:
     return flags, bool(options.info or options.hydra_help or options.shell_completion)
 
 
-def _run_hydra(arguments: list[str], task: Callable[[DictConfig], Any]) -> None:
+def _show(flags: Sequence[str], overrides: Sequence[str]) -> None:
+    """What Hydra tells of a configuration and of itself; it calls no job."""
+
+    def no_job(composed: DictConfig) -> None: ...
+
+    _run_hydra([*flags, *overrides], no_job)
+
+
+def _run_hydra(arguments: Sequence[str], task: Callable[[DictConfig], Any]) -> None:
     import hydra
 
     from manual_backprop.composition import find_experiments
     from manual_backprop.config import shipped_folder
 
     find_experiments()
-    given = sys.argv
-    sys.argv = [given[0], *arguments]
-    try:
+    with _called_with(arguments):
         hydra.main(config_path=str(shipped_folder("conf")), config_name="config", version_base="1.3")(task)()
+
+
+@contextmanager
+def _called_with(arguments: Sequence[str]) -> Iterator[None]:
+    """Within it these are the process's arguments: Hydra reads them there, and a run records them as its command."""
+    before = sys.argv
+    sys.argv = [before[0], *arguments]
+    try:
+        yield
     finally:
-        sys.argv = given
+        sys.argv = before
 
 
 def _run_sweep(flags: list[str], overrides: list[str], task: Callable[[DictConfig], Any]) -> None:

@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from .memory_estimate import parameter_count
+
 if TYPE_CHECKING:
     from .config import CustomTransformerConfig, RunConfig
     from .gradient_check import Finding
@@ -43,7 +45,7 @@ def check_of_run(run: RunConfig, network: CustomTransformerConfig, room: int | N
     if run.implementation.name != "custom":
         return _skipped(f"implementation={run.implementation.name}: nothing in it is written by hand")
     try:
-        if (parameters := _parameters(network)) > MOST_PARAMETERS:
+        if (parameters := parameter_count(network)) > MOST_PARAMETERS:
             return _skipped(
                 f"{parameters:,} parameters, and above {MOST_PARAMETERS:,} it would take too long; "
                 "python -m manual_backprop.verify takes its time"
@@ -59,15 +61,15 @@ def check_of_run(run: RunConfig, network: CustomTransformerConfig, room: int | N
 def _measure(config: CustomTransformerConfig, deadline: float, room: int | None) -> tuple[list[Finding], list[str]]:
     """Findings, and what there was no time or room for."""
     exact, remarks = replace(config, precision="fp64"), []
-    if _parameters(exact) > QUICK:
+    if parameter_count(exact) > QUICK:
         small = replace(exact, n_blocks=1, vocab_size=min(exact.vocab_size, ENOUGH_TOKENS))
         begin = time.monotonic()
         findings = _measure_exact(small)
-        once = (time.monotonic() - begin) * _parameters(exact) / _parameters(small)
+        once = (time.monotonic() - begin) * parameter_count(exact) / parameter_count(small)
         part = f"of the network one block and {small.vocab_size} tokens: all of it would take"
         if time.monotonic() + once > deadline:
             return findings, [f"{part} about {once:.0f} s"]
-        if room is not None and BYTES * _parameters(exact) > room:
+        if room is not None and BYTES * parameter_count(exact) > room:
             return findings, [f"{part} more memory than the training took"]
     begin = time.monotonic()
     findings = _measure_exact(exact)
@@ -125,12 +127,6 @@ def _measure_precision(config: CustomTransformerConfig) -> Finding:
         ratios.append(math.hypot(*by_hand) / math.hypot(*autograd))
     quantity = f"error of all gradients relative to autograd's, median of {DRAWS} draws"
     return Finding(config.precision, quantity, statistics.median(ratios), LOW_PRECISION_BAR)
-
-
-def _parameters(config: CustomTransformerConfig) -> int:
-    from .models.network import parameter_shapes
-
-    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
 
 
 def _judged(config: CustomTransformerConfig, findings: list[Finding], remarks: list[str], seconds: float) -> RunCheck:

@@ -222,7 +222,7 @@ def load(which: str, outputs: Path = OUTPUTS, device: str = "auto") -> SavedMode
     else:
         saved = manager.load(found.checkpoint) if lies_in_a_run else load_checkpoint(found.checkpoint)
 
-    from manual_backprop.language_model import LanguageModel, saved_config
+    from manual_backprop.language_model import LanguageModel, saved_network
     from manual_backprop.models import IMPLEMENTATIONS, build_network
 
     implementation = _implementation(saved.state)
@@ -231,7 +231,7 @@ def load(which: str, outputs: Path = OUTPUTS, device: str = "auto") -> SavedMode
             f"{found.checkpoint} was trained with implementation={implementation}, which this version does not have; "
             f"it has {', '.join(IMPLEMENTATIONS)}"
         )
-    network = build_network(implementation, replace(saved_config(saved), device=device))
+    network = build_network(implementation, replace(saved_network(saved), device=device))
     try:
         network.load_parameters(saved.tensors["parameters"])
     except InputError as error:

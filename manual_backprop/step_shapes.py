@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from manual_backprop.batch import Batch
+    from manual_backprop.model_summary import Subject
     from manual_backprop.models.network import Network
-    from manual_backprop.summary import Subject
 
 
 @dataclass(frozen=True)

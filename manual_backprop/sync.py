@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from manual_backprop.errors import EXIT_DONE, EXIT_FAILED, InputError, ManualBackpropError
+from manual_backprop.errors import EXIT_DONE, EXIT_FAILED, ManualBackpropError
 
 COMMAND = "python -m manual_backprop.sync"
 DESCRIPTION = """\
@@ -32,45 +32,10 @@ Examples
 Exit codes: 0 all is delivered, 1 MLflow did not take it, 2 there is no such run, or it is going on."""
 
 
-def deliver_run(which: str, root: Path) -> str:
-    """Deliver one run; return the sentence that says so. Raises ManualBackpropError, or what MLflow raises."""
-    from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, without_credentials
-    from manual_backprop.tracking.run_directory import close_dead_runs, own_run_directory
-    from manual_backprop.tracking.tracker import Tracked
-
-    path = named_run(which, root)
-    close_dead_runs(root_of(path, root))
-    run = own_run_directory(path)
-    try:
-        experiment_name = Tracked.read(run.path).experiment_name
-        delivery = MlflowDelivery(run.path, root_of(run.path, root))
-        delivery.deliver(final=True)
-        delivery.terminate_dead_runs()
-        return f"{run.path} is delivered to {without_credentials(delivery.uri)}, experiment {experiment_name}"
-    finally:
-        run.release()
-
-
-def named_run(which: str, root: Path) -> Path:
-    """`last` is the newest start here, with or without a checkpoint: its metrics want to be delivered too."""
-    from manual_backprop.tracking.run_directory import find_run, list_runs
-
-    if which != "last":
-        return find_run(root, which).path
-    runs = list_runs(root)
-    if not runs:
-        raise InputError(f"last: there is no run in {root.absolute() / 'runs'}")
-    return runs[-1]
-
-
-def root_of(run: Path, otherwise: Path) -> Path:
-    """The outputs directory in which a run lies: mlflow.db stands beside it, wherever the command is called."""
-    return run.parent.parent if run.parent.name in ("runs", "sweeps") else otherwise
-
-
 def with_children(which: str, root: Path) -> list[str]:
     """Of a sweep: itself first, so that its runs find their parent in MLflow, and again last, for its best run."""
     from manual_backprop.sweeps.records import runs_of_sweep
+    from manual_backprop.tracking.late_delivery import named_run
     from manual_backprop.tracking.run_directory import SWEEPS
 
     try:
@@ -97,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "newest one",
     )
     chosen = parser.parse_args(arguments)
+    from manual_backprop.tracking.late_delivery import deliver_run
     from manual_backprop.tracking.mlflow_delivery import tracking_uri, without_credentials
     from manual_backprop.tracking.mlflow_tracking import one_line
 

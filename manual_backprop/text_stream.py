@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from manual_backprop.errors import InputError
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from manual_backprop.data.tokenizers import Tokenizer
     from manual_backprop.language_model import LanguageModel
 
@@ -26,6 +28,11 @@ class Sampling:
     top_k: int
     top_p: float | None
     seed: int | None
+
+    @classmethod
+    def of(cls, options: Namespace) -> Sampling:
+        """As the command line has it (`arguments.add_sampling`)."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
 
 
 class WholeCharacters:

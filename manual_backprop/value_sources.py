@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from manual_backprop.composition import EXPERIMENTS, is_choice
 from manual_backprop.config import RunConfig
 from manual_backprop.errors import InputError
 from manual_backprop.initial_weights import SET_HERE
+from manual_backprop.json_files import flattened
 from manual_backprop.origin import SOURCES
 
 COMMAND_LINE = "command line"
@@ -126,12 +127,3 @@ def _content(name: str, folders: tuple[Path, ...]) -> dict[str, Any]:
     except (OSError, OmegaConfBaseException):
         content = None
     return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
-
-
-def flattened(mapping: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values."""
-    for key, value in mapping.items():
-        if isinstance(value, Mapping) and value:
-            yield from flattened(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value

@@ -1,7 +1,7 @@
 """Compare every hand-written gradient with autograd's, with central differences, and with zero where it must be zero.
 
 `python -m manual_backprop.verify` takes seconds and prints every error beside its bar. What is measured, and why
-in this way, is in `gradient_check/`; this file chooses what to measure and shows it.
+in this way, is in `gradient_check/`; this file shows it.
 """
 
 from __future__ import annotations
@@ -9,21 +9,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import product
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from manual_backprop.errors import EXIT_DONE, EXIT_FAILED, ConfigError, InputError
+from manual_backprop.errors import EXIT_DONE, EXIT_FAILED
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from rich.console import Console
 
     from manual_backprop.config import CustomTransformerConfig
-    from manual_backprop.gradient_check import Finding
+    from manual_backprop.gradient_check.verification import Section
 
 COMMAND = "python -m manual_backprop.verify"
 HELP = f"""\
@@ -62,163 +57,27 @@ Options
 Exit codes: 0 all is right, 1 something is over its bar, 2 wrong arguments.
 """
 
-MOST_TOKENS = 12  # T of a network that is given by arguments: a proof needs no long sequence
 UNKNOWN_VOCABULARY = 257  # of a tokenizer that has not seen its corpus yet
 WIDTH = 110  # columns, where there is no terminal to ask
-LARGE = 2_000_000  # parameters: above, three draws of rounding errors, of one sequence each, in place of eight of four
-MANNERS = "touches nothing else"  # inputs, upstream gradients and outputs; and backward again returns the same
 DESCRIBE_A_NETWORK = ("model", "architecture", "tokenizer", "precision", "kernels", "device", "seed", "experiments")
-NEVER_USED = ("tracking=none",)  # verifying a network needs no place to record it
-
-
-@dataclass
-class Section:
-    """One table: findings, and which of their subjects share a line."""
-
-    title: str
-    findings: list[Finding] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Line:
-    """One quantity, and its worst finding."""
-
-    group: str
-    quantity: str
-    worst: Finding
-
-
-def lines_of(section: Section) -> list[Line]:
-    """In the order in which the quantities were first measured. A subject is `op: case`, or a network."""
-    from manual_backprop.gradient_check import worst
-
-    together: dict[tuple[str, str], list[Finding]] = {}
-    for finding in section.findings:
-        together.setdefault((finding.subject.partition(": ")[0], finding.quantity), []).append(finding)
-    return [Line(*key, worst(findings)) for key, findings in together.items()]
-
-
-def check_everything() -> list[Section]:
-    """All ops, and the odd networks of every architecture, with the textbook pairs and with the fused kernels."""
-    from manual_backprop.config import ARCHITECTURES, KERNELS
-    from manual_backprop.gradient_check import ODD, check_network, odd_cases
-
-    sections = [_ops_section(kernels) for kernels in KERNELS]
-    for architecture, kernels in product(ARCHITECTURES, KERNELS):
-        section = Section(f"{architecture}, kernels={kernels}: {_sizes(ODD)}, and odd shapes")
-        for name, config, batch, scale in odd_cases(architecture):
-            findings = check_network(replace(config, kernels=kernels), batch, scale)
-            section.findings += [
-                replace(f, subject=f"{architecture}: {name}", quantity=_short(f.quantity)) for f in findings
-            ]
-        sections.append(section)
-    return sections
-
-
-def check_one(config: CustomTransformerConfig) -> list[Section]:
-    """All ops, and one network: in float64, and in its own precision where that is another."""
-    import torch
-
-    from manual_backprop.gradient_check import (
-        ROWS,
-        check_network,
-        check_network_precision,
-        check_op_precision,
-        draw_batch,
-    )
-
-    B, T = 2, min(MOST_TOKENS, config.max_seq_len)
-    exact = replace(config, precision="fp64")
-    sections = [_ops_section(config.kernels)]
-    for scale in ("proof", "initial"):
-        title = f"{config.architecture}, float64, {scale} scale: {_sizes(config)}, B={B} T={T}"
-        findings = check_network(exact, draw_batch(exact, B, T, config.seed), scale)
-        sections.append(Section(title, [replace(f, quantity=_short(f.quantity)) for f in findings]))
-    if config.precision == "fp64":
-        return sections
-    dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
-    ops_title = f"every op in {'fp32' if dtype == torch.float32 else 'bf16'}: error relative to autograd's"
-    pairs = _pairs_of(config.kernels)
-    sections.append(
-        Section(ops_title, [f for row in ROWS.values() for f in check_op_precision(row, dtype, pairs=pairs)])
-    )
-    draws, rows = (3, 1) if parameter_count(config) > LARGE else (8, 4)
-    for scale in ("proof", "initial"):
-        title = f"{config.architecture}, {config.precision}, {scale} scale: error relative to autograd's"
-        found = check_network_precision(config, scale, range(draws), rows, min(2 * MOST_TOKENS, config.max_seq_len))
-        sections.append(Section(title, found))
-    return sections
-
-
-def parameter_count(config: CustomTransformerConfig) -> int:
-    from math import prod
-
-    from manual_backprop.models.network import parameter_shapes
-
-    return sum(prod(shape) for shape in parameter_shapes(config).values())
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """With sequences this short, several threads would spend their time waiting for one another."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _pairs_of(kernels: str) -> ModuleType:
-    from manual_backprop import kernels as fused
-    from manual_backprop import ops
-
-    return fused if kernels == "fused" else ops
-
-
-def _ops_section(kernels: str) -> Section:
-    from manual_backprop.gradient_check import check_ops
-
-    checked = check_ops(pairs=_pairs_of(kernels))
-    findings = [replace(f, quantity=MANNERS) if f.bar == 0 else f for f in checked]
-    return Section(f"every op, kernels={kernels}, float64", findings)
-
-
-def _sizes(config: CustomTransformerConfig) -> str:
-    return (
-        f"V={config.vocab_size} D={config.d_model} L={config.n_blocks} H={config.n_heads} "
-        f"{f'G={config.kv_heads} ' * (config.kv_heads != config.n_heads)}F={config.d_ffn} "
-        f"{config.activation or config.traits.activation}"
-    )
-
-
-def _short(quantity: str) -> str:
-    """Without the name of the worst tensor, which is another one in every case."""
-    return (
-        quantity.partition(", worst ")[0] if " by name" not in quantity else " ".join(quantity.split()[1:4]).rstrip(",")
-    )
 
 
 def network_described(overrides: Sequence[str]) -> CustomTransformerConfig:
-    """The network that a run with these overrides would train. ConfigError with every violation."""
-    from manual_backprop.command_line import check
+    """The network that a run with these overrides would train. InputError with every violation."""
+    from manual_backprop.command_line import described_job
 
-    jobs = check(
-        [*overrides, *(line for line in NEVER_USED if not any(o.startswith("tracking") for o in overrides))]
-    ).jobs
-    if len(jobs) != 1:
-        raise InputError(f"these arguments describe {len(jobs)} networks; verify takes one at a time")
-    if unused := keys_without_effect(jobs[0].overrides):
+    job = described_job(overrides, "verify")
+    if unused := keys_without_effect(job.overrides):
         print(f"without effect here, since only a network is verified: {', '.join(unused)}", file=sys.stderr)
-    run = jobs[0].config
+    run = job.config
     return run.network(run.tokenizer.vocab_size or UNKNOWN_VOCABULARY)
 
 
 def keys_without_effect(overrides: Sequence[str]) -> list[str]:
     """What says how a network is trained, and not what it is."""
-    named = [override.lstrip("+").partition("=")[0] for override in overrides if override not in NEVER_USED]
+    from manual_backprop.command_line import NOT_TRACKED
+
+    named = [override.lstrip("+").partition("=")[0] for override in overrides if override != NOT_TRACKED]
     return [
         key
         for key in named
@@ -229,6 +88,8 @@ def keys_without_effect(overrides: Sequence[str]) -> list[str]:
 
 def show(sections: Sequence[Section], console: Console) -> None:
     from rich.table import Table
+
+    from manual_backprop.gradient_check.verification import lines_of
 
     for section in sections:
         table = Table(
@@ -287,11 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(HELP, end="")
         return EXIT_DONE
     start = time.monotonic()
-    try:
-        config = network_described(overrides) if overrides else None
-    except ConfigError as error:
-        raise InputError("; ".join(error.violations)) from None  # one line, and the exit code of wrong input
+    config = network_described(overrides) if overrides else None
     from rich.console import Console
+
+    from manual_backprop.gradient_check.verification import check_everything, check_one, one_thread
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     with one_thread():

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import resource
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_tools import command
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig
 
 from manual_backprop.command_line import check
 from manual_backprop.composition import ExperimentsSearchPath
-from manual_backprop.config import shipped_folder
+from manual_backprop.config import RunConfig, shipped_folder
 from manual_backprop.errors import ConfigError
+from manual_backprop.origin import Origin
 from manual_backprop.run import main
 
 
@@ -36,6 +43,56 @@ def test_nothing_slow_is_imported_before_a_run(tmp_path: Path, arguments: list[s
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
     assert "hydra" in imported
     assert not imported & {"torch", "mlflow", "numpy", "datasets", "transformers", "tokenizers", "matplotlib"}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["model=smal"], ["--help"]], ids=" ".join)
+def test_an_answer_without_a_run_comes_at_once(tmp_path: Path, arguments: list[str]) -> None:
+    """Half a second on a quiet machine. Of the processor, and with room for a slower one."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = command(*arguments, cwd=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == (0 if arguments == ["--help"] else 2)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.2
+
+
+@pytest.mark.parametrize("settings", [[], ["hydra.verbose=a.library", "+hydra.job.env_set.A_NAME=a value"]], ids=str)
+def test_one_job_is_composed_once_and_run_as_it_was_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
+) -> None:
+    compositions, jobs = [], []
+    composed = ConfigLoaderImpl.load_configuration
+
+    def counted(self: ConfigLoaderImpl, *given: Any, **named: Any) -> DictConfig:
+        compositions.append(given)
+        return composed(self, *given, **named)
+
+    def run_job(config: RunConfig, root: Path, origin: Origin) -> None:
+        seen = sys.argv[1:], os.environ.get("A_NAME"), logging.getLogger("a.library").level
+        jobs.append((config, root, origin, *seen))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    monkeypatch.setattr("manual_backprop.runner.run_job", run_job)
+    monkeypatch.setattr(sys, "argv", ["run.py", "something else"])
+    given = ["model=tiny", "++model.n_heads=4", "tags.note=x", *settings]
+    try:
+        assert main(given) is None
+    finally:
+        logging.getLogger("a.library").setLevel(logging.NOTSET)
+    to_know_hydras_keys = [[]] if settings else []
+    assert [choices for _, choices, _ in compositions] == [*to_know_hydras_keys, [*settings, "model=tiny"]]
+    ((config, root, origin, arguments, variable, level),) = jobs
+    assert config == check(given).jobs[0].config
+    assert (config.model.d_model, config.model.n_heads, config.tags) == (64, 4, {"note": "x"})
+    assert root == tmp_path
+    assert origin.overrides == ("model=tiny", "model.n_heads=4", "tags.note=x")
+    assert origin.sources["model.n_heads"] == "command line"
+    assert origin.sources["model.d_model"] == "model=tiny"
+    assert arguments == given
+    assert (variable, level) == (("a value", logging.DEBUG) if settings else (None, logging.NOTSET))
+    assert "A_NAME" not in os.environ
+    assert sys.argv == ["run.py", "something else"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -117,3 +174,34 @@ def test_the_command_itself_reports_and_writes_nothing(
     with pytest.raises(ConfigError, match="The configuration is wrong in 1 place; nothing was started"):
         main(arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("run: {dir: elsewhere}", "hydra.run.dir=elsewhere: is fixed"),
+        ("job: {chdir: true}", "hydra.job.chdir=true: is fixed"),
+        ("output_subdir: .hydra", "hydra.output_subdir=.hydra: is fixed"),
+        ("callbacks: {one: {_target_: a.b}}", "hydra.callbacks"),
+        ("verbose: 3", "hydra.verbose=3"),
+    ],
+)
+def test_what_an_experiment_asks_of_hydra_is_refused_where_one_job_would_not_obey(
+    content: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ExperimentsSearchPath, "own_folder", str(tmp_path))
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments/mine.yaml").write_text(f"# @package _global_\nhydra:\n  {content}\n")
+    with pytest.raises(ConfigError) as caught:
+        check(["experiments=mine"])
+    (violation,) = caught.value.violations
+    assert violation.startswith(says)
+    assert check(["experiments=mine"], displayed=True).jobs
+
+
+def test_an_experiments_launcher_is_for_when_it_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ExperimentsSearchPath, "own_folder", str(tmp_path))
+    (tmp_path / "experiments").mkdir()
+    written = "# @package _global_\ndefaults:\n  - override /hydra/launcher: basic\nhydra:\n  sweep: {subdir: x}\n"
+    (tmp_path / "experiments/mine.yaml").write_text(written)
+    assert len(check(["experiments=mine"]).jobs) == 1

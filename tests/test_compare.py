@@ -11,7 +11,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from manual_backprop.command_line import check
-from manual_backprop.compare import compare, difference_lines, largest_differences, main, should_coincide
+from manual_backprop.compare import main
+from manual_backprop.comparison import compare, difference_lines, largest_differences, should_coincide
 from manual_backprop.comparison_picture import draw_comparison, swept_number
 from manual_backprop.composition import is_choice
 from manual_backprop.exit_codes import exit_code_of

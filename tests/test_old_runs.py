@@ -30,7 +30,7 @@ from manual_backprop.config import RunConfig, option_name, setting, shipped_fold
 from manual_backprop.errors import ConfigError
 from manual_backprop.language_model import CustomTransformerWrapper
 from manual_backprop.rerun import rerun
-from manual_backprop.resume import saved_config
+from manual_backprop.resume import config_of_run
 from manual_backprop.rules import Number
 from manual_backprop.saved_model import load
 from manual_backprop.served_model import write_model
@@ -429,7 +429,7 @@ def test_a_run_without_them_goes_on(project: Path) -> None:
     CheckpointManager(path.parent).save(step, saved.tensors, state, files=[run / "tokenizer.json"])
     resume(project, f"resume={run.name}", f"training.max_steps={step + 1}", "tracking=none")
     assert metric(run, "train/loss")[step] == pytest.approx(THEN["killed"]["losses"][0], rel=FP32)
-    assert saved_config(run).batching.name == "packed"
+    assert config_of_run(run).batching.name == "packed"
     assert read_run(run)["resumes"][0]["changed"].keys() == {"training.max_steps", "made_with"}
 
 
@@ -460,7 +460,7 @@ def test_a_group_of_a_later_version(unpacked: Path, tmp_path: Path, monkeypatch:
         monkeypatch.setattr(validation, "shipped_folder", lambda name: tmp_path / name)
         for cache in caches:
             cache.cache_clear()
-        later: Any = saved_config(run_of(unpacked, "finished"))
+        later: Any = config_of_run(run_of(unpacked, "finished"))
         assert later.learning == RuleConfig("backprop", later.optimizer.weight_decay)
         assert {key.name for key in fields(later)} == {key.name for key in fields(RunConfig)} | {"learning"}
     finally:

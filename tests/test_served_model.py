@@ -22,7 +22,7 @@ from run_tools import newest, same_process, train
 
 from manual_backprop.errors import CheckpointError, InputError, NotFiniteError
 from manual_backprop.served_model import ServedModel, write_model
-from manual_backprop.sync import deliver_run
+from manual_backprop.tracking.late_delivery import deliver_run
 from manual_backprop.tracking.run_directory import read_run
 
 OPTIONS = ("tracking=mlflow", "training.max_steps=6", "training.save_every=2", "training.eval_every=2")

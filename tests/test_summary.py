@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from manual_backprop import exit_codes, step_shapes, summary
+from manual_backprop import exit_codes, model_summary, step_shapes, summary
 from manual_backprop.config import CustomTransformerConfig
 from manual_backprop.flops import flops_per_token
 from manual_backprop.models import build_network
@@ -86,7 +86,7 @@ def test_of_a_command_line(text: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_shapes_of_one_step(text: Path, capsys: pytest.CaptureFixture[str], implementation: str) -> None:
     from rich.console import Console
 
-    subject = summary.described(described(text, f"implementation={implementation}"))
+    subject = model_summary.described(described(text, f"implementation={implementation}"))
     step_shapes.show_step(Console(width=summary.WIDTH), subject)
     shown = capsys.readouterr().out
     rows = re.findall(r"^ (\S+) +([\d x]+?) +(float32) +([\d,]+) +(yes|NO) *$", shown, flags=re.MULTILINE)

@@ -8,89 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..config import DatasetConfig
 from ..errors import InputError
+from .analysis_text import CLASSES, COVERAGES, D_MODEL, GPT2_VOCAB_SIZE, RARE, Recommendations, Report, Vocabulary
 from .named import check_whole, dataset_named, title_of
 from .pretrained import tokenizer_named
 from .reading import Reading, training_text
 from .tokenizers import SMALLEST_BPE, BpeTokenizer, Tokenizer
 
 VOCAB_SIZES = (512, 1024, 2048, 4096, 8192, 16384)
-GPT2_VOCAB_SIZE = 50257
-COVERAGES = (0.9, 0.95, 0.99, 0.999)
-CLASSES = ("letters", "numbers", "punctuation", "space", "other")
-RARE = 100  # a token that is seen less often has hardly an embedding to speak of
 MOST_RARE = 0.1  # of the learned tokens, in a recommended vocabulary
 LEAST_GAIN = 0.05  # of tokens saved, for the next larger vocabulary to be worth it
 LONGEST, SHORTEST = 1024, 64  # recommended sequence lengths
-D_MODEL = 256  # at which saved parameters are told
 TOP = 20
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """One tokenizer on one text."""
-
-    vocab_size: int  # V
-    tokens: int  # of the text, without end tokens
-    text_bytes: int
-    counts: np.ndarray  # (V,) how often each token occurs
-    ranked: np.ndarray  # counts, the largest first
-    classes: dict[str, tuple[int, float]]  # class: how many tokens of the vocabulary, share of the text's tokens
-    rare: tuple[int, float]  # the same of all tokens that occur, but less than RARE times
-    rare_learned: float  # share of the tokens beyond bytes and special ones that occur less than RARE times
-    most_frequent: list[tuple[str, int]]
-    lengths: np.ndarray  # (documents,) [tokens] with the end token
-
-    @property
-    def bytes_per_token(self) -> float:
-        return self.text_bytes / max(1, self.tokens)
-
-    @property
-    def used(self) -> float:
-        """Share of the vocabulary that occurs at all."""
-        return float(np.count_nonzero(self.counts) / self.vocab_size)
-
-    def covering(self, share: float) -> int:
-        """How many tokens, the most frequent ones, make that share of the text's tokens."""
-        sums = np.cumsum(self.ranked)
-        return int(np.searchsorted(sums, share * sums[-1] * (1 - 1e-12))) + 1
-
-
-@dataclass(frozen=True)
-class Recommendations:
-    vocab_size: int
-    max_seq_len: int
-    embedding_parameters_saved: int  # against GPT-2's vocabulary, at D = D_MODEL, output tied to it
-    reasons: tuple[str, str]  # why this vocab_size, why this max_seq_len
-
-
-@dataclass(frozen=True)
-class Report:
-    title: str
-    documents: int
-    text_bytes: int
-    tokenizer: str  # "bpe", learned here, or the one that was given
-    vocabularies: list[Vocabulary]  # smallest first
-    recommendations: Recommendations
-    notes: tuple[str, ...]
-
-    @property
-    def recommended(self) -> Vocabulary:
-        """The vocabulary of the recommended size; of a given tokenizer, that one."""
-        sizes = [vocabulary.vocab_size for vocabulary in self.vocabularies]
-        wanted = self.recommendations.vocab_size
-        return self.vocabularies[sizes.index(wanted) if wanted in sizes else 0]
-
-    def summary(self) -> str:
-        from .analysis_text import summary
-
-        return summary([self])
 
 
 def analyze_dataset(

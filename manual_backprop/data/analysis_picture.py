@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..durable import storage_errors, write_atomically
-from .analysis import CLASSES, COVERAGES
+from .analysis_text import CLASSES, COVERAGES, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from .analysis import Report
 
 BINS = 40
 MOST_POINTS = 400  # of a curve

@@ -1,18 +1,77 @@
-"""Reports of datasets as tables of text, side by side where there are several."""
+"""What an analysis has found of a dataset, and reports of datasets as tables of text, side by side if several."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
-from .analysis import CLASSES, COVERAGES, D_MODEL, GPT2_VOCAB_SIZE, RARE
-
-if TYPE_CHECKING:
-    from .analysis import Report
-
+GPT2_VOCAB_SIZE = 50257
+COVERAGES = (0.9, 0.95, 0.99, 0.999)
+CLASSES = ("letters", "numbers", "punctuation", "space", "other")
+RARE = 100  # a token that is seen less often has hardly an embedding to speak of
+D_MODEL = 256  # at which saved parameters are told
 QUANTILES = {"shortest": 0.0, "half are shorter than": 0.5, "90 %": 0.9, "95 %": 0.95, "99 %": 0.99, "longest": 1.0}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """One tokenizer on one text."""
+
+    vocab_size: int  # V
+    tokens: int  # of the text, without end tokens
+    text_bytes: int
+    counts: np.ndarray  # (V,) how often each token occurs
+    ranked: np.ndarray  # counts, the largest first
+    classes: dict[str, tuple[int, float]]  # class: how many tokens of the vocabulary, share of the text's tokens
+    rare: tuple[int, float]  # the same of all tokens that occur, but less than RARE times
+    rare_learned: float  # share of the tokens beyond bytes and special ones that occur less than RARE times
+    most_frequent: list[tuple[str, int]]
+    lengths: np.ndarray  # (documents,) [tokens] with the end token
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.text_bytes / max(1, self.tokens)
+
+    @property
+    def used(self) -> float:
+        """Share of the vocabulary that occurs at all."""
+        return float(np.count_nonzero(self.counts) / self.vocab_size)
+
+    def covering(self, share: float) -> int:
+        """How many tokens, the most frequent ones, make that share of the text's tokens."""
+        sums = np.cumsum(self.ranked)
+        return int(np.searchsorted(sums, share * sums[-1] * (1 - 1e-12))) + 1
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    vocab_size: int
+    max_seq_len: int
+    embedding_parameters_saved: int  # against GPT-2's vocabulary, at D = D_MODEL, output tied to it
+    reasons: tuple[str, str]  # why this vocab_size, why this max_seq_len
+
+
+@dataclass(frozen=True)
+class Report:
+    title: str
+    documents: int
+    text_bytes: int
+    tokenizer: str  # "bpe", learned here, or the one that was given
+    vocabularies: list[Vocabulary]  # smallest first
+    recommendations: Recommendations
+    notes: tuple[str, ...]
+
+    @property
+    def recommended(self) -> Vocabulary:
+        """The vocabulary of the recommended size; of a given tokenizer, that one."""
+        sizes = [vocabulary.vocab_size for vocabulary in self.vocabularies]
+        wanted = self.recommendations.vocab_size
+        return self.vocabularies[sizes.index(wanted) if wanted in sizes else 0]
+
+    def summary(self) -> str:
+        return summary([self])
 
 
 def summary(reports: Sequence[Report]) -> str:

@@ -19,10 +19,11 @@ import numpy as np
 from ..config import DatasetConfig, TokenizerConfig
 from ..digests import json_digest
 from ..errors import InputError
-from .documents import Source, open_source
+from .documents import Source
 from .hub import HubUnavailable, unpinned
 from .reading import read_documents, selection
 from .run_tokenizer import complete_tokenizer, make_tokenizer, tokenizer_identity, what_is_lost
+from .sources import open_source
 from .spool import Spool
 from .token_cache import MANIFEST, Contents, Split, find_prepared, open_split, prepare, write_split
 from .token_shards import PRETOKENIZED, Tokens, load_pretokenized, manifest_of

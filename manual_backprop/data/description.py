@@ -13,9 +13,10 @@ import numpy as np
 
 from ..config import DatasetConfig
 from ..errors import InputError
-from .documents import BadRow, Document, FileSource, Row, Source, no_utf8, open_source, unreadable
+from .documents import BadRow, Document, FileSource, Row, Source, no_utf8, unreadable
 from .files import JsonLines, ParquetFiles, TextFiles, brief, check_column, row_of
 from .hub import DatasetSplits, HubSource, hub_access
+from .sources import open_source
 from .token_shards import load_pretokenized, manifest_of
 
 RAW_BYTES = 1000  # of a text file

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import DatasetConfig
 from ..errors import InputError
 
 
@@ -120,36 +119,6 @@ class FileSource(Source):
         for file in self.files:
             if file.status_now() != file.status:
                 raise InputError(f"{file.path} changed while it was being read. Start again when nothing writes to it.")
-
-
-def open_source(dataset: DatasetConfig) -> Source:
-    """The source that a config means. Nothing is read yet but the names of files."""
-    from . import files, hub, python_docs
-
-    if dataset.name == "python_docs":
-        return python_docs.PythonDocs()
-    if dataset.name == "pretokenized":
-        raise InputError(
-            f"{dataset.path} holds tokens that were made before, and no text: train on them with dataset=pretokenized, "
-            "or give the text that they were made of."
-        )
-    if dataset.repository is not None:
-        return hub.HubSource(dataset)
-    kinds: dict[str, Callable[[str, DatasetConfig], Source]] = {
-        "text": lambda path, _: files.TextFiles(path),
-        "jsonl": lambda path, config: files.JsonLines(path, config.text_column or "text"),
-        "parquet": lambda path, config: files.ParquetFiles(path, config.text_column or "text"),
-        "saved": lambda path, config: hub.SavedDataset(path, config),
-    }
-    if dataset.name not in kinds:
-        raise InputError(
-            f"dataset={dataset.name}: there is no such dataset; use python_docs, {', '.join(kinds)} or hub."
-        )
-    if dataset.path is None:
-        raise InputError(
-            f"dataset={dataset.name} needs to know where it lies: give a file or a folder as dataset.path=PATH."
-        )
-    return kinds[dataset.name](dataset.path, dataset)
 
 
 def files_below(

@@ -15,9 +15,10 @@ from ..config import DatasetConfig
 from ..digests import json_digest
 from ..errors import InputError
 from .corpus import Corpus
-from .documents import Source, open_source
+from .documents import Source
 from .hub import TEST_SPLIT, DatasetSplits, smaller
 from .reading import first_rows, selection
+from .sources import open_source
 from .spool import Spool
 from .token_cache import Contents, Split, open_split, prepare, write_split
 

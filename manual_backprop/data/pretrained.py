@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config import TokenizerConfig
+from ..config import TokenizerConfig, option_values
 from ..errors import InputError
 from .hub import hub_file
 from .tokenizers import FILE_NAME, BpeTokenizer, ByteTokenizer, Tokenizer, load_tokenizer
@@ -68,9 +68,10 @@ def tokenizer_named(name: str | Path) -> Tokenizer:
     if given in ("bpe", "char"):
         raise InputError(f"{given} is learned from a text: give the folder of one that was learned, or byte or gpt2.")
     if given == "gpt2":
-        from ..command_line import check
-
-        return pretrained_tokenizer(check(["tokenizer=gpt2"]).jobs[0].config.tokenizer)
+        shipped = option_values("tokenizer", given)
+        return pretrained_tokenizer(
+            TokenizerConfig(given, repository=shipped["repository"], revision=shipped["revision"])
+        )
     if given.count("/") == 1 and not given.startswith((".", "/", "~")):
         return pretrained_tokenizer(TokenizerConfig("gpt2", repository=given))
     raise InputError(

@@ -18,7 +18,8 @@ import numpy as np
 from ..config import DatasetConfig
 from ..durable import storage_errors
 from ..errors import InputError
-from .documents import Row, Source, open_source
+from .documents import Row, Source
+from .sources import open_source
 from .spool import Spool
 
 VALIDATION_SHARE = 0.1  # of a source without a validation split

@@ -27,10 +27,11 @@ from ..config import DatasetConfig
 from ..digests import file_digest, json_digest
 from ..durable import storage_errors, sync_directory, sync_file, write_atomically
 from ..errors import InputError
-from .documents import Source, open_source
+from .documents import Source
 from .named import check_whole, dataset_named, title_of
 from .pretrained import tokenizer_named
 from .reading import read_documents, selection
+from .sources import open_source
 from .spool import Spool, SpooledText
 from .token_shards import MANIFEST, check_digests, check_shard, manifest_of
 from .tokenizers import Tokenizer

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ..config import DatasetConfig, TokenizerConfig
 from .corpus import Corpus, prepared_corpus
-from .documents import BadRow, FileSource, open_source
+from .documents import BadRow, FileSource
 from .reading import VALIDATION_SHARE
+from .sources import open_source
 
 # Of the documentation in Python 3.11, in which docstrings are a small part of the sources' bytes.
 PYTHON_DOCS_BYTES = 2_500_000

@@ -252,7 +252,7 @@ class Sweep:
 
     def _compare(self, records: Sequence[JobRecord], tracker: Tracker, title: str) -> list[str]:
         """The loss over a number that was swept; or how far curves part that should coincide, which is told too."""
-        from manual_backprop.compare import compare_directories, difference_lines, should_coincide
+        from manual_backprop.comparison import compare_directories, difference_lines, should_coincide
         from manual_backprop.comparison_picture import draw_comparison, says_more_than_curves
 
         runs = compare_directories([record.run_directory for record in records if record.run_directory is not None])

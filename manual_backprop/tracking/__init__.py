@@ -7,6 +7,7 @@
     system_metrics.py   what the machine does meanwhile
     mlflow_tracking.py  MlflowTracker: a thread that follows the run's directory
     mlflow_delivery.py  what that thread, and `python -m manual_backprop.sync`, send to MLflow
+    late_delivery.py    the same for a run that has ended
 
     close_dead_runs("outputs")
     run = create_run_directory("outputs", "small-python_docs")

@@ -24,15 +24,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any
 
 from manual_backprop.checkpoint import CheckpointManager
 from manual_backprop.durable import storage_errors, write_atomically
 from manual_backprop.errors import CheckpointError, InputError, RunInUseError, StorageError
 from manual_backprop.json_files import read_object
 from manual_backprop.origin import Origin
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 VERSION = 1
 RUN_FILE = "run.json"
@@ -177,6 +178,8 @@ def close_dead_runs(root: str | Path) -> list[Path]:
 
     A run on another machine is left alone: its lock cannot be seen from here.
     """
+    from filelock import FileLock, Timeout
+
     closed = []
     for path in [*list_runs(root), *list_runs(root, SWEEPS)]:
         run = _read_or_none(path)
@@ -277,6 +280,8 @@ def end_run(path: Path, status: str) -> None:
 
 
 def _locked(path: Path) -> FileLock:
+    from filelock import FileLock, Timeout  # half a tenth of a second, which a refused command line need not wait for
+
     lock = FileLock(path / LOCK_FILE, timeout=_LOCK_PATIENCE, thread_local=False)
     try:
         lock.acquire()

@@ -20,6 +20,7 @@ from typing import Any, SupportsFloat
 
 from manual_backprop.durable import storage_errors
 from manual_backprop.errors import InputError
+from manual_backprop.json_files import flattened
 from manual_backprop.tracking.metrics_file import METRICS, MetricsFile, read_entries
 from manual_backprop.tracking.run_directory import FINISHED, RUN_FILE, end_run, find_run, read_run
 
@@ -143,16 +144,14 @@ def load_config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """{"model": {"d_model": 4}} -> {"model.d_model": 4}: the form in which parameters are tracked. Lists become
-    JSON."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list | tuple) else value
-    return flat
+    JSON, and an empty mapping nothing."""
+    return {
+        key: json.dumps(value) if isinstance(value, list | tuple) else value
+        for key, value in flattened(config)
+        if not isinstance(value, Mapping)
+    }
 
 
 def _series(points: dict[int, tuple[float, int]]) -> Series:

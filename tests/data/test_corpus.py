@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from manual_backprop.config import DatasetConfig, TokenizerConfig
 from manual_backprop.data.corpus import Corpus, prepare_corpus, prepared_corpus
-from manual_backprop.data.documents import open_source
+from manual_backprop.data.sources import open_source
 from manual_backprop.data.token_cache import MANIFEST
 from manual_backprop.errors import InputError, StorageError
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from manual_backprop.config import DatasetConfig
-from manual_backprop.data.documents import BadRow, Document, FileSource, open_source
+from manual_backprop.data.documents import BadRow, Document, FileSource
 from manual_backprop.data.files import TextFiles
 from manual_backprop.data.python_docs import PythonDocs, parse_python_docs
+from manual_backprop.data.sources import open_source
 from manual_backprop.data.spool import Spool
 from manual_backprop.errors import InputError
 

@@ -1,0 +1,40 @@
+"""Bringing to MLflow what it did not take of a run while that went on, or what was added to the run later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from manual_backprop.errors import InputError
+from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, without_credentials
+from manual_backprop.tracking.run_directory import close_dead_runs, find_run, list_runs, own_run_directory
+from manual_backprop.tracking.tracker import Tracked
+
+
+def deliver_run(which: str, root: Path) -> str:
+    """Deliver one run; return the sentence that says so. Raises ManualBackpropError, or what MLflow raises."""
+    path = named_run(which, root)
+    close_dead_runs(root_of(path, root))
+    run = own_run_directory(path)
+    try:
+        experiment_name = Tracked.read(run.path).experiment_name
+        delivery = MlflowDelivery(run.path, root_of(run.path, root))
+        delivery.deliver(final=True)
+        delivery.terminate_dead_runs()
+        return f"{run.path} is delivered to {without_credentials(delivery.uri)}, experiment {experiment_name}"
+    finally:
+        run.release()
+
+
+def named_run(which: str, root: Path) -> Path:
+    """`last` is the newest start here, with or without a checkpoint: its metrics want to be delivered too."""
+    if which != "last":
+        return find_run(root, which).path
+    runs = list_runs(root)
+    if not runs:
+        raise InputError(f"last: there is no run in {root.absolute() / 'runs'}")
+    return runs[-1]
+
+
+def root_of(run: Path, otherwise: Path) -> Path:
+    """The outputs directory in which a run lies: mlflow.db stands beside it, wherever the command is called."""
+    return run.parent.parent if run.parent.name in ("runs", "sweeps") else otherwise
