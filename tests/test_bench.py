@@ -404,7 +404,10 @@ def test_the_table_of_the_readme_comes_from_what_was_written(
         [" C1 ", " bf16_mixed "],
         [" C2 ", " fp32 "],
     ]
-    assert lines[2] == ("| C1 | fp32 | 10 ms, 64 MB | 40% | `baseline-compiled` | 1.50 (1.50 to 1.50) | 1.0% | 0.50 |")
+    assert lines[2] == (
+        "| C1 | fp32 | 10 ms, 64 MB | 40% | `baseline-compiled` | 1.50 (1.50 to 1.50) | 1.0% | 0.50 | "
+        "`python -m manual_backprop.bench --case C1 --precision fp32 --rounds 2 --rows torch-eager baseline-compiled` |"
+    )
     assert lines[-1] == (
         "Measured on Some CPU, 1 threads, torch 2.13.0. "
         "Ours is slower than the fastest peer in C1 in bf16_mixed (0.75)."

@@ -12,8 +12,9 @@ from ..errors import InputError
 from .page import VERSION
 
 HEAD = (
-    "| case | precision | ours | of the limit | fastest peer | time, peer / ours | noise | memory, ours / peer |",
-    "|---|---|--:|--:|---|--:|--:|--:|",
+    "| case | precision | ours | of the limit | fastest peer | time, peer / ours | noise | memory, ours / peer "
+    "| with |",
+    "|---|---|--:|--:|---|--:|--:|--:|---|",
 )
 
 
@@ -68,6 +69,14 @@ def _ratio(one: dict[str, Any]) -> float:
     return float(_peer(one)["time_ratio"])
 
 
+def _command(name: str, precision: str, one: dict[str, Any]) -> str:
+    """What measures it once more. A named case; of another the sizes are in the file alone."""
+    subject, _, *others = one["rows"]
+    rows = " ".join(row["name"] for row in others)
+    rounds = len(subject["seconds"]) // 2
+    return f"python -m manual_backprop.bench --case {name} --precision {precision} --rounds {rounds} --rows {rows}"
+
+
 def _line(name: str, precision: str, one: dict[str, Any]) -> str:
     ours, peer = one["rows"][0], _peer(one)
     low, high = peer["time_ratio_quartiles"]
@@ -83,5 +92,6 @@ def _line(name: str, precision: str, one: dict[str, Any]) -> str:
         f"{peer['time_ratio']:.2f} ({low:.2f} to {high:.2f})",
         f"{one['noise']:.1%}",
         "" if peer["memory_ratio"] is None else f"{1 / peer['memory_ratio']:.2f}",
+        f"`{_command(name, precision, one)}`",
     ]
     return f"| {' | '.join(cells)} |"
