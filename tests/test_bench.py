@@ -233,23 +233,26 @@ def test_every_peer_has_a_row_with_the_products_of_the_kernels() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp64", "bf16", "bf16_mixed"])
-def test_a_row_whose_switch_does_nothing_is_left_out_with_the_reason(precision: str) -> None:
+def test_a_row_whose_switch_does_nothing_is_left_out_with_the_reason(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = case_of(precision=precision)
     for name in PEERS:
         assert cases.without_effect(name, case) is None
         assert "oneDNN" in str(cases.without_effect(name + ONEDNN, case))
     asked: list[str] = []
 
-    def start(closing: object, case: Case, name: str, work: object) -> rows.LeftOut:
+    def start(closing: object, case: Case, name: str, work: object) -> tuple[None, MeasuredRow, Ready]:
         asked.append(name)
-        return rows.LeftOut("asked")
+        if name == "baseline-eager":
+            raise CheckFailedError("here it ends")
+        return None, MeasuredRow(name), Ready(1.0, {})
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measurement, "_start", start)
-        patch.setattr(measurement, "measure_of", lambda case: None)
-        with pytest.raises(CheckFailedError, match="asked"):
-            measurement.measure(case, ["torch-eager", "torch-eager-onednn"])
-    assert asked == ["torch-eager"]
+    monkeypatch.setattr(measurement, "_start", start)
+    monkeypatch.setattr(measurement, "measure_of", lambda case: None)
+    with pytest.raises(CheckFailedError, match="here it ends"):
+        measurement.measure(case, ["torch-eager", "torch-eager-onednn", "baseline-eager"])
+    assert asked == ["torch-eager", "torch-eager again", "baseline-eager"], "no process is started for it"
 
 
 def products_of_steps(end: Connection, name: str, case: Case) -> None:
@@ -291,6 +294,7 @@ def test_where_onednn_rounds_a_row_by_it_is_left_out(monkeypatch: pytest.MonkeyP
         def send(self, answer: object) -> None:
             said.append(answer)
 
+    monkeypatch.setattr(rows, "prepare", lambda name, case: None)
     monkeypatch.setattr(products, "onednn_is_exact", lambda: False)
     rows.work(End(), "baseline-eager-onednn", case_of(precision="fp32"))  # type: ignore[arg-type]
     (answer,) = said

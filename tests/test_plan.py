@@ -112,7 +112,7 @@ def test_a_plan_writes_nothing_and_says_everything(
     assert "20 steps, 2,560 tokens" in page
     assert "not prepared yet" in page
     assert "at the peak" in said["memory"]
-    assert "steps of this network were timed just now; in brackets by the fastest of them" in page
+    assert "were timed just now; in brackets by the fastest of them and by their upper quartile" in page
     assert list(tmp_path.iterdir()) == []
 
 

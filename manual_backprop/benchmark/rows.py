@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..models.mirror import TorchTransformer
-    from ..models.network import Batch
+    from ..models.network import Batch, Network
     from ..optim import Optimizer
 
 WARM_UP = 2  # steps, after the first two: one may compile, and the one after PLAIN of them is written down
@@ -114,12 +113,14 @@ class NetworkTrainer:
         return self.network.gradients
 
 
-def fused_adamw(network: TorchTransformer) -> Optimizer:
+def fused_adamw(network: Network) -> Optimizer:
     """PyTorch's own, over the leaves of the mirror."""
     import torch
 
+    from ..models.mirror import TorchTransformer
     from ..optim_torch import TorchOptimizer
 
+    assert isinstance(network, TorchTransformer)
     places: Any = {name: (leaf, slice(None)) for name, leaf in network.leaves.items()}
     settings = {"betas": ADAMW["betas"], "eps": EPSILON}
     return TorchOptimizer(torch.optim.AdamW, places, ADAMW["weight_decay"], settings, ("exp_avg", "exp_avg_sq"))
