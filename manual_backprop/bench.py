@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import Parser, whole
-from .benchmark.cases import ROWS, SUBJECT, Case
+from .benchmark.cases import ONEDNN, ROWS, SUBJECT, Case
 from .benchmark.choices import about_cases, add_choices, cases_of
 from .errors import InputError
 from .exit_codes import exit_code_of
@@ -28,10 +28,11 @@ DESCRIPTION = """\
 Times a training step (forward, loss, backward, clipping, AdamW) of this network by hand, beside the same network under
 autograd and beside transformers', and measures the memory that each of them takes.
 
-How: one process a row; the same weights, tokens, optimizer, threads and allocator in each. Before anything is timed
-the rows' losses and gradients must agree: with one another, in bf16 with what autograd finds in fp32. Rows take turns,
-A B C, C B A, and ratios are taken turn by turn, so that a machine that slows down slows all of them; the median is
-quoted with the quartiles. Ours runs twice: its ratio to itself is the noise floor, and no smaller difference counts.
+How: one process a row; the same weights, tokens, optimizer, threads and allocator in each, and every peer gets what
+ours gets from PyTorch. Before anything is timed the rows' losses and gradients must agree: with one another, in bf16
+with what autograd finds in fp32. Rows take turns, A B C, C B A, and ratios are taken turn by turn, so that a machine
+that slows down slows all of them; the median is quoted with the quartiles. Ours runs twice: its ratio to itself is the
+noise floor, and no smaller difference counts.
 Run it on a machine that does nothing else."""
 
 COLUMNS = """\
@@ -45,11 +46,12 @@ Columns
 
 EXAMPLES = """\
 Examples
-  python -m manual_backprop.bench --case C1                     # fp32 and bf16, all rows; minutes
+  python -m manual_backprop.bench --case C1                     # fp32, bf16 and bf16_mixed, all rows; minutes
   python -m manual_backprop.bench --case C2 C3 --json b.json --picture b.png
   python -m manual_backprop.bench --model small --architecture llama --precision bf16 --rows torch-eager
   python -m manual_backprop.bench --case C1 --precision bf16 --breakdown
   python -m manual_backprop.bench --model small --grow --picture growth.png
+  python -m manual_backprop.bench --markdown c1.json c2.json    # README's table of what --json wrote
 
 Exit codes: 0 measured, 1 the rows disagree or one of them failed, 2 wrong input, 4 a file cannot be written."""
 
@@ -67,6 +69,8 @@ def parser() -> Parser:
         "torch-eager": "the same lines under autograd; torch-compiled",
         "baseline-eager": "torch.nn, SDPA, fused AdamW; baseline-compiled",
         "huggingface-eager": "transformers' network, SDPA, fused AdamW; huggingface-compiled",
+        f"...{ONEDNN}": "each of these six again, its float32 products by oneDNN in place of MKL, as the kernels have\n"
+        "                     them where that is exact; left out where it changes nothing",
     }
     rows = "Rows\n" + _named(about_rows)
     cases = "Cases\n" + _named(about_cases())
@@ -79,12 +83,24 @@ def parser() -> Parser:
         "--grow", action="store_true", help="instead: step time over T from 64 to 2048, and memory over the batch size"
     )
     it.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
+    it.add_argument(
+        "--markdown",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="instead: a table of what --json wrote, as in README.md",
+    )
     it.add_argument("--picture", type=Path, metavar="FILE", help="draw it there (PNG)")
     return it
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse(arguments)
+    if options.markdown:
+        from .benchmark import markdown
+
+        print(markdown.page(options.markdown))
+        return
     cases = cases_of(options)
     check_output("--json", options.json)
     check_output("--picture", options.picture)

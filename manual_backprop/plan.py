@@ -23,7 +23,7 @@ from .memory_estimate import (
     too_large,
 )
 from .rules import shown
-from .time_estimate import Speed, measure_speed
+from .time_estimate import BUSY, Speed, measure_speed
 from .value_sources import flattened, value_sources
 
 OUTPUTS = Path("outputs")
@@ -80,8 +80,19 @@ class Plan:
 
     @property
     def seconds(self) -> dict[str, float]:
+        return self._seconds(self.speed.step)
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """In all, by the fastest step and by the upper quartile [s]; None where no step was timed."""
+        least, most = self.speed.least, self.speed.most
+        if least is None or most is None:
+            return None
+        return sum(self._seconds(least).values()), sum(self._seconds(most).values())
+
+    def _seconds(self, of_a_step: float) -> dict[str, float]:
         return {
-            "training": self.steps * self.speed.step,
+            "training": self.steps * of_a_step,
             "evaluations": self.evaluated_tokens * self.speed.evaluated_token if self.steps else 0.0,
             "samples": self.sampled_tokens * self.speed.sampled_token if self.steps else 0.0,
         }
@@ -172,7 +183,7 @@ def plan_page(plan: Plan) -> str:
         f"libraries; {on}{gigabytes(memory.state)} parameters, gradients and moments, "
         f"{gigabytes(memory.working)} the work on them; there are {gigabytes(memory_of(memory.device))}",
         "checkpoint": f"{gigabytes(checkpoint)}, and {gigabytes(kept * checkpoint)} for the {kept} kept at most",
-        "time": f"about {duration(sum(seconds.values()))} and some seconds to start: "
+        "time": f"about {duration(sum(seconds.values()))}{between(plan.bounds)} and some seconds to start: "
         + ", ".join(f"{name} {duration(value)}" for name, value in seconds.items() if value)
         + f"; {plan.speed.step:.3g} s a step, {tokens_per_step / plan.speed.step:,.0f} tokens a second",
         "": plan.speed.how,
@@ -198,9 +209,18 @@ def print_sweep(planner: Planner, jobs: Sequence[Job]) -> None:
         )
         if warning := too_large(plan.memory):
             warnings[f"Job {number}: {warning}"] = None
+        if plan.speed.busy is not None and plan.speed.busy > BUSY:
+            warnings["Other processes had the processor while steps were timed: times may be too long."] = None
     print(f"\n  in all about {duration(total)}, one after the other, and some seconds to start each")
     for warning in warnings:
         print(f"\n{warning}")
+
+
+def between(bounds: tuple[float, float] | None) -> str:
+    """Where the two are not the same in words."""
+    if bounds is None or duration(bounds[0]) == duration(bounds[1]):
+        return ""
+    return f" ({duration(bounds[0])} to {duration(bounds[1])})"
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,8 @@
-"""How long a run will take on this machine: a few of its own steps are made and timed, on random tokens.
+"""How long a run will take on this machine: some of its own steps are made and timed, on random tokens.
+
+A step is timed when the network has warmed up, and often enough that it can be said how far the steps scatter. While
+other processes take the processor away, a step takes many times as long as it would (its threads wait for one another):
+where the system tells how long they waited, that is noticed, and the fastest step counts in place of the median.
 
 Where a step is too much for that, the arithmetic is divided by the rate of matrix products alone, which no real step
 reaches; `how` says which of the two it was.
@@ -8,24 +12,42 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .config import CustomTransformerConfig, RunConfig
 from .memory_estimate import parameter_count
+from .paired import quartiles
 
-LONGEST = 1.0  # [s] that may be spent on timing steps; as much again on the rest
-MOST_STEPS = 5
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TASKS = Path("/proc/self/task")
+LONGEST = 2.0  # [s] that may be spent on timing steps; a quarter of it on warming up, and on each other thing
+WARM_UP = 4  # steps at most: the first compiles, and one of the next is recorded to be replayed (kernels/replay.py)
+FEWEST, MOST = 3, 50  # steps that are timed
+BUSY = 0.05  # share of the time that the threads wait for a processor: more does not happen on a machine of one's own
 LARGEST = 60_000_000  # parameters: a larger network takes seconds to build
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of a network on this machine [s]."""
+    """Of a network on this machine [s].
+
+    least, most: the fastest step that was timed, and the upper quartile; None where none was.
+    busy: the share of the time in which others had the processor that a step wanted; None where the system does not
+    tell.
+    """
 
     step: float  # a whole optimizer step
     evaluated_token: float
     sampled_token: float
     how: str
+    least: float | None = None
+    most: float | None = None
+    busy: float | None = None
 
 
 def measure_speed(config: RunConfig, network_config: CustomTransformerConfig, fits: bool) -> Speed:
@@ -42,7 +64,7 @@ def measure_speed(config: RunConfig, network_config: CustomTransformerConfig, fi
     dtype = torch.bfloat16 if network_config.precision == "bf16_mixed" else network_config.get_dtype()
     T = network_config.max_seq_len
     token = flops_per_token(network_config, T) / matrix_product_rate(dtype, device)  # [s] at best
-    rows = min(config.training.batch_size, int(LONGEST / (MOST_STEPS * token * T)))
+    rows = min(config.training.batch_size, int(LONGEST / (2 * (WARM_UP + FEWEST) * token * T)))
     if not fits or rows < 1 or parameter_count(network_config) > LARGEST:
         sequences = config.training.batch_size * config.training.gradient_accumulation_steps
         return Speed(
@@ -69,38 +91,77 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(network_config.vocab_size, (rows, T), generator=generator).to(network.device)
 
-    def now() -> float:
+    def wait() -> None:
         if network.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
 
-    passes: list[float] = []
-    updates: list[float] = []
-    begin = now()
-    while len(passes) <= MOST_STEPS and (len(passes) < 2 or now() - begin < LONGEST):
+    def one_pass() -> Tensor:
         network.zero_gradients()
-        start = now()
-        loss = network.loss_and_gradients(Batch(tokens, tokens), denominator=rows * T, step=1)
-        middle = now()
+        return network.loss_and_gradients(Batch(tokens, tokens), denominator=rows * T, step=1)
+
+    def update() -> None:
         optimizer.step(loss, 1e-5, config.training.max_grad_norm)
-        passes.append(middle - start)
-        updates.append(now() - middle)
-    timed = len(passes) - 1  # the first warms up
-    start = now()
-    network.predict(tokens)
-    evaluation = now() - start
+
+    for _ in repeated(WARM_UP, 2, LONGEST / 4):
+        loss = one_pass()
+        update()
+        wait()
+    waited, begin = waited_for_processor(), time.perf_counter()
+    steps = [(seconds_of(one_pass, wait), seconds_of(update, wait)) for _ in repeated(MOST, FEWEST, LONGEST)]
+    busy = share_waited(waited, waited_for_processor(), time.perf_counter() - begin, torch.get_num_threads())
+    predictions = [seconds_of(lambda: network.predict(tokens), wait) for _ in repeated(1 + FEWEST, 2, LONGEST / 4)]
     decoder = IncrementalDecoder(network)
     decoder.read(tokens[:1, : max(1, T // 2)])
-    start = now()
-    decoder.read(tokens[:1, :1])
-    sample = now() - start
+    samples = [seconds_of(lambda: decoder.read(tokens[:1, :1]), wait) for _ in repeated(MOST, 2, LONGEST / 4)]
     sequences = config.training.batch_size * config.training.gradient_accumulation_steps
-    one_pass = statistics.median(passes[1:]) / rows
+    whole_steps = [of_pass * sequences / rows + of_update for of_pass, of_update in steps]
+    how = f"{len(steps)} steps of this network"
+    how += f" with {rows} of its {sequences} sequences" if rows < sequences else ""
+    how += " were timed just now; in brackets by the fastest of them and by their upper quartile"
+    typical: Callable[[list[float]], float] = statistics.median
+    if busy is not None and busy > BUSY:
+        typical = min
+        how += (
+            f"; the machine was busy, {busy:.0%} of that time others had the processor, so the fastest step counts: it "
+            "takes longer while they go on"
+        )
     return Speed(
-        step=one_pass * sequences + statistics.median(updates[1:]),
-        evaluated_token=evaluation / (rows * T),
-        sampled_token=sample,
-        how=f"{timed} steps of this network with {rows} of its {sequences} sequences were timed just now"
-        if rows < sequences
-        else f"{timed} steps of this network were timed just now",
+        step=typical(whole_steps),
+        evaluated_token=typical(predictions[1:]) / (rows * T),
+        sampled_token=typical(samples[1:]),
+        how=how,
+        least=min(whole_steps),
+        most=quartiles(whole_steps)[2],
+        busy=busy,
     )
+
+
+def repeated(most: int, fewest: int, seconds: float) -> Iterator[int]:
+    """0, 1, 2 ..., at most so many, and after the fewest not for longer than that."""
+    end = time.perf_counter() + seconds
+    for number in range(most):
+        if number >= fewest and time.perf_counter() > end:
+            return
+        yield number
+
+
+def seconds_of(work: Callable[[], object], wait: Callable[[], None]) -> float:
+    begin = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - begin
+
+
+def waited_for_processor() -> float | None:
+    """How long the threads of this process have been ready to run while others ran, in all [s]; None where the system
+    does not tell (proc(5), /proc/pid/schedstat)."""
+    try:
+        accounts = [path.read_text(encoding="ascii").split() for path in TASKS.glob("*/schedstat")]
+    except OSError:  # a thread ended meanwhile
+        return None
+    return sum(int(account[1]) for account in accounts) / 1e9 if accounts else None
+
+
+def share_waited(before: float | None, after: float | None, seconds: float, threads: int) -> float | None:
+    """Of the time of all threads."""
+    return None if before is None or after is None else max(0.0, after - before) / (seconds * threads)

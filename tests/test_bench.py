@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,10 +18,10 @@ from bench_tools import KERNELS, TINY, case_of, ready
 from torch.utils.flop_counter import FlopCounterMode
 
 from manual_backprop import bench
-from manual_backprop.benchmark import growth, measurement, page, rows
+from manual_backprop.benchmark import cases, growth, markdown, measurement, page, rows
 from manual_backprop.benchmark.breakdown import Allocation, Profile, kind_of
 from manual_backprop.benchmark.breakdown import page as breakdown_page
-from manual_backprop.benchmark.cases import CASES, OURS, ROWS, SUBJECT, Bar, Case
+from manual_backprop.benchmark.cases import CASES, ONEDNN, OURS, ROWS, SUBJECT, Bar, Case, is_compiled, takes_onednn
 from manual_backprop.benchmark.measurement import MeasuredRow, Measurement, check_agreement
 from manual_backprop.benchmark.peers import why_not
 from manual_backprop.benchmark.process_memory import peak_since_reset, reset_peak
@@ -27,12 +30,15 @@ from manual_backprop.benchmark.rows import Ready
 from manual_backprop.config import CustomTransformerConfig
 from manual_backprop.errors import CheckFailedError, InputError
 from manual_backprop.flops import flops_per_token
+from manual_backprop.kernels import products
+from manual_backprop.kernels.products import onednn_is_exact
 from manual_backprop.machine import compute_capabilities
 from manual_backprop.memory import give_back_freed_memory, keep_freed_memory, resident_bytes
 from manual_backprop.paired import MeasuringProcess, Row
 
 ROOT = Path(__file__).parents[1]
-UNCOMPILED = [name for name in ROWS if not name.endswith("-compiled") and name not in KERNELS]
+UNCOMPILED = [name for name in ROWS if not is_compiled(name) and not takes_onednn(name)]
+PEERS = [name for name in ROWS if name not in OURS and not name.endswith(ONEDNN)]
 
 
 # What is asked for
@@ -51,6 +57,8 @@ UNCOMPILED = [name for name in ROWS if not name.endswith("-compiled") and name n
         (["--batchsize", "3"], "did you mean --batch-size"),
         (["--json", "/nowhere/at/all"], "expected a file in a folder that exists"),
         (["--picture", "/"], "expected a file in a folder that exists"),
+        (["--markdown", "/nowhere/at/all"], "give files that --json wrote"),
+        (["--markdown", __file__], "it holds no JSON"),
         pytest.param(
             ["--case", "G1"],
             "no NVIDIA GPU",
@@ -67,7 +75,11 @@ def test_wrong_arguments(arguments: list[str], words: str) -> None:
 def test_a_case_brings_its_sizes_precisions_and_bars() -> None:
     options = bench.parser().parse(["--case", "C1", "C4", "--threads", "3"])
     found = [(case.name, case.config.precision, case.bar) for case in bench.cases_of(options)]
-    assert found == [("C1", "fp32", Bar(1.3, 1.0)), ("C1", "bf16", Bar(2.0, 1.0)), ("C4", "bf16", Bar(1.3, 0.6))]
+    assert found[0] == ("C1", "fp32", Bar(1.4, 0.9))
+    assert found[-1] == ("C4", "bf16_mixed", Bar(1.3, 0.9))
+    assert [precision for _, precision, _ in found] == 2 * ["fp32", "bf16", "bf16_mixed"]
+    for name in ("C1", "C2", "C3", "C4"):
+        assert list(CASES[name].bars) == ["fp32", "bf16", "bf16_mixed"], "what people train in is measured"
     (case,) = bench.cases_of(bench.parser().parse(["--case", "C3", "--precision", "bf16_mixed", "--batch-size", "2"]))
     assert case.bar is None, "the bar is that of the case's own batch"
     assert (case.config.vocab_size, case.config.d_ffn, case.batch_size) == (50257, 1024, 2)
@@ -80,7 +92,7 @@ def test_a_case_brings_its_sizes_precisions_and_bars() -> None:
 
 def test_help_names_every_row_and_case() -> None:
     shown = bench.parser().format_help()
-    for name in (*ROWS, *CASES):
+    for name in (*(name.removesuffix(ONEDNN) for name in ROWS), f"...{ONEDNN}", *CASES):
         assert name in shown
     assert max(map(len, shown.splitlines())) <= 120
 
@@ -203,6 +215,104 @@ def test_without_transformers_its_rows_are_left_out(monkeypatch: pytest.MonkeyPa
     assert why_not(TINY) == "transformers is not installed"
 
 
+# Every peer gets every switch that ours gets
+
+
+def test_every_peer_has_a_row_with_the_products_of_the_kernels() -> None:
+    assert [name for name in ROWS if name.endswith(ONEDNN)] == [name + ONEDNN for name in PEERS]
+    assert [name for name in OURS if takes_onednn(name)] == KERNELS
+    for name in PEERS:
+        assert ROWS[name + ONEDNN] == ROWS[name]
+        assert is_compiled(name + ONEDNN) == is_compiled(name)
+        assert not takes_onednn(name)
+    case = case_of(precision="fp32")
+    found = measured()
+    found.rows["baseline-compiled-onednn"] = MeasuredRow("baseline-compiled-onednn", [0.008] * 4)
+    assert found.fastest_peer is found.rows["baseline-compiled-onednn"]
+    assert [cases.without_effect(name, case) for name in ROWS] == [None] * len(ROWS)
+
+
+@pytest.mark.parametrize("precision", ["fp64", "bf16", "bf16_mixed"])
+def test_a_row_whose_switch_does_nothing_is_left_out_with_the_reason(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_of(precision=precision)
+    for name in PEERS:
+        assert cases.without_effect(name, case) is None
+        assert "oneDNN" in str(cases.without_effect(name + ONEDNN, case))
+    asked: list[str] = []
+
+    def start(closing: object, case: Case, name: str, work: object) -> tuple[None, MeasuredRow, Ready]:
+        asked.append(name)
+        if name == "baseline-eager":
+            raise CheckFailedError("here it ends")
+        return None, MeasuredRow(name), Ready(1.0, {})
+
+    monkeypatch.setattr(measurement, "_start", start)
+    monkeypatch.setattr(measurement, "measure_of", lambda case: None)
+    with pytest.raises(CheckFailedError, match="here it ends"):
+        measurement.measure(case, ["torch-eager", "torch-eager-onednn", "baseline-eager"])
+    assert asked == ["torch-eager", "torch-eager again", "baseline-eager"], "no process is started for it"
+
+
+def products_of_steps(end: Connection, name: str, case: Case) -> None:
+    """How many of a row's float32 products oneDNN makes in a step, as it says itself."""
+    rows.prepare(name, case)
+    with rows.switches(name, case), tempfile.TemporaryFile("w+") as heard:
+        steps = rows.Steps(name, case)
+        steps.seconds(1)
+        sys.stdout.flush()
+        before = os.dup(1)
+        os.dup2(heard.fileno(), 1)
+        with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+            steps.seconds(1)
+        os.dup2(before, 1)
+        heard.seek(0)
+        lines = [line for line in heard if "exec" in line and ("matmul" in line or "inner_product" in line)]
+    end.send((len(lines), steps.products))
+
+
+@pytest.mark.skipif(not onednn_is_exact(), reason="products are those of PyTorch here")
+def test_a_peer_s_products_are_made_by_the_library_that_its_row_says() -> None:
+    case = replace(case_of(precision="fp32"), batch_size=8)  # PyTorch asks oneDNN for no product that is too small
+    for name in ("baseline-eager", "huggingface-eager", "torch-eager"):
+        with MeasuringProcess(products_of_steps, name + ONEDNN, case) as process:
+            count, library = process.answer()
+        assert count >= 3 * 4 * case.config.n_blocks, name  # forward, dx and dW of at least four matrices a block
+        assert library == "oneDNN"
+    with MeasuringProcess(products_of_steps, "baseline-eager", case) as process:
+        count, library = process.answer()
+    assert count == 0
+    assert library != "oneDNN"
+
+
+def test_where_onednn_rounds_a_row_by_it_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor with AMX, where ours takes PyTorch's choice, too."""
+    said: list[object] = []
+
+    class End:
+        def send(self, answer: object) -> None:
+            said.append(answer)
+
+    monkeypatch.setattr(rows, "prepare", lambda name, case: None)
+    monkeypatch.setattr(products, "onednn_is_exact", lambda: False)
+    rows.work(End(), "baseline-eager-onednn", case_of(precision="fp32"))  # type: ignore[arg-type]
+    (answer,) = said
+    assert isinstance(answer, rows.LeftOut)
+    assert "no exact float32 products" in answer.reason
+    assert rows.library_of_products(SUBJECT, case_of(precision="fp32")) != "oneDNN"
+
+
+def test_all_peers_update_by_pytorchs_fused_adamw() -> None:
+    for name in ("torch-eager", "baseline-eager", "huggingface-eager"):
+        trainer = rows.build(name, case_of(precision="fp32"))
+        optimizer = trainer.optimizer  # type: ignore[attr-defined]
+        adamw = getattr(optimizer, "torch_optimizer", optimizer)
+        assert type(adamw) is torch.optim.AdamW, name
+        assert all(group["fused"] for group in adamw.param_groups), name
+        assert sorted({group["weight_decay"] for group in adamw.param_groups}) == [0.0, rows.ADAMW["weight_decay"]]
+
+
 # Memory and the limit
 
 MEGABYTE = 1_000_000
@@ -231,9 +341,9 @@ def test_what_a_process_takes_is_what_counts() -> None:
 @pytest.mark.parametrize(("architecture", "n_kv_heads"), [("gpt2", None), ("vaswani", None), ("llama", 2)])
 def test_the_limit_has_the_products_of_the_step(architecture: str, n_kv_heads: int | None) -> None:
     config = replace(TINY, architecture=architecture, n_kv_heads=n_kv_heads)
-    products = ProductsOfAStep(config, batch_size=3)
+    of_a_step = ProductsOfAStep(config, batch_size=3)
     with FlopCounterMode(display=False) as counter:
-        products.step()
+        of_a_step.step()
     assert counter.get_total_flops() == flops_per_token(config, 16) * 3 * 16
 
 
@@ -245,6 +355,8 @@ def measured(peers: bool = True) -> Measurement:
     made = {name: MeasuredRow(name, [time] * 4, peak_bytes=64_000_000) for name, time in times.items()}
     made["baseline-compiled"].peak_bytes, made["baseline-compiled"].cache = 128_000_000, "warm"
     made["baseline-compiled"].cold_seconds = 31.0
+    for name, row in made.items():
+        row.products = "oneDNN" if name == SUBJECT else "MKL"
     if not peers:
         made = {SUBJECT: made[SUBJECT]}
     again = MeasuredRow(SUBJECT + measurement.AGAIN, [0.0101] * 4, peak_bytes=64_000_000)
@@ -257,13 +369,56 @@ def test_the_table_says_what_was_measured() -> None:
     row = next(line for line in lines if line.startswith("baseline-compiled"))
     assert row.split()[1:4] == ["15", "3,200", "1.500"]
     assert row.split()[-5:] == ["128", "2.00", "26.7%", "0.0", "31.0"]
-    assert "huggingface-eager      left out: not installed" in lines
+    assert f"{'huggingface-eager':<{page.WIDTH}} left out: not installed" in lines
+    assert f"{page.processor_and_instructions()}; matrix products: oneDNN in {SUBJECT}; MKL in torch-eager" in lines[1]
     assert any(line.startswith("noise floor 1.0%") for line in lines)
     assert lines[-1] == (
         "fastest peer: baseline-compiled; time peer/ours = 1.50 (1.50 to 1.50); memory ours/peer = 0.50; "
         "the bar: time at least 1.3, memory at most 0.4, which is missed"
     )
     assert page.table(measured(peers=False)).splitlines()[-1] == "no peer was measured"
+
+
+def test_the_processor_is_named_with_its_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "cpuinfo"
+    one = "vendor_id : X\ncpu family : 25\nmodel : 17\nmodel name : Some CPU\nflags : sse avx2 avx512f avx512_bf16\n"
+    told.write_text(one + "\n" + one)
+    monkeypatch.setattr(page, "CPUINFO", told)
+    monkeypatch.setattr(page, "processor", lambda: "Some CPU")
+    assert page.processor_and_instructions() == "Some CPU (family 25, model 17, AVX-512 with bf16)"
+    told.unlink()
+    assert page.processor_and_instructions() == "Some CPU"
+
+
+def test_the_table_of_the_readme_comes_from_what_was_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = []
+    for name, precision, ours in (("C2", "fp32", 0.010), ("C1", "bf16_mixed", 0.02), ("C1", "fp32", 0.010)):
+        found = measured()
+        found.case = replace(found.case, name=name, config=replace(TINY, precision=precision))
+        found.rows[SUBJECT].seconds = [ours] * 4
+        files.append(tmp_path / f"{name}-{precision}.json")
+        machine = {"torch": "2.13.0+cpu", "processor": "Some CPU"}
+        files[-1].write_text(json.dumps({"version": page.VERSION, "machine": machine, "cases": [page.as_json(found)]}))
+    bench.main(["--markdown", *map(str, files)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1:3] for line in lines[2:5]] == [
+        [" C1 ", " fp32 "],
+        [" C1 ", " bf16_mixed "],
+        [" C2 ", " fp32 "],
+    ]
+    assert lines[2] == (
+        "| C1 | fp32 | 10 ms, 64 MB | 40% | `baseline-compiled` | 1.50 (1.50 to 1.50) | 1.0% | 0.50 | "
+        "`python -m manual_backprop.bench --case C1 --precision fp32 --rounds 2 --rows torch-eager baseline-compiled` |"
+    )
+    assert lines[-1] == (
+        "Measured on Some CPU, 1 threads, torch 2.13.0. "
+        "Ours is slower than the fastest peer in C1 in bf16_mixed (0.75)."
+    )
+    assert len({line.count("|") for line in lines[:5]}) == 1
+    with pytest.raises(InputError, match="C1 fp32 is in another of the files"):
+        markdown.page([files[-1], files[-1]])
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:

@@ -329,7 +329,7 @@ def test_what_a_network_hands_out_is_a_tensor_and_nothing_else(tmp_path: Path) -
         torch.save(logits, tmp_path / "logits.pt")
 
 
-@pytest.mark.skipif(not products._onednn_is_exact(), reason="products are those of PyTorch here")
+@pytest.mark.skipif(not products.onednn_is_exact(), reason="products are those of PyTorch here")
 def test_the_setting_of_products_is_the_process_s_and_is_put_back() -> None:
     """The first to come sets it, and the last to go, of whatever thread, puts it back."""
     before = torch.backends.mkldnn.matmul.fp32_precision, torch.get_float32_matmul_precision()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from bench_tools import case_of
 
-from manual_backprop.benchmark.cases import ROWS
-from manual_backprop.benchmark.measurement import MeasuredRow
+from manual_backprop.benchmark.cases import ONEDNN, ROWS
+from manual_backprop.benchmark.measurement import MeasuredRow, Measurement
+from manual_backprop.paired import Row
 from manual_backprop.tools import levels
 
 
@@ -34,31 +36,46 @@ class Circle:
 
 def test_every_level_has_files_and_rows() -> None:
     counted = {level: levels.code_of(files) for level, (_, files) in levels.LEVELS.items()}
-    assert counted["custom"] > counted["torch"] > 100
+    assert counted["custom, kernels=fused"] > counted["custom, kernels=reference"] > counted["torch"] > 100
     assert counted["baseline"] > 100
-    assert {name for names in levels.MEASURED.values() for name in names} <= set(ROWS)
+    assert set(levels.MEASURED) <= set(ROWS)
+    assert set(levels.LEVELS) <= set(levels.MEASURED.values()), "every level is measured"
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_the_table_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("one_thread", "as_written")
+def test_errors_are_those_of_both_kinds_of_kernels_in_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(levels, "SEEDS", range(1))
     errors = levels.gradient_errors("llama")
+    assert list(errors) == list(levels.LEVELS)
     for level, by_precision in errors.items():
         assert by_precision["fp64"] < 1e-13
         assert by_precision["fp64"] < by_precision["fp32"] < 1e-4 < by_precision["bf16"] < 0.2
+        assert 1e-4 < by_precision["bf16_mixed"] < 0.2
         assert by_precision["fp32"] <= 2 * errors["baseline"]["fp32"], level
-    seconds = {"custom-reference": 0.1, "torch-eager": 0.2, "baseline-eager": 0.15, "baseline-compiled": 0.05}
-    rows = {
-        name: MeasuredRow(name, [time] * 2, first_seconds=5.0, cold_seconds=31.0, peak_bytes=64_000_000)
-        for name, time in seconds.items()
-    }
-    lines = levels.table(rows, errors).splitlines()
-    assert len(lines) == 6
+    assert errors["custom, kernels=fused"] != errors["custom, kernels=reference"], "they are two calculations"
+    lines = levels.levels_table(errors).splitlines()
+    assert len(lines) == 2 + len(levels.LEVELS)
     assert len({line.count("|") for line in lines}) == 1
-    assert "| 100.0 ms | 1 | 64 MB |" in lines[2]
-    assert "2.00 (2.00 to 2.00)" in lines[3]
-    assert "took 31 s" in lines[5]
-    assert "0.50 (0.50 to 0.50)" in lines[5]
+    assert f"{errors['custom, kernels=fused']['bf16_mixed']:.1e} |" in lines[3]
+    assert "| exact |" in lines[4]
+
+
+def test_the_table_of_steps_says_which_kernels_they_are_and_leaves_out_what_was_not_measured() -> None:
+    seconds = dict.fromkeys(levels.MEASURED, 0.15) | {"custom-fused": 0.1, "custom-reference": 0.2}
+    rows = {name: MeasuredRow(name, [time] * 2, peak_bytes=64_000_000) for name, time in seconds.items()}
+    in_bf16 = {name: row for name, row in rows.items() if not name.endswith(ONEDNN)}
+    by_precision = {
+        precision: Measurement(case_of(precision=precision), measured, rows["custom-fused"], Row("products"))
+        for precision, measured in (("fp32", rows), ("bf16", in_bf16))
+    }
+    lines = levels.steps_table(by_precision).splitlines()
+    assert lines[0] == "| step | fp32 | bf16 |"
+    assert lines[2] == "| `custom, kernels=fused` | 100.0 ms; 1; 64 MB | 100.0 ms; 1; 64 MB |"
+    assert lines[3].startswith("| `custom, kernels=reference` | 200.0 ms; 2.00 (2.00 to 2.00); 64 MB |")
+    assert lines[-1] == "| `baseline, compiled, products by oneDNN` | 150.0 ms; 1.50 (1.50 to 1.50); 64 MB |  |"
+    assert len(lines) == 2 + len(levels.MEASURED)
+    only_bf16 = levels.steps_table({"bf16": by_precision["bf16"]})
+    assert "oneDNN" not in only_bf16
 
 
 def test_a_wrong_option_exits_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from command_tools import ROOT, command
 from run_tools import config_of, metric, newest, train
 from torch import Tensor
 
+from manual_backprop import plan, time_estimate
 from manual_backprop.command_line import Job, check
 from manual_backprop.config import RunConfig
 from manual_backprop.data.text_size import bytes_per_token, text_size
@@ -25,6 +27,7 @@ from manual_backprop.memory_estimate import MemoryEstimate, checkpoint_bytes, es
 from manual_backprop.models.network import parameter_shapes
 from manual_backprop.origin import SOURCES
 from manual_backprop.plan import Planner, duration, plan_page, print_plans
+from manual_backprop.time_estimate import Speed, measure_speed
 from manual_backprop.value_sources import value_sources
 
 MB = 10**6
@@ -109,7 +112,7 @@ def test_a_plan_writes_nothing_and_says_everything(
     assert "20 steps, 2,560 tokens" in page
     assert "not prepared yet" in page
     assert "at the peak" in said["memory"]
-    assert "timed just now" in page
+    assert "were timed just now; in brackets by the fastest of them and by their upper quartile" in page
     assert list(tmp_path.iterdir()) == []
 
 
@@ -198,6 +201,85 @@ def test_tokens_get_longer_with_the_vocabulary() -> None:
     sizes = [bytes_per_token(n) for n in (257, 512, 1024, 3000, 50257, 10**6)]
     assert sizes == sorted(sizes)
     assert bytes_per_token(1024) == pytest.approx(2.46)
+
+
+# Time
+
+
+def speed_of(text: Path) -> Speed:
+    config = job_of(text, "kernels.compile=never", "training.batch_size=4").config
+    return measure_speed(config, config.network(257), fits=True)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_steps_are_timed_until_it_is_known_how_far_they_scatter(text: Path) -> None:
+    speed = speed_of(text)
+    steps = re.match(r"(\d+) steps of this network with 4 of its 8 sequences were timed just now", speed.how)
+    assert steps is not None, speed.how
+    assert int(steps[1]) >= 20
+    assert speed.least is not None
+    assert speed.most is not None
+    assert 0 < speed.least <= speed.step <= speed.most
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.skipif(time_estimate.waited_for_processor() is None, reason="this system does not tell")
+def test_beside_other_processes_a_step_is_what_it_is_without_them(text: Path) -> None:
+    """They are real, one for each processor; and it is said that they were there."""
+    alone = speed_of(text)
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        beside = speed_of(text)
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
+    assert alone.least is not None
+    assert beside.busy is not None
+    assert beside.busy > 0.2
+    assert "the machine was busy" in beside.how
+    assert beside.step == beside.least
+    assert 0.5 * alone.least < beside.step < 2 * alone.least
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("busy", "step"), [(None, 0.2), (0.01, 0.2), (0.5, 0.1)])
+def test_one_disturbed_step_changes_nothing_and_on_a_busy_machine_the_fastest_counts(
+    busy: float | None, step: float, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step has a pass over 8 sequences, by 4 at a time here, and an update. Passes take 0.04 s to 10 s."""
+    passes = [0.04, 0.09, 0.09, 0.09, 10.0]
+    taken = [*(value for of_pass in passes for value in (of_pass, 0.02)), *[1.0] * 100]  # the rest: evaluation, samples
+    monkeypatch.setattr(time_estimate, "MOST", len(passes))
+    monkeypatch.setattr(time_estimate, "LONGEST", 1e6)
+    monkeypatch.setattr(time_estimate, "seconds_of", lambda work, wait: taken.pop(0))
+    monkeypatch.setattr(time_estimate, "share_waited", lambda *arguments: busy)
+    speed = speed_of(text)
+    assert speed.step == pytest.approx(step)
+    assert (speed.least, speed.most) == (pytest.approx(0.1), pytest.approx(0.2))
+    assert ("the machine was busy, 50% of that time" in speed.how) == (step == 0.1)
+
+
+def test_the_time_of_a_plan_has_its_spread(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    speed = Speed(2.0, 0.0, 0.0, "40 steps were timed", least=1.9, most=2.4, busy=0.3)
+    monkeypatch.setattr(plan, "measure_speed", lambda *arguments: speed)
+    page = plan_page(Planner().plan(job_of(text).config))
+    assert "about 40 s (38 s to 48 s) and some seconds to start" in page
+    assert page.endswith("40 steps were timed")
+    monkeypatch.setattr(plan, "measure_speed", lambda *arguments: replace(speed, least=None, most=None, busy=None))
+    assert "about 40 s and some seconds" in plan_page(Planner().plan(job_of(text).config))
+
+
+def test_a_sweep_says_that_others_had_the_processor(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for busy, said in ((0.3, True), (0.01, False), (None, False)):
+        speed = Speed(2.0, 0.0, 0.0, "timed", busy=busy)
+        monkeypatch.setattr(plan, "measure_speed", lambda *arguments, speed=speed: speed)
+        print_plans([job_of(text, "seed=1"), job_of(text, "seed=2")])
+        assert ("Other processes had the processor" in capsys.readouterr().out) == said
 
 
 # Memory

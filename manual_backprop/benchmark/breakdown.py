@@ -17,9 +17,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ..paired import MeasuringProcess
-from .cases import OURS, Case
+from .cases import OURS, Case, is_compiled
 from .measurement import ADVICE, MeasuredRow, Measurement
-from .rows import MAX_GRAD_NORM, WARM_UP, build, fastest_attention, prepare, random_batch
+from .rows import MAX_GRAD_NORM, WARM_UP, build, prepare, random_batch, switches
 
 STEPS = 3
 LARGEST = 8  # allocations that are shown
@@ -92,7 +92,7 @@ def work(end: Connection, name: str, case: Case) -> None:
     import torch._inductor.config as inductor
     from torch.profiler import ProfilerActivity, profile, record_function
 
-    if name.endswith("-compiled"):
+    if is_compiled(name):
         inductor.cpp.enable_kernel_profile = True
     if name in OURS:
         _name_pairs(record_function)
@@ -108,7 +108,7 @@ def work(end: Connection, name: str, case: Case) -> None:
             torch.cuda.synchronize()
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if trainer.device.type == "cuda" else [])]
-    with fastest_attention(case):
+    with switches(name, case):
         steps(1 + WARM_UP)
         with profile(activities=activities, profile_memory=True) as profiled:
             steps(STEPS)

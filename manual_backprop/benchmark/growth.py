@@ -12,7 +12,7 @@ from typing import Any
 
 from .cases import OURS, Case
 from .measurement import Measurement, measure
-from .page import as_json
+from .page import WIDTH, as_json
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)  # T, at a batch of SEQUENCES
 SEQUENCES = 2
@@ -66,14 +66,14 @@ def table(lengths: Sequence[Measurement], sizes: Sequence[Measurement]) -> str:
     lines = []
     for title, points, curve in (("ms a step", lengths, times), ("peak MB", sizes, peaks)):
         names = list(dict.fromkeys(name for point in points for name in point.rows))
-        lines.append(f"{title:<22}" + "".join(f"{point.case.name:>10}" for point in points))
-        lines += [f"{name:<22}" + _lines(curve(points, name)) for name in names]
+        lines.append(f"{title:<{WIDTH}}" + "".join(f"{point.case.name:>10}" for point in points))
+        lines += [f"{name:<{WIDTH}}" + _lines(curve(points, name)) for name in names]
         ours = curve(points, names[0])
         columns = zip(*(curve(points, name) for name in names if name not in OURS), strict=True)
         best = [min((value for value in column if value is not None), default=None) for column in columns]
         if best:
             quotients = [peer / mine if peer and mine else None for peer, mine in zip(best, ours, strict=True)]
-            lines.append(f"{'best peer / ours':<22}" + _lines(quotients))
+            lines.append(f"{'best peer / ours':<{WIDTH}}" + _lines(quotients))
         lines.append("")
     return "\n".join(lines[:-1])
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import CheckFailedError
 from ..paired import MeasuringProcess, Row, noise_floor, ratios, turns
-from .cases import OURS, ROWS, Case
+from .cases import OURS, ROWS, Case, without_effect
 from .rows import Answer, LeftOut, Ready, work_answer, work_products
 from .rows import work as work_row
 
@@ -33,6 +33,7 @@ class MeasuredRow(Row):
     first_seconds: float = 0.0  # of the first forward and backward pass, with the compiler's cache as it then was
     cold_seconds: float | None = None  # likewise, where the cache was cold and the row was started again
     cache: str = "none"  # of the compiler, when the steps were measured, as in `rows.Ready`
+    products: str = "unknown"  # the library that makes its matrix products, likewise
     peak_bytes: int | None = None  # above what the imports took; None where the system does not tell
 
 
@@ -87,6 +88,9 @@ def measure(
         answers: dict[str, Ready] = {}
         left_out: dict[str, str] = {}
         for name in (names[0], names[0] + AGAIN, *names[1:]):
+            if reason := without_effect(name, case):
+                left_out[name] = reason
+                continue
             print(f"{case.name or case.config.precision}: starting {name}", file=sys.stderr, flush=True)
             started = _start(closing, case, name, work)
             if isinstance(started, LeftOut):
@@ -131,7 +135,13 @@ def _start(
                 cold_seconds = answer.first_seconds
                 continue
             closing.push(this.pop_all())
-        row = MeasuredRow(name, first_seconds=answer.first_seconds, cold_seconds=cold_seconds, cache=answer.cache)
+        row = MeasuredRow(
+            name,
+            first_seconds=answer.first_seconds,
+            cold_seconds=cold_seconds,
+            cache=answer.cache,
+            products=answer.products,
+        )
         return process, row, answer
 
 

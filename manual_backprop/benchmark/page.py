@@ -14,6 +14,9 @@ from .cases import OURS
 from .measurement import MeasuredRow, Measurement
 
 VERSION = 1  # of the JSON
+WIDTH = 29  # of the column of rows
+CPUINFO = Path("/proc/cpuinfo")
+INSTRUCTIONS = {"amx_tile": "AMX", "avx512_bf16": "AVX-512 with bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
 
 
 def table(measured: Measurement) -> str:
@@ -21,11 +24,12 @@ def table(measured: Measurement) -> str:
     flops = flops_per_token(case.config, case.config.max_seq_len) * case.tokens
     rate = flops / measured.products.median
     head = (
-        f"{'row':<22}{'ms a step':>11}{'tokens/s':>11}{'time / ours':>13}{'quartiles':>16}{'peak MB':>10}"
+        f"{'row':<{WIDTH}}{'ms a step':>11}{'tokens/s':>11}{'time / ours':>13}{'quartiles':>16}{'peak MB':>10}"
         f"{'/ ours':>8}{'of the limit':>14}{'first, s':>10}{'cold, s':>9}"
     )
     lines = [
         case.describe(),
+        f"{processor_and_instructions()}; matrix products: {products_of(measured)}",
         f"{flops / 1e9:.1f} GFLOP a step; its matrix products alone take {1e3 * measured.products.median:.4g} ms, "
         f"{rate / 1e12:.2f} TFLOP/s: the limit. {len(subject.seconds)} turns of each row.",
         "",
@@ -36,13 +40,37 @@ def table(measured: Measurement) -> str:
         memory = measured.memory_ratio(row)
         cold = f"{row.cold_seconds:.1f}" if row.cold_seconds is not None else "cold" if row.cache == "cold" else ""
         lines.append(
-            f"{row.name:<22}{1e3 * row.median:>11.4g}{case.tokens / row.median:>11,.0f}{middle:>13.3f}"
+            f"{row.name:<{WIDTH}}{1e3 * row.median:>11.4g}{case.tokens / row.median:>11,.0f}{middle:>13.3f}"
             f"{f'{low:.3f} - {high:.3f}':>16}{_megabytes(row.peak_bytes):>10}"
             f"{'' if memory is None else f'{memory:.2f}':>8}{measured.share_of_limit(row):>14.1%}"
             f"{row.first_seconds:>10.1f}{cold:>9}"
         )
-    lines += [f"{name:<22} left out: {reason}" for name, reason in measured.left_out.items()]
+    lines += [f"{name:<{WIDTH}} left out: {reason}" for name, reason in measured.left_out.items()]
     return "\n".join([*lines, "", *_closing(measured)])
+
+
+def products_of(measured: Measurement) -> str:
+    """Which library makes them in which rows: "oneDNN in custom-fused; MKL in baseline-eager"."""
+    rows: dict[str, list[str]] = {}
+    for row in measured.rows.values():
+        rows.setdefault(row.products, []).append(row.name)
+    if len(rows) == 1:
+        return f"{next(iter(rows))} in all rows"
+    return "; ".join(f"{library} in {', '.join(names)}" for library, names in rows.items())
+
+
+def processor_and_instructions() -> str:
+    """The processor's name, its family and model where this system tells, since a virtual machine may hide the rest,
+    and the widest of its INSTRUCTIONS."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return processor()
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    words = [f"{key.removeprefix('cpu ')} {said[key]}" for key in ("cpu family", "model") if key in said]
+    has = said.get("flags", "").split()
+    words += [name for flag, name in INSTRUCTIONS.items() if flag in has][:1]
+    return f"{processor()} ({', '.join(words)})" if words else processor()
 
 
 def _megabytes(size: int | None) -> str:
@@ -106,7 +134,7 @@ def machine() -> dict[str, str]:
     """What the numbers depend on beside the case."""
     import torch
 
-    found = {"torch": torch.__version__, "python": platform.python_version(), "processor": processor()}
+    found = {"torch": torch.__version__, "python": platform.python_version(), "processor": processor_and_instructions()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found

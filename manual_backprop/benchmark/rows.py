@@ -1,15 +1,17 @@
 """What one measuring process does: it builds its row's network, warms up, and makes steps when it is asked.
 
 Every row has the same weights, the same random tokens, the same optimizer with the same settings, the same threads and
-the same settings of the C library's allocator. A step is forward, loss, backward, clipping and the update.
+the same settings of the C library's allocator; none asks PyTorch for less precision or to flush denormal numbers. Where
+the kernels have float32 products made by another library than PyTorch's choice, every peer has a row that does so too.
+A step is forward, loss, backward, clipping and the update.
 """
 
 from __future__ import annotations
 
 import gc
 import zlib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from time import perf_counter
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import first_line
 from ..memory import give_back_freed_memory, keep_freed_memory, resident_bytes
-from .cases import BY_HAND, ROWS, Case
+from .cases import BY_HAND, ONEDNN, ROWS, Case, is_compiled, takes_onednn
 from .process_memory import peak_since_reset, reset_peak
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..batch import Batch
+    from ..models.network import Network
+    from ..optim import Optimizer
 
 WARM_UP = 2  # steps, after the first two: one may compile, and the one after PLAIN of them is written down
 TURN = 0.3  # [s] that a turn takes at least: it is as many steps as that needs
@@ -51,11 +55,13 @@ class Ready(Answer):
 
     cache: whether what a compiler made was found on disk (warm), was made now (cold), could not be made, so that the
     row ran uncompiled (failed), or nothing was to be compiled (none).
+    products: the library that makes its matrix products.
     """
 
     first_seconds: float = 0.0  # of the first forward and backward pass, compilation included
     step_seconds: float = 0.0  # of a later step, roughly
     cache: str = "none"
+    products: str = "unknown"
 
 
 @dataclass(frozen=True)
@@ -77,20 +83,23 @@ class Trainer(Protocol):
 
 
 class NetworkTrainer:
-    """A network of this project with its own AdamW."""
+    """A network of this project with its own AdamW; the mirror with PyTorch's fused one, as all peers."""
 
     def __init__(self, name: str, config: Any):
         from ..models import build_network
 
         self.network = build_network(ROWS[name], config)
         self.device = self.network.device
-        self.optimizer = self.network.adamw(**ADAMW, epsilon=EPSILON)
+        self.optimizer = fused_adamw(self.network) if ROWS[name] == "torch" else self._own_adamw()
         self.loss: Tensor | None = None
-        if name == "torch-compiled":
+        if ROWS[name] == "torch" and is_compiled(name):
             import torch
 
             self.network.check_tokens = torch.compiler.disable(self.network.check_tokens)  # type: ignore[method-assign]
             self.network.loss_and_gradients = torch.compile(self.network.loss_and_gradients)  # type: ignore[method-assign]
+
+    def _own_adamw(self) -> Optimizer:
+        return self.network.adamw(**ADAMW, epsilon=EPSILON)
 
     def loss_and_gradients(self, batch: Batch) -> Tensor:
         self.network.zero_gradients()
@@ -105,9 +114,22 @@ class NetworkTrainer:
         return self.network.gradients
 
 
+def fused_adamw(network: Network) -> Optimizer:
+    """PyTorch's own, over the leaves of the mirror."""
+    import torch
+
+    from ..models.mirror import TorchTransformer
+    from ..optim_torch import TorchOptimizer
+
+    assert isinstance(network, TorchTransformer)
+    places: Any = {name: (leaf, slice(None)) for name, leaf in network.leaves.items()}
+    settings = {"betas": ADAMW["betas"], "eps": EPSILON}
+    return TorchOptimizer(torch.optim.AdamW, places, ADAMW["weight_decay"], settings, ("exp_avg", "exp_avg_sq"))
+
+
 def build(name: str, case: Case) -> Trainer:
     """The trainer of a row, its network in its first state."""
-    compiled = name.endswith("-compiled")
+    compiled = is_compiled(name)
     settings = BY_HAND.get(name, BY_HAND["custom-reference"])
     compiles = compiled or settings["kernels"] == "fused"  # the kernels have a few small functions that are compiled
     config = replace(case.config, compile="always" if compiles else "never", **settings)  # type: ignore[arg-type]
@@ -176,8 +198,12 @@ def work(end: Connection, name: str, case: Case) -> None:
     prepare(name, case)
     import torch
 
+    from ..kernels.products import onednn_is_exact
+
     after_imports = resident_bytes("VmRSS")
-    with fastest_attention(case):
+    if name.endswith(ONEDNN) and not onednn_is_exact():
+        return end.send(LeftOut("here oneDNN has no exact float32 products, so that ours are PyTorch's choice, too"))
+    with switches(name, case):
         try:
             steps = Steps(name, case)
             ready = steps.warm_up()
@@ -196,6 +222,15 @@ def work(end: Connection, name: str, case: Case) -> None:
                 end.send(steps.seconds(in_a_turn))
 
 
+@contextmanager
+def switches(name: str, case: Case) -> Iterator[None]:
+    """What PyTorch is told around all of a row's steps."""
+    from ..kernels.products import fastest_products
+
+    with fastest_attention(case), fastest_products() if name.endswith(ONEDNN) else nullcontext():
+        yield
+
+
 def fastest_attention(case: Case) -> AbstractContextManager:
     """On a GPU PyTorch's attention takes cuDNN's kernel where it can, the fastest on Hopper, for every row."""
     if case.config.get_device().type != "cuda":
@@ -210,8 +245,9 @@ class Steps:
     """A row's trainer, its batch, and the clock."""
 
     def __init__(self, name: str, case: Case):
-        self.compiled = name.endswith("-compiled")
+        self.compiled = is_compiled(name)
         self.trainer = build(name, case)
+        self.products = library_of_products(name, case)
         self.device = self.trainer.device
         self.batch = random_batch(case, self.device)
 
@@ -236,7 +272,7 @@ class Steps:
         gc.collect()
         give_back_freed_memory()  # of the compiler, of the sketch
         self.seconds(WARM_UP)
-        return Ready(loss, sketch, first_seconds, self.seconds(1), cache)
+        return Ready(loss, sketch, first_seconds, self.seconds(1), cache, self.products)
 
     def seconds(self, count: int) -> float:
         """Of one step, on average."""
@@ -249,6 +285,22 @@ class Steps:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return (perf_counter() - begin) / count
+
+
+def library_of_products(name: str, case: Case) -> str:
+    """What PyTorch calls for a row's matrix products."""
+    import torch
+
+    from ..kernels.products import onednn_is_exact
+
+    if case.config.get_device().type == "cuda":
+        return "cuBLAS"
+    reduced = case.config.precision in ("bf16", "bf16_mixed")
+    if reduced and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "oneDNN"
+    if case.config.precision == "fp32" and takes_onednn(name) and onednn_is_exact():
+        return "oneDNN"
+    return "MKL" if torch.backends.mkl.is_available() and not reduced else "PyTorch's own"
 
 
 def kernels_cache() -> str:
@@ -273,7 +325,7 @@ def work_answer(end: Connection, name: str, case: Case) -> None:
     prepare(name, case)
     import torch
 
-    with fastest_attention(case):
+    with switches(name, case):
         try:
             steps = Steps(name, case)
             loss = steps.trainer.loss_and_gradients(steps.batch).item()

@@ -32,7 +32,7 @@ _before: str = "none"  # the setting as it was found
 @contextmanager
 def fastest_products() -> Iterator[None]:
     """Inside, float32 products on the CPU run in oneDNN, if they are float32 products there."""
-    if not _onednn_is_exact():
+    if not onednn_is_exact():
         yield
         return
     with _reduced_precision_allowed():
@@ -58,7 +58,7 @@ def _reduced_precision_allowed() -> Iterator[None]:
 
 
 @cache
-def _onednn_is_exact() -> bool:
+def onednn_is_exact() -> bool:
     """Whether float32 stays float32 in oneDNN when it may be less: True without AMX, False where oneDNN is missing."""
     if not _mkldnn.is_available() or not hasattr(_mkldnn.matmul, "fp32_precision"):
         return False

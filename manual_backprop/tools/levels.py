@@ -19,24 +19,39 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..benchmark.cases import Case
-from ..benchmark.measurement import MeasuredRow, measure
-from ..config import ARCHITECTURES, CustomTransformerConfig, model_sizes
+from ..benchmark.cases import ONEDNN, SUBJECT, Case
+from ..benchmark.measurement import MeasuredRow, Measurement, measure
+from ..benchmark.page import processor_and_instructions, products_of
+from ..config import ARCHITECTURES, PRECISIONS, CustomTransformerConfig, model_sizes
 from ..errors import CheckFailedError, StorageError
 from ..exit_codes import exit_code_of
-from ..paired import ratios
 
 PACKAGE = Path(__file__).resolve().parent.parent
 DEFAULT_OUTPUT = "docs/three-levels.md"
-LEVELS = {  # implementation: what it is, and the files that a reader of this level reads
-    "custom": ("gradients by hand", ("models/custom.py", "ops/*.py", "optim.py")),
-    "torch": ("the same lines, gradients by autograd", ("models/mirror.py", "models/autograd.py", "optim.py")),
+LEVELS = {  # a level, and the custom one's kind of kernels: what it is, and the files that a reader of it reads
+    "custom, kernels=reference": (
+        "gradients by hand, by the textbook pairs",
+        ("models/custom.py", "ops/*.py", "optim.py"),
+    ),
+    "custom, kernels=fused": (
+        "gradients by hand, by fast pairs with the same names: what a run uses",
+        ("models/custom.py", "kernels/*.py", "optim.py"),
+    ),
+    "torch": ("the textbook's lines, gradients by autograd", ("models/mirror.py", "models/autograd.py", "optim.py")),
     "baseline": ("as PyTorch users write it", ("models/baseline.py", "models/autograd.py", "optim_torch.py")),
 }
-SUBJECT, COMPILED = "custom-reference", "baseline-compiled"  # rows of the bench
-MEASURED = {"custom": (SUBJECT,), "torch": ("torch-eager",), "baseline": ("baseline-eager", COMPILED)}  # of each level
+COMPILED = "baseline-compiled"
+MEASURED = {  # row of the bench: what it is called here
+    SUBJECT: "custom, kernels=fused",
+    "custom-reference": "custom, kernels=reference",
+    "torch-eager": "torch",
+    "baseline-eager": "baseline",
+    COMPILED: "baseline, compiled",
+    "torch-eager-onednn": "torch, products by oneDNN",
+    "baseline-eager-onednn": "baseline, products by oneDNN",
+    "baseline-compiled-onednn": "baseline, compiled, products by oneDNN",
+}
 WIDTH = 120
-PRECISIONS = ("fp64", "fp32", "bf16", "bf16_mixed")
 SEEDS = range(4)  # one draw of rounding errors is luck
 SMALLEST = 2.0**-53  # half of the distance between 1 and the next number of float64: no error is said to be smaller
 
@@ -45,24 +60,31 @@ PAGE = """\
 
 This page is written by `{command}`; every number on it was counted or measured by that command.
 
-`implementation=custom` is the subject of this project: the backward pass is written by hand, on raw tensors.
-`implementation=torch` is its mirror, the same functions under the same names with gradients by autograd: the proof.
-`implementation=baseline` is what one would write instead: `torch.nn`, one product for query, key and value, PyTorch's
-fused attention and fused AdamW, and `torch.compile`. All three have the same weights under the same names.
+`implementation=custom` is the subject of this project: the backward pass is written by hand, on raw tensors. It has two
+kinds of kernels. `kernels=reference` are the textbook pairs of `ops/`, which read like the derivation and are the
+oracle; `kernels=fused` are the pairs of `kernels/`, with the same names, signatures and tests, and what a run uses.
+`implementation=torch` is the mirror of the textbook, the same functions under the same names with gradients by
+autograd: the proof. `implementation=baseline` is what one would write instead: `torch.nn`, one product for query, key
+and value, PyTorch's fused attention and fused AdamW, and `torch.compile`. All have the same weights and names.
 
-{table}
+{levels}
 
 **Code** counts lines that are neither empty, nor a comment, nor a docstring, in {files}. What all levels share (shapes,
 names, initial values, the training loop) is counted in none.
 
-**Step** is forward, loss, backward, clipping and AdamW: {case}; {threads} threads of a CPU, torch {torch}. One process
-a row, in turns; the ratio is to `custom` in the same turn, median and quartiles of {turns} turns. `custom` measured
-against itself: {noise}. No smaller difference is claimed.
-
-**Memory** is the process's peak after warm-up, less its size after the imports, parameters and moments included.
-
 **Error** is |gradient - exact| / |exact| over all parameters, where exact is the mirror's gradient in float64; the
 geometric mean of {draws} networks and batches ({small}).
+
+{steps}
+
+**A cell** has the time of a step, that time over the time with `kernels=fused` in the same turn (median and quartiles
+of {turns} turns), and memory. A step is forward, loss, backward, clipping and AdamW (PyTorch's fused one in `torch` and
+`baseline`): {case}; {threads} threads of {processor}, torch {torch}. One process a row, in turns. `kernels=fused`
+measured against itself: {noise}. No smaller difference is claimed.{compiling}
+
+**Products** in {precision}: {products}. {onednn}
+
+**Memory** is the process's peak after warm-up, less its size after the imports, parameters and moments included.
 """
 
 
@@ -93,7 +115,7 @@ def small(architecture: str) -> CustomTransformerConfig:
 
 
 def gradient_errors(architecture: str) -> dict[str, dict[str, float]]:
-    """Implementation -> precision -> error, against the mirror in float64."""
+    """Level -> precision -> error, against the mirror in float64."""
     import torch
 
     from ..gradient_check import draw_batch
@@ -110,74 +132,105 @@ def gradient_errors(architecture: str) -> dict[str, dict[str, float]]:
             exact = IMPLEMENTATIONS["torch"](replace(config, precision="fp64"))
             exact.load_parameters(by_hand.parameters)
             want = torch.cat([gradient.flatten() for gradient in step_of(exact, batch)[1].values()])
-            for name, kind in IMPLEMENTATIONS.items():
-                network = kind(replace(config, precision=precision))
+            for level in LEVELS:
+                implementation, _, kernels = level.partition(", kernels=")
+                network = IMPLEMENTATIONS[implementation](
+                    replace(config, precision=precision, kernels=kernels or "reference")
+                )
                 network.load_parameters(by_hand.parameters)
                 got = torch.cat([gradient.double().flatten() for gradient in step_of(network, batch)[1].values()])
                 error = float((got - want).norm() / want.norm())
-                logarithms.setdefault((name, precision), []).append(math.log(max(error, SMALLEST)))
+                logarithms.setdefault((level, precision), []).append(math.log(max(error, SMALLEST)))
     return {
-        name: {precision: math.exp(statistics.mean(logarithms[name, precision])) for precision in PRECISIONS}
-        for name in IMPLEMENTATIONS
+        level: {precision: math.exp(statistics.mean(logarithms[level, precision])) for precision in PRECISIONS}
+        for level in LEVELS
     }
 
 
-def table(rows: dict[str, MeasuredRow], errors: dict[str, dict[str, float]]) -> str:
+def levels_table(errors: dict[str, dict[str, float]]) -> str:
     lines = [
-        "| level | | code | step | step / custom | memory | "
-        + " | ".join(f"error {name}" for name in PRECISIONS)
-        + " |",
-        "|---|---|--:|--:|--:|--:|" + "--:|" * len(PRECISIONS),
+        "| level | | code | " + " | ".join(f"error {name}" for name in PRECISIONS) + " |",
+        "|---|---|--:|" + "--:|" * len(PRECISIONS),
     ]
     for level, (about, files) in LEVELS.items():
-        for name in MEASURED[level]:
-            row, compiled = rows[name], name == COMPILED
-            low, middle, high = ratios(row.seconds, rows[SUBJECT].seconds)
-            ratio = "1" if name == SUBJECT else f"{middle:.2f} ({low:.2f} to {high:.2f})"
-            cells = [
-                f"`{level}`" + (", compiled" if compiled else ""),
-                about if not compiled else f"and compiled, which took {row.cold_seconds or row.first_seconds:.0f} s",
-                "the same" if compiled else f"{code_of(files)} lines",
-                f"{1e3 * row.median:.1f} ms",
-                ratio,
-                "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f} MB",
-                *(
-                    "" if compiled else "exact" if (level, precision) == ("torch", "fp64") else f"{error:.1e}"
-                    for precision, error in errors[level].items()
-                ),
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
+        found = [
+            "exact" if (level, precision) == ("torch", "fp64") else f"{error:.1e}"
+            for precision, error in errors[level].items()
+        ]
+        lines.append("| " + " | ".join([f"`{level}`", about, f"{code_of(files)} lines", *found]) + " |")
     return "\n".join(lines)
 
 
-def page(architecture: str, model: str, batch_size: int, rounds: int, threads: int) -> str:
+def steps_table(measurements: dict[str, Measurement]) -> str:
+    """By precision; a row that is left out in one of them has no cell there, and one that is everywhere no line."""
+    lines = ["| step | " + " | ".join(measurements) + " |", "|---|" + "--:|" * len(measurements)]
+    for name, words in MEASURED.items():
+        rows = [measured.rows.get(name) for measured in measurements.values()]
+        if any(row is not None for row in rows):
+            cells = [
+                "" if row is None else _cell(measured, row)
+                for measured, row in zip(measurements.values(), rows, strict=True)
+            ]
+            lines.append("| " + " | ".join([f"`{words}`", *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(measured: Measurement, row: MeasuredRow) -> str:
+    low, middle, high = measured.time_ratio(row)
+    ratio = "1" if row is measured.subject else f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    memory = "" if row.peak_bytes is None else f"; {row.peak_bytes / 1e6:.0f} MB"
+    return f"{1e3 * row.median:.1f} ms; {ratio}{memory}"
+
+
+def page(
+    architecture: str, model: str, batch_size: int, rounds: int, threads: int, precisions: Sequence[str] = PRECISIONS
+) -> str:
     import torch
 
     size = {name: value for name, value in model_sizes()[model].items() if name != "learning_rate"}
     size["vocab_size"] = size["vocab_size"] or 1024
     config = CustomTransformerConfig(**size, architecture=architecture)  # type: ignore[arg-type]
-    names = [name for names in MEASURED.values() for name in names]
-    measured = measure(Case(config, batch_size, threads), names, rounds)
-    if measured.left_out:
-        raise CheckFailedError("; ".join(f"{name}: {reason}" for name, reason in measured.left_out.items()))
-    rows = measured.rows
+    measurements: dict[str, Measurement] = {}
+    for precision in precisions:
+        case = Case(replace(config, precision=precision), batch_size, threads)
+        measured = measurements[precision] = measure(case, list(MEASURED), rounds)
+        missing = {name: reason for name, reason in measured.left_out.items() if not name.endswith(ONEDNN)}
+        if missing:
+            raise CheckFailedError("; ".join(f"{name}: {reason}" for name, reason in missing.items()))
     torch.set_num_threads(1)
-    low, middle, high = measured.time_ratio(measured.again)
     few = small(architecture)
     files = "; ".join(f"{', '.join(f'`{name}`' for name in files)} ({level})" for level, (_, files) in LEVELS.items())
     command = "python -m manual_backprop.tools.levels"
     chosen = {"architecture": (architecture, "gpt2"), "model": (model, "small")}
     command += "".join(f" --{name} {value}" for name, (value, usual) in chosen.items() if value != usual)
+    command += "" if tuple(precisions) == PRECISIONS else f" --precision {' '.join(precisions)}"
+    first = next(iter(measurements.values()))
+    compiling = max(measured.rows[COMPILED].cold_seconds or 0.0 for measured in measurements.values())
+    told = measurements.get("fp32", first)
     written = PAGE.format(
         command=command,
-        table=table(rows, gradient_errors(architecture)),
+        levels=levels_table(gradient_errors(architecture)),
+        steps=steps_table(measurements),
         files=files,
         case=f"`architecture={architecture} model={model}`, V={config.vocab_size} T={config.max_seq_len} "
-        f"L={config.n_blocks} D={config.d_model} B={batch_size}, fp32",
+        f"L={config.n_blocks} D={config.d_model} B={batch_size}",
         threads=threads,
+        processor=processor_and_instructions(),
         torch=torch.__version__.partition("+")[0],
-        turns=len(rows[SUBJECT].seconds),
-        noise=f"{middle:.2f} ({low:.2f} to {high:.2f})",
+        turns=len(first.subject.seconds),
+        noise=", ".join(
+            f"{precision} {middle:.2f} ({low:.2f} to {high:.2f})"
+            for precision, measured in measurements.items()
+            for low, middle, high in [measured.time_ratio(measured.again)]
+        ),
+        compiling=f" Compiling the baseline took up to {compiling:.0f} s." if compiling else "",
+        precision=told.case.config.precision,
+        products=products_of(told),
+        onednn=next(
+            (f"Rows with oneDNN are left out: {reason}." for reason in told.left_out.values()),
+            "MKL is PyTorch's own choice, and leaves speed unused on processors that are not Intel's: in fp32 "
+            "compare `kernels=fused` with the rows by oneDNN.",
+        ),
         draws=len(SEEDS),
         small=f"V={few.vocab_size} T={few.max_seq_len} L={few.n_blocks} D={few.d_model}",
     )
@@ -197,6 +250,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), default="gpt2", help="(default: %(default)s)")
     parser.add_argument("--model", choices=tuple(model_sizes()), default="small", help="(default: %(default)s)")
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS, metavar="P", help="of the steps (all four)"
+    )
     parser.add_argument("--batch-size", type=int, default=16, help="B [sequences] (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns there and back (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="(default: %(default)s)")
@@ -209,7 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--{name.replace('_', '-')} {getattr(chosen, name)}: must be at least 1")
 
     def command() -> None:
-        written = page(chosen.architecture, chosen.model, chosen.batch_size, chosen.rounds, chosen.threads)
+        written = page(
+            chosen.architecture, chosen.model, chosen.batch_size, chosen.rounds, chosen.threads, chosen.precision
+        )
         try:
             chosen.output.parent.mkdir(parents=True, exist_ok=True)
             chosen.output.write_text(written, encoding="utf-8")
