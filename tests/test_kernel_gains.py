@@ -130,7 +130,7 @@ def test_what_was_taken_out_is_put_back() -> None:
         }
 
     before = names()
-    assert before["manual_backprop.kernels.attention_forward"] is kernels.attention_forward
+    assert before["manual_backprop.kernels.self_attention_forward"] is kernels.self_attention_forward
     for means in MEANS.values():
         with suppress(KeyError), taken_out(means):
             assert names() != before

@@ -113,7 +113,8 @@ def in_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.gradients
 @pytest.mark.parametrize(
-    "name", ["attention", "rotary_attention", "linear_cross_entropy", "feed_forward", "gated_feed_forward"]
+    "name",
+    ["attention", "self_attention", "rotary_attention", "linear_cross_entropy", "feed_forward", "gated_feed_forward"],
 )
 @pytest.mark.usefixtures("in_pieces")
 def test_op_in_pieces(name: str) -> None:

@@ -88,9 +88,15 @@ SHAPE = (6, 40, 50)
 
 
 def mask(
-    probability: float = 0.3, seed: int = 1, step: int = 2, place: str = "here", first_row: int = 0
+    probability: float = 0.3,
+    seed: int = 1,
+    step: int = 2,
+    place: str = "here",
+    first: tuple[int, ...] = (),
+    shape: tuple[int, ...] = SHAPE,
+    sizes: tuple[int, ...] = (64,),
 ) -> torch.Tensor:
-    return keep_mask(SHAPE, Dropout(probability, random_key(seed, step, place), first_row), torch.device("cpu"))
+    return keep_mask(shape, Dropout(probability, random_key(seed, step, place), sizes, first), torch.device("cpu"))
 
 
 def test_masks_are_the_same_when_drawn_again() -> None:
@@ -98,13 +104,54 @@ def test_masks_are_the_same_when_drawn_again() -> None:
 
 
 def test_masks_do_not_depend_on_how_the_batch_is_split() -> None:
-    key = random_key(1, 2, "here")
     for pieces in ((6,), (1, 5), (2, 2, 2), (1,) * 6):
         start, drawn = 0, []
         for rows in pieces:
-            drawn.append(keep_mask((rows, *SHAPE[1:]), Dropout(0.3, key, start), torch.device("cpu")))
+            drawn.append(mask(first=(start,), shape=(rows, *SHAPE[1:])))
             start += rows
         assert torch.equal(torch.cat(drawn), mask())
+
+
+def test_any_tile_of_a_mask_is_drawn_alone() -> None:
+    """Rows, heads, positions and keys; of a batch that is padded, or not: only the index of an element counts."""
+    shape, sizes = (4, 3, 10, 12), (3, 16)
+    whole = mask(shape=shape, sizes=sizes, first=(5,))
+    dropout = Dropout(0.3, random_key(1, 2, "here"), sizes, (5,))
+    for start, size in (((0, 0, 0, 0), (2, 3, 7, 7)), ((1, 2, 3, 4), (3, 1, 5, 6)), ((3, 0, 9, 11), (1, 3, 1, 1))):
+        part = whole[tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))]
+        assert torch.equal(keep_mask(size, dropout.tile(*start), torch.device("cpu")), part)
+        assert torch.equal(keep_mask(size, dropout.tile(start[0]).tile(0, *start[1:]), torch.device("cpu")), part)
+
+
+def test_a_mask_is_not_larger_than_the_network() -> None:
+    with pytest.raises(ValueError, match="larger than"):
+        mask(first=(0, 30))
+
+
+def test_a_key_on_the_device_gives_the_same_mask() -> None:
+    for step in range(10):
+        key = random_key(1, step, "here")
+        on_device = torch.tensor(key - (1 << 64) if key >> 63 else key)
+        drawn = keep_mask(SHAPE, Dropout(0.3, on_device, (64,)), torch.device("cpu"))
+        assert torch.equal(drawn, mask(step=step))
+
+
+def test_elements_whose_number_is_beyond_32_bits_are_independent() -> None:
+    """Of a network of 64 heads and 65,536 positions: parts that 32-bit numbers could not tell apart, and large ones."""
+    sizes, shape = (64, 1 << 16), (1, 4, 50, 100)
+    firsts = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 4, 0, 0), (0, 0, 1 << 15, 0), (1 << 20, 32, 0, 1 << 15), (1 << 26,)]
+    drawn = [mask(0.5, shape=shape, sizes=sizes, first=first).double().flatten() - 0.5 for first in firsts]
+    correlations = (torch.stack(drawn) @ torch.stack(drawn).T / drawn[0].numel() * 4).fill_diagonal_(0)
+    assert correlations.abs().max() < 5 / math.sqrt(drawn[0].numel())
+
+
+def test_every_row_of_a_mask_is_drawn_by_itself() -> None:
+    """No two of 200,000 rows of 60 elements are alike, and their means spread as those of independent numbers."""
+    rows = mask(0.5, shape=(8, 5, 5000, 60), sizes=(5, 5000)).flatten(0, 2)
+    numbers = rows.long() @ (1 << torch.arange(60))
+    assert len(numbers.unique()) == len(rows)
+    spread = float(rows.double().mean(1).var()) / (0.25 / 60)
+    assert abs(spread - 1) < 5 * math.sqrt(2 / len(rows))
 
 
 @pytest.mark.parametrize("probability", [0.01, 0.1, 0.3, 0.5, 0.9])
@@ -114,7 +161,7 @@ def test_as_many_are_dropped_as_asked(probability: float) -> None:
     assert abs(float((~masks).double().mean()) - probability) < 5 * expected
 
 
-@pytest.mark.parametrize("other", [{"seed": 7}, {"step": 3}, {"place": "there"}, {"first_row": 6}], ids=str)
+@pytest.mark.parametrize("other", [{"seed": 7}, {"step": 3}, {"place": "there"}, {"first": (6,)}], ids=str)
 def test_masks_of_other_places_are_independent(other: dict) -> None:
     one, two = mask(0.5).double() - 0.5, mask(0.5, **other).double() - 0.5
     correlation = float((one * two).mean() * 4)

@@ -185,7 +185,7 @@ MEANS = {
         "is neither multiplied nor normalized: nearly half of the work at long T. A tile goes through its softmax "
         "and into the next product while it is in the cache. The textbook's pair holds query, key and value "
         "themselves, so without this means they are not made again either.",
-        pairs=("attention", "rotary_attention"),
+        pairs=("self_attention", "rotary_attention"),
         without=_kept_as_they_are,
     ),
     "norm-by-rows": Means(

@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import kernels, ops
 from ..config import CustomTransformerConfig
 from ..errors import InputError
+from ..ops import Visible
 from ..ops.numerics import no_record
 from ..parameters import Flat
 from .network import Batch, DropoutSource, FlatNetwork, packed_names
@@ -82,7 +83,7 @@ class CustomTransformer(FlatNetwork):
     @torch.no_grad()
     def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
         self.check_tokens(batch.tokens, batch.targets, batch.segments)
-        dropout = DropoutSource(self.config.dropout, self.config.seed, step, batch.first_row)
+        dropout = DropoutSource(self.config, step, batch.first_row)
 
         work = partial(self._training_step, dropout=dropout)
         inputs = batch.tokens, batch.targets, batch.segments
@@ -101,7 +102,7 @@ class CustomTransformer(FlatNetwork):
     ) -> Tensor:
         """tokens, targets, segments (B, T) -> loss, one number; adds to all gradients."""
         smoothing = self.config.label_smoothing
-        x, hidden_cache = self._hidden_forward(tokens, segments, dropout)
+        x, hidden_cache = self._hidden_forward(tokens, Visible.within(segments), dropout)
         if self.ops is kernels:  # both halves at once: no logits have to be kept between them
             loss, dx = kernels.linear_cross_entropy(
                 x, self.head, targets, denominator, smoothing, self.dhead, record=self.recorder
@@ -152,9 +153,9 @@ class CustomTransformer(FlatNetwork):
     @torch.no_grad()
     def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:
         self.check_tokens(tokens, segments=segments)
-        dropout = DropoutSource(self.config.dropout, self.config.seed, step)
+        dropout = DropoutSource(self.config, step)
         with self._calculation():
-            x, hidden_cache = self._hidden_forward(tokens, segments, dropout)
+            x, hidden_cache = self._hidden_forward(tokens, Visible.within(segments), dropout)
             logits, head_cache = self.ops.linear_forward(x, self.head)
         self._cache = hidden_cache, head_cache, logits.shape
         return logits
@@ -180,14 +181,14 @@ class CustomTransformer(FlatNetwork):
     def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         self.check_tokens(tokens, segments=segments)
         with self._calculation():
-            x, _ = self._hidden_forward(tokens, segments, DropoutSource(0.0, 0, None), keep=False)
+            x, _ = self._hidden_forward(tokens, Visible.within(segments), DropoutSource(self.config, None), keep=False)
             logits, _ = self.ops.linear_forward(x, self.head)
         return logits
 
     # From tokens to the last hidden state
 
     def _hidden_forward(
-        self, tokens: Tensor, segments: Tensor | None, dropout: DropoutSource, keep: bool = True
+        self, tokens: Tensor, visible: Visible, dropout: DropoutSource, keep: bool = True
     ) -> tuple[Tensor, Cache]:
         """tokens (B, T) -> what the vocabulary projection reads, x (B, T, D). `keep` the caches, for backward."""
         x, embedding_cache = self._embedding_forward(tokens, dropout)
@@ -198,14 +199,14 @@ class CustomTransformer(FlatNetwork):
             for block in range(self.config.n_blocks):
                 if self.config.recompute == "block" and branch is not None:
                     x, branch = x + branch, None  # one tensor to keep in place of two
-                forward = partial(self._pre_norm_block_forward, x, branch, block, segments, dropout)
+                forward = partial(self._pre_norm_block_forward, x, branch, block, visible, dropout)
                 x, branch, block_cache = self._run_block(forward, keep)
                 block_caches.append(block_cache)
             (_, x), norm_cache = self.norm_forward(x, branch, *norm_of(self.parameters, "final_norm"))
             self.recorder("final_norm.output", x)
         else:
             for block in range(self.config.n_blocks):
-                forward = partial(self._post_norm_block_forward, x, block, segments, dropout)
+                forward = partial(self._post_norm_block_forward, x, block, visible, dropout)
                 x, block_cache = self._run_block(forward, keep)
                 block_caches.append(block_cache)
             norm_cache = None
@@ -279,7 +280,7 @@ class CustomTransformer(FlatNetwork):
     # A block, pre-norm (gpt2, llama)
 
     def _pre_norm_block_forward(
-        self, x: Tensor, branch: Tensor | None, block: int, segments: Tensor | None, dropout: DropoutSource
+        self, x: Tensor, branch: Tensor | None, block: int, visible: Visible, dropout: DropoutSource
     ) -> tuple[Tensor, Tensor, Cache]:
         """x += branch; x += attention(norm(x)); branch = feed_forward(norm(x)).
 
@@ -291,7 +292,7 @@ class CustomTransformer(FlatNetwork):
         (x, normed), attention_norm_cache = self.norm_forward(x, branch, *norm_of(p, "attention_norm"))
         record("input", x)
         record("attention_norm.output", normed)
-        attended, attention_cache = self._attention_forward(normed, block, segments, dropout)
+        attended, attention_cache = self._attention_forward(normed, block, visible, dropout)
         (x, normed), feed_forward_norm_cache = self.norm_forward(x, attended, *norm_of(p, "feed_forward_norm"))
         record("residual", x)
         record("feed_forward_norm.output", normed)
@@ -320,13 +321,13 @@ class CustomTransformer(FlatNetwork):
     # A block, post-norm (vaswani)
 
     def _post_norm_block_forward(
-        self, x: Tensor, block: int, segments: Tensor | None, dropout: DropoutSource
+        self, x: Tensor, block: int, visible: Visible, dropout: DropoutSource
     ) -> tuple[Tensor, Cache]:
         """x = norm(x + attention(x)); x = norm(x + feed_forward(x)). x (B, T, D) -> x (B, T, D)."""
         p = self.block_parameters[block]
         record = scoped(self.recorder, f"blocks.{block}.")
         record("input", x)
-        attended, attention_cache = self._attention_forward(x, block, segments, dropout)
+        attended, attention_cache = self._attention_forward(x, block, visible, dropout)
         (_, x), attention_norm_cache = self.norm_forward(x, attended, *norm_of(p, "attention_norm"))
         record("attention_norm.output", x)
         branch, feed_forward_cache = self._feed_forward_forward(x, block, dropout)
@@ -355,7 +356,7 @@ class CustomTransformer(FlatNetwork):
     # The two sublayers, which both blocks share
 
     def _attention_forward(
-        self, x: Tensor, block: int, segments: Tensor | None, dropout: DropoutSource
+        self, x: Tensor, block: int, visible: Visible, dropout: DropoutSource
     ) -> tuple[Tensor, Cache]:
         """y = dropout(attention(x W_qkv^T + b_qkv) W_output^T + b_output). x (B, T, D) -> y (B, T, D).
 
@@ -367,14 +368,14 @@ class CustomTransformer(FlatNetwork):
         x = x.to(self.compute_dtype)
         qkv, qkv_cache = ops.linear_forward(x, p["attention.qkv.weight"], p.get("attention.qkv.bias"))  # (B, T, 3D)
         attention_cache: Cache
-        dropped = dropout.at(place + "probabilities")
+        dropped = dropout.at_heads(place + "probabilities")
         if self.config.traits.positions == "rotary":
             heads = self.config.n_heads, self.config.kv_heads
             context, attention_cache = ops.rotary_attention_forward(
-                qkv, self.position_table, *heads, segments, dropped, record
+                qkv, self.position_table, *heads, visible, dropped, record
             )
         else:
-            context, attention_cache = ops.attention_forward(qkv, self.config.n_heads, segments, dropped, record)
+            context, attention_cache = ops.self_attention_forward(qkv, self.config.n_heads, visible, dropped, record)
         y, output_cache = ops.linear_forward(context, p["attention.output.weight"], p.get("attention.output.bias"))
         y, dropout_cache = ops.dropout_forward(y, dropout.at(place + "output"))
         record("qkv", qkv)
@@ -396,7 +397,7 @@ class CustomTransformer(FlatNetwork):
         if self.config.traits.positions == "rotary":
             dqkv = ops.rotary_attention_backward(dcontext, attention_cache, record=record)
         else:
-            dqkv = ops.attention_backward(dcontext, attention_cache, record=record)
+            dqkv = ops.self_attention_backward(dcontext, attention_cache, record=record)
         record("dqkv", dqkv)
         # qkv = x W_qkv^T + b_qkv
         return ops.linear_backward(dqkv, qkv_cache, d["attention.qkv.weight"], d.get("attention.qkv.bias"))

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import CustomTransformerConfig
-from ..ops import Dropout, keep_mask
-from ..ops.attention import split_heads, visible_positions
+from ..ops import CAUSAL, Dropout, Visible, keep_mask
+from ..ops.attention import split_heads
 from ..ops.numerics import Record, no_record
 from .autograd import AutogradNetwork, summed_loss
 from .network import Batch, DropoutSource, FlatNetwork, packed_names
@@ -29,22 +29,25 @@ def dropout_mirror(x: Tensor, dropout: Dropout | None) -> Tensor:
     return x * keep_mask(tuple(x.shape), dropout, x.device) / (1 - dropout.probability)
 
 
-def attention_mirror(
+def self_attention_mirror(
     qkv: Tensor,
     n_heads: int,
-    segments: Tensor | None = None,
+    visible: Visible = CAUSAL,
     dropout: Dropout | None = None,
     record: Record = no_record,
 ) -> Tensor:
     """PyTorch's own fused attention; spelled out where its probabilities are dropped by our mask, or looked at."""
-    query, key, value = split_heads(qkv, n_heads)
+    query, key, value = (x.transpose(1, 2) for x in split_heads(qkv, n_heads))
+    if dropout is None and record is no_record and visible.is_only_causal:
+        context = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return context.transpose(1, 2).flatten(2)
+    mask = visible.mask(query.shape[2], key.shape[2], qkv.device)
     if dropout is None and record is no_record:
-        mask = None if segments is None else visible_positions(qkv.shape[1], segments, qkv.device)
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return context.transpose(1, 2).flatten(2)
     scores = query @ key.mT / math.sqrt(query.shape[-1])
     record("scores", scores)
-    masked = scores.masked_fill(~visible_positions(qkv.shape[1], segments, qkv.device), -math.inf)
+    masked = scores.masked_fill(~mask, -math.inf)
     probabilities = F.softmax(masked, dim=-1).to(value.dtype)
     record("probabilities", probabilities)
     context = dropout_mirror(probabilities, dropout) @ value
@@ -56,7 +59,7 @@ def rotary_attention_mirror(
     rotation: Tensor,
     n_heads: int,
     n_kv_heads: int,
-    segments: Tensor | None = None,
+    visible: Visible = CAUSAL,
     dropout: Dropout | None = None,
     record: Record = no_record,
 ) -> Tensor:
@@ -75,7 +78,7 @@ def rotary_attention_mirror(
         (n_heads, n_kv_heads, n_kv_heads), dim=2
     )
     shared = [part.repeat_interleave(n_heads // n_kv_heads, dim=2) for part in (key, value)]
-    return attention_mirror(torch.cat((query, *shared), dim=2).flatten(2), n_heads, segments, dropout, record)
+    return self_attention_mirror(torch.cat((query, *shared), dim=2).flatten(2), n_heads, visible, dropout, record)
 
 
 class TorchTransformer(AutogradNetwork, FlatNetwork):
@@ -104,34 +107,34 @@ class TorchTransformer(AutogradNetwork, FlatNetwork):
     @torch.enable_grad()
     def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
         self.check_tokens(batch.tokens, batch.targets, batch.segments)
-        dropout = DropoutSource(self.config.dropout, self.config.seed, step, batch.first_row)
+        dropout = DropoutSource(self.config, step, batch.first_row)
         smoothing = self.config.label_smoothing
 
         with self._autocast():
-            logits = F.linear(self._hidden(batch.tokens, batch.segments, dropout), self.head)
+            logits = F.linear(self._hidden(batch.tokens, Visible.within(batch.segments), dropout), self.head)
             self._recording("logits", logits)
             loss = summed_loss(logits, batch.targets.long(), smoothing, self._denominator(denominator))
         loss.backward()
         return loss.detach()
 
     def _logits_of(self, tokens: Tensor, segments: Tensor | None, step: int | None) -> Tensor:
-        dropout = DropoutSource(self.config.dropout, self.config.seed, step)
-        return F.linear(self._hidden(tokens, segments, dropout), self.head)
+        dropout = DropoutSource(self.config, step)
+        return F.linear(self._hidden(tokens, Visible.within(segments), dropout), self.head)
 
     # From tokens to the last hidden state
 
-    def _hidden(self, tokens: Tensor, segments: Tensor | None, dropout: DropoutSource) -> Tensor:
+    def _hidden(self, tokens: Tensor, visible: Visible, dropout: DropoutSource) -> Tensor:
         x = self._embedding(tokens, dropout)
         if self.config.traits.pre_norm:
             branch = None
             for block in range(self.config.n_blocks):
-                x, branch = self._pre_norm_block(x, branch, block, segments, dropout)
+                x, branch = self._pre_norm_block(x, branch, block, visible, dropout)
             x = x if branch is None else x + branch
             x = self._norm(x, "final_norm")
             self._recording("final_norm.output", x)
         else:
             for block in range(self.config.n_blocks):
-                x = self._post_norm_block(x, block, segments, dropout)
+                x = self._post_norm_block(x, block, visible, dropout)
         return x
 
     def _embedding(self, tokens: Tensor, dropout: DropoutSource) -> Tensor:
@@ -160,7 +163,7 @@ class TorchTransformer(AutogradNetwork, FlatNetwork):
     # A block, pre-norm (gpt2, llama)
 
     def _pre_norm_block(
-        self, x: Tensor, branch: Tensor | None, block: int, segments: Tensor | None, dropout: DropoutSource
+        self, x: Tensor, branch: Tensor | None, block: int, visible: Visible, dropout: DropoutSource
     ) -> tuple[Tensor, Tensor]:
         place = f"blocks.{block}."
         record = scoped(self._recording, place)
@@ -168,7 +171,7 @@ class TorchTransformer(AutogradNetwork, FlatNetwork):
         record("input", x)
         normed = self._norm(x, f"{place}attention_norm")
         record("attention_norm.output", normed)
-        x = x + self._attention(normed, block, segments, dropout)
+        x = x + self._attention(normed, block, visible, dropout)
         record("residual", x)
         normed = self._norm(x, f"{place}feed_forward_norm")
         record("feed_forward_norm.output", normed)
@@ -176,11 +179,11 @@ class TorchTransformer(AutogradNetwork, FlatNetwork):
 
     # A block, post-norm (vaswani)
 
-    def _post_norm_block(self, x: Tensor, block: int, segments: Tensor | None, dropout: DropoutSource) -> Tensor:
+    def _post_norm_block(self, x: Tensor, block: int, visible: Visible, dropout: DropoutSource) -> Tensor:
         place = f"blocks.{block}."
         record = scoped(self._recording, place)
         record("input", x)
-        x = self._norm(x + self._attention(x, block, segments, dropout), f"{place}attention_norm")
+        x = self._norm(x + self._attention(x, block, visible, dropout), f"{place}attention_norm")
         record("attention_norm.output", x)
         x = self._norm(x + self._feed_forward(x, block, dropout), f"{place}feed_forward_norm")
         record("feed_forward_norm.output", x)
@@ -188,17 +191,17 @@ class TorchTransformer(AutogradNetwork, FlatNetwork):
 
     # The two sublayers, which both blocks share
 
-    def _attention(self, x: Tensor, block: int, segments: Tensor | None, dropout: DropoutSource) -> Tensor:
+    def _attention(self, x: Tensor, block: int, visible: Visible, dropout: DropoutSource) -> Tensor:
         place = f"blocks.{block}.attention."
         record = scoped(self._recording, place)
         qkv = F.linear(x, self._packed(f"{place}qkv.weight", block), self._packed(f"{place}qkv.bias", block))
         record("qkv", qkv)
-        dropped = dropout.at(place + "probabilities")
+        dropped = dropout.at_heads(place + "probabilities")
         if self.config.traits.positions == "rotary":
             heads = self.config.n_heads, self.config.kv_heads
-            context = rotary_attention_mirror(qkv, self.position_table, *heads, segments, dropped, record)
+            context = rotary_attention_mirror(qkv, self.position_table, *heads, visible, dropped, record)
         else:
-            context = attention_mirror(qkv, self.config.n_heads, segments, dropped, record)
+            context = self_attention_mirror(qkv, self.config.n_heads, visible, dropped, record)
         record("context", context)
         y = F.linear(context, self.leaves[f"{place}output.weight"], self.leaves.get(f"{place}output.bias"))
         y = dropout_mirror(y, dropout.at(place + "output"))

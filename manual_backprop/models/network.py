@@ -45,15 +45,23 @@ class Batch:
 class DropoutSource:
     """Gives every place of the network its own mask in this step, or none in evaluation (step None)."""
 
-    probability: float
-    seed: int
+    config: CustomTransformerConfig
     step: int | None
     first_row: int = 0
 
     def at(self, place: str) -> Dropout | None:
-        if self.step is None or self.probability == 0:
+        """For features (B, T, D)."""
+        return self._of(place, (self.config.max_seq_len,))
+
+    def at_heads(self, place: str) -> Dropout | None:
+        """For probabilities (B, H, T, S)."""
+        return self._of(place, (self.config.n_heads, self.config.max_seq_len))
+
+    def _of(self, place: str, sizes: tuple[int, ...]) -> Dropout | None:
+        if self.step is None or self.config.dropout == 0:
             return None
-        return Dropout(self.probability, random_key(self.seed, self.step, place), self.first_row)
+        key = random_key(self.config.seed, self.step, place)
+        return Dropout(self.config.dropout, key, sizes, (self.first_row,))
 
 
 def packed_names(config: CustomTransformerConfig, block: int) -> dict[str, list[str]]:
