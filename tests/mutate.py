@@ -5,7 +5,7 @@
     python tests/mutate.py --list     their names
 
 The mechanical ones are made from the syntax tree of every function named `*_backward` in ops/, kernels/ and
-models/custom.py, and of the kernels' other functions that make gradients:
+models/custom.py and step.py, and of the kernels' other functions that make gradients:
 signs, operators, missing terms, transpositions, axes, constants, comparisons, `+=` and calls. The named ones are those
 of `planted_bugs.py`. One process collects the tests; it forks for each mutant, puts the broken code into the functions
 that are there (so that every module that imported them gets it) and runs the tests, the mutated op's first. At the end
@@ -75,7 +75,7 @@ NOTICED = {
     "drawn numbers are not drawn again": "test_what_depends_on_numbers",
     "a stale cache": "test_backward_belongs",
     "a block's output in memory that": "test_blocks_that_run_twice_give_the_same_bits[vaswani-plain-fused]",
-    "the total over a branch that": "test_blocks_that_run_twice",
+    "a branch that is not added": "test_blocks_that_run_twice",
     "the skip around": "test_network[vaswani-plain-reference]",
     "both norms' gradients in one place": "test_network[vaswani-plain-reference]",
     "every block has the first block's cache": "test_network[vaswani-plain-reference]",
@@ -301,7 +301,7 @@ def named_mutants() -> Iterator[Mutant]:
 
 
 def all_mutants() -> list[Mutant]:
-    paths = [*sorted((PACKAGE / "ops").glob("*.py")), PACKAGE / "models" / "custom.py"]
+    paths = [*sorted((PACKAGE / "ops").glob("*.py")), *(PACKAGE / "models" / name for name in ("custom.py", "step.py"))]
     paths += sorted((PACKAGE / "kernels").glob("*.py"))
     return [*(mutant for path in paths for mutant in mechanical_mutants(path)), *named_mutants()]
 

@@ -21,7 +21,7 @@ VISIBLE = "ops/visible.py"
 DROPOUT, ATTENTION, ACTIVATIONS = "ops/dropout.py", "ops/attention.py", "ops/activations.py"
 EMBEDDING, LOSS, FEED_FORWARD = "ops/embedding.py", "ops/loss.py", "ops/feed_forward.py"
 RMS, ROTARY, GATED = "ops/rms_normalization.py", "ops/rotary_attention.py", "ops/gated_feed_forward.py"
-CUSTOM, NETWORK = "models/custom.py", "models/network.py"
+CUSTOM, NETWORK, STEP = "models/custom.py", "models/network.py", "models/step.py"
 FUSED_ATTENTION, FUSED_LOSS, ARENA = "kernels/attention.py", "kernels/loss.py", "kernels/arena.py"
 REPLAY = "kernels/replay.py"
 
@@ -517,11 +517,11 @@ BUGS = [
         "gate.sigmoid(), gate.neg_().sigmoid()",
     ),
     # the network
-    Bug("the config's epsilon forgotten", CUSTOM, ", epsilon=config.epsilon\n", "\n"),
+    Bug("the config's epsilon forgotten", STEP, ", epsilon=config.epsilon)", ")"),
     Bug("the config's base forgotten", NETWORK, "config.d_head, config.base)", "config.d_head)"),
     Bug(
         "the tied head's gradient goes astray",
-        CUSTOM,
+        STEP,
         "self.head, self.dhead = self.parameters[head], self.gradients[head]",
         "self.head, self.dhead = self.parameters[head], self.gradients[head].clone()",
     ),
@@ -534,21 +534,21 @@ BUGS = [
     Bug(
         "blocks from first to last",
         CUSTOM,
-        "for block in reversed(range(self.config.n_blocks)):\n                with",
-        "for block in range(self.config.n_blocks):\n                with",
+        "for block in reversed(range(self.config.n_blocks)):\n                with blocks.last() as block_cache:\n"
+        "                    dx = self._post",
+        "for block in range(self.config.n_blocks):\n                with blocks.last() as block_cache:\n"
+        "                    dx = self._post",
     ),
     Bug(
         "pre-norm blocks from first to last",
         CUSTOM,
-        "for block in reversed(range(self.config.n_blocks)):\n                # popped",
-        "for block in range(self.config.n_blocks):\n                # popped",
+        "for block in reversed(range(self.config.n_blocks)):\n                with blocks.last() as block_cache:\n"
+        "                    dx = dbranch",
+        "for block in range(self.config.n_blocks):\n                with blocks.last() as block_cache:\n"
+        "                    dx = dbranch",
     ),
-    Bug(
-        "every block has the first block's cache",
-        CUSTOM,
-        "block_caches.pop()) as block_cache:\n                    dx = self._post",
-        "block_caches[0]) as block_cache:\n                    dx = self._post",
-    ),
+    Bug("every block has the first block's cache", STEP, "kept = self._kept.pop()", "kept = self._kept[0]"),
+    Bug("blocks have their caches from first to last", STEP, "kept = self._kept.pop()", "kept = self._kept.pop(0)"),
     Bug(
         "the skip around the feed-forward forgotten",
         CUSTOM,
@@ -594,9 +594,9 @@ BUGS = [
     ),
     Bug(
         "a stale cache: backward of the forward before",
-        CUSTOM,
-        "self._cache = hidden_cache, head_cache, logits.shape",
-        "self._cache = self._cache or (hidden_cache, head_cache, logits.shape)",
+        STEP,
+        "self._cache = cache, logits.shape",
+        "self._cache = self._cache or (cache, logits.shape)",
     ),
     Bug(
         "every place drops the same elements in backward only",
@@ -700,11 +700,16 @@ BUGS = [
     ),
     Bug(
         "fused: a block's output in memory that the next block overwrites",
-        CUSTOM,
-        "output.clone() for",
-        "output for",
+        STEP,
+        "outputs.clone() if",
+        "outputs if",
     ),
-    Bug("fused: the total over a branch that is kept", CUSTOM, "x, branch = x + branch, None", "x = x + 0 * branch"),
+    Bug(
+        "fused: a branch that is not added",
+        STEP,
+        "x, inputs = x + inputs[0], (None, *inputs[1:])",
+        "inputs = None, *inputs[1:]",
+    ),
     # steps that are made again
     Bug("a step that is made again has the first one's tokens", REPLAY, "mine.copy_(given)", "mine.copy_(mine)"),
     Bug("what is new in a step stays as it was", REPLAY, "x.copy_(result)", "x.copy_(x)"),
@@ -715,5 +720,5 @@ BUGS = [
         "return True",
     ),
     Bug("what a step changes counts as what stays", REPLAY, " and not _storages(made) & self._changed", ""),
-    Bug("a step with the settings of another", CUSTOM, "return *settings, *functions", "return functions"),
+    Bug("a step with the settings of another", STEP, "return *settings, self.norm_forward", "return self.norm_forward"),
 ]

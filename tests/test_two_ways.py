@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,9 @@ import torch
 from manual_backprop.config import CustomTransformerConfig
 from manual_backprop.gradient_check import ODD, draw_batch
 from manual_backprop.gradient_check.network_check import counted, networks
+from manual_backprop.models import IMPLEMENTATIONS
+from manual_backprop.models import custom as custom_file
+from manual_backprop.models import mirror as mirror_file
 from manual_backprop.models.network import Network
 from manual_backprop.ops import Dropout, keep_mask, random_key
 from manual_backprop.optim import AdamW, Optimizer
@@ -187,3 +192,53 @@ def test_every_place_of_the_network_has_its_own_mask(architecture: str) -> None:
     assert losses[3] == losses[4]
     assert len(set(losses)) == 3
     assert torch.equal(network.forward(batch.tokens), network.predict(batch.tokens))
+
+
+# What is told on the way
+
+
+@pytest.mark.parametrize("recompute", ["none", "block"])
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.usefixtures("as_written")
+def test_a_block_says_when_its_gradients_are_complete(
+    architecture: str, implementation: str, kernels: str, recompute: str
+) -> None:
+    """From the last block to the first, and then the rest; in every step, also where others like it are replayed."""
+    config = replace(ODD, architecture=architecture, kernels=kernels, recompute=recompute, n_blocks=3)
+    config = replace(config, compile="always" if implementation == "custom" else "never")
+    network, batch = IMPLEMENTATIONS[implementation](config), draw_batch(config, 2, 5)
+    seen: list[tuple[int | None, dict[str, torch.Tensor]]] = []
+
+    def look(block: int | None) -> None:
+        mine = [name for name in network.gradients if block is None or name.startswith(f"blocks.{block}.")]
+        seen.append((block, {name: network.gradients[name].clone() for name in mine}))
+
+    def in_steps() -> None:
+        for step in range(6):
+            network.loss_and_gradients(batch, denominator=9, step=step)
+
+    in_steps()
+    network.on_gradients_complete = look
+    network.zero_gradients()
+    in_steps()
+    assert [block for block, _ in seen] == [2, 1, 0, None] * 6
+    for logits in (network.forward(batch.tokens),):
+        network.backward(torch.ones_like(logits))
+    for _, gradients in seen[-4:]:
+        assert len(gradients) > 8
+        for name, gradient in gradients.items():
+            assert torch.equal(gradient, network.gradients[name]), name
+
+
+# The lesson
+
+
+def test_the_two_files_differ_in_little_but_what_autograd_does() -> None:
+    """Functions stand in the same order under the same names; what differs is caches, and the backward halves."""
+    texts = [Path(str(file.__file__)).read_text(encoding="utf-8").splitlines() for file in (custom_file, mirror_file)]
+    names = [[line.split("(")[0].split()[1] for line in text if line.startswith("    def ")] for text in texts]
+    assert [name for name in names[0] if not name.endswith("_backward")] == names[1]
+    differing = [line for line in difflib.ndiff(*texts) if line.startswith(("- ", "+ "))]
+    assert len(differing) < 350

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.mirror import dropout_mirror
+from ..models.mirror_step import dropout_mirror
 from ..ops import CAUSAL, IGNORED, Dropout, Visible
 
 # Embedding

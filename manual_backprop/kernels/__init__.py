@@ -78,12 +78,14 @@ from .normalization import (
 from .products import fastest_products
 from .replay import Replay, is_repeatable
 from .rotary_attention import rotary_attention_backward, rotary_attention_forward
+from .table import Table
 
 __all__ = [
     *_pairs,
     "Arena",
     "Group",
     "Replay",
+    "Table",
     "compiles",
     "compiling_failed",
     "fast",

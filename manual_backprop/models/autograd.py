@@ -40,6 +40,12 @@ class AutogradNetwork(Network):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
+    def _tell_gradients_complete(self) -> None:
+        """Autograd's backward tells nothing on its way: all at its end."""
+        for block in reversed(range(self.config.n_blocks)):
+            self.on_gradients_complete(block)
+        self.on_gradients_complete(None)
+
     def _denominator(self, denominator: int | Tensor) -> Tensor:
         """On the device, and at least 1: where no target counts, the loss is 0."""
         return torch.as_tensor(denominator, device=self.device).clamp(min=1)
@@ -58,6 +64,7 @@ class AutogradNetwork(Network):
             )
         self._logits.backward(dlogits.to(self._logits.dtype))
         self._logits = None
+        self._tell_gradients_complete()
 
     @torch.no_grad()
     def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:

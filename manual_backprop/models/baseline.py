@@ -229,10 +229,13 @@ class BaselineTransformer(AutogradNetwork):
         count = self._denominator(denominator)
         arguments = batch.tokens, batch.targets.long(), self._visible(batch.segments), count
         if self.compiled is None:
-            return self._first_step(arguments)
+            loss = self._first_step(arguments)
+            self._tell_gradients_complete()
+            return loss
         with self._autocast():
             loss = self._loss(*arguments)
         loss.backward()
+        self._tell_gradients_complete()
         return loss.detach()
 
     def _first_step(self, arguments: tuple) -> Tensor:

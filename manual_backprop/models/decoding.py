@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .custom import feed_forward_of, gated_feed_forward_of, norm_of
-from .network import FlatNetwork, Network, packed_names
+from .network import FlatNetwork, Network, feed_forward_of, gated_feed_forward_of, norm_of, packed_names
 
 
 class IncrementalDecoder:

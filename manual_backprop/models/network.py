@@ -76,6 +76,26 @@ def packed_names(config: CustomTransformerConfig, block: int) -> dict[str, list[
     return packed
 
 
+def norm_of(views: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """The parameters of a norm, or their gradients: weight, and bias where it has one."""
+    return [views[f"{name}.{kind}"] for kind in ("weight", "bias") if f"{name}.{kind}" in views]
+
+
+def feed_forward_of(views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The parameters of a block's feed-forward network, or their gradients."""
+    hidden, output = "feed_forward.hidden", "feed_forward.output"
+    return views[f"{hidden}.weight"], views[f"{hidden}.bias"], views[f"{output}.weight"], views[f"{output}.bias"]
+
+
+def gated_feed_forward_of(views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Likewise, where it has a gate."""
+    return views["feed_forward.gated.weight"], views["feed_forward.output.weight"]
+
+
+def wait_for_nothing(block: int | None) -> None:
+    """Nobody waits for the gradients of a block."""
+
+
 def parameter_shapes(config: CustomTransformerConfig) -> dict[str, Shape]:
     """Every parameter's name and shape, in the order of the network. Weights are (outputs, inputs)."""
     d_model, d_ffn, traits = config.d_model, config.d_ffn, config.traits
@@ -146,6 +166,9 @@ class Network(ABC):
         elif config.traits.positions == "rotary":
             self.position_table = rotations(config.max_seq_len, config.d_head, config.base).to(self.device)
         self.recorder: Record = no_record
+        # Called in every backward pass: with a block's number once nothing more is added to its gradients, from the
+        # last block to the first, and at the end with None for all others (embedding, final norm, head).
+        self.on_gradients_complete: Callable[[int | None], None] = wait_for_nothing
 
     @torch.no_grad()
     def _initialize(self) -> None:

@@ -29,8 +29,11 @@ from ..paired import ratios
 PACKAGE = Path(__file__).resolve().parent.parent
 DEFAULT_OUTPUT = "docs/three-levels.md"
 LEVELS = {  # implementation: what it is, and the files that a reader of this level reads
-    "custom": ("gradients by hand", ("models/custom.py", "ops/*.py", "optim.py")),
-    "torch": ("the same lines, gradients by autograd", ("models/mirror.py", "models/autograd.py", "optim.py")),
+    "custom": ("gradients by hand", ("models/custom.py", "models/step.py", "ops/*.py", "optim.py")),
+    "torch": (
+        "the same lines, gradients by autograd",
+        ("models/mirror.py", "models/mirror_step.py", "models/autograd.py", "optim.py"),
+    ),
     "baseline": ("as PyTorch users write it", ("models/baseline.py", "models/autograd.py", "optim_torch.py")),
 }
 SUBJECT, COMPILED = "custom-reference", "baseline-compiled"  # rows of the bench
