@@ -20,8 +20,8 @@ from manual_backprop.benchmark.cases import OURS, SUBJECT, Case
 from manual_backprop.benchmark.means import MEANS, WITHOUT, Means, taken_out
 from manual_backprop.benchmark.measurement import AGAIN, MeasuredRow, Measurement, check_agreement
 from manual_backprop.exit_codes import exit_code_of
-from manual_backprop.kernels import attention
 from manual_backprop.kernels.compiled import CompiledFunction
+from manual_backprop.kernels.sizes import SIZES
 from manual_backprop.paired import Row
 from manual_backprop.tools import kernel_gains
 
@@ -35,8 +35,7 @@ def short_steps(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, name, value)
     for size in ("SMALL", "BESIDE"):  # tiny cases make again what they keep else
         monkeypatch.setattr(f"manual_backprop.kernels.arena.{size}", 0)
-    monkeypatch.setattr(attention, "LONGEST_KEPT", 8)
-    monkeypatch.setattr("manual_backprop.kernels.pieces.PIECE", 24 * TINY.d_ffn)  # 24 of 48 rows
+    monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], longest_kept=8, piece=24 * TINY.d_ffn))  # 24 of 48 rows
 
 
 def applying(case: Case) -> dict[str, Means]:

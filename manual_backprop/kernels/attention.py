@@ -1,10 +1,10 @@
 """Attention in tiles: a few sequences, a block of queries, and only the keys that these may see.
 
-What a causal mask hides is never computed, but for the corner of a tile: where T queries see as many keys, the work is
-T (T + BLOCK) / 2, where one product with a mask takes T^2. A tile's scores stay in the cache from their product through
-the softmax to the next product. Each tile makes its own mask, and its own part of dropout's. PyTorch's flash attention
-has tiles as well, which suit long sequences; on a CPU these products are several times faster at a few hundred
-positions.
+What a causal mask hides is never computed, but for the corner of a tile: where T queries see as many keys, tiles of Q
+queries make the work T (T + Q) / 2, where one product with a mask takes T^2. A tile's scores stay in the cache from
+their product through the softmax to the next product. Each tile makes its own mask, and its own part of dropout's.
+PyTorch's flash attention has tiles as well, which suit long sequences; on a CPU these products are several times faster
+at a few hundred positions.
 """
 
 from __future__ import annotations
@@ -24,10 +24,7 @@ from ..ops.visible import CAUSAL, Visible
 from .arena import Held, again, held, in_place_of, kept, lasting, scratch
 from .pieces import pieces
 from .products import matrices, scaled_product
-
-BLOCK = 128  # queries of a tile
-TILE = 1 << 20  # scores of a tile, about: they fit into a core's cache
-LONGEST_KEPT = 128  # positions: of longer sequences probabilities are computed again in backward, their size is T S
+from .sizes import sizes_of
 
 
 class Scores(NamedTuple):
@@ -107,10 +104,10 @@ def _tiles_forward(
             _by_head(key[sequences]) as keys,
             _by_head(value[sequences]) as values,
         ):
-            for rows in pieces(T, BLOCK, query):
+            for rows in pieces(T, sizes_of(query).queries, query):
                 tile = _Tile(scores, T, S, sequences, rows)
                 shape = tile.shape(H)
-                if max(T, S) <= LONGEST_KEPT:
+                if max(T, S) <= sizes_of(query).longest_kept:
                     tiles.append(kept(shape, query))
                 with _memory(tiles, -1, shape, query) as probabilities, scratch((*shape[:3], K), query) as part:
                     _fill(probabilities, queries, keys, tile, squares)
@@ -138,7 +135,7 @@ def _tiles_backward(
     (B, T, H, K), S = query.shape, key.shape[1]
     squares = _Squares(record, query, (B, H, T, S))
     for sequences, tiles in zip(_some_sequences(query, S), scores.saved, strict=True):
-        blocks = list(enumerate(pieces(T, BLOCK, query)))
+        blocks = list(enumerate(pieces(T, sizes_of(query).queries, query)))
         with (
             _by_head(query[sequences]) as queries,
             _by_head(key[sequences]) as keys,
@@ -228,15 +225,17 @@ def _corner(visible: Visible, T: int, S: int, like: Tensor) -> Tensor | None:
     """-inf above the diagonal, 0 elsewhere, for as many queries as a tile has; None where masks are not that alone."""
     if not visible.is_only_causal or T > S:
         return None
-    size = min(T, BLOCK)
+    size = min(T, sizes_of(like).queries)
     return torch.full((size, size), -math.inf, dtype=like.dtype, device=like.device).triu(1)
 
 
 def _some_sequences(query: Tensor, S: int) -> Iterator[slice]:
     """At a time: as many as have a tile's scores."""
     batch, T, n_heads, _ = query.shape
-    at_once = max(1, TILE // (n_heads * S * min(T, BLOCK)))
-    return pieces(batch, at_once, query if max(T, S) > LONGEST_KEPT else None)  # of each the probabilities may be kept
+    sizes = sizes_of(query)
+    at_once = max(1, sizes.scores // (n_heads * S * min(T, sizes.queries)))
+    may_be_kept = max(T, S) <= sizes.longest_kept  # the probabilities, of each
+    return pieces(batch, at_once, None if may_be_kept else query)
 
 
 @contextmanager

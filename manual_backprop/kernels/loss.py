@@ -22,9 +22,8 @@ from .arena import in_place_of, scratch
 from .pieces import Recorded, pieces
 from .products import add_product
 from .rowwise import cross_entropy_of_rows
+from .sizes import sizes_of
 
-SMALLEST_CHUNK = 256  # rows: each chunk reads and writes all of dW
-CHUNK = 1 << 22  # logits of a chunk, where the vocabulary is small
 LARGE = 1 << 10  # a vocabulary, of which as many numbers more are a few percent
 
 LinearCrossEntropyCache = tuple[Tensor, Tensor, tuple[Any, ...]]
@@ -55,8 +54,8 @@ def linear_cross_entropy(
     dx = in_place_of(x_rows)
     loss = torch.zeros_like(share)
     recorded = Recorded(record, targets.shape)
-    width = _width(vocab_size, label_smoothing)
-    for part in pieces(len(x_rows), max(SMALLEST_CHUNK, CHUNK // vocab_size), x):
+    width, sizes = _width(vocab_size, label_smoothing), sizes_of(x)
+    for part in pieces(len(x_rows), max(sizes.fewest_rows, sizes.logits // vocab_size), x):
         with scratch((part.stop - part.start, width), x) as padded:
             logits = padded[:, :vocab_size]
             torch.mm(x_rows[part], weight.T, out=logits)
