@@ -129,6 +129,7 @@ ENDINGS = ("_backward", "_gradient", "_gradient_")  # of the names of functions 
 OTHERS = {
     *("backward", "linear_cross_entropy", "add_product", "scaled_product", "_add_product", "_fill", "_groups"),
     *("cross_entropy_of_rows", "gate_and_rest", "normalize"),
+    *("mask", "mask_", "empty_", "keys_up_to"),
 }
 CURVES = {"erf_", "exp_", "neg_", "sigmoid", "sigmoid_", "square"}
 

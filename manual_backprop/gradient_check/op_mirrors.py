@@ -91,8 +91,8 @@ def attention_mirror(
 def self_attention_mirror(
     qkv: Tensor, n_heads: int, visible: Visible = CAUSAL, dropout: Dropout | None = None
 ) -> Tensor:
-    three = (part.reshape(*qkv.shape[:2], n_heads, -1) for part in qkv.split(qkv.shape[2] // 3, dim=-1))
-    return attention_mirror(*three, visible, dropout).reshape(*qkv.shape[:2], -1)
+    query, key, value = (part.reshape(*qkv.shape[:2], n_heads, -1) for part in qkv.split(qkv.shape[2] // 3, dim=-1))
+    return attention_mirror(query, key, value, visible, dropout).reshape(*qkv.shape[:2], -1)
 
 
 # Rotary positions and shared keys and values

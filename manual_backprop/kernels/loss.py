@@ -153,5 +153,7 @@ def linear_cross_entropy_backward(
     dx, dweight_of_one, inputs = cache
     dweight += dloss * dweight_of_one
     if feedback is not None:  # the forward has gone through the weight itself: once more
-        _, dx = linear_cross_entropy(*inputs, torch.zeros_like(dweight), feedback)
+        x, weight, targets, denominator, label_smoothing = inputs
+        once_more = torch.zeros_like(dweight)
+        _, dx = linear_cross_entropy(x, weight, targets, denominator, label_smoothing, once_more, feedback)
     return dx * dloss

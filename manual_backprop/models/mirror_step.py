@@ -48,7 +48,7 @@ def self_attention_mirror(
         return context.transpose(1, 2).flatten(2)
     scores = query @ key.mT / math.sqrt(query.shape[-1])
     record("scores", scores)
-    masked = scores.masked_fill(~mask, -math.inf)
+    masked = scores if mask is None else scores.masked_fill(~mask, -math.inf)
     probabilities = F.softmax(masked, dim=-1).to(value.dtype)
     record("probabilities", probabilities)
     context = dropout_mirror(probabilities, dropout) @ value
