@@ -679,6 +679,9 @@ BUGS = [
         "device, self.sequences, self.rows, slice(self.seen)",
         "device, self.sequences, slice(self.rows.stop - self.rows.start), slice(self.seen)",
     ),
+    Bug(
+        "fused: kept gradients not scaled up", FUSED_ATTENTION, "ddropped.mul_(mask).div_(share)", "ddropped.mul_(mask)"
+    ),
     Bug("fused: a query that sees no key is NaN", FUSED_ATTENTION, "    tile.empty_(probabilities)\n", ""),
     Bug(
         "fused: every tile drops the same elements", FUSED_ATTENTION, "tile(sequences.start, 0, rows.start)", "tile(0)"

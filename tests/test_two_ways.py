@@ -12,12 +12,13 @@ import torch
 
 from manual_backprop.config import CustomTransformerConfig
 from manual_backprop.gradient_check import ODD, draw_batch
-from manual_backprop.gradient_check.network_check import counted, networks
+from manual_backprop.gradient_check.measure import errors_of
+from manual_backprop.gradient_check.network_check import counted, networks, wholly_zero
 from manual_backprop.models import IMPLEMENTATIONS
 from manual_backprop.models import custom as custom_file
 from manual_backprop.models import mirror as mirror_file
-from manual_backprop.models.network import Network
-from manual_backprop.ops import Dropout, keep_mask, random_key
+from manual_backprop.models.network import Batch, Network
+from manual_backprop.ops import IGNORED, Dropout, keep_mask, random_key
 from manual_backprop.optim import AdamW, Optimizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -192,6 +193,31 @@ def test_every_place_of_the_network_has_its_own_mask(architecture: str) -> None:
     assert losses[3] == losses[4]
     assert len(set(losses)) == 3
     assert torch.equal(network.forward(batch.tokens), network.predict(batch.tokens))
+
+
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_text_has_the_same_masks_alone_and_padded(architecture: str, kernels: str) -> None:
+    """Loss and gradients of short texts, of their own length or padded to the longest, in one batch or row by row."""
+    config = replace(ODD, architecture=architecture, dropout=0.3, kernels=kernels)
+    network, _ = networks(config)
+    alone = draw_batch(config, 3, 5)
+    beyond = torch.zeros(3, 4, dtype=torch.int64)
+    padded = Batch(
+        torch.cat((alone.tokens, beyond), 1),
+        torch.cat((alone.targets, beyond + IGNORED), 1),
+        torch.cat((beyond[:, :1].expand(3, 5), beyond - 1), 1),
+        alone.first_row,
+    )
+    rows = [Batch(alone.tokens[r : r + 1], alone.targets[r : r + 1], first_row=alone.first_row + r) for r in range(3)]
+    found = []
+    for batches in ([alone], [padded], rows):
+        network.zero_gradients()
+        losses = [network.loss_and_gradients(batch, denominator=counted(alone), step=4) for batch in batches]
+        found.append({"loss": torch.stack(losses).sum()} | {n: g.clone() for n, g in network.gradients.items()})
+    apart = wholly_zero(config, alone)
+    assert max(errors_of(found[1], found[0], apart).values()) < 1e-12
+    assert max(errors_of(found[2], found[0], apart).values()) < 1e-12
 
 
 # What is told on the way

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..ops.attention import AttentionGradients, split_heads
-from ..ops.dropout import Dropout, dropout_backward, dropout_forward
+from ..ops.dropout import Dropout, dropout_forward, keep_mask
 from ..ops.numerics import Record, no_record
 from ..ops.visible import CAUSAL, Visible
 from .arena import Held, again, held, in_place_of, kept, lasting, scratch
@@ -152,12 +152,13 @@ def _tiles_backward(
                 with _memory(tiles, number, shape, query) as probabilities, scratch(shape, query) as ddropped:
                     if not tiles:
                         _fill(probabilities, queries, keys, tile)
-                    dropped, _ = dropout_forward(probabilities, tile.dropout)
+                    mask, share = tile.dropout_mask(probabilities)  # drawn once for both
+                    dropped = probabilities if mask is None else probabilities * mask / share
                     # context = dropped value
                     torch.bmm(dcontexts[:, rows], values[:, : tile.seen].mT, out=matrices(ddropped))
                     _add_product(dvalues, matrices(dropped).mT, dcontexts[:, rows], adds)
                     # dropped = dropout(probabilities), probabilities = softmax(scores)
-                    dprobabilities = dropout_backward(ddropped, tile.dropout)
+                    dprobabilities = ddropped if mask is None else ddropped.mul_(mask).div_(share)
                     squares.put("dprobabilities", sequences, rows, dprobabilities)
                     dscores = torch._softmax_backward_data(
                         dprobabilities, probabilities, -1, probabilities.dtype, grad_input=dprobabilities
@@ -200,6 +201,13 @@ class _Tile:
     def shape(self, n_heads: int) -> tuple[int, int, int, int]:
         """(b, H, t, s)"""
         return self.sequences.stop - self.sequences.start, n_heads, self.rows.stop - self.rows.start, self.seen
+
+    def dropout_mask(self, probabilities: Tensor) -> tuple[Tensor | None, float]:
+        """Which of them dropout keeps, None where it keeps all, and their share 1 - p."""
+        if self.dropout is None or self.dropout.probability == 0:
+            return None, 1.0
+        mask = keep_mask(tuple(probabilities.shape), self.dropout, probabilities.device)
+        return mask, 1 - self.dropout.probability
 
     def mask_(self, scores: Tensor) -> None:
         """Hidden scores (b, H, t, s) become -inf: a number is added, which is faster than to fill them."""
