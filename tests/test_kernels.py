@@ -328,6 +328,30 @@ def test_blocks_that_run_twice_give_the_same_bits(
         assert_same_bits(step(twice, batch), step(once, batch))
 
 
+def test_attention_of_one_sequence_to_another_in_a_step() -> None:
+    """Keys and values that lie in memory that passes, as a wide product's output does, are there for backward; what
+    is contiguous makes place for its gradient."""
+    generator = torch.Generator().manual_seed(0)
+    query, x, weight, dcontext = (
+        torch.randn(shape, generator=generator) for shape in ((2, 5, 3, 4), (2, 8, 12), (24, 12), (2, 5, 3, 4))
+    )
+
+    def calculate(query: Tensor) -> tuple[Tensor, ...]:
+        packed, _ = kernels.linear_forward(x, weight)
+        key, value = packed.unflatten(2, (2, 3, 4)).unbind(2)
+        context, cache = kernels.attention_forward(query, key, value, ops.Visible(causal=False))
+        for _ in range(2):
+            kernels.linear_forward(x + 1, weight)  # memory that passes is written again
+        return (context.clone(), *kernels.attention_backward(dcontext, cache))
+
+    want = calculate(query)
+    with arena.Arena(poisoned=True).step():
+        given = query.clone()
+        got = calculate(given)
+        assert got[1] is given
+    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+
+
 def test_a_kernel_that_reads_before_it_writes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     forward, backward = activations.ACTIVATIONS["gelu_tanh"]
 

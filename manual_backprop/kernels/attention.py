@@ -58,7 +58,10 @@ def attention_forward(
 
 
 def attention_backward(dcontext: Tensor, cache: AttentionCache, record: Record = no_record) -> AttentionGradients:
-    """dcontext (B, T, H, K) -> dquery (B, T, H, K), dkey and dvalue (B, S, H, K): `ops.attention_backward`."""
+    """dcontext (B, T, H, K) -> dquery (B, T, H, K), dkey and dvalue (B, S, H, K): `ops.attention_backward`.
+
+    Inside a step a contiguous input is overwritten by its gradient, so no two inputs may be one tensor there.
+    """
     query, key, value, scores = cache
     gradients = AttentionGradients(in_place_of(query), in_place_of(key), in_place_of(value))
     _tiles_backward(gradients, dcontext, query, key, value, scores, record)
