@@ -165,7 +165,7 @@ def test_a_section_says_what_was_measured() -> None:
         "| `arena` | `kernels/arena.py` | 1.50 (1.50 to 1.50) | +16.0 |",
         "| `compiled` | `kernels/compiled.py` | left out: no memory | |",
         "| all of them: `kernels=reference` | `kernels/` | 2.00 (2.00 to 2.00) | -4.0 |",
-        "| nothing, with `training.recompute=block` | `models/custom.py` | 1.50 (1.50 to 1.50) | +16.0 |",
+        "| nothing, with `training.recompute=block` | `models/step.py` | 1.50 (1.50 to 1.50) | +16.0 |",
     ]
     assert "`custom-fused`: 10.1 ms a step, peak 64.5 MB." in lines[2]
     assert lines[-1] == "Noise floor: 2.0% of the time, 1.0 MB (6 processes of `custom-fused`)."
