@@ -6,7 +6,7 @@
     python tests/mutate.py --write    all, and caught_by.json is written anew: which test is to be asked first
 
 The mechanical ones are made from the syntax tree of every function named `*_backward` in ops/, kernels/ and
-models/custom.py, and of the kernels' other functions that make gradients:
+models/custom.py and step.py, and of the kernels' other functions that make gradients:
 signs, operators, missing terms, transpositions, axes, constants, comparisons, `+=` and calls. The named ones are those
 of `planted_bugs.py`. One process collects the tests; it forks for each mutant, puts the broken code into the functions
 that are there (so that every module that imported them gets it) and runs the tests: first the one that caught this
@@ -92,6 +92,7 @@ ENDINGS = ("_backward", "_gradient", "_gradient_")  # of the names of functions 
 OTHERS = {
     *("backward", "linear_cross_entropy", "add_product", "scaled_product", "_add_product", "_fill", "_groups"),
     *("cross_entropy_of_rows", "gate_and_rest", "normalize"),
+    *("mask", "mask_", "empty_", "keys_up_to"),
 }
 CURVES = {"erf_", "exp_", "neg_", "sigmoid", "sigmoid_", "square"}
 
@@ -269,7 +270,7 @@ def named_mutants() -> Iterator[Mutant]:
 
 
 def all_mutants() -> list[Mutant]:
-    paths = [*sorted((PACKAGE / "ops").glob("*.py")), PACKAGE / "models" / "custom.py"]
+    paths = [*sorted((PACKAGE / "ops").glob("*.py")), *(PACKAGE / "models" / name for name in ("custom.py", "step.py"))]
     paths += sorted((PACKAGE / "kernels").glob("*.py"))
     return [*(mutant for path in paths for mutant in mechanical_mutants(path)), *named_mutants()]
 

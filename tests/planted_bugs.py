@@ -17,10 +17,11 @@ class Bug(NamedTuple):
 
 
 LINEAR, NORM, SOFTMAX = "ops/linear.py", "ops/normalization.py", "ops/softmax.py"
+VISIBLE = "ops/visible.py"
 DROPOUT, ATTENTION, ACTIVATIONS = "ops/dropout.py", "ops/attention.py", "ops/activations.py"
 EMBEDDING, LOSS, FEED_FORWARD = "ops/embedding.py", "ops/loss.py", "ops/feed_forward.py"
 RMS, ROTARY, GATED = "ops/rms_normalization.py", "ops/rotary_attention.py", "ops/gated_feed_forward.py"
-CUSTOM, NETWORK = "models/custom.py", "models/network.py"
+CUSTOM, NETWORK, STEP = "models/custom.py", "models/network.py", "models/step.py"
 FUSED_ATTENTION, FUSED_LOSS, ARENA = "kernels/attention.py", "kernels/loss.py", "kernels/arena.py"
 REPLAY = "kernels/replay.py"
 
@@ -175,7 +176,7 @@ BUGS = [
         "backward's mask starts at row 0",
         DROPOUT,
         "mask = keep_mask(tuple(dy.shape), dropout, dy.device)",
-        "mask = keep_mask(tuple(dy.shape), dropout._replace(first_row=0), dy.device)",
+        "mask = keep_mask(tuple(dy.shape), dropout._replace(first=()), dy.device)",
     ),
     Bug("kept gradients not scaled up", DROPOUT, "return dy * mask / (1 - dropout.probability)", "return dy * mask"),
     Bug(
@@ -187,17 +188,55 @@ BUGS = [
     Bug(
         "a new mask each time",
         DROPOUT,
-        "return (h >= int(",
-        "return torch.rand(shape) > dropout.probability if shape else (h >= int(",
+        "return h >= int(",
+        "return torch.rand(shape) > dropout.probability if shape else h >= int(",
     ),
     Bug(
-        "mask does not know where its rows are", DROPOUT, "dropout.first_row * (count // shape[0]) if count else 0", "0"
+        "mask does not know where its rows are",
+        DROPOUT,
+        "dropout.first[dimension] if dimension < len(dropout.first) else 0",
+        "0",
+    ),
+    Bug(
+        "mask counts its rows in the tensor's sizes",
+        DROPOUT,
+        "zip((1, *dropout.sizes), shape[:-1], strict=True)",
+        "zip((1, *shape[1:-1]), shape[:-1], strict=True)",
+    ),
+    Bug(
+        "every row of a mask alike", DROPOUT, "place.mul_(_signed(0x9E3779B1, 32)).bitwise_xor(low)", "place + 0 * low"
     ),
     # attention
-    Bug("a position does not see itself", ATTENTION, "device=device).tril()", "device=device).tril(-1)"),
-    Bug("a position sees the next one", ATTENTION, "device=device).tril()", "device=device).tril(1)"),
-    Bug("segments ignored", ATTENTION, "return (causal & same)[:, None]", "return causal"),
-    Bug("the future seen within a segment", ATTENTION, "return (causal & same)[:, None]", "return same[:, None]"),
+    Bug("a position does not see itself", VISIBLE, "key <= query + (S - T)", "key < query + (S - T)"),
+    Bug("a position sees the next one", VISIBLE, "key <= query + (S - T)", "key <= query + (S - T) + 1"),
+    Bug("the first query beside the first key", VISIBLE, "key <= query + (S - T)", "key <= query"),
+    Bug("segments ignored", VISIBLE, "same if seen is None else seen & same", "same if seen is None else seen"),
+    Bug("the future seen within a segment", VISIBLE, "same if seen is None else seen & same", "same"),
+    Bug("padding leaves every query a key", VISIBLE, "if self.key_lengths is not None or (", "if ("),
+    Bug("every causal query has a key", VISIBLE, " or (self.causal and T > S)", ""),
+    Bug(
+        "other segments leave every query a key",
+        VISIBLE,
+        "(self.query_segments is not self.key_segments or T != S)",
+        "False",
+    ),
+    Bug("padding seen", VISIBLE, "there = key < self.", "there = key <= self."),
+    Bug("key lengths ignored where it is causal", VISIBLE, "there if seen is None else seen & there", "seen"),
+    Bug("the first sequences' key lengths for all", VISIBLE, "self.key_lengths[sequences,", "self.key_lengths[:1,"),
+    Bug(
+        "every tile of queries masked as the first",
+        VISIBLE,
+        "device=device)[queries, None]",
+        "device=device)[: len(range(T)[queries]), None]",
+    ),
+    Bug("the last key never seen", VISIBLE, "max(query + S - T, 0)", "max(query + S - T - 1, 0)"),
+    Bug(
+        "a row without a finite score is NaN",
+        SOFTMAX,
+        ".clamp(min=torch.finfo(x_wide.dtype).min)",
+        "",
+    ),
+    Bug("a row without a finite score is divided by 0", SOFTMAX, "keepdim=True).clamp(min=1)).to", "keepdim=True)).to"),
     Bug("query's gradient not scaled", ATTENTION, "(dscores @ key) * scale", "(dscores @ key)"),
     Bug("key's gradient not scaled", ATTENTION, "dscores.mT @ (query * scale)", "dscores.mT @ query"),
     Bug(
@@ -207,13 +246,13 @@ BUGS = [
         "scale of the model's width, not of the head's",
         ATTENTION,
         "scale = 1 / math.sqrt(query.shape[-1])\n    (probabilities,)",
-        "scale = 1 / math.sqrt(qkv.shape[-1] // 3)\n    (probabilities,)",
+        "scale = 1 / math.sqrt(query.shape[-1] * query.shape[1])\n    (probabilities,)",
     ),
     Bug(
         "query's and key's gradients exchanged",
         ATTENTION,
-        "dquery, dkey, dvalue = split_heads",
-        "dkey, dquery, dvalue = split_heads",
+        "AttentionGradients(dquery.transpose(1, 2), dkey.",
+        "AttentionGradients(dkey.transpose(1, 2), dquery.",
     ),
     Bug(
         "value's gradient from probabilities before dropout",
@@ -227,19 +266,19 @@ BUGS = [
         "dprobabilities = dropout_backward(ddropped, dropout_cache)",
         "dprobabilities = ddropped",
     ),
-    Bug("value's gradient never computed", ATTENTION, "dvalue.copy_(dropped.mT @ dcontext)", "dvalue.zero_()"),
-    Bug("query scaled in place", ATTENTION, "(query * scale) @ key.mT  # (B, H, T, T)", "query.mul_(scale) @ key.mT"),
+    Bug("value's gradient never computed", ATTENTION, "dvalue = dropped.mT @ dcontext", "dvalue = 0 * value"),
+    Bug("query scaled in place", ATTENTION, "(query * scale) @ key.mT  # (B, H, T, S)", "query.mul_(scale) @ key.mT"),
     Bug(
         "masked scores keep a finite value",
         ATTENTION,
-        "torch.where(visible, scores, -math.inf)",
-        "torch.where(visible, scores, -10.0)",
+        "torch.where(seen, scores, -math.inf)",
+        "torch.where(seen, scores, -10.0)",
     ),
     Bug(
         "heads and their width exchanged",
         ATTENTION,
-        "(n_heads, -1)).transpose(1, 2)",
-        "(-1, n_heads)).transpose(1, 3).transpose(2, 3)",
+        "dcontext.unflatten(2, (n_heads, -1))",
+        "dcontext.unflatten(2, (-1, n_heads)).transpose(2, 3)",
     ),
     # activations
     Bug("relu lets negative gradients through", ACTIVATIONS, "return dy * (x > 0)", "return dy.clamp(min=0) * (x > 0)"),
@@ -313,14 +352,14 @@ BUGS = [
     Bug(
         "the hidden bias forgotten with relu",
         FEED_FORWARD,
-        "linear_backward(dhidden, hidden_cache, dhidden_weight, dhidden_bias)",
-        "linear_backward(dhidden, hidden_cache, dhidden_weight)",
+        "linear_backward(dhidden, hidden_cache, dhidden_weight, dhidden_bias, hidden_feedback)",
+        "linear_backward(dhidden, hidden_cache, dhidden_weight, None, hidden_feedback)",
     ),
     Bug(
         "a bias counted twice",
         FEED_FORWARD,
-        "return linear_backward(dhidden, hidden_cache, dhidden_weight)\n",
-        "return linear_backward(dhidden, hidden_cache, dhidden_weight, dhidden_bias)\n",
+        "return linear_backward(dhidden, hidden_cache, dhidden_weight, feedback=hidden_feedback)\n",
+        "return linear_backward(dhidden, hidden_cache, dhidden_weight, dhidden_bias, hidden_feedback)\n",
     ),
     Bug(
         "the activation skipped",
@@ -486,11 +525,11 @@ BUGS = [
         "gate.sigmoid(), gate.neg_().sigmoid()",
     ),
     # the network
-    Bug("the config's epsilon forgotten", CUSTOM, ", epsilon=config.epsilon\n", "\n"),
+    Bug("the config's epsilon forgotten", STEP, ", epsilon=config.epsilon)", ")"),
     Bug("the config's base forgotten", NETWORK, "config.d_head, config.base)", "config.d_head)"),
     Bug(
         "the tied head's gradient goes astray",
-        CUSTOM,
+        STEP,
         "self.head, self.dhead = self.parameters[head], self.gradients[head]",
         "self.head, self.dhead = self.parameters[head], self.gradients[head].clone()",
     ),
@@ -503,21 +542,21 @@ BUGS = [
     Bug(
         "blocks from first to last",
         CUSTOM,
-        "for block in reversed(range(self.config.n_blocks)):\n                with",
-        "for block in range(self.config.n_blocks):\n                with",
+        "for block in reversed(range(self.config.n_blocks)):\n                with blocks.last() as block_cache:\n"
+        "                    dx = self._post",
+        "for block in range(self.config.n_blocks):\n                with blocks.last() as block_cache:\n"
+        "                    dx = self._post",
     ),
     Bug(
         "pre-norm blocks from first to last",
         CUSTOM,
-        "for block in reversed(range(self.config.n_blocks)):\n                # popped",
-        "for block in range(self.config.n_blocks):\n                # popped",
+        "for block in reversed(range(self.config.n_blocks)):\n                with blocks.last() as block_cache:\n"
+        "                    dx = dbranch",
+        "for block in range(self.config.n_blocks):\n                with blocks.last() as block_cache:\n"
+        "                    dx = dbranch",
     ),
-    Bug(
-        "every block has the first block's cache",
-        CUSTOM,
-        "block_caches.pop()) as block_cache:\n                    dx = self._post",
-        "block_caches[0]) as block_cache:\n                    dx = self._post",
-    ),
+    Bug("every block has the first block's cache", STEP, "kept = self._kept.pop()", "kept = self._kept[0]"),
+    Bug("blocks have their caches from first to last", STEP, "kept = self._kept.pop()", "kept = self._kept.pop(0)"),
     Bug(
         "the skip around the feed-forward forgotten",
         CUSTOM,
@@ -563,9 +602,9 @@ BUGS = [
     ),
     Bug(
         "a stale cache: backward of the forward before",
-        CUSTOM,
-        "self._cache = hidden_cache, head_cache, logits.shape",
-        "self._cache = self._cache or (hidden_cache, head_cache, logits.shape)",
+        STEP,
+        "self._cache = cache, logits.shape",
+        "self._cache = self._cache or (cache, logits.shape)",
     ),
     Bug(
         "every place drops the same elements in backward only",
@@ -574,28 +613,84 @@ BUGS = [
         "dy = dy if dropout_cache is None else ops.dropout_backward(dy, dropout_cache._replace(key=1))\n"
         "        dcontext = ops.linear_backward(",
     ),
+    # query, key and value side by side, and other weights on the way back
+    Bug(
+        "the key's gradient in the value's place",
+        ATTENTION,
+        "dvalue.copy_(gradients.dvalue)",
+        "dvalue.copy_(gradients.dkey)",
+    ),
+    Bug(
+        "dx through the weight itself, whatever is given", LINEAR, "weight if feedback is None else feedback", "weight"
+    ),
+    Bug("the output's feedback not handed on", FEED_FORWARD, "doutput_bias, output_feedback)", "doutput_bias, None)"),
+    Bug(
+        "fused: dx through the weight itself, whatever is given",
+        "kernels/linear.py",
+        "cache[1] if feedback is None else feedback.to(dy.dtype)",
+        "cache[1]",
+    ),
+    Bug(
+        "fused: the loss goes through the weight itself, whatever is given",
+        FUSED_LOSS,
+        "weight if feedback is None else feedback.to(x.dtype)",
+        "weight",
+    ),
     # the fused kernels
-    Bug("fused: scores not scaled", FUSED_ATTENTION, "1 / math.sqrt(query.shape[2]), mat", "1, mat"),
-    Bug("fused: the key's gradient not scaled", FUSED_ATTENTION, "query[:, rows], scale)", "query[:, rows])"),
+    Bug(
+        "fused: scores not scaled",
+        FUSED_ATTENTION,
+        "rows, scale = tile.rows, 1 / math",
+        "rows, scale = tile.rows, 1 or 1 / math",
+    ),
+    Bug(
+        "fused: the key's gradient not scaled",
+        FUSED_ATTENTION,
+        "queries[:, rows], adds, scale)",
+        "queries[:, rows], adds)",
+    ),
     Bug("fused: blocks of queries from the first", FUSED_ATTENTION, "in reversed(blocks)", "in blocks"),
+    Bug(
+        "fused: the first block adds to what is there", FUSED_ATTENTION, "adds = number != blocks[-1][0]", "adds = True"
+    ),
+    Bug("fused: every block writes over the sums", FUSED_ATTENTION, "adds = number != blocks[-1][0]", "adds = False"),
     Bug("fused: sums over blocks written, not added", FUSED_ATTENTION, "seen].add_(part", "seen].copy_(part"),
     Bug(
         "fused: every tile masked as the first",
         FUSED_ATTENTION,
-        "probabilities[..., rows].add_(hidden",
-        "probabilities[..., :size].add_(hidden",
+        "scores[..., self.seen - size :].add_(",
+        "scores[..., :size].add_(",
     ),
     Bug(
         "fused: probabilities computed again across documents",
         FUSED_ATTENTION,
-        "_fill(probabilities, query, key, hidden, sequences, rows)\n",
-        "_fill(probabilities, query, key, None, sequences, rows)\n",
+        "_fill(probabilities, queries, keys, tile)\n",
+        "_fill(probabilities, queries, keys, _Tile(scores._replace(visible=CAUSAL), T, S, sequences, rows))\n",
     ),
     Bug(
         "fused: the documents of the first sequences for all",
         FUSED_ATTENTION,
-        "hidden[sequences, :, rows, : rows.stop]",
-        "hidden[: len(probabilities), :, rows, : rows.stop]",
+        "device, self.sequences, self.rows, slice(self.seen)",
+        "device, slice(self.sequences.stop - self.sequences.start), self.rows, slice(self.seen)",
+    ),
+    Bug(
+        "fused: the mask of the first queries for all",
+        FUSED_ATTENTION,
+        "device, self.sequences, self.rows, slice(self.seen)",
+        "device, self.sequences, slice(self.rows.stop - self.rows.start), slice(self.seen)",
+    ),
+    Bug(
+        "fused: kept gradients not scaled up", FUSED_ATTENTION, "ddropped.mul_(mask).div_(share)", "ddropped.mul_(mask)"
+    ),
+    Bug("fused: a query that sees no key is NaN", FUSED_ATTENTION, "    tile.empty_(probabilities)\n", ""),
+    Bug(
+        "fused: every tile drops the same elements", FUSED_ATTENTION, "tile(sequences.start, 0, rows.start)", "tile(0)"
+    ),
+    Bug(
+        "fused: dropout's mask of the first queries for all",
+        FUSED_ATTENTION,
+        "tile(sequences.start, 0, rows.start)",
+        "tile(sequences.start)",
     ),
     Bug(
         "fused: the last rows have no loss",
@@ -610,17 +705,22 @@ BUGS = [
         "fused: the input's gradient over the input before the weight's",
         "kernels/linear.py",
         "    add_product(dweight, dy_rows.T, rows(x))\n    dx = in_place_of(x)\n"
-        "    torch.mm(dy_rows, weight, out=rows(dx))\n",
-        "    dx = in_place_of(x)\n    torch.mm(dy_rows, weight, out=rows(dx))\n"
+        "    torch.mm(dy_rows, back, out=rows(dx))\n",
+        "    dx = in_place_of(x)\n    torch.mm(dy_rows, back, out=rows(dx))\n"
         "    add_product(dweight, dy_rows.T, rows(x))\n",
     ),
     Bug(
         "fused: a block's output in memory that the next block overwrites",
-        CUSTOM,
-        "output.clone() for",
-        "output for",
+        STEP,
+        "outputs.clone() if",
+        "outputs if",
     ),
-    Bug("fused: the total over a branch that is kept", CUSTOM, "x, branch = x + branch, None", "x = x + 0 * branch"),
+    Bug(
+        "fused: a branch that is not added",
+        STEP,
+        "x, inputs = x + inputs[0], (None, *inputs[1:])",
+        "inputs = None, *inputs[1:]",
+    ),
     # steps that are made again
     Bug("a step that is made again has the first one's tokens", REPLAY, "mine.copy_(given)", "mine.copy_(mine)"),
     Bug("what is new in a step stays as it was", REPLAY, "x.copy_(result)", "x.copy_(x)"),
@@ -631,5 +731,5 @@ BUGS = [
         "return True",
     ),
     Bug("what a step changes counts as what stays", REPLAY, " and not _storages(made) & self._changed", ""),
-    Bug("a step with the settings of another", CUSTOM, "return *settings, *functions", "return functions"),
+    Bug("a step with the settings of another", STEP, "return *settings, self.norm_forward", "return self.norm_forward"),
 ]

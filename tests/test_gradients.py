@@ -27,8 +27,10 @@ from manual_backprop.gradient_check import (
     draw_batch,
     odd_cases,
 )
-from manual_backprop.gradient_check.measure import Finding, error_of, errors_of
+from manual_backprop.gradient_check.measure import Finding, differing, error_of, errors_of
 from manual_backprop.gradient_check.network_check import STEP, networks, step_of
+from manual_backprop.gradient_check.op_case import Case
+from manual_backprop.gradient_check.op_check import autograd, call, upstream_of
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import Batch
 
@@ -208,3 +210,55 @@ def test_errors() -> None:
     assert error_of(1.5 * one, one) == pytest.approx(0.5)
     assert error_of(one, zero, floor=10.0) == pytest.approx(math.sqrt(3) / 10)
     assert not Finding("op", "dx", math.nan, 1.0).ok
+
+
+# The weight that a gradient goes through
+
+WITH_FEEDBACK = {  # pair: its weights, and what their feedbacks are called
+    "linear": {"weight": "feedback"},
+    "feed_forward": {"hidden_weight": "hidden_feedback", "output_weight": "output_feedback"},
+    "gated_feed_forward": {"gated_weight": "gated_feedback", "output_weight": "output_feedback"},
+    "linear_cross_entropy": {"weight": "feedback"},
+}
+
+
+def test_every_pair_that_multiplies_by_a_weight_says_through_which_its_gradient_goes() -> None:
+    for name in ROWS:
+        parameters = inspect.signature(getattr(ops, f"{name}_backward")).parameters
+        feedbacks = {parameter for parameter in parameters if parameter.endswith("feedback")}
+        assert feedbacks == set(WITH_FEEDBACK.get(name, {}).values()), name
+
+
+@BOTH
+@pytest.mark.parametrize("name", WITH_FEEDBACK)
+def test_a_gradient_goes_through_the_weight_that_is_given(
+    name: str, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autograd finds the same where each product has the value of its weight and the slope of the other one; and the
+    pair's own weights change nothing."""
+    row, pairs, plain_linear = ROWS[name], PAIRS[which], torch.nn.functional.linear
+    for case in cases_of(row, fresh_draw()):
+        draw = Draw(torch.Generator().manual_seed(3))
+        own = {feedback: case.parameters[weight] for weight, feedback in WITH_FEEDBACK[name].items()}
+        others = {feedback: draw.normal(*weight.shape) for feedback, weight in own.items()}
+        outputs, _ = call(row, case, pairs)
+        upstream = upstream_of(row, case, outputs, torch.Generator().manual_seed(4))
+
+        def gradients(feedbacks: dict[str, torch.Tensor], case: Case = case, upstream: dict = upstream) -> dict:
+            _, cache = call(row, case, pairs)
+            buffers = {f"d{parameter}": torch.zeros_like(p) for parameter, p in case.parameters.items()}
+            dx = getattr(pairs, f"{name}_backward")(**upstream, cache=cache, **buffers, **feedbacks)
+            return buffers | {"dx": dx}
+
+        assert differing(gradients({}), gradients(own)) == 0
+        of_products = [part for feedback, b in others.items() for part in b.chunk(2 if feedback[:5] == "gated" else 1)]
+
+        def linear(
+            x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, left: list = of_products
+        ) -> torch.Tensor:
+            return plain_linear(x.detach(), weight, bias) + plain_linear(x - x.detach(), left.pop(0))
+
+        with monkeypatch.context() as replaced:
+            replaced.setattr(torch.nn.functional, "linear", linear)
+            _, want = autograd(row, case, upstream)
+        assert max(errors_of(gradients(others), want).values()) < 1e-12, case.name

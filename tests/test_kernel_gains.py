@@ -20,8 +20,8 @@ from manual_backprop.benchmark.cases import OURS, SUBJECT, Case
 from manual_backprop.benchmark.means import MEANS, WITHOUT, Means, taken_out
 from manual_backprop.benchmark.measurement import AGAIN, MeasuredRow, Measurement, check_agreement
 from manual_backprop.exit_codes import exit_code_of
-from manual_backprop.kernels import attention
 from manual_backprop.kernels.compiled import CompiledFunction
+from manual_backprop.kernels.sizes import SIZES
 from manual_backprop.paired import Row
 from manual_backprop.tools import kernel_gains
 
@@ -35,8 +35,7 @@ def short_steps(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, name, value)
     for size in ("SMALL", "BESIDE"):  # tiny cases make again what they keep else
         monkeypatch.setattr(f"manual_backprop.kernels.arena.{size}", 0)
-    monkeypatch.setattr(attention, "LONGEST_KEPT", 8)
-    monkeypatch.setattr("manual_backprop.kernels.pieces.PIECE", 24 * TINY.d_ffn)  # 24 of 48 rows
+    monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], longest_kept=8, piece=24 * TINY.d_ffn))  # 24 of 48 rows
 
 
 def applying(case: Case) -> dict[str, Means]:
@@ -130,7 +129,7 @@ def test_what_was_taken_out_is_put_back() -> None:
         }
 
     before = names()
-    assert before["manual_backprop.kernels.attention_forward"] is kernels.attention_forward
+    assert before["manual_backprop.kernels.self_attention_forward"] is kernels.self_attention_forward
     for means in MEANS.values():
         with suppress(KeyError), taken_out(means):
             assert names() != before
@@ -166,7 +165,7 @@ def test_a_section_says_what_was_measured() -> None:
         "| `arena` | `kernels/arena.py` | 1.50 (1.50 to 1.50) | +16.0 |",
         "| `compiled` | `kernels/compiled.py` | left out: no memory | |",
         "| all of them: `kernels=reference` | `kernels/` | 2.00 (2.00 to 2.00) | -4.0 |",
-        "| nothing, with `training.recompute=block` | `models/custom.py` | 1.50 (1.50 to 1.50) | +16.0 |",
+        "| nothing, with `training.recompute=block` | `models/step.py` | 1.50 (1.50 to 1.50) | +16.0 |",
     ]
     assert "`custom-fused`: 10.1 ms a step, peak 64.5 MB." in lines[2]
     assert lines[-1] == "Noise floor: 2.0% of the time, 1.0 MB (6 processes of `custom-fused`)."

@@ -31,7 +31,8 @@ from manual_backprop.gradient_check import (
 )
 from manual_backprop.gradient_check.measure import AUTOGRAD_BAR, LOW_PRECISION_BAR, Finding, differing, errors_of
 from manual_backprop.gradient_check.network_check import STEP, counted, networks, set_proof_scale, step_of
-from manual_backprop.kernels import activations, arena, attention, compiled, loss, normalization, pieces, products
+from manual_backprop.kernels import activations, arena, compiled, loss, normalization, products, table
+from manual_backprop.kernels.sizes import SIZES, sizes_of
 from manual_backprop.language_model import LanguageModel
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import Batch, Network
@@ -90,6 +91,44 @@ def nothing_is_too_small_to_be_made_again(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(arena, "BESIDE", 0)
 
 
+@pytest.mark.parametrize("which", table.ROWS)
+def test_the_table_serves_every_pair(which: str) -> None:
+    pairs = {"reference": ops, "fused": kernels}[which]
+    for device in ("cpu", "cuda"):
+        serving = kernels.Table(which, torch.device(device), "bf16")
+        for name in ops.__all__:
+            assert getattr(serving, name) is getattr(pairs, name)
+        assert serving.serves("linear_cross_entropy") == (which == "fused")
+        with pytest.raises(AttributeError, match=f"no row of kernels={which} serves bogus on {device}"):
+            _ = serving.bogus
+
+
+def test_the_first_row_of_the_table_that_fits_serves_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a kernel of one device in some precisions stands in for what is below it; a network calls what it serves."""
+    row = table.Row(loss.__name__, devices=("cpu",), precisions=("fp64", "bf16"))
+    monkeypatch.setitem(table.ROWS, "reference", (row, *table.ROWS["reference"]))
+    for device, precision, module in (("cpu", "bf16", kernels), ("cpu", "fp32", ops), ("cuda", "bf16", ops)):
+        serving = kernels.Table("reference", torch.device(device), precision)
+        assert serving.linear_cross_entropy_forward is module.linear_cross_entropy_forward
+        assert serving.linear_forward is ops.linear_forward
+    batch = draw_batch(ODD, 2, 5)
+    networks_ = [CustomTransformer(replace(ODD, precision=precision)) for precision in ("fp64", "fp32")]
+    monkeypatch.setattr(
+        loss, "linear_cross_entropy", lambda *args, **kwargs: (torch.ones(()), torch.zeros(2, 5, 18).double())
+    )
+    assert [float(network.loss_and_gradients(batch, denominator=9, step=1)) == 1 for network in networks_] == [
+        True,
+        False,
+    ]
+
+
+def test_a_device_has_its_own_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SIZES, "meta", replace(SIZES["cpu"], queries=7))
+    assert [sizes_of(torch.ones(1, device=device)).queries for device in ("cpu", "meta")] == [128, 7]
+    monkeypatch.delitem(SIZES, "meta")
+    assert sizes_of(torch.ones(1, device="meta")) is SIZES["cpu"]
+
+
 # Tiles of attention and chunks of the loss: at the sizes of these tests everything would be one tile
 
 
@@ -103,18 +142,16 @@ def in_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         "sequences in twos": (3, 200, 6, 5),
         "chunks of 4 rows": (2, 1 << 20, 7, 4),
     }[request.param]
-    monkeypatch.setattr(attention, "BLOCK", block)
-    monkeypatch.setattr(attention, "TILE", tile)
-    monkeypatch.setattr(attention, "LONGEST_KEPT", longest_kept)
-    monkeypatch.setattr(pieces, "PIECE", 1 if chunk == 1 else 100)
-    monkeypatch.setattr(loss, "SMALLEST_CHUNK", chunk)
-    monkeypatch.setattr(loss, "CHUNK", 1)
+    piece = 1 if chunk == 1 else 100
+    small = {"queries": block, "scores": tile, "longest_kept": longest_kept, "piece": piece, "fewest_rows": chunk}
+    monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], logits=1, **small))
     monkeypatch.setattr(loss, "LARGE", 1)
 
 
 @pytest.mark.gradients
 @pytest.mark.parametrize(
-    "name", ["attention", "rotary_attention", "linear_cross_entropy", "feed_forward", "gated_feed_forward"]
+    "name",
+    ["attention", "self_attention", "rotary_attention", "linear_cross_entropy", "feed_forward", "gated_feed_forward"],
 )
 @pytest.mark.usefixtures("in_pieces")
 def test_op_in_pieces(name: str) -> None:
@@ -212,8 +249,7 @@ def test_a_product_is_added_in_the_format_of_the_sum(narrow: torch.dtype) -> Non
 def test_a_product_of_many_rows_is_added_in_two(
     rows: int, narrow: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "EVEN", 4)
-    monkeypatch.setattr(products, "MANY", 6)
+    monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], even_rows=4, many_rows=6))
     left, right = torch.arange(2.0 * rows, dtype=narrow).view(2, rows).T, torch.arange(6.0, dtype=narrow).view(2, 3)
     total = torch.full((rows, 3), 0.5, dtype=torch.float64)
     products.add_product(total, left, right)
@@ -291,6 +327,30 @@ def test_blocks_that_run_twice_give_the_same_bits(
             for recompute in ("none", "block")
         )
         assert_same_bits(step(twice, batch), step(once, batch))
+
+
+def test_attention_of_one_sequence_to_another_in_a_step() -> None:
+    """Keys and values that lie in memory that passes, as a wide product's output does, are there for backward; what
+    is contiguous makes place for its gradient."""
+    generator = torch.Generator().manual_seed(0)
+    query, x, weight, dcontext = (
+        torch.randn(shape, generator=generator) for shape in ((2, 5, 3, 4), (2, 8, 12), (24, 12), (2, 5, 3, 4))
+    )
+
+    def calculate(query: Tensor) -> tuple[Tensor, ...]:
+        packed, _ = kernels.linear_forward(x, weight)
+        key, value = packed.unflatten(2, (2, 3, 4)).unbind(2)
+        context, cache = kernels.attention_forward(query, key, value, ops.Visible(causal=False))
+        for _ in range(2):
+            kernels.linear_forward(x + 1, weight)  # memory that passes is written again
+        return (context.clone(), *kernels.attention_backward(dcontext, cache))
+
+    want = calculate(query)
+    with arena.Arena(poisoned=True).step():
+        given = query.clone()
+        got = calculate(given)
+        assert got[1] is given
+    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
 
 
 def test_a_kernel_that_reads_before_it_writes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,18 @@ def _shared(**values: Any) -> Callable[[], list[Binding]]:
     return bindings
 
 
+def _without_bound(size: str) -> Callable[[], list[Binding]]:
+    """A constant of every device (`kernels/sizes.py`), beyond all bounds."""
+
+    def bindings() -> list[Binding]:
+        from ..kernels import sizes
+
+        unbounded = {device: replace(own, **{size: sys.maxsize}) for device, own in sizes.SIZES.items()}
+        return [(sizes, "SIZES", unbounded)]
+
+    return bindings
+
+
 # What takes their places
 
 
@@ -108,9 +120,9 @@ def _product_then_sum(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _longer_than_kept(case: Case) -> bool:
-    from ..kernels.attention import LONGEST_KEPT
+    from ..kernels.sizes import SIZES
 
-    return case.config.max_seq_len > LONGEST_KEPT
+    return case.config.max_seq_len > SIZES["cpu"].longest_kept
 
 
 def _is_made_again(case: Case) -> bool:
@@ -185,7 +197,7 @@ MEANS = {
         "is neither multiplied nor normalized: nearly half of the work at long T. A tile goes through its softmax "
         "and into the next product while it is in the cache. The textbook's pair holds query, key and value "
         "themselves, so without this means they are not made again either.",
-        pairs=("attention", "rotary_attention"),
+        pairs=("self_attention", "rotary_attention"),
         without=_kept_as_they_are,
     ),
     "norm-by-rows": Means(
@@ -251,7 +263,7 @@ MEANS = {
         "kernels/attention.py",
         "Beyond some length backward makes the probabilities again from queries and keys: one product more, and "
         "B H T^2 numbers a block less, the only memory that grows with the square of T.",
-        without=_shared(LONGEST_KEPT=sys.maxsize),
+        without=_without_bound("longest_kept"),
         applies=_longer_than_kept,
     ),
     "rows-at-a-time": Means(
@@ -259,7 +271,7 @@ MEANS = {
         "The activated hidden layer and its gradient are made for some rows at a time, and are done with when their "
         "products are: a few million numbers in place of N F of each, which stay in the cache from one product to the "
         "next.",
-        without=_shared(PIECE=sys.maxsize),
+        without=_without_bound("piece"),
     ),
     "added-products": Means(
         "kernels/products.py",

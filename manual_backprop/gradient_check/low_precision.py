@@ -26,7 +26,7 @@ from ..models.network import Network
 from .measure import LOW_PRECISION_BAR, Finding, error_of, floor_of
 from .network_check import draw_batch, networks, step_in_place, wholly_zero
 from .op_case import Case, Draw
-from .op_check import autograd, call, upstream_of
+from .op_check import autograd, call, gradients_of, upstream_of
 from .op_table import Row
 
 SEEDS = range(8)
@@ -97,7 +97,8 @@ def check_op_precision(
         upstream = upstream_of(row, case, outputs, generator)
         buffers = {f"d{name}": torch.zeros_like(parameter) for name, parameter in case.parameters.items()}
         returned = getattr(pairs, f"{row.name}_backward")(**upstream, cache=cache, **buffers)
-        got = outputs | buffers | {f"d{name}": returned for name in row.returns if name in case.inputs}
+        gradients = gradients_of(row, returned)
+        got = outputs | buffers | {f"d{name}": gradients[name] for name in row.returns if name in case.inputs}
         mirrored = _together(autograd(row, case, upstream))
         want = _together(autograd(row, _widened(case), {n: _wide(value) for n, value in upstream.items()}))
         return {name: (error_of(got[name], want[name]), error_of(mirrored[name], want[name])) for name in want}

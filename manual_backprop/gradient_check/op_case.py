@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,10 +61,17 @@ class Case:
         """The same values, in tensors whose memory has another order."""
         inputs = {name: _strided(tensor) for name, tensor in self.inputs.items()}
         parameters = {name: _strided(tensor) for name, tensor in self.parameters.items()}
-        settings = {
-            name: _strided(value) if isinstance(value, Tensor) else value for name, value in self.settings.items()
-        }
+        settings = {name: on_tensors(_strided, value) for name, value in self.settings.items()}
         return Case("non-contiguous", inputs, parameters, settings, self.unused, self.upstream)
+
+
+def on_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`function` of a tensor, or of every tensor in a named tuple; anything else as it is."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*[on_tensors(function, part) for part in value])
+    return value
 
 
 def _strided(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import ops
 from ..ops import Dropout
 from .measure import AUTOGRAD_BAR, EXACT, Finding, differing, error_of, errors_of, floor_of
-from .op_case import Case, Draw
+from .op_case import Case, Draw, on_tensors
 from .op_table import ROWS, Row, cases_of
 
 
@@ -67,14 +67,15 @@ def autograd(row: Row, case: Case, upstream: dict[str, Any]) -> tuple[dict[str, 
 def other_case(case: Case, generator: torch.Generator) -> Case:
     """Different values, same shapes: what another layer, or the next step, would call the pair with."""
 
-    def other(value: Any) -> Any:
-        if isinstance(value, Dropout):
-            return value._replace(key=value.key ^ 0x5DEECE66D1234567)
-        if not isinstance(value, Tensor):
-            return value
+    def other_tensor(value: Tensor) -> Tensor:
         if value.is_floating_point():
             return value + torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
         return value.roll(1, -1) if value.dim() else value + 1
+
+    def other(value: Any) -> Any:
+        if isinstance(value, Dropout):
+            return value._replace(key=value.key ^ 0x5DEECE66D1234567)
+        return on_tensors(other_tensor, value)
 
     inputs, parameters, settings = (
         {name: other(value) for name, value in group.items()} for group in (case.inputs, case.parameters, case.settings)
@@ -83,7 +84,13 @@ def other_case(case: Case, generator: torch.Generator) -> Case:
 
 
 def tensors_in(*groups: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: value for group in groups for name, value in group.items() if isinstance(value, Tensor)}
+    """All tensors by name; those of a named tuple have a number as well."""
+    found: dict[str, Tensor] = {}
+    for group in groups:
+        for name, value in group.items():
+            parts = value if isinstance(value, tuple) else (value,)
+            found |= {f"{name} {n}" if n else name: part for n, part in enumerate(parts) if isinstance(part, Tensor)}
+    return found
 
 
 def check_op(row: Row, case: Case, pairs: ModuleType = ops, seed: int = 0) -> list[Finding]:
@@ -110,34 +117,36 @@ def check_op(row: Row, case: Case, pairs: ModuleType = ops, seed: int = 0) -> li
 
     returned = backward(**upstream, cache=cache, **buffers)
     once = {name: buffer.clone() for name, buffer in buffers.items()}
-    returned_once = returned.clone() if isinstance(returned, Tensor) else None
+    returned_once = {name: gradient.clone() for name, gradient in gradients_of(row, returned).items()}
     again = backward(**upstream, cache=cache, **buffers)
 
     want_outputs, want = autograd(row, case, upstream)
     subject = f"{row.name}: {case.name}"
+    made = [*outputs.values(), *gradients_of(row, returned).values()]
     findings = [
         Finding(subject, name, error_of(outputs[name], want_outputs[name]), AUTOGRAD_BAR) for name in row.outputs
     ]
     # A buffer was filled with random numbers first: an assignment in the place of += is off by all of them.
     got = {name: once[name] - filled[name] for name in once}
-    got |= {f"d{name}": returned for name in row.returns if name in case.inputs}
+    got |= {f"d{name}": gradient for name, gradient in gradients_of(row, returned).items() if name in case.inputs}
     findings += [Finding(subject, name, error, AUTOGRAD_BAR) for name, error in errors_of(got, want).items()]
     floor = floor_of(want)
     twice = max((error_of(buffers[n] - filled[n], 2 * want[n], floor) for n in buffers), default=0.0)
-    same = {"first": returned_once} if returned_once is not None else {}
-    repeated = (
-        differing(same, {"first": again}) + differing(same, {"first": returned}) if same else float(again is not None)
-    )
+    repeated = sum(differing(returned_once, gradients_of(row, other)) for other in (returned, again))
     findings += [
         Finding(subject, "backward again adds", twice, AUTOGRAD_BAR),
         Finding(subject, "backward again returns the same", repeated, EXACT),
         Finding(subject, "tensors changed that are not gradients", differing(before, given), EXACT),
-        Finding(
-            subject, "tensors that require grad", float(sum(t.requires_grad for t in _made(outputs, returned))), EXACT
-        ),
+        Finding(subject, "tensors that require grad", float(sum(t.requires_grad for t in made)), EXACT),
     ]
     return findings
 
 
-def _made(outputs: dict[str, Tensor], returned: Tensor | None) -> list[Tensor]:
-    return [*outputs.values(), *([returned] if returned is not None else [])]
+def gradients_of(row: Row, returned: Any) -> dict[str, Tensor]:
+    """What a backward returned, by the name of the input: one tensor for all of them, or a named tuple of `dname`."""
+    if not row.returns:
+        assert returned is None, f"{row.name}_backward returns {returned}"
+        return {}
+    if isinstance(returned, Tensor):
+        return dict.fromkeys(row.returns, returned)
+    return {name: getattr(returned, f"d{name}") for name in row.returns}

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.mirror import dropout_mirror
-from ..ops import IGNORED, Dropout
+from ..models.mirror_step import dropout_mirror
+from ..ops import CAUSAL, IGNORED, Dropout, Visible
 
 # Embedding
 
@@ -64,25 +64,35 @@ def linear_mirror(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 
 def softmax_mirror(x: Tensor) -> Tensor:
-    return F.softmax(x, dim=-1)
+    empty = torch.isneginf(x).all(-1, keepdim=True)
+    return F.softmax(x.masked_fill(empty, 0), dim=-1).masked_fill(empty, 0)
 
 
 def attention_mirror(
-    qkv: Tensor, n_heads: int, segments: Tensor | None = None, dropout: Dropout | None = None
+    query: Tensor, key: Tensor, value: Tensor, visible: Visible = CAUSAL, dropout: Dropout | None = None
 ) -> Tensor:
-    """Head by head, with a mask that is added."""
-    batch, length, width = qkv.shape
-    query, key, value = (
-        part.reshape(batch, length, n_heads, -1).transpose(1, 2) for part in qkv.split(width // 3, dim=-1)
-    )
-    place = torch.arange(length)
-    hidden = place[None, :, None] < place[None, None, :]  # the future
-    if segments is not None:
-        hidden = hidden | (segments.unsqueeze(2) != segments.unsqueeze(1))
-    penalty = torch.zeros(hidden.shape, dtype=qkv.dtype).masked_fill(hidden, -math.inf)[:, None]
-    probabilities = F.softmax(torch.einsum("bhtk,bhsk->bhts", query, key) * query.shape[-1] ** -0.5 + penalty, dim=-1)
-    context = torch.einsum("bhts,bhsk->bhtk", dropout_mirror(probabilities, dropout), value)
-    return context.transpose(1, 2).reshape(batch, length, width // 3)
+    """In sums over indices, with a mask that is added. A query that sees no key sees all, and is multiplied by 0."""
+    B, T, S = query.shape[0], query.shape[1], key.shape[1]
+    hidden = torch.zeros(B, T, S, dtype=torch.bool)
+    if visible.causal:  # counted from the end, where the last of both stand together
+        hidden = hidden | (torch.arange(S).flip(0) < torch.arange(T).flip(0)[:, None])
+    if visible.key_lengths is not None:
+        hidden = hidden | torch.stack([torch.arange(S) >= length for length in visible.key_lengths])[:, None]
+    if visible.query_segments is not None and visible.key_segments is not None:
+        hidden = hidden | (visible.query_segments.unsqueeze(2) != visible.key_segments.unsqueeze(1))
+    some = (~hidden).any(-1)  # (B, T)
+    penalty = torch.zeros(B, T, S, dtype=query.dtype).masked_fill(hidden & some[..., None], -math.inf)[:, None]
+    scores = torch.einsum("bthk,bshk->bhts", query, key) * query.shape[-1] ** -0.5
+    probabilities = F.softmax(scores + penalty, dim=-1)
+    context = torch.einsum("bhts,bshk->bthk", dropout_mirror(probabilities, dropout), value)
+    return context * some[..., None, None]
+
+
+def self_attention_mirror(
+    qkv: Tensor, n_heads: int, visible: Visible = CAUSAL, dropout: Dropout | None = None
+) -> Tensor:
+    query, key, value = (part.reshape(*qkv.shape[:2], n_heads, -1) for part in qkv.split(qkv.shape[2] // 3, dim=-1))
+    return attention_mirror(query, key, value, visible, dropout).reshape(*qkv.shape[:2], -1)
 
 
 # Rotary positions and shared keys and values
@@ -116,11 +126,11 @@ def rotary_attention_mirror(
     rotation: Tensor,
     n_heads: int,
     n_kv_heads: int,
-    segments: Tensor | None = None,
+    visible: Visible = CAUSAL,
     dropout: Dropout | None = None,
 ) -> Tensor:
     turned = rotary_mirror(qkv, rotation, n_heads + n_kv_heads)
-    return attention_mirror(repeat_heads_mirror(turned, n_heads, n_kv_heads), n_heads, segments, dropout)
+    return self_attention_mirror(repeat_heads_mirror(turned, n_heads, n_kv_heads), n_heads, visible, dropout)
 
 
 # Activations and the feed-forward network

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import IGNORED, Dropout
+from ..ops import IGNORED, Dropout, Visible
 from . import op_mirrors
 from .op_case import Case, Draw
 
@@ -22,7 +22,7 @@ from .op_case import Case, Draw
 class Row:
     name: str  # of the pair: name_forward, name_backward
     outputs: tuple[str, ...]  # what forward returns; backward takes a gradient for each, with a d before its name
-    returns: tuple[str, ...]  # the inputs whose gradient backward returns (one tensor, for all of them)
+    returns: tuple[str, ...]  # the inputs whose gradients backward returns: one tensor for all, or one for each
     mirror: Callable[..., Any]
     cases: Callable[[Draw], Iterator[Case]]  # the first is the typical one
 
@@ -149,29 +149,66 @@ def softmax_cases(draw: Draw) -> Iterator[Case]:
     yield Case("masked", {"x": x.masked_fill(~torch.ones(draw.T, draw.T).tril().bool(), -math.inf)})
     yield Case("thousands", {"x": x * 1000 + 5000})
     yield Case("one entry", {"x": draw.normal(draw.B, draw.T, 1)})
+    yield Case("no finite entry", {"x": torch.cat((x, torch.full_like(x[:, :, :1], -math.inf)), dim=2)})
 
 
 @row("dropout")
 def dropout_cases(draw: Draw) -> Iterator[Case]:
-    yield Case("first rows", {"x": draw.x()}, settings={"dropout": Dropout(0.3, 2**63 + 5)})
-    yield Case("later rows", {"x": draw.x()}, settings={"dropout": Dropout(0.6, 12345678901234567, first_row=7)})
+    sizes = (draw.T + 2,)
+    later = Dropout(0.6, 12345678901234567, sizes, first=(7, 1))
+    yield Case("first rows", {"x": draw.x()}, settings={"dropout": Dropout(0.3, 2**63 + 5, sizes)})
+    yield Case("later rows and positions", {"x": draw.x()}, settings={"dropout": later})
+    on_device = Dropout(0.3, torch.tensor(-(2**62) - 5), sizes)
+    yield Case("key on the device", {"x": draw.x()}, settings={"dropout": on_device})
     yield Case("none", {"x": draw.x()}, settings={"dropout": None})
-    yield Case("probability 0", {"x": draw.x()}, settings={"dropout": Dropout(0.0, 3)})
+    yield Case("probability 0", {"x": draw.x()}, settings={"dropout": Dropout(0.0, 3, sizes)})
 
 
-@row("attention", outputs="context", returns="qkv")
+@row("attention", outputs="context", returns="query key value")
 def attention_cases(draw: Draw) -> Iterator[Case]:
+    def case(name: str, visible: Visible, B: int = draw.B, T: int = draw.T, S: int = draw.T, **settings: Any) -> Case:
+        query, key, value = (draw.normal(B, length, draw.H, 4) for length in (T, S, S))
+        return Case(name, {"query": query, "key": key, "value": value}, settings={"visible": visible, **settings})
+
+    B, T, S = draw.B, draw.T, draw.T + 3
+    causal, everything = Visible(), Visible(causal=False)
+    lengths = torch.arange(S, S - B, -1).clamp(min=1)
+    lengths[-1] = 0  # a sequence without keys
+    query_segments, key_segments = draw.ids(3, B, T), draw.ids(3, B, S)
+    query_segments[0, 1], query_segments[-1] = 7, 9  # a query, and a sequence, that see no key
+    apart = {"query_segments": query_segments, "key_segments": key_segments}
+    dropout = Dropout(0.4, 987654321987654321, (draw.H, S + 1), first=(3,))
+    yield case("causal", causal)
+    yield case("not causal", everything)
+    yield case("more keys, causal", causal, S=S)
+    yield case("more keys, not causal", everything, S=S)
+    yield case("fewer keys, not causal", everything, T=S, S=T)
+    yield case("fewer keys, causal: the first queries see none", causal, T=S, S=T)
+    yield case("key lengths, one of them 0", Visible(False, lengths), S=S)
+    yield case("key lengths, causal", Visible(True, lengths), S=S)
+    yield case("segments, some queries see none", Visible(False, **apart), S=S)
+    yield case("all of it, dropout", Visible(True, lengths, **apart), S=S, dropout=dropout)
+    yield case("dropout, not causal", everything, S=S, dropout=dropout)
+    yield case("one key", everything, S=1)
+    yield case("one query", causal, T=1, S=S)
+    yield case("one query, one key, not causal", everything, T=1, S=1)
+    yield case("B=1", everything, B=1, S=S)
+    yield case("B=1 T=1, no key", Visible(False, torch.tensor([0])), B=1, T=1, S=S)
+
+
+@row("self_attention", outputs="context", returns="qkv")
+def self_attention_cases(draw: Draw) -> Iterator[Case]:
     qkv, n_heads = draw.normal(draw.B, draw.T, 3 * draw.D), draw.H
     yield Case("one segment", {"qkv": qkv}, settings={"n_heads": n_heads})
     place = torch.arange(draw.T)
     documents = torch.stack([(place > 1).long(), (place > 2).long() * 4] + [place * 0] * (draw.B - 2))
     padded = torch.where(place < draw.T - 2, documents, -1)
-    dropout = Dropout(0.4, 987654321987654321, first_row=3)
-    yield Case("documents", {"qkv": qkv}, settings={"n_heads": n_heads, "segments": documents})
+    dropout = Dropout(0.4, 987654321987654321, (n_heads, draw.T + 1), first=(3,))
+    yield Case("documents", {"qkv": qkv}, settings={"n_heads": n_heads, "visible": Visible.within(documents)})
     yield Case(
         "documents, padding, dropout",
         {"qkv": qkv},
-        settings={"n_heads": n_heads, "segments": padded, "dropout": dropout},
+        settings={"n_heads": n_heads, "visible": Visible.within(padded), "dropout": dropout},
     )
     yield Case("dropout", {"qkv": qkv}, settings={"n_heads": n_heads, "dropout": dropout})
     yield Case("one head", {"qkv": qkv}, settings={"n_heads": 1})
@@ -224,9 +261,10 @@ def rotary_attention_cases(draw: Draw) -> Iterator[Case]:
     rotation = rotation_of(draw)
     place = torch.arange(draw.T)
     padded = torch.where(place < draw.T - 1, torch.stack([(place > b).long() for b in range(draw.B)]), -1)
-    dropout = Dropout(0.4, 987654321987654321, first_row=3)
+    dropout = Dropout(0.4, 987654321987654321, (4, draw.T), first=(3,))
+    visible = Visible.within(padded)
     yield case("6 heads share 2", draw.B, draw.T, 6, 2)
-    yield case("documents, padding, dropout", draw.B, draw.T, 4, 2, segments=padded, dropout=dropout)
+    yield case("documents, padding, dropout", draw.B, draw.T, 4, 2, visible=visible, dropout=dropout)
     yield case("all share 1", draw.B, draw.T, 3, 1)
     yield case("none is shared", draw.B, draw.T, 3, 3)
     yield case("T=1", draw.B, 1, 4, 2)

@@ -16,8 +16,11 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from ..ops import (  # the reference's own
+    CAUSAL,
     IGNORED,
+    AttentionGradients,
     Dropout,
+    Visible,
     bias_gelu_backward,
     bias_gelu_forward,
     cross_entropy_backward,
@@ -54,7 +57,12 @@ from ..ops import (  # the reference's own
 )
 from ..ops import __all__ as _pairs
 from .arena import Arena
-from .attention import attention_backward, attention_forward
+from .attention import (
+    attention_backward,
+    attention_forward,
+    self_attention_backward,
+    self_attention_forward,
+)
 from .compiled import Group, compiled_functions, compiles, compiling_failed
 from .embedding import token_embedding_backward
 from .feed_forward import feed_forward_backward, feed_forward_forward
@@ -70,12 +78,14 @@ from .normalization import (
 from .products import fastest_products
 from .replay import Replay, is_repeatable
 from .rotary_attention import rotary_attention_backward, rotary_attention_forward
+from .table import Table
 
 __all__ = [
     *_pairs,
     "Arena",
     "Group",
     "Replay",
+    "Table",
     "compiles",
     "compiling_failed",
     "fast",

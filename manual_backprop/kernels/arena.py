@@ -191,6 +191,14 @@ def is_small(size: int, weights: int = 0) -> bool:
     return size <= max(SMALL, BESIDE * weights)
 
 
+def lasting(x: Tensor) -> Tensor:
+    """x, or a copy where it lies in memory that passes, for who keeps it without the way to make it again."""
+    arena = _current.get()
+    if arena is None or not any(_same_memory(x, block) for block in arena._passing):
+        return x
+    return kept(tuple(x.shape), x).copy_(x)
+
+
 def held(x: Tensor) -> Held:
     """What a cache keeps of x: the way to make it, where there is one, else x."""
     return getattr(x, "make_again", x)

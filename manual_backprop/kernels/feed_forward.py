@@ -52,10 +52,14 @@ def feed_forward_backward(
     dhidden_bias: Tensor,
     doutput_weight: Tensor,
     doutput_bias: Tensor,
+    hidden_feedback: Tensor | None = None,
+    output_feedback: Tensor | None = None,
     record: Record = no_record,
 ) -> Tensor:
     """dy (..., D) -> dx (..., D); adds to the gradients of weights and biases: `ops.feed_forward_backward`."""
     made_from, hidden_weight, hidden, hidden_bias, output_weight, activation = cache
+    hidden_back = hidden_weight if hidden_feedback is None else hidden_feedback.to(dy.dtype)
+    output_back = output_weight if output_feedback is None else output_feedback.to(dy.dtype)
     x = again(made_from)
     dx = in_place_of(x)
     _, activate_gradient = ACTIVATIONS[activation]
@@ -66,7 +70,7 @@ def feed_forward_backward(
         shape = tuple(hidden[part].shape)
         with scratch(shape, dy) as dhidden, scratch(shape, dy) as activated:
             # y = activated W_output^T + b_output
-            torch.mm(dy_rows[part], output_weight, out=dhidden)  # dactivated, at first
+            torch.mm(dy_rows[part], output_back, out=dhidden)  # dactivated, at first
             recorded.put("dactivated", dhidden)
             # activated = activation(hidden + b_hidden)
             activate_gradient(activated, dhidden, hidden[part], hidden_bias)
@@ -75,6 +79,6 @@ def feed_forward_backward(
             # hidden = x W_hidden^T
             add_product(dhidden_weight, dhidden.T, x_rows[part])
             dhidden_bias += dhidden.sum(0, dtype=dhidden_bias.dtype)
-            torch.mm(dhidden, hidden_weight, out=dx_rows[part])
+            torch.mm(dhidden, hidden_back, out=dx_rows[part])
     recorded.tell()
     return dx

@@ -60,10 +60,14 @@ def gated_feed_forward_backward(
     cache: GatedFeedForwardCache,
     dgated_weight: Tensor,
     doutput_weight: Tensor,
+    gated_feedback: Tensor | None = None,
+    output_feedback: Tensor | None = None,
     record: Record = no_record,
 ) -> Tensor:
     """dy (..., D) -> dx (..., D); adds to the gradients of both weights: `ops.gated_feed_forward_backward`."""
     made_from, gated_weight, gated, output_weight = cache
+    gated_back = gated_weight if gated_feedback is None else gated_feedback.to(dy.dtype)
+    output_back = output_weight if output_feedback is None else output_feedback.to(dy.dtype)
     x = again(made_from)
     dx = in_place_of(x)
     x_rows, dy_rows, dx_rows = rows(x), rows(dy), rows(dx)
@@ -77,7 +81,7 @@ def gated_feed_forward_backward(
             scratch(shape, dy) as activated,
         ):
             # y = activated W_output^T
-            torch.mm(dy_rows[part], output_weight, out=dactivated)
+            torch.mm(dy_rows[part], output_back, out=dactivated)
             recorded.put("dactivated", dactivated)
             # activated = swiglu(gated)
             with scratch(shape, dy) as dgate:
@@ -87,6 +91,6 @@ def gated_feed_forward_backward(
             add_product(doutput_weight, dy_rows[part].T, activated)
             # gated = x W_gated^T
             add_product(dgated_weight, dgated.T, x_rows[part])
-            torch.mm(dgated, gated_weight, out=dx_rows[part])
+            torch.mm(dgated, gated_back, out=dx_rows[part])
     recorded.tell()
     return dx

@@ -31,20 +31,22 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tup
     return remade(y, lambda: _product(again(x_held), weight, bias, passing)), (x_held, weight)
 
 
-def linear_backward(dy: Tensor, cache: LinearCache, dweight: Tensor, dbias: Tensor | None = None) -> Tensor:
+def linear_backward(
+    dy: Tensor, cache: LinearCache, dweight: Tensor, dbias: Tensor | None = None, feedback: Tensor | None = None
+) -> Tensor:
     """dy (..., O) -> dx (..., I); adds to dweight (O, I) and dbias (O): `ops.linear_backward`.
 
     Saves a tensor of the weight's size and two passes over it, as the product adds into the buffer itself, and one of
     the input's size: dx takes the place of x.
     """
-    x, weight = again(cache[0]), cache[1]
+    x, back = again(cache[0]), cache[1] if feedback is None else feedback.to(dy.dtype)
     dy_rows = rows(dy)
     # y = x W^T + b
     if dbias is not None:
         dbias += dy_rows.sum(0, dtype=dbias.dtype)
     add_product(dweight, dy_rows.T, rows(x))
     dx = in_place_of(x)
-    torch.mm(dy_rows, weight, out=rows(dx))
+    torch.mm(dy_rows, back, out=rows(dx))
     return dx
 
 

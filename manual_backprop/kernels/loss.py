@@ -10,6 +10,7 @@ sum is one number a row, it divides the rows of x that make dW and those of dx, 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +22,11 @@ from .arena import in_place_of, scratch
 from .pieces import Recorded, pieces
 from .products import add_product
 from .rowwise import cross_entropy_of_rows
+from .sizes import sizes_of
 
-SMALLEST_CHUNK = 256  # rows: each chunk reads and writes all of dW
-CHUNK = 1 << 22  # logits of a chunk, where the vocabulary is small
 LARGE = 1 << 10  # a vocabulary, of which as many numbers more are a few percent
 
-LinearCrossEntropyCache = tuple[Tensor, Tensor]
+LinearCrossEntropyCache = tuple[Tensor, Tensor, tuple[Any, ...]]
 
 
 def linear_cross_entropy(
@@ -36,6 +36,7 @@ def linear_cross_entropy(
     denominator: int | Tensor | None,
     label_smoothing: float,
     dweight: Tensor,
+    feedback: Tensor | None = None,
     record: Record = no_record,
 ) -> tuple[Tensor, Tensor]:
     """`ops.linear_cross_entropy_forward` and `_backward` at once, for a dloss of 1: loss and dx; adds to dweight.
@@ -43,6 +44,7 @@ def linear_cross_entropy(
     x (..., D), weight (V, D), targets (...) -> loss, one number, and dx (..., D).
     """
     weight = weight.to(x.dtype)
+    back = weight if feedback is None else feedback.to(x.dtype)
     vocab_size = weight.shape[0]
     x_rows, target = rows(x), targets.reshape(-1).long()
     counts = target != IGNORED
@@ -52,8 +54,8 @@ def linear_cross_entropy(
     dx = in_place_of(x_rows)
     loss = torch.zeros_like(share)
     recorded = Recorded(record, targets.shape)
-    width = _width(vocab_size, label_smoothing)
-    for part in pieces(len(x_rows), max(SMALLEST_CHUNK, CHUNK // vocab_size), x):
+    width, sizes = _width(vocab_size, label_smoothing), sizes_of(x)
+    for part in pieces(len(x_rows), max(sizes.fewest_rows, sizes.logits // vocab_size), x):
         with scratch((part.stop - part.start, width), x) as padded:
             logits = padded[:, :vocab_size]
             torch.mm(x_rows[part], weight.T, out=logits)
@@ -66,7 +68,7 @@ def linear_cross_entropy(
                 recorded.put("dlogits", (logits * scale).to(x.dtype))
             # logits = x W^T
             add_product(dweight, logits.T, (x_rows[part] * scale).to(x.dtype))
-            torch.mm(logits, weight, out=dx[part])
+            torch.mm(logits, back, out=dx[part])
             dx[part].mul_(scale)  # `*=` would copy the product onto itself
     recorded.tell()
     return loss * share, dx.view(x.shape)
@@ -135,14 +137,23 @@ def linear_cross_entropy_forward(
 ) -> tuple[Tensor, LinearCrossEntropyCache]:
     """The two halves of `linear_cross_entropy`, for whoever has another gradient of the loss than 1."""
     dweight = torch.zeros_like(weight)
-    loss, dx = linear_cross_entropy(x, weight, targets, denominator, label_smoothing, dweight, record)
-    return loss, (dx, dweight)
+    inputs = x.clone(), weight, targets, denominator, label_smoothing  # x itself becomes dx
+    loss, dx = linear_cross_entropy(x, weight, targets, denominator, label_smoothing, dweight, record=record)
+    return loss, (dx, dweight, inputs)
 
 
 def linear_cross_entropy_backward(
-    dloss: float | Tensor, cache: LinearCrossEntropyCache, dweight: Tensor, record: Record = no_record
+    dloss: float | Tensor,
+    cache: LinearCrossEntropyCache,
+    dweight: Tensor,
+    feedback: Tensor | None = None,
+    record: Record = no_record,
 ) -> Tensor:
     """dloss, one number -> dx (..., D); adds to dweight (V, D)."""
-    dx, dweight_of_one = cache
+    dx, dweight_of_one, inputs = cache
     dweight += dloss * dweight_of_one
+    if feedback is not None:  # the forward has gone through the weight itself: once more
+        x, weight, targets, denominator, label_smoothing = inputs
+        once_more = torch.zeros_like(dweight)
+        _, dx = linear_cross_entropy(x, weight, targets, denominator, label_smoothing, once_more, feedback)
     return dx * dloss

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..ops.numerics import Record
-
-PIECE = 1 << 21  # numbers of a wide tensor at a time: less costs the products speed
+from .sizes import sizes_of
 
 
 def pieces(n_rows: int, size: int, of: Tensor | None = None) -> Iterator[slice]:
@@ -25,8 +24,8 @@ def pieces(n_rows: int, size: int, of: Tensor | None = None) -> Iterator[slice]:
 
 
 def pieces_of(x: Tensor) -> Iterator[slice]:
-    """The rows of x, about PIECE numbers at a time."""
-    return pieces(len(x), max(1, PIECE // x.shape[1]), x)
+    """The rows of x, about `Sizes.piece` numbers at a time."""
+    return pieces(len(x), max(1, sizes_of(x).piece // x.shape[1]), x)
 
 
 class Recorded:

@@ -18,11 +18,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .arena import scratch
+from .sizes import Sizes, sizes_of
 
 _mkldnn: Any = torch.backends.mkldnn
-
-EVEN = 128  # rows that fill oneDNN's blocks
-MANY = 1024  # rows: of more, a product takes up to twice its time where they do not fill the blocks, as 50257 do not
 
 _lock = threading.Lock()
 _inside = 0  # how many calculations are, in all threads: the setting is the process's
@@ -71,7 +69,7 @@ def onednn_is_exact() -> bool:
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left right, in one pass where the formats agree. left (O, N), right (N, I) -> total (O, I)."""
-    for rows in _in_blocks(len(total)):
+    for rows in _in_blocks(len(total), sizes_of(total)):
         if total.dtype == left.dtype:
             total[rows].addmm_(left[rows], right)
             continue
@@ -80,9 +78,9 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
             total[rows] += product  # added in its format
 
 
-def _in_blocks(n_rows: int) -> list[slice]:
+def _in_blocks(n_rows: int, sizes: Sizes) -> list[slice]:
     """All of them, in one or in two: those that fill blocks, and the rest."""
-    even = n_rows // EVEN * EVEN if n_rows > MANY else 0
+    even = n_rows // sizes.even_rows * sizes.even_rows if n_rows > sizes.many_rows else 0
     return [rows for rows in (slice(0, even), slice(even, n_rows)) if rows.start < rows.stop]
 
 

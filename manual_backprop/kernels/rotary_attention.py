@@ -1,4 +1,4 @@
-"""Rotary positions and grouped queries around the tiles of `attention`."""
+"""Rotary positions and grouped queries around the tiles of `self_attention`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from ..ops.rotary_attention import (
     rotary_backward,
     rotary_forward,
 )
-from .attention import AttentionCache, attention_backward, attention_forward
+from ..ops.visible import CAUSAL, Visible
+from .attention import SelfAttentionCache, self_attention_backward, self_attention_forward
 
-RotaryAttentionCache = tuple[RotaryCache, RepeatHeadsCache, AttentionCache]
+RotaryAttentionCache = tuple[RotaryCache, RepeatHeadsCache, SelfAttentionCache]
 
 
 def rotary_attention_forward(
@@ -24,14 +25,14 @@ def rotary_attention_forward(
     rotation: Tensor,
     n_heads: int,
     n_kv_heads: int,
-    segments: Tensor | None = None,
+    visible: Visible = CAUSAL,
     dropout: Dropout | None = None,
     record: Record = no_record,
 ) -> tuple[Tensor, RotaryAttentionCache]:
-    """context = attention(repeat_heads(rotary(qkv))): `ops.rotary_attention_forward`."""
+    """context = self_attention(repeat_heads(rotary(qkv))): `ops.rotary_attention_forward`."""
     turned, rotary_cache = rotary_forward(qkv, rotation, n_heads + n_kv_heads)
     repeated, repeat_cache = repeat_heads_forward(turned, n_heads, n_kv_heads)
-    context, attention_cache = attention_forward(repeated, n_heads, segments, dropout, record)
+    context, attention_cache = self_attention_forward(repeated, n_heads, visible, dropout, record)
     record("turned", turned)
     return context, (rotary_cache, repeat_cache, attention_cache)
 
@@ -39,7 +40,7 @@ def rotary_attention_forward(
 def rotary_attention_backward(dcontext: Tensor, cache: RotaryAttentionCache, record: Record = no_record) -> Tensor:
     """dcontext (B, T, H K) -> dqkv (B, T, (H + 2G) K): `ops.rotary_attention_backward`."""
     rotary_cache, repeat_cache, attention_cache = cache
-    drepeated = attention_backward(dcontext, attention_cache, record)
+    drepeated = self_attention_backward(dcontext, attention_cache, record)
     dturned = repeat_heads_backward(drepeated, repeat_cache)
     record("dturned", dturned)
     return rotary_backward(dturned, rotary_cache)

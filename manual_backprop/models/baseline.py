@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from ..config import CustomTransformerConfig
 from ..errors import first_line
-from ..ops import random_key
-from ..ops.attention import visible_positions
+from ..ops import Visible, random_key
 from ..optim import Optimizer
 from ..optim_torch import TorchOptimizer
 from .autograd import AutogradNetwork, summed_loss
@@ -210,7 +209,10 @@ class BaselineTransformer(AutogradNetwork):
     # Forward and backward
 
     def _visible(self, segments: Tensor | None) -> Tensor | None:
-        return None if segments is None else visible_positions(segments.shape[1], segments, self.device)
+        if segments is None:
+            return None
+        T = segments.shape[1]
+        return Visible.within(segments).mask(T, T, self.device)
 
     def _set_training(self, step: int | None, first_row: int = 0) -> None:
         """Dropout in training only; its generator is set anew in each step, so that a resumed run draws the same."""
@@ -227,10 +229,13 @@ class BaselineTransformer(AutogradNetwork):
         count = self.on_device(denominator).clamp(min=1)  # no target counts: the loss is 0
         arguments = batch.tokens, batch.targets.long(), self._visible(batch.segments), count
         if self.compiled is None:
-            return self._first_step(arguments)
+            loss = self._first_step(arguments)
+            self._tell_gradients_complete()
+            return loss
         with self._autocast():
             loss = self._loss(*arguments)
         loss.backward()
+        self._tell_gradients_complete()
         return loss.detach()
 
     def _first_step(self, arguments: tuple) -> Tensor:

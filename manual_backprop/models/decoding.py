@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .custom import feed_forward_of, gated_feed_forward_of, norm_of
-from .network import FlatNetwork, Network, packed_names
+from .network import FlatNetwork, Network, feed_forward_of, gated_feed_forward_of, norm_of, packed_names
 
 
 class IncrementalDecoder:
@@ -156,7 +155,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     heads, shared, t, S = query.shape[1], key.shape[1], query.shape[2], key.shape[2]
     rows = (query * (1 / math.sqrt(query.shape[-1]))).unflatten(1, (shared, heads // shared)).flatten(2, 3)
     scores = (rows @ key.mT).unflatten(2, (heads // shared, t))  # (B, G, H / G, t, S)
-    visible = torch.ones(t, S, dtype=torch.bool, device=query.device).tril(S - t)
+    visible = ops.CAUSAL.mask(t, S, query.device)  # (1, 1, t, S)
+    assert visible is not None
     probabilities, _ = ops.softmax_forward(torch.where(visible, scores, -math.inf))
     context = probabilities.flatten(2, 3) @ value  # (B, G, H / G * t, K)
     return context.unflatten(2, (heads // shared, t)).flatten(1, 2)

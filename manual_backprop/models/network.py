@@ -31,15 +31,23 @@ from ..parameters import Layout, Shape, copy_into, copy_on_cpu
 class DropoutSource:
     """Gives every place of the network its own mask in this step, or none in evaluation (step None)."""
 
-    probability: float
-    seed: int
+    config: CustomTransformerConfig
     step: int | None
     first_row: int = 0
 
     def at(self, place: str) -> Dropout | None:
-        if self.step is None or self.probability == 0:
+        """For features (B, T, D)."""
+        return self._of(place, (self.config.max_seq_len,))
+
+    def at_heads(self, place: str) -> Dropout | None:
+        """For probabilities (B, H, T, S)."""
+        return self._of(place, (self.config.n_heads, self.config.max_seq_len))
+
+    def _of(self, place: str, sizes: tuple[int, ...]) -> Dropout | None:
+        if self.step is None or self.config.dropout == 0:
             return None
-        return Dropout(self.probability, random_key(self.seed, self.step, place), self.first_row)
+        key = random_key(self.config.seed, self.step, place)
+        return Dropout(self.config.dropout, key, sizes, (self.first_row,))
 
 
 def packed_names(config: CustomTransformerConfig, block: int) -> dict[str, list[str]]:
@@ -52,6 +60,26 @@ def packed_names(config: CustomTransformerConfig, block: int) -> dict[str, list[
     if config.traits.gated:
         packed[f"{feed_forward}gated.weight"] = [f"{feed_forward}gate.weight", f"{feed_forward}hidden.weight"]
     return packed
+
+
+def norm_of(views: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """The parameters of a norm, or their gradients: weight, and bias where it has one."""
+    return [views[f"{name}.{kind}"] for kind in ("weight", "bias") if f"{name}.{kind}" in views]
+
+
+def feed_forward_of(views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The parameters of a block's feed-forward network, or their gradients."""
+    hidden, output = "feed_forward.hidden", "feed_forward.output"
+    return views[f"{hidden}.weight"], views[f"{hidden}.bias"], views[f"{output}.weight"], views[f"{output}.bias"]
+
+
+def gated_feed_forward_of(views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Likewise, where it has a gate."""
+    return views["feed_forward.gated.weight"], views["feed_forward.output.weight"]
+
+
+def wait_for_nothing(block: int | None) -> None:
+    """Nobody waits for the gradients of a block."""
 
 
 def parameter_shapes(config: CustomTransformerConfig) -> dict[str, Shape]:
@@ -124,6 +152,9 @@ class Network(ABC):
         elif config.traits.positions == "rotary":
             self.position_table = rotations(config.max_seq_len, config.d_head, config.base).to(self.device)
         self.recorder: Record = no_record
+        # Called in every backward pass: with a block's number once nothing more is added to its gradients, from the
+        # last block to the first, and at the end with None for all others (embedding, final norm, head).
+        self.on_gradients_complete: Callable[[int | None], None] = wait_for_nothing
 
     @torch.no_grad()
     def _initialize(self) -> None:

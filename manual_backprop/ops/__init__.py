@@ -19,7 +19,13 @@ from .activations import (
     relu_backward,
     relu_forward,
 )
-from .attention import attention_backward, attention_forward
+from .attention import (
+    AttentionGradients,
+    attention_backward,
+    attention_forward,
+    self_attention_backward,
+    self_attention_forward,
+)
 from .dropout import Dropout, dropout_backward, dropout_forward, keep_mask, random_key
 from .embedding import (
     learned_positions_backward,
@@ -67,10 +73,14 @@ from .rotary_attention import (
     rotations,
 )
 from .softmax import softmax_backward, softmax_forward
+from .visible import CAUSAL, Visible
 
 __all__ = [
+    "CAUSAL",
     "IGNORED",
+    "AttentionGradients",
     "Dropout",
+    "Visible",
     "attention_backward",
     "attention_forward",
     "bias_gelu_backward",
@@ -112,6 +122,8 @@ __all__ = [
     "rotary_backward",
     "rotary_forward",
     "rotations",
+    "self_attention_backward",
+    "self_attention_forward",
     "sinusoidal_positions_backward",
     "sinusoidal_positions_forward",
     "sinusoids",

@@ -1,8 +1,13 @@
-"""Causal multi-head self-attention between its projections (Vaswani et al. 2017, section 3.2)."""
+"""Multi-head attention between its projections (Vaswani et al. 2017, section 3.2).
+
+`attention` takes any queries and any keys with their values; `self_attention` is the one of a sequence with itself, for
+which one matrix product makes all three.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,80 +15,105 @@ from torch import Tensor
 from .dropout import Dropout, dropout_backward, dropout_forward
 from .numerics import Record, no_record
 from .softmax import SoftmaxCache, softmax_backward, softmax_forward
+from .visible import CAUSAL, Visible
 
-AttentionCache = tuple[Tensor, SoftmaxCache, Dropout | None, int]
-
-
-def visible_positions(length: int, segments: Tensor | None, device: torch.device) -> Tensor:
-    """True where position t may look at position s: s <= t, and both in the same segment.
-
-    segments (B, T) of whole numbers, or None for one segment -> (T, T), or (B, 1, T, T) with segments. Padding is a
-    segment of its own, so that real tokens never see it, and no row is ever empty: each position sees itself.
-    """
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    if segments is None:
-        return causal
-    same = segments[:, :, None] == segments[:, None, :]  # (B, T, T)
-    return (causal & same)[:, None]
+AttentionCache = tuple[Tensor, Tensor, Tensor, SoftmaxCache, Dropout | None]
+SelfAttentionCache = tuple[Tensor, AttentionCache, int]
 
 
-def split_heads(qkv: Tensor, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, T, 3D) -> query, key, value: (B, H, T, K) each, views."""
-    batch, length, width = qkv.shape
-    query, key, value = qkv.view(batch, length, 3, n_heads, width // (3 * n_heads)).permute(2, 0, 3, 1, 4)
-    return query, key, value
+class AttentionGradients(NamedTuple):
+    """Of the three inputs, each in the shape of its own."""
+
+    dquery: Tensor
+    dkey: Tensor
+    dvalue: Tensor
 
 
 def attention_forward(
-    qkv: Tensor,
-    n_heads: int,
-    segments: Tensor | None = None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Visible = CAUSAL,
     dropout: Dropout | None = None,
     record: Record = no_record,
 ) -> tuple[Tensor, AttentionCache]:
     """context = dropout(softmax(mask(query key^T / sqrt(K)))) value, in every head.
 
-    qkv (B, T, 3D): query, key and value side by side, each H heads of K = D / H; segments (B, T) keeps documents and
-    padding apart -> context (B, T, D). The cache keeps qkv and the probabilities (B, H, T, T).
+    query (B, T, H, K), key and value (B, S, H, K); `visible` says which keys a query may see -> context (B, T, H, K).
+    The cache keeps the inputs and the probabilities (B, H, T, S).
 
     From the last line to the first, each a product or a pair of its own:
         context = dropped value       ddropped = dcontext value^T,  dvalue = dropped^T dcontext
         scores = query key^T scale    dquery = scale dscores key,   dkey = scale dscores^T query
     A masked score is the constant -inf. Its probability is exactly 0, and with it its gradient: softmax_backward
-    multiplies by the probability, so backward needs no mask.
+    multiplies by the probability, so backward needs no mask. A query that sees no key has nothing but such scores: its
+    probabilities are all 0, and so are its context and its gradient.
     """
-    query, key, value = split_heads(qkv, n_heads)
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (B, H, T or S, K)
     scale = 1 / math.sqrt(query.shape[-1])
-    scores = (query * scale) @ key.mT  # (B, H, T, T)
-    visible = visible_positions(qkv.shape[1], segments, qkv.device)
-    masked = torch.where(visible, scores, -math.inf)
+    scores = (query * scale) @ key.mT  # (B, H, T, S)
+    seen = visible.mask(query.shape[2], key.shape[2], query.device)
+    masked = scores if seen is None else torch.where(seen, scores, -math.inf)
     probabilities, softmax_cache = softmax_forward(masked)
     dropped, dropout_cache = dropout_forward(probabilities, dropout)
     context = dropped @ value  # (B, H, T, K)
     record("scores", scores)
     record("probabilities", probabilities)
-    return context.transpose(1, 2).flatten(2), (qkv, softmax_cache, dropout_cache, n_heads)
+    return context.transpose(1, 2), (query, key, value, softmax_cache, dropout_cache)
 
 
-def attention_backward(dcontext: Tensor, cache: AttentionCache, record: Record = no_record) -> Tensor:
-    """dcontext (B, T, D) -> dqkv (B, T, 3D)."""
-    qkv, softmax_cache, dropout_cache, n_heads = cache
-    query, key, value = split_heads(qkv, n_heads)
+def attention_backward(dcontext: Tensor, cache: AttentionCache, record: Record = no_record) -> AttentionGradients:
+    """dcontext (B, T, H, K) -> dquery (B, T, H, K), dkey and dvalue (B, S, H, K)."""
+    query, key, value, softmax_cache, dropout_cache = cache
     scale = 1 / math.sqrt(query.shape[-1])
     (probabilities,) = softmax_cache
     dropped, _ = dropout_forward(probabilities, dropout_cache)
-    dcontext = dcontext.unflatten(2, (n_heads, -1)).transpose(1, 2)  # (B, H, T, K)
-    dqkv = torch.empty_like(qkv)
-    dquery, dkey, dvalue = split_heads(dqkv, n_heads)  # views: what is written here is written there
+    dcontext = dcontext.transpose(1, 2)  # (B, H, T, K)
     # context = dropped value
     ddropped = dcontext @ value.mT
-    dvalue.copy_(dropped.mT @ dcontext)
+    dvalue = dropped.mT @ dcontext
     # dropped = dropout(probabilities), probabilities = softmax(masked)
     dprobabilities = dropout_backward(ddropped, dropout_cache)
     dscores = softmax_backward(dprobabilities, softmax_cache)
     # scores = (query * scale) key^T
-    dquery.copy_((dscores @ key) * scale)
-    dkey.copy_(dscores.mT @ (query * scale))
+    dquery = (dscores @ key) * scale
+    dkey = dscores.mT @ (query * scale)
     record("dprobabilities", dprobabilities)
     record("dscores", dscores)
+    return AttentionGradients(dquery.transpose(1, 2), dkey.transpose(1, 2), dvalue.transpose(1, 2))
+
+
+def split_heads(qkv: Tensor, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T, 3D) -> query, key, value: (B, T, H, K) each, views."""
+    query, key, value = qkv.unflatten(2, (3, n_heads, -1)).unbind(2)
+    return query, key, value
+
+
+def self_attention_forward(
+    qkv: Tensor,
+    n_heads: int,
+    visible: Visible = CAUSAL,
+    dropout: Dropout | None = None,
+    record: Record = no_record,
+) -> tuple[Tensor, SelfAttentionCache]:
+    """context = attention(query, key, value), which lie side by side in qkv.
+
+    qkv (B, T, 3D): each of the three has H heads of K = D / H -> context (B, T, D).
+    """
+    query, key, value = split_heads(qkv, n_heads)
+    context, attention_cache = attention_forward(query, key, value, visible, dropout, record)
+    return context.flatten(2), (qkv, attention_cache, n_heads)
+
+
+def self_attention_backward(dcontext: Tensor, cache: SelfAttentionCache, record: Record = no_record) -> Tensor:
+    """dcontext (B, T, D) -> dqkv (B, T, 3D)."""
+    qkv, attention_cache, n_heads = cache
+    dqkv = torch.empty_like(qkv)
+    dquery, dkey, dvalue = split_heads(dqkv, n_heads)  # views: what is written here is written there
+    dcontext = dcontext.unflatten(2, (n_heads, -1))  # (B, T, H, K)
+    # context = attention(query, key, value)
+    gradients = attention_backward(dcontext, attention_cache, record)
+    dquery.copy_(gradients.dquery)
+    dkey.copy_(gradients.dkey)
+    dvalue.copy_(gradients.dvalue)
     return dqkv

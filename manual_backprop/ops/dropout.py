@@ -1,7 +1,8 @@
 """Dropout whose mask is a function of (seed, step, place, element), so that nothing has to be stored.
 
-Backward computes the mask again; a resumed run, another device, another number of workers or another split of the batch
-into pieces sees the same one (Srivastava et al. 2014; the division by the keep probability happens in training).
+Backward computes the mask again; a resumed run, another device, another number of workers, another padding, or another
+split of the batch into pieces or of the scores into tiles sees the same one (Srivastava et al. 2014; the division by
+the keep probability happens in training).
 """
 
 from __future__ import annotations
@@ -14,11 +15,22 @@ from torch import Tensor
 
 
 class Dropout(NamedTuple):
-    """Which mask: all that `dropout_backward` needs to draw the same one again."""
+    """Which mask: all that `dropout_backward` needs to draw the same one again.
+
+    An element has an index: its row in the batch of the whole optimizer step, then head and position, or position
+    alone, then key or feature. `sizes` are those of the network, not of a tensor.
+    """
 
     probability: float  # that an element is dropped, in [0, 1)
-    key: int  # 64 random bits of (seed, step, place): `random_key`
-    first_row: int = 0  # place of the tensor's first row (a sequence) in the batch of the whole optimizer step
+    key: int | Tensor  # 64 random bits of (seed, step, place): `random_key`; as a tensor int64, on the mask's device
+    sizes: tuple[int, ...]  # of the dimensions between the first and the last: (n_heads, max_seq_len) or (max_seq_len,)
+    first: tuple[int, ...] = ()  # index of the tensor's first element; what is not given is 0
+
+    def tile(self, *steps: int) -> Dropout:
+        """The mask of a part of the tensor, which begins so many elements further on in each dimension."""
+        old = (*self.first, *[0] * len(steps))[: max(len(self.first), len(steps))]
+        new = (*steps, *[0] * len(old))
+        return self._replace(first=tuple(map(sum, zip(old, new, strict=False))))
 
 
 def random_key(seed: int, step: int, place: str) -> int:
@@ -26,30 +38,51 @@ def random_key(seed: int, step: int, place: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{place}".encode(), digest_size=8).digest(), "little")
 
 
-def _signed32(value: int) -> int:
-    value &= 0xFFFFFFFF
-    return value - (1 << 32) if value >= 1 << 31 else value
+def _signed(value: int, bits: int) -> int:
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >> (bits - 1) else value
+
+
+def _shifted(x: Tensor, distance: int, bits: int) -> Tensor:
+    """x >> distance as if x had no sign: `>>` copies the sign bit in."""
+    return (x >> distance).bitwise_and_((1 << (bits - distance)) - 1)
+
+
+def _row_keys(shape: tuple[int, ...], dropout: Dropout, device: torch.device) -> Tensor:
+    """64 bits for every row of a mask (all dimensions but the last): shape[:-1] of int64.
+
+    The row's number, counted in the network's sizes, is mixed with the key by the finalizer of SplitMix64 (Steele, Lea
+    and Flood 2014): one for one, so that no two rows of a mask have the same bits.
+    """
+    number = torch.zeros((), dtype=torch.int64, device=device)
+    for dimension, (size, length) in enumerate(zip((1, *dropout.sizes), shape[:-1], strict=True)):
+        first = dropout.first[dimension] if dimension < len(dropout.first) else 0
+        if dimension and first + length > size:
+            raise ValueError(f"a mask of shape {shape} that begins at {dropout.first} is larger than {dropout.sizes}")
+        number = number[..., None] * size + torch.arange(first, first + length, device=device)
+    h = number.mul_(_signed(0x9E3779B97F4A7C15, 64))
+    h.add_(_signed(dropout.key, 64) if isinstance(dropout.key, int) else dropout.key)
+    h.bitwise_xor_(_shifted(h, 30, 64)).mul_(_signed(0xBF58476D1CE4E5B9, 64))
+    h.bitwise_xor_(_shifted(h, 27, 64)).mul_(_signed(0x94D049BB133111EB, 64))
+    return h.bitwise_xor_(_shifted(h, 31, 64))
 
 
 def keep_mask(shape: tuple[int, ...], dropout: Dropout, device: torch.device) -> Tensor:
     """True where an element is kept: (...) of bool, with probability 1 - p, independently.
 
-    The element's number is mixed with the two halves of the key by multiplications and shifts in 32-bit integers that
-    wrap (the finalizer of MurmurHash3, with the key's second half between its rounds), which every device computes
-    alike.
+    Each row of the mask has 64 bits of its own, and the element's place in the row is mixed with their two halves by
+    multiplications and shifts in 32-bit integers that wrap (the finalizer of MurmurHash3, with the second half between
+    its rounds), which every device computes alike. So no number of elements is too large for the 32 bits.
     """
-    count = 1
-    for size in shape:
-        count *= size
-    first = dropout.first_row * (count // shape[0]) if count else 0
-    low, high = dropout.key & 0xFFFFFFFF, dropout.key >> 32
-    h = torch.arange(count, dtype=torch.int32, device=device)
-    h.add_(_signed32(first)).mul_(_signed32(0x9E3779B1)).bitwise_xor_(_signed32(low))
-    # >> copies the sign bit in, so each shift is followed by a mask of the bits that are left
-    h.bitwise_xor_((h >> 16).bitwise_and_(0xFFFF)).mul_(_signed32(0x85EBCA6B)).add_(_signed32(high))
-    h.bitwise_xor_((h >> 13).bitwise_and_(0x7FFFF)).mul_(_signed32(0xC2B2AE35))
-    h.bitwise_xor_((h >> 16).bitwise_and_(0xFFFF)).bitwise_and_(0x7FFFFFFF)
-    return (h >= int(dropout.probability * (1 << 31))).view(shape)
+    keys = _row_keys(shape, dropout, device)[..., None]
+    low, high = keys.to(torch.int32), (keys >> 32).to(torch.int32)  # `to` keeps the lower bits
+    start = dropout.first[-1] if len(dropout.first) == len(shape) else 0
+    place = torch.arange(start, start + shape[-1], dtype=torch.int32, device=device)
+    h = place.mul_(_signed(0x9E3779B1, 32)).bitwise_xor(low)
+    h.bitwise_xor_(_shifted(h, 16, 32)).mul_(_signed(0x85EBCA6B, 32)).add_(high)
+    h.bitwise_xor_(_shifted(h, 13, 32)).mul_(_signed(0xC2B2AE35, 32))
+    h.bitwise_xor_(_shifted(h, 16, 32)).bitwise_and_(0x7FFFFFFF)
+    return h >= int(dropout.probability * (1 << 31))
 
 
 def dropout_forward(x: Tensor, dropout: Dropout | None) -> tuple[Tensor, Dropout | None]:

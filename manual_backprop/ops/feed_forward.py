@@ -47,19 +47,24 @@ def feed_forward_backward(
     dhidden_bias: Tensor,
     doutput_weight: Tensor,
     doutput_bias: Tensor,
+    hidden_feedback: Tensor | None = None,
+    output_feedback: Tensor | None = None,
     record: Record = no_record,
 ) -> Tensor:
-    """dy (..., D) -> dx (..., D); adds to the gradients of both weights and biases."""
+    """dy (..., D) -> dx (..., D); adds to the gradients of both weights and biases.
+
+    The feedbacks are the weights that gradients go through, as in `linear_backward`.
+    """
     hidden_cache, activation_cache, output_cache, activation = cache
     # y = activated W_output^T + b_output
-    dactivated = linear_backward(dy, output_cache, doutput_weight, doutput_bias)
+    dactivated = linear_backward(dy, output_cache, doutput_weight, doutput_bias, output_feedback)
     record("dactivated", dactivated)
     if activation == "relu":
         # activated = relu(hidden), hidden = x W_hidden^T + b_hidden
         dhidden = relu_backward(dactivated, activation_cache)
         record("dhidden", dhidden)
-        return linear_backward(dhidden, hidden_cache, dhidden_weight, dhidden_bias)
+        return linear_backward(dhidden, hidden_cache, dhidden_weight, dhidden_bias, hidden_feedback)
     # activated = gelu(hidden + b_hidden), hidden = x W_hidden^T
     dhidden = bias_gelu_backward(dactivated, activation_cache, dhidden_bias)
     record("dhidden", dhidden)
-    return linear_backward(dhidden, hidden_cache, dhidden_weight)
+    return linear_backward(dhidden, hidden_cache, dhidden_weight, feedback=hidden_feedback)

@@ -56,15 +56,20 @@ def gated_feed_forward_backward(
     cache: GatedFeedForwardCache,
     dgated_weight: Tensor,
     doutput_weight: Tensor,
+    gated_feedback: Tensor | None = None,
+    output_feedback: Tensor | None = None,
     record: Record = no_record,
 ) -> Tensor:
-    """dy (..., D) -> dx (..., D); adds to the gradients of both weights."""
+    """dy (..., D) -> dx (..., D); adds to the gradients of both weights.
+
+    The feedbacks are the weights that gradients go through, as in `linear_backward`.
+    """
     gated_cache, swiglu_cache, output_cache = cache
     # y = activated W_output^T
-    dactivated = linear_backward(dy, output_cache, doutput_weight)
+    dactivated = linear_backward(dy, output_cache, doutput_weight, feedback=output_feedback)
     record("dactivated", dactivated)
     # activated = swiglu(gated)
     dgated = swiglu_backward(dactivated, swiglu_cache)
     record("dgated", dgated)
     # gated = x W_gated^T
-    return linear_backward(dgated, gated_cache, dgated_weight)
+    return linear_backward(dgated, gated_cache, dgated_weight, feedback=gated_feedback)

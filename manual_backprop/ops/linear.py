@@ -27,13 +27,20 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tup
     return y.view(*x.shape[:-1], weight.shape[0]), (x, weight)
 
 
-def linear_backward(dy: Tensor, cache: LinearCache, dweight: Tensor, dbias: Tensor | None = None) -> Tensor:
-    """dy (..., O) -> dx (..., I); adds to dweight (O, I) and, where the forward had a bias, to dbias (O)."""
+def linear_backward(
+    dy: Tensor, cache: LinearCache, dweight: Tensor, dbias: Tensor | None = None, feedback: Tensor | None = None
+) -> Tensor:
+    """dy (..., O) -> dx (..., I); adds to dweight (O, I) and, where the forward had a bias, to dbias (O).
+
+    `feedback` (O, I) is the weight that dx goes through: the forward's own, or what a learning rule puts there in its
+    place (a fixed random one: Lillicrap et al. 2016).
+    """
     x, weight = cache
+    back = weight if feedback is None else feedback
     dy_rows = rows(dy)
     # y = x W^T + b
     if dbias is not None:
         dbias += dy_rows.sum(0, dtype=dbias.dtype)
     dweight += dy_rows.T @ rows(x)
-    dx = dy_rows @ weight.to(dy.dtype)
+    dx = dy_rows @ back.to(dy.dtype)
     return dx.view(x.shape)

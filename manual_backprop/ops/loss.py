@@ -78,12 +78,16 @@ def linear_cross_entropy_forward(
 
 
 def linear_cross_entropy_backward(
-    dloss: float | Tensor, cache: LinearCrossEntropyCache, dweight: Tensor, record: Record = no_record
+    dloss: float | Tensor,
+    cache: LinearCrossEntropyCache,
+    dweight: Tensor,
+    feedback: Tensor | None = None,
+    record: Record = no_record,
 ) -> Tensor:
-    """dloss, one number -> dx (..., D); adds to dweight (V, D)."""
+    """dloss, one number -> dx (..., D), through `feedback` as in `linear_backward`; adds to dweight (V, D)."""
     linear_cache, loss_cache = cache
     # loss = cross_entropy(logits, targets)
     dlogits = cross_entropy_backward(dloss, loss_cache)
     record("dlogits", dlogits)
     # logits = x W^T
-    return linear_backward(dlogits, linear_cache, dweight)
+    return linear_backward(dlogits, linear_cache, dweight, feedback=feedback)

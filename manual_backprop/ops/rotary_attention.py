@@ -10,15 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .attention import AttentionCache, attention_backward, attention_forward
+from .attention import SelfAttentionCache, self_attention_backward, self_attention_forward
 from .dropout import Dropout
 from .numerics import Record, no_record, wide
+from .visible import CAUSAL, Visible
 
 BASE = 10000.0  # of the angles, as in Su et al. 2021, section 3.2.2
 
 RotaryCache = tuple[Tensor, int]
 RepeatHeadsCache = tuple[int, int]
-RotaryAttentionCache = tuple[RotaryCache, RepeatHeadsCache, AttentionCache]
+RotaryAttentionCache = tuple[RotaryCache, RepeatHeadsCache, SelfAttentionCache]
 
 
 def rotations(length: int, d_head: int, base: float = BASE) -> Tensor:
@@ -109,18 +110,18 @@ def rotary_attention_forward(
     rotation: Tensor,
     n_heads: int,
     n_kv_heads: int,
-    segments: Tensor | None = None,
+    visible: Visible = CAUSAL,
     dropout: Dropout | None = None,
     record: Record = no_record,
 ) -> tuple[Tensor, RotaryAttentionCache]:
-    """context = attention(repeat_heads(rotary(qkv))).
+    """context = self_attention(repeat_heads(rotary(qkv))).
 
-    qkv (B, T, (H + 2G) K): H query, G key and G value heads side by side; rotation (2, max_seq_len, K / 2); segments
-    (B, T) keeps documents and padding apart -> context (B, T, H K).
+    qkv (B, T, (H + 2G) K): H query, G key and G value heads side by side; rotation (2, max_seq_len, K / 2); `visible`
+    says which keys a query may see -> context (B, T, H K).
     """
     turned, rotary_cache = rotary_forward(qkv, rotation, n_heads + n_kv_heads)
     repeated, repeat_cache = repeat_heads_forward(turned, n_heads, n_kv_heads)
-    context, attention_cache = attention_forward(repeated, n_heads, segments, dropout, record)
+    context, attention_cache = self_attention_forward(repeated, n_heads, visible, dropout, record)
     record("turned", turned)
     return context, (rotary_cache, repeat_cache, attention_cache)
 
@@ -128,8 +129,8 @@ def rotary_attention_forward(
 def rotary_attention_backward(dcontext: Tensor, cache: RotaryAttentionCache, record: Record = no_record) -> Tensor:
     """dcontext (B, T, H K) -> dqkv (B, T, (H + 2G) K)."""
     rotary_cache, repeat_cache, attention_cache = cache
-    # context = attention(repeated)
-    drepeated = attention_backward(dcontext, attention_cache, record)
+    # context = self_attention(repeated)
+    drepeated = self_attention_backward(dcontext, attention_cache, record)
     # repeated = repeat_heads(turned)
     dturned = repeat_heads_backward(drepeated, repeat_cache)
     record("dturned", dturned)

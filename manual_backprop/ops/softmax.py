@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .numerics import wide
@@ -12,14 +13,16 @@ SoftmaxCache = tuple[Tensor]
 def softmax_forward(x: Tensor) -> tuple[Tensor, SoftmaxCache]:
     """y_i = exp(x_i) / sum_j exp(x_j).
 
-    x (..., S) -> y (..., S), rows that sum to 1. Entries of -inf get exactly 0; a row needs one finite entry.
-    The largest entry is subtracted first: it cancels in the quotient, and no exponential overflows.
+    x (..., S) -> y (..., S), rows that sum to 1. Entries of -inf get exactly 0; so does a row that has no others.
+    The largest entry is subtracted first: it cancels in the quotient, and no exponential overflows. The sum then is at
+    least exp(0) = 1, but in a row of -inf alone.
 
     dy_i/dx_j = y_i (delta_ij - y_j), so dx_j = y_j (dy_j - sum_i dy_i y_i): the cache needs the output alone.
     """
     x_wide = wide(x)
-    exponential = (x_wide - x_wide.amax(-1, keepdim=True)).exp_()
-    y = (exponential / exponential.sum(-1, keepdim=True)).to(x.dtype)
+    largest = x_wide.amax(-1, keepdim=True).clamp(min=torch.finfo(x_wide.dtype).min)  # -inf - -inf would be NaN
+    exponential = (x_wide - largest).exp_()
+    y = (exponential / exponential.sum(-1, keepdim=True).clamp(min=1)).to(x.dtype)
     return y, (y,)
 
 

@@ -145,7 +145,7 @@ def section(measured: Gains) -> str:
     peak = _megabytes(round(statistics.median(peaks)) if peaks else None)
     named = {WITHOUT + name: f"`{name}` | `{means.place}`" for name, means in MEANS.items()} | {
         NONE_OF_THEM: "all of them: `kernels=reference` | `kernels/`",
-        RECOMPUTED: "nothing, with `training.recompute=block` | `models/custom.py`",
+        RECOMPUTED: "nothing, with `training.recompute=block` | `models/step.py`",
     }
     for name, label in named.items():
         if reason := measured.left_out.get(name):

@@ -31,13 +31,16 @@ DEFAULT_OUTPUT = "docs/three-levels.md"
 LEVELS = {  # a level, and the custom one's kind of kernels: what it is, and the files that a reader of it reads
     "custom, kernels=reference": (
         "gradients by hand, by the textbook pairs",
-        ("models/custom.py", "ops/*.py", "optim.py"),
+        ("models/custom.py", "models/step.py", "ops/*.py", "optim.py"),
     ),
     "custom, kernels=fused": (
         "gradients by hand, by fast pairs with the same names: what a run uses",
-        ("models/custom.py", "kernels/*.py", "optim.py"),
+        ("models/custom.py", "models/step.py", "kernels/*.py", "optim.py"),
     ),
-    "torch": ("the textbook's lines, gradients by autograd", ("models/mirror.py", "models/autograd.py", "optim.py")),
+    "torch": (
+        "the textbook's lines, gradients by autograd",
+        ("models/mirror.py", "models/mirror_step.py", "models/autograd.py", "optim.py"),
+    ),
     "baseline": ("as PyTorch users write it", ("models/baseline.py", "models/autograd.py", "optim_torch.py")),
 }
 COMPILED = "baseline-compiled"

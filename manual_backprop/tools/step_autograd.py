@@ -21,6 +21,7 @@ from .. import ops
 from ..batch import Batch
 from ..models.custom import CustomTransformer
 from ..models.network import DropoutSource
+from ..ops import Visible
 from ..parameters import Flat
 from .step_trace import Call, Tracer, Value
 
@@ -56,7 +57,7 @@ def difference(value: Value) -> float:
 
 def loss_by_autograd(network: CustomTransformer, batch: Batch, denominator: int) -> Tensor:
     """The forward half of `CustomTransformer._training_step`, its names included; the backward half is autograd's."""
-    x, _ = network._hidden_forward(batch.tokens, batch.segments, DropoutSource(0.0, 0, None))
+    x, _ = network._hidden_forward(batch.tokens, Visible.within(batch.segments), DropoutSource(network.config, None))
     loss, _ = ops.linear_cross_entropy_forward(
         x, network.head, batch.targets, denominator, network.config.label_smoothing
     )

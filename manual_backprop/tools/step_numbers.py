@@ -48,7 +48,7 @@ class Numbers:
         if shape[0] == 1 and (len(shape) > 2 or shape == [1, length]):
             letters = ["B", "T"] if len(shape) == 2 else ["B", *letters[1:]]
         if self._heads_inside(tensor):
-            letters[2] = str(shape[2])
+            letters[2] = "H" if shape[2] == config.n_heads else str(shape[2])
             letters[-1] = {config.d_head: "K", config.d_head // 2: "K/2"}.get(shape[-1], letters[-1])
         elif len(shape) == 4:
             letters[1] = "H"

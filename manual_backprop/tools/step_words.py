@@ -27,7 +27,7 @@ SECTIONS: dict[tuple[str, str], tuple[str, str, str]] = {  # -> title, going for
         "One matrix product makes all three, side by side, for both heads.",
         "Each factor of a product gets the upstream gradient times the other factor, summed over what it meets.",
     ),
-    ("attention", ""): (
+    ("self_attention", ""): (
         "Attention",
         "Each place asks (query) all places up to its own (key), and takes the mean of their values, weighted by the "
         "answers.",

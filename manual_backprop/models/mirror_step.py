@@ -1,0 +1,169 @@
+"""What the mirror has around its calculus: leaves over flat buffers, and what PyTorch has no one function for.
+
+It is to `mirror.py` what `step.py` and the pairs of `ops/` are to `custom.py`: the leaves and the step, and attention
+and dropout with the masks of `ops/`, whose randomness is no part of the calculus.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import CustomTransformerConfig
+from ..ops import CAUSAL, Dropout, Visible, keep_mask
+from ..ops.attention import split_heads
+from ..ops.numerics import Record, no_record
+from .autograd import AutogradNetwork
+from .network import Batch, DropoutSource, FlatNetwork, packed_names
+from .recorder import gradient_name
+
+
+def dropout_mirror(x: Tensor, dropout: Dropout | None) -> Tensor:
+    """The same mask as by hand: dropout's randomness is no part of the calculus."""
+    if dropout is None:
+        return x
+    return x * keep_mask(tuple(x.shape), dropout, x.device) / (1 - dropout.probability)
+
+
+def self_attention_mirror(
+    qkv: Tensor,
+    n_heads: int,
+    visible: Visible = CAUSAL,
+    dropout: Dropout | None = None,
+    record: Record = no_record,
+) -> Tensor:
+    """PyTorch's own fused attention; spelled out where its probabilities are dropped by our mask, or looked at."""
+    query, key, value = (x.transpose(1, 2) for x in split_heads(qkv, n_heads))
+    looked_at = record.wants("scores") or record.wants("probabilities")
+    if dropout is None and not looked_at and visible.is_only_causal:
+        context = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return context.transpose(1, 2).flatten(2)
+    mask = visible.mask(query.shape[2], key.shape[2], qkv.device)
+    if dropout is None and not looked_at:
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return context.transpose(1, 2).flatten(2)
+    scores = query @ key.mT / math.sqrt(query.shape[-1])
+    record("scores", scores)
+    masked = scores if mask is None else scores.masked_fill(~mask, -math.inf)
+    probabilities = F.softmax(masked, dim=-1).to(value.dtype)
+    record("probabilities", probabilities)
+    context = dropout_mirror(probabilities, dropout) @ value
+    return context.transpose(1, 2).flatten(2)
+
+
+def rotary_attention_mirror(
+    qkv: Tensor,
+    rotation: Tensor,
+    n_heads: int,
+    n_kv_heads: int,
+    visible: Visible = CAUSAL,
+    dropout: Dropout | None = None,
+    record: Record = no_record,
+) -> Tensor:
+    """Pairs are turned as complex numbers are multiplied; then the attention above, with keys and values repeated."""
+    heads = qkv.unflatten(2, (n_heads + 2 * n_kv_heads, -1))  # (B, T, H + 2G, K)
+    query, key, value = heads.split((n_heads, n_kv_heads, n_kv_heads), dim=2)
+    cosine, sine = rotation[:, : qkv.shape[1], None].to(qkv.dtype).repeat(1, 1, 1, 2)  # (T, 1, K) each
+
+    def turn(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * cosine + torch.cat((-second, first), dim=-1) * sine
+
+    turned = torch.cat((turn(query), turn(key), value), dim=2)
+    record("turned", turned := turned.flatten(2))
+    query, key, value = turned.unflatten(2, (n_heads + 2 * n_kv_heads, -1)).split(
+        (n_heads, n_kv_heads, n_kv_heads), dim=2
+    )
+    shared = [part.repeat_interleave(n_heads // n_kv_heads, dim=2) for part in (key, value)]
+    return self_attention_mirror(torch.cat((query, *shared), dim=2).flatten(2), n_heads, visible, dropout, record)
+
+
+class WithGradients:
+    """Records activations as they are made, and their gradients as autograd makes them."""
+
+    def __init__(self, record: Record):
+        self.record = record
+
+    def wants(self, name: str) -> bool:
+        return self.record.wants(name) or self.record.wants(gradient_name(name))
+
+    def __call__(self, name: str, tensor: Tensor) -> None:
+        self.record(name, tensor)
+        if tensor.requires_grad and self.record.wants(gradient_name(name)):
+            tensor.register_hook(lambda gradient: self.record(gradient_name(name), gradient))
+
+
+class BlockLeaves(Mapping[str, Tensor]):
+    """A block's leaves without `blocks.3.` before their names; those that lie side by side by hand, joined: `qkv`."""
+
+    def __init__(self, leaves: Mapping[str, Tensor], config: CustomTransformerConfig, block: int):
+        self.leaves, self.prefix, self.packed = leaves, f"blocks.{block}.", packed_names(config, block)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if (names := self.packed.get(self.prefix + name)) is not None:
+            return torch.cat([self.leaves[part] for part in names])
+        return self.leaves[self.prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        wholes = (name for name in (*self.leaves, *self.packed) if name.startswith(self.prefix))
+        return (name.removeprefix(self.prefix) for name in wholes)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class MirroredNetwork(AutogradNetwork, FlatNetwork):
+    """Parameters are leaves over the flat buffer, and their `.grad` is the flat gradient's view, so that autograd adds
+    into the same `gradients` that the hand-written backward adds into."""
+
+    def __init__(self, config: CustomTransformerConfig):
+        super().__init__(config)
+        self.leaves: dict[str, Tensor] = {}
+        for name, view in self.parameters.items():
+            leaf = view.detach().requires_grad_()
+            leaf.grad = self.gradients[name]
+            self.leaves[name] = leaf
+        self.block_parameters = [BlockLeaves(self.leaves, config, block) for block in range(config.n_blocks)]
+        self.head = self.leaves["token_embedding.weight" if config.traits.tied_head else "head.weight"]
+
+    @abstractmethod
+    def _training_step(
+        self, tokens: Tensor, targets: Tensor, visible: Visible, denominator: Tensor, dropout: DropoutSource
+    ) -> Tensor:
+        """tokens, targets (B, T) -> loss, one number with a graph."""
+
+    @abstractmethod
+    def _logits_forward(self, tokens: Tensor, visible: Visible, dropout: DropoutSource) -> Tensor:
+        """tokens (B, T) -> logits (B, T, V)."""
+
+    def norm_forward(
+        self, x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x + branch, and its norm, the one of this architecture."""
+        total = x if branch is None else x + branch
+        if bias is None:
+            return total, F.rms_norm(total, weight.shape, weight, self.config.epsilon)
+        return total, F.layer_norm(total, weight.shape, weight, bias, self.config.epsilon)
+
+    @property
+    def _recording(self) -> Record:
+        return no_record if self.recorder is no_record else WithGradients(self.recorder)
+
+    @torch.enable_grad()
+    def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
+        self.check_tokens(batch.tokens, batch.targets, batch.segments)
+        dropout = DropoutSource(self.config, step, batch.first_row)
+        visible, count = Visible.within(batch.segments), self.on_device(denominator).clamp(min=1)
+        with self._autocast():
+            loss = self._training_step(batch.tokens, batch.targets.long(), visible, count, dropout)
+        loss.backward()
+        self._tell_gradients_complete()
+        return loss.detach()
+
+    def _logits_of(self, tokens: Tensor, segments: Tensor | None, step: int | None) -> Tensor:
+        return self._logits_forward(tokens, Visible.within(segments), DropoutSource(self.config, step))

@@ -1,0 +1,198 @@
+"""What a hand-written network has around its calculus: kernels, memory, recorded steps, recomputed blocks.
+
+`custom.py` says what is computed, forward and backward; this file says in which memory, by which functions, and whether
+it runs or is replayed. Nothing here is differentiated.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..config import CustomTransformerConfig
+from ..errors import InputError
+from ..ops import Visible
+from ..ops.numerics import no_record
+from ..parameters import Flat
+from .network import Batch, DropoutSource, FlatNetwork, packed_names, wait_for_nothing
+
+Cache = Any  # private to the pair that made it
+
+
+class HandWrittenNetwork(FlatNetwork):
+    """`Network` by hand; a subclass brings the calculus. The gradient of `parameters[name]` is added into
+    `gradients[name]`."""
+
+    def __init__(self, config: CustomTransformerConfig):
+        super().__init__(config)
+        self.block_parameters = [self._block_views(self.flat_parameters, block) for block in range(config.n_blocks)]
+        self.block_gradients = [self._block_views(self.flat_gradients, block) for block in range(config.n_blocks)]
+        self.ops: Any = kernels.Table(config.kernels, self.device, config.precision)
+        self.arena = kernels.Arena()
+        self.replay = kernels.Replay(self.arena)
+        self.compiled_groups = self._compiled_groups() if self.ops.compiles(config.compile) else None
+        # a norm behind a residual sum, the one of this architecture
+        norm = f"residual_{config.traits.norm}_norm"
+        self.norm_forward: Callable[..., Any] = partial(getattr(self.ops, f"{norm}_forward"), epsilon=config.epsilon)
+        self.norm_backward: Callable[..., Tensor] = getattr(self.ops, f"{norm}_backward")
+        head = "token_embedding.weight" if config.traits.tied_head else "head.weight"
+        self.head, self.dhead = self.parameters[head], self.gradients[head]
+        self._cache: Cache = None  # of the last forward that waits for its backward
+
+    def _block_views(self, flat: Flat, block: int) -> dict[str, Tensor]:
+        """A block's tensors without `blocks.3.` before their names, and those that lie side by side as one: `qkv`."""
+        prefix = f"blocks.{block}."
+        views = {name.removeprefix(prefix): view for name, view in flat.views.items() if name.startswith(prefix)}
+        for whole, names in packed_names(self.config, block).items():
+            views[whole.removeprefix(prefix)] = flat.packed(names)
+        return views
+
+    # The calculus, which a subclass brings
+
+    @abstractmethod
+    def _training_step(
+        self, tokens: Tensor, targets: Tensor, visible: Visible, denominator: int | Tensor, dropout: DropoutSource
+    ) -> Tensor:
+        """tokens, targets (B, T) -> loss, one number; adds to all gradients."""
+
+    @abstractmethod
+    def _logits_forward(
+        self, tokens: Tensor, visible: Visible, dropout: DropoutSource, keep: bool = True
+    ) -> tuple[Tensor, Cache]:
+        """tokens (B, T) -> logits (B, T, V). `keep` the caches, for backward."""
+
+    @abstractmethod
+    def _logits_backward(self, dlogits: Tensor, cache: Cache) -> None:
+        """dlogits (B, T, V); adds to all gradients."""
+
+    # The network, seen from outside
+
+    @torch.no_grad()
+    def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
+        self.check_tokens(batch.tokens, batch.targets, batch.segments)
+        dropout = DropoutSource(self.config, step, batch.first_row)
+
+        def work(tokens: Tensor, targets: Tensor, segments: Tensor | None, denominator: int | Tensor) -> Tensor:
+            return self._training_step(tokens, targets, Visible.within(segments), denominator, dropout)
+
+        inputs = batch.tokens, batch.targets, batch.segments
+        with self._calculation(training=True):
+            if self._is_repeatable(batch.tokens.numel()):
+                return self.replay(work, (*inputs, self.on_device(denominator)), self._course())
+            return work(*inputs, denominator)
+
+    @torch.no_grad()
+    def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:
+        self.check_tokens(tokens, segments=segments)
+        with self._calculation():
+            logits, cache = self._logits_forward(tokens, Visible.within(segments), DropoutSource(self.config, step))
+        self._cache = cache, logits.shape
+        return logits
+
+    @torch.no_grad()
+    def backward(self, dlogits: Tensor) -> None:
+        if self._cache is None:
+            raise InputError(
+                "backward needs the forward it belongs to: call forward(tokens) first, once for each backward."
+            )
+        cache, expected = self._cache
+        if dlogits.shape != expected:
+            raise InputError(
+                f"dlogits have shape {tuple(dlogits.shape)}; expected that of the logits, {tuple(expected)}."
+            )
+        self._cache = None
+        with self._calculation():
+            self._logits_backward(dlogits.to(self.compute_dtype), cache)
+
+    @torch.no_grad()
+    def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+        self.check_tokens(tokens, segments=segments)
+        with self._calculation():
+            visible, dropout = Visible.within(segments), DropoutSource(self.config, None)
+            logits, _ = self._logits_forward(tokens, visible, dropout, keep=False)
+        return logits
+
+    # Kernels, and steps that are replayed
+
+    def _calculation(self, training: bool = False) -> AbstractContextManager:
+        """What the kernels want around them."""
+        return self.ops.calculation(self.arena if training else None, self.compiled_groups)
+
+    def _is_repeatable(self, tokens: int) -> bool:
+        """Whether the calls of such a step can be made again: see `Replay`. Who records, or waits for gradients, wants
+        it to run."""
+        size = tokens * self.config.d_model
+        repeatable = self.ops.is_repeatable(size, self.config.dropout)
+        nobody_waits = self.recorder is no_record and self.on_gradients_complete is wait_for_nothing
+        return repeatable and self.compiles and nobody_waits
+
+    def _course(self) -> tuple[Any, ...]:
+        """What may decide the calls of a step beside its batch: settings, and the functions that it calls here.
+
+        Who puts others in their place sees the step that belongs to them; not so who changes a function inside of the
+        kernels after some steps (kernels.compile=never lets every step run).
+        """
+        settings = self.config, self.activation, self.arena.poisoned, torch.get_num_threads()
+        return *settings, self.norm_forward, self.norm_backward, *self.ops.functions()
+
+    def _compiled_groups(self) -> list[kernels.Group]:
+        """What of the kernels this network has compiled: its activation, its norm, what belongs to every network."""
+        traits, parameter = self.config.traits, self.config.get_dtype()
+        groups = [(group, self.compute_dtype, parameter) for group in ("", self.activation)]
+        if traits.norm == "layer":
+            groups.append(("layer_norm", parameter, parameter))  # the residual stream is as wide as the parameters
+        return groups
+
+    @property
+    def compiles(self) -> bool:  # type: ignore[override]
+        return self.compiled_groups is not None and not kernels.compiling_failed()
+
+    # What blocks keep for their backward
+
+    def _blocks(self, keep: bool) -> BlockCaches:
+        return BlockCaches(self.arena, keep, self.config.recompute == "block")
+
+
+class BlockCaches:
+    """What every block keeps for its backward: its cache, or (recompute=block) how to run it again.
+
+    The second is gradient checkpointing (Chen et al. 2016): of each block only its inputs are kept, and its forward
+    runs once more before its backward. The same functions of the same numbers, dropout's masks included: the same bits.
+    """
+
+    def __init__(self, arena: kernels.Arena, keep: bool, recompute: bool):
+        self.arena, self.keep, self.recompute = arena, keep, recompute
+        self._kept: list[Any] = []
+
+    def forward(self, block_forward: Callable[..., tuple[Any, Cache]], x: Tensor, *inputs: Any) -> Any:
+        """The outputs of block_forward(x, *inputs), whose cache waits here."""
+        if not self.keep:
+            return block_forward(x, *inputs)[0]
+        if not self.recompute:
+            outputs, cache = block_forward(x, *inputs)
+            self._kept.append(cache)
+            return outputs
+        if isinstance(inputs[0], Tensor):  # a branch, which the block adds to x first
+            x, inputs = x + inputs[0], (None, *inputs[1:])  # one tensor to keep in place of two
+        self._kept.append(partial(block_forward, x, *inputs))
+        with self.arena.handing_out_again():
+            # copies: they lie in memory that is handed out again
+            outputs, _ = block_forward(x, *inputs)
+            return outputs.clone() if isinstance(outputs, Tensor) else tuple(output.clone() for output in outputs)
+
+    @contextmanager
+    def last(self) -> Iterator[Cache]:
+        """The cache of the last block that is left, for its backward: what it kept is freed as soon as that is done."""
+        kept = self._kept.pop()
+        if not self.recompute:
+            yield kept
+            return
+        with self.arena.handing_out_again():
+            yield kept()[1]

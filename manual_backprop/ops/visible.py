@@ -1,0 +1,72 @@
+"""Which keys a query may see: a small description, of which every tile of the scores makes its own mask."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ALL = slice(None)
+
+
+class Visible(NamedTuple):
+    """A key is visible to a query where every condition that is given holds. No mask of all (T, S) is ever needed.
+
+    causal: no key after the query's own place. The last query stands beside the last key, so that T queries may follow
+    S - T keys of earlier positions. key_lengths (B): how many keys of a sequence are there, the rest is padding.
+    query_segments (B, T) with key_segments (B, S): both have the same number (documents; padding is one of its own).
+    """
+
+    causal: bool = True
+    key_lengths: Tensor | None = None
+    query_segments: Tensor | None = None
+    key_segments: Tensor | None = None
+
+    @classmethod
+    def within(cls, segments: Tensor | None) -> Visible:
+        """What a decoder sees of itself: no later position, and only its own segment. segments (B, T) or None."""
+        return cls(True, None, segments, segments)
+
+    @property
+    def is_only_causal(self) -> bool:
+        return self.causal and self.key_lengths is None and self.query_segments is None
+
+    def may_leave_none(self, T: int, S: int) -> bool:
+        """Whether there may be queries that see no key at all. Where causal queries are the keys, each sees itself."""
+        if self.key_lengths is not None or (self.causal and T > S):
+            return True
+        return self.query_segments is not None and (self.query_segments is not self.key_segments or T != S)
+
+    def keys_up_to(self, query: int, T: int, S: int) -> int:
+        """How many of the keys, from the first, the queries before place `query` can see at most."""
+        return min(max(query + S - T, 0), S) if self.causal else S
+
+    def mask(
+        self,
+        T: int,
+        S: int,
+        device: torch.device,
+        sequences: slice = ALL,
+        queries: slice = ALL,
+        keys: slice = ALL,
+    ) -> Tensor | None:
+        """True where a key is visible, for one tile of the scores of T queries and S keys; None where all are.
+
+        -> (b, 1, t, s), with b = 1 where all sequences are alike.
+        """
+        query = torch.arange(T, device=device)[queries, None]  # (t, 1)
+        key = torch.arange(S, device=device)[keys]  # (s)
+        seen: Tensor | None = None
+        if self.causal:
+            seen = (key <= query + (S - T))[None]  # (1, t, s)
+        if self.key_lengths is not None:
+            there = key < self.key_lengths[sequences, None, None]  # (b, 1, s)
+            seen = there if seen is None else seen & there
+        if self.query_segments is not None and self.key_segments is not None:
+            same = self.query_segments[sequences, queries, None] == self.key_segments[sequences, None, keys]
+            seen = same if seen is None else seen & same
+        return None if seen is None else seen.expand(-1, len(query), -1)[:, None]
+
+
+CAUSAL = Visible()  # every position sees the earlier ones and itself
