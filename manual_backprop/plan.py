@@ -80,22 +80,20 @@ class Plan:
 
     @property
     def seconds(self) -> dict[str, float]:
-        return self._seconds(self.speed.step)
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """In all, by the fastest step and by the upper quartile [s]; None where no step was timed."""
-        least, most = self.speed.least, self.speed.most
-        if least is None or most is None:
-            return None
-        return sum(self._seconds(least).values()), sum(self._seconds(most).values())
-
-    def _seconds(self, of_a_step: float) -> dict[str, float]:
         return {
-            "training": self.steps * of_a_step,
+            "training": self.steps * self.speed.step,
             "evaluations": self.evaluated_tokens * self.speed.evaluated_token if self.steps else 0.0,
             "samples": self.sampled_tokens * self.speed.sampled_token if self.steps else 0.0,
         }
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Of all seconds, which scatter as the steps do; None where no step was timed."""
+        least, step, most = self.speed.least, self.speed.step, self.speed.most
+        if least is None or most is None:
+            return None
+        total = sum(self.seconds.values())
+        return total * least / step, total * most / step
 
 
 class Planner:

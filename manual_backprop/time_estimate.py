@@ -1,8 +1,10 @@
 """How long a run will take on this machine: some of its own steps are made and timed, on random tokens.
 
 A step is timed when the network has warmed up, and often enough that it can be said how far the steps scatter. While
-other processes take the processor away, a step takes many times as long as it would (its threads wait for one another):
-where the system tells how long they waited, that is noticed, and the fastest step counts in place of the median.
+other processes take the processor away, a step may take forty times as long as it would: its threads wait for one
+another, and each of them for a processor. Where the system tells how long they waited, that is noticed, and then a
+single thread does the work and its own processor time is taken, which others do not lengthen: less than that, down to
+its share among all threads, is what a step takes on a quiet machine.
 
 Where a step is too much for that, the arithmetic is divided by the rate of matrix products alone, which no real step
 reaches; `how` says which of the two it was.
@@ -36,7 +38,7 @@ LARGEST = 60_000_000  # parameters: a larger network takes seconds to build
 class Speed:
     """Of a network on this machine [s].
 
-    least, most: the fastest step that was timed, and the upper quartile; None where none was.
+    least, most: bounds of `step`, as `how` says; None where no step was timed.
     busy: the share of the time in which others had the processor that a step wanted; None where the system does not
     tell.
     """
@@ -106,32 +108,50 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
         loss = one_pass()
         update()
         wait()
-    waited, begin = waited_for_processor(), time.perf_counter()
-    steps = [(seconds_of(one_pass, wait), seconds_of(update, wait)) for _ in repeated(MOST, FEWEST, LONGEST)]
-    busy = share_waited(waited, waited_for_processor(), time.perf_counter() - begin, torch.get_num_threads())
-    predictions = [seconds_of(lambda: network.predict(tokens), wait) for _ in repeated(1 + FEWEST, 2, LONGEST / 4)]
-    decoder = IncrementalDecoder(network)
-    decoder.read(tokens[:1, : max(1, T // 2)])
-    samples = [seconds_of(lambda: decoder.read(tokens[:1, :1]), wait) for _ in repeated(MOST, 2, LONGEST / 4)]
+
+    def measured(clock: Callable[[], float], typical: Callable[[list[float]], float]) -> tuple[list[float], Speed]:
+        """Whole steps, and the speed by what is typical of them."""
+        steps = [
+            seconds_of(one_pass, wait, clock) * sequences / rows + seconds_of(update, wait, clock)
+            for _ in repeated(MOST, FEWEST, LONGEST)
+        ]
+        predictions = [
+            seconds_of(lambda: network.predict(tokens), wait, clock) for _ in repeated(1 + FEWEST, 2, LONGEST / 4)
+        ]
+        decoder = IncrementalDecoder(network)
+        decoder.read(tokens[:1, : max(1, T // 2)])
+        samples = [
+            seconds_of(lambda: decoder.read(tokens[:1, :1]), wait, clock) for _ in repeated(MOST, 2, LONGEST / 4)
+        ]
+        return steps, Speed(typical(steps), typical(predictions[1:]) / (rows * T), typical(samples[1:]), "")
+
     sequences = config.training.batch_size * config.training.gradient_accumulation_steps
-    whole_steps = [of_pass * sequences / rows + of_update for of_pass, of_update in steps]
+    threads = torch.get_num_threads()
+    waited, begin = waited_for_processor(), time.perf_counter()
+    steps, speed = measured(time.perf_counter, statistics.median)
+    busy = share_waited(waited, waited_for_processor(), time.perf_counter() - begin, threads)
     how = f"{len(steps)} steps of this network"
     how += f" with {rows} of its {sequences} sequences" if rows < sequences else ""
-    how += " were timed just now; in brackets by the fastest of them and by their upper quartile"
-    typical: Callable[[list[float]], float] = statistics.median
-    if busy is not None and busy > BUSY:
-        typical = min
-        how += (
-            f"; the machine was busy, {busy:.0%} of that time others had the processor, so the fastest step counts: it "
-            "takes longer while they go on"
-        )
+    how += " were timed just now"
+    if busy is None or busy <= BUSY or network.device.type != "cpu":
+        how += "; in brackets by the fastest of them and by their upper quartile"
+        return replace(speed, how=how, least=min(steps), most=quartiles(steps)[2], busy=busy)
+    torch.set_num_threads(1)  # then nothing is waited for, and the processor's time is that of the work
+    try:
+        by_one, alone = measured(time.process_time, min)
+    finally:
+        torch.set_num_threads(threads)
+    how += (
+        f"; the machine was busy, {busy:.0%} of that time others had the processor, so what counts is the "
+        "processor's time of one thread, in brackets shared by all threads: a run takes longer while the others go on"
+    )
     return Speed(
-        step=typical(whole_steps),
-        evaluated_token=typical(predictions[1:]) / (rows * T),
-        sampled_token=typical(samples[1:]),
+        step=min(alone.step, *steps),
+        evaluated_token=min(alone.evaluated_token, speed.evaluated_token),
+        sampled_token=min(alone.sampled_token, speed.sampled_token),
         how=how,
-        least=min(whole_steps),
-        most=quartiles(whole_steps)[2],
+        least=min(min(by_one) / threads, *steps),
+        most=min(alone.step, *steps),
         busy=busy,
     )
 
@@ -145,11 +165,11 @@ def repeated(most: int, fewest: int, seconds: float) -> Iterator[int]:
         yield number
 
 
-def seconds_of(work: Callable[[], object], wait: Callable[[], None]) -> float:
-    begin = time.perf_counter()
+def seconds_of(work: Callable[[], object], wait: Callable[[], None], clock: Callable[[], float]) -> float:
+    begin = clock()
     work()
     wait()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def waited_for_processor() -> float | None:

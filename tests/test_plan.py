@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from command_tools import ROOT, command
 from run_tools import config_of, metric, newest, train
 from torch import Tensor
@@ -112,7 +113,7 @@ def test_a_plan_writes_nothing_and_says_everything(
     assert "20 steps, 2,560 tokens" in page
     assert "not prepared yet" in page
     assert "at the peak" in said["memory"]
-    assert "were timed just now; in brackets by the fastest of them and by their upper quartile" in page
+    assert "were timed just now; in brackets by the fastest" in page or "timed just now; the machine was busy" in page
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,8 +207,8 @@ def test_tokens_get_longer_with_the_vocabulary() -> None:
 # Time
 
 
-def speed_of(text: Path) -> Speed:
-    config = job_of(text, "kernels.compile=never", "training.batch_size=4").config
+def speed_of(text: Path, *overrides: str) -> Speed:
+    config = job_of(text, "kernels.compile=never", "training.batch_size=4", *overrides).config
     return measure_speed(config, config.network(257), fits=True)
 
 
@@ -220,44 +221,58 @@ def test_steps_are_timed_until_it_is_known_how_far_they_scatter(text: Path) -> N
     assert speed.least is not None
     assert speed.most is not None
     assert 0 < speed.least <= speed.step <= speed.most
+    assert speed.evaluated_token > 0
+    assert speed.sampled_token > 0
 
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.skipif(time_estimate.waited_for_processor() is None, reason="this system does not tell")
-def test_beside_other_processes_a_step_is_what_it_is_without_them(text: Path) -> None:
+def test_beside_other_processes_a_step_is_what_it_is_without_them(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are real, one for each processor; and it is said that they were there."""
-    alone = speed_of(text)
+    monkeypatch.setattr(time_estimate, "LONGEST", 0.4)
+    overrides = ("device.threads=2", "model.max_seq_len=64")  # of threads that wait for one another
+    alone = speed_of(text, *overrides)
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
     try:
-        beside = speed_of(text)
+        beside = speed_of(text, *overrides)
     finally:
         for process in others:
             process.kill()
             process.wait()
-    assert alone.least is not None
     assert beside.busy is not None
     assert beside.busy > 0.2
     assert "the machine was busy" in beside.how
-    assert beside.step == beside.least
-    assert 0.5 * alone.least < beside.step < 2 * alone.least
+    assert beside.least is not None
+    assert alone.step / 4 < beside.step < 4 * alone.step
+    assert beside.least <= beside.step == beside.most
+    assert torch.get_num_threads() == 2, "as it was"
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(("busy", "step"), [(None, 0.2), (0.01, 0.2), (0.5, 0.1)])
-def test_one_disturbed_step_changes_nothing_and_on_a_busy_machine_the_fastest_counts(
-    busy: float | None, step: float, text: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("busy", "by_one_thread", "bounds"),
+    [(None, 9.0, (0.1, 0.2, 0.2)), (0.01, 9.0, (0.1, 0.2, 0.2)), (0.5, 9.0, (0.1, 0.1, 0.1)), (0.5, 0.01, (0.04,) * 3)],
+)
+def test_one_disturbed_step_changes_nothing_and_on_a_busy_machine_one_thread_counts(
+    busy: float | None,
+    by_one_thread: float,
+    bounds: tuple[float, float, float],
+    text: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A step has a pass over 8 sequences, by 4 at a time here, and an update. Passes take 0.04 s to 10 s."""
     passes = [0.04, 0.09, 0.09, 0.09, 10.0]
-    taken = [*(value for of_pass in passes for value in (of_pass, 0.02)), *[1.0] * 100]  # the rest: evaluation, samples
     monkeypatch.setattr(time_estimate, "MOST", len(passes))
     monkeypatch.setattr(time_estimate, "LONGEST", 1e6)
-    monkeypatch.setattr(time_estimate, "seconds_of", lambda work, wait: taken.pop(0))
+    rest = [1.0] * (1 + time_estimate.FEWEST + len(passes))  # evaluations and samples
+    taken = [value for of_pass in passes for value in (of_pass, 0.02)] + rest
+    taken += [value for _ in passes for value in (by_one_thread, 0.02)] + rest
+    monkeypatch.setattr(time_estimate, "seconds_of", lambda work, wait, clock: taken.pop(0))
     monkeypatch.setattr(time_estimate, "share_waited", lambda *arguments: busy)
     speed = speed_of(text)
-    assert speed.step == pytest.approx(step)
-    assert (speed.least, speed.most) == (pytest.approx(0.1), pytest.approx(0.2))
-    assert ("the machine was busy, 50% of that time" in speed.how) == (step == 0.1)
+    assert (speed.least, speed.step, speed.most) == pytest.approx(bounds)
+    assert ("the machine was busy, 50% of that time" in speed.how) == (busy == 0.5)
+    assert len(taken) == (0 if busy == 0.5 else len(rest) + 2 * len(passes))
 
 
 def test_the_time_of_a_plan_has_its_spread(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
