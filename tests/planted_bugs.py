@@ -197,46 +197,11 @@ BUGS = [
         "dropout.first[dimension] if dimension < len(dropout.first) else 0",
         "0",
     ),
-    Bug(
-        "mask counts its rows in the tensor's sizes",
-        DROPOUT,
-        "zip((1, *dropout.sizes), shape[:-1], strict=True)",
-        "zip((1, *shape[1:-1]), shape[:-1], strict=True)",
-    ),
-    Bug(
-        "every row of a mask alike", DROPOUT, "place.mul_(_signed(0x9E3779B1, 32)).bitwise_xor(low)", "place + 0 * low"
-    ),
     # attention
     Bug("a position does not see itself", VISIBLE, "key <= query + (S - T)", "key < query + (S - T)"),
     Bug("a position sees the next one", VISIBLE, "key <= query + (S - T)", "key <= query + (S - T) + 1"),
-    Bug("the first query beside the first key", VISIBLE, "key <= query + (S - T)", "key <= query"),
     Bug("segments ignored", VISIBLE, "same if seen is None else seen & same", "same if seen is None else seen"),
     Bug("the future seen within a segment", VISIBLE, "same if seen is None else seen & same", "same"),
-    Bug("padding leaves every query a key", VISIBLE, "if self.key_lengths is not None or (", "if ("),
-    Bug("every causal query has a key", VISIBLE, " or (self.causal and T > S)", ""),
-    Bug(
-        "other segments leave every query a key",
-        VISIBLE,
-        "(self.query_segments is not self.key_segments or T != S)",
-        "False",
-    ),
-    Bug("padding seen", VISIBLE, "there = key < self.", "there = key <= self."),
-    Bug("key lengths ignored where it is causal", VISIBLE, "there if seen is None else seen & there", "seen"),
-    Bug("the first sequences' key lengths for all", VISIBLE, "self.key_lengths[sequences,", "self.key_lengths[:1,"),
-    Bug(
-        "every tile of queries masked as the first",
-        VISIBLE,
-        "device=device)[queries, None]",
-        "device=device)[: len(range(T)[queries]), None]",
-    ),
-    Bug("the last key never seen", VISIBLE, "max(query + S - T, 0)", "max(query + S - T - 1, 0)"),
-    Bug(
-        "a row without a finite score is NaN",
-        SOFTMAX,
-        ".clamp(min=torch.finfo(x_wide.dtype).min)",
-        "",
-    ),
-    Bug("a row without a finite score is divided by 0", SOFTMAX, "keepdim=True).clamp(min=1)).to", "keepdim=True)).to"),
     Bug("query's gradient not scaled", ATTENTION, "(dscores @ key) * scale", "(dscores @ key)"),
     Bug("key's gradient not scaled", ATTENTION, "dscores.mT @ (query * scale)", "dscores.mT @ query"),
     Bug(
@@ -556,7 +521,6 @@ BUGS = [
         "                    dx = dbranch",
     ),
     Bug("every block has the first block's cache", STEP, "kept = self._kept.pop()", "kept = self._kept[0]"),
-    Bug("blocks have their caches from first to last", STEP, "kept = self._kept.pop()", "kept = self._kept.pop(0)"),
     Bug(
         "the skip around the feed-forward forgotten",
         CUSTOM,
@@ -613,29 +577,6 @@ BUGS = [
         "dy = dy if dropout_cache is None else ops.dropout_backward(dy, dropout_cache._replace(key=1))\n"
         "        dcontext = ops.linear_backward(",
     ),
-    # query, key and value side by side, and other weights on the way back
-    Bug(
-        "the key's gradient in the value's place",
-        ATTENTION,
-        "dvalue.copy_(gradients.dvalue)",
-        "dvalue.copy_(gradients.dkey)",
-    ),
-    Bug(
-        "dx through the weight itself, whatever is given", LINEAR, "weight if feedback is None else feedback", "weight"
-    ),
-    Bug("the output's feedback not handed on", FEED_FORWARD, "doutput_bias, output_feedback)", "doutput_bias, None)"),
-    Bug(
-        "fused: dx through the weight itself, whatever is given",
-        "kernels/linear.py",
-        "cache[1] if feedback is None else feedback.to(dy.dtype)",
-        "cache[1]",
-    ),
-    Bug(
-        "fused: the loss goes through the weight itself, whatever is given",
-        FUSED_LOSS,
-        "weight if feedback is None else feedback.to(x.dtype)",
-        "weight",
-    ),
     # the fused kernels
     Bug(
         "fused: scores not scaled",
@@ -650,10 +591,6 @@ BUGS = [
         "queries[:, rows], adds)",
     ),
     Bug("fused: blocks of queries from the first", FUSED_ATTENTION, "in reversed(blocks)", "in blocks"),
-    Bug(
-        "fused: the first block adds to what is there", FUSED_ATTENTION, "adds = number != blocks[-1][0]", "adds = True"
-    ),
-    Bug("fused: every block writes over the sums", FUSED_ATTENTION, "adds = number != blocks[-1][0]", "adds = False"),
     Bug("fused: sums over blocks written, not added", FUSED_ATTENTION, "seen].add_(part", "seen].copy_(part"),
     Bug(
         "fused: every tile masked as the first",
@@ -672,25 +609,6 @@ BUGS = [
         FUSED_ATTENTION,
         "device, self.sequences, self.rows, slice(self.seen)",
         "device, slice(self.sequences.stop - self.sequences.start), self.rows, slice(self.seen)",
-    ),
-    Bug(
-        "fused: the mask of the first queries for all",
-        FUSED_ATTENTION,
-        "device, self.sequences, self.rows, slice(self.seen)",
-        "device, self.sequences, slice(self.rows.stop - self.rows.start), slice(self.seen)",
-    ),
-    Bug(
-        "fused: kept gradients not scaled up", FUSED_ATTENTION, "ddropped.mul_(mask).div_(share)", "ddropped.mul_(mask)"
-    ),
-    Bug("fused: a query that sees no key is NaN", FUSED_ATTENTION, "    tile.empty_(probabilities)\n", ""),
-    Bug(
-        "fused: every tile drops the same elements", FUSED_ATTENTION, "tile(sequences.start, 0, rows.start)", "tile(0)"
-    ),
-    Bug(
-        "fused: dropout's mask of the first queries for all",
-        FUSED_ATTENTION,
-        "tile(sequences.start, 0, rows.start)",
-        "tile(sequences.start)",
     ),
     Bug(
         "fused: the last rows have no loss",
@@ -715,12 +633,6 @@ BUGS = [
         "outputs.clone() if",
         "outputs if",
     ),
-    Bug(
-        "fused: a branch that is not added",
-        STEP,
-        "x, inputs = x + inputs[0], (None, *inputs[1:])",
-        "inputs = None, *inputs[1:]",
-    ),
     # steps that are made again
     Bug("a step that is made again has the first one's tokens", REPLAY, "mine.copy_(given)", "mine.copy_(mine)"),
     Bug("what is new in a step stays as it was", REPLAY, "x.copy_(result)", "x.copy_(x)"),
@@ -732,4 +644,92 @@ BUGS = [
     ),
     Bug("what a step changes counts as what stays", REPLAY, " and not _storages(made) & self._changed", ""),
     Bug("a step with the settings of another", STEP, "return *settings, self.norm_forward", "return self.norm_forward"),
+    # masks, tiles of any queries and keys, and the weights that gradients go through
+    Bug(
+        "mask counts its rows in the tensor's sizes",
+        DROPOUT,
+        "zip((1, *dropout.sizes), shape[:-1], strict=True)",
+        "zip((1, *shape[1:-1]), shape[:-1], strict=True)",
+    ),
+    Bug(
+        "every row of a mask alike", DROPOUT, "place.mul_(_signed(0x9E3779B1, 32)).bitwise_xor(low)", "place + 0 * low"
+    ),
+    Bug("the first query beside the first key", VISIBLE, "key <= query + (S - T)", "key <= query"),
+    Bug("padding leaves every query a key", VISIBLE, "if self.key_lengths is not None or (", "if ("),
+    Bug("every causal query has a key", VISIBLE, " or (self.causal and T > S)", ""),
+    Bug(
+        "other segments leave every query a key",
+        VISIBLE,
+        "(self.query_segments is not self.key_segments or T != S)",
+        "False",
+    ),
+    Bug("padding seen", VISIBLE, "there = key < self.", "there = key <= self."),
+    Bug("key lengths ignored where it is causal", VISIBLE, "there if seen is None else seen & there", "seen"),
+    Bug("the first sequences' key lengths for all", VISIBLE, "self.key_lengths[sequences,", "self.key_lengths[:1,"),
+    Bug(
+        "every tile of queries masked as the first",
+        VISIBLE,
+        "device=device)[queries, None]",
+        "device=device)[: len(range(T)[queries]), None]",
+    ),
+    Bug("the last key never seen", VISIBLE, "max(query + S - T, 0)", "max(query + S - T - 1, 0)"),
+    Bug(
+        "a row without a finite score is NaN",
+        SOFTMAX,
+        ".clamp(min=torch.finfo(x_wide.dtype).min)",
+        "",
+    ),
+    Bug("a row without a finite score is divided by 0", SOFTMAX, "keepdim=True).clamp(min=1)).to", "keepdim=True)).to"),
+    Bug("blocks have their caches from first to last", STEP, "kept = self._kept.pop()", "kept = self._kept.pop(0)"),
+    Bug(
+        "the key's gradient in the value's place",
+        ATTENTION,
+        "dvalue.copy_(gradients.dvalue)",
+        "dvalue.copy_(gradients.dkey)",
+    ),
+    Bug(
+        "dx through the weight itself, whatever is given", LINEAR, "weight if feedback is None else feedback", "weight"
+    ),
+    Bug("the output's feedback not handed on", FEED_FORWARD, "doutput_bias, output_feedback)", "doutput_bias, None)"),
+    Bug(
+        "fused: dx through the weight itself, whatever is given",
+        "kernels/linear.py",
+        "cache[1] if feedback is None else feedback.to(dy.dtype)",
+        "cache[1]",
+    ),
+    Bug(
+        "fused: the loss goes through the weight itself, whatever is given",
+        FUSED_LOSS,
+        "weight if feedback is None else feedback.to(x.dtype)",
+        "weight",
+    ),
+    Bug(
+        "fused: the first block adds to what is there", FUSED_ATTENTION, "adds = number != blocks[-1][0]", "adds = True"
+    ),
+    Bug("fused: every block writes over the sums", FUSED_ATTENTION, "adds = number != blocks[-1][0]", "adds = False"),
+    Bug(
+        "fused: the mask of the first queries for all",
+        FUSED_ATTENTION,
+        "device, self.sequences, self.rows, slice(self.seen)",
+        "device, self.sequences, slice(self.rows.stop - self.rows.start), slice(self.seen)",
+    ),
+    Bug(
+        "fused: kept gradients not scaled up", FUSED_ATTENTION, "ddropped.mul_(mask).div_(share)", "ddropped.mul_(mask)"
+    ),
+    Bug("fused: a query that sees no key is NaN", FUSED_ATTENTION, "    tile.empty_(probabilities)\n", ""),
+    Bug(
+        "fused: every tile drops the same elements", FUSED_ATTENTION, "tile(sequences.start, 0, rows.start)", "tile(0)"
+    ),
+    Bug(
+        "fused: dropout's mask of the first queries for all",
+        FUSED_ATTENTION,
+        "tile(sequences.start, 0, rows.start)",
+        "tile(sequences.start)",
+    ),
+    Bug(
+        "fused: a branch that is not added",
+        STEP,
+        "x, inputs = x + inputs[0], (None, *inputs[1:])",
+        "inputs = None, *inputs[1:]",
+    ),
 ]
