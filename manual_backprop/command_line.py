@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 from manual_backprop.composition import Composer, composer, is_choice
 from manual_backprop.config import RunConfig
 from manual_backprop.errors import ConfigError, InputError
-from manual_backprop.machine import missing_here
 from manual_backprop.overrides import OverrideReader, Report, refuse_settings_without_effect
+from manual_backprop.requirements import missing_here
 from manual_backprop.resume import job_config
 from manual_backprop.rules import shown
 

@@ -65,11 +65,11 @@ def diagnose(config: RunConfig, outputs: Path, console: Console) -> int:
     """Shows each finding as it comes, and returns how many checks have failed."""
     import torch
 
-    from manual_backprop.build import default_run_name
     from manual_backprop.diagnosis import FAILED, PASSED, Diagnosis
     from manual_backprop.diagnosis.rates import draw_range_test
     from manual_backprop.memory import keep_freed_memory
     from manual_backprop.tasks import LanguageModelTask
+    from manual_backprop.written_config import default_run_name
 
     start = time.monotonic()
     if config.device.threads is not None:

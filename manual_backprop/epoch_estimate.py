@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .build import max_steps
 from .config import RunConfig
 from .data.order import Order
 from .data.text_size import TextSize
+from .optimization import max_steps
 from .tasks import LanguageModelTask
 
 

@@ -154,9 +154,9 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
     from torch.utils._pytree import tree_leaves
 
     from .batch import Batch
-    from .build import build_optimizer
     from .models import build_network
     from .ops import cross_entropy_forward
+    from .optimization import build_optimizer
 
     class Living(TorchDispatchMode):
         """Follows every tensor from the operation that made it to its end."""

@@ -20,7 +20,7 @@ from .memory import below_the_peak, give_back_freed_memory
 from .origin import SOURCES
 from .progress import ProgressLine
 from .provenance import commit_tags, write_provenance
-from .run_check import check_of_run
+from .run_check import GRADIENT_CHECK, check_of_run
 from .run_facts import RunFacts
 from .samples import SEPARATOR
 from .tasks import Evaluated
@@ -29,7 +29,6 @@ from .tracking import FAILED, Dataset, RunDirectory, SystemMetrics, Tracker, fla
 LOSS_CURVES = "loss_curves.png"
 # Keys on which no number depends: two runs that are compared shall differ in what was varied, not in their names.
 NO_PARAMETERS = ("run_name", "experiment_name", "tags", "resume", "plan", "sweep", "tracking")
-GRADIENT_CHECK = "gradient_check.txt"
 INSPECTION = "inspection"  # the folder of its pictures
 
 log = logging.getLogger(__name__)

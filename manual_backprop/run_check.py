@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .config import CustomTransformerConfig, RunConfig
     from .gradient_check import Finding
 
+GRADIENT_CHECK = "gradient_check.txt"  # of a run directory
 MOST_SECONDS = 5.0
 MOST_PARAMETERS = 50_000_000
 QUICK = 2_000_000  # parameters: below, nothing is estimated before it is begun

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .build import build_optimizer, build_schedule, default_run_name, max_steps, write_config
 from .checkpoint import CheckpointManager
 from .circumstances import circumstances, code_digest
 from .config import RunConfig
@@ -31,6 +30,7 @@ from .inspection import Inspector
 from .interruption import Interruption
 from .memory import keep_freed_memory
 from .memory_estimate import warn_if_too_large
+from .optimization import build_optimizer, build_schedule, max_steps
 from .origin import Origin
 from .out_of_memory import memory_errors
 from .report import RunReport
@@ -51,6 +51,7 @@ from .tracking import (
     end_run,
     open_tracker,
 )
+from .written_config import default_run_name, write_config
 
 log = logging.getLogger(__name__)
 

@@ -83,9 +83,9 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
     import torch
 
     from .batch import Batch
-    from .build import build_optimizer
     from .models import build_network
     from .models.decoding import IncrementalDecoder
+    from .optimization import build_optimizer
 
     network = build_network(config.implementation.name, replace(network_config, seed=0))
     optimizer = build_optimizer(config, network)

@@ -30,9 +30,9 @@ from manual_backprop.benchmark.rows import Ready
 from manual_backprop.config import CustomTransformerConfig
 from manual_backprop.errors import CheckFailedError, InputError
 from manual_backprop.flops import flops_per_token
+from manual_backprop.gpus import compute_capabilities
 from manual_backprop.kernels import products
 from manual_backprop.kernels.products import onednn_is_exact
-from manual_backprop.machine import compute_capabilities
 from manual_backprop.memory import give_back_freed_memory, keep_freed_memory, resident_bytes
 from manual_backprop.paired import MeasuringProcess, Row
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from manual_backprop.config import CustomTransformerConfig, RunConfig, model_sizes, shipped_folder
 from manual_backprop.errors import ConfigError
-from manual_backprop.machine import missing_here
+from manual_backprop.requirements import missing_here
 from manual_backprop.rules import Number, Text, Whole, nearest, shown
 from manual_backprop.tracking import create_run_directory
 from manual_backprop.validation import keys, suggestion, validate

@@ -9,7 +9,7 @@ from typing import Any
 from ..arguments import Parser, whole
 from ..config import ARCHITECTURES, PRECISIONS, CustomTransformerConfig, model_sizes
 from ..errors import InputError
-from ..machine import compute_capabilities
+from ..gpus import compute_capabilities
 from .cases import CASES, Case
 
 FOR_MODELS = ("architecture", "vocab_size", "device")  # what a case has by itself

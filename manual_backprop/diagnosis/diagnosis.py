@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from ..build import build_optimizer
 from ..data.corpus import Corpus
 from ..data.order import Order
 from ..models import build_network
 from ..models.network import Network
 from ..optim import Optimizer
+from ..optimization import build_optimizer
 from ..tasks import LanguageModelTask
 from .finding import CAUSES, FAILED, FOLLOWS, PASSED, Finding
 from .loader import Loader

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..report import GRADIENT_CHECK
+from ..run_check import GRADIENT_CHECK
 from ..tracking import load_training_log
 
 if TYPE_CHECKING:

@@ -1,19 +1,14 @@
-"""What a run needs and this machine lacks: a text, a run to go on with, a GPU. The driver is asked for GPUs, not torch,
-whose import takes seconds.
-"""
+"""What a run needs and this machine lacks: a text, a run to go on with, a GPU. Needs no torch."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from pathlib import Path
 
 from manual_backprop.config import RunConfig
 from manual_backprop.errors import InputError
+from manual_backprop.gpus import compute_capabilities
 from manual_backprop.rules import shown
-
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR, CUDA driver API
 
 
 def missing_here(config: RunConfig) -> list[str]:
@@ -45,25 +40,3 @@ def missing_here(config: RunConfig) -> list[str]:
                 f"{capabilities[0][1]}) has no bfloat16, which came with 8.0; use precision=fp32"
             )
     return violations
-
-
-def compute_capabilities() -> list[tuple[int, int]]:
-    """The compute capability of each GPU that a process may use (CUDA_VISIBLE_DEVICES counts), in order."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return []
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return []
-    found = []
-    for ordinal in range(count.value):
-        device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-        if (
-            driver.cuDeviceGet(ctypes.byref(device), ordinal)
-            or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
-            or driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
-        ):
-            continue
-        found.append((major.value, minor.value))
-    return found

@@ -1,20 +1,15 @@
-"""From a run's config to the parts of a run that no task owns: the optimizer and the learning rate of its steps, how
-many these are, the name, the written config."""
+"""The optimizer that a run's config asks for, the learning rate of each of its steps, and how many these are."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 from .config import RunConfig, TrainingConfig
-from .durable import write_atomically
 from .models.network import Network
 from .optim import Optimizer
-from .origin import SOURCES
 from .schedule import learning_rate
 
 
@@ -52,20 +47,3 @@ def max_steps(training: TrainingConfig, order: Paced) -> int:
         return training.max_steps
     assert training.num_epochs is not None
     return max(1, math.ceil(order.steps(training.num_epochs)))
-
-
-def default_run_name(config: RunConfig) -> str:
-    """gpt2-4x128-python_docs, and whatever is not as usual behind it: gpt2-4x128-python_docs-bf16-torch."""
-    model, usual = config.model, {"fp32", "custom", "adamw"}
-    unusual = {config.precision.name, config.implementation.name, config.optimizer.name} - usual
-    name = f"{config.architecture.name}-{model.n_blocks}x{model.d_model}-{config.dataset.name}"
-    return "-".join((name, *sorted(unusual)))
-
-
-def write_config(config: RunConfig, path: Path, sources: Mapping[str, str] | None = None) -> None:
-    """config.yaml, and beside it where each of its values was set, where that is known."""
-    from omegaconf import OmegaConf
-
-    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(config.to_dict())).encode())
-    if sources:
-        write_atomically(path.with_name(SOURCES), (json.dumps(dict(sources), indent=1) + "\n").encode())
