@@ -7,7 +7,8 @@
 
 A save writes into a hidden sibling, forces every file to the disk, writes the manifest and renames: `kill -9` at any
 moment leaves the previous checkpoints and at most a hidden leftover, which the next save removes. A load compares every
-file with the manifest, always: one flipped bit in a safetensors file loads silently otherwise. Nothing is ever
+file with the manifest, always: one flipped bit in a safetensors file loads silently otherwise. And once: what this
+process has compared to choose a checkpoint is not compared again to load it, unless a file was touched. Nothing is ever
 unpickled. `latest` and `best` are computed from what is there, never stored. What the state means is the caller's
 business.
 
@@ -21,6 +22,7 @@ import math
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -43,6 +45,9 @@ SUPERSEDED = "superseded"
 _NAME = re.compile(r"step-(\d{6,})")
 _STAGING = re.compile(r"\.staging-step-\d+-(\d+)-[0-9a-f]+")
 Paths = list[Path]  # inside CheckpointManager, `list` is its method
+Touched = dict[str, tuple[int, ...]]  # of each file: which it is, how large, and when it was last changed [ns]
+SETTLED = 2.0  # [s] a file may change once more without another time, which some file systems keep so coarsely
+_verified: dict[Path, Touched] = {}  # what this process has verified since it last loaded it, and how it was then
 _ROOM_FOR_SMALL_FILES = 1 << 20  # [bytes] beside the tensors: JSON, safetensors headers, directory entries
 
 
@@ -273,32 +278,55 @@ def step_of(path: Path) -> int:
 
 
 def verify(path: Path) -> None:
-    """Raise CheckpointError, naming the file, unless the directory holds exactly what its manifest says."""
+    """Raise CheckpointError, naming the file, unless the directory holds exactly what its manifest says.
+
+    To ask again before it is loaded reads nothing, as long as nobody has touched it.
+    """
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint {path}: expected a directory step-NNNNNN")
-    expected = _read_manifest(path)
     try:
-        present = {entry.name for entry in path.iterdir()} - {MANIFEST}
-        if unknown := sorted(present - set(expected)):
-            raise CheckpointError(f"{path / unknown[0]} is not in the checkpoint's manifest: it was added later")
-        if absent := sorted(set(expected) - present):
-            raise CheckpointError(f"{path / absent[0]} is missing: the checkpoint's manifest lists it")
-        for name, entry in expected.items():
-            file = path / name
-            if file.is_symlink() or not file.is_file():
-                raise CheckpointError(f"{file} is damaged: expected a plain file")
-            size = file.stat().st_size
-            if size != entry["size"]:
-                raise CheckpointError(f"{file} is damaged: it has {size} bytes, its manifest says {entry['size']}")
-            if file_digest(file) != entry["sha256"]:
-                raise CheckpointError(f"{file} is damaged: its content is not what was saved (SHA-256 differs)")
+        key, touched, now = path.resolve(), _touched(path), time.time()
+        if _verified.pop(key, None) == touched:
+            _verified[key] = touched
+            return
+        _compare(path)
+        # as they were before they were read; and so long ago that a later change shows in their times
+        if all(changed < (now - SETTLED) * 1e9 for *_, changed in touched.values()):
+            _verified[key] = touched
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _touched(path: Path) -> Touched:
+    return {
+        entry.name: ((file := entry.lstat()).st_dev, file.st_ino, file.st_mode, file.st_size, file.st_ctime_ns)
+        for entry in path.iterdir()
+    }
+
+
+def _compare(path: Path) -> None:
+    """Every file with the manifest. Raises CheckpointError and OSError."""
+    expected = _read_manifest(path)
+    present = {entry.name for entry in path.iterdir()} - {MANIFEST}
+    if unknown := sorted(present - set(expected)):
+        raise CheckpointError(f"{path / unknown[0]} is not in the checkpoint's manifest: it was added later")
+    if absent := sorted(set(expected) - present):
+        raise CheckpointError(f"{path / absent[0]} is missing: the checkpoint's manifest lists it")
+    for name, entry in expected.items():
+        file = path / name
+        if file.is_symlink() or not file.is_file():
+            raise CheckpointError(f"{file} is damaged: expected a plain file")
+        size = file.stat().st_size
+        if size != entry["size"]:
+            raise CheckpointError(f"{file} is damaged: it has {size} bytes, its manifest says {entry['size']}")
+        if file_digest(file) != entry["sha256"]:
+            raise CheckpointError(f"{file} is damaged: its content is not what was saved (SHA-256 differs)")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Verify and read one checkpoint directory, wherever it lies. Raises CheckpointError."""
     verify(path)
+    _verified.pop(path.resolve(), None)  # the next load is another one
     state = read_state(path)
     from safetensors import SafetensorError
     from safetensors.torch import load_file

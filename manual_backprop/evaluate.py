@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,9 @@ from manual_backprop.saved_model import RUN_HELP
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from manual_backprop.batch import Batch
     from manual_backprop.config import RunConfig
     from manual_backprop.data.token_cache import Split
-    from manual_backprop.data.token_shards import Tokens
     from manual_backprop.data.tokenizers import Tokenizer
     from manual_backprop.evaluation import Evaluation
     from manual_backprop.saved_model import Found, SavedModel
@@ -29,9 +29,9 @@ Measures a trained model on a split of the text that it comes from.
 
 The first line says which model it is. Then a table: loss [nats a token], perplexity, bits per byte (which tokenizers
 cannot change) and accuracy (how often the likeliest token is the right one), over every token of the split but the
-first, in windows of model.max_seq_len without overlap; beside it what the unigram model (how frequent each token is)
-and the bigram model (what follows what) reach on the same tokens. A loss between the two has learned frequencies, one
-below the bigram's uses context.
+first, or with batching=padded the first of each document, in the rows of training and without overlap; beside it what
+the unigram model (how frequent each token is) and the bigram model (what follows what) reach on the same tokens. A loss
+between the two has learned frequencies, one below the bigram's uses context.
 
 The splits are train, validation and test. A test split is one that the dataset has (saved, or of the hub), or a file or
 folder that dataset.test named when the run was started, or that --test names here; no run reads it.
@@ -68,12 +68,17 @@ class Part:
     notes: tuple[str, ...] = ()  # what a reader of the numbers must know
 
     @property
-    def tokens(self) -> Tokens:
-        return self.split.tokens
-
-    @property
     def config(self) -> RunConfig:
         return self.task.config
+
+    @property
+    def targets(self) -> int:
+        """How many tokens are predicted in all of the split."""
+        return self.task.targets(self.split)
+
+    def rows(self, device: Any) -> Iterator[Batch]:
+        """The sequences of all of the split as they are evaluated, one at a time."""
+        return self.task.evaluation_batches(self.split, device, rows=1)
 
 
 def open_part(saved: SavedModel, name: str, max_batches: int | None, test: str | None = None) -> Part:
@@ -113,8 +118,8 @@ def measure(saved: SavedModel, part: Part) -> tuple[Evaluation, dict[str, Evalua
     from manual_backprop.evaluation import Evaluation
 
     evaluation = part.task.measure(saved.model, part.split, part.max_batches)
-    losses = part.task.counting_losses(part.split, None if part.max_batches is None else evaluation.tokens)
-    bytes_per_token = part.split.text_bytes / len(part.tokens)
+    losses = part.task.counting_losses(part.split, part.max_batches)
+    bytes_per_token = part.split.text_bytes / len(part.split.tokens)
     counting = {
         name: Evaluation(loss, math.nan, evaluation.tokens, loss / math.log(2) / bytes_per_token)
         for name, loss in zip(("bigram", "unigram"), reversed(losses), strict=True)
@@ -125,7 +130,7 @@ def measure(saved: SavedModel, part: Part) -> tuple[Evaluation, dict[str, Evalua
 def show_evaluation(console: Console, part: Part, evaluation: Evaluation, counting: dict[str, Evaluation]) -> None:
     from rich.table import Table
 
-    whole = "" if part.max_batches is None else f" of {len(part.tokens) - 1:,}"
+    whole = "" if part.max_batches is None else f" of {part.targets:,}"
     table = Table(title=f"{part.name}: {evaluation.tokens:,} tokens{whole}", title_justify="left", box=None)
     for column in ("", "loss", "perplexity", "bits per byte", "accuracy"):
         table.add_column(column, justify="right" if column else "left")
@@ -149,26 +154,27 @@ def shown_token(tokenizer: Tokenizer, token: int) -> str:
 
 
 def show_tokens(console: Console, saved: SavedModel, part: Part, count: int) -> None:
-    """The first `count` targets of the split: what came, what was expected, at what loss."""
+    """The first `count` targets of the split, as they are evaluated: what came, what was expected, at what loss."""
     import torch
     from rich.table import Table
 
-    from manual_backprop.data.batches import validation_batches
+    from manual_backprop.ops import IGNORED
 
-    network, tokenizer, length = saved.model.network, part.task.corpus.tokenizer, part.config.model.max_seq_len
+    network, tokenizer = saved.model.network, part.task.corpus.tokenizer
     table = Table(title="token by token", title_justify="left", box=None)
     for column in ("", "loss", "rank", "target", f"the {LIKELIEST} likeliest, and their probabilities"):
         table.add_column(column, justify="right" if column in ("", "loss", "rank") else "left", no_wrap=True)
     place, losses = 0, []
-    tokens = part.tokens[: count + 1]
-    for batch in validation_batches(tokens, min(length, len(tokens) - 1), 1, device=network.device):
-        logarithms = network.predict(batch.tokens)[0].double().log_softmax(-1).cpu()  # (T, V)
+    for batch in part.rows(network.device):
+        if place == count:
+            break
+        logarithms = network.predict(batch.tokens, batch.segments)[0].double().log_softmax(-1).cpu()  # (T, V)
         best = logarithms.topk(min(LIKELIEST, logarithms.shape[-1]))
         if place:
-            table.add_section()  # a new window: the model sees nothing of the one before
+            table.add_section()  # another row: the model sees nothing of the one before
         for row, target in enumerate(batch.targets[0].tolist()):
-            if target < 0:
-                break
+            if target == IGNORED or place == count:
+                continue
             loss = -logarithms[row, target].item()
             rank = int((logarithms[row] > logarithms[row, target]).sum()) + 1
             expected = "  ".join(

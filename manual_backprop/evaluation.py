@@ -20,7 +20,7 @@ from .data.token_shards import Tokens
 from .ops import IGNORED, cross_entropy_forward
 
 BIGRAM_WEIGHTS = (1, 3, 10, 30, 100)
-MOST_COUNTED = 2**24  # [tokens] of each text that the counting models are made of and measured on
+MOST_COUNTED = 2**24  # [tokens] of the training text that the counting models are made of
 
 
 @dataclass(frozen=True)
@@ -79,21 +79,28 @@ class Evaluator:
         return Evaluation(mean, int(correct) / max(1, tokens), tokens, bits_per_byte)
 
 
-def unigram_and_bigram_loss(train: Tokens, validation: Tokens, vocab_size: int) -> tuple[float, float]:
-    """Losses [nats a token] of two counting models of `train` on all but the first token of `validation`.
+def unigram_and_bigram_loss(train: Tokens, batches: Iterable[Batch], vocab_size: int) -> tuple[float, float]:
+    """Losses [nats a token] of two counting models of `train` on the targets of `batches` that count; 0 of none.
 
     unigram: p(b) = (count(b) + 1) / (n + V). bigram: p(b | a) = (count(a b) + k p(b)) / (count(a) + k) with the k of 1,
-    3, 10, 30, 100 that does best on `validation`, so that the comparison is the hardest that it can be. Only the first
-    MOST_COUNTED tokens of each are looked at.
+    3, 10, 30, 100 that does best on `batches`, so that the comparison is the hardest that it can be. Only the first
+    MOST_COUNTED tokens of `train` are looked at. `batches` are those that the model is evaluated on, on the CPU: so the
+    tokens are the same, however documents are laid out.
     """
-    train, validation = train[:MOST_COUNTED].astype(np.int64), validation[:MOST_COUNTED].astype(np.int64)
+    train = train[:MOST_COUNTED].astype(np.int64)
     unigram = (np.bincount(train, minlength=vocab_size) + 1) / (len(train) + vocab_size)  # (V,)
     # A pair is one number; only pairs that occur are kept, since V * V may not fit.
     pairs, pair_counts = np.unique(train[:-1] * vocab_size + train[1:], return_counts=True)
     contexts = np.bincount(train[:-1], minlength=vocab_size)
-    asked = validation[:-1] * vocab_size + validation[1:]
-    places = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
-    seen = np.where(pairs[places] == asked, pair_counts[places], 0)
-    prior = unigram[validation[1:]]
-    bigram_losses = [-np.log((seen + k * prior) / (contexts[validation[:-1]] + k)).mean() for k in BIGRAM_WEIGHTS]
-    return float(-np.log(prior).mean()), float(min(bigram_losses))
+    unigram_sum, bigram_sums, count = 0.0, np.zeros(len(BIGRAM_WEIGHTS)), 0
+    for batch in batches:
+        counts = batch.targets != IGNORED
+        context, target = (ids[counts].numpy() for ids in (batch.tokens, batch.targets))
+        asked = context * vocab_size + target
+        places = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
+        seen = np.where(pairs[places] == asked, pair_counts[places], 0)
+        prior = unigram[target]
+        unigram_sum -= np.log(prior).sum()
+        bigram_sums -= [np.log((seen + k * prior) / (contexts[context] + k)).sum() for k in BIGRAM_WEIGHTS]
+        count += len(target)
+    return float(unigram_sum / max(1, count)), float(bigram_sums.min() / max(1, count))

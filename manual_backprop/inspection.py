@@ -5,6 +5,8 @@
     inspect/dead_units/LAYER           share of a feed-forward network's hidden units that are silent for every token
     inspect/attention_entropy/LAYER    mean entropy of a row of attention probabilities [nats]; 0 looks at one position
 
+The last two are over the positions whose targets count, as the loss is: padding has no part in them.
+
 A layer is `embedding`, `blocks.3.attention`, `blocks.3.feed_forward` (each with its norm), `final_norm` or `head`. The
 names begin with the quantity, so that MLflow shows four groups of charts, however deep the network is. Nothing here
 changes a bit of what is trained. The pictures are made by `inspection_pictures`.
@@ -17,10 +19,14 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from .batch import Batch
 from .models.network import Network
+from .ops import IGNORED
 from .ops.numerics import wide
 
 PREFIX = "inspect/"
+PROBABILITIES, ACTIVATED = ".attention.probabilities", ".feed_forward.activated"  # what the last two are made of
+PIECE = 1 << 22  # probabilities of which the entropy is made at a time
 SILENT = 0.01  # of the layer's root mean square: a unit that stays below is dead (a dead relu is exactly 0)
 BASELINE_NOTE = "training.inspect_every: implementation=baseline shows gradients and updates, no units or attention"
 
@@ -45,6 +51,8 @@ def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
 class Unwatched:
     """A step that nobody looks at."""
 
+    def batch(self, batch: Batch) -> None: ...
+
     def gradients(self) -> None: ...
 
     def update(self) -> None: ...
@@ -62,20 +70,35 @@ class Watch(Unwatched):
     def __init__(self, inspector: Inspector):
         self.inspector, self.network = inspector, inspector.network
         self.found: dict[str, Tensor] = {}  # metric -> number on the device
-        self.entropies: dict[str, list[Tensor]] = {}
+        self.counts: Tensor | None = None  # (B, T), of the batch that is being read: which positions count
+        self.entropies: dict[str, list[tuple[Tensor, Tensor]]] = {}  # sum over rows, and how many
         self.largest: dict[str, Tensor] = {}  # of each hidden unit (F,), over all tokens so far
-        self.squares: dict[str, list[Tensor]] = {}
+        self.squares: dict[str, list[tuple[Tensor, Tensor]]] = {}  # sum over numbers, and how many
         self.recorder, self.network.recorder = self.network.recorder, self
 
+    def batch(self, batch: Batch) -> None:
+        """Before each batch."""
+        self.counts = batch.targets != IGNORED
+
+    def wants(self, name: str) -> bool:
+        return name.endswith((PROBABILITIES, ACTIVATED))
+
+    @torch.no_grad()
     def __call__(self, name: str, tensor: Tensor) -> None:
-        if name.endswith(".attention.probabilities"):
-            p = wide(tensor.detach())
-            self.entropies.setdefault(layer_of(name), []).append(-torch.special.xlogy(p, p).sum(-1).mean())
-        elif name.endswith(".feed_forward.activated"):
-            layer, size = layer_of(name), wide(tensor.detach()).abs().flatten(0, -2)  # (N, F)
-            largest = size.amax(0)
+        if not self.wants(name):
+            return
+        assert self.counts is not None, "Watch.batch comes before each batch"
+        layer, counts = layer_of(name), self.counts
+        if name.endswith(PROBABILITIES):
+            rows = torch.where(counts[:, None], _entropies(tensor), 0)  # (B, H, T)
+            self.entropies.setdefault(layer, []).append((rows.sum(), counts.sum() * rows.shape[1]))
+        else:
+            # `where`, which one copy is made by: a position that does not count may hold anything
+            activated = torch.where(counts[..., None], tensor.detach(), 0)  # (B, T, F)
+            largest = torch.maximum(activated.amax((0, 1)), -activated.amin((0, 1)))
             self.largest[layer] = torch.maximum(self.largest[layer], largest) if layer in self.largest else largest
-            self.squares.setdefault(layer, []).append(size.square().mean())
+            squares = torch.linalg.vector_norm(activated, dtype=wide(activated[:0]).dtype).square()
+            self.squares.setdefault(layer, []).append((squares, counts.sum() * activated.shape[2]))
 
     @torch.no_grad()
     def gradients(self) -> None:
@@ -83,18 +106,20 @@ class Watch(Unwatched):
         self.network.recorder = self.recorder
         for layer, norm in self._norms(self.network.gradients).items():
             self.found[f"gradient_norm/{layer}"] = norm
-        for layer, values in self.entropies.items():
-            self.found[f"attention_entropy/{layer}"] = torch.stack(values).mean()
+        for layer, sums in self.entropies.items():
+            self.found[f"attention_entropy/{layer}"] = _mean(sums)
         for layer, largest in self.largest.items():
-            bar = SILENT * torch.stack(self.squares[layer]).mean().sqrt()
-            self.found[f"dead_units/{layer}"] = (largest <= bar).to(largest.dtype).mean()
+            bar = SILENT * _mean(self.squares[layer]).sqrt()
+            self.found[f"dead_units/{layer}"] = (wide(largest) <= bar).double().mean()
         self.before = {name: parameter.detach().clone() for name, parameter in self.network.parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """After the update: all numbers of the step come from the device at once."""
         weights = self._norms(self.before)
-        changed = self._norms({name: self.network.parameters[name] - before for name, before in self.before.items()})
+        for name, before in self.before.items():  # in place: of a large network, one copy is enough
+            torch.sub(self.network.parameters[name], before, out=before)
+        changed = self._norms(self.before)
         for layer, change in changed.items():
             self.found[f"update_ratio/{layer}"] = change / weights[layer]
         values = torch.stack([value.double() for value in self.found.values()]).tolist()
@@ -107,6 +132,19 @@ class Watch(Unwatched):
             )
             for layer, names in self.inspector.layers.items()
         }
+
+
+def _entropies(probabilities: Tensor) -> Tensor:
+    """(B, H, T, S) -> the entropy of each row (B, H, T), some sequences at a time: all wide would be a second one."""
+    at_once = max(1, PIECE // probabilities[0].numel())
+    parts = probabilities.detach().split(at_once)
+    return torch.cat([torch.special.entr(wide(part)).sum(-1) for part in parts])
+
+
+def _mean(sums: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Of several sums, each with the number of its terms; 0 of none."""
+    totals, counts = (torch.stack(column) for column in zip(*sums, strict=True))
+    return totals.sum() / counts.sum().clamp(min=1)
 
 
 class Inspector:

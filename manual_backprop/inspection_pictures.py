@@ -22,6 +22,7 @@ from .durable import storage_errors
 from .inspection import PREFIX, layers_of
 from .models.network import Network
 from .models.recorder import Recorder
+from .ops import IGNORED
 from .tasks import Task
 from .tracking import TrainingLog
 
@@ -106,15 +107,15 @@ class Portrait:
     """
 
     def __init__(self, network: Network, batch: Batch):
-        length = batch.tokens.shape[1]
+        count = int((batch.targets != IGNORED).sum())
         before, network.recorder = network.recorder, (recorder := Recorder("*.probabilities", "*.activated"))
         try:
             network.zero_gradients()
-            network.loss_and_gradients(batch, denominator=length, step=None)
+            network.loss_and_gradients(batch, denominator=count, step=None)
         finally:
             network.recorder = before
         self.network, self.batch, self.recorded = network, batch, recorder.tensors
-        self.places = min(length, MOST_TOKENS)
+        self.places = min(batch.tokens.shape[1], MOST_TOKENS)
 
     def attention(self) -> dict[int, np.ndarray]:
         """Of each block, (H, T, T) over the first tokens of the text; the rows see nothing behind them."""

@@ -37,7 +37,7 @@ class MemoryEstimate:
 
     process: int  # Python, PyTorch and what else is imported, without a network
     state: int  # parameters, gradients, moments
-    working: int  # what a step, an evaluation or a save needs beside them, whichever is most
+    working: int  # what a step or an evaluation needs beside them, whichever is most
     device: str  # where state and working memory lie
 
     @property
@@ -59,8 +59,7 @@ def estimate_memory(config: RunConfig, network: CustomTransformerConfig, prepare
     process += COMPILER if config.implementation.name == "baseline" else 0
     process += LOW_PRECISION if device == "cpu" and network.precision.startswith("bf16") else 0
     state, step, evaluation = _trace(config, network)
-    saving = checkpoint_bytes(config, network) if device == "cpu" else 0  # a copy of what is saved
-    return MemoryEstimate(process, state, max(round(SCATTERED * max(step, evaluation)), saving), device)
+    return MemoryEstimate(process, state, round(SCATTERED * max(step, evaluation)), device)  # a save copies nothing
 
 
 def parameter_count(network: CustomTransformerConfig) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .parameters import Flat, Layout, copy_into
+from .parameters import Flat, Layout, copy_into, copy_on_cpu
 
 CHUNK = 1 << 19  # elements: what is made of a chunk stays in the processor's cache
 
@@ -49,19 +49,20 @@ class Optimizer(ABC):
         """What was judged is not judged again: the longest row of non-finite steps is the one that still goes on."""
         self.nonfinite_longest.copy_(self.nonfinite_in_a_row)
 
-    def _named(self) -> dict[str, Tensor]:
-        return {
-            f"{moment}/{name}": view for moment, views in self.moment_views().items() for name, view in views.items()
-        }
+    def state_views(self) -> dict[str, Tensor]:
+        """The state where it lies: `moment/parameter` for every moment, and `counts`."""
+        moments = self.moment_views().items()
+        named = {f"{moment}/{name}": view for moment, views in moments for name, view in views.items()}
+        return named | {"counts": self.counts}
 
     def state(self) -> dict[str, Tensor]:
-        """Copies on the CPU: `moment/parameter` for every moment, and `counts`."""
-        return {name: view.cpu().clone() for name, view in (self._named() | {"counts": self.counts}).items()}
+        """Copies of it, on the CPU."""
+        return {name: copy_on_cpu(view) for name, view in self.state_views().items()}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """InputError, and nothing changed, where a name or a shape differs."""
-        copy_into(self._named() | {"counts": self.counts}, state, what="optimizer state")
+        copy_into(self.state_views(), state, what="optimizer state")
 
 
 class FlatOptimizer(Optimizer):

@@ -100,3 +100,8 @@ def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: 
         raise InputError("These values belong to another network: " + "; ".join(shown) + more + ".")
     for name, tensor in target.items():
         tensor.copy_(source[name])
+
+
+def copy_on_cpu(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, made once wherever the tensor lies: `.cpu().clone()` makes two of what a GPU holds."""
+    return tensor.detach().to("cpu", copy=True)

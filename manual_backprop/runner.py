@@ -253,8 +253,10 @@ class Runner:
         network.zero_gradients()
         watch = self.inspector.watch(number)
         loss = torch.zeros((), device=network.device)
+        denominator = network.on_device(tokens)  # once for all batches of the step
         for batch in batches:
-            loss = loss + network.loss_and_gradients(batch, denominator=tokens, step=number)
+            watch.batch(batch)
+            loss = loss + network.loss_and_gradients(batch, denominator=denominator, step=number)
         watch.gradients()
         norm = self.optimizer.step(loss, rate, self.config.training.max_grad_norm)
         watch.update()

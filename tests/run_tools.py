@@ -92,7 +92,7 @@ def stumbling(runner: Runner, steps: set[int], gradient: bool) -> None:
     """In these steps the loss, or one gradient, is not finite."""
     healthy = runner.model.network.loss_and_gradients
 
-    def loss_and_gradients(batch: Any, *, denominator: int, step: int) -> Tensor:
+    def loss_and_gradients(batch: Any, *, denominator: Tensor, step: int) -> Tensor:
         loss = healthy(batch, denominator=denominator, step=step)
         if step in steps and gradient:
             runner.model.network.gradients["blocks.0.attention.value.bias"][0] = math.nan

@@ -1,5 +1,6 @@
 """Checkpoints against what really happens: kills at every point of a save, full disks, flipped bits, foreign files."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -8,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -177,6 +180,50 @@ def test_a_renamed_checkpoint_and_another_directory_are_refused(saved: Path, tmp
         load_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         CheckpointManager(tmp_path / "empty").load()
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file's content was read to be compared."""
+    counted: Counter[str] = Counter()
+    real = hashlib.file_digest
+
+    def counting(file: Any, digest: str) -> Any:
+        counted[Path(file.name).name] += 1
+        return real(file, digest)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    return counted
+
+
+FILES = ("state.json", "parameters.safetensors", "optimizer.safetensors", "tokenizer.json")
+
+
+def test_choosing_and_loading_read_every_file_once(
+    saved: Path, hashed: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manual_backprop.checkpoint.SETTLED", 0.0)
+    checkpoints = CheckpointManager(saved.parent)
+    assert checkpoints.newest_sound() == checkpoints.verified() == checkpoints.verified(saved) == saved
+    checkpoints.load()
+    assert hashed == dict.fromkeys(FILES, 1)
+    checkpoints.load()
+    assert hashed == dict.fromkeys(FILES, 2), "each load rests on a reading of its own"
+    checkpoints.verified()
+    file = saved / "parameters.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="SHA-256 differs"):
+        load_checkpoint(saved)
+
+
+def test_what_was_changed_just_now_is_read_again(saved: Path, hashed: Counter[str]) -> None:
+    """Its times might not show another change."""
+    checkpoints = CheckpointManager(saved.parent)
+    checkpoints.verified()
+    checkpoints.load()
+    assert hashed == dict.fromkeys(FILES, 2)
 
 
 class Bomb:

@@ -17,6 +17,8 @@ from manual_backprop.data.batches import validation_batches
 from manual_backprop.data.corpus import prepare_corpus
 from manual_backprop.data.held_out import open_test_split
 from manual_backprop.errors import InputError
+from manual_backprop.evaluation import unigram_and_bigram_loss
+from manual_backprop.ops import IGNORED
 from manual_backprop.saved_model import find, load
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import open_run_directory, read_run
@@ -200,6 +202,44 @@ def test_token_by_token(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert float(loss) > 0
     batches = validation_batches(corpus.validation[: 2 * length + 4], length, 1)
     assert f"mean loss of these {len(rows)} tokens: {Evaluator(saved.model).evaluate(batches).loss:.4f}" in shown
+
+
+@pytest.mark.parametrize("options", [("batching=padded",), ("batching.mask_documents=true",)], ids=" ".join)
+def test_documents_are_read_as_they_are_trained(
+    options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Token by token, in a table, and beside the counting models: the same targets, and the same losses of them."""
+    from run_tools import train
+
+    texts = ["the cat saw a mouse "[: 3 + 5 * n % 18] for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    given = ("dataset=jsonl", "training.max_steps=20", "training.eval_every=20", "dataset.validation=0.2", *options)
+    run = train(tmp_path, tmp_path / "rows.jsonl", *given)
+    capsys.readouterr()
+    saved = load("last")
+    part = evaluate.open_part(saved, "validation", None)
+    corpus = part.task.corpus
+    counted = sum(int((batch.targets != IGNORED).sum()) for batch in part.task.evaluation_batches(part.split, "cpu"))
+    shown = said(capsys, "last", "--tokens", "100000")
+    table = re.search(r"model +([\d.]+) ", shown)
+    assert table is not None
+    assert f"mean loss of these {counted} tokens: {table[1]}" in shown
+    few = counted - 2
+    assert f"mean loss of these {few} tokens: " in said(capsys, "last", "--tokens", str(few))
+    shown = said(capsys, "last", "--max-batches", "1")
+    assert re.search(rf"validation: [\d,]+ tokens of {counted:,}\b", shown)
+    first = [batch for number, batch in enumerate(part.task.evaluation_batches(part.split, "cpu")) if number < 1]
+    unigram, bigram = unigram_and_bigram_loss(corpus.train, first, corpus.tokenizer.vocab_size)
+    logged = load_training_log(run).training
+    assert logged["evaluation_part/validation_bigram_loss"].values == [pytest.approx(bigram, rel=1e-9)]
+    assert logged["evaluation_part/validation_unigram_loss"].values == [pytest.approx(unigram, rel=1e-9)]
+    # and the run itself, over the whole split
+    whole = unigram_and_bigram_loss(
+        corpus.train, part.task.evaluation_batches(part.split, "cpu"), corpus.tokenizer.vocab_size
+    )
+    log = load_training_log(run).validation
+    names = ("validation/unigram_loss", "validation/bigram_loss")
+    assert [log[name].values[-1] for name in names] == pytest.approx(whole, rel=1e-9)
 
 
 def test_samples_and_their_words(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from manual_backprop import CustomTransformerConfig, CustomTransformerWrapper, Evaluator, TorchTransformer
+from manual_backprop.config import BatchingConfig
 from manual_backprop.data.batches import validation_batches
+from manual_backprop.data.order import evaluation_batches, evaluation_targets
 from manual_backprop.evaluation import BIGRAM_WEIGHTS, Evaluation, unigram_and_bigram_loss
 from manual_backprop.models.network import Batch
+from manual_backprop.ops import IGNORED
 
 V = 13
 
@@ -115,6 +118,11 @@ def test_perplexity_of_what_is_not_finite() -> None:
 # Counting models
 
 
+def windows(tokens: np.ndarray, length: int = 0) -> list[Batch]:
+    """Batches in which each token but the first is a target once."""
+    return list(validation_batches(tokens, length or len(tokens) - 1, 1))
+
+
 def test_unigram_and_bigram_by_hand() -> None:
     train, validation = np.array([0, 1, 0, 1, 0, 2]), np.array([2, 0, 1, 1])
     # counts 3, 2, 1 of 6 tokens and V = 4
@@ -130,14 +138,14 @@ def test_unigram_and_bigram_by_hand() -> None:
         / 3
         for k in BIGRAM_WEIGHTS
     )
-    assert unigram_and_bigram_loss(train, validation, 4) == pytest.approx((unigram, bigram), rel=1e-14)
+    assert unigram_and_bigram_loss(train, windows(validation, 2), 4) == pytest.approx((unigram, bigram), rel=1e-14)
 
 
-def slow(train: list[int], validation: list[int], vocab_size: int) -> tuple[float, float]:
-    """The definitions, with dictionaries."""
+def slow(train: list[int], texts: list[list[int]], vocab_size: int) -> tuple[float, float]:
+    """The definitions, with dictionaries, of what each text says after its first token."""
     counts, pairs, contexts = Counter(train), Counter(pairwise(train)), Counter(train[:-1])
     p = [(counts[token] + 1) / (len(train) + vocab_size) for token in range(vocab_size)]
-    asked = list(pairwise(validation))
+    asked = [pair for text in texts for pair in pairwise(text)]
     unigram = -sum(math.log(p[b]) for _, b in asked) / len(asked)
     bigram = min(
         -sum(math.log((pairs[a, b] + k * p[b]) / (contexts[a] + k)) for a, b in asked) / len(asked)
@@ -155,17 +163,34 @@ def test_against_dictionaries(train_length: int, used: int, vocab_size: int, dty
     generator = np.random.default_rng(train_length)
     train = (generator.integers(0, used, train_length) * (vocab_size // used) % 65_000).astype(dtype)
     validation = (generator.integers(0, used, 400) * (vocab_size // used) % 65_000).astype(dtype)
-    got = unigram_and_bigram_loss(train, validation, vocab_size)
-    assert got == pytest.approx(slow(train.tolist(), validation.tolist(), vocab_size), rel=1e-12)
+    got = unigram_and_bigram_loss(train, windows(validation, 30), vocab_size)
+    assert got == pytest.approx(slow(train.tolist(), [validation.tolist()], vocab_size), rel=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_the_same_tokens_as_the_model(batching: str, batch_size: int) -> None:
+    """Of a padded split no document's first token, for no model; of windows all but the very first."""
+    lengths = [9, 1, 4, 17, 2]
+    tokens, offsets = random_tokens(sum(lengths), 3), np.cumsum([0, *lengths])
+    train = random_tokens(500, 4)
+    batches = list(evaluation_batches(tokens, offsets, BatchingConfig(batching), 6, batch_size))
+    texts = [tokens[a:b].tolist() for a, b in pairwise(offsets)] if batching == "padded" else [tokens.tolist()]
+    want = slow(train.tolist(), texts, V)
+    assert unigram_and_bigram_loss(train, batches, V) == pytest.approx(want, rel=1e-12)
+    counted = sum(len(text) - 1 for text in texts)
+    assert sum(int((batch.targets != IGNORED).sum()) for batch in batches) == counted
+    assert evaluation_targets(offsets, BatchingConfig(batching)) == counted
+    assert unigram_and_bigram_loss(train, [], V) == (0.0, 0.0)
 
 
 def test_best_weight_is_taken() -> None:
     """Training text that says everything about the validation text wants little smoothing, noise wants much."""
     cycle = np.tile(np.arange(10), 100)
-    unigram, bigram = unigram_and_bigram_loss(cycle, cycle, 10)
+    unigram, bigram = unigram_and_bigram_loss(cycle, windows(cycle), 10)
     assert unigram == pytest.approx(math.log(10))
     assert bigram < 0.02
     noise, other = (np.random.default_rng(seed).integers(0, 10, 300) for seed in (1, 2))
-    unigram, bigram = unigram_and_bigram_loss(noise, other, 10)
-    assert bigram == pytest.approx(slow(noise.tolist(), other.tolist(), 10)[1])
+    unigram, bigram = unigram_and_bigram_loss(noise, windows(other), 10)
+    assert bigram == pytest.approx(slow(noise.tolist(), [other.tolist()], 10)[1])
     assert abs(bigram - unigram) < 0.1

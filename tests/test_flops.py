@@ -33,7 +33,7 @@ def test_formula_is_the_count(architecture: str, n_kv_heads: int | None, network
         architecture=architecture,
     )
     model = network(config)
-    model.recorder = Recorder("nothing")
+    model.recorder = Recorder("*.scores")
     tokens = torch.randint(0, 37, (2, sequence_length))
     with FlopCounterMode(display=False) as counter:
         model.loss_and_gradients(Batch(tokens, tokens), denominator=tokens.numel(), step=None)

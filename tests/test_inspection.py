@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from command_tools import command
@@ -14,10 +16,11 @@ from run_tools import SMALL, config_of, metric, resume, train
 from manual_backprop.config import ARCHITECTURES, CustomTransformerConfig
 from manual_backprop.errors import InputError
 from manual_backprop.inspection import UNWATCHED, Inspector, layer_of
-from manual_backprop.inspection_pictures import draw_layers
+from manual_backprop.inspection_pictures import Portrait, draw_layers
 from manual_backprop.interruption import Interruption
 from manual_backprop.models import build_network
 from manual_backprop.models.network import Batch, Network
+from manual_backprop.ops import IGNORED
 from manual_backprop.ops.numerics import no_record
 from manual_backprop.paired import Row
 from manual_backprop.runner import Runner
@@ -63,6 +66,7 @@ def one_look(network: Network, *batches: Batch) -> dict[str, float]:
     watch = inspector.watch(3)
     loss = torch.zeros(())
     for batch in batches:
+        watch.batch(batch)
         loss = loss + network.loss_and_gradients(batch, denominator=24 * len(batches), step=3)
     watch.gradients()
     optimizer.step(loss, 1e-2, 1.0)
@@ -144,6 +148,57 @@ def test_units_that_no_token_wakes_are_dead() -> None:
     network.parameters["blocks.0.feed_forward.hidden.bias"][3:] = awake
     found = one_look(network, batch_of(network, 0), batch_of(network, 1))
     assert found["dead_units/blocks.0.feed_forward"] == pytest.approx(3 / 12)
+
+
+@pytest.mark.parametrize("kernels", ["fused", "reference"])
+def test_padding_has_no_part(kernels: str) -> None:
+    """Rows of several lengths in one batch are the same rows one by one."""
+    from manual_backprop.data.batches import Documents
+
+    lengths = np.array([8, 3, 5])
+    tokens = np.random.default_rng(1).integers(1, 23, int((lengths + 1).sum()))
+    documents = Documents(tokens, np.concatenate([[0], np.cumsum(lengths + 1)]))
+    together = documents.batch(np.arange(3), lengths)
+    alone = [documents.batch(np.array([n]), lengths[n : n + 1]) for n in range(3)]
+    padded, single = (
+        one_look(network_of("gpt2", precision="fp64", kernels=kernels), *batches) for batches in ([together], alone)
+    )
+    for name in [name for name in padded if name.startswith(("attention_entropy/", "dead_units/"))]:
+        assert padded[name] == pytest.approx(single[name], rel=1e-12), name
+    assert any(name.startswith("attention_entropy/") for name in padded)
+
+
+def test_a_unit_that_only_padding_wakes_is_dead() -> None:
+    network = network_of("gpt2")
+    watch = Inspector(network, 1, 9).watch(3)
+    watch.batch(Batch(torch.zeros(1, 3, dtype=torch.int64), torch.tensor([[4, 5, IGNORED]])))
+    activated = torch.tensor([[[1.0, 0.0, -2.0], [0.5, 0.0, 0.0], [math.nan, 100.0, 1e9]]])
+    watch("blocks.0.feed_forward.activated", activated)
+    watch("blocks.0.attention.probabilities", torch.tensor([[[[1.0, 0, 0], [0.5, 0.5, 0], [math.nan, 0, 0]]]]))
+    watch("logits", torch.full((1, 3, 23), math.nan))  # told without being wanted
+    watch.gradients()
+    assert watch.found["dead_units/blocks.0.feed_forward"] == pytest.approx(1 / 3)
+    assert watch.found["attention_entropy/blocks.0.attention"] == pytest.approx(math.log(2) / 2)
+    assert {name.partition("/")[0] for name in watch.found} == {"gradient_norm", "dead_units", "attention_entropy"}
+
+
+@pytest.mark.parametrize("options", [("batching=padded",), ("batching.mask_documents=true",)], ids=" ".join)
+def test_the_portrait_is_of_a_row_as_it_is_evaluated(options: tuple[str, ...], tmp_path: Path) -> None:
+    """No attention between documents where the network has learned without, and none of padding."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": "ab" * (n % 3 + 1)}) + "\n" for n in range(80)))
+    runner = Runner(config_of(rows, "dataset=jsonl", *options), tmp_path / "outputs", Interruption())
+    network = runner.model.network
+    row = runner.task.example(network.device)
+    portrait = Portrait(network, row)
+    evaluated = next(runner.task.evaluation_batches(runner.task.corpus.split("validation"), "cpu"))  # type: ignore
+    assert torch.equal(row.tokens, evaluated.tokens[:1, : row.tokens.shape[1]])
+    assert portrait.places == row.tokens.shape[1] > 1
+    seen = torch.from_numpy(portrait.attention()[0][0])
+    apart = row.segments[0][:, None] != row.segments[0] if row.segments is not None else torch.zeros(len(seen), 1) > 0
+    assert bool(apart.any()) == (row.segments is not None)
+    assert not seen[apart.expand_as(seen)].any()
+    assert seen.sum(-1) == pytest.approx(np.ones(len(seen)), rel=1e-5)
 
 
 def test_update_ratio() -> None:

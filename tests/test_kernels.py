@@ -346,12 +346,13 @@ def test_a_step_that_was_broken_off_leaves_nothing_behind() -> None:
     """An exception in the middle, here of whoever looks on: the next step is that of a fresh network."""
     network, batch = fused(), draw_batch(ODD, 2, 7)
 
-    def interrupt(name: str, tensor: Tensor) -> None:
-        if name == "blocks.0.feed_forward.dactivated":
-            raise KeyboardInterrupt
+    class Interrupting(Recorder):
+        def __call__(self, name: str, tensor: Tensor) -> None:
+            if name == "blocks.0.feed_forward.dactivated":
+                raise KeyboardInterrupt
 
     silent = network.recorder
-    network.recorder = interrupt
+    network.recorder = Interrupting()
     with pytest.raises(KeyboardInterrupt):
         step(network, batch)
     network.recorder = silent

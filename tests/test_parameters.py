@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from manual_backprop.config import CustomTransformerConfig
 from manual_backprop.errors import InputError
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import packed_names
-from manual_backprop.parameters import PADDING, Layout, copy_into
+from manual_backprop.parameters import PADDING, Layout, copy_into, copy_on_cpu
 
 NETWORKS = [
     pytest.param(
@@ -108,3 +112,25 @@ def test_copying_is_all_or_nothing() -> None:
     copy_into(target, {"a": torch.ones(2, dtype=torch.float64), "b": torch.ones(3)})
     assert target["a"].dtype == torch.float32
     assert float(target["a"].sum() + target["b"].sum()) == 5
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_copy_on_the_cpu_is_made_once(device: str) -> None:
+    """A GPU's tensor is a fake one, of which the operations are seen."""
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            operations.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    operations: list[str] = []
+    with FakeTensorMode() if device == "cuda" else nullcontext():
+        x = torch.empty(6)[2:4] if device == "cpu" else torch.empty(2, device=device)
+        with Operations():
+            copied = copy_on_cpu(x)
+    assert [name for name in operations if "copy" in name or "clone" in name] == ["aten._to_copy.default"]
+    assert copied.device.type == "cpu"
+    if device == "cpu":
+        assert copied.untyped_storage().nbytes() == 8
+        x.fill_(3)
+        assert not torch.equal(copied, x)

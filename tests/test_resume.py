@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,6 +25,7 @@ from manual_backprop.data.tokenizer_training import train_tokenizer_from_files
 from manual_backprop.errors import CheckpointError, ConfigError, InputError, RunInUseError
 from manual_backprop.interruption import Interruption
 from manual_backprop.resume import STATE, open_resumed
+from manual_backprop.run import main
 from manual_backprop.run_state import restore, tensors_of
 from manual_backprop.runner import Runner, run_job
 from manual_backprop.tracking import load_training_log
@@ -75,6 +78,36 @@ def test_resume_takes_only_what_the_command_line_names(copy: Path, tmp_path: Pat
     assert saved["config"]["seed"] == 3
     # the same seed of config.yaml, for the next resume
     assert "max_steps: 10" in (copy / "config.yaml").read_text()
+
+
+def test_resume_last_reads_its_checkpoint_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command: composed twice, verified, owned and loaded, every byte is compared with the manifest once."""
+    counted: Counter[Path] = Counter()
+    real = hashlib.file_digest
+
+    def counting(file: Any, digest: str) -> Any:
+        counted[Path(file.name)] += 1
+        return real(file, digest)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    monkeypatch.setattr("manual_backprop.checkpoint.SETTLED", 0.0)
+    path = copy / "checkpoints" / "step-000008"
+    files = {file for file in path.iterdir() if file.name != "manifest.json"}
+    assert main(["resume=last", "training.max_steps=9"]) is None
+    assert {file: times for file, times in counted.items() if file.parent == path} == dict.fromkeys(files, 1)
+
+
+def test_what_is_saved_is_not_copied_first(text: Path, tmp_path: Path) -> None:
+    """Neither to see whether it fits on the disk, nor to write it."""
+    with Interruption() as interruption:
+        runner = Runner(config_of(text), tmp_path / "outputs", interruption)
+    buffers = [runner.model.network.flat_parameters, *runner.optimizer.moments.values()]
+    places = {flat.buffer.untyped_storage().data_ptr() for flat in buffers}
+    places.add(runner.optimizer.counts.untyped_storage().data_ptr())
+    saved = tensors_of(runner.model, runner.optimizer)
+    assert {x.untyped_storage().data_ptr() for named in saved.values() for x in named.values()} == places
+    assert saved.keys() == {"parameters", "optimizer"}
+    assert saved["optimizer"].keys() == runner.optimizer.state().keys()
 
 
 def test_resume_with_another_learning_rate(copy: Path, tmp_path: Path) -> None:
@@ -359,7 +392,8 @@ def test_every_tensor_of_a_checkpoint_matters(copy: Path, tmp_path: Path) -> Non
         restore(runner.model, runner.optimizer, replace(resumed.checkpoint, tensors=tensors))
         for _ in range(2):
             runner.train_step()
-        return [tensor for named in tensors_of(runner.model, runner.optimizer).values() for tensor in named.values()]
+        kept = tensors_of(runner.model, runner.optimizer)
+        return [tensor.clone() for named in kept.values() for tensor in named.values()]
 
     truth = after_two_steps(sound)
     assert all(torch.equal(one, other) for one, other in zip(after_two_steps(sound), truth, strict=True))

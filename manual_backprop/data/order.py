@@ -191,6 +191,13 @@ def open_order(
     return order if repeat is None else Repeated(order, repeat)
 
 
+def evaluation_targets(offsets: np.ndarray, batching: BatchingConfig) -> int:
+    """How many targets count in all of `evaluation_batches`. `offsets` (documents + 1,), where documents begin."""
+    if batching.name == "padded":
+        return int((np.diff(offsets) - 1).clip(min=0).sum())
+    return int(offsets[-1]) - 1
+
+
 def evaluation_batches(
     tokens: Tokens,
     offsets: np.ndarray,

@@ -121,9 +121,10 @@ class _Squares:
         self.wholes: dict[str, Tensor] = {}
 
     def put(self, name: str, sequences: slice, rows: slice, tile: Tensor) -> None:
-        if self.record is not no_record:
-            whole = self.wholes.setdefault(name, self.like.new_zeros(self.shape))
-            whole[sequences, :, rows, : rows.stop] = tile
+        if self.record.wants(name):
+            if name not in self.wholes:
+                self.wholes[name] = self.like.new_zeros(self.shape)
+            self.wholes[name][sequences, :, rows, : rows.stop] = tile
 
     def tell(self) -> None:
         for name, whole in self.wholes.items():

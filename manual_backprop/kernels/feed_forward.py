@@ -39,7 +39,7 @@ def feed_forward_forward(
             activate(activated, hidden[part], hidden_bias)
             recorded.put("activated", activated)
             torch.addmm(bias, activated, output_weight.T, out=y[part])
-    if record is not no_record:
+    if record.wants("hidden"):
         recorded.put("hidden", hidden + hidden_bias)
     recorded.tell()
     return y.view(x.shape), (held(x), hidden_weight, hidden, hidden_bias, output_weight, activation)

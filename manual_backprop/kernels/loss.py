@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..ops.loss import IGNORED
-from ..ops.numerics import Record, no_record, rows, wide
+from ..ops.numerics import Record, no_record, one_number, rows, wide
 from ..parameters import PADDING
 from .arena import in_place_of, scratch
 from .pieces import Recorded, pieces
@@ -48,7 +48,7 @@ def linear_cross_entropy(
     counts = target != IGNORED
     if denominator is None:
         denominator = counts.sum()
-    share = 1 / torch.as_tensor(denominator, dtype=wide(x).dtype, device=x.device).clamp(min=1)
+    share = 1 / one_number(denominator, wide(x_rows[:0])).clamp(min=1)
     dx = in_place_of(x_rows)
     loss = torch.zeros_like(share)
     recorded = Recorded(record, targets.shape)
@@ -62,7 +62,7 @@ def linear_cross_entropy(
                 padded[:, vocab_size:].fill_(-math.inf)
             part_loss, scale = _loss_and_gradient_(padded, target[part], counts[part], share, label_smoothing)
             loss += part_loss
-            if record is not no_record:
+            if record.wants("dlogits"):
                 recorded.put("dlogits", (logits * scale).to(x.dtype))
             # logits = x W^T
             add_product(dweight, logits.T, (x_rows[part] * scale).to(x.dtype))

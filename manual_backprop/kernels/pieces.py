@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..ops.numerics import Record, no_record
+from ..ops.numerics import Record
 
 PIECE = 1 << 21  # numbers of a wide tensor at a time: less costs the products speed
 
@@ -30,17 +30,23 @@ def pieces_of(x: Tensor) -> Iterator[slice]:
 
 
 class Recorded:
-    """Puts pieces of rows together again, for whoever records them; nothing where nobody does."""
+    """Puts pieces of rows together again, for whoever wants them by this name."""
 
     def __init__(self, record: Record, shape: torch.Size):
         self.record, self.shape = record, shape
-        self.wholes: dict[str, list[Tensor]] = {}
+        self.wholes: dict[str, Tensor] = {}  # (N, width) each
+        self.filled: dict[str, int] = {}  # rows
 
     def put(self, name: str, piece: Tensor) -> None:
-        if self.record is not no_record:
-            self.wholes.setdefault(name, []).append(piece.clone())
+        """The next rows, (R, width), or all at once."""
+        if self.record.wants(name):
+            if name not in self.wholes:
+                self.wholes[name], self.filled[name] = piece.new_empty(self.shape.numel(), piece.shape[1]), 0
+            first = self.filled[name]
+            self.filled[name] += len(piece)
+            self.wholes[name][first : self.filled[name]] = piece
 
     def tell(self) -> None:
         """Records each as (*shape, width)."""
-        for name, parts in self.wholes.items():
-            self.record(name, torch.cat(parts).unflatten(0, self.shape))
+        for name, whole in self.wholes.items():
+            self.record(name, whole.unflatten(0, self.shape))

@@ -40,10 +40,6 @@ class AutogradNetwork(Network):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def _denominator(self, denominator: int | Tensor) -> Tensor:
-        """On the device, and at least 1: where no target counts, the loss is 0."""
-        return torch.as_tensor(denominator, device=self.device).clamp(min=1)
-
     @torch.enable_grad()
     def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:
         self.check_tokens(tokens, segments=segments)

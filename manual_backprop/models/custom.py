@@ -88,7 +88,7 @@ class CustomTransformer(FlatNetwork):
         inputs = batch.tokens, batch.targets, batch.segments
         with self._calculation(training=True):
             if self._is_repeatable(batch.tokens.numel()):
-                return self.replay(work, (*inputs, torch.as_tensor(denominator)), self._course())
+                return self.replay(work, (*inputs, self.on_device(denominator)), self._course())
             return work(*inputs, denominator)
 
     def _training_step(

@@ -38,7 +38,7 @@ def attention_mirror(
 ) -> Tensor:
     """PyTorch's own fused attention; spelled out where its probabilities are dropped by our mask, or looked at."""
     query, key, value = split_heads(qkv, n_heads)
-    if dropout is None and record is no_record:
+    if dropout is None and not (record.wants("scores") or record.wants("probabilities")):
         mask = None if segments is None else visible_positions(qkv.shape[1], segments, qkv.device)
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
         return context.transpose(1, 2).flatten(2)
@@ -78,6 +78,21 @@ def rotary_attention_mirror(
     return attention_mirror(torch.cat((query, *shared), dim=2).flatten(2), n_heads, segments, dropout, record)
 
 
+class WithGradients:
+    """Records activations as they are made, and their gradients as autograd makes them."""
+
+    def __init__(self, record: Record):
+        self.record = record
+
+    def wants(self, name: str) -> bool:
+        return self.record.wants(name) or self.record.wants(gradient_name(name))
+
+    def __call__(self, name: str, tensor: Tensor) -> None:
+        self.record(name, tensor)
+        if tensor.requires_grad and self.record.wants(gradient_name(name)):
+            tensor.register_hook(lambda gradient: self.record(gradient_name(name), gradient))
+
+
 class TorchTransformer(AutogradNetwork, FlatNetwork):
     """`Network` by autograd. Parameters are leaves over the flat buffer, and their `.grad` is the flat gradient's view,
     so that autograd adds into the same `gradients` that the hand-written backward adds into."""
@@ -91,15 +106,9 @@ class TorchTransformer(AutogradNetwork, FlatNetwork):
             self.leaves[name] = leaf
         self.head = self.leaves["token_embedding.weight" if config.traits.tied_head else "head.weight"]
 
-    def _record(self, name: str, tensor: Tensor) -> None:
-        """Activations as they are made, their gradients as autograd makes them."""
-        self.recorder(name, tensor)
-        if tensor.requires_grad:
-            tensor.register_hook(lambda gradient: self.recorder(gradient_name(name), gradient))
-
     @property
     def _recording(self) -> Record:
-        return no_record if self.recorder is no_record else self._record
+        return no_record if self.recorder is no_record else WithGradients(self.recorder)
 
     @torch.enable_grad()
     def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
@@ -110,7 +119,7 @@ class TorchTransformer(AutogradNetwork, FlatNetwork):
         with self._autocast():
             logits = F.linear(self._hidden(batch.tokens, batch.segments, dropout), self.head)
             self._recording("logits", logits)
-            loss = summed_loss(logits, batch.targets.long(), smoothing, self._denominator(denominator))
+            loss = summed_loss(logits, batch.targets.long(), smoothing, self.on_device(denominator).clamp(min=1))
         loss.backward()
         return loss.detach()
 

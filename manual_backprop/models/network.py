@@ -24,7 +24,7 @@ from ..kernels.optimizers import FusedAdamW, FusedSGD
 from ..ops import IGNORED, Dropout, random_key, rotations, sinusoids
 from ..ops.numerics import Record, no_record
 from ..optim import SGD, AdamW, Optimizer
-from ..parameters import Layout, Shape, copy_into
+from ..parameters import Layout, Shape, copy_into, copy_on_cpu
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ class Network(ABC):
         """Forward and backward: adds to `gradients` and returns the loss, one number that stays on the device.
 
         The loss is the sum over the batch's targets that count, divided by `denominator`: their number in the whole
-        optimizer step. `step` is the optimizer step that is being made (it chooses the dropout masks), None for none.
+        optimizer step, a Python number or, once for all batches of a step, `on_device` of it. `step` is the optimizer
+        step that is being made (it chooses the dropout masks), None for none.
         """
 
     @abstractmethod
@@ -180,7 +181,7 @@ class Network(ABC):
 
     def export_parameters(self) -> dict[str, Tensor]:
         """Copies of all parameters by name, on the CPU, in their own format."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+        return {name: copy_on_cpu(parameter) for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
@@ -189,6 +190,11 @@ class Network(ABC):
 
     def count_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters.values())
+
+    def on_device(self, number: int | Tensor) -> Tensor:
+        """`number` as one number on this network's device. A Python number is filled in there, which waits for nothing;
+        `torch.as_tensor` would copy it there from the host."""
+        return number.to(self.device) if isinstance(number, Tensor) else torch.full((), number, device=self.device)
 
     def check_tokens(self, tokens: Tensor, targets: Tensor | None = None, segments: Tensor | None = None) -> None:
         """InputError for tokens that this network cannot read. A negative index would wrap around in silence.

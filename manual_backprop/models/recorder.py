@@ -21,9 +21,25 @@ class Recorder:
         self.patterns = patterns or ("*",)
         self.tensors: dict[str, Tensor] = {}
 
+    def wants(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
+
     def __call__(self, name: str, tensor: Tensor) -> None:
-        if any(fnmatchcase(name, pattern) for pattern in self.patterns):
+        if self.wants(name):
             self.tensors[name] = tensor.detach().clone()
+
+
+class Scoped:
+    """Puts `scope` before every name that `record` is asked for or given."""
+
+    def __init__(self, record: Record, scope: str):
+        self.record, self.scope = record, scope
+
+    def wants(self, name: str) -> bool:
+        return self.record.wants(self.scope + name)
+
+    def __call__(self, name: str, tensor: Tensor) -> None:
+        self.record(self.scope + name, tensor)
 
 
 def gradient_name(name: str) -> str:
@@ -34,6 +50,4 @@ def gradient_name(name: str) -> str:
 
 def scoped(record: Record, scope: str) -> Record:
     """A recorder that puts `scope` before every name; the null recorder stays itself."""
-    if record is no_record:
-        return no_record
-    return lambda name, tensor: record(scope + name, tensor)
+    return no_record if record is no_record else Scoped(record, scope)

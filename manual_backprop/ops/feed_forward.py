@@ -34,7 +34,7 @@ def feed_forward_forward(
         tanh = {"gelu_tanh": True, "gelu": False}[activation]
         activated, activation_cache = bias_gelu_forward(hidden, hidden_bias, tanh)
     y, output_cache = linear_forward(activated, output_weight, output_bias)
-    if record is not no_record:
+    if record.wants("hidden"):
         record("hidden", hidden if activation == "relu" else hidden + hidden_bias)
     record("activated", activated)
     return y, (hidden_cache, activation_cache, output_cache, activation)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .linear import LinearCache, linear_backward, linear_forward
-from .numerics import Record, no_record, rows, wide
+from .numerics import Record, no_record, one_number, rows, wide
 
 IGNORED = -100  # a target that does not count: padding, or text that is only read
 
@@ -33,7 +33,7 @@ def cross_entropy_forward(
     if denominator is None:
         denominator = counts.sum()
     z_wide = wide(z)
-    denominator = torch.as_tensor(denominator, dtype=z_wide.dtype, device=z.device).clamp(min=1)
+    denominator = one_number(denominator, z_wide).clamp(min=1)
     logsumexp = z_wide.logsumexp(-1)  # (N)
     expected = (1 - label_smoothing) * z_wide.gather(1, target.clamp(min=0)[:, None])[:, 0]
     if label_smoothing:

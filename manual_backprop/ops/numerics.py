@@ -1,22 +1,50 @@
-"""What every pair shares: which number format a reduction runs in, and how a tensor is seen as rows."""
+"""What every pair shares: which number format a reduction runs in, how a tensor is seen as rows, who looks inside."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Record = Callable[[str, Tensor], None]
+
+class Record(Protocol):
+    """Who looks inside a step. A pair calls `record(name, tensor)` for what is worth seeing inside it.
+
+    What it has anyway it may offer under any name: who does not want that does nothing with it. What it would compute
+    or copy for the record alone, it does only where `record.wants(name)`.
+    """
+
+    def wants(self, name: str) -> bool: ...
+
+    def __call__(self, name: str, tensor: Tensor) -> None: ...
 
 
-def no_record(name: str, tensor: Tensor) -> None:
-    """The recorder that nobody reads. A pair calls `record(name, tensor)` for what is worth seeing inside it."""
+class NoRecord:
+    """The recorder that nobody reads."""
+
+    def wants(self, name: str) -> bool:
+        return False
+
+    def __call__(self, name: str, tensor: Tensor) -> None: ...
+
+
+no_record = NoRecord()
 
 
 def wide(x: Tensor) -> Tensor:
     """`x` in the format for statistics, exponentials and sums: bfloat16 widened to float32, all else as it is."""
     return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def one_number(value: float | Tensor, like: Tensor) -> Tensor:
+    """`value` as one number in the format and on the device of `like`.
+
+    A number of Python is filled in on the device: `torch.as_tensor` would copy it there from the host, and a GPU's step
+    would wait for that. A tensor that lies there already is not copied, so that it may change from step to step where a
+    step's calls are recorded.
+    """
+    return value.to(like) if isinstance(value, Tensor) else like.new_full((), value)
 
 
 def rows(x: Tensor) -> Tensor:

@@ -11,21 +11,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 
 from ..batch import Batch
 from ..config import CustomTransformerConfig, RunConfig
 from ..data.corpus import Corpus, prepare_corpus
-from ..data.order import Order, evaluation_batches, open_order
+from ..data.order import Order, evaluation_batches, evaluation_targets, open_order
 from ..data.token_cache import Split
 from ..data.tokenizers import FILE_NAME
 from ..errors import ConfigError
 from ..evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
 from ..language_model import LanguageModel, build_model
-from ..ops import IGNORED
 from ..samples import draw_samples, encode_prompts
 from .task import Evaluated, Task
+
+COUNTED_ROWS = 256  # sequences that the counting models are measured on at a time
 
 
 class LanguageModelTask(Task):
@@ -72,17 +72,24 @@ class LanguageModelTask(Task):
         )
 
     def check(self) -> None:
-        self.evaluation_batches(self.corpus.split("validation"), torch.device("cpu"))
-        _ = self.prompts  # says which of them the tokenizer cannot read
+        self.evaluation_batches(self.corpus.split("validation"), "cpu")
+        _ = self.prompts  # which says which of them the tokenizer cannot read
 
-    def evaluation_batches(self, split: Split, device: torch.device, limit: int | None = None) -> Iterator[Batch]:
-        """A split in the shape that training has, once and in order; with `limit`, only so many batches.
+    def evaluation_batches(
+        self, split: Split, device: torch.device | str, limit: int | None = None, rows: int | None = None
+    ) -> Iterator[Batch]:
+        """A split in the shape that training has, once and in order, `rows` at a time (None: training.batch_size); with
+        `limit`, only so many batches.
 
         Raises InputError, when it is called, for a split that is too short.
         """
         config = self.config
-        length, rows = config.model.max_seq_len, config.training.batch_size
+        length, rows = config.model.max_seq_len, rows or config.training.batch_size
         return evaluation_batches(split.tokens, split.offsets, config.batching, length, rows, limit, device)
+
+    def targets(self, split: Split) -> int:
+        """How many tokens are predicted in all of a split."""
+        return evaluation_targets(split.offsets, self.config.batching)
 
     # What it measures and predicts
 
@@ -92,10 +99,10 @@ class LanguageModelTask(Task):
         batches = self.evaluation_batches(split, model.network.device, limit)
         return Evaluator(model, bytes_per_token).evaluate(batches)
 
-    def counting_losses(self, split: Split, targets: int | None = None) -> tuple[float, float]:
-        """Unigram and bigram loss on a split; `targets`: on its first so many."""
-        tokens = split.tokens if targets is None else split.tokens[: targets + 1]
-        return unigram_and_bigram_loss(self.corpus.train, tokens, self.corpus.tokenizer.vocab_size)
+    def counting_losses(self, split: Split, limit: int | None = None) -> tuple[float, float]:
+        """Unigram and bigram loss on the same tokens as a model's."""
+        batches = self.evaluation_batches(split, "cpu", limit, COUNTED_ROWS if limit is None else None)
+        return unigram_and_bigram_loss(self.corpus.train, batches, self.corpus.tokenizer.vocab_size)
 
     @cached_property
     def validation_counting_losses(self) -> tuple[float, float]:
@@ -130,12 +137,8 @@ class LanguageModelTask(Task):
         return draw_samples(model, self.corpus.tokenizer, self.prompts, length, seed)
 
     def example(self, device: torch.device) -> Batch:
-        """The beginning of the validation split; of a single token, without a target that counts."""
-        tokens, longest = self.corpus.validation, self.config.model.max_seq_len
-        length = max(min(len(tokens) - 1, longest), 1)
-        ids = torch.from_numpy(np.asarray(tokens[: length + 1]).astype(np.int64)).to(device)
-        targets = ids[1:] if len(ids) > 1 else torch.full_like(ids, IGNORED)
-        return Batch(ids[:length][None], targets[:length][None])
+        """The first row of the validation split, as it is evaluated."""
+        return next(self.evaluation_batches(self.corpus.split("validation"), device, rows=1))
 
     def text(self, batch: Batch, positions: int) -> str:
         return self.corpus.tokenizer.decode(batch.tokens[0, :positions].tolist())
