@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,9 @@ from manual_backprop.saved_model import RUN_HELP
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from manual_backprop.batch import Batch
     from manual_backprop.config import RunConfig
     from manual_backprop.data.token_cache import Split
-    from manual_backprop.data.token_shards import Tokens
     from manual_backprop.data.tokenizers import Tokenizer
     from manual_backprop.evaluation import Evaluation
     from manual_backprop.saved_model import Found, SavedModel
@@ -68,19 +68,17 @@ class Part:
     notes: tuple[str, ...] = ()  # what a reader of the numbers must know
 
     @property
-    def tokens(self) -> Tokens:
-        return self.split.tokens
-
-    @property
     def config(self) -> RunConfig:
         return self.task.config
 
     @property
     def targets(self) -> int:
         """How many tokens are predicted in all of the split."""
-        from manual_backprop.data.order import evaluation_targets
+        return self.task.targets(self.split)
 
-        return evaluation_targets(self.split.offsets, self.config.batching)
+    def rows(self, device: Any) -> Iterator[Batch]:
+        """The sequences of all of the split as they are evaluated, one at a time."""
+        return self.task.evaluation_batches(self.split, device, rows=1)
 
 
 def open_part(saved: SavedModel, name: str, max_batches: int | None, test: str | None = None) -> Part:
@@ -121,7 +119,7 @@ def measure(saved: SavedModel, part: Part) -> tuple[Evaluation, dict[str, Evalua
 
     evaluation = part.task.measure(saved.model, part.split, part.max_batches)
     losses = part.task.counting_losses(part.split, part.max_batches)
-    bytes_per_token = part.split.text_bytes / len(part.tokens)
+    bytes_per_token = part.split.text_bytes / len(part.split.tokens)
     counting = {
         name: Evaluation(loss, math.nan, evaluation.tokens, loss / math.log(2) / bytes_per_token)
         for name, loss in zip(("bigram", "unigram"), reversed(losses), strict=True)

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from .models.network import Batch, Network
+from .batch import Batch
+from .models.network import Network
 from .ops import IGNORED
 from .ops.numerics import wide
 

@@ -46,6 +46,8 @@ def suggestion(name: str, within: list[str] | None = None) -> str | None:
     candidates = list(within or (*groups(), *keys(), "experiments"))
     candidates = [key for key in candidates if not key.endswith(".name")]
     head, _, last = name.rpartition(".")
+    if (first := name.partition(".")[0]) in keys():  # below a key that is no group, tags.a.b or seed.a
+        return first
     siblings = {key.rpartition(".")[2]: key for key in reversed(candidates) if not head or key.startswith(head + ".")}
     if not head:  # learning_rate without its group: the optimizer's is what a run uses
         siblings |= {key.rpartition(".")[2]: key for key in candidates if key.startswith("optimizer.")}

@@ -312,7 +312,7 @@ def test_a_planted_fault_fails_its_own_check(
 
 
 def test_a_text_longer_than_what_is_looked_at(sentences: Path, cache: Path) -> None:
-    corpus: Corpus = diagnosis_of(sentences, cache).corpus
+    corpus: Corpus = diagnosis_of(sentences, cache).task.corpus
     part = beginning(corpus, 1000, 8)
     assert 900 < len(part.train) <= 1000
     assert part.train_offsets[-1] == len(part.train)

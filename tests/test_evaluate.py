@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from manual_backprop import Evaluator, evaluate, exit_codes
-from manual_backprop.batch import Batch
 from manual_backprop.checkpoint import load_checkpoint
 from manual_backprop.config import DatasetConfig
 from manual_backprop.data.batches import validation_batches
@@ -221,11 +218,8 @@ def test_documents_are_read_as_they_are_trained(
     capsys.readouterr()
     saved = load("last")
     part = evaluate.open_part(saved, "validation", None)
-
-    def batches() -> Iterator[Batch]:
-        return part.task.evaluation_batches(part.split, torch.device("cpu"))
-
-    counted = sum(int((batch.targets != IGNORED).sum()) for batch in batches())
+    corpus = part.task.corpus
+    counted = sum(int((batch.targets != IGNORED).sum()) for batch in part.task.evaluation_batches(part.split, "cpu"))
     shown = said(capsys, "last", "--tokens", "100000")
     table = re.search(r"model +([\d.]+) ", shown)
     assert table is not None
@@ -234,13 +228,15 @@ def test_documents_are_read_as_they_are_trained(
     assert f"mean loss of these {few} tokens: " in said(capsys, "last", "--tokens", str(few))
     shown = said(capsys, "last", "--max-batches", "1")
     assert re.search(rf"validation: [\d,]+ tokens of {counted:,}\b", shown)
-    first = [next(batches())]
-    unigram, bigram = unigram_and_bigram_loss(part.task.corpus.train, first, part.task.corpus.tokenizer.vocab_size)
+    first = [batch for number, batch in enumerate(part.task.evaluation_batches(part.split, "cpu")) if number < 1]
+    unigram, bigram = unigram_and_bigram_loss(corpus.train, first, corpus.tokenizer.vocab_size)
     logged = load_training_log(run).training
     assert logged["evaluation_part/validation_bigram_loss"].values == [pytest.approx(bigram, rel=1e-9)]
     assert logged["evaluation_part/validation_unigram_loss"].values == [pytest.approx(unigram, rel=1e-9)]
     # and the run itself, over the whole split
-    whole = unigram_and_bigram_loss(part.task.corpus.train, batches(), part.task.corpus.tokenizer.vocab_size)
+    whole = unigram_and_bigram_loss(
+        corpus.train, part.task.evaluation_batches(part.split, "cpu"), corpus.tokenizer.vocab_size
+    )
     log = load_training_log(run).validation
     names = ("validation/unigram_loss", "validation/bigram_loss")
     assert [log[name].values[-1] for name in names] == pytest.approx(whole, rel=1e-9)

@@ -188,10 +188,12 @@ def test_the_portrait_is_of_a_row_as_it_is_evaluated(options: tuple[str, ...], t
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": "ab" * (n % 3 + 1)}) + "\n" for n in range(80)))
     runner = Runner(config_of(rows, "dataset=jsonl", *options), tmp_path / "outputs", Interruption())
-    row = runner.task.example(torch.device("cpu"))
-    (first, *_) = runner.task.evaluation_batches(runner.task.corpus.split("validation"), torch.device("cpu"))
-    assert torch.equal(row.tokens[0], first.tokens[0])
-    portrait = Portrait(runner.model.network, row)
+    network = runner.model.network
+    row = runner.task.example(network.device)
+    portrait = Portrait(network, row)
+    evaluated = next(runner.task.evaluation_batches(runner.task.corpus.split("validation"), "cpu"))  # type: ignore
+    assert torch.equal(row.tokens, evaluated.tokens[:1, : row.tokens.shape[1]])
+    assert portrait.places == row.tokens.shape[1] > 1
     seen = torch.from_numpy(portrait.attention()[0][0])
     apart = row.segments[0][:, None] != row.segments[0] if row.segments is not None else torch.zeros(len(seen), 1) > 0
     assert bool(apart.any()) == (row.segments is not None)

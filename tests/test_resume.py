@@ -394,8 +394,8 @@ def test_every_tensor_of_a_checkpoint_matters(copy: Path, tmp_path: Path) -> Non
         restore(runner.model, runner.optimizer, replace(resumed.checkpoint, tensors=tensors))
         for _ in range(2):
             runner.train_step()
-        named = tensors_of(runner.model, runner.optimizer).values()
-        return [tensor.clone() for tensors in named for tensor in tensors.values()]
+        kept = tensors_of(runner.model, runner.optimizer)
+        return [tensor.clone() for named in kept.values() for tensor in named.values()]
 
     truth = after_two_steps(sound)
     assert all(torch.equal(one, other) for one, other in zip(after_two_steps(sound), truth, strict=True))

@@ -16,7 +16,7 @@ import torch
 from ..batch import Batch
 from ..config import CustomTransformerConfig, RunConfig
 from ..data.corpus import Corpus, prepare_corpus
-from ..data.order import Order, evaluation_batches, open_order
+from ..data.order import Order, evaluation_batches, evaluation_targets, open_order
 from ..data.token_cache import Split
 from ..data.tokenizers import FILE_NAME
 from ..errors import ConfigError
@@ -72,19 +72,24 @@ class LanguageModelTask(Task):
         )
 
     def check(self) -> None:
-        self.evaluation_batches(self.corpus.split("validation"), torch.device("cpu"))
-        _ = self.prompts  # says which of them the tokenizer cannot read
+        self.evaluation_batches(self.corpus.split("validation"), "cpu")
+        _ = self.prompts  # which says which of them the tokenizer cannot read
 
     def evaluation_batches(
-        self, split: Split, device: torch.device, limit: int | None = None, rows: int | None = None
+        self, split: Split, device: torch.device | str, limit: int | None = None, rows: int | None = None
     ) -> Iterator[Batch]:
-        """A split in the shape that training has, once and in order; with `limit`, only so many batches of `rows`.
+        """A split in the shape that training has, once and in order, `rows` at a time (None: training.batch_size); with
+        `limit`, only so many batches.
 
         Raises InputError, when it is called, for a split that is too short.
         """
         config = self.config
-        length, rows = config.model.max_seq_len, config.training.batch_size if rows is None else rows
+        length, rows = config.model.max_seq_len, rows or config.training.batch_size
         return evaluation_batches(split.tokens, split.offsets, config.batching, length, rows, limit, device)
+
+    def targets(self, split: Split) -> int:
+        """How many tokens are predicted in all of a split."""
+        return evaluation_targets(split.offsets, self.config.batching)
 
     # What it measures and predicts
 
@@ -95,9 +100,8 @@ class LanguageModelTask(Task):
         return Evaluator(model, bytes_per_token).evaluate(batches)
 
     def counting_losses(self, split: Split, limit: int | None = None) -> tuple[float, float]:
-        """Unigram and bigram loss on the tokens that `measure` predicts."""
-        rows = COUNTED_ROWS if limit is None else None
-        batches = self.evaluation_batches(split, torch.device("cpu"), limit, rows)
+        """Unigram and bigram loss on the same tokens as a model's."""
+        batches = self.evaluation_batches(split, "cpu", limit, COUNTED_ROWS if limit is None else None)
         return unigram_and_bigram_loss(self.corpus.train, batches, self.corpus.tokenizer.vocab_size)
 
     @cached_property

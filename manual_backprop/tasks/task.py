@@ -79,7 +79,7 @@ class Task(ABC):
 
     @abstractmethod
     def example(self, device: torch.device) -> Batch:
-        """One validation row, always the same, at which a network is looked at."""
+        """A batch of one validation row, always the same, at which a network is looked at."""
 
     @abstractmethod
     def text(self, batch: Batch, positions: int) -> str:
