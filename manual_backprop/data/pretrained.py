@@ -68,7 +68,10 @@ def tokenizer_named(name: str | Path) -> Tokenizer:
     if given in ("bpe", "char"):
         raise InputError(f"{given} is learned from a text: give the folder of one that was learned, or byte or gpt2.")
     if given == "gpt2":
-        return pretrained_tokenizer(TokenizerConfig(**option_values("tokenizer", given)))
+        values = option_values("tokenizer", given)
+        return pretrained_tokenizer(
+            TokenizerConfig(given, repository=values["repository"], revision=values["revision"])
+        )
     if given.count("/") == 1 and not given.startswith((".", "/", "~")):
         return pretrained_tokenizer(TokenizerConfig("gpt2", repository=given))
     raise InputError(
