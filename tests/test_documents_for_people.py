@@ -96,6 +96,11 @@ def of_kind(name: str) -> list[str]:
     return [command for command in written() if kind(command) == name]
 
 
+def named(command: str) -> str:
+    """In a test's id: all of a command, also where pytest would write a number for what is long."""
+    return command.removeprefix("python -m ")
+
+
 def arguments_of(command: str, place: Path) -> list[str]:
     """The command as a list to be run in `place`, with a reader's own words put in."""
     for word, value in PLACEHOLDERS.items():
@@ -259,7 +264,7 @@ def test_python_blocks_about_a_run(block: str, place: Path, warm: WarmPython) ->
 SHOWN = {" ".join(arguments_of(command, ROOT)): command for command in of_kind("shown")}
 
 
-@pytest.mark.parametrize("command", SHOWN.values())
+@pytest.mark.parametrize("command", SHOWN.values(), ids=named)
 def test_what_ends_at_once_is_run_as_it_is(command: str, tmp_path: Path, warm: WarmPython) -> None:
     words = arguments_of(command, tmp_path)
     outcome = Outcome(words, warm.run(words, tmp_path, 120), tmp_path, {})
@@ -269,7 +274,7 @@ def test_what_ends_at_once_is_run_as_it_is(command: str, tmp_path: Path, warm: W
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", of_kind("job"))
+@pytest.mark.parametrize("command", of_kind("job"), ids=named)
 def test_jobs_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's whole command line passes its check, not shortened: fast, and before the slow test below."""
     from manual_backprop.command_line import check
@@ -283,12 +288,12 @@ def test_jobs_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", of_kind("job"))
+@pytest.mark.parametrize("command", of_kind("job"), ids=named)
 def test_jobs_do_what_is_promised(command: str, reader: Reader) -> None:
     reader.carry_out(command)
 
 
-@pytest.mark.parametrize("command", of_kind("bench"))
+@pytest.mark.parametrize("command", of_kind("bench"), ids=named)
 def test_benches_are_accepted(command: str) -> None:
     """Each case that it names is one that is there, in the precision that it names."""
     cases = cases_of(bench.parser().parse(shlex.split(command)[3:]))
