@@ -651,9 +651,6 @@ BUGS = [
         "zip((1, *dropout.sizes), shape[:-1], strict=True)",
         "zip((1, *shape[1:-1]), shape[:-1], strict=True)",
     ),
-    Bug(
-        "every row of a mask alike", DROPOUT, "place.mul_(_signed(0x9E3779B1, 32)).bitwise_xor(low)", "place + 0 * low"
-    ),
     Bug("the first query beside the first key", VISIBLE, "key <= query + (S - T)", "key <= query"),
     Bug("padding leaves every query a key", VISIBLE, "if self.key_lengths is not None or (", "if ("),
     Bug("every causal query has a key", VISIBLE, " or (self.causal and T > S)", ""),
