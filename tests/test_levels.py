@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 from bench_tools import case_of
 
-from manual_backprop.benchmark.cases import ONEDNN, ROWS
+from manual_backprop.benchmark.cases import ONEDNN, ROWS, Case
 from manual_backprop.benchmark.measurement import MeasuredRow, Measurement
 from manual_backprop.paired import Row
 from manual_backprop.tools import levels
@@ -76,6 +79,38 @@ def test_the_table_of_steps_says_which_kernels_they_are_and_leaves_out_what_was_
     assert len(lines) == 2 + len(levels.MEASURED)
     only_bf16 = levels.steps_table({"bf16": by_precision["bf16"]})
     assert "oneDNN" not in only_bf16
+
+
+def test_the_page_is_written_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its wiring: what it asks the bench for, and where the answers stand."""
+    asked: list[tuple[str, int]] = []
+
+    def measured(case: Case, names: list[str], rounds: int) -> Measurement:
+        asked.append((case.config.precision, rounds))
+        without = {name: "no switch" for name in names if name.endswith(ONEDNN) and case.config.precision != "fp32"}
+        rows = {
+            name: MeasuredRow(name, [0.1] * 4, cold_seconds=31.0, peak_bytes=64_000_000, products="oneDNN")
+            for name in names
+            if name not in without
+        }
+        return Measurement(case, rows, rows["custom-fused"], Row("products"), without)
+
+    monkeypatch.setattr(levels, "measure", measured)
+    errors = {level: dict.fromkeys(levels.PRECISIONS, 0.01) for level in levels.LEVELS}
+    monkeypatch.setattr(levels, "gradient_errors", lambda architecture: errors)
+    threads = torch.get_num_threads()
+    assert levels.main(["--rounds", "2", "--output", str(tmp_path / "page.md")]) == 0
+    torch.set_num_threads(threads)
+    assert asked == [(precision, 2) for precision in ("fp64", "fp32", "bf16", "bf16_mixed")]
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "{" not in page
+    assert "written by `python -m manual_backprop.tools.levels`" in page
+    assert "| step | fp64 | fp32 | bf16 | bf16_mixed |" in page
+    assert "**Products** in fp32: oneDNN in all rows." in page
+    assert "Compiling the baseline took up to 31 s." in page
+    for kind in ("reference", "fused"):
+        assert page.count(f"| `custom, kernels={kind}` |") == 2, "its errors and its steps"
+    assert max(len(line) for line in page.splitlines() if not line.startswith("|")) <= 120
 
 
 def test_a_wrong_option_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
