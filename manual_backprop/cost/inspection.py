@@ -1,9 +1,13 @@
-"""What `training.inspect_every` costs a training step: the same network trained with it and without.
+"""What `training.inspect_every` adds to a training step: the same network trained with it and without.
 
 Three trainings from the same start take turns in one process, A B A', A' B A: without, with, and without again, so that
 a machine that slows down slows all of them; ratios are taken turn by turn. The ratio of the two without is the noise
 floor. Each turn is a multiple of N steps, so that as many of its steps are looked at as in a long run, and what they
 show is written into metrics.jsonl. The pictures, which a run draws once at its end, are timed by themselves.
+
+Example: python -m manual_backprop.tools.cost inspection model=tiny --every 10
+
+Exit codes: 0 at most 5 %, 1 more, or it could not be measured, 2 wrong arguments.
 """
 
 from __future__ import annotations

@@ -1,9 +1,13 @@
-"""What loading costs a training step: steps that make their batches, and steps that are given the same ones.
+"""What making its batches adds to a training step: steps that make them, and that are given the same ones.
 
 Trains a model of one size on the built-in text, with packed and with padded batches. Each optimizer step is made three
 times: once making its batch from the tokens on disk, as a run does, and twice with the same batch given; which comes
 first alternates. The ratio is taken step by step. Given against given is the noise floor. Run it on a machine that does
 nothing else.
+
+Example: python -m manual_backprop.tools.cost loading --model tiny --pairs 200
+
+Exit codes: 0 at most 2 %, 1 more, 2 wrong arguments.
 """
 
 from __future__ import annotations

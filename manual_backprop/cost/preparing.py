@@ -1,9 +1,13 @@
-"""How fast text becomes tokens, and how much memory that takes, from a file of JSON lines to tokens on disk.
+"""How fast text becomes tokens on disk, and how much memory that takes.
 
-Reading, the split, learning BPE, encoding and writing are measured together. The text is made up: words of Zipfian
-frequency in sentences, a kilobyte or two a document, the same every time. It lies in a temporary folder (TMPDIR), as do
-the tokens; all together need three times the size, and are removed at the end. Run it on a machine that does nothing
-else.
+From a file of JSON lines: reading, the split, learning BPE, encoding and writing together. The text is made up: words
+of Zipfian frequency in sentences, a kilobyte or two a document, the same every time. It lies in a temporary folder
+(TMPDIR), as do the tokens; all together need three times the size, and are removed at the end. Run it on a machine that
+does nothing else.
+
+Example: python -m manual_backprop.tools.cost preparing --megabytes 1000
+
+Exit codes: 0 done, 1 the preparation failed, 2 wrong arguments, 4 the disk is full.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ..arguments import Parser, whole
-from ..errors import ManualBackpropError, StorageError
+from ..durable import storage_errors
+from ..errors import ManualBackpropError
 from ..paired import MeasuringProcess
 
 WORDS = 50_000
@@ -36,13 +41,10 @@ def add_options(parser: Parser) -> None:
 
 def measure(options: Namespace, folder: Path) -> bool:
     path, size = folder / "text.jsonl", 0
-    try:
-        with path.open("w", encoding="utf-8") as file:
-            for document in made_up_documents(options.megabytes):
-                size += len(document)
-                file.write(json.dumps({"text": document}) + "\n")
-    except OSError as error:
-        raise StorageError(f"The text cannot be written to {path} ({error.strerror}): make room there.") from error
+    with storage_errors(f"write the text to {path}"), path.open("w", encoding="utf-8") as file:
+        for document in made_up_documents(options.megabytes):
+            size += len(document)
+            file.write(json.dumps({"text": document}) + "\n")
     print(f"{size / 1e6:,.0f} MB of text in {path}", flush=True)
     advice = f"Is there room in {folder}?"
     with MeasuringProcess(_prepare, path, options.vocab_size, folder / "cache", advice=advice) as process:
