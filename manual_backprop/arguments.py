@@ -44,6 +44,23 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message.removeprefix('argument ')}\nWhat there is: {self.prog} --help")
 
 
+def sub_command(
+    command: str, overview: str, names: list[str], arguments: Sequence[str] | None
+) -> tuple[str, list[str]] | None:
+    """The first word of the arguments, one of `names`, and the rest. None: the overview was asked for, and printed."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(overview)
+        if given:
+            return None
+        raise InputError(f"What is to be done? Give {', '.join(names)}.")
+    if given[0] not in names:
+        meant = nearest(given[0], names)
+        way_out = f"; did you mean {meant}?" if meant else "."
+        raise InputError(f"{given[0]}: there is no such command{way_out}\nWhat there is: {command} --help")
+    return given[0], given[1:]
+
+
 def whole(minimum: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manual_backprop.comparison import LOSSES, Compared, in_words, should_coincide, spreads
-from manual_backprop.durable import storage_errors
+from manual_backprop.pictures import new_figure, save_figure, with_grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,10 +24,8 @@ LOGARITHMIC = 8  # from this ratio of the largest to the smallest value on
 
 def draw_comparison(runs: Sequence[Compared], path: Path, title: str) -> None:
     """Writes a PNG. Losses in nats a token. Raises StorageError."""
-    from matplotlib.figure import Figure
-
     number, coincide = swept_number(runs), should_coincide(runs)
-    figure = Figure(figsize=(8, 6.6 if coincide else 4.8), dpi=90, layout="constrained")
+    figure = new_figure(8, 6.6 if coincide else 4.8)
     if coincide:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
         _draw_curves(upper, runs)
@@ -37,16 +35,14 @@ def draw_comparison(runs: Sequence[Compared], path: Path, title: str) -> None:
     else:
         _draw_curves(figure.subplots(), runs)
     for axes in figure.axes:
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        with_grid(axes)
         if number is None or coincide:
             axes.legend(frameon=False, fontsize=9)
         else:  # lines come from every side, so that no corner is free
             figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.axes[-1].set_xlabel(number if number is not None and not coincide else "optimizer steps")
     figure.axes[0].set_title(title, fontsize=11)
-    with storage_errors(f"write {path}"):
-        figure.savefig(path)
+    save_figure(figure, path)
 
 
 def says_more_than_curves(runs: Sequence[Compared]) -> bool:

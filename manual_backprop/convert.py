@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     if options.direction not in DIRECTIONS:
         meant = nearest(options.direction, list(DIRECTIONS))
         parser.error(f"{options.direction}: must be to-hf or from-hf" + (f"; did you mean {meant}?" if meant else ""))
-    from manual_backprop.interchange.folders import refuse_used
+    from manual_backprop.durable import refuse_used
 
     refuse_used(options.folder)  # before the work
     (to_hf if options.direction == "to-hf" else from_hf)(options.source, options.folder)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .pictures import new_figure, save_figure, with_grid
 from .tracking import TrainingLog
 
 
 def draw_loss_curves(log: TrainingLog, path: Path, title: str) -> None:
     """Writes a PNG. Losses in nats a token."""
-    from matplotlib.figure import Figure  # no pyplot: no global state, no display
-
-    figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
+    figure = new_figure(8, 4.8, dpi=120)
     axes = figure.subplots()
     if (training := log.training.get("train/loss")) is not None:
         axes.plot(training.steps, training.values, color="#9ec5e8", linewidth=1, label="training (one batch)")
@@ -31,7 +30,6 @@ def draw_loss_curves(log: TrainingLog, path: Path, title: str) -> None:
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("loss [nats a token]")
     axes.set_title(title, fontsize=11)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    with_grid(axes)
     axes.legend(frameon=False)
-    figure.savefig(path)
+    save_figure(figure, path)

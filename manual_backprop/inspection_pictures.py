@@ -7,7 +7,6 @@ the network as it is at the end, on one example that depends on the data alone (
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill, shorten
@@ -18,11 +17,11 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
-from .durable import storage_errors
 from .inspection import PREFIX, layers_of
 from .models.network import Network
 from .models.recorder import Recorder
 from .ops import IGNORED
+from .pictures import new_figure, save_figure, with_grid
 from .tasks import Task
 from .tracking import TrainingLog
 
@@ -58,8 +57,6 @@ def draw_inspection(log: TrainingLog, folder: Path, title: str, network: Network
 
 def draw_layers(log: TrainingLog, path: Path, title: str) -> bool:
     """Heat maps over layers and steps, one for each quantity. False, and no file, where nothing was inspected."""
-    from matplotlib.figure import Figure
-
     found: dict[str, dict[str, dict[int, float]]] = {}
     for name, series in log.training.items():
         if name.startswith(PREFIX):
@@ -69,13 +66,13 @@ def draw_layers(log: TrainingLog, path: Path, title: str) -> bool:
     if not shown:
         return False
     rows = max(len(layers) for layers in found.values())
-    figure = Figure(figsize=(12, 1.6 + 0.4 * max(rows, 8)), dpi=110, layout="constrained")
+    figure = new_figure(12, 1.6 + 0.4 * max(rows, 8), dpi=110)
     figure.suptitle(title, fontsize=11, parse_math=False)
     columns = 2 if len(shown) > 1 else 1
     grid = figure.subplots(math.ceil(len(shown) / columns), columns, squeeze=False).flatten()
     for axes, quantity in zip(grid, shown, strict=False):
         _heat_map(axes, figure, quantity, found[quantity])
-    _save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -136,7 +133,6 @@ class Portrait:
 def draw_histograms(portrait: Portrait, path: Path, title: str) -> None:
     """Of each layer: its weights, its gradients, and what its hidden units say."""
     from matplotlib import colormaps
-    from matplotlib.figure import Figure
 
     network = portrait.network
     layers, gradients = layers_of(network.parameters), network.gradients
@@ -151,7 +147,7 @@ def draw_histograms(portrait: Portrait, path: Path, title: str) -> None:
     ]
     if activated := portrait.activated():
         panels.append(("hidden units, behind the activation", activated))
-    figure = Figure(figsize=(5 * len(panels), 5.5), dpi=110, layout="constrained")
+    figure = new_figure(5 * len(panels), 5.5, dpi=110)
     figure.suptitle(title, fontsize=11, parse_math=False)
     colours = colormaps["viridis"](np.linspace(0, 0.95, len(layers)))
     for axes, (about, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -159,7 +155,7 @@ def draw_histograms(portrait: Portrait, path: Path, title: str) -> None:
         axes.set_title(about, fontsize=10)
     handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=min(len(layers), 6), frameon=False, fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
@@ -181,14 +177,12 @@ def _histograms(axes: Axes, values: Mapping[str, Tensor], colours: Mapping[str, 
         axes.text(0.5, 0.5, "nothing finite to show", ha="center", transform=axes.transAxes)
     axes.set_yscale("log")
     axes.set_ylabel("share of a layer's numbers", fontsize=8)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    with_grid(axes)
 
 
 def draw_attention(portrait: Portrait, text: str, path: Path, title: str) -> bool:
     """A row of maps for each block, a map for each head. False, and no file, where the network shows no attention."""
     from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
 
     maps = portrait.attention()
     if not maps:
@@ -201,7 +195,7 @@ def draw_attention(portrait: Portrait, text: str, path: Path, title: str) -> boo
         for head in range(heads):
             mosaic[row * cell : row * cell + places, head * cell : head * cell + places] = maps[block][head]
     size = max(6.0, min(2 + 1.8 * heads, 22)), min(2 + 1.8 * len(chosen), 22)
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure = new_figure(*size, dpi=110)
     read = shorten(f"Rows look at columns. {places} tokens of: {' '.join(text.split())}", 200, placeholder="...")
     figure.suptitle(f"{title}\n{fill(read, int(13 * size[0]))}", fontsize=9, parse_math=False)
     axes = figure.subplots()
@@ -211,12 +205,5 @@ def draw_attention(portrait: Portrait, text: str, path: Path, title: str) -> boo
     across, down = (np.arange(count) * cell + places / 2 for count in (heads, len(chosen)))
     axes.set_xticks(across, [f"head {head}" for head in range(heads)], fontsize=8)
     axes.set_yticks(down, [f"block {block}" for block in chosen], fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
     return True
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with storage_errors(f"write {path}"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that the font of the pictures lacks
-        path.parent.mkdir(exist_ok=True)
-        figure.savefig(path)

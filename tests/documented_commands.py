@@ -508,7 +508,7 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     rf"{TOOLS}\.tokenization train registry": check_tokenizer("python_docs-1024", 1024),
     rf"{TOOLS}\.tokenization train file": check_tokenizer("README.md-512", 512),
     rf"{TOOLS}\.tokenization pretokenize": check_pretokenized,
-    rf"{TOOLS}\.prepare_speed": check_speed,
+    rf"{TOOLS}\.cost preparing": check_speed,
     r"python -m manual_backprop\.convert to-hf": check_exported,
     r"python -m manual_backprop\.convert from-hf": check_imported,
     r"python -m manual_backprop$": check_commands_are_listed,

@@ -17,12 +17,12 @@ from manual_backprop import CustomTransformerConfig, CustomTransformerWrapper
 from manual_backprop.checkpoint import load_checkpoint
 from manual_backprop.convert import main
 from manual_backprop.data.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from manual_backprop.durable import new_folder
 from manual_backprop.errors import InputError
 from manual_backprop.gradient_check.low_precision import median_ratios
 from manual_backprop.gradient_check.measure import error_of, floor_of
 from manual_backprop.gradient_check.network_check import set_proof_scale
 from manual_backprop.interchange import layouts
-from manual_backprop.interchange.folders import new_folder
 from manual_backprop.interchange.tokenizer_files import write_tokenizer
 from manual_backprop.interchange.weights import to_theirs, use_exact_norms
 from manual_backprop.models import IMPLEMENTATIONS, build_network

@@ -30,7 +30,7 @@ from manual_backprop.tracking.run_directory import list_runs, read_run
 
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
 SET_UP = "python3 -m venv"  # the two commands that .ci/run and a new user type
-TOOLS = ("levels", "kernel_gains", "tracking_cost", "inspection_cost", "loading_cost")
+TOOLS = ("levels", "kernel_gains", "cost tracking", "cost inspection", "cost loading")
 BENCH = "python -m manual_backprop.bench --"
 GROWTH = f"{BENCH}model small --grow"
 MEASURES = (
@@ -114,10 +114,8 @@ def arguments_of(command: str, place: Path) -> list[str]:
 def shortened(words: list[str]) -> list[str]:
     """A training of a few steps; all else as it is."""
     module, given = words[1], words[2:]
-    if module == "manual_backprop.tools.prepare_speed":
-        return [*words, "--megabytes", "2"]
-    if module == "manual_backprop.tools.parallel_runs":
-        return [*words[:2], "--rounds", "1", "--jobs", "2"]
+    if module == "manual_backprop.tools.cost":
+        return [*words, *{"preparing": ("--megabytes", "2"), "parallel": ("--rounds", "1", "--jobs", "2")}[given[0]]]
     if module == "manual_backprop.tools.tokenization" and given[0] == "analyze":
         return [*words, "--subset", str(FEW_DOCUMENTS)]
     if module == "manual_backprop.verify" and given:

@@ -14,6 +14,7 @@ from command_tools import command
 from run_tools import SMALL, config_of, metric, resume, train
 
 from manual_backprop.config import ARCHITECTURES, CustomTransformerConfig
+from manual_backprop.cost.turns import verdict
 from manual_backprop.errors import InputError
 from manual_backprop.inspection import UNWATCHED, Inspector, layer_of
 from manual_backprop.inspection_pictures import Portrait, draw_layers
@@ -24,7 +25,7 @@ from manual_backprop.ops import IGNORED
 from manual_backprop.ops.numerics import no_record
 from manual_backprop.paired import Row
 from manual_backprop.runner import Runner
-from manual_backprop.tools.inspection_cost import main, verdict
+from manual_backprop.tools.cost import main
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.tracker import Tracked
 
@@ -238,24 +239,24 @@ def test_layers() -> None:
 def test_the_measurement_of_what_it_costs(text: Path, tmp_path: Path) -> None:
     """By the command, of a few steps: whatever it finds in so few."""
     small = [*(one for one in SMALL if not one.startswith("tracking")), f"dataset.path={text}"]
-    given = (*small, "--every", "2", "--looks", "1", "--rounds", "1")
-    done = command(*given, cwd=tmp_path, module="manual_backprop.tools.inspection_cost")
+    given = ("inspection", *small, "--every", "2", "--looks", "1", "--rounds", "1")
+    done = command(*given, cwd=tmp_path, module="manual_backprop.tools.cost")
     assert done.returncode == (0 if "\nok:" in done.stdout else 1), done.stderr
     assert "training.inspect_every=2: 2 turns of 2 steps each" in done.stdout
     assert not list(tmp_path.iterdir())
-    with pytest.raises(InputError, match="--every 0"):
-        main(["--every", "0"])
+    with pytest.raises(InputError, match="--every: must be a whole number of at least 1"):
+        main(["inspection", "--every", "0"])
     with pytest.raises(InputError, match="did you mean"):
-        main(["model=tny"])
+        main(["inspection", "model=tny"])
 
 
 def test_verdicts_on_what_it_costs() -> None:
     def rows(seconds: float) -> list[Row]:
         return [Row("without", [1.0] * 4), Row("with", [seconds] * 4), Row("without again", [1.0, 1.001, 0.999, 1.0])]
 
-    assert verdict(rows(1.03))[0]
-    passed, words = verdict(rows(1.08))
+    assert verdict("inspection", rows(1.03), 0.05)[0]
+    passed, words = verdict("inspection", rows(1.08), 0.05)
     assert not passed
     assert words.startswith("FAILED: inspection costs +8.00%")
     noisy = [*rows(0.9)[:2], Row("without again", [0.7, 1.0, 0.8, 1.3])]
-    assert verdict(noisy)[1].startswith("NOT SHOWN")
+    assert verdict("inspection", noisy, 0.05)[1].startswith("NOT SHOWN")

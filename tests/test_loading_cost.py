@@ -9,11 +9,12 @@ import torch
 from command_tools import command
 from run_tools import config_of
 
+from manual_backprop.cost.loading import Given, verdict
 from manual_backprop.errors import InputError
 from manual_backprop.interruption import Interruption
 from manual_backprop.paired import Row
 from manual_backprop.runner import Runner
-from manual_backprop.tools.loading_cost import Given, main, verdict
+from manual_backprop.tools.cost import main
 
 
 def test_verdicts() -> None:
@@ -51,13 +52,14 @@ def test_a_given_step_is_the_same_step(batching: str, text: Path, tmp_path: Path
 )
 def test_wrong_arguments(arguments: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        main(arguments)
+        main(["loading", *arguments])
 
 
 @pytest.mark.slow
 def test_a_measurement(tmp_path: Path) -> None:
     """By the command, of three pairs: whatever it finds in so few."""
-    done = command("--model", "tiny", "--pairs", "3", cwd=tmp_path, module="manual_backprop.tools.loading_cost")
+    given = ("loading", "--model", "tiny", "--pairs", "3")
+    done = command(*given, cwd=tmp_path, module="manual_backprop.tools.cost")
     assert done.returncode == (0 if "\nok:" in done.stdout else 1), done.stderr
     first, second, last = done.stdout.splitlines()
     assert first.startswith("packed: a step takes ")

@@ -307,7 +307,7 @@ def test_a_sweep_that_was_killed(root: Path) -> None:
 def test_jobs_at_once_on_a_fresh_store(root: Path) -> None:
     """Finished runs, and every metric of each is in MLflow. Eight at once, ten times: .ci/nightly."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    from manual_backprop.tools.parallel_runs import one_round
+    from manual_backprop.cost.parallel import one_round
 
     assert one_round(root, 3) == []
 

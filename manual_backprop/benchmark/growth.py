@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..pictures import new_figure, save_figure, with_grid
 from .cases import OURS, Case
 from .measurement import Measurement, measure
 from .page import WIDTH, as_json
@@ -80,11 +81,7 @@ def table(lengths: Sequence[Measurement], sizes: Sequence[Measurement]) -> str:
 
 def draw(found: Sequence[tuple[Case, list[Measurement], list[Measurement]]], path: Path) -> None:
     """Writes a PNG: for each case time over T and memory over B, both on logarithmic axes. Raises StorageError."""
-    from matplotlib.figure import Figure
-
-    from ..durable import storage_errors
-
-    figure = Figure(figsize=(10, 4.2 * len(found)), dpi=90, layout="constrained")
+    figure = new_figure(10, 4.2 * len(found))
     grid = figure.subplots(len(found), 2, squeeze=False)
     for (case, lengths, sizes), (left, right) in zip(found, grid, strict=True):
         length_ticks = [point.case.config.max_seq_len for point in lengths]
@@ -101,7 +98,5 @@ def draw(found: Sequence[tuple[Case, list[Measurement], list[Measurement]]], pat
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             axes.set_xticks(ticks, [str(tick) for tick in ticks])
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(alpha=0.25)
-    with storage_errors(f"write {path}"):
-        figure.savefig(path)
+            with_grid(axes)
+    save_figure(figure, path)

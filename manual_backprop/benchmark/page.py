@@ -10,6 +10,7 @@ from typing import Any
 
 from ..circumstances import processor
 from ..flops import flops_per_token
+from ..pictures import new_figure, save_figure, with_grid
 from .cases import OURS
 from .measurement import MeasuredRow, Measurement
 
@@ -142,12 +143,8 @@ def machine() -> dict[str, str]:
 
 def draw(measurements: Sequence[Measurement], path: Path) -> None:
     """Writes a PNG: a line of two diagrams for each case, time and memory of its rows. Raises StorageError."""
-    from matplotlib.figure import Figure
-
-    from ..durable import storage_errors
-
     height = sum(1.1 + 0.3 * len(measured.rows) for measured in measurements)
-    figure = Figure(figsize=(9, height), dpi=90, layout="constrained")
+    figure = new_figure(9, height)
     grid = figure.subplots(
         len(measurements), 2, squeeze=False, height_ratios=[1.1 + 0.3 * len(measured.rows) for measured in measurements]
     )
@@ -170,7 +167,5 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
         right.set_yticklabels([])
         for axes in (left, right):
             axes.invert_yaxis()
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(axis="x", alpha=0.25)
-    with storage_errors(f"write {path}"):
-        figure.savefig(path)
+            with_grid(axes, "x")
+    save_figure(figure, path)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..durable import storage_errors, write_atomically
+from ..pictures import new_figure, save_figure, with_grid
 from .analysis_text import CLASSES, COVERAGES, Report
 
 if TYPE_CHECKING:
@@ -21,9 +20,7 @@ MOST_POINTS = 400  # of a curve
 
 def draw_analysis(reports: Sequence[Report], path: Path) -> None:
     """Writes a PNG. Raises StorageError."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2 * len(reports), 13), dpi=90, layout="constrained")
+    figure = new_figure(5.2 * len(reports), 13)
     axes = figure.subplots(4, len(reports), squeeze=False)
     for column, report in enumerate(reports):
         _coverage(axes[0][column], report)
@@ -32,13 +29,8 @@ def draw_analysis(reports: Sequence[Report], path: Path) -> None:
         _lengths(axes[3][column], report)
         axes[0][column].set_title(f"{report.title}: {report.text_bytes / 1e6:,.1f} MB, {report.documents:,} documents")
     for one in axes.flat:
-        one.grid(alpha=0.25)
-        one.spines[["top", "right"]].set_visible(False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    with storage_errors(f"write {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content.getvalue())
+        with_grid(one)
+    save_figure(figure, path)
 
 
 def _coverage(axes: Axes, report: Report) -> None:

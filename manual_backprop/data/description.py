@@ -14,7 +14,7 @@ import numpy as np
 from ..config import DatasetConfig
 from ..errors import InputError
 from .documents import BadRow, Document, FileSource, Row, Source, no_utf8, unreadable
-from .files import JsonLines, ParquetFiles, TextFiles, brief, check_column, row_of
+from .files import JsonLines, ParquetFiles, TextFiles, brief, check_column, no_column, row_of, value_of
 from .hub import DatasetSplits, HubSource, hub_access
 from .sources import open_source
 from .token_shards import load_pretokenized, manifest_of
@@ -79,10 +79,7 @@ def _of_splits(source: DatasetSplits, count: int) -> list[SplitDescription]:
         taken = list(itertools.islice(iter(split), count))
         features = split.features or {key: type(value).__name__ for key, value in (taken[0] if taken else {}).items()}
         if source.column not in features:
-            raise InputError(
-                f"{source.where} has no column {source.column!r}, only {', '.join(map(repr, features))}. Name the one "
-                "with the text: dataset.text_column=NAME."
-            )
+            raise no_column(source.where, source.column, features)
         where = f"{source.where}, split {name}, row"
         samples = [
             (_as_json(row), _text(row_of(row.get(source.column), name, f"{where} {number}", source.column)))
@@ -163,16 +160,11 @@ def _raw_parquet(path: Path) -> Iterator[str]:
             for batch in file.iter_batches(10):
                 for row in range(batch.num_rows):
                     names = batch.schema.names
-                    yield _as_json({name: _value(column[row]) for name, column in zip(names, batch, strict=True)})
+                    values = [value_of(column[row]) for column in batch]
+                    values = [repr(one.object) if isinstance(one, UnicodeDecodeError) else one for one in values]
+                    yield _as_json(dict(zip(names, values, strict=True)))
     except (pyarrow.ArrowException, OSError) as error:  # of any column: the one with the text may be sound
         yield from itertools.repeat(f"(damaged: {brief(error)})")
-
-
-def _value(scalar: Any) -> Any:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError as error:
-        return repr(error.object)
 
 
 def _parquet(source: ParquetFiles) -> tuple[int, dict[str, str]]:

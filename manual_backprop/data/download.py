@@ -10,7 +10,6 @@ from __future__ import annotations
 import glob
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any
 
 from ..config import DatasetConfig
 from ..digests import json_digest
-from ..durable import storage_errors, sync_directory, sync_file
+from ..durable import new_folder, storage_errors, sync_file
 from ..errors import InputError
+from .files import no_column
 from .hub import HubSource, hub_access, smaller
 from .hub_files import fetch_files
 from .named import SOURCE, source_of, title_of
@@ -85,16 +85,12 @@ def _check_split(source: HubSource, split: str | None) -> None:
     if split is not None and split not in source.splits:
         raise InputError(f"--split {split}: {source.where} has no such split, only {', '.join(source.splits)}.")
     if source.column not in (columns := next(iter(source.splits.values())).features or {source.column: None}):
-        raise InputError(
-            f"{source.where} has no column {source.column!r}, only {', '.join(map(repr, columns))}. Name the one with "
-            "the text: dataset.text_column=NAME."
-        )
+        raise no_column(source.where, source.column, columns)
 
 
 def _save(source: HubSource, wanted: dict[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     kept = folder.with_name(f".{folder.name}.{json_digest(wanted)[:8]}.partial")
-    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with new_folder(folder) as staged:
         import datasets
 
         splits = source.splits
@@ -106,19 +102,12 @@ def _save(source: HubSource, wanted: dict[str, Any], folder: Path, say: Callable
             tables[name] = _table(source, splits[name], limit, kept / name, say)
             rows[name] = len(tables[name])
             say(f"{name}: {rows[name]:,} rows")
-        datasets.DatasetDict(tables).save_to_disk(str(staged / "data"))
+        datasets.DatasetDict(tables).save_to_disk(str(staged))
         content = wanted | {"rows": rows}
-        (staged / "data" / SOURCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        for file in (staged / "data").rglob("*"):
-            if file.is_file():
-                sync_file(file)
-        (staged / "data").rename(folder)
-        sync_directory(folder.parent)
-        for outdated in folder.parent.glob(f"{glob.escape(f'.{folder.name}')}.*.partial"):  # of other rows, too
-            shutil.rmtree(outdated, ignore_errors=True)
-        return content
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        (staged / SOURCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    for outdated in folder.parent.glob(f"{glob.escape(f'.{folder.name}')}.*.partial"):  # of other rows, too
+        shutil.rmtree(outdated, ignore_errors=True)
+    return content
 
 
 def _table(source: HubSource, split: Any, limit: int | None, kept: Path, say: Callable[[str], None]) -> Any:

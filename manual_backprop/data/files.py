@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -225,7 +225,7 @@ def rows_of(column: pyarrow.Array, name: str, where: str, first: int, title: str
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:
-        values = [_value(scalar) for scalar in column]
+        values = [value_of(scalar) for scalar in column]
     for number, value in enumerate(values, first + 1):
         place = f"{where}, row {number}"
         if isinstance(value, UnicodeDecodeError):
@@ -234,7 +234,8 @@ def rows_of(column: pyarrow.Array, name: str, where: str, first: int, title: str
             yield row_of(value, f"{name}:{number}", place, title)
 
 
-def _value(scalar: Any) -> Any:
+def value_of(scalar: Any) -> Any:
+    """As Python has it; of a text that is no UTF-8, the UnicodeDecodeError."""
     try:
         return scalar.as_py()
     except UnicodeDecodeError as error:
@@ -246,15 +247,19 @@ def brief(error: Exception) -> str:
     return " ".join(str(error).split())[:200].rstrip(".")
 
 
+def no_column(where: str, column: str, columns: Iterable[str]) -> InputError:
+    return InputError(
+        f"{where} has no column {column!r}, only {_listed(columns)}. Name the one with the text: "
+        "dataset.text_column=NAME."
+    )
+
+
 def check_column(schema: pyarrow.Schema, column: str, where: str) -> None:
     """InputError unless the column is there and holds text."""
     import pyarrow.types as types
 
     if column not in schema.names:
-        raise InputError(
-            f"{where} has no column {column!r}, only {_listed(schema.names)}. Name the one with the text: "
-            "dataset.text_column=NAME."
-        )
+        raise no_column(where, column, schema.names)
     if schema.names.count(column) > 1:
         raise InputError(
             f"{where} has {schema.names.count(column)} columns of the name {column!r}, and nobody can tell which is "

@@ -20,7 +20,7 @@ from ..config import DatasetConfig
 from ..errors import InputError
 from ..rules import shown
 from .documents import FileSource, Row, Source
-from .files import ROWS, check_column, find_files, row_of, rows_of
+from .files import ROWS, check_column, find_files, no_column, row_of, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -100,10 +100,7 @@ class DatasetSplits(Source):
             return
         for number, row in enumerate(rows.take(limit), 1):
             if number == 1 and self.column not in row:
-                raise InputError(
-                    f"{where} has no column {self.column!r}, only {', '.join(map(repr, row))}. Name the one with the "
-                    "text: dataset.text_column=NAME."
-                )
+                raise no_column(where, self.column, row)
             yield row_of(row.get(self.column), f"{split}:{number}", f"{where}, row {number}", self.column)
 
 

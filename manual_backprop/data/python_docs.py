@@ -30,8 +30,8 @@ class PythonDocs(FileSource):
 
     version = "python_docs 1"
 
-    def __init__(self, root: Path | None = None):
-        root = root or Path(sysconfig.get_path("stdlib"))
+    def __init__(self) -> None:
+        root = Path(sysconfig.get_path("stdlib"))
         super().__init__(
             SourceFile(path.relative_to(root).as_posix(), path)
             for path in files_below(root, lambda folder: folder in _FOREIGN_FOLDERS, follow_links=False)

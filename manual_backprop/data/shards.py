@@ -25,7 +25,7 @@ import numpy as np
 
 from ..config import DatasetConfig
 from ..digests import file_digest, json_digest
-from ..durable import storage_errors, sync_directory, sync_file, write_atomically
+from ..durable import put_in_place, storage_errors, sync_file, write_atomically
 from ..errors import InputError
 from .documents import Source
 from .named import check_whole, dataset_named, title_of
@@ -169,11 +169,7 @@ def _make(folder: Path, work: _Work) -> None:
         (partial / unneeded).unlink()
     manifest = {"contents": contents, "sha256": json_digest(contents)}
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    for file in partial.iterdir():
-        sync_file(file)
-    sync_directory(partial)
-    partial.rename(folder)
-    sync_directory(folder.parent)
+    put_in_place(partial, folder)
     for outdated in folder.parent.glob(f"{glob.escape(folder.name)}.*.partial"):  # of a text that has changed since
         shutil.rmtree(outdated, ignore_errors=True)
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..digests import file_digest, json_digest
-from ..durable import sync_directory, sync_file
+from ..durable import put_in_place
 from ..errors import StorageError
 from .spool import SpooledText
 from .token_shards import Tokens
@@ -113,13 +113,9 @@ def _make(folder: Path, settings: Contents, make: Callable[[Path], Contents]) ->
         contents = {"settings": settings, **said, "sha256": digests}
         manifest = {"contents": contents, "sha256": json_digest(contents)}
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        for path in staged.iterdir():
-            sync_file(path)
-        sync_directory(staged)
         if folder.exists():  # damaged, or the caller would have used it
             shutil.rmtree(folder)
-        staged.rename(folder)
-        sync_directory(folder.parent)
+        put_in_place(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     sizes = ", ".join(f"{split['tokens']} tokens ({name})" for name, split in contents["splits"].items())

@@ -10,15 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..config import DatasetConfig
-from ..durable import storage_errors, sync_directory, sync_file
+from ..durable import new_folder
 from ..errors import InputError
 from .named import check_whole, dataset_named, has_columns, short_name, title_of
 from .reading import Reading, text_of_files, training_text
@@ -133,20 +131,10 @@ def _save(tokenizer: BpeTokenizer, folder: Path, origin: dict[str, Any]) -> None
             log.info("%s is there already, and is the same", folder)
             return
         raise _another(folder)
-    with storage_errors(f"write {folder}"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            tokenizer.save(staged)
-            for name, content in (*_for_transformers().items(), (ORIGIN, origin)):
-                (staged / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            for file in staged.iterdir():
-                sync_file(file)
-            staged.chmod(0o755)  # a temporary folder is for its owner only
-            staged.rename(folder)
-            sync_directory(folder.parent)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+    with new_folder(folder) as staged:
+        tokenizer.save(staged)
+        for name, content in (*_for_transformers().items(), (ORIGIN, origin)):
+            (staged / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _for_transformers() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..durable import storage_errors
+from ..pictures import new_figure, save_figure, with_grid
 
 STEPS = 44
 RANGES = {"adamw": (1e-5, 1.0), "sgd": (1e-3, 100.0)}  # of rates
@@ -75,9 +75,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 def draw_range_test(test: RangeTest, rate: float, path: Path, title: str) -> None:
     """Writes a PNG. Raises StorageError."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
+    figure = new_figure(8, 4.8, dpi=120)
     axes = figure.subplots()
     axes.plot(test.rates, test.losses, color="#9ec5e8", linewidth=1, label="one batch each")
     axes.plot(test.rates, test.smooth, color="#1f4e79", label="mean of five")
@@ -89,9 +87,6 @@ def draw_range_test(test: RangeTest, rate: float, path: Path, title: str) -> Non
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss [nats a token]")
     axes.set_title(title, fontsize=11, parse_math=False)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    with_grid(axes)
     axes.legend(frameon=False)
-    with storage_errors(f"write {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+    save_figure(figure, path)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import CheckpointManager
 from ..data.tokenizers import FILE_NAME, Tokenizer
 from ..digests import file_digest
+from ..durable import new_folder
 from ..errors import StorageError
 from .directory import CONFIG, RECORD, RECORD_VERSION, WEIGHTS, Imported
-from .folders import new_folder
 from .layouts import config_json
 from .model_card import model_card
 from .tokenizer_files import write_tokenizer

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from manual_backprop.pictures import new_figure, save_figure, with_grid
 from manual_backprop.sweeps.records import FINISHED, JobRecord, best_first
 from manual_backprop.tracking import Series, TrainingLog, load_training_log
 
@@ -16,12 +17,11 @@ SHARE = 20  # a training curve is the mean of so many equal parts of it, at most
 def draw_curves(records: Sequence[JobRecord], path: Path, title: str) -> bool:
     """Writes a PNG: loss over tokens seen, so that runs of different batch sizes compare. False without a curve."""
     from matplotlib import colormaps
-    from matplotlib.figure import Figure
 
     runs = [(record, log) for record in best_first(records) if (log := _log(record)) is not None]
     if not runs:
         return False
-    figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
+    figure = new_figure(8, 4.8, dpi=120)
     axes = figure.subplots()
     lowest, highest = float("inf"), 0.0
     for place, (record, log) in enumerate(runs):
@@ -44,18 +44,15 @@ def draw_curves(records: Sequence[JobRecord], path: Path, title: str) -> bool:
     axes.set_ylabel("loss [nats a token]")
     axes.xaxis.set_major_formatter(_counted)
     axes.set_title(title, fontsize=11)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    with_grid(axes)
     more = f" (and {len(runs) - MOST_NAMED} more)" if len(runs) > MOST_NAMED else ""
     axes.legend(frameon=False, fontsize=8, title=f"validation loss, best first{more}", title_fontsize=8)
-    figure.savefig(path)
+    save_figure(figure, path)
     return True
 
 
 def draw_heat_map(records: Sequence[JobRecord], path: Path, title: str) -> bool:
     """Writes a PNG: the validation loss for each pair of values. False unless exactly two keys were swept."""
-    from matplotlib.figure import Figure
-
     pairs = {record.number: dict(line.split("=", 1) for line in record.swept) for record in records}
     keys = list(dict.fromkeys(key for pair in pairs.values() for key in pair))
     values = [_in_order({pair[key] for pair in pairs.values() if key in pair}) for key in keys]
@@ -70,7 +67,7 @@ def draw_heat_map(records: Sequence[JobRecord], path: Path, title: str) -> bool:
     if not known:
         return False
     bright = min(known) + 0.6 * (max(known) - min(known))  # of the colours above it
-    figure = Figure(figsize=(2.5 + 1.1 * len(values[1]), 2 + 0.7 * len(values[0])), dpi=120, layout="constrained")
+    figure = new_figure(2.5 + 1.1 * len(values[1]), 2 + 0.7 * len(values[0]), dpi=120)
     axes = figure.subplots()
     image = axes.imshow(losses, cmap="viridis", aspect="auto")
     for row, line in enumerate(losses):
@@ -83,7 +80,7 @@ def draw_heat_map(records: Sequence[JobRecord], path: Path, title: str) -> bool:
     axes.set_ylabel(keys[0])
     axes.set_title(title, fontsize=11)
     figure.colorbar(image, ax=axes, label="validation loss [nats a token]")
-    figure.savefig(path)
+    save_figure(figure, path)
     return True
 
 

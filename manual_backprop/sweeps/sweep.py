@@ -236,9 +236,8 @@ class Sweep:
                 (path / name).write_text(content, encoding="utf-8")
             tracker.log_artifact(path / name)
         for name, draw in (("curves.png", draw_curves), ("heat_map.png", draw_heat_map)):
-            with storage_errors(f"write {path / name}"):
-                if draw(records, path / name, title):
-                    tracker.log_artifact(path / name)
+            if draw(records, path / name, title):
+                tracker.log_artifact(path / name)
         self._deliver_the_rest(records)
         self._mark_the_best(best_of(records))
         done = sum(record.status == FINISHED for record in records)

@@ -6,7 +6,6 @@ errors against float64. Nothing on the page is typed in. Takes minutes; run it o
 
 from __future__ import annotations
 
-import argparse
 import ast
 import io
 import math
@@ -19,11 +18,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..arguments import Parser, whole
 from ..benchmark.cases import ONEDNN, SUBJECT, Case
 from ..benchmark.measurement import MeasuredRow, Measurement, measure
 from ..benchmark.page import processor_and_instructions, products_of
 from ..config import ARCHITECTURES, PRECISIONS, CustomTransformerConfig, model_sizes
-from ..errors import CheckFailedError, StorageError
+from ..durable import storage_errors
+from ..errors import CheckFailedError
 from ..exit_codes import exit_code_of
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -243,43 +244,30 @@ def page(
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m manual_backprop.tools.levels",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit codes: 0 done, 1 the levels disagree or a measuring process failed, 2 a wrong option, 4 the page "
-        "cannot be written.",
+def main(arguments: Sequence[str] | None = None) -> None:
+    epilog = (
+        "Exit codes: 0 done, 1 the levels disagree or a measuring process failed, 2 a wrong option, 4 the page cannot "
+        "be written."
     )
-    parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), default="gpt2", help="(default: %(default)s)")
-    parser.add_argument("--model", choices=tuple(model_sizes()), default="small", help="(default: %(default)s)")
+    parser = Parser("tools.levels", __doc__ or "", epilog)
+    parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), default="gpt2", help="(%(default)s)")
+    parser.add_argument("--model", choices=tuple(model_sizes()), default="small", help="(%(default)s)")
     parser.add_argument(
         "--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS, metavar="P", help="of the steps (all four)"
     )
-    parser.add_argument("--batch-size", type=int, default=16, help="B [sequences] (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns there and back (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="(default: %(default)s)")
-    parser.add_argument(
-        "--output", type=Path, default=Path(DEFAULT_OUTPUT), metavar="FILE", help="(default: %(default)s)"
+    parser.add_argument("--batch-size", type=whole(1), default=16, metavar="B", help="sequences (%(default)s)")
+    parser.add_argument("--rounds", type=whole(1), default=5, metavar="R", help="turns there and back (%(default)s)")
+    parser.add_argument("--threads", type=whole(1), default=os.cpu_count(), metavar="N", help="(%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path(DEFAULT_OUTPUT), metavar="FILE", help="(%(default)s)")
+    chosen = parser.parse(arguments)
+    written = page(
+        chosen.architecture, chosen.model, chosen.batch_size, chosen.rounds, chosen.threads, chosen.precision
     )
-    chosen = parser.parse_args(arguments)
-    for name in ("batch_size", "rounds", "threads"):
-        if getattr(chosen, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(chosen, name)}: must be at least 1")
-
-    def command() -> None:
-        written = page(
-            chosen.architecture, chosen.model, chosen.batch_size, chosen.rounds, chosen.threads, chosen.precision
-        )
-        try:
-            chosen.output.parent.mkdir(parents=True, exist_ok=True)
-            chosen.output.write_text(written, encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"{chosen.output} cannot be written: {error.strerror or error}") from error
-        print(f"wrote {chosen.output}")
-
-    return exit_code_of(command)
+    with storage_errors(f"write {chosen.output}"):
+        chosen.output.parent.mkdir(parents=True, exist_ok=True)
+        chosen.output.write_text(written, encoding="utf-8")
+    print(f"wrote {chosen.output}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -60,10 +60,7 @@ class Page:
             *self._update(),
         ]
         facts = {"repeated_word": self.repeated, "repeated": f"`{self.repeated}` was read twice and gets two terms"}
-        page = "\n".join(lines)
-        for name, fact in facts.items():
-            page = page.replace("{" + name + "}", fact)
-        return page.rstrip() + "\n"
+        return step_words.filled("\n".join(lines), facts).rstrip() + "\n"
 
     def _introduction(self) -> list[str]:
         config = self.traced.network.config
@@ -85,10 +82,7 @@ class Page:
             f"| {config.n_heads} heads | {config.d_head} numbers in a head | {config.d_ffn} hidden units "
             f"| {len(self.words)} words | B T = {len(read)} places in all |",
         }
-        page = step_words.INTRODUCTION
-        for name, fact in facts.items():
-            page = page.replace("{" + name + "}", fact)
-        return page.splitlines()
+        return step_words.filled(step_words.INTRODUCTION, facts).splitlines()
 
     def _map(self) -> list[str]:
         """One row for each pair of sections: the table of contents."""
@@ -260,7 +254,4 @@ class Page:
             "small_fell": decimal(loss - small, 6),
             "small_promised": decimal(small_rate * square, 6),
         }
-        page = step_words.PROMISE
-        for fact, value in facts.items():
-            page = page.replace("{" + fact + "}", value)
-        return [*lines, "", *page.splitlines()]
+        return [*lines, "", *step_words.filled(step_words.PROMISE, facts).splitlines()]

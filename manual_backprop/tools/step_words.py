@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 # A section is one pair that the network calls: (the pair, the first parameter that it uses, without its block).
 SECTIONS: dict[tuple[str, str], tuple[str, str, str]] = {  # -> title, going forward, going backward
     ("token_embedding", "token_embedding.weight"): (
@@ -218,3 +220,10 @@ The loss fell from **{before}** to **{after}**, by {fell}. The gradient promises
 (learning rate {small_rate}) hardly sees the curve: {small_promised} is promised, and the loss falls by
 {small_fell}.
 """
+
+
+def filled(text: str, facts: Mapping[str, str]) -> str:
+    """With each {name} in it replaced by its fact."""
+    for name, fact in facts.items():
+        text = text.replace("{" + name + "}", fact)
+    return text

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..arguments import Parser, whole
+from ..arguments import Parser, sub_command, whole
 from ..errors import InputError
 from ..exit_codes import exit_code_of
 from .dataset_arguments import (
@@ -225,26 +225,15 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"analyze": analyze, "tra
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
-        print(OVERVIEW)
-        if not given:
-            raise InputError(f"What is to be done? Give {', '.join(COMMANDS)}.")
+    chosen = sub_command(COMMAND, OVERVIEW, list(COMMANDS), arguments)
+    if chosen is None:
         return
-    if given[0] not in COMMANDS:
-        from ..rules import nearest
-
-        meant = nearest(given[0], list(COMMANDS))
-        raise InputError(
-            f"{given[0]}: there is no such command"
-            + (f"; did you mean {meant}?" if meant else ".")
-            + f"\nWhat there is: {COMMAND} --help"
-        )
+    name, rest = chosen
     import logging
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with spoken_here():
-        COMMANDS[given[0]](given[1:])
+        COMMANDS[name](rest)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,26 @@
-"""Eight runs at once on a store that does not exist yet, again and again: does MLflow get everything of each of them?
+"""Whether MLflow gets everything of eight runs at once, on a store that does not exist yet, again and again.
 
-`python -m manual_backprop.tools.parallel_runs --rounds 10`. Each round is a sweep of tiny runs in an empty folder
-(hydra-joblib-launcher, all jobs at once), after which what MLflow has is compared with what the runs wrote down.
+Each round is a sweep of tiny runs in an empty folder (hydra-joblib-launcher, all jobs at once), after which what MLflow
+has is compared with what the runs have in their own files.
+
+Example: python -m manual_backprop.tools.cost parallel --rounds 1 --jobs 4
+
+Exit codes: 0 everything arrived, 1 something did not, 2 wrong arguments.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manual_backprop.errors import EXIT_DONE, EXIT_FAILED, InputError
+from ..arguments import Parser, whole
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,10 +33,30 @@ OVERRIDES = (
 )
 
 
+def add_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--rounds", type=whole(1), default=10, metavar="R", help="how often, each time on a fresh store (%(default)s)"
+    )
+    parser.add_argument("--jobs", type=whole(1), default=8, metavar="N", help="runs at once (%(default)s)")
+
+
+def measure(options: Namespace, folder: Path) -> bool:
+    failed = 0
+    for number in range(options.rounds):
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            found = one_round(Path(place), options.jobs)
+        failed += bool(found)
+        result = "\n  ".join(["something is missing:", *found]) if found else "everything arrived"
+        print(f"round {number + 1} of {options.rounds}, {time.monotonic() - start:.0f} s: {result}", flush=True)
+    print(f"{options.rounds - failed} of {options.rounds} rounds of {options.jobs} runs at once left nothing out")
+    return not failed
+
+
 def one_round(root: Path, n_jobs: int) -> list[str]:
     """A sweep of `n_jobs` runs at once in the folder `root`. What is missing afterwards, a sentence each."""
-    from manual_backprop.sweeps.records import FINISHED, Records
-    from manual_backprop.tracking.run_directory import SWEEPS, list_runs
+    from ..sweeps.records import FINISHED, Records
+    from ..tracking.run_directory import SWEEPS, list_runs
 
     (root / "text.txt").write_text("".join(SENTENCE.format(n % 7, n * n % 11) for n in range(200)), encoding="utf-8")
     seeds = ",".join(map(str, range(n_jobs)))
@@ -63,9 +86,9 @@ def one_round(root: Path, n_jobs: int) -> list[str]:
 
 
 def _missing(client: MlflowClient, run: Path) -> list[str]:
-    """What a run wrote down and MLflow does not have."""
-    from manual_backprop.tracking import load_training_log
-    from manual_backprop.tracking.run_directory import read_run
+    """What a run has in its files and MLflow does not."""
+    from ..tracking import load_training_log
+    from ..tracking.run_directory import read_run
 
     known = read_run(run)["mlflow"] or {}
     if not known.get("delivered"):
@@ -84,33 +107,3 @@ def _missing(client: MlflowClient, run: Path) -> list[str]:
         ):
             found.append(f"{run.name}: {name} has {len(stored)} points in MLflow and {len(written)} in its own file")
     return found
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m manual_backprop.tools.parallel_runs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit codes: 0 everything arrived, 1 something did not, 2 the input is wrong.",
-    )
-    parser.add_argument("--rounds", type=int, default=10, help="how often, each time on a fresh store (10)")
-    parser.add_argument("--jobs", type=int, default=8, help="runs at once (8)")
-    chosen = parser.parse_args(arguments)
-    if chosen.rounds < 1 or chosen.jobs < 1:
-        raise InputError(f"--rounds {chosen.rounds} --jobs {chosen.jobs}: both must be at least 1")
-    failed = 0
-    for number in range(chosen.rounds):
-        start = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            found = one_round(Path(folder), chosen.jobs)
-        failed += bool(found)
-        said = "\n  ".join(["something is missing:", *found]) if found else "everything arrived"
-        print(f"round {number + 1} of {chosen.rounds}, {time.monotonic() - start:.0f} s: {said}", flush=True)
-    print(f"{chosen.rounds - failed} of {chosen.rounds} rounds of {chosen.jobs} runs at once left nothing out")
-    return EXIT_FAILED if failed else EXIT_DONE
-
-
-if __name__ == "__main__":
-    from manual_backprop.exit_codes import exit_code_of
-
-    sys.exit(exit_code_of(main))
