@@ -12,19 +12,19 @@ from typing import Any
 # Where each public name lives.
 _HOMES = {
     "BaselineTransformer": "models.baseline",
-    "CheckpointManager": "checkpoint",
+    "CheckpointManager": "checkpoints.checkpoint",
     "CustomTransformer": "models.custom",
-    "CustomTransformerConfig": "network_config",
-    "CustomTransformerWrapper": "language_model",
-    "Evaluator": "evaluation",
+    "CustomTransformerConfig": "config.network",
+    "CustomTransformerWrapper": "models.language_model",
+    "Evaluator": "tasks.evaluation",
     "TorchTransformer": "models.mirror",
     "TrainingLogger": "tracking",
-    "analyze_dataset": "data.analysis",
-    "load_pretokenized": "data.token_shards",
+    "analyze_dataset": "data.datasets.analysis",
+    "load_pretokenized": "data.tokens.token_shards",
     "load_training_log": "tracking",
-    "pretokenize_dataset": "data.shards",
-    "train_tokenizer": "data.tokenizer_training",
-    "train_tokenizer_from_files": "data.tokenizer_training",
+    "pretokenize_dataset": "data.datasets.pretokenization",
+    "train_tokenizer": "data.datasets.tokenizer_training",
+    "train_tokenizer_from_files": "data.datasets.tokenizer_training",
 }
 
 __all__ = [

@@ -39,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         "Each takes --help. This one takes --version.",
     ]
     if given and given not in (["--help"], ["-h"]):
-        from manual_backprop.errors import EXIT_BAD_INPUT
-        from manual_backprop.rules import nearest
+        from manual_backprop.common.errors import EXIT_BAD_INPUT
+        from manual_backprop.config.rules import nearest
 
         meant = given[0] if given[0] in there else nearest(given[0], list(there))
         way_out = f"; did you mean python -m manual_backprop.{meant}?" if meant else ""
@@ -52,14 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run() -> int:
     """The console script `manual-backprop`: the same command as `python -m manual_backprop.run`."""
-    from manual_backprop.interruption import leave_at_a_signal
+    from manual_backprop.common.interruption import leave_at_a_signal
 
     leave_at_a_signal()  # while the imports go on
     if sys.argv[1:2] == ["-sc"] and sys.argv[2:3] != [] and sys.argv[2].startswith("query="):
-        from manual_backprop.completion import answer
+        from manual_backprop.config.completion import answer
 
         return answer()
-    from manual_backprop.exit_codes import exit_code_of
+    from manual_backprop.common.exit_codes import exit_code_of
     from manual_backprop.run import main as train
 
     return exit_code_of(train)

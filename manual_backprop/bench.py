@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import Parser, whole
-from .benchmark.cases import ONEDNN, ROWS, SUBJECT, Case
-from .benchmark.choices import about_cases, add_choices, cases_of
-from .errors import InputError
-from .exit_codes import exit_code_of
-from .paired import check_output
+from .common.errors import InputError
+from .common.exit_codes import exit_code_of
+from .config.arguments import Parser, whole
+from .study.benchmark.cases import ONEDNN, ROWS, SUBJECT, Case
+from .study.benchmark.choices import about_cases, add_choices, cases_of
+from .study.paired_timing import check_output
 
 if TYPE_CHECKING:
     import argparse
 
-    from .benchmark.measurement import Measurement
+    from .study.benchmark.measurement import Measurement
 
 DESCRIPTION = """\
 Times a training step (forward, loss, backward, clipping, AdamW) of this network by hand, beside the same network under
@@ -97,7 +97,7 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse(arguments)
     if options.markdown:
-        from .benchmark import markdown
+        from .study.benchmark import markdown
 
         print(markdown.page(options.markdown))
         return
@@ -107,10 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.picture is not None and importlib.util.find_spec("matplotlib") is None:
         raise InputError("--picture: matplotlib is not installed; leave it out, or pip install matplotlib")
     names = [SUBJECT, *(name for name in options.rows or ROWS if name != SUBJECT)]
-    from .benchmark import page
+    from .study.benchmark import page
 
     if options.grow:
-        from .benchmark.growth import grow
+        from .study.benchmark.growth import grow
 
         content = grow(cases, names, options.rounds, options.picture)
     else:
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             page.draw([measured for measured, _ in measurements], options.picture)
         content = {"cases": [page.as_json(measured) | more for measured, more in measurements]}
     if options.json is not None:
-        from .durable import storage_errors
+        from .common.durable_files import storage_errors
 
         content = {"version": page.VERSION, "machine": page.machine(), **content}
         with storage_errors(f"write {options.json}"):
@@ -130,8 +130,8 @@ def _measure(
     cases: Sequence[Case], names: Sequence[str], options: argparse.Namespace
 ) -> list[tuple[Measurement, dict[str, Any]]]:
     """Each case, printed as soon as it is measured; and its breakdown, if it is asked for."""
-    from .benchmark.measurement import measure
-    from .benchmark.page import table
+    from .study.benchmark.measurement import measure
+    from .study.benchmark.page import table
 
     found = []
     for case in cases:
@@ -139,7 +139,7 @@ def _measure(
         print(table(measured), flush=True)
         more: dict[str, Any] = {}
         if options.breakdown:
-            from .benchmark.breakdown import breakdown
+            from .study.benchmark.breakdown import breakdown
 
             more["breakdown"] = breakdown(measured)
         print()

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from manual_backprop.arguments import Parser, add_run, add_sampling, temperature, whole
-from manual_backprop.errors import EXIT_DONE, ManualBackpropError
-from manual_backprop.saved_model import RUN_HELP
+from manual_backprop.common.errors import EXIT_DONE, ManualBackpropError
+from manual_backprop.config.arguments import Parser, add_run, add_sampling, temperature, whole
+from manual_backprop.trained_models.saved_model import RUN_HELP
 
 if TYPE_CHECKING:
-    from manual_backprop.data.tokenizers import Tokenizer
-    from manual_backprop.saved_model import SavedModel
-    from manual_backprop.text_stream import Sampling
+    from manual_backprop.data.tokens.tokenizer import Tokenizer
+    from manual_backprop.trained_models.saved_model import SavedModel
+    from manual_backprop.trained_models.text_stream import Sampling
 
 IN_CHAT = """\
   temp 0.5     how freely tokens are drawn; 0 takes the likeliest each time
@@ -102,7 +102,7 @@ class Chat:
         return f"temp {sampling.temperature:g}, topk {sampling.top_k}, length {sampling.max_length}"
 
     def reply(self, line: str) -> None:
-        from manual_backprop.text_stream import continuation, show
+        from manual_backprop.trained_models.text_stream import continuation, show
 
         pieces = continuation(self.saved.model, self.tokenizer, line, self.sampling)
         show(line)
@@ -117,8 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_sampling(parser)
     options = parser.parse(arguments)
 
-    from manual_backprop.saved_model import load
-    from manual_backprop.text_stream import Sampling
+    from manual_backprop.trained_models.saved_model import load
+    from manual_backprop.trained_models.text_stream import Sampling
 
     saved = load(options.run, device=options.device)
     print(saved.line, flush=True)
@@ -132,6 +132,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from manual_backprop.exit_codes import exit_code_of
+    from manual_backprop.common.exit_codes import exit_code_of
 
     sys.exit(exit_code_of(main))

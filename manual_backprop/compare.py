@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from manual_backprop.comparison import ALIKE, compare, difference_lines, table_lines
-from manual_backprop.errors import InputError
+from manual_backprop.common.errors import InputError
 from manual_backprop.tracking import close_dead_runs, load_training_log
+from manual_backprop.training.comparison.runs import ALIKE, compare, difference_lines, table_lines
 
 COMMAND = "python -m manual_backprop.compare"
 OUTPUTS = Path("outputs")
@@ -37,7 +37,7 @@ def _runs_named(which: str) -> list[str | Path]:
     """A sweep's directory stands for its runs."""
     if not (Path(which) / "jobs").is_dir():
         return [which]
-    from manual_backprop.sweeps.records import runs_of_sweep
+    from manual_backprop.training.sweeps.records import runs_of_sweep
 
     if not (found := list(runs_of_sweep(Path(which)))):
         raise InputError(f"{which}: none of the runs of this sweep is there")
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(runs) > 1:
         print("", *difference_lines(logs), sep="\n")
     if chosen.picture is not None:
-        from manual_backprop.comparison_picture import draw_comparison
+        from manual_backprop.training.comparison.picture import draw_comparison
 
         names = sorted({str(log.run.get("run_name", log.path.name)) for log in logs})
         draw_comparison(runs, chosen.picture, ", ".join(names[:3]) + (" ..." if len(names) > 3 else ""))
@@ -72,6 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from manual_backprop.exit_codes import exit_code_of
+    from manual_backprop.common.exit_codes import exit_code_of
 
     sys.exit(exit_code_of(main))

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manual_backprop.arguments import Parser
-from manual_backprop.errors import InputError
-from manual_backprop.rules import nearest
-from manual_backprop.saved_model import RUN_HELP
+from manual_backprop.common.errors import InputError
+from manual_backprop.config.arguments import Parser
+from manual_backprop.config.rules import nearest
+from manual_backprop.trained_models.saved_model import RUN_HELP
 
 if TYPE_CHECKING:
-    from manual_backprop.data.tokenizers import Tokenizer
+    from manual_backprop.data.tokens.tokenizer import Tokenizer
 
 DESCRIPTION = f"""\
 Brings a model to `transformers`, or one from there, with the same weights: no number changes.
@@ -51,14 +51,14 @@ DIRECTIONS = ("to-hf", "from-hf")
 
 
 def to_hf(run: str, target: Path) -> None:
-    from manual_backprop.interchange.layouts import layout_of
-    from manual_backprop.saved_model import load
+    from manual_backprop.models.huggingface.layouts import layout_of
+    from manual_backprop.trained_models.saved_model import load
 
     saved = load(run, device="cpu")
     print(saved.line, flush=True)
     layout = layout_of(saved.model.config)
-    from manual_backprop.data.tokenizers import FILE_NAME
-    from manual_backprop.interchange.export import export_model
+    from manual_backprop.data.tokens.tokenizer import FILE_NAME
+    from manual_backprop.trained_models.export import export_model
 
     tokenizer = saved.tokenizer() if (saved.found.checkpoint / FILE_NAME).is_file() else None
     export_model(saved, tokenizer, target)
@@ -67,11 +67,11 @@ def to_hf(run: str, target: Path) -> None:
 
 
 def from_hf(source: str, target: Path) -> None:
-    from manual_backprop.interchange.directory import local_folder, read_model, weight_files
+    from manual_backprop.trained_models.huggingface_directory import local_folder, read_model, weight_files
 
     folder = local_folder(source)
     weight_files(folder)
-    from manual_backprop.interchange.export import import_model
+    from manual_backprop.trained_models.export import import_model
 
     imported = read_model(folder)
     tokenizer = _tokenizer_of(folder, imported.config.vocab_size)
@@ -87,7 +87,7 @@ def from_hf(source: str, target: Path) -> None:
 
 
 def _tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer | None:
-    from manual_backprop.data.pretrained import tokenizer_of_folder
+    from manual_backprop.data.tokens.pretrained import tokenizer_of_folder
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "merges.txt")):
         return None
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     if options.direction not in DIRECTIONS:
         meant = nearest(options.direction, list(DIRECTIONS))
         parser.error(f"{options.direction}: must be to-hf or from-hf" + (f"; did you mean {meant}?" if meant else ""))
-    from manual_backprop.durable import refuse_used
+    from manual_backprop.common.durable_files import refuse_used
 
     refuse_used(options.folder)  # before the work
     (to_hf if options.direction == "to-hf" else from_hf)(options.source, options.folder)
@@ -117,6 +117,6 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
 
 if __name__ == "__main__":
-    from manual_backprop.exit_codes import exit_code_of
+    from manual_backprop.common.exit_codes import exit_code_of
 
     sys.exit(exit_code_of(main))

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manual_backprop.arguments import Parser
-from manual_backprop.errors import EXIT_DONE, EXIT_FAILED, InputError
+from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, InputError
+from manual_backprop.config.arguments import Parser
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from manual_backprop.config import RunConfig
+    from manual_backprop.config.schema import RunConfig
 
 DESCRIPTION = """\
 What to look at when a loss does not fall. Gives the arguments of manual_backprop.run seven checks, each of which
@@ -53,7 +53,7 @@ STYLES = {"passed": "green", "FAILED": "bold red", "follows": "yellow"}
 
 def config_described(overrides: Sequence[str]) -> RunConfig:
     """Raises InputError in one line for whatever is wrong with the command line."""
-    from manual_backprop.command_line import described_job
+    from manual_backprop.training.command_line import described_job
 
     config = described_job(overrides, "diagnose").config
     if config.resume is not None:
@@ -65,11 +65,11 @@ def diagnose(config: RunConfig, outputs: Path, console: Console) -> int:
     """Shows each finding as it comes, and returns how many checks have failed."""
     import torch
 
-    from manual_backprop.diagnosis import FAILED, PASSED, Diagnosis
-    from manual_backprop.diagnosis.rates import draw_range_test
-    from manual_backprop.memory import keep_freed_memory
+    from manual_backprop.common.allocator import keep_freed_memory
+    from manual_backprop.config.written_config import default_run_name
+    from manual_backprop.study.diagnosis import FAILED, PASSED, Diagnosis
+    from manual_backprop.study.diagnosis.rates import draw_range_test
     from manual_backprop.tasks import LanguageModelTask
-    from manual_backprop.written_config import default_run_name
 
     start = time.monotonic()
     if config.device.threads is not None:
@@ -115,13 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from rich.console import Console
 
-    from manual_backprop.saved_model import OUTPUTS
+    from manual_backprop.trained_models.saved_model import OUTPUTS
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     return EXIT_FAILED if diagnose(config, OUTPUTS, console) else EXIT_DONE
 
 
 if __name__ == "__main__":
-    from manual_backprop.exit_codes import exit_code_of
+    from manual_backprop.common.exit_codes import exit_code_of
 
     sys.exit(exit_code_of(main))

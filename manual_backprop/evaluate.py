@@ -7,20 +7,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from manual_backprop.arguments import Parser, add_device, add_run, whole
-from manual_backprop.errors import InputError, ManualBackpropError, RunInUseError, StorageError
-from manual_backprop.saved_model import RUN_HELP
+from manual_backprop.common.errors import InputError, ManualBackpropError, RunInUseError, StorageError
+from manual_backprop.config.arguments import Parser, add_device, add_run, whole
+from manual_backprop.trained_models.saved_model import RUN_HELP
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from manual_backprop.batch import Batch
-    from manual_backprop.config import RunConfig
-    from manual_backprop.data.token_cache import Split
-    from manual_backprop.data.tokenizers import Tokenizer
-    from manual_backprop.evaluation import Evaluation
-    from manual_backprop.saved_model import Found, SavedModel
+    from manual_backprop.common.batch import Batch
+    from manual_backprop.config.schema import RunConfig
+    from manual_backprop.data.tokens.token_cache import Split
+    from manual_backprop.data.tokens.tokenizer import Tokenizer
     from manual_backprop.tasks import LanguageModelTask
+    from manual_backprop.tasks.evaluation import Evaluation
+    from manual_backprop.trained_models.saved_model import Found, SavedModel
 
 DESCRIPTION = f"""\
 Measures a trained model on a split of the text that it comes from.
@@ -84,7 +84,7 @@ class Part:
 def open_part(saved: SavedModel, name: str, max_batches: int | None, test: str | None = None) -> Part:
     """`test` is where the test split is, if not where the run says. Raises InputError where the text is gone, is
     another one than the run's, or has no such split."""
-    from manual_backprop.data.held_out import open_test_split
+    from manual_backprop.data.tokens.test_split import open_test_split
     from manual_backprop.tasks import LanguageModelTask
 
     config, cache = saved.config(), saved.found.outputs / "datasets"
@@ -115,7 +115,7 @@ def measure(saved: SavedModel, part: Part) -> tuple[Evaluation, dict[str, Evalua
     """The model's evaluation, and the counting models' on the same tokens (their accuracy is not measured: NaN)."""
     import math
 
-    from manual_backprop.evaluation import Evaluation
+    from manual_backprop.tasks.evaluation import Evaluation
 
     evaluation = part.task.measure(saved.model, part.split, part.max_batches)
     losses = part.task.counting_losses(part.split, part.max_batches)
@@ -198,7 +198,7 @@ def _literal(text: str) -> str:
 
 
 def show_samples(console: Console, saved: SavedModel, part: Part) -> None:
-    from manual_backprop.samples import count_words
+    from manual_backprop.tasks.samples import count_words
 
     training = part.config.training
     if not training.sample_prompts or not training.sample_length:
@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     if options.test is not None and options.split != "test":
         parser.error(f"--test {options.test}: says where the test split is; add --split test")
 
-    from manual_backprop.saved_model import load
+    from manual_backprop.trained_models.saved_model import load
 
     saved = load(options.run, device=options.device)
     print(saved.line, flush=True)
@@ -318,6 +318,6 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
 
 if __name__ == "__main__":
-    from manual_backprop.exit_codes import exit_code_of
+    from manual_backprop.common.exit_codes import exit_code_of
 
     sys.exit(exit_code_of(main))

@@ -2,7 +2,7 @@
 
 A network small enough to print makes one training step; the page shows every line of code that runs, every tensor that
 it makes, forward and backward, and autograd's number beside every gradient. Here stands what is explained: the text,
-the sizes, the weights. How it is watched: tools/step_trace.py; how it is laid out: tools/step_page.py.
+the sizes, the weights. How it is watched: study/explain/trace.py; how it is laid out: study/explain/page.py.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manual_backprop.config import ARCHITECTURES, CustomTransformerConfig
-from manual_backprop.errors import CheckFailedError, StorageError
-from manual_backprop.exit_codes import exit_code_of
+from manual_backprop.common.errors import CheckFailedError, StorageError
+from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.config.schema import ARCHITECTURES, CustomTransformerConfig
 
 if TYPE_CHECKING:
-    from manual_backprop.batch import Batch
+    from manual_backprop.common.batch import Batch
     from manual_backprop.models.custom import CustomTransformer
 
 COMMAND = "python -m manual_backprop.explain"
@@ -68,7 +68,7 @@ def small_network(architecture: str) -> CustomTransformer:
 def small_batch() -> Batch:
     import torch
 
-    from manual_backprop.batch import Batch
+    from manual_backprop.common.batch import Batch
 
     ids = torch.tensor([[WORDS.index(word) for word in TEXT]])
     return Batch(tokens=ids[:, :-1], targets=ids[:, 1:])
@@ -84,8 +84,8 @@ def write(path: Path, page: str) -> None:
 
 def explain(architecture: str, output: Path) -> str:
     """Write the page; return the sentence that says so. CheckFailedError where by hand and autograd differ."""
-    from manual_backprop.tools.step_autograd import trace_step
-    from manual_backprop.tools.step_page import Page
+    from manual_backprop.study.explain.autograd import trace_step
+    from manual_backprop.study.explain.page import Page
 
     traced = trace_step(small_network(architecture), small_batch(), denominator=len(TEXT) - 1)
     page = Page(

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from manual_backprop.arguments import Parser, add_run, add_sampling, whole
-from manual_backprop.errors import InputError
-from manual_backprop.saved_model import RUN_HELP
+from manual_backprop.common.errors import InputError
+from manual_backprop.config.arguments import Parser, add_run, add_sampling, whole
+from manual_backprop.trained_models.saved_model import RUN_HELP
 
 DESCRIPTION = f"""\
 Continues a text with a trained model, and shows each character as soon as it is written.
@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         parser.error("--stop: the text that ends a sample must not be empty")
     prompt = read_prompt(options.prompt)
 
-    from manual_backprop.saved_model import load
-    from manual_backprop.text_stream import Sampling, continuation, show
+    from manual_backprop.trained_models.saved_model import load
+    from manual_backprop.trained_models.text_stream import Sampling, continuation, show
 
     saved = load(options.run, device=options.device)
     print(saved.line, flush=True)
@@ -81,6 +81,6 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
 
 if __name__ == "__main__":
-    from manual_backprop.exit_codes import exit_code_of
+    from manual_backprop.common.exit_codes import exit_code_of
 
     sys.exit(exit_code_of(main))

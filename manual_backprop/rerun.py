@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from manual_backprop.errors import EXIT_DONE, InputError
-from manual_backprop.reproduction import rerun
+from manual_backprop.common.errors import EXIT_DONE, InputError
+from manual_backprop.training.comparison.reproduction import rerun
 
 COMMAND = "python -m manual_backprop.rerun"
 
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from manual_backprop.exit_codes import exit_code_of
-    from manual_backprop.interruption import leave_at_a_signal
+    from manual_backprop.common.exit_codes import exit_code_of
+    from manual_backprop.common.interruption import leave_at_a_signal
 
     leave_at_a_signal()
     sys.exit(exit_code_of(main))

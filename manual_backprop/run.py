@@ -8,7 +8,7 @@ do: start the jobs of a sweep (`sweeps/`), and show something (`--cfg`, `--info`
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below: they take a while
-    from manual_backprop.interruption import leave_at_a_signal
+    from manual_backprop.common.interruption import leave_at_a_signal
 
     leave_at_a_signal()
 
@@ -21,12 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manual_backprop.errors import ConfigError, InputError
+from manual_backprop.common.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from manual_backprop.command_line import Checked, Job
+    from manual_backprop.training.command_line import Checked, Job
 
 COMMAND = "python -m manual_backprop.run"
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _read_options(given)
     if options.help:
-        from manual_backprop.help_page import help_page
+        from manual_backprop.config.help_page import help_page
 
         print(help_page(COMMAND))
         return None
@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         print(f"manual_backprop {__version__} (Hydra {hydra.__version__})")
         return None
 
-    from manual_backprop import command_line, composition
+    from manual_backprop.config import composition
+    from manual_backprop.training import command_line
 
     if options.config_dir is not None:
         folder = Path(options.config_dir).resolve()
@@ -65,13 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     if options.cfg:
         _show(flags, checked.overrides)
     elif any(job.config.plan for job in checked.jobs):
-        from manual_backprop.plan import print_plans
+        from manual_backprop.training.plan import print_plans
 
         print_plans(checked.jobs)
     elif checked.jobs[0].config.sweep.resume is not None:
         _resume_sweep(checked, options)
     elif checked.multirun:
-        from manual_backprop.sweeps.sweep import start_sweep
+        from manual_backprop.training.sweeps.sweep import start_sweep
 
         start_sweep(checked, Path.cwd(), partial(_run_sweep, flags), composition.ExperimentsSearchPath.own_folder)
     else:
@@ -84,22 +85,23 @@ def _run_one(job: Job) -> None:
     """The one job of a command, with what Hydra's own settings ask for."""
     from hydra.core.utils import configure_log, env_override
 
-    from manual_backprop.origin import Origin
-    from manual_backprop.value_sources import value_sources
+    from manual_backprop.common.origin import Origin
+    from manual_backprop.training.value_sources import value_sources
 
     sources = value_sources(job.config, job.overrides, job.runtime)
     with env_override(job.hydra.job.env_set):
         configure_log(job.hydra.job_logging, job.hydra.verbose)
-        from manual_backprop.runner import run_job  # torch, only now
+        from manual_backprop.training.runner import run_job  # torch, only now
 
         run_job(job.config, Path.cwd(), Origin(overrides=job.overrides, sources=sources))
 
 
 def _resume_sweep(asked: Checked, options: argparse.Namespace) -> None:
     """sweep.resume=DIRECTORY: the command line that the sweep was given, again."""
-    from manual_backprop import command_line, composition
-    from manual_backprop.sweeps.sweep import given_to, resume_sweep
+    from manual_backprop.config import composition
     from manual_backprop.tracking.run_directory import find_sweep
+    from manual_backprop.training import command_line
+    from manual_backprop.training.sweeps.sweep import given_to, resume_sweep
 
     if len(asked.overrides) > 1 or options.multirun or options.config_dir is not None:
         raise InputError("sweep.resume: a sweep goes on with its own command line; leave out everything else")
@@ -179,8 +181,8 @@ def _show(flags: Sequence[str], overrides: Sequence[str]) -> None:
 def _run_hydra(arguments: Sequence[str], task: Callable[[DictConfig], Any]) -> None:
     import hydra
 
-    from manual_backprop.composition import find_experiments
-    from manual_backprop.config import shipped_folder
+    from manual_backprop.config.composition import find_experiments
+    from manual_backprop.config.schema import shipped_folder
 
     find_experiments()
     with _called_with(arguments):
@@ -211,6 +213,6 @@ def _run_sweep(flags: list[str], overrides: list[str], task: Callable[[DictConfi
 
 
 if __name__ == "__main__":
-    from manual_backprop.exit_codes import exit_code_of
+    from manual_backprop.common.exit_codes import exit_code_of
 
     sys.exit(exit_code_of(main))

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from manual_backprop.arguments import Parser, number
-from manual_backprop.saved_model import OUTPUTS, RUN_HELP
+from manual_backprop.config.arguments import Parser, number
+from manual_backprop.trained_models.saved_model import OUTPUTS, RUN_HELP
 
 DESCRIPTION = f"""\
 Shows what a model is made of and what it costs, for a trained one (RUN) or for one that a command line describes
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     runs = [one for one in options.subject if "=" not in one or names_a_run(one)]
     if runs and len(options.subject) > 1:
         parser.error(f"{runs[0]}: give either one RUN or overrides KEY=VALUE")
-    from manual_backprop.model_summary import described, show_cost, show_memory, show_parameters, trained
+    from manual_backprop.training.model_summary import described, show_cost, show_memory, show_parameters, trained
 
     subject = trained(runs[0]) if runs else described(options.subject)
 
@@ -68,13 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     show_cost(console, subject, options.tflops)
     show_memory(console, subject)
     if options.shapes:
-        from manual_backprop.step_shapes import show_step
+        from manual_backprop.training.step_shapes import show_step
 
         show_step(console, subject)
     return None
 
 
 if __name__ == "__main__":
-    from manual_backprop.exit_codes import exit_code_of
+    from manual_backprop.common.exit_codes import exit_code_of
 
     sys.exit(exit_code_of(main))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from manual_backprop.errors import EXIT_DONE, EXIT_FAILED, ManualBackpropError
+from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, ManualBackpropError
 
 COMMAND = "python -m manual_backprop.sync"
 DESCRIPTION = """\
@@ -34,9 +34,9 @@ Exit codes: 0 all is delivered, 1 MLflow did not take it, 2 there is no such run
 
 def with_children(which: str, root: Path) -> list[str]:
     """Of a sweep: itself first, so that its runs find their parent in MLflow, and again last, for its best run."""
-    from manual_backprop.sweeps.records import runs_of_sweep
     from manual_backprop.tracking.late_delivery import named_run
     from manual_backprop.tracking.run_directory import SWEEPS
+    from manual_backprop.training.sweeps.records import runs_of_sweep
 
     try:
         path = named_run(which, root)
@@ -82,6 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from manual_backprop.exit_codes import exit_code_of
+    from manual_backprop.common.exit_codes import exit_code_of
 
     sys.exit(exit_code_of(main))

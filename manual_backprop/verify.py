@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from manual_backprop.errors import EXIT_DONE, EXIT_FAILED
+from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from manual_backprop.config import CustomTransformerConfig
-    from manual_backprop.gradient_check.verification import Section
+    from manual_backprop.config.schema import CustomTransformerConfig
+    from manual_backprop.study.gradient_check.verification import Section
 
 COMMAND = "python -m manual_backprop.verify"
 HELP = f"""\
@@ -64,7 +64,7 @@ DESCRIBE_A_NETWORK = ("model", "architecture", "tokenizer", "precision", "kernel
 
 def network_described(overrides: Sequence[str]) -> CustomTransformerConfig:
     """The network that a run with these overrides would train. InputError with every violation."""
-    from manual_backprop.command_line import described_job
+    from manual_backprop.training.command_line import described_job
 
     job = described_job(overrides, "verify")
     if unused := keys_without_effect(job.overrides):
@@ -75,7 +75,7 @@ def network_described(overrides: Sequence[str]) -> CustomTransformerConfig:
 
 def keys_without_effect(overrides: Sequence[str]) -> list[str]:
     """What says how a network is trained, and not what it is."""
-    from manual_backprop.command_line import NOT_TRACKED
+    from manual_backprop.training.command_line import NOT_TRACKED
 
     named = [override.lstrip("+").partition("=")[0] for override in overrides if override != NOT_TRACKED]
     return [
@@ -89,7 +89,7 @@ def keys_without_effect(overrides: Sequence[str]) -> list[str]:
 def show(sections: Sequence[Section], console: Console) -> None:
     from rich.table import Table
 
-    from manual_backprop.gradient_check.verification import lines_of
+    from manual_backprop.study.gradient_check.verification import lines_of
 
     for section in sections:
         table = Table(
@@ -122,7 +122,7 @@ def _bar(value: float) -> str:
 
 
 def verdict_of(sections: Sequence[Section], seconds: float) -> str:
-    from manual_backprop.gradient_check.measure import AUTOGRAD_BAR
+    from manual_backprop.study.gradient_check.measure import AUTOGRAD_BAR
 
     findings = [finding for section in sections for finding in section.findings]
     failed = [finding for finding in findings if not finding.ok]
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = network_described(overrides) if overrides else None
     from rich.console import Console
 
-    from manual_backprop.gradient_check.verification import check_everything, check_one, one_thread
+    from manual_backprop.study.gradient_check.verification import check_everything, check_one, one_thread
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     with one_thread():
@@ -163,6 +163,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from manual_backprop.exit_codes import exit_code_of
+    from manual_backprop.common.exit_codes import exit_code_of
 
     sys.exit(exit_code_of(main))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from manual_backprop.benchmark import rows
-from manual_backprop.benchmark.cases import BY_HAND, Case
-from manual_backprop.benchmark.rows import Ready
-from manual_backprop.config import CustomTransformerConfig
+from manual_backprop.config.schema import CustomTransformerConfig
+from manual_backprop.study.benchmark import rows
+from manual_backprop.study.benchmark.cases import BY_HAND, Case
+from manual_backprop.study.benchmark.rows import Ready
 
 KERNELS = [name for name, settings in BY_HAND.items() if settings["kernels"] == "fused"]  # rows with them
 TINY = CustomTransformerConfig(vocab_size=37, d_model=24, n_blocks=2, n_heads=4, d_ffn=52, max_seq_len=16)

@@ -20,9 +20,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from manual_backprop.command_line import check_with
-from manual_backprop.composition import Composer
-from manual_backprop.errors import ConfigError
+from manual_backprop.common.errors import ConfigError
+from manual_backprop.config.composition import Composer
+from manual_backprop.training.command_line import check_with
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120.0  # [s]

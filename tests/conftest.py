@@ -43,7 +43,7 @@ COMPILING = pytest.StashKey[subprocess.Popen[bytes]]()
 @pytest.hookimpl(optionalhook=True)  # mutate.py loads no plugins
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Tests wait, for processes and for MLflow's patience, so that one more of them keeps the cores busy."""
-    from manual_backprop.sweeps.processors import cores
+    from manual_backprop.training.sweeps.processors import cores
 
     return cores() + 1
 

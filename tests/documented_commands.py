@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from manual_backprop.__main__ import COMMANDS
-from manual_backprop.checkpoint import CheckpointManager, load_checkpoint, verify
-from manual_backprop.config import HUB, model_sizes, shipped_folder
-from manual_backprop.data.tokenizers import load_tokenizer
-from manual_backprop.sweeps.records import JobRecord, Records
+from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint, verify
+from manual_backprop.config.schema import HUB, model_sizes, shipped_folder
+from manual_backprop.data.tokens.tokenizer import load_tokenizer
 from manual_backprop.tracking import TrainingLog, flatten, load_training_log
 from manual_backprop.tracking.run_directory import RUNS, SWEEPS, list_runs, read_run
+from manual_backprop.training.sweeps.records import JobRecord, Records
 
 PNG = b"\x89PNG"
 
@@ -346,7 +346,7 @@ def check_verified(outcome: Outcome) -> None:
 
 
 def check_all_ops_are_in_the_table(outcome: Outcome) -> None:
-    from manual_backprop.gradient_check import ROWS
+    from manual_backprop.study.gradient_check import ROWS
 
     assert {name for name in ROWS if name not in outcome.said} == set()
     assert {name for name in ("gpt2", "vaswani", "llama") if name not in outcome.said} == set()
@@ -449,7 +449,7 @@ def check_commands_are_listed(outcome: Outcome) -> None:
 
 def check_help(outcome: Outcome) -> None:
     """Every group with its options; keys, and how to see all of them."""
-    from manual_backprop.validation import groups, keys
+    from manual_backprop.config.validation import groups, keys
 
     for group in groups():
         for option in (shipped_folder("conf") / group).glob("*.yaml"):

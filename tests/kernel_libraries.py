@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from manual_backprop.kernels import compiled
-from manual_backprop.kernels.compiled import CompiledFunction
+from manual_backprop.kernels.cpu import compiled
+from manual_backprop.kernels.cpu.compiled import CompiledFunction
 
 FORMATS = {  # of activations, of parameters
     "fp32": (torch.float32, torch.float32),
@@ -20,7 +20,7 @@ FORMATS = {  # of activations, of parameters
 
 def functions() -> list[tuple[CompiledFunction, str]]:
     """Each in every format, where that is another one for it."""
-    import manual_backprop.kernels.optimizers
+    import manual_backprop.kernels.cpu.optimizers
     import manual_backprop.models.custom  # noqa: F401
 
     found = {

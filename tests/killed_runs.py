@@ -23,8 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from manual_backprop.command_line import check
-from manual_backprop.runner import run_job
+from manual_backprop.training.command_line import check
+from manual_backprop.training.runner import run_job
 
 LONGEST = 300  # [s] of an attempt
 

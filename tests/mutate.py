@@ -56,15 +56,15 @@ KINDS = (  # of tests, as they are to be asked: each of the last three is the on
 # Tests, and the mutants that they caught when all were last judged with --write. An entry that is out of date costs
 # time and nothing else: if that test passes, all others are asked.
 CAUGHT_BY = Path(__file__).with_name("caught_by.json")
-ONLY_COMPILED = ("kernels/rowwise.py",)  # never runs as it is written, but in a test of its own
+ONLY_COMPILED = ("kernels/cpu/rowwise.py",)  # never runs as it is written, but in a test of its own
 
 # Mutants that compute the same, and why. One that is caught after all, or is no more, is an error. Tests of KINDS look.
 EQUIVALENT: dict[str, str] = {
     "models/custom.py, _embedding_backward: self.config.traits.positions == 'sinusoidal' -> "
     "self.config.traits.positions != 'sinusoidal'": "the backward of fixed positions hands on what it gets",
-    "kernels/normalization.py, residual_layer_norm_backward: mean.dim() > 1 -> mean.dim() >= 1": "PyTorch's kernel "
+    "kernels/cpu/normalization.py, residual_layer_norm_backward: mean.dim() > 1 -> mean.dim() >= 1": "PyTorch's kernel "
     "takes these statistics as well",
-    "kernels/activations.py, gate_and_rest: x > 0 -> x >= 0": "both halves are 1/2 at 0",
+    "kernels/cpu/activations.py, gate_and_rest: x > 0 -> x >= 0": "both halves are 1/2 at 0",
 }
 
 OPERATORS: dict[type, type] = {
@@ -271,7 +271,7 @@ def named_mutants() -> Iterator[Mutant]:
 
 def all_mutants() -> list[Mutant]:
     paths = [*sorted((PACKAGE / "ops").glob("*.py")), *(PACKAGE / "models" / name for name in ("custom.py", "step.py"))]
-    paths += sorted((PACKAGE / "kernels").glob("*.py"))
+    paths += sorted((PACKAGE / "kernels").rglob("*.py"))
     return [*(mutant for path in paths for mutant in mechanical_mutants(path)), *named_mutants()]
 
 

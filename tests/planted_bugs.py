@@ -22,7 +22,7 @@ DROPOUT, ATTENTION, ACTIVATIONS = "ops/dropout.py", "ops/attention.py", "ops/act
 EMBEDDING, LOSS, FEED_FORWARD = "ops/embedding.py", "ops/loss.py", "ops/feed_forward.py"
 RMS, ROTARY, GATED = "ops/rms_normalization.py", "ops/rotary_attention.py", "ops/gated_feed_forward.py"
 CUSTOM, NETWORK, STEP = "models/custom.py", "models/network.py", "models/step.py"
-FUSED_ATTENTION, FUSED_LOSS, ARENA = "kernels/attention.py", "kernels/loss.py", "kernels/arena.py"
+FUSED_ATTENTION, FUSED_LOSS, ARENA = "kernels/cpu/attention.py", "kernels/cpu/loss.py", "kernels/arena.py"
 REPLAY = "kernels/replay.py"
 
 BUGS = [
@@ -621,7 +621,7 @@ BUGS = [
     Bug("fused: a gradient over the caller's tensor", ARENA, "_current.get() is None or not x", "not x"),
     Bug(
         "fused: the input's gradient over the input before the weight's",
-        "kernels/linear.py",
+        "kernels/cpu/linear.py",
         "    add_product(dweight, dy_rows.T, rows(x))\n    dx = in_place_of(x)\n"
         "    torch.mm(dy_rows, back, out=rows(dx))\n",
         "    dx = in_place_of(x)\n    torch.mm(dy_rows, back, out=rows(dx))\n"
@@ -690,7 +690,7 @@ BUGS = [
     Bug("the output's feedback not handed on", FEED_FORWARD, "doutput_bias, output_feedback)", "doutput_bias, None)"),
     Bug(
         "fused: dx through the weight itself, whatever is given",
-        "kernels/linear.py",
+        "kernels/cpu/linear.py",
         "cache[1] if feedback is None else feedback.to(dy.dtype)",
         "cache[1]",
     ),

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manual_backprop.checkpoint import load_checkpoint
-from manual_backprop.command_line import check
-from manual_backprop.config import RunConfig
-from manual_backprop.origin import Origin
-from manual_backprop.runner import Runner, run_job
+from manual_backprop.checkpoints.checkpoint import load_checkpoint
+from manual_backprop.common.origin import Origin
+from manual_backprop.config.schema import RunConfig
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import list_runs
+from manual_backprop.training.command_line import check
+from manual_backprop.training.runner import Runner, run_job
 
 MODEL = ("model=tiny", "model.d_model=16", "model.n_heads=2", "model.d_ffn=24", "model.max_seq_len=8")
 MODEL += ("model.learning_rate=3e-3",)  # whatever the experiments find best for tiny

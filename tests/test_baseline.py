@@ -12,13 +12,13 @@ from command_tools import run_compiling
 from run_tools import assert_same_tensors, metric, resume, stumbling, train
 
 from manual_backprop import BaselineTransformer, CustomTransformer, CustomTransformerConfig
-from manual_backprop.config import ARCHITECTURES
-from manual_backprop.errors import InputError
-from manual_backprop.gradient_check import ENOUGH_TO_ROUND, ODD, check_network_precision, draw_batch, odd_cases
-from manual_backprop.gradient_check.measure import AUTOGRAD_BAR, error_of, errors_of
-from manual_backprop.gradient_check.network_check import counted, networks, step_of, wholly_zero
-from manual_backprop.language_model import LanguageModel
+from manual_backprop.common.errors import InputError
+from manual_backprop.config.schema import ARCHITECTURES
+from manual_backprop.models.language_model import LanguageModel
 from manual_backprop.models.network import Batch, parameter_shapes
+from manual_backprop.study.gradient_check import ENOUGH_TO_ROUND, ODD, check_network_precision, draw_batch, odd_cases
+from manual_backprop.study.gradient_check.measure import AUTOGRAD_BAR, error_of, errors_of
+from manual_backprop.study.gradient_check.network_check import counted, networks, step_of, wholly_zero
 from manual_backprop.tracking.run_directory import read_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -193,8 +193,8 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(text: Path, tmp_path:
 def test_a_step_that_is_not_finite_is_masked(text: Path, tmp_path: Path) -> None:
     from run_tools import config_of
 
-    from manual_backprop.interruption import Interruption
-    from manual_backprop.runner import Runner
+    from manual_backprop.common.interruption import Interruption
+    from manual_backprop.training.runner import Runner
 
     config = config_of(text, "implementation=baseline", "training.max_steps=5", "training.non_finite=skip")
     with Interruption() as interruption:
@@ -209,9 +209,9 @@ def test_a_step_that_is_not_finite_is_masked(text: Path, tmp_path: Path) -> None
 COMPILED = """
 import torch, sys
 from manual_backprop import BaselineTransformer, CustomTransformerConfig
-from manual_backprop.gradient_check import draw_batch
-from manual_backprop.gradient_check.measure import errors_of
-from manual_backprop.gradient_check.network_check import step_of, wholly_zero
+from manual_backprop.study.gradient_check import draw_batch
+from manual_backprop.study.gradient_check.measure import errors_of
+from manual_backprop.study.gradient_check.network_check import step_of, wholly_zero
 torch.set_num_threads(1)
 sizes = dict(vocab_size=17, d_model=18, n_blocks=1, n_heads=3, d_ffn=22, max_seq_len=9, precision="fp64")
 config = CustomTransformerConfig(**sizes, architecture="llama", n_kv_heads=1)

@@ -18,23 +18,33 @@ from bench_tools import KERNELS, TINY, case_of, ready
 from torch.utils.flop_counter import FlopCounterMode
 
 from manual_backprop import bench
-from manual_backprop.benchmark import cases, growth, markdown, measurement, page, rows
-from manual_backprop.benchmark.breakdown import Allocation, Profile, kind_of
-from manual_backprop.benchmark.breakdown import page as breakdown_page
-from manual_backprop.benchmark.cases import CASES, ONEDNN, OURS, ROWS, SUBJECT, Bar, Case, is_compiled, takes_onednn
-from manual_backprop.benchmark.measurement import MeasuredRow, Measurement, check_agreement
-from manual_backprop.benchmark.peers import why_not
-from manual_backprop.benchmark.process_memory import peak_since_reset, reset_peak
-from manual_backprop.benchmark.products import ProductsOfAStep
-from manual_backprop.benchmark.rows import Ready
-from manual_backprop.config import CustomTransformerConfig
-from manual_backprop.errors import CheckFailedError, InputError
-from manual_backprop.flops import flops_per_token
-from manual_backprop.gpus import compute_capabilities
-from manual_backprop.kernels import products
-from manual_backprop.kernels.products import onednn_is_exact
-from manual_backprop.memory import give_back_freed_memory, keep_freed_memory, resident_bytes
-from manual_backprop.paired import MeasuringProcess, Row
+from manual_backprop.common.allocator import give_back_freed_memory, keep_freed_memory, resident_bytes
+from manual_backprop.common.errors import CheckFailedError, InputError
+from manual_backprop.common.gpus import compute_capabilities
+from manual_backprop.config.schema import CustomTransformerConfig
+from manual_backprop.kernels.cpu import products
+from manual_backprop.kernels.cpu.products import onednn_is_exact
+from manual_backprop.models.flops import flops_per_token
+from manual_backprop.study.benchmark import cases, growth, markdown, measurement, page, rows
+from manual_backprop.study.benchmark.breakdown import Allocation, Profile, kind_of
+from manual_backprop.study.benchmark.breakdown import page as breakdown_page
+from manual_backprop.study.benchmark.cases import (
+    CASES,
+    ONEDNN,
+    OURS,
+    ROWS,
+    SUBJECT,
+    Bar,
+    Case,
+    is_compiled,
+    takes_onednn,
+)
+from manual_backprop.study.benchmark.measurement import MeasuredRow, Measurement, check_agreement
+from manual_backprop.study.benchmark.peers import why_not
+from manual_backprop.study.benchmark.process_memory import peak_since_reset, reset_peak
+from manual_backprop.study.benchmark.products import ProductsOfAStep
+from manual_backprop.study.benchmark.rows import Ready
+from manual_backprop.study.paired_timing import MeasuringProcess, Row
 
 ROOT = Path(__file__).parents[1]
 UNCOMPILED = [name for name in ROWS if not is_compiled(name) and not takes_onednn(name)]
@@ -100,7 +110,7 @@ def test_help_names_every_row_and_case() -> None:
 def test_it_needs_torch_only() -> None:
     script = (
         "import sys; from manual_backprop import bench; bench.parser(); assert 'torch' not in sys.modules; "
-        "from manual_backprop.benchmark import breakdown, growth, measurement, page, peers, products, rows; "
+        "from manual_backprop.study.benchmark import breakdown, growth, measurement, page, peers, products, rows; "
         "print(sorted({'mlflow', 'hydra', 'omegaconf', 'datasets', 'transformers', 'matplotlib', 'safetensors', 'rich'}"
         " & set(sys.modules)))"
     )

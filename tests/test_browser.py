@@ -16,8 +16,8 @@ import pytest
 from command_tools import PATIENCE, command, free_port, serving
 from run_tools import small, write_text
 
-from manual_backprop.sweeps.records import runs_of_sweep
 from manual_backprop.tracking.run_directory import SWEEPS, list_runs, read_run
+from manual_backprop.training.sweeps.records import runs_of_sweep
 
 pytestmark = pytest.mark.nightly
 SWEEP = small(

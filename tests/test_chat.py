@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from command_tools import PATIENCE, environment, words_of
 
-from manual_backprop import chat, exit_codes
+from manual_backprop import chat
+from manual_backprop.common import exit_codes
 
 pytestmark = pytest.mark.usefixtures("here")
 UP, CTRL_A, CTRL_C, CTRL_D = "\x1b[A", "\x01", "\x03", "\x04"
@@ -146,7 +147,7 @@ def test_a_line_that_cannot_be_read_ends_nothing(
 def test_a_terminal_is_not_given_control_characters(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from manual_backprop.text_stream import show
+    from manual_backprop.trained_models.text_stream import show
 
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     show("a\x1b[2J\tb\r\n\u202ec é")

@@ -17,8 +17,8 @@ import pytest
 import torch
 from small_disk import run_on_small_disk
 
-from manual_backprop.checkpoint import CheckpointManager, load_checkpoint, step_of, verify
-from manual_backprop.errors import CheckpointError, StorageError
+from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint, step_of, verify
+from manual_backprop.common.errors import CheckpointError, StorageError
 
 
 def some_tensors(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
@@ -202,7 +202,7 @@ FILES = ("state.json", "parameters.safetensors", "optimizer.safetensors", "token
 def test_choosing_and_loading_read_every_file_once(
     saved: Path, hashed: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manual_backprop.checkpoint.SETTLED", 0.0)
+    monkeypatch.setattr("manual_backprop.checkpoints.checkpoint.SETTLED", 0.0)
     checkpoints = CheckpointManager(saved.parent)
     assert checkpoints.newest_sound() == checkpoints.verified() == checkpoints.verified(saved) == saved
     checkpoints.load()
@@ -296,8 +296,8 @@ def run_script(script: str, *arguments: object, timeout: float = 120) -> str:
 SAVER = """
     import os, random, shutil, signal, sys, time
     import torch
-    from manual_backprop.checkpoint import CheckpointManager, load_checkpoint, verify
-    from manual_backprop.errors import CheckpointError, StorageError
+    from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint, verify
+    from manual_backprop.common.errors import CheckpointError, StorageError
 
     def tensors(step, size=50_000):
         w = torch.full((size,), float(step))

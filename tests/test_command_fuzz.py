@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from command_tools import refused
 
-from manual_backprop.command_line import check_with
-from manual_backprop.composition import Composer, composer
-from manual_backprop.config import RunConfig, shipped_folder
-from manual_backprop.errors import ConfigError
-from manual_backprop.rules import Betas, Flag, Number, Text, Texts, Whole, Word
-from manual_backprop.validation import groups, keys
+from manual_backprop.common.errors import ConfigError
+from manual_backprop.config.composition import Composer, composer
+from manual_backprop.config.rules import Betas, Flag, Number, Text, Texts, Whole, Word
+from manual_backprop.config.schema import RunConfig, shipped_folder
+from manual_backprop.config.validation import groups, keys
+from manual_backprop.training.command_line import check_with
 
 
 @pytest.fixture(scope="module")

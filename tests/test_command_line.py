@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from command_tools import refused
 
-from manual_backprop.command_line import check_with
-from manual_backprop.composition import EXTRAS, Composer, composer, missing_extra
-from manual_backprop.validation import validate
+from manual_backprop.config.composition import EXTRAS, Composer, composer, missing_extra
+from manual_backprop.config.validation import validate
+from manual_backprop.training.command_line import check_with
 
 
 @pytest.fixture(scope="module")

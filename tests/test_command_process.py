@@ -14,12 +14,12 @@ from command_tools import command
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import DictConfig
 
-from manual_backprop.command_line import check
-from manual_backprop.composition import ExperimentsSearchPath
-from manual_backprop.config import RunConfig, shipped_folder
-from manual_backprop.errors import ConfigError
-from manual_backprop.origin import Origin
+from manual_backprop.common.errors import ConfigError
+from manual_backprop.common.origin import Origin
+from manual_backprop.config.composition import ExperimentsSearchPath
+from manual_backprop.config.schema import RunConfig, shipped_folder
 from manual_backprop.run import main
+from manual_backprop.training.command_line import check
 
 
 def test_a_wrong_command_ends_fast_with_2_and_leaves_nothing(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_one_job_is_composed_once_and_run_as_it_was_checked(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
-    monkeypatch.setattr("manual_backprop.runner.run_job", run_job)
+    monkeypatch.setattr("manual_backprop.training.runner.run_job", run_job)
     monkeypatch.setattr(sys, "argv", ["run.py", "something else"])
     given = ["model=tiny", "++model.n_heads=4", "tags.note=x", *settings]
     try:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from manual_backprop.command_line import check
+from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.compare import main
-from manual_backprop.comparison import compare, difference_lines, largest_differences, should_coincide
-from manual_backprop.comparison_picture import draw_comparison, swept_number
-from manual_backprop.composition import is_choice
-from manual_backprop.exit_codes import exit_code_of
+from manual_backprop.config.composition import is_choice
 from manual_backprop.tracking import FAILED, FINISHED, TrainingLogger, create_run_directory, load_training_log
+from manual_backprop.training.command_line import check
+from manual_backprop.training.comparison.picture import draw_comparison, swept_number
+from manual_backprop.training.comparison.runs import compare, difference_lines, largest_differences, should_coincide
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

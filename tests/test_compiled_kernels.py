@@ -21,14 +21,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from manual_backprop import ops
-from manual_backprop.circumstances import circumstances
-from manual_backprop.config import CustomTransformerConfig
-from manual_backprop.digests import file_digest, json_digest
-from manual_backprop.kernels import activations, compiled, libraries, loss, replay, rowwise
-from manual_backprop.kernels.compiled import CompiledFunction, compiled_functions
+from manual_backprop.common.digests import file_digest, json_digest
+from manual_backprop.config.schema import CustomTransformerConfig
+from manual_backprop.kernels import replay
+from manual_backprop.kernels.cpu import activations, compiled, libraries, loss, rowwise
+from manual_backprop.kernels.cpu.compiled import CompiledFunction, compiled_functions
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import Batch
 from manual_backprop.ops.numerics import wide
+from manual_backprop.tracking.environment import circumstances
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -468,9 +469,9 @@ def test_layer_norm_over_rows_is_that_of_the_reference() -> None:
 STEPS = """
 import sys, torch
 from dataclasses import replace
-from manual_backprop.gradient_check import ENOUGH_TO_ROUND, check_network_precision, draw_batch
-from manual_backprop.gradient_check.measure import differing
-from manual_backprop.gradient_check.network_check import networks, step_of
+from manual_backprop.study.gradient_check import ENOUGH_TO_ROUND, check_network_precision, draw_batch
+from manual_backprop.study.gradient_check.measure import differing
+from manual_backprop.study.gradient_check.network_check import networks, step_of
 
 from manual_backprop.kernels import arena
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from manual_backprop.command_line import Checked, check_with
-from manual_backprop.composition import Composer, composer
-from manual_backprop.config import HUB, shipped_folder
-from manual_backprop.help_page import first_comment
-from manual_backprop.validation import groups, keys
+from manual_backprop.config.composition import Composer, composer
+from manual_backprop.config.help_page import first_comment
+from manual_backprop.config.schema import HUB, shipped_folder
+from manual_backprop.config.validation import groups, keys
+from manual_backprop.training.command_line import Checked, check_with
 
 CONF = shipped_folder("conf")
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from manual_backprop.config import CustomTransformerConfig, RunConfig, model_sizes, shipped_folder
-from manual_backprop.errors import ConfigError
-from manual_backprop.requirements import missing_here
-from manual_backprop.rules import Number, Text, Whole, nearest, shown
+from manual_backprop.common.errors import ConfigError
+from manual_backprop.config.rules import Number, Text, Whole, nearest, shown
+from manual_backprop.config.schema import CustomTransformerConfig, RunConfig, model_sizes, shipped_folder
+from manual_backprop.config.validation import keys, suggestion, validate
 from manual_backprop.tracking import create_run_directory
-from manual_backprop.validation import keys, suggestion, validate
+from manual_backprop.training.requirements import missing_here
 
 RIGHT: dict[str, Any] = {
     "model": {

@@ -14,21 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manual_backprop import CustomTransformerConfig, CustomTransformerWrapper
-from manual_backprop.checkpoint import load_checkpoint
+from manual_backprop.checkpoints.checkpoint import load_checkpoint
+from manual_backprop.common.durable_files import new_folder
+from manual_backprop.common.errors import InputError
 from manual_backprop.convert import main
-from manual_backprop.data.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
-from manual_backprop.durable import new_folder
-from manual_backprop.errors import InputError
-from manual_backprop.gradient_check.low_precision import median_ratios
-from manual_backprop.gradient_check.measure import error_of, floor_of
-from manual_backprop.gradient_check.network_check import set_proof_scale
-from manual_backprop.interchange import layouts
-from manual_backprop.interchange.tokenizer_files import write_tokenizer
-from manual_backprop.interchange.weights import to_theirs, use_exact_norms
+from manual_backprop.data.tokens.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 from manual_backprop.models import IMPLEMENTATIONS, build_network
 from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.models.huggingface import layouts
+from manual_backprop.models.huggingface.weights import to_theirs, use_exact_norms
 from manual_backprop.models.network import Batch, Network
-from manual_backprop.saved_model import load
+from manual_backprop.study.gradient_check.low_precision import median_ratios
+from manual_backprop.study.gradient_check.measure import error_of, floor_of
+from manual_backprop.study.gradient_check.network_check import set_proof_scale
+from manual_backprop.trained_models.saved_model import load
+from manual_backprop.trained_models.tokenizer_files import write_tokenizer
 
 LOGITS_BAR = {"fp64": 1e-10, "fp32": 1e-5}
 GRADIENT_BAR = 1e-10  # float64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manual_backprop.errors import InputError
+from manual_backprop.common.errors import InputError
 from manual_backprop.tools.cost import COSTS, main
 
 

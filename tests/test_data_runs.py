@@ -12,12 +12,12 @@ import pytest
 from run_tools import assert_same_tensors, config_of, metric, resume, same_process, train
 
 from manual_backprop import pretokenize_dataset
-from manual_backprop.config import DatasetConfig, TokenizerConfig
-from manual_backprop.data import shards
-from manual_backprop.data.corpus import prepare_corpus
-from manual_backprop.data.token_shards import TokenShards, manifest_of
-from manual_backprop.data.tokenizers import CharTokenizer
-from manual_backprop.errors import ConfigError, InputError
+from manual_backprop.common.errors import ConfigError, InputError
+from manual_backprop.config.schema import DatasetConfig, TokenizerConfig
+from manual_backprop.data.datasets import pretokenization as shards
+from manual_backprop.data.tokens.corpus import prepare_corpus
+from manual_backprop.data.tokens.token_shards import TokenShards, manifest_of
+from manual_backprop.data.tokens.tokenizer import CharTokenizer
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import read_run
 

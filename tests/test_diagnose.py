@@ -16,17 +16,17 @@ from command_tools import command
 from run_tools import config_of
 from torch import Tensor
 
-from manual_backprop.config import ARCHITECTURES, RunConfig
-from manual_backprop.data.corpus import Corpus, prepare_corpus
-from manual_backprop.data.order import Order
+from manual_backprop.common.errors import InputError
+from manual_backprop.config.schema import ARCHITECTURES, RunConfig
+from manual_backprop.data.tokens.corpus import Corpus, prepare_corpus
+from manual_backprop.data.tokens.order import Order
 from manual_backprop.diagnose import config_described, main
-from manual_backprop.diagnosis import FAILED, FOLLOWS, PASSED, Diagnosis, Finding
-from manual_backprop.diagnosis.finding import CAUSES
-from manual_backprop.diagnosis.loader import beginning
-from manual_backprop.diagnosis.rates import RangeTest, draw_range_test, range_test
-from manual_backprop.errors import InputError
 from manual_backprop.models.network import Batch, Network
 from manual_backprop.ops import IGNORED
+from manual_backprop.study.diagnosis import FAILED, FOLLOWS, PASSED, Diagnosis, Finding
+from manual_backprop.study.diagnosis.finding import CAUSES
+from manual_backprop.study.diagnosis.loader import beginning
+from manual_backprop.study.diagnosis.rates import RangeTest, draw_range_test, range_test
 from manual_backprop.tasks import LanguageModelTask
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -83,7 +83,7 @@ def test_a_sound_config_passes(sentences: Path, cache: Path, overrides: tuple[st
 
 # Faults. Each is planted where a Diagnosis gets its parts from, as the Runner does.
 
-PARTS = "manual_backprop.diagnosis.diagnosis."
+PARTS = "manual_backprop.study.diagnosis.diagnosis."
 
 
 def with_batches(change: Callable[[Batch], Batch], counted: bool = False) -> Plant:
@@ -151,7 +151,7 @@ def with_gradients(change: Callable[[dict[str, Tensor]], None]) -> Plant:
 
 def with_optimizer(change: Callable[[Any], None]) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
-        from manual_backprop.optimization import build_optimizer
+        from manual_backprop.models.optimization import build_optimizer
 
         def build(*given: Any) -> Any:
             optimizer = build_optimizer(*given)

@@ -25,7 +25,7 @@ from documented_commands import AFTER, CHECKS, PREPARED, Outcome, checks_of, fil
 from warm_python import WarmPython
 
 from manual_backprop import bench
-from manual_backprop.benchmark.choices import cases_of
+from manual_backprop.study.benchmark.choices import cases_of
 from manual_backprop.tracking.run_directory import list_runs, read_run
 
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
@@ -275,7 +275,7 @@ def test_what_ends_at_once_is_run_as_it_is(command: str, tmp_path: Path, warm: W
 @pytest.mark.parametrize("command", of_kind("job"), ids=named)
 def test_jobs_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's whole command line passes its check, not shortened: fast, and before the slow test below."""
-    from manual_backprop.command_line import check
+    from manual_backprop.training.command_line import check
 
     monkeypatch.chdir(ROOT)
     words = arguments_of(command.replace("RUN", "last"), ROOT)

@@ -10,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manual_backprop import Evaluator, evaluate, exit_codes
-from manual_backprop.checkpoint import load_checkpoint
-from manual_backprop.config import DatasetConfig
-from manual_backprop.data.batches import validation_batches
-from manual_backprop.data.corpus import prepare_corpus
-from manual_backprop.data.held_out import open_test_split
-from manual_backprop.errors import InputError
-from manual_backprop.evaluation import unigram_and_bigram_loss
+from manual_backprop import Evaluator, evaluate
+from manual_backprop.checkpoints.checkpoint import load_checkpoint
+from manual_backprop.common import exit_codes
+from manual_backprop.common.errors import InputError
+from manual_backprop.config.schema import DatasetConfig
+from manual_backprop.data.tokens.batches import validation_batches
+from manual_backprop.data.tokens.corpus import prepare_corpus
+from manual_backprop.data.tokens.test_split import open_test_split
 from manual_backprop.ops import IGNORED
-from manual_backprop.saved_model import find, load
+from manual_backprop.tasks.evaluation import unigram_and_bigram_loss
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import open_run_directory, read_run
+from manual_backprop.trained_models.saved_model import find, load
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -243,7 +244,7 @@ def test_documents_are_read_as_they_are_trained(
 
 
 def test_samples_and_their_words(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from manual_backprop.samples import count_words
+    from manual_backprop.tasks.samples import count_words
 
     shown = said(capsys, "last", "--generate")
     found = re.search(r"--- sample 1 of 1: (.*)\n(The .*)\n", shown)
@@ -262,7 +263,7 @@ def test_how_a_token_is_shown(copy: Path) -> None:
 
 def test_the_text_is_no_longer_there(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = copy / "checkpoints" / "step-000008"
-    from manual_backprop.checkpoint import CheckpointManager, load_checkpoint
+    from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint
 
     saved = load_checkpoint(state)
     other = tmp_path / "other.txt"

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from manual_backprop.command_line import check
-from manual_backprop.config import HUB, shipped_folder
+from manual_backprop.config.schema import HUB, shipped_folder
 from manual_backprop.run import main
 from manual_backprop.tracking import FINISHED, flatten, load_training_log
 from manual_backprop.tracking.run_directory import list_runs
+from manual_backprop.training.command_line import check
 
 FOLDER = shipped_folder("experiments")
 EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from manual_backprop import explain, ops
-from manual_backprop.config import CustomTransformerConfig
+from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import Batch
-from manual_backprop.tools.step_autograd import TracedStep, trace_step
-from manual_backprop.tools.step_listing import slug
+from manual_backprop.study.explain.autograd import TracedStep, trace_step
+from manual_backprop.study.explain.listing import slug
 
 PAGE = Path(__file__).parent.parent / "docs" / "one-step.md"
 ARCHITECTURES = ("gpt2", "vaswani", "llama")

@@ -11,8 +11,9 @@ import pytest
 import torch
 from command_tools import environment, words_of
 
-from manual_backprop import exit_codes, generate
-from manual_backprop.saved_model import load
+from manual_backprop import generate
+from manual_backprop.common import exit_codes
+from manual_backprop.trained_models.saved_model import load
 
 pytestmark = pytest.mark.usefixtures("here")
 

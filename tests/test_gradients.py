@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from manual_backprop import kernels, ops
-from manual_backprop.gradient_check import (
+from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.models.network import Batch
+from manual_backprop.study.gradient_check import (
     ENOUGH_TO_ROUND,
     ODD,
     ROWS,
@@ -27,12 +29,10 @@ from manual_backprop.gradient_check import (
     draw_batch,
     odd_cases,
 )
-from manual_backprop.gradient_check.measure import Finding, differing, error_of, errors_of
-from manual_backprop.gradient_check.network_check import STEP, networks, step_of
-from manual_backprop.gradient_check.op_case import Case
-from manual_backprop.gradient_check.op_check import autograd, call, upstream_of
-from manual_backprop.models.custom import CustomTransformer
-from manual_backprop.models.network import Batch
+from manual_backprop.study.gradient_check.measure import Finding, differing, error_of, errors_of
+from manual_backprop.study.gradient_check.network_check import STEP, networks, step_of
+from manual_backprop.study.gradient_check.op_case import Case
+from manual_backprop.study.gradient_check.op_check import autograd, call, upstream_of
 
 pytestmark = [
     pytest.mark.gradients,
@@ -82,7 +82,7 @@ def test_every_op_has_a_row() -> None:
     pairs = {name.removesuffix("_forward") for name in ops.__all__ if name.endswith("_forward")}
     assert pairs == {name.removesuffix("_backward") for name in ops.__all__ if name.endswith("_backward")}
     assert pairs == set(ROWS), (
-        "a pair of manual_backprop.ops without a row in gradient_check/op_table.py, or a row too many"
+        "a pair of manual_backprop.ops without a row in study/gradient_check/op_table.py, or a row too many"
     )
 
 

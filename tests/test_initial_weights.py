@@ -12,13 +12,13 @@ import torch
 from run_tools import config_of, resume, train
 
 from manual_backprop import CustomTransformerConfig, CustomTransformerWrapper
-from manual_backprop.checkpoint import load_checkpoint
-from manual_backprop.command_line import check
+from manual_backprop.checkpoints.checkpoint import load_checkpoint
+from manual_backprop.common.errors import ConfigError
+from manual_backprop.common.interruption import Interruption
 from manual_backprop.convert import main as convert
-from manual_backprop.errors import ConfigError
-from manual_backprop.interruption import Interruption
-from manual_backprop.runner import Runner
-from manual_backprop.value_sources import value_sources
+from manual_backprop.training.command_line import check
+from manual_backprop.training.runner import Runner
+from manual_backprop.training.value_sources import value_sources
 
 pytestmark = pytest.mark.usefixtures("here")
 

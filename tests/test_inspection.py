@@ -13,21 +13,21 @@ import torch
 from command_tools import command
 from run_tools import SMALL, config_of, metric, resume, train
 
-from manual_backprop.config import ARCHITECTURES, CustomTransformerConfig
-from manual_backprop.cost.turns import verdict
-from manual_backprop.errors import InputError
-from manual_backprop.inspection import UNWATCHED, Inspector, layer_of
-from manual_backprop.inspection_pictures import Portrait, draw_layers
-from manual_backprop.interruption import Interruption
+from manual_backprop.common.errors import InputError
+from manual_backprop.common.interruption import Interruption
+from manual_backprop.config.schema import ARCHITECTURES, CustomTransformerConfig
 from manual_backprop.models import build_network
 from manual_backprop.models.network import Batch, Network
 from manual_backprop.ops import IGNORED
 from manual_backprop.ops.numerics import no_record
-from manual_backprop.paired import Row
-from manual_backprop.runner import Runner
+from manual_backprop.study.paired_timing import Row
 from manual_backprop.tools.cost import main
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.tracker import Tracked
+from manual_backprop.training.cost.turns import verdict
+from manual_backprop.training.inspection.inspector import UNWATCHED, Inspector, layer_of
+from manual_backprop.training.inspection.pictures import Portrait, draw_layers
+from manual_backprop.training.runner import Runner
 
 pytestmark = pytest.mark.usefixtures("here")
 SHORT = ("training.max_steps=6", "training.save_every=3", "model.dropout=0.1")
@@ -154,7 +154,7 @@ def test_units_that_no_token_wakes_are_dead() -> None:
 @pytest.mark.parametrize("kernels", ["fused", "reference"])
 def test_padding_has_no_part(kernels: str) -> None:
     """Rows of several lengths in one batch are the same rows one by one."""
-    from manual_backprop.data.batches import Documents
+    from manual_backprop.data.tokens.batches import Documents
 
     lengths = np.array([8, 3, 5])
     tokens = np.random.default_rng(1).integers(1, 23, int((lengths + 1).sum()))

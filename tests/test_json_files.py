@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from manual_backprop.errors import CheckpointError, InputError
-from manual_backprop.json_files import read_object
+from manual_backprop.common.errors import CheckpointError, InputError
+from manual_backprop.common.json_files import read_object
 
 
 def test_an_object_is_read(tmp_path: Path) -> None:

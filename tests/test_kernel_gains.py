@@ -16,13 +16,13 @@ from command_tools import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from manual_backprop import kernels
-from manual_backprop.benchmark.cases import OURS, SUBJECT, Case
-from manual_backprop.benchmark.means import MEANS, WITHOUT, Means, taken_out
-from manual_backprop.benchmark.measurement import AGAIN, MeasuredRow, Measurement, check_agreement
-from manual_backprop.exit_codes import exit_code_of
-from manual_backprop.kernels.compiled import CompiledFunction
+from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.kernels.cpu.compiled import CompiledFunction
 from manual_backprop.kernels.sizes import SIZES
-from manual_backprop.paired import Row
+from manual_backprop.study.benchmark.ablations import MEANS, WITHOUT, Means, taken_out
+from manual_backprop.study.benchmark.cases import OURS, SUBJECT, Case
+from manual_backprop.study.benchmark.measurement import AGAIN, MeasuredRow, Measurement, check_agreement
+from manual_backprop.study.paired_timing import Row
 from manual_backprop.tools import kernel_gains
 
 ARCHITECTURES = ("gpt2", "vaswani", "llama")
@@ -161,9 +161,9 @@ def test_a_section_says_what_was_measured() -> None:
     assert lines[0] == "## C1, fp32"
     table = [line for line in lines if line.startswith("|")][2:]
     assert table == [
-        "| `linear` | `kernels/linear.py` | *1.01 (1.01 to 1.01)* | *+1.0* |",
+        "| `linear` | `kernels/cpu/linear.py` | *1.01 (1.01 to 1.01)* | *+1.0* |",
         "| `arena` | `kernels/arena.py` | 1.50 (1.50 to 1.50) | +16.0 |",
-        "| `compiled` | `kernels/compiled.py` | left out: no memory | |",
+        "| `compiled` | `kernels/cpu/compiled.py` | left out: no memory | |",
         "| all of them: `kernels=reference` | `kernels/` | 2.00 (2.00 to 2.00) | -4.0 |",
         "| nothing, with `training.recompute=block` | `models/step.py` | 1.50 (1.50 to 1.50) | +16.0 |",
     ]

@@ -17,8 +17,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from manual_backprop import kernels, ops
-from manual_backprop.config import ARCHITECTURES, CustomTransformerConfig
-from manual_backprop.gradient_check import (
+from manual_backprop.config.schema import ARCHITECTURES, CustomTransformerConfig
+from manual_backprop.kernels import arena, table
+from manual_backprop.kernels.cpu import activations, compiled, loss, normalization, products
+from manual_backprop.kernels.sizes import SIZES, sizes_of
+from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.models.language_model import LanguageModel
+from manual_backprop.models.network import Batch, Network
+from manual_backprop.models.recorder import Recorder
+from manual_backprop.study.gradient_check import (
     ENOUGH_TO_ROUND,
     ODD,
     ROWS,
@@ -29,14 +36,8 @@ from manual_backprop.gradient_check import (
     draw_batch,
     odd_cases,
 )
-from manual_backprop.gradient_check.measure import AUTOGRAD_BAR, LOW_PRECISION_BAR, Finding, differing, errors_of
-from manual_backprop.gradient_check.network_check import STEP, counted, networks, set_proof_scale, step_of
-from manual_backprop.kernels import activations, arena, compiled, loss, normalization, products, table
-from manual_backprop.kernels.sizes import SIZES, sizes_of
-from manual_backprop.language_model import LanguageModel
-from manual_backprop.models.custom import CustomTransformer
-from manual_backprop.models.network import Batch, Network
-from manual_backprop.models.recorder import Recorder
+from manual_backprop.study.gradient_check.measure import AUTOGRAD_BAR, LOW_PRECISION_BAR, Finding, differing, errors_of
+from manual_backprop.study.gradient_check.network_check import STEP, counted, networks, set_proof_scale, step_of
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "as_written"),

@@ -11,7 +11,7 @@ import pytest
 from command_tools import ROOT, environment
 from run_tools import assert_same_tensors, metric, newest, small, write_text
 
-from manual_backprop.checkpoint import CheckpointManager, verify
+from manual_backprop.checkpoints.checkpoint import CheckpointManager, verify
 from manual_backprop.tracking.metrics_file import read_entries
 from manual_backprop.tracking.run_directory import list_runs, read_run
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from manual_backprop import CustomTransformerConfig, CustomTransformerWrapper, TorchTransformer
-from manual_backprop.checkpoint import CheckpointManager
-from manual_backprop.errors import CheckpointError, ConfigError, InputError, NotFiniteError
-from manual_backprop.language_model import LanguageModel
+from manual_backprop.checkpoints.checkpoint import CheckpointManager
+from manual_backprop.common.errors import CheckpointError, ConfigError, InputError, NotFiniteError
 from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.models.language_model import LanguageModel
 from manual_backprop.models.network import Batch
 from manual_backprop.models.recorder import Recorder
 

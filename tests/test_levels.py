@@ -8,10 +8,10 @@ import pytest
 import torch
 from bench_tools import case_of
 
-from manual_backprop.benchmark.cases import ONEDNN, ROWS, Case
-from manual_backprop.benchmark.measurement import MeasuredRow, Measurement
-from manual_backprop.errors import InputError
-from manual_backprop.paired import Row
+from manual_backprop.common.errors import InputError
+from manual_backprop.study.benchmark.cases import ONEDNN, ROWS, Case
+from manual_backprop.study.benchmark.measurement import MeasuredRow, Measurement
+from manual_backprop.study.paired_timing import Row
 from manual_backprop.tools import levels
 
 

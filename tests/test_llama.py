@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from manual_backprop import CustomTransformer, CustomTransformerConfig
-from manual_backprop.command_line import check
-from manual_backprop.errors import ConfigError
-from manual_backprop.gradient_check.measure import AUTOGRAD_BAR, error_of, errors_of
-from manual_backprop.gradient_check.network_check import set_proof_scale
+from manual_backprop.common.errors import ConfigError
 from manual_backprop.models.network import Batch, parameter_shapes
 from manual_backprop.ops.normalization import EPSILON
 from manual_backprop.ops.rms_normalization import RMS_EPSILON
 from manual_backprop.ops.rotary_attention import BASE
+from manual_backprop.study.gradient_check.measure import AUTOGRAD_BAR, error_of, errors_of
+from manual_backprop.study.gradient_check.network_check import set_proof_scale
+from manual_backprop.training.command_line import check
 
 THEIRS = {
     "attention_norm": "input_layernorm",

@@ -9,12 +9,12 @@ import torch
 from command_tools import command
 from run_tools import config_of
 
-from manual_backprop.cost.loading import Given, verdict
-from manual_backprop.errors import InputError
-from manual_backprop.interruption import Interruption
-from manual_backprop.paired import Row
-from manual_backprop.runner import Runner
+from manual_backprop.common.errors import InputError
+from manual_backprop.common.interruption import Interruption
+from manual_backprop.study.paired_timing import Row
 from manual_backprop.tools.cost import main
+from manual_backprop.training.cost.loading import Given, verdict
+from manual_backprop.training.runner import Runner
 
 
 def test_verdicts() -> None:

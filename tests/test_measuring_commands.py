@@ -16,9 +16,9 @@ from bench_tools import KERNELS
 from command_tools import ROOT, command, environment
 
 from manual_backprop import bench
-from manual_backprop.benchmark import growth, measurement, page
-from manual_backprop.benchmark.cases import ONEDNN, OURS, ROWS, SUBJECT, Case, is_compiled
-from manual_backprop.kernels.products import onednn_is_exact
+from manual_backprop.kernels.cpu.products import onednn_is_exact
+from manual_backprop.study.benchmark import growth, measurement, page
+from manual_backprop.study.benchmark.cases import ONEDNN, OURS, ROWS, SUBJECT, Case, is_compiled
 
 SMALL = ("--model", "tiny", "--batch-size", "2", "--threads", "1", "--rounds", "1")
 # Measuring processes are forked from one that has imported what they need, and not started afresh; and what PyTorch
@@ -113,7 +113,7 @@ def test_every_row_with_its_compiler(
 
 @pytest.mark.slow
 def test_growth_is_measured(tmp_path: Path) -> None:
-    first = "from manual_backprop.benchmark import growth; growth.LENGTHS, growth.BATCH_SIZES = (8,), (64,)"
+    first = "from manual_backprop.study.benchmark import growth; growth.LENGTHS, growth.BATCH_SIZES = (8,), (64,)"
     given = ("--grow", "--rows", "baseline-eager", "--json", "growth.json", "--picture", "growth.png")
     assert "best peer / ours" in forking("manual_backprop.bench", *SMALL, *given, cwd=tmp_path, first=first)
     (grown,) = json.loads((tmp_path / "growth.json").read_text())["growth"]

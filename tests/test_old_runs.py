@@ -21,25 +21,25 @@ import pytest
 from omegaconf import OmegaConf
 from run_tools import metric, newest, resume, same_process, small, train
 
-from manual_backprop import compare, convert, evaluate, generate, load_pretokenized, sync, validation
+from manual_backprop import compare, convert, evaluate, generate, load_pretokenized, sync
 from manual_backprop import run as run_command
-from manual_backprop.checkpoint import CheckpointManager, load_checkpoint, read_state
-from manual_backprop.circumstances import code_version
-from manual_backprop.command_line import check
-from manual_backprop.config import RunConfig, option_name, setting, shipped_folder
-from manual_backprop.errors import ConfigError
-from manual_backprop.language_model import CustomTransformerWrapper
+from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint, read_state
+from manual_backprop.common.errors import ConfigError
+from manual_backprop.config.rules import Number
+from manual_backprop.config.schema import RunConfig, option_name, setting, shipped_folder, validation
+from manual_backprop.config.validation import groups, keys, validate, with_defaults
+from manual_backprop.models.language_model import CustomTransformerWrapper
 from manual_backprop.rerun import rerun
-from manual_backprop.resume import config_of_run
-from manual_backprop.rules import Number
-from manual_backprop.saved_model import load
-from manual_backprop.served_model import write_model
-from manual_backprop.sweeps import job as sweep_job
-from manual_backprop.sweeps import sweep as sweep_module
-from manual_backprop.sweeps.records import JobRecord, Records, measured, run_of_job
 from manual_backprop.tracking import flatten, load_training_log
+from manual_backprop.tracking.environment import code_version
+from manual_backprop.tracking.mlflow_model import write_model
 from manual_backprop.tracking.run_directory import SWEEPS, list_runs, read_run
-from manual_backprop.validation import groups, keys, validate, with_defaults
+from manual_backprop.trained_models.saved_model import load
+from manual_backprop.training.command_line import check
+from manual_backprop.training.resume import config_of_run
+from manual_backprop.training.sweeps import job as sweep_job
+from manual_backprop.training.sweeps import sweep as sweep_module
+from manual_backprop.training.sweeps.records import JobRecord, Records, measured, run_of_job
 
 OLD = Path(__file__).parent / "old_runs"
 THEN: dict[str, Any] = json.loads((OLD / "557d51a.json").read_text(encoding="utf-8"))
@@ -210,7 +210,7 @@ def test_prepared_tokens_are_trained_on(project: Path) -> None:
     same = ("kernels.compile=never", "training.max_steps=6", "training.eval_every=3")
     config = check(small(*data, *same)).jobs[0].config
     with same_process():
-        from manual_backprop.runner import run_job
+        from manual_backprop.training.runner import run_job
 
         assert run_job(config, project) == pytest.approx(THEN["prepared"]["validation"], rel=FP32)
     assert metric(newest(project), "train/loss") == pytest.approx(THEN["prepared"]["losses"], rel=FP32)

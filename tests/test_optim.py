@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from manual_backprop import optim
-from manual_backprop.config import CustomTransformerConfig
-from manual_backprop.errors import InputError
-from manual_backprop.kernels import compiled, optimizers
-from manual_backprop.kernels.optimizers import FusedAdamW, FusedSGD, adamw_step, sgd_step, squares_of_rows
+from manual_backprop.common.errors import InputError
+from manual_backprop.config.schema import CustomTransformerConfig
+from manual_backprop.kernels.cpu import compiled, optimizers
+from manual_backprop.kernels.cpu.optimizers import FusedAdamW, FusedSGD, adamw_step, sgd_step, squares_of_rows
 from manual_backprop.models.custom import CustomTransformer
-from manual_backprop.optim import SGD, AdamW, Optimizer
-from manual_backprop.parameters import Flat, Layout
+from manual_backprop.optim.optimizers import SGD, AdamW, Optimizer
+from manual_backprop.optim.optimizers import optimizers as optim
+from manual_backprop.optim.parameters import Flat, Layout
 
 SHAPES = {"first.weight": (7, 5), "first.bias": (7,), "norm.weight": (5,), "second.weight": (3, 7)}
 FINITE = torch.tensor(1.0, dtype=torch.float64)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from manual_backprop.errors import CheckFailedError, InputError
-from manual_backprop.paired import MeasuringProcess, check_output, noise_floor, quartiles, ratios, turns
+from manual_backprop.common.errors import CheckFailedError, InputError
+from manual_backprop.study.paired_timing import MeasuringProcess, check_output, noise_floor, quartiles, ratios, turns
 
 
 def test_rows_go_there_and_back() -> None:

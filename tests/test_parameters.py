@@ -11,11 +11,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from manual_backprop.config import CustomTransformerConfig
-from manual_backprop.errors import InputError
+from manual_backprop.common.errors import InputError
+from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import packed_names
-from manual_backprop.parameters import PADDING, Layout, copy_into, copy_on_cpu
+from manual_backprop.optim.parameters import PADDING, Layout, copy_into, copy_on_cpu
 
 NETWORKS = [
     pytest.param(

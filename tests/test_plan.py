@@ -17,19 +17,27 @@ from command_tools import ROOT, command
 from run_tools import config_of, metric, newest, train
 from torch import Tensor
 
-from manual_backprop import plan, time_estimate
-from manual_backprop.command_line import Job, check
-from manual_backprop.config import RunConfig
-from manual_backprop.data.text_size import bytes_per_token, text_size
-from manual_backprop.epoch_estimate import Length
-from manual_backprop.errors import InputError
-from manual_backprop.kernels import attention, compiled, loss, normalization, pieces
-from manual_backprop.memory_estimate import MemoryEstimate, checkpoint_bytes, estimate_memory, memory_of, too_large
+from manual_backprop.common.errors import InputError
+from manual_backprop.common.origin import SOURCES
+from manual_backprop.config.schema import RunConfig
+from manual_backprop.data.tokens.text_size import bytes_per_token, text_size
+from manual_backprop.kernels import pieces
+from manual_backprop.kernels.cpu import attention, compiled, loss, normalization
 from manual_backprop.models.network import parameter_shapes
-from manual_backprop.origin import SOURCES
-from manual_backprop.plan import Planner, duration, plan_page, print_plans
-from manual_backprop.time_estimate import Speed, measure_speed
-from manual_backprop.value_sources import value_sources
+from manual_backprop.study.estimates import time as time_estimate
+from manual_backprop.study.estimates.epochs import Length
+from manual_backprop.study.estimates.memory import (
+    MemoryEstimate,
+    checkpoint_bytes,
+    estimate_memory,
+    memory_of,
+    too_large,
+)
+from manual_backprop.study.estimates.time import Speed, measure_speed
+from manual_backprop.training import plan
+from manual_backprop.training.command_line import Job, check
+from manual_backprop.training.plan import Planner, duration, plan_page, print_plans
+from manual_backprop.training.value_sources import value_sources
 
 MB = 10**6
 
@@ -302,17 +310,17 @@ def test_a_sweep_says_that_others_had_the_processor(
 MEASURED = """
 import sys
 from pathlib import Path
-from manual_backprop.command_line import check
-from manual_backprop.runner import run_job
+from manual_backprop.training.command_line import check
+from manual_backprop.training.runner import run_job
 run_job(check(sys.argv[1:]).jobs[0].config, Path.cwd())
 print("peak", next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 ESTIMATED = """
 import sys
-from manual_backprop.command_line import check
+from manual_backprop.training.command_line import check
 config = check(sys.argv[1:]).jobs[0].config
-import manual_backprop.runner
-from manual_backprop.plan import Planner
+import manual_backprop.training.runner
+from manual_backprop.training.plan import Planner
 print("peak", Planner().plan(config).memory.peak // 1024)
 """
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 import manual_backprop
-from manual_backprop.provenance import write_provenance
+from manual_backprop.tracking.provenance import write_provenance
 
 PACKAGE = Path(manual_backprop.__file__).parent
-FILES = ("__init__.py", "provenance.py", "durable.py", "errors.py")
+FILES = ("__init__.py", "tracking/provenance.py", "common/__init__.py", "common/durable_files.py", "common/errors.py")
+CHANGED = Path("manual_backprop", "common", "durable_files.py")
 SCRIPT = """
 import sys
 from pathlib import Path
-from manual_backprop.provenance import commit_tags, write_provenance
+from manual_backprop.tracking.provenance import commit_tags, write_provenance
 print(commit_tags()["git_dirty"], [path.name for path in write_provenance(Path(sys.argv[1]), int(sys.argv[2]))])
 """
 
@@ -26,9 +27,10 @@ print(commit_tags()["git_dirty"], [path.name for path in write_provenance(Path(s
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     folder = tmp_path / "checkout"
-    (folder / "manual_backprop").mkdir(parents=True)
     for name in FILES:
+        (folder / "manual_backprop" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PACKAGE / name, folder / "manual_backprop" / name)
+    (folder / "manual_backprop" / "tracking" / "__init__.py").touch()  # the package's own imports more
     git(folder, "init", "-q")
     git(folder, "add", ".")
     git(folder, "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-q", "-m", "first")
@@ -55,7 +57,7 @@ def test_a_clean_checkout_has_no_diff(checkout: Path, tmp_path: Path) -> None:
 
 
 def test_changes_and_unknown_files_are_kept(checkout: Path, tmp_path: Path) -> None:
-    with (checkout / "manual_backprop" / "durable.py").open("a") as file:
+    with (checkout / CHANGED).open("a") as file:
         file.write("# an experiment\n")
     (checkout / "notes.txt").write_text("not to be read")
     assert provenance(checkout, tmp_path / "run") == "true ['packages.txt', 'source.diff']"
@@ -65,11 +67,11 @@ def test_changes_and_unknown_files_are_kept(checkout: Path, tmp_path: Path) -> N
     assert "not to be read" not in diff
     git(checkout, "stash")
     git(checkout, "apply", str(tmp_path / "run" / "source.diff"))
-    assert (checkout / "manual_backprop" / "durable.py").read_text().endswith("# an experiment\n"), "it can be applied"
+    assert (checkout / CHANGED).read_text().endswith("# an experiment\n"), "it can be applied"
 
 
 def test_a_large_diff_is_cut(checkout: Path, tmp_path: Path) -> None:
-    with (checkout / "manual_backprop" / "durable.py").open("a") as file:
+    with (checkout / CHANGED).open("a") as file:
         file.write("# a line\n" * 300_000)
     provenance(checkout, tmp_path / "run")
     diff = (tmp_path / "run" / "source.diff").read_text()
@@ -81,7 +83,7 @@ def test_no_program_that_a_checkout_names_is_run(checkout: Path, tmp_path: Path)
     (checkout / "tell.sh").write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\n")
     (checkout / "tell.sh").chmod(0o755)
     git(checkout, "config", "diff.external", str(checkout / "tell.sh"))
-    with (checkout / "manual_backprop" / "durable.py").open("a") as file:
+    with (checkout / CHANGED).open("a") as file:
         file.write("# changed\n")
     assert "source.diff" in provenance(checkout, tmp_path / "run"), "git is asked for it"
     assert not (tmp_path / "was-run").exists()
@@ -102,7 +104,7 @@ def test_what_a_resume_finds_changed_stands_beside_the_first(checkout: Path, tmp
     run = tmp_path / "run"
     provenance(checkout, run)
     assert provenance(checkout, run, step=4) == "false ['packages.txt']", "nothing changed"
-    with (checkout / "manual_backprop" / "durable.py").open("a") as file:
+    with (checkout / CHANGED).open("a") as file:
         file.write("# changed\n")
     assert "source-from-step-000005.diff" in provenance(checkout, run, step=4)
     git(checkout, "checkout", ".")

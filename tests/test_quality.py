@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from manual_backprop.command_line import check
+from manual_backprop.training.command_line import check
 
 
 @pytest.mark.slow
 def test_small_beats_the_bigram_model_long_before_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """512,000 tokens: below what the best counting model of token pairs reaches (3.88 against 4.00 when written)."""
-    from manual_backprop.runner import run_job
     from manual_backprop.tracking import load_training_log
     from manual_backprop.tracking.run_directory import list_runs
+    from manual_backprop.training.runner import run_job
 
     monkeypatch.chdir(tmp_path)
     options = ["model=small", "device=cpu", "tracking=none", "training.batch_size=16", "training.max_steps=500"]

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from manual_backprop import CustomTransformer, CustomTransformerConfig, TorchTransformer
-from manual_backprop.inspection import Inspector
 from manual_backprop.models.network import Batch
 from manual_backprop.models.recorder import Recorder, gradient_name, scoped
 from manual_backprop.ops.numerics import no_record
+from manual_backprop.training.inspection.inspector import Inspector
 
 ATTENTION = ("qkv", "scores", "probabilities", "context", "output")
 FEED_FORWARD = ("hidden", "activated", "output")

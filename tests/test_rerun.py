@@ -11,13 +11,13 @@ import pytest
 from command_tools import command
 from run_tools import metric, newest, resume, same_process, train
 
-from manual_backprop.circumstances import code_digest
-from manual_backprop.errors import CheckFailedError, ConfigError, InputError
-from manual_backprop.reproduction import compare, rerun
+from manual_backprop.common.errors import CheckFailedError, ConfigError, InputError
 from manual_backprop.rerun import main
 from manual_backprop.tracking import load_training_log
+from manual_backprop.tracking.environment import code_digest
 from manual_backprop.tracking.run_directory import list_runs, read_run
 from manual_backprop.tracking.tracker import Tracked
+from manual_backprop.training.comparison.reproduction import compare, rerun
 
 pytestmark = pytest.mark.usefixtures("here")
 

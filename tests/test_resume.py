@@ -19,17 +19,17 @@ import torch
 from run_tools import assert_same_tensors, config_of, metric, newest, resume, stumbling, train
 from torch import Tensor
 
-from manual_backprop.checkpoint import CheckpointManager, _manifest_of, load_checkpoint
-from manual_backprop.command_line import check
-from manual_backprop.data.tokenizer_training import train_tokenizer_from_files
-from manual_backprop.errors import CheckpointError, ConfigError, InputError, RunInUseError
-from manual_backprop.interruption import Interruption
-from manual_backprop.resume import STATE, open_resumed
+from manual_backprop.checkpoints.checkpoint import CheckpointManager, _manifest_of, load_checkpoint
+from manual_backprop.common.errors import CheckpointError, ConfigError, InputError, RunInUseError
+from manual_backprop.common.interruption import Interruption
+from manual_backprop.data.datasets.tokenizer_training import train_tokenizer_from_files
 from manual_backprop.run import main
-from manual_backprop.run_state import restore, tensors_of
-from manual_backprop.runner import Runner, run_job
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import open_run_directory, read_run, update_run
+from manual_backprop.training.command_line import check
+from manual_backprop.training.resume import STATE, open_resumed
+from manual_backprop.training.run_state import restore, tensors_of
+from manual_backprop.training.runner import Runner, run_job
 
 pytestmark = pytest.mark.usefixtures("here")
 SLOW = pytest.mark.slow
@@ -90,7 +90,7 @@ def test_resume_last_reads_its_checkpoint_once(copy: Path, monkeypatch: pytest.M
         return real(file, digest)
 
     monkeypatch.setattr(hashlib, "file_digest", counting)
-    monkeypatch.setattr("manual_backprop.checkpoint.SETTLED", 0.0)
+    monkeypatch.setattr("manual_backprop.checkpoints.checkpoint.SETTLED", 0.0)
     path = copy / "checkpoints" / "step-000008"
     files = {file for file in path.iterdir() if file.name != "manifest.json"}
     assert main(["resume=last", "training.max_steps=9"]) is None

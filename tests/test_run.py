@@ -13,7 +13,7 @@ import pytest
 from command_tools import PATIENCE, Started, command, steps_of, wait_until
 from run_tools import small, write_text
 
-from manual_backprop.checkpoint import CheckpointManager
+from manual_backprop.checkpoints.checkpoint import CheckpointManager
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import close_dead_runs, list_runs, read_run
 

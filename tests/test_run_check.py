@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from manual_backprop import run_check
-from manual_backprop.config import CustomTransformerConfig
+from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.study.gradient_check import run_check
 
 SMALL = {"vocab_size": 61, "d_model": 16, "n_blocks": 2, "n_heads": 2, "d_ffn": 24, "max_seq_len": 8}
 

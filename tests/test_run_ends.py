@@ -17,11 +17,11 @@ import torch
 from run_tools import assert_same_tensors, config_of, metric, newest, resume, stumbling, train
 from small_disk import run_on_small_disk
 
-from manual_backprop.checkpoint import CheckpointManager, load_checkpoint
-from manual_backprop.errors import Interrupted, NotFiniteError, StorageError
-from manual_backprop.interruption import Interruption
-from manual_backprop.runner import Runner, run_job
+from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint
+from manual_backprop.common.errors import Interrupted, NotFiniteError, StorageError
+from manual_backprop.common.interruption import Interruption
 from manual_backprop.tracking.run_directory import list_runs, open_run_directory, read_run
+from manual_backprop.training.runner import Runner, run_job
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -110,7 +110,9 @@ def test_what_nohup_ignores_stays_ignored() -> None:
 def test_a_signal_when_the_run_is_done_ends_the_command(text: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """The run is finished and says so; but what would come after it, another job perhaps, is not begun."""
     config = config_of(text, "training.max_steps=1")
-    monkeypatch.setattr("manual_backprop.runner.print_summary", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(
+        "manual_backprop.training.runner.print_summary", lambda *given: os.kill(os.getpid(), signal.SIGTERM)
+    )
     with pytest.raises(Interrupted, match="had come to its end already") as caught:
         run_job(config, tmp_path)
     assert caught.value.exit_code == 143
@@ -223,12 +225,12 @@ ON_A_FULL_DISK = """
     import sys
     from pathlib import Path
     from run_tools import config_of, newest, write_text
-    from manual_backprop.checkpoint import CheckpointManager
-    from manual_backprop.exit_codes import exit_code_of
-    from manual_backprop.interruption import Interruption
-    from manual_backprop.run_log import warnings_to_terminal
-    from manual_backprop.runner import Runner, run_job
-    from manual_backprop.command_line import check
+    from manual_backprop.checkpoints.checkpoint import CheckpointManager
+    from manual_backprop.common.exit_codes import exit_code_of
+    from manual_backprop.common.interruption import Interruption
+    from manual_backprop.tracking.run_log import warnings_to_terminal
+    from manual_backprop.training.runner import Runner, run_job
+    from manual_backprop.training.command_line import check
     from manual_backprop.tracking.run_directory import list_runs
 
     disk = Path(sys.argv[1])

@@ -14,9 +14,9 @@ import pytest
 import torch
 from run_tools import assert_same_tensors, config_of, metric, resume, train
 
-from manual_backprop.checkpoint import CheckpointManager, load_checkpoint
-from manual_backprop.errors import ConfigError, InputError
-from manual_backprop.language_model import CustomTransformerWrapper
+from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint
+from manual_backprop.common.errors import ConfigError, InputError
+from manual_backprop.models.language_model import CustomTransformerWrapper
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import read_run
 
@@ -60,7 +60,7 @@ def test_run_directory(finished: Path) -> None:
 def test_config_of_a_run_makes_the_same_run(finished: Path) -> None:
     from omegaconf import OmegaConf
 
-    from manual_backprop.validation import validate
+    from manual_backprop.config.validation import validate
 
     saved = OmegaConf.to_container(OmegaConf.load(finished / "config.yaml"))
     assert saved["model"]["d_model"] == 16
@@ -98,9 +98,9 @@ def test_metrics_of_a_run(finished: Path) -> None:
 
 def test_last_evaluation_is_over_the_whole_split(finished: Path, text: Path, tmp_path: Path) -> None:
     """And agrees with what the checkpoint's model says of the text itself."""
-    from manual_backprop.data.batches import validation_batches
-    from manual_backprop.data.corpus import prepare_corpus
-    from manual_backprop.evaluation import Evaluator
+    from manual_backprop.data.tokens.batches import validation_batches
+    from manual_backprop.data.tokens.corpus import prepare_corpus
+    from manual_backprop.tasks.evaluation import Evaluator
 
     config = config_of(text)
     corpus = prepare_corpus(config.dataset, config.tokenizer, finished.parent.parent / "datasets")
@@ -227,8 +227,8 @@ def test_epochs(text: Path, tmp_path: Path) -> None:
     run = train(tmp_path, text, *options, "training.save_every=epoch", "training.log_every=epoch", "model.d_ffn=8")
     log = load_training_log(run)
     config = config_of(text)
-    from manual_backprop.data.batches import Windows
-    from manual_backprop.data.corpus import prepare_corpus
+    from manual_backprop.data.tokens.batches import Windows
+    from manual_backprop.data.tokens.corpus import prepare_corpus
 
     corpus = prepare_corpus(config.dataset, config.tokenizer, tmp_path / "outputs/datasets")
     windows = Windows(corpus.train, 8, 0).windows_per_epoch

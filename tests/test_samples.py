@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manual_backprop.samples import WordCounts, count_words
+from manual_backprop.tasks.samples import WordCounts, count_words
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from manual_backprop import language_model
-from manual_backprop.errors import NotFiniteError
+from manual_backprop.common.errors import NotFiniteError
+from manual_backprop.models import language_model
 
 Sample = Callable[..., Tensor]
 NEVER = -1e4  # a logit so far below the others that its probability is 0, also in float64

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from manual_backprop.checkpoint import CheckpointManager, load_checkpoint
-from manual_backprop.errors import CheckpointError, InputError
-from manual_backprop.language_model import CustomTransformerWrapper
+from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint
+from manual_backprop.common.errors import CheckpointError, InputError
 from manual_backprop.models import IMPLEMENTATIONS
-from manual_backprop.saved_model import find, load
+from manual_backprop.models.language_model import CustomTransformerWrapper
 from manual_backprop.tracking.run_directory import SWEEPS, create_run_directory, update_run
+from manual_backprop.trained_models.saved_model import find, load
 
 pytestmark = pytest.mark.usefixtures("here")
 

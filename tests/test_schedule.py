@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from manual_backprop.schedule import learning_rate
+from manual_backprop.optim.schedule import learning_rate
 
 NAMES = ("cosine", "linear", "constant")
 

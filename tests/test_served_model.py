@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 from run_tools import newest, same_process, train
 
-from manual_backprop.errors import CheckpointError, InputError, NotFiniteError
-from manual_backprop.served_model import ServedModel, write_model
+from manual_backprop.common.errors import CheckpointError, InputError, NotFiniteError
 from manual_backprop.tracking.late_delivery import deliver_run
+from manual_backprop.tracking.mlflow_model import ServedModel, write_model
 from manual_backprop.tracking.run_directory import read_run
 
 OPTIONS = ("tracking=mlflow", "training.max_steps=6", "training.save_every=2", "training.eval_every=2")
@@ -120,7 +120,7 @@ def test_nothing_in_it_is_a_pickle_or_a_copy(run: Path, model: Path) -> None:
 
 
 def test_it_is_the_best_checkpoint(run: Path, model: Path) -> None:
-    from manual_backprop.checkpoint import CheckpointManager
+    from manual_backprop.checkpoints.checkpoint import CheckpointManager
 
     best = CheckpointManager(run / "checkpoints").best()
     assert best is not None

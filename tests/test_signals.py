@@ -12,8 +12,8 @@ import pytest
 from command_tools import PATIENCE, environment, wait_until, words_of
 from run_tools import resume, same_process, small, write_text
 
-from manual_backprop.checkpoint import CheckpointManager, verify
-from manual_backprop.errors import RunInUseError
+from manual_backprop.checkpoints.checkpoint import CheckpointManager, verify
+from manual_backprop.common.errors import RunInUseError
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import list_runs, read_run
 

@@ -15,10 +15,10 @@ import pytest
 from command_tools import PATIENCE, Started, command, steps_of, wait_until
 from run_tools import small, write_text
 
-from manual_backprop.sweeps.processors import cores, jobs_at_once, threads_of_a_job
-from manual_backprop.sweeps.records import JobRecord, Records, best_first, best_of, job_name, runs_of_sweep
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import SWEEPS, close_dead_runs, list_runs, read_run
+from manual_backprop.training.sweeps.processors import cores, jobs_at_once, threads_of_a_job
+from manual_backprop.training.sweeps.records import JobRecord, Records, best_first, best_of, job_name, runs_of_sweep
 
 HERE = ("dataset.path=text.txt", "device.threads=null")  # threads are the launcher's to divide
 SMALL = small(*HERE, "training.max_steps=4")
@@ -307,7 +307,7 @@ def test_a_sweep_that_was_killed(root: Path) -> None:
 def test_jobs_at_once_on_a_fresh_store(root: Path) -> None:
     """Finished runs, and every metric of each is in MLflow. Eight at once, ten times: .ci/nightly."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    from manual_backprop.cost.parallel import one_round
+    from manual_backprop.training.cost.parallel import one_round
 
     assert one_round(root, 3) == []
 
@@ -352,7 +352,7 @@ def test_the_local_executor_of_submitit(root: Path) -> None:
 )
 def test_what_is_shipped_for_a_plugin_composes(plugin: str, chosen: str) -> None:
     pytest.importorskip(f"hydra_plugins.{plugin}")
-    from manual_backprop.composition import composer
+    from manual_backprop.config.composition import composer
 
     with composer() as hydra:
         composed = hydra.compose([chosen]).hydra

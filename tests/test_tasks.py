@@ -13,19 +13,19 @@ import torch
 from run_tools import config_of, metric, newest, resume, train
 
 import manual_backprop
-from manual_backprop.batch import Batch
-from manual_backprop.checkpoint import _manifest_of, load_checkpoint
-from manual_backprop.command_line import check
-from manual_backprop.config import CustomTransformerConfig, RunConfig, TaskConfig
-from manual_backprop.data.order import Order
-from manual_backprop.errors import ConfigError
-from manual_backprop.interruption import Interruption
-from manual_backprop.language_model import CustomTransformerWrapper, LanguageModel, build_model
+from manual_backprop.checkpoints.checkpoint import _manifest_of, load_checkpoint
+from manual_backprop.common.batch import Batch
+from manual_backprop.common.errors import ConfigError
+from manual_backprop.common.interruption import Interruption
+from manual_backprop.config.schema import CustomTransformerConfig, RunConfig, TaskConfig
+from manual_backprop.config.validation import validate
+from manual_backprop.data.tokens.order import Order
 from manual_backprop.models import IMPLEMENTATIONS
-from manual_backprop.runner import Runner
+from manual_backprop.models.language_model import CustomTransformerWrapper, LanguageModel, build_model
 from manual_backprop.tasks import TASKS, Evaluated, Task
 from manual_backprop.tracking.run_directory import read_run
-from manual_backprop.validation import validate
+from manual_backprop.training.command_line import check
+from manual_backprop.training.runner import Runner
 
 pytestmark = pytest.mark.usefixtures("here")
 V, ROWS = 11, 4
@@ -194,8 +194,8 @@ def without_task(run: Path) -> None:
 @pytest.mark.parametrize("name", ["runner", "report", "run_state", "run_facts", "summary_page"])
 def test_a_run_knows_no_task_by_name(name: str) -> None:
     """Nothing of texts, tokenizers or counting models; and nobody but the Runner's own module knows a Runner."""
-    tree = ast.parse(Path(manual_backprop.__file__).with_name(f"{name}.py").read_text())
+    tree = ast.parse((Path(manual_backprop.__file__).parent / "training" / f"{name}.py").read_text())
     imported = {(node.module or "").rpartition(".")[2] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert not imported & {"corpus", "evaluation", "tokenizers", "runner"}
+    assert not imported & {"corpus", "evaluation", "tokenizer", "runner"}
     assert not names & {"corpus", "tokenizer", "unigram_loss", "bigram_loss", "sample_prompts"}

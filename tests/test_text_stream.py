@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from manual_backprop.data.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
-from manual_backprop.errors import InputError
-from manual_backprop.text_stream import UNREADABLE, UntilStop, WholeCharacters, prompt_tokens
+from manual_backprop.common.errors import InputError
+from manual_backprop.data.tokens.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from manual_backprop.trained_models.text_stream import UNREADABLE, UntilStop, WholeCharacters, prompt_tokens
 
 TEXT = "naïve café ☕, 😀😀 and 🇩🇪; 漢字. " * 3
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from command_tools import command
 
-from manual_backprop.cost.turns import verdict
-from manual_backprop.errors import InputError
-from manual_backprop.paired import Row
+from manual_backprop.common.errors import InputError
+from manual_backprop.study.paired_timing import Row
 from manual_backprop.tools.cost import main
+from manual_backprop.training.cost.turns import verdict
 
 
 def rows(everything: list[float], again: list[float]) -> list[Row]:

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from manual_backprop.config import CustomTransformerConfig
-from manual_backprop.gradient_check import ODD, draw_batch
-from manual_backprop.gradient_check.measure import errors_of
-from manual_backprop.gradient_check.network_check import counted, networks, wholly_zero
+from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.models import IMPLEMENTATIONS
 from manual_backprop.models import custom as custom_file
 from manual_backprop.models import mirror as mirror_file
 from manual_backprop.models.network import Batch, Network
 from manual_backprop.ops import IGNORED, Dropout, keep_mask, random_key
-from manual_backprop.optim import AdamW, Optimizer
+from manual_backprop.optim.optimizers import AdamW, Optimizer
+from manual_backprop.study.gradient_check import ODD, draw_batch
+from manual_backprop.study.gradient_check.measure import errors_of
+from manual_backprop.study.gradient_check.network_check import counted, networks, wholly_zero
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from manual_backprop.config import CustomTransformerConfig
-from manual_backprop.gradient_check import check_network_precision
-from manual_backprop.gradient_check.low_precision import median_ratios
+from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.study.gradient_check import check_network_precision
+from manual_backprop.study.gradient_check.low_precision import median_ratios
 
 TESTS = Path(__file__).resolve().parent
 
@@ -27,8 +27,8 @@ def verify(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_op_and_every_parameter_is_shown() -> None:
-    from manual_backprop.gradient_check import ODD, ROWS
     from manual_backprop.models.network import parameter_shapes
+    from manual_backprop.study.gradient_check import ODD, ROWS
 
     done = verify()
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr

@@ -5,6 +5,7 @@ save.
 
 A network calls them inside `with step(arena, groups, device):` (arena.py, products.py, compiled.py); outside of it they
 are functions like any other, which allocate what they need and run as they are written.
+May import: ops, optim and below.
 """
 
 # ruff: noqa: F401  the names are exported, through _pairs
@@ -57,27 +58,27 @@ from ..ops import (  # the reference's own
 )
 from ..ops import __all__ as _pairs
 from .arena import Arena
-from .attention import (
+from .cpu.attention import (
     attention_backward,
     attention_forward,
     self_attention_backward,
     self_attention_forward,
 )
-from .compiled import Group, compiled_functions, compiles, compiling_failed
-from .embedding import token_embedding_backward
-from .feed_forward import feed_forward_backward, feed_forward_forward
-from .gated_feed_forward import gated_feed_forward_backward, gated_feed_forward_forward
-from .linear import linear_backward, linear_forward
-from .loss import linear_cross_entropy, linear_cross_entropy_backward, linear_cross_entropy_forward
-from .normalization import (
+from .cpu.compiled import Group, compiled_functions, compiles, compiling_failed
+from .cpu.embedding import token_embedding_backward
+from .cpu.feed_forward import feed_forward_backward, feed_forward_forward
+from .cpu.gated_feed_forward import gated_feed_forward_backward, gated_feed_forward_forward
+from .cpu.linear import linear_backward, linear_forward
+from .cpu.loss import linear_cross_entropy, linear_cross_entropy_backward, linear_cross_entropy_forward
+from .cpu.normalization import (
     layer_norm_backward,
     layer_norm_forward,
     residual_layer_norm_backward,
     residual_layer_norm_forward,
 )
-from .products import fastest_products
+from .cpu.products import fastest_products
+from .cpu.rotary_attention import rotary_attention_backward, rotary_attention_forward
 from .replay import Replay, is_repeatable
-from .rotary_attention import rotary_attention_backward, rotary_attention_forward
 from .table import Table
 
 __all__ = [

@@ -16,7 +16,7 @@ import torch
 
 from ..ops import __all__ as pairs
 from .arena import Arena
-from .compiled import Group, compiles
+from .cpu.compiled import Group, compiles
 from .replay import is_repeatable
 
 

@@ -2,11 +2,12 @@
 
 `custom.py` has gradients by hand, `mirror.py` the same lines with gradients by autograd, `baseline.py` what one would
 write in PyTorch.
+May import: checkpoints, kernels, optim, ops, config, common.
 """
 
 from __future__ import annotations
 
-from ..config import CustomTransformerConfig
+from ..config.schema import CustomTransformerConfig
 from .baseline import BaselineTransformer
 from .custom import CustomTransformer
 from .mirror import TorchTransformer

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from ..common.errors import InputError
 from ..ops import IGNORED
 from .network import Network
 

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import CustomTransformerConfig
-from ..errors import first_line
+from ..common.errors import first_line
+from ..config.schema import CustomTransformerConfig
 from ..ops import Visible, random_key
-from ..optim import Optimizer
-from ..optim_torch import TorchOptimizer
+from ..optim.optimizers import Optimizer
+from ..optim.torch_optimizers import TorchOptimizer
 from .autograd import AutogradNetwork, summed_loss
 from .network import Batch, packed_names, parameter_shapes
 

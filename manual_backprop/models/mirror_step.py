@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import CustomTransformerConfig
+from ..config.schema import CustomTransformerConfig
 from ..ops import CAUSAL, Dropout, Visible, keep_mask
 from ..ops.attention import split_heads
 from ..ops.numerics import Record, no_record

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..batch import Batch
-from ..config import CustomTransformerConfig
-from ..errors import ConfigError, InputError
-from ..kernels.optimizers import FusedAdamW, FusedSGD
+from ..common.batch import Batch
+from ..common.errors import ConfigError, InputError
+from ..config.schema import CustomTransformerConfig
+from ..kernels.cpu.optimizers import FusedAdamW, FusedSGD
 from ..ops import IGNORED, Dropout, random_key, rotations, sinusoids
 from ..ops.numerics import Record, no_record
-from ..optim import SGD, AdamW, Optimizer
-from ..parameters import Layout, Shape, copy_into, copy_on_cpu
+from ..optim.optimizers import SGD, AdamW, Optimizer
+from ..optim.parameters import Layout, Shape, copy_into, copy_on_cpu
 
 
 @dataclass(frozen=True)

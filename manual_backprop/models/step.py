@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..config import CustomTransformerConfig
-from ..errors import InputError
+from ..common.errors import InputError
+from ..config.schema import CustomTransformerConfig
 from ..ops import Visible
 from ..ops.numerics import no_record
-from ..parameters import Flat
+from ..optim.parameters import Flat
 from .network import Batch, DropoutSource, FlatNetwork, packed_names, wait_for_nothing
 
 Cache = Any  # private to the pair that made it

@@ -4,13 +4,14 @@
     language_model.py   task=language_model: at each position of a text, the token that comes next
 
 A task reads data and builds a model; of runs, their directories and their tracking nothing is known here.
+May import: tracking, data, models and below.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ..config import RunConfig
+from ..config.schema import RunConfig
 from .language_model import LanguageModelTask
 from .task import Evaluated, Task
 

@@ -13,16 +13,16 @@ from typing import Any, Self
 
 import torch
 
-from ..batch import Batch
-from ..config import CustomTransformerConfig, RunConfig
-from ..data.corpus import Corpus, prepare_corpus
-from ..data.order import Order, evaluation_batches, evaluation_targets, open_order
-from ..data.token_cache import Split
-from ..data.tokenizers import FILE_NAME
-from ..errors import ConfigError
-from ..evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
-from ..language_model import LanguageModel, build_model
-from ..samples import draw_samples, encode_prompts
+from ..common.batch import Batch
+from ..common.errors import ConfigError
+from ..config.schema import CustomTransformerConfig, RunConfig
+from ..data.tokens.corpus import Corpus, prepare_corpus
+from ..data.tokens.order import Order, evaluation_batches, evaluation_targets, open_order
+from ..data.tokens.token_cache import Split
+from ..data.tokens.tokenizer import FILE_NAME
+from ..models.language_model import LanguageModel, build_model
+from .evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
+from .samples import draw_samples, encode_prompts
 from .task import Evaluated, Task
 
 COUNTED_ROWS = 256  # sequences that the counting models are measured on at a time

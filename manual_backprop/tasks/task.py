@@ -16,10 +16,10 @@ from typing import Any, Self
 
 import torch
 
-from ..batch import Batch
-from ..config import CustomTransformerConfig, RunConfig
-from ..data.order import Order
-from ..language_model import LanguageModel
+from ..common.batch import Batch
+from ..config.schema import CustomTransformerConfig, RunConfig
+from ..data.tokens.order import Order
+from ..models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)

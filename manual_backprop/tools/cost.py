@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..arguments import Parser, sub_command
-from ..cost import inspection, loading, parallel, preparing, tracking
-from ..errors import EXIT_DONE, EXIT_FAILED
-from ..exit_codes import exit_code_of
+from ..common.errors import EXIT_DONE, EXIT_FAILED
+from ..common.exit_codes import exit_code_of
+from ..config.arguments import Parser, sub_command
+from ..training.cost import inspection, loading, parallel, preparing, tracking
 
 COMMAND = "python -m manual_backprop.tools.cost"
 COSTS = {

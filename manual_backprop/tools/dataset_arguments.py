@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..arguments import whole
-from ..errors import InputError, Interrupted
+from ..common.errors import InputError, Interrupted
+from ..config.arguments import whole
 
 if TYPE_CHECKING:
-    from ..config import DatasetConfig
+    from ..config.schema import DatasetConfig
 
 DATASETS = """\
 DATASET is a name in conf/dataset (python_docs, tinystories, wikitext, ...; tools.download_dataset --list shows all),
@@ -57,7 +57,7 @@ def add_skip_bad_rows(parser: argparse.ArgumentParser) -> None:
 
 
 def dataset_of(name: str, options: argparse.Namespace) -> DatasetConfig:
-    from ..data.named import dataset_named
+    from ..data.datasets.named import dataset_named
 
     return dataset_named(
         name,
@@ -72,7 +72,7 @@ def dataset_of(name: str, options: argparse.Namespace) -> DatasetConfig:
 
 def datasets_of(names: list[str], options: argparse.Namespace) -> list[DatasetConfig]:
     """Several at once: --text-key is for those that have columns, if there is one at least."""
-    from ..data.named import dataset_named, has_columns
+    from ..data.datasets.named import dataset_named, has_columns
 
     columns = [has_columns(dataset_named(name)) for name in names]
     plain = argparse.Namespace(**(vars(options) | {"text_key": None}))
@@ -111,7 +111,7 @@ def pasted(key: str, value: object) -> str:
 @contextmanager
 def interruptible(left_behind: str) -> Iterator[None]:
     """Inside it a signal unwinds the work, so that what is half made is removed; `left_behind` says what remains."""
-    from ..interruption import Interruption
+    from ..common.interruption import Interruption
 
     with Interruption():
         try:

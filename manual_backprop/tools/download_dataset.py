@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..arguments import Parser
-from ..errors import InputError
-from ..exit_codes import exit_code_of
+from ..common.errors import InputError
+from ..common.exit_codes import exit_code_of
+from ..config.arguments import Parser
 from .dataset_arguments import add_dataset_options, add_subset, dataset_of, interruptible, pasted, spoken_here
 
 COMMAND = "python -m manual_backprop.tools.download_dataset"
@@ -34,8 +34,8 @@ Exit codes: 0 done, 2 wrong input, a gated or missing dataset or no network, 4 t
 
 
 def listing() -> list[str]:
-    from ..data.download import DATASETS
-    from ..data.named import shipped_datasets
+    from ..data.datasets.download import DATASETS
+    from ..data.datasets.named import shipped_datasets
 
     rows = [("name", "on the hub", "column", "", "")]
     for name, about, dataset in shipped_datasets():
@@ -67,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     split, options.split = options.split, None
     dataset = dataset_of(options.name, options)
 
-    from ..data.download import download
-    from ..data.named import split_to_train
+    from ..data.datasets.download import download
+    from ..data.datasets.named import split_to_train
 
     with (
         spoken_here(),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ..arguments import Parser, whole
-from ..errors import InputError
-from ..exit_codes import exit_code_of
+from ..common.errors import InputError
+from ..common.exit_codes import exit_code_of
+from ..config.arguments import Parser, whole
 from .dataset_arguments import DATASETS, add_dataset_options, dataset_of, interruptible, said_here, spoken_here
 
 COMMAND = "python -m manual_backprop.tools.inspect"
@@ -57,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_dataset_options(parser)
     options = parser.parse(arguments)
 
-    from ..data.description import NO_TEXT, describe, describe_shards
-    from ..data.pretrained import tokenizer_named
-    from ..data.token_shards import is_shards
+    from ..data.datasets.description import NO_TEXT, describe, describe_shards
+    from ..data.tokens.pretrained import tokenizer_named
+    from ..data.tokens.token_shards import is_shards
 
     with spoken_here(), interruptible("nothing was written."):
         tokenizer = None if options.tokenizer is None else tokenizer_named(options.tokenizer)

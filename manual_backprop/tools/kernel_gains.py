@@ -1,8 +1,8 @@
 """`python -m manual_backprop.tools.kernel_gains` writes docs/kernels.md: what each means of the kernels brings, alone.
 
 A whole training step with `kernels=fused` is measured against the same step without one means at a time
-(`benchmark/means.py`), by the bench's processes and in its way: in turns, with the noise floor, the peak memory, and
-gradients that agree before anything is timed. Nothing on the page is typed in.
+(`study/benchmark/ablations.py`), by the bench's processes and in its way: in turns, with the noise floor, the peak
+memory, and gradients that agree before anything is timed. Nothing on the page is typed in.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..arguments import Parser, whole
-from ..benchmark.cases import CASES, SUBJECT, Case
-from ..benchmark.choices import about_cases, add_choices, cases_of
-from ..benchmark.means import MEANS, WITHOUT, Means, work
-from ..benchmark.measurement import MeasuredRow, Measurement, measure
-from ..exit_codes import exit_code_of
-from ..paired import check_output
+from ..common.exit_codes import exit_code_of
+from ..config.arguments import Parser, whole
+from ..study.benchmark.ablations import MEANS, WITHOUT, Means, work
+from ..study.benchmark.cases import CASES, SUBJECT, Case
+from ..study.benchmark.choices import about_cases, add_choices, cases_of
+from ..study.benchmark.measurement import MeasuredRow, Measurement, measure
+from ..study.paired_timing import check_output
 
 COMMAND = "python -m manual_backprop.tools.kernel_gains"
 DEFAULT_OUTPUT = Path("docs/kernels.md")
@@ -175,7 +175,7 @@ def _megabytes(size: int | None) -> str:
 
 
 def page(sections: Sequence[str], means: Sequence[str], command: str, turns: int) -> str:
-    from ..benchmark.page import machine
+    from ..study.benchmark.page import machine
 
     written = PAGE.format(
         command=command,
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sections.append(section(measure_gains(case, means, options.rounds)))
         print(f"{sections[-1]}\n", flush=True)
     written = page(sections, means, command, 2 * options.rounds)
-    from ..durable import storage_errors
+    from ..common.durable_files import storage_errors
 
     with storage_errors(f"write {options.output}"):
         options.output.write_text(written, encoding="utf-8")

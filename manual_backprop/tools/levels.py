@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..arguments import Parser, whole
-from ..benchmark.cases import ONEDNN, SUBJECT, Case
-from ..benchmark.measurement import MeasuredRow, Measurement, measure
-from ..benchmark.page import processor_and_instructions, products_of
-from ..config import ARCHITECTURES, PRECISIONS, CustomTransformerConfig, model_sizes
-from ..durable import storage_errors
-from ..errors import CheckFailedError
-from ..exit_codes import exit_code_of
+from ..common.durable_files import storage_errors
+from ..common.errors import CheckFailedError
+from ..common.exit_codes import exit_code_of
+from ..config.arguments import Parser, whole
+from ..config.schema import ARCHITECTURES, PRECISIONS, CustomTransformerConfig, model_sizes
+from ..study.benchmark.cases import ONEDNN, SUBJECT, Case
+from ..study.benchmark.measurement import MeasuredRow, Measurement, measure
+from ..study.benchmark.page import processor_and_instructions, products_of
 
 PACKAGE = Path(__file__).resolve().parent.parent
 DEFAULT_OUTPUT = "docs/three-levels.md"
@@ -122,9 +122,9 @@ def gradient_errors(architecture: str) -> dict[str, dict[str, float]]:
     """Level -> precision -> error, against the mirror in float64."""
     import torch
 
-    from ..gradient_check import draw_batch
-    from ..gradient_check.network_check import networks, step_of
     from ..models import IMPLEMENTATIONS
+    from ..study.gradient_check import draw_batch
+    from ..study.gradient_check.network_check import networks, step_of
 
     logarithms: dict[tuple[str, str], list[float]] = {}
     for seed in SEEDS:

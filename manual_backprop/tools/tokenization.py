@@ -12,9 +12,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..arguments import Parser, sub_command, whole
-from ..errors import InputError
-from ..exit_codes import exit_code_of
+from ..common.errors import InputError
+from ..common.exit_codes import exit_code_of
+from ..config.arguments import Parser, sub_command, whole
 from .dataset_arguments import (
     DATASETS,
     add_dataset_options,
@@ -28,11 +28,11 @@ from .dataset_arguments import (
 )
 
 _HOMES = {
-    "analyze_dataset": "analysis",
-    "load_pretokenized": "token_shards",
-    "pretokenize_dataset": "shards",
-    "train_tokenizer": "tokenizer_training",
-    "train_tokenizer_from_files": "tokenizer_training",
+    "analyze_dataset": "datasets.analysis",
+    "load_pretokenized": "tokens.token_shards",
+    "pretokenize_dataset": "datasets.pretokenization",
+    "train_tokenizer": "datasets.tokenizer_training",
+    "train_tokenizer_from_files": "datasets.tokenizer_training",
 }
 COMMAND = "python -m manual_backprop.tools.tokenization"
 PICTURES = Path("outputs/analysis")
@@ -132,9 +132,9 @@ def analyze(arguments: Sequence[str]) -> None:
         raise InputError(f"--picture {options.picture}: must be the name of a PNG, as in analysis.png")
     datasets = datasets_of(options.datasets, options)
 
-    from ..data.analysis import analyze_dataset
-    from ..data.analysis_picture import draw_analysis
-    from ..data.analysis_text import summary
+    from ..data.datasets.analysis import analyze_dataset
+    from ..data.datasets.analysis_picture import draw_analysis
+    from ..data.datasets.analysis_text import summary
 
     with interruptible("nothing was written."):
         reports = [analyze_dataset(dataset, tokenizer=options.tokenizer)[0] for dataset in datasets]
@@ -164,7 +164,7 @@ def train(arguments: Sequence[str]) -> None:
         if options.kind == "file":
             if options.config or options.revision:
                 raise InputError("--config and --revision are for a dataset of the hub, not for files.")
-            from ..data.tokenizer_training import train_tokenizer_from_files
+            from ..data.datasets.tokenizer_training import train_tokenizer_from_files
 
             more |= {"text_column": options.text_key, "subset_size": options.subset}
             more |= {"skip_bad_rows": options.skip_bad_rows}
@@ -172,10 +172,10 @@ def train(arguments: Sequence[str]) -> None:
         else:
             if len(options.what) > 1:
                 raise InputError(f"train registry takes one dataset, and {len(options.what)} were given.")
-            from ..data.tokenizer_training import train_tokenizer
+            from ..data.datasets.tokenizer_training import train_tokenizer
 
             folder = train_tokenizer(dataset_of(options.what[0], options), options.vocab_size, **more)
-    from ..data.tokenizers import load_tokenizer
+    from ..data.tokens.tokenizer import load_tokenizer
 
     print(f"{folder}: {load_tokenizer(folder).vocab_size:,} tokens")
     print(f"to train with it: python -m manual_backprop.run tokenizer=file {pasted('tokenizer.path', folder)}")
@@ -196,8 +196,8 @@ def pretokenize(arguments: Sequence[str]) -> None:
     options = parser.parse(arguments)
     dataset = dataset_of(options.dataset, options)
 
-    from ..data.shards import pretokenize_dataset
-    from ..data.token_shards import manifest_of
+    from ..data.datasets.pretokenization import pretokenize_dataset
+    from ..data.tokens.token_shards import manifest_of
 
     with interruptible("the shards that are complete are kept, and the same command goes on from there."):
         folder = pretokenize_dataset(

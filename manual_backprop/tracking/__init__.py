@@ -17,13 +17,14 @@
     run.release()
 
 Importing this imports neither MLflow nor torch nor Hydra.
+May import: data, models, checkpoints and below.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from manual_backprop.errors import InputError
+from manual_backprop.common.errors import InputError
 from manual_backprop.tracking.metrics_file import MetricsFile
 from manual_backprop.tracking.run_directory import (
     FAILED,

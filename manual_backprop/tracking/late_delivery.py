@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from manual_backprop.errors import InputError
+from manual_backprop.common.errors import InputError
 from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, without_credentials
 from manual_backprop.tracking.run_directory import close_dead_runs, find_run, list_runs, own_run_directory
 from manual_backprop.tracking.tracker import Tracked

@@ -32,8 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from manual_backprop.durable import storage_errors
-from manual_backprop.errors import InputError, StorageError
+from manual_backprop.common.durable_files import storage_errors
+from manual_backprop.common.errors import InputError, StorageError
 
 FORMAT = "manual_backprop.metrics"
 VERSION = 1

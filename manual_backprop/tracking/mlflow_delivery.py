@@ -31,11 +31,11 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock
 
-from manual_backprop.checkpoint import CheckpointManager, step_of
-from manual_backprop.errors import ManualBackpropError
-from manual_backprop.served_model import MODEL_NAME, is_servable, parameters_digest, write_model
-from manual_backprop.tracking.kinship import kinship_tags
+from manual_backprop.checkpoints.checkpoint import CheckpointManager, step_of
+from manual_backprop.common.errors import ManualBackpropError
 from manual_backprop.tracking.metrics_file import METRICS, Entry, read_entries
+from manual_backprop.tracking.mlflow_model import MODEL_NAME, is_servable, parameters_digest, write_model
+from manual_backprop.tracking.parent_runs import kinship_tags
 from manual_backprop.tracking.run_directory import (
     FINISHED,
     RUNNING,

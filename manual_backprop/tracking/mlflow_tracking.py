@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from manual_backprop.errors import ManualBackpropError
+from manual_backprop.common.errors import ManualBackpropError
 from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, prepare_environment, without_credentials
 from manual_backprop.tracking.run_directory import FINISHED
 from manual_backprop.tracking.tracker import LocalTracker

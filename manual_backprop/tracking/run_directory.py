@@ -26,11 +26,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manual_backprop.checkpoint import CheckpointManager
-from manual_backprop.durable import storage_errors, write_atomically
-from manual_backprop.errors import CheckpointError, InputError, RunInUseError, StorageError
-from manual_backprop.json_files import read_object
-from manual_backprop.origin import Origin
+from manual_backprop.checkpoints.checkpoint import CheckpointManager
+from manual_backprop.common.durable_files import storage_errors, write_atomically
+from manual_backprop.common.errors import CheckpointError, InputError, RunInUseError, StorageError
+from manual_backprop.common.json_files import read_object
+from manual_backprop.common.origin import Origin
 
 if TYPE_CHECKING:
     from filelock import FileLock

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, SupportsFloat
 
-from manual_backprop.durable import write_atomically
-from manual_backprop.errors import InputError
+from manual_backprop.common.durable_files import write_atomically
+from manual_backprop.common.errors import InputError
 from manual_backprop.tracking.run_directory import FINISHED, read_run
 from manual_backprop.tracking.training_log import TrainingLogger
 

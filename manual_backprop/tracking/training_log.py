@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from manual_backprop.durable import storage_errors
-from manual_backprop.errors import InputError
-from manual_backprop.json_files import flattened
+from manual_backprop.common.durable_files import storage_errors
+from manual_backprop.common.errors import InputError
+from manual_backprop.common.json_files import flattened
 from manual_backprop.tracking.metrics_file import METRICS, MetricsFile, read_entries
 from manual_backprop.tracking.run_directory import FINISHED, RUN_FILE, end_run, find_run, read_run
 

@@ -10,9 +10,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from manual_backprop.config import DatasetConfig, TokenizerConfig
-from manual_backprop.data.corpus import Corpus, prepare_corpus
-from manual_backprop.errors import InputError
+from manual_backprop.common.errors import InputError
+from manual_backprop.config.schema import DatasetConfig, TokenizerConfig
+from manual_backprop.data.tokens.corpus import Corpus, prepare_corpus
 
 BYTE = TokenizerConfig("byte")
 GOOD = [f"row {number} of good text" for number in range(30)]

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from manual_backprop.config import DatasetConfig, TokenizerConfig
-from manual_backprop.data.corpus import Corpus, prepare_corpus, prepared_corpus
-from manual_backprop.data.sources import open_source
-from manual_backprop.data.token_cache import MANIFEST
-from manual_backprop.errors import InputError, StorageError
+from manual_backprop.common.errors import InputError, StorageError
+from manual_backprop.config.schema import DatasetConfig, TokenizerConfig
+from manual_backprop.data.sources.registry import open_source
+from manual_backprop.data.tokens.corpus import Corpus, prepare_corpus, prepared_corpus
+from manual_backprop.data.tokens.token_cache import MANIFEST
 
 FILES = {f"{number:02}.txt": f"This is text number {number}, grün und schön.\n" * (number + 1) for number in range(30)}
 BYTE = TokenizerConfig("byte")
@@ -218,8 +218,8 @@ def test_what_a_killed_process_left_is_swept_away(text: DatasetConfig, tmp_path:
 
 PREPARE = """
 import sys
-from manual_backprop.config import DatasetConfig, TokenizerConfig
-from manual_backprop.data.corpus import prepare_corpus
+from manual_backprop.config.schema import DatasetConfig, TokenizerConfig
+from manual_backprop.data.tokens.corpus import prepare_corpus
 print("ready", flush=True)
 sys.stdin.readline()
 corpus = prepare_corpus(DatasetConfig("text", sys.argv[1]), TokenizerConfig("bpe", 500), sys.argv[2])
@@ -271,7 +271,7 @@ def test_what_takes_long_is_said(text: DatasetConfig, tmp_path: Path, monkeypatc
     assert process.returncode == 0
 
     assert caplog.text == ""
-    monkeypatch.setattr("manual_backprop.data.corpus.LARGE", 1000)
+    monkeypatch.setattr("manual_backprop.data.tokens.corpus.LARGE", 1000)
     prepare_corpus(text, BYTE, tmp_path / "other")
     assert "making tokens of 0 MB of text, once" in caplog.text
 
@@ -368,9 +368,9 @@ def test_tokens_do_not_depend_on_how_much_is_read_at_once(tmp_path: Path, monkey
     path.write_bytes(long.encode())
     config = DatasetConfig("text", str(path)), TokenizerConfig("bpe", 400)
     whole = prepare_corpus(*config, tmp_path / "whole")
-    monkeypatch.setattr("manual_backprop.data.spool.PIECE", 1000)
-    monkeypatch.setattr("manual_backprop.data.spool.BATCH", 5000)
-    monkeypatch.setattr("manual_backprop.data.files.CHUNK", 777)
+    monkeypatch.setattr("manual_backprop.data.sources.spool.PIECE", 1000)
+    monkeypatch.setattr("manual_backprop.data.sources.spool.BATCH", 5000)
+    monkeypatch.setattr("manual_backprop.data.sources.files.CHUNK", 777)
     pieces = prepare_corpus(*config, tmp_path / "pieces")
     assert pieces.tokenizer_digest == whole.tokenizer_digest
     assert (pieces.train == whole.train).all()
@@ -379,7 +379,7 @@ def test_tokens_do_not_depend_on_how_much_is_read_at_once(tmp_path: Path, monkey
 
 
 def test_bpe_learns_from_all_over_a_text_that_is_too_long(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("manual_backprop.data.spool.SAMPLE", 3000)
+    monkeypatch.setattr("manual_backprop.data.sources.spool.SAMPLE", 3000)
     folder = tmp_path / "text"
     folder.mkdir()
     for number in range(100):
@@ -419,8 +419,8 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     """20 MB more text, in one document and in many, is not 20 MB more memory."""
     code = """
 import resource, sys
-from manual_backprop.config import DatasetConfig, TokenizerConfig
-from manual_backprop.data.corpus import prepare_corpus
+from manual_backprop.config.schema import DatasetConfig, TokenizerConfig
+from manual_backprop.data.tokens.corpus import prepare_corpus
 for name in ("small", "large"):
     config = DatasetConfig("jsonl", f"{sys.argv[1]}/{name}.jsonl")
     prepare_corpus(config, TokenizerConfig("byte"), f"{sys.argv[1]}/cache")

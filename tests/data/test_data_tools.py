@@ -17,16 +17,17 @@ import pyarrow.parquet
 import pytest
 
 from manual_backprop import load_pretokenized, pretokenize_dataset, train_tokenizer, train_tokenizer_from_files
-from manual_backprop.command_line import check
-from manual_backprop.data import analysis, shards
-from manual_backprop.data.named import dataset_named, shipped_datasets, short_name
-from manual_backprop.data.reading import training_text
-from manual_backprop.data.token_shards import manifest_of
-from manual_backprop.data.tokenizers import BpeTokenizer, ByteTokenizer, load_tokenizer
-from manual_backprop.errors import InputError
-from manual_backprop.exit_codes import exit_code_of
+from manual_backprop.common.errors import InputError
+from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.data.datasets import analysis
+from manual_backprop.data.datasets import pretokenization as shards
+from manual_backprop.data.datasets.named import dataset_named, shipped_datasets, short_name
+from manual_backprop.data.sources.reading import training_text
+from manual_backprop.data.tokens.token_shards import manifest_of
+from manual_backprop.data.tokens.tokenizer import BpeTokenizer, ByteTokenizer, load_tokenizer
 from manual_backprop.tools import download_dataset, inspect, tokenization
 from manual_backprop.tools.dataset_arguments import pasted
+from manual_backprop.training.command_line import check
 
 WORDS = [
     "the",
@@ -152,8 +153,8 @@ def test_a_folder_that_is_something_else_is_refused_before_any_work(
     def not_yet(*_: object, **__: object) -> None:
         raise AssertionError("the text was read")
 
-    monkeypatch.setattr("manual_backprop.data.tokenizer_training.text_of_files", not_yet)
-    monkeypatch.setattr("manual_backprop.data.tokenizer_training.training_text", not_yet)
+    monkeypatch.setattr("manual_backprop.data.datasets.tokenizer_training.text_of_files", not_yet)
+    monkeypatch.setattr("manual_backprop.data.datasets.tokenizer_training.training_text", not_yet)
     for folder, options in (
         (tmp_path / "notes", {}),
         (learned, {"vocab_size": 280}),
@@ -235,7 +236,7 @@ def test_any_number_of_workers_writes_the_same_bytes(
 def test_a_document_may_reach_over_shards(
     texts: list[str], tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manual_backprop.data.spool.PIECE", 2**11)
+    monkeypatch.setattr("manual_backprop.data.sources.spool.PIECE", 2**11)
     text = "".join(texts)
     (tmp_path / "one.txt").write_text(text, encoding="utf-8")
     tokenizer = BpeTokenizer.train(texts, 300)
@@ -279,7 +280,7 @@ def test_given_again_it_finds_its_work_done(lines: Path, tmp_path: Path) -> None
 SLOWLY = """
 import sys, time
 from manual_backprop.data import shards
-from manual_backprop.interruption import Interruption
+from manual_backprop.common.interruption import Interruption
 
 def progress(done, *_):
     print(done, flush=True)

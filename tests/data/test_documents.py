@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from manual_backprop.config import DatasetConfig
-from manual_backprop.data.documents import BadRow, Document, FileSource
-from manual_backprop.data.files import TextFiles
-from manual_backprop.data.python_docs import PythonDocs, parse_python_docs
-from manual_backprop.data.sources import open_source
-from manual_backprop.data.spool import Spool
-from manual_backprop.errors import InputError
+from manual_backprop.common.errors import InputError
+from manual_backprop.config.schema import DatasetConfig
+from manual_backprop.data.sources.documents import BadRow, Document, FileSource
+from manual_backprop.data.sources.files import TextFiles
+from manual_backprop.data.sources.python_docs import PythonDocs, parse_python_docs
+from manual_backprop.data.sources.registry import open_source
+from manual_backprop.data.sources.spool import Spool
 
 
 def text_documents(path: Path) -> list[tuple[str, str]]:
@@ -70,7 +70,7 @@ def test_python_docs_come_from_the_base_installation_in_a_virtual_environment(tm
 
 def test_python_docs_import_nothing() -> None:
     code = (
-        "import sys; from manual_backprop.data.python_docs import PythonDocs; before = set(sys.modules);"
+        "import sys; from manual_backprop.data.sources.python_docs import PythonDocs; before = set(sys.modules);"
         "list(PythonDocs().documents()); print(sorted(set(sys.modules) - before))"
     )
     new = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

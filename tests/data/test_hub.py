@@ -17,10 +17,10 @@ from loopback_hub import LoopbackHub
 # One process prepares many corpora, since the libraries take seconds to import. It is asked, and answers, in JSON.
 PREPARE = """
 import json, logging, sys
-from manual_backprop.config import DatasetConfig, TokenizerConfig
-from manual_backprop.data.corpus import prepare_corpus
-from manual_backprop.data.held_out import open_test_split
-from manual_backprop.errors import InputError
+from manual_backprop.config.schema import DatasetConfig, TokenizerConfig
+from manual_backprop.data.tokens.corpus import prepare_corpus
+from manual_backprop.data.tokens.test_split import open_test_split
+from manual_backprop.common.errors import InputError
 
 logging.basicConfig(level=logging.WARNING)
 for case in json.loads(sys.argv[1]):
@@ -296,8 +296,8 @@ def half_of_each_file(handler: Any) -> Any:
 
 @pytest.mark.parametrize("address", ["foo", "https://", "http://[::1", "http://127.0.0.1:port"])
 def test_an_endpoint_that_is_no_address(address: str) -> None:
-    from manual_backprop.data.hub import _hub_answers
-    from manual_backprop.errors import InputError
+    from manual_backprop.common.errors import InputError
+    from manual_backprop.data.sources.hub import _hub_answers
 
     with pytest.raises(InputError, match=r"^HF_ENDPOINT=.*: this is no address of a hub\. Give one") as caught:
         _hub_answers(address)
@@ -307,9 +307,9 @@ def test_an_endpoint_that_is_no_address(address: str) -> None:
 def test_a_split_that_was_saved_alone_has_its_own_name(tmp_path: Path) -> None:
     import datasets
 
-    from manual_backprop.config import DatasetConfig
-    from manual_backprop.data.hub import SavedDataset
-    from manual_backprop.errors import InputError
+    from manual_backprop.common.errors import InputError
+    from manual_backprop.config.schema import DatasetConfig
+    from manual_backprop.data.sources.hub import SavedDataset
 
     def documents(**options: Any) -> int:
         return len(list(SavedDataset(str(tmp_path), DatasetConfig("saved", str(tmp_path), **options)).documents()))
@@ -327,9 +327,9 @@ def test_a_split_that_was_saved_alone_has_its_own_name(tmp_path: Path) -> None:
 def test_a_saved_dataset_without_rows(tmp_path: Path) -> None:
     import datasets
 
-    from manual_backprop.config import DatasetConfig, TokenizerConfig
-    from manual_backprop.data.corpus import prepare_corpus
-    from manual_backprop.errors import InputError
+    from manual_backprop.common.errors import InputError
+    from manual_backprop.config.schema import DatasetConfig, TokenizerConfig
+    from manual_backprop.data.tokens.corpus import prepare_corpus
 
     some, none = (datasets.Dataset.from_dict({"text": texts}) for texts in (TRAIN, []))
     none.save_to_disk(str(tmp_path / "one"))
@@ -340,10 +340,10 @@ def test_a_saved_dataset_without_rows(tmp_path: Path) -> None:
 
 
 def test_a_test_file_that_was_trained_on_is_refused(tmp_path: Path) -> None:
-    from manual_backprop.config import DatasetConfig, TokenizerConfig
-    from manual_backprop.data.corpus import prepare_corpus
-    from manual_backprop.data.held_out import open_test_split
-    from manual_backprop.errors import InputError
+    from manual_backprop.common.errors import InputError
+    from manual_backprop.config.schema import DatasetConfig, TokenizerConfig
+    from manual_backprop.data.tokens.corpus import prepare_corpus
+    from manual_backprop.data.tokens.test_split import open_test_split
 
     (tmp_path / "text.txt").write_text(" ".join(TRAIN))
     (tmp_path / "link.txt").symlink_to("text.txt")
@@ -356,9 +356,9 @@ def test_a_test_file_that_was_trained_on_is_refused(tmp_path: Path) -> None:
 def test_a_saved_dataset(tmp_path: Path) -> None:
     import datasets
 
-    from manual_backprop.config import DatasetConfig, TokenizerConfig
-    from manual_backprop.data.corpus import prepare_corpus
-    from manual_backprop.errors import InputError
+    from manual_backprop.common.errors import InputError
+    from manual_backprop.config.schema import DatasetConfig, TokenizerConfig
+    from manual_backprop.data.tokens.corpus import prepare_corpus
 
     train, test = (datasets.Dataset.from_dict({"text": texts}) for texts in (TRAIN, VALIDATION))
     datasets.DatasetDict({"train": train, "test": test}).save_to_disk(str(tmp_path / "saved"))

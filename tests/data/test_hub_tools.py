@@ -17,11 +17,11 @@ import pytest
 from loopback_hub import LoopbackHub
 from test_hub import IMPATIENT, half_of_each_file
 
-from manual_backprop.data import download
+from manual_backprop.data.datasets import download
 
 COMMANDS = """
 import contextlib, importlib, io, json, sys
-from manual_backprop.exit_codes import exit_code_of
+from manual_backprop.common.exit_codes import exit_code_of
 
 for module, *arguments in json.loads(sys.argv[1]):
     out, said = io.StringIO(), io.StringIO()
@@ -111,9 +111,9 @@ def online(place: Path) -> dict[str, Any]:
 
 
 def test_a_download_is_a_folder_that_can_be_trained_on(online: dict[str, Any], place: Path) -> None:
-    from manual_backprop.config import TokenizerConfig
-    from manual_backprop.data.corpus import prepare_corpus
-    from manual_backprop.data.named import dataset_named
+    from manual_backprop.config.schema import TokenizerConfig
+    from manual_backprop.data.datasets.named import dataset_named
+    from manual_backprop.data.tokens.corpus import prepare_corpus
 
     assert online["download"]["code"] == 0, online["download"]["error"]
     folder = place / "outputs/datasets/stories"
@@ -215,7 +215,7 @@ def test_inspect_shows_splits_and_rows(online: dict[str, Any]) -> None:
 
 
 def test_tokens_of_a_dataset_of_the_hub(online: dict[str, Any], place: Path) -> None:
-    from manual_backprop.data.token_shards import load_pretokenized, manifest_of
+    from manual_backprop.data.tokens.token_shards import load_pretokenized, manifest_of
 
     assert online["pretokenize"]["code"] == 0, online["pretokenize"]["error"]
     folder = place / online["pretokenize"]["out"].splitlines()[2]
@@ -228,9 +228,9 @@ def test_tokens_of_a_dataset_of_the_hub(online: dict[str, Any], place: Path) -> 
 def test_what_is_advised_for_one_split_can_be_pasted(
     online: dict[str, Any], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from manual_backprop.command_line import check
-    from manual_backprop.config import TokenizerConfig
-    from manual_backprop.data.corpus import prepare_corpus
+    from manual_backprop.config.schema import TokenizerConfig
+    from manual_backprop.data.tokens.corpus import prepare_corpus
+    from manual_backprop.training.command_line import check
 
     assert online["one split"]["code"] == 0, online["one split"]["error"]
     monkeypatch.chdir(place)

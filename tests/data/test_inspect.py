@@ -8,8 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from manual_backprop.data.tokenizers import CharTokenizer
-from manual_backprop.exit_codes import exit_code_of
+from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.data.tokens.tokenizer import CharTokenizer
 from manual_backprop.tools import inspect
 
 GOOD = [f"row {number} of good text" for number in range(30)]

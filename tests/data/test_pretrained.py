@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from manual_backprop.config import DatasetConfig, TokenizerConfig
-from manual_backprop.data.corpus import prepare_corpus
-from manual_backprop.data.pretrained import tokenizer_of_folder
-from manual_backprop.data.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer
-from manual_backprop.errors import InputError
+from manual_backprop.common.errors import InputError
+from manual_backprop.config.schema import DatasetConfig, TokenizerConfig
+from manual_backprop.data.tokens.corpus import prepare_corpus
+from manual_backprop.data.tokens.pretrained import tokenizer_of_folder
+from manual_backprop.data.tokens.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer
 
 TEXT = "the cat and the dog, the dog and the cat; <|endoftext|> is text here, grün 日本 👩\u200d🔬\n"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manual_backprop.data.tokenizers import (
+from manual_backprop.common.errors import InputError
+from manual_backprop.data.tokens.tokenizer import (
     FILE_NAME,
     BpeTokenizer,
     ByteTokenizer,
@@ -15,7 +16,6 @@ from manual_backprop.data.tokenizers import (
     Tokenizer,
     load_tokenizer,
 )
-from manual_backprop.errors import InputError
 
 TEXTS = [
     "the quick brown fox jumps over the lazy dog, and the dog over the fox",
@@ -156,7 +156,7 @@ def test_bpe_needs_a_token_for_each_byte(size: int) -> None:
 
 def test_bpe_training_is_the_same_in_every_process(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from manual_backprop.data.tokenizers import BpeTokenizer;"
+        "import sys; from pathlib import Path; from manual_backprop.data.tokens.tokenizer import BpeTokenizer;"
         "print(BpeTokenizer.train(Path(sys.argv[1]).read_text().split('\\f'), 600).digest)"
     )
     path = tmp_path / "text"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from manual_backprop.errors import InputError
+from manual_backprop.common.errors import InputError
 from manual_backprop.tracking.metrics_file import MetricsFile, read_entries
 
 
@@ -153,7 +153,7 @@ def test_kill_9_loses_no_line_that_was_appended(tmp_path: Path) -> None:
 def test_lines_that_a_full_disk_refuses_wait_and_are_not_torn(tmp_path: Path) -> None:
     script = """
         import resource, sys
-        from manual_backprop.errors import StorageError
+        from manual_backprop.common.errors import StorageError
         from manual_backprop.tracking.metrics_file import MetricsFile
         file = MetricsFile(sys.argv[1])
         file.append(1, {"x": 1})
@@ -183,7 +183,7 @@ def test_the_module_needs_neither_torch_nor_mlflow_nor_hydra() -> None:
     script = """
         import sys
         import manual_backprop.tracking
-        from manual_backprop.checkpoint import CheckpointManager
+        from manual_backprop.checkpoints.checkpoint import CheckpointManager
         loaded = {"torch", "mlflow", "hydra", "omegaconf", "safetensors", "numpy"} & set(sys.modules)
         assert not loaded, loaded
     """

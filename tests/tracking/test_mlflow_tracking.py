@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from command_tools import environment, wait_until
 
-from manual_backprop.checkpoint import CheckpointManager, load_checkpoint
+from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint
 from manual_backprop.sync import main as sync
 from manual_backprop.tracking import create_run_directory, open_run_directory, open_tracker
 from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, _sqlite_file, without_credentials

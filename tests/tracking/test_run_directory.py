@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from manual_backprop.checkpoint import CheckpointManager
-from manual_backprop.errors import CheckpointError, InputError, RunInUseError, StorageError
+from manual_backprop.checkpoints.checkpoint import CheckpointManager
+from manual_backprop.common.errors import CheckpointError, InputError, RunInUseError, StorageError
 from manual_backprop.tracking.run_directory import (
     close_dead_runs,
     create_run_directory,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from manual_backprop.errors import InputError
+from manual_backprop.common.errors import InputError
 from manual_backprop.tracking import TrainingLogger, create_run_directory, load_training_log
 from manual_backprop.tracking.training_log import flatten
 

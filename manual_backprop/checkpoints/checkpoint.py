@@ -1,0 +1,414 @@
+"""Checkpoints: directories `step-NNNNNN/` of safetensors and JSON that are whole or not there at all.
+
+    parameters.safetensors  optimizer.safetensors  ...   one file for each group of tensors
+    state.json                                           {"version", "step", "metric", "state"}
+    tokenizer.json config.yaml ...                       small files that the caller adds
+    manifest.json                                        size and SHA-256 of every other file, written last
+
+A save writes into a hidden sibling, forces every file to the disk, writes the manifest and renames: `kill -9` at any
+moment leaves the previous checkpoints and at most a hidden leftover, which the next save removes. A load compares every
+file with the manifest, always: one flipped bit in a safetensors file loads silently otherwise. And once: what this
+process has compared to choose a checkpoint is not compared again to load it, unless a file was touched. Nothing is ever
+unpickled. `latest` and `best` are computed from what is there, never stored. What the state means is the caller's
+business.
+
+Listing and verifying need the standard library only; torch and safetensors are imported by `save` and `load`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manual_backprop.common.digests import file_digest
+from manual_backprop.common.durable_files import process_is_alive, storage_errors, sync_directory, sync_file
+from manual_backprop.common.errors import CheckpointError, StorageError
+from manual_backprop.common.json_files import read_object
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+SUPERSEDED = "superseded"
+_NAME = re.compile(r"step-(\d{6,})")
+_STAGING = re.compile(r"\.staging-step-\d+-(\d+)-[0-9a-f]+")
+Paths = list[Path]  # inside CheckpointManager, `list` is its method
+Touched = dict[str, tuple[int, ...]]  # of each file: which it is, how large, and when it was last changed [ns]
+SETTLED = 2.0  # [s] a file may change once more without another time, which some file systems keep so coarsely
+_verified: dict[Path, Touched] = {}  # what this process has verified since it last loaded it, and how it was then
+_ROOM_FOR_SMALL_FILES = 1 << 20  # [bytes] beside the tensors: JSON, safetensors headers, directory entries
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved. Tensors are on the CPU; `metric` is None where there was none or it was not finite."""
+
+    path: Path
+    step: int
+    metric: float | None
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+class CheckpointManager:
+    """The checkpoints of one run: the newest `keep` and the one with the lowest metric.
+
+        checkpoints = CheckpointManager("my_run/checkpoints", keep=2)
+        checkpoints.save(100, {"parameters": network.parameters}, {"seed": 1}, metric=3.21)
+        checkpoint = checkpoints.load()                      # the latest; or load(checkpoints.best())
+        network.parameters[name].copy_(checkpoint.tensors["parameters"][name])
+
+    One process saves; any number may read meanwhile.
+    """
+
+    def __init__(self, directory: str | Path, keep: int | None = 2):
+        """`keep` None: nothing is ever removed."""
+        if keep is not None and keep < 1:
+            raise CheckpointError(f"keep={keep}: at least 1 checkpoint is kept, or a run could not be resumed")
+        self.directory = Path(directory)
+        self.keep = keep
+
+    # What is there
+
+    def list(self) -> Paths:
+        """Every checkpoint, by step. They are complete (a rename made them); whether sound, `verify` says."""
+        with storage_errors(f"read {self.directory}"):
+            found = [path for path in self.directory.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+        return sorted(found, key=step_of)
+
+    def latest(self) -> Path | None:
+        """The checkpoint of the highest step."""
+        return max(self.list(), key=step_of, default=None)
+
+    def best(self) -> Path | None:
+        """The checkpoint with the lowest metric, the newest among equals. Checkpoints without a metric do not count."""
+        with_metric = []
+        for path in self.list():
+            # Damage is found by load; one unreadable state must not hide the others.
+            with suppress(CheckpointError):
+                metric = read_state(path)["metric"]
+                if metric is not None:
+                    with_metric.append((metric, -step_of(path), path))
+        return min(with_metric)[2] if with_metric else None
+
+    def newest_sound(self) -> Path | None:
+        """The newest checkpoint whose every byte is as it was written."""
+        for path in reversed(self.list()):
+            with suppress(CheckpointError):
+                verify(path)
+                return path
+        return None
+
+    # Reading
+
+    def verified(self, path: str | Path | None = None) -> Path:
+        """The path of a checkpoint (None: the latest) whose every byte is as it was written. Raises as `load`."""
+        with self._offering_another():
+            chosen = self._chosen(path)
+            verify(chosen)
+        return chosen
+
+    def load(self, path: str | Path | None = None) -> Checkpoint:
+        """Read a checkpoint (None: the latest) after comparing every byte with its manifest.
+
+        Raises CheckpointError with the damaged file's name and the newest sound checkpoint to use instead.
+        """
+        with self._offering_another():
+            return load_checkpoint(self._chosen(path))
+
+    def _chosen(self, path: str | Path | None) -> Path:
+        chosen = self.latest() if path is None else Path(path)
+        if chosen is None:
+            raise CheckpointError(
+                f"{self.directory} holds no checkpoint: nothing was saved yet{self._set_aside_hint()}"
+            )
+        return chosen
+
+    @contextmanager
+    def _offering_another(self) -> Iterator[None]:
+        try:
+            yield
+        except CheckpointError as error:
+            sound = self.newest_sound()
+            offer = f"the newest sound checkpoint is {sound}" if sound else "there is no sound checkpoint beside it"
+            raise CheckpointError(f"{error}; {offer}") from error
+
+    # Writing
+
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        metric: float | None = None,
+        files: Iterable[Path] = (),
+    ) -> Path:
+        """Write one checkpoint, then remove those that are neither best nor among the newest `keep`.
+
+        `tensors` are groups of named tensors, on any device, views of one buffer or not; `state` is JSON; `metric` is
+        what `best` compares; `files` are copied under their own names. On a full disk or without permission:
+        StorageError, and everything that was there before is untouched. A checkpoint of the same step is set aside,
+        unless it is the same.
+        """
+        files = [Path(file) for file in files]
+        target = self.directory / checkpoint_name(step)
+        with storage_errors(f"save checkpoint {target}"):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+        self.check_free_space(tensors)
+        staging = self.directory / f".staging-{target.name}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        try:
+            with storage_errors(f"save checkpoint {target}"):
+                staging.mkdir()
+                for group, named in tensors.items():
+                    _write_tensors(staging / f"{_plain_name(group)}.safetensors", named)
+                for file in files:
+                    shutil.copyfile(file, staging / _plain_name(file.name))
+                finite = float(metric) if metric is not None and math.isfinite(metric) else None
+                content = {"version": VERSION, "step": step, "metric": finite, "state": dict(state)}
+                (staging / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                manifest = _manifest_of(staging)
+                if (target / MANIFEST).is_file() and (target / MANIFEST).read_bytes() == manifest:
+                    shutil.rmtree(staging)
+                    return target
+                for path in staging.iterdir():
+                    sync_file(path)
+                (staging / MANIFEST).write_bytes(manifest)
+                sync_file(staging / MANIFEST)
+                sync_directory(staging)
+                if target.exists():
+                    self._set_aside(target)
+                staging.rename(target)
+                sync_directory(self.directory)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        self._remove_unneeded()
+        return target
+
+    def check_free_space(self, tensors: Mapping[str, Mapping[str, Tensor]], copies: int = 1) -> None:
+        """Raise StorageError unless `copies` checkpoints of these tensors fit on the disk now."""
+        needed = copies * (
+            _ROOM_FOR_SMALL_FILES
+            + sum(tensor.numel() * tensor.element_size() for named in tensors.values() for tensor in named.values())
+        )
+        existing = next(
+            path for path in (self.directory.absolute(), *self.directory.absolute().parents) if path.exists()
+        )
+        with storage_errors(f"read the free space of {existing}"):
+            free = shutil.disk_usage(existing).free
+        if free < needed:
+            raise StorageError(
+                f"a checkpoint in {self.directory} needs {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free: "
+                "free some space, or run somewhere else"
+            )
+
+    def set_aside_after(self, step: int) -> Paths:
+        """Move checkpoints beyond `step` to `superseded/`: a run that resumes from an older one takes another path.
+
+        Without this, `latest` would mean the path that was left.
+        """
+        beyond = [path for path in reversed(self.list()) if step_of(path) > step]  # a kill in between leaves no gap
+        with storage_errors(f"set checkpoints aside in {self.directory}"):
+            return [self._set_aside(path) for path in beyond]
+
+    def _set_aside(self, path: Path) -> Path:
+        aside = self.directory / SUPERSEDED / path.name
+        aside.parent.mkdir(exist_ok=True)
+        if aside.exists():
+            self._remove(aside)
+        path.rename(aside)
+        sync_directory(aside.parent)
+        sync_directory(self.directory)
+        return aside
+
+    def _set_aside_hint(self) -> str:
+        aside = sorted((self.directory / SUPERSEDED).glob("step-*"), key=step_of)
+        return f" (set aside earlier: {aside[-1]})" if aside else ""
+
+    def _remove_unneeded(self) -> None:
+        """Best effort: what cannot be removed costs space, not the run."""
+        if self.keep is None:
+            return
+        paths = self.list()
+        needed = {*paths[-self.keep :], self.best()}
+        for path in paths:
+            if path not in needed:
+                with suppress(OSError):
+                    self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        # Renamed first: a half-removed directory must never look like a checkpoint.
+        doomed = self.directory / f".staging-step-0-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what saves of dead processes left. An own one is left over too: this process saves one at a time."""
+        for path in self.directory.glob(".staging-*"):
+            match = _STAGING.fullmatch(path.name)
+            if match and (int(match[1]) == os.getpid() or not process_is_alive(int(match[1]))):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def checkpoint_name(step: int) -> str:
+    if step < 0:
+        raise CheckpointError(f"step={step}: a checkpoint counts completed optimizer steps, at least 0")
+    return f"step-{step:06d}"
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise CheckpointError(f"{path} is not named like a checkpoint: expected step-NNNNNN, as in step-000100")
+    return int(match[1])
+
+
+def verify(path: Path) -> None:
+    """Raise CheckpointError, naming the file, unless the directory holds exactly what its manifest says.
+
+    To ask again before it is loaded reads nothing, as long as nobody has touched it.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"there is no checkpoint {path}: expected a directory step-NNNNNN")
+    try:
+        key, touched, now = path.resolve(), _touched(path), time.time()
+        if _verified.pop(key, None) == touched:
+            _verified[key] = touched
+            return
+        _compare(path)
+        # as they were before they were read; and so long ago that a later change shows in their times
+        if all(changed < (now - SETTLED) * 1e9 for *_, changed in touched.values()):
+            _verified[key] = touched
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _touched(path: Path) -> Touched:
+    return {
+        entry.name: ((file := entry.lstat()).st_dev, file.st_ino, file.st_mode, file.st_size, file.st_ctime_ns)
+        for entry in path.iterdir()
+    }
+
+
+def _compare(path: Path) -> None:
+    """Every file with the manifest. Raises CheckpointError and OSError."""
+    expected = _read_manifest(path)
+    present = {entry.name for entry in path.iterdir()} - {MANIFEST}
+    if unknown := sorted(present - set(expected)):
+        raise CheckpointError(f"{path / unknown[0]} is not in the checkpoint's manifest: it was added later")
+    if absent := sorted(set(expected) - present):
+        raise CheckpointError(f"{path / absent[0]} is missing: the checkpoint's manifest lists it")
+    for name, entry in expected.items():
+        file = path / name
+        if file.is_symlink() or not file.is_file():
+            raise CheckpointError(f"{file} is damaged: expected a plain file")
+        size = file.stat().st_size
+        if size != entry["size"]:
+            raise CheckpointError(f"{file} is damaged: it has {size} bytes, its manifest says {entry['size']}")
+        if file_digest(file) != entry["sha256"]:
+            raise CheckpointError(f"{file} is damaged: its content is not what was saved (SHA-256 differs)")
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Verify and read one checkpoint directory, wherever it lies. Raises CheckpointError."""
+    verify(path)
+    _verified.pop(path.resolve(), None)  # the next load is another one
+    state = read_state(path)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    tensors = {}
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            tensors[file.stem] = load_file(file, device="cpu")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{file} is not a safetensors file: {error}") from error
+    return Checkpoint(path=path, step=state["step"], metric=state["metric"], tensors=tensors, state=state["state"])
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """{"version", "step", "metric", "state"}. Not verified: that is `verify`. Raises CheckpointError."""
+    content = _read_json(path / STATE)
+    step = content.get("step")
+    metric = content.get("metric")
+    if content.get("version") != VERSION or not isinstance(step, int) or not isinstance(content.get("state"), dict):
+        raise CheckpointError(f"{path / STATE} is not the state of a checkpoint of version {VERSION}")
+    if metric is not None and not isinstance(metric, float):
+        raise CheckpointError(f"{path / STATE} is damaged: its metric is {metric!r}, expected a number or null")
+    if path.name != checkpoint_name(step):
+        raise CheckpointError(f"{path} holds the checkpoint of step {step}: it was renamed to that of another step")
+    return content
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    file = path / MANIFEST
+    content = _read_json(file)
+    # The manifest is the one file that nothing else vouches for: it must be, byte for byte, what we would write.
+    if file.read_bytes() != _as_bytes(content):
+        raise CheckpointError(f"{file} is damaged: it is not as it was written")
+    files = content.get("files")
+    if content.get("version") != VERSION or set(content) != {"version", "files"} or not isinstance(files, dict):
+        raise CheckpointError(f"{file} is not the manifest of a checkpoint of version {VERSION}")
+    for name, entry in files.items():
+        if name != Path(name).name or not isinstance(entry, dict) or set(entry) != {"size", "sha256"}:
+            raise CheckpointError(f"{file} is damaged: its entry {name!r} is not a file's name, size and SHA-256")
+    if STATE not in files:
+        raise CheckpointError(f"{file} is damaged or foreign: it lists no {STATE}")
+    return files
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    return read_object(file, f"{file} is missing: this is no checkpoint, or a part of one", CheckpointError)
+
+
+def _manifest_of(directory: Path) -> bytes:
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": file_digest(path)} for path in sorted(directory.iterdir())
+    }
+    return _as_bytes({"version": VERSION, "files": files})
+
+
+def _as_bytes(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _plain_name(name: str) -> str:
+    if name in {"", ".", "..", MANIFEST, STATE} or name != Path(name).name:
+        raise CheckpointError(f"{name!r} cannot be a file of a checkpoint: expected a plain name that is not taken")
+    return name
+
+
+def _write_tensors(file: Path, named: Mapping[str, Tensor]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(_without_overlap(named), file)
+    except SafetensorError as error:  # its only way to report a full disk
+        raise StorageError(f"cannot write {file}: {error}") from error
+
+
+def _without_overlap(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """CPU tensors that share no bytes: disjoint views of one buffer as they are, overlapping ones copied."""
+    ready: dict[str, Tensor] = {}
+    end_of_last = -1
+    on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in named.items()}
+    for name, tensor in sorted(on_cpu.items(), key=lambda item: item[1].data_ptr()):
+        overlaps = tensor.data_ptr() < end_of_last
+        end_of_last = max(end_of_last, tensor.data_ptr() + tensor.numel() * tensor.element_size())
+        ready[name] = tensor.clone() if overlaps else tensor
+    return {name: ready[name] for name in named}

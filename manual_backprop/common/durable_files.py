@@ -1,0 +1,129 @@
+"""Files that survive a kill, a power cut and a full disk: what checkpoints and run directories are written with.
+
+A file or a folder is written beside its place, forced to the disk, and renamed: a reader sees the old content or the
+new one, never a part. Standard library only. It is not a database: two writers of one file need a lock of their own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from manual_backprop.common.errors import InputError, StorageError
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "your disk quota is used up: free some space",
+    errno.EFBIG: "the file is larger than this process may write (ulimit -f)",
+    errno.EACCES: "permission denied: choose a directory that you may write",
+    errno.EPERM: "not permitted: choose a directory that you may write",
+    errno.EROFS: "the file system is read-only: choose another directory",
+}
+
+
+@contextmanager
+def storage_errors(doing: str) -> Iterator[None]:
+    """Turn an OSError into a StorageError that says what was being done: `storage_errors("write RUN/run.json")`."""
+    try:
+        yield
+    except OSError as error:
+        reason = _ADVICE.get(error.errno or 0, error.strerror or str(error))
+        raise StorageError(f"cannot {doing}: {reason}") from error
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the content of a file is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until the names in a directory are on the disk (a rename is not before this)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot: the rename itself is atomic there
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file's content at once, or leave it as it was. Raises StorageError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:6]}")
+    with storage_errors(f"write {path}"):
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+            sync_directory(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def refuse_used(target: Path) -> None:
+    """Raises InputError unless `target` can become a new folder."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise InputError(f"{target} is there already, and is no folder: name another one")
+    with storage_errors(f"read {target}"):
+        if target.is_dir() and any(target.iterdir()):
+            raise InputError(f"{target} holds files already: name a new folder, nothing is overwritten")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A hidden sibling to write into, which becomes `target` at the end, or vanishes with whatever goes wrong."""
+    refuse_used(target)
+    target = target.absolute()
+    staging = target.with_name(f".{target.name}.staging-{os.getpid()}-{uuid.uuid4().hex[:6]}")
+    try:
+        with storage_errors(f"write {target}"):
+            staging.mkdir(parents=True)
+            _remove_leftovers(target)
+            yield staging
+            put_in_place(staging, target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def put_in_place(staged: Path, target: Path) -> None:
+    """A folder whose content is complete, to where nothing is, or an empty folder."""
+    for path in staged.rglob("*"):
+        sync_directory(path) if path.is_dir() else sync_file(path)
+    sync_directory(staged)
+    staged.rename(target)
+    sync_directory(target.parent)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """What a process that was killed left beside `target`."""
+    before = f".{target.name}.staging-"
+    for path in target.parent.iterdir():
+        pid = path.name.removeprefix(before).partition("-")[0]
+        if path.name.startswith(before) and pid.isdecimal() and not process_is_alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def process_is_alive(pid: int) -> bool:
+    """Whether a process of this machine has that number (it may be another one than before)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

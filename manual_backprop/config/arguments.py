@@ -1,0 +1,127 @@
+"""How the commands that use a trained model read their arguments: argparse, with sentences for what is wrong.
+
+Numbers are checked here, before torch is imported; a misspelt option is told the nearest right one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from manual_backprop.common.errors import InputError
+from manual_backprop.config.rules import nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises InputError where argparse would print its usage and exit."""
+
+    def __init__(self, command: str, description: str, epilog: str):
+        super().__init__(
+            prog=f"python -m manual_backprop.{command}",
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=110),
+        )
+
+    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        known = [name[2:] for name in self._option_string_actions if name.startswith("--")]
+        for argument in given:
+            name = argument.partition("=")[0]
+            if name.startswith("--") and len(name) > 2 and name[2:] not in known:
+                meant = nearest(name[2:].replace("_", "-"), known)
+                self.error(f"{name}: there is no such option" + (f"; did you mean --{meant}?" if meant else ""))
+        options, rest = self.parse_known_args(given)
+        if rest:
+            self.error(f"{rest[0]}: was not expected here; a text of several words needs quotes around it")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message.removeprefix('argument ')}\nWhat there is: {self.prog} --help")
+
+
+def sub_command(
+    command: str, overview: str, names: list[str], arguments: Sequence[str] | None
+) -> tuple[str, list[str]] | None:
+    """The first word of the arguments, one of `names`, and the rest. None: the overview was asked for, and printed."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(overview)
+        if given:
+            return None
+        raise InputError(f"What is to be done? Give {', '.join(names)}.")
+    if given[0] not in names:
+        meant = nearest(given[0], names)
+        way_out = f"; did you mean {meant}?" if meant else "."
+        raise InputError(f"{given[0]}: there is no such command{way_out}\nWhat there is: {command} --help")
+    return given[0], given[1:]
+
+
+def whole(minimum: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if not minimum <= value < 2**63:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {minimum}, was {text!r}")
+        return value
+
+    return read
+
+
+def number(rule: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
+    """A finite number for which `holds`; `rule` says so in words."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not holds(value):
+            raise argparse.ArgumentTypeError(f"must be a number, {rule}, was {text!r}")
+        return value
+
+    return read
+
+
+temperature = number("at least 0", lambda value: value >= 0)
+share = number("more than 0 and at most 1", lambda value: 0 < value <= 1)
+
+
+def add_run(parser: Parser, **more: Any) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run or a checkpoint, see above", **more)
+
+
+def add_device(parser: Parser) -> None:
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU where there is one"
+    )
+
+
+def add_sampling(parser: Parser) -> None:
+    """What generate and chat have in common."""
+    parser.add_argument(
+        "--max-length", type=whole(0), default=100, metavar="N", help="new tokens at most, the prompt not counted (100)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=temperature,
+        default=0.8,
+        metavar="X",
+        help="0 takes the likeliest token each time; the higher, the more unlikely ones (0.8)",
+    )
+    parser.add_argument(
+        "--top-k", type=whole(0), default=50, metavar="K", help="draw among the K likeliest; 0: among all (50)"
+    )
+    parser.add_argument(
+        "--top-p", type=share, metavar="P", help="of these, the likeliest that have P of the probability (all)"
+    )
+    parser.add_argument(
+        "--seed", type=whole(0), metavar="S", help="the same seed draws the same text (another one each time)"
+    )
+    add_device(parser)

@@ -1,0 +1,174 @@
+"""How Hydra composes `conf/` and `experiments/`, without its job directories, logging and launchers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from manual_backprop.common.errors import ConfigError
+from manual_backprop.config.rules import Word, shown
+from manual_backprop.config.schema import model_sizes, shipped_folder
+from manual_backprop.config.validation import groups, keys
+
+EXPERIMENTS = "experiments"
+# Launchers and sweepers that are installed with an extra of this package, and its name.
+EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "optuna": "optuna"}
+_RESOLVER = re.compile(r"(?<!\\)\$\{[^${}]*:")  # ${oc.env:HOME}, ${now:%Y}
+
+
+class ExperimentsSearchPath(SearchPathPlugin):
+    """Makes `experiments/` a config group, and lets `--config-dir` add a folder of one's own."""
+
+    own_folder: str | None = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("manual_backprop", f"file://{shipped_folder(EXPERIMENTS).parent}")
+        if self.own_folder is not None:
+            search_path.prepend("command-line", f"file://{self.own_folder}")
+
+
+def find_experiments() -> None:
+    """Tells Hydra where `experiments/` is; before its first composition."""
+    Plugins.instance().register(ExperimentsSearchPath)
+
+
+class Composer:
+    """Reads overrides and composes configurations. What was composed for the same choices is kept."""
+
+    def __init__(self, loader: ConfigLoaderImpl) -> None:
+        self.loader = loader
+        once: Any = CachingConfigRepository(loader.repository)  # each file is read once, for all jobs
+        loader.repository = once
+        self.parser = OverridesParser.create(config_loader=loader)
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.ours: dict[int, Any] = {}  # of what was composed, by its identity: the part that is not Hydra's
+        self.listed: dict[str, list[str]] = {}
+
+    def parse(self, line: str) -> Override:
+        """Raises HydraException or ValueError where it is no override."""
+        return self.parser.parse_overrides([line])[0]
+
+    def options(self, group: str) -> list[str]:
+        """The options of a group: models by their size, others as their rule lists them, experiments by name."""
+        if group not in self.listed:
+            self.listed[group] = self._options(group)
+        return self.listed[group]
+
+    def _options(self, group: str) -> list[str]:
+        names = [name for name in self.loader.get_group_options(group) if not name.startswith("_")]
+        if group == "model":
+            sizes = model_sizes()
+            return sorted(names, key=lambda name: (sizes.get(name, {}).get("d_model") or 0, name))
+        rule = keys()[f"{group}.name"].metadata["rule"] if f"{group}.name" in keys() else None
+        order = rule.choices if isinstance(rule, Word) else ("none",)
+        return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+    def compose(self, choices: Sequence[str]) -> DictConfig:
+        """What an option for each group, and overrides of Hydra's own settings, make. Not to be changed."""
+        key = tuple(choices)
+        if key not in self.composed:
+            try:
+                self.composed[key] = self.loader.load_configuration(
+                    "config", list(choices), RunMode.RUN, validate_sweep_overrides=False
+                )
+            except Exception as error:  # Hydra's merging lets AttributeError, AssertionError and others through
+                raise ConfigError([missing_extra(str(error)) or in_words(error)]) from error
+        return self.composed[key]
+
+    def with_values(self, base: DictConfig, values: Sequence[Override]) -> dict[str, Any]:
+        """The mapping that a job gets: what its choices make, changed by its values; every ${...} resolved."""
+        if id(base) not in self.ours:
+            ours = OmegaConf.masked_copy(base, [str(key) for key in base if key != "hydra"])
+            self.ours[id(base)] = OmegaConf.to_container(ours, resolve=False)
+        try:
+            changed = OmegaConf.create(self.ours[id(base)])
+            ConfigLoaderImpl._apply_overrides_to_config(list(values), changed)
+            refuse_resolvers(changed)
+            return _resolved(changed)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError([in_words(error)]) from error
+
+
+@contextmanager
+def composer() -> Iterator[Composer]:
+    find_experiments()
+    with initialize_config_dir(str(shipped_folder("conf")), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        assert isinstance(hydra.config_loader, ConfigLoaderImpl)
+        yield Composer(hydra.config_loader)
+
+
+def plain(composed: DictConfig) -> dict[str, Any]:
+    """What Hydra composed, without Hydra's own settings, every ${...} resolved."""
+    return _resolved(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+
+
+def _resolved(ours: DictConfig) -> dict[str, Any]:
+    resolved = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def refuse_resolvers(composed: DictConfig) -> None:
+    """A value may be another key's, and comes from nowhere else: what is read from the environment would make the same
+    files mean different runs, and be written down where runs are compared."""
+    violations = []
+    pending: list[tuple[str, Any]] = [("", OmegaConf.to_container(composed, resolve=False))]
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, dict):
+            pending += [(f"{key}.{name}" if key else str(name), inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            pending += [(key, inner) for inner in value]
+        elif isinstance(value, str) and _RESOLVER.search(value):
+            violations.append(
+                f"{key}={shown(value)}: only another key can be referred to, as in ${{model.d_model}}; give the value "
+                'itself (the shell fills in "$HOME")'
+            )
+    if violations:
+        raise ConfigError(sorted(violations))
+
+
+def missing_extra(text: str) -> str | None:
+    """What to install, where `text` names a launcher or a sweeper whose plugin is not there."""
+    found = re.search(rf"hydra/(launcher|sweeper)/({'|'.join(EXTRAS)})\b", text)
+    if found is None:
+        return None
+    extra = EXTRAS[found[2]]
+    return f"the {found[1]} {found[2]} is not installed; pip install 'manual-backprop[{extra}]'"
+
+
+def in_words(error: BaseException) -> str:
+    """What Hydra or OmegaConf has to say, in one line and with the key; their later lines show their own insides."""
+    cause: BaseException | None = error
+    while cause is not None:
+        told = str(getattr(cause, "msg", None) or cause).strip()
+        if isinstance(cause, OmegaConfBaseException) and told:
+            key = cause.full_key or ""
+            return f"{key}: {told.splitlines()[0]}" if key else told.splitlines()[0]
+        if cause.__cause__ is None or isinstance(cause.__cause__, type(cause)):
+            return " ".join(line.strip() for line in told.splitlines()[:2]) or type(cause).__name__
+        cause = cause.__cause__
+    return str(error)
+
+
+def is_choice(key: str) -> bool:
+    """Whether a key chooses an option of a group of `conf/`, or an experiment."""
+    return key in groups() or key == EXPERIMENTS

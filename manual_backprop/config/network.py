@@ -1,0 +1,239 @@
+"""What a network is: its sizes, architecture and number formats, and what no network can be built from.
+
+Imports the standard library only. How a run is configured, from which its network follows, is in `config.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manual_backprop.common.errors import CheckpointError
+from manual_backprop.config.rules import Number
+
+if TYPE_CHECKING:
+    import torch
+
+ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "swiglu")
+PRECISIONS = ("fp64", "fp32", "bf16", "bf16_mixed")
+COMPILE = ("auto", "always", "never")
+KERNELS = ("reference", "fused")
+RECOMPUTE = ("none", "block")
+NORM_EPSILONS = {"layer": 1e-5, "rms": 1e-6}  # where the config names none: GPT-2's, and that of the first Llama
+ROTARY_BASE = 10000.0  # likewise: Su et al. 2021, section 3.2.2
+NORM_EPSILON_RULE = Number(minimum=1e-12, below=1, optional=True)
+ROTARY_BASE_RULE = Number(above=1, optional=True)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What distinguishes one decoder from another, beside its sizes."""
+
+    pre_norm: bool  # a norm before each sublayer and after the last block, or after each residual sum
+    norm: str  # layer: mean and scale; rms: scale alone
+    positions: str  # learned: a trained table; sinusoidal: a fixed one; rotary: queries and keys are turned
+    biases: bool  # of the matrices
+    tied_head: bool  # the vocabulary projection is the token embedding, or a matrix of its own
+    scaled_embedding: bool  # token embeddings times sqrt(d_model)
+    activation: str  # where the config names none; swiglu is a third matrix, and llama's alone
+
+    @property
+    def gated(self) -> bool:
+        """A feed-forward network of three matrices."""
+        return self.activation == "swiglu"
+
+
+ARCHITECTURES = {
+    # Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3
+    "gpt2": Architecture(
+        pre_norm=True,
+        norm="layer",
+        positions="learned",
+        biases=True,
+        tied_head=True,
+        scaled_embedding=False,
+        activation="gelu_tanh",
+    ),
+    # Vaswani et al. 2017, "Attention Is All You Need", sections 3.1-3.5, its decoder without cross-attention
+    "vaswani": Architecture(
+        pre_norm=False,
+        norm="layer",
+        positions="sinusoidal",
+        biases=True,
+        tied_head=False,
+        scaled_embedding=True,
+        activation="relu",
+    ),
+    # Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models", section 2.2
+    "llama": Architecture(
+        pre_norm=True,
+        norm="rms",
+        positions="rotary",
+        biases=False,
+        tied_head=False,
+        scaled_embedding=False,
+        activation="swiglu",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class CustomTransformerConfig:
+    """A network: its sizes, architecture and number formats. Every implementation takes the same one."""
+
+    vocab_size: int = 128  # V [tokens]
+    d_model: int = 128  # D, width of the residual stream
+    n_blocks: int = 8  # L
+    n_heads: int = 4  # H; the head dimension is K = D / H
+    d_ffn: int = 128  # F, width of the feed-forward network's hidden layer
+    max_seq_len: int = 128  # longest T [tokens]
+    n_kv_heads: int | None = None  # G, heads of keys and values, each shared by H / G queries (llama); None: H
+    dropout: float = 0.0  # probability that an element is dropped, in training
+    architecture: str = "gpt2"
+    activation: str | None = None  # None: the architecture's own
+    norm_epsilon: float | None = None  # added to the variance (layer) or mean square (rms); None: the norm's usual one
+    rotary_base: float | None = None  # pair i of a head turns by base^(-2i / K) a position (llama); None: 10000
+    label_smoothing: float = 0.0  # share of the target's probability that is spread over the vocabulary, in training
+    precision: str = "fp32"
+    kernels: str = "reference"
+    device: str = "cpu"  # cpu, cuda or auto
+    seed: int = 0  # of the initial weights and of dropout
+    recompute: str = "none"  # what backward makes again instead of keeping it (custom): none, or each block
+    compile: str = "auto"  # the baseline's training step, or elementwise kernels: auto, always or never
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a key, or `default` where there is no such key."""
+        return getattr(self, name) if name in self.__dataclass_fields__ else default
+
+    def get_device(self) -> torch.device:
+        import torch
+
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+    def get_dtype(self) -> torch.dtype:
+        """The number format of the parameters."""
+        import torch
+
+        return {"fp64": torch.float64, "bf16": torch.bfloat16}.get(self.precision, torch.float32)
+
+    @property
+    def traits(self) -> Architecture:
+        return ARCHITECTURES[self.architecture]
+
+    @property
+    def d_head(self) -> int:
+        """K, the width of one attention head."""
+        return self.d_model // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """G, the heads of keys and of values."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def epsilon(self) -> float:
+        """Of every norm."""
+        return NORM_EPSILONS[self.traits.norm] if self.norm_epsilon is None else self.norm_epsilon
+
+    @property
+    def base(self) -> float:
+        """Of the angles by which rotary positions turn."""
+        return ROTARY_BASE if self.rotary_base is None else self.rotary_base
+
+    def violations(self) -> list[str]:
+        """One sentence for each value that no network can be built from."""
+        found = []
+        for name in ("vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                found.append(f"{name}={value!r}: must be a whole number of at least 1")
+        if not found and self.d_model % self.n_heads:
+            near = [
+                d
+                for d in (self.d_model // self.n_heads * self.n_heads, -(-self.d_model // self.n_heads) * self.n_heads)
+                if d
+            ]
+            found.append(
+                f"d_model={self.d_model}: must be divisible by n_heads={self.n_heads}, since every head gets an equal "
+                f"share; use d_model={' or '.join(map(str, near))}, or another n_heads"
+            )
+        if not found and self.architecture in ARCHITECTURES:
+            found += architecture_violations(
+                self.architecture, self.activation, self.d_model, self.n_heads, self.n_kv_heads
+            )
+        for name, rule in (("norm_epsilon", NORM_EPSILON_RULE), ("rotary_base", ROTARY_BASE_RULE)):
+            try:
+                rule.read(getattr(self, name))
+            except ValueError as error:
+                found.append(f"{name}={getattr(self, name)!r}: {error}")
+        if self.rotary_base is not None and self.architecture in ARCHITECTURES and self.traits.positions != "rotary":
+            found.append(
+                f"rotary_base={self.rotary_base}: architecture={self.architecture} has {self.traits.positions} "
+                "positions; leave it out, or use architecture=llama"
+            )
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            found.append(f"seed={self.seed!r}: must be a whole number")
+        if self.device not in ("auto", "cpu", "cuda") and not str(self.device).startswith("cuda:"):
+            found.append(f"device={self.device!r}: must be auto, cpu or cuda")
+        for name in ("dropout", "label_smoothing"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < 1:
+                found.append(f"{name}={value!r}: must be a probability, at least 0 and less than 1")
+        for name, choices in (
+            ("architecture", tuple(ARCHITECTURES)),
+            ("activation", (None, *ACTIVATIONS)),
+            ("precision", PRECISIONS),
+            ("kernels", KERNELS),
+            ("compile", COMPILE),
+            ("recompute", RECOMPUTE),
+        ):
+            if getattr(self, name) not in choices:
+                found.append(f"{name}={getattr(self, name)!r}: must be one of {', '.join(map(str, choices))}")
+        return found
+
+
+def architecture_violations(
+    name: str, activation: str | None, d_model: int, n_heads: int, n_kv_heads: int | None
+) -> list[str]:
+    """What this architecture cannot be built from, where each value by itself is right."""
+    traits, found = ARCHITECTURES[name], []
+    if activation not in (None, traits.activation) and "swiglu" in (activation, traits.activation):
+        others = ", ".join(word for word in ACTIVATIONS if word != "swiglu")
+        known = "swiglu" if traits.activation == "swiglu" else others
+        found.append(f"activation={activation}: architecture={name} knows {known}")
+    if traits.positions != "rotary" and n_kv_heads not in (None, n_heads):
+        found.append(
+            f"n_kv_heads={n_kv_heads}: architecture={name} has as many as n_heads={n_heads}; leave it null, or use "
+            "architecture=llama"
+        )
+    elif n_kv_heads is not None and (not isinstance(n_kv_heads, int) or n_kv_heads < 1 or n_heads % n_kv_heads):
+        divisors = [str(d) for d in range(1, n_heads + 1) if n_heads % d == 0]
+        found.append(
+            f"n_kv_heads={n_kv_heads}: must divide n_heads={n_heads}, since each is shared by equally many; use "
+            f"{' or '.join(divisors[-4:])}, or null for n_heads"
+        )
+    if traits.positions == "rotary" and d_model // n_heads % 2:
+        found.append(
+            f"d_model={d_model}: a head of architecture={name} is turned in pairs and needs an even width, but "
+            f"d_model / n_heads = {d_model // n_heads}; use d_model={d_model + n_heads}, or another n_heads"
+        )
+    return found
+
+
+def network_of_state(state: Mapping[str, Any], checkpoint: Path) -> CustomTransformerConfig:
+    """The network's config in a checkpoint's state, whose content is not trusted: known fields of the right kind only.
+    Raises CheckpointError."""
+    saved = state.get("network")
+    if not isinstance(saved, Mapping):
+        raise CheckpointError(f"{checkpoint} holds no network: its state has no entry `network`.")
+    try:
+        config = CustomTransformerConfig(**saved)
+    except TypeError as error:
+        raise CheckpointError(f"{checkpoint} was written by another version: {error}.") from error
+    if violations := config.violations():
+        raise CheckpointError(f"{checkpoint} describes no network that can be built: {'; '.join(violations)}.")
+    return config

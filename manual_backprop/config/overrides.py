@@ -1,0 +1,279 @@
+"""Each override of a command line by itself: can it be read, is there such a key, is there such an option?
+
+What is wrong is told to a `Report`. Where a misspelt name has a nearest right one, reading goes on with that, so that
+the value is checked as well and one report has everything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from manual_backprop.common.errors import ConfigError
+from manual_backprop.config.composition import EXPERIMENTS, Composer, is_choice, missing_extra
+from manual_backprop.config.rules import Flag, nearest, shown
+from manual_backprop.config.validation import groups, keys, suggestion
+
+HYDRA_GROUPS = tuple(
+    f"hydra/{name}" for name in ("launcher", "sweeper", "callbacks", "env", "job_logging", "hydra_logging")
+)
+OPEN_HYDRA_KEYS = (
+    "hydra.sweeper",
+    "hydra.launcher",
+    "hydra.job.env_set",
+    "hydra.callbacks",
+)  # plugins decide what they hold
+OURS = {"hydra.run.dir": ".", "hydra.job.chdir": False, "hydra.output_subdir": None}  # as conf/config.yaml has them
+# Of Hydra's settings those that one job obeys, which runs without Hydra's main.
+OF_ONE_JOB = ("hydra.mode", "hydra.verbose", "hydra.job.env_set")
+READABLE_KEY = re.compile(r"(\+\+?|~)?[A-Za-z_][\w-]*([./][A-Za-z_][\w-]*)*(@\w[\w.]*(:\w[\w.]*)?)?", re.ASCII)
+
+
+class Report:
+    """Collects violations; one that several jobs of a sweep share is listed once."""
+
+    def __init__(self) -> None:
+        self.job: str | None = None  # the one that is being looked at
+        self.found: dict[str, list[str | None]] = {}
+        self.unclear: set[str] = set()  # groups whose option is unknown: what follows from the default is no fault
+
+    def add(self, violation: str) -> None:
+        if self.job not in (jobs := self.found.setdefault(violation, [])):
+            jobs.append(self.job)
+
+    def add_all(self, violations: Sequence[str]) -> None:
+        for violation in violations:
+            if violation.partition("=")[0].partition(":")[0].partition(".")[0] not in self.unclear:
+                self.add(violation)
+
+    def raise_if_wrong(self, n_jobs: int) -> None:
+        violations = []
+        for violation, jobs in self.found.items():
+            if jobs[0] is None or len(jobs) == n_jobs:
+                violations.append(violation)
+            else:
+                violations.append(f"{violation} ({jobs[0]}{', and others' * (len(jobs) > 1)})")
+        if violations:
+            raise ConfigError(violations)
+
+
+class OverrideReader:
+    def __init__(self, composer: Composer, report: Report) -> None:
+        self.composer = composer
+        self.report = report
+
+    def read(self, arguments: Sequence[str]) -> list[Override]:
+        """The overrides that Hydra can be given, in the form in which it takes them."""
+        accepted: list[Override] = []
+        chosen: set[str] = set()
+        for argument in arguments:
+            override = self._parse(argument)
+            if override is not None:
+                override = self._with_known_key(override)
+            if override is not None and is_choice(key := override.key_or_group):
+                if key in chosen:
+                    if argument.partition("=")[0] == key:
+                        self.report.add(f"{shown(argument)}: {key} is given twice; leave one out")
+                    continue
+                chosen.add(key)
+                override = self._with_known_options(override)
+            if override is not None:
+                accepted.append(override)
+        return accepted
+
+    def _parse(self, argument: str) -> Override | None:
+        key, equals, value = argument.partition("=")
+        if argument.startswith("-"):
+            plain = argument.lstrip("-")
+            meant = plain if equals else _example(plain)
+            self.report.add(
+                f"{shown(argument)}: there is no such option" + (f"; did you mean {shown(meant)}?" if meant else "")
+            )
+            return None
+        if not key or (not equals and not argument.startswith("~")):
+            group = next((group for group in groups() if key and key in self.composer.options(group)), None)
+            meant = f"{group}={key}" if group else _example(key)
+            self.report.add(
+                f"{shown(argument) or repr('')}: must be KEY=VALUE" + (f"; did you mean {meant}?" if meant else "")
+            )
+            return None
+        if "_target_" in argument:
+            self.report.add(
+                f"{shown(argument)}: no object is made of a name; choose a plugin, as in hydra/sweeper=basic"
+            )
+            return None
+        try:
+            return self.composer.parse(argument)
+        except (HydraException, ValueError, RecursionError):
+            if not READABLE_KEY.fullmatch(key):
+                named, at, _ = key.strip("+~").partition("@")
+                if at and named in groups():
+                    self.report.add(f"{shown(argument)}: a group has one place only; say {named}={shown(value)}")
+                    return None
+                meant = suggestion(named.strip("./ "))
+                hint = f"; did you mean {meant}?" if meant else ", as in model.d_model=64"
+                self.report.add(f"{shown(argument)}: must be KEY=VALUE, and {shown(key)} is no key{hint}")
+                return None
+            quoted = "..." if set(value) & set("'\"\\$`!") or len(value) > 80 else shown(value)
+            self.report.add(
+                f"{shown(argument)}: cannot be read; a value with other characters than letters (a-z), digits and "
+                f"/ - + . : @ % needs quotes inside quotes: \"{shown(key)}='{quoted}'\""
+            )
+            return None
+
+    def _with_known_key(self, override: Override) -> Override | None:
+        key, line = override.key_or_group, str(override.input_line)
+        value = line.partition("=")[2]
+        if override.is_delete():
+            self.report.add(
+                f"{shown(line)}: nothing can be left out; every run needs every key. To change one, say KEY=VALUE"
+            )
+            return None
+        if override.package is not None:
+            self.report.add(f"{shown(line)}: a group has one place only; say {shown(key)}={shown(value)}")
+            return None
+        if key == "hydra" or override.is_hydra_override():
+            return self._with_known_hydra_key(override)
+        if is_choice(key):
+            if override.is_add() or override.is_force_add():
+                self.report.add(f"{shown(line)}: {key} has an option already; to choose another, leave out the +")
+            return self.composer.parse(f"{key}={value}")
+        if key == "dataset.name" and value not in keys()[key].metadata["rule"].choices:
+            key = "dataset.repository"  # a dataset of the hub is asked for by its own name
+        if key in keys() and key.endswith(".name"):
+            group = key.partition(".")[0]
+            self.report.add(f"{shown(line)}: is set by the option that was chosen; say {group}={shown(value)}")
+            return None
+        if key in keys() and override.is_add():
+            self.report.add(f"{shown(line)}: + adds a key, and {key} is there already; leave out the +")
+        is_tag = key.startswith("tags.") and key.count(".") == 1 and not key.endswith(".")
+        if key in keys() or is_tag:
+            # ++, since a file lists only the keys that its option uses; validation says in words which others have it.
+            return self.composer.parse(f"++{key}={value}")
+        if key.partition("/")[0] in groups():
+            meant: str | None = key.partition("/")[0]
+        else:
+            meant = suggestion(key)
+        self.report.add(f"{shown(line)}: there is no such key" + (f"; did you mean {meant}?" if meant else ""))
+        if meant is None or meant == "tags" or "/" in key or key.startswith(f"{meant}."):
+            return None
+        return self.composer.parse(f"{meant}={value}" if is_choice(meant) else f"++{meant}={value}")
+
+    def _with_known_hydra_key(self, override: Override) -> Override | None:
+        key, line = override.key_or_group, shown(override.input_line)
+        if override.is_sweep_override():
+            self.report.add(f"{line}: Hydra's own settings are those of all jobs; give one value")
+            return None
+        if key.startswith("hydra.sweeper.params"):
+            self.report.add(
+                f"{line}: what a sweep varies is said on the command line itself, as in -m seed=1,2,3; only an "
+                "experiment's file has hydra.sweeper.params"
+            )
+            return None
+        if key in OURS:
+            self.report.add(_fixed(line))
+            return None
+        if key == "hydra.searchpath":
+            self.report.add(
+                f"{line}: a folder of your own, with experiments/NAME.yaml in it, is given as --config-dir DIR"
+            )
+            return None
+        if "/" in key:
+            options = self.composer.options(key) if key in HYDRA_GROUPS else list(HYDRA_GROUPS)
+            wanted = override.value() if key in HYDRA_GROUPS else key
+            if wanted is None or wanted in options:
+                return override
+            if key in HYDRA_GROUPS and (extra := missing_extra(f"{key}/{wanted}")):
+                self.report.add(f"{line}: {extra}")
+                return None
+            meant = nearest(str(wanted), options)
+            hint = f"; did you mean {meant}?" if meant else f"; there are {', '.join(options)}"
+            self.report.add(f"{line}: there is no {'such option' if key in HYDRA_GROUPS else 'such group'}{hint}")
+            return None
+        node: Any = self.composer.compose([]).hydra
+        known = "hydra"
+        for part in key.split(".")[1:]:
+            if not isinstance(node, DictConfig) or part not in node:
+                if known.startswith(OPEN_HYDRA_KEYS):
+                    return override
+                meant = nearest(part, list(map(str, node))) if isinstance(node, DictConfig) else None
+                self.report.add(f"{line}: there is no such key" + (f"; did you mean {known}.{meant}?" if meant else ""))
+                return None
+            known, node = f"{known}.{part}", None if OmegaConf.is_missing(node, part) else node[part]
+        if key == "hydra":
+            self.report.add(f"{line}: is not one setting but many, as in hydra.verbose=true")
+            return None
+        return override
+
+    def _with_known_options(self, override: Override) -> Override | None:
+        """An override of a group, with the options that exist or that are meant."""
+        group = override.key_or_group
+        options = self.composer.options(group)
+        raw = override._value
+        if isinstance(raw, Glob):
+            if raw.filter(options):
+                return override
+            self.report.add(f"{shown(override.input_line)}: matches none of {', '.join(options)}")
+            self.report.unclear.add(group)
+            return None
+        found: list[str] = []
+        for item in raw.list if isinstance(raw, ChoiceSweep) else [raw]:
+            option = item.text if isinstance(item, QuotedString) else item
+            if option is None and group == EXPERIMENTS:
+                option = "none"
+            if isinstance(option, str) and option in options:
+                found.append(option)
+                continue
+            text = "" if isinstance(option, list | dict) else str(option)
+            meant = nearest(text, options)
+            hint = f"; did you mean {meant}?" if meant else ""
+            self.report.add(f"{group}={shown(option)}: must be one of {', '.join(options)}{hint}")
+            if meant:
+                found.append(meant)
+            else:
+                self.report.unclear.add(group)
+        return self.composer.parse(f"{group}={','.join(found)}") if found else None
+
+
+def refuse_settings_without_effect(settings: Sequence[Override], composed: DictConfig, report: Report) -> None:
+    """Of Hydra's own settings those that one job does not obey: `settings` are the command line's, `composed` has those
+    of an experiment's file as well (what that says of launchers and sweepers is for when it is swept)."""
+    named = [str(override.key_or_group) for override in settings]
+    for override, key in zip(settings, named, strict=True):
+        if not f"{key}.".startswith(tuple(f"{obeyed}." for obeyed in OF_ONE_JOB)):
+            report.add(
+                f"{shown(override.input_line)}: is for the jobs of a sweep, and this is one job; add -m, or leave it "
+                f"out (one job obeys {', '.join(OF_ONE_JOB)})"
+            )
+    for key, usual in OURS.items():
+        if (value := OmegaConf.select(composed, key.removeprefix("hydra."))) != usual:
+            report.add(_fixed(f"{key}={shown(value)}"))
+    for group in ("hydra/job_logging", "hydra/hydra_logging"):
+        if (option := composed.runtime.choices[group]) != "none" and group not in named:
+            report.add(f"{group}={shown(option)}: a run keeps its own log, run.log in its directory; leave it out")
+    if composed.callbacks and not any(key.startswith(("hydra.callbacks", "hydra/callbacks")) for key in named):
+        report.add(
+            "hydra.callbacks: are called for the jobs of a sweep, and this is one job; add -m, or leave them out"
+        )
+    if not isinstance(composed.verbose, bool | str) and not OmegaConf.is_list(composed.verbose):
+        report.add(f"hydra.verbose={shown(composed.verbose)}: must be true, false or names of loggers, as in [mlflow]")
+
+
+def _fixed(setting: str) -> str:
+    return (
+        f"{setting}: is fixed, since every run makes its own directory below outputs/; to have that elsewhere, start "
+        "the command there"
+    )
+
+
+def _example(key: str) -> str | None:
+    """How a key that was given without a value is given."""
+    meant = suggestion(key) if key else None
+    if meant is None:
+        return None
+    return f"{meant}=true" if meant in keys() and isinstance(keys()[meant].metadata["rule"], Flag) else f"{meant}=VALUE"

@@ -1,0 +1,368 @@
+"""Everything that can be configured, as data: dataclasses, and the rule of every key.
+
+Imports the standard library only, so that a typo is reported before torch is imported. What a key means stands beside
+it; its unit stands in brackets. `conf/` holds the shipped values, this file what they may be, `validation.py` what only
+shows across keys.
+
+A network sees only `CustomTransformerConfig` (`network_config.py`); the runner sees `RunConfig`, which mirrors the
+groups of `conf/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from manual_backprop.config.network import (
+    ACTIVATIONS,
+    ARCHITECTURES,
+    COMPILE,
+    KERNELS,
+    NORM_EPSILON_RULE,
+    PRECISIONS,
+    RECOMPUTE,
+    ROTARY_BASE_RULE,
+    CustomTransformerConfig,
+)
+from manual_backprop.config.rules import Betas, Flag, Number, Rule, Share, Tags, Text, Texts, Whole, Word
+
+IMPLEMENTATIONS = ("custom", "torch", "baseline")
+
+
+def setting(rule: Rule, about: str, *, default: Any = MISSING, only_for: tuple[str, ...] = ()) -> Any:
+    """A key of the configuration: its rule, and what it means (with its unit in brackets) for `--help` and errors.
+
+    `only_for`: the options of the group that have this key; with the others it is None.
+    """
+    metadata = {"rule": rule, "about": about, "only_for": only_for}
+    if only_for:
+        default = None
+    return field(default=default, metadata=metadata) if default is not MISSING else field(metadata=metadata)
+
+
+def option_name(*choices: str) -> Any:
+    return setting(Word(choices), "set by the choice of the group")
+
+
+FILES = ("jsonl", "parquet", "saved")  # datasets in files of the user's, with columns
+HUB = ("hub", "tinystories", "tiny_textbooks", "tiny_strange_textbooks", "tiny_codes", "fineweb", "wikitext")
+
+# The groups of conf/, one dataclass a noun.
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    name: str = option_name("language_model")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    d_model: int = setting(Whole(1, 10**6), "D, width of the residual stream")
+    n_blocks: int = setting(Whole(1, 10**4), "L, number of blocks")
+    n_heads: int = setting(Whole(1, 10**6), "H, attention heads of a block; divides d_model")
+    d_ffn: int = setting(Whole(1, 10**7), "F, width of the feed-forward network's hidden layer")
+    max_seq_len: int = setting(Whole(1, 10**7), "T, length of a sequence [tokens]")
+    dropout: float = setting(Number(minimum=0, below=1), "probability that an element is dropped, in training")
+    vocab_size: int | None = setting(Whole(1, 10**8, optional=True), "V [tokens]; null: the tokenizer's")
+    learning_rate: float = setting(Number(above=0), "what suits this size with AdamW")
+    n_kv_heads: int | None = setting(
+        Whole(1, 10**6, optional=True),
+        "G, heads of keys and values, for architecture=llama; divides n_heads; null: H",
+        default=None,
+    )
+
+
+@dataclass(frozen=True)
+class ArchitectureConfig:
+    name: str = option_name(*ARCHITECTURES)
+    activation: str = setting(Word(ACTIVATIONS), "of the feed-forward network: " + ", ".join(ACTIVATIONS))
+    learning_rate_scale: float = setting(Number(above=0), "times the learning rate: post-norm wants less than pre-norm")
+    norm_epsilon: float | None = setting(
+        NORM_EPSILON_RULE,
+        "added to what a norm takes the root of; null: 1e-5 in layer norm, 1e-6 in RMSNorm",
+        default=None,
+    )
+    rotary_base: float | None = setting(
+        ROTARY_BASE_RULE,
+        "pair i of a head turns by base^(-2i / K) [radians a position]; null: 10000",
+        only_for=("llama",),
+    )
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    name: str = option_name("python_docs", "text", *FILES, "pretokenized", *HUB)
+    path: str | None = setting(Text(), "a file or a folder", only_for=("text", *FILES, "pretokenized"))
+    repository: str | None = setting(Text(), "OWNER/NAME on the hub; dataset.name=OWNER/NAME is the same", only_for=HUB)
+    config: str | None = setting(Text(optional=True), "where a dataset has several; null: its own", only_for=HUB)
+    revision: str | None = setting(
+        Text(optional=True), "a commit, branch or tag of the hub; null: the newest", only_for=HUB
+    )
+    streaming: bool | None = setting(
+        Flag(optional=True), "take subset_size documents from the hub without downloading all", only_for=HUB
+    )
+    split: str | None = setting(Text(optional=True), "to train on; null: train", only_for=("saved", *HUB))
+    text_column: str | None = setting(Text(optional=True), "holds the text; null: text", only_for=(*FILES, *HUB))
+    subset_size: int | None = setting(
+        Whole(2, optional=True), "of training documents, the first so many; null: all", default=None
+    )
+    validation: float | str | None = setting(
+        Share(), "a share of the documents, or a split's name; null: the split of that kind, or a tenth", default=None
+    )
+    test: str | None = setting(
+        Text(optional=True),
+        "what evaluate --split test reads: a file or a folder, of saved and hub a split's name; null: test, if there",
+        only_for=("text", *FILES, *HUB),
+    )
+    max_length: int | None = setting(
+        Whole(2, optional=True),
+        "longer documents are cut [tokens]; null: never packed, padded at model.max_seq_len",
+        default=None,
+    )
+    on_bad_row: str = setting(
+        Word(("error", "skip")), "what is no text: ends the run, or is left out and counted, up to 1 %", default="error"
+    )
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    name: str = option_name("bpe", "byte", "char", "file", "gpt2", "pretokenized")
+    vocab_size: int | None = setting(Whole(257, 10**6), "how many tokens bpe learns, bytes included", only_for=("bpe",))
+    path: str | None = setting(Text(), "a folder with tokenizer.json", only_for=("file",))
+    repository: str | None = setting(Text(), "OWNER/NAME on the hub, with tokenizer.json", only_for=("gpt2",))
+    revision: str | None = setting(Text(optional=True), "its commit, branch or tag", only_for=("gpt2",))
+
+
+@dataclass(frozen=True)
+class BatchingConfig:
+    name: str = option_name("packed", "padded")
+    mask_documents: bool | None = setting(
+        Flag(optional=True), "positions attend within their own document only", only_for=("packed",)
+    )
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    name: str = option_name(*PRECISIONS)
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    name: str = option_name("auto", "cpu", "cuda")
+    threads: int | None = setting(Whole(1, 4096, optional=True), "of the CPU; null: as many as it has cores")
+
+
+@dataclass(frozen=True)
+class ImplementationConfig:
+    name: str = option_name(*IMPLEMENTATIONS)
+    compile: str | None = setting(
+        Word(COMPILE), "the step with torch.compile: auto (on a GPU), always, never", only_for=("baseline",)
+    )
+
+
+@dataclass(frozen=True)
+class KernelsConfig:
+    name: str = option_name(*KERNELS)
+    compile: str | None = setting(
+        Word(COMPILE),
+        "small functions: auto (on a GPU, or where there is a C++ compiler), always, never",
+        only_for=("fused",),
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: str = option_name("adamw", "sgd")
+    learning_rate: float = setting(Number(above=0), "the highest, after warm-up; adamw takes model.learning_rate")
+    weight_decay: float = setting(Number(minimum=0), "of the matrices")
+    betas: tuple[float, float] | None = setting(Betas(), "decay of the two moments", only_for=("adamw",))
+    epsilon: float | None = setting(Number(above=0), "added to the root of the second moment", only_for=("adamw",))
+    momentum: float | None = setting(Number(minimum=0, below=1), "share of the last step kept", only_for=("sgd",))
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    name: str = option_name("cosine", "linear", "constant")
+    warmup_ratio: float = setting(Number(minimum=0, below=1), "share of all steps in which the rate rises")
+    min_learning_rate: float | None = setting(
+        Number(minimum=0, optional=True),
+        "where the rate ends; null: a tenth of the highest",
+        only_for=("cosine", "linear"),
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    batch_size: int = setting(Whole(1, 10**6), "B, of one forward pass [sequences]")
+    gradient_accumulation_steps: int = setting(Whole(1, 10**6), "forward passes of an optimizer step")
+    max_steps: int | None = setting(Whole(1, optional=True), "[optimizer steps]; this or num_epochs, the other null")
+    num_epochs: float | None = setting(Number(above=0, optional=True), "times through the training split")
+    max_grad_norm: float | None = setting(
+        Number(above=0, optional=True), "a longer gradient is scaled to it; null: never"
+    )
+    label_smoothing: float = setting(Number(minimum=0, below=1), "share of the target spread over the vocabulary")
+    eval_every: int | str = setting(Whole(word="epoch"), "[steps], or the word epoch")
+    log_every: int | str = setting(Whole(word="epoch"), "[steps], or the word epoch")
+    save_every: int | str = setting(Whole(word="epoch"), "[steps], or the word epoch")
+    eval_batches: int | None = setting(
+        Whole(1, optional=True), "of the periodic evaluations; null: the whole split, as at the end"
+    )
+    keep_checkpoints: int = setting(Whole(1, 10**6), "the newest ones; the best is kept besides")
+    sample_prompts: tuple[str, ...] = setting(Texts(), "texts that every evaluation continues")
+    sample_length: int = setting(Whole(0, 10**6), "of each sample [tokens]")
+    non_finite: str = setting(Word(("raise", "skip")), "what a step does whose loss or gradient is not finite")
+    non_finite_limit: int = setting(Whole(1), "skipped steps in a row that end a run")
+    overfit_batches: int | None = setting(
+        Whole(1, optional=True), "train on the first N batches again and again; null: on all", default=None
+    )
+    save_every_minutes: float | None = setting(
+        Number(above=0, optional=True), "save as well when so many have passed since the last save", default=None
+    )
+    recompute: str = setting(
+        Word(RECOMPUTE),
+        "what backward makes again instead of keeping it: none, or block, all but each block's input",
+        default="none",
+    )
+    inspect_every: int | None = setting(
+        Whole(1, optional=True),
+        "[steps] between two looks into every layer (inspect/ metrics, pictures); null: none",
+        default=None,
+    )
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    name: str = option_name("mlflow", "none")
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    resume: str | None = setting(
+        Text(optional=True), "a sweep's directory or id, or last: run what has not finished; no other key may be given"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run. `validation.validate` makes one of a mapping, or says everything that is wrong with it.
+
+    A group with a default did not always exist: runs that lack it were made with that.
+    """
+
+    task: TaskConfig = TaskConfig("language_model")
+    model: ModelConfig
+    architecture: ArchitectureConfig
+    dataset: DatasetConfig
+    tokenizer: TokenizerConfig
+    batching: BatchingConfig
+    precision: PrecisionConfig
+    device: DeviceConfig
+    implementation: ImplementationConfig
+    kernels: KernelsConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    training: TrainingConfig
+    tracking: TrackingConfig
+    sweep: SweepConfig
+    experiment_name: str = setting(Text(maximum=200), "the MLflow experiment", default="manual_backprop")
+    run_name: str | None = setting(
+        Text(optional=True, maximum=100, forbidden="/\\"),
+        "null: made of the model, the architecture and the dataset",
+        default=None,
+    )
+    seed: int = setting(Whole(0, 2**32 - 1), "of the weights, the order of the data, dropout and samples", default=0)
+    resume: str | None = setting(
+        Text(optional=True), "last, best, a run id, or the path of a run or a checkpoint", default=None
+    )
+    init_from: str | None = setting(
+        Text(optional=True),
+        "start from the weights of a run, a checkpoint or what convert made, which sets sizes and tokenizer",
+        default=None,
+    )
+    tags: dict[str, str] = field(
+        default_factory=dict,
+        metadata={"rule": Tags(), "about": "of the MLflow run, as in tags.note=first", "only_for": ()},
+    )
+    plan: bool = setting(Flag(), "say what would be run, and stop", default=False)
+
+    def network(self, vocab_size: int) -> CustomTransformerConfig:
+        """The network of this run, where `model.vocab_size` leaves it to the tokenizer: with `vocab_size` tokens."""
+        model = self.model
+        return CustomTransformerConfig(
+            vocab_size=model.vocab_size or vocab_size,
+            d_model=model.d_model,
+            n_blocks=model.n_blocks,
+            n_heads=model.n_heads,
+            d_ffn=model.d_ffn,
+            max_seq_len=model.max_seq_len,
+            n_kv_heads=model.n_kv_heads,
+            dropout=model.dropout,
+            architecture=self.architecture.name,
+            activation=self.architecture.activation,
+            norm_epsilon=self.architecture.norm_epsilon,
+            rotary_base=self.architecture.rotary_base,
+            label_smoothing=self.training.label_smoothing,
+            precision=self.precision.name,
+            kernels=self.kernels.name,
+            device=self.device.name,
+            seed=self.seed,
+            recompute=self.training.recompute,
+            compile=self.implementation.compile or self.kernels.compile or "auto",
+        )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The highest of the whole run, after warm-up."""
+        return self.optimizer.learning_rate * self.architecture.learning_rate_scale
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain mappings, lists, numbers and texts, as in `config.yaml`; `validate` makes the same RunConfig of it.
+
+        Keys that the chosen option of their group does not have are left out.
+        """
+        return _plain(self)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for key in fields(config):
+        value = getattr(config, key.name)
+        only_for = key.metadata.get("only_for")
+        if only_for and config.name not in only_for:
+            continue
+        if is_dataclass(value):
+            plain[key.name] = _plain(value)
+        elif isinstance(value, tuple):
+            plain[key.name] = list(value)
+        else:
+            plain[key.name] = dict(value) if isinstance(value, dict) else value
+    return plain
+
+
+def shipped_folder(name: str) -> Path:
+    """`conf` or `experiments`: beside the package in a checkout, inside it when it is installed."""
+    package = Path(__file__).resolve().parents[1]
+    return next((folder for folder in (package / name, package.parent / name) if folder.is_dir()), package / name)
+
+
+def model_sizes() -> dict[str, dict[str, int | float | None]]:
+    """The options of `conf/model`, by name. Their lines are `key: number`."""
+    return {
+        path.stem: {key: _number(text) for key, text in option_values("model", path.stem).items()}
+        for path in sorted(shipped_folder("conf").glob("model/*.yaml"))
+    }
+
+
+def option_values(group: str, option: str) -> dict[str, str]:
+    """What `conf/GROUP/OPTION.yaml` sets, as it is written there: flat lines `key: value`, read without a YAML
+    library."""
+    text = (shipped_folder("conf") / group / f"{option}.yaml").read_text(encoding="utf-8")
+    pairs = (line.split("#")[0].partition(":") for line in text.splitlines())
+    return {key.strip(): value.strip() for key, colon, value in pairs if colon}
+
+
+def _number(text: str) -> int | float | None:
+    if text == "null":
+        return None
+    return int(text) if text.isdecimal() else float(text)

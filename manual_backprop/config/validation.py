@@ -1,0 +1,371 @@
+"""From a mapping, as `conf/` composes it or `config.yaml` holds it, to a `RunConfig`; or everything that is wrong.
+
+`validate` is a function of the mapping alone; what a machine lacks (a path, a GPU) is found by `machine.missing_here`.
+`with_defaults` is for what an older version wrote. Imports the standard library only; that function OmegaConf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
+from os.path import normpath
+from typing import Any, get_type_hints
+
+from manual_backprop.common.errors import ConfigError
+from manual_backprop.config.network import architecture_violations
+from manual_backprop.config.rules import Text, nearest, shown, whole
+from manual_backprop.config.schema import RunConfig, shipped_folder
+
+BYTE_TOKENS = 257  # 256 bytes and the end token
+GPT2_TOKENS = 50257
+NEVER_GUESSED = ("model", "dataset")  # a config without them is damaged, not old
+
+
+@cache
+def groups() -> dict[str, type]:
+    """The groups of the configuration and their dataclasses."""
+    hints = get_type_hints(RunConfig)
+    return {key.name: hints[key.name] for key in fields(RunConfig) if is_dataclass(hints[key.name])}
+
+
+@cache
+def keys() -> dict[str, Field[Any]]:
+    """Every key that can be set, dotted."""
+    found: dict[str, Field[Any]] = {}
+    for key in fields(RunConfig):
+        if key.name in groups():
+            found |= {f"{key.name}.{inner.name}": inner for inner in fields(groups()[key.name])}
+        else:
+            found[key.name] = key
+    return found
+
+
+def suggestion(name: str, within: list[str] | None = None) -> str | None:
+    """The key or group that was most likely meant by an unknown one, by its whole name or by its last part."""
+    candidates = list(within or (*groups(), *keys(), "experiments"))
+    candidates = [key for key in candidates if not key.endswith(".name")]
+    head, _, last = name.rpartition(".")
+    if (first := name.partition(".")[0]) in keys():  # below a key that is no group, tags.a.b or seed.a
+        return first
+    siblings = {key.rpartition(".")[2]: key for key in reversed(candidates) if not head or key.startswith(head + ".")}
+    if not head:  # learning_rate without its group: the optimizer's is what a run uses
+        siblings |= {key.rpartition(".")[2]: key for key in candidates if key.startswith("optimizer.")}
+    if last in siblings:
+        return siblings[last]
+    if (meant := nearest(last, list(siblings))) is not None:
+        return siblings[meant]
+    if head and head not in groups() and (group := nearest(head, list(groups()))) is not None:
+        return suggestion(f"{group}.{last}", within)
+    return nearest(name, candidates)
+
+
+def validate(mapping: Mapping[str, Any]) -> RunConfig:
+    """The run that a mapping describes. Raises ConfigError with one sentence for each violation: key, value, rule."""
+    violations: list[str] = []
+    known: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if name not in {key.name for key in fields(RunConfig)}:
+            violations.append(unknown(str(name), value))
+    for key in fields(RunConfig):
+        if key.name in groups():
+            if key.name in mapping or key.default is MISSING:
+                arguments[key.name] = _read_group(key.name, mapping.get(key.name), known, violations)
+        else:
+            arguments[key.name] = _read(key.name, key, mapping, known, violations)
+    for needed, check in ACROSS:
+        if all(name in known for name in needed):
+            violations += check(*(known[name] for name in needed))
+    if violations:
+        raise ConfigError(violations)
+    return RunConfig(**arguments)
+
+
+def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config as an older version wrote it, with the groups and keys that have come since.
+
+    A group has the option that conf/config.yaml names, a key what the file of its group's option says (of the default
+    one, where the group does not say which it is): whoever adds one gives it a default that means what runs did before.
+    What is there stays, right or wrong; nothing stays nothing.
+    """
+    if not saved:
+        return {}
+    added = {group: values for group, cls in groups().items() if (values := _added(group, cls, saved))}
+    complete = dict(saved) | {group: {**saved.get(group, {}), **values} for group, values in added.items()}
+    for group, values in added.items():
+        for name, value in values.items():
+            if isinstance(value, str) and value.startswith("${"):  # ${model.learning_rate}
+                other, _, key = value[2:-1].partition(".")
+                source = complete.get(other)
+                complete[group][name] = source.get(key) if isinstance(source, Mapping) else None
+    return complete
+
+
+def _added(group: str, cls: type, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What an old config lacks of a group, as conf/ has it. A model's sizes are no default of another model's: a new
+    key of theirs has its default in `ModelConfig`."""
+    there = saved.get(group, {})
+    if not isinstance(there, Mapping) or group == "model" or (group in NEVER_GUESSED and group not in saved):
+        return {}
+    option = there.get("name")
+    absent = {
+        key.name for key in fields(cls) if not (only := key.metadata["only_for"]) or option in only
+    } - there.keys()
+    if not absent:
+        return {}
+    known = option is not None and option in keys()[f"{group}.name"].metadata["rule"].choices
+    content = _shipped(f"{group}/{option if known else _default_options().get(group)}")
+    return {name: value for name, value in content.items() if group not in saved or name in absent}
+
+
+@cache
+def _default_options() -> dict[str, str]:
+    """The option of each group that conf/config.yaml names."""
+    listed = _shipped("config").get("defaults", [])
+    return {str(group): str(option) for entry in listed if isinstance(entry, dict) for group, option in entry.items()}
+
+
+@cache
+def _shipped(name: str) -> dict[str, Any]:
+    """A file of conf/ as it is written; empty where there is none."""
+    from omegaconf import OmegaConf
+
+    path = shipped_folder("conf") / f"{name}.yaml"
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def unknown(name: str, value: Any) -> str:
+    meant = suggestion(name)
+    return f"{shown(name)}={shown(value)}: there is no such key" + (f"; did you mean {meant}?" if meant else "")
+
+
+def _read_group(group: str, mapping: Any, known: dict[str, Any], violations: list[str]) -> Any:
+    if not isinstance(mapping, Mapping):
+        if mapping is None:
+            violations.append(f"{group}: is missing; every run needs one")
+        else:
+            violations.append(f"{group}={shown(mapping)}: must be the keys of one of its options, from conf/{group}")
+        return None
+    cls = groups()[group]
+    inner = {key.name: key for key in fields(cls)}
+    for name, value in mapping.items():
+        if name not in inner:
+            violations.append(unknown(f"{group}.{name}", value))
+    return cls(
+        **{
+            name: _read(f"{group}.{name}", key, mapping, known, violations, mapping.get("name"))
+            for name, key in inner.items()
+        }
+    )
+
+
+def _read(
+    name: str,
+    key: Field[Any],
+    mapping: Mapping[str, Any],
+    known: dict[str, Any],
+    violations: list[str],
+    option: Any = None,
+) -> Any:
+    """The value of one key; None, and a violation, where it is none."""
+    only_for = key.metadata["only_for"]
+    value = mapping.get(key.name)
+    group = name.partition(".")[0]
+    if only_for and option not in keys()[f"{group}.name"].metadata["rule"].choices:
+        return None  # the option itself is the violation
+    if only_for and option not in only_for:
+        if value is not None:
+            violations.append(
+                f"{name}={shown(value)}: only {group}={' or '.join(only_for)} has this key, and {group}="
+                f"{shown(option)} was chosen; leave it out, or choose {group}={only_for[0]}"
+            )
+        else:
+            known[name] = None
+        return None
+    if key.name not in mapping:
+        has_default = key.default is not MISSING or key.default_factory is not MISSING
+        if not has_default or (only_for and not key.metadata["rule"].optional):
+            violations.append(f"{name}: is missing; {key.metadata['about']}")
+            return None
+        known[name] = key.default_factory() if key.default_factory is not MISSING else key.default
+        return known[name]
+    try:
+        known[name] = key.metadata["rule"].read(value)
+    except ValueError as error:
+        violations.append(f"{name}={shown(value)}: {error}{_way_out(name, value)}")
+        return None
+    return known[name]
+
+
+def _way_out(name: str, value: Any) -> str:
+    if isinstance(keys()[name].metadata["rule"], Text) and isinstance(value, float | bool):
+        return f"; quotes inside quotes make it text: \"{name}='...'\""
+    if name in ("dataset.path", "tokenizer.path") and value is None:
+        return f"; say where it lies: {name}=PATH"
+    if name == "dataset.repository" and value is None:
+        return "; say which dataset of the hub: dataset.name=OWNER/NAME"
+    if name == "schedule.warmup_ratio" and (whole(value) or 0) >= 1:
+        return "; it is a share of all steps, not a number of steps: 0.05 warms up for a twentieth of them"
+    if name == "tokenizer.vocab_size":
+        return "; a byte-level tokenizer needs the 256 bytes and an end token"
+    return ""
+
+
+# What only shows across keys. Each check is called when all the keys that it needs are right by themselves.
+
+Check = Callable[..., list[str]]
+ACROSS: list[tuple[tuple[str, ...], Check]] = []
+
+
+def across(*needed: str) -> Callable[[Check], Check]:
+    def register(check: Check) -> Check:
+        ACROSS.append((needed, check))
+        return check
+
+    return register
+
+
+@across("model.d_model", "model.n_heads")
+def heads_share_the_width(d_model: int, n_heads: int) -> list[str]:
+    if d_model % n_heads == 0:
+        return []
+    near = [d for d in (d_model // n_heads * n_heads, -(-d_model // n_heads) * n_heads) if d]
+    return [
+        f"model.d_model={d_model}: must be divisible by model.n_heads={n_heads}, since every head gets an equal share; "
+        f"use model.d_model={' or '.join(map(str, near))}, or another model.n_heads"
+    ]
+
+
+@across("architecture.name", "architecture.activation", "model.d_model", "model.n_heads", "model.n_kv_heads")
+def the_architecture_can_be_built(
+    name: str, activation: str, d_model: int, n_heads: int, n_kv_heads: int | None
+) -> list[str]:
+    if d_model % n_heads:
+        return []  # said above
+    found = architecture_violations(name, activation, d_model, n_heads, n_kv_heads)
+    return [f"architecture.{line}" if line.startswith("activation") else f"model.{line}" for line in found]
+
+
+@across("model.vocab_size", "tokenizer.name", "tokenizer.vocab_size")
+def the_vocabulary_holds_the_tokens(vocab_size: int | None, tokenizer: str, tokens: int | None) -> list[str]:
+    tokens = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}.get(tokenizer, tokens)
+    if vocab_size is None or tokens is None or vocab_size >= tokens:
+        return []
+    return [
+        f"model.vocab_size={vocab_size}: must be at least the {tokens} tokens of tokenizer={tokenizer}; say "
+        "model.vocab_size=null for as many as it has" + (", or lower tokenizer.vocab_size" * (tokenizer == "bpe"))
+    ]
+
+
+@across("batching.name", "dataset.max_length", "model.max_seq_len")
+def a_padded_row_is_a_sequence(batching: str, max_length: int | None, max_seq_len: int) -> list[str]:
+    if batching != "padded" or max_length is None or max_length <= max_seq_len:
+        return []
+    return [
+        f"dataset.max_length={max_length}: with batching=padded a row is a document of at most model.max_seq_len="
+        f"{max_seq_len} tokens; give no more than these, leave it null, or use batching=packed"
+    ]
+
+
+@across("dataset.path", "dataset.test")
+def a_test_text_is_another_one(path: str | None, test: str | None) -> list[str]:
+    if path is None or test is None or normpath(path) != normpath(test):
+        return []
+    return [f"dataset.test={shown(test)}: is the text that is trained on; give another file or folder, or leave it out"]
+
+
+@across("training.recompute", "implementation.name")
+def only_a_backward_by_hand_recomputes(recompute: str, implementation: str) -> list[str]:
+    if recompute == "none" or implementation == "custom":
+        return []
+    return [
+        f"training.recompute={recompute}: only implementation=custom makes activations again in its backward, and "
+        f"implementation={implementation} was chosen; leave it out"
+    ]
+
+
+@across("dataset.streaming", "dataset.subset_size")
+def a_stream_has_an_end(streaming: bool | None, subset_size: int | None) -> list[str]:
+    if not streaming or subset_size is not None:
+        return []
+    return [
+        "dataset.subset_size=null: a stream is kept on disk as tokens, so that a run can be resumed, and needs an end; "
+        "say how many documents, or dataset.streaming=false to download the whole"
+    ]
+
+
+@across("dataset.name", "dataset.validation")
+def files_have_no_splits(name: str, validation: float | str | None) -> list[str]:
+    if not isinstance(validation, str) or name not in ("python_docs", "text", "jsonl", "parquet"):
+        return []
+    return [
+        f"dataset.validation={shown(validation)}: dataset={name} has no splits with names; give the share that "
+        "validates, as in dataset.validation=0.05"
+    ]
+
+
+@across("dataset.name", "dataset.subset_size", "dataset.validation", "dataset.on_bad_row")
+def prepared_tokens_are_taken_as_they_are(
+    name: str, subset_size: int | None, validation: float | str | None, on_bad_row: str
+) -> list[str]:
+    if name != "pretokenized":
+        return []
+    given = {"subset_size": subset_size, "validation": validation}
+    given |= {"on_bad_row": None if on_bad_row == "error" else on_bad_row}
+    return [
+        f"dataset.{key}={shown(value)}: dataset=pretokenized has its documents and splits from when its tokens were "
+        "made; leave it out, or make other tokens"
+        for key, value in given.items()
+        if value is not None
+    ]
+
+
+@across("dataset.name", "tokenizer.name")
+def prepared_tokens_have_their_tokenizer(dataset: str, tokenizer: str) -> list[str]:
+    if dataset == "pretokenized" and tokenizer in ("bpe", "char"):
+        return [
+            f"tokenizer={tokenizer}: would be learned from a text, and the tokens of dataset=pretokenized were made "
+            "with one already; add tokenizer=pretokenized"
+        ]
+    if dataset != "pretokenized" and tokenizer == "pretokenized":
+        return [
+            f"tokenizer=pretokenized: is that of the tokens of dataset=pretokenized, and dataset={dataset} was chosen; "
+            "use bpe, byte, char, file or gpt2"
+        ]
+    return []
+
+
+@across("training.max_steps", "training.num_epochs")
+def one_length(max_steps: int | None, num_epochs: float | None) -> list[str]:
+    if max_steps is None and num_epochs is None:
+        return ["training.max_steps=null: either it or training.num_epochs must be given"]
+    if max_steps is not None and num_epochs is not None:
+        return [
+            f"training.num_epochs={num_epochs:g}: only one of it and training.max_steps may be given; add "
+            "training.max_steps=null"
+        ]
+    return []
+
+
+@across("training.max_steps", "schedule.warmup_ratio")
+def warm_up_ends_before_the_run(max_steps: int | None, warmup_ratio: float) -> list[str]:
+    if max_steps is None or round(warmup_ratio * max_steps) < max_steps:
+        return []
+    return [
+        f"schedule.warmup_ratio={warmup_ratio:g}: warms up for all of the {max_steps} steps of training.max_steps; at "
+        "least one must be left"
+    ]
+
+
+@across("schedule.min_learning_rate", "optimizer.learning_rate", "architecture.learning_rate_scale")
+def the_rate_falls(smallest: float | None, learning_rate: float, scale: float) -> list[str]:
+    if smallest is None or smallest <= learning_rate * scale:
+        return []
+    product = "" if scale == 1 else f" x architecture.learning_rate_scale={scale:g} = {learning_rate * scale:g}"
+    return [
+        f"schedule.min_learning_rate={smallest:g}: must not be above the highest rate, optimizer.learning_rate="
+        f"{learning_rate:g}{product}"
+    ]

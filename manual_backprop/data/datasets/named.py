@@ -1,0 +1,149 @@
+"""A dataset by one word: a name in conf/dataset, OWNER/NAME on the hub, or a file or folder of this machine.
+
+What the tools take on their command lines and the functions of the same purpose take as an argument; `run` has the
+whole group `dataset=` instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import InputError
+from ...config.schema import DatasetConfig, shipped_folder
+from ..sources.documents import files_below
+from ..tokens.token_shards import is_shards
+
+SOURCE = "source.json"  # beside the splits of a downloaded dataset: where they come from
+OWN = ("text", "jsonl", "parquet", "saved", "pretokenized", "hub")  # kinds of datasets, not datasets
+LARGEST = 2**31 - 1
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_ENDINGS = {"parquet": (".parquet",), "jsonl": (".jsonl", ".ndjson", ".json")}
+
+
+def dataset_named(
+    name: str | Path,
+    *,
+    subset_size: int | None = None,
+    text_column: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    split: str | None = None,
+    on_bad_row: str | None = None,
+) -> DatasetConfig:
+    """Raises InputError where the name means nothing. Nothing is read or downloaded yet."""
+    check_whole("subset_size", subset_size, 1)
+    dataset = _base(str(name))
+    if (config or revision) and dataset.repository is None:
+        raise InputError(f"{name} is not on the hub: a config or a revision means nothing here.")
+    if split and dataset.repository is None and dataset.name != "saved":
+        raise InputError(f"{name} has no named splits: a split means nothing here.")
+    if text_column and not has_columns(dataset):
+        raise InputError(f"{name} is plain text and has no columns: a text column means nothing here.")
+    given: dict[str, Any] = {
+        "subset_size": subset_size,
+        "text_column": text_column,
+        "config": config,
+        "revision": revision,
+        "split": split,
+        "on_bad_row": on_bad_row,
+    }
+    return replace(dataset, **{key: value for key, value in given.items() if value is not None})
+
+
+def check_whole(what: str, value: object, least: int) -> None:
+    """None is what is not said. Raises InputError for anything else that is no number of this range."""
+    if value is not None and (type(value) is not int or not least <= value <= LARGEST):
+        raise InputError(f"{what}={value!r}: must be a whole number from {least} to {LARGEST}.")
+
+
+def has_columns(dataset: DatasetConfig) -> bool:
+    return dataset.name not in ("python_docs", "text", "pretokenized")
+
+
+def short_name(name: str | Path) -> str:
+    """For the names of files: of a path or a hub name the last part, without an ending."""
+    last = Path(str(name).rstrip("/")).name
+    for endings in (*_ENDINGS.values(), (".txt",)):
+        for ending in endings:
+            last = last.removesuffix(ending)
+    return re.sub(r"[^\w.-]+", "_", last).strip(".") or "data"
+
+
+def title_of(dataset: DatasetConfig) -> str:
+    """What a dataset is called in the names of files."""
+    return short_name(dataset.path or (dataset.repository if dataset.name == "hub" else None) or dataset.name)
+
+
+def shipped_datasets() -> Iterator[tuple[str, str, DatasetConfig]]:
+    """Each name in conf/dataset that is a dataset by itself, what it is, and its config."""
+    for file in sorted((shipped_folder("conf") / "dataset").glob("*.yaml")):
+        if file.stem not in OWN:
+            first = file.read_text(encoding="utf-8").partition("\n")[0]
+            yield file.stem, first.removeprefix("#").strip(), _shipped(file.stem)
+
+
+def _base(name: str) -> DatasetConfig:
+    if not name.strip():
+        raise InputError("No dataset was given: give a name, OWNER/NAME on the hub, or a file or folder that exists.")
+    names = [file.stem for file in (shipped_folder("conf") / "dataset").glob("*.yaml")]
+    if name in names and name not in OWN:
+        return _shipped(name)
+    path = Path(name).expanduser()
+    if os.path.exists(path):  # False as well for what cannot be looked at
+        return _of_path(path)
+    if name in OWN:
+        raise InputError(f"{name} is a kind of dataset, not one: give the file or folder itself, or OWNER/NAME.")
+    if _HUB_NAME.fullmatch(name):
+        return DatasetConfig("hub", repository=name, split="train", text_column="text", streaming=False)
+    from ...config.rules import nearest
+
+    meant = nearest(name, [known for known in names if known not in OWN])
+    raise InputError(
+        f"{name}: no dataset has this name" + (f"; did you mean {meant}?" if meant else ".") + " There is "
+        f"{', '.join(sorted(set(names) - set(OWN)))}; or give OWNER/NAME on the hub, or a file or folder that exists."
+    )
+
+
+def _shipped(name: str) -> DatasetConfig:
+    from omegaconf import OmegaConf
+
+    content: Any = OmegaConf.load(shipped_folder("conf") / "dataset" / f"{name}.yaml")
+    return DatasetConfig(**content)
+
+
+def _of_path(path: Path) -> DatasetConfig:
+    """By the ending of a file, or of any in a folder (.json is common: only of all); what `datasets`
+    saved is known by its own."""
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        source = source_of(path)
+        column = str(source.get("text_column") or "text")
+        return DatasetConfig("saved", str(path), split=split_to_train(source), text_column=column)
+    if is_shards(path):
+        return DatasetConfig("pretokenized", str(path))
+    names = [file.name.lower() for file in (files_below(path) if path.is_dir() else [path])]
+    for kind, endings in _ENDINGS.items():
+        rows = [name for name in names if name.endswith(endings)]
+        if rows and (len(rows) == len(names) or not all(name.endswith(".json") for name in rows)):
+            return DatasetConfig(kind, str(path), text_column="text")
+    return DatasetConfig("text", str(path))
+
+
+def split_to_train(source: dict[str, Any]) -> str | None:
+    """Of what was downloaded the split to name where none of it is `train`."""
+    rows = source.get("rows")
+    return None if not isinstance(rows, dict) or "train" in rows else next(iter(rows), None)
+
+
+def source_of(folder: Path) -> dict[str, Any]:
+    """What `download_dataset` wrote beside the splits; empty where it was somebody else."""
+    try:
+        found = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,294 @@
+"""The user's own files: plain text, JSON lines, Parquet. Each is read from front to back, a little at a time."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...common.errors import InputError
+from .documents import BadRow, Document, FileSource, Row, SourceFile, files_below, unreadable
+
+if TYPE_CHECKING:
+    import pyarrow
+
+log = logging.getLogger(__name__)
+
+CHUNK = 2**20  # [bytes] of a text file that are read at once
+LONGEST_LINE = 2**28  # [bytes] of JSON lines
+ROWS = 1000  # of a Parquet file that are read at once
+
+_BYTE_ORDER_MARK = "\ufeff"
+_ROWS_ENDINGS = (".jsonl", ".ndjson", ".parquet")  # of files that are hardly meant as plain text
+_PACKED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd", ".zip": b"PK\x03\x04"}
+
+
+def find_files(path: str | Path, kind: str, endings: tuple[str, ...] = ()) -> Iterator[SourceFile]:
+    """`path` if it is a file; else the files below it, in sorted order, at any depth, whose names end as wanted.
+
+    Hidden files and folders (a leading dot) do not count; of others that are left out, a warning tells.
+    """
+    root = Path(path).expanduser()
+    if root.is_dir():
+        below = list(files_below(root))
+        found = [file for file in below if not endings or file.name.lower().endswith(endings)]
+        kept = set(found)
+        others = [file.relative_to(root).as_posix() for file in below if file not in kept]
+        ending = " or ".join(endings)
+        wanted = f" whose name ends in {ending}" if endings else ""
+        if not found:
+            only = f", only {_listed(others, 3)}" if others else ""
+            raise InputError(
+                f"dataset.path={path}: this folder holds no file{wanted} that can be read (hidden ones do not count)"
+                f"{only}. Give a file or a folder with {kind}."
+            )
+        if others:
+            _warn(
+                f"{path}: {len(others)} of {len(below)} files left out, having no "
+                f"name that ends in {ending}: {_listed(others, 3)}"
+            )
+        yield from (SourceFile(file.relative_to(root).as_posix(), file) for file in found)
+    elif root.exists():
+        _check_unpacked(root)
+        yield SourceFile(root.name, root)
+    else:
+        raise InputError(f"dataset.path={path}: there is no such file or folder. Give an existing one with {kind}.")
+
+
+def _check_unpacked(path: Path) -> None:
+    beginning = _PACKED.get(path.suffix.lower())
+    if beginning and path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(beginning)) == beginning:
+                raise InputError(f"{path} is compressed, and is not unpacked here: unpack it and give what was in it.")
+
+
+@cache  # a run opens its text more than once
+def _warn(message: str) -> None:
+    log.warning("%s", message)
+
+
+class TextFiles(FileSource):
+    """UTF-8 text: each file is one document, whatever its ending.
+
+    A byte order mark is dropped; line ends and NUL stay as they are.
+    """
+
+    version = "text 1"
+
+    def __init__(self, path: str | Path):
+        super().__init__(find_files(path, "UTF-8 text"))
+        rows = [file.name for file in self.files if file.name.lower().endswith(_ROWS_ENDINGS)]
+        if rows:
+            _warn(
+                f"{path}: read as plain text, each file one document, and not row by row: {_listed(rows, 3)}. "
+                "Rows are read with dataset=jsonl or dataset=parquet."
+            )
+
+    def documents(self) -> Iterator[Row]:
+        for file in self.files:
+            yield Document(file.name, read_utf8(file.path), str(file.path))
+
+
+def read_utf8(path: Path) -> Iterator[str]:
+    """A file's text in pieces. BadRow with the line and the position of the first byte that is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    position, lines, first = 0, 1, True
+    try:
+        with path.open("rb") as file:
+            while True:
+                chunk = file.read(CHUNK)
+                try:
+                    text = decoder.decode(chunk, final=not chunk)
+                except UnicodeDecodeError as error:
+                    bad = position + len(chunk) - len(error.object) + error.start
+                    line = lines + error.object[: error.start].count(b"\n")
+                    raise BadRow(
+                        f"{path}, line {line}",
+                        f"byte {bad} of the file is 0x{error.object[error.start]:02x}, which is not UTF-8 "
+                        f"({error.reason})",
+                    ) from error
+                position, lines = position + len(chunk), lines + text.count("\n")
+                if text:
+                    yield text.removeprefix(_BYTE_ORDER_MARK) if first else text
+                    first = False
+                if not chunk:
+                    return
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+class JsonLines(FileSource):
+    """One JSON object a line, whose `column` is a document. Blank lines are no rows."""
+
+    version = "jsonl 1"
+
+    def __init__(self, path: str | Path, column: str):
+        super().__init__(find_files(path, "JSON lines", (".jsonl", ".ndjson", ".json")))
+        self.column = column
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"column": self.column}
+
+    def documents(self) -> Iterator[Row]:
+        for source in self.files:
+            rows = 0
+            for number, line in enumerate(self._lines(source.path), 1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if line.strip():
+                    rows += 1
+                    where = f"{source.path}, line {number}"
+                    array = rows == 1 and line.lstrip().startswith(b"[")
+                    yield self._array(where) if array else self._row(line, f"{source.name}:{number}", where)
+
+    def _lines(self, path: Path) -> Iterator[bytes]:
+        try:
+            with path.open("rb") as file:
+                while line := file.readline(LONGEST_LINE):
+                    yield line
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    def _array(self, where: str) -> BadRow:
+        return BadRow(
+            where,
+            f"this begins one JSON array; write one object a line, each with its {self.column!r}, without brackets",
+        )
+
+    def _row(self, line: bytes, name: str, where: str) -> Row:
+        if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+            return BadRow(where, f"the line is longer than {LONGEST_LINE // 2**20} MB; is this JSON lines?")
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            return BadRow(where, f"byte {error.start} of the line is 0x{line[error.start]:02x}, which is not UTF-8")
+        except json.JSONDecodeError as error:
+            return BadRow(where, f"this is no JSON ({error.msg.removesuffix(' at')} at column {error.colno})")
+        except (RecursionError, ValueError) as error:
+            return BadRow(where, f"this is no JSON that can be read ({error})")
+        if not isinstance(row, dict):
+            return BadRow(where, f"expected an object with a {self.column!r}, and this is {_kind(row)}")
+        if self.column not in row:
+            return BadRow(
+                where, f"there is no {self.column!r}, only {_listed(row)}; name one: dataset.text_column=NAME"
+            )
+        return row_of(row[self.column], name, where, self.column)
+
+
+class ParquetFiles(FileSource):
+    """Rows of Parquet files, whose `column` is a document."""
+
+    version = "parquet 1"
+
+    def __init__(self, path: str | Path, column: str):
+        super().__init__(find_files(path, "Parquet", (".parquet",)))
+        self.column = column
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"column": self.column}
+
+    def documents(self) -> Iterator[Row]:
+        import pyarrow
+        import pyarrow.parquet
+
+        for source in self.files:
+            row = 0
+            try:
+                with pyarrow.parquet.ParquetFile(source.path) as file:
+                    check_column(file.schema_arrow, self.column, str(source.path))
+                    for batch in file.iter_batches(ROWS, columns=[self.column]):
+                        yield from rows_of(batch.column(0), source.name, str(source.path), row, self.column)
+                        row += batch.num_rows
+            except (pyarrow.ArrowException, OSError) as error:
+                raise InputError(
+                    f"{source.path} is damaged or no Parquet file; it could be read up to row {row} "
+                    f"({brief(error)}). Get the whole file again, or move it away."
+                ) from error
+
+
+# Rows as values
+
+
+def row_of(value: Any, name: str, where: str, column: str) -> Row:
+    if not isinstance(value, str):
+        return BadRow(where, f"{column!r} should be text and is {_kind(value)}")
+    return Document(name, (value,), where)
+
+
+def rows_of(column: pyarrow.Array, name: str, where: str, first: int, title: str) -> Iterator[Row]:
+    """The values of a column, which is text or null, as rows number `first` and so on."""
+    try:
+        values = column.to_pylist()
+    except UnicodeDecodeError:
+        values = [value_of(scalar) for scalar in column]
+    for number, value in enumerate(values, first + 1):
+        place = f"{where}, row {number}"
+        if isinstance(value, UnicodeDecodeError):
+            yield BadRow(place, f"{title!r} is not UTF-8 (byte {value.start})")
+        else:
+            yield row_of(value, f"{name}:{number}", place, title)
+
+
+def value_of(scalar: Any) -> Any:
+    """As Python has it; of a text that is no UTF-8, the UnicodeDecodeError."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error
+
+
+def brief(error: Exception) -> str:
+    """What a library says, to stand in brackets."""
+    return " ".join(str(error).split())[:200].rstrip(".")
+
+
+def no_column(where: str, column: str, columns: Iterable[str]) -> InputError:
+    return InputError(
+        f"{where} has no column {column!r}, only {_listed(columns)}. Name the one with the text: "
+        "dataset.text_column=NAME."
+    )
+
+
+def check_column(schema: pyarrow.Schema, column: str, where: str) -> None:
+    """InputError unless the column is there and holds text."""
+    import pyarrow.types as types
+
+    if column not in schema.names:
+        raise no_column(where, column, schema.names)
+    if schema.names.count(column) > 1:
+        raise InputError(
+            f"{where} has {schema.names.count(column)} columns of the name {column!r}, and nobody can tell which is "
+            "meant: rename all but one, or name another column with text: dataset.text_column=NAME."
+        )
+    kind = schema.field(column).type
+    tests: tuple[Callable[[Any], bool], ...] = (types.is_string, types.is_large_string, types.is_string_view)
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if not any(test(kind) for test in tests):
+        raise InputError(
+            f"{where}: the column {column!r} holds {kind}, not text. Name the one with the text: "
+            f"dataset.text_column=NAME, of {_listed(schema.names)}."
+        )
+
+
+def _listed(names: Any, most: int = 10) -> str:
+    names = [repr(str(name)) for name in names]
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join(names[:most] + more) or "nothing"
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"the number {value!r}"[:60]
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return "text" if isinstance(value, str) else type(value).__name__

@@ -1,0 +1,353 @@
+"""Datasets of the hub and of `datasets.save_to_disk`, through the `datasets` library, and files of the hub.
+
+The hub is asked once whether it answers; where it does not, what was downloaded before is used, and no request is
+repeated. Everything that can go wrong ends as one sentence with a way out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ...common.errors import InputError
+from ...config.rules import shown
+from ...config.schema import DatasetConfig
+from .documents import FileSource, Row, Source
+from .files import ROWS, check_column, find_files, no_column, row_of, rows_of
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5  # [s] for the hub to say that it is there
+TEST_SPLIT = "test"
+VALIDATION_SPLITS = ("validation", "valid", "val", "dev", TEST_SPLIT)  # the first that is there validates
+
+
+class HubUnavailable(InputError):
+    """The hub cannot be reached, or breaks off, and what was asked of it was not downloaded before."""
+
+
+class DatasetSplits(Source):
+    """Named splits of rows with columns, whether on disk or on the hub. Subclasses open them."""
+
+    def __init__(self, dataset: DatasetConfig, where: str):
+        self.dataset, self.where = dataset, where
+        self.column = dataset.text_column or "text"
+        self.notes = []
+        if dataset.validation == self.split:
+            raise InputError(
+                f"dataset.validation={self.split}: the split {self.split!r} of {where} is what is trained on. Name "
+                "another split, or give the share of it that is to validate, as in dataset.validation=0.1."
+            )
+
+    @cached_property
+    def splits(self) -> dict[str, Any]:
+        """What `datasets` has of each split: a Dataset, or an IterableDataset."""
+        raise NotImplementedError
+
+    @property
+    def split(self) -> str:
+        return self.dataset.split or "train"
+
+    def check_unchanged(self) -> None:
+        """A commit does not change, nor does what `datasets` has downloaded."""
+
+    def documents(self) -> Iterator[Row]:
+        self._check_split(self.split, "dataset.split")
+        yield from self._rows(self.split, self.dataset.subset_size)
+
+    @property
+    def validation_split(self) -> str | None:
+        """The split that validates; None: a part of the one that is trained on."""
+        wanted = self.dataset.validation
+        if isinstance(wanted, float):
+            return None
+        if wanted is not None:
+            self._check_split(wanted, "dataset.validation")
+            return wanted
+        return next((name for name in VALIDATION_SPLITS if name in self.splits and name != self.split), None)
+
+    def validation_documents(self) -> Iterator[Row] | None:
+        split = self.validation_split
+        other = f" but {self.split}, which is trained on" if self.split in VALIDATION_SPLITS else ""
+        if split is None and not isinstance(self.dataset.validation, float):
+            self.notes.append(f"{self.where} has no validation split{other}: a tenth of its documents validates")
+        if split == TEST_SPLIT and self.dataset.validation is None:
+            self.notes.append(f"{self.where} has no validation split{other}: its test split validates")
+        return None if split is None else self._rows(split, smaller(self.dataset.subset_size))
+
+    def _check_split(self, name: str, key: str) -> None:
+        if name not in self.splits:
+            raise InputError(f"{key}={name}: {self.where} has no such split, only {', '.join(self.splits)}.")
+
+    def _rows(self, split: str, limit: int | None) -> Iterator[Row]:
+        """The documents of a split, the first `limit` of them."""
+        rows, where = self.splits[split], f"{self.where}, split {split}"
+        if hasattr(rows, "data"):  # on disk: as Arrow has it
+            check_column(rows.features.arrow_schema, self.column, where)
+            table = rows.select(range(len(rows) if limit is None else min(limit, len(rows))))
+            for first in range(0, len(table), ROWS):
+                batch = table.with_format("arrow")[first : first + ROWS]
+                for chunk in batch.column(self.column).chunks:
+                    yield from rows_of(chunk, split, where, first, self.column)
+                    first += len(chunk)
+            return
+        for number, row in enumerate(rows.take(limit), 1):
+            if number == 1 and self.column not in row:
+                raise no_column(where, self.column, row)
+            yield row_of(row.get(self.column), f"{split}:{number}", f"{where}, row {number}", self.column)
+
+
+class HubSource(DatasetSplits):
+    """A dataset of the hub: downloaded once, by `datasets` into its own cache, or streamed up to `subset_size`."""
+
+    def __init__(self, dataset: DatasetConfig):
+        assert dataset.repository is not None
+        super().__init__(dataset, dataset.repository)
+        self.repository = dataset.repository
+        if dataset.streaming and dataset.subset_size is None:
+            raise InputError(
+                f"dataset.streaming=true needs a bound: {self.repository} is kept on disk as tokens, so that a run can "
+                "be resumed; say how many documents with dataset.subset_size=NUMBER."
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """A pinned revision is taken at its word; otherwise the hub is asked which one is the newest."""
+        dataset = self.dataset
+        pinned = dataset.revision if is_commit(dataset.revision) else None
+        return {
+            "kind": "hub 1",
+            "repository": self.repository,
+            "config": dataset.config,
+            "split": self.split,
+            "column": self.column,
+            "revision": pinned or self._builder.hash,
+        }
+
+    @cached_property
+    def _builder(self) -> Any:
+        with hub_access(), self._explained():
+            import datasets
+
+            return datasets.load_dataset_builder(self.repository, self.dataset.config, revision=self.dataset.revision)
+
+    @cached_property
+    def splits(self) -> dict[str, Any]:
+        builder = self._builder
+        with hub_access(), self._explained():
+            import datasets
+
+            if self.dataset.streaming:
+                return dict(builder.as_streaming_dataset())
+            builder.download_and_prepare(download_config=datasets.DownloadConfig(max_retries=1))
+            return dict(builder.as_dataset())
+
+    def _rows(self, split: str, limit: int | None) -> Iterator[Row]:
+        with hub_access(), self._explained():
+            yield from super()._rows(split, limit)
+
+    def _unavailable(self) -> HubUnavailable:
+        return HubUnavailable(
+            f"{self.repository} cannot be downloaded, since the hub cannot be reached, and no copy of it is on "
+            "this machine. Go online (HF_HUB_OFFLINE must not be set); or download it elsewhere and bring the "
+            "folder that HF_HOME names, or use dataset=text dataset.path=PATH with text of your own."
+        )
+
+    def _broken_off(self, error: Exception) -> HubUnavailable:
+        again = "" if self.dataset.streaming else ": it goes on with what is not here yet"
+        return HubUnavailable(
+            f"{self.repository} cannot be read: the hub answered, and then the connection to it broke off "
+            f"({' '.join(str(error.__cause__ or error).split())[:300]}). Give the command again{again}; or download it "
+            "elsewhere and use dataset=jsonl, parquet, saved or text with dataset.path=PATH."
+        )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What `datasets` and what it is made of raise, as one sentence with a way out."""
+        import datasets
+        from huggingface_hub.utils import httpx
+
+        try:
+            yield
+        except datasets.exceptions.DatasetNotFoundError as error:
+            text = str(error)
+            if "gated" in text:
+                raise InputError(
+                    f"{self.repository} is gated: accept its conditions on its page on the hub, then log in with "
+                    "`hf auth login` or set HF_TOKEN; or download it elsewhere and use dataset=jsonl, parquet, saved "
+                    "or text with dataset.path=PATH."
+                ) from error
+            if "Revision" in text:
+                raise InputError(
+                    f"dataset.revision={self.dataset.revision}: {self.repository} has no such revision. Give a commit, "
+                    "a branch or a tag of it, or null for the newest."
+                ) from error
+            raise InputError(
+                f"{self.repository} is not on the hub, or private: look at the spelling (OWNER/NAME), log in with "
+                "`hf auth login` if it is yours, or use dataset=text dataset.path=PATH with text of your own."
+            ) from error
+        except (ConnectionError, httpx.TransportError) as error:
+            offline = datasets.config.HF_HUB_OFFLINE  # by its user, or since the hub gave no answer
+            raise (self._unavailable() if offline else self._broken_off(error)) from error
+        except InputError:
+            raise
+        except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            reason = " ".join(str(error).split())
+            if "LocalEntryNotFoundError" in reason:  # the hub answers, and gives nothing
+                raise self._unavailable() from error
+            if "BuilderConfig" in reason or "Config name is missing" in reason:
+                raise InputError(
+                    f"dataset.config={self.dataset.config}: {self.repository} needs another one ({reason[:300]})."
+                ) from error
+            raise InputError(
+                f"{self.repository} cannot be read: {type(error).__name__}: {reason[:300]}. Try again, or download it "
+                "elsewhere and use dataset=jsonl, parquet, saved or text with dataset.path=PATH."
+            ) from error
+
+
+class SavedDataset(DatasetSplits):
+    """A folder that `datasets.save_to_disk` wrote: one split, or several."""
+
+    def __init__(self, path: str, dataset: DatasetConfig):
+        super().__init__(dataset, path)
+        self.path = Path(path).expanduser()
+        self.on_disk = _SavedFiles(find_files(path, "what datasets.save_to_disk wrote"))
+
+    def identity(self) -> dict[str, Any]:
+        return self.on_disk.identity() | {"split": self.split, "column": self.column}
+
+    def check_unchanged(self) -> None:
+        self.on_disk.check_unchanged()
+
+    @cached_property
+    def splits(self) -> dict[str, Any]:
+        import datasets
+
+        try:
+            loaded = datasets.load_from_disk(str(self.path))
+        except IndexError as error:  # the library's, of the list of files that have rows
+            raise InputError(
+                f"dataset.path={self.path}: there, or in one of its splits, are no rows, and such a dataset cannot be "
+                "loaded. Save it again, with rows or without that split."
+            ) from error
+        except Exception as error:  # of many libraries below
+            raise InputError(
+                f"dataset.path={self.path} is no dataset that can be loaded ({' '.join(str(error).split())[:200]}). "
+                "Give the folder that datasets.save_to_disk wrote."
+            ) from error
+        if isinstance(loaded, datasets.DatasetDict):
+            return dict(loaded)
+        own = str(loaded.split or "train")  # one that was saved alone is trained on by default, whatever its name
+        return {self.split if self.split in ("train", own) else own: loaded}
+
+
+class _SavedFiles(FileSource):
+    version = "saved 1"
+
+    def documents(self) -> Iterator[Row]:
+        raise NotImplementedError("rows are read by `datasets`")
+
+
+def smaller(subset_size: int | None) -> int | None:
+    """How many documents of a split that is not trained on: a tenth of `subset_size`."""
+    return None if subset_size is None else max(1, subset_size // 10)
+
+
+def is_commit(revision: str | None) -> bool:
+    return revision is not None and len(revision) == 40 and set(revision) <= set("0123456789abcdef")
+
+
+def unpinned(dataset: DatasetConfig, commit: str) -> list[str]:
+    """What a reader of a run must know where its config names no commit: the same may mean another text later."""
+    if dataset.repository is None or is_commit(dataset.revision):
+        return []
+    return [
+        f"dataset.revision={shown(dataset.revision)} pins no commit of {dataset.repository}: read was {commit}; "
+        f"dataset.revision={commit} reads the same text again"
+    ]
+
+
+@contextmanager
+def hub_access() -> Iterator[None]:
+    """Inside it, the libraries of the hub work online where the hub answers, and from their caches where it does not.
+
+    They would ask again and again for half a minute; the question here is asked once.
+    """
+    import datasets
+    import huggingface_hub.constants
+
+    modules = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    if not any(before) and not _hub_answers(huggingface_hub.constants.ENDPOINT):
+        before = [False, False]
+        _set_offline(modules, [True, True])
+    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 2
+    datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 1
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        _set_offline(modules, before)
+
+
+def _set_offline(modules: tuple[Any, ...], values: list[bool]) -> None:
+    for module, value in zip(modules, values, strict=True):
+        module.HF_HUB_OFFLINE = value
+
+
+_answered: dict[str, bool] = {}  # once in a process is enough
+
+
+def _hub_answers(endpoint: str) -> bool:
+    """Whether any server answers there, whatever it says. Proxies of the environment are used."""
+    import urllib.error
+    import urllib.request
+
+    if endpoint not in _answered:
+        if not _is_address(endpoint):
+            raise InputError(
+                f"HF_ENDPOINT={shown(endpoint)}: this is no address of a hub. Give one that begins with https://, or "
+                "unset it for huggingface.co."
+            )
+        request = urllib.request.Request(endpoint, method="HEAD", headers={"User-Agent": "manual_backprop"})
+        try:
+            urllib.request.urlopen(request, timeout=PATIENCE).close()
+            _answered[endpoint] = True
+        except urllib.error.HTTPError:
+            _answered[endpoint] = True
+        except (OSError, ValueError):
+            _answered[endpoint] = False
+            log.warning("The hub (%s) cannot be reached: only what was downloaded before can be used.", endpoint)
+    return _answered[endpoint]
+
+
+def _is_address(endpoint: str) -> bool:
+    try:
+        parts = urlsplit(endpoint)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        return False
+
+
+def hub_file(repository: str, name: str, revision: str | None, way_out: str) -> Path:
+    """A file of a model's repository, downloaded or out of the library's cache. InputError with `way_out` else."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with hub_access():
+        try:
+            return Path(hf_hub_download(repository, name, revision=revision))
+        except (LocalEntryNotFoundError, ConnectionError) as error:
+            raise HubUnavailable(
+                f"{name} of {repository} was not downloaded before, and the hub cannot be reached. {way_out}"
+            ) from error
+        except Exception as error:  # a refusal, a wrong name: the library has a class for each
+            raise InputError(f"{name} of {repository}: {' '.join(str(error).split())[:300]}. {way_out}") from error

@@ -1,0 +1,86 @@
+"""The files of a dataset on the hub, so that a download that was cut off goes on in the middle of a file.
+
+`huggingface_hub` begins a file anew in each process. Here it comes into a file beside its place in that library's own
+cache, where the library then finds it. What this cannot do (no network, an unknown kind of address) it leaves to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ...common.digests import file_digest
+from ...common.errors import Interrupted
+
+log = logging.getLogger(__name__)
+
+_ADDRESS = re.compile(r"hf://datasets/(?P<repository>[^/@]+/[^/@]+)@(?P<revision>[^/]+)/(?P<path>.+)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")  # the entity tag of every large file
+
+
+def fetch_files(builder: Any, say: Callable[[str], None]) -> None:
+    """Those that the builder is going to ask for, unless it has made its rows of them already."""
+    from huggingface_hub.utils import httpx
+
+    if Path(builder.cache_dir).exists():
+        return
+    try:
+        for repository, revision, path in _files(builder):
+            _fetch(repository, revision, path, say)
+    except (Interrupted, httpx.ReadError, httpx.ReadTimeout, httpx.RemoteProtocolError):  # the library begins anew
+        raise
+    except Exception as error:  # the library comes to the same, and says it in its own classes
+        log.info("left to the library: %s: %s", type(error).__name__, error)
+
+
+def _files(builder: Any) -> Iterator[tuple[str, str, str]]:
+    for addresses in (builder.config.data_files or {}).values():
+        for address in addresses:
+            if (found := _ADDRESS.fullmatch(str(address))) is not None:
+                yield found["repository"], found["revision"], found["path"]
+
+
+def _fetch(repository: str, revision: str, path: str, say: Callable[[str], None]) -> None:
+    from filelock import FileLock
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get, repo_folder_name
+    from huggingface_hub.utils import build_hf_headers
+
+    url = hf_hub_url(repository, path, repo_type="dataset", revision=revision)
+    there = get_hf_file_metadata(url)
+    if there.etag is None or there.size is None:
+        return
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="dataset") / "blobs"
+    place, partial = folder / there.etag, folder / f"{there.etag}.going_on"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{there.etag}.going_on.lock"):
+        if place.exists():
+            return
+        partial.touch()
+        begin = partial.stat().st_size
+        goes_on = f", going on at {begin / 1e6:,.1f} MB" if begin else ""
+        say(f"{path}: {there.size / 1e6:,.1f} MB{goes_on}")
+        headers = build_hf_headers()
+        if urlsplit(there.location).netloc != urlsplit(url).netloc:
+            headers.pop("authorization", None)  # a login is for the hub, not for where it keeps its files
+        if begin > there.size:
+            partial.unlink()
+            return
+        with partial.open("r+b") as file:
+            file.seek(begin)
+            http_get(there.location, file, resume_size=begin, headers=headers, expected_size=there.size)
+        if _sound(partial, there.etag):
+            partial.rename(place)
+        else:
+            partial.unlink()
+    (folder / f"{there.etag}.going_on.lock").unlink(missing_ok=True)
+
+
+def _sound(file: Path, etag: str) -> bool:
+    if _SHA256.fullmatch(etag) is None:
+        return True  # of a small file the tag says something else; its length was looked at
+    return file_digest(file) == etag

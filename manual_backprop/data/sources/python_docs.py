@@ -1,0 +1,126 @@
+"""The English documentation inside every Python installation, as text: language topics and the library's docstrings.
+
+About 2 MB, one document a topic, then one a module. Nothing is imported: sources are read with `ast`.
+"""
+
+from __future__ import annotations
+
+import ast
+import gc
+import inspect
+import logging
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ...common.errors import InputError
+from .documents import Document, FileSource, SourceFile, files_below
+
+log = logging.getLogger(__name__)
+
+SHORTEST_DOCSTRING = 40  # [characters]; what is not longer says little beyond the name
+
+_TOPICS = "pydoc_data/topics.py"
+_FOREIGN_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+class PythonDocs(FileSource):
+    """The standard library's source files, sorted; in a virtual environment, those of the base installation."""
+
+    version = "python_docs 1"
+
+    def __init__(self) -> None:
+        root = Path(sysconfig.get_path("stdlib"))
+        super().__init__(
+            SourceFile(path.relative_to(root).as_posix(), path)
+            for path in files_below(root, lambda folder: folder in _FOREIGN_FOLDERS, follow_links=False)
+            if path.suffix == ".py" and path.is_file()  # a distribution may have broken links
+        )
+        if not self.files:
+            raise InputError(
+                f"dataset=python_docs reads the sources of Python's standard library, and there are none in {root}. "
+                "Use a Python installation that has them, or your own text with dataset=text dataset.path=PATH."
+            )
+
+    def documents(self) -> Iterator[Document]:
+        yield from parse_python_docs((file.name, file.path.read_bytes()) for file in self.files)
+
+
+def parse_python_docs(files: Iterable[tuple[str, bytes]]) -> list[Document]:
+    """Documents of sources, given as name and content."""
+    topics: list[Document] = []
+    modules: list[Document] = []
+    collecting = gc.isenabled()
+    gc.disable()  # syntax trees are millions of small objects without a cycle: looking for cycles takes 3/4 of the time
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd escapes in other people's sources
+            for file, source in files:
+                try:
+                    tree = ast.parse(source)
+                except (SyntaxError, ValueError, RecursionError) as error:  # undecodable bytes are a SyntaxError too
+                    log.debug("passed over %s: %s", file, error)
+                    continue
+                if file == _TOPICS:
+                    topics = _topics(tree)
+                else:
+                    name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+                    text = "\n\n".join(_docstrings(tree, name))
+                    if text:
+                        modules.append(Document(name, [_encodable(text)]))
+    finally:
+        if collecting:
+            gc.enable()
+    return topics + modules
+
+
+def _topics(tree: ast.Module) -> list[Document]:
+    """The language reference as `help()` shows it: the dictionary `topics = {name: text}` of pydoc_data."""
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "topics":
+            try:
+                topics = ast.literal_eval(statement.value)
+            except ValueError as error:
+                log.debug("passed over %s: %s", _TOPICS, error)
+                return []
+            return [
+                Document(f"topics/{name}", [_encodable(text.strip("\n") + "\n")])
+                for name, text in sorted(topics.items())
+            ]
+    return []
+
+
+def _docstrings(tree: ast.Module, module: str) -> Iterator[str]:
+    """Each docstring under a line that says whose it is, as documentation is usually laid out."""
+    text = _docstring(tree)
+    if text:
+        yield f"module {module}\n\n{text}\n"
+    pending: list[tuple[ast.AST, str]] = [(tree, "")]
+    while pending:
+        node, prefix = pending.pop()
+        if isinstance(node, ast.ClassDef):
+            bases = ", ".join(map(ast.unparse, node.bases))
+            heading = f"class {prefix}{node.name}({bases})" if bases else f"class {prefix}{node.name}"
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            heading = f"{prefix}{node.name}({ast.unparse(node.args)})"
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            prefix += node.name + "."
+            text = _docstring(node)
+            if text:
+                yield f"{heading}\n\n{text}\n"
+        inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.excepthandler)]
+        pending += [(child, prefix) for child in reversed(inner)]  # the order of the source
+
+
+def _docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
+    raw = ast.get_docstring(node, clean=False)
+    if raw is None:
+        return None
+    text = "\n".join(line.rstrip() for line in inspect.cleandoc(raw).split("\n"))
+    return text if len(text) > SHORTEST_DOCSTRING else None
+
+
+def _encodable(text: str) -> str:
+    """A docstring may hold half of a surrogate pair, which is no text: it becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")

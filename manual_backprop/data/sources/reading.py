@@ -1,0 +1,117 @@
+"""The text of a dataset read once into a file: which of its documents train, and which validate.
+
+A corpus keeps that file while it makes tokens of it (`read_documents`); what is learned or counted of a text alone
+has it in a temporary folder (`training_text`, `text_of_files`), and takes no memory for the text either.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...common.durable_files import storage_errors
+from ...common.errors import InputError
+from ...config.schema import DatasetConfig
+from .documents import Row, Source
+from .registry import open_source
+from .spool import Spool
+
+VALIDATION_SHARE = 0.1  # of a source without a validation split
+
+
+def selection(dataset: DatasetConfig, source: Source | None) -> dict[str, Any]:
+    """JSON that names the documents of both splits, whatever the tokenizer; without a source, all but that."""
+    identity = None if source is None else source.identity()
+    return {"source": identity, "subset_size": dataset.subset_size, "validation": dataset.validation}
+
+
+def read_documents(spool: Spool, source: Source, dataset: DatasetConfig) -> dict[str, np.ndarray]:
+    """All documents into the spool; the parts (documents, 2) of it that `train` and that are for `validation`.
+
+    Raises InputError where one of them is empty, or the source changes while it is read.
+    """
+    validation = source.validation_documents()
+    spool.read(first_rows(source.documents(), dataset.subset_size))
+    training = len(spool)
+    if validation is not None:
+        spool.read(validation)
+    source.check_unchanged()
+    if training == 0 or (validation is not None and training == len(spool)):
+        read = f"read: {spool.counts['rows']} (rows or files), of these empty: {spool.counts['empty_documents']}"
+        side = "validation" if training else "training"
+        place = dataset.path or dataset.repository or dataset.name
+        raise InputError(f"There is no text to be had for {side} from {place} ({read}). Give more text.")
+    if validation is not None:
+        return {"train": spool.parts(0, training), "validation": spool.parts(training)}
+    share = dataset.validation if isinstance(dataset.validation, float) else VALIDATION_SHARE
+    training_parts, validation_parts = spool.split(share)
+    return {"train": training_parts, "validation": validation_parts}
+
+
+def first_rows(rows: Iterable[Row], count: int | None) -> Iterator[Row]:
+    """All, or not one more than `count`: a stream would fetch it."""
+    for number, row in enumerate(rows, 1):
+        yield row
+        if number == count:
+            return
+
+
+# For once, in a temporary folder
+
+
+@dataclass(frozen=True)
+class Reading:
+    spool: Spool
+    train: np.ndarray  # (documents, 2) byte positions in the spool
+    source: dict[str, Any]  # the source's identity
+    notes: tuple[str, ...]
+
+    @property
+    def train_bytes(self) -> int:
+        return int((self.train[:, 1] - self.train[:, 0]).sum())
+
+
+@contextmanager
+def training_text(dataset: DatasetConfig) -> Iterator[Reading]:
+    """The training documents of a dataset, without those that a run would validate on."""
+    source = open_source(dataset)
+    identity = source.identity()
+    with _temporary_spool(dataset.on_bad_row == "skip") as spool:
+        with storage_errors("keep the text in the temporary folder (TMPDIR)"):
+            train = read_documents(spool, source, dataset)["train"]
+        yield Reading(spool, train, identity, (*source.notes, *spool.notes()))
+
+
+@contextmanager
+def text_of_files(
+    datasets: list[DatasetConfig], subset_size: int | None = None, skip_bad_rows: bool = False
+) -> Iterator[Reading]:
+    """All documents of several files; of each, the first `subset_size`."""
+    sources = [open_source(dataset) for dataset in datasets]
+    identity = {"kind": "files", "files": [source.identity() for source in sources]}
+    with _temporary_spool(skip_bad_rows) as spool:
+        with storage_errors("keep the text in the temporary folder (TMPDIR)"):
+            for source in sources:
+                spool.read(first_rows(source.documents(), subset_size))
+                source.check_unchanged()
+        if not len(spool):
+            raise InputError(f"There is no text in {', '.join(str(dataset.path) for dataset in datasets)}.")
+        yield Reading(spool, spool.parts(), identity, tuple(spool.notes()))
+
+
+@contextmanager
+def _temporary_spool(skip_bad_rows: bool) -> Iterator[Spool]:
+    with tempfile.TemporaryDirectory(prefix="manual_backprop-") as folder:
+        spool = Spool(Path(folder) / "text", skip_bad_rows)
+        spool.path.unlink()  # it is read through the open file, and gone with the process, however that ends
+        try:
+            yield spool
+        finally:
+            with suppress(OSError):  # of a full disk, which was met before
+                spool.close()

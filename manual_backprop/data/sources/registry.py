@@ -1,0 +1,41 @@
+"""Which source of documents a dataset's config means: `open_source`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...common.errors import InputError
+from ...config.schema import DatasetConfig
+from .documents import Source
+from .files import JsonLines, ParquetFiles, TextFiles
+from .hub import HubSource, SavedDataset
+from .python_docs import PythonDocs
+
+KINDS: dict[str, Callable[[str, DatasetConfig], Source]] = {  # by dataset.name; each is read from dataset.path
+    "text": lambda path, _: TextFiles(path),
+    "jsonl": lambda path, config: JsonLines(path, config.text_column or "text"),
+    "parquet": lambda path, config: ParquetFiles(path, config.text_column or "text"),
+    "saved": SavedDataset,
+}
+
+
+def open_source(dataset: DatasetConfig) -> Source:
+    """The source that a config means. Nothing is read yet but the names of files."""
+    if dataset.name == "python_docs":
+        return PythonDocs()
+    if dataset.name == "pretokenized":
+        raise InputError(
+            f"{dataset.path} holds tokens that were made before, and no text: train on them with dataset=pretokenized, "
+            "or give the text that they were made of."
+        )
+    if dataset.repository is not None:
+        return HubSource(dataset)
+    if dataset.name not in KINDS:
+        raise InputError(
+            f"dataset={dataset.name}: there is no such dataset; use python_docs, {', '.join(KINDS)} or hub."
+        )
+    if dataset.path is None:
+        raise InputError(
+            f"dataset={dataset.name} needs to know where it lies: give a file or a folder as dataset.path=PATH."
+        )
+    return KINDS[dataset.name](dataset.path, dataset)

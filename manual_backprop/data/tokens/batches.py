@@ -1,0 +1,246 @@
+"""Token ids as a network wants them: windows of T tokens over all documents, or rows of one document each.
+
+The order of windows is a function of (seed, epoch) and nothing is kept between calls. Which of them make an optimizer
+step is `order`'s business.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ...common.batch import Batch
+from ...common.errors import InputError
+from ...ops import IGNORED
+from .token_shards import Tokens, TokenShards
+
+
+class Windows:
+    """The endless training order over n `tokens`: in each epoch, every window of T tokens once, in a new order.
+
+    The borders between windows move from epoch to epoch, so that a token is not always met with the same context; the
+    few tokens before the first and after the last window of an epoch are met in others. A window may hold the end of
+    one document and the start of the next; with `mask_documents`, neither attends to the other.
+
+    `offsets` say where documents begin, and the end. With `max_length`, a longer one counts as if it had only so many
+    tokens and then its last, the end token.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        sequence_length: int,
+        seed: int,
+        offsets: np.ndarray | None = None,
+        max_length: int | None = None,
+        mask_documents: bool = False,
+    ):
+        self.tokens = _quickly_indexed(tokens)
+        self.offsets = offsets if mask_documents else None
+        self.notes: tuple[str, ...] = ()
+        self._cuts: tuple[np.ndarray, np.ndarray] | None = None
+        length = len(tokens)
+        if max_length is not None:
+            assert offsets is not None
+            lengths = np.diff(offsets)
+            cut = int((lengths > max_length + 1).sum())
+            if cut:
+                self.notes = (
+                    f"{cut} of {len(lengths)} documents have more than {max_length} tokens and are cut there",
+                )
+                kept = np.concatenate([[0], np.cumsum(np.minimum(lengths, max_length + 1))])
+                self._cuts = kept, np.asarray(offsets)
+                self.offsets = kept if mask_documents else None
+                length = int(kept[-1])
+        _check_length(length, sequence_length, "training")
+        self.sequence_length = sequence_length  # T
+        self.seed = seed
+        # One window fewer than could be had, where there are several, so that the first can begin at any of T places.
+        self.windows_per_epoch = max(length // sequence_length - 1, 1)
+        self._spare = length - 1 - self.windows_per_epoch * sequence_length  # the last target has no window
+
+    def batch(self, first: int, count: int, first_row: int = 0, device: torch.device | str = "cpu") -> Batch:
+        """The windows number `first` to `first + count - 1` of the endless sequence, as a batch (count, T)."""
+        if first < 0 or count < 1:
+            raise InputError(
+                f"A batch of {count} windows from number {first}: both must not be negative, nor the count 0."
+            )
+        places = self._starts(first, count)[:, None] + np.arange(self.sequence_length + 1)  # (B, T + 1)
+        segments = None if self.offsets is None else _segments(self.offsets, places[:, :-1], device)
+        chunk = self.tokens[places if self._cuts is None else self._uncut(places)]
+        return _to_batch(chunk.astype(np.int64), first_row, device, segments)
+
+    def _uncut(self, places: np.ndarray) -> np.ndarray:
+        """Where in `tokens` the places of the shortened text are."""
+        assert self._cuts is not None
+        kept, offsets = self._cuts
+        documents = np.searchsorted(kept, places, side="right") - 1
+        found = offsets[documents] + places - kept[documents]
+        return np.where(places == kept[documents + 1] - 1, offsets[documents + 1] - 1, found)
+
+    def _starts(self, first: int, count: int) -> np.ndarray:
+        """Where in `tokens` each of the windows begins."""
+        numbers = np.arange(first, first + count)
+        epochs, places = np.divmod(numbers, self.windows_per_epoch)
+        starts = np.empty(count, dtype=np.int64)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            shift, order = epoch_order(self.seed, epoch, self.windows_per_epoch)
+            here = epochs == epoch
+            starts[here] = shift % (self._spare + 1) + order[places[here]] * self.sequence_length
+        return starts
+
+
+def validation_batches(
+    tokens: Tokens,
+    sequence_length: int,
+    batch_size: int,
+    limit: int | None = None,
+    device: torch.device | str = "cpu",
+    offsets: np.ndarray | None = None,
+) -> Iterator[Batch]:
+    """Windows of T without overlap over the whole split, in order; with `limit`, only so many batches.
+
+    Every token but the very first is a target once: the last window is filled up with targets that are not counted.
+    With `offsets`, where documents begin, no document attends to another.
+    """
+    _check_length(len(tokens), sequence_length, "test or validation")
+    return _validation_batches(_quickly_indexed(tokens), sequence_length, batch_size, limit, device, offsets)
+
+
+def _validation_batches(
+    tokens: Tokens,
+    sequence_length: int,
+    batch_size: int,
+    limit: int | None,
+    device: torch.device | str,
+    offsets: np.ndarray | None,
+) -> Iterator[Batch]:
+    windows = -(-(len(tokens) - 1) // sequence_length)
+    last = windows if limit is None else min(windows, limit * batch_size)
+    for first in range(0, last, batch_size):
+        starts = np.arange(first, min(first + batch_size, last)) * sequence_length
+        places = starts[:, None] + np.arange(sequence_length + 1)  # (B, T + 1)
+        chunk = tokens[np.minimum(places, len(tokens) - 1)].astype(np.int64)
+        inputs, targets = chunk[:, :-1].copy(), chunk[:, 1:].copy()
+        past = places[:, 1:] >= len(tokens)  # positions with nothing to predict
+        inputs[past] = 0
+        targets[past] = IGNORED
+        segments = None if offsets is None else _segments(offsets, places[:, :-1], device)
+        yield Batch(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), segments)
+
+
+class Documents:
+    """Documents as rows: `offsets` (documents + 1,) say where each begins in `tokens`."""
+
+    def __init__(self, tokens: Tokens, offsets: np.ndarray):
+        self.tokens, self.offsets = _quickly_indexed(tokens), np.asarray(offsets)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def batch(
+        self,
+        numbers: np.ndarray,
+        lengths: np.ndarray,
+        first: np.ndarray | int = 0,
+        first_row: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Batch:
+        """Of each document, `lengths` inputs from its token number `first` on, and the tokens that follow them.
+
+        Rows are filled up behind, with targets that are not counted. What is filled up is known by its place, not by a
+        token: causal attention lets nothing that counts look there, so the network needs to know nothing of it.
+        """
+        width = np.arange(int(lengths.max()) + 1)
+        places = (self.offsets[numbers] + first)[:, None] + np.minimum(width, lengths[:, None])
+        chunk = self.tokens[places].astype(np.int64)  # (B, longest + 1)
+        past = width[:-1] >= lengths[:, None]
+        inputs, targets = np.where(past, 0, chunk[:, :-1]), np.where(past, IGNORED, chunk[:, 1:])
+        moved = torch.from_numpy(np.stack([inputs, targets])).to(device)
+        return Batch(moved[0], moved[1], first_row=first_row)
+
+
+def rows_of_documents(
+    documents: Documents,
+    sequence_length: int,
+    batch_size: int,
+    limit: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """Every document once and in order, a long one in several rows; with `limit`, only so many batches.
+
+    Every token but the first of each document is a target once.
+    """
+    targets = documents.lengths - 1
+    rows = -(-targets // sequence_length)  # of each document
+    if not rows.sum():
+        raise InputError("The test or validation split has no document with two tokens: give more text.")
+    return _rows_of_documents(documents, targets, rows, sequence_length, batch_size, limit, device)
+
+
+def _rows_of_documents(
+    documents: Documents,
+    targets: np.ndarray,
+    rows: np.ndarray,
+    sequence_length: int,
+    batch_size: int,
+    limit: int | None,
+    device: torch.device | str,
+) -> Iterator[Batch]:
+    ends = np.cumsum(rows)
+    last = int(ends[-1]) if limit is None else min(int(ends[-1]), limit * batch_size)
+    for begin in range(0, last, batch_size):
+        row = np.arange(begin, min(begin + batch_size, last))
+        numbers = np.searchsorted(ends, row, side="right")
+        first = (row - (ends[numbers] - rows[numbers])) * sequence_length
+        lengths = np.minimum(targets[numbers] - first, sequence_length)
+        yield documents.batch(numbers, lengths, first, device=device)
+
+
+@functools.lru_cache(maxsize=4)  # batches at the border of two epochs need both
+def epoch_order(seed: int, epoch: int, count: int) -> tuple[int, np.ndarray]:
+    """A random number and a permutation of `count` elements for (seed, epoch).
+
+    Sorted raw output of a counter-based generator (Philox; Salmon et al. 2011): unlike `Generator.permutation`, numpy
+    promises that it stays the same.
+    """
+    key = np.array([seed % 2**64, epoch], dtype=np.uint64)
+    draws = np.random.Philox(key=key).random_raw(1 + count)
+    order = np.argsort(draws[1:], kind="stable")
+    order.flags.writeable = False  # shared by all who ask
+    return int(draws[0]), order
+
+
+def _quickly_indexed(tokens: Tokens) -> Tokens:
+    """Of a memory map, a plain view: indexing it is cheaper."""
+    return tokens if isinstance(tokens, TokenShards) else np.asarray(tokens)
+
+
+def _to_batch(
+    chunk: np.ndarray, first_row: int, device: torch.device | str, segments: torch.Tensor | None = None
+) -> Batch:
+    """(B, T + 1) tokens as inputs and the tokens that follow them; one transfer for both."""
+    moved = torch.from_numpy(chunk).to(device)
+    return Batch(moved[:, :-1].contiguous(), moved[:, 1:].contiguous(), segments, first_row=first_row)
+
+
+def _segments(offsets: np.ndarray, places: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """The document of each place, numbered from 0 in each row."""
+    documents = np.searchsorted(offsets, places, side="right")
+    return torch.from_numpy(documents - documents[:, :1]).to(device)
+
+
+def _check_length(length: int, sequence_length: int, split: str) -> None:
+    if sequence_length < 1:
+        raise InputError(f"Windows of {sequence_length} tokens: they must have at least 1.")
+    if length < sequence_length + 1:
+        share = ", or hold out more of it (dataset.validation=SHARE)" if "validation" in split else ""
+        raise InputError(
+            f"The {split} split has {length} tokens, and one window needs {sequence_length + 1} "
+            f"(model.max_seq_len={sequence_length} and the token after it). Use a shorter model.max_seq_len, "
+            f"or more text{share}."
+        )

@@ -1,0 +1,234 @@
+"""A text as token ids, prepared once: `prepare_corpus`.
+
+The cache holds one folder for each pair of data and tokenizer, named after the SHA-256 of everything that its content
+depends on (`token_cache`). A source is read once into a file (`reading`), and tokens are made of that, some megabytes
+at a time: nothing here holds a whole text in memory. Tokens that `pretokenize_dataset` wrote need no cache: they are
+read where they lie. Batches are made in `order`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...common.digests import json_digest
+from ...common.errors import InputError
+from ...config.schema import DatasetConfig, TokenizerConfig
+from ..sources.documents import Source
+from ..sources.hub import HubUnavailable, unpinned
+from ..sources.reading import read_documents, selection
+from ..sources.registry import open_source
+from ..sources.spool import Spool
+from .run_tokenizer import complete_tokenizer, make_tokenizer, tokenizer_identity, what_is_lost
+from .token_cache import MANIFEST, Contents, Split, find_prepared, open_split, prepare, write_split
+from .token_shards import PRETOKENIZED, Tokens, load_pretokenized, manifest_of
+from .tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+LARGE = 10_000_000  # [bytes] of text, which take some seconds
+FORMAT = 2  # raised whenever the same text and settings would make other files
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token ids of a training and a validation split, memory-mapped and read-only, and where they come from."""
+
+    tokenizer: Tokenizer
+    train: Tokens  # (n,) uint16 or uint32; each document is followed by the end token where there is one
+    validation: Tokens  # (n,)
+    train_offsets: np.ndarray  # (documents + 1,) int64: document i is train[offsets[i] : offsets[i + 1]]
+    validation_offsets: np.ndarray
+    dataset_digest: str  # SHA-256 of what the documents of both splits depend on, whatever the tokenizer
+    tokenizer_digest: str  # SHA-256 of tokenizer.json
+    train_bytes: int  # of the text in UTF-8, without end tokens
+    validation_bytes: int
+    notes: tuple[str, ...] = ()  # what whoever reads a run's results must know
+    counts: dict[str, int] = field(default_factory=dict)  # of rows, bad_rows and empty_documents
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, splits: dict[str, Split], dataset_digest: str, said: Contents) -> Corpus:
+        """`said`: the manifest that has its notes and counts."""
+        train, validation = splits["train"], splits["validation"]
+        return cls(
+            tokenizer=tokenizer,
+            train=train.tokens,
+            validation=validation.tokens,
+            train_offsets=train.offsets,
+            validation_offsets=validation.offsets,
+            dataset_digest=dataset_digest,
+            tokenizer_digest=tokenizer.digest,
+            train_bytes=train.text_bytes,
+            validation_bytes=validation.text_bytes,
+            notes=tuple(said["notes"]),
+            counts=said["counts"],
+        )
+
+    def split(self, name: str) -> Split:
+        """train or validation."""
+        return Split(getattr(self, name), getattr(self, f"{name}_offsets"), getattr(self, f"{name}_bytes"))
+
+    @property
+    def train_documents(self) -> int:
+        return len(self.train_offsets) - 1
+
+    @property
+    def validation_documents(self) -> int:
+        return len(self.validation_offsets) - 1
+
+
+def prepare_corpus(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: str | Path) -> Corpus:
+    """The corpus that a config means: out of `cache` where it is there and sound, else made and put there.
+
+    Any number of processes may ask for the same one at once: one makes it, the others wait for it. Raises InputError
+    for data that cannot be used and StorageError where the cache cannot be written.
+    """
+    if dataset.name == PRETOKENIZED:
+        return _corpus_of_shards(dataset, tokenizer)
+    source = open_source(dataset)
+    try:
+        settings = _settings(dataset, tokenizer, source)
+    except HubUnavailable:
+        corpus = _prepared_earlier(dataset, tokenizer, Path(cache))
+        if corpus is None:
+            raise
+        return _checked(corpus, dataset, tokenizer)
+
+    def make(folder: Path) -> Contents:
+        return _make(folder, source, dataset, tokenizer)
+
+    corpus = prepare(_folder(dataset, tokenizer, Path(cache), settings), settings, make, _read)
+    return _checked(_as_asked(corpus, dataset, settings), dataset, tokenizer)
+
+
+def prepared_corpus(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: str | Path) -> Corpus | None:
+    """The corpus that a config means, where it was prepared before. Writes nothing."""
+    if dataset.name == PRETOKENIZED:
+        return _corpus_of_shards(dataset, tokenizer)
+    try:
+        settings = _settings(dataset, tokenizer, open_source(dataset))
+    except HubUnavailable:
+        return _prepared_earlier(dataset, tokenizer, Path(cache))
+    return find_prepared(_folder(dataset, tokenizer, Path(cache), settings), settings, _read)
+
+
+def _settings(dataset: DatasetConfig, tokenizer: TokenizerConfig, source: Source | None) -> dict[str, Any]:
+    """What the files of a corpus depend on."""
+    return {
+        "format": FORMAT,
+        "dataset": selection(dataset, source),
+        "tokenizer": tokenizer_identity(tokenizer),
+    }
+
+
+def _folder(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: Path, settings: dict[str, Any]) -> Path:
+    return cache / f"{dataset.name}-{tokenizer.name}-{json_digest(settings)[:16]}"
+
+
+def _make(folder: Path, source: Source, dataset: DatasetConfig, config: TokenizerConfig) -> Contents:
+    """The files of a corpus, and what its manifest says of them."""
+    spool = Spool(folder / "text", skip_bad_rows=dataset.on_bad_row == "skip")
+    try:
+        parts = read_documents(spool, source, dataset)
+        if (size := spool.path.stat().st_size) > LARGE:
+            log.warning("making tokens of %.0f MB of text, once: the next run with it finds them", size / 1e6)
+        tokenizer = make_tokenizer(config, spool, parts)
+        lost = what_is_lost(tokenizer, next(spool.texts(parts["train"])))
+        sizes = {name: write_split(folder, name, tokenizer, spool, part) for name, part in parts.items()}
+    finally:
+        spool.close()
+    spool.path.unlink()
+    tokenizer.save(folder)
+    return {
+        "dtype": np.dtype(tokenizer.dtype).name,
+        "splits": sizes,
+        "notes": [*source.notes, *spool.notes(), *lost],
+        "counts": spool.counts,
+    }
+
+
+def _read(folder: Path, contents: Contents) -> Corpus:
+    splits = {name: open_split(folder, contents, name) for name in contents["splits"]}
+    return Corpus.of(load_tokenizer(folder), splits, json_digest(contents["settings"]["dataset"]), contents)
+
+
+def _as_asked(corpus: Corpus, dataset: DatasetConfig, settings: dict[str, Any]) -> Corpus:
+    """The corpus, with a note on the revision that this config asked for: another one may have had it prepared."""
+    if dataset.repository is None:
+        return corpus
+    return replace(corpus, notes=(*corpus.notes, *unpinned(dataset, settings["dataset"]["source"]["revision"])))
+
+
+def _checked(corpus: Corpus, dataset: DatasetConfig, tokenizer: TokenizerConfig) -> Corpus:
+    """The corpus, unless it was made by leaving out rows that this config wants to hear of."""
+    bad = corpus.counts.get("bad_rows", 0)
+    if bad and dataset.on_bad_row != "skip":
+        first = next(note for note in corpus.notes if "bad row" in note)
+        raise InputError(f"{first}. Mend them, or leave them out with dataset.on_bad_row=skip, which counts them.")
+    if tokenizer.name == BpeTokenizer.name and corpus.tokenizer.vocab_size < (tokenizer.vocab_size or 0):
+        log.warning(
+            "The text is too small to learn tokenizer.vocab_size=%d tokens: the tokenizer has %d.",
+            tokenizer.vocab_size,
+            corpus.tokenizer.vocab_size,
+        )
+    return corpus
+
+
+def _prepared_earlier(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: Path) -> Corpus | None:
+    """Without the hub nobody knows the newest revision: the one that was prepared last is taken, and named."""
+    asked = dataset.repository, dataset.config, dataset.split or "train", dataset.text_column or "text"
+    found = sorted(cache.glob(f"{dataset.name}-*/{MANIFEST}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in found:
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))["contents"]["settings"]
+            source = there["dataset"]["source"]
+            without = {**there, "dataset": {**there["dataset"], "source": None}}
+            if tuple(source.get(key) for key in ("repository", "config", "split", "column")) != asked:
+                continue
+            if (
+                without == _settings(dataset, tokenizer, None)
+                and (corpus := find_prepared(path.parent, there, _read)) is not None
+            ):
+                log.warning(
+                    "The hub cannot be reached: going on with revision %s, prepared before.", source["revision"]
+                )
+                return _as_asked(corpus, dataset, there)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
+
+
+# Tokens that were prepared as shards
+
+
+def _corpus_of_shards(dataset: DatasetConfig, config: TokenizerConfig) -> Corpus:
+    """What `pretokenize_dataset` wrote, with the tokenizer that lies beside it; another one is refused."""
+    if dataset.path is None:
+        raise InputError(
+            f"dataset={PRETOKENIZED} needs to know where the tokens lie: give the folder that `tools.tokenization "
+            "pretokenize` made as dataset.path=PATH."
+        )
+    folder = Path(dataset.path).expanduser()
+    contents = manifest_of(folder)
+    shards = {name: load_pretokenized(folder, name) for name in ("train", "validation")}
+    tokenizer = shards["train"].tokenizer
+    if config.name != PRETOKENIZED:
+        given = complete_tokenizer(config)
+        if given is None or given.digest != tokenizer.digest:
+            raise InputError(
+                f"tokenizer={config.name}: the tokens in {folder} were made with another tokenizer; say "
+                f"tokenizer={PRETOKENIZED}, which is theirs."
+            )
+    sizes, longest = contents["splits"], contents["settings"]["max_length"]
+    selected, notes = contents["settings"]["dataset"], list(contents["notes"])
+    if longest is not None:  # other documents than those of the whole text
+        selected = {**selected, "max_length": longest}
+        cut, documents = (sum(split[key] for split in sizes.values()) for key in ("cut", "documents"))
+        notes.append(f"{cut} of {documents} documents have more than {longest} tokens and were cut there")
+    splits = {name: Split(tokens.plain(), tokens.offsets, sizes[name]["bytes"]) for name, tokens in shards.items()}
+    return Corpus.of(tokenizer, splits, json_digest(selected), {**contents, "notes": notes})

@@ -1,0 +1,217 @@
+"""In which order a network sees a corpus: optimizer step number n as a function of (seed, n), and nothing else.
+
+Nothing is kept between calls, so a run that resumes after n steps goes on with what it has not seen. `Packed` cuts
+windows out of all documents together, `Padded` gives each document a row of its own. `rank` of `world_size` processes
+gets its own part of each step; all parts together are the step.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ...common.batch import Batch
+from ...common.errors import InputError
+from ...config.schema import BatchingConfig, DatasetConfig
+from .batches import Documents, Windows, epoch_order, rows_of_documents, validation_batches
+from .corpus import Corpus
+from .token_shards import Tokens
+
+BUCKET = 64  # optimizer steps whose rows are sorted by length together
+
+
+class Order(ABC):
+    """Batches to train on. `rows` sequences make an optimizer step of this process."""
+
+    tokens_per_step: int  # targets that count in a step of all processes; of several kinds of steps, the mean
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def steps(self, epochs: float) -> float:
+        """How many optimizer steps are that many times through the text."""
+
+    @abstractmethod
+    def tokens_before(self, step: int) -> int:
+        """How many targets have counted in the first `step` steps."""
+
+    @abstractmethod
+    def batches(self, step: int, device: torch.device | str = "cpu") -> tuple[int, Iterator[Batch]]:
+        """Of step number `step`, from 0: how many targets count in all of it, and this process' batches."""
+
+
+class Packed(Order):
+    """Windows of T tokens over all documents; see Windows."""
+
+    def __init__(self, windows: Windows, batch_size: int, pieces: int, rank: int = 0, world_size: int = 1):
+        self.windows, self.batch_size, self.pieces = windows, batch_size, pieces
+        self.rank, self.world_size = rank, world_size
+        self.rows = batch_size * pieces * world_size
+        self.tokens_per_step = self.rows * windows.sequence_length
+
+    def steps(self, epochs: float) -> float:
+        return epochs * self.windows.windows_per_epoch / self.rows
+
+    def tokens_before(self, step: int) -> int:
+        return step * self.tokens_per_step
+
+    def batches(self, step: int, device: torch.device | str = "cpu") -> tuple[int, Iterator[Batch]]:
+        return self.tokens_per_step, self._batches(step, device)
+
+    def _batches(self, step: int, device: torch.device | str) -> Iterator[Batch]:
+        mine = self.rank * self.batch_size * self.pieces
+        for row in range(mine, mine + self.batch_size * self.pieces, self.batch_size):
+            yield self.windows.batch(step * self.rows + row, self.batch_size, first_row=row, device=device)
+
+
+class Padded(Order):
+    """A document a row, cut after `max_length` tokens; a batch is as wide as its longest row.
+
+    In each epoch every document is met once. Documents in random order are sorted by length in buckets of some steps,
+    so that those of a step are of like length, and the steps come in random order again. The last step of an epoch has
+    what is left. The token after a cut is still a target: no end is taught where a document goes on.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        max_length: int,
+        seed: int,
+        batch_size: int,
+        pieces: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.documents, self.seed, self.batch_size = documents, seed, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.rows = batch_size * pieces * world_size
+        lengths = documents.lengths - 1  # a document's first token is no target
+        self.numbers = np.flatnonzero(lengths > 0)
+        self.lengths = np.minimum(lengths, max_length)  # of a row
+        if not len(self.numbers):
+            raise InputError("No document has two tokens, and one has to predict the next: give more text.")
+        self.steps_per_epoch = -(-len(self.numbers) // self.rows)
+        self.tokens_per_epoch = int(self.lengths[self.numbers].sum())
+        self.tokens_per_step = round(self.tokens_per_epoch / self.steps_per_epoch)
+        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
+        cut, alone = int((lengths > max_length).sum()), len(lengths) - len(self.numbers)
+        self.notes = tuple(
+            note
+            for count, note in (
+                (cut, f"{cut} of {len(lengths)} documents have more than {max_length} tokens and are cut there"),
+                (alone, f"{alone} of {len(lengths)} documents have a single token: nothing is to be predicted in them"),
+            )
+            if count
+        )
+
+    def steps(self, epochs: float) -> float:
+        return epochs * self.steps_per_epoch
+
+    def tokens_before(self, step: int) -> int:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        _, before = self._plan(epoch)
+        return epoch * self.tokens_per_epoch + int(before[place])
+
+    def batches(self, step: int, device: torch.device | str = "cpu") -> tuple[int, Iterator[Batch]]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order, _ = self._plan(epoch)
+        rows = order[place]
+        rows = rows[rows >= 0]
+        return int(self.lengths[rows].sum()), self._batches(rows, device)
+
+    def _batches(self, rows: np.ndarray, device: torch.device | str) -> Iterator[Batch]:
+        share = -(-len(rows) // self.world_size)  # the last process may have fewer, or none
+        last = min((self.rank + 1) * share, len(rows))
+        for first in range(self.rank * share, last, self.batch_size):
+            mine = rows[first : min(first + self.batch_size, last)]
+            yield self.documents.batch(mine, self.lengths[mine], first_row=first, device=device)
+
+    def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Documents of each step of an epoch, (steps, rows), -1 for none; and the targets before each step."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            draw, order = epoch_order(self.seed, epoch, len(self.numbers))
+            shuffled = self.numbers[order]
+            bucket = np.arange(len(shuffled)) // (BUCKET * self.rows)
+            by_length = shuffled[np.lexsort((self.lengths[shuffled], bucket))]
+            places = np.full(self.steps_per_epoch * self.rows, -1, dtype=np.int64)
+            places[: len(by_length)] = by_length
+            _, again = epoch_order(draw, epoch, self.steps_per_epoch)
+            steps = places.reshape(self.steps_per_epoch, self.rows)[again]
+            counts = np.where(steps >= 0, self.lengths[steps], 0).sum(axis=1)
+            self._epoch = epoch, steps, np.concatenate([[0], np.cumsum(counts)])
+        return self._epoch[1:]
+
+
+class Repeated(Order):
+    """The first `count` steps of another order, again and again: what can be learned by heart is."""
+
+    def __init__(self, order: Order, count: int):
+        self.order, self.count = order, count
+        self.tokens_per_step, self.notes = order.tokens_per_step, order.notes
+
+    def steps(self, epochs: float) -> float:
+        return self.order.steps(epochs)
+
+    def tokens_before(self, step: int) -> int:
+        rounds, rest = divmod(step, self.count)
+        return rounds * self.order.tokens_before(self.count) + self.order.tokens_before(rest)
+
+    def batches(self, step: int, device: torch.device | str = "cpu") -> tuple[int, Iterator[Batch]]:
+        return self.order.batches(step % self.count, device)
+
+
+def open_order(
+    corpus: Corpus,
+    batching: BatchingConfig,
+    dataset: DatasetConfig,
+    *,
+    sequence_length: int,
+    batch_size: int,
+    pieces: int,
+    seed: int,
+    repeat: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Order:
+    """The order that a config means: `pieces` batches of `batch_size` rows are a process' part of an optimizer step.
+
+    `repeat`: only so many steps, again and again. Raises InputError for a text that is too short.
+    """
+    if batching.name == "padded":
+        longest = min(dataset.max_length or sequence_length, sequence_length)
+        documents = Documents(corpus.train, corpus.train_offsets)
+        order: Order = Padded(documents, longest, seed, batch_size, pieces, rank, world_size)
+    else:
+        mask = bool(batching.mask_documents)
+        windows = Windows(corpus.train, sequence_length, seed, corpus.train_offsets, dataset.max_length, mask)
+        order = Packed(windows, batch_size, pieces, rank, world_size)
+        order.notes = windows.notes
+    return order if repeat is None else Repeated(order, repeat)
+
+
+def evaluation_targets(offsets: np.ndarray, batching: BatchingConfig) -> int:
+    """How many targets count in all of `evaluation_batches`. `offsets` (documents + 1,), where documents begin."""
+    if batching.name == "padded":
+        return int((np.diff(offsets) - 1).clip(min=0).sum())
+    return int(offsets[-1]) - 1
+
+
+def evaluation_batches(
+    tokens: Tokens,
+    offsets: np.ndarray,
+    batching: BatchingConfig,
+    sequence_length: int,
+    batch_size: int,
+    limit: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """A split in the shape that training has, once and in order; with `limit`, only so many batches.
+
+    Nothing is cut: a long document goes on in further rows. Raises InputError for a split that is too short.
+    """
+    if batching.name == "padded":
+        return rows_of_documents(Documents(tokens, offsets), sequence_length, batch_size, limit, device)
+    documents = offsets if batching.mask_documents else None
+    return validation_batches(tokens, sequence_length, batch_size, limit, device, documents)

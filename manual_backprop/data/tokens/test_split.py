@@ -1,0 +1,92 @@
+"""The test split of a dataset, which no run reads: `open_test_split`.
+
+It is prepared when somebody asks for it, with the tokenizer of the run's corpus, and kept beside that in the cache. So
+a run's data, and the digest of it, are the same whether there is a test split or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ...common.digests import json_digest
+from ...common.errors import InputError
+from ...config.schema import DatasetConfig
+from ..sources.documents import Source
+from ..sources.hub import TEST_SPLIT, DatasetSplits, smaller
+from ..sources.reading import first_rows, selection
+from ..sources.registry import open_source
+from ..sources.spool import Spool
+from .corpus import Corpus
+from .token_cache import Contents, Split, open_split, prepare, write_split
+
+FORMAT = 1  # raised whenever the same text and settings would make other files
+WITH_FILES = ("text", "jsonl", "parquet")  # whose test split is a file or a folder of its own
+
+
+def open_test_split(dataset: DatasetConfig, corpus: Corpus, cache: str | Path) -> tuple[Split, tuple[str, ...]]:
+    """The test split that goes with a run's corpus, and what its reader must know.
+
+    Raises InputError, with the splits that there are, where there is none, and StorageError where the cache cannot be
+    written.
+    """
+    if dataset.name in WITH_FILES:
+        if dataset.test is None:
+            raise InputError(
+                f"dataset={dataset.name} has a train and a validation split; a test split is a file or a folder of "
+                "its own: give dataset.test=PATH to the run, or --test PATH here."
+            )
+        if dataset.path is not None and _same_place(dataset.path, dataset.test):
+            raise InputError(
+                f"dataset.test={dataset.test}: the model was trained on this text. Give another file or folder, or "
+                "say --split train."
+            )
+        dataset = replace(dataset, path=dataset.test, subset_size=None)
+        return _prepared(dataset, open_source(dataset), corpus, Path(cache))
+    source = None if dataset.name in ("python_docs", "pretokenized") else open_source(dataset)
+    if not isinstance(source, DatasetSplits):
+        raise InputError(f"dataset={dataset.name} has a train and a validation split, and no other.")
+    name = dataset.test or TEST_SPLIT
+    if name not in source.splits:
+        raise InputError(f"{source.where} has no split {name!r}, only {', '.join(source.splits)}.")
+    if name == source.split:
+        raise InputError(f"The split {name!r} of {source.where} is what the model was trained on: say --split train.")
+    if name == source.validation_split:
+        return corpus.split("validation"), (f"split {name} of {source.where} is what validated: the same text",)
+    dataset = replace(dataset, split=name, subset_size=smaller(dataset.subset_size))
+    return _prepared(dataset, open_source(dataset), corpus, Path(cache))
+
+
+def _same_place(path: str, other: str) -> bool:
+    return Path(path).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def _prepared(dataset: DatasetConfig, source: Source, corpus: Corpus, cache: Path) -> tuple[Split, tuple[str, ...]]:
+    """All documents of a source, as one split."""
+    settings = {
+        "format": FORMAT,
+        "test": selection(dataset, source),
+        "on_bad_row": dataset.on_bad_row,
+        "tokenizer_digest": corpus.tokenizer_digest,
+    }
+
+    def make(folder: Path) -> Contents:
+        spool = Spool(folder / "text", skip_bad_rows=dataset.on_bad_row == "skip")
+        try:
+            spool.read(first_rows(source.documents(), dataset.subset_size))
+            source.check_unchanged()
+            if not len(spool):
+                raise InputError(f"There is no text in {dataset.path or dataset.repository} to test on.")
+            sizes = write_split(folder, TEST_SPLIT, corpus.tokenizer, spool, spool.parts())
+        finally:
+            spool.close()
+        spool.path.unlink()
+        dtype = np.dtype(corpus.tokenizer.dtype).name
+        return {"dtype": dtype, "splits": {TEST_SPLIT: sizes}, "notes": [*source.notes, *spool.notes()]}
+
+    def read(folder: Path, contents: Contents) -> tuple[Split, tuple[str, ...]]:
+        return open_split(folder, contents, TEST_SPLIT), tuple(contents["notes"])
+
+    return prepare(cache / f"{dataset.name}-{TEST_SPLIT}-{json_digest(settings)[:16]}", settings, make, read)

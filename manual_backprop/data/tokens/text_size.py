@@ -1,0 +1,76 @@
+"""How many tokens a text has: read from the cache where it is prepared, else estimated from its bytes. Writes nothing,
+and fetches no text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log2
+from pathlib import Path
+
+from ...config.schema import DatasetConfig, TokenizerConfig
+from ..sources.documents import BadRow, FileSource
+from ..sources.reading import VALIDATION_SHARE
+from ..sources.registry import open_source
+from .corpus import Corpus, prepared_corpus
+
+# Of the documentation in Python 3.11, in which docstrings are a small part of the sources' bytes.
+PYTHON_DOCS_BYTES = 2_500_000
+PYTHON_DOCS_DOCUMENTS = 700
+PYTHON_DOCS_CHARACTERS = 111  # different ones
+# Bytes a token of byte-pair encodings learned from it: of 2^8, 2^9, ... tokens, then hardly more.
+BYTES_PER_TOKEN = (1.0, 1.9, 2.46, 2.97, 3.43, 3.8, 4.02, 4.07)
+VOCABULARIES = {"byte": 257, "gpt2": 50257, "file": 50257}  # the last is a guess, of a tokenizer that nobody has read
+MOST_TO_READ = 20_000_000  # [bytes] of text whose characters are looked at
+
+
+@dataclass(frozen=True)
+class TextSize:
+    train_tokens: int | None  # None: not known before it is fetched
+    validation_tokens: int
+    vocab_size: int
+    train_documents: int | None = None  # None: nobody has counted
+    corpus: Corpus | None = None  # where it is prepared: then the numbers are exact, else about right
+
+    @property
+    def prepared(self) -> bool:
+        return self.corpus is not None
+
+
+def text_size(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: str | Path) -> TextSize:
+    """Raises InputError for data that cannot be read."""
+    corpus = prepared_corpus(dataset, tokenizer, cache)
+    if corpus is not None:
+        counts = len(corpus.train), len(corpus.validation), corpus.tokenizer.vocab_size, corpus.train_documents
+        return TextSize(*counts, corpus)
+    size, documents, characters = _seen_from_outside(dataset)
+    vocab_size = VOCABULARIES.get(tokenizer.name) or tokenizer.vocab_size or characters
+    if size is None:
+        return TextSize(None, 0, vocab_size)
+    tokens = size / (1 if tokenizer.name in ("byte", "char") else bytes_per_token(vocab_size))
+    share = dataset.validation if isinstance(dataset.validation, float) else VALIDATION_SHARE
+    training_documents = None if documents is None else max(1, round(documents * (1 - share)))
+    return TextSize(round(tokens * (1 - share)), round(tokens * share), vocab_size, training_documents)
+
+
+def _seen_from_outside(dataset: DatasetConfig) -> tuple[int | None, int | None, int]:
+    """Bytes and documents of a text, where its files tell (None: they do not), and how many characters it knows."""
+    if dataset.name == "python_docs":
+        return PYTHON_DOCS_BYTES, PYTHON_DOCS_DOCUMENTS, PYTHON_DOCS_CHARACTERS
+    source = open_source(dataset)
+    if not isinstance(source, FileSource) or dataset.subset_size is not None:
+        return None, None, PYTHON_DOCS_CHARACTERS
+    size = sum(file.status[0] for file in source.files)
+    if dataset.name != "text":
+        return size, None, PYTHON_DOCS_CHARACTERS
+    if size > MOST_TO_READ:
+        return size, len(source.files), PYTHON_DOCS_CHARACTERS
+    texts = [document.text for document in source.documents() if not isinstance(document, BadRow)]
+    return size, len(texts), len(set().union(*map(set, texts)))
+
+
+def bytes_per_token(vocab_size: int) -> float:
+    """Of a byte-pair encoding of English that was learned from a few million bytes."""
+    place = min(max(log2(vocab_size) - 8, 0.0), len(BYTES_PER_TOKEN) - 1.0)
+    below = int(place)
+    above = min(below + 1, len(BYTES_PER_TOKEN) - 1)
+    return BYTES_PER_TOKEN[below] + (place - below) * (BYTES_PER_TOKEN[above] - BYTES_PER_TOKEN[below])

@@ -1,0 +1,75 @@
+"""Activations behind a bias, one pass each way; backward makes the activated values again in the pass of the gradient.
+
+Sums in the wide format, as in `ops.activations`, whose formulas these are.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ...ops.activations import GATE_CUBIC, GATE_LINEAR
+from ...ops.numerics import wide
+from .compiled import compiled
+
+
+def gate_and_rest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """sigmoid(x) and 1 - sigmoid(x), both exact where they are small, from one exponential that cannot overflow."""
+    decay = torch.exp(-x.abs())
+    large = 1 / (1 + decay)
+    small = decay * large
+    is_positive = x > 0
+    return torch.where(is_positive, large, small), torch.where(is_positive, small, large)
+
+
+@compiled("N F", "N F", "F: parameter", group="gelu_tanh", by_rows=True)
+def bias_gelu_tanh(y: Tensor, x: Tensor, bias: Tensor) -> None:
+    """y = gelu(x + bias). y, x (N, F), bias (F)."""
+    z = wide(x) + wide(bias)
+    y.copy_(z * torch.sigmoid(z * (GATE_LINEAR + GATE_CUBIC * z * z)))
+
+
+@compiled("N F", "N F", "N F", "F: parameter", group="gelu_tanh", by_rows=True)
+def bias_gelu_tanh_gradient(y: Tensor, dx: Tensor, x: Tensor, bias: Tensor) -> None:
+    """y = gelu(x + bias), and dx, which holds dy, becomes the gradient of x."""
+    z = wide(x) + wide(bias)
+    squared = z * z
+    gate, rest = gate_and_rest(z * (GATE_LINEAR + GATE_CUBIC * squared))
+    y.copy_(z * gate)
+    dx.copy_(wide(dx) * gate * (1 + z * rest * (GATE_LINEAR + 3 * GATE_CUBIC * squared)))
+
+
+@compiled("N F", "N F", "F: parameter", group="gelu", by_rows=True)
+def bias_gelu(y: Tensor, x: Tensor, bias: Tensor) -> None:
+    z = wide(x) + wide(bias)
+    y.copy_(z * (0.5 * (1 + torch.erf(z * math.sqrt(0.5)))))
+
+
+@compiled("N F", "N F", "N F", "F: parameter", group="gelu", by_rows=True)
+def bias_gelu_gradient(y: Tensor, dx: Tensor, x: Tensor, bias: Tensor) -> None:
+    z = wide(x) + wide(bias)
+    cumulative = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
+    density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    y.copy_(z * cumulative)
+    dx.copy_(wide(dx) * (cumulative + z * density))
+
+
+@compiled("N F", "N F", "F: parameter", group="relu", by_rows=True)
+def bias_relu(y: Tensor, x: Tensor, bias: Tensor) -> None:
+    y.copy_((wide(x) + wide(bias)).clamp(min=0))
+
+
+@compiled("N F", "N F", "N F", "F: parameter", group="relu", by_rows=True)
+def bias_relu_gradient(y: Tensor, dx: Tensor, x: Tensor, bias: Tensor) -> None:
+    z = wide(x) + wide(bias)
+    y.copy_(z.clamp(min=0))
+    dx.copy_(torch.where(z > 0, wide(dx), 0))
+
+
+ACTIVATIONS = {  # forward, and backward
+    "gelu_tanh": (bias_gelu_tanh, bias_gelu_tanh_gradient),
+    "gelu": (bias_gelu, bias_gelu_gradient),
+    "relu": (bias_relu, bias_relu_gradient),
+}

@@ -1,0 +1,294 @@
+"""Attention in tiles: a few sequences, a block of queries, and only the keys that these may see.
+
+What a causal mask hides is never computed, but for the corner of a tile: where T queries see as many keys, tiles of Q
+queries make the work T (T + Q) / 2, where one product with a mask takes T^2. A tile's scores stay in the cache from
+their product through the softmax to the next product. Each tile makes its own mask, and its own part of dropout's.
+PyTorch's flash attention has tiles as well, which suit long sequences; on a CPU these products are several times faster
+at a few hundred positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...ops.attention import AttentionGradients, split_heads
+from ...ops.dropout import Dropout, dropout_forward, keep_mask
+from ...ops.numerics import Record, no_record
+from ...ops.visible import CAUSAL, Visible
+from ..arena import Held, again, held, in_place_of, kept, lasting, scratch
+from ..pieces import pieces
+from ..sizes import sizes_of
+from .products import matrices, scaled_product
+
+
+class Scores(NamedTuple):
+    """What decides the probabilities, and those of short sequences."""
+
+    visible: Visible
+    dropout: Dropout | None
+    corner: Tensor | None  # what is added to scores where only causality hides any: alike in all tiles
+    saved: list[list[Tensor]]  # tile by tile, of some sequences each
+
+
+AttentionCache = tuple[Tensor, Tensor, Tensor, Scores]
+SelfAttentionCache = tuple[Held, Scores, int]
+
+
+def attention_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Visible = CAUSAL,
+    dropout: Dropout | None = None,
+    record: Record = no_record,
+) -> tuple[Tensor, AttentionCache]:
+    """context = dropout(softmax(mask(query key^T / sqrt(K)))) value: `ops.attention_forward`.
+
+    query (B, T, H, K), key and value (B, S, H, K) -> context (B, T, H, K). The cache keeps the inputs, and the
+    probabilities of short sequences.
+    """
+    context, scores = _tiles_forward(query, key, value, visible, dropout, record)
+    return context, (lasting(query), lasting(key), lasting(value), scores)
+
+
+def attention_backward(dcontext: Tensor, cache: AttentionCache, record: Record = no_record) -> AttentionGradients:
+    """dcontext (B, T, H, K) -> dquery (B, T, H, K), dkey and dvalue (B, S, H, K): `ops.attention_backward`.
+
+    Inside a step a contiguous input is overwritten by its gradient, so no two inputs may be one tensor there.
+    """
+    query, key, value, scores = cache
+    gradients = AttentionGradients(in_place_of(query), in_place_of(key), in_place_of(value))
+    _tiles_backward(gradients, dcontext, query, key, value, scores, record)
+    return gradients
+
+
+def self_attention_forward(
+    qkv: Tensor,
+    n_heads: int,
+    visible: Visible = CAUSAL,
+    dropout: Dropout | None = None,
+    record: Record = no_record,
+) -> tuple[Tensor, SelfAttentionCache]:
+    """context = attention(query, key, value): `ops.self_attention_forward`. qkv (B, T, 3D) -> context (B, T, D)."""
+    context, scores = _tiles_forward(*split_heads(qkv, n_heads), visible, dropout, record)
+    return context.flatten(2), (held(qkv), scores, n_heads)
+
+
+def self_attention_backward(dcontext: Tensor, cache: SelfAttentionCache, record: Record = no_record) -> Tensor:
+    """dcontext (B, T, D) -> dqkv (B, T, 3D), in the place of qkv: `ops.self_attention_backward`."""
+    made_from, scores, n_heads = cache
+    qkv = again(made_from)
+    dqkv = in_place_of(qkv)
+    gradients = AttentionGradients(*split_heads(dqkv, n_heads))  # views: what is written there is written here
+    dcontext = dcontext.unflatten(2, (n_heads, -1))
+    _tiles_backward(gradients, dcontext, *split_heads(qkv, n_heads), scores, record)
+    return dqkv
+
+
+def _tiles_forward(
+    query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None, record: Record
+) -> tuple[Tensor, Scores]:
+    """context (B, T, H, K), and what backward needs to know of the probabilities."""
+    (B, T, H, K), S = query.shape, key.shape[1]
+    context = kept((B, T, H, K), query)
+    scores = Scores(visible, dropout, _corner(visible, T, S, query), [])
+    squares = _Squares(record, query, (B, H, T, S))
+    for sequences in _some_sequences(query, S):
+        tiles: list[Tensor] = []
+        scores.saved.append(tiles)
+        with (
+            _by_head(query[sequences]) as queries,
+            _by_head(key[sequences]) as keys,
+            _by_head(value[sequences]) as values,
+        ):
+            for rows in pieces(T, sizes_of(query).queries, query):
+                tile = _Tile(scores, T, S, sequences, rows)
+                shape = tile.shape(H)
+                if max(T, S) <= sizes_of(query).longest_kept:
+                    tiles.append(kept(shape, query))
+                with _memory(tiles, -1, shape, query) as probabilities, scratch((*shape[:3], K), query) as part:
+                    _fill(probabilities, queries, keys, tile, squares)
+                    squares.put("probabilities", sequences, rows, probabilities)
+                    dropped, _ = dropout_forward(probabilities, tile.dropout)
+                    torch.bmm(matrices(dropped), values[:, : tile.seen], out=matrices(part))
+                    context[sequences, rows] = part.transpose(1, 2)  # where the next projection reads it
+    squares.tell()
+    return context, scores
+
+
+def _tiles_backward(
+    gradients: AttentionGradients,
+    dcontext: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scores: Scores,
+    record: Record,
+) -> None:
+    """Writes all three gradients. Their memory may be that of the inputs: of some sequences at a time copies are made.
+
+    The blocks of queries are taken from the last, which sees all keys: it writes the sums that the others add to.
+    """
+    (B, T, H, K), S = query.shape, key.shape[1]
+    squares = _Squares(record, query, (B, H, T, S))
+    for sequences, tiles in zip(_some_sequences(query, S), scores.saved, strict=True):
+        blocks = list(enumerate(pieces(T, sizes_of(query).queries, query)))
+        with (
+            _by_head(query[sequences]) as queries,
+            _by_head(key[sequences]) as keys,
+            _by_head(value[sequences]) as values,
+            _by_head(dcontext[sequences]) as dcontexts,
+            _from_heads(gradients.dquery[sequences]) as dqueries,
+            _from_heads(gradients.dkey[sequences]) as dkeys,
+            _from_heads(gradients.dvalue[sequences]) as dvalues,
+        ):
+            for number, rows in reversed(blocks):
+                tile = _Tile(scores, T, S, sequences, rows)
+                adds = number != blocks[-1][0]
+                shape = tile.shape(H)
+                with _memory(tiles, number, shape, query) as probabilities, scratch(shape, query) as ddropped:
+                    if not tiles:
+                        _fill(probabilities, queries, keys, tile)
+                    mask, share = tile.dropout_mask(probabilities)  # drawn once for both
+                    dropped = probabilities if mask is None else probabilities * mask / share
+                    # context = dropped value
+                    torch.bmm(dcontexts[:, rows], values[:, : tile.seen].mT, out=matrices(ddropped))
+                    _add_product(dvalues, matrices(dropped).mT, dcontexts[:, rows], adds)
+                    # dropped = dropout(probabilities), probabilities = softmax(scores)
+                    dprobabilities = ddropped if mask is None else ddropped.mul_(mask).div_(share)
+                    squares.put("dprobabilities", sequences, rows, dprobabilities)
+                    dscores = torch._softmax_backward_data(
+                        dprobabilities, probabilities, -1, probabilities.dtype, grad_input=dprobabilities
+                    )
+                    squares.put("dscores", sequences, rows, dscores)
+                    # scores = query key^T / sqrt(K)
+                    scale = 1 / math.sqrt(K)
+                    dscores = matrices(dscores)
+                    scaled_product(dscores, keys[:, : tile.seen], scale, dqueries[:, rows])
+                    _add_product(dkeys, dscores.mT, queries[:, rows], adds, scale)
+    squares.tell()
+
+
+class _Squares:
+    """Puts tiles together to (B, H, T, S), for whoever records them; 0 where there was no tile."""
+
+    def __init__(self, record: Record, like: Tensor, shape: tuple[int, ...]):
+        self.record, self.like, self.shape = record, like, shape
+        self.wholes: dict[str, Tensor] = {}
+
+    def put(self, name: str, sequences: slice, rows: slice, tile: Tensor) -> None:
+        if self.record.wants(name):
+            if name not in self.wholes:
+                self.wholes[name] = self.like.new_zeros(self.shape)
+            self.wholes[name][sequences, :, rows, : tile.shape[-1]] = tile
+
+    def tell(self) -> None:
+        for name, whole in self.wholes.items():
+            self.record(name, whole)
+
+
+class _Tile:
+    """The scores of some sequences' queries `rows`, of which the last sees the first `seen` keys."""
+
+    def __init__(self, scores: Scores, T: int, S: int, sequences: slice, rows: slice):
+        self.visible, self.corner, self.T, self.S = scores.visible, scores.corner, T, S
+        self.sequences, self.rows, self.seen = sequences, rows, self.visible.keys_up_to(rows.stop, T, S)
+        dropout = scores.dropout
+        self.dropout = None if dropout is None else dropout.tile(sequences.start, 0, rows.start)
+
+    def shape(self, n_heads: int) -> tuple[int, int, int, int]:
+        """(b, H, t, s)"""
+        return self.sequences.stop - self.sequences.start, n_heads, self.rows.stop - self.rows.start, self.seen
+
+    def dropout_mask(self, probabilities: Tensor) -> tuple[Tensor | None, float]:
+        """Which of them dropout keeps, None where it keeps all, and their share 1 - p."""
+        if self.dropout is None or self.dropout.probability == 0:
+            return None, 1.0
+        mask = keep_mask(tuple(probabilities.shape), self.dropout, probabilities.device)
+        return mask, 1 - self.dropout.probability
+
+    def mask_(self, scores: Tensor) -> None:
+        """Hidden scores (b, H, t, s) become -inf: a number is added, which is faster than to fill them."""
+        if self.corner is not None:
+            size = self.rows.stop - self.rows.start
+            scores[..., self.seen - size :].add_(self.corner[:size, :size])
+        elif (hidden := self._hidden(scores.device)) is not None:
+            with scratch(tuple(hidden.shape), scores) as penalty:
+                scores.add_(penalty.zero_().masked_fill_(hidden, -math.inf))
+
+    def empty_(self, probabilities: Tensor) -> None:
+        """Where a query sees no key, all are 0."""
+        if self.visible.may_leave_none(self.T, self.S) and (hidden := self._hidden(probabilities.device)) is not None:
+            probabilities.masked_fill_(hidden.all(-1, keepdim=True), 0)
+
+    def _hidden(self, device: torch.device) -> Tensor | None:
+        """(b or 1, 1, t, s), or None where all is seen."""
+        seen = self.visible.mask(self.T, self.S, device, self.sequences, self.rows, slice(self.seen))
+        return None if seen is None else ~seen
+
+
+def _corner(visible: Visible, T: int, S: int, like: Tensor) -> Tensor | None:
+    """-inf above the diagonal, 0 elsewhere, for as many queries as a tile has; None where masks are not that alone."""
+    if not visible.is_only_causal or T > S:
+        return None
+    size = min(T, sizes_of(like).queries)
+    return torch.full((size, size), -math.inf, dtype=like.dtype, device=like.device).triu(1)
+
+
+def _some_sequences(query: Tensor, S: int) -> Iterator[slice]:
+    """At a time: as many as have a tile's scores."""
+    batch, T, n_heads, _ = query.shape
+    sizes = sizes_of(query)
+    at_once = max(1, sizes.scores // (n_heads * S * min(T, sizes.queries)))
+    may_be_kept = max(T, S) <= sizes.longest_kept  # the probabilities, of each
+    return pieces(batch, at_once, None if may_be_kept else query)
+
+
+@contextmanager
+def _by_head(x: Tensor) -> Iterator[Tensor]:
+    """Some sequences (b, T, H, K) as a matrix for each head: (b H, T, K)."""
+    by_head = x.transpose(1, 2)
+    with scratch(tuple(by_head.shape), x) as copy:
+        yield matrices(copy.copy_(by_head))
+
+
+@contextmanager
+def _from_heads(x: Tensor) -> Iterator[Tensor]:
+    """What is written into a matrix for each head, (b H, T, K), is in x (b, T, H, K) at the end."""
+    by_head = x.transpose(1, 2)
+    with scratch(tuple(by_head.shape), x) as copy:
+        yield matrices(copy)
+        by_head.copy_(copy)
+
+
+def _memory(saved: list[Tensor], number: int, shape: tuple[int, ...], like: Tensor) -> AbstractContextManager[Tensor]:
+    """The probabilities that are kept, or memory to compute them again."""
+    return nullcontext(saved[number]) if saved else scratch(shape, like)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, adds: bool, scale: float = 1) -> None:
+    """total (b H, S, K) = scale left right, or += it; of the first keys, where no others are seen."""
+    seen = left.shape[1]
+    if not adds:
+        scaled_product(left, right, scale, total)
+        return
+    with scratch((total.shape[0], seen, total.shape[2]), total) as part:
+        scaled_product(left, right, scale, part)
+        total[:, :seen].add_(part)
+
+
+def _fill(probabilities: Tensor, query: Tensor, key: Tensor, tile: _Tile, squares: _Squares | None = None) -> None:
+    """probabilities (b, H, t, s) = softmax(mask(query key^T / sqrt(K)))."""
+    rows, scale = tile.rows, 1 / math.sqrt(query.shape[2])
+    scaled_product(query[:, rows], key[:, : tile.seen].mT, scale, matrices(probabilities))
+    if squares is not None:
+        squares.put("scores", tile.sequences, rows, probabilities)
+    tile.mask_(probabilities)
+    torch.softmax(probabilities, -1, out=probabilities)
+    tile.empty_(probabilities)

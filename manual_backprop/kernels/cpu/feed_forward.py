@@ -1,0 +1,84 @@
+"""The feed-forward network, of which one tensor of its width is kept: the hidden layer before bias and activation.
+
+Everything else of that width is there for some rows at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...ops.numerics import Record, no_record, rows
+from ..arena import Held, again, held, in_place_of, kept, scratch
+from ..pieces import Recorded, pieces_of
+from .activations import ACTIVATIONS
+from .products import add_product
+
+FeedForwardCache = tuple[Held, Tensor, Tensor, Tensor, Tensor, str]
+
+
+def feed_forward_forward(
+    x: Tensor,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor,
+    output_weight: Tensor,
+    output_bias: Tensor,
+    activation: str = "gelu_tanh",
+    record: Record = no_record,
+) -> tuple[Tensor, FeedForwardCache]:
+    """y = activation(x W_hidden^T + b_hidden) W_output^T + b_output: `ops.feed_forward_forward`. x, y (..., D)."""
+    activate, _ = ACTIVATIONS[activation]
+    hidden_weight, output_weight = hidden_weight.to(x.dtype), output_weight.to(x.dtype)
+    x_rows = rows(x)  # (N, D)
+    hidden = kept((x_rows.shape[0], hidden_weight.shape[0]), x)  # (N, F)
+    y, bias = kept(tuple(x_rows.shape), x), output_bias.to(x.dtype)
+    recorded = Recorded(record, x.shape[:-1])
+    for part in pieces_of(hidden):
+        torch.mm(x_rows[part], hidden_weight.T, out=hidden[part])
+        with scratch(tuple(hidden[part].shape), x) as activated:
+            activate(activated, hidden[part], hidden_bias)
+            recorded.put("activated", activated)
+            torch.addmm(bias, activated, output_weight.T, out=y[part])
+    if record.wants("hidden"):
+        recorded.put("hidden", hidden + hidden_bias)
+    recorded.tell()
+    return y.view(x.shape), (held(x), hidden_weight, hidden, hidden_bias, output_weight, activation)
+
+
+def feed_forward_backward(
+    dy: Tensor,
+    cache: FeedForwardCache,
+    dhidden_weight: Tensor,
+    dhidden_bias: Tensor,
+    doutput_weight: Tensor,
+    doutput_bias: Tensor,
+    hidden_feedback: Tensor | None = None,
+    output_feedback: Tensor | None = None,
+    record: Record = no_record,
+) -> Tensor:
+    """dy (..., D) -> dx (..., D); adds to the gradients of weights and biases: `ops.feed_forward_backward`."""
+    made_from, hidden_weight, hidden, hidden_bias, output_weight, activation = cache
+    hidden_back = hidden_weight if hidden_feedback is None else hidden_feedback.to(dy.dtype)
+    output_back = output_weight if output_feedback is None else output_feedback.to(dy.dtype)
+    x = again(made_from)
+    dx = in_place_of(x)
+    _, activate_gradient = ACTIVATIONS[activation]
+    x_rows, dy_rows, dx_rows = rows(x), rows(dy), rows(dx)
+    doutput_bias += dy_rows.sum(0, dtype=doutput_bias.dtype)
+    recorded = Recorded(record, x.shape[:-1])
+    for part in pieces_of(hidden):
+        shape = tuple(hidden[part].shape)
+        with scratch(shape, dy) as dhidden, scratch(shape, dy) as activated:
+            # y = activated W_output^T + b_output
+            torch.mm(dy_rows[part], output_back, out=dhidden)  # dactivated, at first
+            recorded.put("dactivated", dhidden)
+            # activated = activation(hidden + b_hidden)
+            activate_gradient(activated, dhidden, hidden[part], hidden_bias)
+            recorded.put("dhidden", dhidden)
+            add_product(doutput_weight, dy_rows[part].T, activated)
+            # hidden = x W_hidden^T
+            add_product(dhidden_weight, dhidden.T, x_rows[part])
+            dhidden_bias += dhidden.sum(0, dtype=dhidden_bias.dtype)
+            torch.mm(dhidden, hidden_back, out=dx_rows[part])
+    recorded.tell()
+    return dx

@@ -1,0 +1,96 @@
+"""The gated feed-forward network, of which gate and hidden layer are kept; one pass each way for SwiGLU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...ops.numerics import Record, no_record, rows, wide
+from ..arena import Held, again, held, in_place_of, kept, scratch
+from ..pieces import Recorded, pieces_of
+from .activations import gate_and_rest
+from .compiled import compiled
+from .products import add_product
+
+GatedFeedForwardCache = tuple[Held, Tensor, Tensor, Tensor]
+
+
+@compiled("N F", "N 2F", group="swiglu", by_rows=True)
+def swiglu(y: Tensor, x: Tensor) -> None:
+    """y = silu(gate) * hidden. x (N, 2F) -> y (N, F): `ops.swiglu_forward`."""
+    width = y.shape[1]
+    gate, hidden = wide(x[:, :width]), wide(x[:, width:])
+    y.copy_(gate * torch.sigmoid(gate) * hidden)
+
+
+@compiled("N F", "N F", "N F", "N 2F", group="swiglu", by_rows=True)
+def swiglu_gradient(y: Tensor, dgate: Tensor, dhidden: Tensor, x: Tensor) -> None:
+    """y = silu(gate) * hidden once more, dgate and dhidden, which holds dy, all (N, F): `ops.swiglu_backward`."""
+    width = y.shape[1]
+    gate, hidden, dy = wide(x[:, :width]), wide(x[:, width:]), wide(dhidden)
+    opening, rest = gate_and_rest(gate)
+    silu = gate * opening
+    y.copy_(silu * hidden)
+    dgate.copy_(dy * hidden * opening * (1 + gate * rest))
+    dhidden.copy_(dy * silu)
+
+
+def gated_feed_forward_forward(
+    x: Tensor, gated_weight: Tensor, output_weight: Tensor, record: Record = no_record
+) -> tuple[Tensor, GatedFeedForwardCache]:
+    """y = (silu(x W_gate^T) * (x W_hidden^T)) W_output^T: `ops.gated_feed_forward_forward`. x, y (..., D)."""
+    gated_weight, output_weight = gated_weight.to(x.dtype), output_weight.to(x.dtype)
+    x_rows = rows(x)  # (N, D)
+    gated = kept((x_rows.shape[0], gated_weight.shape[0]), x)  # (N, 2F)
+    y = kept(tuple(x_rows.shape), x)
+    recorded = Recorded(record, x.shape[:-1])
+    for part in pieces_of(gated):
+        torch.mm(x_rows[part], gated_weight.T, out=gated[part])
+        with scratch((part.stop - part.start, gated.shape[1] // 2), x) as activated:
+            swiglu(activated, gated[part])
+            recorded.put("activated", activated)
+            torch.mm(activated, output_weight.T, out=y[part])
+    recorded.put("gated", gated)
+    recorded.tell()
+    return y.view(x.shape), (held(x), gated_weight, gated, output_weight)
+
+
+def gated_feed_forward_backward(
+    dy: Tensor,
+    cache: GatedFeedForwardCache,
+    dgated_weight: Tensor,
+    doutput_weight: Tensor,
+    gated_feedback: Tensor | None = None,
+    output_feedback: Tensor | None = None,
+    record: Record = no_record,
+) -> Tensor:
+    """dy (..., D) -> dx (..., D); adds to the gradients of both weights: `ops.gated_feed_forward_backward`."""
+    made_from, gated_weight, gated, output_weight = cache
+    gated_back = gated_weight if gated_feedback is None else gated_feedback.to(dy.dtype)
+    output_back = output_weight if output_feedback is None else output_feedback.to(dy.dtype)
+    x = again(made_from)
+    dx = in_place_of(x)
+    x_rows, dy_rows, dx_rows = rows(x), rows(dy), rows(dx)
+    recorded = Recorded(record, x.shape[:-1])
+    for part in pieces_of(gated):
+        wide_shape = tuple(gated[part].shape)
+        shape = wide_shape[0], wide_shape[1] // 2
+        with (
+            scratch(wide_shape, dy) as dgated,
+            scratch(shape, dy) as dactivated,
+            scratch(shape, dy) as activated,
+        ):
+            # y = activated W_output^T
+            torch.mm(dy_rows[part], output_back, out=dactivated)
+            recorded.put("dactivated", dactivated)
+            # activated = swiglu(gated)
+            with scratch(shape, dy) as dgate:
+                swiglu_gradient(activated, dgate, dactivated, gated[part])
+                dgated[:, : shape[1]], dgated[:, shape[1] :] = dgate, dactivated
+            recorded.put("dgated", dgated)
+            add_product(doutput_weight, dy_rows[part].T, activated)
+            # gated = x W_gated^T
+            add_product(dgated_weight, dgated.T, x_rows[part])
+            torch.mm(dgated, gated_back, out=dx_rows[part])
+    recorded.tell()
+    return dx

@@ -1,0 +1,159 @@
+"""The vocabulary projection and the loss, a few rows at a time: all logits are never there at once.
+
+A chunk's logits become its loss, then their own gradient in place, then its part of dx and dW. So the gradient is made
+in the forward pass, while the chunk is in the cache, and the largest tensor of a step shrinks from (N, V) to a chunk.
+
+Where it is compiled, one exponential is made of each logit, e = exp(z - max(z)). softmax(z) is e / sum(e), and as the
+sum is one number a row, it divides the rows of x that make dW and those of dx, in place of the logits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ops.loss import IGNORED
+from ...ops.numerics import Record, no_record, one_number, rows, wide
+from ...optim.parameters import PADDING
+from ..arena import in_place_of, scratch
+from ..pieces import Recorded, pieces
+from ..sizes import sizes_of
+from .products import add_product
+from .rowwise import cross_entropy_of_rows
+
+LARGE = 1 << 10  # a vocabulary, of which as many numbers more are a few percent
+
+LinearCrossEntropyCache = tuple[Tensor, Tensor, tuple[Any, ...]]
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    denominator: int | Tensor | None,
+    label_smoothing: float,
+    dweight: Tensor,
+    feedback: Tensor | None = None,
+    record: Record = no_record,
+) -> tuple[Tensor, Tensor]:
+    """`ops.linear_cross_entropy_forward` and `_backward` at once, for a dloss of 1: loss and dx; adds to dweight.
+
+    x (..., D), weight (V, D), targets (...) -> loss, one number, and dx (..., D).
+    """
+    weight = weight.to(x.dtype)
+    back = weight if feedback is None else feedback.to(x.dtype)
+    vocab_size = weight.shape[0]
+    x_rows, target = rows(x), targets.reshape(-1).long()
+    counts = target != IGNORED
+    if denominator is None:
+        denominator = counts.sum()
+    share = 1 / one_number(denominator, wide(x_rows[:0])).clamp(min=1)
+    dx = in_place_of(x_rows)
+    loss = torch.zeros_like(share)
+    recorded = Recorded(record, targets.shape)
+    width, sizes = _width(vocab_size, label_smoothing), sizes_of(x)
+    for part in pieces(len(x_rows), max(sizes.fewest_rows, sizes.logits // vocab_size), x):
+        with scratch((part.stop - part.start, width), x) as padded:
+            logits = padded[:, :vocab_size]
+            torch.mm(x_rows[part], weight.T, out=logits)
+            recorded.put("logits", logits)
+            if width != vocab_size:
+                padded[:, vocab_size:].fill_(-math.inf)
+            part_loss, scale = _loss_and_gradient_(padded, target[part], counts[part], share, label_smoothing)
+            loss += part_loss
+            if record.wants("dlogits"):
+                recorded.put("dlogits", (logits * scale).to(x.dtype))
+            # logits = x W^T
+            add_product(dweight, logits.T, (x_rows[part] * scale).to(x.dtype))
+            torch.mm(logits, back, out=dx[part])
+            dx[part].mul_(scale)  # `*=` would copy the product onto itself
+    recorded.tell()
+    return loss * share, dx.view(x.shape)
+
+
+def _width(vocab_size: int, label_smoothing: float) -> int:
+    """Of a chunk: columns of -inf, of which the exponential is 0, make rows start at a cache line, as products like it.
+
+    None where the vocabulary is small, or where a smoothed target gives each column its share.
+    """
+    return vocab_size if label_smoothing or vocab_size < LARGE else -(-vocab_size // PADDING) * PADDING
+
+
+def _loss_and_gradient_(
+    logits: Tensor, target: Tensor, counts: Tensor, share: Tensor, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """The sum of the chunk's losses, and scale, one number or (R, 1): the gradient is scale times what `logits` become,
+    which is 0 in rows that do not count.
+
+    logits (R, V), or more columns, of -inf, where nothing is smoothed: a smoothed target belongs to V of them.
+    """
+    on_target = torch.arange(len(logits), device=logits.device), target.clamp(min=0)
+    at_target, count = logits[on_target], counts.to(logits.dtype)
+    losses, total = share.new_empty(2, len(logits))
+    of_rows = at_target, losses, total, count, label_smoothing
+    if not cross_entropy_of_rows.compiles(logits, *of_rows):
+        return _loss_and_gradient_by_pytorch_(logits, target, counts, label_smoothing), share
+    cross_entropy_of_rows(logits, *of_rows)
+    if label_smoothing:
+        logits -= (label_smoothing / logits.shape[1] * total[:, None]).to(logits.dtype)
+    logits[on_target] = at_target  # `scatter_`, and above two formats, would copy all logits where they are bfloat16
+    return losses.sum(), torch.where(counts, share / total, 0)[:, None]
+
+
+def _loss_and_gradient_by_pytorch_(logits: Tensor, target: Tensor, counts: Tensor, label_smoothing: float) -> Tensor:
+    """The sum of the chunk's losses; `logits` (R, V) become softmax - q."""
+    if logits.dtype == torch.bfloat16:
+        with scratch(tuple(logits.shape), wide(logits[:0])) as wide_logits:
+            wide_logits.copy_(logits)
+            loss = _loss_and_gradient_by_pytorch_(wide_logits, target, counts, label_smoothing)
+            logits.copy_(wide_logits)
+            return loss
+    on_target = target.clamp(min=0)[:, None]
+    largest, place = logits.max(-1, keepdim=True)  # (R, 1)
+    expected = (1 - label_smoothing) * logits.gather(1, on_target)
+    if label_smoothing:
+        expected += label_smoothing * logits.mean(-1, keepdim=True)
+    p = torch.softmax(logits, -1, out=logits)
+    # softmax = exp(z - logsumexp), read where it is largest and so never 0
+    logsumexp = largest - p.gather(1, place).log()
+    loss = torch.where(counts[:, None], logsumexp - expected, 0).sum()
+    if label_smoothing:
+        p -= label_smoothing / p.shape[1]
+    p.scatter_add_(1, on_target, torch.full_like(expected, label_smoothing - 1))
+    p.masked_fill_(~counts[:, None], 0)  # not a product: a row that does not count may hold anything, NaN too
+    return loss
+
+
+def linear_cross_entropy_forward(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    denominator: int | Tensor | None = None,
+    label_smoothing: float = 0.0,
+    record: Record = no_record,
+) -> tuple[Tensor, LinearCrossEntropyCache]:
+    """The two halves of `linear_cross_entropy`, for whoever has another gradient of the loss than 1."""
+    dweight = torch.zeros_like(weight)
+    inputs = x.clone(), weight, targets, denominator, label_smoothing  # x itself becomes dx
+    loss, dx = linear_cross_entropy(x, weight, targets, denominator, label_smoothing, dweight, record=record)
+    return loss, (dx, dweight, inputs)
+
+
+def linear_cross_entropy_backward(
+    dloss: float | Tensor,
+    cache: LinearCrossEntropyCache,
+    dweight: Tensor,
+    feedback: Tensor | None = None,
+    record: Record = no_record,
+) -> Tensor:
+    """dloss, one number -> dx (..., D); adds to dweight (V, D)."""
+    dx, dweight_of_one, inputs = cache
+    dweight += dloss * dweight_of_one
+    if feedback is not None:  # the forward has gone through the weight itself: once more
+        x, weight, targets, denominator, label_smoothing = inputs
+        once_more = torch.zeros_like(dweight)
+        _, dx = linear_cross_entropy(x, weight, targets, denominator, label_smoothing, once_more, feedback)
+    return dx * dloss

@@ -1,0 +1,97 @@
+"""Matrix products by the fastest way that has their precision, into memory that is there, added where it belongs.
+
+PyTorch has two libraries for a float32 product on a CPU, MKL and oneDNN, and takes MKL. On processors that are not
+Intel's, oneDNN is twice as fast. It is reached by allowing it reduced precision, of which it makes use only where the
+processor has tiles for it (AMX); whether it does is measured once, with numbers that bfloat16 would round.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from ..arena import scratch
+from ..sizes import Sizes, sizes_of
+
+_mkldnn: Any = torch.backends.mkldnn
+
+_lock = threading.Lock()
+_inside = 0  # how many calculations are, in all threads: the setting is the process's
+_before: str = "none"  # the setting as it was found
+
+
+@contextmanager
+def fastest_products() -> Iterator[None]:
+    """Inside, float32 products on the CPU run in oneDNN, if they are float32 products there."""
+    if not onednn_is_exact():
+        yield
+        return
+    with _reduced_precision_allowed():
+        yield
+
+
+@contextmanager
+def _reduced_precision_allowed() -> Iterator[None]:
+    global _inside, _before
+    matmul = _mkldnn.matmul
+    with _lock:
+        if _inside == 0:
+            _before = matmul.fp32_precision
+            matmul.fp32_precision = "bf16"
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                matmul.fp32_precision = _before
+
+
+@cache
+def onednn_is_exact() -> bool:
+    """Whether float32 stays float32 in oneDNN when it may be less: True without AMX, False where oneDNN is missing."""
+    if not _mkldnn.is_available() or not hasattr(_mkldnn.matmul, "fp32_precision"):
+        return False
+    with _reduced_precision_allowed(), _disable_current_modes():  # with real numbers, also where a step is only traced
+        generator = torch.Generator().manual_seed(0)
+        left, right = torch.randn(2, 256, 256, generator=generator, device="cpu")
+        got, want = left @ right, left.double() @ right.double()
+        return bool((got - want).norm() <= 1e-5 * want.norm())  # bfloat16 is off by 2e-3
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left right, in one pass where the formats agree. left (O, N), right (N, I) -> total (O, I)."""
+    for rows in _in_blocks(len(total), sizes_of(total)):
+        if total.dtype == left.dtype:
+            total[rows].addmm_(left[rows], right)
+            continue
+        with scratch((rows.stop - rows.start, right.shape[1]), left) as product:  # a wider total
+            torch.mm(left[rows], right, out=product)  # rounded once,
+            total[rows] += product  # added in its format
+
+
+def _in_blocks(n_rows: int, sizes: Sizes) -> list[slice]:
+    """All of them, in one or in two: those that fill blocks, and the rest."""
+    even = n_rows // sizes.even_rows * sizes.even_rows if n_rows > sizes.many_rows else 0
+    return [rows for rows in (slice(0, even), slice(even, n_rows)) if rows.start < rows.stop]
+
+
+def scaled_product(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:
+    """out = scale left right for many matrices: left (M, R, S), right (M, S, C) -> out (M, R, C).
+
+    `out` may hold anything, NaN too. The scale belongs to the product, so that no pass over memory is spent on it.
+    """
+    torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
+
+
+def matrices(x: Tensor) -> Tensor:
+    """(b, H, R, C) -> (b H, R, C), a view: the product of each head is one of many."""
+    return x.flatten(0, 1)

@@ -1,0 +1,62 @@
+"""How much arithmetic a step is, and how much of it this machine does in a second.
+
+FLOPs of a token: 6 x (weights that enter a matrix product, the vocabulary projection included even when tied)
++ 12 L D T.
+Forward takes 2 for each weight (a product and a sum), backward 4; the last term is attention's scores and context.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from contextlib import nullcontext
+
+import torch
+
+from ..config.schema import CustomTransformerConfig
+from ..kernels.cpu.products import fastest_products
+
+SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}  # of the square matrices whose product is timed
+
+
+def flops_per_token(config: CustomTransformerConfig, sequence_length: int) -> int:
+    """Of one token in one training step, forward and backward [FLOPs]."""
+    d_model = config.d_model
+    attention = 2 * d_model * d_model + 2 * d_model * config.kv_heads * config.d_head  # query, output; key, value
+    feed_forward = (3 if config.traits.gated else 2) * d_model * config.d_ffn
+    weights = config.n_blocks * (attention + feed_forward) + config.vocab_size * d_model
+    return 6 * weights + 12 * config.n_blocks * d_model * sequence_length
+
+
+def matrix_product_rate(dtype: torch.dtype, device: torch.device, seconds: float = 0.1) -> float:
+    """What this machine reaches on matrix products alone, in this format and with the threads torch has now [FLOP/s],
+    by the library that the kernels take.
+
+    The best of many products x @ weight.T of several sizes: a small one may end before another program takes the
+    processor away, and a GPU needs large ones. Measured once in a process.
+    """
+    return _measured_rate(dtype, device, torch.get_num_threads(), seconds)
+
+
+@functools.cache
+def _measured_rate(dtype: torch.dtype, device: torch.device, threads: int, seconds: float) -> float:
+    generator = torch.Generator(device).manual_seed(0)
+    best = 0.0
+    for side in SIDES[device.type]:
+        a, b = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
+        product = torch.empty_like(a)  # a new one each time would cost page faults
+        with fastest_products() if device.type == "cpu" else nullcontext():
+            torch.mm(a, b.T, out=product)
+            start = time.perf_counter()
+            while time.perf_counter() - start < seconds / len(SIDES[device.type]):
+                _wait(device)
+                begin = time.perf_counter()
+                torch.mm(a, b.T, out=product)
+                _wait(device)
+                best = max(best, 2 * side**3 / (time.perf_counter() - begin))
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

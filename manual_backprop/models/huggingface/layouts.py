@@ -1,0 +1,271 @@
+"""The layouts of `transformers` that this project has by hand, GPT-2's and Llama's: config.json and names of weights.
+
+Standard library only. What here would calculate something else than `transformers` does is refused by its name there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from manual_backprop.common.errors import InputError
+from manual_backprop.config.rules import Number
+from manual_backprop.config.schema import NORM_EPSILON_RULE, ROTARY_BASE_RULE, CustomTransformerConfig
+
+ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}  # ours: theirs
+# The same functions by other names.
+SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
+DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "bf16_mixed": "float32"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A weight of theirs: ours, one below the other, and turned where theirs is (inputs, outputs)."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    turned: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One architecture there. `sizes`: their keys of ours; `demanded`: values that ours has built in."""
+
+    model_type: str
+    architecture: str  # ours
+    class_name: str
+    prefix: str  # of all weights but the head's; a bare model's file has none
+    sizes: Mapping[str, str]
+    epsilon: str  # their key of the norms' epsilon; where it is left out, both take the usual one
+    defaults: Mapping[str, Any]  # of keys that config.json may leave out
+    demanded: Mapping[str, Any]
+
+
+LAYOUTS = {
+    "gpt2": Layout(
+        model_type="gpt2",
+        architecture="gpt2",
+        class_name="GPT2LMHeadModel",
+        prefix="transformer.",
+        sizes={
+            "vocab_size": "vocab_size",
+            "d_model": "n_embd",
+            "n_blocks": "n_layer",
+            "n_heads": "n_head",
+            "max_seq_len": "n_positions",
+        },
+        epsilon="layer_norm_epsilon",
+        defaults={"n_inner": None, "activation_function": "gelu_new"},
+        demanded={
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "add_cross_attention": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "llama": Layout(
+        model_type="llama",
+        architecture="llama",
+        class_name="LlamaForCausalLM",
+        prefix="model.",
+        sizes={
+            "vocab_size": "vocab_size",
+            "d_model": "hidden_size",
+            "n_blocks": "num_hidden_layers",
+            "n_heads": "num_attention_heads",
+            "d_ffn": "intermediate_size",
+            "max_seq_len": "max_position_embeddings",
+        },
+        epsilon="rms_norm_eps",
+        defaults={"num_key_value_heads": None},
+        demanded={
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+
+
+def layout_of(config: CustomTransformerConfig) -> Layout:
+    """Raises InputError for an architecture that `transformers` does not have."""
+    if config.architecture not in LAYOUTS:
+        raise InputError(
+            f"architecture={config.architecture} cannot be exported: no causal language model of transformers is "
+            "post-norm with fixed sinusoidal positions, so nothing there could load it. architecture=gpt2 and "
+            "architecture=llama can."
+        )
+    return LAYOUTS[config.architecture]
+
+
+# config.json
+
+
+def config_json(config: CustomTransformerConfig, end_token_id: int | None) -> dict[str, Any]:
+    """Of a network of ours. The end of one document begins the next, so that both tokens are one."""
+    layout = layout_of(config)
+    content = {
+        "architectures": [layout.class_name],
+        "model_type": layout.model_type,
+        **{theirs: getattr(config, ours) for ours, theirs in layout.sizes.items()},
+        **layout.demanded,
+        layout.epsilon: config.epsilon,
+        "bos_token_id": end_token_id,
+        "eos_token_id": end_token_id,
+        "pad_token_id": None,
+        "dtype": DTYPES[config.precision],
+    }
+    if layout.model_type == "gpt2":
+        drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
+        activation = ACTIVATIONS[config.activation or config.traits.activation]
+        return content | {"n_inner": config.d_ffn, "activation_function": activation} | drops
+    return content | {
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.d_head,
+        "attention_dropout": config.dropout,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.base},
+        "rope_theta": config.base,  # where transformers before version 5 look for it
+    }
+
+
+def network_of(content: Mapping[str, Any], where: str, precision: str = "fp32") -> CustomTransformerConfig:
+    """Of a config.json. Raises InputError with everything in it that has no counterpart here."""
+    model_type = content.get("model_type")
+    if model_type not in LAYOUTS:
+        raise InputError(f"{where} has model_type={model_type!r}; what can be read here is {' and '.join(LAYOUTS)}.")
+    layout = LAYOUTS[str(model_type)]
+    sizes, problems = {}, _unsupported(content, layout)
+    for ours, theirs in layout.sizes.items():
+        value = content.get(theirs, content.get("n_ctx") if theirs == "n_positions" else None)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            problems.append(f"{theirs}={value!r}: expected a whole number of at least 1")
+        sizes[ours] = value
+    more: dict[str, Any] = {
+        "norm_epsilon": _number(layout.epsilon, content.get(layout.epsilon), NORM_EPSILON_RULE, problems)
+    }
+    if layout.model_type == "llama":
+        base = _rope(content).get("rope_theta", content.get("rope_theta"))
+        more["rotary_base"] = _number("rope_theta", base, ROTARY_BASE_RULE, problems)
+    if problems:
+        raise _refusal(where, problems)
+    if layout.model_type == "gpt2":
+        theirs = content.get("activation_function", layout.defaults["activation_function"])
+        theirs = SYNONYMS.get(theirs, theirs)
+        more["d_ffn"] = content.get("n_inner") or 4 * sizes["d_model"]
+        more["activation"] = next(ours for ours, name in ACTIVATIONS.items() if name == theirs)
+    else:
+        groups = content.get("num_key_value_heads")
+        more["n_kv_heads"] = None if groups == sizes["n_heads"] else groups
+    config = CustomTransformerConfig(**sizes, **more, architecture=layout.architecture, precision=precision)
+    if problems := config.violations():
+        raise _refusal(where, problems)
+    if content.get("head_dim") not in (None, config.d_head):
+        problem = f"head_dim={content['head_dim']}: must be hidden_size / num_attention_heads = {config.d_head}"
+        raise _refusal(where, [problem])
+    return config
+
+
+def _refusal(where: str, problems: list[str]) -> InputError:
+    return InputError("\n  ".join([f"{where} describes a network that cannot be built here:", *problems]))
+
+
+def _number(key: str, value: Any, rule: Number, problems: list[str]) -> float | None:
+    try:
+        return rule.read(value)
+    except ValueError as error:
+        problems.append(f"{key}={value!r}: {error}")
+        return None
+
+
+def _rope(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What it says of rotary positions: `rope_parameters` since version 5, `rope_scaling` before."""
+    found: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        if isinstance(inner := content.get(name), Mapping):
+            found |= inner
+    return found
+
+
+def _unsupported(content: Mapping[str, Any], layout: Layout) -> list[str]:
+    problems = []
+    for key, demanded in layout.demanded.items():
+        value = content.get(key, demanded)
+        if (SYNONYMS.get(value, value) if isinstance(value, str) else value) != demanded:
+            problems.append(f"{key}={value!r}: here it is always {demanded!r}")
+    if layout.model_type == "gpt2":
+        activation = content.get("activation_function", layout.defaults["activation_function"])
+        if SYNONYMS.get(activation, activation) not in ACTIVATIONS.values():
+            known = ", ".join((*ACTIVATIONS.values(), "gelu_pytorch_tanh"))
+            problems.append(f"activation_function={activation!r}: there are {known}")
+    else:
+        problems += _rotary_problems(content)
+    if content.get("quantization_config") is not None:
+        problems.append("quantization_config: weights must be plain numbers")
+    return problems
+
+
+def _rotary_problems(content: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for name in ("rope_parameters", "rope_scaling"):
+        inner = content.get(name) or {}
+        kind = inner.get("rope_type", inner.get("type", "default")) if isinstance(inner, Mapping) else inner
+        if kind != "default":
+            problems.append(f"{name} of type {kind!r}: positions are turned without scaling here")
+    return problems
+
+
+# Weights
+
+
+def entries(config: CustomTransformerConfig) -> list[Entry]:
+    """Every weight of the layout, and which of ours it is. A tied head is no weight of its own."""
+    layout = layout_of(config)
+    return _gpt2_entries(config) if layout.model_type == "gpt2" else _llama_entries(config)
+
+
+def _gpt2_entries(config: CustomTransformerConfig) -> list[Entry]:
+    found = [
+        Entry("transformer.wte.weight", ("token_embedding.weight",)),
+        Entry("transformer.wpe.weight", ("position_embedding.weight",)),
+    ]
+    modules = (
+        ("ln_1", ("attention_norm",)),
+        ("attn.c_attn", ("attention.query", "attention.key", "attention.value")),
+        ("attn.c_proj", ("attention.output",)),
+        ("ln_2", ("feed_forward_norm",)),
+        ("mlp.c_fc", ("feed_forward.hidden",)),
+        ("mlp.c_proj", ("feed_forward.output",)),
+    )
+    for block in range(config.n_blocks):
+        for theirs, ours in modules:
+            for kind in ("weight", "bias"):
+                names = tuple(f"blocks.{block}.{name}.{kind}" for name in ours)
+                turned = kind == "weight" and "c_" in theirs  # Conv1D: (inputs, outputs)
+                found.append(Entry(f"transformer.h.{block}.{theirs}.{kind}", names, turned))
+    return [*found, *(Entry(f"transformer.ln_f.{kind}", (f"final_norm.{kind}",)) for kind in ("weight", "bias"))]
+
+
+def _llama_entries(config: CustomTransformerConfig) -> list[Entry]:
+    modules = (
+        ("input_layernorm", "attention_norm"),
+        ("self_attn.q_proj", "attention.query"),
+        ("self_attn.k_proj", "attention.key"),
+        ("self_attn.v_proj", "attention.value"),
+        ("self_attn.o_proj", "attention.output"),
+        ("post_attention_layernorm", "feed_forward_norm"),
+        ("mlp.gate_proj", "feed_forward.gate"),
+        ("mlp.up_proj", "feed_forward.hidden"),
+        ("mlp.down_proj", "feed_forward.output"),
+    )
+    return [
+        Entry("model.embed_tokens.weight", ("token_embedding.weight",)),
+        *(
+            Entry(f"model.layers.{block}.{theirs}.weight", (f"blocks.{block}.{ours}.weight",))
+            for block in range(config.n_blocks)
+            for theirs, ours in modules
+        ),
+        Entry("model.norm.weight", ("final_norm.weight",)),
+        Entry("lm_head.weight", ("head.weight",)),
+    ]

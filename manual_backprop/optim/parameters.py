@@ -1,0 +1,107 @@
+"""Parameters, gradients and moments: mappings with the same keys, each a set of views into one flat buffer.
+
+So an optimizer, a norm, an all-reduce or a checkpoint is one operation over one tensor, and a name finds the same thing
+in all of them. This file knows shapes and places; what the numbers mean is the networks' and the optimizers' business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..common.errors import InputError
+
+PADDING = 32  # elements: entries start at multiples of 64 bytes in the narrowest format, bfloat16
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Flat:
+    """One flat buffer and its named views. `decayed` is the part that weight decay applies to: its first slice."""
+
+    buffer: Tensor
+    views: dict[str, Tensor]
+    decayed_size: int
+
+    def packed(self, names: Sequence[str]) -> Tensor:
+        """Entries that lie side by side, as one tensor: their first dimensions joined."""
+        first = self.views[names[0]]
+        length = sum(self.views[name].numel() for name in names)
+        start = first.storage_offset()
+        for name in names:  # what was laid out side by side stays so
+            assert self.views[name].storage_offset() == start, f"{name} does not follow its neighbour"
+            start += self.views[name].numel()
+        offset = first.storage_offset()
+        return self.buffer[offset : offset + length].view(-1, *first.shape[1:])
+
+
+class Layout:
+    """Where each parameter lies: decayed matrices first, then the rest; the names of a group side by side."""
+
+    def __init__(self, shapes: Mapping[str, Shape], groups: Sequence[Sequence[str]] = ()):
+        """`shapes` in the order of the network; `groups` are names of equal rank that must not be padded apart."""
+        self.shapes = dict(shapes)
+        group_of = {group[0]: tuple(group) for group in groups}
+        followers = {name for group in groups for name in group[1:]}
+        entries = [group_of.get(name, (name,)) for name in self.shapes if name not in followers]
+        decayed = [entry for entry in entries if len(self.shapes[entry[0]]) >= 2]
+        rest = [entry for entry in entries if len(self.shapes[entry[0]]) < 2]
+        self.offsets: dict[str, int] = {}
+        self.size = self._place(decayed, 0)
+        self.decayed_size = self.size
+        self.size = self._place(rest, self.size)
+        assert self.offsets.keys() == self.shapes.keys(), "every parameter has exactly one place"
+
+    def _place(self, entries: list[tuple[str, ...]], offset: int) -> int:
+        for entry in entries:
+            for name in entry:
+                self.offsets[name] = offset
+                offset += math.prod(self.shapes[name])
+            offset = -(-offset // PADDING) * PADDING
+        return offset
+
+    def allocate(self, dtype: torch.dtype, device: torch.device | str) -> Flat:
+        """A buffer of zeros, and its views in the order of the network."""
+        try:
+            buffer = torch.zeros(self.size, dtype=dtype, device=device)
+        except RuntimeError as error:  # torch says "out of memory" in several ways, all of them RuntimeErrors
+            size = self.size * torch.empty((), dtype=dtype).element_size()
+            raise InputError(
+                f"A buffer of {size / 1e9:,.1f} GB for {self.size:,} parameters does not fit into the memory of "
+                f"{device}: make the model smaller."
+            ) from error
+        views = {
+            name: buffer[self.offsets[name] : self.offsets[name] + math.prod(shape)].view(shape)
+            for name, shape in self.shapes.items()
+        }
+        return Flat(buffer, views, self.decayed_size)
+
+
+def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: str = "parameter") -> None:
+    """Copies every entry of `source` into the entry of `target` with its name; converts formats.
+
+    Raises InputError, and changes nothing, unless the names and shapes are the same.
+    """
+    problems = [f"{what} {name} is missing" for name in target.keys() - source.keys()]
+    problems += [f"{what} {name} is unknown here" for name in source.keys() - target.keys()]
+    problems += [
+        f"{what} {name} has shape {tuple(source[name].shape)}, expected {tuple(target[name].shape)}"
+        for name in target.keys() & source.keys()
+        if source[name].shape != target[name].shape
+    ]
+    if problems:
+        shown = sorted(problems)[:8]
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise InputError("These values belong to another network: " + "; ".join(shown) + more + ".")
+    for name, tensor in target.items():
+        tensor.copy_(source[name])
+
+
+def copy_on_cpu(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, made once wherever the tensor lies: `.cpu().clone()` makes two of what a GPU holds."""
+    return tensor.detach().to("cpu", copy=True)

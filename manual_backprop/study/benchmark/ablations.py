@@ -1,0 +1,335 @@
+"""The means of the kernels, each with what it saves and how it is taken out, so that it can be measured alone.
+
+A means is taken out of a process by binding names anew: a pair of `kernels` to the reference's of the same name, a
+function or a number that several kernels share to what they would do without it. What is left is a whole training step
+with the same gradients, which the bench compares before it times anything.
+
+A new means is a new entry of MEANS. Imports torch only where something is taken out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from . import rows
+from .cases import SUBJECT, Case
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WITHOUT = f"{SUBJECT} without "  # before a means' name: the name of a row
+
+Binding = tuple[ModuleType, str, Any]  # a module, a name in it, and what the name stands for
+
+
+@dataclass(frozen=True)
+class Means:
+    """Pairs of the kernels, and whatever else has to be bound anew."""
+
+    place: str  # the files of the package that it lives in
+    about: str  # what is saved, and why
+    pairs: tuple[str, ...] = ()  # replaced whole, since a cache is private to its pair
+    without: Callable[[], list[Binding]] = list
+    applies: Callable[[Case], bool] = lambda case: True
+
+    def bindings(self) -> list[Binding]:
+        """That take it out of this process."""
+        from ... import kernels, ops
+
+        halves = [f"{pair}_{way}" for pair in self.pairs for way in ("forward", "backward")]
+        return [(kernels, half, getattr(ops, half)) for half in halves] + self.without()
+
+
+# Ways to take something out
+
+
+def _shared(**values: Any) -> Callable[[], list[Binding]]:
+    """Names that several kernels import, in each of them."""
+
+    def bindings() -> list[Binding]:
+        from ... import kernels
+
+        modules = [module for name, module in sys.modules.items() if name.startswith(f"{kernels.__name__}.")]
+        found = [(module, name, value) for name, value in values.items() for module in modules if hasattr(module, name)]
+        assert {name for _, name, _ in found} == values.keys(), f"no kernel knows one of {', '.join(values)}"
+        return found
+
+    return bindings
+
+
+def _without_bound(size: str) -> Callable[[], list[Binding]]:
+    """A constant of every device (`kernels/sizes.py`), beyond all bounds."""
+
+    def bindings() -> list[Binding]:
+        from ...kernels import sizes
+
+        unbounded = {device: replace(own, **{size: sys.maxsize}) for device, own in sizes.SIZES.items()}
+        return [(sizes, "SIZES", unbounded)]
+
+    return bindings
+
+
+# What takes their places
+
+
+def _loss_by_halves() -> list[Binding]:
+    """The pair, one half after the other, behind the name of both at once."""
+    from ... import kernels
+
+    def linear_cross_entropy(*inputs: Any, **record: Any) -> tuple[Tensor, Tensor]:
+        *of_forward, dweight = inputs
+        loss, cache = kernels.linear_cross_entropy_forward(*of_forward, **record)
+        return loss, kernels.linear_cross_entropy_backward(1.0, cache, dweight, **record)
+
+    return [(kernels, "linear_cross_entropy", linear_cross_entropy)]
+
+
+def _allocated(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return like.new_empty(shape)
+
+
+@contextmanager
+def _allocated_for_a_while(shape: tuple[int, ...], like: Tensor) -> Iterator[Tensor]:
+    yield like.new_empty(shape)
+
+
+def _beside(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+def _kept_as_they_are() -> list[Binding]:
+    """What is made again lives in memory that the next one gets. A textbook's cache holds the tensor that it was given,
+    which has to stay."""
+    from ...kernels.arena import kept
+
+    return _shared(passing=kept)()
+
+
+def _product_then_sum(total: Tensor, left: Tensor, right: Tensor) -> None:
+    total += left @ right
+
+
+def _longer_than_kept(case: Case) -> bool:
+    from ...kernels.sizes import SIZES
+
+    return case.config.max_seq_len > SIZES["cpu"].longest_kept
+
+
+def _is_made_again(case: Case) -> bool:
+    from ...kernels import is_repeatable
+
+    return is_repeatable(case.tokens * case.config.d_model, case.config.dropout, case.config.device)
+
+
+def _library_of_pytorch() -> list[Binding]:
+    from ... import kernels
+
+    return [(kernels, "fastest_products", nullcontext)]
+
+
+def _as_written() -> list[Binding]:
+    from ... import kernels
+
+    return [(kernels, "compiled_functions", lambda wanted: nullcontext())]
+
+
+def _every_step_runs() -> list[Binding]:
+    from ... import kernels
+
+    def run(work: Callable[..., Tensor], inputs: Sequence[Any], course: Any) -> Tensor:
+        return work(*inputs)
+
+    return [(kernels, "Replay", lambda arena: run)]
+
+
+def _textbook_adamw() -> list[Binding]:
+    from ...models import network
+    from ...optim.optimizers import AdamW
+
+    return [(network, "FusedAdamW", lambda *settings, groups: AdamW(*settings))]
+
+
+def _adamw_tensor_by_tensor() -> list[Binding]:
+    import torch
+
+    from ...models import network
+    from ...optim.parameters import Flat, Layout
+    from ...optim.torch_optimizers import TorchOptimizer
+
+    def optimizer(
+        layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float, betas: Any, epsilon: float, groups: Any
+    ) -> TorchOptimizer:
+        places = {}
+        for name, view in parameters.views.items():
+            place = torch.nn.Parameter(view)
+            place.grad = gradients.views[name]
+            places[name] = place, slice(None)
+        moments = ("exp_avg", "exp_avg_sq")
+        return TorchOptimizer(torch.optim.AdamW, places, weight_decay, {"betas": betas, "eps": epsilon}, moments)
+
+    return [(network, "FusedAdamW", optimizer)]
+
+
+MEANS = {
+    # pairs
+    "chunked-loss": Means(
+        "kernels/cpu/loss.py",
+        "A chunk of rows becomes logits, their loss and, in the same memory, softmax - q but for a number a row; its "
+        "parts of dx and dW are made at once. So the gradient is made in the forward pass, with one exponential a "
+        "logit: no tensor of N V numbers is kept or read again, and a chunk stays near the processor through all of "
+        "its passes.",
+        pairs=("linear_cross_entropy",),
+        without=_loss_by_halves,
+    ),
+    "tiled-attention": Means(
+        "kernels/cpu/attention.py",
+        "Scores are made for a block of queries and only the keys that it may see, so that what is above the diagonal "
+        "is neither multiplied nor normalized: nearly half of the work at long T. A tile goes through its softmax "
+        "and into the next product while it is in the cache. The textbook's pair holds query, key and value "
+        "themselves, so without this means they are not made again either.",
+        pairs=("self_attention", "rotary_attention"),
+        without=_kept_as_they_are,
+    ),
+    "norm-by-rows": Means(
+        "kernels/cpu/normalization.py",
+        "Sum, statistics and output of the rows in one call that reads them three times; dweight and dbias, then dx, "
+        "in two more. The textbook's makes a tensor for every line of its formula. Kept are the sum and two numbers a "
+        "row.",
+        pairs=("layer_norm", "residual_layer_norm"),
+        applies=lambda case: case.config.traits.norm == "layer",
+    ),
+    "feed-forward": Means(
+        "kernels/cpu/feed_forward.py, gated_feed_forward.py",
+        "Bias and activation are one pass, and so are the activation's derivative and its value, made again in "
+        "backward from the hidden layer before its bias: one tensor of N F numbers is kept where the textbook keeps "
+        "two and makes several on the way.",
+        pairs=("feed_forward", "gated_feed_forward"),
+        without=_kept_as_they_are,
+    ),
+    "linear": Means(
+        "kernels/cpu/linear.py",
+        "The product dy^T x is added where the gradient is kept, dx takes the place of x, and the norm's output and "
+        "query, key and value are made again in backward: the means below, in this pair alone.",
+        pairs=("linear",),
+        without=_kept_as_they_are,
+    ),
+    "token-embedding": Means(
+        "kernels/cpu/embedding.py",
+        "Adds only to the rows of the tokens that occur. The textbook makes a table of zeros of V D numbers first and "
+        "adds all of it, two passes over the largest parameter.",
+        pairs=("token_embedding",),
+    ),
+    # what several pairs share
+    "arena": Means(
+        "kernels/arena.py",
+        "A step asks for the same tensors as the step before, in the same order, and gets the same memory: no "
+        "allocation, no page fault, no holes. Here, as in a run, the C library keeps what is freed; without that and "
+        "for blocks beyond 32 MB, which it gives back all the same, the difference is larger.",
+        without=lambda: (
+            _shared(kept=_allocated, passing=_allocated, scratch=_allocated_for_a_while)() + _every_step_runs()
+        ),
+    ),
+    "replay": Means(
+        "kernels/replay.py",
+        "The calls of a small network's step are written down, with the memory they read and write, and made again: "
+        "no Python between them, no views. Larger steps run as they are.",
+        without=_every_step_runs,
+        applies=_is_made_again,
+    ),
+    "gradients-in-place": Means(
+        "kernels/arena.py",
+        "A gradient has the shape of its tensor and is made when that is read for the last time, so it is written "
+        "over it, and a residual sum over its branch. Autograd cannot know that nobody reads an activation again.",
+        without=_shared(in_place_of=_beside),
+    ),
+    "made-again": Means(
+        "kernels/arena.py",
+        "A norm's output, and query, key and value, are read once more in backward, and can be made from what is kept "
+        "anyway. Who reads them keeps the way to make them instead: 5 N D numbers a block, for two passes over rows "
+        "and one product.",
+        without=lambda: _shared(held=_itself)() + _kept_as_they_are(),
+    ),
+    "probabilities-made-again": Means(
+        "kernels/cpu/attention.py",
+        "Beyond some length backward makes the probabilities again from queries and keys: one product more, and "
+        "B H T^2 numbers a block less, the only memory that grows with the square of T.",
+        without=_without_bound("longest_kept"),
+        applies=_longer_than_kept,
+    ),
+    "rows-at-a-time": Means(
+        "kernels/pieces.py, feed_forward.py, gated_feed_forward.py",
+        "The activated hidden layer and its gradient are made for some rows at a time, and are done with when their "
+        "products are: a few million numbers in place of N F of each, which stay in the cache from one product to the "
+        "next.",
+        without=_without_bound("piece"),
+    ),
+    "added-products": Means(
+        "kernels/cpu/products.py",
+        "dW += dy^T x is one call, `addmm` with beta = 1: no tensor of the weight's size, and not the two passes that "
+        "write it and add it.",
+        without=_shared(add_product=_product_then_sum),
+    ),
+    "onednn": Means(
+        "kernels/cpu/products.py",
+        "A float32 product on a CPU by oneDNN in place of MKL, which on processors that are not Intel's leaves half of "
+        "their speed unused. Only where oneDNN keeps float32 exact, which is measured once.",
+        without=_library_of_pytorch,
+        applies=lambda case: case.config.precision == "fp32" and case.config.device == "cpu",
+    ),
+    "compiled": Means(
+        "kernels/cpu/compiled.py",
+        "What is neither a product nor one pass of PyTorch's becomes one loop over its tensors: on a CPU in C++, "
+        "compiled once for a machine, on a GPU by `torch.compile`. As it is written, every operation reads and writes "
+        "memory.",
+        without=_as_written,
+    ),
+    "fused-adamw": Means(
+        "kernels/cpu/optimizers.py",
+        "One loop clips, decays, updates both moments and the parameter, and writes each number once; another one adds "
+        "up the squares of the gradient. It is bound by memory, and the textbook's lines read the moments several "
+        "times and make a tensor for each intermediate result.",
+        without=_textbook_adamw,
+    ),
+    "flat-buffers": Means(
+        "parameters.py, optim.py",
+        "Parameters, gradients and moments are one buffer each: one norm, and one pass over all that decays and one "
+        "over the rest. Without: PyTorch's own fused AdamW and clipping, parameter by parameter, as the peers have "
+        "them.",
+        without=_adamw_tensor_by_tensor,
+        applies=lambda case: case.config.precision != "bf16",  # PyTorch's moments would be narrow: another optimizer
+    ),
+}
+
+
+@contextmanager
+def taken_out(means: Means) -> Iterator[None]:
+    """Inside, networks that are built and steps that are made do without it."""
+    bindings = means.bindings()
+    before = [(module, name, getattr(module, name)) for module, name, _ in bindings]
+    try:
+        for module, name, value in bindings:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+def work(end: Connection, name: str, case: Case) -> None:
+    """`rows.work` for a row of the bench, or for the subject without a means."""
+    if name.startswith(WITHOUT):
+        rows.prepare(SUBJECT, case)  # first, as in every row: to take something out imports torch
+        with taken_out(MEANS[name.removeprefix(WITHOUT)]):
+            rows.work(end, SUBJECT, case)
+    else:
+        rows.work(end, name, case)

@@ -1,0 +1,134 @@
+"""What the bench measures: networks with a batch and a number of threads, and the cases that have a name.
+
+Imports the standard library only, so that bad input is said before torch is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...config.schema import CustomTransformerConfig
+
+BY_HAND: dict[str, dict[str, str]] = {  # row: what it has in its config
+    "custom-reference": {"kernels": "reference"},
+    "custom-fused": {"kernels": "fused"},
+    "custom-recompute": {"kernels": "fused", "recompute": "block"},
+}
+ONEDNN = "-onednn"  # after a peer's name: its float32 products are made by the library that the kernels take
+_PEERS = {
+    f"{network}-{how}": network for network in ("torch", "baseline", "huggingface") for how in ("eager", "compiled")
+}
+ROWS = dict.fromkeys(BY_HAND, "custom") | {  # name: whose network it is
+    name + library: network for name, network in _PEERS.items() for library in ("", ONEDNN)
+}
+OURS = tuple(BY_HAND)
+SUBJECT = "custom-fused"  # what all others are compared with
+
+
+def is_compiled(name: str) -> bool:
+    """Whether a row's whole step goes through `torch.compile`."""
+    return name.removesuffix(ONEDNN).endswith("-compiled")
+
+
+def takes_onednn(name: str) -> bool:
+    """Whether a row asks for oneDNN's float32 products; whether it gets them depends on the processor."""
+    return name.endswith(ONEDNN) or BY_HAND.get(name, {}).get("kernels") == "fused"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What the subject must reach against the fastest peer."""
+
+    time: float  # peer / ours, at least
+    memory: float | None = None  # ours / peer, at most
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured."""
+
+    config: CustomTransformerConfig
+    batch_size: int  # B [sequences]
+    threads: int
+    name: str = ""
+    bar: Bar | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.batch_size * self.config.max_seq_len
+
+    def describe(self) -> str:
+        config = self.config
+        name = f"{self.name}: " if self.name else ""
+        return (
+            f"{name}{config.architecture}, V={config.vocab_size} T={config.max_seq_len} L={config.n_blocks} "
+            f"H={config.n_heads} D={config.d_model} B={self.batch_size}, {config.precision}, "
+            f"{config.device}, {self.threads} threads"
+        )
+
+
+def without_effect(name: str, case: Case) -> str | None:
+    """Why a row would be the same as another one in this case, as far as that is known without torch."""
+    if not name.endswith(ONEDNN):
+        return None
+    if case.config.device != "cpu":
+        return "it is about a CPU's products"
+    if case.config.precision == "fp64":
+        return "oneDNN has no products in float64"
+    if case.config.precision != "fp32":
+        return f"in {case.config.precision} PyTorch multiplies by oneDNN anyway"
+    return None
+
+
+@dataclass(frozen=True)
+class NamedCase:
+    about: str
+    sizes: Mapping[str, int]
+    batch_size: int
+    bars: Mapping[str, Bar]  # by precision: those that it is measured in
+    device: str = "cpu"
+
+    def case(self, name: str, precision: str, threads: int, batch_size: int | None) -> Case:
+        """`batch_size` None: its own; with another the bar does not hold."""
+        config = CustomTransformerConfig(**self.sizes, precision=precision, device=self.device)  # type: ignore[arg-type]
+        bar = self.bars.get(precision) if batch_size in (None, self.batch_size) else None
+        return Case(config, batch_size or self.batch_size, threads, name, bar)
+
+
+def _sizes(V: int, T: int, L: int, H: int, D: int) -> dict[str, int]:
+    return {"vocab_size": V, "max_seq_len": T, "n_blocks": L, "n_heads": H, "d_model": D, "d_ffn": 4 * D}
+
+
+SMALL, MEDIUM = _sizes(65, 64, 4, 4, 128), _sizes(8192, 256, 6, 6, 384)
+GPT2 = {"V": 50257, "L": 12, "H": 12, "D": 768}
+CASES = {
+    "C1": NamedCase(
+        "nanoGPT's README on a CPU",
+        SMALL,
+        12,
+        {"fp32": Bar(1.4, 0.9), "bf16": Bar(2.6, 0.8), "bf16_mixed": Bar(2.4, 0.9)},
+    ),
+    "C2": NamedCase(
+        "6 blocks of 384",
+        MEDIUM,
+        16,
+        {"fp32": Bar(1.15, 0.56), "bf16": Bar(1.6, 0.65), "bf16_mixed": Bar(1.5, 0.75)},
+    ),
+    "C3": NamedCase(
+        "a large vocabulary",
+        _sizes(50257, 256, 4, 4, 256),
+        8,
+        {"fp32": Bar(1.2, 0.5), "bf16": Bar(1.8, 0.6), "bf16_mixed": Bar(1.5, 0.75)},
+    ),
+    "C4": NamedCase(
+        "GPT-2, 124M",
+        _sizes(T=512, **GPT2),
+        1,
+        {"fp32": Bar(1.15), "bf16": Bar(1.5, 1.0), "bf16_mixed": Bar(1.3, 0.9)},
+    ),
+    "G1": NamedCase("GPT-2, 124M, on a GPU", _sizes(T=1024, **GPT2), 64, {"bf16_mixed": Bar(1.15)}, "cuda"),
+    "G3": NamedCase("6 blocks of 384 on a GPU", MEDIUM, 64, {"bf16_mixed": Bar(1.5)}, "cuda"),
+    "G4": NamedCase("C1 on a GPU", SMALL, 12, {"bf16_mixed": Bar(5.0)}, "cuda"),
+}

@@ -1,0 +1,217 @@
+"""All rows of a case in turns, each in a process of its own; and nothing is timed before their gradients agree."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+from ...common.errors import CheckFailedError
+from ..paired_timing import MeasuringProcess, Row, noise_floor, ratios, turns
+from .cases import OURS, ROWS, Case, without_effect
+from .rows import Answer, LeftOut, Ready, work_answer, work_products
+from .rows import work as work_row
+
+PEERS = [name for name in ROWS if name not in OURS]
+AGAIN = " again"  # behind the subject's name: it runs twice
+FEWEST, MOST = 5, 20  # rounds, where the user does not say how many
+LONGEST = 120.0  # [s] that a case's rounds may take, where the fewest do not take longer
+AGREEMENT = {"fp64": 1e-9, "fp32": 1e-4, "bf16": 0.1, "bf16_mixed": 0.1}  # of loss and gradient, relative
+NEGLIGIBLE = 1e-3  # a parameter with less than this share of the whole gradient is compared with that share: the key's
+# bias has a gradient of 0, of which rounding errors are all that there is
+WORST = 4.0  # times the bar that a single parameter may be off
+REDUCED = ("bf16", "bf16_mixed")  # there the measure is what autograd finds in fp32: rows err, and not all alike
+ADVICE = "Was there too little memory? Try a smaller --batch-size, or fewer --rows."
+
+
+@dataclass
+class MeasuredRow(Row):
+    """`seconds` of a step, by turns."""
+
+    first_seconds: float = 0.0  # of the first forward and backward pass, with the compiler's cache as it then was
+    cold_seconds: float | None = None  # likewise, where the cache was cold and the row was started again
+    cache: str = "none"  # of the compiler, when the steps were measured, as in `rows.Ready`
+    products: str = "unknown"  # the library that makes its matrix products, likewise
+    peak_bytes: int | None = None  # above what the imports took; None where the system does not tell
+
+
+@dataclass
+class Measurement:
+    case: Case
+    rows: dict[str, MeasuredRow]  # the subject comes first
+    again: MeasuredRow  # the subject once more
+    products: Row  # a step's matrix products alone
+    left_out: dict[str, str] = field(default_factory=dict)  # rows that cannot be had here, and why
+    remarks: list[str] = field(default_factory=list)  # on gradients of peers
+
+    @property
+    def subject(self) -> MeasuredRow:
+        return next(iter(self.rows.values()))
+
+    @property
+    def noise(self) -> float:
+        return noise_floor(self.again.seconds, self.subject.seconds)
+
+    @property
+    def fastest_peer(self) -> MeasuredRow | None:
+        peers = [row for name, row in self.rows.items() if name not in OURS]
+        return min(peers, key=lambda row: self.time_ratio(row)[1], default=None)
+
+    def time_ratio(self, row: Row) -> tuple[float, float, float]:
+        """row / subject, quartiles of the turns."""
+        return ratios(row.seconds, self.subject.seconds)
+
+    def memory_ratio(self, row: MeasuredRow) -> float | None:
+        """row / subject."""
+        mine, its = row.peak_bytes, self.subject.peak_bytes
+        return mine / its if mine and its else None
+
+    def share_of_limit(self, row: Row) -> float:
+        """The time of the products alone over that of the row, turn by turn."""
+        return ratios(self.products.seconds, row.seconds)[1]
+
+
+def measure(
+    case: Case, names: Sequence[str], rounds: int | None = None, work: Callable[..., None] = work_row
+) -> Measurement:
+    """`names` of rows: the first is the subject. `rounds` of turns there and back, None: what the time allows.
+
+    `work` is what a row's process runs, and knows what is behind a name: `rows.work`, or what is built upon it.
+    Raises CheckFailedError where a process fails, or where gradients differ.
+    """
+    true = measure_of(case)  # before there are others: it may need more memory than any of them
+    with ExitStack() as closing:
+        processes: list[MeasuringProcess] = []
+        rows: list[MeasuredRow] = []
+        answers: dict[str, Ready] = {}
+        left_out: dict[str, str] = {}
+        for name in (names[0], names[0] + AGAIN, *names[1:]):
+            if reason := without_effect(name, case):
+                left_out[name] = reason
+                continue
+            print(f"{case.name or case.config.precision}: starting {name}", file=sys.stderr, flush=True)
+            started = _start(closing, case, name, work)
+            if isinstance(started, LeftOut):
+                if name == names[0]:
+                    raise CheckFailedError(f"{name}: {started.reason}")
+                left_out[name] = started.reason
+                continue
+            process, row, answers[name] = started
+            processes.append(process)
+            rows.append(row)
+        remarks = check_agreement(case.config.precision, answers, true)
+        products = Row("products alone")
+        limit = closing.enter_context(MeasuringProcess(work_products, case, advice=ADVICE))
+        seconds = [answer.step_seconds for answer in answers.values()] + [limit.answer()]
+        rounds = rounds or rounds_for(seconds)
+        print(f"{case.name or case.config.precision}: {rounds} rounds", file=sys.stderr, flush=True)
+        everything = [*zip(processes, rows, strict=True), (limit, products)]
+        for order in turns(len(everything), 2 * rounds):
+            for place in order:
+                process, measured = everything[place]
+                measured.seconds.append(process.ask("turn"))
+        for process, row in zip(processes, rows, strict=True):
+            row.peak_bytes = process.ask("peak")
+    subject, again, *others = rows
+    return Measurement(case, {row.name: row for row in (subject, *others)}, again, products, left_out, remarks)
+
+
+def _start(
+    closing: ExitStack, case: Case, name: str, work: Callable[..., None]
+) -> tuple[MeasuringProcess, MeasuredRow, Ready] | LeftOut:
+    """A row that has warmed up. With a cold compiler's cache it is started once more: neither the compiler's memory nor
+    its time is the step's."""
+    cold_seconds = None
+    while True:
+        process = MeasuringProcess(work, name.removesuffix(AGAIN), case, advice=ADVICE)
+        with ExitStack() as this:
+            this.enter_context(process)
+            answer = process.answer()
+            if isinstance(answer, LeftOut):
+                return answer
+            if answer.cache == "cold" and cold_seconds is None:
+                cold_seconds = answer.first_seconds
+                continue
+            closing.push(this.pop_all())
+        row = MeasuredRow(
+            name,
+            first_seconds=answer.first_seconds,
+            cold_seconds=cold_seconds,
+            cache=answer.cache,
+            products=answer.products,
+        )
+        return process, row, answer
+
+
+def rounds_for(step_seconds: Sequence[float]) -> int:
+    """As many as LONGEST allows, at least FEWEST: a round is two turns of each row."""
+    from .rows import TURN
+
+    round_seconds = sum(2 * max(TURN, seconds) for seconds in step_seconds)
+    return max(FEWEST, min(MOST, int(LONGEST / round_seconds)))
+
+
+def measure_of(case: Case) -> Answer | LeftOut | None:
+    """Loss and gradients that all rows are compared with: autograd's in fp32, where the case's own format is coarser.
+    None: those of the first row."""
+    if case.config.precision not in REDUCED:
+        return None
+    in_fp32 = replace(case, config=replace(case.config, precision="fp32"))
+    with MeasuringProcess(work_answer, "torch-eager", in_fp32, advice=ADVICE) as process:
+        answer: Answer | LeftOut = process.answer()
+    return answer
+
+
+def check_agreement(precision: str, answers: Mapping[str, Answer], true: Answer | LeftOut | None = None) -> list[str]:
+    """CheckFailedError unless all rows have the true loss and gradients, or where there are none, those of the first.
+
+    A peer may be wrong in a single parameter of which little depends: PyTorch sums the gradients of a layer norm in
+    bf16 on a CPU, and is off by half of them after a thousand tokens. Such gradients are what is returned, in words.
+    """
+    remarks = []
+    if isinstance(true, LeftOut):
+        remarks.append(f"compared with one another only, not with the gradients in fp32: {true.reason}")
+    compared = dict(answers)
+    if isinstance(true, Answer):
+        subject, first = "the gradients in fp32", true
+    else:
+        subject, first = next(iter(answers.items()))
+        del compared[subject]
+        if not math.isfinite(first.loss):
+            raise CheckFailedError(f"{subject}: its loss is {first.loss}, so nothing was measured")
+    bar = AGREEMENT[precision]
+    total = math.hypot(*(numbers[0] for numbers in first.sketch.values()))
+    for name, answer in compared.items():
+        if not abs(answer.loss - first.loss) <= bar * abs(first.loss):
+            raise _disagreement(name, subject, f"loss {answer.loss:.6g} against {first.loss:.6g}")
+        if answer.sketch.keys() != first.sketch.keys():
+            raise _disagreement(name, subject, "their parameters have different names")
+        distances = {key: _distance(answer.sketch[key], first.sketch[key]) for key in first.sketch}
+        share = math.hypot(*distances.values()) / total
+        if not share <= bar:
+            raise _disagreement(name, subject, f"all gradients: off by {share:.2g} of their norm, at most {bar:g}")
+        shares = {key: distances[key] / max(first.sketch[key][0], NEGLIGIBLE * total) for key in distances}
+        worst = max(shares, key=shares.__getitem__)
+        if shares[worst] <= WORST * bar:
+            continue
+        how = f"gradient of {worst}: off by {shares[worst]:.2g} of its norm, at most {WORST * bar:g}"
+        if first is not true or name not in PEERS:
+            raise _disagreement(name, subject, how)
+        count = sum(share > WORST * bar for share in shares.values())
+        remarks.append(
+            f"{name} itself rounds: {count} of its {len(shares)} gradients off by more than {WORST * bar:g} "
+            f"of their norm, most that of {worst}, by {shares[worst]:.2g}"
+        )
+    return remarks
+
+
+def _disagreement(name: str, subject: str, how: str) -> CheckFailedError:
+    return CheckFailedError(f"{name} and {subject} disagree, so nothing was measured: {how}")
+
+
+def _distance(mine: Sequence[float], its: Sequence[float]) -> float:
+    """Of two gradients, from their sketches: |g - h|, estimated."""
+    differences = [one - other for one, other in zip(mine[1:], its[1:], strict=True)]
+    return math.hypot(*differences) / math.sqrt(len(differences))

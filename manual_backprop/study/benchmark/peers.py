@@ -1,0 +1,96 @@
+"""transformers' own network of an architecture, trained as its users would: SDPA, fused AdamW, clip_grad_norm_.
+
+It has the same weights as ours, loaded under its names, no dropout, and the matrices decay alone. Nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...common.batch import Batch
+from ...config.schema import CustomTransformerConfig
+from ...models import build_network
+from ...models.huggingface.layouts import LAYOUTS, config_json, entries, layout_of
+from ...models.network import parameter_shapes
+
+
+def why_not(config: CustomTransformerConfig) -> str | None:
+    """Why there is no such peer of this network here, or None."""
+    if config.architecture not in LAYOUTS:
+        return f"transformers has no network of architecture={config.architecture}"
+    if importlib.util.find_spec("transformers") is None:
+        return "transformers is not installed"
+    if config.precision == "fp64":
+        return "transformers calculates every loss in float32"
+    return None
+
+
+def network_class(config: CustomTransformerConfig) -> Any:
+    import transformers
+
+    return getattr(transformers, layout_of(config).class_name)
+
+
+class HuggingFacePeer:
+    def __init__(self, config: CustomTransformerConfig, learning_rate: float, settings: dict[str, Any]):
+        """`settings`: of AdamW, with the matrices' `weight_decay`."""
+        self.config, self.device = config, config.get_device()
+        kind = network_class(config)
+        described = config_json(config, end_token_id=None)
+        theirs = kind.config_class(**{name: value for name, value in described.items() if name != "architectures"})
+        theirs._attn_implementation = "sdpa"
+        self.model = kind(theirs).to(self.device, config.get_dtype()).train()
+        self.model.loss_type = "ForCausalLM"  # named: else it is looked for, with a warning
+        self._load_weights()
+        decayed = [parameter for parameter in self.model.parameters() if parameter.dim() >= 2]
+        rest = [parameter for parameter in self.model.parameters() if parameter.dim() < 2]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True, **settings)
+        self.loss = self._loss
+
+    @torch.no_grad()
+    def _load_weights(self) -> None:
+        ours, theirs = build_network("torch", self.config).parameters, dict(self.model.named_parameters())
+        for entry in entries(self.config):
+            value = torch.cat([ours[name] for name in entry.ours])
+            theirs[entry.theirs].copy_(value.mT if entry.turned else value)
+
+    def compile(self) -> None:
+        self.loss = torch.compile(self._loss)
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.config.precision != "bf16_mixed":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The targets are shifted already; nothing is kept for generation."""
+        return self.model(input_ids=tokens, labels=targets, shift_labels=targets, use_cache=False).loss
+
+    @torch.enable_grad()
+    def loss_and_gradients(self, batch: Batch) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss = self.loss(batch.tokens, batch.targets)
+        loss.backward()
+        return loss.detach()
+
+    def update(self, max_grad_norm: float) -> None:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm)
+        self.optimizer.step()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Views under our names."""
+        theirs, shapes = dict(self.model.named_parameters()), parameter_shapes(self.config)
+        found: dict[str, Tensor] = {}
+        for entry in entries(self.config):
+            gradient = theirs[entry.theirs].grad
+            assert gradient is not None
+            rows = (gradient.mT if entry.turned else gradient).split([shapes[name][0] for name in entry.ours])
+            found |= dict(zip(entry.ours, rows, strict=True))
+        return found

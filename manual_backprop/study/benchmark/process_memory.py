@@ -1,0 +1,42 @@
+"""The memory of this process, as Linux and the GPU's allocator count it.
+
+On a CPU: the largest resident size since it was reset (`VmHWM`, /proc/self/clear_refs) less the size after the imports,
+so that parameters and moments count and Python does not. On a GPU: the largest sum of allocated tensors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...common.allocator import resident_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+CLEAR = Path("/proc/self/clear_refs")
+RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs
+
+
+def reset_peak(device: torch.device) -> bool:
+    """From here on the peak counts. False where it cannot be reset."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        CLEAR.write_text(RESET_PEAK)
+    except OSError:  # another system, or a container that does not allow it
+        return False
+    return True
+
+
+def peak_since_reset(device: torch.device, after_imports: int | None) -> int | None:
+    """[bytes]; None where it cannot be measured."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    peak = resident_bytes("VmHWM")
+    return None if peak is None or after_imports is None else peak - after_imports

@@ -1,0 +1,100 @@
+"""The matrix products of a training step and nothing else: the time that no step with these products can go below.
+
+Outputs are written into tensors that are kept, since a new one each time would cost page faults. A weight gradient is
+dy^T x or the transposed x^T dy, whichever is faster here. The library is the one that the kernels take, which for
+float32 may be another one than PyTorch's own choice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...config.schema import CustomTransformerConfig
+from ...kernels.cpu.products import fastest_products
+
+Run = Callable[[], object]
+
+
+class ProductsOfAStep:
+    """On full sequences, in the format in which the network multiplies. Attention is counted without the half that
+    causality hides, as `flops_per_token` has it: a kernel that leaves that half out may beat its share of the limit."""
+
+    def __init__(self, config: CustomTransformerConfig, batch_size: int):
+        self.device = config.get_device()
+        self.dtype = torch.bfloat16 if config.precision == "bf16_mixed" else config.get_dtype()
+        self.generator = torch.Generator(self.device).manual_seed(0)
+        self.runs: list[tuple[int, Run]] = []  # how often in a step, and what
+        d_model, d_ffn, d_head = config.d_model, config.d_ffn, config.d_head
+        N, L = batch_size * config.max_seq_len, config.n_blocks
+        self._linear(L, N, d_model, (config.n_heads + 2 * config.kv_heads) * d_head)  # query, key and value
+        self._attention(L, batch_size * config.n_heads, config.max_seq_len, d_head)
+        self._linear(L, N, d_model, d_model)
+        self._linear(L, N, d_model, (2 if config.traits.gated else 1) * d_ffn)
+        self._linear(L, N, d_ffn, d_model)
+        self._linear(1, N, d_model, config.vocab_size)
+
+    def step(self) -> None:
+        for count, run in self.runs:
+            for _ in range(count):
+                run()
+
+    def seconds(self, steps: int) -> float:
+        """Of the products of one step."""
+        self._wait()
+        begin = time.perf_counter()
+        with fastest_products():
+            for _ in range(steps):
+                self.step()
+            self._wait()
+        return (time.perf_counter() - begin) / steps
+
+    def _linear(self, count: int, N: int, inputs: int, outputs: int) -> None:
+        """y = x W^T, dx = dy W, dW = dy^T x."""
+        x, weight, dy = self._matrices(N, inputs), self._matrices(outputs, inputs), self._matrices(N, outputs)
+        y, dx, dweight = torch.empty_like(dy), torch.empty_like(x), torch.empty_like(weight)
+        dweight_transposed = torch.empty_like(weight.mT, memory_format=torch.contiguous_format)
+        self.runs.append((count, lambda: torch.mm(x, weight.mT, out=y)))
+        self.runs.append((count, lambda: torch.mm(dy, weight, out=dx)))
+        self.runs.append(
+            (
+                count,
+                self._faster(
+                    lambda: torch.mm(dy.mT, x, out=dweight), lambda: torch.mm(x.mT, dy, out=dweight_transposed)
+                ),
+            )
+        )
+
+    def _attention(self, count: int, heads: int, T: int, d_head: int) -> None:
+        """Of all heads at once: S = Q K^T and dP = dO V^T; O = P V and dQ = dS K; dV = P^T dO and dK = dS^T Q."""
+        query, key, probabilities = (self._matrices(heads, *shape) for shape in ((T, d_head), (T, d_head), (T, T)))
+        scores, context = torch.empty_like(probabilities), torch.empty_like(query)
+        self.runs.append((2 * count, lambda: torch.bmm(query, key.mT, out=scores)))
+        self.runs.append((2 * count, lambda: torch.bmm(probabilities, key, out=context)))
+        self.runs.append((2 * count, lambda: torch.bmm(probabilities.mT, query, out=context)))
+
+    def _matrices(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.device).to(self.dtype)
+
+    def _faster(self, *ways: Run) -> Run:
+        return min(ways, key=self._seconds)
+
+    def _seconds(self, run: Run) -> float:
+        """The best of three, after one that does not count."""
+        times = []
+        with fastest_products():
+            run()
+            for _ in range(3):
+                self._wait()
+                begin = time.perf_counter()
+                run()
+                self._wait()
+                times.append(time.perf_counter() - begin)
+        return min(times)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

@@ -1,0 +1,351 @@
+"""What one measuring process does: it builds its row's network, warms up, and makes steps when it is asked.
+
+Every row has the same weights, the same random tokens, the same optimizer with the same settings, the same threads and
+the same settings of the C library's allocator; none asks PyTorch for less precision or to flush denormal numbers. Where
+the kernels have float32 products made by another library than PyTorch's choice, every peer has a row that does so too.
+A step is forward, loss, backward, clipping and the update.
+"""
+
+from __future__ import annotations
+
+import gc
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ...common.allocator import give_back_freed_memory, keep_freed_memory, resident_bytes
+from ...common.errors import first_line
+from .cases import BY_HAND, ONEDNN, ROWS, Case, is_compiled, takes_onednn
+from .process_memory import peak_since_reset, reset_peak
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ...common.batch import Batch
+    from ...models.network import Network
+    from ...optim.optimizers import Optimizer
+
+WARM_UP = 2  # steps, after the first two: one may compile, and the one after PLAIN of them is written down
+TURN = 0.3  # [s] that a turn takes at least: it is as many steps as that needs
+LEARNING_RATE, MAX_GRAD_NORM = 1e-4, 1.0
+ADAMW: dict[str, Any] = {"weight_decay": 0.1, "betas": (0.9, 0.99)}
+EPSILON = 1e-8
+PROBES = 4  # random directions on which each gradient is projected
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a row finds in its first step.
+
+    sketch: of each parameter's gradient, its norm and its projections on PROBES random directions.
+    """
+
+    loss: float
+    sketch: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Ready(Answer):
+    """A row that has warmed up.
+
+    cache: whether what a compiler made was found on disk (warm), was made now (cold), could not be made, so that the
+    row ran uncompiled (failed), or nothing was to be compiled (none).
+    products: the library that makes its matrix products.
+    """
+
+    first_seconds: float = 0.0  # of the first forward and backward pass, compilation included
+    step_seconds: float = 0.0  # of a later step, roughly
+    cache: str = "none"
+    products: str = "unknown"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row that cannot be had here, and why."""
+
+    reason: str
+
+
+class Trainer(Protocol):
+    device: torch.device
+
+    def loss_and_gradients(self, batch: Batch) -> Tensor:
+        """Of this batch alone: the gradients of before are forgotten."""
+
+    def update(self, max_grad_norm: float) -> None: ...
+
+    def gradients(self) -> Mapping[str, Tensor]: ...
+
+
+class NetworkTrainer:
+    """A network of this project with its own AdamW; the mirror with PyTorch's fused one, as all peers."""
+
+    def __init__(self, name: str, config: Any):
+        from ...models import build_network
+
+        self.network = build_network(ROWS[name], config)
+        self.device = self.network.device
+        self.optimizer = fused_adamw(self.network) if ROWS[name] == "torch" else self._own_adamw()
+        self.loss: Tensor | None = None
+        if ROWS[name] == "torch" and is_compiled(name):
+            import torch
+
+            self.network.check_tokens = torch.compiler.disable(self.network.check_tokens)  # type: ignore[method-assign]
+            self.network.loss_and_gradients = torch.compile(self.network.loss_and_gradients)  # type: ignore[method-assign]
+
+    def _own_adamw(self) -> Optimizer:
+        return self.network.adamw(**ADAMW, epsilon=EPSILON)
+
+    def loss_and_gradients(self, batch: Batch) -> Tensor:
+        self.network.zero_gradients()
+        self.loss = self.network.loss_and_gradients(batch, denominator=batch.targets.numel(), step=1)
+        return self.loss
+
+    def update(self, max_grad_norm: float) -> None:
+        assert self.loss is not None
+        self.optimizer.step(self.loss, LEARNING_RATE, max_grad_norm=max_grad_norm)
+
+    def gradients(self) -> Mapping[str, Tensor]:
+        return self.network.gradients
+
+
+def fused_adamw(network: Network) -> Optimizer:
+    """PyTorch's own, over the leaves of the mirror."""
+    import torch
+
+    from ...models.mirror import TorchTransformer
+    from ...optim.torch_optimizers import TorchOptimizer
+
+    assert isinstance(network, TorchTransformer)
+    places: Any = {name: (leaf, slice(None)) for name, leaf in network.leaves.items()}
+    settings = {"betas": ADAMW["betas"], "eps": EPSILON}
+    return TorchOptimizer(torch.optim.AdamW, places, ADAMW["weight_decay"], settings, ("exp_avg", "exp_avg_sq"))
+
+
+def build(name: str, case: Case) -> Trainer:
+    """The trainer of a row, its network in its first state."""
+    compiled = is_compiled(name)
+    settings = BY_HAND.get(name, BY_HAND["custom-reference"])
+    compiles = compiled or settings["kernels"] == "fused"  # the kernels have a few small functions that are compiled
+    config = replace(case.config, compile="always" if compiles else "never", **settings)  # type: ignore[arg-type]
+    if ROWS[name] != "huggingface":
+        return NetworkTrainer(name, config)
+    from .peers import HuggingFacePeer
+
+    peer = HuggingFacePeer(config, LEARNING_RATE, ADAMW | {"eps": EPSILON})
+    if compiled:
+        peer.compile()
+    return peer
+
+
+def random_batch(case: Case, device: torch.device) -> Batch:
+    import torch
+
+    from ...common.batch import Batch
+
+    shape = (case.batch_size, case.config.max_seq_len + 1)
+    tokens = torch.randint(case.config.vocab_size, shape, generator=torch.Generator().manual_seed(1)).to(device)
+    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+
+def sketch_of(gradients: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """Each gradient's norm and its projections on standard normal directions, the same in every process.
+
+    For two gradients g and h, the mean square of the differences of their projections is |g - h|^2 on average.
+    """
+    import torch
+
+    sketch = {}
+    for name, gradient in gradients.items():
+        values = gradient.detach().double().cpu().flatten()
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        numbers = [values.norm().item()]
+        for _ in range(PROBES):
+            numbers.append(values.dot(torch.randn(len(values), generator=generator).double()).item())
+        sketch[name] = numbers
+    return sketch
+
+
+def prepare(name: str, case: Case) -> None:
+    """Settings and imports, the same for every row: the compiler's modules too, since AdamW imports half of them."""
+    keep_freed_memory()
+    import torch
+    import torch._dynamo
+    import torch._inductor.compile_fx
+
+    torch.set_num_threads(case.threads)
+    from ...models import build_network  # noqa: F401
+
+    if ROWS[name] == "huggingface":
+        from .peers import network_class
+
+        network_class(case.config)
+
+
+def work(end: Connection, name: str, case: Case) -> None:
+    """A measuring process: says Ready, or LeftOut; then answers `turn` with the seconds of a step, and `peak` with the
+    bytes above what the imports took, None where this system does not tell."""
+    if ROWS[name] == "huggingface":
+        from .peers import why_not
+
+        if reason := why_not(case.config):
+            return end.send(LeftOut(reason))
+    prepare(name, case)
+    import torch
+
+    from ...kernels.cpu.products import onednn_is_exact
+
+    after_imports = resident_bytes("VmRSS")
+    if name.endswith(ONEDNN) and not onednn_is_exact():
+        return end.send(LeftOut("here oneDNN has no exact float32 products, so that ours are PyTorch's choice, too"))
+    with switches(name, case):
+        try:
+            steps = Steps(name, case)
+            ready = steps.warm_up()
+        except torch.OutOfMemoryError:
+            return end.send(LeftOut("the GPU has no memory for it beside the others; measure it alone, with --rows"))
+        if isinstance(ready, LeftOut):
+            return end.send(ready)
+        known = reset_peak(steps.device)
+        end.send(ready)
+        in_a_turn = max(1, round(TURN / ready.step_seconds))
+        while True:
+            question = end.recv()
+            if question == "peak":
+                end.send(peak_since_reset(steps.device, after_imports) if known else None)
+            else:
+                end.send(steps.seconds(in_a_turn))
+
+
+@contextmanager
+def switches(name: str, case: Case) -> Iterator[None]:
+    """What PyTorch is told around all of a row's steps."""
+    from ...kernels.cpu.products import fastest_products
+
+    with fastest_attention(case), fastest_products() if name.endswith(ONEDNN) else nullcontext():
+        yield
+
+
+def fastest_attention(case: Case) -> AbstractContextManager:
+    """On a GPU PyTorch's attention takes cuDNN's kernel where it can, the fastest on Hopper, for every row."""
+    if case.config.get_device().type != "cuda":
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    names = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
+    return sdpa_kernel([getattr(SDPBackend, name) for name in names], set_priority=True)
+
+
+class Steps:
+    """A row's trainer, its batch, and the clock."""
+
+    def __init__(self, name: str, case: Case):
+        self.compiled = is_compiled(name)
+        self.trainer = build(name, case)
+        self.products = library_of_products(name, case)
+        self.device = self.trainer.device
+        self.batch = random_batch(case, self.device)
+
+    def warm_up(self) -> Ready | LeftOut:
+        import torch
+
+        network = getattr(self.trainer, "network", None)
+        begin = perf_counter()
+        try:
+            loss = self.trainer.loss_and_gradients(self.batch).item()
+        except Exception as error:
+            if not self.compiled or isinstance(error, torch.OutOfMemoryError):
+                raise
+            return LeftOut(f"torch.compile does not work here: {first_line(error)}")
+        first_seconds = perf_counter() - begin
+        if self.compiled and getattr(network, "compiled", None) is False:  # the baseline goes on without, and says so
+            return LeftOut("torch.compile does not work here")
+        of_kernels = getattr(network, "compiled_groups", None) is not None and self.device.type == "cpu"
+        cache = kernels_cache() if of_kernels else compiler_cache()
+        sketch = sketch_of(self.trainer.gradients())
+        self.seconds(1)
+        gc.collect()
+        give_back_freed_memory()  # of the compiler, of the sketch
+        self.seconds(WARM_UP)
+        return Ready(loss, sketch, first_seconds, self.seconds(1), cache, self.products)
+
+    def seconds(self, count: int) -> float:
+        """Of one step, on average."""
+        import torch
+
+        begin = perf_counter()
+        for _ in range(count):
+            self.trainer.loss_and_gradients(self.batch)
+            self.trainer.update(MAX_GRAD_NORM)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return (perf_counter() - begin) / count
+
+
+def library_of_products(name: str, case: Case) -> str:
+    """What PyTorch calls for a row's matrix products."""
+    import torch
+
+    from ...kernels.cpu.products import onednn_is_exact
+
+    if case.config.get_device().type == "cuda":
+        return "cuBLAS"
+    reduced = case.config.precision in ("bf16", "bf16_mixed")
+    if reduced and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "oneDNN"
+    if case.config.precision == "fp32" and takes_onednn(name) and onednn_is_exact():
+        return "oneDNN"
+    return "MKL" if torch.backends.mkl.is_available() and not reduced else "PyTorch's own"
+
+
+def kernels_cache() -> str:
+    """Of the kernels' own compiler, which is another process."""
+    from ...kernels.cpu.compiled import compiling_failed, newly_compiled
+
+    return "failed" if compiling_failed() else "cold" if newly_compiled() else "warm"
+
+
+def compiler_cache() -> str:
+    """Of torch.compile, in this process."""
+    from torch._dynamo.utils import counters
+
+    found = counters["inductor"]
+    if found["fxgraph_cache_miss"] or found["fxgraph_cache_bypass"]:
+        return "cold"
+    return "warm" if found["fxgraph_cache_hit"] else "none"
+
+
+def work_answer(end: Connection, name: str, case: Case) -> None:
+    """A process that says the Answer of a row, or LeftOut, and ends."""
+    prepare(name, case)
+    import torch
+
+    with switches(name, case):
+        try:
+            steps = Steps(name, case)
+            loss = steps.trainer.loss_and_gradients(steps.batch).item()
+            end.send(Answer(loss, sketch_of(steps.trainer.gradients())))
+        except torch.OutOfMemoryError:
+            end.send(LeftOut("the GPU has no memory for it"))
+
+
+def work_products(end: Connection, case: Case) -> None:
+    """Likewise, with the matrix products of a step alone: says roughly what a step takes, then answers `turn`."""
+    import torch
+
+    from .products import ProductsOfAStep
+
+    keep_freed_memory()
+    torch.set_num_threads(case.threads)
+    products = ProductsOfAStep(case.config, case.batch_size)
+    products.step()
+    seconds = products.seconds(1)
+    end.send(seconds)
+    in_a_turn = max(1, round(TURN / seconds))
+    while end.recv():
+        end.send(products.seconds(in_a_turn))

@@ -1,0 +1,67 @@
+"""All checks on a config, in an order in which an earlier one may explain a later one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from ...data.tokens.corpus import Corpus
+from ...data.tokens.order import Order
+from ...models import build_network
+from ...models.network import Network
+from ...models.optimization import build_optimizer
+from ...optim.optimizers import Optimizer
+from ...tasks import LanguageModelTask
+from .finding import CAUSES, FAILED, FOLLOWS, PASSED, Finding
+from .loader import Loader
+from .rates import RangeTest
+from .training import Training
+
+
+class Diagnosis:
+    """Of a language model's config and its text. Writes nothing; every network that a check needs is built anew."""
+
+    def __init__(self, task: LanguageModelTask):
+        self.task, self.config = task, task.config
+        self.network_config = replace(task.network_config, label_smoothing=0.0)
+        self.rate = self.config.peak_learning_rate
+        self.range_test: RangeTest | None = None  # once check 5 has needed it
+        self.failed: list[int] = []
+
+    def fresh(self) -> tuple[Network, Optimizer]:
+        network = build_network(self.config.implementation.name, self.network_config)
+        return network, build_optimizer(self.config, network)
+
+    def order(self, corpus: Corpus) -> Order:
+        """The run's own, over another text; without `training.overfit_batches`, which wants only a part of it."""
+        return LanguageModelTask(self.config, corpus).order()
+
+    def findings(self) -> Iterator[Finding]:
+        """One after the other, as they come. Raises InputError where there is too little text."""
+        loader = Loader(self.config, self.task.corpus, self.order)
+        yield self._judged(loader.labels())
+        device = torch.device(self.network_config.get_device())
+        training = Training(self.config, self.fresh, self.task.order(), device)
+        yield self._judged(training.initial_loss())
+        yield self._judged(training.sane_gradients())
+        yield self._judged(training.sane_updates(self.rate))
+        self.range_test = training.rates()
+        picked = self.range_test.picked or self.rate
+        yield self._judged(training.one_batch(picked))
+        yield self._judged(training.several_batches(picked))
+        yield self._judged(loader.order_and_masks())
+
+    def _judged(self, found: Finding) -> Finding:
+        """A failure that an earlier one explains is told as such."""
+        causes = [str(check) for check in CAUSES.get(found.check, ()) if check in self.failed]
+        if found.status == PASSED:
+            return found
+        self.failed.append(found.check)
+        if not causes:
+            return found
+        return replace(found, status=FOLLOWS, reason=f"{found.reason} (repair {causes[0]} first)")
+
+
+__all__ = ["FAILED", "Diagnosis"]

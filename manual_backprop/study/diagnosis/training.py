@@ -1,0 +1,227 @@
+"""Can the network learn? Checks 2 to 6: initial loss, gradients, updates, one batch by heart, several together.
+
+On small batches of the user's text, without dropout and label smoothing, so that a loss may come near 0. Labels are
+shifted here, not by the loader: what is wrong with the loader's is check 1's to say.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ...common.batch import Batch
+from ...config.schema import RunConfig
+from ...data.tokens.order import Order
+from ...models.network import Network
+from ...ops import IGNORED
+from ...optim.optimizers import Optimizer
+from .finding import PASSED, Finding, finding
+from .rates import RangeTest, range_test
+
+TOKENS = 256  # of a batch
+BY_HEART = 32  # tokens of the row that is learned by heart
+BELOW, ABOVE = 0.5, 1.0  # [nats] from ln V: how far the initial loss may be; post-norm begins some 0.7 above
+SMALLEST, LARGEST = 1e-4, 1e4  # a tensor's gradient, root mean square, in medians of all tensors'
+GLOBAL = 1e-3, 1e3  # norm of the whole gradient
+RATIOS = 1e-6, 2.0  # root mean squares: change in a step over parameters
+LEAST_SIZE = 0.02  # of parameters in that ratio, for those that begin at 0
+FIRST_STEPS, FIRST_SHARE = {"adamw": 10, "sgd": 40}, 0.2  # so many steps leave less than this share of the loss,
+LAST_STEPS, LAST_SHARE = {"adamw": 100, "sgd": 300}, 0.05  # and so many less than this one
+GENTLER = (1 / 2, 1 / 4)  # of the picked rate
+SEVERAL, ROUNDS = 4, {"adamw": 12, "sgd": 20}  # batches, and times that each is met
+LASTING = {"adamw": 1 / 3, "sgd": 1.0}  # of the picked rate: post-norm stands still at a rate that one batch likes
+TOGETHER = 0.67  # of its loss that each of them has left, at most
+
+
+def samples(order: Order, device: torch.device) -> Iterator[Batch]:
+    """Batches of some 256 tokens, one of each step of the loader's, with labels of our own."""
+    for step in itertools.count():
+        batch = next(iter(order.batches(step, device)[1]))
+        rows = max(1, min(len(batch.tokens), TOKENS // batch.tokens.shape[1]))
+        yield labelled(batch, rows, batch.tokens.shape[1])
+
+
+def labelled(batch: Batch, rows: int, length: int) -> Batch:
+    """The first so many rows and positions of a batch, the next input as label where both are counted."""
+    tokens, targets = batch.tokens[:rows, :length].contiguous(), batch.targets[:rows, :length]
+    segments = None if batch.segments is None else batch.segments[:rows, :length].contiguous()
+    labels = torch.full_like(tokens, IGNORED)
+    counted = (targets[:, :-1] != IGNORED) & (targets[:, 1:] != IGNORED)
+    labels[:, :-1] = torch.where(counted, tokens[:, 1:], IGNORED)
+    if not bool((labels != IGNORED).any()):
+        labels = targets.contiguous()  # rows of one token
+    return Batch(tokens, labels, segments)
+
+
+def zero_by_structure(name: str, length: int) -> bool:
+    """Softmax ignores a shift of all keys; a single position attends to itself, whatever queries and keys are."""
+    return name.endswith("attention.key.bias") or (
+        length == 1 and (".attention.query." in name or ".attention.key." in name)
+    )
+
+
+class Training:
+    """`fresh` builds a network and its optimizer, as they are at the start of a run."""
+
+    def __init__(
+        self, config: RunConfig, fresh: Callable[[], tuple[Network, Optimizer]], order: Order, device: torch.device
+    ):
+        self.config, self.fresh = config, fresh
+        self.kind = config.optimizer.name
+        self.batches = list(itertools.islice(samples(order, device), SEVERAL))
+        self.source = samples(order, device)
+        self.first = self.batches[0]
+        longest = max(self.batches, key=lambda batch: int((batch.targets != IGNORED).sum(1).max()))
+        row = int((longest.targets != IGNORED).sum(1).argmax())
+        segments = None if longest.segments is None else longest.segments[row : row + 1, :BY_HEART]
+        self.one = Batch(
+            longest.tokens[row : row + 1, :BY_HEART].contiguous(),
+            longest.targets[row : row + 1, :BY_HEART].contiguous(),
+            None if segments is None else segments.contiguous(),
+        )
+
+    def step(self, network: Network, optimizer: Optimizer, batch: Batch, rate: float) -> float:
+        """An update as in a run; the loss before it."""
+        network.zero_gradients()
+        loss = self.gradients(network, batch)
+        optimizer.step(loss, rate, self.config.training.max_grad_norm)
+        return loss.item()
+
+    def gradients(self, network: Network, batch: Batch) -> Tensor:
+        count = int((batch.targets != IGNORED).sum())
+        return network.loss_and_gradients(batch, denominator=count, step=None)
+
+    # Check 2
+
+    def initial_loss(self) -> Finding:
+        network, _ = self.fresh()
+        losses = [self.gradients(network, batch).item() for batch in self.batches]
+        loss, ignorant = sum(losses) / len(losses), math.log(network.config.vocab_size)
+        words = f"{loss:.2f}, and ln V = {ignorant:.2f} for V = {network.config.vocab_size:,}"
+        if -BELOW <= loss - ignorant <= ABOVE:
+            return finding(2, None, words)
+        if not math.isfinite(loss):
+            return finding(2, f"{words}: the first forward pass is not finite", "")
+        why = "the initial weights are too large" if loss > ignorant else "it knows what it has not been taught"
+        return finding(2, f"{words}: {why}", "")
+
+    # Check 3
+
+    def sane_gradients(self) -> Finding:
+        network, _ = self.fresh()
+        network.zero_gradients()
+        self.gradients(network, self.first)
+        sizes = {name: root_mean_square(gradient) for name, gradient in network.gradients.items()}
+        judged = {name: size for name, size in sizes.items() if not zero_by_structure(name, self.first.tokens.shape[1])}
+        norm = math.sqrt(sum(size**2 * network.gradients[name].numel() for name, size in sizes.items()))
+        right = f"{len(sizes)} tensors, the whole gradient's norm is {norm:.2g}"
+        wrong = [name for name, size in sizes.items() if not math.isfinite(size)]
+        if wrong:
+            return finding(3, f"not finite: {listed(wrong)}", right)
+        wrong = [name for name, size in judged.items() if size == 0]
+        if wrong:
+            return finding(3, f"zero, so never learned: {listed(wrong)}", right)
+        if not GLOBAL[0] <= norm <= GLOBAL[1]:
+            return finding(3, f"the whole gradient's norm is {norm:.1e}; {GLOBAL[0]:g} to {GLOBAL[1]:g} is sane", right)
+        median = sorted(judged.values())[len(judged) // 2]
+        shares = {name: size / median for name, size in judged.items()}
+        wrong = [name for name, share in shares.items() if not SMALLEST <= share <= LARGEST]
+        if wrong:
+            worst = max(wrong, key=lambda name: abs(math.log(shares[name])))
+            return finding(3, f"{shares[worst]:.0e} times as large as others: {listed(wrong)}", right)
+        return finding(3, None, right)
+
+    # Check 4
+
+    def sane_updates(self, rate: float) -> Finding:
+        network, optimizer = self.fresh()
+        before = network.export_parameters()
+        self.step(network, optimizer, self.first, rate)
+        after, gradients = network.export_parameters(), network.gradients
+        ratios = {
+            name: root_mean_square(after[name].double() - old.double()) / max(root_mean_square(old), LEAST_SIZE)
+            for name, old in before.items()
+            if not zero_by_structure(name, self.first.tokens.shape[1])
+        }
+        low, high = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
+        right = f"by {ratios[low]:.1e} ({low}) to {ratios[high]:.1e} ({high}) of its size, at the rate {rate:.1e}"
+        # what has no gradient, which is check 3's to say, cannot be expected to move
+        still = [n for n, r in ratios.items() if r == 0 and float(gradients[n].abs().max()) > 0]
+        if still:
+            return finding(4, f"unchanged by a step at the rate {rate:.1e}: {listed(still)}", right)
+        few = [n for n, r in ratios.items() if not r >= RATIOS[0] and float(gradients[n].abs().max()) > 0]
+        many = [n for n, r in ratios.items() if not r <= RATIOS[1]]
+        if few or many:
+            worst = max(many, key=ratios.__getitem__) if many else min(few, key=ratios.__getitem__)
+            words = f"a step at the rate {rate:.1e} changes {worst} by {ratios[worst]:.1e} of its size"
+            return finding(
+                4, f"{words}; {RATIOS[0]:g} to {RATIOS[1]:g} is sane ({len(few + many)} such tensors)", right
+            )
+        return finding(4, None, right)
+
+    # Checks 5 and 6
+
+    def rates(self) -> RangeTest:
+        network, optimizer = self.fresh()
+        return range_test(self.kind, lambda _, rate: self.step(network, optimizer, next(self.source), rate))
+
+    def one_batch(self, picked: float) -> Finding:
+        """At the picked rate, or where one row wants less than the rows of the range test did, at a part of it."""
+        found = [self._by_heart(picked)]
+        for share in GENTLER:
+            if found[-1].status == PASSED:
+                return found[-1]
+            found.append(self._by_heart(share * picked))
+        return found[-1] if found[-1].status == PASSED else found[0]
+
+    def _by_heart(self, rate: float) -> Finding:
+        network, optimizer = self.fresh()
+        soon, last = FIRST_STEPS[self.kind], LAST_STEPS[self.kind]
+        losses: list[float] = []
+        share = 1.0  # of the first loss
+        while len(losses) <= last and (len(losses) <= soon or share >= LAST_SHARE):
+            losses.append(self.step(network, optimizer, self.one, rate))
+            share = losses[-1] / losses[0]
+            if not math.isfinite(share):
+                return finding(5, f"the loss is not finite after {len(losses) - 1} steps at the rate {rate:.1e}", "")
+            if len(losses) == soon + 1:
+                early = share
+                if early >= FIRST_SHARE:
+                    break
+        tokens = int((self.one.targets != IGNORED).sum())
+        words = f"{tokens} labels: {1 - early:.0%} of the loss is gone after {soon} steps at the rate {rate:.1e}"
+        if early >= FIRST_SHARE:
+            hint = "are the gradients right? python -m manual_backprop.verify"
+            return finding(5, f"{words}; more than {1 - FIRST_SHARE:.0%} has to be; {hint}", "")
+        words += f", {1 - share:.0%} after {len(losses) - 1}"
+        return finding(5, None if share < LAST_SHARE else f"{words}; more than {1 - LAST_SHARE:.0%} has to be", words)
+
+    def several_batches(self, picked: float) -> Finding:
+        network, optimizer = self.fresh()
+        rate = LASTING[self.kind] * picked
+        rounds = [
+            [self.step(network, optimizer, batch, rate) for batch in self.batches] for _ in range(ROUNDS[self.kind] + 1)
+        ]
+        # before its first update each batch has the loss that it has in an untaught network
+        untaught, _ = self.fresh()
+        before = [self.gradients(untaught, batch).item() for batch in self.batches]
+        shares = [last / first for first, last in zip(before, rounds[-1], strict=True)]
+        words = (
+            f"{len(shares)} batches in turn, {len(rounds) - 1} times each at the rate {rate:.1e}: "
+            f"{min(shares):.0%} to {max(shares):.0%} of their losses are left"
+        )
+        if all(share <= TOGETHER for share in shares):  # false for NaN
+            return finding(6, None, words)
+        return finding(6, f"{words}; each has to be below {TOGETHER:.0%}", words)
+
+
+def root_mean_square(tensor: Tensor) -> float:
+    return math.sqrt(float(tensor.detach().double().square().mean()))
+
+
+def listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

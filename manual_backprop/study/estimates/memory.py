@@ -1,0 +1,206 @@
+"""How much memory a run will need at its peak, without allocating it.
+
+One optimizer step and one evaluation are made with tensors that have a shape and no content (PyTorch's fake tensors),
+and what is alive at the same time is counted: so it is right for every network, and stays right when one changes. What
+a process needs besides (Python, PyTorch, MLflow, the text) is measured here, or known from measurements.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...common.allocator import resident_bytes
+from ...config.schema import CustomTransformerConfig, RunConfig
+
+log = logging.getLogger(__name__)
+
+MB = 10**6
+MLFLOW = 205 * MB  # its import, and its database
+WORKSPACE = 35 * MB  # of matrix products, and of counting the pairs of the text
+LOW_PRECISION = 75 * MB  # what oneDNN keeps for bfloat16 products on a CPU
+COMPILER = 95 * MB  # the modules of torch's compiler, which torch.optim imports at its first step
+PREPARATION = 125 * MB  # reading the built-in text and learning its tokens, the first time
+SCATTERED = 1.35  # freed memory is kept for the next step, and has gaps (memory.keep_freed_memory)
+DEEP = 8  # blocks that are traced where a network has more than twice as many
+MANY = 32  # sequences, likewise
+PIECEMEAL = 100_000_000  # parameters, from which on an update is much smaller than they are
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """At the peak of a run [bytes]."""
+
+    process: int  # Python, PyTorch and what else is imported, without a network
+    state: int  # parameters, gradients, moments
+    working: int  # what a step or an evaluation needs beside them, whichever is most
+    device: str  # where state and working memory lie
+
+    @property
+    def peak(self) -> int:
+        return self.process + self.state + self.working
+
+    @property
+    def on_device(self) -> int:
+        """What must fit into the device's memory."""
+        return self.peak if self.device == "cpu" else self.state + self.working
+
+
+def estimate_memory(config: RunConfig, network: CustomTransformerConfig, prepared: bool = True) -> MemoryEstimate:
+    """`prepared`: the text is in the cache, so that nothing has to be learned from it first."""
+    device = network.get_device().type
+    process = (resident_bytes("VmRSS") or 0) + WORKSPACE
+    process += MLFLOW if config.tracking.name == "mlflow" else 0
+    process += 0 if prepared else PREPARATION
+    process += COMPILER if config.implementation.name == "baseline" else 0
+    process += LOW_PRECISION if device == "cpu" and network.precision.startswith("bf16") else 0
+    state, step, evaluation = _trace(config, network)
+    return MemoryEstimate(process, state, round(SCATTERED * max(step, evaluation)), device)  # a save copies nothing
+
+
+def parameter_count(network: CustomTransformerConfig) -> int:
+    from ...models.network import parameter_shapes
+
+    return sum(math.prod(shape) for shape in parameter_shapes(network).values())
+
+
+def checkpoint_bytes(config: RunConfig, network: CustomTransformerConfig) -> int:
+    """Parameters and moments, as they are saved."""
+    width = {"fp64": 8, "bf16": 2}.get(network.precision, 4)
+    moment = 8 if network.precision == "fp64" else 4
+    return parameter_count(network) * (width + moment * (2 if config.optimizer.name == "adamw" else 1))
+
+
+def memory_of(device: str) -> int:
+    """All memory of this machine that a process may use, or of its GPU [bytes]."""
+    if device != "cpu":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[1])
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # of a container
+        try:
+            total = min(total, int(Path(limit).read_text()))
+        except (OSError, ValueError):
+            continue
+    return total
+
+
+def too_large(estimate: MemoryEstimate) -> str | None:
+    """One sentence where a run will hardly fit."""
+    there = memory_of(estimate.device)
+    if estimate.on_device <= there:
+        return None
+    what = "this machine" if estimate.device == "cpu" else "the GPU"
+    return (
+        f"This run needs about {gigabytes(estimate.on_device)}, and {what} has {gigabytes(there)}: it will probably "
+        "run out of memory. Lower training.batch_size and raise training.gradient_accumulation_steps as much, or "
+        "choose a smaller model.max_seq_len or model."
+    )
+
+
+def warn_if_too_large(config: RunConfig, network: CustomTransformerConfig) -> None:
+    """Says so where a run will hardly fit, before it is built. Costs nothing where there is memory in plenty."""
+    B, T, D = config.training.batch_size, network.max_seq_len, network.d_model
+    kept = network.n_blocks * (20 * D + 4 * network.d_ffn + 4 * network.n_heads * T) + 4 * network.vocab_size
+    memory, state = memory_of(network.get_device().type), 3 * checkpoint_bytes(config, network)
+    if 8 * B * T * kept + state < memory / 4:
+        return  # rough, and on the safe side
+    if warning := too_large(estimate_memory(config, network)):
+        log.warning(warning)
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
+
+
+Traced = tuple[int, int, int]  # bytes of the state, and what is alive besides at most: in a step, in an evaluation
+
+
+def _trace(config: RunConfig, network: CustomTransformerConfig) -> Traced:
+    """Every block adds the same, and so does every sequence, beyond the first ones: those of a deep network and of a
+    large batch are counted, and not traced one by one."""
+
+    def of_blocks(blocks: int) -> Traced:
+        def of_sequences(batch_size: int) -> Traced:
+            return _trace_step(config, replace(network, n_blocks=blocks), batch_size)
+
+        return _extrapolated(of_sequences, config.training.batch_size, MANY)
+
+    return _extrapolated(of_blocks, network.n_blocks, DEEP)
+
+
+def _extrapolated(trace: Callable[[int], Traced], number: int, few: int) -> Traced:
+    """trace(number), along the line through `few` and twice as many where there are more."""
+    if number <= 2 * few:
+        return trace(number)
+    first, second = trace(few), trace(2 * few)
+    times = number / few - 1
+    state, step, evaluation = (round(a + times * (b - a)) for a, b in zip(first, second, strict=True))
+    return state, step, evaluation
+
+
+def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: int) -> Traced:
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    from ...common.batch import Batch
+    from ...models import build_network
+    from ...models.optimization import build_optimizer
+    from ...ops import cross_entropy_forward
+
+    class Living(TorchDispatchMode):
+        """Follows every tensor from the operation that made it to its end."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.now = self.peak = 0
+            self.sizes: dict[int, int] = {}
+
+        def __torch_dispatch__(
+            self, operation: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            made = operation(*args, **(kwargs or {}))
+            for leaf in tree_leaves(made):
+                if isinstance(leaf, torch.Tensor):
+                    storage = leaf.untyped_storage()
+                    place = storage._cdata
+                    if place not in self.sizes:
+                        self.sizes[place] = storage.nbytes()
+                        self.now += storage.nbytes()
+                        weakref.finalize(storage, self._end, place)
+            self.peak = max(self.peak, self.now)
+            return made
+
+        def _end(self, place: int) -> None:
+            self.now -= self.sizes.pop(place)
+
+    living = Living()
+    T = network_config.max_seq_len
+    with FakeTensorMode(), living:
+        name = config.implementation.name
+        compile = "never" if name == "baseline" else network_config.compile
+        network = build_network(name, replace(network_config, compile=compile))
+        # A number without a value cannot be compared with the vocabulary.
+        vars(network)["check_tokens"] = lambda *tokens, **more: None
+        optimizer = build_optimizer(config, network)
+        state = living.now
+        tokens = torch.zeros(B, T, dtype=torch.int64, device=network.device)
+        loss = network.loss_and_gradients(Batch(tokens, tokens), denominator=B * T, step=1)
+        if parameter_count(network_config) < PIECEMEAL:  # else its temporaries, of a piece at a time, do not count
+            optimizer.step(loss, 1e-3, config.training.max_grad_norm)
+        step = living.peak - state
+        living.peak = living.now
+        logits = network.predict(tokens)
+        _ = cross_entropy_forward(logits, tokens, denominator=1), logits.argmax(-1)
+        evaluation = living.peak - state
+    return state, step, evaluation

@@ -1,0 +1,187 @@
+"""How long a run will take on this machine: some of its own steps are made and timed, on random tokens.
+
+A step is timed when the network has warmed up, and often enough that it can be said how far the steps scatter. While
+other processes take the processor away, a step may take forty times as long as it would: its threads wait for one
+another, and each of them for a processor. Where the system tells how long they waited, that is noticed, and then a
+single thread does the work and its own processor time is taken, which others do not lengthen: less than that, down to
+its share among all threads, is what a step takes on a quiet machine.
+
+Where a step is too much for that, the arithmetic is divided by the rate of matrix products alone, which no real step
+reaches; `how` says which of the two it was.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...config.schema import CustomTransformerConfig, RunConfig
+from ..paired_timing import quartiles
+from .memory import parameter_count
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TASKS = Path("/proc/self/task")
+LONGEST = 2.0  # [s] that may be spent on timing steps; a quarter of it on warming up, and on each other thing
+WARM_UP = 4  # steps at most: the first compiles, and one of the next is recorded to be replayed (kernels/replay.py)
+FEWEST, MOST = 3, 50  # steps that are timed
+BUSY = 0.05  # share of the time that the threads wait for a processor: more does not happen on a machine of one's own
+LARGEST = 60_000_000  # parameters: a larger network takes seconds to build
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of a network on this machine [s].
+
+    least, most: bounds of `step`, as `how` says; None where no step was timed.
+    busy: the share of the time in which others had the processor that a step wanted; None where the system does not
+    tell.
+    """
+
+    step: float  # a whole optimizer step
+    evaluated_token: float
+    sampled_token: float
+    how: str
+    least: float | None = None
+    most: float | None = None
+    busy: float | None = None
+
+
+def measure_speed(config: RunConfig, network_config: CustomTransformerConfig, fits: bool) -> Speed:
+    """`fits`: the run has enough memory here. Changes the number of threads as the run would."""
+    import torch
+
+    from ...common.allocator import keep_freed_memory
+    from ...models.flops import flops_per_token, matrix_product_rate
+
+    if config.device.threads is not None:
+        torch.set_num_threads(config.device.threads)
+    keep_freed_memory()
+    device = network_config.get_device()
+    dtype = torch.bfloat16 if network_config.precision == "bf16_mixed" else network_config.get_dtype()
+    T = network_config.max_seq_len
+    token = flops_per_token(network_config, T) / matrix_product_rate(dtype, device)  # [s] at best
+    rows = min(config.training.batch_size, int(LONGEST / (2 * (WARM_UP + FEWEST) * token * T)))
+    if not fits or rows < 1 or parameter_count(network_config) > LARGEST:
+        sequences = config.training.batch_size * config.training.gradient_accumulation_steps
+        return Speed(
+            step=token * T * sequences,
+            evaluated_token=token / 3,
+            sampled_token=token / 3,
+            how="at least: at the rate of matrix products alone, since its steps are too large to be tried here",
+        )
+    return _time_steps(config, network_config, rows)
+
+
+def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows: int) -> Speed:
+    """With `rows` sequences at a time; a larger batch takes proportionally longer."""
+    import torch
+
+    from ...common.batch import Batch
+    from ...models import build_network
+    from ...models.decoding import IncrementalDecoder
+    from ...models.optimization import build_optimizer
+
+    network = build_network(config.implementation.name, replace(network_config, seed=0))
+    optimizer = build_optimizer(config, network)
+    T = network_config.max_seq_len
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(network_config.vocab_size, (rows, T), generator=generator).to(network.device)
+
+    def wait() -> None:
+        if network.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def one_pass() -> Tensor:
+        network.zero_gradients()
+        return network.loss_and_gradients(Batch(tokens, tokens), denominator=rows * T, step=1)
+
+    def update() -> None:
+        optimizer.step(loss, 1e-5, config.training.max_grad_norm)
+
+    for _ in repeated(WARM_UP, 2, LONGEST / 4):
+        loss = one_pass()
+        update()
+        wait()
+
+    def measured(clock: Callable[[], float], typical: Callable[[list[float]], float]) -> tuple[list[float], Speed]:
+        """Whole steps, and the speed by what is typical of them."""
+        steps = [
+            seconds_of(one_pass, wait, clock) * sequences / rows + seconds_of(update, wait, clock)
+            for _ in repeated(MOST, FEWEST, LONGEST)
+        ]
+        predictions = [
+            seconds_of(lambda: network.predict(tokens), wait, clock) for _ in repeated(1 + FEWEST, 2, LONGEST / 4)
+        ]
+        decoder = IncrementalDecoder(network)
+        decoder.read(tokens[:1, : max(1, T // 2)])
+        samples = [
+            seconds_of(lambda: decoder.read(tokens[:1, :1]), wait, clock) for _ in repeated(MOST, 2, LONGEST / 4)
+        ]
+        return steps, Speed(typical(steps), typical(predictions[1:]) / (rows * T), typical(samples[1:]), "")
+
+    sequences = config.training.batch_size * config.training.gradient_accumulation_steps
+    threads = torch.get_num_threads()
+    waited, begin = waited_for_processor(), time.perf_counter()
+    steps, speed = measured(time.perf_counter, statistics.median)
+    busy = share_waited(waited, waited_for_processor(), time.perf_counter() - begin, threads)
+    how = f"{len(steps)} steps of this network"
+    how += f" with {rows} of its {sequences} sequences" if rows < sequences else ""
+    how += " were timed just now"
+    if busy is None or busy <= BUSY or network.device.type != "cpu":
+        how += "; in brackets by the fastest of them and by their upper quartile"
+        return replace(speed, how=how, least=min(steps), most=quartiles(steps)[2], busy=busy)
+    torch.set_num_threads(1)  # then nothing is waited for, and the processor's time is that of the work
+    try:
+        by_one, alone = measured(time.process_time, min)
+    finally:
+        torch.set_num_threads(threads)
+    how += (
+        f"; the machine was busy, {busy:.0%} of that time others had the processor, so what counts is the "
+        "processor's time of one thread, in brackets shared by all threads: a run takes longer while the others go on"
+    )
+    return Speed(
+        step=min(alone.step, *steps),
+        evaluated_token=min(alone.evaluated_token, speed.evaluated_token),
+        sampled_token=min(alone.sampled_token, speed.sampled_token),
+        how=how,
+        least=min(min(by_one) / threads, *steps),
+        most=min(alone.step, *steps),
+        busy=busy,
+    )
+
+
+def repeated(most: int, fewest: int, seconds: float) -> Iterator[int]:
+    """0, 1, 2 ..., at most so many, and after the fewest not for longer than that."""
+    end = time.perf_counter() + seconds
+    for number in range(most):
+        if number >= fewest and time.perf_counter() > end:
+            return
+        yield number
+
+
+def seconds_of(work: Callable[[], object], wait: Callable[[], None], clock: Callable[[], float]) -> float:
+    begin = clock()
+    work()
+    wait()
+    return clock() - begin
+
+
+def waited_for_processor() -> float | None:
+    """How long the threads of this process have been ready to run while others ran, in all [s]; None where the system
+    does not tell (proc(5), /proc/pid/schedstat)."""
+    try:
+        accounts = [path.read_text(encoding="ascii").split() for path in TASKS.glob("*/schedstat")]
+    except OSError:  # a thread ended meanwhile
+        return None
+    return sum(int(account[1]) for account in accounts) / 1e9 if accounts else None
+
+
+def share_waited(before: float | None, after: float | None, seconds: float, threads: int) -> float | None:
+    """Of the time of all threads."""
+    return None if before is None or after is None else max(0.0, after - before) / (seconds * threads)

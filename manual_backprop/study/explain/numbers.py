@@ -1,0 +1,147 @@
+"""How tensors of a step look as text: comment lines under the line of code that made them, autograd's numbers beside.
+
+A row for each place that was read (or word of the vocabulary), labelled with its word; heads, and query, key and value,
+side by side. So nearly every activation of a step is three rows, and columns that belong together stand together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ...config.schema import CustomTransformerConfig
+from .trace import Value
+
+WIDTH = 120  # of a line: what a page shows without scrolling
+LABEL = 6  # of a row
+NUMBER = 8  # a sign, two digits, the point, four decimals
+
+
+def decimal(number: float, decimals: int = 4) -> str:
+    written = f"{number:.{decimals}f}"
+    return written.removeprefix("-") if float(written) == 0 else written
+
+
+def scientific(number: float) -> str:
+    return f"{number:.0e}" if number else "0"
+
+
+class Numbers:
+    def __init__(self, config: CustomTransformerConfig, read: Sequence[str], words: Sequence[str]):
+        self.config, self.read, self.words = config, list(read), list(words)
+        self.tensors = 0  # printed so far
+
+    def letters(self, tensor: Tensor, places: bool = False) -> str:
+        """(B, T, D): a shape in the alphabet. `places`: a matrix's rows are places T, else rows N of all texts."""
+        config, shape = self.config, list(tensor.shape)
+        length = len(self.read)
+        names = {length: "T" if places or len(shape) > 2 else "N", config.d_model: "D", config.vocab_size: "V"}
+        names |= {config.d_ffn: "F", 3 * config.d_model: "3D", 1: "1"}
+        if config.traits.gated:
+            names[2 * config.d_ffn] = "2F"
+        if config.kv_heads != config.n_heads:
+            names[(config.n_heads + 2 * config.kv_heads) * config.d_head] = "(H+2G)K"
+        letters = [names.get(size, str(size)) for size in shape]
+        if shape == [length] * 2:
+            letters = ["T", "T"]
+        if shape[0] == 1 and (len(shape) > 2 or shape == [1, length]):
+            letters = ["B", "T"] if len(shape) == 2 else ["B", *letters[1:]]
+        if self._heads_inside(tensor):
+            letters[2] = "H" if shape[2] == config.n_heads else str(shape[2])
+            letters[-1] = {config.d_head: "K", config.d_head // 2: "K/2"}.get(shape[-1], letters[-1])
+        elif len(shape) == 4:
+            letters[1] = "H"
+            letters[3] = "K" if shape[3] == config.d_head else letters[3]
+        return f"({', '.join(letters)})"
+
+    def pieces(self, tensor: Tensor) -> list[Tensor]:
+        """The matrices that stand side by side: heads, or query, key and value, or the one that it is."""
+        if self._heads_inside(tensor):
+            return list(tensor[0].flatten(1, -2).unbind(1))
+        if tensor.dim() == 4:
+            return list(tensor[0].unbind(0))
+        matrix = tensor.reshape(-1, tensor.shape[-1])
+        return list(matrix.split(self.config.d_model, dim=-1)) if self._is_qkv(matrix) else [matrix]
+
+    def _heads_inside(self, tensor: Tensor) -> bool:
+        """(B, T, heads, K), where attention has (B, H, T, K)."""
+        return tensor.dim() > 3 and tensor.shape[1] == len(self.read) != self.config.n_heads
+
+    def _is_qkv(self, matrix: Tensor) -> bool:
+        return matrix.shape[-1] == 3 * self.config.d_model
+
+    def rows(self, tensor: Tensor, decimals: int = 4) -> list[str]:
+        whole = not tensor.is_floating_point()
+
+        def written(number: float) -> str:
+            return (str(int(number)) if whole else decimal(number, decimals)).rjust(NUMBER)
+
+        pieces = [piece.tolist() for piece in self.pieces(tensor)]
+        return [" |".join("".join(map(written, row)) for row in side) for side in zip(*pieces, strict=True)]
+
+    def fingerprint(self, tensor: Tensor) -> str:
+        """Equal for tensors that print alike, heads side by side or not."""
+        return "\n".join(self.rows(tensor)).replace(" |", "") if tensor.dim() else f"one number {float(tensor)}"
+
+    def labels(self, tensor: Tensor) -> list[str]:
+        count = self.pieces(tensor)[0].shape[0]
+        return {len(self.read): self.read, len(self.words): self.words}.get(count, [""] * count)
+
+    def head(self, tensor: Tensor) -> list[str]:
+        """The line above the columns, where words, heads or query, key and value stand there."""
+        pieces = self.pieces(tensor)
+        count, width = pieces[0].shape
+        if width == len(self.words) or (width == len(self.read) and count in (1, width)):
+            words = self.words if width == len(self.words) else self.read
+            return [" |".join("".join(word.rjust(NUMBER) for word in words) for _ in pieces)]
+        names = [f"head {number}" for number in range(len(pieces))] if tensor.dim() >= 4 else []
+        if len(pieces) == 3 and tensor.dim() < 4:
+            names = ["query", "key", "value"]
+        return [" |".join(name.rjust(NUMBER * width) for name in names)] if names else []
+
+    def block(
+        self, value: Value, title: str, indent: str, parameter: str | None = None, decimals: int = 4
+    ) -> list[str]:
+        """Comment lines: the numbers, what they are behind the first line; or, of a gradient, what it is above, and
+        autograd's numbers beside it (below where that is too wide).
+
+        `{shape}` in the title becomes the shape. `parameter` is what it is, or what it is added to the gradient of: a
+        product's weight is printed transposed, a column for each output.
+        """
+        self.tensors += 1
+        tensor, autograd = value.numbers, None if value.part else value.autograd
+        start = f"{indent}# "
+        if tensor.dim() == 0:
+            return [start + title.replace("{shape}", "") + f" = {decimal(float(tensor), decimals)}"]
+        shape = f" {self.letters(tensor, bool(parameter))}"
+        if parameter and tensor.dim() == 2 and "embedding" not in parameter and not parameter.startswith("head"):
+            tensor, autograd = tensor.T, autograd.T if autograd is not None else None
+            shape = f" transposed {self.letters(tensor, True)}"
+        title = title.replace("{shape}", shape)
+        if autograd is None:
+            if tensor.is_floating_point() and not bool(tensor.any()):
+                return [f"{start}{title}: all 0"]
+            if tensor.dim() < 4 and tensor.shape[-1] == 1 and len(self.labels(tensor)) == len(self.read):
+                return [
+                    start
+                    + title
+                    + "".join(
+                        f"   {word} {row.strip()}" for word, row in zip(self.read, self.rows(tensor), strict=True)
+                    )
+                ]
+            lines = self._lines(tensor, start, decimals)
+            together = f"{lines[0]}   {title}"
+            return [together, *lines[1:]] if len(together) <= WIDTH else [start + title, *lines]
+        says = f"autograd, within {scientific(value.difference or 0.0)}" + (f", for {parameter}" if parameter else "")
+        by_hand, other = self._lines(tensor, "", decimals), self._lines(autograd, "", decimals)
+        width = max(map(len, by_hand))
+        if len(start) + 2 * width + 3 - LABEL > WIDTH:
+            return [start + title, *(start + line for line in by_hand), start + says, *(start + line for line in other)]
+        beside = [f"{start}{left:<{width}}   {right[LABEL:]}" for left, right in zip(by_hand, other, strict=True)]
+        return [f"{start}{title:<{width}}   {says}", *beside]
+
+    def _lines(self, tensor: Tensor, start: str, decimals: int) -> list[str]:
+        lines = [f"{start}{'':{LABEL}}{line}" for line in self.head(tensor)]
+        labelled = zip(self.labels(tensor), self.rows(tensor, decimals), strict=True)
+        return lines + [f"{start}{label:<{LABEL}}{row}" for label, row in labelled]

@@ -1,0 +1,152 @@
+"""What is measured on one case of one op: its values and gradients against autograd, and its manners.
+
+The manners are those of DESIGN.md, 3: a backward adds into the buffers it is given and changes nothing else; its cache
+belongs to its forward alone, whatever runs in between, and may be used twice.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import ops
+from ...ops import Dropout
+from .measure import AUTOGRAD_BAR, EXACT, Finding, differing, error_of, errors_of, floor_of
+from .op_case import Case, Draw, on_tensors
+from .op_table import ROWS, Row, cases_of
+
+
+def check_ops(seed: int = 0, pairs: ModuleType = ops) -> list[Finding]:
+    """Every case of every row."""
+    return [
+        finding
+        for row in ROWS.values()
+        for case in cases_of(row, Draw(torch.Generator().manual_seed(seed)))
+        for finding in check_op(row, case, pairs, seed)
+    ]
+
+
+def call(row: Row, case: Case, pairs: ModuleType) -> tuple[dict[str, Tensor], Any]:
+    """The forward of a pair: its outputs by name, and its cache."""
+    output, cache = getattr(pairs, f"{row.name}_forward")(**case.inputs, **case.parameters, **case.settings)
+    outputs = output if isinstance(output, tuple) else (output,)
+    return dict(zip(row.outputs, outputs, strict=True)), cache
+
+
+def upstream_of(row: Row, case: Case, outputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Any]:
+    """A random gradient for every output (an all-ones one hides what softmax and layer norm do), in the order of memory
+    that the inputs have."""
+    upstream: dict[str, Any] = {}
+    for name, output in outputs.items():
+        noise = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+        if case.name == "non-contiguous" and noise.dim() > 1:
+            noise = noise.transpose(0, -1).contiguous().transpose(0, -1)
+        upstream[f"d{name}"] = None if name in case.unused else case.upstream.get(f"d{name}", noise)
+    return upstream
+
+
+def autograd(row: Row, case: Case, upstream: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Outputs and gradients of the mirror, by name."""
+    leaves = {
+        name: tensor.detach().clone().requires_grad_() for name, tensor in (case.inputs | case.parameters).items()
+    }
+    output = row.mirror(**leaves, **case.settings)
+    outputs = dict(zip(row.outputs, output if isinstance(output, tuple) else (output,), strict=True))
+    used = [name for name in outputs if upstream[f"d{name}"] is not None]
+    seeds = [torch.as_tensor(upstream[f"d{name}"], dtype=outputs[name].dtype) for name in used]
+    gradients = torch.autograd.grad(
+        [outputs[name] for name in used], list(leaves.values()), seeds, materialize_grads=True
+    )
+    named = {f"d{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+    return {name: tensor.detach() for name, tensor in outputs.items()}, named
+
+
+def other_case(case: Case, generator: torch.Generator) -> Case:
+    """Different values, same shapes: what another layer, or the next step, would call the pair with."""
+
+    def other_tensor(value: Tensor) -> Tensor:
+        if value.is_floating_point():
+            return value + torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
+        return value.roll(1, -1) if value.dim() else value + 1
+
+    def other(value: Any) -> Any:
+        if isinstance(value, Dropout):
+            return value._replace(key=value.key ^ 0x5DEECE66D1234567)
+        return on_tensors(other_tensor, value)
+
+    inputs, parameters, settings = (
+        {name: other(value) for name, value in group.items()} for group in (case.inputs, case.parameters, case.settings)
+    )
+    return Case(case.name, inputs, parameters, settings, case.unused, case.upstream)
+
+
+def tensors_in(*groups: dict[str, Any]) -> dict[str, Tensor]:
+    """All tensors by name; those of a named tuple have a number as well."""
+    found: dict[str, Tensor] = {}
+    for group in groups:
+        for name, value in group.items():
+            parts = value if isinstance(value, tuple) else (value,)
+            found |= {f"{name} {n}" if n else name: part for n, part in enumerate(parts) if isinstance(part, Tensor)}
+    return found
+
+
+def check_op(row: Row, case: Case, pairs: ModuleType = ops, seed: int = 0) -> list[Finding]:
+    """Every finding of one case; the errors of gradients are those of rule 1."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    backward = getattr(pairs, f"{row.name}_backward")
+    outputs, cache = call(row, case, pairs)
+    upstream = upstream_of(row, case, outputs, generator)
+    buffers = {
+        f"d{name}": torch.randn(p.shape, generator=generator, dtype=p.dtype) for name, p in case.parameters.items()
+    }
+    filled = {name: buffer.clone() for name, buffer in buffers.items()}
+    given = tensors_in(case.inputs, case.parameters, case.settings, upstream, outputs)
+    before = {name: tensor.clone() for name, tensor in given.items()}
+
+    # something else uses the pair between this forward and its backward
+    between = other_case(case, generator)
+    other_outputs, other_cache = call(row, between, pairs)
+    backward(
+        **upstream_of(row, between, other_outputs, generator),
+        cache=other_cache,
+        **{name: torch.zeros_like(buffer) for name, buffer in buffers.items()},
+    )
+
+    returned = backward(**upstream, cache=cache, **buffers)
+    once = {name: buffer.clone() for name, buffer in buffers.items()}
+    returned_once = {name: gradient.clone() for name, gradient in gradients_of(row, returned).items()}
+    again = backward(**upstream, cache=cache, **buffers)
+
+    want_outputs, want = autograd(row, case, upstream)
+    subject = f"{row.name}: {case.name}"
+    made = [*outputs.values(), *gradients_of(row, returned).values()]
+    findings = [
+        Finding(subject, name, error_of(outputs[name], want_outputs[name]), AUTOGRAD_BAR) for name in row.outputs
+    ]
+    # A buffer was filled with random numbers first: an assignment in the place of += is off by all of them.
+    got = {name: once[name] - filled[name] for name in once}
+    got |= {f"d{name}": gradient for name, gradient in gradients_of(row, returned).items() if name in case.inputs}
+    findings += [Finding(subject, name, error, AUTOGRAD_BAR) for name, error in errors_of(got, want).items()]
+    floor = floor_of(want)
+    twice = max((error_of(buffers[n] - filled[n], 2 * want[n], floor) for n in buffers), default=0.0)
+    repeated = sum(differing(returned_once, gradients_of(row, other)) for other in (returned, again))
+    findings += [
+        Finding(subject, "backward again adds", twice, AUTOGRAD_BAR),
+        Finding(subject, "backward again returns the same", repeated, EXACT),
+        Finding(subject, "tensors changed that are not gradients", differing(before, given), EXACT),
+        Finding(subject, "tensors that require grad", float(sum(t.requires_grad for t in made)), EXACT),
+    ]
+    return findings
+
+
+def gradients_of(row: Row, returned: Any) -> dict[str, Tensor]:
+    """What a backward returned, by the name of the input: one tensor for all of them, or a named tuple of `dname`."""
+    if not row.returns:
+        assert returned is None, f"{row.name}_backward returns {returned}"
+        return {}
+    if isinstance(returned, Tensor):
+        return dict.fromkeys(row.returns, returned)
+    return {name: getattr(returned, f"d{name}") for name in row.returns}

@@ -1,0 +1,162 @@
+"""At the end of a run: are the hand-written gradients of a network like its own right, here and in its precision?
+
+A small part of what `python -m manual_backprop.verify` measures, in seconds: a network of the run's own config at the
+scale of the proof (rule 1 of DESIGN.md), one short sequence. The float64 part is the proof; in a lower precision a few
+draws are compared as a whole, since single tensors of single draws are luck. Nothing of the run is touched.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..estimates.memory import parameter_count
+
+if TYPE_CHECKING:
+    from ...config.schema import CustomTransformerConfig, RunConfig
+    from . import Finding
+
+GRADIENT_CHECK = "gradient_check.txt"  # of a run directory
+MOST_SECONDS = 5.0
+MOST_PARAMETERS = 50_000_000
+QUICK = 2_000_000  # parameters: below, nothing is estimated before it is begun
+BYTES = 34  # of memory a parameter: four float64 numbers at once, and what a step works with
+ENOUGH_TOKENS = 1025  # of a larger vocabulary: enough for whatever large ones have of their own (kernels/cpu/loss.py)
+MOST_TOKENS = 32  # T, with B = 1
+DRAWS = 5  # of rounding errors: single draws part by a factor of 10, medians of 5 by less than 2
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunCheck:
+    status: str  # passed, failed or skipped
+    line: str  # for the terminal
+    page: str  # for the run directory
+
+
+def check_of_run(run: RunConfig, network: CustomTransformerConfig, room: int | None = None) -> RunCheck:
+    """Begins nothing that would end after `MOST_SECONDS`, or take more memory than `room` [bytes; None: whatever it
+    needs]. Never raises: a check must not cost a run."""
+    if run.implementation.name != "custom":
+        return _skipped(f"implementation={run.implementation.name}: nothing in it is written by hand")
+    try:
+        if (parameters := parameter_count(network)) > MOST_PARAMETERS:
+            return _skipped(
+                f"{parameters:,} parameters, and above {MOST_PARAMETERS:,} it would take too long; "
+                "python -m manual_backprop.verify takes its time"
+            )
+        start = time.monotonic()
+        findings, remarks = _measure(network, start + MOST_SECONDS, room)
+    except Exception as error:  # no memory for two more networks, or a bug of ours
+        log.info("the gradient check ended with", exc_info=True)
+        return _skipped(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+    return _judged(network, findings, remarks, time.monotonic() - start)
+
+
+def _measure(config: CustomTransformerConfig, deadline: float, room: int | None) -> tuple[list[Finding], list[str]]:
+    """Findings, and what there was no time or room for."""
+    exact, remarks = replace(config, precision="fp64"), []
+    if parameter_count(exact) > QUICK:
+        small = replace(exact, n_blocks=1, vocab_size=min(exact.vocab_size, ENOUGH_TOKENS))
+        begin = time.monotonic()
+        findings = _measure_exact(small)
+        once = (time.monotonic() - begin) * parameter_count(exact) / parameter_count(small)
+        part = f"of the network one block and {small.vocab_size} tokens: all of it would take"
+        if time.monotonic() + once > deadline:
+            return findings, [f"{part} about {once:.0f} s"]
+        if room is not None and BYTES * parameter_count(exact) > room:
+            return findings, [f"{part} more memory than the training took"]
+    begin = time.monotonic()
+    findings = _measure_exact(exact)
+    once = time.monotonic() - begin
+    if config.precision != "fp64":
+        if time.monotonic() + 1.5 * DRAWS * once < deadline:  # a draw takes three networks in place of two
+            findings.append(_measure_precision(config))
+        else:
+            remarks.append(f"no time for {config.precision}")
+    return findings, remarks
+
+
+def _measure_exact(exact: CustomTransformerConfig) -> list[Finding]:
+    """In float64: loss and every gradient against the mirror, zeros, and the slope along a random direction."""
+    from .measure import AUTOGRAD_BAR, DIRECTION_BAR, ZERO_BAR, Finding, error_of, errors_of, norm_of
+    from .network_check import (
+        direction_error,
+        draw_batch,
+        networks,
+        step_in_place,
+        wholly_zero,
+        zero_by_structure,
+    )
+
+    subject, batch = "float64", draw_batch(exact, 1, min(MOST_TOKENS, exact.max_seq_len), exact.seed)
+    by_hand, mirror = networks(exact)
+    (want_loss, want), (loss, got) = step_in_place(mirror, batch), step_in_place(by_hand, batch)
+    whole = norm_of(got.values())
+    errors = errors_of(got, want, wholly_zero(exact, batch))
+    del mirror, want  # two networks' worth of memory, before the direction takes as much
+    return [
+        Finding(subject, "loss", error_of(loss, want_loss), AUTOGRAD_BAR),
+        *(Finding(subject, f"d {name}", error, AUTOGRAD_BAR) for name, error in errors.items()),
+        *(
+            Finding(subject, f"d {name} is 0: {reason}", norm_of([got[name][rows]]) / (whole or 1), ZERO_BAR)
+            for name, reason, rows in zero_by_structure(exact, batch)
+        ),
+        Finding(
+            subject, "slope along a random direction", direction_error(by_hand, batch, got, exact.seed), DIRECTION_BAR
+        ),
+    ]
+
+
+def _measure_precision(config: CustomTransformerConfig) -> Finding:
+    """Error of all gradients together against float64, relative to the mirror's: the median of several draws."""
+    from ...models.mirror import TorchTransformer
+    from .low_precision import draw_errors
+    from .measure import LOW_PRECISION_BAR, Finding
+
+    T = min(MOST_TOKENS, config.max_seq_len)
+    ratios = []
+    for seed in range(DRAWS):
+        errors = draw_errors(replace(config, seed=seed), "proof", 1, T, TorchTransformer)
+        by_hand, autograd = zip(*(pair for name, pair in errors.items() if name != "loss"), strict=True)
+        ratios.append(math.hypot(*by_hand) / math.hypot(*autograd))
+    quantity = f"error of all gradients relative to autograd's, median of {DRAWS} draws"
+    return Finding(config.precision, quantity, statistics.median(ratios), LOW_PRECISION_BAR)
+
+
+def _judged(config: CustomTransformerConfig, findings: list[Finding], remarks: list[str], seconds: float) -> RunCheck:
+    from . import worst
+
+    failed = [finding for finding in findings if not finding.ok]
+    worst_gradient = worst([finding for finding in findings if finding.quantity.startswith("d ")])
+    summary = f"{len(findings)} measurements, worst gradient {worst_gradient.error:.1e} off in float64"
+    if failed:
+        first = failed[0]
+        line = (
+            f"GRADIENT CHECK FAILED: {len(failed)} of {len(findings)} measurements are over their bar, the first is "
+            f"{first.quantity} in {first.subject}: {first.error:.1e}, bar {first.bar:.0e}"
+        )
+    else:
+        line = f"gradient check: passed ({'; '.join([summary, *remarks])}; {seconds:.1f} s)"
+    sizes = (
+        f"{config.architecture}, V={config.vocab_size} D={config.d_model} L={config.n_blocks} H={config.n_heads} "
+        f"F={config.d_ffn}, B=1 T={min(MOST_TOKENS, config.max_seq_len)}"
+    )
+    rows = [
+        f"{finding.error:9.1e}  {finding.bar:9.0e}  {'ok' if finding.ok else 'FAILED':6}  "
+        f"{finding.subject}: {finding.quantity}"
+        for finding in findings
+    ]
+    page = [line, sizes, *remarks, "", f"{'error':>9}  {'bar':>9}", *rows]
+    return RunCheck(FAILED if failed else PASSED, line, "\n".join(page) + "\n")
+
+
+def _skipped(reason: str) -> RunCheck:
+    line = f"gradient check: skipped ({reason})"
+    return RunCheck(SKIPPED, line, line + "\n")

@@ -1,0 +1,125 @@
+"""What `python -m manual_backprop.verify` measures: everything, or one network, as tables of findings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import product
+from types import ModuleType
+
+import torch
+
+from ... import kernels as fused
+from ... import ops
+from ...config.network import ARCHITECTURES, KERNELS, CustomTransformerConfig
+from ..estimates.memory import parameter_count
+from .low_precision import check_network_precision, check_op_precision
+from .measure import Finding, worst
+from .network_check import ODD, check_network, draw_batch, odd_cases
+from .op_check import check_ops
+from .op_table import ROWS
+
+MOST_TOKENS = 12  # T of a network that is given by arguments: a proof needs no long sequence
+LARGE = 2_000_000  # parameters: above, three draws of rounding errors, of one sequence each, in place of eight of four
+MANNERS = "touches nothing else"  # inputs, upstream gradients and outputs; and backward again returns the same
+
+
+@dataclass
+class Section:
+    """One table: findings, and which of their subjects share a line."""
+
+    title: str
+    findings: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One quantity, and its worst finding."""
+
+    group: str
+    quantity: str
+    worst: Finding
+
+
+def lines_of(section: Section) -> list[Line]:
+    """In the order in which the quantities were first measured. A subject is `op: case`, or a network."""
+    together: dict[tuple[str, str], list[Finding]] = {}
+    for finding in section.findings:
+        together.setdefault((finding.subject.partition(": ")[0], finding.quantity), []).append(finding)
+    return [Line(*key, worst(findings)) for key, findings in together.items()]
+
+
+def check_everything() -> list[Section]:
+    """All ops, and the odd networks of every architecture, with the textbook pairs and with the fused kernels."""
+    sections = [_ops_section(kernels) for kernels in KERNELS]
+    for architecture, kernels in product(ARCHITECTURES, KERNELS):
+        section = Section(f"{architecture}, kernels={kernels}: {_sizes(ODD)}, and odd shapes")
+        for name, config, batch, scale in odd_cases(architecture):
+            findings = check_network(replace(config, kernels=kernels), batch, scale)
+            section.findings += [
+                replace(f, subject=f"{architecture}: {name}", quantity=_short(f.quantity)) for f in findings
+            ]
+        sections.append(section)
+    return sections
+
+
+def check_one(config: CustomTransformerConfig) -> list[Section]:
+    """All ops, and one network: in float64, and in its own precision where that is another."""
+    B, T = 2, min(MOST_TOKENS, config.max_seq_len)
+    exact = replace(config, precision="fp64")
+    sections = [_ops_section(config.kernels)]
+    for scale in ("proof", "initial"):
+        title = f"{config.architecture}, float64, {scale} scale: {_sizes(config)}, B={B} T={T}"
+        findings = check_network(exact, draw_batch(exact, B, T, config.seed), scale)
+        sections.append(Section(title, [replace(f, quantity=_short(f.quantity)) for f in findings]))
+    if config.precision == "fp64":
+        return sections
+    dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
+    ops_title = f"every op in {'fp32' if dtype == torch.float32 else 'bf16'}: error relative to autograd's"
+    pairs = _pairs_of(config.kernels)
+    sections.append(
+        Section(ops_title, [f for row in ROWS.values() for f in check_op_precision(row, dtype, pairs=pairs)])
+    )
+    draws, rows = (3, 1) if parameter_count(config) > LARGE else (8, 4)
+    for scale in ("proof", "initial"):
+        title = f"{config.architecture}, {config.precision}, {scale} scale: error relative to autograd's"
+        found = check_network_precision(config, scale, range(draws), rows, min(2 * MOST_TOKENS, config.max_seq_len))
+        sections.append(Section(title, found))
+    return sections
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """With sequences this short, several threads would spend their time waiting for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _pairs_of(kernels: str) -> ModuleType:
+    return fused if kernels == "fused" else ops
+
+
+def _ops_section(kernels: str) -> Section:
+    checked = check_ops(pairs=_pairs_of(kernels))
+    findings = [replace(f, quantity=MANNERS) if f.bar == 0 else f for f in checked]
+    return Section(f"every op, kernels={kernels}, float64", findings)
+
+
+def _sizes(config: CustomTransformerConfig) -> str:
+    return (
+        f"V={config.vocab_size} D={config.d_model} L={config.n_blocks} H={config.n_heads} "
+        f"{f'G={config.kv_heads} ' * (config.kv_heads != config.n_heads)}F={config.d_ffn} "
+        f"{config.activation or config.traits.activation}"
+    )
+
+
+def _short(quantity: str) -> str:
+    """Without the name of the worst tensor, which is another one in every case."""
+    return (
+        quantity.partition(", worst ")[0] if " by name" not in quantity else " ".join(quantity.split()[1:4]).rstrip(",")
+    )

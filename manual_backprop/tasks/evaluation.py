@@ -1,0 +1,106 @@
+"""How good a model is on text it has not seen, and how good one is that has learned almost nothing.
+
+The unigram model knows how frequent each token is, the bigram model also what follows what: a loss between the two has
+learned frequencies, a loss below the bigram's has learned to use context.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..common.batch import Batch
+from ..data.tokens.token_shards import Tokens
+from ..ops import IGNORED, cross_entropy_forward
+
+BIGRAM_WEIGHTS = (1, 3, 10, 30, 100)
+MOST_COUNTED = 2**24  # [tokens] of the training text that the counting models are made of
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over `tokens` predicted tokens. loss [nats a token]."""
+
+    loss: float
+    accuracy: float  # share of tokens that were the likeliest
+    tokens: int
+    bits_per_byte: float | None = None  # None where the bytes a token are not known
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def metrics(self) -> dict[str, float]:
+        """Under the names that a run tracks."""
+        values = {
+            "validation/loss": self.loss,
+            "validation/perplexity": self.perplexity,
+            "validation/accuracy": self.accuracy,
+        }
+        return values | ({} if self.bits_per_byte is None else {"validation/bits_per_byte": self.bits_per_byte})
+
+
+class Predicts(Protocol):
+    def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor: ...
+
+
+class Evaluator:
+    """`Evaluator(model).evaluate(batches)` with a network or a wrapper around one.
+
+    `bytes_per_token` of the text turns nats a token into bits a byte, which tokenizers cannot change.
+    """
+
+    def __init__(self, model: Any, bytes_per_token: float | None = None):
+        self.network: Predicts = getattr(model, "network", model)
+        self.bytes_per_token = bytes_per_token
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
+        """Over all targets that count; the device is waited for once, at the end. No target: loss and accuracy 0."""
+        loss_sum: float | Tensor = 0.0
+        correct: int | Tensor = 0
+        count: int | Tensor = 0
+        for batch in batches:
+            logits = self.network.predict(batch.tokens, batch.segments)  # (B, T, V)
+            counts = batch.targets != IGNORED
+            loss, _ = cross_entropy_forward(logits, batch.targets, denominator=1)
+            loss_sum = loss_sum + loss.double()
+            correct = correct + ((logits.argmax(-1) == batch.targets) & counts).sum()
+            count = count + counts.sum()
+        tokens = int(count)
+        mean = float(loss_sum) / max(1, tokens)
+        bits_per_byte = None if self.bytes_per_token is None else mean / math.log(2) / self.bytes_per_token
+        return Evaluation(mean, int(correct) / max(1, tokens), tokens, bits_per_byte)
+
+
+def unigram_and_bigram_loss(train: Tokens, batches: Iterable[Batch], vocab_size: int) -> tuple[float, float]:
+    """Losses [nats a token] of two counting models of `train` on the targets of `batches` that count; 0 of none.
+
+    unigram: p(b) = (count(b) + 1) / (n + V). bigram: p(b | a) = (count(a b) + k p(b)) / (count(a) + k) with the k of 1,
+    3, 10, 30, 100 that does best on `batches`, so that the comparison is the hardest that it can be. Only the first
+    MOST_COUNTED tokens of `train` are looked at. `batches` are those that the model is evaluated on, on the CPU: so the
+    tokens are the same, however documents are laid out.
+    """
+    train = train[:MOST_COUNTED].astype(np.int64)
+    unigram = (np.bincount(train, minlength=vocab_size) + 1) / (len(train) + vocab_size)  # (V,)
+    # A pair is one number; only pairs that occur are kept, since V * V may not fit.
+    pairs, pair_counts = np.unique(train[:-1] * vocab_size + train[1:], return_counts=True)
+    contexts = np.bincount(train[:-1], minlength=vocab_size)
+    unigram_sum, bigram_sums, count = 0.0, np.zeros(len(BIGRAM_WEIGHTS)), 0
+    for batch in batches:
+        counts = batch.targets != IGNORED
+        context, target = (ids[counts].numpy() for ids in (batch.tokens, batch.targets))
+        asked = context * vocab_size + target
+        places = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
+        seen = np.where(pairs[places] == asked, pair_counts[places], 0)
+        prior = unigram[target]
+        unigram_sum -= np.log(prior).sum()
+        bigram_sums -= [np.log((seen + k * prior) / (contexts[context] + k)).sum() for k in BIGRAM_WEIGHTS]
+        count += len(target)
+    return float(unigram_sum / max(1, count)), float(bigram_sums.min() / max(1, count))

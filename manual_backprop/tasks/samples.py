@@ -1,0 +1,75 @@
+"""Text that a model writes during its training, so that a reader sees what the loss means."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from ..common.errors import InputError
+from ..data.tokens.corpus import Corpus
+from ..data.tokens.tokenizer import Tokenizer
+from ..models.language_model import LanguageModel
+
+TEMPERATURE = 0.7
+TOP_K = 50
+SEPARATOR = "\n\n----\n\n"
+
+log = logging.getLogger(__name__)
+
+
+def encode_prompts(prompts: Sequence[str], corpus: Corpus) -> list[list[int]]:
+    """The prompts as tokens; where the tokenizer cannot read one, the start of the validation text."""
+    encoded = []
+    for prompt in prompts:
+        try:
+            encoded.append(corpus.tokenizer.encode(prompt))
+        except InputError:
+            tokens = corpus.validation[:8].tolist()
+            log.warning(
+                "The prompt %r is not in this tokenizer's alphabet; samples continue %r instead.",
+                prompt,
+                corpus.tokenizer.decode(tokens),
+            )
+            encoded.append(tokens)
+    return encoded
+
+
+def draw_samples(
+    model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], length: int, seed: int
+) -> list[str]:
+    """Every prompt with its continuation, `length` tokens or up to the end token. The same seed, the same numbers."""
+    texts = []
+    for number, tokens in enumerate(prompts):
+        drawn = model.generate(
+            torch.tensor([list(tokens)], device=model.network.device),
+            length,
+            temperature=TEMPERATURE,
+            top_k=TOP_K,
+            eos_token_id=tokenizer.end_token_id,
+            seed=seed + number,
+        )
+        texts.append(tokenizer.decode(drawn[0].tolist()))
+    return texts
+
+
+@dataclass(frozen=True)
+class WordCounts:
+    """How varied a text is; words are what stands between blanks."""
+
+    words: int
+    distinct: int
+    repeated_bigrams: int  # pairs of neighbouring words that have stood in the text before
+
+    def __str__(self) -> str:
+        pairs = max(self.words - 1, 0)
+        return f"{self.words} words, {self.distinct} distinct; {self.repeated_bigrams} of {pairs} bigrams repeated"
+
+
+def count_words(text: str) -> WordCounts:
+    words = text.split()
+    pairs = list(pairwise(words))
+    return WordCounts(len(words), len(set(words)), len(pairs) - len(set(pairs)))

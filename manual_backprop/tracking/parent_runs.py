@@ -1,0 +1,34 @@
+"""How a sweep and its runs find each other in MLflow: tags whose values are MLflow's ids, known only after delivery.
+
+run.json names the other by its directory (`sweep` of a run, `best` of a sweep); once that one has been delivered, its
+own run.json has the id. MLflow may have been down meanwhile, so a delivery looks again each time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from manual_backprop.common.errors import InputError
+from manual_backprop.tracking.run_directory import read_run
+
+PARENT_TAG = "mlflow.parentRunId"
+BEST_RUN_TAG = "best_run_id"
+
+
+def kinship_tags(record: dict[str, Any], tracking_uri: str) -> dict[str, str]:
+    """Of the run whose run.json is `record`, in the store at `tracking_uri` (without credentials)."""
+    relatives = {PARENT_TAG: record.get("sweep"), BEST_RUN_TAG: record.get("best")}
+    tags = {}
+    for tag, relative in relatives.items():
+        if relative is not None and (run_id := _mlflow_id(Path(relative["directory"]), tracking_uri)):
+            tags[tag] = run_id
+    return tags
+
+
+def _mlflow_id(directory: Path, tracking_uri: str) -> str | None:
+    try:
+        known = read_run(directory).get("mlflow") or {}
+    except InputError:  # it was removed
+        return None
+    return known.get("run_id") if known.get("tracking_uri") == tracking_uri else None

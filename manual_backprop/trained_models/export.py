@@ -1,0 +1,63 @@
+"""Writing a model down: for `transformers`, or as the checkpoint that an import becomes. Whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints.checkpoint import CheckpointManager
+from ..common.digests import file_digest
+from ..common.durable_files import new_folder
+from ..common.errors import StorageError
+from ..data.tokens.tokenizer import FILE_NAME, Tokenizer
+from ..models.huggingface.layouts import config_json
+from ..models.huggingface.weights import to_theirs
+from .huggingface_directory import CONFIG, RECORD, RECORD_VERSION, WEIGHTS, Imported
+from .model_card import model_card
+from .tokenizer_files import write_tokenizer
+
+if TYPE_CHECKING:
+    from .saved_model import SavedModel
+
+
+def export_model(saved: SavedModel, tokenizer: Tokenizer | None, target: Path) -> None:
+    """`saved` in the layout of its architecture. Raises InputError, StorageError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    config = saved.model.config
+    content = config_json(config, None if tokenizer is None else tokenizer.end_token_id)
+    with new_folder(target) as folder:
+        _write_json(folder / CONFIG, content)
+        generation = {key: content[key] for key in ("bos_token_id", "eos_token_id")} | {"_from_model_config": True}
+        _write_json(folder / "generation_config.json", generation)
+        try:
+            save_file(to_theirs(saved.model.network.parameters, config), folder / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # its only way to report a full disk
+            raise StorageError(f"cannot write {target / WEIGHTS}: {error}") from error
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, folder, config.max_seq_len)
+        record = {
+            "version": RECORD_VERSION,
+            "weights_sha256": file_digest(folder / WEIGHTS),
+            "step": saved.step,
+            "metric": saved.validation_loss,
+            "state": dict(saved.state),
+        }
+        _write_json(folder / RECORD, record)
+        (folder / "README.md").write_text(model_card(saved, tokenizer, target.name), encoding="utf-8")
+
+
+def import_model(imported: Imported, tokenizer: Tokenizer | None, origin: str, target: Path) -> None:
+    """A folder with one checkpoint, of step 0, and the tokenizer beside it. Raises InputError, StorageError."""
+    state = {"network": asdict(imported.config), "imported_from": origin}
+    with new_folder(target) as folder:
+        files = [] if tokenizer is None else [tokenizer.save(folder)]
+        CheckpointManager(folder).save(0, {"parameters": imported.parameters}, state, files=files)
+    assert tokenizer is None or (target / FILE_NAME).is_file()
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

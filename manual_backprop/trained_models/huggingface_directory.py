@@ -1,0 +1,185 @@
+"""A folder in the layout of `transformers`: config.json, safetensors in one file or several, and a tokenizer.
+
+What this project exports has manual_backprop.json besides: what a checkpoint says of itself (step, validation loss,
+config, digests), and the digest of the weights that it speaks of. Where these were changed since, it is not believed.
+Recognising a folder and reading its config needs the standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manual_backprop.common.digests import file_digest
+from manual_backprop.common.errors import InputError
+from manual_backprop.common.json_files import read_object
+from manual_backprop.config.schema import CustomTransformerConfig
+from manual_backprop.models.huggingface.layouts import network_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from manual_backprop.checkpoints.checkpoint import Checkpoint
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+RECORD = "manual_backprop.json"
+RECORD_VERSION = 1
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+WITHOUT_HUB = (
+    "Go online once (HF_HUB_OFFLINE must not be set), or download it where there is a network, with `hf download "
+    "{name} --local-dir FOLDER`, bring the folder here and give that."
+)
+
+
+@dataclass(frozen=True)
+class Imported:
+    config: CustomTransformerConfig
+    parameters: dict[str, Tensor]
+    remarks: list[str]  # what was converted, in words
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether this is a folder of that layout (and no checkpoint of ours)."""
+    return (folder / CONFIG).is_file() and ((folder / WEIGHTS).is_file() or (folder / INDEX).is_file())
+
+
+def local_folder(which: str) -> Path:
+    """The folder that a user names, or that the hub has by that name, downloaded. Raises InputError."""
+    path = Path(which).expanduser()
+    if path.is_file():
+        raise InputError(f"{which} is a file: give the folder that holds {CONFIG} and {WEIGHTS}")
+    if path.is_dir():
+        return path
+    looks_like_a_path = which.startswith((".", "/", "~")) or which.count("/") > 1 or not which or which.endswith("/")
+    if looks_like_a_path or not all(
+        part.replace("-", "").replace("_", "").replace(".", "") for part in which.split("/")
+    ):
+        raise InputError(f"there is no folder {which!r}, and no model of the hub has such a name (OWNER/NAME)")
+    return _downloaded(which)
+
+
+def _downloaded(name: str) -> Path:
+    from manual_backprop.data.sources.hub import HubUnavailable, hub_access
+
+    try:
+        with hub_access():
+            from huggingface_hub import snapshot_download
+            from huggingface_hub.errors import LocalEntryNotFoundError
+
+            patterns = [CONFIG, "*.safetensors", INDEX, "tokenizer.json", "vocab.json", "merges.txt"]
+            try:
+                return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+            except (LocalEntryNotFoundError, ConnectionError) as error:
+                raise HubUnavailable(
+                    f"{name} is no folder here; as a model of the hub it was not downloaded before, and the hub cannot "
+                    f"be reached. {WITHOUT_HUB.format(name=name)}"
+                ) from error
+    except InputError:
+        raise
+    except Exception as error:  # a refusal, a wrong name: the library has a class for each
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{name} is no folder here, and the hub does not give it: {reason} If it is yours or gated, log in with "
+            "`hf auth login`."
+        ) from error
+
+
+def read_network(folder: Path) -> CustomTransformerConfig:
+    """Its sizes, without its weights. Raises InputError."""
+    return network_of(read_object(folder / CONFIG), str(folder / CONFIG))
+
+
+def read_model(folder: Path) -> Imported:
+    """Raises InputError with everything that does not fit."""
+    config = read_network(folder)  # before gigabytes of weights are read
+    from manual_backprop.models.huggingface.weights import to_ours
+
+    theirs = _read_weights(folder)
+    precision, remarks = _precision_of(theirs)
+    config = replace(config, precision=precision)
+    dtype = config.get_dtype()
+    parameters = {name: tensor.to(dtype) for name, tensor in to_ours(theirs, config, str(folder)).items()}
+    return Imported(config, parameters, remarks)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        try:
+            tensors |= load_file(file, device="cpu")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read as safetensors: {error}") from error
+    return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """One file, or those of the index. Raises InputError where there are none, or nothing but pickles."""
+    if not (folder / CONFIG).is_file():
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise InputError(f"{folder} holds no {CONFIG}, so it is no model of transformers; it holds {there}")
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        places = read_object(folder / INDEX).get("weight_map")
+        names = sorted(set(map(str, places.values()))) if isinstance(places, Mapping) else []
+        wrong = [name for name in names if name != Path(name).name or not (folder / name).is_file()]
+        if wrong or not names:
+            raise InputError(f"{folder / INDEX} names {', '.join(wrong) or 'no file'}, which is not in the folder")
+        return [folder / name for name in names]
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise InputError(
+            f"{folder} has its weights only as a pickle ({pickles[0]}), and reading a pickle runs whatever code it "
+            "holds. Where you trust it: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) of "
+            f"transformers writes {WEIGHTS}; give that folder."
+        )
+    raise InputError(f"{folder} holds no {WEIGHTS} and no {INDEX}")
+
+
+def _precision_of(tensors: Mapping[str, Tensor]) -> tuple[str, list[str]]:
+    import torch
+
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if dtypes == {torch.bfloat16}:
+        return "bf16", []
+    if torch.float64 in dtypes:
+        return "fp64", []
+    others = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes - {torch.float32})
+    return "fp32", [f"weights in {', '.join(others)} become fp32, which holds them exactly"] if others else []
+
+
+# What we add to an export
+
+
+def as_checkpoint(folder: Path) -> Checkpoint:
+    """The folder as a checkpoint that any command can use."""
+    from manual_backprop.checkpoints.checkpoint import Checkpoint
+
+    imported, record = read_model(folder), _record_of(folder)
+    state = dict(record.get("state", {}))
+    saved = state.get("network")
+    state["network"] = asdict(imported.config)
+    if isinstance(saved, Mapping):  # what is no part of the function, as dropout
+        state["network"] |= {key: saved[key] for key in ("dropout", "label_smoothing", "seed") if key in saved}
+    step, metric = record.get("step", 0), record.get("metric")
+    return Checkpoint(folder, step, metric, {"parameters": imported.parameters}, state)
+
+
+def _record_of(folder: Path) -> dict[str, Any]:
+    """Empty where there is none, or where the weights are others now."""
+    if not (folder / RECORD).is_file() or not (folder / WEIGHTS).is_file():
+        return {}
+    record = read_object(folder / RECORD)
+    believed = (
+        record.get("version") == RECORD_VERSION
+        and isinstance(record.get("step"), int)
+        and isinstance(record.get("metric"), float | None)
+        and isinstance(record.get("state"), dict)
+        and record.get("weights_sha256") == file_digest(folder / WEIGHTS)
+    )
+    return record if believed else {}

@@ -1,0 +1,164 @@
+"""init_from: a run that starts from the weights of another model, its own or one that was imported.
+
+The model brings its sizes, its architecture and its tokenizer: what the command line does not name of them is set here,
+and what it names must be the same. Only the length of a sequence is free: a table of learned positions is cut, and the
+other kinds of positions are calculated. Needs no torch before weights are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manual_backprop.checkpoints.checkpoint import load_checkpoint, read_state
+from manual_backprop.common.errors import ConfigError, InputError
+from manual_backprop.config.network import network_of_state
+from manual_backprop.config.rules import shown
+from manual_backprop.config.schema import CustomTransformerConfig, option_values
+from manual_backprop.config.validation import BYTE_TOKENS, GPT2_TOKENS
+from manual_backprop.trained_models.huggingface_directory import as_checkpoint, is_exported, read_network
+from manual_backprop.trained_models.saved_model import find
+
+if TYPE_CHECKING:
+    from manual_backprop.models.network import Network
+
+TOKENIZER_FILE = "tokenizer.json"
+SIZES = ("d_model", "n_blocks", "n_heads", "d_ffn", "vocab_size", "n_kv_heads", "max_seq_len")
+SET_HERE = (
+    *(f"model.{name}" for name in SIZES),
+    *("architecture.name", "architecture.activation", "architecture.learning_rate_scale"),
+    *("architecture.norm_epsilon", "architecture.rotary_base"),
+    *("tokenizer.name", "tokenizer.path"),
+)
+LEFT_TO_IT = ("model.vocab_size", "architecture.norm_epsilon", "architecture.rotary_base")  # by null as well
+
+
+@dataclass(frozen=True)
+class InitialModel:
+    path: Path  # a checkpoint, or an exported folder
+    network: CustomTransformerConfig
+    tokenizer: Path | None  # the folder that holds tokenizer.json
+
+    def values(self) -> dict[str, Any]:
+        """Its keys in the config of a run."""
+        return _values_of(self.network)
+
+    def fits(self, key: str, value: Any) -> bool:
+        """Whether a network with this value can have its weights."""
+        theirs = self.values()[key]
+        if key == "model.max_seq_len":
+            return self.network.traits.positions != "learned" or value <= theirs
+        if key == "model.n_kv_heads":
+            return (value or self.network.n_heads) == self.network.kv_heads
+        return bool(value == theirs)
+
+
+def _values_of(network: CustomTransformerConfig) -> dict[str, Any]:
+    values = {f"model.{name}": getattr(network, name) for name in SIZES} | {
+        "architecture.name": network.architecture,
+        "architecture.activation": network.activation or network.traits.activation,
+        "architecture.norm_epsilon": network.epsilon,
+    }
+    return values | ({"architecture.rotary_base": network.base} if network.traits.positions == "rotary" else {})
+
+
+def initial_model(which: str, outputs: Path) -> InitialModel:
+    """What `init_from` names, without its weights. Raises InputError."""
+    found = find(which, outputs)
+    if is_exported(found.checkpoint):
+        network = read_network(found.checkpoint)
+    else:
+        network = network_of_state(read_state(found.checkpoint)["state"], found.checkpoint)
+    # a run keeps its tokenizer when it removes its checkpoints
+    folders = (found.run or found.checkpoint.parent, found.checkpoint)
+    tokenizer = next((folder for folder in folders if (folder / TOKENIZER_FILE).is_file()), None)
+    return InitialModel(found.checkpoint, network, tokenizer)
+
+
+def with_initial_model(mapping: dict[str, Any], overrides: Sequence[str], outputs: Path) -> dict[str, Any]:
+    """A run's config with the sizes and the tokenizer of `init_from`, where it has one; `overrides` are KEY=VALUE.
+
+    Raises ConfigError with everything that the command line names and that does not fit.
+    """
+    given = mapping.get("init_from")
+    if given is None or isinstance(given, bool) or not isinstance(given, str | int):
+        return mapping  # null, or wrong, which is said where every key is
+    which = str(given)  # a run's last six characters may be a number
+    try:
+        model = initial_model(which, outputs)
+    except InputError as error:
+        raise ConfigError([f"init_from={shown(which)}: {' '.join(str(error).split())}"]) from error
+    named = {override.partition("=")[0].lstrip("+") for override in overrides}
+    filled = {name: dict(value) if isinstance(value, Mapping) else value for name, value in mapping.items()}
+    problems = []
+    for key, theirs in model.values().items():
+        group, _, inner = key.partition(".")
+        value = filled[group].get(inner)
+        kind = int | float if isinstance(theirs, float) else type(theirs)
+        if not named & {key, group} or (key in LEFT_TO_IT and value is None):
+            filled[group][inner] = theirs
+        elif isinstance(value, kind) and not model.fits(key, value):
+            problems.append(_difference(key, value, model))
+    if not named & {"architecture", "architecture.learning_rate_scale"}:
+        usual = option_values("architecture", model.network.architecture)["learning_rate_scale"]
+        filled["architecture"]["learning_rate_scale"] = float(usual)
+    if model.tokenizer is not None and not any(key.partition(".")[0] == "tokenizer" for key in named):
+        filled["tokenizer"] = {"name": "file", "path": str(model.tokenizer)}
+    problems += _too_many_tokens(filled["tokenizer"], model)
+    if problems:
+        raise _refusal(which, problems, model)
+    return filled | {"init_from": str(model.path)}
+
+
+def load_initial_weights(network: Network, which: str, digests: Mapping[str, str], outputs: Path) -> None:
+    """Puts the weights of `init_from` into a network, which will read what has these `digests` (`Task.digests`).
+
+    Raises ConfigError with everything that does not fit.
+    """
+    model = initial_model(which, outputs)
+    problems = list(_differences(network.config, model))
+    if model.tokenizer is not None:
+        from manual_backprop.data.tokens.tokenizer import load_tokenizer
+
+        if load_tokenizer(model.tokenizer).digest != digests.get("tokenizer_digest"):
+            problems.append("its weights belong to the tokens of another tokenizer; leave tokenizer=... out")
+    if problems:
+        raise _refusal(which, problems, model)
+    saved = as_checkpoint(model.path) if is_exported(model.path) else load_checkpoint(model.path)
+    parameters = dict(saved.tensors["parameters"])
+    table = parameters.get("position_embedding.weight")
+    if table is not None:
+        parameters["position_embedding.weight"] = table[: network.config.max_seq_len]
+    network.load_parameters(parameters)
+
+
+def _differences(config: CustomTransformerConfig, model: InitialModel) -> Iterator[str]:
+    wanted, theirs = _values_of(config), model.values()
+    both = (key for key in wanted if key in theirs)  # rotary_base: where both have rotary positions
+    return (_difference(key, wanted[key], model) for key in both if not model.fits(key, wanted[key]))
+
+
+def _difference(key: str, value: Any, model: InitialModel) -> str:
+    rule = "must be at most" if key == "model.max_seq_len" else "must be"
+    return f"{key.removesuffix('.name')}={shown(value)}: {rule} {shown(model.values()[key])}, as its weights are"
+
+
+def _too_many_tokens(tokenizer: Any, model: InitialModel) -> list[str]:
+    name = tokenizer.get("name") if isinstance(tokenizer, Mapping) else None
+    if name not in ("byte", "gpt2", "bpe"):
+        return []
+    tokens = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}.get(name, tokenizer.get("vocab_size"))
+    if not isinstance(tokens, int) or tokens <= model.network.vocab_size:
+        return []
+    return [f"tokenizer={name}: has {tokens} tokens, and its weights know {model.network.vocab_size}"]
+
+
+def _refusal(which: str, problems: list[str], model: InitialModel) -> ConfigError:
+    """Everything that does not fit, and behind the last what would."""
+    values = (f"{key.removesuffix('.name')}={shown(value)}" for key, value in model.values().items())
+    tokenizer = [] if model.tokenizer is None else ["tokenizer=file", f"tokenizer.path={model.tokenizer}"]
+    fitting = f"; leave out what differs: init_from sets {' '.join([*values, *tokenizer])} by itself"
+    lines = [f"init_from={which}: {problem}" for problem in problems]
+    return ConfigError([*lines[:-1], lines[-1] + fitting])

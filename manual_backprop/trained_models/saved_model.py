@@ -1,0 +1,255 @@
+"""`RUN`: from what a user names (a run, a checkpoint) to a model that can be used.
+
+    last                        the newest start that has a sound checkpoint
+    a run id, its six last characters, or the id that MLflow gave it
+    a directory                 of a run, of one of its checkpoints, of checkpoints that a program saved, or one that
+                                convert has imported or exported
+
+A run stands for its best checkpoint, the one with the lowest validation loss (the latest, where none has one), and a
+sweep for its best run. `RUN@last`, `RUN@best` and `RUN@STEP` name other checkpoints. Finding imports no torch; `load`
+does, and reads nothing but the checkpoint, which says of itself which network it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manual_backprop.checkpoints.checkpoint import CheckpointManager, checkpoint_name, load_checkpoint, step_of
+from manual_backprop.common.errors import CheckpointError, ConfigError, InputError
+from manual_backprop.tracking.run_directory import RUN_FILE, SWEEPS, close_dead_runs, find_run, list_runs, read_run
+from manual_backprop.trained_models.huggingface_directory import as_checkpoint, is_exported
+
+if TYPE_CHECKING:
+    from manual_backprop.config.schema import RunConfig
+    from manual_backprop.data.tokens.tokenizer import Tokenizer
+    from manual_backprop.models.language_model import LanguageModel
+
+OUTPUTS = Path("outputs")
+PATIENCE = 5  # a run that goes on removes checkpoints: how often one is chosen again
+
+RUN_HELP = """\
+RUN is last (the newest run), a run id or its six last characters, the id that MLflow gave it, the directory of a run,
+that of a checkpoint, or one that `convert` made. A run stands for its best checkpoint, the one with the lowest
+validation loss, and a sweep for its best run; RUN@last and RUN@STEP, as in last@850, name other checkpoints."""
+
+
+@dataclass(frozen=True)
+class Found:
+    checkpoint: Path
+    run: Path | None  # the run's directory, where the checkpoint lies in one
+
+    @property
+    def outputs(self) -> Path:
+        """The outputs directory that it belongs to: its own run's, or that of the working directory."""
+        if self.run is not None and self.run.parent.name == "runs":
+            return self.run.parent.parent
+        return OUTPUTS.absolute()
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    found: Found
+    step: int
+    validation_loss: float | None
+    implementation: str
+    model: LanguageModel
+    state: Mapping[str, Any]  # what the runner wrote beside the parameters
+
+    @property
+    def line(self) -> str:
+        """What every command prints first."""
+        config = self.model.config
+        loss = "not measured" if self.validation_loss is None else f"{self.validation_loss:.4f}"
+        return (
+            f"{self.implementation} ({config.architecture}, {config.precision}): {self.model.count_parameters():,} "
+            f"parameters, step {self.step:,}, validation loss {loss} ({near(self.found.checkpoint)})"
+        )
+
+    def tokenizer(self) -> Tokenizer:
+        """The one that the model was trained with. Raises InputError."""
+        from manual_backprop.data.tokens.tokenizer import FILE_NAME, load_tokenizer
+
+        path = self.found.checkpoint
+        if not (path / FILE_NAME).is_file():
+            raise InputError(
+                f"{path} has no {FILE_NAME}: it was saved by a program, not by a run, and reads token ids. Load it in "
+                "Python, with CustomTransformerWrapper.from_checkpoint."
+            )
+        tokenizer = load_tokenizer(path)
+        if tokenizer.vocab_size > self.model.config.vocab_size:
+            raise CheckpointError(
+                f"{path} does not fit together: its tokenizer has {tokenizer.vocab_size} tokens and its network "
+                f"{self.model.config.vocab_size}"
+            )
+        return tokenizer
+
+    def config(self) -> RunConfig:
+        """The config of the run that saved it, with paths as seen from here. Raises InputError."""
+        from manual_backprop.config.validation import validate, with_defaults
+
+        saved = self.state.get("config")
+        if not isinstance(saved, Mapping) and "imported_from" in self.state:
+            raise InputError(
+                f"{self.found.checkpoint} was imported and has no text of its own: train on from it, with "
+                f"init_from={near(self.found.checkpoint)}, and name that run"
+            )
+        if not isinstance(saved, Mapping):
+            raise InputError(
+                f"{self.found.checkpoint} was saved by a program, not by a run: it does not say what text and what "
+                "settings it comes from"
+            )
+        try:
+            return self._located(validate(with_defaults(saved)))
+        except ConfigError as error:
+            raise InputError(
+                f"The config in {self.found.checkpoint} is not one of this version: {'; '.join(error.violations[:3])}"
+            ) from error
+
+    def _located(self, config: RunConfig) -> RunConfig:
+        root, dataset, tokenizer = self.found.outputs.parent, config.dataset, config.tokenizer
+
+        def seen_from(path: str | None) -> str | None:
+            return None if path is None else str(root / Path(path).expanduser())
+
+        has_test_file = dataset.path is not None and dataset.name != "saved"  # which has splits with names
+        test = seen_from(dataset.test) if has_test_file else dataset.test
+        return replace(
+            config,
+            dataset=replace(dataset, path=seen_from(dataset.path), test=test),
+            tokenizer=replace(tokenizer, path=seen_from(tokenizer.path)),
+        )
+
+
+def find(which: str, outputs: Path = OUTPUTS) -> Found:
+    """The checkpoint that `RUN` names. Raises InputError with what there is."""
+    named, at = _split(which)
+    path = Path(named).expanduser()
+    if path.is_dir() and (path.name.startswith("step-") or (path / "manifest.json").is_file()):
+        if at is not None:
+            raise InputError(f"{which}: {named} is one checkpoint already; leave out @{at}")
+        return Found(path.absolute(), _run_of(path.absolute()))
+    if is_exported(path):
+        if at is not None:
+            raise InputError(f"{which}: {named} holds one model; leave out @{at}")
+        return Found(path.absolute(), None)
+    if path.name.startswith("step-"):
+        there = ", ".join(one.name for one in CheckpointManager(path.parent).list()) or "none"
+        raise InputError(f"there is no checkpoint {named}; beside it there are: {there}")
+    if path.is_dir() and named and not (path / RUN_FILE).is_file():
+        run, folder = None, path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        if not CheckpointManager(folder).list():
+            raise InputError(f"{named} is no run and no checkpoint: it holds no {RUN_FILE} and no step-NNNNNN")
+    else:
+        if named in ("last", "best") and not list_runs(outputs):
+            raise InputError(
+                f"{which}: there is no run in {outputs.absolute() / 'runs'}; train one (python -m manual_backprop.run) "
+                "or give this command in the folder where one was started"
+            )
+        run = find_run(outputs, named).path
+        if run.parent.name == SWEEPS:
+            run = _best_run(run)
+        folder = run / "checkpoints"
+    for _ in range(PATIENCE):
+        chosen = _choose(CheckpointManager(folder), at, run)
+        if chosen.is_dir():
+            break
+    return Found(chosen.absolute(), run)
+
+
+def _best_run(sweep: Path) -> Path:
+    best = read_run(sweep).get("best")
+    if not isinstance(best, Mapping):
+        raise InputError(f"{sweep} is a sweep, and none of its runs is the best yet: name a run")
+    return find_run(sweep.parent.parent, str(best.get("run_id"))).path
+
+
+def _split(which: str) -> tuple[str, str | None]:
+    """`RUN@WHICH`; a path that is there may have an @ of its own."""
+    named, separator, at = which.rpartition("@")
+    if not separator or Path(which).expanduser().exists():
+        return which, None
+    if at not in ("last", "best") and not at.isdecimal():
+        raise InputError(f"{which}: after @ comes last, best or the number of a step, as in {named or 'last'}@100")
+    return named, at
+
+
+def _choose(checkpoints: CheckpointManager, at: str | None, run: Path | None) -> Path:
+    there = checkpoints.list()
+    if not there:
+        ended = f", and the run is {read_run(run)['status']}" if run is not None else ""
+        raise InputError(f"{run or checkpoints.directory} has no checkpoint: nothing was saved{ended}")
+    if at == "last":
+        return there[-1]
+    if at is not None and at != "best":
+        path = checkpoints.directory / checkpoint_name(int(at))
+        if path not in there:
+            steps = ", ".join(str(step_of(path)) for path in there)
+            raise InputError(f"{run or checkpoints.directory} has no checkpoint of step {at}; there are: {steps}")
+        return path
+    best = checkpoints.best()
+    if best is None and at == "best":
+        raise InputError(f"none of the checkpoints of {run or checkpoints.directory} has a validation loss; say @last")
+    return best or there[-1]
+
+
+def _run_of(checkpoint: Path) -> Path | None:
+    """RUN/checkpoints/step-NNNNNN, or one below it that a resume has set aside."""
+    return next((folder for folder in list(checkpoint.parents)[1:3] if (folder / RUN_FILE).is_file()), None)
+
+
+def near(path: Path) -> str:
+    """As seen from the working directory, where it lies below that."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def load(which: str, outputs: Path = OUTPUTS, device: str = "auto") -> SavedModel:
+    """The model of `RUN`, on `device`, after comparing every byte of its checkpoint with the manifest.
+
+    Runs in `outputs` whose process is gone are marked KILLED. Raises InputError, or CheckpointError for what is
+    damaged, was made by something else, or is too new.
+    """
+    close_dead_runs(outputs)
+    found = find(which, outputs)
+    _check_device(device)
+    manager = CheckpointManager(found.checkpoint.parent)
+    lies_in_a_run = found.run is not None and found.checkpoint.parent.name == "checkpoints"
+    if is_exported(found.checkpoint):
+        saved = as_checkpoint(found.checkpoint)
+    else:
+        saved = manager.load(found.checkpoint) if lies_in_a_run else load_checkpoint(found.checkpoint)
+
+    from manual_backprop.models import IMPLEMENTATIONS, build_network
+    from manual_backprop.models.language_model import LanguageModel, saved_network
+
+    implementation = _implementation(saved.state)
+    if implementation not in IMPLEMENTATIONS:
+        raise CheckpointError(
+            f"{found.checkpoint} was trained with implementation={implementation}, which this version does not have; "
+            f"it has {', '.join(IMPLEMENTATIONS)}"
+        )
+    network = build_network(implementation, replace(saved_network(saved), device=device))
+    try:
+        network.load_parameters(saved.tensors["parameters"])
+    except InputError as error:
+        raise CheckpointError(f"{found.checkpoint} does not fit together: {error}") from error
+    model = LanguageModel(network)
+    model.step = saved.step
+    return SavedModel(found, saved.step, saved.metric, implementation, model, saved.state)
+
+
+def _implementation(state: Mapping[str, Any]) -> str:
+    """The one that a run recorded; what a program saved by hand is the wrapper's, custom."""
+    config = state.get("config")
+    group = config.get("implementation") if isinstance(config, Mapping) else None
+    return str(group.get("name")) if isinstance(group, Mapping) else "custom"
+
+
+def _check_device(device: str) -> None:
+    from manual_backprop.common.gpus import compute_capabilities
+
+    if device == "cuda" and not compute_capabilities():
+        raise InputError("--device cuda: no NVIDIA GPU can be used on this machine; leave it out")

@@ -1,0 +1,74 @@
+"""The tokenizer of a model as the files that `transformers` reads: tokenizer.json and tokenizer_config.json.
+
+BPE is the `tokenizers` library's already. Bytes and characters are made anew from its parts, with the same ids for
+every text. One thing is different there, for all: a text that spells the end token becomes that token.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..common.errors import InputError
+from ..data.tokens.tokenizer import FILE_NAME, BpeTokenizer, ByteTokenizer, CharTokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+    from ..data.tokens.tokenizer import Tokenizer
+
+END_TOKEN = "<eos>"
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> None:
+    if isinstance(tokenizer, BpeTokenizer):
+        tokenizer.save(folder)
+    elif isinstance(tokenizer, ByteTokenizer):
+        _of_bytes(tokenizer).save(str(folder / FILE_NAME))
+    elif isinstance(tokenizer, CharTokenizer):
+        _of_characters(tokenizer).save(str(folder / FILE_NAME))
+    else:
+        raise InputError(f"a tokenizer of kind {tokenizer.name} has no counterpart in transformers")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_seq_len,
+        "clean_up_tokenization_spaces": False,
+    }
+    if tokenizer.end_token_id is not None:
+        import tokenizers
+
+        end = tokenizers.Tokenizer.from_file(str(folder / FILE_NAME)).id_to_token(tokenizer.end_token_id)
+        settings |= {"bos_token": end, "eos_token": end}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _of_bytes(tokenizer: ByteTokenizer) -> tokenizers.Tokenizer:
+    """A BPE that has learned no merge: every byte stays a token."""
+    import tokenizers
+
+    level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    vocabulary = {_letter_of(byte): byte for byte in range(256)} | {END_TOKEN: tokenizer.end_token_id}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    made.pre_tokenizer, made.decoder = level, tokenizers.decoders.ByteLevel()
+    made.add_special_tokens([END_TOKEN])
+    return made
+
+
+def _letter_of(byte: int) -> str:
+    """By which GPT-2 writes a byte: printable ones by themselves, the others by letters from U+0100 on, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    if byte in printable:
+        return chr(byte)
+    return chr(0x100 + [other for other in range(256) if other not in printable].index(byte))
+
+
+def _of_characters(tokenizer: CharTokenizer) -> tokenizers.Tokenizer:
+    """A list of words, each of one character. An unknown one is refused there too."""
+    import tokenizers
+
+    vocabulary = {character: token for token, character in enumerate(tokenizer.characters)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab=vocabulary, unk_token="<unknown>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    made.decoder = tokenizers.decoders.Fuse()
+    return made

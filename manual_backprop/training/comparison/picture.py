@@ -1,0 +1,131 @@
+"""The picture of several runs: their final losses over a number that was swept, or else their curves.
+
+Where the runs differ only in what must not change what is learned, the differences stand below the curves.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manual_backprop.common.pictures import new_figure, save_figure, with_grid
+from manual_backprop.training.comparison.runs import LOSSES, Compared, in_words, should_coincide, spreads
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_TICKS = 8  # more values than these do not all stand below the axis
+MOST_LINES = 10
+LOGARITHMIC = 8  # from this ratio of the largest to the smallest value on
+
+
+def draw_comparison(runs: Sequence[Compared], path: Path, title: str) -> None:
+    """Writes a PNG. Losses in nats a token. Raises StorageError."""
+    number, coincide = swept_number(runs), should_coincide(runs)
+    figure = new_figure(8, 6.6 if coincide else 4.8)
+    if coincide:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+        _draw_curves(upper, runs)
+        _draw_differences(lower, runs)
+    elif number is not None:
+        _draw_over(figure.subplots(), runs, number)
+    else:
+        _draw_curves(figure.subplots(), runs)
+    for axes in figure.axes:
+        with_grid(axes)
+        if number is None or coincide:
+            axes.legend(frameon=False, fontsize=9)
+        else:  # lines come from every side, so that no corner is free
+            figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.axes[-1].set_xlabel(number if number is not None and not coincide else "optimizer steps")
+    figure.axes[0].set_title(title, fontsize=11)
+    save_figure(figure, path)
+
+
+def says_more_than_curves(runs: Sequence[Compared]) -> bool:
+    """Whether this picture of a sweep adds something to its curves over each other."""
+    return should_coincide(runs) or swept_number(runs) is not None
+
+
+def swept_number(runs: Sequence[Compared]) -> str | None:
+    """The key with the most values, three at least and all of them numbers; a seed is no axis."""
+    values: dict[str, set[Any]] = {}
+    for run in runs:
+        for name, value in run.settings.items():
+            values.setdefault(name, set()).add(value)
+    numbers = {
+        name: len(found)
+        for name, found in values.items()
+        if name != "seed" and len(found) >= 3 and all(isinstance(value, int | float) for value in found)
+    }
+    return max(numbers, key=numbers.__getitem__) if numbers else None
+
+
+def _draw_over(axes: Axes, runs: Sequence[Compared], number: str) -> None:
+    lines: dict[str, list[Compared]] = {}
+    for run in runs:
+        others = {name: value for name, value in run.settings.items() if name != number}
+        lines.setdefault(in_words(others) or "all runs", []).append(run)
+    scattered = len(lines) > MOST_LINES  # a search: hardly two runs that differ in this number alone
+    if scattered:
+        lines = {"all runs": list(runs)}
+    ceiling = _ceiling(runs)
+    highest = max((run.loss for run in runs if run.loss < ceiling), default=1.0)
+    for label, line in lines.items():
+        ended = sorted((run.settings[number], run.loss) for run in line if run.loss < ceiling)
+        lost = [(run.settings[number], highest) for run in line if not run.loss < ceiling]
+        (drawn,) = axes.plot(
+            *_columns(ended), linestyle="" if scattered else "-", marker="o", markersize=5, label=label
+        )
+        axes.plot(*_columns(lost), linestyle="", marker="x", markersize=9, color=drawn.get_color())
+    swept = sorted({run.settings[number] for run in runs})
+    if swept[0] > 0 and swept[-1] / swept[0] >= LOGARITHMIC:
+        axes.set_xscale("log")
+    if len(swept) <= MOST_TICKS:
+        axes.set_xticks(swept, [f"{value:g}" for value in swept])
+        axes.minorticks_off()
+    marked = "\nx: no end, or above the start" if any(not run.loss < ceiling for run in runs) else ""
+    axes.set_ylabel(f"final validation loss [nats a token]{marked}")
+
+
+def _ceiling(runs: Sequence[Compared]) -> float:
+    """About where runs start: one that ends above it would leave the others no room. Infinite where none says."""
+    first = [run.log.training["train/loss"].values[0] for run in runs if "train/loss" in run.log.training]
+    return statistics.median(first) if first else math.inf
+
+
+def _draw_curves(axes: Axes, runs: Sequence[Compared]) -> None:
+    coincide = should_coincide(runs)
+    for order, run in enumerate(runs):
+        below = coincide and order == 0  # drawn so that it is seen below those that cover it
+        curves = [{**run.log.training, **run.log.validation}.get(metric) for metric in LOSSES]
+        training, validation = [([], []) if curve is None else (curve.steps, curve.values) for curve in curves]
+        (line,) = axes.plot(*training, linewidth=3 if below else 1, alpha=0.4)
+        axes.plot(
+            *validation,
+            marker="o",
+            markersize=9 if below else 4,
+            fillstyle="none" if below else "full",
+            linewidth=1,
+            color=line.get_color(),
+            label=run.label,
+        )
+    axes.set_ylabel("loss [nats a token]\npale: training, marked: validation")
+
+
+def _draw_differences(axes: Axes, runs: Sequence[Compared]) -> None:
+    for metric, marker in zip(LOSSES, (".", "o"), strict=True):
+        by_step = spreads([run.log for run in runs], metric)
+        parted = [(step, value) for step, value in by_step.items() if 0 < value < math.inf]
+        equal = sum(value == 0 for value in by_step.values())
+        label = f"{metric}: {equal} of {len(by_step)} equal in every bit"
+        axes.plot(*_columns(parted), linestyle="", marker=marker, markersize=5, label=label)
+    axes.set_yscale("log")
+    axes.set_ylabel("largest difference\n[nats a token]")
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [point[0] for point in points], [point[1] for point in points]

@@ -1,0 +1,167 @@
+"""A run made again: with its own config, and the comparison of both, bit by bit.
+
+Everything is named that is not as it was then: code, packages, data, machine, and what the caller changes. What is
+found different without any of that is a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manual_backprop.common.errors import CheckFailedError, ConfigError, Interrupted
+from manual_backprop.config.rules import shown
+from manual_backprop.config.schema import RunConfig
+from manual_backprop.tracking.run_directory import close_dead_runs, find_run, read_run
+from manual_backprop.tracking.training_log import TrainingLog, flatten, load_training_log
+
+if TYPE_CHECKING:
+    from manual_backprop.training.runner import Runner
+
+COMPARED = ("train/loss", "gradient_norm", "validation/loss")
+
+
+def rerun(which: str, overrides: Sequence[str], root: Path) -> None:
+    """Raises CheckFailedError where the losses differ and nothing explains it."""
+    outputs = root / "outputs"
+    then = find_run(outputs, which).path
+    config = _config_of(then, overrides)
+
+    from manual_backprop.common.interruption import Interruption
+    from manual_backprop.common.origin import Origin
+    from manual_backprop.tracking.run_log import warnings_to_terminal
+    from manual_backprop.training.runner import Runner  # torch, only now
+
+    warnings_to_terminal()
+    with Interruption() as interruption:
+        close_dead_runs(outputs)
+        runner = Runner(config, outputs, interruption, origin=Origin(overrides=tuple(overrides)))
+        drifts = drifts_of(then, runner)
+        print(f"{then.name} again:" if drifts else f"{then.name} again; nothing has changed since, as far as is known.")
+        for drift in drifts:
+            print(f"  not as it was: {drift}")
+        print(flush=True)
+        try:
+            runner.run()
+        except Interrupted:
+            if runner.directory is not None:
+                print(_verdict(then, runner.directory.path)[1])
+            raise
+    assert runner.directory is not None
+    same, sentence = _verdict(then, runner.directory.path)
+    if not same and not drifts:
+        raise CheckFailedError(f"\n{sentence} Nothing else differs between the two runs, so this is a bug.")
+    print(f"\n{sentence}" + (f" See above for what is not as it was ({len(drifts)})." if drifts and not same else ""))
+
+
+def _config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
+    """The run's own config with what `overrides` name, the threads it had, and a tag. Raises ConfigError."""
+    from manual_backprop.training import command_line
+
+    if starts := [line for line in overrides if line.lstrip("+~").startswith("resume")]:
+        raise ConfigError([f"{starts[0]}: a run that is made again starts at its first step; leave it out"])
+    config = command_line.check(overrides, base=path).jobs[0].config
+    threads = (read_run(path).get("made_with") or {}).get("threads")
+    if not any(line.partition("=")[0] in ("device", "device.threads") for line in overrides):
+        config = replace(config, device=replace(config.device, threads=threads or config.device.threads))
+    return replace(config, tags=config.tags | {"rerun_of": path.name}, plan=False)
+
+
+def drifts_of(then: Path, runner: Runner) -> list[str]:
+    """Everything that is known to differ between a run and the one that is to make it again, in sentences."""
+    from manual_backprop.tracking.environment import circumstances, differing
+    from manual_backprop.tracking.tracker import made_with
+    from manual_backprop.training.resume import NAMES_ONLY, config_of_run
+
+    run, tags = read_run(then), _tags_of(then)
+    before, now = made_with(then), circumstances(runner.model.network)
+    found = _code(before, now) + _packages(then) + differing(before, now)
+    data = {tag.removesuffix("_digest"): digest for tag, digest in runner.task.digests.items()}
+    found += differing({name: tags.get(f"{name}_digest") for name in data}, data)
+    before, now = flatten(config_of_run(then).to_dict()), flatten(runner.config.to_dict())
+    before["device.threads"] = now["device.threads"]  # compared above
+    found += [
+        f"{key}: {shown(before.get(key))} then, {shown(now.get(key))} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(NAMES_ONLY)
+    ]
+    for resume in run["resumes"]:
+        if resume.get("changed"):
+            found.append(f"the run went on after step {resume['step']} with other {', '.join(resume['changed'])}")
+    return found
+
+
+def _code(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    from manual_backprop.tracking.environment import other_version, version_in_words
+
+    if version := other_version(then, now):
+        return [f"{version}, and bits are promised within a version only"]
+    if str(then.get("commit")).partition(" ")[0] != now["commit"].partition(" ")[0]:
+        return [f"code: {version_in_words(then)} then, {version_in_words(now)} now; the package's files are the same"]
+    return []
+
+
+def _packages(then: Path) -> list[str]:
+    from manual_backprop.tracking.provenance import PACKAGES, installed_packages
+
+    def versions(text: str) -> dict[str, str]:
+        pairs = [line.partition("==") for line in text.splitlines() if line]
+        return {name: version for name, _, version in pairs}
+
+    try:
+        before = versions((then / PACKAGES).read_text(encoding="utf-8"))
+    except OSError:
+        return [f"packages: unknown then, since {then / PACKAGES} cannot be read"]
+    now = versions(installed_packages())
+    return [
+        f"package {name}: {before.get(name, 'absent')} then, {now.get(name, 'absent')} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _tags_of(path: Path) -> dict[str, str]:
+    from manual_backprop.tracking.tracker import Tracked
+
+    return Tracked.read(path).tags
+
+
+def _verdict(then: Path, now: Path) -> tuple[bool, str]:
+    """Whether everything that both runs logged is the same, and the sentence that says so."""
+    first, second = load_training_log(then), load_training_log(now)
+    compared, differences = compare(first, second)
+    if not compared:
+        return False, "The two runs logged no step in common: there is nothing to compare."
+    if not differences:
+        return True, f"The losses of {compared} steps are bitwise the same."
+    step, name, before, after = min(differences, key=lambda one: (one[0], COMPARED.index(one[1])))
+    count = len({difference[0] for difference in differences})
+    return False, (
+        f"The losses differ in {count} of the {compared} steps that both logged, first at step {step}: {name} "
+        f"{before!r} then, {after!r} now (by {abs(after - before):.3g})."
+    )
+
+
+def compare(then: TrainingLog, now: TrainingLog) -> tuple[int, list[tuple[int, str, float, float]]]:
+    """How many steps both logged, and where they differ: (step, metric, then, now)."""
+    steps: set[int] = set()
+    differences = []
+    for name in COMPARED:
+        values = []
+        for log in (then, now):
+            series = (log.validation if name.startswith("validation/") else log.training).get(name)
+            values.append(dict(zip(series.steps, series.values, strict=True)) if series else {})
+        both = values[0].keys() & values[1].keys()
+        steps |= both
+        differences += [
+            (step, name, values[0][step], values[1][step])
+            for step in sorted(both)
+            if not _same(values[0][step], values[1][step])
+        ]
+    return len(steps), differences
+
+
+def _same(one: float, other: float) -> bool:
+    return one == other or (one != one and other != other)

@@ -1,0 +1,158 @@
+"""Finished runs side by side: what sets them apart, where each ended, and how far their curves part.
+
+Reads run directories only: no MLflow, no torch. `compare` shows it, and the end of a sweep for its own runs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manual_backprop.config.schema import RunConfig, model_sizes
+from manual_backprop.config.validation import with_defaults
+from manual_backprop.tracking import FINISHED, TrainingLog, flatten, load_training_log
+from manual_backprop.tracking.metrics_file import METRICS
+
+LOSSES = ("train/loss", "validation/loss")
+ALIKE = ("implementation", "kernels", "device", "device.threads")  # must not change what is learned
+NO_SETTING = ("run_name", "experiment_name", "resume", "plan")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run among others."""
+
+    log: TrainingLog
+    settings: Mapping[str, Any]  # what is not the same in all of them, as it would be typed
+
+    @property
+    def label(self) -> str:
+        return in_words(self.settings) or self.log.path.name
+
+    @property
+    def status(self) -> str:
+        """A TrainingLogger's own directory has none."""
+        return str(self.log.run.get("status", FINISHED))
+
+    @property
+    def loss(self) -> float:
+        """The last validation loss; infinite where the run did not come to its end."""
+        series = self.log.validation.get("validation/loss")
+        value = series.values[-1] if series is not None and self.status == FINISHED else math.inf
+        return value if math.isfinite(value) else math.inf
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest distance between the curves of several runs."""
+
+    metric: str
+    step: int
+    value: float
+    steps: int  # that all runs have logged
+
+
+def compare(logs: Sequence[TrainingLog]) -> list[Compared]:
+    """Each run with what sets it apart, in the order in which they are given."""
+    flat = [_settings(log.config) for log in logs]
+    kept: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(name for settings in flat for name in settings):
+        column = [settings.get(name) for settings in flat]
+        # a key that follows from another one (n_heads from the choice of a model, say) says nothing new
+        if len(set(column)) > 1 and all(_partition(column) != _partition(other) for other in kept.values()):
+            kept[name] = column
+    return [Compared(log, {name: column[number] for name, column in kept.items()}) for number, log in enumerate(logs)]
+
+
+def compare_directories(paths: Iterable[str | Path]) -> list[Compared]:
+    """The runs of a sweep that came so far as to log something."""
+    return compare([load_training_log(path) for path in paths if (Path(path) / METRICS).is_file()])
+
+
+def should_coincide(runs: Sequence[Compared]) -> bool:
+    """Whether these runs differ only in what must not change what is learned: the implementation, for one."""
+    return len(runs) > 1 and all(name in ALIKE for run in runs for name in run.settings)
+
+
+def spreads(logs: Sequence[TrainingLog], metric: str) -> dict[int, float]:
+    """At each step that all runs have logged: how far the highest lies above the lowest."""
+    series = [{**log.training, **log.validation}.get(metric) for log in logs]
+    curves = [{} if one is None else dict(zip(one.steps, one.values, strict=True)) for one in series]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+    columns = {step: [curve[step] for curve in curves] for step in steps}
+    return {
+        step: max(values) - min(values) if all(map(math.isfinite, values)) else math.inf
+        for step, values in columns.items()
+    }
+
+
+def largest_differences(logs: Sequence[TrainingLog]) -> list[Difference]:
+    """For training and for validation."""
+    found = []
+    for metric in LOSSES:
+        if by_step := spreads(logs, metric):
+            step = max(by_step, key=by_step.__getitem__)
+            found.append(Difference(metric, step, by_step[step], len(by_step)))
+    return found
+
+
+def difference_lines(logs: Sequence[TrainingLog]) -> list[str]:
+    found = [
+        f"largest difference of {one.metric}: {one.value:.2g} nats a token, after step {one.step} "
+        f"({one.steps} {'step' if one.steps == 1 else 'steps'} compared)"
+        for one in largest_differences(logs)
+    ]
+    return found or ["no step was logged by all of them: nothing to subtract"]
+
+
+def table_lines(runs: Sequence[Compared]) -> list[str]:
+    """The best first. As wide as it has to be: a run's name that is cut in half finds no run."""
+    names = list(runs[0].settings)
+    rows = [[*names, "validation loss", "steps", "status", "run"]]
+    for run in sorted(runs, key=lambda run: run.loss):
+        steps = max((series.steps[-1] for series in {**run.log.training, **run.log.validation}.values()), default=0)
+        loss = f"{run.loss:.4f}" if math.isfinite(run.loss) else "-"
+        rows.append(
+            [*(_typed(run.settings[name]) for name in names), loss, str(steps), run.status, _near(run.log.path)]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={_typed(value)}" for key, value in settings.items())
+
+
+def _typed(value: Any) -> str:
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _near(path: Path) -> str:
+    return min(str(path), os.path.relpath(path), key=len)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys; the name of a group's option under the group, and of a model that is one of conf/model its name."""
+    config = with_defaults(config)  # of another version, perhaps
+    sizes = config.get("model") or {}
+    named = [
+        name
+        for name, option in model_sizes().items()
+        if all(sizes.get(key) == value for key, value in option.items() if key != "learning_rate")
+    ]
+    flat: dict[str, Any] = {"task": RunConfig.task.name} if config else {}  # of a run from before there were tasks
+    flat |= {"model": named[0]} if named else {}
+    return flat | {
+        name.removesuffix(".name"): value
+        for name, value in flatten(config).items()
+        if name not in NO_SETTING and not name.startswith("tags.")
+    }
+
+
+def _partition(column: Sequence[Any]) -> tuple[int, ...]:
+    """Which runs share a value: the same for two keys of which each follows from the other."""
+    return tuple(column.index(value) for value in column)

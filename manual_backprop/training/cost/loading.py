@@ -1,0 +1,106 @@
+"""What making its batches adds to a training step: steps that make them, and that are given the same ones.
+
+Trains a model of one size on the built-in text, with packed and with padded batches. Each optimizer step is made three
+times: once making its batch from the tokens on disk, as a run does, and twice with the same batch given; which comes
+first alternates. The ratio is taken step by step. Given against given is the noise floor. Run it on a machine that does
+nothing else.
+
+Example: python -m manual_backprop.tools.cost loading --model tiny --pairs 200
+
+Exit codes: 0 at most 2 %, 1 more, 2 wrong arguments.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ...config.arguments import Parser, whole
+from ...study.paired_timing import Row, noise_floor, ratios
+from .turns import take_turns, training
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...common.batch import Batch
+    from ...data.tokens.order import Order
+
+BAR = 0.02  # of a step's time
+ROWS = ("made", "given", "given again")
+WARM_UP = 3  # pairs
+
+
+class Given:
+    """An order of batches that makes those of a step when it is told to, and gives them when it is asked."""
+
+    def __init__(self, order: Order, device: torch.device):
+        self.order, self.device = order, device
+        self.step: int | None = None
+
+    def prepare(self, step: int) -> None:
+        if step != self.step:
+            tokens, batches = self.order.batches(step, self.device)
+            self.step, self.made = step, (tokens, list(batches))
+
+    def batches(self, step: int, device: torch.device) -> tuple[int, list[Batch]]:
+        return self.made
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("--model", default="small", help="a size of conf/model (%(default)s)")
+    parser.add_argument("--pairs", type=whole(3), default=40, metavar="N", help="of steps (%(default)s)")
+
+
+def measure(options: Namespace, folder: Path) -> bool:
+    passed = True
+    for batching in ("packed", "padded"):
+        cheap, words = verdict(batching, *in_turns(options.model, batching, options.pairs, folder))
+        print(words, flush=True)
+        passed &= cheap
+    print(f"{'ok' if passed else 'FAILED'}: the bar is {BAR:.0%} of a step")
+    return passed
+
+
+def in_turns(model: str, batching: str, pairs: int, folder: Path) -> tuple[list[Row], float]:
+    """The three rows, and the seconds that making a step's batches takes by itself."""
+    overrides = [f"model={model}", f"batching={batching}", "device=cpu", "tracking=none", f"training.max_steps={10**6}"]
+    runner = training(overrides, folder)
+    device, order, turns = runner.model.network.device, runner.order, count()
+    given = Given(order, device)
+
+    def turn(place: int) -> tuple[float, float]:
+        """Of a step that all rows make, one after the other."""
+        runner.model.step = step = next(turns) // len(ROWS)
+        given.prepare(step)
+        runner.order = order if ROWS[place] == "made" else cast(Any, given)
+        begin, processor = time.perf_counter(), time.process_time()
+        loss, _, _ = runner.train_step()
+        loss.item()
+        return time.perf_counter() - begin, time.process_time() - processor
+
+    rows = take_turns(ROWS, pairs, turn, WARM_UP)
+    return rows, statistics.median(_loading_seconds(runner.step + n, order, device) for n in range(pairs))
+
+
+def _loading_seconds(step: int, order: Order, device: torch.device) -> float:
+    begin = time.perf_counter()
+    for _ in order.batches(step, device)[1]:
+        pass
+    return time.perf_counter() - begin
+
+
+def verdict(batching: str, rows: Sequence[Row], loading: float) -> tuple[bool, str]:
+    """`loading` [s]. Its share of a step decides: the pairs' difference of two long times has more noise."""
+    made, given, again = rows
+    low, middle, high = ratios(made.seconds, given.seconds)
+    share = loading / given.median
+    return share <= BAR, (
+        f"{batching}: a step takes {1e3 * given.median:.1f} ms, making its batch {1e3 * loading:.2f} ms, "
+        f"or {share:.2%}; in pairs {middle - 1:+.2%} ({low - 1:+.2%} to {high - 1:+.2%}), noise floor "
+        f"{noise_floor(again.seconds, given.seconds):.2%}"
+    )

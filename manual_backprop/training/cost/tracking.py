@@ -1,0 +1,152 @@
+"""What logging adds to a training step: everything logged and sent to MLflow, against nothing.
+
+Three processes train the same network from the same start: one logs nothing, one logs as a run does (the line for the
+terminal, metrics.jsonl, the machine's own metrics, the thread that feeds a real MLflow store), and one logs nothing
+again. They take turns, A B A', A' B A, so that a machine that slows down slows all of them; ratios are taken turn by
+turn. The ratio of the two that log nothing is the noise floor. After each turn the logging one has a rest, in which
+MLflow takes what is left; the processor time of that rest counts as its own, beside the time that passed.
+
+Example: python -m manual_backprop.tools.cost tracking --model tiny --steps 100 --json tracking.json
+
+Exit codes: 0 at most 2 %, 1 more, or it could not be measured, 2 wrong arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import CheckFailedError, InputError
+from ...config.arguments import Parser, whole
+from ...study.paired_timing import MeasuringProcess, Row, check_output
+from ...tracking.mlflow_tracking import LONGEST_REST
+from .turns import table, take_turns, training, verdict
+
+BAR = 0.02  # of a step's time
+ROWS = ("nothing", "everything", "nothing again")
+REST = LONGEST_REST + 0.5  # [s] after a turn: longer than MLflow's thread waits between two deliveries
+PATIENCE = 120.0  # [s] for MLflow to create its store
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured."""
+
+    overrides: tuple[str, ...]  # of the run
+    steps: int  # a turn
+    root: Path
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("--model", default="small", help="a size of conf/model (%(default)s)")
+    parser.add_argument("--precision", default="fp32", help="(%(default)s)")
+    parser.add_argument("--device", default="cpu", help="(%(default)s)")
+    parser.add_argument("--threads", type=whole(1), default=os.cpu_count(), metavar="N", help="(all, %(default)s)")
+    parser.add_argument("--log-every", type=whole(1), default=10, metavar="N", help="training.log_every (%(default)s)")
+    parser.add_argument(
+        "--steps", type=whole(1), default=200, metavar="N", help="a turn; a multiple of --log-every (%(default)s)"
+    )
+    parser.add_argument("--rounds", type=whole(1), default=5, metavar="R", help="turns there and back (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurement there, too")
+
+
+def measure(options: Namespace, folder: Path) -> bool:
+    """Raises CheckFailedError if a process fails, or if MLflow did not take what was logged."""
+    from ..command_line import check
+
+    if options.steps % options.log_every:
+        raise InputError(f"--steps {options.steps}: must be a multiple of --log-every {options.log_every}")
+    check_output("--json", options.json)
+    overrides = (
+        *(f"model={options.model}", f"precision={options.precision}", f"device={options.device}", "tracking=mlflow"),
+        *(f"device.threads={options.threads}", f"training.log_every={options.log_every}"),
+        f"training.max_steps={options.steps * (2 * options.rounds + 1)}",
+    )
+    check([*overrides])  # before any process starts
+    rows = in_turns(Case(overrides, options.steps, folder), options.rounds)
+    passed, words = verdict("logging", rows, BAR)
+    about = f"{' '.join(overrides)}\n{len(rows[0].seconds)} turns of {options.steps} steps each"
+    print(about, table("logs", rows), words, sep="\n\n")
+    if options.json is not None:
+        content = {"overrides": overrides, "steps": options.steps, "rows": [vars(row) for row in rows]}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+    return passed
+
+
+def in_turns(case: Case, rounds: int) -> Sequence[Row]:
+    processes = []
+    with ExitStack() as closing:
+        for name in ROWS:
+            process = closing.enter_context(MeasuringProcess(_work, case, name == "everything"))
+            process.answer()  # one after the other: the first one prepares the text for all
+            processes.append(process)
+        rows = take_turns(ROWS, 2 * rounds, lambda place: processes[place].ask("turn"))
+        for process in processes:
+            process.ask("end")
+    return rows
+
+
+def _work(end: Connection, case: Case, logs: bool) -> None:
+    """A measuring process. It says nothing on the terminal: what a run prints is written, and not shown."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        _train(end, case, logs)
+
+
+def _train(end: Connection, case: Case, logs: bool) -> None:
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]  # the store is one of its own, in a temporary folder
+    from ..report import RunReport
+
+    runner, report = training(case.overrides, case.root / "outputs"), None
+    if logs:
+        directory, tracker = runner._open_run()
+        report = RunReport(runner.facts, directory, tracker)
+        report.start()
+        _wait_for_store(directory)
+
+    def turn() -> tuple[float, float]:
+        """Seconds and the processor's seconds of a step. The loop is the Runner's, without evaluations and saves."""
+        start, processor = time.perf_counter(), time.process_time()
+        begin, log_every = start, int(runner.config.training.log_every)
+        for _ in range(case.steps):
+            loss, rate, norm = runner.train_step()
+            if runner.step % log_every == 0:
+                runner._check_finite()
+                now = time.perf_counter()
+                skipped = int(runner.optimizer.nonfinite_steps)
+                values = loss.item(), rate, norm.item(), (now - begin) / log_every, skipped
+                if report is not None:
+                    report.step(*values)
+                begin = time.perf_counter()
+        seconds = time.perf_counter() - start
+        if logs:
+            time.sleep(REST)
+        return seconds / case.steps, (time.process_time() - processor) / case.steps
+
+    end.send(True)
+    while end.recv() == "turn":
+        end.send(turn())
+    if report is not None:
+        report.end("KILLED")
+        known = directory.read()["mlflow"]
+        directory.release()
+        if not known or not known["delivered"]:
+            raise CheckFailedError("MLflow did not take what was logged: the measurement says nothing")
+    end.send(True)
+
+
+def _wait_for_store(directory: Any) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not directory.read()["mlflow"]:
+        if time.monotonic() > deadline:
+            raise CheckFailedError(f"MLflow did not create its store within {PATIENCE:.0f} s")
+        time.sleep(0.1)
+    time.sleep(REST)

@@ -1,0 +1,59 @@
+"""With something and without it, in turns A B A', A' B A: how much longer a training step takes, and how surely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...study.paired_timing import Row, noise_floor, ratios, turns
+
+if TYPE_CHECKING:
+    from ..runner import Runner
+
+
+def training(overrides: Sequence[str], outputs: Path) -> Runner:
+    """A training that has not begun, as `run` composes it. Raises InputError for overrides that are wrong."""
+    from ...common.interruption import Interruption
+    from ..command_line import check
+    from ..runner import Runner
+
+    return Runner(check([*overrides]).jobs[0].config, outputs, Interruption())
+
+
+def take_turns(
+    names: Sequence[str], times: int, turn: Callable[[int], tuple[float, float]], warm_up: int = 1
+) -> list[Row]:
+    """`turn(place)` returns the seconds and the processor's seconds of a step. The first `warm_up` do not count."""
+    rows = [Row(name) for name in names]
+    for number, order in enumerate(turns(len(rows), warm_up + times)):
+        for place in order:
+            seconds, processor = turn(place)
+            if number >= warm_up:
+                rows[place].seconds.append(seconds)
+                rows[place].processor.append(processor)
+    return rows
+
+
+def table(title: str, rows: Sequence[Row]) -> str:
+    """A line a row, each beside the first."""
+    first = rows[0]
+    heads = "ms a step", f"time / {first.name}", "quartiles", f"processor time / {first.name}"
+    lines = ["{:<16}{:>11}{:>16}{:>17}{:>27}".format(title, *heads)]
+    for row in rows:
+        low, middle, high = ratios(row.seconds, first.seconds)
+        processor = ratios(row.processor, first.processor)[1]
+        lines.append(
+            f"{row.name:<16}{1e3 * row.median:>11.2f}{middle:>16.4f}{f'{low:.4f} - {high:.4f}':>17}{processor:>27.4f}"
+        )
+    return "\n".join(lines)
+
+
+def verdict(what: str, rows: Sequence[Row], bar: float) -> tuple[bool, str]:
+    """Whether the second row costs at most `bar` of the first one's time. The third is the first one, again."""
+    without, with_it, again = rows
+    cost = ratios(with_it.seconds, without.seconds)[1] - 1
+    noise = noise_floor(again.seconds, without.seconds)
+    passed = cost <= bar and noise <= bar
+    words = "ok" if passed else "FAILED" if cost - noise > bar else "NOT SHOWN (a quieter machine is needed)"
+    return passed, f"{words}: {what} costs {cost:+.2%} of a step, noise floor {noise:.2%}, bar {bar:.0%}"

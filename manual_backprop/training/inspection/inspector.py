@@ -1,0 +1,167 @@
+"""Looking at a network while it learns: of each layer, in every N-th step, four numbers (`training.inspect_every=N`).
+
+    inspect/gradient_norm/LAYER        Euclidean norm of the layer's gradient, before it is clipped
+    inspect/update_ratio/LAYER         |change of its parameters in the step| / |parameters before it|
+    inspect/dead_units/LAYER           share of a feed-forward network's hidden units that are silent for every token
+    inspect/attention_entropy/LAYER    mean entropy of a row of attention probabilities [nats]; 0 looks at one position
+
+The last two are over the positions whose targets count, as the loss is: padding has no part in them.
+
+A layer is `embedding`, `blocks.3.attention`, `blocks.3.feed_forward` (each with its norm), `final_norm` or `head`. The
+names begin with the quantity, so that MLflow shows four groups of charts, however deep the network is. Nothing here
+changes a bit of what is trained. The pictures are made by `inspection_pictures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from ...common.batch import Batch
+from ...models.network import Network
+from ...ops import IGNORED
+from ...ops.numerics import wide
+
+PREFIX = "inspect/"
+PROBABILITIES, ACTIVATED = ".attention.probabilities", ".feed_forward.activated"  # what the last two are made of
+PIECE = 1 << 22  # probabilities of which the entropy is made at a time
+SILENT = 0.01  # of the layer's root mean square: a unit that stays below is dead (a dead relu is exactly 0)
+BASELINE_NOTE = "training.inspect_every: implementation=baseline shows gradients and updates, no units or attention"
+
+
+def layer_of(name: str) -> str:
+    """Of a parameter's or an activation's name: blocks.3.attention_norm.weight -> blocks.3.attention."""
+    first, _, rest = name.partition(".")
+    if first == "blocks":
+        block, _, rest = rest.partition(".")
+        return f"blocks.{block}.{rest.partition('.')[0].removesuffix('_norm')}"
+    return "embedding" if first.endswith("embedding") else first
+
+
+def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
+    """The parameters of each layer, in the order of the network."""
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        layers.setdefault(layer_of(name), []).append(name)
+    return layers
+
+
+class Unwatched:
+    """A step that nobody looks at."""
+
+    def batch(self, batch: Batch) -> None: ...
+
+    def gradients(self) -> None: ...
+
+    def update(self) -> None: ...
+
+
+UNWATCHED = Unwatched()
+
+
+class Watch(Unwatched):
+    """One step that is looked at: from its first forward pass to its update, which `update` closes.
+
+    It is the network's recorder meanwhile, and keeps numbers, not tensors. A step may have several batches.
+    """
+
+    def __init__(self, inspector: Inspector):
+        self.inspector, self.network = inspector, inspector.network
+        self.found: dict[str, Tensor] = {}  # metric -> number on the device
+        self.counts: Tensor | None = None  # (B, T), of the batch that is being read: which positions count
+        self.entropies: dict[str, list[tuple[Tensor, Tensor]]] = {}  # sum over rows, and how many
+        self.largest: dict[str, Tensor] = {}  # of each hidden unit (F,), over all tokens so far
+        self.squares: dict[str, list[tuple[Tensor, Tensor]]] = {}  # sum over numbers, and how many
+        self.recorder, self.network.recorder = self.network.recorder, self
+
+    def batch(self, batch: Batch) -> None:
+        """Before each batch."""
+        self.counts = batch.targets != IGNORED
+
+    def wants(self, name: str) -> bool:
+        return name.endswith((PROBABILITIES, ACTIVATED))
+
+    @torch.no_grad()
+    def __call__(self, name: str, tensor: Tensor) -> None:
+        if not self.wants(name):
+            return
+        assert self.counts is not None, "Watch.batch comes before each batch"
+        layer, counts = layer_of(name), self.counts
+        if name.endswith(PROBABILITIES):
+            rows = torch.where(counts[:, None], _entropies(tensor), 0)  # (B, H, T)
+            self.entropies.setdefault(layer, []).append((rows.sum(), counts.sum() * rows.shape[1]))
+        else:
+            # `where`, which one copy is made by: a position that does not count may hold anything
+            activated = torch.where(counts[..., None], tensor.detach(), 0)  # (B, T, F)
+            largest = torch.maximum(activated.amax((0, 1)), -activated.amin((0, 1)))
+            self.largest[layer] = torch.maximum(self.largest[layer], largest) if layer in self.largest else largest
+            squares = torch.linalg.vector_norm(activated, dtype=wide(activated[:0]).dtype).square()
+            self.squares.setdefault(layer, []).append((squares, counts.sum() * activated.shape[2]))
+
+    @torch.no_grad()
+    def gradients(self) -> None:
+        """After the last backward pass, before the update: an optimizer may clip in place."""
+        self.network.recorder = self.recorder
+        for layer, norm in self._norms(self.network.gradients).items():
+            self.found[f"gradient_norm/{layer}"] = norm
+        for layer, sums in self.entropies.items():
+            self.found[f"attention_entropy/{layer}"] = _mean(sums)
+        for layer, largest in self.largest.items():
+            bar = SILENT * _mean(self.squares[layer]).sqrt()
+            self.found[f"dead_units/{layer}"] = (wide(largest) <= bar).double().mean()
+        self.before = {name: parameter.detach().clone() for name, parameter in self.network.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After the update: all numbers of the step come from the device at once."""
+        weights = self._norms(self.before)
+        for name, before in self.before.items():  # in place: of a large network, one copy is enough
+            torch.sub(self.network.parameters[name], before, out=before)
+        changed = self._norms(self.before)
+        for layer, change in changed.items():
+            self.found[f"update_ratio/{layer}"] = change / weights[layer]
+        values = torch.stack([value.double() for value in self.found.values()]).tolist()
+        self.inspector.metrics = {PREFIX + name: value for name, value in zip(self.found, values, strict=True)}
+
+    def _norms(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            layer: torch.linalg.vector_norm(
+                torch.stack([torch.linalg.vector_norm(wide(tensors[name].detach())) for name in names])
+            )
+            for layer, names in self.inspector.layers.items()
+        }
+
+
+def _entropies(probabilities: Tensor) -> Tensor:
+    """(B, H, T, S) -> the entropy of each row (B, H, T), some sequences at a time: all wide would be a second one."""
+    at_once = max(1, PIECE // probabilities[0].numel())
+    parts = probabilities.detach().split(at_once)
+    return torch.cat([torch.special.entr(wide(part)).sum(-1) for part in parts])
+
+
+def _mean(sums: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Of several sums, each with the number of its terms; 0 of none."""
+    totals, counts = (torch.stack(column) for column in zip(*sums, strict=True))
+    return totals.sum() / counts.sum().clamp(min=1)
+
+
+class Inspector:
+    """Looks at step 1, every `every`-th and the last; at none where `every` is None."""
+
+    def __init__(self, network: Network, every: int | None, last: int):
+        self.network, self.every, self.last = network, every, last
+        self.layers = layers_of(network.parameters)
+        self.metrics: dict[str, float] = {}
+
+    def watch(self, step: int) -> Unwatched:
+        """What is to be told of optimizer step number `step`, from 1, as it goes on."""
+        if self.every is None or not (step % self.every == 0 or step in (1, self.last)):
+            return UNWATCHED
+        return Watch(self)
+
+    def take(self) -> dict[str, float]:
+        """The metrics of the step that was just made, once."""
+        metrics, self.metrics = self.metrics, {}
+        return metrics

@@ -1,0 +1,209 @@
+"""What `training.inspect_every` has seen, as pictures: heat maps over layers and steps, histograms, attention maps.
+
+The heat maps are drawn from metrics.jsonl, so that a resumed run has them from its first step on. The other two show
+the network as it is at the end, on one example that depends on the data alone (`Task.example`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill, shorten
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...common.batch import Batch
+from ...common.pictures import new_figure, save_figure, with_grid
+from ...models.network import Network
+from ...models.recorder import Recorder
+from ...ops import IGNORED
+from ...tasks import Task
+from ...tracking import TrainingLog
+from .inspector import PREFIX, layers_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LAYERS, HISTOGRAMS, ATTENTION = "layers.png", "histograms.png", "attention.png"
+QUANTITIES = {
+    "gradient_norm": "gradient norm",
+    "update_ratio": "update / weight",
+    "dead_units": "share of dead units",
+    "attention_entropy": "entropy of attention [nats]",
+}
+LOGARITHMIC = ("gradient_norm", "update_ratio")
+MOST_TOKENS = 32  # of the fixed text, in an attention map
+MOST_BLOCKS = 12  # in an attention map, spread over the depth
+MOST_TICKS = 6
+BINS = 80
+
+
+def draw_inspection(log: TrainingLog, folder: Path, title: str, network: Network | None, task: Task) -> list[Path]:
+    """All that there is to draw; without a `network`, what is in the log. Overwrites the network's gradients."""
+    paths = [folder / LAYERS] if draw_layers(log, folder / LAYERS, title) else []
+    if network is not None:
+        portrait = Portrait(network, task.example(network.device))
+        draw_histograms(portrait, folder / HISTOGRAMS, title)
+        paths.append(folder / HISTOGRAMS)
+        if draw_attention(portrait, task.text(portrait.batch, portrait.places), folder / ATTENTION, title):
+            paths.append(folder / ATTENTION)
+    return paths
+
+
+def draw_layers(log: TrainingLog, path: Path, title: str) -> bool:
+    """Heat maps over layers and steps, one for each quantity. False, and no file, where nothing was inspected."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for name, series in log.training.items():
+        if name.startswith(PREFIX):
+            quantity, _, layer = name.removeprefix(PREFIX).partition("/")
+            found.setdefault(quantity, {})[layer] = dict(zip(series.steps, series.values, strict=True))
+    shown = [quantity for quantity in QUANTITIES if quantity in found]
+    if not shown:
+        return False
+    rows = max(len(layers) for layers in found.values())
+    figure = new_figure(12, 1.6 + 0.4 * max(rows, 8), dpi=110)
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    columns = 2 if len(shown) > 1 else 1
+    grid = figure.subplots(math.ceil(len(shown) / columns), columns, squeeze=False).flatten()
+    for axes, quantity in zip(grid, shown, strict=False):
+        _heat_map(axes, figure, quantity, found[quantity])
+    save_figure(figure, path)
+    return True
+
+
+def _heat_map(axes: Axes, figure: Figure, quantity: str, layers: Mapping[str, Mapping[int, float]]) -> None:
+    from matplotlib.colors import LogNorm
+
+    steps = sorted({step for values in layers.values() for step in values})
+    values = np.array([[layers[layer].get(step, math.nan) for step in steps] for layer in layers], dtype=float)
+    logarithmic = quantity in LOGARITHMIC
+    values[~np.isfinite(values) | ((values <= 0) & logarithmic)] = math.nan
+    axes.set_title(QUANTITIES[quantity], fontsize=10)
+    if np.isnan(values).all():
+        axes.text(0.5, 0.5, "nothing finite to show", ha="center", transform=axes.transAxes)
+        return
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    scale = {"norm": LogNorm(low, max(high, low * 1.01))} if logarithmic else {"vmin": 0.0, "vmax": max(high, 1e-3)}
+    image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", **scale)
+    figure.colorbar(image, ax=axes)
+    axes.set_yticks(range(len(layers)), list(layers), fontsize=7)
+    ticks = np.unique(np.linspace(0, len(steps) - 1, MOST_TICKS).round().astype(int))
+    axes.set_xticks(ticks, [str(steps[tick]) for tick in ticks], fontsize=8)
+    axes.set_xlabel("optimizer steps", fontsize=8)
+
+
+class Portrait:
+    """The network at one row of an example: attention probabilities, activations, gradients as a pass leaves them.
+
+    The network's gradients are overwritten: only for whoever needs them no more.
+    """
+
+    def __init__(self, network: Network, batch: Batch):
+        count = int((batch.targets != IGNORED).sum())
+        before, network.recorder = network.recorder, (recorder := Recorder("*.probabilities", "*.activated"))
+        try:
+            network.zero_gradients()
+            network.loss_and_gradients(batch, denominator=count, step=None)
+        finally:
+            network.recorder = before
+        self.network, self.batch, self.recorded = network, batch, recorder.tensors
+        self.places = min(batch.tokens.shape[1], MOST_TOKENS)
+
+    def attention(self) -> dict[int, np.ndarray]:
+        """Of each block, (H, T, T) over the first tokens of the text; the rows see nothing behind them."""
+        return {
+            int(name.split(".")[1]): tensor[0, :, : self.places, : self.places].float().cpu().numpy()
+            for name, tensor in self.recorded.items()
+            if name.endswith(".attention.probabilities")
+        }
+
+    def activated(self) -> dict[str, Tensor]:
+        return {
+            name.rpartition(".")[0]: tensor.float().cpu()
+            for name, tensor in self.recorded.items()
+            if name.endswith(".feed_forward.activated")
+        }
+
+
+def draw_histograms(portrait: Portrait, path: Path, title: str) -> None:
+    """Of each layer: its weights, its gradients, and what its hidden units say."""
+    from matplotlib import colormaps
+
+    network = portrait.network
+    layers, gradients = layers_of(network.parameters), network.gradients
+    weights = {layer: _joined([network.parameters[name] for name in names]) for layer, names in layers.items()}
+    slopes = {layer: _joined([gradients[name] for name in names]) for layer, names in layers.items()}
+    panels: list[tuple[str, Mapping[str, Tensor]]] = [
+        ("parameters, of which each norm's gains begin at 1", weights),
+        (
+            "gradients: log10 of their size",
+            {layer: values[values != 0].abs().log10() for layer, values in slopes.items()},
+        ),
+    ]
+    if activated := portrait.activated():
+        panels.append(("hidden units, behind the activation", activated))
+    figure = new_figure(5 * len(panels), 5.5, dpi=110)
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    colours = colormaps["viridis"](np.linspace(0, 0.95, len(layers)))
+    for axes, (about, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _histograms(axes, values, dict(zip(layers, colours, strict=True)))
+        axes.set_title(about, fontsize=10)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=min(len(layers), 6), frameon=False, fontsize=7)
+    save_figure(figure, path)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().float().flatten().cpu() for tensor in tensors])
+
+
+def _histograms(axes: Axes, values: Mapping[str, Tensor], colours: Mapping[str, np.ndarray]) -> None:
+    """Shares of each layer's numbers over the range that all of them have, but for a thousandth at either end."""
+    finite = {layer: numbers.flatten()[numbers.flatten().isfinite()].numpy() for layer, numbers in values.items()}
+    finite = {layer: numbers for layer, numbers in finite.items() if len(numbers)}
+    if finite:
+        low = min(float(np.quantile(numbers, 0.001)) for numbers in finite.values())
+        high = max(float(np.quantile(numbers, 0.999)) for numbers in finite.values())
+        edges = np.linspace(low, high if high > low else low + 1e-6, BINS + 1)
+        for layer, numbers in finite.items():
+            counts, _ = np.histogram(numbers, edges)
+            axes.step(edges[:-1], counts / len(numbers), where="post", color=colours[layer], linewidth=1, label=layer)
+    else:
+        axes.text(0.5, 0.5, "nothing finite to show", ha="center", transform=axes.transAxes)
+    axes.set_yscale("log")
+    axes.set_ylabel("share of a layer's numbers", fontsize=8)
+    with_grid(axes)
+
+
+def draw_attention(portrait: Portrait, text: str, path: Path, title: str) -> bool:
+    """A row of maps for each block, a map for each head. False, and no file, where the network shows no attention."""
+    from matplotlib.colors import PowerNorm
+
+    maps = portrait.attention()
+    if not maps:
+        return False
+    chosen = sorted({sorted(maps)[int(place)] for place in np.linspace(0, len(maps) - 1, MOST_BLOCKS).round()})
+    heads, places = maps[chosen[0]].shape[:2]
+    cell = places + 2  # a margin of 2 between maps
+    mosaic = np.full((len(chosen) * cell - 2, heads * cell - 2), math.nan)
+    for row, block in enumerate(chosen):
+        for head in range(heads):
+            mosaic[row * cell : row * cell + places, head * cell : head * cell + places] = maps[block][head]
+    size = max(6.0, min(2 + 1.8 * heads, 22)), min(2 + 1.8 * len(chosen), 22)
+    figure = new_figure(*size, dpi=110)
+    read = shorten(f"Rows look at columns. {places} tokens of: {' '.join(text.split())}", 200, placeholder="...")
+    figure.suptitle(f"{title}\n{fill(read, int(13 * size[0]))}", fontsize=9, parse_math=False)
+    axes = figure.subplots()
+    # the root of a probability is shown: most of them are small
+    image = axes.imshow(mosaic, cmap="magma", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
+    figure.colorbar(image, ax=axes, shrink=0.6)
+    across, down = (np.arange(count) * cell + places / 2 for count in (heads, len(chosen)))
+    axes.set_xticks(across, [f"head {head}" for head in range(heads)], fontsize=8)
+    axes.set_yticks(down, [f"block {block}" for block in chosen], fontsize=8)
+    save_figure(figure, path)
+    return True

@@ -1,0 +1,160 @@
+"""What a model is made of and what it costs: its parameters, its arithmetic and its memory, as tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from manual_backprop.config.schema import CustomTransformerConfig, RunConfig
+from manual_backprop.config.validation import validate
+from manual_backprop.study.estimates.memory import checkpoint_bytes, estimate_memory, parameter_count
+from manual_backprop.trained_models.saved_model import OUTPUTS, load
+
+if TYPE_CHECKING:
+    from manual_backprop.data.tokens.text_size import TextSize
+    from manual_backprop.models.network import Network
+
+UNKNOWN = "not known before the text is prepared"
+LEVELS = {"custom": "by hand", "torch": "the same under autograd", "baseline": "torch.nn"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at: a config, its network's config, the size of its text; and where it is trained, its network."""
+
+    line: str
+    config: RunConfig
+    network_config: CustomTransformerConfig
+    text: TextSize
+    cache: Path  # of prepared texts
+    network: Network | None = None
+
+
+def described(overrides: Sequence[str]) -> Subject:
+    """The model that a command line describes."""
+    from manual_backprop.data.tokens.text_size import text_size
+    from manual_backprop.training.command_line import described_job
+
+    config = described_job(overrides, "summary").config
+    cache = OUTPUTS / "datasets"
+    text = text_size(config.dataset, config.tokenizer, cache)
+    network = config.network(text.vocab_size)
+    line = (
+        f"{config.implementation.name} ({network.architecture}, {network.precision}): {parameter_count(network):,} "
+        "parameters, step 0, validation loss not measured (not trained)"
+    )
+    return Subject(line, config, network, text, cache)
+
+
+def trained(which: str) -> Subject:
+    from manual_backprop.data.tokens.text_size import text_size
+
+    saved = load(which)
+    config = saved.config()
+    cache = saved.found.outputs / "datasets"
+    text = text_size(config.dataset, config.tokenizer, cache)
+    return Subject(saved.line, config, saved.model.config, text, cache, saved.model.network)
+
+
+# Parameters
+
+
+def block_of(name: str) -> str:
+    """blocks.3 for what lies in one."""
+    return ".".join(name.split(".")[:2]) if name.startswith("blocks.") else ""
+
+
+def show_parameters(console: Console, config: CustomTransformerConfig) -> None:
+    """Blocks are alike: the first is shown tensor by tensor, all of them as sums."""
+    from manual_backprop.models.network import parameter_shapes
+
+    sizes = {name: (shape, math.prod(shape)) for name, shape in parameter_shapes(config).items()}
+    total = sum(count for _, count in sizes.values())
+    table = Table(title="parameters", title_justify="left", box=None)
+    for column in ("name", "shape", "count", "share"):
+        table.add_column(column, justify="left" if column in ("name", "shape") else "right", no_wrap=True)
+    for place, names in groupby(sizes, block_of):
+        inside = list(names)
+        block = sum(sizes[name][1] for name in inside)
+        if place in ("", "blocks.0"):
+            for name in inside:
+                shape, count = sizes[name]
+                table.add_row(name, " x ".join(map(str, shape)), f"{count:,}", f"{count / total:.1%}")
+        if place:
+            table.add_row(place, "a block", f"{block:,}", f"{block / total:.1%}", style="bold")
+    table.add_row("in all", "", f"{total:,}", "100.0%", style="bold")
+    console.print(table)
+    if config.traits.tied_head:
+        console.print("token_embedding.weight is the vocabulary projection too, and counted once.")
+
+
+# Arithmetic and memory
+
+
+def show_cost(console: Console, subject: Subject, tflops: float | None) -> None:
+    import torch
+
+    from manual_backprop.models.flops import flops_per_token, matrix_product_rate
+    from manual_backprop.study.estimates.epochs import length_of
+    from manual_backprop.training.plan import duration
+
+    config, network = subject.config, subject.network_config
+    if config.device.threads is not None:
+        torch.set_num_threads(config.device.threads)
+    length = length_of(config, subject.text)
+    steps, epoch = length.max_steps, length.steps_per_epoch
+    token = flops_per_token(network, network.max_seq_len)
+    step = token * length.tokens_per_step
+    about = "" if subject.text.prepared else "about "
+    dtype = torch.bfloat16 if network.precision == "bf16_mixed" else network.get_dtype()
+    rate = matrix_product_rate(dtype, network.get_device()) if tflops is None else tflops * 1e12
+    measured = "measured: matrix products alone reach it here, and no real step does"
+    least, source = ("at least ", measured) if tflops is None else ("", "as given")
+    rows = {
+        "a token": f"{token:,} FLOPs, forward and backward",
+        "a step": f"{step:.3g} FLOPs: {length.step}",
+        "an epoch": f"{about}{epoch:,.1f} steps: about {round(epoch * length.tokens_per_step):,} tokens"
+        if epoch
+        else UNKNOWN,
+    }
+    if steps is None:
+        rows["a run"] = UNKNOWN
+    else:
+        rows["a run"] = f"{steps:,} steps, {step * steps:.3g} FLOPs" + (
+            f", {about}{steps / epoch:,.2f} epochs" if epoch else ""
+        )
+        seconds = duration(steps * step / rate)
+        rows["run time"] = f"{least}{seconds} at {rate / 1e12:.3g} TFLOP/s ({source})"
+    console.print("\n arithmetic", style="italic")
+    for name, text in rows.items():
+        console.print(f" {name:<10}{text}", soft_wrap=True)
+
+
+def show_memory(console: Console, subject: Subject) -> None:
+    """What lives at the peak of a step, for each level."""
+    config, network = subject.config, subject.network_config
+    width = {"fp64": 8, "bf16": 2}.get(network.precision, 4)
+    weights = parameter_count(network) * width
+    moments = checkpoint_bytes(config, network) - weights
+    table = Table(title=f"memory at training.batch_size={config.training.batch_size}", title_justify="left", box=None)
+    for column in ("level", "weights", "gradients", "moments", "activations and work", "in all"):
+        table.add_column(column, justify="left" if column == "level" else "right")
+    for name in LEVELS:
+        mapping = config.to_dict() | {"implementation": _implementation(name)}
+        estimate = estimate_memory(validate(mapping), network)
+        parts = (weights, weights, moments, estimate.working)
+        table.add_row(f"{name}: {LEVELS[name]}", *(f"{size / 1e6:,.1f} MB" for size in (*parts, sum(parts))))
+    console.print()
+    console.print(table)
+    console.print("Estimated from the tensors that live at the same time; Python and PyTorch themselves come on top.")
+
+
+def _implementation(name: str) -> dict[str, str]:
+    return {"name": name} | ({"compile": "never"} if name == "baseline" else {})

@@ -1,0 +1,229 @@
+"""plan=true: what a run, or each job of a sweep, would be, without making it. Prints, and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from ..common.errors import InputError
+from ..config.rules import shown
+from ..config.schema import CustomTransformerConfig, RunConfig
+from ..data.tokens.text_size import TextSize, text_size
+from ..models.flops import flops_per_token
+from ..study.estimates.epochs import Length, length_of
+from ..study.estimates.memory import (
+    MemoryEstimate,
+    checkpoint_bytes,
+    estimate_memory,
+    gigabytes,
+    memory_of,
+    parameter_count,
+    too_large,
+)
+from ..study.estimates.time import BUSY, Speed, measure_speed
+from .command_line import Job
+from .value_sources import flattened, value_sources
+
+OUTPUTS = Path("outputs")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a config, on this machine."""
+
+    config: RunConfig
+    network: CustomTransformerConfig
+    text: TextSize
+    first_step: int  # steps that the run which goes on has made already
+    memory: MemoryEstimate
+    speed: Speed
+
+    @cached_property
+    def length(self) -> Length:
+        return length_of(self.config, self.text)
+
+    @property
+    def max_steps(self) -> int:
+        steps = self.length.max_steps
+        if steps is None:
+            raise InputError(
+                f"training.num_epochs={self.config.training.num_epochs:g}: how long an epoch of this text is will be "
+                "known when it was prepared; plan with training.max_steps, or run it first"
+            )
+        return steps
+
+    @property
+    def steps(self) -> int:
+        """Still to be made."""
+        return max(0, self.max_steps - self.first_step)
+
+    def times(self, every: int | str) -> int:
+        """How often something is done that is due every so many steps and at the end."""
+        steps = max(1, round(self.length.steps_per_epoch or self.max_steps)) if every == "epoch" else int(every)
+        return self.max_steps // steps - self.first_step // steps + (self.max_steps % steps > 0)
+
+    @property
+    def evaluated_tokens(self) -> int:
+        """Of all evaluations; the last is over the whole split."""
+        training, whole = self.config.training, self.text.validation_tokens
+        part = whole
+        if training.eval_batches is not None:
+            part = min(whole, training.eval_batches * training.batch_size * self.network.max_seq_len)
+        return (self.times(training.eval_every) - 1) * part + whole
+
+    @property
+    def sampled_tokens(self) -> int:
+        training = self.config.training
+        return self.times(training.eval_every) * len(training.sample_prompts) * training.sample_length
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return {
+            "training": self.steps * self.speed.step,
+            "evaluations": self.evaluated_tokens * self.speed.evaluated_token if self.steps else 0.0,
+            "samples": self.sampled_tokens * self.speed.sampled_token if self.steps else 0.0,
+        }
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Of all seconds, which scatter as the steps do; None where no step was timed."""
+        least, step, most = self.speed.least, self.speed.step, self.speed.most
+        if least is None or most is None:
+            return None
+        total = sum(self.seconds.values())
+        return total * least / step, total * most / step
+
+
+class Planner:
+    """Makes plans; what several jobs of a sweep have in common is found out once."""
+
+    def __init__(self) -> None:
+        self.texts: dict[object, TextSize] = {}
+        self.memories: dict[object, MemoryEstimate] = {}
+        self.speeds: dict[object, Speed] = {}
+
+    def plan(self, config: RunConfig) -> Plan:
+        text_key = config.dataset, config.tokenizer
+        if text_key not in self.texts:
+            self.texts[text_key] = text_size(config.dataset, config.tokenizer, OUTPUTS / "datasets")
+        text = self.texts[text_key]
+        network = replace(config.network(text.vocab_size), seed=0)
+        shape = network, config.implementation, config.optimizer.name, config.training.batch_size, config.tracking
+        if shape not in self.memories:
+            self.memories[shape] = estimate_memory(config, network, text.prepared)
+        memory = self.memories[shape]
+        work = *shape, config.training.gradient_accumulation_steps, config.device
+        if work not in self.speeds:
+            self.speeds[work] = measure_speed(config, network, too_large(memory) is None)
+        return Plan(config, network, text, _first_step(config), memory, self.speeds[work])
+
+
+def _first_step(config: RunConfig) -> int:
+    """After how many steps a run goes on: those of the checkpoint that it resumes."""
+    if config.resume is None:
+        return 0
+    from ..checkpoints.checkpoint import step_of
+    from ..tracking.run_directory import find_run
+
+    found = find_run(OUTPUTS, config.resume)
+    if found.checkpoint is None:
+        raise InputError(f"resume={shown(config.resume)}: {found.path} has no checkpoint to go on from")
+    return step_of(found.checkpoint)
+
+
+def print_plans(jobs: Sequence[Job]) -> None:
+    """One job in full, with the source of each value; the jobs of a sweep in a line each, and their sum."""
+    import manual_backprop.training.runner  # noqa: F401  what a run imports takes memory, which is measured
+
+    planner = Planner()
+    if len(jobs) == 1:
+        print(sources_page(jobs[0]), end="\n\n", flush=True)
+        print(plan_page(planner.plan(jobs[0].config)))
+    else:
+        print_sweep(planner, jobs)
+    print("\nNothing was started; leave out plan=true to run it.")
+
+
+def sources_page(job: Job) -> str:
+    """Every key of a job with its value and where that was set."""
+    sources = value_sources(job.config, job.overrides, job.runtime, OUTPUTS)
+    lines = [f"Would run with: {' '.join(job.overrides) or 'the defaults'}", ""]
+    for key, value in flattened(job.config.to_dict()):
+        lines.append(f"  {key:<37} {shown(value):<22} {sources[key]}")
+    return "\n".join(lines)
+
+
+def plan_page(plan: Plan) -> str:
+    config, network, training = plan.config, plan.network, plan.config.training
+    about = "" if plan.text.prepared else "about "
+    epoch, tokens_per_step = plan.length.steps_per_epoch, plan.length.tokens_per_step
+    flops = flops_per_token(network, network.max_seq_len)
+    checkpoint = checkpoint_bytes(config, network)
+    memory, seconds = plan.memory, plan.seconds
+    kept = min(training.keep_checkpoints, plan.times(training.save_every)) + 1
+    on = "" if memory.device == "cpu" else "on the GPU "
+    rows = {
+        "parameters": f"{parameter_count(network):,}",
+        "text": f"{about}{plan.text.train_tokens:,} tokens for training, {plan.text.validation_tokens:,} for "
+        f"validation, vocabulary {plan.text.vocab_size:,}" + (" (not prepared yet)" * (not plan.text.prepared))
+        if plan.text.train_tokens is not None
+        else f"not known before it is fetched; vocabulary {plan.text.vocab_size:,}",
+        "a step": plan.length.step,
+        "an epoch": f"{about}{epoch:,.1f} steps" if epoch else "",
+        "in all": f"{plan.max_steps:,} steps, {plan.max_steps * tokens_per_step:,} tokens"
+        + (f", {about}{plan.max_steps / epoch:,.2f} epochs" if epoch else ""),
+        "goes on": f"after step {plan.first_step:,}: {plan.steps:,} steps are left" if plan.first_step else "",
+        "arithmetic": f"{flops:,} FLOPs a token, {flops * tokens_per_step:.3g} a step, "
+        f"{flops * tokens_per_step * plan.steps:.3g} in all",
+        "memory": f"about {gigabytes(memory.peak)} at the peak: {gigabytes(memory.process)} the process with its "
+        f"libraries; {on}{gigabytes(memory.state)} parameters, gradients and moments, "
+        f"{gigabytes(memory.working)} the work on them; there are {gigabytes(memory_of(memory.device))}",
+        "checkpoint": f"{gigabytes(checkpoint)}, and {gigabytes(kept * checkpoint)} for the {kept} kept at most",
+        "time": f"about {duration(sum(seconds.values()))}{between(plan.bounds)} and some seconds to start: "
+        + ", ".join(f"{name} {duration(value)}" for name, value in seconds.items() if value)
+        + f"; {plan.speed.step:.3g} s a step, {tokens_per_step / plan.speed.step:,.0f} tokens a second",
+        "": plan.speed.how,
+    }
+    page = [f"  {name:<12}{text}" for name, text in rows.items() if text]
+    warning = too_large(memory)
+    return "\n".join([*page, "", warning] if warning else page)
+
+
+def print_sweep(planner: Planner, jobs: Sequence[Job]) -> None:
+    total = 0.0
+    print(f"{len(jobs)} jobs, each with what sets it apart\n")
+    print(f"  {'job':>4}  {'parameters':>13}  {'steps':>9}  {'memory':>9}  {'time':>11}  overrides")
+    warnings: dict[str, None] = {}
+    for number, job in enumerate(jobs, 1):
+        plan = planner.plan(job.config)
+        seconds = sum(plan.seconds.values())
+        total += seconds
+        print(
+            f"  {number:>4}  {parameter_count(plan.network):>13,}  {plan.steps:>9,}  {gigabytes(plan.memory.peak):>9}  "
+            f"{duration(seconds):>11}  {' '.join(job.overrides)}",
+            flush=True,
+        )
+        if warning := too_large(plan.memory):
+            warnings[f"Job {number}: {warning}"] = None
+        if plan.speed.busy is not None and plan.speed.busy > BUSY:
+            warnings["Other processes had the processor while steps were timed: times may be too long."] = None
+    print(f"\n  in all about {duration(total)}, one after the other, and some seconds to start each")
+    for warning in warnings:
+        print(f"\n{warning}")
+
+
+def between(bounds: tuple[float, float] | None) -> str:
+    """Where the two are not the same in words."""
+    if bounds is None or duration(bounds[0]) == duration(bounds[1]):
+        return ""
+    return f" ({duration(bounds[0])} to {duration(bounds[1])})"
+
+
+def duration(seconds: float) -> str:
+    """As one would say it: 0.4 s, 71 s, 12 min, 3.4 h, 12 days."""
+    for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.1f} {unit}" if seconds / size < 10 else f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:,.0f} days"

@@ -1,0 +1,195 @@
+"""What a run says while it goes on: to the terminal, run.log, metrics.jsonl and MLflow."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import traceback
+from collections.abc import Sequence
+
+import torch
+
+from ..common.allocator import below_the_peak, give_back_freed_memory
+from ..common.durable_files import storage_errors
+from ..common.errors import StorageError
+from ..common.origin import SOURCES
+from ..models.flops import flops_per_token, matrix_product_rate
+from ..study.gradient_check.run_check import GRADIENT_CHECK, check_of_run
+from ..tasks import Evaluated
+from ..tasks.samples import SEPARATOR
+from ..tracking import FAILED, Dataset, RunDirectory, SystemMetrics, Tracker, flatten, load_training_log
+from ..tracking.loss_curves import draw_loss_curves
+from ..tracking.progress import ProgressLine
+from ..tracking.provenance import commit_tags, write_provenance
+from .inspection.inspector import BASELINE_NOTE
+from .inspection.pictures import draw_inspection
+from .run_facts import RunFacts
+
+LOSS_CURVES = "loss_curves.png"
+# Keys on which no number depends: two runs that are compared shall differ in what was varied, not in their names.
+NO_PARAMETERS = ("run_name", "experiment_name", "tags", "resume", "plan", "sweep", "tracking")
+INSPECTION = "inspection"  # the folder of its pictures
+
+log = logging.getLogger(__name__)
+
+
+class RunReport:
+    """Follows one run. Nothing here changes what is trained."""
+
+    peak_rate: float  # of matrix products on this machine [FLOP/s], once `start` has measured it
+
+    def __init__(self, facts: RunFacts, directory: RunDirectory, tracker: Tracker):
+        self.facts, self.directory, self.tracker = facts, directory, tracker
+        network, order = facts.model.network, facts.order
+        self.progress = ProgressLine(facts.first_step, facts.max_steps)
+        self.system = SystemMetrics(gpu=network.device.type == "cuda")
+        self.flops_per_token = flops_per_token(network.config, facts.config.model.max_seq_len)
+        self.reported = facts.first_step, order.tokens_before(facts.first_step)  # steps, and tokens in them
+
+    def start(self) -> None:
+        """Parameters, tags, and the run in five lines."""
+        facts, config, task, order = self.facts, self.facts.config, self.facts.task, self.facts.order
+        network, parameters = facts.model.network, facts.model.count_parameters()
+        settings = {key: value for key, value in config.to_dict().items() if key not in NO_PARAMETERS}
+        self.tracker.log_parameters(flatten(settings) | {"parameters": parameters})
+        self.tracker.set_tags(
+            {
+                **config.tags,
+                **commit_tags(),
+                "device": str(network.device),
+                **task.digests,
+                "run_directory": str(self.directory.path),
+            }
+        )
+        self.tracker.log_dataset(self._dataset())
+        self.peak_rate = matrix_product_rate(network.compute_dtype, network.device)
+        written = write_provenance(self.directory.path, facts.first_step)
+        for file in (*(self.directory.path / name for name in ("config.yaml", SOURCES, *task.files)), *written):
+            if file.is_file():  # a run of the library has no command line to tell of
+                self.tracker.log_artifact(file)
+        epochs = facts.max_steps / order.steps(1)
+        resumed = f", resumed after step {facts.first_step}" if facts.first_step else ""
+        self._say(
+            f"{type(network).__name__}: {parameters:,} parameters, {config.architecture.name}, "
+            f"{config.precision.name} on {network.device}, {torch.get_num_threads()} threads"
+        )
+        self._say(task.about)
+        self._say(f"{facts.max_steps} steps of {order.tokens_per_step:,} tokens = {epochs:.1f} epochs{resumed}")
+        self._say(task.baselines)
+        for note in (*task.notes, *order.notes):
+            self._say(note)
+        if config.training.inspect_every is not None and config.implementation.name == "baseline":
+            self._say(BASELINE_NOTE)
+        self._say(f"run directory: {self.directory.path}")
+
+    def step(
+        self, loss: float, learning_rate: float, gradient_norm: float, seconds_per_step: float, nonfinite_steps: int
+    ) -> None:
+        """Of the last step; seconds are the mean since the last one that was reported, and nonfinite_steps all."""
+        step = self.facts.model.step
+        tokens_seen = self.facts.order.tokens_before(step)
+        tokens_per_step = (tokens_seen - self.reported[1]) / (step - self.reported[0])
+        self.reported = step, tokens_seen
+        tokens_per_second = tokens_per_step / seconds_per_step
+        self.tracker.log(
+            step,
+            {
+                "train/loss": loss,
+                "learning_rate": learning_rate,
+                "gradient_norm": gradient_norm,
+                "tokens_seen": tokens_seen,
+                "flops": tokens_seen * self.flops_per_token,
+                "tokens_per_second": tokens_per_second,
+                "peak_share": tokens_per_second * self.flops_per_token / self.peak_rate,
+                "nonfinite_steps": nonfinite_steps,
+                **self.system.sample(),
+            },
+        )
+        self.progress.update(step, loss, learning_rate, gradient_norm, tokens_per_second)
+
+    def evaluation(self, evaluated: Evaluated) -> None:
+        step = self.facts.model.step
+        self.tracker.log(step, evaluated.metrics)
+        self._say(f"step {step}: {evaluated.sentence}")
+
+    def samples(self, texts: Sequence[str]) -> None:
+        """The samples of this step, and the curves so far."""
+        path = self.directory.samples / f"step-{self.facts.model.step:06d}.txt"
+        with storage_errors(f"write {path}"):
+            path.write_text(SEPARATOR.join(texts) + "\n", encoding="utf-8")
+        self.tracker.log_artifact(path, "samples")
+        curves = self.directory.path / LOSS_CURVES
+        title = f"{self.directory.read()['run_name']}: {self.facts.model.count_parameters():,} parameters"
+        draw_loss_curves(load_training_log(self.directory.path), curves, title)
+        self.tracker.log_artifact(curves)
+        for text in texts[:1]:
+            self._say("  " + " ".join(text.split())[:110])
+
+    def gradient_check(self) -> None:
+        """At the end of a run: are the gradients of a network like its own right? Nothing of the run changes, and its
+        peak of memory stays what the training made it; a GPU refuses what does not fit, and that costs no run."""
+        give_back_freed_memory()
+        network = self.facts.model.network
+        room = below_the_peak() if network.device.type == "cpu" else None
+        check = check_of_run(self.facts.config, network.config, room)
+        path = self.directory.path / GRADIENT_CHECK
+        with storage_errors(f"write {path}"):
+            path.write_text(check.page, encoding="utf-8")
+        self.tracker.log_artifact(path)
+        self.tracker.set_tags({"gradient_check": check.status})
+        self._say(check.line)
+        if check.status == "failed":
+            log.warning("%s See %s.", check.line, path)
+
+    def inspection(self, whole: bool) -> None:
+        """At the end of a run of which `training.inspect_every` is given: pictures of what was seen in every layer.
+
+        `whole`: of the network as it is now too, whose gradients are no longer needed. A run can do without them.
+        """
+        facts, folder = self.facts, self.directory.path / INSPECTION
+        if facts.config.training.inspect_every is None:
+            return
+        try:
+            title = f"{self.directory.read()['run_name']}, step {facts.model.step}"
+            network = facts.model.network if whole else None
+            for path in draw_inspection(load_training_log(self.directory.path), folder, title, network, facts.task):
+                self.tracker.log_artifact(path, INSPECTION)
+        except Exception as error:  # pictures, whatever is wrong with them, are not what a run is for
+            log.warning("The pictures of training.inspect_every cannot be drawn: %s. The run goes on without.", error)
+
+    def failure(self, error: BaseException) -> None:
+        """Its traceback, in run.log and as an artifact."""
+        text = "".join(traceback.format_exception(error))
+        log.error(text)
+        path = self.directory.path / "traceback.txt"
+        try:
+            path.write_text(text, encoding="utf-8")
+            self.tracker.log_artifact(path)
+        except (OSError, StorageError):
+            log.warning("%s cannot be written.", path)
+
+    def end(self, status: str) -> None:
+        self.progress.close()
+        try:
+            self.inspection(whole=status != FAILED)
+        finally:
+            self.tracker.finish(status)
+
+    def _dataset(self) -> Dataset:
+        config, task = self.facts.config.dataset, self.facts.task
+        local = config.path is not None
+        return Dataset(
+            name=config.repository or config.name,
+            digest=task.digests["dataset_digest"],
+            source_type="local" if local else "code",  # kinds that mlflow.data.get_source knows
+            source={"uri": os.path.abspath(str(config.path))}
+            if local
+            else {"tags": {"mlflow.source.name": config.name, "python": platform.python_version()}},
+            profile=dict(task.profile),
+            tags=dict(task.data_tags),
+        )
+
+    def _say(self, line: str) -> None:
+        log.info(line)
+        self.progress.say(line)

@@ -1,0 +1,42 @@
+"""What a run needs and this machine lacks: a text, a run to go on with, a GPU. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from manual_backprop.common.errors import InputError
+from manual_backprop.common.gpus import compute_capabilities
+from manual_backprop.config.rules import shown
+from manual_backprop.config.schema import RunConfig
+
+
+def missing_here(config: RunConfig) -> list[str]:
+    """One sentence for each thing; the run is to start in the working directory."""
+    violations = []
+    paths = {"dataset.path": config.dataset.path, "tokenizer.path": config.tokenizer.path}
+    if config.dataset.name in ("text", "jsonl", "parquet"):
+        paths["dataset.test"] = config.dataset.test  # of others the name of a split
+    for key, path in paths.items():
+        if path is not None and not (os.path.isfile(place := Path(path).expanduser()) or os.path.isdir(place)):
+            violations.append(f"{key}={shown(path)}: there is no such file or folder, seen from {Path.cwd()}")
+    if config.resume not in (None, "last", "best"):  # for these two the checkpoints are read, by the run itself
+        from manual_backprop.tracking.run_directory import find_run
+
+        try:
+            find_run(Path("outputs"), str(config.resume))
+        except InputError as error:
+            violations.append(f"resume={shown(config.resume)}: {' '.join(str(error).split())}")
+    if config.device.name == "cuda":
+        capabilities = compute_capabilities()
+        if not capabilities:
+            violations.append(
+                "device=cuda: no NVIDIA GPU can be used on this machine; use device=cpu, or device=auto to take a GPU "
+                "only where there is one"
+            )
+        elif config.precision.name.startswith("bf16") and capabilities[0] < (8, 0):
+            violations.append(
+                f"precision={config.precision.name}: this GPU (compute capability {capabilities[0][0]}."
+                f"{capabilities[0][1]}) has no bfloat16, which came with 8.0; use precision=fp32"
+            )
+    return violations

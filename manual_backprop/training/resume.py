@@ -1,0 +1,200 @@
+"""Going on with a run: which one, with which config, and whether it is still the same run. Needs no torch to refuse.
+
+A run goes on with its own config; only what the command line names is taken from there. The network, the data and
+their order must stay what they were. What the steps to come are made with may change: the learning rate and its
+schedule, the number of steps, weight decay and the like, dropout, label smoothing, the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints.checkpoint import Checkpoint, CheckpointManager, read_state
+from ..common.errors import CheckpointError, ConfigError, InputError
+from ..config.network import ARCHITECTURES, NORM_EPSILONS, ROTARY_BASE
+from ..config.rules import shown
+from ..config.schema import RunConfig
+from ..config.validation import groups, validate, with_defaults
+from ..tracking import RunDirectory, find_run, flatten
+from ..tracking.run_directory import own_run_directory
+from ..tracking.training_log import load_config
+from ..trained_models.initial_weights import with_initial_model
+
+# What the state of a run's checkpoint holds beside its tensors, whatever it learns; run_state.py writes it. What else
+# its examples depend on is the task's (`Task.digests`).
+STATE = {
+    "config": dict,
+    "network": dict,
+    "dataset_digest": str,
+    "metrics_length": int,
+    "made_with": dict,
+}
+_MUST_STAY = (
+    *("model.", "architecture.", "tokenizer.", "dataset.name", "precision.name", "optimizer.name", "seed", "init_from"),
+    *("task.", "batching.", "dataset.max_length"),
+    *("training.batch_size", "training.gradient_accumulation_steps", "training.overfit_batches"),
+)
+_MAY_CHANGE = {
+    *("model.dropout", "model.learning_rate", "architecture.learning_rate_scale"),
+    "tokenizer.path",  # its content must stay, which is compared when it is there
+}
+NAMES_ONLY = ("resume", "run_name", "experiment_name", "tags.", "plan", "tracking.")  # no number depends on them
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run that this process owns, and the checkpoint that it goes on from."""
+
+    directory: RunDirectory
+    checkpoint: Checkpoint
+
+
+def job_config(
+    composed: dict[str, Any], overrides: Sequence[str], outputs: Path, base: Path | None = None
+) -> RunConfig:
+    """The config of a job: what the command line composed. Where that resumes a run: the run's own, with what
+    `overrides` (KEY=VALUE) name, and the checkpoint's path as `resume`. Raises ConfigError with everything that is
+    wrong with it. A run that is not there is left to others to report. `base` is the directory of a run that is to be
+    made again with its own config.
+    """
+    if base is not None:
+        return validate(with_overrides(base, composed, overrides) | {"resume": None})
+    if composed.get("resume") is None:
+        return validate(with_initial_model(composed, overrides, outputs))
+    try:
+        found = find_run(outputs, str(composed["resume"]))
+    except InputError:
+        return validate(composed)
+    mapping = with_overrides(found.path, composed, overrides)
+    config = validate(mapping | {"resume": str(found.checkpoint or found.path)})
+    try:
+        checkpoint = CheckpointManager(found.path / "checkpoints").verified(found.checkpoint)
+        refuse_another_run(config, found.path, checkpoint)
+    except CheckpointError as error:
+        raise ConfigError([f"resume={shown(composed['resume'])}: {error}"]) from error
+    return config
+
+
+def with_overrides(path: Path, composed: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The config of the run in `path`, with what `overrides` (KEY=VALUE) name taken from `composed`."""
+    mapping = config_of_run(path).to_dict()
+    for override in overrides:
+        key = override.partition("=")[0]
+        group, _, inner = key.partition(".")
+        if key == "experiments":
+            raise ConfigError([f"{override}: a run goes on with its own config; leave out experiments"])
+        if inner and group in groups():
+            mapping[group][inner] = composed[group].get(inner)
+        elif group == "tags":
+            mapping["tags"] = mapping.get("tags", {}) | composed["tags"]
+        else:
+            mapping[group] = composed[group]
+    named = {override.partition("=")[0] for override in overrides}
+    # config.yaml has values only; what follows from another key in conf/ follows from it here too
+    takes_the_models = mapping["optimizer"]["name"] == "adamw"
+    if takes_the_models and "model.learning_rate" in named and not named & {"optimizer", "optimizer.learning_rate"}:
+        mapping["optimizer"]["learning_rate"] = mapping["model"]["learning_rate"]
+    for key, other in (("max_steps", "num_epochs"), ("num_epochs", "max_steps")):
+        if f"training.{key}" in named and f"training.{other}" not in named:
+            mapping["training"][other] = None
+    return mapping
+
+
+def config_of_run(path: Path) -> RunConfig:
+    """The config of the run in `path`. Raises ConfigError."""
+    mapping = load_config(path)
+    try:
+        return validate(with_defaults(mapping))
+    except ConfigError as error:
+        why = error.violations if mapping else ["it is missing or empty"]
+        raise ConfigError([f"{path / 'config.yaml'} is not the config of a run: {'; '.join(why)}"]) from error
+
+
+def open_resumed(config: RunConfig, outputs: Path) -> Resumed:
+    """Own the run that `config.resume` names, and load its checkpoint.
+
+    Raises RunInUseError while another process owns it, CheckpointError and ConfigError where it cannot go on.
+    """
+    assert config.resume is not None
+    found = find_run(outputs, config.resume)
+    directory = own_run_directory(found.path)
+    try:
+        checkpoint = CheckpointManager(directory.checkpoints).load(found.checkpoint)
+        refuse_another_run(config, directory.path, checkpoint.path)
+        if set(checkpoint.tensors) != {"parameters", "optimizer"}:
+            raise CheckpointError(f"{checkpoint.path} was not saved by a run: it lacks parameters or optimizer")
+    except BaseException:
+        directory.release()
+        raise
+    return Resumed(directory, checkpoint)
+
+
+def refuse_another_run(config: RunConfig, run: Path, checkpoint: Path) -> None:
+    """Raise ConfigError with every difference that a run cannot go on with, as far as they show without building it;
+    CheckpointError where the checkpoint, which is sound, was not saved by a run, or not by this one."""
+    content = read_state(checkpoint)
+    state = content["state"]
+    if wrong := sorted(name for name, kind in STATE.items() if not isinstance(state.get(name), kind)):
+        raise CheckpointError(
+            f"{checkpoint} was not saved by a run of this version: its state lacks {', '.join(wrong)}"
+        )
+    before, now = flatten(with_defaults(state["config"])), flatten(config.to_dict())
+    before["model.vocab_size"] = state["network"].get("vocab_size")
+    if now.get("model.vocab_size") is None:
+        now["model.vocab_size"] = before["model.vocab_size"]  # the tokenizer's: compared when that is there
+    as_in = f"as in {checkpoint.name} of {run.name}; for another one start a new run"
+    differences = [
+        f"{name.removesuffix('.name')}={shown(now.get(name))}: must stay {shown(before.get(name))}, {as_in}"
+        for name in _differing(before, now)
+        if name.startswith(_MUST_STAY) and name not in _MAY_CHANGE
+    ]
+    if differences:
+        raise ConfigError(differences)
+    _check_metrics(run, state["metrics_length"])
+
+
+def changed_settings(config: RunConfig, checkpoint: Checkpoint) -> dict[str, tuple[Any, Any]]:
+    """What the steps to come are made with and those before were not: {key: (before, now)}."""
+    before, now = flatten(with_defaults(checkpoint.state["config"])), flatten(config.to_dict())
+    return {
+        name: (before.get(name), now.get(name)) for name in _differing(before, now) if not name.startswith(NAMES_ONLY)
+    }
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The keys of two flat configs that say something else: null and the value that it stands for say the same."""
+    meant_before, meant_now = _meant(before), _meant(now)
+    return [
+        name
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and meant_before.get(name) != meant_now.get(name)
+    ]
+
+
+def _meant(flat: dict[str, Any]) -> dict[str, Any]:
+    usual = {"model.n_kv_heads": flat.get("model.n_heads"), "architecture.rotary_base": ROTARY_BASE}
+    usual["task.name"] = RunConfig.task.name  # of runs from before there were tasks
+    if traits := ARCHITECTURES.get(flat.get("architecture.name", "")):
+        usual["architecture.norm_epsilon"] = NORM_EPSILONS[traits.norm]
+    return flat | {name: value for name, value in usual.items() if flat.get(name) is None}
+
+
+def _check_metrics(run: Path, length: int) -> None:
+    """metrics.jsonl must have what the checkpoint remembers of it, before anything is changed."""
+    file = run / "metrics.jsonl"
+    try:
+        with file.open("rb") as metrics:
+            metrics.seek(max(0, length - 1))
+            if length > 0 and metrics.read(1) == b"\n":
+                return
+    except OSError as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error.strerror}): a run goes on with its own metrics"
+        ) from error
+    raise CheckpointError(
+        f"{file} has no line that ends at byte {length}, which the checkpoint remembers: it is not the file that this "
+        "checkpoint was saved with"
+    )

@@ -1,0 +1,68 @@
+"""What a checkpoint of a run holds, and how a run is put back to where it was made.
+
+The tensors are the parameters and everything of the optimizer. All else follows from the config and the step: which
+windows come next, at which learning rate, with which dropout masks. The state says what the config cannot: what the
+data was, how long metrics.jsonl was, and with how many threads sums were made.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..config.rules import shown
+from ..models.language_model import LanguageModel
+from ..optim.optimizers import Optimizer
+from ..tracking import RunDirectory
+from ..tracking.environment import circumstances, differing, other_version
+from ..tracking.tracker import made_with
+from .resume import changed_settings
+from .run_facts import RunFacts
+
+log = logging.getLogger(__name__)
+
+
+def tensors_of(model: LanguageModel, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
+    """Where they lie, and no copies: a save ends before the next step begins."""
+    return {"parameters": dict(model.network.parameters), "optimizer": optimizer.state_views()}
+
+
+def state_of(facts: RunFacts, metrics_length: int) -> dict[str, Any]:
+    """What `resume.STATE` asks for, and the task's digests. `network` is for readers that have no config."""
+    return {
+        "config": facts.config.to_dict(),
+        "network": asdict(facts.model.config),
+        **facts.task.digests,
+        "metrics_length": metrics_length,
+        "made_with": circumstances(facts.model.network),
+    }
+
+
+def restore(model: LanguageModel, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
+    """Put parameters, optimizer and step back. Raises InputError, and changes nothing, where they do not fit."""
+    model.network.load_parameters(checkpoint.tensors["parameters"])
+    optimizer.load_state(checkpoint.tensors["optimizer"])
+    optimizer.forget_longest()
+    model.step = checkpoint.step
+
+
+def tell_changes(facts: RunFacts, checkpoint: Checkpoint, directory: RunDirectory) -> None:
+    """A run goes on: what is not as it was, on the terminal and in run.json."""
+    settings = changed_settings(facts.config, checkpoint)
+    now = circumstances(facts.model.network)
+    around = differing(checkpoint.state["made_with"], now)
+    version = other_version(made_with(directory.path) | checkpoint.state["made_with"], now)
+    if settings:
+        changes = (f"{key}={shown(now)} (was {shown(before)})" for key, (before, now) in settings.items())
+        log.warning("From step %d on: %s.", facts.first_step + 1, ", ".join(changes))
+    if version:
+        log.warning("Another version goes on with this run, and bits are promised within one only: %s.", version)
+    if around:
+        log.warning("The last bits will differ from those of a run that was never stopped: %s.", "; ".join(around))
+    around += [version] if version else []
+    changed = {key: list(pair) for key, pair in settings.items()} | ({"made_with": around} if around else {})
+    directory.resume(facts.first_step, changed)

@@ -1,0 +1,364 @@
+"""The Runner: builds everything from a config and owns the training loop.
+
+    RunConfig -> task -> model, optimizer, order of batches -> run directory, tracker -> loop -> summary
+
+What is learned is the task's business (`tasks/`), what a step computes the network's, and what is told of it the
+report's, which is handed the facts and not the Runner.
+The loop reads a value from the device only every `log_every` steps, at saves and at the end. A run is resumed from
+nothing but its checkpoint: the step says which windows, which learning rate and which dropout masks come next.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoints.checkpoint import CheckpointManager
+from ..common.allocator import keep_freed_memory
+from ..common.durable_files import storage_errors
+from ..common.errors import InputError, Interrupted, NotFiniteError, StorageError
+from ..common.interruption import Interruption
+from ..common.origin import Origin
+from ..common.out_of_memory import memory_errors
+from ..config.schema import RunConfig
+from ..config.written_config import default_run_name, write_config
+from ..models.optimization import build_optimizer, build_schedule, max_steps
+from ..study.estimates.memory import warn_if_too_large
+from ..tasks import Evaluated, open_task
+from ..tracking import (
+    FAILED,
+    FINISHED,
+    KILLED,
+    RunDirectory,
+    Tracker,
+    close_dead_runs,
+    create_run_directory,
+    end_run,
+    open_tracker,
+)
+from ..tracking.environment import circumstances, code_digest
+from ..tracking.run_log import run_log, warnings_to_terminal
+from ..trained_models.initial_weights import load_initial_weights
+from .inspection.inspector import Inspector
+from .report import RunReport
+from .resume import Resumed, open_resumed
+from .run_facts import RunFacts
+from .run_state import restore, state_of, tell_changes, tensors_of
+from .summary_page import print_summary
+
+log = logging.getLogger(__name__)
+
+
+def run_job(config: RunConfig, root: Path, origin: Origin | None = None) -> float:
+    """One run in the folder `root`: `root/outputs` and `root/mlflow.db`. Returns what it has reached, as `run` does.
+
+    Raises ManualBackpropError of the kind that fits; the run's status is written before it gets here.
+    """
+    origin = origin or Origin()
+    warnings_to_terminal()
+    with Interruption() as interruption:
+        outputs = root / "outputs"
+        close_dead_runs(outputs)
+        resumed = None if config.resume is None else open_resumed(config, outputs)
+        try:
+            with memory_errors(config.training.batch_size):
+                loss = Runner(config, outputs, interruption, resumed, origin).run()
+        finally:
+            if resumed is not None:
+                resumed.directory.release()
+        interruption.raise_if_received("the run had come to its end already.")  # but a sweep stops here
+        return loss
+
+
+class Runner:
+    """One run. What it has built stands as attributes, for whoever wants to look at or change a part of it."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        outputs: Path,
+        interruption: Interruption,
+        resumed: Resumed | None = None,
+        origin: Origin | None = None,
+    ):
+        """`resumed` is the run to go on with. Writes nothing but the examples' cache."""
+        self.origin = origin or Origin()
+        self.config, self.outputs, self.interruption, self.resumed = config, outputs, interruption, resumed
+        self.started = time.monotonic()
+        self.checkpoint = None if resumed is None else resumed.checkpoint
+        self._set_threads()
+        torch.set_float32_matmul_precision("highest")
+        keep_freed_memory()
+        self.task = open_task(config, outputs / "datasets")
+        network_config = self.task.network_config
+        if self.checkpoint is not None:
+            self.task.refuse_other_examples(self.checkpoint.state, self.checkpoint.path)
+        warn_if_too_large(config, network_config)
+        self.model = self.task.build_model()
+        network = self.model.network
+        if self.checkpoint is None and config.init_from is not None:
+            load_initial_weights(network, config.init_from, self.task.digests, outputs)
+        self.optimizer = build_optimizer(config, network)
+        self.order = self.task.order(config.training.overfit_batches)
+        self.task.check()
+        self.max_steps = max_steps(config.training, self.order)
+        self.learning_rate = build_schedule(config, self.max_steps)  # of each step, by its number from 1
+        self.inspector = Inspector(network, config.training.inspect_every, self.max_steps)
+        self.evaluated: tuple[int, Evaluated] | None = None  # the last evaluation, and after how many steps
+        self.predictions: list[str] = []  # its texts
+        self.directory: RunDirectory | None = None  # once it runs
+        if self.checkpoint is not None:
+            restore(self.model, self.optimizer, self.checkpoint)
+        self.first_step = self.step
+        self.nonfinite_before = int(self.optimizer.nonfinite_steps)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps completed, which the model counts: each has its own dropout masks."""
+        return self.model.step
+
+    @property
+    def facts(self) -> RunFacts:
+        return RunFacts(self.config, self.task, self.model, self.order, self.first_step, self.max_steps)
+
+    # What a run is made of
+
+    def _set_threads(self) -> None:
+        """As the config has it, or else as the checkpoint was made with: sums depend on the number of threads."""
+        threads = self.config.device.threads
+        if threads is None and self.checkpoint is not None:
+            threads = self.checkpoint.state["made_with"].get("threads")
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def _is_due(self, every: int | str) -> bool:
+        """After this step, or at the end. `every` is a number of steps, or the word epoch."""
+        steps = max(1, round(self.order.steps(1))) if every == "epoch" else int(every)
+        return self.step % steps == 0 or self.step == self.max_steps
+
+    def _save_is_due(self) -> bool:
+        training = self.config.training
+        minutes = training.save_every_minutes
+        late = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        return late or self._is_due(training.save_every)
+
+    # The loop
+
+    def run(self) -> float:
+        """Train to the end, or to an exception; the run's status says which. Returns the final validation loss, or
+        what other metric of the task chooses the best checkpoint.
+
+        From here on a signal is kept until the loop, or a moment between two parts of the start, looks at it.
+        """
+        cut_short = self.resumed is not None and self.resumed.directory.read()["status"] != FINISHED
+        if self.step > self.max_steps or (self.step == self.max_steps and not cut_short):
+            raise InputError(
+                f"The run has made {self.step} steps already and training.max_steps is {self.max_steps}: "
+                "give a larger training.max_steps to go on."
+            )
+        # Room for what a run cannot do without: the newest checkpoint, and the next one while it is written.
+        self._checkpoints(self.outputs / "runs").check_free_space(
+            tensors_of(self.model, self.optimizer), copies=2 - bool(self.checkpoint)
+        )
+        self.interruption.defer()
+        self.interruption.raise_if_received("nothing was trained yet, so there was nothing to save.")
+        directory, tracker = self._open_run()
+        self.directory = directory
+        report = RunReport(self.facts, directory, tracker)
+        status = FAILED
+        try:
+            with run_log(directory.log):
+                try:
+                    self.interruption_point(directory, tracker)
+                    report.start()
+                    self._train(directory, tracker, report)
+                    self._unless_the_disk_refuses(report.gradient_check)
+                    status = FINISHED
+                except Interrupted:
+                    status = KILLED
+                    raise
+                except BaseException as error:
+                    report.failure(error)
+                    raise
+                finally:
+                    report.end(status)
+        finally:
+            directory.release()
+        assert self.evaluated is not None
+        if self.origin.sweep is None:  # which has a table of all its jobs instead
+            skipped, seconds = int(self.optimizer.nonfinite_steps), time.monotonic() - self.started
+            print_summary(self.facts, directory, self.evaluated[1], self.predictions, skipped, seconds)
+        return self.evaluated[1].metrics[self.task.best_metric]
+
+    def _train(self, directory: RunDirectory, tracker: Tracker, report: RunReport) -> None:
+        training = self.config.training
+        seconds, steps = 0.0, 0  # of training alone, since the last log
+        self.saved_at = time.monotonic()
+        while self.step < self.max_steps:
+            self.interruption_point(directory, tracker)
+            begin = time.perf_counter()
+            loss, rate, norm = self.train_step()
+            if self.step == 1 and self.resumed is None:
+                directory.update(made_with=circumstances(self.model.network))  # compiling may have failed in this step
+            if seen := self.inspector.take():
+                tracker.log(self.step, seen)
+            logs, saves = self._is_due(training.log_every), self._save_is_due()
+            if logs or saves:
+                try:
+                    self._check_finite()  # waits for the device, so that the time below is the steps' own
+                except NotFiniteError:
+                    self._report_step(report, loss, rate, norm, (seconds + time.perf_counter() - begin) / (steps + 1))
+                    raise
+            seconds, steps = seconds + time.perf_counter() - begin, steps + 1
+            if logs:
+                self._report_step(report, loss, rate, norm, seconds / steps)
+                seconds, steps = 0.0, 0
+            if self._is_due(training.eval_every):
+                self._evaluate(report)
+            if saves:
+                self._save(directory, tracker)
+        if self.evaluated is None:  # it was killed behind its last save: logged is everything, and only this forgotten
+            self._measure()
+            self.predictions = self.task.predictions(self.model)
+
+    def _report_step(self, report: RunReport, loss: Tensor, rate: float, norm: Tensor, seconds: float) -> None:
+        report.step(loss.item(), rate, norm.item(), seconds, int(self.optimizer.nonfinite_steps))
+
+    def interruption_point(self, directory: RunDirectory, tracker: Tracker) -> None:
+        """Between two steps: a signal that came meanwhile ends the run here, with a checkpoint."""
+        if self.interruption.received is None:
+            return
+        if self.step == self.first_step:
+            self.interruption.raise_if_received("no step was made, so there was nothing to save.")
+        self._check_finite()  # or a resume would not know that this run was to end at such a step
+        path = self._save(directory, tracker)
+        self.interruption.raise_if_received(
+            f"saved {path} after {self.step} steps; go on with resume={directory.run_id}"
+        )
+
+    def train_step(self) -> tuple[Tensor, float, Tensor]:
+        """One update from `gradient_accumulation_steps` batches: loss, learning rate, gradient norm before clipping.
+
+        Loss and norm stay on the device, which nothing here waits for.
+        """
+        network, number = self.model.network, self.step + 1
+        rate = self.learning_rate(number)
+        tokens, batches = self.order.batches(self.step, network.device)
+        network.zero_gradients()
+        watch = self.inspector.watch(number)
+        loss = torch.zeros((), device=network.device)
+        denominator = network.on_device(tokens)  # once for all batches of the step
+        for batch in batches:
+            watch.batch(batch)
+            loss = loss + network.loss_and_gradients(batch, denominator=denominator, step=number)
+        watch.gradients()
+        norm = self.optimizer.step(loss, rate, self.config.training.max_grad_norm)
+        watch.update()
+        self.model.step = number
+        return loss, rate, norm
+
+    def _check_finite(self) -> None:
+        """Raises NotFiniteError as `training.non_finite` has it."""
+        _, total, _, longest = self.optimizer.counts.tolist()
+        training = self.config.training
+        new = total - self.nonfinite_before
+        if training.non_finite == "raise" and new:
+            raise NotFiniteError(
+                f"The loss or the gradient norm was not finite in {new} of the last steps, up to step {self.step}. "
+                "Nothing was updated in them. Try a smaller optimizer.learning_rate or a longer schedule.warmup_ratio; "
+                "training.non_finite=skip goes on without such steps."
+            )
+        if training.non_finite == "skip" and longest >= training.non_finite_limit:
+            raise NotFiniteError(
+                f"{longest} steps in a row, up to step {self.step}, had a loss or gradient norm that was not finite "
+                f"(training.non_finite_limit={training.non_finite_limit}). Try a smaller optimizer.learning_rate or a "
+                "longer schedule.warmup_ratio."
+            )
+        self.optimizer.forget_longest()
+
+    # What it writes down
+
+    def _open_run(self) -> tuple[RunDirectory, Tracker]:
+        config = self.config
+        name = config.run_name or default_run_name(config)
+        if self.resumed is not None:
+            directory, metrics_length = self.resumed.directory, self.resumed.checkpoint.state["metrics_length"]
+        else:
+            directory, metrics_length = create_run_directory(self.outputs, name, origin=self.origin), None
+        try:
+            if self.resumed is not None:
+                tell_changes(self.facts, self.resumed.checkpoint, directory)
+                self._checkpoints(directory.checkpoints).set_aside_after(self.step)
+            else:
+                directory.update(made_with=circumstances(self.model.network), code=code_digest())
+            write_config(config, directory.path / "config.yaml", self.origin.sources)
+            with storage_errors(f"write into {directory.path}"):
+                self.task.save(directory.path)
+            tracker = open_tracker(
+                config.tracking.name, directory, self.outputs, config.experiment_name, name, metrics_length
+            )
+        except BaseException:
+            with suppress(StorageError):  # the disk that is full, perhaps: the next command sees that the run is dead
+                end_run(directory.path, FAILED)
+            directory.release()
+            raise
+        return directory, tracker
+
+    def _evaluate(self, report: RunReport) -> None:
+        """Metrics on the validation split, and predictions."""
+        evaluated = self._measure()
+        report.evaluation(evaluated)
+        name, value = self.task.best_metric, evaluated.metrics[self.task.best_metric]
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"The {name.replace('/', ' ')} after step {self.step} is {value}: the parameters have diverged. Try a "
+                "smaller optimizer.learning_rate or a longer schedule.warmup_ratio."
+            )
+        self.predictions = self.task.predictions(self.model)
+        self._unless_the_disk_refuses(lambda: report.samples(self.predictions))
+
+    def _measure(self) -> Evaluated:
+        """The last evaluation of a run is over the whole split."""
+        limit = None if self.step == self.max_steps else self.config.training.eval_batches
+        evaluated = self.task.evaluate(self.model, limit)
+        self.evaluated = self.step, evaluated
+        return evaluated
+
+    def _unless_the_disk_refuses(self, write: Callable[[], None]) -> None:
+        """What a run can do without."""
+        try:
+            write()
+        except StorageError as error:
+            log.warning("%s. The run goes on without it.", error)
+
+    def _save(self, directory: RunDirectory, tracker: Tracker) -> Path | None:
+        """The new checkpoint; None where the disk did not take it and the run can go on without."""
+        self.saved_at = time.monotonic()
+        metric = None
+        if self.evaluated is not None and self.evaluated[0] == self.step:
+            metric = self.evaluated[1].metrics[self.task.best_metric]
+        try:
+            path = self._checkpoints(directory.checkpoints).save(
+                self.step,
+                tensors_of(self.model, self.optimizer),
+                state_of(self.facts, tracker.sync()),
+                metric,
+                files=[directory.path / name for name in self.task.files],
+            )
+        except StorageError as error:
+            if self.step == self.max_steps or self.interruption.received is not None:
+                raise
+            log.warning("%s. The run goes on without this checkpoint.", error)
+            return None
+        tracker.log_checkpoints()
+        return path
+
+    def _checkpoints(self, directory: Path) -> CheckpointManager:
+        return CheckpointManager(directory, keep=self.config.training.keep_checkpoints)

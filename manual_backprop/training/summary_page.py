@@ -1,0 +1,50 @@
+"""The last thing a run prints: what was learned, where it lies, what to type next."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from ..tasks import Evaluated
+from ..tracking import RunDirectory
+from .run_facts import RunFacts
+
+
+def print_summary(
+    facts: RunFacts,
+    directory: RunDirectory,
+    evaluated: Evaluated,
+    predictions: Sequence[str],
+    skipped: int,
+    seconds: float,
+) -> None:
+    """`skipped`: steps that were not finite; `seconds`: of this process, since the run was built."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for title, text in evaluated.summary:
+        table.add_row(title, text)
+    steps = facts.model.step - facts.first_step
+    tokens = facts.order.tokens_before(facts.model.step)
+    table.add_row("trained", f"{steps} steps, {tokens:,} tokens; {seconds:.0f} s in all")
+    if skipped:
+        table.add_row("not finite", f"{skipped} steps were skipped")
+    table.add_row("run directory", os.path.relpath(directory.path))
+    console = Console(soft_wrap=True)
+    console.print()
+    for text in predictions[:1]:
+        console.print(Panel(escape(text.strip()), title="a sample", title_align="left"), soft_wrap=False)
+    console.print(table)
+    console.print("\nNext:", style="bold")
+    commands = [
+        f"python -m manual_backprop.run resume={directory.path.name} training.max_steps={2 * facts.max_steps}",
+    ]
+    if facts.config.tracking.name == "mlflow":
+        commands.insert(0, "mlflow ui                # compare runs: http://127.0.0.1:5000")
+    for command in commands:
+        console.print(f"  {command}", highlight=False)

@@ -1,0 +1,177 @@
+"""A job of a sweep as a process of its own: whatever it does, run out of memory or be killed, the others go on.
+
+The process is forked from a server that has imported torch, Matplotlib and MLflow once (Python's own `forkserver`), so
+that a job starts at once. It is in a process group of its own: a signal that ends the sweep reaches it by way of the
+sweep's `stop` file alone, once for each signal, and it saves a checkpoint as any run does. It stops likewise when the
+process that watches over it is gone.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, Interrupted, ManualBackpropError
+from manual_backprop.common.interruption import SIGNALS
+from manual_backprop.tracking.run_directory import FAILED, FINISHED, KILLED, RUNNING, read_run
+from manual_backprop.training.sweeps.records import JobRecord, Records, measured, run_of_job
+
+PRELOADED = ["manual_backprop.training.runner", "matplotlib.backends.backend_agg"]
+INTERVAL = 0.1  # [s] between two looks at the `stop` file
+
+
+@dataclass(frozen=True)
+class JobOrder:
+    """What the job's process is told."""
+
+    mapping: dict[str, Any]  # of a RunConfig
+    root: Path  # outputs/ lies in it
+    sweep: Path
+    number: int
+    overrides: tuple[str, ...]
+    sources: dict[str, str]  # of each key: where its value was set
+    prefix: str  # before each line that it prints
+    main_process: int  # the sweep's own: there, or in a launcher's worker, the job is watched over
+
+
+def run_job_apart(order: JobOrder, record: JobRecord, records: Records, preload: Sequence[str]) -> JobRecord:
+    """Start the job, wait for its end however that comes, and return its record. Raises StorageError."""
+    records.write(replace(record, status=RUNNING))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_job, args=(order, there), name=f"job {order.number}")
+    in_a_worker = os.getpid() != order.main_process
+    if in_a_worker:  # joblib's has a method of its own there, which a job's process would look for
+        multiprocessing.set_start_method("forkserver", force=True)
+    with _deaf() if in_a_worker else nullcontext():
+        process.start()
+        there.close()
+        answer = _watch(process, here, records, in_a_worker)
+    run = run_of_job(order.root / "outputs", order.sweep, order.number)
+    if run is not None and read_run(run)["status"] == FINISHED:  # a signal came when it was done
+        answer = {"status": FINISHED, "exit_code": EXIT_DONE, "error": None}
+    ended = measured(replace(record, **answer), run)
+    records.write(ended)
+    return ended
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """A worker leaves signals to the sweep's process, and to a cluster that sends them to every process anyway."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(process: Any, answers: Connection, records: Records, in_a_worker: bool) -> dict[str, Any]:
+    """Wait for a job; pass on the signals that come meanwhile. What it said of its end, or how it died."""
+    passed_on, parent = 0, os.getppid()
+    answer: dict[str, Any] | None = None
+    is_there = True
+    while is_there:
+        try:
+            if answers.poll(INTERVAL):
+                answer = answers.recv()
+        except EOFError:  # the process has ended
+            is_there = False
+        asked = records.times_asked_to_stop() + (in_a_worker and os.getppid() != parent)
+        while passed_on < asked and process.is_alive():
+            os.kill(process.pid, signal.SIGTERM)
+            passed_on += 1
+    process.join()
+    if answer is not None:
+        return answer
+    code = process.exitcode
+    if code < 0:
+        name = signal.Signals(-code).name
+        if passed_on:
+            return {"status": KILLED, "exit_code": 128 - code, "error": f"{name}: it was stopped at once"}
+        hint = "; perhaps the memory was full" if -code == signal.SIGKILL else ""
+        return {"status": KILLED, "exit_code": 128 - code, "error": f"{name} ended its process{hint}"}
+    return {"status": FAILED, "exit_code": code, "error": f"its process ended itself with exit code {code}"}
+
+
+# In the job's process
+
+
+def _job(order: JobOrder, answers: Connection) -> None:
+    os.setpgid(0, 0)  # Ctrl-C goes to the sweep, which passes it on
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    threading.Thread(target=_stop_when_alone, name="parent", daemon=True).start()
+    if order.prefix:
+        sys.stdout, sys.stderr = PrefixedLines(1, order.prefix), PrefixedLines(2, order.prefix)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    sys.argv = [sys.argv[0], *order.overrides]  # the command that would make this run by itself
+    outcome = _outcome(order)
+    with suppress(BrokenPipeError):  # nobody waits for it where the sweep left at a second signal, or was killed
+        answers.send(outcome)
+
+
+def _outcome(order: JobOrder) -> dict[str, Any]:
+    try:
+        from manual_backprop.common.origin import Origin
+        from manual_backprop.config.validation import validate
+        from manual_backprop.training.runner import run_job
+
+        origin = Origin(order.overrides, order.sources, sweep=order.sweep, job=order.number)
+        run_job(validate(order.mapping), order.root, origin)
+    except Interrupted as error:
+        return {"status": KILLED, "exit_code": error.exit_code, "error": str(error)}
+    except KeyboardInterrupt:
+        return {"status": KILLED, "exit_code": 128 + signal.SIGINT, "error": "interrupted"}
+    except ManualBackpropError as error:
+        print(error, file=sys.stderr)
+        return {"status": FAILED, "exit_code": error.exit_code, "error": str(error)}
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        return {"status": FAILED, "exit_code": EXIT_FAILED, "error": f"{type(error).__name__}: {error}"}
+    return {"status": FINISHED, "exit_code": EXIT_DONE, "error": None}
+
+
+def _stop_when_alone() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+
+class PrefixedLines(io.TextIOBase):
+    """A stream that writes whole lines, each with the job's name before it: jobs at once stay readable."""
+
+    def __init__(self, descriptor: int, prefix: str):
+        self._descriptor, self._prefix, self._begun = descriptor, prefix, ""
+        self._lock = threading.Lock()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            *lines, self._begun = (self._begun + text).split("\n")
+            shown = "".join(f"{self._prefix}{line}\n" for line in lines if line.strip())
+            if shown:
+                os.write(self._descriptor, shown.encode(errors="replace"))
+        return len(text)
+
+    def flush(self) -> None:
+        """Whole lines are written already."""

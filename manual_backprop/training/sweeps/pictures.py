@@ -1,0 +1,122 @@
+"""The pictures of a sweep: its loss curves over each other, and a heat map where two keys were swept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from manual_backprop.common.pictures import new_figure, save_figure, with_grid
+from manual_backprop.tracking import Series, TrainingLog, load_training_log
+from manual_backprop.training.sweeps.records import FINISHED, JobRecord, best_first
+
+MOST_NAMED = 12  # curves; a legend of more is no legend
+SHARE = 20  # a training curve is the mean of so many equal parts of it, at most
+
+
+def draw_curves(records: Sequence[JobRecord], path: Path, title: str) -> bool:
+    """Writes a PNG: loss over tokens seen, so that runs of different batch sizes compare. False without a curve."""
+    from matplotlib import colormaps
+
+    runs = [(record, log) for record in best_first(records) if (log := _log(record)) is not None]
+    if not runs:
+        return False
+    figure = new_figure(8, 4.8, dpi=120)
+    axes = figure.subplots()
+    lowest, highest = float("inf"), 0.0
+    for place, (record, log) in enumerate(runs):
+        color = colormaps["viridis"](0.85 * place / max(1, len(runs) - 1))
+        label = record.title + ("" if record.status == FINISHED else f" ({record.status})")
+        training, validation = _smooth(log.training["train/loss"]), log.validation.get("validation/loss")
+        axes.plot(_tokens_seen(log, training.steps), training.values, color=color, linewidth=1.2, alpha=0.8)
+        if validation is not None:
+            points = _tokens_seen(log, validation.steps)
+            axes.plot(points, validation.values, color=color, marker="o", markersize=4, linewidth=0)
+            label = f"{validation.values[-1]:.3f}  {label}"
+        axes.plot([], [], color=color, marker="o", markersize=4, label=label if place < MOST_NAMED else None)
+        finite = [value for value in training.values if value < float("inf")]
+        highest = max([highest, *finite[:1]])
+        lowest = min([lowest, *finite, *(validation.values if validation else [])])
+    if highest > lowest:
+        room = 0.05 * (highest - lowest)
+        axes.set_ylim(lowest - room, highest + room)  # a run that diverges leaves the picture, not the others to see
+    axes.set_xlabel("tokens seen")
+    axes.set_ylabel("loss [nats a token]")
+    axes.xaxis.set_major_formatter(_counted)
+    axes.set_title(title, fontsize=11)
+    with_grid(axes)
+    more = f" (and {len(runs) - MOST_NAMED} more)" if len(runs) > MOST_NAMED else ""
+    axes.legend(frameon=False, fontsize=8, title=f"validation loss, best first{more}", title_fontsize=8)
+    save_figure(figure, path)
+    return True
+
+
+def draw_heat_map(records: Sequence[JobRecord], path: Path, title: str) -> bool:
+    """Writes a PNG: the validation loss for each pair of values. False unless exactly two keys were swept."""
+    pairs = {record.number: dict(line.split("=", 1) for line in record.swept) for record in records}
+    keys = list(dict.fromkeys(key for pair in pairs.values() for key in pair))
+    values = [_in_order({pair[key] for pair in pairs.values() if key in pair}) for key in keys]
+    if len(keys) != 2 or min(map(len, values)) < 2:
+        return False
+    losses = [[float("nan")] * len(values[1]) for _ in values[0]]
+    for record in records:
+        if record.status == FINISHED and record.validation_loss is not None:
+            row, column = (values[axis].index(pairs[record.number][keys[axis]]) for axis in (0, 1))
+            losses[row][column] = record.validation_loss
+    known = [loss for row in losses for loss in row if loss == loss]
+    if not known:
+        return False
+    bright = min(known) + 0.6 * (max(known) - min(known))  # of the colours above it
+    figure = new_figure(2.5 + 1.1 * len(values[1]), 2 + 0.7 * len(values[0]), dpi=120)
+    axes = figure.subplots()
+    image = axes.imshow(losses, cmap="viridis", aspect="auto")
+    for row, line in enumerate(losses):
+        for column, loss in enumerate(line):
+            text = f"{loss:.3f}" if loss == loss else "-"
+            axes.text(column, row, text, ha="center", va="center", color="white" if loss <= bright else "black")
+    axes.set_xticks(range(len(values[1])), values[1])
+    axes.set_yticks(range(len(values[0])), values[0])
+    axes.set_xlabel(keys[1])
+    axes.set_ylabel(keys[0])
+    axes.set_title(title, fontsize=11)
+    figure.colorbar(image, ax=axes, label="validation loss [nats a token]")
+    save_figure(figure, path)
+    return True
+
+
+def _log(record: JobRecord) -> TrainingLog | None:
+    if record.run_directory is None or not (Path(record.run_directory) / "metrics.jsonl").is_file():
+        return None
+    log = load_training_log(record.run_directory)
+    return log if "train/loss" in log.training else None
+
+
+def _tokens_seen(log: TrainingLog, steps: Sequence[int]) -> list[float]:
+    from numpy import interp
+
+    seen = log.training["tokens_seen"]
+    return [float(tokens) for tokens in interp(steps, [0, *seen.steps], [0.0, *seen.values])]
+
+
+def _smooth(series: Series) -> Series:
+    """Means of equal parts: the noise of single batches hides which of two runs is better."""
+    size = max(1, len(series.steps) // SHARE)
+    parts = [slice(first, first + size) for first in range(0, len(series.steps), size)]
+    means = [sum(series.values[part]) / len(series.values[part]) for part in parts]
+    return Series([series.steps[part][-1] for part in parts], means)
+
+
+def _in_order(values: set[str]) -> list[str]:
+    """As numbers where all are numbers."""
+    try:
+        return sorted(values, key=float)
+    except ValueError:
+        return sorted(values)
+
+
+def _counted(tokens: float, _: Any) -> str:
+    """2,500,000 -> 2.5M"""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if tokens >= size:
+            return f"{tokens / size:g}{letter}"
+    return f"{tokens:g}"

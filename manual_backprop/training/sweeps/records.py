@@ -1,0 +1,189 @@
+"""What became of each job of a sweep: one file a job, written by whichever process watches over it.
+
+    outputs/sweeps/<time>-<name>-<6 hex>/
+        run.json  tracking.json  run.log      as in a run's directory: the sweep is a run of its own, the parent
+        jobs/0003.json                        a `JobRecord`
+        stop                                  one line for each signal that asked the sweep to end
+        table.csv  table.md  curves.png  heat_map.png  comparison.png
+
+Jobs may run in other processes and on other machines that share the directory, so a file is replaced at once and read
+anew each time. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from manual_backprop.common.durable_files import storage_errors, write_atomically
+from manual_backprop.common.errors import InputError
+from manual_backprop.tracking.run_directory import (
+    FINISHED,
+    KILLED,
+    RUNNING,
+    RUNS,
+    list_runs,
+    read_run,
+)
+
+WAITING = "WAITING"
+LONGEST_NAME = 100  # of a run_name
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    number: int  # from 0, as Hydra counts
+    overrides: tuple[str, ...]  # KEY=VALUE, all of them
+    swept: tuple[str, ...]  # those that set this job apart from the others
+    status: str = WAITING  # WAITING, RUNNING, FINISHED, FAILED, KILLED
+    run_directory: str | None = None  # None: it did not get so far
+    validation_loss: float | None = None
+    tokens_per_second: float | None = None  # the median of those that were logged
+    exit_code: int | None = None  # as a run by itself would have had
+    error: str | None = None
+
+    @property
+    def title(self) -> str:
+        return " ".join(self.swept) or "the defaults"
+
+
+class Records:
+    """The records of one sweep's directory."""
+
+    def __init__(self, sweep: Path):
+        self.sweep = sweep
+        self.folder = sweep / "jobs"
+
+    def write(self, record: JobRecord) -> None:
+        """Raises StorageError."""
+        with storage_errors(f"create {self.folder}"):
+            self.folder.mkdir(exist_ok=True)
+        write_atomically(self._file(record.number), (json.dumps(asdict(record), indent=1) + "\n").encode())
+
+    def read(self, number: int) -> JobRecord | None:
+        file = self._file(number)
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            texts = {name: tuple(content[name]) for name in ("overrides", "swept")}
+            record = JobRecord(**{**content, **texts})
+            return replace(record, run_directory=self._where_it_is(record.run_directory))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{file} cannot be read: {error}") from error
+
+    def read_all(self) -> list[JobRecord]:
+        numbers = sorted(int(file.stem) for file in self.folder.glob("[0-9]*.json"))
+        return [record for number in numbers if (record := self.read(number)) is not None]
+
+    def _where_it_is(self, run: str | None) -> str | None:
+        """The run's directory beside this sweep, also where the project was moved or copied since the record was
+        written: a copy's sweep leaves the runs of the other alone."""
+        if run is None:
+            return None
+        here = self.sweep.parent.parent / RUNS / Path(run).name
+        return str(here) if here.is_dir() else run
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:04d}.json"
+
+    # Being asked to stop
+
+    def ask_to_stop(self) -> None:
+        """Whoever watches over a job passes it on. May be called by a signal's handler."""
+        with (self.sweep / "stop").open("a", encoding="utf-8") as file:
+            file.write("stop\n")
+
+    def forget_stop(self) -> None:
+        (self.sweep / "stop").unlink(missing_ok=True)
+
+    def times_asked_to_stop(self) -> int:
+        try:
+            return (self.sweep / "stop").read_text(encoding="utf-8").count("\n")
+        except OSError:
+            return 0
+
+
+def swept_part(overrides: Sequence[str], keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(line for line in overrides if line.partition("=")[0] in keys)
+
+
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """optimizer.learning_rate -> learning_rate, where no other of the keys would be called so too: names of runs have
+    little room in MLflow's columns."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)}
+
+
+def job_name(number: int, swept: Sequence[str]) -> str | None:
+    """The name of a job's run, model=tiny,learning_rate=0.001; None where nothing was swept."""
+    pairs = [line.partition("=") for line in swept]
+    short = short_keys([key for key, _, _ in pairs])
+    name = ",".join(f"{short[key]}={value}" for key, _, value in pairs).replace("/", "_").replace("\\", "_")
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 10]}...job {number}"
+    return name or None
+
+
+def run_of_job(outputs: Path, sweep: Path, number: int) -> Path | None:
+    """The newest run that says it is this job of this sweep."""
+    for path in reversed(list_runs(outputs)):
+        origin = read_run(path).get("sweep") or {}
+        if origin.get("run_id") == sweep.name and origin.get("job") == number:
+            return path
+    return None
+
+
+def measured(record: JobRecord, run: Path | None) -> JobRecord:
+    """The record with what its run's directory says about loss and speed."""
+    from manual_backprop.tracking.training_log import load_training_log
+
+    if run is None or not (run / "metrics.jsonl").is_file():
+        return replace(record, run_directory=None if run is None else str(run))
+    log = load_training_log(run)
+    losses = log.validation.get("validation/loss")
+    speeds = log.training.get("tokens_per_second")
+    loss = losses.values[-1] if losses and losses.values and math.isfinite(losses.values[-1]) else None
+    return replace(
+        record,
+        run_directory=str(run),
+        validation_loss=loss,
+        tokens_per_second=statistics.median(speeds.values) if speeds and speeds.values else None,
+    )
+
+
+def as_it_is(record: JobRecord, outputs: Path, sweep: Path) -> JobRecord:
+    """A record that says RUNNING although whoever watched over the job has died: what the job's run says itself."""
+    if record.status != RUNNING:
+        return record
+    run = run_of_job(outputs, sweep, record.number)
+    said = read_run(run)["status"] if run is not None else KILLED
+    error = "the process that watched over it ended" if said in (RUNNING, KILLED) else None
+    return measured(replace(record, status=said, error=error), run)
+
+
+def best_of(records: Sequence[JobRecord]) -> JobRecord | None:
+    """The job with the lowest validation loss at its end."""
+    done = [record for record in records if record.status == FINISHED and record.validation_loss is not None]
+    return min(done, key=lambda record: (record.validation_loss, record.number), default=None)
+
+
+def best_first(records: Sequence[JobRecord]) -> list[JobRecord]:
+    """By validation loss; jobs that did not finish come last, by number."""
+
+    def place(record: JobRecord) -> tuple[Any, ...]:
+        finished = record.status == FINISHED and record.validation_loss is not None
+        return (not finished, record.validation_loss if finished else 0.0, record.number)
+
+    return sorted(records, key=place)
+
+
+def runs_of_sweep(sweep: Path) -> list[Path]:
+    """The directories of a sweep's runs that are there, in the order of the jobs."""
+    named = [Path(record.run_directory) for record in Records(sweep).read_all() if record.run_directory is not None]
+    return [path for path in named if path.is_dir()]

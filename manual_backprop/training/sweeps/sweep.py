@@ -1,0 +1,408 @@
+"""A sweep from its start to its table: the parent run, Hydra's call for each job, and the conclusion.
+
+The conclusion depends on nothing but the records that the jobs have left: it is drawn after a failure, after Ctrl-C and
+after a launcher broke off as well. Ctrl-C is passed on to the jobs, which save, and starts no more of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from omegaconf import DictConfig
+
+from manual_backprop.common.durable_files import storage_errors
+from manual_backprop.common.errors import CheckFailedError, InputError, ManualBackpropError
+from manual_backprop.common.interruption import Interruption
+from manual_backprop.common.origin import Origin
+from manual_backprop.tracking import (
+    FAILED,
+    FINISHED,
+    KILLED,
+    RUNNING,
+    RunDirectory,
+    Tracker,
+    close_dead_runs,
+    create_run_directory,
+    open_run_directory,
+    open_tracker,
+)
+from manual_backprop.tracking.run_directory import RUNS, SWEEPS, own_run_directory, read_run
+from manual_backprop.tracking.run_log import run_log, warnings_to_terminal
+from manual_backprop.tracking.tracker import add_tags
+from manual_backprop.training.command_line import Checked
+from manual_backprop.training.sweeps.job import PRELOADED, JobOrder, run_job_apart
+from manual_backprop.training.sweeps.processors import jobs_at_once, threads_of_a_job
+from manual_backprop.training.sweeps.records import (
+    WAITING,
+    JobRecord,
+    Records,
+    as_it_is,
+    best_of,
+    job_name,
+    run_of_job,
+    short_keys,
+    swept_part,
+)
+from manual_backprop.training.sweeps.table import as_csv, as_markdown, as_text, failures
+
+log = logging.getLogger("manual_backprop.training.sweeps")
+
+HydraCall = Callable[[list[str], Callable[[DictConfig], float | None]], None]
+MLFLOW_MODULES = ["mlflow", "mlflow.store.tracking.sqlalchemy_store"]
+
+
+@dataclass(frozen=True)
+class SweepJobs:
+    """The task that Hydra calls for each job, here or in a worker of a launcher. No job's failure is raised."""
+
+    sweep: Path
+    root: Path  # outputs/ lies in it
+    swept: tuple[str, ...]  # keys
+    main_process: int
+    mlflow: bool
+
+    def task(self, composed: DictConfig) -> float | None:
+        """One job. The validation loss at its end, for a sweeper that learns from it; None where it failed (a NaN
+        would end an Optuna search: its sweeper tells the study of a failed trial together with the value)."""
+        from hydra.core.hydra_config import HydraConfig
+
+        settings, records = HydraConfig.get(), Records(self.sweep)
+        overrides = tuple(line.removeprefix("++") for line in settings.overrides.task)
+        number = int(settings.job.num)
+        before = records.read(number)
+        if before is None or before.overrides != overrides:
+            before = JobRecord(number, overrides, swept_part(overrides, self.swept))
+        if before.status == FINISHED:
+            return before.validation_loss
+        if records.times_asked_to_stop():
+            records.write(before)  # one that a search chose is to be listed too
+            return None
+        in_all = max(int(settings.sweeper.get("n_trials") or 0), len(records.read_all()), number + 1)
+        say = f"job {number + 1} of {in_all}"
+        print(f"{say} starts: {before.title}", flush=True)
+        record = replace(before, run_directory=None, validation_loss=None, tokens_per_second=None, error=None)
+        try:
+            order = self._order(composed, record, before.status in (RUNNING, KILLED), in_all)
+            record = run_job_apart(order, record, records, PRELOADED + MLFLOW_MODULES * self.mlflow)
+        except ManualBackpropError as error:  # values that a search chose, and that do not go together; a full disk
+            print(error, file=sys.stderr)
+            record = replace(record, status=FAILED, exit_code=error.exit_code, error=str(error))
+            records.write(record)
+        print(f"{say} {_ending(record)}: {record.title}", flush=True)
+        return record.validation_loss if record.status == FINISHED else None
+
+    def _order(self, composed: DictConfig, record: JobRecord, was_interrupted: bool, in_all: int) -> JobOrder:
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        from manual_backprop.config.composition import plain
+        from manual_backprop.training.resume import job_config
+        from manual_backprop.training.value_sources import value_sources
+
+        outputs, overrides, mapping = self.root / "outputs", record.overrides, plain(composed)
+        settings: Any = HydraConfig.get()
+        launcher = OmegaConf.to_container(settings.launcher, resolve=False)
+        assert isinstance(launcher, dict)
+        sources = {}
+        run = run_of_job(outputs, self.sweep, record.number) if was_interrupted else None
+        if run is not None and _can_go_on(run):
+            config = job_config(mapping | {"resume": str(run)}, (), outputs)
+        else:
+            divided = None
+            if mapping["device"].get("threads") is None:
+                mapping["device"]["threads"] = divided = threads_of_a_job(_texts(launcher), in_all)
+            mapping["run_name"] = job_name(record.number, record.swept) or mapping["run_name"]
+            config = job_config(mapping, overrides, outputs)
+            sources = dict(value_sources(config, overrides, settings.runtime))
+            sources["run_name"] = "the sweep"
+            if divided is not None:
+                sources["device.threads"] = "the sweep, which divides the cores among its jobs"
+        at_once = jobs_at_once(_texts(launcher), in_all) > 1
+        return JobOrder(
+            mapping=config.to_dict(),
+            root=self.root,
+            sweep=self.sweep,
+            number=record.number,
+            overrides=overrides,
+            sources=sources,
+            prefix=f"[job {record.number + 1}] " if at_once else "",
+            main_process=self.main_process,
+        )
+
+
+class StopJobs(Interruption):
+    """A signal asks the jobs, wherever they run, to save and to end."""
+
+    def __init__(self, records: Records) -> None:
+        super().__init__()
+        self.records = records
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        with suppress(OSError):
+            self.records.ask_to_stop()
+        super()._handle(number, frame)
+
+
+class Sweep:
+    """The parent run of a command with several jobs, owned by this process."""
+
+    def __init__(self, directory: RunDirectory, checked: Checked, root: Path):
+        self.directory, self.checked, self.root = directory, checked, root
+        self.records = Records(directory.path)
+        self.outputs = root / "outputs"
+        self.config = checked.jobs[0].config  # tracking and the experiment are those of all jobs
+
+    def run(self, hydra_call: HydraCall) -> None:
+        """Run what has not finished yet. Raises CheckFailedError where a job failed, Interrupted after a signal."""
+        config, status, broken = self.config, FAILED, None
+        name = str(self.directory.read()["run_name"])
+        try:
+            tracker = open_tracker(config.tracking.name, self.directory, self.outputs, config.experiment_name, name)
+        except BaseException:
+            self.directory.release()
+            raise
+        try:
+            with run_log(self.directory.log), StopJobs(self.records) as interruption:
+                interruption.defer()
+                self._announce(tracker)
+                self._plan()
+                jobs = SweepJobs(
+                    self.directory.path, self.root, self.checked.swept, os.getpid(), config.tracking.name == "mlflow"
+                )
+                if self.checked.searches:
+                    _keep_optuna_silent()
+                try:
+                    own_folder = str(self.directory.path).replace("\\", "\\\\").replace("'", "\\'")
+                    hydra_call([*self.checked.overrides, f"hydra.sweep.dir='{own_folder}'"], jobs.task)
+                except (Exception, SystemExit, KeyboardInterrupt) as error:
+                    broken = error
+                    log.exception("The launcher or the sweeper broke off.")
+                records = self._conclude(tracker)
+                unfinished = [record for record in records if record.status != FINISHED]
+                if interruption.received is not None:
+                    status = KILLED
+                elif not unfinished:
+                    status, broken = FINISHED, None
+        finally:
+            try:
+                tracker.finish(status)
+            finally:
+                self.directory.release()
+        self._tell(records, unfinished, interruption, broken)
+
+    def _announce(self, tracker: Tracker) -> None:
+        from manual_backprop.tracking.provenance import commit_tags
+
+        swept = [line.removeprefix("++") for line in self.checked.overrides if _key(line) in self.checked.swept]
+        tracker.log_parameters({"sweep": " ".join(swept)})
+        tracker.set_tags({**self.config.tags, **commit_tags(), "run_directory": str(self.directory.path)})
+        log.info("%s", self.directory.read()["command"])
+        print(f"sweep directory: {os.path.relpath(self.directory.path)}", flush=True)
+
+    def _plan(self) -> None:
+        """A record for each job that is known before it starts, and for those of a sweep that was broken off."""
+        self.records.forget_stop()
+        for record in self.records.read_all():
+            self.records.write(as_it_is(record, self.outputs, self.directory.path))
+        if self.checked.searches:
+            return  # a search chooses as it goes
+        for number, job in enumerate(self.checked.jobs):
+            known = self.records.read(number)
+            if known is None or known.overrides != job.overrides:
+                self.records.write(JobRecord(number, job.overrides, swept_part(job.overrides, self.checked.swept)))
+
+    def _conclude(self, tracker: Tracker) -> list[JobRecord]:
+        """The table, the pictures and the best job: written down, printed, and given to the tracker."""
+        from manual_backprop.training.sweeps.pictures import draw_curves, draw_heat_map
+
+        path, title = self.directory.path, str(self.directory.read()["run_name"])
+        records = []
+        for record in self.records.read_all():
+            records.append(now := as_it_is(record, self.outputs, path))
+            if now != record:
+                self.records.write(now)
+        files = {"table.csv": as_csv(records), "table.md": as_markdown(records)}
+        for name, content in files.items():
+            with storage_errors(f"write {path / name}"):
+                (path / name).write_text(content, encoding="utf-8")
+            tracker.log_artifact(path / name)
+        for name, draw in (("curves.png", draw_curves), ("heat_map.png", draw_heat_map)):
+            if draw(records, path / name, title):
+                tracker.log_artifact(path / name)
+        self._deliver_the_rest(records)
+        self._mark_the_best(best_of(records))
+        done = sum(record.status == FINISHED for record in records)
+        tracker.set_tags(
+            {"jobs": len(records), "jobs_finished": done, "mlflow.note.content": as_markdown(records, columns=4)}
+        )
+        table = "\n".join([as_text(records), *self._compare(records, tracker, title)])
+        log.info("%s", table)
+        print(f"\n{table}\n", flush=True)
+        return records
+
+    def _compare(self, records: Sequence[JobRecord], tracker: Tracker, title: str) -> list[str]:
+        """The loss over a number that was swept; or how far curves part that should coincide, which is told too."""
+        from manual_backprop.training.comparison.picture import draw_comparison, says_more_than_curves
+        from manual_backprop.training.comparison.runs import compare_directories, difference_lines, should_coincide
+
+        runs = compare_directories([record.run_directory for record in records if record.run_directory is not None])
+        if says_more_than_curves(runs):
+            picture = self.directory.path / "comparison.png"
+            draw_comparison(runs, picture, title)
+            tracker.log_artifact(picture)
+        return ["", *difference_lines([run.log for run in runs])] if should_coincide(runs) else []
+
+    def _deliver_the_rest(self, records: Sequence[JobRecord]) -> None:
+        """What MLflow did not take in time from a job: many at once make it slow, and now there is time."""
+        if self.config.tracking.name != "mlflow":
+            return
+        for record in records:
+            run = None if record.run_directory is None else Path(record.run_directory)
+            delivered = run is None or (read_run(run).get("mlflow") or {}).get("delivered")
+            if run is not None and not delivered and not self._deliver(run, {}):
+                return  # it is down
+
+    def _mark_the_best(self, best: JobRecord | None) -> None:
+        """The best run's tag, and the parent's; a run that was the best before a resume is told so."""
+        before = self.directory.read().get("best")
+        now = None
+        if best is not None and best.run_directory is not None:
+            now = {"run_id": Path(best.run_directory).name, "directory": best.run_directory}
+        self.directory.update(best=now)
+        if before is not None and (now is None or before["run_id"] != now["run_id"]):
+            self._deliver(self.outputs / RUNS / before["run_id"], {"best": "false"})
+        if now is not None:
+            self._deliver(Path(now["directory"]), {"best": "true"})
+
+    def _deliver(self, run: Path, tags: Mapping[str, Any]) -> bool:
+        """Tags of a run that has ended; they and all else that MLflow lacks of it. Whether MLflow took it."""
+        try:
+            owned = own_run_directory(run)
+        except ManualBackpropError as error:
+            log.warning("%s", error)
+            return False
+        try:
+            add_tags(run, tags)
+            if self.config.tracking.name == "mlflow":
+                from manual_backprop.tracking.mlflow_delivery import MlflowDelivery
+
+                MlflowDelivery(run, self.outputs).deliver(final=True)
+        except Exception as error:  # MLflow's, its database's, its server's
+            reason = " ".join(str(error).split())[:160]
+            again = f"python -m manual_backprop.sync {os.path.relpath(self.directory.path)}"
+            log.warning("MLflow did not take %s (%s); deliver it with: %s", run.name, reason, again)
+            return False
+        finally:
+            owned.release()
+        return True
+
+    def _tell(
+        self,
+        records: Sequence[JobRecord],
+        unfinished: Sequence[JobRecord],
+        interruption: Interruption,
+        broken: BaseException | None,
+    ) -> None:
+        """The end of the command: what to type next, or what went wrong."""
+        best = best_of(records)
+        if best is not None:
+            print(f"best: {best.title}, validation loss {best.validation_loss:.4f}")
+        print(f"table, curves: {os.path.relpath(self.directory.path)}")
+        if self.config.tracking.name == "mlflow":
+            print("compare them:  mlflow ui                # http://127.0.0.1:5000")
+        sys.stdout.flush()
+        again = f"python -m manual_backprop.run sweep.resume={self.directory.path.name}"
+        if interruption.received is not None:
+            left = f"{len(unfinished)} of {len(records)} jobs are unfinished"
+            interruption.raise_if_received(f"{left}; go on with: {again}")
+        if broken is not None and not (unfinished and isinstance(broken, ValueError)):
+            # Optuna raises ValueError at the end of a search in which no trial succeeded: the list below says more.
+            said = str(broken) if isinstance(broken, ManualBackpropError) else f"{type(broken).__name__}: {broken}"
+            lines = [f"the sweep broke off: {said} (its traceback: {os.path.relpath(self.directory.log)})"]
+        else:
+            lines = []
+        if unfinished:
+            waiting = sum(record.status == WAITING for record in unfinished)
+            failed = len(unfinished) - waiting
+            never = f", {waiting} were not started" * bool(waiting)
+            lines += [f"{failed} of {len(records)} jobs failed{never}:", *failures(unfinished)]
+        if lines:
+            raise CheckFailedError("\n".join([*lines, f"run what has not finished: {again}"]))
+
+
+def start_sweep(checked: Checked, root: Path, hydra_call: HydraCall, config_folder: str | None) -> None:
+    """A new sweep. `config_folder` is the command line's --config-dir."""
+    outputs = root / "outputs"
+    warnings_to_terminal()
+    close_dead_runs(outputs)
+    name = checked.jobs[0].config.run_name or "sweep of " + (", ".join(short_keys(checked.swept).values()) or "one job")
+    directory = create_run_directory(outputs, name, origin=Origin(), folder=SWEEPS)
+    directory.update(given={"overrides": list(checked.overrides), "config_folder": config_folder}, best=None)
+    Sweep(directory, checked, root).run(hydra_call)
+
+
+def resume_sweep(sweep: Path, checked: Checked, root: Path, hydra_call: HydraCall) -> None:
+    """What has not finished of a sweep; `checked` is the command line that it was given (`given_to`)."""
+    warnings_to_terminal()
+    close_dead_runs(root / "outputs")
+    finished = [record for record in Records(sweep).read_all() if record.status == FINISHED]
+    _tell_other_versions(finished)
+    Sweep(open_run_directory(sweep, len(finished)), checked, root).run(hydra_call)
+
+
+def _tell_other_versions(finished: Sequence[JobRecord]) -> None:
+    """The jobs to come are compared with these."""
+    from manual_backprop.tracking.environment import code_version, other_version
+    from manual_backprop.tracking.tracker import made_with
+
+    runs = [Path(record.run_directory) for record in finished if record.run_directory is not None]
+    versions = [other_version(made_with(run), code_version()) for run in runs if run.is_dir()]
+    for version, count in Counter(filter(None, versions)).items():
+        log.warning("%d finished jobs were run by another version: %s.", count, version)
+
+
+def given_to(sweep: Path) -> tuple[list[str], str | None]:
+    """The overrides of a sweep's command line, and its --config-dir. Raises InputError."""
+    given = read_run(sweep).get("given")
+    if not isinstance(given, dict) or not isinstance(given.get("overrides"), list):
+        raise InputError(f"{sweep / 'run.json'} does not say which overrides the sweep was given: it cannot go on")
+    return [str(line) for line in given["overrides"]], given.get("config_folder")
+
+
+def _keep_optuna_silent() -> None:
+    """What it says of studies and failed trials, the sweep's own lines and table say better."""
+    logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.ERROR)
+    with suppress(ImportError):  # another sweeper
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def _ending(record: JobRecord) -> str:
+    if record.status != FINISHED or record.validation_loss is None:
+        return record.status
+    speed = f", {record.tokens_per_second:,.0f} tokens a second" if record.tokens_per_second else ""
+    return f"{record.status}, validation loss {record.validation_loss:.4f}{speed}"
+
+
+def _can_go_on(run: Path) -> bool:
+    from manual_backprop.checkpoints.checkpoint import CheckpointManager
+
+    return CheckpointManager(run / "checkpoints").newest_sound() is not None
+
+
+def _key(line: str) -> str:
+    return line.removeprefix("++").partition("=")[0]
+
+
+def _texts(mapping: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in mapping.items()}

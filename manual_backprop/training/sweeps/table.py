@@ -1,0 +1,73 @@
+"""A sweep as a table, best first: for the terminal, and as table.csv and table.md."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+
+from manual_backprop.training.sweeps.records import FINISHED, JobRecord, best_first
+
+COLUMNS = ("overrides", "validation loss", "tokens a second", "status", "run directory")
+NUMBERS = {1, 2}  # columns that are set flush right
+
+
+def rows(records: Sequence[JobRecord]) -> list[tuple[str, ...]]:
+    """A row a job, best first; what a job did not get to is empty."""
+    return [
+        (
+            record.title,
+            "" if record.validation_loss is None else f"{record.validation_loss:.4f}",
+            "" if record.tokens_per_second is None else f"{record.tokens_per_second:,.0f}",
+            record.status,
+            "" if record.run_directory is None else os.path.relpath(record.run_directory),
+        )
+        for record in best_first(records)
+    ]
+
+
+def as_text(records: Sequence[JobRecord]) -> str:
+    """Columns of equal width; the directories, which are long, come last and unpadded."""
+    lines = [COLUMNS, *rows(records)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS) - 1)]
+
+    def shown(line: tuple[str, ...]) -> str:
+        cells = [
+            cell.rjust(width) if column in NUMBERS else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line[:-1], widths, strict=True))
+        ]
+        return "  ".join([*cells, line[-1]]).rstrip()
+
+    return "\n".join(map(shown, lines))
+
+
+def as_markdown(records: Sequence[JobRecord], columns: int = len(COLUMNS)) -> str:
+    """The first columns of the table."""
+    marks = [" ---: " if column in NUMBERS else " --- " for column in range(columns)]
+    lines = [f"| {' | '.join(line[:columns])} |" for line in (COLUMNS, *rows(records))]
+    return "\n".join([lines[0], f"|{'|'.join(marks)}|", *lines[1:]]) + "\n"
+
+
+def as_csv(records: Sequence[JobRecord]) -> str:
+    """Unrounded, and a column for each key that was swept."""
+    keys = list(dict.fromkeys(line.partition("=")[0] for record in records for line in record.swept))
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(["job", *keys, "validation_loss", "tokens_per_second", "status", "run_directory", "error"])
+    for record in best_first(records):
+        values = dict(line.split("=", 1) for line in record.swept)
+        results = (record.validation_loss, record.tokens_per_second, record.status, record.run_directory, record.error)
+        writer.writerow([record.number, *(values.get(key, "") for key in keys), *results])
+    return written.getvalue()
+
+
+def failures(records: Sequence[JobRecord]) -> list[str]:
+    """A few lines for each job that did not finish: which, how it ended, why, where."""
+    listed = []
+    for record in records:
+        if record.status != FINISHED:
+            reason = (record.error or "it was not started").strip().replace("\n", "\n    ")
+            where = f"\n    {os.path.relpath(record.run_directory)}" if record.run_directory else ""
+            listed.append(f"  job {record.number + 1} ({record.title}) {record.status}: {reason}{where}")
+    return listed
