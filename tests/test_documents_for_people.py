@@ -358,10 +358,12 @@ def test_the_rest_is_run_by_ci() -> None:
     tests = "".join(path.read_text(encoding="utf-8") for path in others)
     here = {
         "python -m pytest": lines[1].endswith("-m pytest"),
-        "python -m pytest -m slow": "pytest -m slow" in ci,
+        "python -m pytest -m slow": "-m 'not nightly'" in ci,
         "python -m pytest -m gradients": "pytest.mark.gradients" in tests,  # a part of the first
         "python tests/mutate.py": "mutate(seconds=" in tests,  # one of the slow ones
-        "ruff format . && ruff check . && mypy": all(word in ci for word in ("ruff format", "ruff check", "mypy")),
+        "ruff format . && ruff check . && lint-imports && mypy": all(
+            word in ci for word in ("ruff format", "ruff check", "lint-imports", "mypy")
+        ),
     }
     here |= {tool: f'"{tool.removeprefix("python -m ")}"' in tests for tool in MEASURES}  # slow ones too
     here[GROWTH] = '"--grow"' in tests
