@@ -83,6 +83,7 @@ NOTICED = {
     "dropout forgotten": "test_network[gpt2-segments, dropout-reference]",
     "every place drops the same": "test_network[gpt2-segments, dropout-reference]",
     "mask does not know where its rows are": "test_network[gpt2-segments, dropout-reference]",
+    "on_gradients_complete": "test_a_block_says",
     "the config's epsilon": "test_network[gpt2-segments, dropout-reference]",
     "the config's base": "test_rotary_positions_turn",
     "rotary: speeds as if": "test_rotary_positions_turn",
