@@ -21,13 +21,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from manual_backprop import ops
+from manual_backprop.common.batch import Batch
 from manual_backprop.common.digests import file_digest, json_digest
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.kernels import replay
 from manual_backprop.kernels.cpu import activations, compiled, libraries, loss, rowwise
 from manual_backprop.kernels.cpu.compiled import CompiledFunction, compiled_functions
 from manual_backprop.models.custom import CustomTransformer
-from manual_backprop.models.network import Batch
 from manual_backprop.ops.numerics import wide
 from manual_backprop.tracking.environment import circumstances
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from manual_backprop import CustomTransformerConfig, CustomTransformerWrapper
 from manual_backprop.checkpoints.checkpoint import load_checkpoint
+from manual_backprop.common.batch import Batch
 from manual_backprop.common.durable_files import new_folder
 from manual_backprop.common.errors import InputError
 from manual_backprop.convert import main
@@ -23,7 +24,7 @@ from manual_backprop.models import IMPLEMENTATIONS, build_network
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.huggingface import layouts
 from manual_backprop.models.huggingface.weights import to_theirs, use_exact_norms
-from manual_backprop.models.network import Batch, Network
+from manual_backprop.models.network import Network
 from manual_backprop.study.gradient_check.low_precision import median_ratios
 from manual_backprop.study.gradient_check.measure import error_of, floor_of
 from manual_backprop.study.gradient_check.network_check import set_proof_scale

@@ -16,12 +16,13 @@ from command_tools import command
 from run_tools import config_of
 from torch import Tensor
 
+from manual_backprop.common.batch import Batch
 from manual_backprop.common.errors import InputError
 from manual_backprop.config.schema import ARCHITECTURES, RunConfig
 from manual_backprop.data.tokens.corpus import Corpus, prepare_corpus
 from manual_backprop.data.tokens.order import Order
 from manual_backprop.diagnose import config_described, main
-from manual_backprop.models.network import Batch, Network
+from manual_backprop.models.network import Network
 from manual_backprop.ops import IGNORED
 from manual_backprop.study.diagnosis import FAILED, FOLLOWS, PASSED, Diagnosis, Finding
 from manual_backprop.study.diagnosis.finding import CAUSES

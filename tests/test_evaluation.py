@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from manual_backprop import CustomTransformerConfig, CustomTransformerWrapper, Evaluator, TorchTransformer
+from manual_backprop.common.batch import Batch
 from manual_backprop.config.schema import BatchingConfig
 from manual_backprop.data.tokens.batches import validation_batches
 from manual_backprop.data.tokens.order import evaluation_batches, evaluation_targets
-from manual_backprop.models.network import Batch
 from manual_backprop.ops import IGNORED
 from manual_backprop.tasks.evaluation import BIGRAM_WEIGHTS, Evaluation, unigram_and_bigram_loss
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from manual_backprop import explain, ops
+from manual_backprop.common.batch import Batch
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.models.custom import CustomTransformer
-from manual_backprop.models.network import Batch
 from manual_backprop.study.explain.autograd import TracedStep, trace_step
 from manual_backprop.study.explain.listing import slug
 

@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from manual_backprop import CustomTransformer, CustomTransformerConfig, TorchTransformer
+from manual_backprop.common.batch import Batch
 from manual_backprop.models.flops import flops_per_token, matrix_product_rate
-from manual_backprop.models.network import Batch
 from manual_backprop.models.recorder import Recorder
 
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from manual_backprop import kernels, ops
+from manual_backprop.common.batch import Batch
+from manual_backprop.models import IMPLEMENTATIONS
 from manual_backprop.models.custom import CustomTransformer
-from manual_backprop.models.network import Batch
 from manual_backprop.study.gradient_check import (
     ENOUGH_TO_ROUND,
     ODD,
@@ -262,3 +263,41 @@ def test_a_gradient_goes_through_the_weight_that_is_given(
             replaced.setattr(torch.nn.functional, "linear", linear)
             _, want = autograd(row, case, upstream)
         assert max(errors_of(gradients(others), want).values()) < 1e-12, case.name
+
+
+# When gradients are complete
+
+
+@pytest.mark.parametrize(
+    ("implementation", "changed"),
+    [
+        *(("custom", {"kernels": which, "recompute": how}) for which in PAIRS for how in ("none", "block")),
+        ("torch", {}),
+        ("baseline", {"compile": "never"}),
+    ],
+)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_block_says_when_its_gradients_are_complete(architecture: str, implementation: str, changed: dict) -> None:
+    """From the last block to the first, and then the rest; in every step, also where others like it are replayed."""
+    config = replace(ODD, architecture=architecture, n_blocks=3, **({"compile": "always"} | changed))
+    network, batch = IMPLEMENTATIONS[implementation](config), draw_batch(config, 2, 5)
+    seen: list[tuple[int | None, dict[str, torch.Tensor]]] = []
+
+    def look(block: int | None) -> None:
+        mine = [name for name in network.gradients if block is None or name.startswith(f"blocks.{block}.")]
+        seen.append((block, {name: network.gradients[name].clone() for name in mine}))
+
+    def in_steps() -> None:
+        for step in range(4):
+            network.loss_and_gradients(batch, denominator=9, step=step)
+
+    in_steps()
+    network.on_gradients_complete = look
+    network.zero_gradients()
+    in_steps()
+    assert [block for block, _ in seen] == [2, 1, 0, None] * 4
+    network.backward(torch.ones_like(network.forward(batch.tokens)))
+    assert [block for block, _ in seen] == [2, 1, 0, None] * 5
+    for _, gradients in seen[-4:]:
+        assert len(gradients) > 8
+        assert differing(gradients, network.gradients) == 0

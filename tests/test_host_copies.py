@@ -17,9 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from manual_backprop import CustomTransformer, CustomTransformerConfig
+from manual_backprop.common.batch import Batch
 from manual_backprop.common.interruption import Interruption
 from manual_backprop.models.autograd import AutogradNetwork, summed_loss
-from manual_backprop.models.network import Batch
 from manual_backprop.ops import cross_entropy_backward, cross_entropy_forward
 from manual_backprop.optim.optimizers import AdamW
 from manual_backprop.training.runner import Runner

@@ -20,10 +20,10 @@ from torch.overrides import TorchFunctionMode
 
 from manual_backprop import CustomTransformerConfig, CustomTransformerWrapper, TorchTransformer
 from manual_backprop.checkpoints.checkpoint import CheckpointManager
+from manual_backprop.common.batch import Batch
 from manual_backprop.common.errors import CheckpointError, ConfigError, InputError, NotFiniteError
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.language_model import LanguageModel
-from manual_backprop.models.network import Batch
 from manual_backprop.models.recorder import Recorder
 
 SIZES: dict[str, Any] = {"vocab_size": 19, "d_model": 12, "n_blocks": 2, "n_heads": 3, "d_ffn": 20, "max_seq_len": 10}

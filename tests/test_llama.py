@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from manual_backprop import CustomTransformer, CustomTransformerConfig
+from manual_backprop.common.batch import Batch
 from manual_backprop.common.errors import ConfigError
-from manual_backprop.models.network import Batch, parameter_shapes
+from manual_backprop.models.network import parameter_shapes
 from manual_backprop.ops.normalization import EPSILON
 from manual_backprop.ops.rms_normalization import RMS_EPSILON
 from manual_backprop.ops.rotary_attention import BASE

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from manual_backprop import CustomTransformer, CustomTransformerConfig, TorchTransformer
-from manual_backprop.models.network import Batch
+from manual_backprop.common.batch import Batch
 from manual_backprop.models.recorder import Recorder, gradient_name, scoped
 from manual_backprop.ops.numerics import no_record
 from manual_backprop.training.inspection.inspector import Inspector

@@ -18,12 +18,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from manual_backprop import kernels
+from manual_backprop.common.batch import Batch
 from manual_backprop.config.schema import ARCHITECTURES, CustomTransformerConfig
 from manual_backprop.kernels import replay
 from manual_backprop.kernels.arena import Arena, kept, scratch
 from manual_backprop.kernels.replay import KEPT, PLAIN, Replay
 from manual_backprop.models.custom import CustomTransformer
-from manual_backprop.models.network import Batch
 from manual_backprop.models.recorder import Recorder
 from manual_backprop.study.gradient_check import ODD, draw_batch, odd_cases
 from manual_backprop.study.gradient_check.network_check import set_proof_scale

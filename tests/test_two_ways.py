@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from manual_backprop.common.batch import Batch
 from manual_backprop.config.schema import CustomTransformerConfig
-from manual_backprop.models import IMPLEMENTATIONS
 from manual_backprop.models import custom as custom_file
 from manual_backprop.models import mirror as mirror_file
-from manual_backprop.models.network import Batch, Network
+from manual_backprop.models.network import Network
 from manual_backprop.ops import IGNORED, Dropout, keep_mask, random_key
 from manual_backprop.optim.optimizers import AdamW, Optimizer
 from manual_backprop.study.gradient_check import ODD, draw_batch
@@ -218,44 +218,6 @@ def test_a_text_has_the_same_masks_alone_and_padded(architecture: str, kernels: 
     apart = wholly_zero(config, alone)
     assert max(errors_of(found[1], found[0], apart).values()) < 1e-12
     assert max(errors_of(found[2], found[0], apart).values()) < 1e-12
-
-
-# What is told on the way
-
-
-@pytest.mark.parametrize("recompute", ["none", "block"])
-@pytest.mark.parametrize("kernels", ["reference", "fused"])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.usefixtures("as_written")
-def test_a_block_says_when_its_gradients_are_complete(
-    architecture: str, implementation: str, kernels: str, recompute: str
-) -> None:
-    """From the last block to the first, and then the rest; in every step, also where others like it are replayed."""
-    config = replace(ODD, architecture=architecture, kernels=kernels, recompute=recompute, n_blocks=3)
-    config = replace(config, compile="always" if implementation == "custom" else "never")
-    network, batch = IMPLEMENTATIONS[implementation](config), draw_batch(config, 2, 5)
-    seen: list[tuple[int | None, dict[str, torch.Tensor]]] = []
-
-    def look(block: int | None) -> None:
-        mine = [name for name in network.gradients if block is None or name.startswith(f"blocks.{block}.")]
-        seen.append((block, {name: network.gradients[name].clone() for name in mine}))
-
-    def in_steps() -> None:
-        for step in range(6):
-            network.loss_and_gradients(batch, denominator=9, step=step)
-
-    in_steps()
-    network.on_gradients_complete = look
-    network.zero_gradients()
-    in_steps()
-    assert [block for block, _ in seen] == [2, 1, 0, None] * 6
-    for logits in (network.forward(batch.tokens),):
-        network.backward(torch.ones_like(logits))
-    for _, gradients in seen[-4:]:
-        assert len(gradients) > 8
-        for name, gradient in gradients.items():
-            assert torch.equal(gradient, network.gradients[name]), name
 
 
 # The lesson

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..common.batch import Batch
 from ..common.errors import first_line
 from ..config.schema import CustomTransformerConfig
 from ..ops import Visible, random_key
 from ..optim.optimizers import Optimizer
 from ..optim.torch_optimizers import TorchOptimizer
 from .autograd import AutogradNetwork, summed_loss
-from .network import Batch, packed_names, parameter_shapes
+from .network import packed_names, parameter_shapes
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..common.batch import Batch
 from ..config.schema import CustomTransformerConfig
 from ..ops import CAUSAL, Dropout, Visible, keep_mask
 from ..ops.attention import split_heads
 from ..ops.numerics import Record, no_record
 from .autograd import AutogradNetwork
-from .network import Batch, DropoutSource, FlatNetwork, packed_names
+from .network import DropoutSource, FlatNetwork, packed_names
 from .recorder import gradient_name
 
 

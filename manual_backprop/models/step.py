@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..common.batch import Batch
 from ..common.errors import InputError
 from ..config.schema import CustomTransformerConfig
 from ..ops import Visible
 from ..ops.numerics import no_record
 from ..optim.parameters import Flat
-from .network import Batch, DropoutSource, FlatNetwork, packed_names, wait_for_nothing
+from .network import DropoutSource, FlatNetwork, packed_names, wait_for_nothing
 
 Cache = Any  # private to the pair that made it
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from manual_backprop.common.batch import Batch
 from manual_backprop.common.errors import InputError
 from manual_backprop.config.schema import BatchingConfig, CustomTransformerConfig, DatasetConfig
 from manual_backprop.data.tokens.batches import Documents, Windows, rows_of_documents, validation_batches
@@ -14,7 +15,6 @@ from manual_backprop.data.tokens.corpus import Corpus
 from manual_backprop.data.tokens.order import Order, evaluation_batches, open_order
 from manual_backprop.data.tokens.tokenizer import ByteTokenizer
 from manual_backprop.models import build_network
-from manual_backprop.models.network import Batch
 from manual_backprop.ops import IGNORED
 
 T = 8
