@@ -25,8 +25,9 @@ from manual_backprop import compare, convert, evaluate, generate, load_pretokeni
 from manual_backprop import run as run_command
 from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint, read_state
 from manual_backprop.common.errors import ConfigError
+from manual_backprop.config import validation
 from manual_backprop.config.rules import Number
-from manual_backprop.config.schema import RunConfig, option_name, setting, shipped_folder, validation
+from manual_backprop.config.schema import RunConfig, option_name, setting, shipped_folder
 from manual_backprop.config.validation import groups, keys, validate, with_defaults
 from manual_backprop.models.language_model import CustomTransformerWrapper
 from manual_backprop.rerun import rerun
