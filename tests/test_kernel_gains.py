@@ -205,7 +205,7 @@ def test_every_means_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     for name, means in MEANS.items():
         assert f"**`{name}`**" in page
         first, *rest = means.place.split(", ")
-        for file in (first, *(f"{Path(first).parent}/{Path(other).name}" for other in rest)):
+        for file in (first, *(f"{Path(first).parent}/{other}" for other in rest)):
             assert (package / file).is_file(), file
     assert max(map(len, page.splitlines())) <= 120
     assert "{" not in page

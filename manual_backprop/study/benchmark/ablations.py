@@ -267,7 +267,7 @@ MEANS = {
         applies=_longer_than_kept,
     ),
     "rows-at-a-time": Means(
-        "kernels/pieces.py, feed_forward.py, gated_feed_forward.py",
+        "kernels/pieces.py, cpu/feed_forward.py, cpu/gated_feed_forward.py",
         "The activated hidden layer and its gradient are made for some rows at a time, and are done with when their "
         "products are: a few million numbers in place of N F of each, which stay in the cache from one product to the "
         "next.",
@@ -301,7 +301,7 @@ MEANS = {
         without=_textbook_adamw,
     ),
     "flat-buffers": Means(
-        "parameters.py, optim.py",
+        "optim/parameters.py, optim.py",
         "Parameters, gradients and moments are one buffer each: one norm, and one pass over all that decays and one "
         "over the rest. Without: PyTorch's own fused AdamW and clipping, parameter by parameter, as the peers have "
         "them.",
