@@ -33,7 +33,7 @@ def short_steps(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """No step here is worth a compiler's time; and they are long enough for everything that long ones have."""
     ((module, name, value),) = MEANS["compiled"].bindings()
     monkeypatch.setattr(module, name, value)
-    for size in ("SMALL", "BESIDE"):  # tiny cases make again what they keep else
+    for size in ("SMALL", "SMALL_BESIDE_WEIGHTS"):  # tiny cases recompute what they keep else
         monkeypatch.setattr(f"manual_backprop.kernels.arena.{size}", 0)
     monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], longest_kept=8, piece=24 * TINY.d_ffn))  # 24 of 48 rows
 
@@ -64,7 +64,9 @@ def test_without_each_means_the_gradients_are_the_same(
 @pytest.mark.parametrize("name", sorted(MEANS.keys() - {"probabilities-made-again", "rows-at-a-time"}))
 def test_a_step_without_a_means_calls_what_is_in_its_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each function that stands in is called by a step, in one architecture at least."""
-    monkeypatch.setattr(CompiledFunction, "compiles", lambda self, *args: True)  # else fewer tensors are passing
+    monkeypatch.setattr(
+        CompiledFunction, "compiles", lambda self, *args: True
+    )  # else fewer tensors lie in ping-pong buffers
     called: set[str] = set()
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

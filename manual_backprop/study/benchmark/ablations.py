@@ -103,7 +103,7 @@ def _beside(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _itself(x: Tensor) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
     return x
 
 
@@ -112,7 +112,7 @@ def _kept_as_they_are() -> list[Binding]:
     which has to stay."""
     from ...kernels.arena import kept
 
-    return _shared(passing=kept)()
+    return _shared(ping_pong=kept)()
 
 
 def _product_then_sum(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -125,10 +125,10 @@ def _longer_than_kept(case: Case) -> bool:
     return case.config.max_seq_len > SIZES["cpu"].longest_kept
 
 
-def _is_made_again(case: Case) -> bool:
-    from ...kernels import is_repeatable
+def _is_replayed(case: Case) -> bool:
+    from ...kernels import is_replayable
 
-    return is_repeatable(case.tokens * case.config.d_model, case.config.dropout, case.config.device)
+    return is_replayable(case.tokens * case.config.d_model, case.config.dropout, case.config.device)
 
 
 def _library_of_pytorch() -> list[Binding]:
@@ -146,7 +146,7 @@ def _as_written() -> list[Binding]:
 def _every_step_runs() -> list[Binding]:
     from ... import kernels
 
-    def run(work: Callable[..., Tensor], inputs: Sequence[Any], course: Any) -> Tensor:
+    def run(work: Callable[..., Tensor], inputs: Sequence[Any], signature: Any) -> Tensor:
         return work(*inputs)
 
     return [(kernels, "Replay", lambda arena: run)]
@@ -236,7 +236,7 @@ MEANS = {
         "allocation, no page fault, no holes. Here, as in a run, the C library keeps what is freed; without that and "
         "for blocks beyond 32 MB, which it gives back all the same, the difference is larger.",
         without=lambda: (
-            _shared(kept=_allocated, passing=_allocated, scratch=_allocated_for_a_while)() + _every_step_runs()
+            _shared(kept=_allocated, ping_pong=_allocated, scratch=_allocated_for_a_while)() + _every_step_runs()
         ),
     ),
     "replay": Means(
@@ -244,7 +244,7 @@ MEANS = {
         "The calls of a small network's step are written down, with the memory they read and write, and made again: "
         "no Python between them, no views. Larger steps run as they are.",
         without=_every_step_runs,
-        applies=_is_made_again,
+        applies=_is_replayed,
     ),
     "gradients-in-place": Means(
         "kernels/arena.py",
@@ -257,7 +257,7 @@ MEANS = {
         "A norm's output, and query, key and value, are read once more in backward, and can be made from what is kept "
         "anyway. Who reads them keeps the way to make them instead: 5 N D numbers a block, for two passes over rows "
         "and one product.",
-        without=lambda: _shared(held=_itself)() + _kept_as_they_are(),
+        without=lambda: _shared(saved_for_backward=_identity)() + _kept_as_they_are(),
     ),
     "probabilities-made-again": Means(
         "kernels/cpu/attention.py",
