@@ -29,7 +29,7 @@ from manual_backprop.kernels.cpu import activations, compiled, libraries, loss, 
 from manual_backprop.kernels.cpu.compiled import CompiledFunction, compiled_functions
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.ops.numerics import wide
-from manual_backprop.tracking.environment import circumstances
+from manual_backprop.tracking.environment import environment_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -281,9 +281,9 @@ def test_a_network_that_could_not_compile_says_that_it_did_not(monkeypatch: pyte
     monkeypatch.setattr(compiled, "find", lambda wanted: None)
     config = CustomTransformerConfig(vocab_size=11, d_model=8, n_heads=2, max_seq_len=6, compile="always")
     network = CustomTransformer(replace(config, kernels="fused"))
-    assert circumstances(network)["compiled"] is True
+    assert environment_of(network)["compiled"] is True
     network.predict(torch.tensor([[1, 2, 3]]))
-    assert circumstances(network)["compiled"] is False
+    assert environment_of(network)["compiled"] is False
 
 
 def test_all_that_a_network_has_compiled_is_compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def compiles(how: str, device: torch.device) -> bool:
 
 
 def compiling_failed() -> bool:
-    """Whether it was tried in this process, in vain: everything runs as it is written then."""
+    """Whether it has failed in this process: everything runs as it is written then."""
     return bool(_failed)
 
 
