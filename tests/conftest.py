@@ -31,7 +31,7 @@ LONG = (
     *("test_compiled_kernels", "test_kernels", "test_plan", "test_checkpoint", "test_experiments", "test_run"),
     *("test_run_ends", "test_runner", "test_resume", "test_diagnose", "test_data_runs", "test_rerun"),
 )
-# Their tests share nothing that is dear to make, and are handed out one by one; those of other files together.
+# Their tests share nothing that is costly to make, and are handed out one by one; those of other files together.
 ONE_BY_ONE = (
     *("test_planted_bugs", "test_measuring_commands", "test_kill", "test_mlflow_tracking", "test_kernels", "test_plan"),
     *("test_compiled_kernels", "test_experiments", "test_run", "test_run_ends", "test_runner", "test_resume"),

@@ -599,7 +599,7 @@ BUGS = [
         "scores[..., :size].add_(",
     ),
     Bug(
-        "fused: probabilities computed again across documents",
+        "fused: probabilities recomputed across documents",
         FUSED_ATTENTION,
         "_fill(probabilities, queries, keys, tile)\n",
         "_fill(probabilities, queries, keys, _Tile(scores._replace(visible=CAUSAL), T, S, sequences, rows))\n",
@@ -633,13 +633,13 @@ BUGS = [
         "outputs.clone() if",
         "outputs if",
     ),
-    # steps that are made again
-    Bug("a step that is made again has the first one's tokens", REPLAY, "mine.copy_(given)", "mine.copy_(mine)"),
+    # steps that are replayed
+    Bug("a step that is replayed has the first one's tokens", REPLAY, "mine.copy_(given)", "mine.copy_(mine)"),
     Bug("what is new in a step stays as it was", REPLAY, "x.copy_(result)", "x.copy_(x)"),
     Bug(
         "drawn numbers are not drawn again",
         REPLAY,
-        "return not any(tag in function.tags for tag in UNREPEATABLE)",
+        "return not any(tag in function.tags for tag in NOT_REPLAYABLE)",
         "return True",
     ),
     Bug("what a step changes counts as what stays", REPLAY, " and not _storages(made) & self._changed", ""),

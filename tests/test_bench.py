@@ -347,7 +347,8 @@ def allocate(end: Connection, before: int, after: int) -> None:
 def test_what_a_process_takes_is_what_counts() -> None:
     with MeasuringProcess(allocate, 300 * MEGABYTE, 200 * MEGABYTE) as process:
         peak = process.answer()
-    assert 200 * MEGABYTE <= peak <= 215 * MEGABYTE
+    # less where the system meanwhile takes pages back that were there before
+    assert 190 * MEGABYTE <= peak <= 215 * MEGABYTE
 
 
 @pytest.mark.parametrize(("architecture", "n_kv_heads"), [("gpt2", None), ("vaswani", None), ("llama", 2)])

@@ -29,7 +29,7 @@ from manual_backprop.kernels.cpu import activations, compiled, libraries, loss, 
 from manual_backprop.kernels.cpu.compiled import CompiledFunction, compiled_functions
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.ops.numerics import wide
-from manual_backprop.tracking.environment import circumstances
+from manual_backprop.tracking.environment import environment_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -281,9 +281,9 @@ def test_a_network_that_could_not_compile_says_that_it_did_not(monkeypatch: pyte
     monkeypatch.setattr(compiled, "find", lambda wanted: None)
     config = CustomTransformerConfig(vocab_size=11, d_model=8, n_heads=2, max_seq_len=6, compile="always")
     network = CustomTransformer(replace(config, kernels="fused"))
-    assert circumstances(network)["compiled"] is True
+    assert environment_of(network)["compiled"] is True
     network.predict(torch.tensor([[1, 2, 3]]))
-    assert circumstances(network)["compiled"] is False
+    assert environment_of(network)["compiled"] is False
 
 
 def test_all_that_a_network_has_compiled_is_compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +317,7 @@ def test_all_that_a_network_has_compiled_is_compiled_at_once(monkeypatch: pytest
     ("architecture", "precision"),
     [("gpt2", "fp32"), ("gpt2", "bf16"), ("gpt2", "bf16_mixed"), ("vaswani", "fp32"), ("llama", "fp32")],
 )
-def test_libraries_are_called_again_in_steps_that_are_made_again(
+def test_libraries_are_called_in_replayed_steps(
     architecture: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = CustomTransformerConfig(vocab_size=11, d_model=8, n_heads=2, max_seq_len=6, precision=precision)
@@ -334,8 +334,8 @@ def test_libraries_are_called_again_in_steps_that_are_made_again(
         assert network.replay.replays() == (largest > 0)
     assert torch.equal(torch.stack(losses[:7]), torch.stack(losses[7:]))
     assert torch.equal(*gradients)
-    (tape,) = network.arena.tapes.values()
-    assert sum(function is replay._call_at_addresses for function, _, _ in tape.calls) >= 5
+    (recorded,) = network.arena.recorded_steps.values()
+    assert sum(function is replay._call_at_addresses for function, _, _ in recorded.calls) >= 5
     assert not compiled._failed
 
 
@@ -475,7 +475,7 @@ from manual_backprop.study.gradient_check.network_check import networks, step_of
 
 from manual_backprop.kernels import arena
 
-arena.SMALL = arena.BESIDE = 0  # everything is made again that is in a large network
+arena.SMALL = arena.SMALL_BESIDE_WEIGHTS = 0  # everything is recomputed that is in a large network
 torch.set_num_threads(1)
 findings = []
 for architecture, precision in (("gpt2", "bf16"), ("gpt2", "bf16_mixed"), ("vaswani", "fp32"), ("llama", "bf16_mixed")):

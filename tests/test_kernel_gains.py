@@ -1,4 +1,4 @@
-"""What the kernels bring, each means alone: taking one out takes out that one, and the page that is made of it."""
+"""What the kernels bring, each optimization alone: an ablation undoes that one, and the page that is made of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from manual_backprop import kernels
 from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.kernels.cpu.compiled import CompiledFunction
 from manual_backprop.kernels.sizes import SIZES
-from manual_backprop.study.benchmark.ablations import MEANS, WITHOUT, Means, taken_out
+from manual_backprop.study.benchmark.ablations import OPTIMIZATIONS, WITHOUT, Optimization, ablated
 from manual_backprop.study.benchmark.cases import OURS, SUBJECT, Case
 from manual_backprop.study.benchmark.measurement import AGAIN, MeasuredRow, Measurement, check_agreement
 from manual_backprop.study.paired_timing import Row
@@ -31,40 +31,42 @@ ARCHITECTURES = ("gpt2", "vaswani", "llama")
 @pytest.fixture(autouse=True)
 def short_steps(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """No step here is worth a compiler's time; and they are long enough for everything that long ones have."""
-    ((module, name, value),) = MEANS["compiled"].bindings()
+    ((module, name, value),) = OPTIMIZATIONS["compiled"].bindings()
     monkeypatch.setattr(module, name, value)
-    for size in ("SMALL", "BESIDE"):  # tiny cases make again what they keep else
+    for size in ("SMALL", "SMALL_BESIDE_WEIGHTS"):  # tiny cases recompute what they keep else
         monkeypatch.setattr(f"manual_backprop.kernels.arena.{size}", 0)
     monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], longest_kept=8, piece=24 * TINY.d_ffn))  # 24 of 48 rows
 
 
-def applying(case: Case) -> dict[str, Means]:
-    return {name: means for name, means in MEANS.items() if means.applies(case)}
+def applying(case: Case) -> dict[str, Optimization]:
+    return {name: one for name, one in OPTIMIZATIONS.items() if one.applies(case)}
 
 
-# What is taken out
+# Ablations
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])
 @pytest.mark.parametrize("compiles", [False, True], ids=["as written", "as if compiled"])
-def test_without_each_means_the_gradients_are_the_same(
+def test_without_each_optimization_the_gradients_are_the_same(
     architecture: str, precision: str, compiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CompiledFunction, "compiles", lambda self, *args: compiles)
     case = case_of(architecture=architecture, precision=precision)
     answers = {name: ready(name, case) for name in OURS}
-    for name, means in applying(case).items():
-        with taken_out(means):
+    for name, optimization in applying(case).items():
+        with ablated(optimization):
             answers[name] = ready(SUBJECT, case)
     assert len(answers) > 10
     check_agreement(precision, answers)
 
 
-@pytest.mark.parametrize("name", sorted(MEANS.keys() - {"probabilities-made-again", "rows-at-a-time"}))
-def test_a_step_without_a_means_calls_what_is_in_its_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", sorted(OPTIMIZATIONS.keys() - {"probabilities-made-again", "rows-at-a-time"}))
+def test_a_step_without_an_optimization_calls_what_is_in_its_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each function that stands in is called by a step, in one architecture at least."""
-    monkeypatch.setattr(CompiledFunction, "compiles", lambda self, *args: True)  # else fewer tensors are passing
+    monkeypatch.setattr(
+        CompiledFunction, "compiles", lambda self, *args: True
+    )  # else fewer tensors lie in ping-pong buffers
     called: set[str] = set()
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,12 +76,12 @@ def test_a_step_without_a_means_calls_what_is_in_its_place(name: str, monkeypatc
 
         return call
 
-    bindings = MEANS[name].bindings()
+    bindings = OPTIMIZATIONS[name].bindings()
     same = {called_name for module, called_name, value in bindings if getattr(module, called_name) is value}
     assert same <= {"token_embedding_forward"}, "the kernels have the reference's own"
     counting = [(module, called_name, counted(called_name, value)) for module, called_name, value in bindings]
     for architecture in ARCHITECTURES:
-        with taken_out(replace(MEANS[name], without=lambda: counting)):
+        with ablated(replace(OPTIMIZATIONS[name], without=lambda: counting)):
             ready(SUBJECT, case_of(architecture=architecture))
     unused = {"layer_norm_forward", "layer_norm_backward"}  # every norm of a network is behind a residual sum
     assert called == {called_name for _, called_name, _ in bindings} - unused
@@ -99,10 +101,10 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("name", "kind"), [("probabilities-made-again", "batched"), ("rows-at-a-time", "plain")])
-def test_a_step_without_a_means_multiplies_less(name: str, kind: str) -> None:
+def test_a_step_without_an_optimization_multiplies_less(name: str, kind: str) -> None:
     with Products() as with_it:
         ready(SUBJECT, case_of())
-    with taken_out(MEANS[name]), Products() as without:
+    with ablated(OPTIMIZATIONS[name]), Products() as without:
         ready(SUBJECT, case_of())
     other = {"batched", "plain"} - {kind}
     assert [with_it.counts[kind] for kind in other] == [without.counts[kind] for kind in other]
@@ -114,24 +116,24 @@ def test_what_does_nothing_in_a_case_is_not_measured() -> None:
     def names(**changed: Any) -> set[str]:
         return set(applying(case_of(**changed)))
 
-    assert names() == set(MEANS)
-    assert set(MEANS) - names(precision="bf16") == {"onednn", "flat-buffers"}
-    assert set(MEANS) - names(architecture="llama") == {"norm-by-rows"}
-    assert set(MEANS) - names(max_seq_len=8) == {"probabilities-made-again"}
+    assert names() == set(OPTIMIZATIONS)
+    assert set(OPTIMIZATIONS) - names(precision="bf16") == {"onednn", "flat-buffers"}
+    assert set(OPTIMIZATIONS) - names(architecture="llama") == {"norm-by-rows"}
+    assert set(OPTIMIZATIONS) - names(max_seq_len=8) == {"probabilities-made-again"}
 
 
-def test_what_was_taken_out_is_put_back() -> None:
+def test_what_was_ablated_is_put_back() -> None:
     def names() -> dict[str, Any]:
         return {
             f"{module.__name__}.{name}": getattr(module, name)
-            for means in MEANS.values()
-            for module, name, _ in means.bindings()
+            for optimization in OPTIMIZATIONS.values()
+            for module, name, _ in optimization.bindings()
         }
 
     before = names()
     assert before["manual_backprop.kernels.self_attention_forward"] is kernels.self_attention_forward
-    for means in MEANS.values():
-        with suppress(KeyError), taken_out(means):
+    for optimization in OPTIMIZATIONS.values():
+        with suppress(KeyError), ablated(optimization):
             assert names() != before
             raise KeyError
         assert names() == before
@@ -189,7 +191,7 @@ def test_rows_take_turns_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(kernel_gains, "measure", measure)
     llama = case_of(architecture="llama", precision="bf16")
-    found = kernel_gains.measure_gains(llama, list(MEANS), 5)
+    found = kernel_gains.measure_gains(llama, list(OPTIMIZATIONS), 5)
     assert found.gains.keys() == {
         *(WITHOUT + name for name in applying(llama)),
         kernel_gains.NONE_OF_THEM,
@@ -199,13 +201,13 @@ def test_rows_take_turns_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, groups)) <= kernel_gains.AT_ONCE + 1
 
 
-def test_every_means_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    page = kernel_gains.page(["## C1"], list(MEANS), "python -m something", 10)
+def test_every_optimization_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    page = kernel_gains.page(["## C1"], list(OPTIMIZATIONS), "python -m something", 10)
     package = ROOT / "manual_backprop"
-    for name, means in MEANS.items():
+    for name, optimization in OPTIMIZATIONS.items():
         assert f"**`{name}`**" in page
-        first, *rest = means.place.split(", ")
-        for file in (first, *(f"{Path(first).parent}/{Path(other).name}" for other in rest)):
+        first, *rest = optimization.place.split(", ")
+        for file in (first, *(f"{Path(first).parent}/{other}" for other in rest)):
             assert (package / file).is_file(), file
     assert max(map(len, page.splitlines())) <= 120
     assert "{" not in page

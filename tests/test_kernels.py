@@ -1,4 +1,4 @@
-"""What only the fused kernels can get wrong: tiles, memory that is used again, shapes that change.
+"""What only the fused kernels can get wrong: tiles, memory that is reused, shapes that change.
 
 Their gradients are tested where those of the reference are (test_gradients.py, each test for both).
 """
@@ -88,9 +88,9 @@ def test_names_and_signatures_are_those_of_the_reference() -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_too_small_to_be_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_is_too_small_to_be_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arena, "SMALL", 0)
-    monkeypatch.setattr(arena, "BESIDE", 0)
+    monkeypatch.setattr(arena, "SMALL_BESIDE_WEIGHTS", 0)
 
 
 @pytest.mark.parametrize("which", table.ROWS)
@@ -258,7 +258,7 @@ def test_a_product_of_many_rows_is_added_in_two(
     assert torch.equal(total, left.double() @ right.double() + 0.5)  # numbers that nothing rounds
 
 
-# Memory that is used again
+# Memory that is reused
 
 
 @pytest.fixture
@@ -298,7 +298,7 @@ def test_nothing_is_read_before_it_is_written(
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.usefixtures("as_if_compiled", "fresh_memory_is_poisoned")
 def test_nothing_is_read_before_it_is_written_as_if_compiled(architecture: str, recompute: str) -> None:
-    """The norm's output lives in memory that passes, and a post-norm block reads it as the residual stream as well."""
+    """The norm's output lives in a ping-pong buffer, and a post-norm block reads it as the residual stream as well."""
     config = replace(ODD, architecture=architecture, recompute=recompute)
     poisoned, batch = fused(config), draw_batch(config, 3, 9)
     poisoned.arena.poisoned = True
@@ -332,7 +332,7 @@ def test_blocks_that_run_twice_give_the_same_bits(
 
 
 def test_attention_of_one_sequence_to_another_in_a_step() -> None:
-    """Keys and values that lie in memory that passes, as a wide product's output does, are there for backward; what
+    """Keys and values that lie in a ping-pong buffer, as a wide product's output does, are there for backward; what
     is contiguous makes place for its gradient."""
     generator = torch.Generator().manual_seed(0)
     query, x, weight, dcontext = (
@@ -344,7 +344,7 @@ def test_attention_of_one_sequence_to_another_in_a_step() -> None:
         key, value = packed.unflatten(2, (2, 3, 4)).unbind(2)
         context, cache = kernels.attention_forward(query, key, value, ops.Visible(causal=False))
         for _ in range(2):
-            kernels.linear_forward(x + 1, weight)  # memory that passes is written again
+            kernels.linear_forward(x + 1, weight)  # the ping-pong buffers are overwritten
         return (context.clone(), *kernels.attention_backward(dcontext, cache))
 
     want = calculate(query)
@@ -384,7 +384,7 @@ def test_a_narrow_gradient_of_the_embedding_is_rounded_once(vocab_size: int) -> 
 
 
 def test_what_a_network_hands_out_is_a_tensor_and_nothing_else(tmp_path: Path) -> None:
-    """Outside of a step nothing is made again, so logits hold neither a function nor the hidden states alive."""
+    """Outside of a step nothing is recomputed, so logits hold neither a function nor the hidden states alive."""
     network, batch = fused(replace(ODD, vocab_size=8192)), draw_batch(ODD, 2, 7)
     for logits in (network.predict(batch.tokens), network.forward(batch.tokens)):
         assert not vars(logits)
@@ -470,7 +470,7 @@ def test_what_is_small_beside_its_weight_is_kept(monkeypatch: pytest.MonkeyPatch
     N, D = 5, ODD.d_model
     counts = []
     for share in (0, 1):
-        monkeypatch.setattr(arena, "BESIDE", share)
+        monkeypatch.setattr(arena, "SMALL_BESIDE_WEIGHTS", share)
         network = fused()
         with FlopCounterMode(display=False) as counted:
             step(network, draw_batch(ODD, 1, N))

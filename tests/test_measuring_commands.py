@@ -28,7 +28,7 @@ import multiprocessing, runpy, sys
 import torch, torch._dynamo, torch._inductor.compile_fx
 from manual_backprop import paired
 {first}
-paired.LONGEST_FAREWELL = 0  # a forked process has the others' pipes open: that one is closed, nobody sees
+paired.SHUTDOWN_TIMEOUT = 0  # a forked process has the others' pipes open: that one is closed, nobody sees
 forking = multiprocessing.get_context("fork")
 multiprocessing.get_context = lambda method: forking
 torch.compile = lambda function, **settings: function

@@ -390,7 +390,7 @@ def test_a_larger_batch_works_on_more(text: Path) -> None:
     assert 6 * small.working < large.working < 9 * small.working
 
 
-@pytest.mark.parametrize("length", [64, 256])  # of which probabilities are kept, and made again
+@pytest.mark.parametrize("length", [64, 256])  # of which probabilities are kept, and recomputed
 def test_the_last_piece_stands_for_all(length: int, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(text, f"model.max_seq_len={length}", "model.n_heads=16", "training.batch_size=40")
     quick = estimate_memory(config, config.network(8192)).working

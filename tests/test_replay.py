@@ -1,4 +1,4 @@
-"""Steps that are made again: to the bit what a step is that runs, and not made again where that would be wrong.
+"""Replayed steps: to the bit what a step is that runs, and not replayed where that would be wrong.
 
 With functions as they are written; with libraries in test_compiled_kernels.py.
 """
@@ -22,7 +22,7 @@ from manual_backprop.common.batch import Batch
 from manual_backprop.config.schema import ARCHITECTURES, CustomTransformerConfig
 from manual_backprop.kernels import replay
 from manual_backprop.kernels.arena import Arena, kept, scratch
-from manual_backprop.kernels.replay import KEPT, PLAIN, Replay
+from manual_backprop.kernels.replay import MOST_STEPS, WARM_UP, Replay
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.recorder import Recorder
 from manual_backprop.study.gradient_check import ODD, draw_batch, odd_cases
@@ -31,13 +31,13 @@ from manual_backprop.study.gradient_check.network_check import set_proof_scale
 pytestmark = [pytest.mark.usefixtures("one_thread", "as_written"), pytest.mark.gradients]
 
 B, T = 3, 9
-STEPS = PLAIN + 5  # of which the last four are made again
+STEPS = WARM_UP + 5  # of which the last four are replayed
 
 
 class Plain(Replay):
-    """Makes nothing again."""
+    """Replays nothing."""
 
-    def __call__(self, work: Callable[..., Tensor], inputs: Any, course: Any) -> Tensor:
+    def __call__(self, work: Callable[..., Tensor], inputs: Any, signature: Any) -> Tensor:
         return work(*inputs)
 
 
@@ -81,7 +81,7 @@ def assert_same(got: list[Tensor], want: list[Tensor]) -> None:
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "bf16_mixed"])
 @pytest.mark.parametrize("recompute", ["none", "block"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_training_has_the_bits_of_one_that_repeats_nothing(architecture: str, precision: str, recompute: str) -> None:
+def test_a_training_has_the_bits_of_one_that_replays_nothing(architecture: str, precision: str, recompute: str) -> None:
     """Networks that together take every path, but for dropout."""
     for name, config, batch, _ in odd_cases(architecture):
         config = replace(config, precision=precision, recompute=recompute, dropout=0.0)
@@ -93,7 +93,7 @@ def test_a_training_has_the_bits_of_one_that_repeats_nothing(architecture: str, 
         assert network.replay.replays() == 1, name
 
 
-def test_memory_is_poisoned_in_steps_that_are_made_again_too() -> None:
+def test_memory_is_poisoned_in_replayed_steps_too() -> None:
     network, plain = network_of(), network_of(replays=False)
     network.arena.poisoned = True
     of = batches(network.config)
@@ -121,16 +121,16 @@ def test_steps_of_many_kinds_in_any_order() -> None:
     network, plain = network_of(), network_of(replays=False)
     small = [(draw_batch(ODD, rows, T, rows, segments=bool(rows % 2)), 10 + rows) for rows in (1, 2, 3)]
     large = [(draw_batch(ODD, 7, T, 8), 5)]
-    tapes = []
+    recorded = []
     for sort in (small * 6, large * 5, small[::-1] * 6):
         for batch, denominator in sort:
             got, want = (step(one, batch, denominator=denominator) for one in (network, plain))
             assert torch.equal(got, want)
             assert torch.equal(network.flat_gradients.buffer, plain.flat_gradients.buffer)
             assert torch.equal(network.predict(batch.tokens), plain.predict(batch.tokens))
-        tapes.append(list(network.arena.tapes.values()))
-    assert [len(some) for some in tapes] == [3, 1, 4]
-    assert not set(tapes[0]) & set(tapes[2]), "they would keep the arena's old blocks"
+        recorded.append(list(network.arena.recorded_steps.values()))
+    assert [len(some) for some in recorded] == [3, 1, 4]
+    assert not set(recorded[0]) & set(recorded[2]), "they would keep the arena's old blocks"
     assert network.arena.allocated_bytes() == plain.arena.allocated_bytes()
 
 
@@ -146,44 +146,46 @@ def test_no_compiler_is_imported() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_tapes_are_few_and_the_one_that_waited_longest_goes() -> None:
+def test_recorded_steps_are_few_and_the_least_recently_used_goes() -> None:
     network = network_of()
-    kinds = [draw_batch(ODD, 2, length) for length in range(2, KEPT + 4)]
+    kinds = [draw_batch(ODD, 2, length) for length in range(2, MOST_STEPS + 4)]
     step(network, draw_batch(ODD, 2, 9))  # the largest: the arena has its size
     for batch in kinds:
         for _ in range(STEPS):
             step(network, batch)
             step(network, kinds[0])
-    assert network.replay.replays() == KEPT
-    lengths = [tape.inputs[0].shape[1] for tape in network.arena.tapes.values()]
-    assert lengths == [*range(KEPT + 1, KEPT + 4), 2]
+    assert network.replay.replays() == MOST_STEPS
+    lengths = [one.inputs[0].shape[1] for one in network.arena.recorded_steps.values()]
+    assert lengths == [*range(MOST_STEPS + 1, MOST_STEPS + 4), 2]
 
 
-def test_a_tape_that_holds_too_much_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_holds_too_much_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """llama's norm and rotary positions make tensors that are not the arena's."""
-    held = []
-    for limit in (replay.HELD, 1000):
-        monkeypatch.setattr(replay, "HELD", limit)
+    replays = []
+    for limit in (replay.MOST_BYTES, 1000):
+        monkeypatch.setattr(replay, "MOST_BYTES", limit)
         network = network_of(architecture="llama")
         train(network, batches(network.config))
-        held.append(network.replay.replays())
-    assert held == [1, 0]
+        replays.append(network.replay.replays())
+    assert replays == [1, 0]
 
 
-def test_a_step_that_fails_while_it_is_written_down_fails_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_fails_while_it_is_recorded_fails_once(monkeypatch: pytest.MonkeyPatch) -> None:
     network, plain = network_of(), network_of(replays=False)
     of = batches(network.config)
-    train(network, of[:PLAIN])
-    train(plain, of[:PLAIN])
+    train(network, of[:WARM_UP])
+    train(plain, of[:WARM_UP])
     with monkeypatch.context() as broken:
-        broken.setattr(replay, "_has_one_course", lambda function, given: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(
+            replay, "_is_replayable_operator", lambda function, given: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             step(network, of[0])
     assert network.replay.replays() == 0
     assert_same(train(network, of), train(plain, of))
 
 
-# What is not made again
+# What is not replayed
 
 
 @pytest.mark.parametrize(
@@ -214,7 +216,7 @@ def test_the_denominator_may_change() -> None:
     assert network.replay.replays() == 1
 
 
-def test_who_looks_on_sees_every_call() -> None:
+def test_modes_and_profilers_see_every_call() -> None:
     network = network_of()
     of = batches(network.config)
     train(network, of)
@@ -265,19 +267,19 @@ def test_who_changes_a_network_sees_it(place: str, monkeypatch: pytest.MonkeyPat
     assert len(set(losses)) == 1
 
 
-def made_again(work: Callable[[Tensor], Tensor]) -> bool:
+def is_replayed(work: Callable[[Tensor], Tensor]) -> bool:
     """Whether steps of `work` are; that all of them are right, in either case."""
     arena = Arena()
-    repeating = Replay(arena)
+    replaying = Replay(arena)
     for number in range(STEPS):
         torch.manual_seed(number)
         x = torch.arange(6.0).view(2, 3) + number
         with arena.step():
-            got = repeating(work, (x,), "")
+            got = replaying(work, (x,), "")
         torch.manual_seed(number)
         with Arena().step():
             assert torch.equal(got, work(x.clone()))
-    return repeating.replays() == 1
+    return replaying.replays() == 1
 
 
 def test_memory_views_copies_and_tuples() -> None:
@@ -292,7 +294,7 @@ def test_memory_views_copies_and_tuples() -> None:
         ordered, _ = torch.cat([new, x.view(3, 2)]).sort(0)
         return ordered[place].sum() + y.sum() + torch.tensor(3.0) * x.reshape(-1)[1]
 
-    assert made_again(work)
+    assert is_replayed(work)
 
 
 @pytest.mark.parametrize(
@@ -309,5 +311,5 @@ def test_memory_views_copies_and_tuples() -> None:
     ],
     ids=["a number", "a branch", "drawn numbers", "a mask", "places", "a constant that changes", "sizes", "a form"],
 )
-def test_what_depends_on_numbers_is_no_tape(work: Callable[[Tensor], Tensor]) -> None:
-    assert not made_again(work)
+def test_what_depends_on_numbers_is_not_replayed(work: Callable[[Tensor], Tensor]) -> None:
+    assert not is_replayed(work)

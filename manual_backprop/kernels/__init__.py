@@ -78,7 +78,7 @@ from .cpu.normalization import (
 )
 from .cpu.products import fastest_products
 from .cpu.rotary_attention import rotary_attention_backward, rotary_attention_forward
-from .replay import Replay, is_repeatable
+from .replay import Replay, is_replayable
 from .table import Table
 
 __all__ = [
@@ -90,7 +90,7 @@ __all__ = [
     "compiles",
     "compiling_failed",
     "fast",
-    "is_repeatable",
+    "is_replayable",
     "linear_cross_entropy",
     "step",
 ]

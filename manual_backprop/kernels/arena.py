@@ -5,14 +5,16 @@ A training step asks for the same tensors again and again. From the system each 
 big tensors come from here:
 
 - `kept(...)`: lives until the step ends. The n-th request of a step gets the n-th block.
-- `passing(...)`: read by the next pairs only: the request after the next one gets the same memory.
+- `ping_pong(...)`: one of two buffers by turns, for what only the next pairs read: the request after the next one gets
+  the same memory.
 - `with scratch(...) as buffer:` lives inside the `with`. A stack: the next request gets the same memory.
 
 Two more ways to have less, which need no memory of their own:
 
 - `in_place_of(x)`: a gradient has the shape of its tensor, and is made when that is read for the last time: inside a
   step it takes its place. What a pair's cache holds therefore belongs to that pair's backward.
-- `held(x)` and `again(...)`: instead of a tensor, how it is made, where that is cheap.
+- `saved_for_backward(x)` and `recomputed(...)`: where that is cheap, a cache keeps a function that recomputes a tensor
+  in place of the tensor.
 
 A block grows to the largest request it has met and stays, so memory is bounded by the largest step, whatever the order
 of batch sizes and lengths. Outside of a step all of them allocate afresh, so that a kernel can be called like any
@@ -32,9 +34,9 @@ from torch import Tensor
 
 _current: ContextVar[Arena | None] = ContextVar("arena", default=None)
 
-SMALL = 1 << 19  # numbers: too little memory for the time that it takes to make them again
-BESIDE = 1.0  # likewise, as a share of the weights that make them: little where a batch is small and a network is not
-REMEMBERED = 4096  # views; where lengths change, there is a new set of them for each
+SMALL = 1 << 19  # numbers: too little memory for the time that it takes to recompute them
+SMALL_BESIDE_WEIGHTS = 1.0  # likewise, as a share of the weights: little where a batch is small and a network is not
+MOST_VIEWS = 4096  # that are cached; where lengths change, there is a new set of them for each
 LINE = 64  # bytes of a cache line: every tensor on the stack starts at one, and so suits every format and vector
 
 
@@ -45,11 +47,11 @@ class Arena:
     def __init__(self, poisoned: bool = False):
         self.poisoned = poisoned
         self.generation = 0  # of its blocks: another one where any of them was made anew
-        self.tapes: dict[Any, Any] = {}  # of steps, by kind (replay.py): the last one that was used is the last one
+        self.recorded_steps: dict[Any, Any] = {}  # by signature (replay.py); the last used one comes last
         self._kept: list[Tensor] = []  # bytes
         self._scratch: list[Tensor] = []
         self._next = 0  # of _kept
-        self._passing: list[Tensor] = []  # two, by turns
+        self._ping_pong: list[Tensor] = []  # two, by turns
         self._turn = 0
         self._top = (0, 0, 0)  # of the stack in _scratch: block, byte in it, and bytes below in all blocks
         self._highest = 0  # that the stack has ever been [bytes]
@@ -71,7 +73,7 @@ class Arena:
                 self._scratch = [torch.empty(self._highest, dtype=torch.uint8, device=device)]
 
     @contextmanager
-    def handing_out_again(self) -> Iterator[None]:
+    def reuse(self) -> Iterator[None]:
         """What is kept inside lives no longer than that: the next one gets the same memory."""
         before = self._next
         try:
@@ -80,18 +82,18 @@ class Arena:
             self._next = before
 
     def allocated_bytes(self) -> int:
-        return sum(block.numel() for block in (*self._kept, *self._passing, *self._scratch))
+        return sum(block.numel() for block in (*self._kept, *self._ping_pong, *self._scratch))
 
     def _keep(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         self._next += 1
         return self._view(self._kept, self._next - 1, 0, shape, like)
 
-    def _pass(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        if not self._passing:
-            self._passing = [torch.empty(0, dtype=torch.uint8, device=like.device) for _ in range(2)]
-        if not _same_memory(self._passing[1 - self._turn], like):
+    def _alternate(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        if not self._ping_pong:
+            self._ping_pong = [torch.empty(0, dtype=torch.uint8, device=like.device) for _ in range(2)]
+        if not _same_memory(self._ping_pong[1 - self._turn], like):
             self._turn = 1 - self._turn
-        tensor = self._made_view(self._passing, self._turn, 0, shape, like)  # a new one, which `remade` writes on
+        tensor = self._made_view(self._ping_pong, self._turn, 0, shape, like)  # a new view: `recomputable` writes on it
         return tensor.fill_(math.nan) if self.poisoned else tensor
 
     def _push(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ class Arena:
         tensor = self._views.get(key)
         if tensor is None:
             tensor = self._made_view(blocks, block, start, shape, like)
-            if len(self._views) == REMEMBERED:
+            if len(self._views) == MOST_VIEWS:
                 self._views.clear()
             self._views[key] = tensor
         return tensor.fill_(math.nan) if self.poisoned else tensor
@@ -129,10 +131,10 @@ class Arena:
         return blocks[block][start:end].view(like.dtype).view(shape)
 
     def _forget_views(self) -> None:
-        """They would hold a block that is made anew, and so would tapes."""
+        """They would hold a block that is made anew, and so would recorded steps."""
         self.generation += 1
         self._views.clear()
-        self.tapes.clear()
+        self.recorded_steps.clear()
 
 
 def _same_memory(x: Tensor, y: Tensor) -> bool:
@@ -149,11 +151,11 @@ def kept(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return like.new_empty(shape) if arena is None else arena._keep(shape, like)
 
 
-def passing(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """An uninitialized tensor of `like`'s format and device that lives until the next but one is asked for, or the next
-    one where the other memory is that of `like`, which is being read."""
+def ping_pong(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """An uninitialized tensor of `like`'s format and device, in one of two buffers by turns. It lives until the next
+    but one is asked for, or the next one where the other buffer is that of `like`, which is being read."""
     arena = _current.get()
-    return like.new_empty(shape) if arena is None else arena._pass(shape, like)
+    return like.new_empty(shape) if arena is None else arena._alternate(shape, like)
 
 
 @contextmanager
@@ -175,35 +177,35 @@ def in_place_of(x: Tensor) -> Tensor:
     return x.new_empty(x.shape) if _current.get() is None or not x.is_contiguous() else x
 
 
-Held = Tensor | Callable[[], Tensor]
+Recomputable = Tensor | Callable[[], Tensor]  # a tensor, or a function that recomputes it
 
 
-def remade(x: Tensor, make: Callable[[], Tensor]) -> Tensor:
-    """x; who holds it for backward shall hold `make` instead, which returns the same numbers. Inside a step only: what
-    is handed out elsewhere is the caller's, and holds nothing else alive."""
+def recomputable(x: Tensor, recompute: Callable[[], Tensor]) -> Tensor:
+    """x, for which a cache shall keep `recompute`, which returns the same numbers. Inside a step only: a tensor that is
+    returned elsewhere is the caller's, and holds nothing else alive."""
     if _current.get() is not None:
-        x.make_again = make  # type: ignore[attr-defined]
+        x.recompute = recompute  # type: ignore[attr-defined]
     return x
 
 
 def is_small(size: int, weights: int = 0) -> bool:
-    """Whether a tensor of so many numbers, made with so many weights, is kept although it could be made again."""
-    return size <= max(SMALL, BESIDE * weights)
+    """Whether a tensor of so many numbers, made with so many weights, is kept although it could be recomputed."""
+    return size <= max(SMALL, SMALL_BESIDE_WEIGHTS * weights)
 
 
-def lasting(x: Tensor) -> Tensor:
-    """x, or a copy where it lies in memory that passes, for who keeps it without the way to make it again."""
+def persistent(x: Tensor) -> Tensor:
+    """x, or a copy where it lies in a ping-pong buffer, for a cache that keeps x itself."""
     arena = _current.get()
-    if arena is None or not any(_same_memory(x, block) for block in arena._passing):
+    if arena is None or not any(_same_memory(x, block) for block in arena._ping_pong):
         return x
     return kept(tuple(x.shape), x).copy_(x)
 
 
-def held(x: Tensor) -> Held:
-    """What a cache keeps of x: the way to make it, where there is one, else x."""
-    return getattr(x, "make_again", x)
+def saved_for_backward(x: Tensor) -> Recomputable:
+    """What a cache keeps of x: the function that recomputes it, where there is one, else x."""
+    return getattr(x, "recompute", x)
 
 
-def again(x: Held) -> Tensor:
-    """The tensor of which `held` kept something."""
-    return x if isinstance(x, Tensor) else x()
+def recomputed(saved: Recomputable) -> Tensor:
+    """The tensor that was given to `saved_for_backward`."""
+    return saved if isinstance(saved, Tensor) else saved()

@@ -1,14 +1,14 @@
-"""A step's calls, written down once and made again.
+"""A step's calls, recorded once and replayed.
 
 Of a small network's step an eighth is no arithmetic: Python, and some 400 views. But a step asks for the same memory as
-the step before (arena.py), so that all of its calls have the same arguments, too. One step is written down as PyTorch's
+the step before (arena.py), so that all of its calls have the same arguments, too. One step is recorded as PyTorch's
 dispatcher sees it, without the views; the next ones only make its calls. A CUDA graph is the same thing on a GPU.
 
-The same calls in the same order give the same bits. What runs is what was written down, so a step is made again only
-where all that decides its course is as it was: the network, which keeps a Replay, says what that is. A step that waits
-for a number, draws one, or calls what cannot be written down runs as it is, always; and so does every step while a
-profiler or one of PyTorch's modes looks on. What no dispatcher sees, `x.tolist()` or `x.numpy()`, has no place in a
-step: it would not be noticed.
+The same calls in the same order give the same bits. A replay repeats what was recorded, so a step is replayed only
+where its signature, which is all that decides its calls, is that of the recorded step: the network, which owns a
+Replay, says what that is. A step that waits for a number, draws one, or calls what cannot be recorded always runs
+eagerly; and so does every step while a profiler or one of PyTorch's modes is active. What no dispatcher sees,
+`x.tolist()` or `x.numpy()`, has no place in a step: it would not be noticed.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from torch.utils._pytree import tree_leaves
 from .arena import Arena
 
 LARGEST = 1 << 19  # numbers of an activation: in larger steps all of this is less than a hundredth of the time
-PLAIN = 2  # steps of a kind before one is written down: by then everything is compiled, and memory has its size
-KEPT = 4  # tapes
-HELD = 1 << 24  # bytes that a tape may hold: the tensors of its step that are not the arena's
-SEEN = 100  # kinds of steps that are counted, or known not to be repeatable
+WARM_UP = 2  # steps of a signature before one is recorded: by then all is compiled, and memory has its size
+MOST_STEPS = 4  # that stay recorded
+MOST_BYTES = 1 << 24  # of a recorded step: its tensors that are not the arena's
+MOST_SIGNATURES = 100  # that are counted, or known not to be replayable
 
 Call = tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]
 
-_tape: ContextVar[Tape | None] = ContextVar("tape", default=None)
+_recording: ContextVar[RecordedStep | None] = ContextVar("recording", default=None)
 
 _aten = torch.ops.aten
-QUICKER: dict[Any, Callable[..., Any]] = {  # the same, without a look at the operator's schema
+WITHOUT_SCHEMA: dict[Any, Callable[..., Any]] = {  # the same, called without the operator's schema
     _aten.mm.out: torch.mm,
     _aten.addmm.out: torch.addmm,
     _aten.addmm_.default: Tensor.addmm_,
@@ -46,7 +46,7 @@ QUICKER: dict[Any, Callable[..., Any]] = {  # the same, without a look at the op
     _aten.copy_.default: Tensor.copy_,
     _aten.add_.Tensor: Tensor.add_,
 }
-UNREPEATABLE = (
+NOT_REPLAYABLE = (
     torch.Tag.data_dependent_output,
     torch.Tag.dynamic_output_shape,
     torch.Tag.nondeterministic_seeded,
@@ -57,59 +57,60 @@ CONSTANTS = (_aten.lift_fresh.default, _aten.lift_fresh_copy.default)  # of Pyth
 MEMORY = ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided")  # has no content yet
 
 
-def is_repeatable(size: int, dropout: float, device_type: str) -> bool:
+def is_replayable(size: int, dropout: float, device_type: str) -> bool:
     """Whether steps with activations of so many numbers make the same calls each time, and it saves time to know."""
     return size <= LARGEST and not dropout and device_type == "cpu"  # dropout's masks are drawn
 
 
 class Replay:
-    """The steps of one network that are made again. `arena`: where their memory comes from."""
+    """Records and replays the steps of one network. `arena`: where their memory comes from."""
 
     def __init__(self, arena: Arena):
         self.arena = arena
         self._seen: Counter[Hashable] = Counter()
-        self._unrepeatable: set[Hashable] = set()
+        self._not_replayable: set[Hashable] = set()
 
-    def __call__(self, work: Callable[..., Tensor], inputs: Sequence[Tensor | None], course: Hashable) -> Tensor:
-        """work(*inputs), a new tensor. `course`: all that decides what `work` does, beside the inputs.
+    def __call__(self, work: Callable[..., Tensor], inputs: Sequence[Tensor | None], signature: Hashable) -> Tensor:
+        """work(*inputs), a new tensor. `signature`: all that decides what `work` does, beside the inputs.
 
         `work` reads the inputs, reads and writes the arena's memory, and tensors that stay where they are.
         """
-        if _somebody_looks_on():
+        if _is_observed():
             return work(*inputs)
-        tapes: dict[Hashable, Tape] = self.arena.tapes
-        kind = course, *[None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in inputs]
-        if (tape := tapes.pop(kind, None)) is not None:
-            tapes[kind] = tape
-            return tape.replay(inputs)
-        if len(self._seen) > SEEN:
+        recorded: dict[Hashable, RecordedStep] = self.arena.recorded_steps
+        key = signature, *[None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in inputs]
+        if (step := recorded.pop(key, None)) is not None:
+            recorded[key] = step
+            return step.replay(inputs)
+        if len(self._seen) > MOST_SIGNATURES:
             self._seen.clear()
-            self._unrepeatable.clear()
-        self._seen[kind] += 1
-        if self._seen[kind] <= PLAIN or kind in self._unrepeatable:
+            self._not_replayable.clear()
+        self._seen[key] += 1
+        if self._seen[key] <= WARM_UP or key in self._not_replayable:
             return work(*inputs)
-        return self._written_down(work, inputs, kind)
+        return self._record(work, inputs, key)
 
-    def _written_down(self, work: Callable[..., Tensor], inputs: Sequence[Tensor | None], kind: Hashable) -> Tensor:
-        """A step that runs, and its tape."""
-        generation, tape = self.arena.generation, Tape(inputs)
-        self._unrepeatable.add(kind)  # should it fail
-        result = tape.write(work)
-        if tape.complete:
-            self._unrepeatable.remove(kind)
+    def _record(self, work: Callable[..., Tensor], inputs: Sequence[Tensor | None], key: Hashable) -> Tensor:
+        """A step that runs and is recorded."""
+        generation, step = self.arena.generation, RecordedStep(inputs)
+        self._not_replayable.add(key)  # should it fail
+        result = step.record(work)
+        recorded = self.arena.recorded_steps
+        if step.complete:
+            self._not_replayable.remove(key)
             if generation == self.arena.generation:
-                self.arena.tapes[kind] = tape
-        if len(self.arena.tapes) > KEPT:
-            oldest = next(iter(self.arena.tapes))
-            del self.arena.tapes[oldest], self._seen[oldest]
+                recorded[key] = step
+        if len(recorded) > MOST_STEPS:
+            oldest = next(iter(recorded))
+            del recorded[oldest], self._seen[oldest]
         return result
 
     def replays(self) -> int:
-        """How many kinds of steps are made again."""
-        return len(self.arena.tapes)
+        """How many recorded steps there are."""
+        return len(self.arena.recorded_steps)
 
 
-class Tape(TorchDispatchMode):
+class RecordedStep(TorchDispatchMode):
     """The calls of one step."""
 
     def __init__(self, inputs: Sequence[Tensor | None]):
@@ -120,32 +121,32 @@ class Tape(TorchDispatchMode):
         self.result: Tensor | None = None
         self._constants: list[Tensor] = []
         self._changed: set[int] = set()  # storages that a call writes into
-        self._held = 0  # bytes
+        self._bytes = 0  # of tensors that are not the arena's
 
-    def write(self, work: Callable[..., Tensor]) -> Tensor:
-        """A step, which is written down."""
-        token = _tape.set(self)
+    def record(self, work: Callable[..., Tensor]) -> Tensor:
+        """Runs a step, and records it."""
+        token = _recording.set(self)
         try:
             with self:
                 self.result = work(*self.inputs)
         finally:
-            _tape.reset(token)
-        self._leave_out_what_stays()
+            _recording.reset(token)
+        self._drop_constant_calls()
         return self.result.clone()
 
-    def _leave_out_what_stays(self) -> None:
-        """Tensors that depend on nothing, and that nothing changes, need not be made again: a mask."""
+    def _drop_constant_calls(self) -> None:
+        """Tensors that depend on nothing, and that nothing changes, need not be recomputed: a mask."""
         stay: set[int] = set()
         calls, self.calls = self.calls, []
         for function, args, kwargs in calls:
-            if function is not _make_again:
+            if function is not _recompute_into:
                 self.calls.append((function, args, kwargs))
                 continue
             _, inputs, settings, made = args
             if _storages(_tensors((inputs, settings))) <= stay and not _storages(made) & self._changed:
                 stay |= _storages(made)
             else:
-                self.calls.append(_again(*args))
+                self.calls.append(_replayed_call(*args))
 
     def replay(self, inputs: Sequence[Tensor | None]) -> Tensor:
         """The same step of other inputs."""
@@ -164,22 +165,22 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = function(*args, **(kwargs or {}))
-        self._write(function, args, kwargs or {}, results)
+        self._record_call(function, args, kwargs or {}, results)
         return results
 
-    def _write(self, function: Any, args: Any, kwargs: dict[str, Any], results: Any) -> None:
+    def _record_call(self, function: Any, args: Any, kwargs: dict[str, Any], results: Any) -> None:
         given, made = _tensors((args, kwargs)), _tensors(results)
-        if not self.complete or function.namespace != "aten" or not _has_one_course(function, given):
+        if not self.complete or function.namespace != "aten" or not _is_replayable_operator(function, given):
             self._give_up()
         elif function in CONSTANTS:
             self._constants += made
         elif function._schema.is_mutable:
-            written = _storages(_written(function, args, kwargs))
+            written = _storages(_mutated(function, args, kwargs))
             if written & _storages(self._constants) or not _storages(made) <= written:
-                self._give_up()  # it changes what is not written down, or makes something besides
+                self._give_up()  # it changes what is not recorded, or makes something besides
             else:
                 self._changed |= written
-                self.calls.append((QUICKER.get(function, function), args, kwargs))
+                self.calls.append((WITHOUT_SCHEMA.get(function, function), args, kwargs))
         elif not made:
             self._give_up()  # a number, for Python
         elif _storages(made) <= _storages(given):
@@ -187,14 +188,14 @@ class Tape(TorchDispatchMode):
         elif _storages(made) & _storages(given):
             self._give_up()
         else:
-            self._held += sum(x.nbytes for x in made)
-            if self._held > HELD:
+            self._bytes += sum(x.nbytes for x in made)
+            if self._bytes > MOST_BYTES:
                 self._give_up()
             elif function.overloadpacket.__name__ not in MEMORY and any(x.numel() for x in made):
-                self.calls.append((_make_again, (function, args, kwargs, made), {}))
+                self.calls.append((_recompute_into, (function, args, kwargs, made), {}))
 
     def _give_up(self) -> None:
-        """What cannot be written down whole is not written down, and holds nothing."""
+        """A step that cannot be recorded whole is not replayed, and holds no tensors."""
         self.complete = False
         self.calls.clear()
 
@@ -203,9 +204,9 @@ def call_library(kernel: Callable[..., None], tensors: Sequence[Tensor], numbers
     """kernel(addresses of the tensors ..., numbers ...), which no dispatcher sees."""
     arguments = [*[x.data_ptr() for x in tensors], *numbers]
     kernel(*arguments)
-    if (tape := _tape.get()) is not None and tape.complete:
-        tape._changed |= _storages(tensors)
-        tape.calls.append((_call_at_addresses, (kernel, arguments, tensors), {}))
+    if (step := _recording.get()) is not None and step.complete:
+        step._changed |= _storages(tensors)
+        step.calls.append((_call_at_addresses, (kernel, arguments, tensors), {}))
 
 
 def _call_at_addresses(kernel: Callable[..., None], arguments: Sequence[int], tensors: Sequence[Tensor]) -> None:
@@ -213,25 +214,25 @@ def _call_at_addresses(kernel: Callable[..., None], arguments: Sequence[int], te
     kernel(*arguments)
 
 
-def _make_again(function: Callable[..., Any], args: Any, kwargs: dict[str, Any], made: Sequence[Tensor]) -> None:
+def _recompute_into(function: Callable[..., Any], args: Any, kwargs: dict[str, Any], made: Sequence[Tensor]) -> None:
     """New tensors, put where the later calls find them."""
     for x, result in zip(made, _tensors(function(*args, **kwargs)), strict=True):
         x.copy_(result)
 
 
-def _again(function: Any, args: Any, kwargs: dict[str, Any], made: Sequence[Tensor]) -> Call:
-    """`_make_again`, at once where the operator can write into tensors that are there."""
+def _replayed_call(function: Any, args: Any, kwargs: dict[str, Any], made: Sequence[Tensor]) -> Call:
+    """`_recompute_into`, at once where the operator can write into tensors that are there."""
     if function in COPIES:
         return Tensor.copy_, (made[0], args[0]), {}
-    into = _into(function)
+    into = _out_variant(function)
     if into is None:
-        return _make_again, (function, args, kwargs, made), {}
+        return _recompute_into, (function, args, kwargs, made), {}
     variant, names = into
     return variant, args, kwargs | dict(zip(names, made, strict=True))
 
 
 @cache
-def _into(function: Any) -> tuple[Any, list[str]] | None:
+def _out_variant(function: Any) -> tuple[Any, list[str]] | None:
     """The operator's variant that takes its results' memory, and what these arguments are called."""
     wanted = [(one.name, str(one.type)) for one in function._schema.arguments]
     for name in function.overloadpacket.overloads():
@@ -243,18 +244,18 @@ def _into(function: Any) -> tuple[Any, list[str]] | None:
     return None
 
 
-def _written(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+def _mutated(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
     """The arguments that it writes into."""
     arguments = function._schema.arguments
     given = dict(zip([argument.name for argument in arguments], args, strict=False)) | kwargs
     return _tensors([given.get(one.name) for one in arguments if one.is_write])
 
 
-def _has_one_course(function: Any, given: Sequence[Tensor]) -> bool:
-    """Whether it does the same with any numbers, and each time."""
+def _is_replayable_operator(function: Any, given: Sequence[Tensor]) -> bool:
+    """Whether the operator makes the same call whatever the numbers, each time."""
     if function is _aten.index.Tensor and all(x.dtype in (torch.int64, torch.int32) for x in given[1:]):
         return True  # its size depends on masks only
-    return not any(tag in function.tags for tag in UNREPEATABLE)
+    return not any(tag in function.tags for tag in NOT_REPLAYABLE)
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -265,6 +266,7 @@ def _storages(tensors: Sequence[Tensor]) -> set[int]:
     return {x.untyped_storage()._cdata for x in tensors}
 
 
-def _somebody_looks_on() -> bool:
-    looks = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
-    return bool(looks or torch.autograd._profiler_enabled())
+def _is_observed() -> bool:
+    """Whether a mode of PyTorch or a profiler is active: it shall see every call."""
+    modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
+    return bool(modes or torch.autograd._profiler_enabled())

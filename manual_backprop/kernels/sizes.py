@@ -13,7 +13,7 @@ class Sizes:
 
     queries: int  # of a tile of attention [positions]
     scores: int  # of a tile of attention, about
-    longest_kept: int  # [positions] of longer sequences probabilities are computed again in backward: their size is T S
+    longest_kept: int  # [positions] of longer sequences probabilities are recomputed in backward: their size is T S
     piece: int  # of a wide tensor at a time
     fewest_rows: int  # of the logits at a time: for each piece all of dW is read and written
     logits: int  # at a time, where the vocabulary is small

@@ -17,7 +17,7 @@ import torch
 from ..ops import __all__ as pairs
 from .arena import Arena
 from .cpu.compiled import Group, compiles
-from .replay import is_repeatable
+from .replay import is_replayable
 
 
 class Row(NamedTuple):
@@ -70,6 +70,6 @@ class Table:
         """Whether parts of them run compiled (kernels.compile)."""
         return self.which != "reference" and compiles(how, self.device)
 
-    def is_repeatable(self, size: int, dropout: float) -> bool:
+    def is_replayable(self, size: int, dropout: float) -> bool:
         """Whether steps with activations of so many numbers are replayed."""
-        return self.which != "reference" and is_repeatable(size, dropout, self.device.type)
+        return self.which != "reference" and is_replayable(size, dropout, self.device.type)

@@ -85,8 +85,8 @@ class HandWrittenNetwork(FlatNetwork):
 
         inputs = batch.tokens, batch.targets, batch.segments
         with self._calculation(training=True):
-            if self._is_repeatable(batch.tokens.numel()):
-                return self.replay(work, (*inputs, self.on_device(denominator)), self._course())
+            if self._is_replayable(batch.tokens.numel()):
+                return self.replay(work, (*inputs, self.on_device(denominator)), self._signature())
             return work(*inputs, denominator)
 
     @torch.no_grad()
@@ -126,15 +126,15 @@ class HandWrittenNetwork(FlatNetwork):
         """What the kernels want around them."""
         return self.ops.calculation(self.arena if training else None, self.compiled_groups)
 
-    def _is_repeatable(self, tokens: int) -> bool:
-        """Whether the calls of such a step can be made again: see `Replay`. Who records, or waits for gradients, wants
-        it to run."""
+    def _is_replayable(self, tokens: int) -> bool:
+        """Whether such a step can be replayed: see `Replay`. Not where a recorder or a callback for complete gradients
+        is set: they are called by steps that run."""
         size = tokens * self.config.d_model
-        repeatable = self.ops.is_repeatable(size, self.config.dropout)
+        replayable = self.ops.is_replayable(size, self.config.dropout)
         nobody_waits = self.recorder is no_record and self.on_gradients_complete is wait_for_nothing
-        return repeatable and self.compiles and nobody_waits
+        return replayable and self.compiles and nobody_waits
 
-    def _course(self) -> tuple[Any, ...]:
+    def _signature(self) -> tuple[Any, ...]:
         """What may decide the calls of a step beside its batch: settings, and the functions that it calls here.
 
         Who puts others in their place sees the step that belongs to them; not so who changes a function inside of the
@@ -162,7 +162,7 @@ class HandWrittenNetwork(FlatNetwork):
 
 
 class BlockCaches:
-    """What every block keeps for its backward: its cache, or (recompute=block) how to run it again.
+    """What every block keeps for its backward: its cache, or (recompute=block) a function that recomputes it.
 
     The second is gradient checkpointing (Chen et al. 2016): of each block only its inputs are kept, and its forward
     runs once more before its backward. The same functions of the same numbers, dropout's masks included: the same bits.
@@ -183,8 +183,8 @@ class BlockCaches:
         if isinstance(inputs[0], Tensor):  # a branch, which the block adds to x first
             x, inputs = x + inputs[0], (None, *inputs[1:])  # one tensor to keep in place of two
         self._kept.append(partial(block_forward, x, *inputs))
-        with self.arena.handing_out_again():
-            # copies: they lie in memory that is handed out again
+        with self.arena.reuse():
+            # copies: they lie in memory that is reused
             outputs, _ = block_forward(x, *inputs)
             return outputs.clone() if isinstance(outputs, Tensor) else tuple(output.clone() for output in outputs)
 
@@ -195,5 +195,5 @@ class BlockCaches:
         if not self.recompute:
             yield kept
             return
-        with self.arena.handing_out_again():
+        with self.arena.reuse():
             yield kept()[1]

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..common.errors import CheckFailedError, InputError
 
-LONGEST_FAREWELL = 10.0  # [s] that a process may take to end
+SHUTDOWN_TIMEOUT = 10.0  # [s] for a measuring process to end by itself
 
 
 @dataclass
@@ -90,7 +90,7 @@ class MeasuringProcess:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.end.close()
-        self.process.join(LONGEST_FAREWELL if kind is None else 0)
+        self.process.join(SHUTDOWN_TIMEOUT if kind is None else 0)
         self.process.terminate()
         self.process.join()
 
@@ -105,7 +105,7 @@ class MeasuringProcess:
         try:
             answer = self.end.recv()
         except (EOFError, OSError):
-            self.process.join(LONGEST_FAREWELL)
+            self.process.join(SHUTDOWN_TIMEOUT)
             code = self.process.exitcode
             how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
             raise CheckFailedError(f"A measuring process {how} before it answered. {self.advice}".rstrip()) from None

@@ -1,6 +1,6 @@
-"""`python -m manual_backprop.tools.kernel_gains` writes docs/kernels.md: what each means of the kernels brings, alone.
+"""`python -m manual_backprop.tools.kernel_gains` writes docs/kernels.md: what each optimization of the kernels brings.
 
-A whole training step with `kernels=fused` is measured against the same step without one means at a time
+A whole training step with `kernels=fused` is measured against the same step without one of them at a time
 (`study/benchmark/ablations.py`), by the bench's processes and in its way: in turns, with the noise floor, the peak
 memory, and gradients that agree before anything is timed. Nothing on the page is typed in.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..common.exit_codes import exit_code_of
 from ..config.arguments import Parser, whole
-from ..study.benchmark.ablations import MEANS, WITHOUT, Means, work
+from ..study.benchmark.ablations import OPTIMIZATIONS, WITHOUT, Optimization, work
 from ..study.benchmark.cases import CASES, SUBJECT, Case
 from ..study.benchmark.choices import about_cases, add_choices, cases_of
 from ..study.benchmark.measurement import MeasuredRow, Measurement, measure
@@ -32,10 +32,10 @@ AT_ONCE = 6  # rows that take turns with each other and with the subject: a proc
 WIDTH = 120
 
 DESCRIPTION = f"""\
-Measures what each means of the kernels brings, alone: a whole training step with kernels=fused, against the same step
-with one means taken out at a time. Writes {DEFAULT_OUTPUT}: time and memory with and without, the noise floor, and what
-each means saves and why. Rows are measured as `python -m manual_backprop.bench` does; its --help says how. Minutes for
-each case and precision; run it on a machine that does nothing else."""
+Measures what each optimization of the kernels brings, alone: an ablation. A whole training step with kernels=fused,
+against the same step without one of them at a time. Writes {DEFAULT_OUTPUT}: time and memory with and without, the
+noise floor, and what each saves and why. Rows are measured as `python -m manual_backprop.bench` does; its --help says
+how. Minutes for each case and precision; run it on a machine that does nothing else."""
 
 EXAMPLES = f"""\
 Examples
@@ -46,7 +46,7 @@ Examples
 Exit codes: 0 written, 1 gradients disagree or a process failed, 2 wrong input, 4 the page cannot be written."""
 
 PAGE = """\
-# What each means of the kernels brings, alone
+# What each optimization of the kernels brings, alone
 
 This page is written by the following command; every number on it was measured by that command.
 
@@ -56,27 +56,27 @@ This page is written by the following command; every number on it was measured b
 
 `kernels=fused` trains with the pairs of `manual_backprop/kernels` in place of those of `manual_backprop/ops`: the same
 names, the same gradients. Below is a whole training step (forward, loss, backward, clipping, AdamW) with all of its
-means, and then without one of them at a time: a pair replaced by the textbook's of the same name, or something that
-several pairs share undone in all of them. What two means both save shows in neither of their rows, and what needs both
-shows in each, so the rows do not add up. What can be compiled is (`kernels.compile=always`).
+optimizations, and then without one of them at a time: a pair replaced by the textbook's of the same name, or something
+that several pairs share undone in all of them. What two optimizations both save shows in neither of their rows, and
+what needs both shows in each, so the rows do not add up. What can be compiled is (`kernels.compile=always`).
 
-## The means
+## The optimizations
 
-{means}
+{optimizations}
 
 ## How to read the numbers
 
-**Time** is that of the step without the means over that of the step with it, in the same turn: median and quartiles of
-{turns} turns, one process a row. Above 1, the means saves time. The noise floor is the same for `{subject}` against
-itself; a ratio that is no farther from 1 is in *italics*: no difference was measured.
+**Time** is that of the step without the optimization over that of the step with it, in the same turn: median and
+quartiles of {turns} turns, one process a row. Above 1, the optimization saves time. The noise floor is the same for
+`{subject}` against itself; a ratio that is no farther from 1 is in *italics*: no difference was measured.
 
 **Peak** is the process's largest size after warm-up, less its size after the imports, parameters and moments included
-(on a GPU, of its tensors); **more** is the peak without the means less that with it, in the same group of rows, in
-italics where `{subject}` differs from itself by as much.
+(on a GPU, of its tensors); **more** is the peak without the optimization less that with it, in the same group of rows,
+in italics where `{subject}` differs from itself by as much.
 
 **All of them** without is `kernels=reference`. **`training.recompute=block`** is no part of `kernels=fused`: it keeps
-of each block only its input and makes the rest again in backward, which saves memory and costs time. Its row is the
-step with it beside the step without it.
+of each block only its input and recomputes the rest in backward, which saves memory and costs time. Its row is the step
+with it beside the step without it.
 
 {machine}
 
@@ -105,9 +105,9 @@ class Gains:
     left_out: dict[str, str]  # rows that cannot be had here, and why
 
 
-def measure_gains(case: Case, means: Sequence[str], rounds: int) -> Gains:
-    """Every means that does something in this case, and the two rows below them, in groups of at most AT_ONCE."""
-    names = [WITHOUT + name for name in means if MEANS[name].applies(case)] + [NONE_OF_THEM, RECOMPUTED]
+def measure_gains(case: Case, optimizations: Sequence[str], rounds: int) -> Gains:
+    """Every optimization that applies to this case, and the two rows below them, in groups of at most AT_ONCE."""
+    names = [WITHOUT + name for name in optimizations if OPTIMIZATIONS[name].applies(case)] + [NONE_OF_THEM, RECOMPUTED]
     count = -(-len(names) // AT_ONCE)
     return gains_of([measure(case, [SUBJECT, *names[place::count]], rounds, work) for place in range(count)])
 
@@ -143,7 +143,7 @@ def section(measured: Gains) -> str:
     milliseconds = 1e3 * statistics.median(time for row in measured.subjects for time in row.seconds)
     peaks = [row.peak_bytes for row in measured.subjects if row.peak_bytes is not None]
     peak = _megabytes(round(statistics.median(peaks)) if peaks else None)
-    named = {WITHOUT + name: f"`{name}` | `{means.place}`" for name, means in MEANS.items()} | {
+    named = {WITHOUT + name: f"`{name}` | `{one.place}`" for name, one in OPTIMIZATIONS.items()} | {
         NONE_OF_THEM: "all of them: `kernels=reference` | `kernels/`",
         RECOMPUTED: "nothing, with `training.recompute=block` | `models/step.py`",
     }
@@ -174,12 +174,14 @@ def _megabytes(size: int | None) -> str:
     return "unknown" if size is None else f"{size / 1e6:.1f}"
 
 
-def page(sections: Sequence[str], means: Sequence[str], command: str, turns: int) -> str:
+def page(sections: Sequence[str], optimizations: Sequence[str], command: str, turns: int) -> str:
     from ..study.benchmark.page import machine
 
     written = PAGE.format(
         command=command,
-        means="\n\n".join(f"**`{name}`**{_pairs(MEANS[name])}. {MEANS[name].about}" for name in means),
+        optimizations="\n\n".join(
+            f"**`{name}`**{_pairs(OPTIMIZATIONS[name])}. {OPTIMIZATIONS[name].about}" for name in optimizations
+        ),
         subject=SUBJECT,
         turns=turns,
         machine="Measured with " + ", ".join(f"{name} {value}" for name, value in machine().items()) + ".",
@@ -188,9 +190,9 @@ def page(sections: Sequence[str], means: Sequence[str], command: str, turns: int
     return "\n\n".join(map(_filled, written.strip().split("\n\n"))) + "\n"
 
 
-def _pairs(means: Means) -> str:
-    names = " and ".join(f"`{pair}`" for pair in means.pairs)
-    return f", the pair{'s' * (len(means.pairs) > 1)} {names}" if names else ""
+def _pairs(optimization: Optimization) -> str:
+    names = " and ".join(f"`{pair}`" for pair in optimization.pairs)
+    return f", the pair{'s' * (len(optimization.pairs) > 1)} {names}" if names else ""
 
 
 def _filled(part: str) -> str:
@@ -222,10 +224,12 @@ def parser() -> Parser:
     def named(title: str, names: dict[str, str]) -> str:
         return "\n".join((title, *(f"  {name:<26}{about}" for name, about in names.items())))
 
-    about_means = named("Means", {name: means.place for name, means in MEANS.items()})
-    it = Parser("tools.kernel_gains", "\n\n".join((DESCRIPTION, about_means, named("Cases", about_cases()))), EXAMPLES)
+    about = named("Optimizations", {name: one.place for name, one in OPTIMIZATIONS.items()})
+    it = Parser("tools.kernel_gains", "\n\n".join((DESCRIPTION, about, named("Cases", about_cases()))), EXAMPLES)
     add_choices(it, usual="all of a CPU")
-    it.add_argument("--means", nargs="+", choices=tuple(MEANS), metavar="MEANS", help="that are taken out (all)")
+    it.add_argument(
+        "--means", nargs="+", choices=tuple(OPTIMIZATIONS), metavar="NAME", help="optimizations to ablate (all)"
+    )
     it.add_argument("--rounds", type=whole(1), default=ROUNDS, metavar="N", help="turns there and back (%(default)s)")
     it.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, metavar="FILE", help="the page (%(default)s)")
     return it
@@ -238,12 +242,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.case = [name for name, case in CASES.items() if case.device == "cpu"]
     cases = cases_of(options)
     check_output("--output", options.output)
-    means = [name for name in MEANS if options.means is None or name in options.means]
+    optimizations = [name for name in OPTIMIZATIONS if options.means is None or name in options.means]
     sections = []
     for case in cases:
-        sections.append(section(measure_gains(case, means, options.rounds)))
+        sections.append(section(measure_gains(case, optimizations, options.rounds)))
         print(f"{sections[-1]}\n", flush=True)
-    written = page(sections, means, command, 2 * options.rounds)
+    written = page(sections, optimizations, command, 2 * options.rounds)
     from ..common.durable_files import storage_errors
 
     with storage_errors(f"write {options.output}"):

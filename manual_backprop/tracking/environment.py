@@ -13,11 +13,11 @@ from ..common.processor import processor
 if TYPE_CHECKING:
     from ..models.network import Network
 
-CODE = ("version", "commit", "code")  # of the circumstances: which code it was
+CODE = ("version", "commit", "code")  # of an environment: which code it was
 
 
-def circumstances(network: Network) -> dict[str, Any]:
-    """Of a network in this process, as it is now: every checkpoint and every run.json has them."""
+def environment_of(network: Network) -> dict[str, Any]:
+    """Of a network in this process, as it is now: `made_with` in every checkpoint and every run.json."""
     import torch
 
     device = network.device
@@ -42,7 +42,7 @@ def code_version() -> dict[str, str]:
 
 
 def differing(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What is not as it was: "threads: 2 then, 1 now". The code is `other_version`'s."""
+    """What differs between two environments: "threads: 2 then, 1 now". The code is `other_version`'s."""
     return [
         f"{name}: {then.get(name)} then, {value} now"
         for name, value in now.items()
@@ -52,16 +52,16 @@ def differing(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def other_version(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The line that says that the code is another one, with which the same bits are not promised; None where the files
-    of the package are the same. `then` is made_with of a run or a checkpoint; what it lacks is unknown."""
+    of the package are the same. `then` is the environment of a run or a checkpoint; what it lacks is unknown."""
     if then.get("code") == now["code"]:
         return None
     return f"code: {version_in_words(then)} then, {version_in_words(now)} now; the package's files differ"
 
 
-def version_in_words(made_with: Mapping[str, Any]) -> str:
+def version_in_words(environment: Mapping[str, Any]) -> str:
     """`0.1.0, commit 557d51a8a562`, as far as it is known."""
-    commit, separator, changes = str(made_with.get("commit", "unknown")).partition(" ")
-    return f"{made_with.get('version', 'unknown version')}, commit {commit[:12]}{separator}{changes}"
+    commit, separator, changes = str(environment.get("commit", "unknown")).partition(" ")
+    return f"{environment.get('version', 'unknown version')}, commit {commit[:12]}{separator}{changes}"
 
 
 def code_digest() -> str:

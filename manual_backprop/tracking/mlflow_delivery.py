@@ -35,7 +35,7 @@ from manual_backprop.checkpoints.checkpoint import CheckpointManager, step_of
 from manual_backprop.common.errors import ManualBackpropError
 from manual_backprop.tracking.metrics_file import METRICS, Entry, read_entries
 from manual_backprop.tracking.mlflow_model import MODEL_NAME, is_servable, parameters_digest, write_model
-from manual_backprop.tracking.parent_runs import kinship_tags
+from manual_backprop.tracking.parent_runs import parent_and_child_tags
 from manual_backprop.tracking.run_directory import (
     FINISHED,
     RUNNING,
@@ -119,7 +119,7 @@ class MlflowDelivery:
             self._send_tags(client, tracked.tags)
             self._send_changes(client, tracked.changes)
             self._send_datasets(client, tracked.datasets)
-        self._send_tags(client, kinship_tags(read_run(self.directory), without_credentials(self.uri)))
+        self._send_tags(client, parent_and_child_tags(read_run(self.directory), without_credentials(self.uri)))
         self._send_metrics(client)
         if final or tracked_at != self._tracked_at:
             for path, folder in tracked.artifacts:

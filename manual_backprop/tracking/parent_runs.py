@@ -1,4 +1,6 @@
-"""How a sweep and its runs find each other in MLflow: tags whose values are MLflow's ids, known only after delivery.
+"""Parent and child runs in MLflow: a sweep and its runs find each other by tags, whose values are MLflow's ids.
+
+These are known only after delivery.
 
 run.json names the other by its directory (`sweep` of a run, `best` of a sweep); once that one has been delivered, its
 own run.json has the id. MLflow may have been down meanwhile, so a delivery looks again each time.
@@ -16,12 +18,12 @@ PARENT_TAG = "mlflow.parentRunId"
 BEST_RUN_TAG = "best_run_id"
 
 
-def kinship_tags(record: dict[str, Any], tracking_uri: str) -> dict[str, str]:
-    """Of the run whose run.json is `record`, in the store at `tracking_uri` (without credentials)."""
-    relatives = {PARENT_TAG: record.get("sweep"), BEST_RUN_TAG: record.get("best")}
+def parent_and_child_tags(record: dict[str, Any], tracking_uri: str) -> dict[str, str]:
+    """The tags of the run whose run.json is `record`, in the store at `tracking_uri` (without credentials)."""
+    directories = {PARENT_TAG: record.get("sweep"), BEST_RUN_TAG: record.get("best")}
     tags = {}
-    for tag, relative in relatives.items():
-        if relative is not None and (run_id := _mlflow_id(Path(relative["directory"]), tracking_uri)):
+    for tag, named in directories.items():
+        if named is not None and (run_id := _mlflow_id(Path(named["directory"]), tracking_uri)):
             tags[tag] = run_id
     return tags
 

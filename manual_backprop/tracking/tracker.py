@@ -95,8 +95,8 @@ def add_tags(directory: Path, tags: Mapping[str, Any]) -> None:
     tracked.write(directory)
 
 
-def made_with(directory: Path) -> dict[str, Any]:
-    """The circumstances of a run when it started, its code among them, as far as its directory tells.
+def environment_of_run(directory: Path) -> dict[str, Any]:
+    """The environment of a run when it started, its code among them, as far as its directory tells.
 
     `code` stands beside the others. The first runs had their commit among the tags only, which a resume replaces.
     Raises InputError.

@@ -18,8 +18,8 @@ from ..config.rules import shown
 from ..models.language_model import LanguageModel
 from ..optim.optimizers import Optimizer
 from ..tracking import RunDirectory
-from ..tracking.environment import circumstances, differing, other_version
-from ..tracking.tracker import made_with
+from ..tracking.environment import differing, environment_of, other_version
+from ..tracking.tracker import environment_of_run
 from .resume import changed_settings
 from .run_facts import RunFacts
 
@@ -38,7 +38,7 @@ def state_of(facts: RunFacts, metrics_length: int) -> dict[str, Any]:
         "network": asdict(facts.model.config),
         **facts.task.digests,
         "metrics_length": metrics_length,
-        "made_with": circumstances(facts.model.network),
+        "made_with": environment_of(facts.model.network),
     }
 
 
@@ -53,9 +53,9 @@ def restore(model: LanguageModel, optimizer: Optimizer, checkpoint: Checkpoint) 
 def tell_changes(facts: RunFacts, checkpoint: Checkpoint, directory: RunDirectory) -> None:
     """A run goes on: what is not as it was, on the terminal and in run.json."""
     settings = changed_settings(facts.config, checkpoint)
-    now = circumstances(facts.model.network)
+    now = environment_of(facts.model.network)
     around = differing(checkpoint.state["made_with"], now)
-    version = other_version(made_with(directory.path) | checkpoint.state["made_with"], now)
+    version = other_version(environment_of_run(directory.path) | checkpoint.state["made_with"], now)
     if settings:
         changes = (f"{key}={shown(now)} (was {shown(before)})" for key, (before, now) in settings.items())
         log.warning("From step %d on: %s.", facts.first_step + 1, ", ".join(changes))

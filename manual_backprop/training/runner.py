@@ -44,7 +44,7 @@ from ..tracking import (
     end_run,
     open_tracker,
 )
-from ..tracking.environment import circumstances, code_digest
+from ..tracking.environment import code_digest, environment_of
 from ..tracking.run_log import run_log, warnings_to_terminal
 from ..trained_models.initial_weights import load_initial_weights
 from .inspection.inspector import Inspector
@@ -207,7 +207,7 @@ class Runner:
             begin = time.perf_counter()
             loss, rate, norm = self.train_step()
             if self.step == 1 and self.resumed is None:
-                directory.update(made_with=circumstances(self.model.network))  # compiling may have failed in this step
+                directory.update(made_with=environment_of(self.model.network))  # compiling may have failed in this step
             if seen := self.inspector.take():
                 tracker.log(self.step, seen)
             logs, saves = self._is_due(training.log_every), self._save_is_due()
@@ -298,7 +298,7 @@ class Runner:
                 tell_changes(self.facts, self.resumed.checkpoint, directory)
                 self._checkpoints(directory.checkpoints).set_aside_after(self.step)
             else:
-                directory.update(made_with=circumstances(self.model.network), code=code_digest())
+                directory.update(made_with=environment_of(self.model.network), code=code_digest())
             write_config(config, directory.path / "config.yaml", self.origin.sources)
             with storage_errors(f"write into {directory.path}"):
                 self.task.save(directory.path)

@@ -1,4 +1,4 @@
-"""Activations behind a bias, one pass each way; backward makes the activated values again in the pass of the gradient.
+"""Activations behind a bias, one pass each way; backward recomputes the activated values in the pass of the gradient.
 
 Sums in the wide format, as in `ops.activations`, whose formulas these are.
 """

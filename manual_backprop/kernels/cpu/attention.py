@@ -21,7 +21,7 @@ from ...ops.attention import AttentionGradients, split_heads
 from ...ops.dropout import Dropout, dropout_forward, keep_mask
 from ...ops.numerics import Record, no_record
 from ...ops.visible import CAUSAL, Visible
-from ..arena import Held, again, held, in_place_of, kept, lasting, scratch
+from ..arena import Recomputable, in_place_of, kept, persistent, recomputed, saved_for_backward, scratch
 from ..pieces import pieces
 from ..sizes import sizes_of
 from .products import matrices, scaled_product
@@ -37,7 +37,7 @@ class Scores(NamedTuple):
 
 
 AttentionCache = tuple[Tensor, Tensor, Tensor, Scores]
-SelfAttentionCache = tuple[Held, Scores, int]
+SelfAttentionCache = tuple[Recomputable, Scores, int]
 
 
 def attention_forward(
@@ -54,7 +54,7 @@ def attention_forward(
     probabilities of short sequences.
     """
     context, scores = _tiles_forward(query, key, value, visible, dropout, record)
-    return context, (lasting(query), lasting(key), lasting(value), scores)
+    return context, (persistent(query), persistent(key), persistent(value), scores)
 
 
 def attention_backward(dcontext: Tensor, cache: AttentionCache, record: Record = no_record) -> AttentionGradients:
@@ -77,13 +77,13 @@ def self_attention_forward(
 ) -> tuple[Tensor, SelfAttentionCache]:
     """context = attention(query, key, value): `ops.self_attention_forward`. qkv (B, T, 3D) -> context (B, T, D)."""
     context, scores = _tiles_forward(*split_heads(qkv, n_heads), visible, dropout, record)
-    return context.flatten(2), (held(qkv), scores, n_heads)
+    return context.flatten(2), (saved_for_backward(qkv), scores, n_heads)
 
 
 def self_attention_backward(dcontext: Tensor, cache: SelfAttentionCache, record: Record = no_record) -> Tensor:
     """dcontext (B, T, D) -> dqkv (B, T, 3D), in the place of qkv: `ops.self_attention_backward`."""
-    made_from, scores, n_heads = cache
-    qkv = again(made_from)
+    saved_qkv, scores, n_heads = cache
+    qkv = recomputed(saved_qkv)
     dqkv = in_place_of(qkv)
     gradients = AttentionGradients(*split_heads(dqkv, n_heads))  # views: what is written there is written here
     dcontext = dcontext.unflatten(2, (n_heads, -1))
@@ -268,7 +268,7 @@ def _from_heads(x: Tensor) -> Iterator[Tensor]:
 
 
 def _memory(saved: list[Tensor], number: int, shape: tuple[int, ...], like: Tensor) -> AbstractContextManager[Tensor]:
-    """The probabilities that are kept, or memory to compute them again."""
+    """The probabilities that are kept, or memory to recompute them."""
     return nullcontext(saved[number]) if saved else scratch(shape, like)
 
 

@@ -29,7 +29,7 @@ from .libraries import Library, Request, build, compiler, find, folder, request
 log = logging.getLogger(__name__)
 
 SMALLEST = 2  # of any dimension: one row or one column runs as it is written
-REMEMBERED = 4096  # calls, by their shapes, of which it is known how they run
+MOST_CALLS = 4096  # calls, by their shapes, of which it is known how they run
 FORMATS = (torch.float32, torch.bfloat16)  # of activations and parameters; float64 is for tests, and runs as written
 IN_CACHE = 1 << 17  # numbers that an uncompiled function takes at a time: what it makes of them stays in the cache
 FIXED = {"float32": torch.float32}
@@ -63,7 +63,7 @@ def compiles(how: str, device: torch.device) -> bool:
 
 
 def compiling_failed() -> bool:
-    """Whether it was tried in this process, in vain: everything runs as it is written then."""
+    """Whether it has failed in this process: everything runs as it is written then."""
     return bool(_failed)
 
 
@@ -135,7 +135,7 @@ class CompiledFunction:
         key = tuple([(type(x), x.dtype, x.is_cpu, x.shape, x.stride()) for x in args[: self.tensors]])
         call = self.calls.get(key)
         if call is None:
-            if len(self.calls) >= REMEMBERED:
+            if len(self.calls) >= MOST_CALLS:
                 self.calls.clear()
             call = self.calls[key] = self._choose(args[: self.tensors])
         return call

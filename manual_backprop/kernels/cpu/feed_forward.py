@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ...ops.numerics import Record, no_record, rows
-from ..arena import Held, again, held, in_place_of, kept, scratch
+from ..arena import Recomputable, in_place_of, kept, recomputed, saved_for_backward, scratch
 from ..pieces import Recorded, pieces_of
 from .activations import ACTIVATIONS
 from .products import add_product
 
-FeedForwardCache = tuple[Held, Tensor, Tensor, Tensor, Tensor, str]
+FeedForwardCache = tuple[Recomputable, Tensor, Tensor, Tensor, Tensor, str]
 
 
 def feed_forward_forward(
@@ -42,7 +42,7 @@ def feed_forward_forward(
     if record.wants("hidden"):
         recorded.put("hidden", hidden + hidden_bias)
     recorded.tell()
-    return y.view(x.shape), (held(x), hidden_weight, hidden, hidden_bias, output_weight, activation)
+    return y.view(x.shape), (saved_for_backward(x), hidden_weight, hidden, hidden_bias, output_weight, activation)
 
 
 def feed_forward_backward(
@@ -57,10 +57,10 @@ def feed_forward_backward(
     record: Record = no_record,
 ) -> Tensor:
     """dy (..., D) -> dx (..., D); adds to the gradients of weights and biases: `ops.feed_forward_backward`."""
-    made_from, hidden_weight, hidden, hidden_bias, output_weight, activation = cache
+    saved_x, hidden_weight, hidden, hidden_bias, output_weight, activation = cache
     hidden_back = hidden_weight if hidden_feedback is None else hidden_feedback.to(dy.dtype)
     output_back = output_weight if output_feedback is None else output_feedback.to(dy.dtype)
-    x = again(made_from)
+    x = recomputed(saved_x)
     dx = in_place_of(x)
     _, activate_gradient = ACTIVATIONS[activation]
     x_rows, dy_rows, dx_rows = rows(x), rows(dy), rows(dx)

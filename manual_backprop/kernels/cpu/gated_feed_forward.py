@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from ...ops.numerics import Record, no_record, rows, wide
-from ..arena import Held, again, held, in_place_of, kept, scratch
+from ..arena import Recomputable, in_place_of, kept, recomputed, saved_for_backward, scratch
 from ..pieces import Recorded, pieces_of
 from .activations import gate_and_rest
 from .compiled import compiled
 from .products import add_product
 
-GatedFeedForwardCache = tuple[Held, Tensor, Tensor, Tensor]
+GatedFeedForwardCache = tuple[Recomputable, Tensor, Tensor, Tensor]
 
 
 @compiled("N F", "N 2F", group="swiglu", by_rows=True)
@@ -52,7 +52,7 @@ def gated_feed_forward_forward(
             torch.mm(activated, output_weight.T, out=y[part])
     recorded.put("gated", gated)
     recorded.tell()
-    return y.view(x.shape), (held(x), gated_weight, gated, output_weight)
+    return y.view(x.shape), (saved_for_backward(x), gated_weight, gated, output_weight)
 
 
 def gated_feed_forward_backward(
@@ -65,10 +65,10 @@ def gated_feed_forward_backward(
     record: Record = no_record,
 ) -> Tensor:
     """dy (..., D) -> dx (..., D); adds to the gradients of both weights: `ops.gated_feed_forward_backward`."""
-    made_from, gated_weight, gated, output_weight = cache
+    saved_x, gated_weight, gated, output_weight = cache
     gated_back = gated_weight if gated_feedback is None else gated_feedback.to(dy.dtype)
     output_back = output_weight if output_feedback is None else output_feedback.to(dy.dtype)
-    x = again(made_from)
+    x = recomputed(saved_x)
     dx = in_place_of(x)
     x_rows, dy_rows, dx_rows = rows(x), rows(dy), rows(dx)
     recorded = Recorded(record, x.shape[:-1])

@@ -1,6 +1,6 @@
 """`linear` with the gradient's product added where it belongs, and its input's gradient in the input's place.
 
-An output that is wider than the input (query, key and value) is computed again where backward wants it: the input is
+An output that is wider than the input (query, key and value) is recomputed where backward wants it: the input is
 there anyhow, one more product costs a twelfth of a block's, and a third of what a block would keep is saved. Where it
 is small beside its weight, it is kept.
 """
@@ -13,22 +13,22 @@ import torch
 from torch import Tensor
 
 from ...ops.numerics import rows
-from ..arena import Held, again, held, in_place_of, is_small, kept, passing, remade
+from ..arena import Recomputable, in_place_of, is_small, kept, ping_pong, recomputable, recomputed, saved_for_backward
 from .products import add_product
 
-LinearCache = tuple[Held, Tensor]
+LinearCache = tuple[Recomputable, Tensor]
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, LinearCache]:
     """y = x W^T + b: `ops.linear_forward`. The cache keeps the weight as the product read it, rounded once a step."""
     weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
-    x_held = held(x)
+    saved_x = saved_for_backward(x)
     outputs, inputs = weight.shape
     if outputs <= inputs or is_small(x.numel() // inputs * outputs, weight.numel()):
-        return _product(x, weight, bias, kept), (x_held, weight)
-    y = _product(x, weight, bias, passing)
-    return remade(y, lambda: _product(again(x_held), weight, bias, passing)), (x_held, weight)
+        return _product(x, weight, bias, kept), (saved_x, weight)
+    y = _product(x, weight, bias, ping_pong)
+    return recomputable(y, lambda: _product(recomputed(saved_x), weight, bias, ping_pong)), (saved_x, weight)
 
 
 def linear_backward(
@@ -39,7 +39,7 @@ def linear_backward(
     Saves a tensor of the weight's size and two passes over it, as the product adds into the buffer itself, and one of
     the input's size: dx takes the place of x.
     """
-    x, back = again(cache[0]), cache[1] if feedback is None else feedback.to(dy.dtype)
+    x, back = recomputed(cache[0]), cache[1] if feedback is None else feedback.to(dy.dtype)
     dy_rows = rows(dy)
     # y = x W^T + b
     if dbias is not None:

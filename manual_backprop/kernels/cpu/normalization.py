@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...ops.normalization import EPSILON
 from ...ops.numerics import rows, wide
-from ..arena import in_place_of, is_small, kept, passing, remade
+from ..arena import in_place_of, is_small, kept, ping_pong, recomputable
 from ..pieces import pieces
 from .rowwise import (
     add_and_normalize,
@@ -34,7 +34,7 @@ def layer_norm_forward(
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     normalize = partial(aten.native_layer_norm, x, x.shape[-1:], weight, bias, epsilon)
     y, mean, rstd = normalize()
-    return remade(y, lambda: normalize()[0]), (x, mean, rstd, weight, bias)
+    return recomputable(y, lambda: normalize()[0]), (x, mean, rstd, weight, bias)
 
 
 def layer_norm_backward(dy: Tensor, cache: LayerNormCache, dweight: Tensor, dbias: Tensor) -> Tensor:
@@ -61,18 +61,18 @@ def residual_layer_norm_forward(
     mean, rstd = torch.empty(2, x.numel() // x.shape[-1], dtype=wide(x[:0]).dtype, device=x.device)
     of_rows = mean, rstd, rows(x), weight, bias, epsilon
     if normalize_rows.compiles(rows(x), *of_rows):  # y is as x; where this is compiled, so are the others
-        y = (kept if is_small(x.numel()) else passing)(tuple(x.shape), x)
+        y = (kept if is_small(x.numel()) else ping_pong)(tuple(x.shape), x)
         if branch is None:
             normalize_rows(rows(y), *of_rows)
         else:
             total = _copy_in_place_of(branch)
             add_and_normalize(rows(y), rows(total), *of_rows)
 
-        def make() -> Tensor:
-            normalize(rows(y := passing(tuple(total.shape), total)), rows(total), mean, rstd, weight, bias)
+        def recompute() -> Tensor:
+            normalize(rows(y := ping_pong(tuple(total.shape), total)), rows(total), mean, rstd, weight, bias)
             return y
 
-        return (total, y if is_small(x.numel()) else remade(y, make)), (total, mean, rstd, weight, bias)
+        return (total, y if is_small(x.numel()) else recomputable(y, recompute)), (total, mean, rstd, weight, bias)
     if branch is not None:
         total = torch.add(x, branch, out=in_place_of(branch))
     y, cache = layer_norm_forward(total, weight, bias, epsilon)

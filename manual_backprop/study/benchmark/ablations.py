@@ -1,10 +1,10 @@
-"""The means of the kernels, each with what it saves and how it is taken out, so that it can be measured alone.
+"""The optimizations of the kernels, each with what it saves and its ablation, so that it can be measured alone.
 
-A means is taken out of a process by binding names anew: a pair of `kernels` to the reference's of the same name, a
-function or a number that several kernels share to what they would do without it. What is left is a whole training step
-with the same gradients, which the bench compares before it times anything.
+An ablation binds names of a process anew: a pair of `kernels` to the reference's of the same name, a function or a
+number that several kernels share to what they would do without it. What is left is a whole training step with the same
+gradients, which the bench compares before it times anything.
 
-A new means is a new entry of MEANS. Imports torch only where something is taken out.
+A new optimization is a new entry of OPTIMIZATIONS. Imports torch only where something is ablated.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .cases import SUBJECT, Case
 if TYPE_CHECKING:
     from torch import Tensor
 
-WITHOUT = f"{SUBJECT} without "  # before a means' name: the name of a row
+WITHOUT = f"{SUBJECT} without "  # before an optimization's name: the name of a row
 
 Binding = tuple[ModuleType, str, Any]  # a module, a name in it, and what the name stands for
 
 
 @dataclass(frozen=True)
-class Means:
+class Optimization:
     """Pairs of the kernels, and whatever else has to be bound anew."""
 
     place: str  # the files of the package that it lives in
@@ -39,14 +39,14 @@ class Means:
     applies: Callable[[Case], bool] = lambda case: True
 
     def bindings(self) -> list[Binding]:
-        """That take it out of this process."""
+        """The bindings that undo it in this process."""
         from ... import kernels, ops
 
         halves = [f"{pair}_{way}" for pair in self.pairs for way in ("forward", "backward")]
         return [(kernels, half, getattr(ops, half)) for half in halves] + self.without()
 
 
-# Ways to take something out
+# Ways to undo an optimization
 
 
 def _shared(**values: Any) -> Callable[[], list[Binding]]:
@@ -99,20 +99,20 @@ def _allocated_for_a_while(shape: tuple[int, ...], like: Tensor) -> Iterator[Ten
     yield like.new_empty(shape)
 
 
-def _beside(x: Tensor) -> Tensor:
+def _new_tensor(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _itself(x: Tensor) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
     return x
 
 
-def _kept_as_they_are() -> list[Binding]:
-    """What is made again lives in memory that the next one gets. A textbook's cache holds the tensor that it was given,
-    which has to stay."""
+def _without_recomputation() -> list[Binding]:
+    """What is recomputed lives in a ping-pong buffer. A textbook's cache holds the tensor that it was given, which
+    has to stay."""
     from ...kernels.arena import kept
 
-    return _shared(passing=kept)()
+    return _shared(ping_pong=kept)()
 
 
 def _product_then_sum(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -125,10 +125,10 @@ def _longer_than_kept(case: Case) -> bool:
     return case.config.max_seq_len > SIZES["cpu"].longest_kept
 
 
-def _is_made_again(case: Case) -> bool:
-    from ...kernels import is_repeatable
+def _is_replayed(case: Case) -> bool:
+    from ...kernels import is_replayable
 
-    return is_repeatable(case.tokens * case.config.d_model, case.config.dropout, case.config.device)
+    return is_replayable(case.tokens * case.config.d_model, case.config.dropout, case.config.device)
 
 
 def _library_of_pytorch() -> list[Binding]:
@@ -137,16 +137,16 @@ def _library_of_pytorch() -> list[Binding]:
     return [(kernels, "fastest_products", nullcontext)]
 
 
-def _as_written() -> list[Binding]:
+def _uncompiled() -> list[Binding]:
     from ... import kernels
 
     return [(kernels, "compiled_functions", lambda wanted: nullcontext())]
 
 
-def _every_step_runs() -> list[Binding]:
+def _without_replay() -> list[Binding]:
     from ... import kernels
 
-    def run(work: Callable[..., Tensor], inputs: Sequence[Any], course: Any) -> Tensor:
+    def run(work: Callable[..., Tensor], inputs: Sequence[Any], signature: Any) -> Tensor:
         return work(*inputs)
 
     return [(kernels, "Replay", lambda arena: run)]
@@ -180,9 +180,9 @@ def _adamw_tensor_by_tensor() -> list[Binding]:
     return [(network, "FusedAdamW", optimizer)]
 
 
-MEANS = {
+OPTIMIZATIONS = {
     # pairs
-    "chunked-loss": Means(
+    "chunked-loss": Optimization(
         "kernels/cpu/loss.py",
         "A chunk of rows becomes logits, their loss and, in the same memory, softmax - q but for a number a row; its "
         "parts of dx and dW are made at once. So the gradient is made in the forward pass, with one exponential a "
@@ -191,16 +191,16 @@ MEANS = {
         pairs=("linear_cross_entropy",),
         without=_loss_by_halves,
     ),
-    "tiled-attention": Means(
+    "tiled-attention": Optimization(
         "kernels/cpu/attention.py",
         "Scores are made for a block of queries and only the keys that it may see, so that what is above the diagonal "
         "is neither multiplied nor normalized: nearly half of the work at long T. A tile goes through its softmax "
         "and into the next product while it is in the cache. The textbook's pair holds query, key and value "
-        "themselves, so without this means they are not made again either.",
+        "themselves, so without this optimization they are not recomputed either.",
         pairs=("self_attention", "rotary_attention"),
-        without=_kept_as_they_are,
+        without=_without_recomputation,
     ),
-    "norm-by-rows": Means(
+    "norm-by-rows": Optimization(
         "kernels/cpu/normalization.py",
         "Sum, statistics and output of the rows in one call that reads them three times; dweight and dbias, then dx, "
         "in two more. The textbook's makes a tensor for every line of its formula. Kept are the sum and two numbers a "
@@ -208,100 +208,100 @@ MEANS = {
         pairs=("layer_norm", "residual_layer_norm"),
         applies=lambda case: case.config.traits.norm == "layer",
     ),
-    "feed-forward": Means(
+    "feed-forward": Optimization(
         "kernels/cpu/feed_forward.py, gated_feed_forward.py",
-        "Bias and activation are one pass, and so are the activation's derivative and its value, made again in "
+        "Bias and activation are one pass, and so are the activation's derivative and its value, recomputed in "
         "backward from the hidden layer before its bias: one tensor of N F numbers is kept where the textbook keeps "
         "two and makes several on the way.",
         pairs=("feed_forward", "gated_feed_forward"),
-        without=_kept_as_they_are,
+        without=_without_recomputation,
     ),
-    "linear": Means(
+    "linear": Optimization(
         "kernels/cpu/linear.py",
         "The product dy^T x is added where the gradient is kept, dx takes the place of x, and the norm's output and "
-        "query, key and value are made again in backward: the means below, in this pair alone.",
+        "query, key and value are recomputed in backward: the optimizations below, in this pair alone.",
         pairs=("linear",),
-        without=_kept_as_they_are,
+        without=_without_recomputation,
     ),
-    "token-embedding": Means(
+    "token-embedding": Optimization(
         "kernels/cpu/embedding.py",
         "Adds only to the rows of the tokens that occur. The textbook makes a table of zeros of V D numbers first and "
         "adds all of it, two passes over the largest parameter.",
         pairs=("token_embedding",),
     ),
     # what several pairs share
-    "arena": Means(
+    "arena": Optimization(
         "kernels/arena.py",
         "A step asks for the same tensors as the step before, in the same order, and gets the same memory: no "
         "allocation, no page fault, no holes. Here, as in a run, the C library keeps what is freed; without that and "
         "for blocks beyond 32 MB, which it gives back all the same, the difference is larger.",
         without=lambda: (
-            _shared(kept=_allocated, passing=_allocated, scratch=_allocated_for_a_while)() + _every_step_runs()
+            _shared(kept=_allocated, ping_pong=_allocated, scratch=_allocated_for_a_while)() + _without_replay()
         ),
     ),
-    "replay": Means(
+    "replay": Optimization(
         "kernels/replay.py",
-        "The calls of a small network's step are written down, with the memory they read and write, and made again: "
+        "The calls of a small network's step are recorded, with the memory they read and write, and replayed: "
         "no Python between them, no views. Larger steps run as they are.",
-        without=_every_step_runs,
-        applies=_is_made_again,
+        without=_without_replay,
+        applies=_is_replayed,
     ),
-    "gradients-in-place": Means(
+    "gradients-in-place": Optimization(
         "kernels/arena.py",
         "A gradient has the shape of its tensor and is made when that is read for the last time, so it is written "
         "over it, and a residual sum over its branch. Autograd cannot know that nobody reads an activation again.",
-        without=_shared(in_place_of=_beside),
+        without=_shared(in_place_of=_new_tensor),
     ),
-    "made-again": Means(
+    "made-again": Optimization(
         "kernels/arena.py",
-        "A norm's output, and query, key and value, are read once more in backward, and can be made from what is kept "
-        "anyway. Who reads them keeps the way to make them instead: 5 N D numbers a block, for two passes over rows "
-        "and one product.",
-        without=lambda: _shared(held=_itself)() + _kept_as_they_are(),
+        "A norm's output, and query, key and value, are read once more in backward, and can be recomputed from what is "
+        "kept anyway. Caches hold the function that does so instead: 5 N D numbers a block less, for two passes over "
+        "rows and one product.",
+        without=lambda: _shared(saved_for_backward=_identity)() + _without_recomputation(),
     ),
-    "probabilities-made-again": Means(
+    "probabilities-made-again": Optimization(
         "kernels/cpu/attention.py",
-        "Beyond some length backward makes the probabilities again from queries and keys: one product more, and "
+        "Beyond some length backward recomputes the probabilities from queries and keys: one product more, and "
         "B H T^2 numbers a block less, the only memory that grows with the square of T.",
         without=_without_bound("longest_kept"),
         applies=_longer_than_kept,
     ),
-    "rows-at-a-time": Means(
-        "kernels/pieces.py, feed_forward.py, gated_feed_forward.py",
+    "rows-at-a-time": Optimization(
+        "kernels/pieces.py, cpu/feed_forward.py, cpu/gated_feed_forward.py",
         "The activated hidden layer and its gradient are made for some rows at a time, and are done with when their "
         "products are: a few million numbers in place of N F of each, which stay in the cache from one product to the "
         "next.",
         without=_without_bound("piece"),
     ),
-    "added-products": Means(
+    "added-products": Optimization(
         "kernels/cpu/products.py",
         "dW += dy^T x is one call, `addmm` with beta = 1: no tensor of the weight's size, and not the two passes that "
         "write it and add it.",
         without=_shared(add_product=_product_then_sum),
     ),
-    "onednn": Means(
+    "onednn": Optimization(
         "kernels/cpu/products.py",
         "A float32 product on a CPU by oneDNN in place of MKL, which on processors that are not Intel's leaves half of "
         "their speed unused. Only where oneDNN keeps float32 exact, which is measured once.",
         without=_library_of_pytorch,
         applies=lambda case: case.config.precision == "fp32" and case.config.device == "cpu",
     ),
-    "compiled": Means(
+    "compiled": Optimization(
         "kernels/cpu/compiled.py",
         "What is neither a product nor one pass of PyTorch's becomes one loop over its tensors: on a CPU in C++, "
         "compiled once for a machine, on a GPU by `torch.compile`. As it is written, every operation reads and writes "
         "memory.",
-        without=_as_written,
+        without=_uncompiled,
     ),
-    "fused-adamw": Means(
+    "fused-adamw": Optimization(
         "kernels/cpu/optimizers.py",
         "One loop clips, decays, updates both moments and the parameter, and writes each number once; another one adds "
         "up the squares of the gradient. It is bound by memory, and the textbook's lines read the moments several "
         "times and make a tensor for each intermediate result.",
         without=_textbook_adamw,
     ),
-    "flat-buffers": Means(
-        "parameters.py, optim.py",
+    "flat-buffers": Optimization(
+        "optim/parameters.py, optimizers.py",
         "Parameters, gradients and moments are one buffer each: one norm, and one pass over all that decays and one "
         "over the rest. Without: PyTorch's own fused AdamW and clipping, parameter by parameter, as the peers have "
         "them.",
@@ -312,9 +312,9 @@ MEANS = {
 
 
 @contextmanager
-def taken_out(means: Means) -> Iterator[None]:
+def ablated(optimization: Optimization) -> Iterator[None]:
     """Inside, networks that are built and steps that are made do without it."""
-    bindings = means.bindings()
+    bindings = optimization.bindings()
     before = [(module, name, getattr(module, name)) for module, name, _ in bindings]
     try:
         for module, name, value in bindings:
@@ -326,10 +326,10 @@ def taken_out(means: Means) -> Iterator[None]:
 
 
 def work(end: Connection, name: str, case: Case) -> None:
-    """`rows.work` for a row of the bench, or for the subject without a means."""
+    """`rows.work` for a row of the bench, or for the subject without an optimization."""
     if name.startswith(WITHOUT):
-        rows.prepare(SUBJECT, case)  # first, as in every row: to take something out imports torch
-        with taken_out(MEANS[name.removeprefix(WITHOUT)]):
+        rows.prepare(SUBJECT, case)  # first, as in every row: an ablation imports torch
+        with ablated(OPTIMIZATIONS[name.removeprefix(WITHOUT)]):
             rows.work(end, SUBJECT, case)
     else:
         rows.work(end, name, case)

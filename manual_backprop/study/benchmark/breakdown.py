@@ -1,7 +1,7 @@
 """Where a step's time and memory go: torch.profiler over a few steps, by kind of work, and by pair for ours.
 
 In processes of their own, since a profiler costs time: shares are right, and the milliseconds are the measured step's
-divided by them. Every profiled step runs, also where the measured ones are made again (kernels/replay.py): what that
+divided by them. Every profiled step runs, also where the measured ones are replayed (kernels/replay.py): what that
 saves is in the shares. For a compiled row the compiler is told to name its kernels, which compiles them once more.
 """
 

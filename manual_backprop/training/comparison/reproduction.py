@@ -71,12 +71,12 @@ def _config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
 
 def drifts_of(then: Path, runner: Runner) -> list[str]:
     """Everything that is known to differ between a run and the one that is to make it again, in sentences."""
-    from manual_backprop.tracking.environment import circumstances, differing
-    from manual_backprop.tracking.tracker import made_with
+    from manual_backprop.tracking.environment import differing, environment_of
+    from manual_backprop.tracking.tracker import environment_of_run
     from manual_backprop.training.resume import NAMES_ONLY, config_of_run
 
     run, tags = read_run(then), _tags_of(then)
-    before, now = made_with(then), circumstances(runner.model.network)
+    before, now = environment_of_run(then), environment_of(runner.model.network)
     found = _code(before, now) + _packages(then) + differing(before, now)
     data = {tag.removesuffix("_digest"): digest for tag, digest in runner.task.digests.items()}
     found += differing({name: tags.get(f"{name}_digest") for name in data}, data)

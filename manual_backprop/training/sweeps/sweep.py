@@ -362,10 +362,10 @@ def resume_sweep(sweep: Path, checked: Checked, root: Path, hydra_call: HydraCal
 def _tell_other_versions(finished: Sequence[JobRecord]) -> None:
     """The jobs to come are compared with these."""
     from manual_backprop.tracking.environment import code_version, other_version
-    from manual_backprop.tracking.tracker import made_with
+    from manual_backprop.tracking.tracker import environment_of_run
 
     runs = [Path(record.run_directory) for record in finished if record.run_directory is not None]
-    versions = [other_version(made_with(run), code_version()) for run in runs if run.is_dir()]
+    versions = [other_version(environment_of_run(run), code_version()) for run in runs if run.is_dir()]
     for version, count in Counter(filter(None, versions)).items():
         log.warning("%d finished jobs were run by another version: %s.", count, version)
 
