@@ -1,8 +1,8 @@
 """Train a transformer, or a sweep of them.
 
 `python -m manual_backprop.run [KEY=VALUE ...]`, and `-m` before comma lists for one job each. The command line is
-composed and checked (`command_line.py`), and what came of that runs. Hydra's own `main` is called for what only it can
-do: start the jobs of a sweep (`sweeps/`), and show something (`--cfg`, `--info`).
+composed and checked (`training.command_line`), and what came of that runs. Hydra's own `main` is called for
+what only it can do: start the jobs of a sweep (`training.sweeps`), and show something (`--cfg`, `--info`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 import manual_backprop
+from manual_backprop import ops
 from manual_backprop.__main__ import COMMANDS
+from manual_backprop.config.network import CustomTransformerConfig
+from manual_backprop.config.schema import RunConfig
+from manual_backprop.config.validation import groups
 
 PACKAGE = Path(manual_backprop.__file__).parent
 ROOMS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
@@ -61,3 +65,63 @@ def test_what_a_room_says_it_may_import_is_what_lint_holds(room: Path) -> None:
     if found[2]:
         said += layers[layers.index(said[-1]) + 1 :]
     assert said == [name for name in below if name not in forbidden]
+
+
+DOCUMENTS = [PACKAGE.parent / "README.md", PACKAGE.parent / "CONTRIBUTING.md", *(PACKAGE.parent / "docs").glob("*.md")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_each_path_in_the_documents_is_there(document: Path) -> None:
+    """In backticks: files of Python, and whatever begins with a folder of the project or a room of the package."""
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    root = PACKAGE.parent
+    rooms = {room.name for room in ROOMS if room.parent == PACKAGE}
+    folders = {"manual_backprop", "conf", "docs", "experiments", "tests", *rooms}
+    of_a_run = {"checkpoints/step-NNNNNN/"}
+    missing = []
+    for word in {*re.findall(r"`([\w./*-]+)`", text)} - of_a_run:
+        if word.endswith(".py") or ("/" in word and word.partition("/")[0] in folders):
+            pattern = word.replace("NAME", "*")
+            if not any(found for place in (root, PACKAGE) for found in place.glob(pattern)):
+                missing.append(word)
+    assert missing == []
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_each_file_that_the_sources_name_is_there() -> None:
+    """`NAME.py` in a comment, a docstring or a page: the end of the path of a file of the package, or of a test."""
+    elsewhere = {"pydoc_data/topics.py"}  # Python's own
+    there = [f"/{path.as_posix()}" for path in (*MODULES, *(PACKAGE.parent / "tests").glob("*.py"))]
+    stale = []
+    for path in MODULES:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            for name in set(re.findall(r"(?<![\w/.*}])(?:\w+/)*\w+\.py\b", line)) - elsewhere:
+                if not any(path.endswith(f"/{name}") for path in there):
+                    stale.append(f"{path.relative_to(PACKAGE)}: {name}")
+    assert stale == []
+
+
+def test_each_module_that_a_docstring_names_is_there() -> None:
+    """`room.module` or `room.module.name`, where it is no key of a run's config and no field of a network's."""
+    rooms = {room.name for room in ROOMS if room.parent == PACKAGE}
+    keys = {f"{group}.{key}" for group, its in groups().items() for key in its.__dataclass_fields__} | {"config.yaml"}
+    keys |= {f"config.{key}" for one in (RunConfig, CustomTransformerConfig) for key in one.__dataclass_fields__}
+    keys |= {f"ops.{name}" for name in ops.__all__}
+    stale = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                continue
+            for name in re.findall(r"`([a-z_]+\.[a-z_.]+)`", ast.get_docstring(node) or ""):
+                if name.partition(".")[0] in rooms and name not in keys and not name.endswith(".py"):
+                    place = PACKAGE.joinpath(*name.split("."))
+                    if not (place.is_dir() or place.with_suffix(".py").is_file() or _is_in_a_module(place)):
+                        stale.append(f"{path.relative_to(PACKAGE)}: {name}")
+    assert stale == []
+
+
+def _is_in_a_module(place: Path) -> bool:
+    module = place.parent.with_suffix(".py")
+    return module.is_file() and re.search(rf"\b{place.name}\b", module.read_text(encoding="utf-8")) is not None

@@ -1,6 +1,6 @@
 """What a network is: its sizes, architecture and number formats, and what no network can be built from.
 
-Imports the standard library only. How a run is configured, from which its network follows, is in `config.py`.
+Imports the standard library only. How a run is configured, from which its network follows, is in `schema.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a value of the configuration may be: one small class for each kind of value. Standard library only.
 
 `read` takes a value as YAML or the command line gives it and returns it as the program uses it, or raises ValueError
-with the rule in words ("must be ..."). Nothing here knows a key; `config.py` says which key follows which rule.
+with the rule in words ("must be ..."). Nothing here knows a key; `schema.py` says which key follows which rule.
 """
 
 from __future__ import annotations

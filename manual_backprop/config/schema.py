@@ -4,7 +4,7 @@ Imports the standard library only, so that a typo is reported before torch is im
 it; its unit stands in brackets. `conf/` holds the shipped values, this file what they may be, `validation.py` what only
 shows across keys.
 
-A network sees only `CustomTransformerConfig` (`network_config.py`); the runner sees `RunConfig`, which mirrors the
+A network sees only `CustomTransformerConfig` (`network.py`); the runner sees `RunConfig`, which mirrors the
 groups of `conf/`.
 """
 

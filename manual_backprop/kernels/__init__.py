@@ -3,8 +3,8 @@
 `kernels=fused` calls these. A pair that has no faster version is the reference's own. Each file says what its pairs
 save.
 
-A network calls them inside `with step(arena, groups, device):` (arena.py, products.py, compiled.py); outside of it they
-are functions like any other, which allocate what they need and run as they are written.
+A network calls them inside `with step(arena, groups, device):` (`arena`, `cpu.products`, `cpu.compiled`); outside
+of it they are functions like any other, which allocate what they need and run as they are written.
 May import: optim and below.
 """
 

@@ -1,4 +1,4 @@
-"""PyTorch's own optimizers, fused, behind the interface of `optim.py`: what the baseline network trains with.
+"""PyTorch's own optimizers, fused, behind the interface of `optimizers.py`: what the baseline network trains with.
 
 A step that is not finite is masked on the device by `found_inf`, the way in which `torch.amp.GradScaler` tells a fused
 optimizer to leave everything as it is.

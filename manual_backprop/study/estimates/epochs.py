@@ -1,7 +1,7 @@
 """How long a run is, in steps, epochs and tokens: exactly where its text is prepared, else about.
 
 What an epoch is depends on the batching. Packed, it is all windows of T tokens but one; padded, it is every document
-with something to predict, a row each, and the last step has what is left (`data.order`).
+with something to predict, a row each, and the last step has what is left (`data.tokens.order`).
 """
 
 from __future__ import annotations

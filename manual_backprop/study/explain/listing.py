@@ -1,7 +1,7 @@
 """A traced step as listings: each pair that the network calls a section, each statement with the numbers that it made.
 
-The numbers are `step_trace.py`'s, their layout is `step_numbers.py`'s, the words are `step_words.py`'s; the page around
-the sections is `step_page.py`'s.
+The numbers are `trace.py`'s, their layout is `numbers.py`'s, the words are `words.py`'s; the page around
+the sections is `page.py`'s.
 """
 
 from __future__ import annotations

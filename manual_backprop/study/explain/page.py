@@ -1,6 +1,6 @@
 """The page about one step: introduction, map, the sections forward and backward, the parameters' gradients, the update.
 
-The sections are `step_listing.py`'s. What is computed here is only what a step does not do itself: the loss of nudged
+The sections are `listing.py`'s. What is computed here is only what a step does not do itself: the loss of nudged
 parameters, and the loss after the update.
 """
 

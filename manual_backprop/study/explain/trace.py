@@ -1,7 +1,7 @@
 """Watching the network's functions at work: every statement that runs, and every tensor that it binds.
 
 A line tracer over `ops/` and `models/custom.py`, and the record that it fills: calls, their steps, the values of their
-names. It changes nothing and knows no calculus; what the numbers should be is `step_autograd.py`'s business.
+names. It changes nothing and knows no calculus; what the numbers should be is `autograd.py`'s business.
 """
 
 from __future__ import annotations

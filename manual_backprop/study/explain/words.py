@@ -1,4 +1,4 @@
-"""What a page about one step says in words; numbers and code come from the step itself (`step_page.py`)."""
+"""What a page about one step says in words; numbers and code come from the step itself (`page.py`)."""
 
 from __future__ import annotations
 

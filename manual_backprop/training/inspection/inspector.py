@@ -9,7 +9,7 @@ The last two are over the positions whose targets count, as the loss is: padding
 
 A layer is `embedding`, `blocks.3.attention`, `blocks.3.feed_forward` (each with its norm), `final_norm` or `head`. The
 names begin with the quantity, so that MLflow shows four groups of charts, however deep the network is. Nothing here
-changes a bit of what is trained. The pictures are made by `inspection_pictures`.
+changes a bit of what is trained. The pictures are made by `pictures.py`.
 """
 
 from __future__ import annotations
