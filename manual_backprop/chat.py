@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from manual_backprop.trained_models.saved_model import SavedModel
     from manual_backprop.trained_models.text_stream import Sampling
 
-IN_CHAT = """\
+CHAT_COMMANDS = """\
   temp 0.5     how freely tokens are drawn; 0 takes the likeliest each time
   topk 40      draw among the 40 likeliest; 0: among all
   length 200   new tokens at most
@@ -34,7 +34,7 @@ ones.
 
 What can be typed
 
-{IN_CHAT}"""
+{CHAT_COMMANDS}"""
 
 EPILOG = """\
 Examples
@@ -46,7 +46,7 @@ Examples
 Exit codes: 0 done, 2 wrong input."""
 
 PROMPT = "> "
-LEAVING = ("quit", "exit", "q")
+EXIT_WORDS = ("quit", "exit", "q")
 SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "temp": ("temperature", temperature),
     "topk": ("top_k", whole(0)),
@@ -64,7 +64,7 @@ class Chat:
         while True:
             try:
                 line = input(PROMPT)
-                if line.strip() in LEAVING:
+                if line.strip() in EXIT_WORDS:
                     return
                 self.answer(line)
             except EOFError:
@@ -80,7 +80,7 @@ class Chat:
         if not words:
             return
         if words == ["help"]:
-            print(f"{IN_CHAT}\n{self.settings()}")
+            print(f"{CHAT_COMMANDS}\n{self.settings()}")
         elif words[0] in SETTINGS and len(words) == 2:
             self.change(*words)
         else:

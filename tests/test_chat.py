@@ -115,7 +115,7 @@ def test_what_can_be_typed(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert chat.main(["last"]) == 0
     shown = capsys.readouterr().out
     assert "temp 0, topk 50, length 100\ntemp 0, topk 40, length 100\ntemp 0, topk 40, length 7\n" in shown
-    assert chat.IN_CHAT in shown
+    assert chat.CHAT_COMMANDS in shown
     assert (
         "temp: must be a number, at least 0, was 'hot'\ntopk: must be a whole number of at least 0, was '-1'" in shown
     )

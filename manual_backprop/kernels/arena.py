@@ -13,8 +13,8 @@ Two more ways to have less, which need no memory of their own:
 
 - `in_place_of(x)`: a gradient has the shape of its tensor, and is made when that is read for the last time: inside a
   step it takes its place. What a pair's cache holds therefore belongs to that pair's backward.
-- `saved_for_backward(x)` and `recomputed(...)`: where that is cheap, a cache keeps a function that recomputes a tensor
-  in place of the tensor.
+- `saved(x)` and `recomputed(...)`: where that is cheap, a cache keeps a function that recomputes a tensor in place of
+  the tensor.
 
 A block grows to the largest request it has met and stays, so memory is bounded by the largest step, whatever the order
 of batch sizes and lengths. Outside of a step all of them allocate afresh, so that a kernel can be called like any
@@ -201,11 +201,11 @@ def persistent(x: Tensor) -> Tensor:
     return kept(tuple(x.shape), x).copy_(x)
 
 
-def saved_for_backward(x: Tensor) -> Recomputable:
+def saved(x: Tensor) -> Recomputable:
     """What a cache keeps of x: the function that recomputes it, where there is one, else x."""
     return getattr(x, "recompute", x)
 
 
-def recomputed(saved: Recomputable) -> Tensor:
-    """The tensor that was given to `saved_for_backward`."""
-    return saved if isinstance(saved, Tensor) else saved()
+def recomputed(x: Recomputable) -> Tensor:
+    """The tensor that was given to `saved`."""
+    return x if isinstance(x, Tensor) else x()

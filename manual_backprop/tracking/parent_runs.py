@@ -1,4 +1,4 @@
-"""Parent and child runs in MLflow: a sweep and its runs find each other by tags, whose values are MLflow's ids. These are
+"""Parent and child runs in MLflow: a sweep and its runs find each other by tags, whose values are MLflow's ids,
 known only after delivery.
 
 run.json names the other by its directory (`sweep` of a run, `best` of a sweep); once that one has been delivered, its

@@ -273,7 +273,7 @@ def hung_server() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-SECONDS = 20  # PATIENCE, and what is computed meanwhile on a busy machine; a minute passes where nobody gives up
+SECONDS = 20  # TIMEOUT, and what is computed meanwhile on a busy machine; a minute passes where nobody gives up
 
 RUN = """
     import logging, sys, time

@@ -29,7 +29,7 @@ from .tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-PATIENCE = 1.0  # [s] that a process waits for another without a word
+QUIET_WAIT = 1.0  # [s] that a process waits for another without a word
 
 T = TypeVar("T")
 Contents = dict[str, Any]
@@ -90,7 +90,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
     lock = FileLock(folder.with_name(folder.name + ".lock"))
     try:
-        lock.acquire(timeout=PATIENCE)
+        lock.acquire(timeout=QUIET_WAIT)
     except Timeout:
         log.warning("waiting for another process, which is preparing %s", folder)
         lock.acquire()
