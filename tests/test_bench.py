@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from bench_tools import KERNELS, TINY, case_of, ready
 from torch.utils.flop_counter import FlopCounterMode
 
 from manual_backprop import bench
+from manual_backprop.common import processor
 from manual_backprop.common.allocator import give_back_freed_memory, keep_freed_memory, resident_bytes
 from manual_backprop.common.errors import CheckFailedError, InputError
 from manual_backprop.common.gpus import compute_capabilities
@@ -345,7 +347,8 @@ def allocate(end: Connection, before: int, after: int) -> None:
 def test_what_a_process_takes_is_what_counts() -> None:
     with MeasuringProcess(allocate, 300 * MEGABYTE, 200 * MEGABYTE) as process:
         peak = process.answer()
-    assert 200 * MEGABYTE <= peak <= 215 * MEGABYTE
+    # less where the system meanwhile takes pages back that were there before
+    assert 190 * MEGABYTE <= peak <= 215 * MEGABYTE
 
 
 @pytest.mark.parametrize(("architecture", "n_kv_heads"), [("gpt2", None), ("vaswani", None), ("llama", 2)])
@@ -393,11 +396,10 @@ def test_the_processor_is_named_with_its_instructions(tmp_path: Path, monkeypatc
     told = tmp_path / "cpuinfo"
     one = "vendor_id : X\ncpu family : 25\nmodel : 17\nmodel name : Some CPU\nflags : sse avx2 avx512f avx512_bf16\n"
     told.write_text(one + "\n" + one)
-    monkeypatch.setattr(page, "CPUINFO", told)
-    monkeypatch.setattr(page, "processor", lambda: "Some CPU")
+    monkeypatch.setattr(processor, "CPUINFO", told)
     assert page.processor_and_instructions() == "Some CPU (family 25, model 17, AVX-512 with bf16)"
     told.unlink()
-    assert page.processor_and_instructions() == "Some CPU"
+    assert page.processor_and_instructions() == (platform.processor() or platform.machine())
 
 
 def test_the_table_of_the_readme_comes_from_what_was_written(

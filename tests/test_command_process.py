@@ -14,6 +14,7 @@ from command_tools import command
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import DictConfig
 
+from manual_backprop import __version__
 from manual_backprop.common.errors import ConfigError
 from manual_backprop.common.origin import Origin
 from manual_backprop.config.composition import ExperimentsSearchPath
@@ -140,7 +141,7 @@ def test_the_package_lists_its_commands(tmp_path: Path) -> None:
     assert listed.returncode == 0
     assert "python -m manual_backprop.run" in listed.stdout
     version = command("--version", cwd=tmp_path, module="manual_backprop")
-    assert version.stdout.split() == ["manual_backprop", "0.1.0"]
+    assert version.stdout.split() == ["manual_backprop", __version__]
     wrong = command("rn", cwd=tmp_path, module="manual_backprop")
     assert wrong.returncode == 2
     assert "did you mean python -m manual_backprop.run?" in wrong.stderr

@@ -115,7 +115,7 @@ def with_batches(change: Callable[[Batch], Batch], counted: bool = False) -> Pla
 def with_order(epoch_order: Callable[[int, int, int], tuple[int, np.ndarray]]) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
         for module in ("batches", "order"):
-            patch.setattr(f"manual_backprop.data.{module}.epoch_order", epoch_order)
+            patch.setattr(f"manual_backprop.data.tokens.{module}.epoch_order", epoch_order)
 
     return plant
 

@@ -9,10 +9,11 @@ import torch
 from bench_tools import case_of
 
 from manual_backprop.common.errors import InputError
+from manual_backprop.study import levels
 from manual_backprop.study.benchmark.cases import ONEDNN, ROWS, Case
 from manual_backprop.study.benchmark.measurement import MeasuredRow, Measurement
 from manual_backprop.study.paired_timing import Row
-from manual_backprop.tools import levels
+from manual_backprop.tools.levels import main
 
 
 def test_lines_of_code_are_neither_empty_nor_said() -> None:
@@ -42,6 +43,10 @@ def test_every_level_has_files_and_rows() -> None:
     counted = {level: levels.code_of(files) for level, (_, files) in levels.LEVELS.items()}
     assert counted["custom, kernels=fused"] > counted["custom, kernels=reference"] > counted["torch"] > 100
     assert counted["baseline"] > 100
+    for _, files in levels.LEVELS.values():
+        assert min(levels.code_of([file]) for file in files) > 20, "each pattern counts something of its own"
+    with pytest.raises(LookupError, match=r"gone/\*\.py: matches no file"):
+        levels.code_of(["optim/optimizers.py", "gone/*.py"])
     assert set(levels.MEASURED) <= set(ROWS)
     assert set(levels.LEVELS) <= set(levels.MEASURED.values()), "every level is measured"
 
@@ -100,7 +105,7 @@ def test_the_page_is_written_without_a_compiler(tmp_path: Path, monkeypatch: pyt
     errors = {level: dict.fromkeys(levels.PRECISIONS, 0.01) for level in levels.LEVELS}
     monkeypatch.setattr(levels, "gradient_errors", lambda architecture: errors)
     threads = torch.get_num_threads()
-    assert levels.main(["--rounds", "2", "--output", str(tmp_path / "page.md")]) == 0
+    main(["--rounds", "2", "--output", str(tmp_path / "page.md")])
     torch.set_num_threads(threads)
     assert asked == [(precision, 2) for precision in ("fp64", "fp32", "bf16", "bf16_mixed")]
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
@@ -116,5 +121,5 @@ def test_the_page_is_written_without_a_compiler(tmp_path: Path, monkeypatch: pyt
 
 def test_a_wrong_option_exits_2() -> None:
     with pytest.raises(InputError, match="--rounds: must be a whole number of at least 1, was '0'") as error:
-        levels.main(["--rounds", "0"])
+        main(["--rounds", "0"])
     assert error.value.exit_code == 2

@@ -14,8 +14,8 @@ from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.kernels.cpu import compiled, optimizers
 from manual_backprop.kernels.cpu.optimizers import FusedAdamW, FusedSGD, adamw_step, sgd_step, squares_of_rows
 from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.optim import optimizers as optim
 from manual_backprop.optim.optimizers import SGD, AdamW, Optimizer
-from manual_backprop.optim.optimizers import optimizers as optim
 from manual_backprop.optim.parameters import Flat, Layout
 
 SHAPES = {"first.weight": (7, 5), "first.bias": (7,), "norm.weight": (5,), "second.weight": (3, 7)}

@@ -6,9 +6,16 @@ import math
 
 import pytest
 
-from manual_backprop.optim.schedule import learning_rate
+from manual_backprop.config.schema import shipped_folder
+from manual_backprop.optim.schedule import SHAPES, learning_rate
 
-NAMES = ("cosine", "linear", "constant")
+NAMES = tuple(SHAPES)
+
+
+def test_each_option_of_the_config_has_a_shape_and_no_other_name_is_taken() -> None:
+    assert set(NAMES) == {path.stem for path in (shipped_folder("conf") / "schedule").glob("*.yaml")}
+    with pytest.raises(KeyError, match="quadratic"):
+        learning_rate("quadratic", 1, max_steps=10, peak=1.0, warmup_steps=5)
 
 
 @pytest.mark.parametrize("name", NAMES)

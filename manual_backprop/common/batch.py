@@ -1,4 +1,5 @@
-"""What a network learns from in one pass: below both those who make batches and those who read them."""
+"""What a network learns from in one pass, and the target that does not count: for those who make batches and those
+who read them."""
 
 from __future__ import annotations
 
@@ -6,14 +7,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+IGNORED = -100  # a target that does not count: padding, or text that is only read
+
 
 @dataclass(frozen=True)
 class Batch:
     """What a step learns from.
 
-    tokens, targets (B, T) int64: targets are already shifted, and -100 does not count. segments (B, T): positions see
-    only their own segment (documents, padding); None is one segment. first_row is the place of this batch's first row
-    in the whole optimizer step, where a step takes several batches: dropout depends on it.
+    tokens, targets (B, T) int64: targets are already shifted, and IGNORED does not count. segments (B, T): positions
+    see only their own segment (documents, padding); None is one segment. first_row is the place of this batch's first
+    row in the whole optimizer step, where a step takes several batches: dropout depends on it.
     """
 
     tokens: Tensor

@@ -10,6 +10,7 @@ gated_feed_forward.
 Imports no other room.
 """
 
+from ..common.batch import IGNORED
 from .activations import (
     bias_gelu_backward,
     bias_gelu_forward,
@@ -46,7 +47,6 @@ from .gated_feed_forward import (
 )
 from .linear import linear_backward, linear_forward
 from .loss import (
-    IGNORED,
     cross_entropy_backward,
     cross_entropy_forward,
     linear_cross_entropy_backward,

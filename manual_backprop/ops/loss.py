@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..common.batch import IGNORED
 from .linear import LinearCache, linear_backward, linear_forward
 from .numerics import Record, no_record, one_number, rows, wide
-
-IGNORED = -100  # a target that does not count: padding, or text that is only read
 
 CrossEntropyCache = tuple[Tensor, Tensor, Tensor, Tensor, float]  # logits, logsumexp, targets, denominator, smoothing
 LinearCrossEntropyCache = tuple[LinearCache, CrossEntropyCache]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..common.processor import processor
 
 if TYPE_CHECKING:
     from ..models.network import Network
@@ -71,13 +72,3 @@ def code_digest() -> str:
         total.update(path.relative_to(folder).as_posix().encode() + b"\0")
         total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
-
-
-def processor() -> str:
-    """Its name, as far as this system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

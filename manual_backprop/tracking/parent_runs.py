@@ -1,5 +1,6 @@
-"""Parent and child runs in MLflow: a sweep and its runs find each other by tags, whose values are MLflow's ids,
-known only after delivery.
+"""Parent and child runs in MLflow: a sweep and its runs find each other by tags, whose values are MLflow's ids.
+
+These are known only after delivery.
 
 run.json names the other by its directory (`sweep` of a run, `best` of a sweep); once that one has been delivered, its
 own run.json has the id. MLflow may have been down meanwhile, so a delivery looks again each time.

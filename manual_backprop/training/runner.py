@@ -29,7 +29,8 @@ from ..common.origin import Origin
 from ..common.out_of_memory import memory_errors
 from ..config.schema import RunConfig
 from ..config.written_config import default_run_name, write_config
-from ..models.optimization import build_optimizer, build_schedule, max_steps
+from ..models.optimization import build_optimizer
+from ..optim.schedule import build_schedule, max_steps
 from ..study.estimates.memory import warn_if_too_large
 from ..tasks import Evaluated, open_task
 from ..tracking import (

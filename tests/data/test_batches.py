@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from manual_backprop.common.batch import IGNORED
 from manual_backprop.common.errors import InputError
-from manual_backprop.data.tokens.batches import IGNORED, Windows, validation_batches
+from manual_backprop.data.tokens.batches import Windows, validation_batches
 
 N, T = 1003, 16
 TOKENS = np.arange(N, dtype=np.uint16)  # a token is its own position

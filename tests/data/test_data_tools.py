@@ -279,7 +279,7 @@ def test_given_again_it_finds_its_work_done(lines: Path, tmp_path: Path) -> None
 
 SLOWLY = """
 import sys, time
-from manual_backprop.data import shards
+from manual_backprop.data.datasets import pretokenization as shards
 from manual_backprop.common.interruption import Interruption
 
 def progress(done, *_):

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ...common.batch import Batch
+from ...common.batch import IGNORED, Batch
 from ...common.errors import InputError
-from ...ops import IGNORED
 from .token_shards import Tokens, TokenShards
 
 

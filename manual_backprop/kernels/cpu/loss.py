@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops.loss import IGNORED
+from ...common.batch import IGNORED
 from ...ops.numerics import Record, no_record, one_number, rows, wide
 from ...optim.parameters import PADDING
 from ..arena import in_place_of, scratch

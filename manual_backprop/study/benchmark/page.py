@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ...common.pictures import new_figure, save_figure, with_grid
+from ...common.processor import cpu_fields, processor
 from ...models.flops import flops_per_token
-from ...tracking.environment import processor
 from .cases import OURS
 from .measurement import MeasuredRow, Measurement
 
 VERSION = 1  # of the JSON
 WIDTH = 29  # of the column of rows
-CPUINFO = Path("/proc/cpuinfo")
 INSTRUCTIONS = {"amx_tile": "AMX", "avx512_bf16": "AVX-512 with bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
 
 
@@ -63,13 +62,9 @@ def products_of(measured: Measurement) -> str:
 def processor_and_instructions() -> str:
     """The processor's name, its family and model where this system tells, since a virtual machine may hide the rest,
     and the widest of its INSTRUCTIONS."""
-    try:
-        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return processor()
-    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
-    words = [f"{key.removeprefix('cpu ')} {said[key]}" for key in ("cpu family", "model") if key in said]
-    has = said.get("flags", "").split()
+    fields = cpu_fields()
+    words = [f"{key.removeprefix('cpu ')} {fields[key]}" for key in ("cpu family", "model") if key in fields]
+    has = fields.get("flags", "").split()
     words += [name for flag, name in INSTRUCTIONS.items() if flag in has][:1]
     return f"{processor()} ({', '.join(words)})" if words else processor()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ...config.schema import RunConfig
 from ...data.tokens.order import Order
 from ...data.tokens.text_size import TextSize
-from ...models.optimization import max_steps
+from ...optim.schedule import max_steps
 from ...tasks import LanguageModelTask
 
 

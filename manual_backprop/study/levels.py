@@ -1,0 +1,249 @@
+"""The three levels of one network side by side: lines of code, errors of the gradients, time and memory of a step.
+
+Lines are counted in the sources, time and memory are measured in pairs (`study.benchmark`), errors against float64.
+`page` is docs/three-levels.md, which `python -m manual_backprop.tools.levels` writes.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import math
+import statistics
+import textwrap
+import tokenize
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..common.errors import CheckFailedError
+from ..config.schema import PRECISIONS, CustomTransformerConfig, model_sizes
+from .benchmark.cases import ONEDNN, SUBJECT, Case
+from .benchmark.measurement import MeasuredRow, Measurement, measure
+from .benchmark.page import processor_and_instructions, products_of
+
+PACKAGE = Path(__file__).resolve().parent.parent
+OPTIMIZER = "optim/optimizers.py"
+LEVELS = {  # a level, and the custom one's kind of kernels: what it is, and the files that a reader of it reads
+    "custom, kernels=reference": (
+        "gradients by hand, by the textbook pairs",
+        ("models/custom.py", "models/step.py", "ops/*.py", OPTIMIZER),
+    ),
+    "custom, kernels=fused": (
+        "gradients by hand, by fast pairs with the same names: what a run uses",
+        ("models/custom.py", "models/step.py", "kernels/**/*.py", OPTIMIZER),
+    ),
+    "torch": (
+        "the textbook's lines, gradients by autograd",
+        ("models/mirror.py", "models/mirror_step.py", "models/autograd.py", OPTIMIZER),
+    ),
+    "baseline": (
+        "as PyTorch users write it",
+        ("models/baseline.py", "models/autograd.py", "optim/torch_optimizers.py"),
+    ),
+}
+COMPILED = "baseline-compiled"
+MEASURED = {  # row of the bench: what it is called here
+    SUBJECT: "custom, kernels=fused",
+    "custom-reference": "custom, kernels=reference",
+    "torch-eager": "torch",
+    "baseline-eager": "baseline",
+    COMPILED: "baseline, compiled",
+    "torch-eager-onednn": "torch, products by oneDNN",
+    "baseline-eager-onednn": "baseline, products by oneDNN",
+    "baseline-compiled-onednn": "baseline, compiled, products by oneDNN",
+}
+WIDTH = 120
+SEEDS = range(4)  # one draw of rounding errors is luck
+SMALLEST = 2.0**-53  # half of the distance between 1 and the next number of float64: no error is said to be smaller
+
+PAGE = """\
+# Three levels of one network
+
+This page is written by `{command}`; every number on it was counted or measured by that command.
+
+`implementation=custom` is the subject of this project: the backward pass is written by hand, on raw tensors. It has two
+kinds of kernels. `kernels=reference` are the textbook pairs of `ops/`, which read like the derivation and are the
+oracle; `kernels=fused` are the pairs of `kernels/`, with the same names, signatures and tests, and what a run uses.
+`implementation=torch` is the mirror of the textbook, the same functions under the same names with gradients by
+autograd: the proof. `implementation=baseline` is what one would write instead: `torch.nn`, one product for query, key
+and value, PyTorch's fused attention and fused AdamW, and `torch.compile`. All have the same weights and names.
+
+{levels}
+
+**Code** counts lines that are neither empty, nor a comment, nor a docstring, in {files}. What all levels share (shapes,
+names, initial values, the training loop) is counted in none.
+
+**Error** is |gradient - exact| / |exact| over all parameters, where exact is the mirror's gradient in float64; the
+geometric mean of {draws} networks and batches ({small}).
+
+{steps}
+
+**A cell** has the time of a step, that time over the time with `kernels=fused` in the same turn (median and quartiles
+of {turns} turns), and memory. A step is forward, loss, backward, clipping and AdamW (PyTorch's fused one in `torch` and
+`baseline`): {case}; {threads} threads of {processor}, torch {torch}. One process a row, in turns. `kernels=fused`
+measured against itself: {noise}. No smaller difference is claimed.{compiling}
+
+**Products** in {precision}: {products}. {onednn}
+
+**Memory** is the process's peak after warm-up, less its size after the imports, parameters and moments included.
+"""
+
+
+def code_lines(source: str) -> int:
+    """Lines that hold code: not empty, no comment, no docstring."""
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            text = node.body[0]
+            docstrings.update(range(text.lineno, (text.end_lineno or text.lineno) + 1))
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in silent:
+            code.update(range(token.start[0], token.end[0] + 1))
+    return len(code - docstrings)
+
+
+def code_of(patterns: Sequence[str]) -> int:
+    """The lines of code in the files of the package that the patterns match. LookupError where one matches none."""
+    files: set[Path] = set()
+    for pattern in patterns:
+        matched = set(PACKAGE.glob(pattern))
+        if not matched:
+            raise LookupError(f"{pattern}: matches no file in {PACKAGE}")
+        files |= matched
+    return sum(code_lines(path.read_text(encoding="utf-8")) for path in files)
+
+
+def small(architecture: str) -> CustomTransformerConfig:
+    return CustomTransformerConfig(
+        vocab_size=257, d_model=64, n_blocks=2, n_heads=4, d_ffn=160, max_seq_len=32, architecture=architecture
+    )
+
+
+def gradient_errors(architecture: str) -> dict[str, dict[str, float]]:
+    """Level -> precision -> error, against the mirror in float64."""
+    import torch
+
+    from ..models import IMPLEMENTATIONS
+    from .gradient_check import draw_batch
+    from .gradient_check.network_check import networks, step_of
+
+    logarithms: dict[tuple[str, str], list[float]] = {}
+    for seed in SEEDS:
+        config = replace(small(architecture), seed=seed)
+        batch = draw_batch(config, 4, 32, seed)
+        for precision in PRECISIONS:
+            # rounded to the precision first: the error is that of the step, not of the weights
+            by_hand, _ = networks(replace(config, precision=precision))
+            exact = IMPLEMENTATIONS["torch"](replace(config, precision="fp64"))
+            exact.load_parameters(by_hand.parameters)
+            want = torch.cat([gradient.flatten() for gradient in step_of(exact, batch)[1].values()])
+            for level in LEVELS:
+                implementation, _, kernels = level.partition(", kernels=")
+                network = IMPLEMENTATIONS[implementation](
+                    replace(config, precision=precision, kernels=kernels or "reference")
+                )
+                network.load_parameters(by_hand.parameters)
+                got = torch.cat([gradient.double().flatten() for gradient in step_of(network, batch)[1].values()])
+                error = float((got - want).norm() / want.norm())
+                logarithms.setdefault((level, precision), []).append(math.log(max(error, SMALLEST)))
+    return {
+        level: {precision: math.exp(statistics.mean(logarithms[level, precision])) for precision in PRECISIONS}
+        for level in LEVELS
+    }
+
+
+def levels_table(errors: dict[str, dict[str, float]]) -> str:
+    lines = [
+        "| level | | code | " + " | ".join(f"error {name}" for name in PRECISIONS) + " |",
+        "|---|---|--:|" + "--:|" * len(PRECISIONS),
+    ]
+    for level, (about, files) in LEVELS.items():
+        found = [
+            "exact" if (level, precision) == ("torch", "fp64") else f"{error:.1e}"
+            for precision, error in errors[level].items()
+        ]
+        lines.append("| " + " | ".join([f"`{level}`", about, f"{code_of(files)} lines", *found]) + " |")
+    return "\n".join(lines)
+
+
+def steps_table(measurements: dict[str, Measurement]) -> str:
+    """By precision; a row that is left out in one of them has no cell there, and one that is everywhere no line."""
+    lines = ["| step | " + " | ".join(measurements) + " |", "|---|" + "--:|" * len(measurements)]
+    for name, words in MEASURED.items():
+        rows = [measured.rows.get(name) for measured in measurements.values()]
+        if any(row is not None for row in rows):
+            cells = [
+                "" if row is None else _cell(measured, row)
+                for measured, row in zip(measurements.values(), rows, strict=True)
+            ]
+            lines.append("| " + " | ".join([f"`{words}`", *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(measured: Measurement, row: MeasuredRow) -> str:
+    low, middle, high = measured.time_ratio(row)
+    ratio = "1" if row is measured.subject else f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    memory = "" if row.peak_bytes is None else f"; {row.peak_bytes / 1e6:.0f} MB"
+    return f"{1e3 * row.median:.1f} ms; {ratio}{memory}"
+
+
+def page(
+    architecture: str, model: str, batch_size: int, rounds: int, threads: int, precisions: Sequence[str] = PRECISIONS
+) -> str:
+    """Counts, measures and writes. CheckFailedError where a row cannot be had, or its gradients disagree."""
+    import torch
+
+    size = {name: value for name, value in model_sizes()[model].items() if name != "learning_rate"}
+    size["vocab_size"] = size["vocab_size"] or 1024
+    config = CustomTransformerConfig(**size, architecture=architecture)  # type: ignore[arg-type]
+    measurements: dict[str, Measurement] = {}
+    for precision in precisions:
+        case = Case(replace(config, precision=precision), batch_size, threads)
+        measured = measurements[precision] = measure(case, list(MEASURED), rounds)
+        missing = {name: reason for name, reason in measured.left_out.items() if not name.endswith(ONEDNN)}
+        if missing:
+            raise CheckFailedError("; ".join(f"{name}: {reason}" for name, reason in missing.items()))
+    torch.set_num_threads(1)
+    few = small(architecture)
+    files = "; ".join(f"{', '.join(f'`{name}`' for name in files)} ({level})" for level, (_, files) in LEVELS.items())
+    command = "python -m manual_backprop.tools.levels"
+    chosen = {"architecture": (architecture, "gpt2"), "model": (model, "small")}
+    command += "".join(f" --{name} {value}" for name, (value, usual) in chosen.items() if value != usual)
+    command += "" if tuple(precisions) == PRECISIONS else f" --precision {' '.join(precisions)}"
+    first = next(iter(measurements.values()))
+    compiling = max(measured.rows[COMPILED].cold_seconds or 0.0 for measured in measurements.values())
+    told = measurements.get("fp32", first)
+    written = PAGE.format(
+        command=command,
+        levels=levels_table(gradient_errors(architecture)),
+        steps=steps_table(measurements),
+        files=files,
+        case=f"`architecture={architecture} model={model}`, V={config.vocab_size} T={config.max_seq_len} "
+        f"L={config.n_blocks} D={config.d_model} B={batch_size}",
+        threads=threads,
+        processor=processor_and_instructions(),
+        torch=torch.__version__.partition("+")[0],
+        turns=len(first.subject.seconds),
+        noise=", ".join(
+            f"{precision} {middle:.2f} ({low:.2f} to {high:.2f})"
+            for precision, measured in measurements.items()
+            for low, middle, high in [measured.time_ratio(measured.again)]
+        ),
+        compiling=f" Compiling the baseline took up to {compiling:.0f} s." if compiling else "",
+        precision=told.case.config.precision,
+        products=products_of(told),
+        onednn=next(
+            (f"Rows with oneDNN are left out: {reason}." for reason in told.left_out.values()),
+            "MKL is PyTorch's own choice, and leaves speed unused on processors that are not Intel's: in fp32 "
+            "compare `kernels=fused` with the rows by oneDNN.",
+        ),
+        draws=len(SEEDS),
+        small=f"V={few.vocab_size} T={few.max_seq_len} L={few.n_blocks} D={few.d_model}",
+    )
+    return (
+        "\n\n".join(part if part.startswith("|") else textwrap.fill(part, WIDTH) for part in written.split("\n\n"))
+        + "\n"
+    )
