@@ -185,7 +185,7 @@ def test_a_unit_that_only_padding_wakes_is_dead() -> None:
 
 
 @pytest.mark.parametrize("options", [("batching=padded",), ("batching.mask_documents=true",)], ids=" ".join)
-def test_the_portrait_is_of_a_row_as_it_is_evaluated(options: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_snapshot_is_of_a_row_as_it_is_evaluated(options: tuple[str, ...], tmp_path: Path) -> None:
     """No attention between documents where the network has learned without, and none of padding."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": "ab" * (n % 3 + 1)}) + "\n" for n in range(80)))

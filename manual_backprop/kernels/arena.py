@@ -93,7 +93,7 @@ class Arena:
             self._ping_pong = [torch.empty(0, dtype=torch.uint8, device=like.device) for _ in range(2)]
         if not _same_memory(self._ping_pong[1 - self._turn], like):
             self._turn = 1 - self._turn
-        tensor = self._made_view(self._ping_pong, self._turn, 0, shape, like)  # a new view: `recomputable` writes on it
+        tensor = self._new_view(self._ping_pong, self._turn, 0, shape, like)  # a new view: `recomputable` writes on it
         return tensor.fill_(math.nan) if self.poisoned else tensor
 
     def _push(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -114,13 +114,13 @@ class Arena:
         key = id(blocks), block, start, shape, like.dtype
         tensor = self._views.get(key)
         if tensor is None:
-            tensor = self._made_view(blocks, block, start, shape, like)
+            tensor = self._new_view(blocks, block, start, shape, like)
             if len(self._views) == MOST_VIEWS:
                 self._views.clear()
             self._views[key] = tensor
         return tensor.fill_(math.nan) if self.poisoned else tensor
 
-    def _made_view(self, blocks: list[Tensor], block: int, start: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def _new_view(self, blocks: list[Tensor], block: int, start: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
         end = start + _bytes(shape, like)
         if block == len(blocks):
             blocks.append(torch.empty(0, dtype=torch.uint8, device=like.device))

@@ -81,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{split.name}: {rows}, {size}; columns: {columns or 'none seen'}")
         for number, (raw, text) in enumerate(split.samples, 1):
             print(f"\n  {split.name}, row {number}, raw\n{_indented(shortened(raw, options.width))}")
-            said = with_options_for_keys(text) if text.startswith(NO_TEXT) else text
-            print(f"  decoded\n{_indented(shortened(said, options.width))}")
+            decoded = with_options_for_keys(text) if text.startswith(NO_TEXT) else text
+            print(f"  decoded\n{_indented(shortened(decoded, options.width))}")
             if tokenizer is not None and not text.startswith(NO_TEXT):
                 try:
                     ids = tokenizer.encode(text[: options.width])

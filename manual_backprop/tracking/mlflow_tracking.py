@@ -73,15 +73,15 @@ class MlflowTracker(LocalTracker):
 
     def _follow(self) -> None:
         interval = INTERVAL
-        told_about_dead_runs = False
+        terminated_dead_runs = False
         while True:
             closing = self._closing.is_set()
             processor = time.thread_time()
             try:
                 self._delivery.deliver(final=closing)
                 self._complete = closing
-                if not closing and not told_about_dead_runs:
-                    told_about_dead_runs = True
+                if not closing and not terminated_dead_runs:
+                    terminated_dead_runs = True
                     self._delivery.terminate_dead_runs()
                 interval = min(max(INTERVAL, (time.thread_time() - processor) / SHARE), LONGEST_PAUSE)
                 self._failure = None

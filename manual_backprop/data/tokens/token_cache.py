@@ -108,9 +108,9 @@ def _make(folder: Path, settings: Contents, make: Callable[[Path], Contents]) ->
     staged = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     staged.mkdir()
     try:
-        said = make(staged)
+        made = make(staged)
         digests = {path.name: file_digest(path) for path in sorted(staged.iterdir())}
-        contents = {"settings": settings, **said, "sha256": digests}
+        contents = {"settings": settings, **made, "sha256": digests}
         manifest = {"contents": contents, "sha256": json_digest(contents)}
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         if folder.exists():  # damaged, or the caller would have used it

@@ -162,9 +162,9 @@ def current_record(record: JobRecord, outputs: Path, sweep: Path) -> JobRecord:
     if record.status != RUNNING:
         return record
     run = run_of_job(outputs, sweep, record.number)
-    said = read_run(run)["status"] if run is not None else KILLED
-    error = "the process that watched over it ended" if said in (RUNNING, KILLED) else None
-    return measured(replace(record, status=said, error=error), run)
+    status = read_run(run)["status"] if run is not None else KILLED
+    error = "the process that watched over it ended" if status in (RUNNING, KILLED) else None
+    return measured(replace(record, status=status, error=error), run)
 
 
 def best_of(records: Sequence[JobRecord]) -> JobRecord | None:

@@ -326,8 +326,8 @@ class Sweep:
             interruption.raise_if_received(f"{left}; go on with: {again}")
         if broken is not None and not (unfinished and isinstance(broken, ValueError)):
             # Optuna raises ValueError at the end of a search in which no trial succeeded: the list below says more.
-            said = str(broken) if isinstance(broken, ManualBackpropError) else f"{type(broken).__name__}: {broken}"
-            lines = [f"the sweep broke off: {said} (its traceback: {os.path.relpath(self.directory.log)})"]
+            reason = str(broken) if isinstance(broken, ManualBackpropError) else f"{type(broken).__name__}: {broken}"
+            lines = [f"the sweep broke off: {reason} (its traceback: {os.path.relpath(self.directory.log)})"]
         else:
             lines = []
         if unfinished:
