@@ -1,7 +1,7 @@
 """Compare every hand-written gradient with autograd's, with central differences, and with zero where it must be zero.
 
 `python -m manual_backprop.verify` takes seconds and prints every error beside its bar. What is measured, and why
-in this way, is in `gradient_check/`; this file shows it.
+in this way, is in `study/gradient_check/`; this file shows it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from manual_backprop.config.schema import CustomTransformerConfig
     from manual_backprop.study.gradient_check.verification import Section
 
 COMMAND = "python -m manual_backprop.verify"
@@ -57,39 +56,13 @@ Options
 Exit codes: 0 all is right, 1 something is over its bar, 2 wrong arguments.
 """
 
-UNKNOWN_VOCABULARY = 257  # of a tokenizer that has not seen its corpus yet
 WIDTH = 110  # columns, where there is no terminal to ask
-DESCRIBE_A_NETWORK = ("model", "architecture", "tokenizer", "precision", "kernels", "device", "seed", "experiments")
-
-
-def network_described(overrides: Sequence[str]) -> CustomTransformerConfig:
-    """The network that a run with these overrides would train. InputError with every violation."""
-    from manual_backprop.training.command_line import described_job
-
-    job = described_job(overrides, "verify")
-    if unused := keys_without_effect(job.overrides):
-        print(f"without effect here, since only a network is verified: {', '.join(unused)}", file=sys.stderr)
-    run = job.config
-    return run.network(run.tokenizer.vocab_size or UNKNOWN_VOCABULARY)
-
-
-def keys_without_effect(overrides: Sequence[str]) -> list[str]:
-    """What says how a network is trained, and not what it is."""
-    from manual_backprop.training.command_line import NOT_TRACKED
-
-    named = [override.lstrip("+").partition("=")[0] for override in overrides if override != NOT_TRACKED]
-    return [
-        key
-        for key in named
-        if (key.partition(".")[0] not in DESCRIBE_A_NETWORK and key != "training.label_smoothing")
-        or key in ("model.learning_rate", "architecture.learning_rate_scale")
-    ]
 
 
 def show(sections: Sequence[Section], console: Console) -> None:
     from rich.table import Table
 
-    from manual_backprop.study.gradient_check.verification import lines_of
+    from manual_backprop.study.gradient_check.verification import bar_in_words, lines_of
 
     for section in sections:
         table = Table(
@@ -107,7 +80,7 @@ def show(sections: Sequence[Section], console: Console) -> None:
             case = worst.subject.partition(": ")[2] if worst.error > 0 else ""
             verdict = "[green]ok[/]" if worst.ok else "[bold red]FAILED[/]"
             group = [line.group if line.group != shown else ""] if several else []
-            table.add_row(*group, line.quantity, _number(worst.error), _bar(worst.bar), verdict, case)
+            table.add_row(*group, line.quantity, _number(worst.error), bar_in_words(worst.bar), verdict, case)
             shown = line.group
         console.print(table)
         console.print()
@@ -115,28 +88,6 @@ def show(sections: Sequence[Section], console: Console) -> None:
 
 def _number(value: float) -> str:
     return "0" if value == 0 else f"{value:.2f} x" if 0.01 < value < 100 else f"{value:.1e}"
-
-
-def _bar(value: float) -> str:
-    return "exact" if value == 0 else "2 x" if value == 2 else f"{value:.0e}"
-
-
-def verdict_of(sections: Sequence[Section], seconds: float) -> str:
-    from manual_backprop.study.gradient_check.measure import AUTOGRAD_BAR
-
-    findings = [finding for section in sections for finding in section.findings]
-    failed = [finding for finding in findings if not finding.ok]
-    if failed:
-        first = failed[0]
-        return (
-            f"FAILED: {len(failed)} of {len(findings)} measurements are over their bar, the first is "
-            f"{first.quantity} of {first.subject}: {first.error:.1e}, bar {_bar(first.bar)} ({seconds:.0f} s)"
-        )
-    largest = max(finding.error for finding in findings if finding.bar == AUTOGRAD_BAR)
-    return (
-        f"ok: all {len(findings)} measurements are within their bars; the worst error against autograd in float64 is "
-        f"{largest:.1e} ({seconds:.0f} s)"
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,10 +99,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(HELP, end="")
         return EXIT_DONE
     start = time.monotonic()
-    config = network_described(overrides) if overrides else None
+    config = None
+    if overrides:
+        from manual_backprop.training.command_line import described_network
+
+        config, unused = described_network(overrides, "verify")
+        if unused:
+            print(f"without effect here, since only a network is verified: {', '.join(unused)}", file=sys.stderr)
     from rich.console import Console
 
-    from manual_backprop.study.gradient_check.verification import check_everything, check_one, one_thread
+    from manual_backprop.study.gradient_check.verification import check_everything, check_one, one_thread, verdict_of
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     with one_thread():

@@ -60,6 +60,14 @@ def command(
     )
 
 
+TO_KNOW_IMPORTS = ("-X", "importtime")  # Python's flags for `imported`
+
+
+def imported(done: subprocess.CompletedProcess[str]) -> set[str]:
+    """The modules that a command with these flags has imported."""
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+
+
 class Started:
     """A command that runs while the test looks at it; killed at the end, whatever happens."""
 

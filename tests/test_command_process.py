@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_tools import command
+from command_tools import ROOT, TO_KNOW_IMPORTS, command, environment, imported
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import DictConfig
 
 from manual_backprop import __version__
+from manual_backprop.__main__ import COMMANDS
 from manual_backprop.common.errors import ConfigError
 from manual_backprop.common.origin import Origin
 from manual_backprop.config.composition import ExperimentsSearchPath
@@ -40,10 +42,37 @@ def test_a_wrong_command_ends_fast_with_2_and_leaves_nothing(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("arguments", [["model=smal"], ["--help"], ["--cfg", "job"]], ids=" ".join)
 def test_nothing_slow_is_imported_before_a_run(tmp_path: Path, arguments: list[str]) -> None:
-    done = command(*arguments, cwd=tmp_path, flags=("-X", "importtime"))
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
-    assert "hydra" in imported
-    assert not imported & {"torch", "mlflow", "numpy", "datasets", "transformers", "tokenizers", "matplotlib"}
+    modules = imported(command(*arguments, cwd=tmp_path, flags=TO_KNOW_IMPORTS))
+    assert "hydra" in modules
+    assert not modules & {"torch", "mlflow", "numpy", "datasets", "transformers", "tokenizers", "matplotlib"}
+    assert list(tmp_path.iterdir()) == []
+
+
+ASK = """\
+import contextlib, importlib, io, sys
+from manual_backprop.common.exit_codes import exit_code_of
+for line in sys.argv[1:]:
+    name, *words = line.split()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            code = exit_code_of(lambda: importlib.import_module(f"manual_backprop.{name}").main(words))
+        except SystemExit as end:
+            code = end.code
+    print(line, code, *sorted({"torch", "mlflow", "datasets", "transformers"} & set(sys.modules)), sep=": ")
+"""
+
+
+def test_no_command_imports_something_slow_to_help_or_to_refuse(tmp_path: Path) -> None:
+    """All of them in one interpreter."""
+    files = sorted((ROOT / "manual_backprop/tools").glob("*.py"))
+    tools = [f"tools.{path.stem}" for path in files if "\ndef main(" in path.read_text(encoding="utf-8")]
+    assert len(tools) > 4
+    answers = {"--help": 0, "--nonsense": 2}
+    asked = {f"{name} {word}": code for name in (*COMMANDS, *tools) for word, code in answers.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, *asked], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [f"{line}: {code}" for line, code in asked.items()], done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -20,10 +20,10 @@ from manual_backprop.common.durable_files import new_folder
 from manual_backprop.common.errors import InputError
 from manual_backprop.convert import main
 from manual_backprop.data.tokens.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
-from manual_backprop.models import IMPLEMENTATIONS, build_network
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.huggingface import layouts
 from manual_backprop.models.huggingface.weights import to_theirs, use_exact_norms
+from manual_backprop.models.implementations import IMPLEMENTATIONS, build_network
 from manual_backprop.models.network import Network
 from manual_backprop.study.gradient_check.low_precision import median_ratios
 from manual_backprop.study.gradient_check.measure import error_of, floor_of

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from manual_backprop.common.errors import InputError
 from manual_backprop.config.schema import ARCHITECTURES, CustomTransformerConfig, model_sizes
-from manual_backprop.models import IMPLEMENTATIONS, build_network
 from manual_backprop.models.decoding import IncrementalDecoder
+from manual_backprop.models.implementations import IMPLEMENTATIONS, build_network
 from manual_backprop.models.language_model import LanguageModel
 from manual_backprop.models.network import Network
 

@@ -122,7 +122,7 @@ def with_order(epoch_order: Callable[[int, int, int], tuple[int, np.ndarray]]) -
 
 def with_network(change: Callable[[Network], None]) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
-        from manual_backprop.models import build_network
+        from manual_backprop.models.implementations import build_network
 
         def build(*given: Any) -> Network:
             network = build_network(*given)

@@ -22,6 +22,7 @@ from manual_backprop.ops import IGNORED
 from manual_backprop.tasks.evaluation import unigram_and_bigram_loss
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import open_run_directory, read_run
+from manual_backprop.trained_models import evaluation
 from manual_backprop.trained_models.saved_model import find, load
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -218,7 +219,7 @@ def test_documents_are_read_as_they_are_trained(
     run = train(tmp_path, tmp_path / "rows.jsonl", *given)
     capsys.readouterr()
     saved = load("last")
-    part = evaluate.open_part(saved, "validation", None)
+    part = evaluation.open_part(saved, "validation", None)
     corpus = part.task.corpus
     counted = sum(int((batch.targets != IGNORED).sum()) for batch in part.task.evaluation_batches(part.split, "cpu"))
     shown = said(capsys, "last", "--tokens", "100000")
@@ -328,13 +329,13 @@ def test_into_mlflow_and_when_it_is_down(
     found = find("last")
     metrics = {"evaluation/validation_loss": 2.5, "evaluation/validation_accuracy": 0.25}
     for _ in range(2):
-        told = evaluate.log_evaluation(found, 8, "mlflow", metrics)
+        told = evaluation.log_evaluation(found, 8, "mlflow", metrics)
         assert told == "Logged to the run as evaluation/validation_* at step 8, in metrics.jsonl and MLflow."
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         rows = database.execute("select key, value, step from metrics where key like 'evaluation/%' order by key")
         assert rows.fetchall() == [("evaluation/validation_accuracy", 0.25, 8), ("evaluation/validation_loss", 2.5, 8)]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    told = evaluate.log_evaluation(found, 4, "mlflow", metrics)
+    told = evaluation.log_evaluation(found, 4, "mlflow", metrics)
     assert "Logged to the run as evaluation/validation_* at step 4. MLflow did not take it" in told
     assert f"python -m manual_backprop.sync {copy.name}" in told
     assert json.loads((copy / "metrics.jsonl").read_text().splitlines()[-1])["metrics"] == metrics

@@ -14,6 +14,7 @@ from manual_backprop import explain, ops
 from manual_backprop.common.batch import Batch
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.study.explain import example
 from manual_backprop.study.explain.autograd import TracedStep, trace_step
 from manual_backprop.study.explain.listing import slug
 
@@ -32,7 +33,7 @@ ALONE = {
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def traced(request: pytest.FixtureRequest) -> TracedStep:
-    return trace_step(explain.small_network(request.param), explain.small_batch(), denominator=3)
+    return trace_step(example.small_network(request.param), example.small_batch(), denominator=3)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     written = {}
     for architecture in ARCHITECTURES:
         path = tmp_path_factory.mktemp(architecture) / "page.md"
-        explain.explain(architecture, path)
+        example.explain(architecture, path)
         written[architecture] = path.read_text(encoding="utf-8")
     return written
 
@@ -167,7 +168,7 @@ def test_the_committed_page_is_what_the_command_writes(pages: dict[str, str]) ->
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_page_is_the_same_at_each_run(architecture: str, pages: dict[str, str], tmp_path: Path) -> None:
-    explain.explain(architecture, tmp_path / "again.md")
+    example.explain(architecture, tmp_path / "again.md")
     assert (tmp_path / "again.md").read_bytes() == pages[architecture].encode()
 
 
@@ -175,7 +176,7 @@ def test_the_page_is_the_same_at_each_run(architecture: str, pages: dict[str, st
 def test_autograds_printed_numbers_are_the_printed_ones_by_hand(architecture: str, pages: dict[str, str]) -> None:
     _, _, differences = without_numbers(pages[architecture])
     assert len(differences) > 60
-    assert max(differences) <= explain.TOLERANCE
+    assert max(differences) <= example.TOLERANCE
     lines = pages[architecture].splitlines()
     compared = 0
     for place, line in enumerate(lines):

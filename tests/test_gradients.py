@@ -15,8 +15,8 @@ import torch
 
 from manual_backprop import kernels, ops
 from manual_backprop.common.batch import Batch
-from manual_backprop.models import IMPLEMENTATIONS
 from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.models.implementations import IMPLEMENTATIONS
 from manual_backprop.study.gradient_check import (
     ENOUGH_TO_ROUND,
     ODD,

@@ -17,7 +17,7 @@ from manual_backprop.common.batch import Batch
 from manual_backprop.common.errors import InputError
 from manual_backprop.common.interruption import Interruption
 from manual_backprop.config.schema import ARCHITECTURES, CustomTransformerConfig
-from manual_backprop.models import build_network
+from manual_backprop.models.implementations import build_network
 from manual_backprop.models.network import Network
 from manual_backprop.ops import IGNORED
 from manual_backprop.ops.numerics import no_record

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_tools import TO_KNOW_IMPORTS, command, imported
 from run_tools import assert_same_tensors, config_of, metric, newest, resume, stumbling, train
 from torch import Tensor
 
@@ -128,9 +129,9 @@ def test_the_next_command_works_as_it_is_printed(
     run = train(tmp_path, text, "training.max_steps=2", *options) if not options else train(tmp_path, text, *options)
     steps = len(metric(run, "train/loss"))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "resume=" in line]
-    command = line.split()
-    assert command[:3] == ["python", "-m", "manual_backprop.run"]
-    resume(tmp_path, *command[3:])
+    words = line.split()
+    assert words[:3] == ["python", "-m", "manual_backprop.run"]
+    resume(tmp_path, *words[3:])
     assert len(metric(run, "train/loss")) == 2 * steps
 
 
@@ -201,6 +202,16 @@ def test_another_run_is_refused_with_every_difference_in_one_message(copy: Path,
     with pytest.raises(ConfigError, match=r"model.d_model=32: must stay 16.*\nseed=4: must stay 3"):
         run_job(config, tmp_path)
     assert_unchanged(copy, before)
+
+
+@pytest.mark.parametrize("key", ["resume", "init_from"])
+def test_what_does_not_fit_a_run_is_refused_before_torch_is_imported(key: str, copy: Path, tmp_path: Path) -> None:
+    done = command(f"{key}={copy.name}", "model.d_model=32", cwd=tmp_path, flags=TO_KNOW_IMPORTS)
+    assert "model.d_model=32: must" in done.stderr
+    assert done.returncode == 2
+    modules = imported(done)
+    assert "manual_backprop.trained_models.initial_weights" in modules
+    assert not modules & {"torch", "mlflow", "datasets", "transformers"}
 
 
 def test_another_text_is_refused_before_anything_is_built(text: Path, tmp_path: Path) -> None:

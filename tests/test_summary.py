@@ -13,8 +13,8 @@ from manual_backprop import summary
 from manual_backprop.common import exit_codes
 from manual_backprop.common.batch import Batch
 from manual_backprop.config.schema import CustomTransformerConfig
-from manual_backprop.models import build_network
 from manual_backprop.models.flops import flops_per_token
+from manual_backprop.models.implementations import build_network
 from manual_backprop.models.network import parameter_shapes
 from manual_backprop.trained_models.saved_model import load
 from manual_backprop.training import model_summary, step_shapes

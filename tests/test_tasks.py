@@ -20,7 +20,7 @@ from manual_backprop.common.interruption import Interruption
 from manual_backprop.config.schema import CustomTransformerConfig, RunConfig, TaskConfig
 from manual_backprop.config.validation import validate
 from manual_backprop.data.tokens.order import Order
-from manual_backprop.models import IMPLEMENTATIONS
+from manual_backprop.models.implementations import IMPLEMENTATIONS
 from manual_backprop.models.language_model import CustomTransformerWrapper, LanguageModel, build_model
 from manual_backprop.tasks import TASKS, Evaluated, Task
 from manual_backprop.tracking.run_directory import read_run

@@ -76,7 +76,7 @@ def test_a_planted_bug_is_exit_1() -> None:
         "import sys; sys.path.insert(0, 'tests')\n"
         "import mutate\n"
         "mutate.plant(next(m for m in mutate.named_mutants() if m.name == 'named: positions averaged'))\n"
-        "from manual_backprop.verify import keys_without_effect, main\n"
+        "from manual_backprop.verify import main\n"
         "sys.exit(main([]))\n"
     )
     done = python("-c", script)
@@ -115,7 +115,7 @@ def test_a_gradient_that_is_less_exact_than_autograds_is_seen(monkeypatch: pytes
 
 
 def test_what_says_how_a_network_is_trained_is_named_as_without_effect() -> None:
-    from manual_backprop.verify import keys_without_effect
+    from manual_backprop.training.command_line import keys_without_effect
 
     given = ["model=tiny", "training.max_steps=3", "optimizer=sgd", "training.label_smoothing=0.1", "tracking=none"]
     assert keys_without_effect(given) == ["training.max_steps", "optimizer"]

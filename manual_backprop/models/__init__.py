@@ -1,25 +1,16 @@
-"""Networks behind one seam: three levels of the same thing.
+"""Networks behind one seam (`network`): three levels of the same thing, and what is made of them.
 
-`custom.py` has gradients by hand, `mirror.py` the same lines with gradients by autograd, `baseline.py` what one would
-write in PyTorch.
+    custom              gradients by hand; `step` is what its training step has around the calculus, `recorder` what
+                        it shows of its inside
+    mirror              the same lines with gradients by autograd; `mirror_step` is what it has around them
+    baseline            what one would write in PyTorch; `autograd` is common to it and the mirror
+    implementations     all three by name
+    decoding            one token after the other, with keys and values kept
+    language_model      what a model looks like from outside: losses, training steps, generation
+    optimization        the optimizer that a run's config asks for
+    flops               operations of a token
+    huggingface/        the same weights under the names of `transformers`
+
+Not here: what is learned (`tasks`), and models in files (`trained_models`). Importing this room imports no torch.
 May import: checkpoints, kernels, optim, ops, config, common.
 """
-
-from __future__ import annotations
-
-from ..config.schema import CustomTransformerConfig
-from .baseline import BaselineTransformer
-from .custom import CustomTransformer
-from .mirror import TorchTransformer
-from .network import Network
-
-IMPLEMENTATIONS: dict[str, type[Network]] = {
-    "custom": CustomTransformer,
-    "torch": TorchTransformer,
-    "baseline": BaselineTransformer,
-}
-
-
-def build_network(implementation: str, config: CustomTransformerConfig) -> Network:
-    """The network of `implementation=NAME`. Raises ConfigError for a config that none can be built from."""
-    return IMPLEMENTATIONS[implementation](config)

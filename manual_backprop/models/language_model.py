@@ -19,9 +19,9 @@ from ..common.errors import CheckpointError, ConfigError, InputError, NotFiniteE
 from ..config.network import network_of_state
 from ..config.schema import CustomTransformerConfig
 from ..ops import IGNORED
-from . import build_network
 from .custom import CustomTransformer
 from .decoding import IncrementalDecoder
+from .implementations import build_network
 from .network import Network, check_ids
 
 MODEL_TYPE = "custom_transformer"

@@ -126,7 +126,7 @@ def gradient_errors(architecture: str) -> dict[str, dict[str, float]]:
     """Level -> precision -> error, against the mirror in float64."""
     import torch
 
-    from ..models import IMPLEMENTATIONS
+    from ..models.implementations import IMPLEMENTATIONS
     from .gradient_check import draw_batch
     from .gradient_check.network_check import networks, step_of
 

@@ -15,7 +15,6 @@ from ..common.durable_files import storage_errors
 from ..common.exit_codes import exit_code_of
 from ..config.arguments import Parser, whole
 from ..config.schema import ARCHITECTURES, PRECISIONS, model_sizes
-from ..study.levels import page
 
 DEFAULT_OUTPUT = "docs/three-levels.md"
 
@@ -36,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=whole(1), default=os.cpu_count(), metavar="N", help="(%(default)s)")
     parser.add_argument("--output", type=Path, default=Path(DEFAULT_OUTPUT), metavar="FILE", help="(%(default)s)")
     chosen = parser.parse(arguments)
+    from ..study.levels import page  # torch, only now
+
     written = page(
         chosen.architecture, chosen.model, chosen.batch_size, chosen.rounds, chosen.threads, chosen.precision
     )

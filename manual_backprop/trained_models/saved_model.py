@@ -222,7 +222,7 @@ def load(which: str, outputs: Path = OUTPUTS, device: str = "auto") -> SavedMode
     else:
         saved = manager.load(found.checkpoint) if lies_in_a_run else load_checkpoint(found.checkpoint)
 
-    from manual_backprop.models import IMPLEMENTATIONS, build_network
+    from manual_backprop.models.implementations import IMPLEMENTATIONS, build_network
     from manual_backprop.models.language_model import LanguageModel, saved_network
 
     implementation = _implementation(saved.state)

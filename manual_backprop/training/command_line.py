@@ -21,11 +21,13 @@ from manual_backprop.common.errors import ConfigError, InputError
 from manual_backprop.config.composition import Composer, composer, is_choice
 from manual_backprop.config.overrides import OverrideReader, Report, refuse_settings_without_effect
 from manual_backprop.config.rules import shown
-from manual_backprop.config.schema import RunConfig
+from manual_backprop.config.schema import CustomTransformerConfig, RunConfig
 from manual_backprop.training.requirements import missing_here
 from manual_backprop.training.resume import job_config
 
 NOT_TRACKED = "tracking=none"  # what is only looked at needs no place to record it
+UNKNOWN_VOCABULARY = 257  # of a tokenizer that has not seen its corpus yet
+DESCRIBE_A_NETWORK = ("model", "architecture", "tokenizer", "precision", "kernels", "device", "seed", "experiments")
 MOST_JOBS = 1000  # of a sweep; more is a range that was mistyped
 
 
@@ -78,6 +80,24 @@ def described_job(overrides: Sequence[str], command: str) -> Job:
     if len(jobs) != 1:
         raise InputError(f"these arguments describe {len(jobs)} runs; {command} takes one at a time")
     return jobs[0]
+
+
+def described_network(overrides: Sequence[str], command: str) -> tuple[CustomTransformerConfig, list[str]]:
+    """The network that a run with these overrides would train, and their keys that say nothing of it. InputError."""
+    job = described_job(overrides, command)
+    run = job.config
+    return run.network(run.tokenizer.vocab_size or UNKNOWN_VOCABULARY), keys_without_effect(job.overrides)
+
+
+def keys_without_effect(overrides: Sequence[str]) -> list[str]:
+    """What says how a network is trained, and not what it is."""
+    named = [override.lstrip("+").partition("=")[0] for override in overrides if override != NOT_TRACKED]
+    return [
+        key
+        for key in named
+        if (key.partition(".")[0] not in DESCRIBE_A_NETWORK and key != "training.label_smoothing")
+        or key in ("model.learning_rate", "architecture.learning_rate_scale")
+    ]
 
 
 def check_with(

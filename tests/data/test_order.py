@@ -14,7 +14,7 @@ from manual_backprop.data.tokens.batches import Documents, Windows, rows_of_docu
 from manual_backprop.data.tokens.corpus import Corpus
 from manual_backprop.data.tokens.order import Order, evaluation_batches, open_order
 from manual_backprop.data.tokens.tokenizer import ByteTokenizer
-from manual_backprop.models import build_network
+from manual_backprop.models.implementations import build_network
 from manual_backprop.ops import IGNORED
 
 T = 8

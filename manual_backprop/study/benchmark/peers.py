@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...common.batch import Batch
 from ...config.schema import CustomTransformerConfig
-from ...models import build_network
 from ...models.huggingface.layouts import LAYOUTS, config_json, entries, layout_of
+from ...models.implementations import build_network
 from ...models.network import parameter_shapes
 
 

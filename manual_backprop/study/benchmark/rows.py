@@ -86,7 +86,7 @@ class NetworkTrainer:
     """A network of this project with its own AdamW; the mirror with PyTorch's fused one, as all peers."""
 
     def __init__(self, name: str, config: Any):
-        from ...models import build_network
+        from ...models.implementations import build_network
 
         self.network = build_network(ROWS[name], config)
         self.device = self.network.device
@@ -179,7 +179,7 @@ def prepare(name: str, case: Case) -> None:
     import torch._inductor.compile_fx
 
     torch.set_num_threads(case.threads)
-    from ...models import build_network  # noqa: F401
+    from ...models.implementations import build_network  # noqa: F401
 
     if ROWS[name] == "huggingface":
         from .peers import network_class

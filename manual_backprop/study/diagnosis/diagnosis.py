@@ -9,7 +9,7 @@ import torch
 
 from ...data.tokens.corpus import Corpus
 from ...data.tokens.order import Order
-from ...models import build_network
+from ...models.implementations import build_network
 from ...models.network import Network
 from ...models.optimization import build_optimizer
 from ...optim.optimizers import Optimizer

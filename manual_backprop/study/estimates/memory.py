@@ -154,7 +154,7 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
     from torch.utils._pytree import tree_leaves
 
     from ...common.batch import Batch
-    from ...models import build_network
+    from ...models.implementations import build_network
     from ...models.optimization import build_optimizer
     from ...ops import cross_entropy_forward
 

@@ -83,8 +83,8 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
     import torch
 
     from ...common.batch import Batch
-    from ...models import build_network
     from ...models.decoding import IncrementalDecoder
+    from ...models.implementations import build_network
     from ...models.optimization import build_optimizer
 
     network = build_network(config.implementation.name, replace(network_config, seed=0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -15,7 +15,7 @@ from ... import ops
 from ...config.network import ARCHITECTURES, KERNELS, CustomTransformerConfig
 from ..estimates.memory import parameter_count
 from .low_precision import check_network_precision, check_op_precision
-from .measure import Finding, worst
+from .measure import AUTOGRAD_BAR, Finding, worst
 from .network_check import ODD, check_network, draw_batch, odd_cases
 from .op_check import check_ops
 from .op_table import ROWS
@@ -48,6 +48,27 @@ def lines_of(section: Section) -> list[Line]:
     for finding in section.findings:
         together.setdefault((finding.subject.partition(": ")[0], finding.quantity), []).append(finding)
     return [Line(*key, worst(findings)) for key, findings in together.items()]
+
+
+def verdict_of(sections: Sequence[Section], seconds: float) -> str:
+    """The sentence after all tables: it begins with ok or FAILED."""
+    findings = [finding for section in sections for finding in section.findings]
+    failed = [finding for finding in findings if not finding.ok]
+    if failed:
+        first = failed[0]
+        return (
+            f"FAILED: {len(failed)} of {len(findings)} measurements are over their bar, the first is "
+            f"{first.quantity} of {first.subject}: {first.error:.1e}, bar {bar_in_words(first.bar)} ({seconds:.0f} s)"
+        )
+    largest = max(finding.error for finding in findings if finding.bar == AUTOGRAD_BAR)
+    return (
+        f"ok: all {len(findings)} measurements are within their bars; the worst error against autograd in float64 is "
+        f"{largest:.1e} ({seconds:.0f} s)"
+    )
+
+
+def bar_in_words(value: float) -> str:
+    return "exact" if value == 0 else "2 x" if value == 2 else f"{value:.0e}"
 
 
 def check_everything() -> list[Section]:

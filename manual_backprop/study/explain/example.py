@@ -1,0 +1,88 @@
+"""The step that `python -m manual_backprop.explain` explains: the text, the sizes, the weights; and its page, written.
+
+How it is watched: trace.py; how it is laid out: page.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ...common.batch import Batch
+from ...common.errors import CheckFailedError, StorageError
+from ...config.schema import CustomTransformerConfig
+from ...models.custom import CustomTransformer
+from .autograd import trace_step
+from .page import Page
+
+COMMAND = "python -m manual_backprop.explain"
+WORDS = ("we", "go", "round", "and", "stop")
+TEXT = ("round", "and", "round", "we")  # the last is only a target; the first is read twice
+LEARNING_RATE = 0.01
+SEED = 202  # of weights whose numbers are worth reading: no probability near 0 or 1, few gradients near 0
+TOLERANCE = 1e-12  # of a number by hand against autograd's, in float64
+
+
+def small_network(architecture: str) -> CustomTransformer:
+    """One block of D = 4, in float64, with parameters in whole tenths, which a page can print in full.
+
+    Not the initial values of training: there, gains are 1, biases 0 and matrices tiny, and half of the calculus would
+    not show. Matrices have standard deviation 1 / sqrt(inputs), tables and heads 1, gains 1 + 0.3 e, biases 0.3 e.
+    """
+    network = CustomTransformer(
+        CustomTransformerConfig(
+            vocab_size=len(WORDS),
+            d_model=4,
+            n_blocks=1,
+            n_heads=2,
+            n_kv_heads=1 if architecture == "llama" else None,
+            d_ffn=7 if architecture == "llama" else 6,  # twice 6 would look like query, key and value
+            max_seq_len=len(TEXT) - 1,
+            architecture=architecture,
+            precision="fp64",
+        )
+    )
+    generator = torch.Generator().manual_seed(SEED)
+    for name, parameter in network.parameters.items():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        if parameter.dim() == 2:
+            values = noise if "embedding" in name or name.startswith("head") else noise / parameter.shape[1] ** 0.5
+        else:
+            values = (1 if name.endswith("norm.weight") else 0) + 0.3 * noise
+        parameter.copy_((values * 10).round() / 10)
+    return network
+
+
+def small_batch() -> Batch:
+    ids = torch.tensor([[WORDS.index(word) for word in TEXT]])
+    return Batch(tokens=ids[:, :-1], targets=ids[:, 1:])
+
+
+def write(path: Path, page: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}. Choose another --output.") from error
+
+
+def explain(architecture: str, output: Path) -> str:
+    """Write the page; return the sentence that says so. CheckFailedError where by hand and autograd differ."""
+    traced = trace_step(small_network(architecture), small_batch(), denominator=len(TEXT) - 1)
+    page = Page(
+        traced,
+        WORDS,
+        TEXT,
+        LEARNING_RATE,
+        COMMAND + ("" if architecture == "gpt2" else f" --architecture {architecture}"),
+    )
+    write(output, page.text())
+    worst, where = traced.worst
+    counts = f"{page.tensors} tensors, {len(traced.gradients)} gradients"
+    if not worst <= TOLERANCE:
+        raise CheckFailedError(
+            f"Wrote {output}: {counts}, and one is not autograd's: {where} differs by {worst:.1e}, "
+            f"more than {TOLERANCE:.0e}. `python -m manual_backprop.verify` shows which pair is wrong."
+        )
+    return f"wrote {output}: {counts}, the worst {worst:.1e} from autograd's ({where})"
