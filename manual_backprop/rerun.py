@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manual_backprop.common.errors import EXIT_DONE, InputError
-from manual_backprop.training.comparison.reproduction import rerun
+from manual_backprop.training.reproduction import rerun
 
 COMMAND = "python -m manual_backprop.rerun"
 

@@ -19,11 +19,12 @@ from manual_backprop import kernels
 from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.kernels.cpu.compiled import CompiledFunction
 from manual_backprop.kernels.sizes import SIZES
+from manual_backprop.study import kernel_gains
 from manual_backprop.study.benchmark.ablations import OPTIMIZATIONS, WITHOUT, Optimization, ablated
 from manual_backprop.study.benchmark.cases import OURS, SUBJECT, Case
 from manual_backprop.study.benchmark.measurement import AGAIN, MeasuredRow, Measurement, check_agreement
 from manual_backprop.study.paired_timing import Row
-from manual_backprop.tools import kernel_gains
+from manual_backprop.tools import kernel_gains as tool
 
 ARCHITECTURES = ("gpt2", "vaswani", "llama")
 
@@ -228,7 +229,7 @@ def test_every_optimization_is_explained(capsys: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_a_wrong_option_exits_2(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code_of(partial(kernel_gains.main, arguments)) == 2
+    assert exit_code_of(partial(tool.main, arguments)) == 2
     said = capsys.readouterr().err
     assert words in said
     assert len(said.splitlines()) <= 2
@@ -236,8 +237,8 @@ def test_a_wrong_option_exits_2(arguments: list[str], words: str, capsys: pytest
 
 def test_the_command_on_the_page_is_the_one_that_was_given() -> None:
     def said(*arguments: str) -> str:
-        return kernel_gains.command_of(kernel_gains.parser().parse(arguments))
+        return tool.command_of(tool.parser().parse(arguments))
 
-    assert said("--output", "x.md") == kernel_gains.COMMAND
+    assert said("--output", "x.md") == tool.COMMAND
     given = ("--case", "C1", "C2", "--precision", "fp32", "--means", "arena", "--threads", "1", "--rounds", "3")
-    assert said(*given) == " ".join((kernel_gains.COMMAND, *given))
+    assert said(*given) == " ".join((tool.COMMAND, *given))

@@ -17,7 +17,7 @@ from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.environment import code_digest
 from manual_backprop.tracking.run_directory import list_runs, read_run
 from manual_backprop.tracking.tracker import Tracked
-from manual_backprop.training.comparison.reproduction import compare, rerun
+from manual_backprop.training.reproduction import compare, rerun
 
 pytestmark = pytest.mark.usefixtures("here")
 

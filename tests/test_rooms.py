@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,24 @@ def test_each_room_at_the_top_is_a_layer_and_stands_in_the_drawing() -> None:
     for name in names:
         assert f'"{name}"' in layers, name
         assert f"\n{name} " in drawing, name
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room.parent == PACKAGE], ids=lambda room: room.name)
+def test_what_a_room_says_it_may_import_is_what_lint_holds(room: Path) -> None:
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    layers = contracts[0]["layers"]
+    below = layers[layers.index(room.name) + 1 :]
+    forbidden = {
+        name.removeprefix("manual_backprop.")
+        for contract in contracts
+        if contract["type"] == "forbidden" and f"manual_backprop.{room.name}" in contract["source_modules"]
+        for name in contract["forbidden_modules"]
+    }
+    docstring = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    found = re.search(r"^May import: (.*?)( and below)?\.$", docstring, flags=re.MULTILINE)
+    assert found is not None
+    said = [] if found[1] == "no other room" else found[1].split(", ")
+    if found[2]:
+        said += layers[layers.index(said[-1]) + 1 :]
+    assert said == [name for name in below if name not in forbidden]

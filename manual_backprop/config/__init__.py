@@ -3,5 +3,6 @@
 `schema` holds the dataclasses, `network` the part of them that describes a network (`CustomTransformerConfig`), `rules`
 what a value may be, `validation` turns a mapping into a `RunConfig` or a list of violations, `composition` asks Hydra.
 Not here: what a value leads to; that is built in `training`.
-May import: common. Needs no torch.
+Needs no torch.
+May import: common.
 """

@@ -3,5 +3,5 @@
 `sources` reads documents, `tokens` turns them into a cached corpus of token ids and into batches in a fixed order,
 `datasets` works on a dataset as a whole: find it by name, describe, download, analyse, pretokenize.
 Not here: what a batch is used for (`tasks`, `training`).
-May import: ops, config, common.
+May import: config, common.
 """

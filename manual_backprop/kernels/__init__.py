@@ -5,7 +5,7 @@ save.
 
 A network calls them inside `with step(arena, groups, device):` (arena.py, products.py, compiled.py); outside of it they
 are functions like any other, which allocate what they need and run as they are written.
-May import: ops, optim and below.
+May import: optim and below.
 """
 
 # ruff: noqa: F401  the names are exported, through _pairs

@@ -12,5 +12,5 @@
     huggingface/        the same weights under the names of `transformers`
 
 Not here: what is learned (`tasks`), and models in files (`trained_models`). Importing this room imports no torch.
-May import: checkpoints, kernels, optim, ops, config, common.
+May import: checkpoints and below.
 """

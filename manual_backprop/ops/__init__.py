@@ -7,7 +7,7 @@ passed is changed. A cache is private to its pair. Statistics, exponentials and 
 Read in the order in which a network uses them: embedding, normalization, linear, softmax, dropout, attention,
 activations, feed_forward, loss. A llama has three parts of its own: rms_normalization, rotary_attention,
 gated_feed_forward.
-Imports no other room.
+May import: common.
 """
 
 from ..common.batch import IGNORED

@@ -1,6 +1,8 @@
 """Studying a network and its training: gradient check, benchmark, estimates, diagnosis, one step explained.
 
+`paired_timing` is how everything is timed; `levels` and `kernel_gains` are measured pages.
+
 Not here: the commands that print the results, and training itself (`training`).
-May import: tasks, tracking, data, models, kernels and below. `gradient_check` and `benchmark` run where only torch is
-installed.
+`gradient_check` and `benchmark` run where only torch is installed.
+May import: tasks, data and below.
 """

@@ -2,9 +2,11 @@
 
     task.py             the seam: what a task owns, and all that a run knows of it
     language_model.py   task=language_model: at each position of a text, the token that comes next
+    evaluation.py       how good a model is on text it has not seen, beside models that only count
+    samples.py          text that a model writes during its training
 
-A task reads data and builds a model; of runs, their directories and their tracking nothing is known here.
-May import: tracking, data, models and below.
+A task reads data and builds a model. Not here: runs, their directories and their tracking (`training`, `tracking`).
+May import: data and below.
 """
 
 from __future__ import annotations

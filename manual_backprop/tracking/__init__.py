@@ -1,6 +1,8 @@
 """Tracking: what a run writes about itself, and how it reaches MLflow.
 
     run_directory.py    a run's folder: name, owner, status, lock; finding runs
+    run_log.py          run.log, and warnings that reach the terminal
+    progress.py         what a person sees while a run goes on
     metrics_file.py     metrics.jsonl: the append-only truth, and its schema
     training_log.py     TrainingLogger and load_training_log, of use without the Runner
     tracker.py          the Tracker that the loop talks to; LocalTracker (tracking=none)
@@ -8,6 +10,11 @@
     mlflow_tracking.py  MlflowTracker: a thread that follows the run's directory
     mlflow_delivery.py  what that thread, and `python -m manual_backprop.sync`, send to MLflow
     late_delivery.py    the same for a run that has ended
+    mlflow_model.py     a run's best checkpoint as MLflow's model
+    parent_runs.py      a sweep and its runs in MLflow
+    provenance.py       which code made a run: commit, changes, packages
+    environment.py      what the last bits of a run depend on: threads, torch, processor, compiler, code
+    loss_curves.py      the picture of a run
 
     close_dead_runs("outputs")
     run = create_run_directory("outputs", "small-python_docs")
@@ -17,7 +24,7 @@
     run.release()
 
 Importing this imports neither MLflow nor torch nor Hydra.
-May import: data, models, checkpoints and below.
+May import: data and below.
 """
 
 from __future__ import annotations

@@ -2,5 +2,5 @@
 
 `saved_model` resolves what a user names, `initial_weights` starts a run from it, `export` and `model_card` write it for
 others. Not here: checkpoints themselves (`checkpoints`), and MLflow's model (`tracking.mlflow_model`).
-May import: study, tasks, tracking, data, models, checkpoints and below.
+May import: study and below.
 """

@@ -1,0 +1,174 @@
+"""What each optimization of the kernels brings, alone: a step without one of them at a time beside the whole step.
+
+The ablations are those of `benchmark/ablations.py`, measured by the bench's processes and in its way. `page` is
+docs/kernels.md, which `python -m manual_backprop.tools.kernel_gains` writes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .benchmark.ablations import OPTIMIZATIONS, WITHOUT, Optimization, work
+from .benchmark.cases import SUBJECT, Case
+from .benchmark.measurement import MeasuredRow, Measurement, measure
+
+NONE_OF_THEM, RECOMPUTED = "custom-reference", "custom-recompute"  # rows of the bench
+AT_ONCE = 6  # rows that take turns with each other and with the subject: a process each, and all of them in memory
+WIDTH = 120
+
+PAGE = """\
+# What each optimization of the kernels brings, alone
+
+This page is written by the following command; every number on it was measured by that command.
+
+```bash
+{command}
+```
+
+`kernels=fused` trains with the pairs of `manual_backprop/kernels` in place of those of `manual_backprop/ops`: the same
+names, the same gradients. Below is a whole training step (forward, loss, backward, clipping, AdamW) with all of its
+optimizations, and then without one of them at a time: a pair replaced by the textbook's of the same name, or something
+that several pairs share undone in all of them. What two optimizations both save shows in neither of their rows, and
+what needs both shows in each, so the rows do not add up. What can be compiled is (`kernels.compile=always`).
+
+## The optimizations
+
+{optimizations}
+
+## How to read the numbers
+
+**Time** is that of the step without the optimization over that of the step with it, in the same turn: median and
+quartiles of {turns} turns, one process a row. Above 1, the optimization saves time. The noise floor is the same for
+`{subject}` against itself; a ratio that is no farther from 1 is in *italics*: no difference was measured.
+
+**Peak** is the process's largest size after warm-up, less its size after the imports, parameters and moments included
+(on a GPU, of its tensors); **more** is the peak without the optimization less that with it, in the same group of rows,
+in italics where `{subject}` differs from itself by as much.
+
+**All of them** without is `kernels=reference`. **`training.recompute=block`** is no part of `kernels=fused`: it keeps
+of each block only its input and recomputes the rest in backward, which saves memory and costs time. Its row is the step
+with it beside the step without it.
+
+{machine}
+
+{sections}
+"""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A row beside the subject of its own turns. Bytes are None where the system does not tell."""
+
+    row: MeasuredRow
+    time: tuple[float, float, float]  # row / subject, quartiles of the turns
+    more_bytes: int | None  # row - subject
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Of one case: the rows of all groups, and what a difference has to exceed."""
+
+    case: Case
+    subjects: list[MeasuredRow]  # one of each group, and once more
+    gains: dict[str, Gain]  # by the name of the row
+    noise: float  # of a ratio of times
+    noise_bytes: int
+    left_out: dict[str, str]  # rows that cannot be had here, and why
+
+
+def measure_gains(case: Case, optimizations: Sequence[str], rounds: int) -> Gains:
+    """Every optimization that applies to this case, and the two rows below them, in groups of at most AT_ONCE."""
+    names = [WITHOUT + name for name in optimizations if OPTIMIZATIONS[name].applies(case)] + [NONE_OF_THEM, RECOMPUTED]
+    count = -(-len(names) // AT_ONCE)
+    return gains_of([measure(case, [SUBJECT, *names[place::count]], rounds, work) for place in range(count)])
+
+
+def gains_of(groups: Sequence[Measurement]) -> Gains:
+    gains = {}
+    for group in groups:
+        for row in list(group.rows.values())[1:]:
+            more = _difference(row, group.subject)
+            gains[row.name] = Gain(row, group.time_ratio(row), more)
+    subjects = [row for group in groups for row in (group.subject, group.again)]
+    peaks = [row.peak_bytes for row in subjects if row.peak_bytes is not None]
+    noise = max(group.noise for group in groups)
+    left_out = {name: reason for group in groups for name, reason in group.left_out.items()}
+    return Gains(groups[0].case, subjects, gains, noise, max(peaks) - min(peaks) if peaks else 0, left_out)
+
+
+def _difference(row: MeasuredRow, subject: MeasuredRow) -> int | None:
+    if row.peak_bytes is None or subject.peak_bytes is None:
+        return None
+    return row.peak_bytes - subject.peak_bytes
+
+
+# The page
+
+
+def section(measured: Gains) -> str:
+    """A case: what was measured, the table, and the noise."""
+    lines = [
+        "| without | lives in | time, without / with | more MB |",
+        "|---|---|--:|--:|",
+    ]
+    milliseconds = 1e3 * statistics.median(time for row in measured.subjects for time in row.seconds)
+    peaks = [row.peak_bytes for row in measured.subjects if row.peak_bytes is not None]
+    peak = _megabytes(round(statistics.median(peaks)) if peaks else None)
+    named = {WITHOUT + name: f"`{name}` | `{one.place}`" for name, one in OPTIMIZATIONS.items()} | {
+        NONE_OF_THEM: "all of them: `kernels=reference` | `kernels/`",
+        RECOMPUTED: "nothing, with `training.recompute=block` | `models/step.py`",
+    }
+    for name, label in named.items():
+        if reason := measured.left_out.get(name):
+            lines.append(f"| {label} | left out: {reason} | |")
+        elif gain := measured.gains.get(name):
+            low, middle, high = gain.time
+            ratio = _judged(f"{middle:.2f} ({low:.2f} to {high:.2f})", abs(middle - 1) <= measured.noise)
+            more = "unknown"
+            if gain.more_bytes is not None:
+                more = _judged(f"{gain.more_bytes / 1e6:+.1f}", abs(gain.more_bytes) <= measured.noise_bytes)
+            lines.append(f"| {label} | {ratio} | {more} |")
+    title = f"{measured.case.name or measured.case.config.architecture}, {measured.case.config.precision}"
+    noise = (
+        f"Noise floor: {measured.noise:.1%} of the time, {measured.noise_bytes / 1e6:.1f} MB "
+        f"({len(measured.subjects)} processes of `{SUBJECT}`)."
+    )
+    subject = f"`{SUBJECT}`: {milliseconds:.4g} ms a step, peak {peak} MB."
+    return "\n\n".join((f"## {title}", f"{measured.case.describe()}. {subject}", "\n".join(lines), noise))
+
+
+def _judged(text: str, is_noise: bool) -> str:
+    return f"*{text}*" if is_noise else text
+
+
+def _megabytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 1e6:.1f}"
+
+
+def page(sections: Sequence[str], optimizations: Sequence[str], command: str, turns: int) -> str:
+    from .benchmark.page import machine
+
+    written = PAGE.format(
+        command=command,
+        optimizations="\n\n".join(
+            f"**`{name}`**{_pairs(OPTIMIZATIONS[name])}. {OPTIMIZATIONS[name].about}" for name in optimizations
+        ),
+        subject=SUBJECT,
+        turns=turns,
+        machine="Measured with " + ", ".join(f"{name} {value}" for name, value in machine().items()) + ".",
+        sections="\n\n".join(sections),
+    )
+    return "\n\n".join(map(_filled, written.strip().split("\n\n"))) + "\n"
+
+
+def _pairs(optimization: Optimization) -> str:
+    names = " and ".join(f"`{pair}`" for pair in optimization.pairs)
+    return f", the pair{'s' * (len(optimization.pairs) > 1)} {names}" if names else ""
+
+
+def _filled(part: str) -> str:
+    """A paragraph in lines of WIDTH; tables, headings and commands stay."""
+    return part if part.startswith(("|", "#", "```")) else textwrap.fill(part, WIDTH, break_on_hyphens=False)
