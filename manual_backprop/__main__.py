@@ -52,9 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run() -> int:
     """The console script `manual-backprop`: the same command as `python -m manual_backprop.run`."""
-    from manual_backprop.common.interruption import leave_at_a_signal
+    from manual_backprop.common.interruption import exit_on_signal
 
-    leave_at_a_signal()  # while the imports go on
+    exit_on_signal()  # while the imports go on
     if sys.argv[1:2] == ["-sc"] and sys.argv[2:3] != [] and sys.argv[2].startswith("query="):
         from manual_backprop.config.completion import answer
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from manual_backprop.common.errors import EXIT_DONE
 from manual_backprop.config.arguments import Parser, add_run, add_sampling
-from manual_backprop.trained_models.chat import IN_CHAT, Chat
+from manual_backprop.trained_models.chat import CHAT_COMMANDS, Chat
 from manual_backprop.trained_models.saved_model import RUN_HELP
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ ones.
 
 What can be typed
 
-{IN_CHAT}"""
+{CHAT_COMMANDS}"""
 
 EPILOG = """\
 Examples

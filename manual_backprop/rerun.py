@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     from manual_backprop.common.exit_codes import exit_code_of
-    from manual_backprop.common.interruption import leave_at_a_signal
+    from manual_backprop.common.interruption import exit_on_signal
 
-    leave_at_a_signal()
+    exit_on_signal()
     sys.exit(exit_code_of(main))

@@ -8,9 +8,9 @@ what only it can do: start the jobs of a sweep (`training.sweeps`), and show som
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below: they take a while
-    from manual_backprop.common.interruption import leave_at_a_signal
+    from manual_backprop.common.interruption import exit_on_signal
 
-    leave_at_a_signal()
+    exit_on_signal()
 
 import argparse
 import os

@@ -16,7 +16,7 @@ from command_tools import PATIENCE, environment, words_of
 
 from manual_backprop import chat
 from manual_backprop.common import exit_codes
-from manual_backprop.trained_models.chat import IN_CHAT
+from manual_backprop.trained_models.chat import CHAT_COMMANDS
 
 pytestmark = pytest.mark.usefixtures("here")
 UP, CTRL_A, CTRL_C, CTRL_D = "\x1b[A", "\x01", "\x03", "\x04"
@@ -116,7 +116,7 @@ def test_what_can_be_typed(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert chat.main(["last"]) == 0
     shown = capsys.readouterr().out
     assert "temp 0, topk 50, length 100\ntemp 0, topk 40, length 100\ntemp 0, topk 40, length 7\n" in shown
-    assert IN_CHAT in shown
+    assert CHAT_COMMANDS in shown
     assert (
         "temp: must be a number, at least 0, was 'hot'\ntopk: must be a whole number of at least 0, was '-1'" in shown
     )

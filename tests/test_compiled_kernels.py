@@ -232,7 +232,7 @@ def libraries_of_relu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return libraries.folder()
 
 
-def test_what_another_process_has_made_meanwhile_is_not_made_again(
+def test_what_another_process_has_compiled_meanwhile_is_not_compiled_again(
     libraries_of_relu: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "/nowhere/c++")

@@ -27,7 +27,7 @@ from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.tracker import Tracked
 from manual_backprop.training.cost.turns import verdict
 from manual_backprop.training.inspection.inspector import UNWATCHED, Inspector, layer_of
-from manual_backprop.training.inspection.pictures import Portrait, draw_layers
+from manual_backprop.training.inspection.pictures import PassSnapshot, draw_layers
 from manual_backprop.training.runner import Runner
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -185,18 +185,18 @@ def test_a_unit_that_only_padding_wakes_is_dead() -> None:
 
 
 @pytest.mark.parametrize("options", [("batching=padded",), ("batching.mask_documents=true",)], ids=" ".join)
-def test_the_portrait_is_of_a_row_as_it_is_evaluated(options: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_snapshot_is_of_a_row_as_it_is_evaluated(options: tuple[str, ...], tmp_path: Path) -> None:
     """No attention between documents where the network has learned without, and none of padding."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": "ab" * (n % 3 + 1)}) + "\n" for n in range(80)))
     runner = Runner(config_of(rows, "dataset=jsonl", *options), tmp_path / "outputs", Interruption())
     network = runner.model.network
     row = runner.task.example(network.device)
-    portrait = Portrait(network, row)
+    snapshot = PassSnapshot(network, row)
     evaluated = next(runner.task.evaluation_batches(runner.task.corpus.split("validation"), "cpu"))  # type: ignore
     assert torch.equal(row.tokens, evaluated.tokens[:1, : row.tokens.shape[1]])
-    assert portrait.places == row.tokens.shape[1] > 1
-    seen = torch.from_numpy(portrait.attention()[0][0])
+    assert snapshot.places == row.tokens.shape[1] > 1
+    seen = torch.from_numpy(snapshot.attention()[0][0])
     apart = row.segments[0][:, None] != row.segments[0] if row.segments is not None else torch.zeros(len(seen), 1) > 0
     assert bool(apart.any()) == (row.segments is not None)
     assert not seen[apart.expand_as(seen)].any()

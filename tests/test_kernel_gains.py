@@ -174,7 +174,7 @@ def test_a_section_says_what_was_measured() -> None:
     assert lines[-1] == "Noise floor: 2.0% of the time, 1.0 MB (6 processes of `custom-fused`)."
 
 
-def test_where_memory_is_not_told_the_page_says_so() -> None:
+def test_where_memory_is_unknown_the_page_says_so() -> None:
     group = measured(WITHOUT + "arena")
     for row in (group.subject, group.again, *group.rows.values()):
         row.peak_bytes = None

@@ -188,7 +188,7 @@ def test_a_killed_run_goes_on(project: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("finished", FP32), ("bf16", MASKS)])
-def test_a_run_is_made_again(project: Path, capsys: pytest.CaptureFixture[str], name: str, tolerance: float) -> None:
+def test_a_run_is_rerun(project: Path, capsys: pytest.CaptureFixture[str], name: str, tolerance: float) -> None:
     then = run_of(project, name)
     rerun(then.name, ["tracking=none"], project)
     again = newest(project)

@@ -406,7 +406,7 @@ def test_the_last_piece_stands_for_all(length: int, text: Path, monkeypatch: pyt
     assert max(taken) > 1
 
 
-def test_a_run_that_will_not_fit_is_told_so(text: Path) -> None:
+def test_a_run_that_will_not_fit_is_warned(text: Path) -> None:
     config = tiny(text, "training.batch_size=1000000", "model.max_seq_len=1024")
     estimate = estimate_memory(config, config.network(257))  # nothing of it is allocated
     assert estimate.peak > memory_of("cpu")

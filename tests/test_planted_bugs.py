@@ -60,7 +60,7 @@ def test_every_backward_is_mutated() -> None:
         (("softmax", "--write"), "--write is for all mutants: give no TEXT"),
     ],
 )
-def test_a_wrong_argument_is_told(arguments: tuple[str, ...], words: str) -> None:
+def test_a_wrong_argument_is_reported(arguments: tuple[str, ...], words: str) -> None:
     done = subprocess.run(
         [sys.executable, str(TESTS / "mutate.py"), *arguments], capture_output=True, text=True, timeout=60
     )
@@ -118,7 +118,7 @@ BUGS[:] = [Bug('harmless', broken.file, 'y_wide * (dy_wide - weighted_mean)', 'y
     ],
     ids=["changes nothing", "is no code", "is there without it"],
 )
-def test_a_mutant_that_says_nothing_is_told(plants: str, said: str, caught: int) -> None:
+def test_a_mutant_that_prints_nothing_is_reported(plants: str, said: str, caught: int) -> None:
     """So that "caught" means something: the command must be able to fail. Asked are the tests of one file."""
     script = f"""
 import mutate, sys

@@ -111,7 +111,7 @@ def test_losses_that_differ_for_no_reason_are_a_bug(
     assert bug.value.exit_code == 1
 
 
-def test_what_cannot_be_made_again(then: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_rerun(then: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no run 'elephant'"):
         rerun("elephant", [], tmp_path)
     with pytest.raises(ConfigError, match="starts at its first step"):

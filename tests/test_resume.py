@@ -174,7 +174,7 @@ REFUSED = {
 }
 
 
-def test_a_run_killed_behind_its_last_save_is_finished(copy: Path, tmp_path: Path) -> None:
+def test_a_run_killed_after_its_last_save_is_finished(copy: Path, tmp_path: Path) -> None:
     """All its steps are done and logged; what is missing is only that it says so."""
     loss, before = metric(copy, "validation/loss"), metric(copy, "train/loss")
     update_run(copy, lambda run: run.update(status="KILLED"))

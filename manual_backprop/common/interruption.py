@@ -13,7 +13,7 @@ from .errors import Interrupted
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
 
-def leave_at_a_signal() -> None:
+def exit_on_signal() -> None:
     """For a command that imports and checks: until an Interruption takes over, the process ends where it is.
 
     An exception would not do: some of what is imported catches every one, and a signal would be lost.

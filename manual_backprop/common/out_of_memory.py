@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from .errors import OutOfMemory
 
-SAID = (
+MESSAGES = (
     "can't allocate memory",
     "cannot allocate memory",
     "could not create a memory object",
@@ -22,7 +22,7 @@ SAID = (
 def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in SAID)
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in MESSAGES)
 
 
 @contextmanager

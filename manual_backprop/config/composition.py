@@ -159,12 +159,12 @@ def in_words(error: BaseException) -> str:
     """What Hydra or OmegaConf has to say, in one line and with the key; their later lines show their own insides."""
     cause: BaseException | None = error
     while cause is not None:
-        told = str(getattr(cause, "msg", None) or cause).strip()
-        if isinstance(cause, OmegaConfBaseException) and told:
+        message = str(getattr(cause, "msg", None) or cause).strip()
+        if isinstance(cause, OmegaConfBaseException) and message:
             key = cause.full_key or ""
-            return f"{key}: {told.splitlines()[0]}" if key else told.splitlines()[0]
+            return f"{key}: {message.splitlines()[0]}" if key else message.splitlines()[0]
         if cause.__cause__ is None or isinstance(cause.__cause__, type(cause)):
-            return " ".join(line.strip() for line in told.splitlines()[:2]) or type(cause).__name__
+            return " ".join(line.strip() for line in message.splitlines()[:2]) or type(cause).__name__
         cause = cause.__cause__
     return str(error)
 

@@ -13,8 +13,8 @@ Two more ways to have less, which need no memory of their own:
 
 - `in_place_of(x)`: a gradient has the shape of its tensor, and is made when that is read for the last time: inside a
   step it takes its place. What a pair's cache holds therefore belongs to that pair's backward.
-- `saved_for_backward(x)` and `recomputed(...)`: where that is cheap, a cache keeps a function that recomputes a tensor
-  in place of the tensor.
+- `saved(x)` and `recomputed(...)`: where that is cheap, a cache keeps a function that recomputes a tensor in place of
+  the tensor.
 
 A block grows to the largest request it has met and stays, so memory is bounded by the largest step, whatever the order
 of batch sizes and lengths. Outside of a step all of them allocate afresh, so that a kernel can be called like any
@@ -93,7 +93,7 @@ class Arena:
             self._ping_pong = [torch.empty(0, dtype=torch.uint8, device=like.device) for _ in range(2)]
         if not _same_memory(self._ping_pong[1 - self._turn], like):
             self._turn = 1 - self._turn
-        tensor = self._made_view(self._ping_pong, self._turn, 0, shape, like)  # a new view: `recomputable` writes on it
+        tensor = self._new_view(self._ping_pong, self._turn, 0, shape, like)  # a new view: `recomputable` writes on it
         return tensor.fill_(math.nan) if self.poisoned else tensor
 
     def _push(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -114,13 +114,13 @@ class Arena:
         key = id(blocks), block, start, shape, like.dtype
         tensor = self._views.get(key)
         if tensor is None:
-            tensor = self._made_view(blocks, block, start, shape, like)
+            tensor = self._new_view(blocks, block, start, shape, like)
             if len(self._views) == MOST_VIEWS:
                 self._views.clear()
             self._views[key] = tensor
         return tensor.fill_(math.nan) if self.poisoned else tensor
 
-    def _made_view(self, blocks: list[Tensor], block: int, start: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def _new_view(self, blocks: list[Tensor], block: int, start: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
         end = start + _bytes(shape, like)
         if block == len(blocks):
             blocks.append(torch.empty(0, dtype=torch.uint8, device=like.device))
@@ -201,11 +201,11 @@ def persistent(x: Tensor) -> Tensor:
     return kept(tuple(x.shape), x).copy_(x)
 
 
-def saved_for_backward(x: Tensor) -> Recomputable:
+def saved(x: Tensor) -> Recomputable:
     """What a cache keeps of x: the function that recomputes it, where there is one, else x."""
     return getattr(x, "recompute", x)
 
 
-def recomputed(saved: Recomputable) -> Tensor:
-    """The tensor that was given to `saved_for_backward`."""
-    return saved if isinstance(saved, Tensor) else saved()
+def recomputed(x: Recomputable) -> Tensor:
+    """The tensor that was given to `saved`."""
+    return x if isinstance(x, Tensor) else x()

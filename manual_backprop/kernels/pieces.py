@@ -28,8 +28,8 @@ def pieces_of(x: Tensor) -> Iterator[slice]:
     return pieces(len(x), max(1, sizes_of(x).piece // x.shape[1]), x)
 
 
-class Recorded:
-    """Puts pieces of rows together again, for whoever wants them by this name."""
+class RecordedPieces:
+    """Concatenates pieces of rows for a recorder that wants them by this name."""
 
     def __init__(self, record: Record, shape: torch.Size):
         self.record, self.shape = record, shape
@@ -45,7 +45,7 @@ class Recorded:
             self.filled[name] += len(piece)
             self.wholes[name][first : self.filled[name]] = piece
 
-    def tell(self) -> None:
+    def finish(self) -> None:
         """Records each as (*shape, width)."""
         for name, whole in self.wholes.items():
             self.record(name, whole.unflatten(0, self.shape))

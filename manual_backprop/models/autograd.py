@@ -40,7 +40,7 @@ class AutogradNetwork(Network):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def _tell_gradients_complete(self) -> None:
+    def _notify_gradients_complete(self) -> None:
         """Autograd's backward tells nothing on its way: all at its end."""
         for block in reversed(range(self.config.n_blocks)):
             self.on_gradients_complete(block)
@@ -60,7 +60,7 @@ class AutogradNetwork(Network):
             )
         self._logits.backward(dlogits.to(self._logits.dtype))
         self._logits = None
-        self._tell_gradients_complete()
+        self._notify_gradients_complete()
 
     @torch.no_grad()
     def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:

@@ -231,12 +231,12 @@ class BaselineTransformer(AutogradNetwork):
         arguments = batch.tokens, batch.targets.long(), self._visible(batch.segments), count
         if self.compiled is None:
             loss = self._first_step(arguments)
-            self._tell_gradients_complete()
+            self._notify_gradients_complete()
             return loss
         with self._autocast():
             loss = self._loss(*arguments)
         loss.backward()
-        self._tell_gradients_complete()
+        self._notify_gradients_complete()
         return loss.detach()
 
     def _first_step(self, arguments: tuple) -> Tensor:

@@ -163,7 +163,7 @@ class MirroredNetwork(AutogradNetwork, FlatNetwork):
         with self._autocast():
             loss = self._training_step(batch.tokens, batch.targets.long(), visible, count, dropout)
         loss.backward()
-        self._tell_gradients_complete()
+        self._notify_gradients_complete()
         return loss.detach()
 
     def _logits_of(self, tokens: Tensor, segments: Tensor | None, step: int | None) -> Tensor:

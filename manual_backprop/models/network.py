@@ -78,8 +78,8 @@ def gated_feed_forward_of(views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     return views["feed_forward.gated.weight"], views["feed_forward.output.weight"]
 
 
-def wait_for_nothing(block: int | None) -> None:
-    """Nobody waits for the gradients of a block."""
+def no_callback(block: int | None) -> None:
+    """The callback of a network that nobody asked to report complete gradients."""
 
 
 def parameter_shapes(config: CustomTransformerConfig) -> dict[str, Shape]:
@@ -154,7 +154,7 @@ class Network(ABC):
         self.recorder: Record = no_record
         # Called in every backward pass: with a block's number once nothing more is added to its gradients, from the
         # last block to the first, and at the end with None for all others (embedding, final norm, head).
-        self.on_gradients_complete: Callable[[int | None], None] = wait_for_nothing
+        self.on_gradients_complete: Callable[[int | None], None] = no_callback
 
     @torch.no_grad()
     def _initialize(self) -> None:

@@ -22,7 +22,7 @@ from ..config.schema import CustomTransformerConfig
 from ..ops import Visible
 from ..ops.numerics import no_record
 from ..optim.parameters import Flat
-from .network import DropoutSource, FlatNetwork, packed_names, wait_for_nothing
+from .network import DropoutSource, FlatNetwork, no_callback, packed_names
 
 Cache = Any  # private to the pair that made it
 
@@ -131,8 +131,8 @@ class HandWrittenNetwork(FlatNetwork):
         is set: they are called by steps that run."""
         size = tokens * self.config.d_model
         replayable = self.ops.is_replayable(size, self.config.dropout)
-        nobody_waits = self.recorder is no_record and self.on_gradients_complete is wait_for_nothing
-        return replayable and self.compiles and nobody_waits
+        unobserved = self.recorder is no_record and self.on_gradients_complete is no_callback
+        return replayable and self.compiles and unobserved
 
     def _signature(self) -> tuple[Any, ...]:
         """What may decide the calls of a step beside its batch: settings, and the functions that it calls here.

@@ -45,7 +45,7 @@ class Optimizer(ABC):
         self.nonfinite_in_a_row.copy_(torch.where(finite, 0, self.nonfinite_in_a_row + 1))
         self.nonfinite_longest.copy_(torch.maximum(self.nonfinite_longest, self.nonfinite_in_a_row))
 
-    def forget_longest(self) -> None:
+    def reset_longest_nonfinite(self) -> None:
         """What was judged is not judged again: the longest row of non-finite steps is the one that still goes on."""
         self.nonfinite_longest.copy_(self.nonfinite_in_a_row)
 

@@ -20,8 +20,8 @@ DATASETS = """\
 DATASET is a name in conf/dataset (python_docs, tinystories, wikitext, ...; tools.download_dataset --list shows all),
 OWNER/NAME on the hub, or a file or folder of yours: .jsonl, .parquet, what datasets.save_to_disk wrote, else text."""
 
-# The data layer speaks to `run`; on these command lines the same things are said otherwise.
-_SAID_HERE = {
+# Errors of the data layer name keys of `run`; these tools have options or other words for them.
+_OPTION_OF_KEY = {
     "use dataset=text dataset.path=PATH with text of your own": "give the path of text of your own",
     "use dataset=jsonl, parquet, saved or text with dataset.path=PATH": "give its path instead of the name",
     "dataset.text_column=NAME": "--text-key NAME",
@@ -83,16 +83,16 @@ def datasets_of(names: list[str], options: argparse.Namespace) -> list[DatasetCo
 
 
 @contextmanager
-def spoken_here() -> Iterator[None]:
-    """Sentences about keys of the configuration, in the words of these tools."""
+def errors_name_options() -> Iterator[None]:
+    """Inside, sentences of errors name the options of these tools in place of keys of the configuration."""
     try:
         yield
     except InputError as error:
-        raise InputError(said_here(str(error))) from error
+        raise InputError(with_options_for_keys(str(error))) from error
 
 
-def said_here(message: str) -> str:
-    for key, option in _SAID_HERE.items():
+def with_options_for_keys(message: str) -> str:
+    for key, option in _OPTION_OF_KEY.items():
         message = message.replace(key, option)
     return message
 

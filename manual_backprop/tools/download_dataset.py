@@ -9,7 +9,7 @@ from pathlib import Path
 from ..common.errors import InputError
 from ..common.exit_codes import exit_code_of
 from ..config.arguments import Parser
-from .dataset_arguments import add_dataset_options, add_subset, dataset_of, interruptible, pasted, spoken_here
+from .dataset_arguments import add_dataset_options, add_subset, dataset_of, errors_name_options, interruptible, pasted
 
 COMMAND = "python -m manual_backprop.tools.download_dataset"
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ..data.datasets.named import split_to_train
 
     with (
-        spoken_here(),
+        errors_name_options(),
         interruptible("no folder was written; what was downloaded is kept, and the same command goes on."),
     ):
         done = download(dataset, split, options.output, lambda text: print(text, flush=True))

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from ..common.errors import InputError
 from ..common.exit_codes import exit_code_of
 from ..config.arguments import Parser, whole
-from .dataset_arguments import DATASETS, add_dataset_options, dataset_of, interruptible, said_here, spoken_here
+from .dataset_arguments import (
+    DATASETS,
+    add_dataset_options,
+    dataset_of,
+    errors_name_options,
+    interruptible,
+    with_options_for_keys,
+)
 
 COMMAND = "python -m manual_backprop.tools.inspect"
 
@@ -61,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ..data.tokens.pretrained import tokenizer_named
     from ..data.tokens.token_shards import is_shards
 
-    with spoken_here(), interruptible("nothing was written."):
+    with errors_name_options(), interruptible("nothing was written."):
         tokenizer = None if options.tokenizer is None else tokenizer_named(options.tokenizer)
         if is_shards(options.dataset):
             splits = describe_shards(options.dataset, options.rows)
@@ -74,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{split.name}: {rows}, {size}; columns: {columns or 'none seen'}")
         for number, (raw, text) in enumerate(split.samples, 1):
             print(f"\n  {split.name}, row {number}, raw\n{_indented(shortened(raw, options.width))}")
-            said = said_here(text) if text.startswith(NO_TEXT) else text
-            print(f"  decoded\n{_indented(shortened(said, options.width))}")
+            decoded = with_options_for_keys(text) if text.startswith(NO_TEXT) else text
+            print(f"  decoded\n{_indented(shortened(decoded, options.width))}")
             if tokenizer is not None and not text.startswith(NO_TEXT):
                 try:
                     ids = tokenizer.encode(text[: options.width])

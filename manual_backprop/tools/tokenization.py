@@ -22,9 +22,9 @@ from .dataset_arguments import (
     add_subset,
     dataset_of,
     datasets_of,
+    errors_name_options,
     interruptible,
     pasted,
-    spoken_here,
 )
 
 _HOMES = {
@@ -232,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import logging
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    with spoken_here():
+    with errors_name_options():
         COMMANDS[name](rest)
 
 

@@ -1,7 +1,7 @@
 """tracking=mlflow: a thread that follows the run's directory and delivers it to MLflow.
 
 Everything MLflow happens on that thread: its import, the creation of a new store, every call. The loop only writes into
-the run's directory. A tracker that is dead, hung, slow or full costs a run two lines and at its end `PATIENCE` seconds
+the run's directory. A tracker that is dead, hung, slow or full costs a run two lines and at its end `TIMEOUT` seconds
 in which MLflow does not answer and the process does not compute; what it did not take is delivered later by
 `python -m manual_backprop.sync RUN_DIRECTORY`.
 """
@@ -18,11 +18,11 @@ from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, prepare_env
 from manual_backprop.tracking.run_directory import FINISHED
 from manual_backprop.tracking.tracker import LocalTracker
 
-INTERVAL = 1.0  # [s] between two deliveries, and more where they are dear:
+INTERVAL = 1.0  # [s] between two deliveries, and more where they are costly:
 SHARE = 0.005  # of one processor core's time may go into them,
-LONGEST_REST = 5.0  # [s] but whoever looks at MLflow meanwhile waits no longer than that
+LONGEST_PAUSE = 5.0  # [s] but whoever looks at MLflow meanwhile waits no longer than that
 LONGEST_INTERVAL = 30.0  # [s] between two attempts on a tracker that fails
-PATIENCE = 4.0  # [s] that a run waits at its end for a tracker that does not answer,
+TIMEOUT = 4.0  # [s] that a run waits at its end for a tracker that does not answer,
 WORK = 0.1  # [s] where this much of a processor's time is a sign of life too, as on a busy machine
 LONGEST_WAIT = 60.0  # [s] that it waits for one that does, or for a new store
 
@@ -68,22 +68,22 @@ class MlflowTracker(LocalTracker):
             now = time.monotonic()
             if self._delivery.working_locally or time.process_time() - worked > WORK:
                 alive, worked = now, time.process_time()
-            if now - start > LONGEST_WAIT or now - max(alive, self._delivery.last_success) > PATIENCE:
+            if now - start > LONGEST_WAIT or now - max(alive, self._delivery.last_success) > TIMEOUT:
                 return
 
     def _follow(self) -> None:
         interval = INTERVAL
-        told_about_dead_runs = False
+        terminated_dead_runs = False
         while True:
             closing = self._closing.is_set()
             processor = time.thread_time()
             try:
                 self._delivery.deliver(final=closing)
                 self._complete = closing
-                if not closing and not told_about_dead_runs:
-                    told_about_dead_runs = True
+                if not closing and not terminated_dead_runs:
+                    terminated_dead_runs = True
                     self._delivery.terminate_dead_runs()
-                interval = min(max(INTERVAL, (time.thread_time() - processor) / SHARE), LONGEST_REST)
+                interval = min(max(INTERVAL, (time.thread_time() - processor) / SHARE), LONGEST_PAUSE)
                 self._failure = None
             except Exception as error:  # whatever MLflow, its database or its server raise
                 self._failure = error

@@ -41,7 +41,7 @@ LOCK_FILE = ".lock"
 RUNS, SWEEPS = "runs", "sweeps"  # below the outputs directory; a sweep is the parent run of its jobs' runs
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 STATUSES = (RUNNING, FINISHED, FAILED, KILLED)
-_LOCK_PATIENCE = 1.0  # [s] close_dead_runs holds a free lock for a moment
+_LOCK_TIMEOUT = 1.0  # [s] close_dead_runs holds a free lock for a moment
 _updating = threading.Lock()  # the tracker's thread and the loop both update run.json
 
 
@@ -282,7 +282,7 @@ def end_run(path: Path, status: str) -> None:
 def _locked(path: Path) -> FileLock:
     from filelock import FileLock, Timeout  # half a tenth of a second, which a refused command line need not wait for
 
-    lock = FileLock(path / LOCK_FILE, timeout=_LOCK_PATIENCE, thread_local=False)
+    lock = FileLock(path / LOCK_FILE, timeout=_LOCK_TIMEOUT, thread_local=False)
     try:
         lock.acquire()
     except Timeout as error:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .saved_model import SavedModel
     from .text_stream import Sampling
 
-IN_CHAT = """\
+CHAT_COMMANDS = """\
   temp 0.5     how freely tokens are drawn; 0 takes the likeliest each time
   topk 40      draw among the 40 likeliest; 0: among all
   length 200   new tokens at most
@@ -24,7 +24,7 @@ IN_CHAT = """\
   Ctrl-C       stops a reply
 Every other line is continued, each by itself: the model has learned to go on with texts, not to answer."""
 PROMPT = "> "
-LEAVING = ("quit", "exit", "q")
+EXIT_WORDS = ("quit", "exit", "q")
 SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "temp": ("temperature", temperature),
     "topk": ("top_k", whole(0)),
@@ -42,7 +42,7 @@ class Chat:
         while True:
             try:
                 line = input(PROMPT)
-                if line.strip() in LEAVING:
+                if line.strip() in EXIT_WORDS:
                     return
                 self.answer(line)
             except EOFError:
@@ -58,7 +58,7 @@ class Chat:
         if not words:
             return
         if words == ["help"]:
-            print(f"{IN_CHAT}\n{self.settings()}")
+            print(f"{CHAT_COMMANDS}\n{self.settings()}")
         elif words[0] in SETTINGS and len(words) == 2:
             self.change(*words)
         else:

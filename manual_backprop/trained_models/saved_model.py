@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from manual_backprop.models.language_model import LanguageModel
 
 OUTPUTS = Path("outputs")
-PATIENCE = 5  # a run that goes on removes checkpoints: how often one is chosen again
+ATTEMPTS = 5  # a run that goes on removes checkpoints: how often one is chosen again
 
 RUN_HELP = """\
 RUN is last (the newest run), a run id or its six last characters, the id that MLflow gave it, the directory of a run,
@@ -65,7 +65,7 @@ class SavedModel:
         loss = "not measured" if self.validation_loss is None else f"{self.validation_loss:.4f}"
         return (
             f"{self.implementation} ({config.architecture}, {config.precision}): {self.model.count_parameters():,} "
-            f"parameters, step {self.step:,}, validation loss {loss} ({near(self.found.checkpoint)})"
+            f"parameters, step {self.step:,}, validation loss {loss} ({relative_path(self.found.checkpoint)})"
         )
 
     def tokenizer(self) -> Tokenizer:
@@ -94,7 +94,7 @@ class SavedModel:
         if not isinstance(saved, Mapping) and "imported_from" in self.state:
             raise InputError(
                 f"{self.found.checkpoint} was imported and has no text of its own: train on from it, with "
-                f"init_from={near(self.found.checkpoint)}, and name that run"
+                f"init_from={relative_path(self.found.checkpoint)}, and name that run"
             )
         if not isinstance(saved, Mapping):
             raise InputError(
@@ -152,7 +152,7 @@ def find(which: str, outputs: Path = OUTPUTS) -> Found:
         if run.parent.name == SWEEPS:
             run = _best_run(run)
         folder = run / "checkpoints"
-    for _ in range(PATIENCE):
+    for _ in range(ATTEMPTS):
         chosen = _choose(CheckpointManager(folder), at, run)
         if chosen.is_dir():
             break
@@ -200,8 +200,8 @@ def _run_of(checkpoint: Path) -> Path | None:
     return next((folder for folder in list(checkpoint.parents)[1:3] if (folder / RUN_FILE).is_file()), None)
 
 
-def near(path: Path) -> str:
-    """As seen from the working directory, where it lies below that."""
+def relative_path(path: Path) -> str:
+    """Relative to the working directory, where it lies below that."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 

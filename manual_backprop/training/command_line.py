@@ -177,18 +177,20 @@ def _sweep(hydra: Composer, master: DictConfig, wanted: list[Override], report: 
         wanted = [override for override in wanted if override not in endless]  # its sweeper will choose the values
     elif endless:
         for override in endless:
-            report.add(f"{_said(override)}: has no end of values; give a list, as in 1,2,3, or range(START,STOP,STEP)")
+            report.add(
+                f"{_as_typed(override)}: has no end of values; give a list, as in 1,2,3, or range(START,STOP,STEP)"
+            )
         return []
     sweeps = [override for override in wanted if override.is_sweep_override()]
     n_jobs = prod(_count(override, hydra) for override in sweeps)
     if not 1 <= n_jobs <= MOST_JOBS:
-        asked = " ".join(map(_said, sweeps))
+        asked = " ".join(map(_as_typed, sweeps))
         report.add(f"{asked}: makes {n_jobs} jobs; a sweep must have at least 1 and at most {MOST_JOBS}")
         return []
     return [[hydra.parse(line) for line in job] for job in BasicSweeper.split_arguments(wanted, None)[0]]
 
 
-def _said(override: Override) -> str:
+def _as_typed(override: Override) -> str:
     return shown(str(override.input_line).removeprefix("++"))
 
 

@@ -46,11 +46,11 @@ def restore(model: LanguageModel, optimizer: Optimizer, checkpoint: Checkpoint) 
     """Put parameters, optimizer and step back. Raises InputError, and changes nothing, where they do not fit."""
     model.network.load_parameters(checkpoint.tensors["parameters"])
     optimizer.load_state(checkpoint.tensors["optimizer"])
-    optimizer.forget_longest()
+    optimizer.reset_longest_nonfinite()
     model.step = checkpoint.step
 
 
-def tell_changes(facts: RunFacts, checkpoint: Checkpoint, directory: RunDirectory) -> None:
+def report_changes(facts: RunFacts, checkpoint: Checkpoint, directory: RunDirectory) -> None:
     """A run goes on: what is not as it was, on the terminal and in run.json."""
     settings = changed_settings(facts.config, checkpoint)
     now = environment_of(facts.model.network)

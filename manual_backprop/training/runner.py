@@ -51,7 +51,7 @@ from .inspection.inspector import Inspector
 from .report import RunReport
 from .resume import Resumed, open_resumed
 from .run_facts import RunFacts
-from .run_state import restore, state_of, tell_changes, tensors_of
+from .run_state import report_changes, restore, state_of, tensors_of
 from .summary_page import print_summary
 
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ class Runner:
                     self.interruption_point(directory, tracker)
                     report.start()
                     self._train(directory, tracker, report)
-                    self._unless_the_disk_refuses(report.gradient_check)
+                    self._tolerating_storage_errors(report.gradient_check)
                     status = FINISHED
                 except Interrupted:
                     status = KILLED
@@ -282,7 +282,7 @@ class Runner:
                 f"(training.non_finite_limit={training.non_finite_limit}). Try a smaller optimizer.learning_rate or a "
                 "longer schedule.warmup_ratio."
             )
-        self.optimizer.forget_longest()
+        self.optimizer.reset_longest_nonfinite()
 
     # What it writes down
 
@@ -295,7 +295,7 @@ class Runner:
             directory, metrics_length = create_run_directory(self.outputs, name, origin=self.origin), None
         try:
             if self.resumed is not None:
-                tell_changes(self.facts, self.resumed.checkpoint, directory)
+                report_changes(self.facts, self.resumed.checkpoint, directory)
                 self._checkpoints(directory.checkpoints).set_aside_after(self.step)
             else:
                 directory.update(made_with=environment_of(self.model.network), code=code_digest())
@@ -323,7 +323,7 @@ class Runner:
                 "smaller optimizer.learning_rate or a longer schedule.warmup_ratio."
             )
         self.predictions = self.task.predictions(self.model)
-        self._unless_the_disk_refuses(lambda: report.samples(self.predictions))
+        self._tolerating_storage_errors(lambda: report.samples(self.predictions))
 
     def _measure(self) -> Evaluated:
         """The last evaluation of a run is over the whole split."""
@@ -332,7 +332,7 @@ class Runner:
         self.evaluated = self.step, evaluated
         return evaluated
 
-    def _unless_the_disk_refuses(self, write: Callable[[], None]) -> None:
+    def _tolerating_storage_errors(self, write: Callable[[], None]) -> None:
         """What a run can do without."""
         try:
             write()

@@ -185,7 +185,7 @@ def claim_other_settings(entry: Path) -> None:
         claim_other_settings,
     ],
 )
-def test_a_damaged_corpus_is_made_again(damage, text: DatasetConfig, tmp_path: Path, caplog) -> None:
+def test_a_damaged_corpus_is_prepared_again(damage, text: DatasetConfig, tmp_path: Path, caplog) -> None:
     cache = tmp_path / "cache"
     want = prepare_corpus(text, BYTE, cache).train.tolist()
     (entry,) = entries(cache)

@@ -149,7 +149,7 @@ def test_a_download_that_was_cut_off_goes_on(online: dict[str, Any], place: Path
     assert not list((place / "home/hub").rglob("*going_on*"))
 
 
-def test_a_stream_that_was_cut_off_goes_on_behind_its_last_shard(
+def test_a_stream_that_was_cut_off_goes_on_after_its_last_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files whose rows are kept need not be there any more: nothing of them is fetched again."""

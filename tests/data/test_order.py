@@ -253,7 +253,7 @@ def test_evaluation_meets_every_token_of_long_documents() -> None:
     assert len(limited[0].tokens) == 3
 
 
-def test_what_is_learned_by_heart_comes_again() -> None:
+def test_what_is_to_be_memorized_is_repeated() -> None:
     for batching in (PACKED, PADDED):
         order, whole = order_of(batching, repeat=3), order_of(batching)
         assert [step_rows(order, step) for step in range(7)] == [step_rows(whole, step % 3) for step in range(7)]

@@ -78,7 +78,7 @@ def test_a_corpus_of_such_a_tokenizer(gpt2_like: Path, tmp_path: Path) -> None:
     assert again.digest == corpus.tokenizer_digest
 
 
-def test_a_tokenizer_that_loses_something_is_told_of(tmp_path: Path) -> None:
+def test_a_tokenizer_that_loses_something_is_reported(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
     lowercase = tokenizers.ByteLevelBPETokenizer(lowercase=True)
     lowercase.train_from_iterator(["a text"], 300, special_tokens=["[SEP]"], show_progress=False)

@@ -160,7 +160,7 @@ def test_a_resumed_run_continues_and_repeats_no_point(root: Path) -> None:
     assert len(client_of(root).search_runs([logged.info.experiment_id])) == 1
 
 
-def test_every_change_of_a_parameter_is_told_with_its_step(root: Path) -> None:
+def test_every_change_of_a_parameter_is_reported_with_its_step(root: Path) -> None:
     """Resumed with another rate, resumed again with the same, resumed with a third; and from before a change."""
 
     def session(step: int | None, rate: float, deliver: bool = True) -> None:
@@ -273,7 +273,7 @@ def hung_server() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-SECONDS = 20  # PATIENCE, and what is computed meanwhile on a busy machine; a minute passes where nobody gives up
+SECONDS = 20  # TIMEOUT, and what is computed meanwhile on a busy machine; a minute passes where nobody gives up
 
 RUN = """
     import logging, sys, time

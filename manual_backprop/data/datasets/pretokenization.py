@@ -148,7 +148,7 @@ def _make(folder: Path, work: _Work) -> None:
         kept = _text_read_before(partial)
     except (OSError, ValueError, KeyError):
         kept = _read_text(partial, work)
-    text, parts, said = kept
+    text, parts, notes_and_counts = kept
     shards = {split: _plan(text, split, parts[split], work.settings["max_length"] is None) for split in SPLITS}
     records = _write_shards(partial, text, shards, work)
     text.close()
@@ -157,7 +157,7 @@ def _make(folder: Path, work: _Work) -> None:
         "tokenizer": {"vocab_size": work.tokenizer.vocab_size, "end_token_id": work.tokenizer.end_token_id},
         "dtype": np.dtype(work.tokenizer.dtype).name,
         "splits": {split: _split_contents(records[split]) for split in SPLITS},
-        **said,
+        **notes_and_counts,
     }
     work.tokenizer.save(partial)
     for unneeded in (
@@ -189,10 +189,14 @@ def _read_text(partial: Path, work: _Work) -> tuple[SpooledText, dict[str, np.nd
     np.savez(partial / "parts.npz", train=parts["train"], validation=parts["validation"])
     sync_file(partial / "text")
     sync_file(partial / "parts.npz")
-    said = {"notes": [*work.source.notes, *spool.notes()], "counts": spool.counts}
-    content = {"bytes": (partial / "text").stat().st_size, "parts": file_digest(partial / "parts.npz"), "said": said}
+    notes_and_counts = {"notes": [*work.source.notes, *spool.notes()], "counts": spool.counts}
+    content = {
+        "bytes": (partial / "text").stat().st_size,
+        "parts": file_digest(partial / "parts.npz"),
+        "said": notes_and_counts,
+    }
     write_atomically(partial / "text.json", json.dumps(content).encode())
-    return SpooledText(spool.path), parts, said
+    return SpooledText(spool.path), parts, notes_and_counts
 
 
 def _text_read_before(partial: Path) -> tuple[SpooledText, dict[str, np.ndarray], dict[str, Any]]:

@@ -24,7 +24,7 @@ from .files import ROWS, check_column, find_files, no_column, row_of, rows_of
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 5  # [s] for the hub to say that it is there
+TIMEOUT = 5  # [s] for the hub to say that it is there
 TEST_SPLIT = "test"
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev", TEST_SPLIT)  # the first that is there validates
 
@@ -159,7 +159,7 @@ class HubSource(DatasetSplits):
             "folder that HF_HOME names, or use dataset=text dataset.path=PATH with text of your own."
         )
 
-    def _broken_off(self, error: Exception) -> HubUnavailable:
+    def _interrupted(self, error: Exception) -> HubUnavailable:
         again = "" if self.dataset.streaming else ": it goes on with what is not here yet"
         return HubUnavailable(
             f"{self.repository} cannot be read: the hub answered, and then the connection to it broke off "
@@ -194,7 +194,7 @@ class HubSource(DatasetSplits):
             ) from error
         except (ConnectionError, httpx.TransportError) as error:
             offline = datasets.config.HF_HUB_OFFLINE  # by its user, or since the hub gave no answer
-            raise (self._unavailable() if offline else self._broken_off(error)) from error
+            raise (self._unavailable() if offline else self._interrupted(error)) from error
         except InputError:
             raise
         except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -318,7 +318,7 @@ def _hub_answers(endpoint: str) -> bool:
             )
         request = urllib.request.Request(endpoint, method="HEAD", headers={"User-Agent": "manual_backprop"})
         try:
-            urllib.request.urlopen(request, timeout=PATIENCE).close()
+            urllib.request.urlopen(request, timeout=TIMEOUT).close()
             _answered[endpoint] = True
         except urllib.error.HTTPError:
             _answered[endpoint] = True

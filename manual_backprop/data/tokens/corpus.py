@@ -52,8 +52,8 @@ class Corpus:
     counts: dict[str, int] = field(default_factory=dict)  # of rows, bad_rows and empty_documents
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, splits: dict[str, Split], dataset_digest: str, said: Contents) -> Corpus:
-        """`said`: the manifest that has its notes and counts."""
+    def of(cls, tokenizer: Tokenizer, splits: dict[str, Split], dataset_digest: str, contents: Contents) -> Corpus:
+        """`contents`: of the manifest, which has its notes and counts."""
         train, validation = splits["train"], splits["validation"]
         return cls(
             tokenizer=tokenizer,
@@ -65,8 +65,8 @@ class Corpus:
             tokenizer_digest=tokenizer.digest,
             train_bytes=train.text_bytes,
             validation_bytes=validation.text_bytes,
-            notes=tuple(said["notes"]),
-            counts=said["counts"],
+            notes=tuple(contents["notes"]),
+            counts=contents["counts"],
         )
 
     def split(self, name: str) -> Split:

@@ -29,7 +29,7 @@ from .tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-PATIENCE = 1.0  # [s] that a process waits for another without a word
+QUIET_WAIT = 1.0  # [s] that a process waits for another without a word
 
 T = TypeVar("T")
 Contents = dict[str, Any]
@@ -90,7 +90,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
     lock = FileLock(folder.with_name(folder.name + ".lock"))
     try:
-        lock.acquire(timeout=PATIENCE)
+        lock.acquire(timeout=QUIET_WAIT)
     except Timeout:
         log.warning("waiting for another process, which is preparing %s", folder)
         lock.acquire()
@@ -108,9 +108,9 @@ def _make(folder: Path, settings: Contents, make: Callable[[Path], Contents]) ->
     staged = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     staged.mkdir()
     try:
-        said = make(staged)
+        made = make(staged)
         digests = {path.name: file_digest(path) for path in sorted(staged.iterdir())}
-        contents = {"settings": settings, **said, "sha256": digests}
+        contents = {"settings": settings, **made, "sha256": digests}
         manifest = {"contents": contents, "sha256": json_digest(contents)}
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         if folder.exists():  # damaged, or the caller would have used it

@@ -21,7 +21,7 @@ from ...ops.attention import AttentionGradients, split_heads
 from ...ops.dropout import Dropout, dropout_forward, keep_mask
 from ...ops.numerics import Record, no_record
 from ...ops.visible import CAUSAL, Visible
-from ..arena import Recomputable, in_place_of, kept, persistent, recomputed, saved_for_backward, scratch
+from ..arena import Recomputable, in_place_of, kept, persistent, recomputed, saved, scratch
 from ..pieces import pieces
 from ..sizes import sizes_of
 from .products import matrices, scaled_product
@@ -77,7 +77,7 @@ def self_attention_forward(
 ) -> tuple[Tensor, SelfAttentionCache]:
     """context = attention(query, key, value): `ops.self_attention_forward`. qkv (B, T, 3D) -> context (B, T, D)."""
     context, scores = _tiles_forward(*split_heads(qkv, n_heads), visible, dropout, record)
-    return context.flatten(2), (saved_for_backward(qkv), scores, n_heads)
+    return context.flatten(2), (saved(qkv), scores, n_heads)
 
 
 def self_attention_backward(dcontext: Tensor, cache: SelfAttentionCache, record: Record = no_record) -> Tensor:
@@ -98,7 +98,7 @@ def _tiles_forward(
     (B, T, H, K), S = query.shape, key.shape[1]
     context = kept((B, T, H, K), query)
     scores = Scores(visible, dropout, _corner(visible, T, S, query), [])
-    squares = _Squares(record, query, (B, H, T, S))
+    recorded = _RecordedTiles(record, query, (B, H, T, S))
     for sequences in _some_sequences(query, S):
         tiles: list[Tensor] = []
         scores.saved.append(tiles)
@@ -113,12 +113,12 @@ def _tiles_forward(
                 if max(T, S) <= sizes_of(query).longest_kept:
                     tiles.append(kept(shape, query))
                 with _memory(tiles, -1, shape, query) as probabilities, scratch((*shape[:3], K), query) as part:
-                    _fill(probabilities, queries, keys, tile, squares)
-                    squares.put("probabilities", sequences, rows, probabilities)
+                    _fill(probabilities, queries, keys, tile, recorded)
+                    recorded.put("probabilities", sequences, rows, probabilities)
                     dropped, _ = dropout_forward(probabilities, tile.dropout)
                     torch.bmm(matrices(dropped), values[:, : tile.seen], out=matrices(part))
                     context[sequences, rows] = part.transpose(1, 2)  # where the next projection reads it
-    squares.tell()
+    recorded.finish()
     return context, scores
 
 
@@ -136,7 +136,7 @@ def _tiles_backward(
     The blocks of queries are taken from the last, which sees all keys: it writes the sums that the others add to.
     """
     (B, T, H, K), S = query.shape, key.shape[1]
-    squares = _Squares(record, query, (B, H, T, S))
+    recorded = _RecordedTiles(record, query, (B, H, T, S))
     for sequences, tiles in zip(_some_sequences(query, S), scores.saved, strict=True):
         blocks = list(enumerate(pieces(T, sizes_of(query).queries, query)))
         with (
@@ -162,20 +162,20 @@ def _tiles_backward(
                     _add_product(dvalues, matrices(dropped).mT, dcontexts[:, rows], adds)
                     # dropped = dropout(probabilities), probabilities = softmax(scores)
                     dprobabilities = ddropped if mask is None else ddropped.mul_(mask).div_(share)
-                    squares.put("dprobabilities", sequences, rows, dprobabilities)
+                    recorded.put("dprobabilities", sequences, rows, dprobabilities)
                     dscores = torch._softmax_backward_data(
                         dprobabilities, probabilities, -1, probabilities.dtype, grad_input=dprobabilities
                     )
-                    squares.put("dscores", sequences, rows, dscores)
+                    recorded.put("dscores", sequences, rows, dscores)
                     # scores = query key^T / sqrt(K)
                     scale = 1 / math.sqrt(K)
                     dscores = matrices(dscores)
                     scaled_product(dscores, keys[:, : tile.seen], scale, dqueries[:, rows])
                     _add_product(dkeys, dscores.mT, queries[:, rows], adds, scale)
-    squares.tell()
+    recorded.finish()
 
 
-class _Squares:
+class _RecordedTiles:
     """Puts tiles together to (B, H, T, S), for whoever records them; 0 where there was no tile."""
 
     def __init__(self, record: Record, like: Tensor, shape: tuple[int, ...]):
@@ -188,7 +188,7 @@ class _Squares:
                 self.wholes[name] = self.like.new_zeros(self.shape)
             self.wholes[name][sequences, :, rows, : tile.shape[-1]] = tile
 
-    def tell(self) -> None:
+    def finish(self) -> None:
         for name, whole in self.wholes.items():
             self.record(name, whole)
 
@@ -267,9 +267,11 @@ def _from_heads(x: Tensor) -> Iterator[Tensor]:
         by_head.copy_(copy)
 
 
-def _memory(saved: list[Tensor], number: int, shape: tuple[int, ...], like: Tensor) -> AbstractContextManager[Tensor]:
+def _memory(
+    kept_tiles: list[Tensor], number: int, shape: tuple[int, ...], like: Tensor
+) -> AbstractContextManager[Tensor]:
     """The probabilities that are kept, or memory to recompute them."""
-    return nullcontext(saved[number]) if saved else scratch(shape, like)
+    return nullcontext(kept_tiles[number]) if kept_tiles else scratch(shape, like)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, adds: bool, scale: float = 1) -> None:
@@ -283,12 +285,14 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, adds: bool, scale: 
         total[:, :seen].add_(part)
 
 
-def _fill(probabilities: Tensor, query: Tensor, key: Tensor, tile: _Tile, squares: _Squares | None = None) -> None:
+def _fill(
+    probabilities: Tensor, query: Tensor, key: Tensor, tile: _Tile, recorded: _RecordedTiles | None = None
+) -> None:
     """probabilities (b, H, t, s) = softmax(mask(query key^T / sqrt(K)))."""
     rows, scale = tile.rows, 1 / math.sqrt(query.shape[2])
     scaled_product(query[:, rows], key[:, : tile.seen].mT, scale, matrices(probabilities))
-    if squares is not None:
-        squares.put("scores", tile.sequences, rows, probabilities)
+    if recorded is not None:
+        recorded.put("scores", tile.sequences, rows, probabilities)
     tile.mask_(probabilities)
     torch.softmax(probabilities, -1, out=probabilities)
     tile.empty_(probabilities)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...ops.numerics import Record, no_record, rows
-from ..arena import Recomputable, in_place_of, kept, recomputed, saved_for_backward, scratch
-from ..pieces import Recorded, pieces_of
+from ..arena import Recomputable, in_place_of, kept, recomputed, saved, scratch
+from ..pieces import RecordedPieces, pieces_of
 from .activations import ACTIVATIONS
 from .products import add_product
 
@@ -32,7 +32,7 @@ def feed_forward_forward(
     x_rows = rows(x)  # (N, D)
     hidden = kept((x_rows.shape[0], hidden_weight.shape[0]), x)  # (N, F)
     y, bias = kept(tuple(x_rows.shape), x), output_bias.to(x.dtype)
-    recorded = Recorded(record, x.shape[:-1])
+    recorded = RecordedPieces(record, x.shape[:-1])
     for part in pieces_of(hidden):
         torch.mm(x_rows[part], hidden_weight.T, out=hidden[part])
         with scratch(tuple(hidden[part].shape), x) as activated:
@@ -41,8 +41,8 @@ def feed_forward_forward(
             torch.addmm(bias, activated, output_weight.T, out=y[part])
     if record.wants("hidden"):
         recorded.put("hidden", hidden + hidden_bias)
-    recorded.tell()
-    return y.view(x.shape), (saved_for_backward(x), hidden_weight, hidden, hidden_bias, output_weight, activation)
+    recorded.finish()
+    return y.view(x.shape), (saved(x), hidden_weight, hidden, hidden_bias, output_weight, activation)
 
 
 def feed_forward_backward(
@@ -65,7 +65,7 @@ def feed_forward_backward(
     _, activate_gradient = ACTIVATIONS[activation]
     x_rows, dy_rows, dx_rows = rows(x), rows(dy), rows(dx)
     doutput_bias += dy_rows.sum(0, dtype=doutput_bias.dtype)
-    recorded = Recorded(record, x.shape[:-1])
+    recorded = RecordedPieces(record, x.shape[:-1])
     for part in pieces_of(hidden):
         shape = tuple(hidden[part].shape)
         with scratch(shape, dy) as dhidden, scratch(shape, dy) as activated:
@@ -80,5 +80,5 @@ def feed_forward_backward(
             add_product(dhidden_weight, dhidden.T, x_rows[part])
             dhidden_bias += dhidden.sum(0, dtype=dhidden_bias.dtype)
             torch.mm(dhidden, hidden_back, out=dx_rows[part])
-    recorded.tell()
+    recorded.finish()
     return dx

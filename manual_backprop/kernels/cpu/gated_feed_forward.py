@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ...ops.numerics import Record, no_record, rows, wide
-from ..arena import Recomputable, in_place_of, kept, recomputed, saved_for_backward, scratch
-from ..pieces import Recorded, pieces_of
+from ..arena import Recomputable, in_place_of, kept, recomputed, saved, scratch
+from ..pieces import RecordedPieces, pieces_of
 from .activations import gate_and_rest
 from .compiled import compiled
 from .products import add_product
@@ -43,7 +43,7 @@ def gated_feed_forward_forward(
     x_rows = rows(x)  # (N, D)
     gated = kept((x_rows.shape[0], gated_weight.shape[0]), x)  # (N, 2F)
     y = kept(tuple(x_rows.shape), x)
-    recorded = Recorded(record, x.shape[:-1])
+    recorded = RecordedPieces(record, x.shape[:-1])
     for part in pieces_of(gated):
         torch.mm(x_rows[part], gated_weight.T, out=gated[part])
         with scratch((part.stop - part.start, gated.shape[1] // 2), x) as activated:
@@ -51,8 +51,8 @@ def gated_feed_forward_forward(
             recorded.put("activated", activated)
             torch.mm(activated, output_weight.T, out=y[part])
     recorded.put("gated", gated)
-    recorded.tell()
-    return y.view(x.shape), (saved_for_backward(x), gated_weight, gated, output_weight)
+    recorded.finish()
+    return y.view(x.shape), (saved(x), gated_weight, gated, output_weight)
 
 
 def gated_feed_forward_backward(
@@ -71,7 +71,7 @@ def gated_feed_forward_backward(
     x = recomputed(saved_x)
     dx = in_place_of(x)
     x_rows, dy_rows, dx_rows = rows(x), rows(dy), rows(dx)
-    recorded = Recorded(record, x.shape[:-1])
+    recorded = RecordedPieces(record, x.shape[:-1])
     for part in pieces_of(gated):
         wide_shape = tuple(gated[part].shape)
         shape = wide_shape[0], wide_shape[1] // 2
@@ -92,5 +92,5 @@ def gated_feed_forward_backward(
             # gated = x W_gated^T
             add_product(dgated_weight, dgated.T, x_rows[part])
             torch.mm(dgated, gated_back, out=dx_rows[part])
-    recorded.tell()
+    recorded.finish()
     return dx

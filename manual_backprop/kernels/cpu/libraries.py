@@ -203,7 +203,7 @@ def _alone(libraries: Path) -> Iterator[None]:
 
 def _build(wanted: list[Request], libraries: Path) -> None:
     paths = (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH"))
-    with tempfile.TemporaryDirectory(prefix=f"{PACKAGE}-") as place, Path(place, "said").open("w+b") as said:
+    with tempfile.TemporaryDirectory(prefix=f"{PACKAGE}-") as place, Path(place, "stderr").open("w+b") as errors:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "OMP_NUM_THREADS": "1",
@@ -220,7 +220,7 @@ def _build(wanted: list[Request], libraries: Path) -> None:
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=said,
+            stderr=errors,
             start_new_session=True,  # Ctrl-C is for the run, which finishes its step
         )
         try:
@@ -233,6 +233,6 @@ def _build(wanted: list[Request], libraries: Path) -> None:
         if ended < 0:
             raise CompilerError(f"the compiler was killed by signal {-ended}, perhaps for want of memory")
         if ended > 0:
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines()
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").strip().splitlines()
             raise CompilerError(lines[-1] if lines else f"the compiler ended with {ended}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...ops.numerics import rows
-from ..arena import Recomputable, in_place_of, is_small, kept, ping_pong, recomputable, recomputed, saved_for_backward
+from ..arena import Recomputable, in_place_of, is_small, kept, ping_pong, recomputable, recomputed, saved
 from .products import add_product
 
 LinearCache = tuple[Recomputable, Tensor]
@@ -23,7 +23,7 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tup
     """y = x W^T + b: `ops.linear_forward`. The cache keeps the weight as the product read it, rounded once a step."""
     weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
-    saved_x = saved_for_backward(x)
+    saved_x = saved(x)
     outputs, inputs = weight.shape
     if outputs <= inputs or is_small(x.numel() // inputs * outputs, weight.numel()):
         return _product(x, weight, bias, kept), (saved_x, weight)

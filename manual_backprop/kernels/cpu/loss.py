@@ -19,7 +19,7 @@ from ...common.batch import IGNORED
 from ...ops.numerics import Record, no_record, one_number, rows, wide
 from ...optim.parameters import PADDING
 from ..arena import in_place_of, scratch
-from ..pieces import Recorded, pieces
+from ..pieces import RecordedPieces, pieces
 from ..sizes import sizes_of
 from .products import add_product
 from .rowwise import cross_entropy_of_rows
@@ -53,7 +53,7 @@ def linear_cross_entropy(
     share = 1 / one_number(denominator, wide(x_rows[:0])).clamp(min=1)
     dx = in_place_of(x_rows)
     loss = torch.zeros_like(share)
-    recorded = Recorded(record, targets.shape)
+    recorded = RecordedPieces(record, targets.shape)
     width, sizes = _width(vocab_size, label_smoothing), sizes_of(x)
     for part in pieces(len(x_rows), max(sizes.fewest_rows, sizes.logits // vocab_size), x):
         with scratch((part.stop - part.start, width), x) as padded:
@@ -70,7 +70,7 @@ def linear_cross_entropy(
             add_product(dweight, logits.T, (x_rows[part] * scale).to(x.dtype))
             torch.mm(logits, back, out=dx[part])
             dx[part].mul_(scale)  # `*=` would copy the product onto itself
-    recorded.tell()
+    recorded.finish()
     return loss * share, dx.view(x.shape)
 
 

@@ -257,7 +257,7 @@ OPTIMIZATIONS = {
         "A norm's output, and query, key and value, are read once more in backward, and can be recomputed from what is "
         "kept anyway. Caches hold the function that does so instead: 5 N D numbers a block less, for two passes over "
         "rows and one product.",
-        without=lambda: _shared(saved_for_backward=_identity)() + _without_recomputation(),
+        without=lambda: _shared(saved=_identity)() + _without_recomputation(),
     ),
     "probabilities-made-again": Optimization(
         "kernels/cpu/attention.py",

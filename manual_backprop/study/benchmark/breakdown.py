@@ -176,8 +176,8 @@ def kind_of(name: str, place: str = "") -> str:
     """
     if place != UPDATE and re.search(PRODUCTS, name):
         return "products"
-    said = place.removeprefix(PAIR) or name
-    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, said, re.IGNORECASE)), "other")
+    searched = place.removeprefix(PAIR) or name
+    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, searched, re.IGNORECASE)), "other")
 
 
 def _allocations(profiled: Any, events: Iterable[Any], device: str) -> list[Allocation]:

@@ -23,7 +23,7 @@ from .finding import PASSED, Finding, finding
 from .rates import RangeTest, range_test
 
 TOKENS = 256  # of a batch
-BY_HEART = 32  # tokens of the row that is learned by heart
+MEMORIZED_TOKENS = 32  # of the row that is to be memorized
 BELOW, ABOVE = 0.5, 1.0  # [nats] from ln V: how far the initial loss may be; post-norm begins some 0.7 above
 SMALLEST, LARGEST = 1e-4, 1e4  # a tensor's gradient, root mean square, in medians of all tensors'
 GLOBAL = 1e-3, 1e3  # norm of the whole gradient
@@ -31,7 +31,7 @@ RATIOS = 1e-6, 2.0  # root mean squares: change in a step over parameters
 LEAST_SIZE = 0.02  # of parameters in that ratio, for those that begin at 0
 FIRST_STEPS, FIRST_SHARE = {"adamw": 10, "sgd": 40}, 0.2  # so many steps leave less than this share of the loss,
 LAST_STEPS, LAST_SHARE = {"adamw": 100, "sgd": 300}, 0.05  # and so many less than this one
-GENTLER = (1 / 2, 1 / 4)  # of the picked rate
+LOWER_RATES = (1 / 2, 1 / 4)  # of the picked rate
 SEVERAL, ROUNDS = 4, {"adamw": 12, "sgd": 20}  # batches, and times that each is met
 LASTING = {"adamw": 1 / 3, "sgd": 1.0}  # of the picked rate: post-norm stands still at a rate that one batch likes
 TOGETHER = 0.67  # of its loss that each of them has left, at most
@@ -77,10 +77,10 @@ class Training:
         self.first = self.batches[0]
         longest = max(self.batches, key=lambda batch: int((batch.targets != IGNORED).sum(1).max()))
         row = int((longest.targets != IGNORED).sum(1).argmax())
-        segments = None if longest.segments is None else longest.segments[row : row + 1, :BY_HEART]
+        segments = None if longest.segments is None else longest.segments[row : row + 1, :MEMORIZED_TOKENS]
         self.one = Batch(
-            longest.tokens[row : row + 1, :BY_HEART].contiguous(),
-            longest.targets[row : row + 1, :BY_HEART].contiguous(),
+            longest.tokens[row : row + 1, :MEMORIZED_TOKENS].contiguous(),
+            longest.targets[row : row + 1, :MEMORIZED_TOKENS].contiguous(),
             None if segments is None else segments.contiguous(),
         )
 
@@ -171,14 +171,14 @@ class Training:
 
     def one_batch(self, picked: float) -> Finding:
         """At the picked rate, or where one row wants less than the rows of the range test did, at a part of it."""
-        found = [self._by_heart(picked)]
-        for share in GENTLER:
+        found = [self._memorized(picked)]
+        for share in LOWER_RATES:
             if found[-1].status == PASSED:
                 return found[-1]
-            found.append(self._by_heart(share * picked))
+            found.append(self._memorized(share * picked))
         return found[-1] if found[-1].status == PASSED else found[0]
 
-    def _by_heart(self, rate: float) -> Finding:
+    def _memorized(self, rate: float) -> Finding:
         network, optimizer = self.fresh()
         soon, last = FIRST_STEPS[self.kind], LAST_STEPS[self.kind]
         losses: list[float] = []

@@ -26,9 +26,9 @@ WORKSPACE = 35 * MB  # of matrix products, and of counting the pairs of the text
 LOW_PRECISION = 75 * MB  # what oneDNN keeps for bfloat16 products on a CPU
 COMPILER = 95 * MB  # the modules of torch's compiler, which torch.optim imports at its first step
 PREPARATION = 125 * MB  # reading the built-in text and learning its tokens, the first time
-SCATTERED = 1.35  # freed memory is kept for the next step, and has gaps (memory.keep_freed_memory)
-DEEP = 8  # blocks that are traced where a network has more than twice as many
-MANY = 32  # sequences, likewise
+FRAGMENTATION = 1.35  # freed memory is kept for the next step, and has gaps (memory.keep_freed_memory)
+TRACED_BLOCKS = 8  # where a network has more than twice as many
+TRACED_SEQUENCES = 32  # likewise
 PIECEMEAL = 100_000_000  # parameters, from which on an update is much smaller than they are
 
 
@@ -60,7 +60,7 @@ def estimate_memory(config: RunConfig, network: CustomTransformerConfig, prepare
     process += COMPILER if config.implementation.name == "baseline" else 0
     process += LOW_PRECISION if device == "cpu" and network.precision.startswith("bf16") else 0
     state, step, evaluation = _trace(config, network)
-    return MemoryEstimate(process, state, round(SCATTERED * max(step, evaluation)), device)  # a save copies nothing
+    return MemoryEstimate(process, state, round(FRAGMENTATION * max(step, evaluation)), device)  # a save copies nothing
 
 
 def parameter_count(network: CustomTransformerConfig) -> int:
@@ -132,9 +132,9 @@ def _trace(config: RunConfig, network: CustomTransformerConfig) -> Traced:
         def of_sequences(batch_size: int) -> Traced:
             return _trace_step(config, replace(network, n_blocks=blocks), batch_size)
 
-        return _extrapolated(of_sequences, config.training.batch_size, MANY)
+        return _extrapolated(of_sequences, config.training.batch_size, TRACED_SEQUENCES)
 
-    return _extrapolated(of_blocks, network.n_blocks, DEEP)
+    return _extrapolated(of_blocks, network.n_blocks, TRACED_BLOCKS)
 
 
 def _extrapolated(trace: Callable[[int], Traced], number: int, few: int) -> Traced:

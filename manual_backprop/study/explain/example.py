@@ -79,10 +79,10 @@ def explain(architecture: str, output: Path) -> str:
     )
     write(output, page.text())
     worst, where = traced.worst
-    said = f"{page.tensors} tensors, {len(traced.gradients)} gradients"
+    counts = f"{page.tensors} tensors, {len(traced.gradients)} gradients"
     if not worst <= TOLERANCE:
         raise CheckFailedError(
-            f"Wrote {output}: {said}, and one is not autograd's: {where} differs by {worst:.1e}, "
+            f"Wrote {output}: {counts}, and one is not autograd's: {where} differs by {worst:.1e}, "
             f"more than {TOLERANCE:.0e}. `python -m manual_backprop.verify` shows which pair is wrong."
         )
-    return f"wrote {output}: {said}, the worst {worst:.1e} from autograd's ({where})"
+    return f"wrote {output}: {counts}, the worst {worst:.1e} from autograd's ({where})"

@@ -148,24 +148,24 @@ class Listings:
 
         With autograd's judgement on those that are gradients, unless they are only `given` to a function.
         """
-        said: dict[str, list[str]] = {}  # what stands after the names -> the names
+        names_of_note: dict[str, list[str]] = {}  # what stands after the names -> the names
         within: dict[str, float] = {}
         for value, (name, place) in notes:
             there = name if not place else f"{name} {self._place(place, section)}"
             judged = value.difference is not None and not given
             same_name = place and name == value.name and not judged
             after = f" {self._place(place, section)}" if same_name else f" = {there}"
-            said.setdefault(after, []).append(value.name)
+            names_of_note.setdefault(after, []).append(value.name)
             if value.difference is not None and judged:
                 within[after] = max(within.get(after, 0.0), value.difference)
         lines = [f"{indent}# "]
-        for after, names in said.items():
+        for after, names in names_of_note.items():
             autograd = f" (autograd, within {scientific(within[after])})" if after in within else ""
             part = ", ".join(dict.fromkeys(names)) + after + autograd
             if len(lines[-1]) + len(part) > WIDTH:
                 lines.append(f"{indent}# ")
             lines[-1] += part if lines[-1].endswith("# ") else f"; {part}"
-        return lines if said else []
+        return lines if names_of_note else []
 
     def _place(self, place: str, section: Section) -> str:
         return "above" if place == section.name else f"of {place}"

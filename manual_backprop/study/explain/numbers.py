@@ -133,13 +133,13 @@ class Numbers:
             lines = self._lines(tensor, start, decimals)
             together = f"{lines[0]}   {title}"
             return [together, *lines[1:]] if len(together) <= WIDTH else [start + title, *lines]
-        says = f"autograd, within {scientific(value.difference or 0.0)}" + (f", for {parameter}" if parameter else "")
+        note = f"autograd, within {scientific(value.difference or 0.0)}" + (f", for {parameter}" if parameter else "")
         by_hand, other = self._lines(tensor, "", decimals), self._lines(autograd, "", decimals)
         width = max(map(len, by_hand))
         if len(start) + 2 * width + 3 - LABEL > WIDTH:
-            return [start + title, *(start + line for line in by_hand), start + says, *(start + line for line in other)]
+            return [start + title, *(start + line for line in by_hand), start + note, *(start + line for line in other)]
         beside = [f"{start}{left:<{width}}   {right[LABEL:]}" for left, right in zip(by_hand, other, strict=True)]
-        return [f"{start}{title:<{width}}   {says}", *beside]
+        return [f"{start}{title:<{width}}   {note}", *beside]
 
     def _lines(self, tensor: Tensor, start: str, decimals: int) -> list[str]:
         lines = [f"{start}{'':{LABEL}}{line}" for line in self.head(tensor)]

@@ -20,7 +20,7 @@ from .autograd import TracedStep
 from .listing import Listings, slug, together
 from .numbers import LABEL, decimal, scientific
 
-NUDGE = 1e-6
+PERTURBATION = 1e-6
 
 
 class Page:
@@ -126,15 +126,15 @@ class Page:
         batch, smoothing = self.traced.batch, self.traced.network.config.label_smoothing
         return float(ops.cross_entropy_forward(self.twin.predict(batch.tokens), batch.targets, None, smoothing)[0])
 
-    def _nudged(self, name: str, index: tuple[int, ...]) -> float:
+    def _finite_difference(self, name: str, index: tuple[int, ...]) -> float:
         """dloss / d(one number of one parameter), without any calculus."""
         parameter = self.twin.parameters[name]
         losses = []
-        for nudge in (NUDGE, -NUDGE):
+        for perturbation in (PERTURBATION, -PERTURBATION):
             self.twin.load_parameters(self.traced.network.parameters)
-            parameter[index] += nudge
+            parameter[index] += perturbation
             losses.append(self._loss())
-        return (losses[0] - losses[1]) / (2 * NUDGE)
+        return (losses[0] - losses[1]) / (2 * PERTURBATION)
 
     def _parameters(self) -> list[str]:
         lines = step_words.PARAMETERS.splitlines()
@@ -149,7 +149,7 @@ class Page:
             place = int((gradient.abs() * 1e6).round().argmax())
             index = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), gradient.shape))
             shape = self.listings.numbers.letters(gradient, places=True)
-            numbers = (float(gradient[index]), float(autograd[index]), self._nudged(name, index))
+            numbers = (float(gradient[index]), float(autograd[index]), self._finite_difference(name, index))
             written = " | ".join(decimal(number) for number in numbers)
             within = scientific(float((gradient - autograd).abs().max()))
             lines.append(

@@ -117,7 +117,7 @@ def table_lines(runs: Sequence[Compared]) -> list[str]:
         steps = max((series.steps[-1] for series in {**run.log.training, **run.log.validation}.values()), default=0)
         loss = f"{run.loss:.4f}" if math.isfinite(run.loss) else "-"
         rows.append(
-            [*(_typed(run.settings[name]) for name in names), loss, str(steps), run.status, _near(run.log.path)]
+            [*(_typed(run.settings[name]) for name in names), loss, str(steps), run.status, _short_path(run.log.path)]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -131,7 +131,7 @@ def _typed(value: Any) -> str:
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _near(path: Path) -> str:
+def _short_path(path: Path) -> str:
     return min(str(path), os.path.relpath(path), key=len)
 
 

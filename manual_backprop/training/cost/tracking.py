@@ -27,13 +27,13 @@ from typing import Any
 from ...common.errors import CheckFailedError, InputError
 from ...config.arguments import Parser, whole
 from ...study.paired_timing import MeasuringProcess, Row, check_output
-from ...tracking.mlflow_tracking import LONGEST_REST
+from ...tracking.mlflow_tracking import LONGEST_PAUSE
 from .turns import table, take_turns, training, verdict
 
 BAR = 0.02  # of a step's time
 ROWS = ("nothing", "everything", "nothing again")
-REST = LONGEST_REST + 0.5  # [s] after a turn: longer than MLflow's thread waits between two deliveries
-PATIENCE = 120.0  # [s] for MLflow to create its store
+PAUSE = LONGEST_PAUSE + 0.5  # [s] after a turn: longer than MLflow's thread waits between two deliveries
+TIMEOUT = 120.0  # [s] for MLflow to create its store
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _train(end: Connection, case: Case, logs: bool) -> None:
                 begin = time.perf_counter()
         seconds = time.perf_counter() - start
         if logs:
-            time.sleep(REST)
+            time.sleep(PAUSE)
         return seconds / case.steps, (time.process_time() - processor) / case.steps
 
     end.send(True)
@@ -144,9 +144,9 @@ def _train(end: Connection, case: Case, logs: bool) -> None:
 
 
 def _wait_for_store(directory: Any) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not directory.read()["mlflow"]:
         if time.monotonic() > deadline:
-            raise CheckFailedError(f"MLflow did not create its store within {PATIENCE:.0f} s")
+            raise CheckFailedError(f"MLflow did not create its store within {TIMEOUT:.0f} s")
         time.sleep(0.1)
-    time.sleep(REST)
+    time.sleep(PAUSE)

@@ -47,10 +47,10 @@ def draw_inspection(log: TrainingLog, folder: Path, title: str, network: Network
     """All that there is to draw; without a `network`, what is in the log. Overwrites the network's gradients."""
     paths = [folder / LAYERS] if draw_layers(log, folder / LAYERS, title) else []
     if network is not None:
-        portrait = Portrait(network, task.example(network.device))
-        draw_histograms(portrait, folder / HISTOGRAMS, title)
+        snapshot = PassSnapshot(network, task.example(network.device))
+        draw_histograms(snapshot, folder / HISTOGRAMS, title)
         paths.append(folder / HISTOGRAMS)
-        if draw_attention(portrait, task.text(portrait.batch, portrait.places), folder / ATTENTION, title):
+        if draw_attention(snapshot, task.text(snapshot.batch, snapshot.places), folder / ATTENTION, title):
             paths.append(folder / ATTENTION)
     return paths
 
@@ -97,7 +97,7 @@ def _heat_map(axes: Axes, figure: Figure, quantity: str, layers: Mapping[str, Ma
     axes.set_xlabel("optimizer steps", fontsize=8)
 
 
-class Portrait:
+class PassSnapshot:
     """The network at one row of an example: attention probabilities, activations, gradients as a pass leaves them.
 
     The network's gradients are overwritten: only for whoever needs them no more.
@@ -130,11 +130,11 @@ class Portrait:
         }
 
 
-def draw_histograms(portrait: Portrait, path: Path, title: str) -> None:
+def draw_histograms(snapshot: PassSnapshot, path: Path, title: str) -> None:
     """Of each layer: its weights, its gradients, and what its hidden units say."""
     from matplotlib import colormaps
 
-    network = portrait.network
+    network = snapshot.network
     layers, gradients = layers_of(network.parameters), network.gradients
     weights = {layer: _joined([network.parameters[name] for name in names]) for layer, names in layers.items()}
     slopes = {layer: _joined([gradients[name] for name in names]) for layer, names in layers.items()}
@@ -145,7 +145,7 @@ def draw_histograms(portrait: Portrait, path: Path, title: str) -> None:
             {layer: values[values != 0].abs().log10() for layer, values in slopes.items()},
         ),
     ]
-    if activated := portrait.activated():
+    if activated := snapshot.activated():
         panels.append(("hidden units, behind the activation", activated))
     figure = new_figure(5 * len(panels), 5.5, dpi=110)
     figure.suptitle(title, fontsize=11, parse_math=False)
@@ -180,11 +180,11 @@ def _histograms(axes: Axes, values: Mapping[str, Tensor], colours: Mapping[str, 
     with_grid(axes)
 
 
-def draw_attention(portrait: Portrait, text: str, path: Path, title: str) -> bool:
+def draw_attention(snapshot: PassSnapshot, text: str, path: Path, title: str) -> bool:
     """A row of maps for each block, a map for each head. False, and no file, where the network shows no attention."""
     from matplotlib.colors import PowerNorm
 
-    maps = portrait.attention()
+    maps = snapshot.attention()
     if not maps:
         return False
     chosen = sorted({sorted(maps)[int(place)] for place in np.linspace(0, len(maps) - 1, MOST_BLOCKS).round()})

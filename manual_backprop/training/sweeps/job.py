@@ -56,7 +56,7 @@ def run_job_apart(order: JobOrder, record: JobRecord, records: Records, preload:
     in_a_worker = os.getpid() != order.main_process
     if in_a_worker:  # joblib's has a method of its own there, which a job's process would look for
         multiprocessing.set_start_method("forkserver", force=True)
-    with _deaf() if in_a_worker else nullcontext():
+    with _ignoring_signals() if in_a_worker else nullcontext():
         process.start()
         there.close()
         answer = _watch(process, here, records, in_a_worker)
@@ -69,7 +69,7 @@ def run_job_apart(order: JobOrder, record: JobRecord, records: Records, preload:
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
+def _ignoring_signals() -> Iterator[None]:
     """A worker leaves signals to the sweep's process, and to a cluster that sends them to every process anyway."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
     try:
@@ -90,7 +90,7 @@ def _watch(process: Any, answers: Connection, records: Records, in_a_worker: boo
                 answer = answers.recv()
         except EOFError:  # the process has ended
             is_there = False
-        asked = records.times_asked_to_stop() + (in_a_worker and os.getppid() != parent)
+        asked = records.stop_requests() + (in_a_worker and os.getppid() != parent)
         while passed_on < asked and process.is_alive():
             os.kill(process.pid, signal.SIGTERM)
             passed_on += 1

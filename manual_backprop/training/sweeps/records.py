@@ -92,17 +92,17 @@ class Records:
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:04d}.json"
 
-    # Being asked to stop
+    # Requests to stop
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Whoever watches over a job passes it on. May be called by a signal's handler."""
         with (self.sweep / "stop").open("a", encoding="utf-8") as file:
             file.write("stop\n")
 
-    def forget_stop(self) -> None:
+    def clear_stop_requests(self) -> None:
         (self.sweep / "stop").unlink(missing_ok=True)
 
-    def times_asked_to_stop(self) -> int:
+    def stop_requests(self) -> int:
         try:
             return (self.sweep / "stop").read_text(encoding="utf-8").count("\n")
         except OSError:
@@ -157,14 +157,14 @@ def measured(record: JobRecord, run: Path | None) -> JobRecord:
     )
 
 
-def as_it_is(record: JobRecord, outputs: Path, sweep: Path) -> JobRecord:
+def current_record(record: JobRecord, outputs: Path, sweep: Path) -> JobRecord:
     """A record that says RUNNING although whoever watched over the job has died: what the job's run says itself."""
     if record.status != RUNNING:
         return record
     run = run_of_job(outputs, sweep, record.number)
-    said = read_run(run)["status"] if run is not None else KILLED
-    error = "the process that watched over it ended" if said in (RUNNING, KILLED) else None
-    return measured(replace(record, status=said, error=error), run)
+    status = read_run(run)["status"] if run is not None else KILLED
+    error = "the process that watched over it ended" if status in (RUNNING, KILLED) else None
+    return measured(replace(record, status=status, error=error), run)
 
 
 def best_of(records: Sequence[JobRecord]) -> JobRecord | None:

@@ -45,8 +45,8 @@ from manual_backprop.training.sweeps.records import (
     WAITING,
     JobRecord,
     Records,
-    as_it_is,
     best_of,
+    current_record,
     job_name,
     run_of_job,
     short_keys,
@@ -83,7 +83,7 @@ class SweepJobs:
             before = JobRecord(number, overrides, swept_part(overrides, self.swept))
         if before.status == FINISHED:
             return before.validation_loss
-        if records.times_asked_to_stop():
+        if records.stop_requests():
             records.write(before)  # one that a search chose is to be listed too
             return None
         in_all = max(int(settings.sweeper.get("n_trials") or 0), len(records.read_all()), number + 1)
@@ -148,7 +148,7 @@ class StopJobs(Interruption):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         with suppress(OSError):
-            self.records.ask_to_stop()
+            self.records.request_stop()
         super()._handle(number, frame)
 
 
@@ -179,7 +179,7 @@ class Sweep:
                     self.directory.path, self.root, self.checked.swept, os.getpid(), config.tracking.name == "mlflow"
                 )
                 if self.checked.searches:
-                    _keep_optuna_silent()
+                    _silence_optuna()
                 try:
                     own_folder = str(self.directory.path).replace("\\", "\\\\").replace("'", "\\'")
                     hydra_call([*self.checked.overrides, f"hydra.sweep.dir='{own_folder}'"], jobs.task)
@@ -197,7 +197,7 @@ class Sweep:
                 tracker.finish(status)
             finally:
                 self.directory.release()
-        self._tell(records, unfinished, interruption, broken)
+        self._report(records, unfinished, interruption, broken)
 
     def _announce(self, tracker: Tracker) -> None:
         from manual_backprop.tracking.provenance import commit_tags
@@ -210,9 +210,9 @@ class Sweep:
 
     def _plan(self) -> None:
         """A record for each job that is known before it starts, and for those of a sweep that was broken off."""
-        self.records.forget_stop()
+        self.records.clear_stop_requests()
         for record in self.records.read_all():
-            self.records.write(as_it_is(record, self.outputs, self.directory.path))
+            self.records.write(current_record(record, self.outputs, self.directory.path))
         if self.checked.searches:
             return  # a search chooses as it goes
         for number, job in enumerate(self.checked.jobs):
@@ -227,7 +227,7 @@ class Sweep:
         path, title = self.directory.path, str(self.directory.read()["run_name"])
         records = []
         for record in self.records.read_all():
-            records.append(now := as_it_is(record, self.outputs, path))
+            records.append(now := current_record(record, self.outputs, path))
             if now != record:
                 self.records.write(now)
         files = {"table.csv": as_csv(records), "table.md": as_markdown(records)}
@@ -305,7 +305,7 @@ class Sweep:
             owned.release()
         return True
 
-    def _tell(
+    def _report(
         self,
         records: Sequence[JobRecord],
         unfinished: Sequence[JobRecord],
@@ -326,8 +326,8 @@ class Sweep:
             interruption.raise_if_received(f"{left}; go on with: {again}")
         if broken is not None and not (unfinished and isinstance(broken, ValueError)):
             # Optuna raises ValueError at the end of a search in which no trial succeeded: the list below says more.
-            said = str(broken) if isinstance(broken, ManualBackpropError) else f"{type(broken).__name__}: {broken}"
-            lines = [f"the sweep broke off: {said} (its traceback: {os.path.relpath(self.directory.log)})"]
+            reason = str(broken) if isinstance(broken, ManualBackpropError) else f"{type(broken).__name__}: {broken}"
+            lines = [f"the sweep broke off: {reason} (its traceback: {os.path.relpath(self.directory.log)})"]
         else:
             lines = []
         if unfinished:
@@ -355,11 +355,11 @@ def resume_sweep(sweep: Path, checked: Checked, root: Path, hydra_call: HydraCal
     warnings_to_terminal()
     close_dead_runs(root / "outputs")
     finished = [record for record in Records(sweep).read_all() if record.status == FINISHED]
-    _tell_other_versions(finished)
+    _report_other_versions(finished)
     Sweep(open_run_directory(sweep, len(finished)), checked, root).run(hydra_call)
 
 
-def _tell_other_versions(finished: Sequence[JobRecord]) -> None:
+def _report_other_versions(finished: Sequence[JobRecord]) -> None:
     """The jobs to come are compared with these."""
     from manual_backprop.tracking.environment import code_version, other_version
     from manual_backprop.tracking.tracker import environment_of_run
@@ -378,7 +378,7 @@ def given_to(sweep: Path) -> tuple[list[str], str | None]:
     return [str(line) for line in given["overrides"]], given.get("config_folder")
 
 
-def _keep_optuna_silent() -> None:
+def _silence_optuna() -> None:
     """What it says of studies and failed trials, the sweep's own lines and table say better."""
     logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.ERROR)
     with suppress(ImportError):  # another sweeper
