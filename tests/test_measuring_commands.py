@@ -26,9 +26,9 @@ SMALL = ("--model", "tiny", "--batch-size", "2", "--threads", "1", "--rounds", "
 FORKING = """
 import multiprocessing, runpy, sys
 import torch, torch._dynamo, torch._inductor.compile_fx
-from manual_backprop import paired
+from manual_backprop.study import paired_timing
 {first}
-paired.SHUTDOWN_TIMEOUT = 0  # a forked process has the others' pipes open: that one is closed, nobody sees
+paired_timing.SHUTDOWN_TIMEOUT = 0  # a forked process has the others' pipes open: that one is closed, nobody sees
 forking = multiprocessing.get_context("fork")
 multiprocessing.get_context = lambda method: forking
 torch.compile = lambda function, **settings: function
