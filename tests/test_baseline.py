@@ -229,8 +229,9 @@ print("compiled" if network.compiled else "eager", eager.compiled)
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("compiler", ["there", "missing"])
+@pytest.mark.parametrize(
+    "compiler", [pytest.param("there", marks=pytest.mark.nightly), pytest.param("missing", marks=pytest.mark.slow)]
+)
 def test_compiled_or_not_the_numbers_are_the_same(compiler: str, tmp_path: Path) -> None:
     """Where compiling fails, one line says so and the step goes on without."""
     output, said = run_compiling(COMPILED, compiler, tmp_path)

@@ -285,14 +285,17 @@ def products_of_steps(end: Connection, name: str, case: Case) -> None:
 
 
 @pytest.mark.skipif(not onednn_is_exact(), reason="products are those of PyTorch here")
-def test_a_peer_s_products_are_made_by_the_library_that_its_row_says() -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["baseline-eager", *(pytest.param(n, marks=pytest.mark.nightly) for n in ("huggingface-eager", "torch-eager"))],
+)
+def test_a_peer_s_products_are_made_by_the_library_that_its_row_says(name: str) -> None:
     case = replace(case_of(precision="fp32"), batch_size=8)  # PyTorch asks oneDNN for no product that is too small
-    for name in ("baseline-eager", "huggingface-eager", "torch-eager"):
-        with MeasuringProcess(products_of_steps, name + ONEDNN, case) as process:
-            count, library = process.answer()
-        assert count >= 3 * 4 * case.config.n_blocks, name  # forward, dx and dW of at least four matrices a block
-        assert library == "oneDNN"
-    with MeasuringProcess(products_of_steps, "baseline-eager", case) as process:
+    with MeasuringProcess(products_of_steps, name + ONEDNN, case) as process:
+        count, library = process.answer()
+    assert count >= 3 * 4 * case.config.n_blocks  # forward, dx and dW of at least four matrices a block
+    assert library == "oneDNN"
+    with MeasuringProcess(products_of_steps, name, case) as process:
         count, library = process.answer()
     assert count == 0
     assert library != "oneDNN"

@@ -130,7 +130,7 @@ def test_a_library_is_loaded_without_a_compiler(tmp_path: Path, monkeypatch: pyt
         want = results(function, arguments)
     script = (
         "import sys, torch\n"
-        "from manual_backprop.kernels import activations, compiled\n"
+        "from manual_backprop.kernels.cpu import activations, compiled\n"
         "with compiled.compiled_functions(()):\n"
         "    activations.bias_relu(torch.zeros(3, 5), torch.zeros(3, 5), torch.zeros(5))\n"
         "assert activations.bias_relu.libraries, compiled._failed\n"
@@ -161,7 +161,7 @@ def test_of_processes_that_miss_the_same_one_compiles(tmp_path: Path) -> None:
     compiler.chmod(0o700)
     script = (
         "import torch\n"
-        "from manual_backprop.kernels import activations, compiled\n"
+        "from manual_backprop.kernels.cpu import activations, compiled\n"
         "with compiled.compiled_functions(()):\n"
         "    activations.bias_relu(torch.zeros(3, 5), torch.zeros(3, 5), torch.zeros(5))\n"
         "assert activations.bias_relu.libraries, compiled._failed\n"

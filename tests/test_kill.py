@@ -68,7 +68,7 @@ def test_many_kills_in_fp32_across_epochs(kills: int, tmp_path: Path) -> None:
 
 FORMATS = {
     ("kernels=reference", "precision=bf16", "optimizer=sgd"): NIGHTLY,
-    ("kernels=fused", "precision=bf16_mixed", "architecture=vaswani", "training.label_smoothing=0.1"): SLOW,
+    ("kernels=fused", "precision=bf16_mixed", "architecture=vaswani", "training.label_smoothing=0.1"): NIGHTLY,
     ("kernels=fused", "precision=fp32", "optimizer=sgd", "optimizer.momentum=0.9", "schedule=linear"): NIGHTLY,
     ("kernels=reference", "precision=bf16", "optimizer=adamw", "training.gradient_accumulation_steps=3"): SLOW,
 }

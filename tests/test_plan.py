@@ -342,7 +342,7 @@ def peak(script: str, arguments: list[str], cwd: Path) -> int:
 
 
 PEAKS = {
-    "model=small": pytest.mark.slow,
+    "model=small": pytest.mark.nightly,
     "model=small tracking=none implementation=torch architecture=vaswani": pytest.mark.nightly,
     "model=small tracking=none precision=bf16_mixed": pytest.mark.slow,
     "model=medium tracking=none training.batch_size=8": pytest.mark.nightly,  # its gradient check works on 350 MB

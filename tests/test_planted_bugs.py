@@ -108,13 +108,18 @@ BUGS[:] = [Bug('harmless', broken.file, 'y_wide * (dy_wide - weighted_mean)', 'y
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plants", "said", "caught"),
     [
-        (HARMLESS.format("(dy_wide - weighted_mean) * y_wide"), "survives: named: harmless", 0),
-        (HARMLESS.format("("), "named: harmless: the tests ended with 70, which says nothing about the mutant", 0),
-        (LEFT, "the tests fail without any mutant: ", 1),
+        pytest.param(  # which all tests are asked about
+            *(HARMLESS.format("(dy_wide - weighted_mean) * y_wide"), "survives: named: harmless", 0),
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param(
+            *(HARMLESS.format("("), "named: harmless: the tests ended with 70, which says nothing about the mutant", 0),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(LEFT, "the tests fail without any mutant: ", 1, marks=pytest.mark.slow),
     ],
     ids=["changes nothing", "is no code", "is there without it"],
 )

@@ -9,7 +9,7 @@ import pytest
 from manual_backprop.training.command_line import check
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_small_beats_the_bigram_model_long_before_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """512,000 tokens: below what the best counting model of token pairs reaches (3.88 against 4.00 when written)."""
     from manual_backprop.tracking import load_training_log

@@ -246,8 +246,9 @@ def test_a_killed_job_stops_no_other(root: Path) -> None:
     assert out.count("FINISHED") >= 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["basic", "parallel"])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("basic", marks=pytest.mark.slow), pytest.param("parallel", marks=pytest.mark.nightly)]
+)
 def test_interrupted_and_resumed(root: Path, launcher: str) -> None:
     """A signal: what runs saves, what waits is not started; then sweep.resume goes on from the checkpoints."""
     if launcher == "parallel":
@@ -303,7 +304,7 @@ def test_a_sweep_that_was_killed(root: Path) -> None:
 # Launchers and sweepers that are installed apart
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_jobs_at_once_on_a_fresh_store(root: Path) -> None:
     """Finished runs, and every metric of each is in MLflow. Eight at once, ten times: .ci/nightly."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")

@@ -47,7 +47,7 @@ def test_wrong_arguments(arguments: list[str], words: str) -> None:
         main(["tracking", *arguments])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_measurement(tmp_path: Path) -> None:
     """By the command, of ten steps: whatever it finds in so few."""
     given = ("tracking", "--model", "tiny", "--threads", "1", "--steps", "10", "--rounds", "1", "--json", "m.json")
