@@ -5,16 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from manual_backprop.common.errors import EXIT_DONE
 from manual_backprop.config.arguments import Parser, add_run, add_sampling
 from manual_backprop.trained_models.chat import CHAT_COMMANDS, Chat
 from manual_backprop.trained_models.saved_model import RUN_HELP
-
-if TYPE_CHECKING:
-    pass
-
 
 DESCRIPTION = f"""\
 Write the beginning of a text, and a trained model goes on with it. The arrow keys edit a line and bring back earlier
