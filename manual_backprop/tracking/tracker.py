@@ -16,9 +16,7 @@ from typing import Any, Protocol, SupportsFloat
 from manual_backprop.common.durable_files import write_atomically
 from manual_backprop.common.errors import InputError
 from manual_backprop.tracking.run_directory import FINISHED, read_run
-from manual_backprop.tracking.training_log import TrainingLogger
-
-TRACKING_FILE = "tracking.json"
+from manual_backprop.tracking.training_log import TRACKING_FILE, TrainingLogger
 
 
 @dataclass(frozen=True)
