@@ -185,6 +185,7 @@ class LogReader:
     def __init__(self, path: Path):
         self.path = path
         self._log: TrainingLog | None = None
+        self._seen: tuple[Any, ...] = ()
         self._start()
 
     def _start(self) -> None:
@@ -326,5 +327,5 @@ def _model_of(run: Mapping[str, Any], config: Mapping[str, Any], tracked: Mappin
             model[name] = named["name"]
     if model.get("vocab_size") is None:
         found = [(one.get("tags") or {}).get("vocab_size") for one in tracked.get("datasets") or []]
-        model["vocab_size"] = next((int(size) for size in found if str(size).isdecimal()), None)
+        model["vocab_size"] = next((int(str(size)) for size in found if str(size).isdecimal()), None)
     return model

@@ -300,7 +300,8 @@ class Runner:
                 report_changes(self.facts, self.resumed.checkpoint, directory)
                 self._checkpoints(directory.checkpoints).set_aside_after(self.step)
             else:
-                directory.update(made_with=environment_of(self.model.network), code=code_digest(), model=self._model())
+                directory.update(made_with=environment_of(self.model.network), code=code_digest())
+                directory.update(model=self._model(), best_metric=self.task.best_metric)
             write_config(config, directory.path / "config.yaml", self.origin.sources)
             with storage_errors(f"write into {directory.path}"):
                 self.task.save(directory.path)

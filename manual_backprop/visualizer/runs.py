@@ -109,16 +109,17 @@ class Runs:
                 self._readers[run_id] = LogReader(path)
         return self._readers[run_id].read()
 
-    def labels(self, run_ids: Sequence[str], logs: Mapping[str, TrainingLog]) -> dict[str, str]:
-        """A name for each: the run's own, and where two have the same one, its last six characters too."""
-        names = {run_id: str(logs[run_id].run.get("run_name") or run_id) for run_id in run_ids}
-        count = Counter(names.values())
-        labels = {run_id: name if count[name] == 1 else f"{name} ({run_id[-6:]})" for run_id, name in names.items()}
-        unique = len({*labels.values()}) == len(labels)
-        return labels if unique else {run_id: f"{names[run_id]} ({run_id})" for run_id in run_ids}
-
     def status(self, log: TrainingLog) -> str:
         return status_of(log.run)
+
+
+def labels_of(logs: Mapping[str, TrainingLog]) -> dict[str, str]:
+    """A name for each run, by id or path: its own, and where two have the same one, its last six characters too."""
+    names = {run_id: str(log.run.get("run_name") or log.path.name or run_id) for run_id, log in logs.items()}
+    count = Counter(names.values())
+    labels = {run_id: name if count[name] == 1 else f"{name} ({run_id[-6:]})" for run_id, name in names.items()}
+    unique = len({*labels.values()}) == len(labels)
+    return labels if unique else {run_id: f"{name} ({run_id})" for run_id, name in names.items()}
 
 
 def status_of(run: Mapping[str, Any]) -> str:
@@ -171,7 +172,7 @@ class Scan:
         self._read_metrics()
         settings = self._settings(run)
         metric = str(run.get("best_metric") or BEST_METRIC)
-        values = [value for step in self._measured.values() if _finite(value := step.get(metric))]
+        values = [step[metric] for step in self._measured.values() if _finite(step.get(metric))]
         sweep = run.get("sweep") or {}
         return {
             "name": str(run.get("run_name") or self.path.name),

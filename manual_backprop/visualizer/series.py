@@ -70,7 +70,7 @@ class _Column:
     """A growing list as an array: only what is new is converted."""
 
     def __init__(self, kind: type) -> None:
-        self.kept = np.empty(1024, kind)
+        self.kept: np.ndarray = np.empty(1024, kind)
         self.length = 0
 
     def of(self, numbers: list) -> np.ndarray:

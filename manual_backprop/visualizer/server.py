@@ -200,19 +200,24 @@ class Guard:
         await app(scope, receive, with_headers)
 
     def _refusal(self, headers: dict[str, str], path: str) -> str | None:
-        named = urlsplit(f"//{headers.get('host', '')}")
-        try:
-            host, _ = (named.hostname or "").lower(), named.port
-        except ValueError:
-            host = ""
-        if self.token is None and host not in self.hosts:
+        host, origin = headers.get("host", "").lower(), headers.get("origin")
+        if self.token is None and _host_name(host) not in self.hosts:
             return "This page answers only to the address at which it was started."
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        if origin is not None and origin.lower() != f"http://{host}":
             return "Other sites may not ask this page."
         if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
             return "Other sites may not ask this page."
         return None
+
+
+def _host_name(host: str) -> str:
+    """Without a port; empty for what is no host."""
+    try:
+        named = urlsplit(f"//{host}")
+        _ = named.port  # which may be none
+        return "" if "@" in host else named.hostname or ""
+    except ValueError:
+        return ""
 
 
 def _ids(request: Request) -> list[str]:
@@ -292,6 +297,9 @@ def read(session: Session, say: Callable[[str], None]) -> None:
                 size += (log.path / "metrics.jsonl").stat().st_size
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    with suppress(InputError):
+        session.curves(ids, View())  # what the page shows first
+        session.compute(ids)
     seconds = time.perf_counter() - begin
     say(f"read {len(ids)} {'run' if len(ids) == 1 else 'runs'}: {rows:,} rows, {size / 1e6:.1f} MB, in {seconds:.1f} s")
 

@@ -20,7 +20,7 @@ from manual_backprop.common.origin import SEPARATOR
 from manual_backprop.tracking import TrainingLog
 from manual_backprop.visualizer import equal_compute, figures, tables
 from manual_backprop.visualizer.figures import STRONG
-from manual_backprop.visualizer.runs import Runs
+from manual_backprop.visualizer.runs import Runs, labels_of
 from manual_backprop.visualizer.series import AXES, View, last_step, metrics_of
 
 CHARTS = ("learning_rate", "gradient_norm", "tokens_per_second", "peak_share")
@@ -156,11 +156,11 @@ class Session:
     def model(self, run_id: str, text: str) -> dict[str, Any]:
         """A text with the run's best checkpoint. Raises InputError where it has none."""
         from manual_backprop.trained_models.saved_model import find
-        from manual_backprop.visualizer.model_view import attention_map, look
+        from manual_backprop.visualizer.model_view import COLUMNS, attention_map, look
 
         with self._lock:
             path = self.runs.path(run_id)
-            label = self.runs.labels([run_id], {run_id: self.runs.log(run_id)})[run_id]
+            label = labels_of({run_id: self.runs.log(run_id)})[run_id]
         if path is None:
             raise InputError("this run lies in MLflow alone: its checkpoints are not at hand")
         seen = look(find(str(path), self.runs.root), text)
@@ -172,7 +172,10 @@ class Session:
             "note": seen.note,
             "tokens": seen.tokens,
             "next": seen.next,
-            "maps": [{"name": name, "figure": attention_map(name, seen)} for name in seen.maps],
+            "maps": [
+                {"name": name, "columns": min(COLUMNS, len(heads)), "figure": attention_map(name, seen)}
+                for name, heads in seen.maps.items()
+            ],
         }
 
     # Runs by id
@@ -186,7 +189,7 @@ class Session:
 
     def _labelled(self, run_ids: Sequence[str]) -> dict[str, TrainingLog]:
         logs = self._logs(run_ids)
-        labels = self.runs.labels([*logs], logs)
+        labels = labels_of(logs)
         return {labels[run_id]: log for run_id, log in logs.items()}
 
     def _named(self, logs: Mapping[str, TrainingLog]) -> list[dict[str, Any]]:

@@ -225,7 +225,7 @@ const views = {
         element("div", { class: "value" }, short(summary.best[place])),
         element("div", { class: "about" }, `best ${summary.metric[place].replace("validation/", "validation ").replaceAll("_", " ")}${summary["best at step"][place] === null ? "" : ", step " + summary["best at step"][place].toLocaleString("en")}`),
         element("div", { class: "about" }, `${short(summary.parameters[place])} parameters · ${short(summary.tokens[place])} tokens · ${short(summary["tokens a second"][place])} tokens a second`),
-        element("div", { class: "about" }, `${short(summary.steps[place])} steps in ${duration(summary.seconds[place])}, ${summary.status[place] || "no status"}`));
+        element("div", { class: "about" }, `${short(summary.steps[place])} steps in ${duration(summary.seconds[place])}${summary.status[place] ? ", " + summary.status[place].toLowerCase() : ""}`));
     }));
     const head = () => element("tr", {}, element("th"), ...answer.names.map((name, place) => element("th", { scope: "col" }, swatch(place), " ", name)));
     $("summary").replaceChildren(head(), ...answer.summary.map((row) => element("tr", {}, element("th", { scope: "row" }, row.key), ...row.values.map((value) => element("td", {}, cell(row.key, value))))));
@@ -344,7 +344,7 @@ function drawModel(seen) {
       ...seen.next[place].map(([text, share]) => element("td", {}, text, element("span", {}, (100 * share).toFixed(share < 0.1 ? 1 : 0) + " %")))))));
   $("maps").replaceChildren();
   for (const map of seen.maps) {
-    const place = element("div", { role: "figure", "aria-label": map.name, style: `height:${map.figure.layout.height}px` });
+    const place = element("div", { role: "figure", "aria-label": map.name, style: `height:${map.figure.layout.height}px;max-width:${320 * map.columns}px` });
     $("maps").append(element("h2", {}, map.name), place);
     draw(place, map.figure);
   }
