@@ -27,6 +27,7 @@ from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.kernels import replay
 from manual_backprop.kernels.cpu import activations, compiled, libraries, loss, rowwise
 from manual_backprop.kernels.cpu.compiled import CompiledFunction, compiled_functions
+from manual_backprop.kernels.sizes import SIZES as DEVICES
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.ops.numerics import wide
 from manual_backprop.tracking.environment import environment_of
@@ -324,7 +325,7 @@ def test_libraries_are_called_in_replayed_steps(
     config = replace(config, architecture=architecture, kernels="fused", compile="always")
     losses, gradients = [], []
     for largest in (0, 1 << 20):
-        monkeypatch.setattr(replay, "LARGEST", largest)
+        monkeypatch.setitem(DEVICES, "cpu", replace(DEVICES["cpu"], replayed=largest))
         network = CustomTransformer(config)
         for number in range(7):
             tokens = (torch.arange(12).view(2, 6) * (number + 1)) % 11
@@ -416,7 +417,7 @@ def test_columns_that_fill_a_line_change_nothing(dtype: torch.dtype, monkeypatch
     of_float64 = loss.linear_cross_entropy(x.double(), weight.double(), targets, None, 0.0, dw := torch.zeros(1030, 24))
     errors = []
     for large in (1024, 2048):
-        monkeypatch.setattr(loss, "LARGE", large)
+        monkeypatch.setitem(DEVICES, "cpu", replace(DEVICES["cpu"], large_vocabulary=large))
         dweight = torch.zeros_like(weight)
         with compiled_functions(()):
             got = *loss.linear_cross_entropy(x.clone(), weight, targets, None, 0.0, dweight), dweight
@@ -473,9 +474,10 @@ from manual_backprop.study.gradient_check import ENOUGH_TO_ROUND, check_network_
 from manual_backprop.study.gradient_check.measure import differing
 from manual_backprop.study.gradient_check.network_check import networks, step_of
 
-from manual_backprop.kernels import arena
+from manual_backprop.kernels.sizes import SIZES
 
-arena.SMALL = arena.SMALL_BESIDE_WEIGHTS = 0  # everything is recomputed that is in a large network
+# everything is recomputed that is in a large network
+SIZES["cpu"] = replace(SIZES["cpu"], small=0, small_beside_weights=0)
 torch.set_num_threads(1)
 findings = []
 for architecture, precision in (("gpt2", "bf16"), ("gpt2", "bf16_mixed"), ("vaswani", "fp32"), ("llama", "bf16_mixed")):

@@ -34,9 +34,9 @@ def short_steps(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """No step here is worth a compiler's time; and they are long enough for everything that long ones have."""
     ((module, name, value),) = OPTIMIZATIONS["compiled"].bindings()
     monkeypatch.setattr(module, name, value)
-    for size in ("SMALL", "SMALL_BESIDE_WEIGHTS"):  # tiny cases recompute what they keep else
-        monkeypatch.setattr(f"manual_backprop.kernels.arena.{size}", 0)
-    monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], longest_kept=8, piece=24 * TINY.d_ffn))  # 24 of 48 rows
+    recomputed = {"small": 0, "small_beside_weights": 0}  # tiny cases keep it else
+    in_pieces = {"longest_kept": 8, "piece": 24 * TINY.d_ffn}  # 24 of 48 rows
+    monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], **recomputed, **in_pieces))
 
 
 def applying(case: Case) -> dict[str, Optimization]:

@@ -12,7 +12,9 @@ from torch import Tensor
 from manual_backprop.common.errors import InputError
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.kernels.cpu import compiled, optimizers
-from manual_backprop.kernels.cpu.optimizers import FusedAdamW, FusedSGD, adamw_step, sgd_step, squares_of_rows
+from manual_backprop.kernels.cpu.optimizers import SGD as FusedSGD
+from manual_backprop.kernels.cpu.optimizers import AdamW as FusedAdamW
+from manual_backprop.kernels.cpu.optimizers import adamw_step, sgd_step, squares_of_rows
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.optim import optimizers as optim
 from manual_backprop.optim.optimizers import SGD, AdamW, Optimizer

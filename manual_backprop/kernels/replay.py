@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .arena import Arena
+from .sizes import SIZES
 
-LARGEST = 1 << 19  # numbers of an activation: in larger steps all of this is less than a hundredth of the time
 WARM_UP = 2  # steps of a signature before one is recorded: by then all is compiled, and memory has its size
 MOST_STEPS = 4  # that stay recorded
 MOST_BYTES = 1 << 24  # of a recorded step: its tensors that are not the arena's
@@ -59,7 +59,7 @@ MEMORY = ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_stride
 
 def is_replayable(size: int, dropout: float, device_type: str) -> bool:
     """Whether steps with activations of so many numbers make the same calls each time, and it saves time to know."""
-    return size <= LARGEST and not dropout and device_type == "cpu"  # dropout's masks are drawn
+    return device_type == "cpu" and size <= SIZES[device_type].replayed and not dropout  # dropout's masks are drawn
 
 
 class Replay:

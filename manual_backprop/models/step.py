@@ -35,7 +35,7 @@ class HandWrittenNetwork(FlatNetwork):
         super().__init__(config)
         self.block_parameters = [self._block_views(self.flat_parameters, block) for block in range(config.n_blocks)]
         self.block_gradients = [self._block_views(self.flat_gradients, block) for block in range(config.n_blocks)]
-        self.ops: Any = kernels.Table(config.kernels, self.device, config.precision)
+        self.ops: Any = kernels.Table(config, self.device)
         self.arena = kernels.Arena()
         self.replay = kernels.Replay(self.arena)
         self.compiled_groups = self._compiled_groups() if self.ops.compiles(config.compile) else None

@@ -5,11 +5,10 @@ gradient becomes 0 by `torch.where` (NaN times 0 is NaN), the decay rates 1 and 
 moments and their step count keep every bit.
 """
 
-from __future__ import annotations
-
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +68,7 @@ class FlatOptimizer(Optimizer):
     """Over flat buffers: norm, checks and counts; then the update, of each part or of its pieces."""
 
     moment_names: tuple[str, ...] = ()
+    groups: Collection[Any] | None = None  # of functions that shall run compiled, where there are any (`kernels`)
 
     def __init__(self, layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float = 0.0):
         super().__init__(parameters.buffer.device)

@@ -3,8 +3,6 @@
 Sums in the wide format, as in `ops.activations`, whose formulas these are.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -7,8 +7,6 @@ PyTorch's flash attention has tiles as well, which suit long sequences; on a CPU
 at a few hundred positions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

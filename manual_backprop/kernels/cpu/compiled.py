@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ...common.errors import first_line
 from ..pieces import pieces
 from ..replay import call_library
+from ..sizes import sizes_of
 from .libraries import Library, Request, build, compiler, find, folder, request
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 SMALLEST = 2  # of any dimension: one row or one column runs as it is written
 MOST_CALLS = 4096  # calls, by their shapes, of which it is known how they run
 FORMATS = (torch.float32, torch.bfloat16)  # of activations and parameters; float64 is for tests, and runs as written
-IN_CACHE = 1 << 17  # numbers that an uncompiled function takes at a time: what it makes of them stays in the cache
 FIXED = {"float32": torch.float32}
 NUMBERS = {"float": torch.float32}
 TENSORS = (Tensor, torch.nn.Parameter, FakeTensor)  # and nothing else that only looks like one
@@ -146,7 +146,7 @@ class CompiledFunction:
             return
         rows = self.arguments[0].dimensions[0]
         in_rows = [argument.dimensions[:1] == (rows,) for argument in self.arguments]
-        for part in pieces(len(args[0]), max(1, IN_CACHE // args[0].shape[1]), args[0]):
+        for part in pieces(len(args[0]), max(1, sizes_of(args[0]).uncompiled_piece // args[0].shape[1]), args[0]):
             self.function(*(x[part] if split else x for x, split in zip(args, in_rows, strict=True)))
 
     def _choose(self, tensors: tuple[Tensor, ...]) -> Callable[..., None]:

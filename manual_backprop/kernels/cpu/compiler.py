@@ -8,8 +8,6 @@ times as long to compile. A function that needs several kernels is refused, and 
 some numbers a row.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json

@@ -1,7 +1,5 @@
 """The gated feed-forward network, of which gate and hidden layer are kept; one pass each way for SwiGLU."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ how to call it. Which ones depends on the function's text, the formats of its ar
 processor.
 """
 
-from __future__ import annotations
-
 import ctypes
 import getpass
 import inspect

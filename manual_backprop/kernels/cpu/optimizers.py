@@ -5,20 +5,16 @@ loop clips, decays, updates both moments and the parameter, and writes each numb
 update pieces that fit into the cache, of which wide copies are made.
 """
 
-from __future__ import annotations
-
 import functools
 from abc import abstractmethod
-from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...ops.numerics import wide
-from ...optim.optimizers import SGD, AdamW, FlatOptimizer
+from ...optim import optimizers as reference
 from .. import fast
-from .compiled import CompiledFunction, Group, compiled
+from .compiled import CompiledFunction, compiled
 
 Number = float | Tensor
 ROW = 1 << 12  # numbers whose squares are added up one after the other
@@ -81,14 +77,10 @@ def sgd_step(
     parameter.copy_(torch.where(counts, p - (decay * p + rate * total), p))
 
 
-class OnePass(FlatOptimizer):
-    """What both kinds share. `groups`: of functions that are compiled, None where nothing is."""
+class OnePass(reference.FlatOptimizer):
+    """What both kinds share."""
 
     loop: CompiledFunction  # (parameters, gradients, moments ..., finite, clip, `_numbers`)
-
-    def __init__(self, *args: Any, groups: Collection[Group] | None = None, **settings: Any):
-        super().__init__(*args, **settings)
-        self.groups = groups
 
     def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
         with fast(self.groups, self.counts.device):
@@ -129,7 +121,7 @@ class OnePass(FlatOptimizer):
         return torch.empty_like(self._room)
 
 
-class FusedAdamW(OnePass, AdamW):
+class AdamW(OnePass, reference.AdamW):
     """`optim.AdamW`."""
 
     loop = adamw_step
@@ -163,7 +155,7 @@ class FusedAdamW(OnePass, AdamW):
             self._write(piece, values)
 
 
-class FusedSGD(OnePass, SGD):
+class SGD(OnePass, reference.SGD):
     """`optim.SGD`.
 
     PyTorch's kernel adds a decay to the gradient, which is not the decoupled one: this one is made before. Without

@@ -1,7 +1,5 @@
 """Rotary positions and grouped queries around the tiles of `self_attention`."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ...ops.dropout import Dropout

@@ -4,8 +4,6 @@ Only for where they are compiled: as they are written they take more passes than
 Layer norm's backward gains in bfloat16; in float32 it takes as long as PyTorch's.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
