@@ -21,7 +21,7 @@ from manual_backprop import kernels, ops, optim
 from manual_backprop.common.batch import Batch
 from manual_backprop.config.schema import ARCHITECTURES, CustomTransformerConfig
 from manual_backprop.kernels import arena, table
-from manual_backprop.kernels.cpu import activations, compiled, loss, products
+from manual_backprop.kernels.cpu import activations, compiled, loss, optimizers, products
 from manual_backprop.kernels.sizes import SIZES, sizes_of
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.language_model import LanguageModel
@@ -105,8 +105,8 @@ def test_the_table_serves_every_pair(which: str) -> None:
         for name in ops.__all__:
             assert getattr(serving, name) is getattr(pairs, name)
         assert serving.serves("linear_cross_entropy") == (which == "fused")
-        optimizers = {"reference": optim.optimizers, "fused": kernels.cpu.optimizers}[which]
-        assert (serving.AdamW, serving.SGD) == (optimizers.AdamW, optimizers.SGD)
+        own = {"reference": optim.optimizers, "fused": optimizers}[which]
+        assert (serving.AdamW, serving.SGD) == (own.AdamW, own.SGD)
         with pytest.raises(AttributeError, match=f"no row of kernels={which} serves bogus on {device}"):
             _ = serving.bogus
 
