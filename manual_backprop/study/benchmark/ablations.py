@@ -156,7 +156,7 @@ def _textbook_adamw() -> list[Binding]:
     from ...models import network
     from ...optim.optimizers import AdamW
 
-    return [(network, "FusedAdamW", lambda *settings, groups: AdamW(*settings))]
+    return [(network, "FusedAdamW", lambda *settings, uses_library: AdamW(*settings))]
 
 
 def _adamw_tensor_by_tensor() -> list[Binding]:
