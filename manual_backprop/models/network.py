@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import kernels
 from ..common.batch import Batch
 from ..common.errors import ConfigError, InputError
 from ..config.schema import CustomTransformerConfig

@@ -1,7 +1,7 @@
 """Attention in tiles: a few sequences, a block of queries, and only the keys that these may see.
 
-Where the library is there, cpp/attention.h does this for each head, and keeps one number a query for backward. Below are
-its calls, and the same tiles as products of PyTorch's, for where there is no compiler and for who records the scores.
+Where the library is there, cpp/attention.h does this for each head, and keeps one number a query for backward. Below
+are its calls, and the same tiles as products of PyTorch's, for where there is no compiler.
 
 What a causal mask hides is never computed, but for the corner of a tile: where T queries see as many keys, tiles of Q
 queries make the work T (T + Q) / 2, where one product with a mask takes T^2. A tile's scores stay in the cache from
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ...ops import attention as textbook
 from ...ops.attention import AttentionGradients, split_heads
 from ...ops.dropout import Dropout, dropout_forward, keep_mask, signed
 from ...ops.numerics import Record, no_record, wide
@@ -62,7 +63,7 @@ def attention_forward(
     query (B, T, H, K), key and value (B, S, H, K) -> context (B, T, H, K). The cache keeps the inputs, and the
     probabilities of short sequences.
     """
-    context, scores = _tiles_forward(query, key, value, visible, dropout, record)
+    context, scores = tiles_forward(query, key, value, visible, dropout, record)
     return context, (persistent(query), persistent(key), persistent(value), scores)
 
 
@@ -73,7 +74,7 @@ def attention_backward(dcontext: Tensor, cache: AttentionCache, record: Record =
     """
     query, key, value, scores = cache
     gradients = AttentionGradients(in_place_of(query), in_place_of(key), in_place_of(value))
-    _tiles_backward(gradients, dcontext, query, key, value, scores, record)
+    tiles_backward(gradients, dcontext, query, key, value, scores, record)
     return gradients
 
 
@@ -85,7 +86,7 @@ def self_attention_forward(
     record: Record = no_record,
 ) -> tuple[Tensor, SelfAttentionCache]:
     """context = attention(query, key, value): `ops.self_attention_forward`. qkv (B, T, 3D) -> context (B, T, D)."""
-    context, scores = _tiles_forward(*split_heads(qkv, n_heads), visible, dropout, record)
+    context, scores = tiles_forward(*split_heads(qkv, n_heads), visible, dropout, record)
     return context.flatten(2), (saved(qkv), scores, n_heads)
 
 
@@ -96,17 +97,19 @@ def self_attention_backward(dcontext: Tensor, cache: SelfAttentionCache, record:
     dqkv = in_place_of(qkv)
     gradients = AttentionGradients(*split_heads(dqkv, n_heads))  # views: what is written there is written here
     dcontext = dcontext.unflatten(2, (n_heads, -1))
-    _tiles_backward(gradients, dcontext, *split_heads(qkv, n_heads), scores, record)
+    tiles_backward(gradients, dcontext, *split_heads(qkv, n_heads), scores, record)
     return dqkv
 
 
-def _tiles_forward(
+def tiles_forward(
     query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None, record: Record
 ) -> tuple[Tensor, Scores]:
     """context (B, T, H, K), and what backward needs to know of the probabilities."""
     (B, T, H, K), S = query.shape, key.shape[1]
     context = kept((B, T, H, K), query)
-    if (forward := _kernel("forward", query, key, value, visible, dropout, record)) is not None:
+    if (forward := _kernel("forward", query, key, value, visible, dropout)) is not None:
+        if any(map(record.wants, RECORDED)):  # what the library does not keep
+            textbook.attention_forward(*_repeated(query, key, value), visible, dropout, record)
         sums = kept((B, H, T), wide(query[:0]))
         forward((context, query, key, value), (context, sums, query, key, value))
         return context, Scores(visible, dropout, None, [], sums)
@@ -135,7 +138,7 @@ def _tiles_forward(
     return context, scores
 
 
-def _tiles_backward(
+def tiles_backward(
     gradients: AttentionGradients,
     dcontext: Tensor,
     query: Tensor,
@@ -149,9 +152,12 @@ def _tiles_backward(
     The blocks of queries are taken from the last, which sees all keys: it writes the sums that the others add to.
     """
     if scores.sums is not None:
-        backward = _kernel("backward", query, key, value, scores.visible, scores.dropout, no_record)
+        backward = _kernel("backward", query, key, value, scores.visible, scores.dropout)
         assert backward is not None  # as forward has found it
         dcontext = dcontext.to(query.dtype).contiguous()
+        if any(map(record.wants, RECORDED)):
+            _, cache = textbook.attention_forward(*_repeated(query, key, value), scores.visible, scores.dropout)
+            textbook.attention_backward(dcontext, cache, record)
         backward((*gradients, dcontext, query, key, value), (*gradients, dcontext, scores.sums, query, key, value))
         return
     (B, T, H, K), S = query.shape, key.shape[1]
@@ -194,21 +200,26 @@ def _tiles_backward(
     recorded.finish()
 
 
+def groups_are_served(query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None) -> bool:
+    """Whether key and value may have fewer heads than the query, of which each serves as many in a row."""
+    return _kernel("forward", query, key, value, visible, dropout) is not None
+
+
+def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """With a key and a value for every head."""
+    times = query.shape[2] // key.shape[2]
+    return query, key.repeat_interleave(times, dim=2), value.repeat_interleave(times, dim=2)
+
+
 def _kernel(
-    which: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visible: Visible,
-    dropout: Dropout | None,
-    record: Record,
+    which: str, query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None
 ) -> Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None:
     """The library's forward or backward, called with the tensors that have strides and with all tensors; None where it
-    cannot serve these, or where somebody wants to see what it does not keep."""
+    cannot serve these."""
     (B, T, H, K), (S, G) = query.shape, key.shape[1:3]
     formats = FORMATS.get((query.dtype, query.dtype))
     lie_well = query.is_cpu and all(x.dtype == query.dtype and x.stride(-1) == 1 for x in (query, key, value))
-    if formats is None or not lie_well or K % 2 or H % G or any(map(record.wants, RECORDED)):
+    if formats is None or not lie_well or K % 2 or H % G:
         return None
     if type(query) is FakeTensor:  # a step's memory is estimated
         return (lambda strided, tensors: None) if library_is_wanted() else None

@@ -120,8 +120,8 @@ class Argument:
 def compiled(*arguments: str, by_rows: bool = False) -> Callable[[Callable[..., None]], CompiledFunction]:
     """Marks a function of a module, with positional arguments: tensors, described as `Argument` says, then numbers.
 
-    `by_rows`: no row, along the first dimension, depends on another. Tensors may share memory only where each element is
-    read and written at the same place.
+    `by_rows`: no row, along the first dimension, depends on another. Tensors may share memory only where each element
+    is read and written at the same place.
     """
     return lambda function: CompiledFunction(function, tuple(Argument.of(text) for text in arguments), by_rows)
 

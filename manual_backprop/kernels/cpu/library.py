@@ -105,8 +105,8 @@ def _load(path: Path) -> ctypes.CDLL:
         library.kernel.restype = ctypes.c_void_p
     except (OSError, AttributeError) as error:
         raise CompilerError(
-            f"{path} cannot be loaded ({error}): if its folder does not allow to execute, set XDG_CACHE_HOME to one that "
-            "does, or give kernels.compile=never"
+            f"{path} cannot be loaded ({error}): if its folder does not allow to execute, set XDG_CACHE_HOME to one "
+            "that does, or give kernels.compile=never"
         ) from error
     return library
 
@@ -201,7 +201,8 @@ def _command(target: Path) -> list[str]:
     libraries = torch_folder / "lib"
     return [
         found,
-        *("-O3", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-w"),
+        # no sum and product become one where they are not written so: the same numbers in forward and in backward
+        *("-O3", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-w"),
         "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native",
         *(definitions if capability in CAPABILITIES else ["-DCPU_CAPABILITY=DEFAULT"]),
         *(f"-I{torch_folder.joinpath(*parts)}" for parts in (["include"], ["include/torch/csrc/api/include"])),

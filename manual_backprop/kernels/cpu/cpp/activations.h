@@ -42,7 +42,8 @@ struct GeluTanh {
 };
 
 struct Gelu {
-  static Vec cumulative(const Vec& z) { return Vec(0.5f) * (Vec(1.f) + (z * Vec(std::sqrt(0.5f))).erf()); }
+  // (1 + erf(z / sqrt(2))) / 2, without the difference of two numbers that are nearly the same where z is negative
+  static Vec cumulative(const Vec& z) { return Vec(0.5f) * (z * Vec(-std::sqrt(0.5f))).erfc(); }
   template <class T>
   static Vec forward(const Vec& z) {
     return z * cumulative(z);
