@@ -1,12 +1,11 @@
 """A page in the browser that overlays runs, finished and running."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from manual_backprop.common.errors import EXIT_DONE, InputError
+from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser, whole
 
 DESCRIPTION = """\
@@ -81,6 +80,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from manual_backprop.common.exit_codes import exit_code_of
-
     sys.exit(exit_code_of(main))

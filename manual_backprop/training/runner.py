@@ -301,7 +301,8 @@ class Runner:
                 self._checkpoints(directory.checkpoints).set_aside_after(self.step)
             else:
                 directory.update(made_with=environment_of(self.model.network), code=code_digest())
-                directory.update(model=self._model(), best_metric=self.task.best_metric)
+                best = {"best_metric": self.task.best_metric, "best_is_highest": self.task.best_is_highest}
+                directory.update(model=self._model(), **best)
             write_config(config, directory.path / "config.yaml", self.origin.sources)
             with storage_errors(f"write into {directory.path}"):
                 self.task.save(directory.path)

@@ -19,8 +19,6 @@ It only reads. Importing it imports neither plotly nor torch nor a server.
 May import: training and below.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The page as one file that opens from a disk, without a network: its scripts and all answers are inside."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """How many parameters a network has, from its config alone: nothing is built, and nothing is assumed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any

@@ -4,8 +4,6 @@
 last one, and the next time at what is new.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -181,7 +179,7 @@ class Scan:
             "parameters": settings.get("parameters"),
             "steps": self._step,
             "metric": metric,
-            "best": min(values, default=None),
+            "best": (max if run.get("best_is_highest") is True else min)(values, default=None),
             "status": status_of(run),
             "started": run.get("started_at") or "",
             "sweep": str(sweep.get("run_id") or ""),

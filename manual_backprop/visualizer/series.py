@@ -5,8 +5,6 @@ bucket, so that a spike of one step stays visible; smoothing looks only at what 
 change when its run grows, and starts at the first value, so that it is not bent at its ends.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise

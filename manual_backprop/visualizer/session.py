@@ -3,8 +3,6 @@
 A run is known by its id, which is looked up among the runs that are there: nothing that a browser sends becomes a path.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import re

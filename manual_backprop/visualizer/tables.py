@@ -3,8 +3,6 @@
 The page shows them, and `compare RUNS --csv FILE` writes them.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -32,25 +30,29 @@ def best_metric(log: TrainingLog) -> str:
     return str(log.run.get("best_metric") or BEST_METRIC)
 
 
+def highest_is_best(log: TrainingLog) -> bool:
+    return log.run.get("best_is_highest") is True
+
+
 def best_value(log: TrainingLog, metric: str) -> tuple[float, int] | None:
-    """The lowest value that is a number, and its step."""
+    """The best value that is a number, and its first step: the lowest, of what is no score."""
+    sign = -1 if highest_is_best(log) and metric == best_metric(log) else 1
     points = points_of(log, metric)
-    pairs = [
-        (float(value), int(step)) for value, step in zip(points.y, points.steps, strict=True) if math.isfinite(value)
-    ]
-    return min(pairs, default=None)
+    known = zip(points.y.tolist(), points.steps.tolist(), strict=True)
+    best = min(((sign * value, step) for value, step in known if math.isfinite(value)), default=None)
+    return None if best is None else (sign * best[0], best[1])
 
 
 def best_run(logs: Logs) -> str | None:
-    """Whose best value is the lowest, of a metric that can be compared; None where runs measure different things."""
-    metrics = {best_metric(log) for log in logs.values()}
+    """Who has the best value, of a metric that can be compared; None where runs measure different things."""
+    metrics = {(best_metric(log), highest_is_best(log)) for log in logs.values()}
     if len(metrics) > 1:
         return None
-    (metric,) = metrics or {BEST_METRIC}
+    ((metric, highest),) = metrics or {(BEST_METRIC, False)}
     if metric == BEST_METRIC:
         metric = compute_metric(logs)  # bits a byte, where tokenizers differ
     reached = {name: found[0] for name, log in logs.items() if (found := best_value(log, metric)) is not None}
-    return min(reached, key=reached.__getitem__) if len(reached) > 1 else None
+    return (max if highest else min)(reached, key=reached.__getitem__) if len(reached) > 1 else None
 
 
 def summary(log: TrainingLog) -> dict[str, Any]:

@@ -418,6 +418,10 @@ def test_the_summary(tmp_path: Path) -> None:
     )
     assert math.isnan(found["last"])
     assert (found["parameters"], found["machine"], found["commit"]) == (77, "a processor, 2 threads", "0123456789ab")
+    score = {"best_metric": "validation/loss", "best_is_highest": True}
+    high, low = (log_of(tmp_path, validation={10: value, 20: 0.5}, **score) for value in (0.9, 0.8))
+    assert summary(high)["best"] == 0.9
+    assert best_run({"low": low, "high": high}) == "high"
     worse = log_of(tmp_path, validation={10: 3.5})
     other = log_of(tmp_path, validation={10: 3.5}, best_metric="validation/rmse")
     assert best_run({"a": log, "b": worse}) == "a"
