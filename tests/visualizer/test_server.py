@@ -27,6 +27,7 @@ from manual_backprop.compare import main as compare
 from manual_backprop.tracking import TrainingLogger, create_run_directory, load_training_log
 from manual_backprop.visualize import main as visualize
 from manual_backprop.visualizer import create_app
+from manual_backprop.visualizer.mlflow_store import ServerStore
 from manual_backprop.visualizer.runs import labels_of, named_runs, status_of
 from manual_backprop.visualizer.series import View
 from manual_backprop.visualizer.server import launch, open_session
@@ -575,6 +576,14 @@ def test_runs_that_only_mlflow_has(empty_store: Path, tmp_path: Path, monkeypatc
     assert log.config["optimizer"] == {"betas": [0.9, 0.95]}
     assert log.tags["tokenizer_digest"] == "abc"
     assert session.runs.log(run) is log, "nothing has come"
+    server = ServerStore(f"sqlite:///{tmp_path / 'mlflow.db'}")  # what a server is asked, of the same store
+    (asked,) = server.rows()
+    assert asked | {"steps": 3} == row
+    other = server.reader(run).read()
+    assert (str(other.training), other.validation, other.config, other.tags) == (
+        *(str(log.training), log.validation, log.config),
+        log.tags,
+    )
     as_json([session.curves([run], View()), session.compute([run]), session.tables([run])])
     with pytest.raises(InputError, match="its checkpoints are not at hand"):
         session.model(run, "x")
