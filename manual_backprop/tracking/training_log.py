@@ -130,7 +130,7 @@ class TrainingLog:
     system: dict[str, Series]
     damaged_lines: int  # skipped; 0 unless the disk failed
     model: dict[str, Any] = field(default_factory=dict)  # the network's config, and `parameters`, where they are known
-    tags: dict[str, str] = field(default_factory=dict)  # git_commit, tokenizer_digest ...; of a run
+    tags: dict[str, str] = field(default_factory=dict)  # of a run and its data: git_commit, train_tokens ...
     resumes: tuple[int, ...] = ()  # the steps after which it went on
     left_behind: dict[str, set[int]] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # what a reader keeps of it
@@ -220,7 +220,7 @@ class LogReader:
             config=config,
             damaged_lines=len(self._damaged),
             model=_model_of(run, config, tracked),
-            tags={str(name): str(value) for name, value in (tracked.get("tags") or {}).items()},
+            tags=_tags(tracked),
             resumes=tuple(sorted({*told, *self._metrics.went_back})),
         )
         return self._log
@@ -300,6 +300,13 @@ def _plain_config(config: Any) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
+def _tags(tracked: Mapping[str, Any]) -> dict[str, str]:
+    """The run's, and those of its datasets (train_tokens ...)."""
+    found = [one.get("tags") for one in tracked.get("datasets") or [] if isinstance(one, Mapping)]
+    found.append(tracked.get("tags"))
+    return {str(name): str(value) for tags in found if isinstance(tags, Mapping) for name, value in tags.items()}
+
+
 def _tracked(path: Path) -> dict[str, Any]:
     """tracking.json; empty where there is none, or none that can be read: it is not what a run's curves are made of."""
     with suppress(InputError):
@@ -326,6 +333,6 @@ def _model_of(run: Mapping[str, Any], config: Mapping[str, Any], tracked: Mappin
         if isinstance(named, Mapping) and "name" in named:
             model[name] = named["name"]
     if model.get("vocab_size") is None:
-        found = [(one.get("tags") or {}).get("vocab_size") for one in tracked.get("datasets") or []]
-        model["vocab_size"] = next((int(str(size)) for size in found if str(size).isdecimal()), None)
+        size = _tags(tracked).get("vocab_size", "")
+        model["vocab_size"] = int(size) if size.isdecimal() else None
     return model

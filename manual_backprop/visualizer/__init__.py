@@ -1,13 +1,14 @@
 """Runs compared where MLflow's page stops: curves, equal compute, tables, samples, and a trained model seen at a text.
 
     series          metrics as arrays: against what they are drawn, smoothed, reduced to a screen's points
-    figures         curves as plotly figures
+    figures         curves as plotly figures; style: their colours, axes and names; marks: what curves do not show
     equal_compute   loss over FLOPs, who leads from where on
     tables          summaries and configs side by side
     parameters      how many parameters a config means
     model_view      attention maps and likeliest tokens of a trained model
     runs            the runs of an outputs directory by id; mlflow_store: those that only MLflow has
-    session         the page's questions and their answers; server: how a browser gets them; export: one file of all
+    session         the page's questions and their answers; server: how a browser gets them; guard: which browser may;
+                    export: one file of all
     page/           what runs in the browser: HTML, CSS and a script without a framework
 
 The same functions draw for the page and in a notebook, from logs by name:

@@ -10,12 +10,13 @@ from typing import Any
 
 from manual_backprop.common.durable_files import write_atomically
 from manual_backprop.common.errors import InputError, ManualBackpropError
-from manual_backprop.visualizer.figures import STRONG
 from manual_backprop.visualizer.series import AXES, View
 from manual_backprop.visualizer.session import Session, as_json
+from manual_backprop.visualizer.style import STRONG
 
 PLOTLY = "plotly.min.js"
-OWN = ("page.html", "page.css", "page.js")
+SCRIPTS = (PLOTLY, "state.js", "views.js", "page.js")
+OWN = ("page.html", "page.css", *SCRIPTS[1:])
 MOST_PICTURES = 16_000_000  # [bytes] of pictures in one file
 MOST_STEPS = 50  # of samples
 
@@ -54,12 +55,9 @@ def exported(
     }
     page = _text("page.html")
     content = as_json(answers).replace("<", "\\u003c")
-    parts = {
-        '<link rel="stylesheet" href="page.css">': f"<style>{_text('page.css')}</style>",
-        f'<script src="{PLOTLY}"></script>': f"<script>{_script(PLOTLY)}</script>",
-        '<script src="page.js"></script>': f'<script type="application/json" id="exported">{content}</script>\n'
-        f"<script>{_script('page.js')}</script>",
-    }
+    parts = {'<link rel="stylesheet" href="page.css">': f"<style>{_text('page.css')}</style>"}
+    parts |= {f'<script src="{name}"></script>': f"<script>{_script(name)}</script>" for name in SCRIPTS}
+    parts["<main>"] = f'<script type="application/json" id="exported">{content}</script>\n<main>'
     for before, after in parts.items():
         head, found, tail = page.partition(before)
         assert found, before

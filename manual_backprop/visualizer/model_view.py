@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manual_backprop.common.errors import InputError
-from manual_backprop.visualizer.figures import safe
+from manual_backprop.visualizer.style import safe
 
 if TYPE_CHECKING:
     from manual_backprop.trained_models.saved_model import Found

@@ -1,11 +1,4 @@
-"""The page's server: on this machine alone, for reading alone.
-
-A request must name this machine as its host and come from this page: a page of another site that is open in the same
-browser can neither read from here nor have its name point here. Where the server can be reached from other machines,
-every address begins with a random token.
-"""
-
-from __future__ import annotations
+"""The page's server: on this machine alone, for reading alone (`guard` says whom it answers)."""
 
 import json
 import secrets
@@ -16,8 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -29,23 +21,12 @@ from starlette.routing import Route
 from manual_backprop.common.errors import InputError, ManualBackpropError
 from manual_backprop.tracking.mlflow_delivery import tracking_uri
 from manual_backprop.visualizer.export import exported, page_file
+from manual_backprop.visualizer.guard import LOOPBACK, Guard
 from manual_backprop.visualizer.runs import Runs, named_runs
 from manual_backprop.visualizer.series import View
 from manual_backprop.visualizer.session import Session, as_json
 
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LARGEST_REQUEST = 100_000  # [bytes]
-HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
-    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-store",
-}
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 
 
@@ -164,62 +145,6 @@ def create_app(
     return Starlette(routes=routes, middleware=[Middleware(Guard, host=host, token=token)])
 
 
-class Guard:
-    """In front of everything: who may ask, and what every answer says to the browser."""
-
-    def __init__(self, app: ASGIApp, host: str, token: str | None):
-        self.app, self.hosts, self.token = app, {*LOOPBACK, host.lower()}, token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
-            return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self._refusal(headers, scope["path"])
-        if refusal is None and self.token is not None:
-            first, slash, rest = scope["path"].removeprefix("/").partition("/")
-            if not secrets.compare_digest(first.encode(), self.token.encode()):
-                refusal = "This page needs the whole address that was printed where it was started."
-            else:
-                scope = {**scope, "path": f"/{rest}", "raw_path": f"/{rest}".encode()}
-                if not slash:  # the page's own addresses are relative
-                    await Response(status_code=307, headers={"location": f"/{self.token}/"})(scope, receive, send)
-                    return
-
-        async def with_headers(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                there = {name for name, _ in message["headers"]}
-                added = [
-                    (name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in there
-                ]
-                message = {**message, "headers": [*message["headers"], *added]}
-            await send(message)
-
-        app = self.app if refusal is None else PlainTextResponse(refusal, 403)
-        await app(scope, receive, with_headers)
-
-    def _refusal(self, headers: dict[str, str], path: str) -> str | None:
-        host, origin = headers.get("host", "").lower(), headers.get("origin")
-        if self.token is None and _host_name(host) not in self.hosts:
-            return "This page answers only to the address at which it was started."
-        if origin is not None and origin.lower() != f"http://{host}":
-            return "Other sites may not ask this page."
-        if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
-            return "Other sites may not ask this page."
-        return None
-
-
-def _host_name(host: str) -> str:
-    """Without a port; empty for what is no host."""
-    try:
-        named = urlsplit(f"//{host}")
-        _ = named.port  # which may be none
-        return "" if "@" in host else named.hostname or ""
-    except ValueError:
-        return ""
-
-
 def _ids(request: Request) -> list[str]:
     return request.query_params.getlist("run")
 
@@ -237,7 +162,7 @@ def _view(request: Request) -> View:
 
 
 def _strong(request: Request) -> int:
-    from manual_backprop.visualizer.figures import STRONG
+    from manual_backprop.visualizer.style import STRONG
 
     return max(1, _number(request, "strong", int) or STRONG)
 

@@ -16,10 +16,10 @@ import numpy as np
 from manual_backprop.common.errors import InputError
 from manual_backprop.common.origin import SEPARATOR
 from manual_backprop.tracking import TrainingLog
-from manual_backprop.visualizer import equal_compute, figures, tables
-from manual_backprop.visualizer.figures import STRONG
+from manual_backprop.visualizer import equal_compute, figures, style, tables
 from manual_backprop.visualizer.runs import Runs, labels_of
 from manual_backprop.visualizer.series import AXES, View, last_step, metrics_of
+from manual_backprop.visualizer.style import STRONG
 
 CHARTS = ("learning_rate", "gradient_norm", "tokens_per_second", "peak_share")
 MOST_CHOSEN = 200
@@ -98,7 +98,7 @@ class Session:
             return {
                 "figure": equal_compute.compute_curves(logs, metric, strong=strong),
                 "table": equal_compute.budget_table(logs, metric),
-                "about": figures.words(metric).lower(),
+                "about": style.words(metric).lower(),
                 "sentences": equal_compute.sentences(first, metric),
                 "runs": self._named(logs),
             }

@@ -19,9 +19,9 @@ from manual_backprop.common.origin import SOURCES
 from manual_backprop.config.validation import with_defaults
 from manual_backprop.tracking import TrainingLog, flatten
 from manual_backprop.visualizer.equal_compute import compute_metric
-from manual_backprop.visualizer.figures import Logs
 from manual_backprop.visualizer.runs import BEST_METRIC, status_of
 from manual_backprop.visualizer.series import last_step, places_of, points_of
+from manual_backprop.visualizer.style import Logs
 
 ABSENT = "-"
 
