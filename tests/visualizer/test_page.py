@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_tools import free_port, serving, wait_until
+from command_tools import command, free_port, serving, wait_until
 from logged_runs import write_run
 
 from manual_backprop.tracking import TrainingLogger, create_run_directory
@@ -329,6 +329,8 @@ def test_an_export_opens_without_a_network(browser: Any, seen: Seen, address: st
     assert alone.drawn(LOSS)["x"] == "tokens seen", "the view as it was"
     opened.get_by_label("Against").select_option("FLOPs")
     wait_until(lambda: alone.drawn(LOSS)["x"] == "FLOPs")
+    opened.get_by_label("log y").check()
+    wait_until(lambda: opened.evaluate("document.querySelector('.chart').layout.yaxis.type") == "log")
     opened.get_by_role("button", name="Equal compute").click()
     alone.shown("compute")
     opened.get_by_label("Budget").focus()
@@ -341,7 +343,7 @@ def test_an_export_opens_without_a_network(browser: Any, seen: Seen, address: st
     alone.end("file://")
 
 
-def test_a_model_at_a_text(browser: Any, finished: Path) -> None:
+def test_a_model_at_a_text(browser: Any, finished: Path, tmp_path: Path) -> None:
     """Typed, looked at, and its attention hovered over."""
     address = f"http://127.0.0.1:{(port := free_port())}/"
     given = ("--port", str(port), str(finished))
@@ -359,6 +361,15 @@ def test_a_model_at_a_text(browser: Any, finished: Path) -> None:
         page.get_by_role("button", name="Look").click()
         page.locator("#next tr").nth(4).wait_for(state="detached")
         seen.end(address)
+    file = tmp_path / "model.html"
+    given = (str(finished), "--text", "the owl", "--export", str(file))
+    done = command(*given, module="manual_backprop.visualize", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    alone = Seen(browser, offline=True)
+    page = alone.open(file.as_uri())
+    page.locator("#maps .hm image").first.wait_for(state="attached")
+    assert page.locator("#next tr").count() == 8
+    alone.end("file://")
 
 
 def test_four_long_runs_are_there_at_once(browser: Any, tmp_path: Path) -> None:

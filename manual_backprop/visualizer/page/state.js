@@ -139,10 +139,12 @@ function dressed(layout, legend = false) {
   return made;
 }
 
-async function draw(place, figure) {
+async function draw(place, figure, controlled = false) {
   const layout = dressed(figure.layout);
-  if (state.ly && layout.yaxis && answers) layout.yaxis.type = "log";
-  if (answers && layout.xaxis && place.id !== "compute-chart") layout.xaxis.type = state.lx ? "log" : "linear";
+  if (answers && controlled) { // the server has been asked for these; a file holds one of each
+    layout.xaxis.type = state.lx ? "log" : "linear";
+    for (const axis of ["yaxis", "yaxis2"]) if (layout[axis]) layout[axis].type = state.ly ? "log" : "linear";
+  }
   await Plotly.react(place, figure.data, layout, { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
 }
 

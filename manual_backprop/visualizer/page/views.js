@@ -24,9 +24,9 @@ const views = {
       if (!one) {
         one = element("div", { class: "chart", role: "figure", "aria-label": chart.figure.layout.title.text, "data-key": chart.key });
         place.append(one);
-        await draw(one, chart.figure);
+        await draw(one, chart.figure, true);
         zoomed(one, chart.key);
-      } else await draw(one, chart.figure);
+      } else await draw(one, chart.figure, true);
     }
     const also = state.also.split(",").filter(Boolean);
     $("also").replaceChildren(element("option", { value: "" }, also.length ? `${also.length} more` : "metrics"), ...answer.more.map((name) => element("option", { value: name }, (also.includes(name) ? "✓ " : "") + name)));
