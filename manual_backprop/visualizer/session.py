@@ -83,7 +83,7 @@ class Session:
             if not any("validation/loss" in log.validation for log in logs.values()):
                 del drawn["validation"]
             more = [name for name in there if name not in {*wanted, *figures.UNDRAWN, "train/loss"}]
-            shown = [key for key in drawn if only in ("", key)]
+            shown = [key for key in drawn if logs and only in ("", key)]
             return {
                 "charts": [{"key": key, "figure": drawn[key]()} for key in shown],
                 "more": more,

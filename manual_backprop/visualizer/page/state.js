@@ -10,6 +10,7 @@ const SHAPES = ["M6 0a6 6 0 1 0 .01 0z", "M1 1h10v10h-10z", "M6 0l6 6-6 6-6-6z",
   "M6 0l2 4 4 .5-3 3 1 4.500-4-2-4 2 1-4.500-3-3 4-.5z", "M3 1h6l3 5-3 5h-6l-3-5z", "M6 11l-6-11h12z"];
 const TICK = 2000; // [ms]
 const LIVE = !answers;
+const loaded = new Promise((done) => addEventListener("load", done, { once: true })); // plotly's script, the last: answers are asked for meanwhile
 
 let rows = []; // the table of all runs
 let axes = {};
@@ -140,6 +141,7 @@ function dressed(layout, legend = false) {
 }
 
 async function draw(place, figure, controlled = false) {
+  await loaded;
   const layout = dressed(figure.layout);
   if (answers && controlled) { // the server has been asked for these; a file holds one of each
     layout.xaxis.type = state.lx ? "log" : "linear";
