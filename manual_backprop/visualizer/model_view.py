@@ -25,13 +25,21 @@ PROBABILITIES = "probabilities"
 
 
 @dataclass(frozen=True)
+class Attention:
+    """Of one layer: probabilities (H, T, S), and the tokens of its T rows and S columns; rows look at columns."""
+
+    heads: np.ndarray
+    rows: list[str]
+    columns: list[str]
+
+
+@dataclass(frozen=True)
 class Seen:
-    """`maps`: of each attention layer (H, T, S), rows look at columns; `next`: for each place the likeliest tokens
-    after it, with their probabilities."""
+    """`next`: for each place of the text the likeliest tokens after it, with their probabilities."""
 
     model: str  # which model it is, in a line
     tokens: list[str]
-    maps: dict[str, np.ndarray]
+    maps: dict[str, Attention]  # by the layer's name
     next: list[list[tuple[str, float]]]
     note: str
 
@@ -61,11 +69,12 @@ def look(found: Found, text: str) -> Seen:
     with torch.no_grad():
         logits = network.predict(torch.tensor([ids]))[0].double()  # (T, V)
     likeliest = logits.softmax(-1).topk(min(LIKELIEST, logits.shape[-1]))
+    tokens = [shown(tokenizer.decode([token])) for token in ids]
     return Seen(
         model=saved.line,
-        tokens=[shown(tokenizer.decode([token])) for token in ids],
+        tokens=tokens,
         maps={
-            name.removesuffix(f".{PROBABILITIES}"): tensor[0].float().numpy()
+            name.removesuffix(f".{PROBABILITIES}"): Attention(tensor[0].float().numpy(), tokens, tokens)
             for name, tensor in recorder.tensors.items()
         },
         next=[
@@ -82,15 +91,14 @@ def shown(token: str) -> str:
     return "".join(char if char.isprintable() else "·" for char in visible) or "∅"
 
 
-def attention_map(name: str, seen: Seen) -> dict[str, Any]:
+def attention_map(seen: Attention) -> dict[str, Any]:
     """All heads of one layer as a plotly figure, four beside each other. A square's colour is the root of its
-    probability, since most of them are small."""
-    heads = seen.maps[name]
-    count, places, keys = heads.shape
+    probability, since most of them are small; where nothing can be seen, there is none."""
+    heads = seen.heads
+    count, places, _ = heads.shape
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
-    labels = [f"{place} {safe(token, 12)}" for place, token in enumerate(seen.tokens)]
-    visible = np.tri(places, keys, dtype=bool) if places == keys else np.ones((places, keys), bool)
+    x, y = ([f"{place} {safe(token, 12)}" for place, token in enumerate(side)] for side in (seen.columns, seen.rows))
     data, described = [], _square_layout(rows)
     gap = 0.06
     for head in range(count):
@@ -120,9 +128,9 @@ def attention_map(name: str, seen: Seen) -> dict[str, Any]:
         data.append(
             {
                 "type": "heatmap",
-                "x": labels[:keys],
-                "y": labels[:places],
-                "z": np.where(visible, np.sqrt(heads[head]), np.nan).astype(np.float32),
+                "x": x,
+                "y": y,
+                "z": np.where(heads[head] > 0, np.sqrt(heads[head]), np.nan).astype(np.float32),
                 "customdata": heads[head].astype(np.float32),
                 "zmin": 0,
                 "zmax": 1,

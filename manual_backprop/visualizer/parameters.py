@@ -29,7 +29,8 @@ def estimate_model_params(config: Any) -> int:
     if isinstance(config.get("parameters"), int):
         return int(config["parameters"])  # a run counted them
     network = _network_of_run(config) if isinstance(config.get("model"), Mapping) else dict(config)
-    if missing := [name for name in SIZES if network.get(name) is None]:
+    needed = [name for name in SIZES if name != "vocab_size" or network.get("n_inputs") is None]  # which reads numbers
+    if missing := [name for name in needed if network.get(name) is None]:
         raise InputError(
             f"the config does not say {', '.join(missing)}: give the network's own config (model.config), or the "
             "`model` of a log that a run has written"

@@ -171,8 +171,8 @@ class Session:
             "tokens": seen.tokens,
             "next": seen.next,
             "maps": [
-                {"name": name, "columns": min(COLUMNS, len(heads)), "figure": attention_map(name, seen)}
-                for name, heads in seen.maps.items()
+                {"name": name, "columns": min(COLUMNS, len(one.heads)), "figure": attention_map(one)}
+                for name, one in seen.maps.items()
             ],
         }
 
