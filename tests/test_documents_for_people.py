@@ -243,7 +243,14 @@ def check_block(block: str, said: str) -> None:
         assert re.search(pattern, said), said
 
 
-@pytest.mark.parametrize("block", [block for block in blocks("python") if "RUN_ID" not in block])
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, marks=[pytest.mark.slow] if "analyze_dataset(" in block else [])
+        for block in blocks("python")
+        if "RUN_ID" not in block
+    ],
+)
 def test_python_blocks_run(block: str, tmp_path: Path, warm: WarmPython) -> None:
     done = warm.run(["-c", block], tmp_path, 120)
     assert done.returncode == 0, done.stderr

@@ -87,7 +87,7 @@ def check_measurement(printed: str, folder: Path, rows: Sequence[str], compiled:
 
 # Of the rows that differ from another one in the library of their products, one stands for all.
 MEASURED = [name for name in ROWS if not name.endswith(ONEDNN) or name == "baseline-eager-onednn"]
-FEW = [SUBJECT, "custom-reference", "baseline-eager", "baseline-compiled", "baseline-eager-onednn"]  # test_bench.py has the other
+FEW = [SUBJECT, "custom-reference", "baseline-eager", "baseline-compiled", "baseline-eager-onednn"]
 
 
 def measure(rows: Sequence[str]) -> tuple[str, ...]:

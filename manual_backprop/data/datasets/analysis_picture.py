@@ -1,7 +1,5 @@
 """The picture of datasets' reports: a column for each, or one, and what their vocabularies cover, hold and cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

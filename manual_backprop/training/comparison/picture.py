@@ -3,8 +3,6 @@
 Where the runs differ only in what must not change what is learned, the differences stand below the curves.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence
