@@ -365,7 +365,7 @@ def test_the_rest_is_run_by_ci() -> None:
     assert re.search(pattern.replace("\\(", "(").replace("\\)", ")"), lines[1]), (
         ".ci/run reads that line from README.md"
     )
-    others = [path for path in Path(__file__).parent.glob("test_*.py") if path.name != Path(__file__).name]
+    others = [path for path in Path(__file__).parent.rglob("test_*.py") if path.name != Path(__file__).name]
     tests = "".join(path.read_text(encoding="utf-8") for path in others)
     here = {
         "python -m pytest": lines[1].endswith("-m pytest"),

@@ -48,7 +48,7 @@ from manual_backprop.study.benchmark.products import ProductsOfAStep
 from manual_backprop.study.benchmark.rows import Ready
 from manual_backprop.study.paired_timing import MeasuringProcess, Row
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 UNCOMPILED = [name for name in ROWS if not is_compiled(name) and not takes_onednn(name)]
 PEERS = [name for name in ROWS if name not in OURS and not name.endswith(ONEDNN)]
 
