@@ -86,12 +86,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Where most tests are asked for, all libraries that their runs need are compiled at once, by a process of its own.
-    Whoever needs one meanwhile waits for it."""
+    """Where most tests are asked for, the library of kernels is compiled by a process of its own. Whoever needs it
+    meanwhile waits for it."""
     config = session.config
     everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr != "gradients"
     if everything and not config.option.collectonly and "PYTEST_XDIST_WORKER" not in os.environ:
-        words = [sys.executable, str(Path(__file__).with_name("kernel_libraries.py"))]
+        program = "from manual_backprop.kernels.cpu.library import build, find; find() or build()"
+        words = [sys.executable, "-c", program]
         paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
         given = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         config.stash[COMPILING] = subprocess.Popen(words, env=given, stderr=subprocess.DEVNULL)

@@ -3,13 +3,13 @@
 `kernels=fused` calls these. A pair that has no faster version is the reference's own. Each file says what its pairs
 save.
 
-A network calls them inside `with step(arena, groups, device):` (`arena`, `cpu.products`, `cpu.compiled`); outside
+A network calls them inside `with step(arena, uses_library, device):` (`arena`, `cpu.products`, `cpu.compiled`); outside
 of it they are functions like any other, which allocate what they need and run as they are written.
 May import: optim and below.
 """
 
 # ruff: noqa: F401  the names are exported
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -23,7 +23,7 @@ from .cpu.attention import (
     self_attention_backward,
     self_attention_forward,
 )
-from .cpu.compiled import Group, compiled_functions, compiles, compiling_failed
+from .cpu.compiled import compiled_functions, compiles, compiling_failed
 from .cpu.embedding import token_embedding_backward
 from .cpu.feed_forward import feed_forward_backward, feed_forward_forward
 from .cpu.gated_feed_forward import gated_feed_forward_backward, gated_feed_forward_forward
@@ -49,14 +49,14 @@ def __getattr__(name: str) -> Any:
 
 
 @contextmanager
-def fast(groups: Collection[Group] | None, device: torch.device) -> Iterator[None]:
-    """Around a calculation: the fastest matrix products, and `compiled_functions(groups)`."""
-    with fastest_products() if device.type == "cpu" else nullcontext(), compiled_functions(groups):
+def fast(uses_library: bool, device: torch.device) -> Iterator[None]:
+    """Around a calculation: the fastest matrix products, and the library where `uses_library`."""
+    with fastest_products() if device.type == "cpu" else nullcontext(), compiled_functions(uses_library):
         yield
 
 
 @contextmanager
-def step(arena: Arena, groups: Collection[Group] | None, device: torch.device) -> Iterator[None]:
+def step(arena: Arena, uses_library: bool, device: torch.device) -> Iterator[None]:
     """Around a training step, forward and backward: `fast`, and memory from the arena."""
-    with arena.step(), fast(groups, device):
+    with arena.step(), fast(uses_library, device):
         yield

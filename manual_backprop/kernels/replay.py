@@ -200,16 +200,18 @@ class RecordedStep(TorchDispatchMode):
         self.calls.clear()
 
 
-def call_library(kernel: Callable[..., None], tensors: Sequence[Tensor], numbers: Sequence[int]) -> None:
-    """kernel(addresses of the tensors ..., numbers ...), which no dispatcher sees."""
-    arguments = [*[x.data_ptr() for x in tensors], *numbers]
+def call_library(kernel: Callable[..., None], tensors: Sequence[Tensor | None], numbers: Sequence[int | float]) -> None:
+    """kernel(addresses of the tensors, 0 for none ..., numbers ...), which no dispatcher sees."""
+    arguments = [*[0 if x is None else x.data_ptr() for x in tensors], *numbers]
     kernel(*arguments)
     if (step := _recording.get()) is not None and step.complete:
-        step._changed |= _storages(tensors)
+        step._changed |= _storages(_tensors(tensors))
         step.calls.append((_call_at_addresses, (kernel, arguments, tensors), {}))
 
 
-def _call_at_addresses(kernel: Callable[..., None], arguments: Sequence[int], tensors: Sequence[Tensor]) -> None:
+def _call_at_addresses(
+    kernel: Callable[..., None], arguments: Sequence[int | float], tensors: Sequence[Tensor | None]
+) -> None:
     """The tensors are here so that their memory stays."""
     kernel(*arguments)
 

@@ -16,7 +16,7 @@ import torch
 from ..config.network import CustomTransformerConfig
 from ..ops import __all__ as pairs
 from .arena import Arena
-from .cpu.compiled import Group, compiles
+from .cpu.compiled import compiles
 from .replay import is_replayable
 
 
@@ -65,11 +65,11 @@ class Table:
         """Everything that a network may call, as it is now."""
         return [getattr(self, name) for name in (*pairs, "linear_cross_entropy") if self.serves(name)]
 
-    def calculation(self, arena: Arena | None, groups: Collection[Group] | None) -> AbstractContextManager[None]:
+    def calculation(self, arena: Arena | None, uses_library: bool) -> AbstractContextManager[None]:
         """What these functions want around them; `arena`: in a training step, from where their memory comes."""
         if self.which == "reference":
             return nullcontext()
-        return self.fast(groups, self.device) if arena is None else self.step(arena, groups, self.device)
+        return self.fast(uses_library, self.device) if arena is None else self.step(arena, uses_library, self.device)
 
     def compiles(self, how: str) -> bool:
         """Whether parts of them run compiled (kernels.compile)."""

@@ -259,7 +259,7 @@ class Network(ABC):
 class FlatNetwork(Network):
     """Parameters and gradients are views of one flat buffer each, over which an optimizer goes as a whole."""
 
-    compiled_groups: list[kernels.Group] | None = None  # of kernels' functions; None: all run as they are written
+    uses_library = False  # whether kernels run in the library, where there is one
 
     def __init__(self, config: CustomTransformerConfig):
         super().__init__(config)
@@ -288,14 +288,10 @@ class FlatNetwork(Network):
         return self._optimizer("SGD", weight_decay, momentum)
 
     def _optimizer(self, name: str, *settings: Any) -> Optimizer:
-        """The table's own; what it has compiled is compiled at once with what the network has."""
+        """The table's own."""
         make = getattr(kernels.Table(self.config, self.device), name)
         optimizer: FlatOptimizer = make(self.layout, self.flat_parameters, self.flat_gradients, *settings)
-        if self.compiled_groups is not None:
-            parameter = self.config.get_dtype()
-            groups = [(group, parameter, parameter) for group in (name.lower(), "optimizer")]
-            self.compiled_groups += [group for group in groups if group not in self.compiled_groups]
-            optimizer.groups = self.compiled_groups
+        optimizer.uses_library = self.uses_library
         return optimizer
 
 

@@ -7,8 +7,7 @@ moments and their step count keep every bit.
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -68,7 +67,7 @@ class FlatOptimizer(Optimizer):
     """Over flat buffers: norm, checks and counts; then the update, of each part or of its pieces."""
 
     moment_names: tuple[str, ...] = ()
-    groups: Collection[Any] | None = None  # of functions that shall run compiled, where there are any (`kernels`)
+    uses_library = False  # whether it runs compiled, where it can (`kernels`)
 
     def __init__(self, layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float = 0.0):
         super().__init__(parameters.buffer.device)

@@ -42,6 +42,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all compilers, empty."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "caches"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.setenv("TORCHINDUCTOR_DEBUG_COMPILE", "1")  # nothing is optimized: a third less time
 
 

@@ -13,7 +13,7 @@ from .products import add_product
 GatedFeedForwardCache = tuple[Recomputable, Tensor, Tensor, Tensor]
 
 
-@compiled("N F", "N 2F", group="swiglu", by_rows=True)
+@compiled("N F", "N 2F", by_rows=True)
 def swiglu(y: Tensor, x: Tensor) -> None:
     """y = silu(gate) * hidden. x (N, 2F) -> y (N, F): `ops.swiglu_forward`."""
     width = y.shape[1]
@@ -21,7 +21,7 @@ def swiglu(y: Tensor, x: Tensor) -> None:
     y.copy_(gate * torch.sigmoid(gate) * hidden)
 
 
-@compiled("N F", "N F", "N F", "N 2F", group="swiglu", by_rows=True)
+@compiled("N F", "N F", "N F", "N 2F", by_rows=True)
 def swiglu_gradient(y: Tensor, dgate: Tensor, dhidden: Tensor, x: Tensor) -> None:
     """y = silu(gate) * hidden once more, dgate and dhidden, which holds dy, all (N, F): `ops.swiglu_backward`."""
     width = y.shape[1]

@@ -20,13 +20,13 @@ Number = float | Tensor
 ROW = 1 << 12  # numbers whose squares are added up one after the other
 
 
-@compiled("R: float32", "R C: parameter", group="optimizer")
+@compiled("R: float32", "R C: parameter")
 def squares_of_rows(squares: Tensor, gradient: Tensor) -> None:
     """squares (R) = the sum of the squares of each row of gradient (R, C)."""
     squares.copy_(wide(gradient).square().sum(dim=1))
 
 
-@compiled("P: parameter", "P: parameter", "P: float32", "P: float32", *["float"] * 10, group="adamw")
+@compiled("P: parameter", "P: parameter", "P: float32", "P: float32", *["float"] * 10)
 def adamw_step(
     parameter: Tensor,
     gradient: Tensor,
@@ -58,7 +58,7 @@ def adamw_step(
     parameter.copy_(torch.where(counts, p - change, p))
 
 
-@compiled("P: parameter", "P: parameter", "P: float32", *["float"] * 5, group="sgd")
+@compiled("P: parameter", "P: parameter", "P: float32", *["float"] * 5)
 def sgd_step(
     parameter: Tensor,
     gradient: Tensor,
@@ -83,13 +83,11 @@ class OnePass(reference.FlatOptimizer):
     loop: CompiledFunction  # (parameters, gradients, moments ..., finite, clip, `_numbers`)
 
     def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
-        with fast(self.groups, self.counts.device):
+        with fast(self.uses_library, self.counts.device):
             return super().step(loss, learning_rate, max_grad_norm)
 
     def _gradient_norm(self) -> Tensor:
         gradient = self.gradients.buffer
-        if self.groups is None:
-            return super()._gradient_norm()
         rows, rest = gradient.split([gradient.numel() // ROW * ROW, gradient.numel() % ROW])
         rows = rows.view(-1, ROW)
         squares = gradient.new_empty(len(rows), dtype=torch.float32)

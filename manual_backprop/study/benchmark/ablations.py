@@ -111,12 +111,6 @@ def _product_then_sum(total: Tensor, left: Tensor, right: Tensor) -> None:
     total += left @ right
 
 
-def _longer_than_kept(case: Case) -> bool:
-    from ...kernels.sizes import SIZES
-
-    return case.config.max_seq_len > SIZES["cpu"].longest_kept
-
-
 def _is_replayed(case: Case) -> bool:
     from ...kernels import is_replayable
 
@@ -184,11 +178,12 @@ OPTIMIZATIONS = {
         without=_loss_by_halves,
     ),
     "tiled-attention": Optimization(
-        "kernels/cpu/attention.py",
+        "kernels/cpu/attention.py, cpp/attention.h",
         "Scores are made for a block of queries and only the keys that it may see, so that what is above the diagonal "
-        "is neither multiplied nor normalized: nearly half of the work at long T. A tile goes through its softmax "
-        "and into the next product while it is in the cache. The textbook's pair holds query, key and value "
-        "themselves, so without this optimization they are not recomputed either.",
+        "is neither multiplied nor normalized: nearly half of the work at long T. A head's tile goes through its "
+        "softmax and into the next product while it is in the cache, and of the probabilities one number a query is "
+        "kept, from which backward makes them again: B H T^2 numbers a block less. The textbook's pair holds query, "
+        "key and value themselves, so without this optimization they are not recomputed either.",
         pairs=("self_attention", "rotary_attention"),
         without=_without_recomputation,
     ),
@@ -250,13 +245,6 @@ OPTIMIZATIONS = {
         "kept anyway. Caches hold the function that does so instead: 5 N D numbers a block less, for two passes over "
         "rows and one product.",
         without=lambda: _shared(saved=lambda x: x)() + _without_recomputation(),
-    ),
-    "probabilities-made-again": Optimization(
-        "kernels/cpu/attention.py",
-        "Beyond some length backward recomputes the probabilities from queries and keys: one product more, and "
-        "B H T^2 numbers a block less, the only memory that grows with the square of T.",
-        without=_without_bound("longest_kept"),
-        applies=_longer_than_kept,
     ),
     "rows-at-a-time": Optimization(
         "kernels/pieces.py, cpu/feed_forward.py, cpu/gated_feed_forward.py",
