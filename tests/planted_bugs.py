@@ -271,8 +271,8 @@ BUGS = [
     Bug(
         "heads and their width exchanged",
         ATTENTION,
-        "dcontext.unflatten(2, (n_heads, -1))",
-        "dcontext.unflatten(2, (-1, n_heads)).transpose(2, 3)",
+        "dcontext = dcontext.unflatten(2, (n_heads, -1))",
+        "dcontext = dcontext.unflatten(2, (-1, n_heads)).transpose(2, 3)",
     ),
     # activations
     Bug("relu lets negative gradients through", ACTIVATIONS, "return dy * (x > 0)", "return dy.clamp(min=0) * (x > 0)"),
@@ -651,10 +651,9 @@ BUGS = [
     Bug(
         "fused: the input's gradient over the input before the weight's",
         "kernels/cpu/linear.py",
-        "    add_product(dweight, dy_rows.T, rows(x))\n    dx = in_place_of(x)\n"
-        "    torch.mm(dy_rows, back, out=rows(dx))\n",
-        "    dx = in_place_of(x)\n    torch.mm(dy_rows, back, out=rows(dx))\n"
-        "    add_product(dweight, dy_rows.T, rows(x))\n",
+        "    add_product(dweight, dy_rows.T, rows(x))\n    if dx is not None:\n",
+        "    if dx is None:\n        torch.mm(dy_rows, back, out=rows(in_place_of(x)))\n"
+        "    add_product(dweight, dy_rows.T, rows(x))\n    if dx is not None:\n",
     ),
     Bug(
         "fused: a block's output in memory that the next block overwrites",
