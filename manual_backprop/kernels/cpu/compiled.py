@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ...common.errors import first_line
 from ..pieces import pieces
 from ..replay import call_library
-from .libraries import Library, Request, build, compiler, find, folder, request
+from .libraries import Library, Request, build, compiler, find, folder, load, request
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class CompiledFunction:
                 _compile([wanted, *_requests(_wanted.get() or ())])
                 library = find(wanted)
             if library is None:
-                raise FileNotFoundError(f"the library of {self.__name__} is gone")
+                library = load(wanted, folder())  # which says why it is none
             self.libraries[key] = library
         return self.libraries[key]
 

@@ -14,8 +14,10 @@ import hashlib
 import importlib
 import json
 import math
+import shlex
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,17 +86,34 @@ def _library(sources: dict[str, str]) -> Path:
 
     What they include comes before the names are replaced, and counts once.
     """
-    from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions
+    from torch._inductor.cpp_builder import CppTorchOptions
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
     lines = [line for source in sources.values() for line in source.splitlines()]
     includes = dict.fromkeys(line for line in lines if line.startswith("#include"))
     named = [f"#define kernel {symbol}\n{source}\n#undef kernel" for symbol, source in sources.items()]
-    text = Path.cwd() / "kernels.cpp"
-    text.write_text("\n".join([*includes, *named]) + "\n")
-    builder = CppBuilder("kernels", str(text), CppTorchOptions(vec_isa=pick_vec_isa()), str(text.parent))
-    builder.build()
-    return Path(builder.get_target_file_path())
+    source, library = Path("kernels.cpp"), Path("kernels.so")
+    source.write_text("\n".join([*includes, *named]) + "\n", encoding="utf-8")
+    words = _call_of_compiler(CppTorchOptions(vec_isa=pick_vec_isa()), source, library)
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if done.returncode:
+        raise CompilerError(done.stderr or f"{words[0]} ended with {done.returncode}")
+    return library
+
+
+def _call_of_compiler(options: Any, source: Path, library: Path) -> list[str]:
+    """As inductor's CppBuilder would call it, word by word: in its line of text a path with a space falls apart."""
+
+    def words(mark: str, texts: Sequence[str]) -> list[str]:
+        return shlex.split(" ".join(f"{mark}{text}" for text in texts))
+
+    return [
+        *(options.get_compiler(), str(source)),
+        *(*words("-D ", options.get_definitions()), *words("-", options.get_cflags())),
+        *(f"-I{folder}" for folder in options.get_include_dirs()),
+        *(*words("", options.get_passthrough_args()), "-o", str(library), *words("-", options.get_ldflags())),
+        *(*words("-l", options.get_libraries()), *(f"-L{folder}" for folder in options.get_libraries_dirs())),
+    ]
 
 
 def _kernel_of(function: CompiledFunction, dtypes: tuple[str, ...]) -> Kernel:

@@ -29,16 +29,23 @@ from typing import Any
 import torch
 
 from ...common.digests import file_digest, json_digest
-from ...common.errors import ManualBackpropError
+from ...common.durable_files import write_atomically
+from ...common.errors import ManualBackpropError, StorageError, first_line
+from ...common.home import private_folder
 
 PACKAGE = __name__.partition(".")[0]
 COMPILER = f"{__package__}.compiler"
+PASSING = ("no space left", "memory", "quota", "temporar")  # words of a failure that may pass by itself
 LONGEST_WAIT = 120.0  # [s] for another process that compiles
 Size = tuple[int, str]  # a factor and letters: (2, "NF") is 2 N F
 
 
 class CompilerError(ManualBackpropError):
     """A function cannot be compiled here."""
+
+
+class RefusedError(CompilerError):
+    """The compiler said no, as it will the next time."""
 
 
 # What is kept
@@ -72,25 +79,56 @@ def request(function: Callable[..., None], dtypes: tuple[torch.dtype, ...]) -> R
 
 def find(wanted: Request) -> Library | None:
     """The library as it was compiled before, on this machine; None where there is none, or not as it was written."""
-    try:
-        kept = json.loads((folder() / description_name(wanted)).read_bytes())
-        path = folder() / kept["library"]
-        if kept.pop("digest") != json_digest(kept) or file_digest(path) != path.stem:
-            return None
-        kernel = getattr(ctypes.CDLL(str(path)), kept["symbol"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    for place in places():
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            return load(wanted, place)
+    return None
+
+
+def load(wanted: Request, place: Path) -> Library:
+    """The library from this folder. Raises OSError, ValueError, KeyError, TypeError, AttributeError."""
+    kept = json.loads((place / description_name(wanted)).read_bytes())
+    path = place / kept["library"]
+    if kept.pop("digest") != json_digest(kept) or file_digest(path) != path.stem:
+        raise ValueError(f"{path} or its description is not as it was written")
+    kernel = getattr(ctypes.CDLL(str(path)), kept["symbol"])
     kernel.restype = None
     kernel.argtypes = [ctypes.c_void_p] * len(kept["pointers"]) + [ctypes.c_int64] * len(kept["sizes"])
     memory = [(getattr(torch, dtype), size) for dtype, size in kept["memory"]]
     return Library(kernel, kept["pointers"], memory, kept["sizes"])
 
 
+def places() -> list[Path]:
+    """Where libraries lie: in the user's cache, or where that cannot be written or run, in the temporary folder."""
+    found = [folder_path()]
+    with suppress(OSError):
+        found.append(private_folder() / "kernels")
+    return found
+
+
 def folder() -> Path:
-    """Of the libraries, which is made where it is missing. Raises OSError."""
-    place = folder_path()
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return place
+    """The first of these in which a library can be kept and run, made where it is missing. Raises CompilerError."""
+    reasons = []
+    for place in places():
+        if (reason := _unusable(place)) is None:
+            return place
+        reasons.append(f"{place}: {reason}")
+    raise CompilerError(
+        f"what is compiled has no place to be kept in ({'; '.join(reasons)}): set XDG_CACHE_HOME to a folder that can "
+        "be written and from which programs run, or give kernels.compile=never"
+    )
+
+
+def _unusable(place: Path) -> str | None:
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK | os.X_OK):
+            return "it cannot be written"
+        if os.statvfs(place).f_flag & getattr(os, "ST_NOEXEC", 0):
+            return "its file system is mounted noexec, so that nothing runs from there"
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def folder_path() -> Path:
@@ -98,7 +136,7 @@ def folder_path() -> Path:
     given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if given == _inductors_own():  # nobody gave that: it says so itself, once it works in a process
         given = None
-    return Path(given or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / PACKAGE / "kernels"
+    return Path(given or os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / PACKAGE / "kernels"
 
 
 def _inductors_own() -> str:
@@ -133,7 +171,7 @@ def _sources(function: Callable[..., None]) -> dict[str, str]:
 @cache
 def _mechanism() -> tuple[str, ...]:
     """The text of what makes and calls a library."""
-    return tuple(Path(__file__).with_name(name).read_text() for name in ("libraries.py", "compiler.py"))
+    return tuple(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("libraries.py", "compiler.py"))
 
 
 @cache
@@ -141,7 +179,7 @@ def _machine() -> tuple[str, ...]:
     """What the C++ compiler writes instructions for."""
     features = platform.processor()
     with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         features = next((line for line in lines if line.startswith(("flags", "Features"))), features)
     return platform.machine(), torch.backends.cpu.get_cpu_capability(), features
 
@@ -154,24 +192,11 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
 
 
-def _writable_folder() -> Path:
-    reason = "it cannot be written"
-    try:
-        if os.access(place := folder(), os.W_OK):
-            return place
-    except OSError as error:
-        place, reason = folder_path(), error.strerror or str(error)
-    raise CompilerError(
-        f"{place} is to keep what is compiled, but {reason}: set XDG_CACHE_HOME to a folder that can be written, or "
-        "give kernels.compile=never"
-    )
-
-
 def build(wanted: list[Request]) -> None:
     """Compiles all that is missing, in a process of its own. Raises CompilerError, OSError.
 
     One process: its start takes as long as a dozen functions. Of processes that miss the same, as the jobs of a sweep
-    do, one compiles, and the others wait for it.
+    do, one compiles, and the others wait for it. What the compiler refused is not tried again.
     """
     if compiler() is None:
         named = os.environ.get("CXX")
@@ -180,11 +205,36 @@ def build(wanted: list[Request]) -> None:
             if named
             else "no C++ compiler was found: install g++, or name one in CXX"
         )
-    libraries = _writable_folder()
+    libraries = folder()
     with _alone(libraries):
         missing = [one for one in wanted if find(one) is None]
         if missing:
-            _build(missing, libraries)
+            known = libraries / f"failed-{_conditions(missing)}.json"
+            with suppress(OSError, ValueError, KeyError):
+                before = json.loads(known.read_bytes())["reason"]
+                raise CompilerError(f"{before} (as before; once that is mended, remove {known})")
+            try:
+                _build(missing, libraries)
+                _try(missing, libraries)
+            except RefusedError as error:
+                with suppress(StorageError):
+                    write_atomically(known, json.dumps({"reason": str(error)}).encode())
+                raise
+
+
+def _try(built: list[Request], libraries: Path) -> None:
+    for one in built:
+        try:
+            load(one, libraries)
+        except Exception as error:  # whatever the loader raises
+            raise RefusedError(f"the library of {one.name} cannot be loaded: {first_line(error)}") from error
+
+
+def _conditions(wanted: list[Request]) -> str:
+    """What decides, beside the functions, whether they can be compiled: a digest."""
+    program = os.path.realpath(compiler() or "")
+    kind = os.stat(program)
+    return json_digest([sorted(one.key for one in wanted), program, kind.st_mtime_ns, kind.st_size, sys.prefix])[:32]
 
 
 @contextmanager
@@ -209,6 +259,7 @@ def _build(wanted: list[Request], libraries: Path) -> None:
             "OMP_NUM_THREADS": "1",
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "TORCHINDUCTOR_CACHE_DIR": place,
+            "LC_ALL": "C",  # in which the compiler says "error:"
         }
         task = {"folder": str(libraries), "requests": [asdict(one) for one in wanted]}
         Path(place, "task.json").write_text(json.dumps(task))
@@ -235,4 +286,6 @@ def _build(wanted: list[Request], libraries: Path) -> None:
         if ended > 0:
             errors.seek(0)
             lines = errors.read().decode(errors="replace").strip().splitlines()
-            raise CompilerError(lines[-1] if lines else f"the compiler ended with {ended}")
+            reason = lines[-1] if lines else f"the compiler ended with {ended}"
+            passes = any(words in reason.lower() for words in PASSING)
+            raise (CompilerError if passes else RefusedError)(reason)
