@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manual_backprop.common.errors import EXIT_DONE, InputError
+from manual_backprop.trained_models.saved_model import names_a_run
 from manual_backprop.training.reproduction import rerun
 
 COMMAND = "python -m manual_backprop.rerun"
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="what to change in its config")
     parser.add_argument("-h", "--help", action="help", help="show this page")
     options = parser.parse_args(arguments)
-    if "=" in options.run:
+    if "=" in options.run and not names_a_run(options.run):
         raise InputError(f"{options.run}: the first word names the run: {COMMAND} RUN {options.run}")
     rerun(options.run, options.overrides, Path.cwd())
     return EXIT_DONE

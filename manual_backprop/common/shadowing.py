@@ -43,6 +43,10 @@ def _shadows(folder: str) -> list[str]:
     """Names of files and folders that hide a module of Python; else, of a library that this package needs."""
     modules = _modules(folder)
     elsewhere = [entry for entry in sys.path if os.path.abspath(entry) != folder]
+    for module in [module for module in modules.values() if module in sys.modules]:
+        file = os.path.abspath(getattr(sys.modules[module], "__file__", None) or "")
+        if not file.startswith(os.path.join(folder, module)):  # Python has the right one already, and asks no more
+            modules = {name: other for name, other in modules.items() if other != module}
     hidden = [name for name, module in modules.items() if _is_pythons(module)]
     return hidden or [name for name, module in modules.items() if _is_needed(module, elsewhere)]
 

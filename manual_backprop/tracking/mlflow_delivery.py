@@ -222,12 +222,12 @@ class MlflowDelivery:
             shutil.rmtree(unfinished, ignore_errors=True)
         if database.exists() and database.stat().st_size:
             return
-        from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         folder = Path(tempfile.mkdtemp(prefix=f"{database.name}.new-", dir=database.parent))
         try:
-            SqlAlchemyStore(sqlite_uri(folder / NEW_STORE), DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+            # The place of its default experiment goes into a line of SQL as it is: a URI has no quotes.
+            SqlAlchemyStore(sqlite_uri(folder / NEW_STORE), file_uri(self.root / "artifacts")).engine.dispose()
             (folder / NEW_STORE).replace(database)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -254,7 +254,7 @@ class MlflowDelivery:
         was moved or copied, or shares a database with another, the location says what helps."""
         before = location.parent
         if os.path.lexists(before):
-            remedy = f"runs with another experiment_name than {experiment} get a place in {self.root}"
+            remedy = f"runs that are given experiment_name={shlex.quote(f'{experiment}-2')} get a place in {self.root}"
         else:
             link = f"mkdir -p {shlex.quote(str(before.parent))} && ln -s {shlex.quote(str(self.root))} "
             again = f"python -m manual_backprop.sync {shlex.quote(str(self.directory))}"
