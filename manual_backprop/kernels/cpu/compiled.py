@@ -24,7 +24,19 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ...common.errors import first_line
 from ..pieces import pieces
 from ..replay import call_library
-from .libraries import Library, Request, build, compiler, find, folder, load, request
+from .libraries import (
+    CompilerError,
+    Library,
+    Request,
+    build,
+    compiler,
+    find,
+    folder,
+    load,
+    raise_if_refused,
+    request,
+    why_elsewhere,
+)
 
 log = logging.getLogger(__name__)
 
@@ -272,6 +284,9 @@ def _compile(wanted: list[Request]) -> None:
     missing = [one for one in dict.fromkeys(wanted) if find(one) is None]
     if not missing:  # another process was faster
         return
+    raise_if_refused(missing)
+    if compiler() is not None and (why := why_elsewhere()):
+        log.warning("%s", why)
     begin = time.monotonic()
     log.warning(
         "compiling %d functions of the kernels, once for this machine: some ten seconds (kernels.compile=never does "
@@ -284,5 +299,6 @@ def _compile(wanted: list[Request]) -> None:
 
 
 def _give_up(error: Exception) -> None:
-    _failed.append(first_line(error))
-    log.warning("compiling does not work here, so the kernels run uncompiled: %s", first_line(error))
+    reason = str(error) if isinstance(error, CompilerError) else first_line(error)  # ours ends with what to do
+    _failed.append(reason)
+    log.warning("compiling does not work here, so the kernels run uncompiled: %s", reason)

@@ -64,7 +64,8 @@ def work() -> None:
             _keep(requests, kernels, Path(task["folder"]))
     except Exception as error:  # whatever the compilers raise
         lines = str(error).splitlines()
-        sys.exit(next((line for line in lines if "error:" in line), first_line(error)))  # what a C++ compiler says
+        # what a C++ compiler says, or its linker, before "collect2: error: ld returned 1 exit status"
+        sys.exit(next((line for line in lines if "error:" in line or "/ld: " in line), first_line(error)))
 
 
 def _keep(requests: list[Request], kernels: list[Kernel], folder: Path) -> None:

@@ -36,6 +36,7 @@ from ...common.home import private_folder
 PACKAGE = __name__.partition(".")[0]
 COMPILER = f"{__package__}.compiler"
 PASSING = ("no space left", "memory", "quota", "temporar")  # words of a failure that may pass by itself
+MOST_SAID = 300  # characters of what a compiler says
 LONGEST_WAIT = 120.0  # [s] for another process that compiles
 Size = tuple[int, str]  # a factor and letters: (2, "NF") is 2 N F
 
@@ -112,20 +113,26 @@ def folder() -> Path:
     for place in places():
         if (reason := _unusable(place)) is None:
             return place
-        reasons.append(f"{place}: {reason}")
+        reasons.append(f"{place}, but {reason}")
     raise CompilerError(
-        f"what is compiled has no place to be kept in ({'; '.join(reasons)}): set XDG_CACHE_HOME to a folder that can "
-        "be written and from which programs run, or give kernels.compile=never"
+        f"it would be kept in {'; or in '.join(reasons)}: set XDG_CACHE_HOME to a folder that can be written and from "
+        "which programs run, or give kernels.compile=never"
     )
+
+
+def why_elsewhere() -> str | None:
+    """Where what is compiled is kept, and why, if not in the user's cache. Raises CompilerError."""
+    usual, place = folder_path(), folder()
+    return None if place == usual else f"compiled kernels are kept in {place}: {usual} is usual, but {_unusable(usual)}"
 
 
 def _unusable(place: Path) -> str | None:
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(place, os.W_OK | os.X_OK):
-            return "it cannot be written"
+            return "nothing can be written there"
         if os.statvfs(place).f_flag & getattr(os, "ST_NOEXEC", 0):
-            return "its file system is mounted noexec, so that nothing runs from there"
+            return "nothing runs from there (its file system is mounted noexec)"
     except OSError as error:
         return error.strerror or str(error)
     return None
@@ -209,16 +216,13 @@ def build(wanted: list[Request]) -> None:
     with _alone(libraries):
         missing = [one for one in wanted if find(one) is None]
         if missing:
-            known = libraries / f"failed-{_conditions(missing)}.json"
-            with suppress(OSError, ValueError, KeyError):
-                before = json.loads(known.read_bytes())["reason"]
-                raise CompilerError(f"{before} (as before; once that is mended, remove {known})")
+            raise_if_refused(missing)  # to another process, meanwhile
             try:
                 _build(missing, libraries)
                 _try(missing, libraries)
             except RefusedError as error:
                 with suppress(StorageError):
-                    write_atomically(known, json.dumps({"reason": str(error)}).encode())
+                    write_atomically(_refusal(missing), json.dumps({"reason": str(error)}).encode())
                 raise
 
 
@@ -230,11 +234,22 @@ def _try(built: list[Request], libraries: Path) -> None:
             raise RefusedError(f"the library of {one.name} cannot be loaded: {first_line(error)}") from error
 
 
-def _conditions(wanted: list[Request]) -> str:
-    """What decides, beside the functions, whether they can be compiled: a digest."""
+def raise_if_refused(missing: list[Request]) -> None:
+    """Raises CompilerError where these functions were refused before, and nothing has changed since."""
+    if compiler() is None:
+        return
+    known = _refusal(missing)
+    with suppress(OSError, ValueError, KeyError):
+        before = json.loads(known.read_bytes())["reason"]
+        raise CompilerError(f"{before} (as before; once that is mended, remove {known})")
+
+
+def _refusal(missing: list[Request]) -> Path:
+    """The file that says why these are refused, named by all that this depends on."""
     program = os.path.realpath(compiler() or "")
     kind = os.stat(program)
-    return json_digest([sorted(one.key for one in wanted), program, kind.st_mtime_ns, kind.st_size, sys.prefix])[:32]
+    what = [sorted(one.key for one in missing), program, kind.st_mtime_ns, kind.st_size, sys.prefix]
+    return folder() / f"failed-{json_digest(what)[:32]}.json"
 
 
 @contextmanager
@@ -286,6 +301,6 @@ def _build(wanted: list[Request], libraries: Path) -> None:
         if ended > 0:
             errors.seek(0)
             lines = errors.read().decode(errors="replace").strip().splitlines()
-            reason = lines[-1] if lines else f"the compiler ended with {ended}"
+            reason = lines[-1][:MOST_SAID] if lines else f"the compiler ended with {ended}"
             passes = any(words in reason.lower() for words in PASSING)
             raise (CompilerError if passes else RefusedError)(reason)
