@@ -60,8 +60,9 @@ def sqlite_database(uri: str) -> tuple[bool, Path | None]:
 def store_uri(given: str) -> str:
     """MLFLOW_TRACKING_URI as somebody gave it. A path to a database means that database; MLflow itself would look for
     a folder of that name."""
-    path = path_of(given) if given.startswith("file:") else Path(given).expanduser()
-    if path is not None and "://" not in given and (path.suffix in DATABASES or path.is_file()):
+    is_file = given.startswith("file:")
+    path = path_of(given) if is_file else None if "://" in given else Path(os.path.expanduser(given))
+    if path is not None and (path.suffix in DATABASES or path.is_file()):
         return sqlite_uri(path)
     if given.startswith("sqlite:///") and "%" in given:
         return given.replace("sqlite", "sqlite+pysqlite", 1)  # as in `sqlite_uri`

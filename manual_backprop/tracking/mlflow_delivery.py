@@ -38,7 +38,6 @@ from manual_backprop.common.uris import (
     file_uri,
     is_inside,
     path_of,
-    same_place,
     sqlite_database,
     sqlite_uri,
     store_uri,
@@ -55,7 +54,7 @@ from manual_backprop.tracking.run_directory import (
     read_run,
     update_run,
 )
-from manual_backprop.tracking.tracker import DIRECTORY_TAG, TRACKING_FILE, Tracked
+from manual_backprop.tracking.tracker import DIRECTORY_TAG, STORE, TRACKING_FILE, Tracked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -67,7 +66,6 @@ TAGS_IN_BATCH = 100
 LONGEST_PARAMETER = 6000
 LONGEST_TAG = 5000
 LONGEST_DIGEST = 36
-NEW_STORE = "mlflow.db"  # its name while it is created, in a folder of its own
 CHANGED_TAG = "changed."
 TRAINING_TAG = "mlflow.data.context"
 RUN_ID_TAG = "manual_backprop.run_id"
@@ -92,7 +90,7 @@ def prepare_environment() -> None:
 def tracking_uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI, or mlflow.db beside the outputs directory `root`: where a bare `mlflow ui` looks."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
-    return store_uri(given) if given else sqlite_uri(root.absolute().parent / "mlflow.db")
+    return store_uri(given) if given else sqlite_uri(root.absolute().parent / STORE)
 
 
 def without_credentials(uri: str) -> str:
@@ -129,7 +127,7 @@ class MlflowDelivery:
         if final or tracked_at != self._tracked_at:
             tracked = Tracked.read(self.directory)
             self._send_parameters(client, tracked.parameters)
-            self._send_tags(client, {**tracked.tags, **self._moved_to(tracked)})
+            self._send_tags(client, {**tracked.tags, DIRECTORY_TAG: str(self.directory)})
             self._send_changes(client, tracked.changes)
             self._send_datasets(client, tracked.datasets)
         self._send_tags(
@@ -227,8 +225,8 @@ class MlflowDelivery:
         folder = Path(tempfile.mkdtemp(prefix=f"{database.name}.new-", dir=database.parent))
         try:
             # The place of its default experiment goes into a line of SQL as it is: a URI has no quotes.
-            SqlAlchemyStore(sqlite_uri(folder / NEW_STORE), file_uri(self.root / "artifacts")).engine.dispose()
-            (folder / NEW_STORE).replace(database)
+            SqlAlchemyStore(sqlite_uri(folder / STORE), file_uri(self.root / "artifacts")).engine.dispose()
+            (folder / STORE).replace(database)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -262,13 +260,6 @@ class MlflowDelivery:
         logger.warning(
             "MLflow wants the artifacts of experiment %s in %s, which is outside of %s. They stay in %s; %s",
             *(experiment, location, self.root, self.directory, remedy),
-        )
-
-    def _moved_to(self, tracked: Tracked) -> dict[str, str]:
-        """The tag of a run whose directory is no longer where it was."""
-        before = tracked.tags.get(DIRECTORY_TAG)
-        return (
-            {} if before is None or same_place(Path(before), self.directory) else {DIRECTORY_TAG: str(self.directory)}
         )
 
     def _find_or_create_run(self, client: MlflowClient, experiment_id: str, tracked: Tracked) -> Run:

@@ -21,6 +21,7 @@ from manual_backprop.tracking.training_log import TrainingLogger
 
 TRACKING_FILE = "tracking.json"
 DIRECTORY_TAG = "run_directory"
+STORE = "mlflow.db"  # beside the outputs directory, unless another is named
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,16 @@ class Tracked:
 
 
 def outputs_of(run: Path, otherwise: Path) -> Path:
-    """The outputs directory in which a run lies, beside which mlflow.db stands, as it was called when the run was made:
-    where `outputs` is a symbolic link, its target has other neighbours. Raises InputError."""
+    """The outputs directory in which a run lies, called so that mlflow.db stands beside it: where `outputs` is a
+    symbolic link, its target has other neighbours. Without a store, as it was called when the run was made. Raises
+    InputError."""
     if run.parent.name not in (RUNS, SWEEPS):
         return otherwise.absolute()
     here = run.parent.parent
     known = Tracked.read(run).tags.get(DIRECTORY_TAG)
     named = [] if known is None else [Path(known).parent.parent]
-    return next((place.absolute() for place in (*named, otherwise) if same_place(place, here)), here)
+    places = [place.absolute() for place in (*named, otherwise, here) if same_place(place, here)]
+    return next((place for place in places if (place.parent / STORE).is_file()), places[0])
 
 
 def add_tags(directory: Path, tags: Mapping[str, Any]) -> None:
