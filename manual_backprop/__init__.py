@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from manual_backprop.common.shadowing import refuse_shadows
+from manual_backprop.common.machine.shadowing import refuse_shadows
 
 refuse_shadows()  # before whatever a command imports; so nothing more is imported above
 

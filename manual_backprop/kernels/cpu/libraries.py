@@ -31,7 +31,7 @@ import torch
 from ...common.digests import file_digest, json_digest
 from ...common.durable_files import write_atomically
 from ...common.errors import ManualBackpropError, StorageError, first_line
-from ...common.home import private_folder
+from ...common.machine.home import private_folder
 
 PACKAGE = __name__.partition(".")[0]
 COMPILER = f"{__package__}.compiler"
