@@ -1,7 +1,5 @@
 """What a user's machine may be like: files beside the command, settings of matplotlib, no home directory, no name."""
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """A path is a path, whatever it is called: only a run's own places are touched, and MLflow finds what is there."""
 
-from __future__ import annotations
-
 import ast
 import os
 import shlex

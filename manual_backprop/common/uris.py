@@ -4,8 +4,6 @@ A path may hold every character but NUL. In a URI `#`, `?` and `%` mean somethin
 what looks like one each in a way of its own: so does each function here.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 from pathlib import Path

@@ -4,8 +4,6 @@ Importing this imports it. A figure that was made without pyplot is drawn by Agg
 chosen; yet a backend that does not exist, or a matplotlibrc that cannot be read, ends matplotlib's own import.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os

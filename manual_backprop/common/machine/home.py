@@ -1,7 +1,5 @@
 """A user id that the machine does not know, as in a container: what libraries ask for is put into the environment."""
 
-from __future__ import annotations
-
 import os
 import stat
 from contextlib import suppress

@@ -3,8 +3,6 @@
 Called before anything else is imported, so that this needs what Python has loaded by then.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder, all_suffixes
