@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 import pytest
+from command_tools import command
 from run_tools import newest, resume, small, write_text
 
 from manual_backprop.common import uris
@@ -38,7 +39,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 def decoys(folder: Path, name: str) -> dict[str, bytes | None]:
     """Beside `name`, a project for each way to misread it; their content."""
     cut = {name.partition(mark)[0] for mark in name if not mark.isalnum()}
-    read = {unquote(name), quote(name, safe=""), name.replace("+", " "), name.strip(". "), name.replace("\\", "")}
+    read = {unquote(name), quote(os.fsencode(name), safe=""), name.replace("+", " "), name.strip(". "), name.replace("\\", "")}
     forms = {unicodedata.normalize(form, name) for form in ("NFC", "NFD")}
     for other in (cut | read | forms) - {name, "", ".", ".."}:
         if "/" not in other and len(os.fsencode(other)) <= 255:
@@ -152,6 +153,35 @@ def test_a_run_stays_in_its_folder_whatever_that_is_called(tmp_path: Path, capfd
     assert kept == below
     assert {name: content for name, content in tree(tmp_path).items() if not name.startswith(MARKS)} == beside
     assert "fails" not in capfd.readouterr().err
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", [*NAMES, "${now:%Y}", "a\nb", "a\tb", os.fsdecode(b"a\xffb")])
+def test_every_name_by_itself(name: str, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    beside, folder = decoys(tmp_path, name), tmp_path / name
+    folder.mkdir()
+    os.chdir(folder)
+    text = write_text(folder / "text.txt")
+    run([*small(f"dataset.path={text.name}", "training.max_steps=2", "tracking=mlflow"), "kernels.compile=never"])
+    assert read_run(newest(folder))["mlflow"]["delivered"]
+    assert {path.name for path in folder.iterdir()} == {"mlflow.db", "mlflow.db.lock", "outputs", "text.txt"}
+    assert {one: content for one, content in tree(tmp_path).items() if not one.startswith(name)} == beside
+    assert "MLflow" not in capfd.readouterr().err
+
+
+@pytest.mark.nightly
+def test_a_sweep_stays_in_its_folder(tmp_path: Path) -> None:
+    name = "${now:%Y} " + MARKS
+    beside, folder = decoys(tmp_path, name), tmp_path / name
+    folder.mkdir()
+    write_text(folder / "text.txt")
+    options = small("dataset.path=text.txt", "training.max_steps=2", "tracking=mlflow", "seed=1,2")
+    done = command("-m", *options, "kernels.compile=never", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert len(list(folder.glob("outputs/runs/*/loss_curves.png"))) == 2
+    assert len(list(folder.glob("outputs/sweeps/*/table.csv"))) == 1
+    assert {one: content for one, content in tree(tmp_path).items() if not one.startswith(name)} == beside
 
 
 @pytest.fixture

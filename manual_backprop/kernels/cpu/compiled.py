@@ -239,9 +239,9 @@ def _numbers(values: Sequence[float | Tensor], dtypes: Sequence[torch.dtype]) ->
 
 def _compile() -> ctypes.CDLL:
     begin = time.monotonic()
-    log.warning("compiling the kernels, once for this machine: some ten seconds (kernels.compile=never does without)")
     if compiler() is not None and (why := why_elsewhere()):
         log.warning("%s", why)
+    log.warning("compiling the kernels, once for this machine: some ten seconds (kernels.compile=never does without)")
     library = build()
     _made.append(time.monotonic() - begin)
     log.info("compiled in %.1f s, in %s", _made[-1], folder())
