@@ -39,7 +39,13 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 def decoys(folder: Path, name: str) -> dict[str, bytes | None]:
     """Beside `name`, a project for each way to misread it; their content."""
     cut = {name.partition(mark)[0] for mark in name if not mark.isalnum()}
-    read = {unquote(name), quote(os.fsencode(name), safe=""), name.replace("+", " "), name.strip(". "), name.replace("\\", "")}
+    read = {
+        unquote(name),
+        quote(os.fsencode(name), safe=""),
+        name.replace("+", " "),
+        name.strip(". "),
+        name.replace("\\", ""),
+    }
     forms = {unicodedata.normalize(form, name) for form in ("NFC", "NFD")}
     for other in (cut | read | forms) - {name, "", ".", ".."}:
         if "/" not in other and len(os.fsencode(other)) <= 255:
@@ -157,7 +163,7 @@ def test_a_run_stays_in_its_folder_whatever_that_is_called(tmp_path: Path, capfd
 
 @pytest.mark.nightly
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("name", [*NAMES, "${now:%Y}", "a\nb", "a\tb", os.fsdecode(b"a\xffb")])
+@pytest.mark.parametrize("name", [*NAMES, "${now:%Y}", "a\nb", "a\tb"])
 def test_every_name_by_itself(name: str, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     beside, folder = decoys(tmp_path, name), tmp_path / name
     folder.mkdir()
