@@ -5,7 +5,7 @@ Importing the package imports nothing heavy; each name below brings in only what
 
 from importlib import import_module
 
-from manual_backprop.common.machine.shadowing import refuse_shadows
+from manual_backprop.common.startup.shadowing import refuse_shadows
 
 refuse_shadows()  # before whatever a command imports; so nothing more is imported above
 

@@ -14,7 +14,7 @@ from run_tools import metric, train
 
 from manual_backprop.common import pictures
 from manual_backprop.common.exit_codes import exit_code_of
-from manual_backprop.common.machine import home, shadowing
+from manual_backprop.common.startup import home, shadowing
 from manual_backprop.trained_models.chat import Chat
 from manual_backprop.trained_models.saved_model import load
 from manual_backprop.trained_models.text_stream import Sampling

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 
 from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, ManualBackpropError
-from manual_backprop.common.machine.home import complete_environment
+from manual_backprop.common.startup.home import complete_environment
 
 
 def exit_code_of(command: Callable[[], int | None]) -> int:

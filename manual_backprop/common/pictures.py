@@ -33,7 +33,7 @@ def picture(draw: Callable[P, bool | None]) -> Callable[P, bool]:
     @functools.wraps(draw)
     def drawn(*args: P.args, **named: P.kwargs) -> bool:
         try:
-            from .machine.agg import matplotlib
+            from .startup.agg import matplotlib
 
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of letters that the font lacks, of settings that are outdated

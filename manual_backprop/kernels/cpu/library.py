@@ -26,7 +26,7 @@ import torch
 from ...common.digests import file_digest, json_digest
 from ...common.durable_files import write_atomically
 from ...common.errors import ManualBackpropError
-from ...common.machine.home import private_folder
+from ...common.startup.home import private_folder
 
 PACKAGE = __name__.partition(".")[0]
 SOURCES = Path(__file__).with_name("cpp")
