@@ -257,5 +257,5 @@ def run(files: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[1])]
+    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).with_name("kernels"))]
     sys.exit(bool(run(sys.argv[1:] or list(FILES))))

@@ -674,7 +674,7 @@ def test_networks_with_compiled_kernels_stay_under_the_same_bars(compiler: str, 
 
 EVERYTHING = """
 import sys
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests", sys.argv[1] + "/tests/kernels"]
 import torch
 import test_compiled_kernels as tests
 from manual_backprop.kernels.cpu import library
