@@ -50,6 +50,11 @@ CHANGES = (
 # What changes nothing that a result depends on: (file, line without blanks around it, its change)
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
+        "activations.h",
+        "const Vec is_positive = x > Vec(0.f);",
+        "> -> >=",
+    ): "at 0 both gates are a half",
+    (
         "loss.h",
         "if (smoothing > 0) all = all + Vec::set(Vec(0.f), x, count);",
         "> -> >=",

@@ -17,9 +17,8 @@ from manual_backprop.common.durable_files import write_atomically
 from manual_backprop.common.errors import InputError
 from manual_backprop.common.uris import same_place
 from manual_backprop.tracking.run_directory import FINISHED, RUNS, SWEEPS, read_run
-from manual_backprop.tracking.training_log import TrainingLogger
+from manual_backprop.tracking.training_log import TRACKING_FILE, TrainingLogger
 
-TRACKING_FILE = "tracking.json"
 DIRECTORY_TAG = "run_directory"
 STORE = "mlflow.db"  # beside the outputs directory, unless another is named
 

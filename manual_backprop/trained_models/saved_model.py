@@ -219,7 +219,11 @@ def load(which: str, outputs: Path = OUTPUTS, device: str = "auto") -> SavedMode
     damaged, was made by something else, or is too new.
     """
     close_dead_runs(outputs)
-    found = find(which, outputs)
+    return load_found(find(which, outputs), device)
+
+
+def load_found(found: Found, device: str = "auto") -> SavedModel:
+    """`load` of what `find` has found; nothing is written. Raises CheckpointError."""
     _check_device(device)
     manager = CheckpointManager(found.checkpoint.parent)
     lies_in_a_run = found.run is not None and found.checkpoint.parent.name == "checkpoints"

@@ -15,7 +15,9 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -299,6 +301,8 @@ class Runner:
                 self._checkpoints(directory.checkpoints).set_aside_after(self.step)
             else:
                 directory.update(made_with=environment_of(self.model.network), code=code_digest())
+                best = {"best_metric": self.task.best_metric, "best_is_highest": self.task.best_is_highest}
+                directory.update(model=self._model(), **best)
             write_config(config, directory.path / "config.yaml", self.origin.sources)
             with storage_errors(f"write into {directory.path}"):
                 self.task.save(directory.path)
@@ -316,6 +320,12 @@ class Runner:
             directory.release()
             raise
         return directory, tracker
+
+    def _model(self) -> dict[str, Any]:
+        """The network as it was built, for whoever reads run.json: what the tokenizer, say, has added to the config."""
+        network = self.model.network
+        built = {"implementation": self.config.implementation.name, "parameters": network.count_parameters()}
+        return asdict(network.config) | built
 
     def _evaluate(self, report: RunReport) -> None:
         """Metrics on the validation split, and predictions."""
