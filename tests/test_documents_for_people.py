@@ -252,7 +252,14 @@ def check_block(block: str, said: str) -> None:
         assert re.search(pattern, said), said
 
 
-@pytest.mark.parametrize("block", [block for block in blocks("python") if "RUN_ID" not in block])
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, marks=[pytest.mark.slow] if "analyze_dataset(" in block else [])
+        for block in blocks("python")
+        if "RUN_ID" not in block
+    ],
+)
 def test_python_blocks_run(block: str, tmp_path: Path, warm: WarmPython) -> None:
     done = warm.run(["-c", block], tmp_path, 120)
     assert done.returncode == 0, done.stderr
@@ -379,7 +386,7 @@ def test_the_rest_is_run_by_ci() -> None:
     assert re.search(pattern.replace("\\(", "(").replace("\\)", ")"), lines[1]), (
         ".ci/run reads that line from README.md"
     )
-    others = [path for path in Path(__file__).parent.glob("test_*.py") if path.name != Path(__file__).name]
+    others = [path for path in Path(__file__).parent.rglob("test_*.py") if path.name != Path(__file__).name]
     tests = "".join(path.read_text(encoding="utf-8") for path in others)
     here = {
         "python -m pytest": lines[1].endswith("-m pytest"),

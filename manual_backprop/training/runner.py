@@ -25,10 +25,9 @@ from torch import Tensor
 from ..checkpoints.checkpoint import CheckpointManager
 from ..common.allocator import keep_freed_memory
 from ..common.durable_files import storage_errors
-from ..common.errors import InputError, Interrupted, NotFiniteError, StorageError
+from ..common.errors import InputError, Interrupted, NotFiniteError, StorageError, memory_errors
 from ..common.interruption import Interruption
 from ..common.origin import Origin
-from ..common.out_of_memory import memory_errors
 from ..config.schema import RunConfig
 from ..config.written_config import default_run_name, write_config
 from ..models.optimization import build_optimizer
@@ -48,6 +47,7 @@ from ..tracking import (
 )
 from ..tracking.environment import code_digest, environment_of
 from ..tracking.run_log import run_log, warnings_to_terminal
+from ..tracking.tracker import outputs_of
 from ..trained_models.initial_weights import load_initial_weights
 from .inspection.inspector import Inspector
 from .report import RunReport
@@ -307,7 +307,12 @@ class Runner:
             with storage_errors(f"write into {directory.path}"):
                 self.task.save(directory.path)
             tracker = open_tracker(
-                config.tracking.name, directory, self.outputs, config.experiment_name, name, metrics_length
+                config.tracking.name,
+                directory,
+                outputs_of(directory.path, self.outputs),
+                config.experiment_name,
+                name,
+                metrics_length,
             )
         except BaseException:
             with suppress(StorageError):  # the disk that is full, perhaps: the next command sees that the run is dead
