@@ -41,7 +41,7 @@ def open_session(which: Sequence[str] = (), root: str | Path = "outputs") -> Ses
     local = Runs(root)
     uri = tracking_uri(root)
     # A server is asked only where there is nothing else: it may be far away.
-    store = open_store(uri) if uri.startswith("sqlite:") or not local.rows() else None
+    store = open_store(uri) if uri.startswith("sqlite") or not local.rows() else None
     runs, folder = Runs(root, elsewhere=store), (root / "runs").resolve()
     named: list[str | Path] = []  # an id, or a directory that lies elsewhere
     for one in which:
