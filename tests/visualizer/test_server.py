@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import math
@@ -296,6 +297,20 @@ def test_a_tick_of_a_long_run_reads_only_what_is_new(tmp_path: Path) -> None:
     assert session.tick([run])["runs"][run]["step"] == 100_005
     assert min(later) < 0.1
     assert min(later) < first / 5
+
+
+def test_from_a_notebook(root: Path) -> None:
+    """Whose loop is running: the page is served, and the next cell can be run."""
+
+    async def cell() -> list[str]:
+        said: list[str] = []
+        launch(root=root / "outputs", port=0, say=said.append)
+        return said
+
+    said = asyncio.run(cell())
+    assert said[-1] == "It ends with this process."
+    (port,) = (int(line.rstrip("/").rpartition(":")[2]) for line in said if line.startswith("http://"))
+    assert Site(port).json("runs")["runs"]
 
 
 # Sharing
