@@ -1,7 +1,5 @@
 """Text of others in one line of a terminal or a picture: what a terminal would obey is made visible."""
 
-from __future__ import annotations
-
 
 def visible(text: str, kept: str = "") -> str:
     """`text` with every character that is not printable as its escape (\\x1b, \\u2028), but those of `kept`."""

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import tokenizers
 
 from ..common.errors import InputError
-from ..data.tokens.tokenizer import FILE_NAME, BpeTokenizer, ByteTokenizer, CharTokenizer
-
-if TYPE_CHECKING:
-    import tokenizers
-
-    from ..data.tokens.tokenizer import Tokenizer
+from ..data.tokens.tokenizer import FILE_NAME, BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 END_TOKEN = "<eos>"
 
@@ -41,8 +38,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> Non
         settings |= theirs | {"model_max_length": max_seq_len}
     end, begin = tokenizer.end_token_id, tokenizer.begin_token_ids
     if end is not None:
-        import tokenizers
-
         written = tokenizers.Tokenizer.from_file(str(folder / FILE_NAME))
         named = {"bos_token": written.id_to_token(begin[0] if begin else end), "eos_token": written.id_to_token(end)}
         settings = named | settings
@@ -51,8 +46,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> Non
 
 def _of_bytes(tokenizer: ByteTokenizer) -> tokenizers.Tokenizer:
     """A BPE that has learned no merge: every byte stays a token."""
-    import tokenizers
-
     level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     vocabulary = {_letter_of(byte): byte for byte in range(256)} | {END_TOKEN: tokenizer.end_token_id}
     made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
@@ -71,8 +64,6 @@ def _letter_of(byte: int) -> str:
 
 def _of_characters(tokenizer: CharTokenizer) -> tokenizers.Tokenizer:
     """A list of words, each of one character. An unknown one is refused there too."""
-    import tokenizers
-
     vocabulary = {character: token for token, character in enumerate(tokenizer.characters)}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab=vocabulary, unk_token="<unknown>"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
