@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 
 from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, ManualBackpropError
+from manual_backprop.common.plain_text import visible
 from manual_backprop.common.startup.home import complete_environment
 
 
@@ -23,7 +24,7 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
     try:
         return command() or EXIT_DONE
     except ManualBackpropError as error:
-        print(error, file=sys.stderr)
+        print(visible(str(error), kept="\n\t"), file=sys.stderr)  # it may quote others' text
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

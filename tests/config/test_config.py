@@ -147,7 +147,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"tokenizer": {"name": "bpe"}}, "tokenizer.vocab_size", "missing"),
     ({"tokenizer": {"name": "byte", "vocab_size": 300}}, "tokenizer.vocab_size=300", "tokenizer=bpe"),
     ({"training__max_steps": None}, "training.max_steps=null", "num_epochs"),
-    ({"training__num_epochs": 2}, "training.num_epochs=2", "training.max_steps=null"),
+    ({"training__num_epochs": 2}, "training.num_epochs=2", "leave one out"),
     ({"training__eval_every": "never"}, "training.eval_every=never", "the word epoch"),
     ({"training__eval_every": 0}, "training.eval_every=0", "at least 1"),
     ({"training__max_grad_norm": 0}, "training.max_grad_norm=0", "or null"),
