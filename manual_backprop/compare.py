@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from manual_backprop.training.comparison.picture import draw_comparison
 
         names = sorted({str(log.run.get("run_name", log.path.name)) for log in logs})
-        draw_comparison(runs, chosen.picture, ", ".join(names[:3]) + (" ..." if len(names) > 3 else ""))
-        print(f"\npicture: {chosen.picture}")
+        if draw_comparison(runs, chosen.picture, ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")):
+            print(f"\npicture: {chosen.picture}")
     return 0
 
 

@@ -22,7 +22,7 @@ from manual_backprop import bench
 from manual_backprop.common import processor
 from manual_backprop.common.allocator import give_back_freed_memory, keep_freed_memory, resident_bytes
 from manual_backprop.common.errors import CheckFailedError, InputError
-from manual_backprop.common.gpus import compute_capabilities
+from manual_backprop.common.processor import compute_capabilities
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.kernels.cpu import products
 from manual_backprop.kernels.cpu.products import onednn_is_exact

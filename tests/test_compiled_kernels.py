@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -123,7 +126,7 @@ def test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written(name: s
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the libraries, with nothing in it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return library.folder_path()
+    return library.places()[0]
 
 
 @pytest.fixture
@@ -276,9 +279,56 @@ def test_without_a_compiler_the_reason_says_what_was_looked_for(
 def test_without_a_folder_the_reason_says_where_to_put_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
     monkeypatch.setenv("CXX", sys.executable)  # a program, which is not asked
-    with pytest.raises(library.CompilerError, match=r"file/manual_backprop/kernels is to keep .*set XDG_CACHE_HOME"):
+    with pytest.raises(library.CompilerError, match=r"kernels, but Not a directory: set XDG_CACHE_HOME .*=never"):
         library.build()
+
+
+def test_where_nothing_runs_nothing_is_kept(cache: Path, quick: None, tmp_path: Path, monkeypatch: Any) -> None:
+    """As on a mount with noexec. What lies in the other place is found; the reason tells where both are so."""
+    other, before = tmp_path / f"manual_backprop-{os.getuid()}" / "kernels", os.statvfs
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert library.folder() == cache
+    assert library.why_elsewhere() is None
+    noexec = {cache}
+    flags = SimpleNamespace(f_flag=os.ST_NOEXEC)
+    monkeypatch.setattr(os, "statvfs", lambda place: flags if place in noexec else before(place))
+    assert library.why_elsewhere() == (
+        f"compiled kernels are kept in {other}: {cache} is usual, but nothing runs from there (its file system is "
+        "mounted noexec)"
+    )
+    library.build()
+    assert not list(cache.iterdir())
+    assert list(other.glob("*.so"))
+    assert library.find() is not None
+    noexec.add(other)
+    assert library.find() is None
+    with pytest.raises(library.CompilerError, match=r"noexec.*noexec.*set XDG_CACHE_HOME"):
+        library.build()
+
+
+def test_a_full_disk_is_no_compiler_that_refuses(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "compiler").write_text("#!/bin/sh\necho 'fatal error: x.s: No space left on device' >&2\nexit 1\n")
+    (tmp_path / "compiler").chmod(0o700)
+    monkeypatch.setenv("CXX", str(tmp_path / "compiler"))
+    with pytest.raises(library.CompilerError, match="No space left"):
+        library.build()
+    assert library.find() is None
+
+
+@pytest.mark.nightly
+def test_an_environment_in_a_path_with_spaces_compiles(tmp_path: Path) -> None:
+    """So do a cache and a temporary folder."""
+    packages = tmp_path / "my env" / "site packages"
+    packages.parent.mkdir()
+    packages.symlink_to(Path(torch.__file__).parents[1])
+    (tmp_path / "t m p").mkdir()
+    given = environment(XDG_CACHE_HOME=str(tmp_path / "c a"), TMPDIR=str(tmp_path / "t m p"))
+    given["PYTHONPATH"] = os.pathsep.join((str(packages), given["PYTHONPATH"]))
+    script = f"{RELU}assert ' ' in torch.__file__"
+    done = subprocess.run([sys.executable, "-c", script], env=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_network_that_could_not_compile_says_that_it_did_not(monkeypatch: pytest.MonkeyPatch) -> None:

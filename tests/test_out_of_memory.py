@@ -13,8 +13,7 @@ import torch
 from command_tools import PATIENCE, environment, words_of
 from run_tools import newest
 
-from manual_backprop.common.errors import OutOfMemory
-from manual_backprop.common.out_of_memory import is_out_of_memory, memory_errors
+from manual_backprop.common.errors import OutOfMemory, is_out_of_memory, memory_errors
 from manual_backprop.tracking.run_directory import read_run
 
 TOO_MUCH = 2**60  # bytes

@@ -138,8 +138,8 @@ def analyze(arguments: Sequence[str]) -> None:
         reports = [analyze_dataset(dataset, tokenizer=options.tokenizer)[0] for dataset in datasets]
         print(summary(reports))
         picture = options.picture or PICTURES / f"{'-'.join(report.title for report in reports)}.png"
-        draw_analysis(reports, picture)
-        print(f"\npicture: {picture}")
+        if draw_analysis(reports, picture):
+            print(f"\npicture: {picture}")
 
 
 def train(arguments: Sequence[str]) -> None:

@@ -121,8 +121,8 @@ class RunReport:
         self.tracker.log_artifact(path, "samples")
         curves = self.directory.path / LOSS_CURVES
         title = f"{self.directory.read()['run_name']}: {self.facts.model.count_parameters():,} parameters"
-        draw_loss_curves(load_training_log(self.directory.path), curves, title)
-        self.tracker.log_artifact(curves)
+        if draw_loss_curves(load_training_log(self.directory.path), curves, title):
+            self.tracker.log_artifact(curves)
         for text in texts[:1]:
             self._say("  " + " ".join(text.split())[:110])
 

@@ -23,10 +23,9 @@ from torch import Tensor
 from ..checkpoints.checkpoint import CheckpointManager
 from ..common.allocator import keep_freed_memory
 from ..common.durable_files import storage_errors
-from ..common.errors import InputError, Interrupted, NotFiniteError, StorageError
+from ..common.errors import InputError, Interrupted, NotFiniteError, StorageError, memory_errors
 from ..common.interruption import Interruption
 from ..common.origin import Origin
-from ..common.out_of_memory import memory_errors
 from ..config.schema import RunConfig
 from ..config.written_config import default_run_name, write_config
 from ..models.optimization import build_optimizer

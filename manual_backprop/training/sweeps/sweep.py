@@ -255,8 +255,8 @@ class Sweep:
         runs = compare_directories([record.run_directory for record in records if record.run_directory is not None])
         if says_more_than_curves(runs):
             picture = self.directory.path / "comparison.png"
-            draw_comparison(runs, picture, title)
-            tracker.log_artifact(picture)
+            if draw_comparison(runs, picture, title):
+                tracker.log_artifact(picture)
         return ["", *difference_lines([run.log for run in runs])] if should_coincide(runs) else []
 
     def _deliver_the_rest(self, records: Sequence[JobRecord]) -> None:
