@@ -166,6 +166,12 @@ def _best_run(sweep: Path) -> Path:
     return find_run(sweep.parent.parent, str(best.get("run_id"))).path
 
 
+def names_a_run(word: str) -> bool:
+    """Where KEY=VALUE may stand as well: a path may hold a =, and so may a run's name, and with it its directory."""
+    meant = [named for named in (word, word.rpartition("@")[0]) if named]
+    return any(Path(named).expanduser().is_dir() or (OUTPUTS / "runs" / named).is_dir() for named in meant)
+
+
 def _split(which: str) -> tuple[str, str | None]:
     """`RUN@WHICH`; a path that is there may have an @ of its own."""
     named, separator, at = which.rpartition("@")

@@ -45,6 +45,7 @@ from ..tracking import (
 )
 from ..tracking.environment import code_digest, environment_of
 from ..tracking.run_log import run_log, warnings_to_terminal
+from ..tracking.tracker import outputs_of
 from ..trained_models.initial_weights import load_initial_weights
 from .inspection.inspector import Inspector
 from .report import RunReport
@@ -302,7 +303,12 @@ class Runner:
             with storage_errors(f"write into {directory.path}"):
                 self.task.save(directory.path)
             tracker = open_tracker(
-                config.tracking.name, directory, self.outputs, config.experiment_name, name, metrics_length
+                config.tracking.name,
+                directory,
+                outputs_of(directory.path, self.outputs),
+                config.experiment_name,
+                name,
+                metrics_length,
             )
         except BaseException:
             with suppress(StorageError):  # the disk that is full, perhaps: the next command sees that the run is dead

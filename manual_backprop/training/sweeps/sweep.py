@@ -179,7 +179,9 @@ class Sweep:
                 if self.checked.searches:
                     _silence_optuna()
                 try:
-                    own_folder = str(self.directory.path).replace("\\", "\\\\").replace("'", "\\'")
+                    # as seen from here: what the folders above are called, Hydra would read and resolve
+                    own_folder = os.path.relpath(self.directory.path, self.root)
+                    own_folder = own_folder.replace("\\", "\\\\").replace("'", "\\'")
                     hydra_call([*self.checked.overrides, f"hydra.sweep.dir='{own_folder}'"], jobs.task)
                 except (Exception, SystemExit, KeyboardInterrupt) as error:
                     broken = error
