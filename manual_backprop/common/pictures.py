@@ -74,9 +74,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Writes a PNG, or what else the file's name ends in. Raises StorageError."""
     content = io.BytesIO()
     _take_text_as_it_is(figure)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that the font of the pictures lacks
-        figure.savefig(content, format=path.suffix.removeprefix(".") or "png")
+    figure.savefig(content, format=path.suffix.removeprefix(".") or "png")
     with storage_errors(f"write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content.getvalue())
