@@ -5,6 +5,7 @@ A run is known by its id, which is looked up among the runs that are there: noth
 
 import base64
 import json
+import math
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -111,7 +112,8 @@ class Session:
                 "names": [*logs],
                 "best": tables.best_run(logs),
                 "summary": [
-                    {"key": key, "values": [row[key] for row in rows.values()]} for key in next(iter(rows.values()), {})
+                    {"key": key, "values": [_number_or_word(row[key]) for row in rows.values()]}
+                    for key in next(iter(rows.values()), {})
                 ],
                 "configs": tables.configs(logs),
                 "runs": self._named(logs),
@@ -217,6 +219,11 @@ def _read(file: Path) -> str:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def _number_or_word(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_json(answer: Any) -> str:
