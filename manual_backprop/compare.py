@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manual_backprop.common.errors import InputError
+from manual_backprop.common.output import endure_output
 from manual_backprop.tracking import close_dead_runs, load_training_log
 from manual_backprop.training.comparison.runs import ALIKE, compare, difference_lines, table_lines
 
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.picture is not None and chosen.picture.suffix != ".png":
         raise InputError(f"--picture {chosen.picture}: must be the name of a PNG, as in comparison.png")
+    if chosen.picture is not None:
+        endure_output()
     close_dead_runs(OUTPUTS)
     logs = [load_training_log(run) for which in chosen.runs for run in _runs_named(which)]
     runs = compare(logs)

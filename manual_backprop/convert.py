@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manual_backprop.common.errors import InputError
+from manual_backprop.common.output import enduring_output
 from manual_backprop.config.arguments import Parser
 from manual_backprop.config.rules import nearest
 from manual_backprop.trained_models.saved_model import RUN_HELP
@@ -100,6 +101,7 @@ def _tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer | None:
     return tokenizer
 
 
+@enduring_output()
 def main(arguments: Sequence[str] | None = None) -> int | None:
     parser = Parser("convert", DESCRIPTION, EPILOG)
     parser.add_argument("direction", metavar="to-hf|from-hf", help="to transformers, or from there")

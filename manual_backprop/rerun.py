@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manual_backprop.common.errors import EXIT_DONE, InputError
+from manual_backprop.common.output import enduring_output
 from manual_backprop.training.reproduction import rerun
 
 COMMAND = "python -m manual_backprop.rerun"
@@ -33,6 +34,7 @@ exit code  0  the losses are bitwise the same, or what differs between then and 
 """
 
 
+@enduring_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=COMMAND,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, ManualBackpropError
+from manual_backprop.common.output import enduring_output
 
 COMMAND = "python -m manual_backprop.sync"
 DESCRIPTION = """\
@@ -46,6 +47,7 @@ def with_children(which: str, root: Path) -> list[str]:
     return [str(path), *map(str, runs), str(path)] if runs else [which]
 
 
+@enduring_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=COMMAND,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..common.errors import InputError
 from ..common.exit_codes import exit_code_of
+from ..common.output import enduring_output
 from ..config.arguments import Parser
 from .dataset_arguments import add_dataset_options, add_subset, dataset_of, errors_name_options, interruptible, pasted
 
@@ -47,6 +48,7 @@ def listing() -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
+@enduring_output()
 def main(arguments: Sequence[str] | None = None) -> None:
     import logging
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..common.errors import InputError
 from ..common.exit_codes import exit_code_of
+from ..common.output import enduring_output
 from ..config.arguments import Parser, sub_command, whole
 from .dataset_arguments import (
     DATASETS,
@@ -224,6 +225,7 @@ def pretokenize(arguments: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"analyze": analyze, "train": train, "pretokenize": pretokenize}
 
 
+@enduring_output()
 def main(arguments: Sequence[str] | None = None) -> None:
     chosen = sub_command(COMMAND, OVERVIEW, list(COMMANDS), arguments)
     if chosen is None:

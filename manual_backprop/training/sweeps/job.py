@@ -25,6 +25,7 @@ from typing import Any
 
 from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, Interrupted, ManualBackpropError
 from manual_backprop.common.interruption import SIGNALS
+from manual_backprop.common.output import OutputFile, endure_output
 from manual_backprop.tracking.run_directory import FAILED, FINISHED, KILLED, RUNNING, read_run
 from manual_backprop.training.sweeps.records import JobRecord, Records, measured, run_of_job
 
@@ -115,6 +116,7 @@ def _job(order: JobOrder, answers: Connection) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     threading.Thread(target=_stop_when_alone, name="parent", daemon=True).start()
+    endure_output()
     if order.prefix:
         sys.stdout, sys.stderr = PrefixedLines(1, order.prefix), PrefixedLines(2, order.prefix)
     for stream in (sys.stdout, sys.stderr):
@@ -159,7 +161,8 @@ class PrefixedLines(io.TextIOBase):
     """A stream that writes whole lines, each with the job's name before it: jobs at once stay readable."""
 
     def __init__(self, descriptor: int, prefix: str):
-        self._descriptor, self._prefix, self._begun = descriptor, prefix, ""
+        self._output, self._prefix, self._begun = OutputFile(descriptor, "w", closefd=False), prefix, ""
+        self._output.endures = 1
         self._lock = threading.Lock()
 
     def writable(self) -> bool:
@@ -170,7 +173,7 @@ class PrefixedLines(io.TextIOBase):
             *lines, self._begun = (self._begun + text).split("\n")
             shown = "".join(f"{self._prefix}{line}\n" for line in lines if line.strip())
             if shown:
-                os.write(self._descriptor, shown.encode(errors="replace"))
+                self._output.write(shown.encode(errors="replace"))
         return len(text)
 
     def flush(self) -> None:

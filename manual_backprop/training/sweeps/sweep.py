@@ -23,6 +23,7 @@ from manual_backprop.common.durable_files import storage_errors
 from manual_backprop.common.errors import CheckFailedError, InputError, ManualBackpropError
 from manual_backprop.common.interruption import Interruption
 from manual_backprop.common.origin import Origin
+from manual_backprop.common.output import enduring_output
 from manual_backprop.tracking import (
     FAILED,
     FINISHED,
@@ -70,6 +71,7 @@ class SweepJobs:
     main_process: int
     mlflow: bool
 
+    @enduring_output()
     def task(self, composed: DictConfig) -> float | None:
         """One job. The validation loss at its end, for a sweeper that learns from it; None where it failed (a NaN
         would end an Optuna search: its sweeper tells the study of a failed trial together with the value)."""
@@ -159,8 +161,10 @@ class Sweep:
         self.directory, self.checked, self.root = directory, checked, root
         self.records = Records(directory.path)
         self.outputs = root / "outputs"
+        self.table = ""  # of the jobs, once they have ended
         self.config = checked.jobs[0].config  # tracking and the experiment are those of all jobs
 
+    @enduring_output()
     def run(self, hydra_call: HydraCall) -> None:
         """Run what has not finished yet. Raises CheckFailedError where a job failed, Interrupted after a signal."""
         config, status, broken = self.config, FAILED, None
@@ -221,7 +225,7 @@ class Sweep:
                 self.records.write(JobRecord(number, job.overrides, swept_part(job.overrides, self.checked.swept)))
 
     def _conclude(self, tracker: Tracker) -> list[JobRecord]:
-        """The table, the pictures and the best job: written down, printed, and given to the tracker."""
+        """The table, the pictures and the best job: written down, and given to the tracker."""
         from manual_backprop.training.sweeps.pictures import draw_curves, draw_heat_map
 
         path, title = self.directory.path, str(self.directory.read()["run_name"])
@@ -244,9 +248,8 @@ class Sweep:
         tracker.set_tags(
             {"jobs": len(records), "jobs_finished": done, "mlflow.note.content": as_markdown(records, columns=4)}
         )
-        table = "\n".join([as_text(records), *self._compare(records, tracker, title)])
-        log.info("%s", table)
-        print(f"\n{table}\n", flush=True)
+        self.table = "\n".join([as_text(records), *self._compare(records, tracker, title)])
+        log.info("%s", self.table)
         return records
 
     def _compare(self, records: Sequence[JobRecord], tracker: Tracker, title: str) -> list[str]:
@@ -313,6 +316,7 @@ class Sweep:
         broken: BaseException | None,
     ) -> None:
         """The end of the command: what to type next, or what went wrong."""
+        print(f"\n{self.table}\n")
         best = best_of(records)
         if best is not None:
             print(f"best: {best.title}, validation loss {best.validation_loss:.4f}")
