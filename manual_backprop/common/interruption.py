@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 as a request: finish the step, save, then leave. A second one leaves at once."""
+"""SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 as a request: finish the step, save, leave. A second one leaves at once."""
 
 from __future__ import annotations
 

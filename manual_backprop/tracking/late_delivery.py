@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from manual_backprop.common.errors import InputError
-from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, without_credentials
-from manual_backprop.tracking.run_directory import close_dead_runs, find_run, list_runs, own_run_directory
+from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, tracking_uri
+from manual_backprop.tracking.mlflow_messages import where_to_look, without_credentials
+from manual_backprop.tracking.run_directory import close_dead_runs, find_run, list_runs, own_run_directory, read_run
 from manual_backprop.tracking.tracker import Tracked
 
 
@@ -20,7 +21,8 @@ def deliver_run(which: str, root: Path) -> str:
         delivery = MlflowDelivery(run.path, root_of(run.path, root))
         delivery.deliver(final=True)
         delivery.terminate_dead_runs()
-        return f"{run.path} is delivered to {without_credentials(delivery.uri)}, experiment {experiment_name}"
+        where = f"{without_credentials(delivery.uri)}, experiment {experiment_name}"
+        return f"{run.path} is delivered to {where}. {delivery.what_is_refused()}".removesuffix(". ")
     finally:
         run.release()
 
@@ -38,3 +40,13 @@ def named_run(which: str, root: Path) -> Path:
 def root_of(run: Path, otherwise: Path) -> Path:
     """The outputs directory in which a run lies: mlflow.db stands beside it, wherever the command is called."""
     return run.parent.parent if run.parent.name in ("runs", "sweeps") else otherwise
+
+
+def next_in_mlflow(run: Path, purpose: str) -> str:
+    """What to type to see a run there; or, where it has not arrived, to bring it there."""
+    root = run.parent.parent
+    place = where_to_look(tracking_uri(root), root, read_run(run).get("mlflow"))
+    if place is None:
+        return f"python -m manual_backprop.sync {run.name}   # MLflow has not taken it"
+    address = ": http://127.0.0.1:5000" * (not place.startswith("http"))
+    return f"{place:<24} # {purpose}{address}"

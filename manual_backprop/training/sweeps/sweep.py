@@ -36,6 +36,7 @@ from manual_backprop.tracking import (
     open_run_directory,
     open_tracker,
 )
+from manual_backprop.tracking.late_delivery import next_in_mlflow
 from manual_backprop.tracking.run_directory import RUNS, SWEEPS, own_run_directory, read_run
 from manual_backprop.tracking.run_log import run_log, warnings_to_terminal
 from manual_backprop.tracking.tracker import add_tags
@@ -270,7 +271,8 @@ class Sweep:
             return
         for record in records:
             run = None if record.run_directory is None else Path(record.run_directory)
-            delivered = run is None or (read_run(run).get("mlflow") or {}).get("delivered")
+            known = {} if run is None else read_run(run).get("mlflow") or {}
+            delivered = run is None or (known.get("delivered") and not known.get("refused"))
             if run is not None and not delivered and not self._deliver(run, {}):
                 return  # it is down
 
@@ -300,7 +302,10 @@ class Sweep:
 
                 MlflowDelivery(run, self.outputs).deliver(final=True)
         except Exception as error:  # MLflow's, its database's, its server's
-            reason = " ".join(str(error).split())[:160]
+            from manual_backprop.tracking.mlflow_delivery import tracking_uri
+            from manual_backprop.tracking.mlflow_messages import one_line
+
+            reason = one_line(error, tracking_uri(self.outputs))
             again = f"python -m manual_backprop.sync {os.path.relpath(self.directory.path)}"
             log.warning("MLflow did not take %s (%s); deliver it with: %s", run.name, reason, again)
             return False
@@ -322,7 +327,7 @@ class Sweep:
             print(f"best: {best.title}, validation loss {best.validation_loss:.4f}")
         print(f"table, curves: {os.path.relpath(self.directory.path)}")
         if self.config.tracking.name == "mlflow":
-            print("compare them:  mlflow ui                # http://127.0.0.1:5000")
+            print(f"compare them:  {next_in_mlflow(self.directory.path, 'as a sweep')}")
         sys.stdout.flush()
         again = f"python -m manual_backprop.run sweep.resume={self.directory.path.name}"
         if interruption.received is not None:
