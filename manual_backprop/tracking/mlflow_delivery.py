@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -79,6 +80,7 @@ def prepare_environment() -> None:
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # failures are raised as well; we report them, in one line
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the credentials that are in it
     }.items():
         os.environ.setdefault(name, value)
 
@@ -134,7 +136,7 @@ class MlflowDelivery:
         """Sentences: which parts, why, and what can be done. Empty where MLflow has everything."""
         if not self.refused:
             return ""
-        again = f"Then deliver the rest with: python -m manual_backprop.sync {self.directory}"
+        again = f"Then deliver the rest with: python -m manual_backprop.sync {shlex.quote(str(self.directory))}"
         return " ".join(filter(None, (f"It refuses {refusals(self.refused)}.", remedies(self.refused), again)))
 
     def _deliver(self, final: bool) -> None:
@@ -157,11 +159,12 @@ class MlflowDelivery:
         if final or tracked_at != self._tracked_at:
             self._send_artifacts(client, tracked.artifacts)
             self._tracked_at = tracked_at
-        linked = self._tolerating("checkpoints", self._link_checkpoints)
+        artifacts = "artifacts" not in self.refused
+        linked = artifacts and self._tolerating("checkpoints", self._link_checkpoints)
         if final:
-            if not linked:
+            if artifacts and not linked:
                 self._tolerating("checkpoints", self._upload_checkpoints, client)
-            if run["status"] == FINISHED and "artifacts" not in self.refused:
+            if artifacts and run["status"] == FINISHED:
                 self._tolerating("model", self._log_model, client)
             self._record(run["status"], delivered=True)
 
@@ -509,8 +512,6 @@ class MlflowDelivery:
         return True
 
     def _upload_checkpoints(self, client: MlflowClient) -> None:
-        if "artifacts" in self.refused:
-            return
         checkpoints = CheckpointManager(self.directory / "checkpoints")
         for path in {path for path in (checkpoints.best(), checkpoints.latest()) if path}:
             for file in sorted(path.iterdir()):

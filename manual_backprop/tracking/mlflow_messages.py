@@ -12,7 +12,6 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 from manual_backprop.common.errors import ManualBackpropError
 
 LONGEST = 300  # characters of a reason; a sentence that MLflow ends with its remedy has them
-PARTS = ("metric", "parameter", "tag")  # that are many, each with a name
 # What MLflow says in a paragraph, its remedy last.
 KNOWN = {
     "database schema": "the database was made by another version of MLflow; save a copy of it and run: mlflow db "
@@ -45,6 +44,7 @@ def one_line(error: BaseException, uri: str = "") -> str:
         if said in text:
             return remedy.format(uri=shlex.quote(without_credentials(uri)))
     text = _without_secrets(re.sub(r"\s*Response body: .*<.*", "", text), uri)
+    text = text.rstrip(".")
     return text if len(text) <= LONGEST else text[:LONGEST].rpartition(" ")[0] + " ..."
 
 
@@ -61,7 +61,8 @@ def refusals(refused: Mapping[str, str]) -> str:
 
 def remedies(refused: Mapping[str, str]) -> str:
     artifacts = any(part.split()[0] in ("artifacts", "artifact", "checkpoints") for part in refused)
-    return " ".join([REMEDIES["artifacts"]] * artifacts + [REMEDIES["model"]] * ("model" in refused))
+    no_models = "404" in refused.get("model", "")
+    return " ".join([REMEDIES["artifacts"]] * artifacts + [REMEDIES["model"]] * no_models)
 
 
 def where_to_look(uri: str, root: Path, known: Mapping[str, Any] | None) -> str | None:

@@ -58,14 +58,16 @@ from .summary_page import print_summary
 log = logging.getLogger(__name__)
 
 
-def run_job(config: RunConfig, root: Path, origin: Origin | None = None) -> float:
+def run_job(
+    config: RunConfig, root: Path, origin: Origin | None = None, interruption: Interruption | None = None
+) -> float:
     """One run in the folder `root`: `root/outputs` and `root/mlflow.db`. Returns what it has reached, as `run` does.
 
     Raises ManualBackpropError of the kind that fits; the run's status is written before it gets here.
     """
     origin = origin or Origin()
     warnings_to_terminal()
-    with Interruption() as interruption:
+    with interruption or Interruption() as interruption:
         outputs = root / "outputs"
         close_dead_runs(outputs)
         resumed = None if config.resume is None else open_resumed(config, outputs)

@@ -19,12 +19,14 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, Interrupted, ManualBackpropError
-from manual_backprop.common.interruption import SIGNALS
+from manual_backprop.common.interruption import SIGNALS, Interruption
 from manual_backprop.common.output import OutputFile, endure_output
 from manual_backprop.tracking.run_directory import FAILED, FINISHED, KILLED, RUNNING, read_run
 from manual_backprop.training.sweeps.records import JobRecord, Records, measured, run_of_job
@@ -51,7 +53,7 @@ def run_job_apart(order: JobOrder, record: JobRecord, records: Records, preload:
     """Start the job, wait for its end however that comes, and return its record. Raises StorageError."""
     records.write(replace(record, status=RUNNING))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
+    _start_server(preload)
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_job, args=(order, there), name=f"job {order.number}")
     in_a_worker = os.getpid() != order.main_process
@@ -67,6 +69,19 @@ def run_job_apart(order: JobOrder, record: JobRecord, records: Records, preload:
     ended = measured(replace(record, **answer), run)
     records.write(ended)
     return ended
+
+
+def _start_server(preload: Sequence[str]) -> None:
+    """The server of jobs, and what Python starts beside it, outlive a signal that a cluster sends to every process:
+    it is kept from them. A job that has begun takes signals again."""
+    forkserver.set_forkserver_preload(list(preload))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # it has let two of them through
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 @contextmanager
@@ -111,10 +126,25 @@ def _watch(process: Any, answers: Connection, records: Records, in_a_worker: boo
 # In the job's process
 
 
+class JobInterruption(Interruption):
+    """A cluster sends its signal to every process: what the sweep passes on of the same one is no second request."""
+
+    def __init__(self, records: Records) -> None:
+        super().__init__()
+        self._records, self._same = records, False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and not self._same and self._records.stop_requests() == 1:
+            self._same = True
+            return
+        super()._handle(number, frame)
+
+
 def _job(order: JobOrder, answers: Connection) -> None:
     os.setpgid(0, 0)  # Ctrl-C goes to the sweep, which passes it on
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_stop_when_alone, name="parent", daemon=True).start()
     endure_output()
     if order.prefix:
@@ -135,7 +165,7 @@ def _outcome(order: JobOrder) -> dict[str, Any]:
         from manual_backprop.training.runner import run_job
 
         origin = Origin(order.overrides, order.sources, sweep=order.sweep, job=order.number)
-        run_job(validate(order.mapping), order.root, origin)
+        run_job(validate(order.mapping), order.root, origin, JobInterruption(Records(order.sweep)))
     except Interrupted as error:
         return {"status": KILLED, "exit_code": error.exit_code, "error": str(error)}
     except KeyboardInterrupt:
