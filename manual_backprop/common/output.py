@@ -29,6 +29,7 @@ class OutputFile(io.FileIO):
     processes which share it, and the interpreter at its end, are spared as well."""
 
     endures = 0  # how many ask for that
+    replaced: Any = None  # the stream that had the descriptor; it would close that if nothing kept it
 
     def write(self, data: Any) -> int:
         try:
@@ -103,6 +104,7 @@ def _guarded(stream: io.TextIOWrapper) -> io.TextIOWrapper:
     """The same stream, with what is unwritten of it."""
     stream.flush()
     raw = OutputFile(stream.fileno(), "w", closefd=False)
+    raw.replaced = stream
     unbuffered = isinstance(stream.buffer, io.FileIO)  # python -u
     return io.TextIOWrapper(
         raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[arg-type]

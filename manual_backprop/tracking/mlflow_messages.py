@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -68,16 +69,19 @@ def remedies(refused: Mapping[str, str]) -> str:
 def where_to_look(uri: str, root: Path, known: Mapping[str, Any] | None) -> str | None:
     """What to type, or to open, to see a run at `uri`; None where it is not there. `root` is the outputs directory,
     `known` what run.json remembers of MLflow."""
-    if not known or known.get("tracking_uri") != without_credentials(uri):
+    shown = without_credentials(uri)
+    if not known or known.get("tracking_uri") != shown:
         return None
-    parts = urlsplit(uri)
-    if parts.scheme in ("http", "https"):
-        return f"{without_credentials(uri).rstrip('/')}/#/experiments/{known.get('experiment_id', 0)}"
-    if parts.scheme.partition("+")[0] not in ("sqlite", "postgresql", "mysql", "mssql"):
-        return None
-    beside = root.absolute().parent
-    bare = uri == f"sqlite:///{beside / 'mlflow.db'}" and beside == Path.cwd() and not Path("mlruns").exists()
-    return "mlflow ui" if bare else f"mlflow ui --backend-store-uri {shlex.quote(without_credentials(uri))}"
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    if scheme in ("http", "https"):
+        return f"{shown.rstrip('/')}/#/experiments/{known.get('experiment_id', 0)}"
+    if scheme not in ("sqlite", "postgresql", "mysql", "mssql", "file", ""):
+        return shown  # whatever shows that
+    if uri == os.environ.get("MLFLOW_TRACKING_URI"):  # with the password that may be in it
+        return 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
+    # A bare one looks here, at mlflow.db unless there is an mlruns
+    bare = root.absolute().parent == Path.cwd() and not Path("mlruns").exists()
+    return "mlflow ui" if bare else f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
 
 
 def _innermost(error: BaseException) -> str:
