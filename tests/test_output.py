@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 from typing import TextIO
+from unittest.mock import Mock, patch
 
 import pytest
 from run_tools import newest, train
@@ -15,7 +16,8 @@ from manual_backprop.common.errors import InputError
 from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.common.output import enduring_output
 from manual_backprop.tracking.run_directory import read_run
-from manual_backprop.training.sweeps.job import PrefixedLines
+from manual_backprop.training.sweeps.job import JobInterruption, PrefixedLines
+from manual_backprop.training.sweeps.records import Records
 
 
 def closed_pipe() -> TextIO:
@@ -116,3 +118,23 @@ def test_what_a_cluster_sends_before_it_takes_a_machine(number: signal.Signals) 
         with pytest.raises(Interrupted, match=f"{number.name}: saved") as caught:
             interruption.raise_if_received("saved")
     assert caught.value.exit_code == 128 + number == {signal.SIGUSR1: 138, signal.SIGUSR2: 140}[number]
+
+
+def test_a_signal_that_a_cluster_sends_to_every_process_is_one_request(tmp_path: Path) -> None:
+    """A job has it by itself, and once more by way of its sweep: at its end it saves. A second one leaves at once."""
+    for first, requests, same in (("SIGUSR1", 0, True), ("SIGTERM", 1, True), ("SIGTERM", 0, False)):
+        records = Records(tmp_path / f"{first}-{requests}")
+        records.sweep.mkdir()
+        interruption = JobInterruption(records)
+        interruption.defer()
+        for _ in range(requests):
+            records.request_stop()
+        interruption._handle(signal.Signals[first], None)
+        before, left = signal.getsignal(signal.SIGTERM), Mock()
+        with patch("os.kill", left):  # this process, which goes on
+            interruption._handle(signal.SIGTERM, None)
+            assert left.called != same
+            interruption._handle(signal.SIGTERM, None)
+            left.assert_called_with(os.getpid(), signal.SIGTERM)
+        signal.signal(signal.SIGTERM, before)
+        assert interruption.received == signal.Signals[first]

@@ -107,7 +107,7 @@ def _guarded(stream: io.TextIOWrapper) -> io.TextIOWrapper:
     raw.replaced = stream
     unbuffered = isinstance(stream.buffer, io.FileIO)  # python -u
     return io.TextIOWrapper(
-        raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[arg-type]
+        raw if unbuffered else io.BufferedWriter(raw),
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,

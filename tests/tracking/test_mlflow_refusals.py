@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from manual_backprop.checkpoints.checkpoint import CheckpointManager
+from manual_backprop.config.rules import Tags
 from manual_backprop.sync import main as sync
 from manual_backprop.tracking import create_run_directory, open_tracker
 from manual_backprop.tracking.late_delivery import next_in_mlflow
@@ -223,3 +224,37 @@ def test_mlflow_ui_is_named_where_it_shows_something(store: Path, tmp_path: Path
     (tmp_path / "mlruns").rmdir()
     monkeypatch.chdir(tmp_path.parent)
     assert look(uri) == f"mlflow ui --backend-store-uri {uri}"
+
+
+def test_names_of_tags_are_those_that_mlflow_takes() -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.validation import _validate_tag
+
+    for name in (
+        "a",
+        "a b",
+        "a/b",
+        "a.b",
+        ".a",
+        "a..",
+        "é",
+        "_",
+        "x" * 250,
+        "a//b",
+        "/a",
+        "a/",
+        "..",
+        "..a",
+        ".",
+        "./a",
+    ):
+        rule, mlflow = True, True
+        try:
+            Tags().read({name: "1"})
+        except ValueError:
+            rule = False
+        try:
+            _validate_tag(name, "1")
+        except MlflowException:
+            mlflow = False
+        assert rule == mlflow, name

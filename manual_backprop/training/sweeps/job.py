@@ -59,10 +59,10 @@ def run_job_apart(order: JobOrder, record: JobRecord, records: Records, preload:
     in_a_worker = os.getpid() != order.main_process
     if in_a_worker:  # joblib's has a method of its own there, which a job's process would look for
         multiprocessing.set_start_method("forkserver", force=True)
-    with _ignoring_signals() if in_a_worker else nullcontext():
+    with _signals_of_a_worker() if in_a_worker else nullcontext([]) as received:
         process.start()
         there.close()
-        answer = _watch(process, here, records, in_a_worker)
+        answer = _watch(process, here, records, in_a_worker, received)
     run = run_of_job(order.root / "outputs", order.sweep, order.number)
     if run is not None and read_run(run)["status"] == FINISHED:  # a signal came when it was done
         answer = {"status": FINISHED, "exit_code": EXIT_DONE, "error": None}
@@ -85,17 +85,26 @@ def _start_server(preload: Sequence[str]) -> None:
 
 
 @contextmanager
-def _ignoring_signals() -> Iterator[None]:
-    """A worker leaves signals to the sweep's process, and to a cluster that sends them to every process anyway."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+def _signals_of_a_worker() -> Iterator[list[int]]:
+    """A worker leaves signals to the sweep's process, and to a cluster that sends them to every process anyway; but
+    SIGUSR1 and SIGUSR2 may be sent to it alone, to be passed on."""
+    received: list[int] = []
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    passed_on = (signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.signal(number, keep if number in passed_on else signal.SIG_IGN) for number in SIGNALS}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _watch(process: Any, answers: Connection, records: Records, in_a_worker: bool) -> dict[str, Any]:
+def _watch(
+    process: Any, answers: Connection, records: Records, in_a_worker: bool, received: Sequence[int]
+) -> dict[str, Any]:
     """Wait for a job; pass on the signals that come meanwhile. What it said of its end, or how it died."""
     passed_on, parent = 0, os.getppid()
     answer: dict[str, Any] | None = None
@@ -106,7 +115,7 @@ def _watch(process: Any, answers: Connection, records: Records, in_a_worker: boo
                 answer = answers.recv()
         except EOFError:  # the process has ended
             is_there = False
-        asked = records.stop_requests() + (in_a_worker and os.getppid() != parent)
+        asked = max(records.stop_requests(), min(1, len(received))) + (in_a_worker and os.getppid() != parent)
         while passed_on < asked and process.is_alive():
             os.kill(process.pid, signal.SIGTERM)
             passed_on += 1
@@ -127,14 +136,15 @@ def _watch(process: Any, answers: Connection, records: Records, in_a_worker: boo
 
 
 class JobInterruption(Interruption):
-    """A cluster sends its signal to every process: what the sweep passes on of the same one is no second request."""
+    """A cluster sends its signal to every process: the SIGTERM by which the same is passed on is no second request."""
 
     def __init__(self, records: Records) -> None:
         super().__init__()
         self._records, self._same = records, False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and not self._same and self._records.stop_requests() == 1:
+        passed_on = self.received != number or self._records.stop_requests() == 1
+        if self.received is not None and not self._same and passed_on:
             self._same = True
             return
         super()._handle(number, frame)
