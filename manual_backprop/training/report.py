@@ -20,11 +20,11 @@ from ..study.gradient_check.run_check import GRADIENT_CHECK, check_of_run
 from ..tasks import Evaluated
 from ..tasks.samples import SEPARATOR
 from ..tracking import FAILED, Dataset, RunDirectory, SystemMetrics, Tracker, flatten, load_training_log
-from ..tracking.loss_curves import draw_loss_curves
 from ..tracking.progress import ProgressLine
 from ..tracking.provenance import commit_tags, write_provenance
 from .inspection.inspector import BASELINE_NOTE
 from .inspection.pictures import draw_inspection
+from .loss_curves import draw_loss_curves
 from .run_facts import RunFacts
 
 LOSS_CURVES = "loss_curves.png"

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
@@ -59,7 +59,8 @@ def run_job_apart(order: JobOrder, record: JobRecord, records: Records, preload:
     in_a_worker = os.getpid() != order.main_process
     if in_a_worker:  # joblib's has a method of its own there, which a job's process would look for
         multiprocessing.set_start_method("forkserver", force=True)
-    with _signals_of_a_worker() if in_a_worker else nullcontext([]) as received:
+    nothing: AbstractContextManager[list[int]] = nullcontext([])
+    with _signals_of_a_worker() if in_a_worker else nothing as received:
         process.start()
         there.close()
         answer = _watch(process, here, records, in_a_worker, received)

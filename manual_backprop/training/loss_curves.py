@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..common.pictures import new_figure, save_figure, with_grid
-from . import TrainingLog
+from ..tracking import TrainingLog
 
 
 def draw_loss_curves(log: TrainingLog, path: Path, title: str) -> None:
