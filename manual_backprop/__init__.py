@@ -3,11 +3,15 @@
 Importing the package imports nothing heavy; each name below brings in only what it needs.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
-from pathlib import Path
-from typing import Any
+
+from manual_backprop.common.startup.shadowing import refuse_shadows
+
+refuse_shadows()  # before whatever a command imports; so nothing more is imported above
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # Where each public name lives.
 _HOMES = {
@@ -27,26 +31,10 @@ _HOMES = {
     "train_tokenizer_from_files": "data.datasets.tokenizer_training",
 }
 
-__all__ = [
-    "BaselineTransformer",
-    "CheckpointManager",
-    "CustomTransformer",
-    "CustomTransformerConfig",
-    "CustomTransformerWrapper",
-    "Evaluator",
-    "TorchTransformer",
-    "TrainingLogger",
-    "__version__",
-    "analyze_dataset",
-    "load_pretokenized",
-    "load_training_log",
-    "pretokenize_dataset",
-    "train_tokenizer",
-    "train_tokenizer_from_files",
-]
+__all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "__version__":
         value: Any = _version()
     elif name in _HOMES:
@@ -63,6 +51,8 @@ def __dir__() -> list[str]:
 
 def _version() -> str:
     """The version in setup.cfg where the package runs from a checkout, else that of what is installed."""
+    from pathlib import Path
+
     setup = Path(__file__).resolve().parent.parent / "setup.cfg"
     if setup.is_file():
         from configparser import ConfigParser

@@ -1,7 +1,5 @@
 """`python -m manual_backprop` lists the commands of the package; each is a module with a `main`."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -18,6 +16,7 @@ COMMANDS = {
     "bench": "time the implementations against one another, in pairs",
     "rerun": "make a run again, and compare its losses bit by bit",
     "compare": "set runs side by side: what sets them apart, and how far their curves part",
+    "visualize": "overlay runs in the browser: curves, equal compute, tables, samples, attention",
     "sync": "bring to MLflow what runs could not send",
 }
 

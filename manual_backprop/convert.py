@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manual_backprop.common.errors import InputError
+from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.common.output import enduring_output
 from manual_backprop.config.arguments import Parser
 from manual_backprop.config.rules import nearest
@@ -119,6 +120,4 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
 
 if __name__ == "__main__":
-    from manual_backprop.common.exit_codes import exit_code_of
-
     sys.exit(exit_code_of(main))

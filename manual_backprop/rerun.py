@@ -5,15 +5,15 @@ starts, everything is named that is not as it was then: code, packages, data, ma
 changes. What is found different afterwards without any of that is a bug, and the exit code says so.
 """
 
-from __future__ import annotations
-
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from manual_backprop.common.errors import EXIT_DONE, InputError
+from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.common.output import enduring_output
+from manual_backprop.config.arguments import Parser
+from manual_backprop.trained_models.saved_model import names_a_run
 from manual_backprop.training.reproduction import rerun
 
 COMMAND = "python -m manual_backprop.rerun"
@@ -36,26 +36,17 @@ exit code  0  the losses are bitwise the same, or what differs between then and 
 
 @enduring_output()
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        usage=f"{COMMAND} RUN [KEY=VALUE ...]",
-        description=(__doc__ or "").splitlines()[0],
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-    )
+    parser = Parser("rerun", (__doc__ or "").splitlines()[0], HELP)
     parser.add_argument("run", metavar="RUN", help="the run to make again")
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="what to change in its config")
-    parser.add_argument("-h", "--help", action="help", help="show this page")
-    options = parser.parse_args(arguments)
-    if "=" in options.run:
+    options = parser.parse(arguments)
+    if "=" in options.run and not names_a_run(options.run):
         raise InputError(f"{options.run}: the first word names the run: {COMMAND} RUN {options.run}")
     rerun(options.run, options.overrides, Path.cwd())
     return EXIT_DONE
 
 
 if __name__ == "__main__":
-    from manual_backprop.common.exit_codes import exit_code_of
     from manual_backprop.common.interruption import exit_on_signal
 
     exit_on_signal()

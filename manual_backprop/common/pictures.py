@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 from .durable_files import storage_errors, write_atomically
+from .errors import ManualBackpropError, first_line
+from .plain_text import visible
+
+LONGEST_LINE = 160  # [characters] of a text in a picture: more leaves no room for the picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+log = logging.getLogger(__name__)
+_failed: set[str] = set()  # pictures of which a warning has been given
+
+
+def picture(draw: Callable[P, bool | None]) -> Callable[P, bool]:
+    """Marks a function that draws and saves a picture; False, or what it raises, says that there is none.
+
+    It is drawn with matplotlib's own settings, whatever the user's are. What goes wrong costs one warning, and nothing
+    of what is pictured; what a user can read, a disk that is full perhaps, is raised.
+    """
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **named: P.kwargs) -> bool:
+        try:
+            from .startup.agg import matplotlib
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of letters that the font lacks, of settings that are outdated
+                usual = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+                with matplotlib.rc_context(usual):
+                    return draw(*args, **named) is not False
+        except ManualBackpropError:
+            raise
+        except Exception as error:
+            about = (draw.__doc__ or draw.__name__).partition("\n")[0]
+            if about not in _failed:
+                _failed.add(about)
+                log.warning(
+                    "a picture cannot be drawn, and is left out (%s: %s)", type(error).__name__, first_line(error)
+                )
+            return False
+
+    return drawn
 
 
 def new_figure(width: float, height: float, dpi: int = 90) -> Figure:
@@ -30,9 +73,35 @@ def with_grid(axes: Axes, which: str = "both") -> None:
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a PNG, or what else the file's name ends in. Raises StorageError."""
     content = io.BytesIO()
+    _take_text_as_it_is(figure)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that the font of the pictures lacks
         figure.savefig(content, format=path.suffix.removeprefix(".") or "png")
     with storage_errors(f"write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content.getvalue())
+
+
+def _take_text_as_it_is(figure: Figure) -> None:
+    """Names of runs and files are text: a `$` is no formula, and a line has an end. Only numbers on a logarithmic axis
+    are formulas, which matplotlib makes itself."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter
+
+    formulas = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatter):
+                formulas |= {*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)}
+            else:
+                axis.get_ticklabels()  # which makes them, where they would be made when the figure is drawn
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if text not in formulas:
+            text.set_parse_math(False)
+            text.set_text("\n".join(map(_short, text.get_text().split("\n"))))
+
+
+def _short(line: str) -> str:
+    line = visible(line)
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 3]}..."

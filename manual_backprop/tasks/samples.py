@@ -16,7 +16,6 @@ from ..models.language_model import LanguageModel
 
 TEMPERATURE = 0.7
 TOP_K = 50
-SEPARATOR = "\n\n----\n\n"
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ def encode_prompts(prompts: Sequence[str], corpus: Corpus) -> list[list[int]]:
     encoded = []
     for prompt in prompts:
         try:
-            encoded.append(corpus.tokenizer.encode(prompt))
+            encoded.append([*corpus.tokenizer.begin_token_ids, *corpus.tokenizer.encode(prompt)])
         except InputError:
             tokens = corpus.validation[:8].tolist()
             log.warning(

@@ -1,20 +1,15 @@
 """What the tools for data have in common on their command lines: how a dataset is named, and how they end."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from ..common.errors import InputError, Interrupted
 from ..config.arguments import whole
-
-if TYPE_CHECKING:
-    from ..config.schema import DatasetConfig
+from ..config.schema import DatasetConfig
 
 DATASETS = """\
 DATASET is a name in conf/dataset (python_docs, tinystories, wikitext, ...; tools.download_dataset --list shows all),

@@ -1,11 +1,10 @@
 """A dataset of the hub as a folder on this machine, or what there is to download."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..common.columns import columns
 from ..common.errors import InputError
 from ..common.exit_codes import exit_code_of
 from ..common.output import enduring_output
@@ -17,10 +16,11 @@ COMMAND = "python -m manual_backprop.tools.download_dataset"
 DESCRIPTION = """\
 Downloads a dataset of the hub into a folder that dataset=saved reads, on this machine or on one without a network.
 
-NAME is a name in conf/dataset (--list shows them) or OWNER/NAME. Files lie in the cache of the `datasets` library as
-well (HF_HOME), where an interrupted download goes on and a repeated one finds everything. A streamed dataset (fineweb)
-is taken up to its subset_size, or --subset, and goes on at the last ten thousand documents. The folder appears when it
-is complete."""
+NAME is a name in conf/dataset (--list shows them) or OWNER/NAME, which for one of these means the same. How many bytes
+there are to download is said first. Files lie in the cache of the `datasets` library as well (HF_HOME), where an
+interrupted download goes on and a repeated one finds everything. With --subset, and always where the entry says so
+(fineweb), rows are streamed up to that number, and an interrupted stream goes on at the last ten thousand documents.
+The folder appears when it is complete."""
 
 EPILOG = f"""\
 Examples
@@ -44,8 +44,7 @@ def listing() -> list[str]:
             place = dataset.repository + (f", {dataset.config}" if dataset.config else "")
             there = "downloaded" if (DATASETS / name).exists() else ""
             rows.append((name, place, dataset.text_column or "text", about, there))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return columns(rows)
 
 
 @enduring_output()

@@ -30,12 +30,20 @@ from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
 from manual_backprop.checkpoints.checkpoint import CheckpointManager, step_of
 from manual_backprop.common.errors import InputError, ManualBackpropError
+from manual_backprop.common.uris import (
+    file_uri,
+    is_inside,
+    path_of,
+    sqlite_database,
+    sqlite_uri,
+    store_uri,
+)
 from manual_backprop.tracking.metrics_file import METRICS, Entry, read_entries
 from manual_backprop.tracking.mlflow_messages import one_line, refusals, remedies, without_credentials
 from manual_backprop.tracking.mlflow_model import MODEL_NAME, is_servable, parameters_digest, write_model
@@ -49,7 +57,7 @@ from manual_backprop.tracking.run_directory import (
     read_run,
     update_run,
 )
-from manual_backprop.tracking.tracker import TRACKING_FILE, Tracked
+from manual_backprop.tracking.tracker import DIRECTORY_TAG, STORE, TRACKING_FILE, Tracked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,13 +69,13 @@ TAGS_IN_BATCH = 100
 LONGEST_PARAMETER = 6000
 LONGEST_TAG = 5000
 LONGEST_DIGEST = 36
-NEW_STORE = "mlflow.db"  # its name while it is created, in a folder of its own
 MOST_REFUSED = 3  # points of a metric; the rest of it is not sent then
 BUSY = (429, 503, 504)  # answers of a server that will take the same later
 CHANGED_TAG = "changed."
 TRAINING_TAG = "mlflow.data.context"
 RUN_ID_TAG = "manual_backprop.run_id"
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows runs and charts, not chats
+logger = logging.getLogger("manual_backprop.tracking")
 # Measured anew when a step is repeated after a resume; every other metric of a repeated step is the same or news.
 _OF_THE_CLOCK = ("tokens_per_second", "peak_share", "system/")
 
@@ -87,7 +95,8 @@ def prepare_environment() -> None:
 
 def tracking_uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI, or mlflow.db beside the outputs directory `root`: where a bare `mlflow ui` looks."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.absolute().parent / 'mlflow.db'}"
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    return store_uri(given) if given else sqlite_uri(root.absolute().parent / STORE)
 
 
 class DeletedRun(Exception):
@@ -107,6 +116,7 @@ class MlflowDelivery:
         self._run_id = self._experiment = ""
         self.refused: dict[str, str] = {}  # parts that MLflow does not take, while it takes others, and why
         self._artifacts: Path | None = None  # of a local store
+        self._artifacts_stay = False  # in the run's directory: a local store wants them outside of `root`
         self._forget()
 
     def _forget(self) -> None:
@@ -147,19 +157,21 @@ class MlflowDelivery:
         if final or tracked_at != self._tracked_at:
             tracked = Tracked.read(self.directory)
             self._send_parameters(client, tracked.parameters)
-            self._send_tags(client, tracked.tags)
+            self._send_tags(client, {**tracked.tags, DIRECTORY_TAG: str(self.directory)})
             self._send_changes(client, tracked.changes)
             self._tolerating("dataset", self._send_datasets, client, tracked.datasets)
-        self._send_tags(client, parent_and_child_tags(read_run(self.directory), without_credentials(self.uri)))
+        self._send_tags(
+            client, parent_and_child_tags(read_run(self.directory), without_credentials(self.uri), self.root)
+        )
         self._send_metrics(client)
         run = read_run(self.directory)
         if final and run["status"] != RUNNING:  # before what may take long, or may not be taken
             ended = run["status"], _milliseconds(run["ended_at"])
             self._tolerating("status", self._done, client.set_terminated, self._run_id, *ended)
         if final or tracked_at != self._tracked_at:
-            self._send_artifacts(client, tracked.artifacts)
+            self._send_artifacts(client, [] if self._artifacts_stay else tracked.artifacts)
             self._tracked_at = tracked_at
-        artifacts = "artifacts" not in self.refused
+        artifacts = "artifacts" not in self.refused and not self._artifacts_stay
         linked = artifacts and self._tolerating("checkpoints", self._link_checkpoints)
         if final:
             if artifacts and not linked:
@@ -206,7 +218,7 @@ class MlflowDelivery:
             # Also where somebody imported MLflow before us. urllib3 warns of every attempt that it repeats.
             for name in ("mlflow", "alembic", "urllib3.connectionpool"):
                 logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
-            local, database = _sqlite_file(self.uri)
+            local, database = sqlite_database(self.uri)
             if database is not None:
                 database.parent.mkdir(parents=True, exist_ok=True)
             # Processes that create a store together, or bring an older one up to date, crash each other.
@@ -223,7 +235,10 @@ class MlflowDelivery:
             self.working_locally = False
         run = self._find_or_create_run(client, experiment_id, tracked)
         self._run_id, self._experiment = run.info.run_id, run.info.experiment_id
-        self._artifacts = _local_path(run.info.artifact_uri)
+        self._artifacts = path_of(run.info.artifact_uri)
+        self._artifacts_stay = self._artifacts is not None and not is_inside(self._artifacts, self.root)
+        if self._artifacts is not None and self._artifacts_stay:
+            self._tell_where_artifacts_stay(self._artifacts.parents[1], tracked.experiment_name)
         self._parameters = dict(run.data.params)
         self._tags = dict(run.data.tags)
         inputs = run.inputs.dataset_inputs if run.inputs else []
@@ -245,15 +260,13 @@ class MlflowDelivery:
             shutil.rmtree(unfinished, ignore_errors=True)
         if database.exists() and database.stat().st_size:
             return
-        from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         folder = Path(tempfile.mkdtemp(prefix=f"{database.name}.new-", dir=database.parent))
         try:
-            before, mark, query = self.uri.partition("?")  # as it is spelled: MLflow makes folders of that
-            uri = f"{before}{folder.name.removeprefix(database.name)}/{NEW_STORE}{mark}{query}"
-            SqlAlchemyStore(uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
-            (folder / NEW_STORE).replace(database)
+            # The place of its default experiment goes into a line of SQL as it is: a URI has no quotes.
+            SqlAlchemyStore(sqlite_uri(folder / STORE), file_uri(self.root / "artifacts")).engine.dispose()
+            (folder / STORE).replace(database)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -263,7 +276,7 @@ class MlflowDelivery:
         found = self._done(client.get_experiment_by_name, name)
         if found is None:
             # Without a location MLflow would put artifacts under whatever directory is current; a server has its own.
-            location = str(self.root / "artifacts") if local else None
+            location = file_uri(self.root / "artifacts") if local else None
             try:
                 return self._done(client.create_experiment, name, location, MODEL_TRAINING)
             except MlflowException:
@@ -273,6 +286,21 @@ class MlflowDelivery:
         if found.lifecycle_stage != "active":
             self._done(client.restore_experiment, found.experiment_id)
         return found.experiment_id
+
+    def _tell_where_artifacts_stay(self, location: Path, experiment: str) -> None:
+        """MLflow cannot give an experiment another location. Nothing is written outside of `root`, so where the project
+        was moved or copied, or shares a database with another, the location says what helps."""
+        before = location.parent
+        if os.path.lexists(before):
+            remedy = f"runs that are given experiment_name={shlex.quote(f'{experiment}-2')} get a place in {self.root}"
+        else:
+            link = f"mkdir -p {shlex.quote(str(before.parent))} && ln -s {shlex.quote(str(self.root))} "
+            again = f"python -m manual_backprop.sync {shlex.quote(str(self.directory))}"
+            remedy = f"if this project was moved from there: {link}{shlex.quote(str(before))} && {again}"
+        logger.warning(
+            "MLflow wants the artifacts of experiment %s in %s, which is outside of %s. They stay in %s; %s",
+            *(experiment, location, self.root, self.directory, remedy),
+        )
 
     def _find_or_create_run(self, client: MlflowClient, experiment_id: str, tracked: Tracked) -> Run:
         """The run that run.json remembers, or one with our id (killed before it was remembered), or a new one."""
@@ -291,7 +319,7 @@ class MlflowDelivery:
         if run is None or run.info.lifecycle_stage != "active":
             tags = {
                 RUN_ID_TAG: self.directory.name,
-                "run_directory": str(self.directory),
+                DIRECTORY_TAG: str(self.directory),
                 "mlflow.source.name": record["command"][:LONGEST_TAG],
                 "mlflow.source.type": "LOCAL",
             }
@@ -535,7 +563,7 @@ class MlflowDelivery:
             model = self._done(client.create_logged_model, self._experiment, MODEL_NAME, self._run_id, tags)
         if model.status == LoggedModelStatus.READY:
             return
-        local = _local_path(model.artifact_location)
+        local = path_of(model.artifact_location)
         folder = local or self.directory / ".model"
         write_model(folder, checkpoint, self._run_id, model.model_id)
         if local is None:
@@ -563,21 +591,6 @@ def _same_files(one: Path, other: Path) -> bool:
         return names(one) == names(other)
     except FileNotFoundError:
         return False
-
-
-def _sqlite_file(uri: str) -> tuple[bool, Path | None]:
-    """Whether it names a sqlite database, and the file, where that is one that SQLAlchemy tells."""
-    if urlsplit(uri).scheme.partition("+")[0] != "sqlite":
-        return False, None
-    from sqlalchemy import make_url
-
-    file = make_url(uri).database or ":memory:"
-    return True, None if file.startswith((":", "file:")) else Path(file)
-
-
-def _local_path(uri: str) -> Path | None:
-    parts = urlsplit(uri)
-    return Path(unquote(parts.path)) if parts.scheme in {"", "file"} else None
 
 
 def _milliseconds(moment: str) -> int:

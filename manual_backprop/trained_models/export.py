@@ -1,11 +1,12 @@
 """Writing a model down: for `transformers`, or as the checkpoint that an import becomes. Whole or not at all."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from ..checkpoints.checkpoint import CheckpointManager
 from ..common.digests import file_digest
@@ -16,19 +17,16 @@ from ..models.huggingface.layouts import config_json
 from ..models.huggingface.weights import to_theirs
 from .huggingface_directory import CONFIG, RECORD, RECORD_VERSION, WEIGHTS, Imported
 from .model_card import model_card
+from .saved_model import SavedModel
 from .tokenizer_files import write_tokenizer
-
-if TYPE_CHECKING:
-    from .saved_model import SavedModel
 
 
 def export_model(saved: SavedModel, tokenizer: Tokenizer | None, target: Path) -> None:
     """`saved` in the layout of its architecture. Raises InputError, StorageError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     config = saved.model.config
     content = config_json(config, None if tokenizer is None else tokenizer.end_token_id)
+    if tokenizer is not None and tokenizer.begin_token_ids:
+        content["bos_token_id"] = tokenizer.begin_token_ids[0]
     with new_folder(target) as folder:
         _write_json(folder / CONFIG, content)
         generation = {key: content[key] for key in ("bos_token_id", "eos_token_id")} | {"_from_model_config": True}
@@ -54,7 +52,7 @@ def import_model(imported: Imported, tokenizer: Tokenizer | None, origin: str, t
     """A folder with one checkpoint, of step 0, and the tokenizer beside it. Raises InputError, StorageError."""
     state = {"network": asdict(imported.config), "imported_from": origin}
     with new_folder(target) as folder:
-        files = [] if tokenizer is None else [tokenizer.save(folder)]
+        files = [] if tokenizer is None else tokenizer.save(folder)
         CheckpointManager(folder).save(0, {"parameters": imported.parameters}, state, files=files)
     assert tokenizer is None or (target / FILE_NAME).is_file()
 

@@ -1,12 +1,10 @@
 """What a run needs and this machine lacks: a text, a run to go on with, a GPU. Needs no torch."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
 from manual_backprop.common.errors import InputError
-from manual_backprop.common.gpus import compute_capabilities
+from manual_backprop.common.processor import compute_capabilities
 from manual_backprop.config.rules import shown
 from manual_backprop.config.schema import RunConfig
 

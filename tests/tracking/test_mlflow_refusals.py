@@ -38,8 +38,9 @@ def server(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     from werkzeug.serving import make_server
     from werkzeug.wrappers import Request, Response
 
-    (tmp_path / "file").write_text("no folder")
-    root = str(tmp_path / "file" / "artifacts")
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs/file").write_text("no folder")
+    root = str(tmp_path / "outputs/file/artifacts")
     monkeypatch.setattr(
         handlers, "_tracking_store", handlers._tracking_store_registry.get_store(f"sqlite:///{store}", root)
     )

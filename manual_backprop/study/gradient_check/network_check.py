@@ -3,8 +3,6 @@
 Rule 1 of DESIGN.md at two scales: the proof scale, at which every tensor matters to the loss, and the initial one.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -172,7 +170,7 @@ def check_network(config: CustomTransformerConfig, batch: Batch, scale: str = "p
     findings = [Finding(subject, "loss", error_of(loss, want_loss), AUTOGRAD_BAR)]
     errors = errors_of(gradients, want, apart)
     findings += [Finding(subject, f"d {name}", error, AUTOGRAD_BAR) for name, error in errors.items()]
-    findings += _check_zeros(subject, config, batch, gradients)
+    findings += check_zeros(subject, config, batch, gradients)
     findings.append(
         Finding(
             subject,
@@ -192,9 +190,10 @@ def check_network(config: CustomTransformerConfig, batch: Batch, scale: str = "p
     return findings
 
 
-def _check_zeros(
-    subject: str, config: CustomTransformerConfig, batch: Batch, gradients: dict[str, Tensor]
+def check_zeros(
+    subject: str, config: CustomTransformerConfig, batch: Batch, gradients: Mapping[str, Tensor]
 ) -> list[Finding]:
+    """Of every gradient that is zero by structure, its share of the whole gradient."""
     whole = norm_of(gradients.values())
     return [
         Finding(subject, f"d {name} is 0: {reason}", norm_of([gradients[name][rows]]) / (whole or 1), ZERO_BAR)

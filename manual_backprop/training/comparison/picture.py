@@ -3,25 +3,23 @@
 Where the runs differ only in what must not change what is learned, the differences stand below the curves.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from manual_backprop.common.pictures import new_figure, save_figure, with_grid
+from matplotlib.axes import Axes
+
+from manual_backprop.common.pictures import new_figure, picture, save_figure, with_grid
 from manual_backprop.training.comparison.runs import LOSSES, Compared, in_words, should_coincide, spreads
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 MOST_TICKS = 8  # more values than these do not all stand below the axis
 MOST_LINES = 10
 LOGARITHMIC = 8  # from this ratio of the largest to the smallest value on
 
 
+@picture
 def draw_comparison(runs: Sequence[Compared], path: Path, title: str) -> None:
     """Writes a PNG. Losses in nats a token. Raises StorageError."""
     number, coincide = swept_number(runs), should_coincide(runs)

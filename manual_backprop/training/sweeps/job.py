@@ -6,8 +6,6 @@ sweep's `stop` file alone, once for each signal, and it saves a checkpoint as an
 process that watches over it is gone.
 """
 
-from __future__ import annotations
-
 import io
 import multiprocessing
 import os
@@ -31,7 +29,7 @@ from manual_backprop.common.output import OutputFile, endure_output
 from manual_backprop.tracking.run_directory import FAILED, FINISHED, KILLED, RUNNING, read_run
 from manual_backprop.training.sweeps.records import JobRecord, Records, measured, run_of_job
 
-PRELOADED = ["manual_backprop.training.runner", "matplotlib.backends.backend_agg"]
+PRELOADED = ["manual_backprop.training.runner", "manual_backprop.common.startup.agg"]
 INTERVAL = 0.1  # [s] between two looks at the `stop` file
 
 

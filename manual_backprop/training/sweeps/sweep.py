@@ -4,8 +4,6 @@ The conclusion depends on nothing but the records that the jobs have left: it is
 after a launcher broke off as well. Ctrl-C is passed on to the jobs, which save, and starts no more of them.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys
@@ -109,10 +107,11 @@ class SweepJobs:
 
         from manual_backprop.config.composition import plain
         from manual_backprop.training.resume import job_config
-        from manual_backprop.training.value_sources import value_sources
+        from manual_backprop.training.value_sources import as_meant, value_sources
 
-        outputs, overrides, mapping = self.root / "outputs", record.overrides, plain(composed)
         settings: Any = HydraConfig.get()
+        outputs, overrides = self.root / "outputs", record.overrides
+        mapping = as_meant(plain(composed), overrides, settings.runtime)
         launcher = OmegaConf.to_container(settings.launcher, resolve=False)
         assert isinstance(launcher, dict)
         sources = {}
@@ -123,10 +122,12 @@ class SweepJobs:
             divided = None
             if mapping["device"].get("threads") is None:
                 mapping["device"]["threads"] = divided = threads_of_a_job(_texts(launcher), in_all)
-            mapping["run_name"] = job_name(record.number, record.swept) or mapping["run_name"]
+            given, named = mapping["run_name"], job_name(record.number, record.swept)
+            mapping["run_name"] = named or given
             config = job_config(mapping, overrides, outputs)
             sources = dict(value_sources(config, overrides, settings.runtime))
-            sources["run_name"] = "the sweep"
+            if config.run_name != given:
+                sources["run_name"] = "the sweep"
             if divided is not None:
                 sources["device.threads"] = "the sweep, which divides the cores among its jobs"
         at_once = jobs_at_once(_texts(launcher), in_all) > 1
@@ -186,7 +187,9 @@ class Sweep:
                 if self.checked.searches:
                     _silence_optuna()
                 try:
-                    own_folder = str(self.directory.path).replace("\\", "\\\\").replace("'", "\\'")
+                    # as seen from here: what the folders above are called, Hydra would read and resolve
+                    own_folder = os.path.relpath(self.directory.path, self.root)
+                    own_folder = own_folder.replace("\\", "\\\\").replace("'", "\\'")
                     hydra_call([*self.checked.overrides, f"hydra.sweep.dir='{own_folder}'"], jobs.task)
                 except (Exception, SystemExit, KeyboardInterrupt) as error:
                     broken = error
@@ -261,8 +264,8 @@ class Sweep:
         runs = compare_directories([record.run_directory for record in records if record.run_directory is not None])
         if says_more_than_curves(runs):
             picture = self.directory.path / "comparison.png"
-            draw_comparison(runs, picture, title)
-            tracker.log_artifact(picture)
+            if draw_comparison(runs, picture, title):
+                tracker.log_artifact(picture)
         return ["", *difference_lines([run.log for run in runs])] if should_coincide(runs) else []
 
     def _deliver_the_rest(self, records: Sequence[JobRecord]) -> None:
@@ -353,7 +356,8 @@ def start_sweep(checked: Checked, root: Path, hydra_call: HydraCall, config_fold
     outputs = root / "outputs"
     warnings_to_terminal()
     close_dead_runs(outputs)
-    name = checked.jobs[0].config.run_name or "sweep of " + (", ".join(short_keys(checked.swept).values()) or "one job")
+    given = None if "run_name" in checked.swept else checked.jobs[0].config.run_name
+    name = given or "sweep of " + (", ".join(short_keys(checked.swept).values()) or "one job")
     directory = create_run_directory(outputs, name, origin=Origin(), folder=SWEEPS)
     directory.update(given={"overrides": list(checked.overrides), "config_folder": config_folder}, best=None)
     Sweep(directory, checked, root).run(hydra_call)

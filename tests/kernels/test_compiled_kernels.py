@@ -1,0 +1,718 @@
+"""The library of kernels: right in every format, size and number of threads, and what happens without it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from command_tools import ROOT, environment, run_compiling
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from manual_backprop import kernels, ops
+from manual_backprop.common.batch import Batch
+from manual_backprop.config.schema import CustomTransformerConfig
+from manual_backprop.kernels import replay
+from manual_backprop.kernels.cpu import (
+    activations,
+    attention,
+    compiled,
+    gated_feed_forward,
+    library,
+    loss,
+    optimizers,
+    rowwise,
+)
+from manual_backprop.kernels.cpu.compiled import CompiledFunction, compiled_functions
+from manual_backprop.kernels.sizes import SIZES as DEVICES
+from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.models.recorder import Recorder
+from manual_backprop.ops import Visible
+from manual_backprop.ops.numerics import wide
+from manual_backprop.tracking.environment import environment_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FORMATS = {words: {"activation": kinds[0], "parameter": kinds[1]} for kinds, words in compiled.FORMATS.items()}
+FUNCTIONS = {
+    name: function
+    for module in (activations, gated_feed_forward, rowwise, optimizers)
+    for name, function in vars(module).items()
+    if isinstance(function, CompiledFunction)
+}
+SIZES = ((1, 1), (2, 2), (3, 37), (130, 65))  # of the first letter, and of the second
+NUMBER = 0.1  # epsilon: whatever a function takes
+UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """Nothing was loaded or has failed before. The library is the one that this machine has, or gets now."""
+    forget()
+    yield
+    forget()
+
+
+def forget() -> None:
+    compiled._failed.clear()
+    compiled._made.clear()
+    compiled._loaded.clear()
+    for function in FUNCTIONS.values():
+        function.calls.clear()
+
+
+def draw(function: CompiledFunction, sizes: tuple[int, ...], kinds: dict[str, torch.dtype]) -> list[Tensor | float]:
+    """Arguments for it: normal numbers, larger ones among them, and squares where only they make sense."""
+    generator = torch.Generator().manual_seed(sum(sizes))
+    names = dict.fromkeys(letter for argument in function.arguments for _, letter in argument.dimensions)
+    letters = dict(zip(names, sizes[: len(names)], strict=True))
+    arguments: list[Tensor | float] = []
+    for name, argument in zip(inspect.signature(function.function).parameters, function.arguments, strict=True):
+        shape = [factor * letters[letter] for factor, letter in argument.dimensions]
+        if argument.kind in compiled.NUMBERS:
+            arguments.append(NUMBER)
+        else:
+            x = 4 * torch.randn(shape, generator=generator)
+            x = x.square() if name == "second_moment" else x
+            arguments.append(x.to(compiled.FIXED.get(argument.kind) or kinds[argument.kind]))
+    return arguments
+
+
+def results(function: CompiledFunction, arguments: list[Tensor | float], exact: bool = False) -> list[Tensor]:
+    """All its tensors after a call."""
+    copies = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
+    if exact:
+        copies = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in copies]
+    function(*copies)
+    return [x for x in copies if isinstance(x, Tensor)]
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    return float((got.double() - want).norm() / want.double().norm().clamp(min=1e-30))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written(name: str, precision: str) -> None:
+    """In every size and with any number of threads, which give the same bits."""
+    function, kinds = FUNCTIONS[name], FORMATS[precision]
+    for sizes in (*SIZES, (3, 4096), (4097, 48)):
+        arguments = draw(function, sizes, kinds)
+        with compiled_functions(True):
+            got = results(function, arguments)
+            assert function.compiles(*arguments)
+            torch.set_num_threads(2)
+            again = results(function, arguments)
+            torch.set_num_threads(1)
+        assert all(torch.equal(one, other) for one, other in zip(got, again, strict=True))
+        written, exact = results(function, arguments), results(function, arguments, exact=True)
+        for one, other, want in zip(got, written, exact, strict=True):
+            assert error(one, want) <= 2 * error(other, want) + 4 * UNIT.get(one.dtype, 0)
+    assert not compiled._failed
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the libraries, with nothing in it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return library.places()[0]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled is a library that serves nothing: some milliseconds."""
+    command = library._command
+    monkeypatch.setattr(library, "_command", lambda target: _of_nothing(command(target)))
+
+
+def _of_nothing(words: list[str]) -> list[str]:
+    source = Path(words[words.index("-o") + 1]).with_suffix(".cpp")
+    source.write_text('extern "C" void* kernel(const char*) { return nullptr; }')
+    return [words[0], "-shared", "-fPIC", str(source), "-o", words[words.index("-o") + 1]]
+
+
+RELU = """
+import sys, torch
+from manual_backprop.kernels.cpu import activations, compiled
+x = torch.zeros(3, 5), torch.zeros(3, 5), torch.zeros(5)
+with compiled.compiled_functions(True):
+    activations.bias_relu(*x)
+    assert activations.bias_relu.compiles(*x), compiled._failed
+assert not [name for name in sys.modules if name.startswith(("torch._inductor", "torch._dynamo"))]
+"""
+
+
+@pytest.mark.slow
+def test_a_library_is_loaded_without_a_compiler() -> None:
+    """By another process, which finds it."""
+    assert library.find() or library.build()
+    given = environment(CXX="/nowhere/c++")
+    done = subprocess.run([sys.executable, "-c", RELU], env=given, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
+def test_a_damaged_library_is_made_anew(damage: str, cache: Path, quick: None) -> None:
+    library.build()
+    (path,) = cache.glob("*.so")
+    content = path.read_bytes()
+    path.unlink()  # and not written over: this process has it in use
+    path.write_bytes({"cut": content[:-1], "changed": content.replace(b"kernel", b"colonel"), "empty": b""}[damage])
+    assert library.find() is None
+    library.build()
+    assert library.find() is not None
+
+
+@pytest.mark.slow
+def test_of_processes_that_miss_the_library_one_compiles(tmp_path: Path) -> None:
+    """As the first jobs of a sweep do on a new machine. Folders may have blanks in their names."""
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    compiler, calls = folder / "compiler", folder / "calls"
+    compiler.write_text(f'#!/bin/sh\necho >> "{calls}"\nexec {library.compiler()} "$@"\n')
+    compiler.chmod(0o700)
+    given = environment(XDG_CACHE_HOME=str(folder / "cache"), CXX=str(compiler))
+    processes = [subprocess.Popen([sys.executable, "-c", RELU], env=given, cwd=ROOT) for _ in range(3)]
+    assert [process.wait(200) for process in processes] == [0, 0, 0]
+    assert calls.read_text() == "\n"
+
+
+def test_a_compiler_that_fails_is_asked_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not by every run; another compiler is another matter."""
+    for name in ("one", "other"):
+        (tmp_path / name).write_text(
+            f"#!/bin/sh\necho >> {tmp_path}/calls\necho 'vec.h: fatal error: no such file' >&2\nexit 1\n"
+        )
+        (tmp_path / name).chmod(0o700)
+        monkeypatch.setenv("CXX", str(tmp_path / name))
+        with pytest.raises(library.CompilerError, match=r"vec\.h: fatal error: no such file"):
+            library.build()
+        with pytest.raises(library.CompilerError, match=r"found out before; delete .*\.failed to try again"):
+            library.find()
+        with pytest.raises(library.CompilerError, match="found out before"):
+            library.build()
+    assert (tmp_path / "calls").read_text() == 2 * "\n"
+
+
+def test_a_compiler_that_is_killed_is_asked_again(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "compiler").write_text("#!/bin/sh\nkill -9 $$\n")
+    (tmp_path / "compiler").chmod(0o700)
+    monkeypatch.setenv("CXX", str(tmp_path / "compiler"))
+    for _ in range(2):
+        with pytest.raises(library.CompilerError, match="killed by signal 9, perhaps for want of memory"):
+            library.build()
+    assert library.find() is None
+
+
+def test_a_library_that_cannot_be_loaded_says_why(cache: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder that does not allow to execute."""
+
+    def refuse(path: str) -> None:
+        raise OSError(f"{path}: failed to map segment from shared object")
+
+    monkeypatch.setattr(library.ctypes, "CDLL", refuse)
+    with pytest.raises(
+        library.CompilerError, match=r"failed to map segment.*does not allow to execute, set XDG_CACHE_HOME"
+    ):
+        library.build()
+
+
+def test_what_no_kernel_serves_runs_as_it_is_written(cache: Path) -> None:
+    """float64, tensors that are not contiguous or fit only by broadcasting: nothing is asked of a compiler."""
+    x, bias = torch.randn(4, 6), torch.randn(6)
+    for one, other in (
+        (x.double(), bias.double()),
+        (x, bias.bfloat16()),
+        (x[:, ::2], bias[::2]),
+        (x.T, bias[:4]),
+        (x, bias[:1]),
+        (x[:0], bias),
+    ):
+        want, got = torch.empty(one.shape, dtype=one.dtype), torch.empty(one.shape, dtype=one.dtype)
+        activations.bias_relu(want, one, other)
+        with compiled_functions(True):
+            activations.bias_relu(got, one, other)
+        assert torch.equal(got, want)
+    assert not compiled._failed
+    assert not cache.exists()
+
+
+def test_a_library_belongs_to_its_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = library._name()
+    sources = tmp_path / "cpp"
+    sources.mkdir()
+    for path in library.SOURCES.iterdir():
+        (sources / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(library, "SOURCES", sources)
+    library._name.cache_clear()
+    assert library._name() == before
+    (sources / "loss.h").write_text((sources / "loss.h").read_text() + "\n")
+    library._name.cache_clear()
+    assert library._name() != before
+    library._name.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("cxx", "words"),
+    [("g++ -O2", "CXX is 'g++ -O2', which is no program here"), ("", "no C++ compiler was found: install g++")],
+)
+def test_without_a_compiler_the_reason_says_what_was_looked_for(
+    cxx: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", cxx)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(library.CompilerError, match=re.escape(words)):
+        library.build()
+
+
+def test_without_a_folder_the_reason_says_where_to_put_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    monkeypatch.setenv("CXX", sys.executable)  # a program, which is not asked
+    with pytest.raises(library.CompilerError, match=r"kernels, but Not a directory: set XDG_CACHE_HOME .*=never"):
+        library.build()
+
+
+def test_where_nothing_runs_nothing_is_kept(cache: Path, quick: None, tmp_path: Path, monkeypatch: Any) -> None:
+    """As on a mount with noexec. What lies in the other place is found; the reason tells where both are so."""
+    other, before = tmp_path / f"manual_backprop-{os.getuid()}" / "kernels", os.statvfs
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert library.folder() == cache
+    assert library.why_elsewhere() is None
+    noexec = {cache}
+    flags = SimpleNamespace(f_flag=os.ST_NOEXEC)
+    monkeypatch.setattr(os, "statvfs", lambda place: flags if place in noexec else before(place))
+    assert library.why_elsewhere() == (
+        f"compiled kernels are kept in {other}: {cache} is usual, but nothing runs from there (its file system is "
+        "mounted noexec)"
+    )
+    library.build()
+    assert not list(cache.iterdir())
+    assert list(other.glob("*.so"))
+    assert library.find() is not None
+    noexec.add(other)
+    assert library.find() is None
+    with pytest.raises(library.CompilerError, match=r"noexec.*noexec.*set XDG_CACHE_HOME"):
+        library.build()
+
+
+def test_a_full_disk_is_no_compiler_that_refuses(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "compiler").write_text("#!/bin/sh\necho 'fatal error: x.s: No space left on device' >&2\nexit 1\n")
+    (tmp_path / "compiler").chmod(0o700)
+    monkeypatch.setenv("CXX", str(tmp_path / "compiler"))
+    with pytest.raises(library.CompilerError, match="No space left"):
+        library.build()
+    assert library.find() is None
+
+
+@pytest.mark.nightly
+def test_an_environment_in_a_path_with_spaces_compiles(tmp_path: Path) -> None:
+    """So do a cache and a temporary folder."""
+    packages = tmp_path / "my env" / "site packages"
+    packages.parent.mkdir()
+    packages.symlink_to(Path(torch.__file__).parents[1])
+    (tmp_path / "t m p").mkdir()
+    given = environment(XDG_CACHE_HOME=str(tmp_path / "c a"), TMPDIR=str(tmp_path / "t m p"))
+    given["PYTHONPATH"] = os.pathsep.join((str(packages), given["PYTHONPATH"]))
+    script = f"{RELU}assert ' ' in torch.__file__"
+    done = subprocess.run([sys.executable, "-c", script], env=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_network_that_could_not_compile_says_that_it_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bits are those without: a run writes that down."""
+    monkeypatch.setattr(compiled, "build", lambda: (_ for _ in ()).throw(OSError("no room")))
+    monkeypatch.setattr(compiled, "find", lambda: None)
+    config = CustomTransformerConfig(vocab_size=11, d_model=8, n_heads=2, max_seq_len=6, compile="always")
+    network = CustomTransformer(replace(config, kernels="fused"))
+    assert environment_of(network)["compiled"] is True
+    network.predict(torch.tensor([[1, 2, 3]]))
+    assert environment_of(network)["compiled"] is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "precision"),
+    [("gpt2", "fp32"), ("gpt2", "bf16"), ("gpt2", "bf16_mixed"), ("vaswani", "fp32"), ("llama", "fp32")],
+)
+def test_libraries_are_called_in_replayed_steps(
+    architecture: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CustomTransformerConfig(vocab_size=11, d_model=8, n_heads=2, max_seq_len=6, precision=precision)
+    config = replace(config, architecture=architecture, kernels="fused", compile="always")
+    losses, gradients = [], []
+    for largest in (0, 1 << 20):
+        monkeypatch.setitem(DEVICES, "cpu", replace(DEVICES["cpu"], replayed=largest))
+        network = CustomTransformer(config)
+        for number in range(7):
+            tokens = (torch.arange(12).view(2, 6) * (number + 1)) % 11
+            batch = Batch(tokens, tokens.roll(number))
+            losses.append(network.loss_and_gradients(batch, denominator=12, step=number))  # gradients add up
+        gradients.append(network.flat_gradients.buffer)
+        assert network.replay.replays() == (largest > 0)
+    assert torch.equal(torch.stack(losses[:7]), torch.stack(losses[7:]))
+    assert torch.equal(*gradients)
+    (recorded,) = network.arena.recorded_steps.values()
+    assert sum(function is replay._call_at_addresses for function, _, _ in recorded.calls) >= 5
+    assert not compiled._failed
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_step_without_numbers_asks_no_compiler(device: str) -> None:
+    """By which a run's memory is estimated, before anything is there: nothing fails by it either."""
+    with FakeTensorMode(), compiled_functions(True):
+        x, bias = torch.empty(4, 6, device=device), torch.empty(6, device=device)
+        activations.bias_relu(torch.empty_like(x), x, bias)
+        assert rowwise.normalize.compiles(x, x, bias, bias, bias, bias) is False
+    assert not compiled._failed
+
+
+@pytest.mark.slow
+def test_addresses_are_those_of_the_processor_s_memory() -> None:
+    """Also where another device is the usual one."""
+    logits, at_target, counts = torch.randn(4, 6), torch.randn(4), torch.tensor([1.0, 1, 1, 0])
+    loss, total = torch.empty(2, 4)
+    with compiled_functions(True), torch.device("meta"):  # it has memory of its own, and a number
+        rowwise.cross_entropy_of_rows(logits, at_target, loss, total, counts, 0.25)
+    assert loss.isfinite().all()
+    assert not compiled._failed
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize("where", ["as_written", pytest.param("compiled", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_slope_of_gelu_is_that_of_the_reference_far_from_zero_too(where: str, sign: int) -> None:
+    """One exponential serves gate and 1 - gate, which overflows nowhere."""
+    x = sign * torch.tensor([[0.0, 1e-6, 0.3, 2, 5, 9, 30, 1e3, 1e6]])
+    y, dx = torch.empty_like(x), torch.ones_like(x)
+    with compiled_functions(where == "compiled"):
+        activations.bias_gelu_tanh_gradient(y, dx, x, torch.zeros(9))
+    want, cache = ops.gelu_tanh_forward(x.double())
+    torch.testing.assert_close(y.double(), want, rtol=2e-5, atol=1e-37)
+    torch.testing.assert_close(dx.double(), ops.gelu_tanh_backward(torch.ones_like(want), cache), rtol=2e-5, atol=1e-37)
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("where", ["as_written", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_cross_entropy_of_rows(where: str, dtype: torch.dtype) -> None:
+    """A row that does not count may hold anything, large numbers overflow nowhere, and one of -inf is no harm."""
+    z, counts = torch.randn(7, 43).to(dtype), torch.tensor([1, 1, 0, 1, 1, 0, 1], dtype=dtype)
+    z[1] += 1024
+    z[3, 10] = -torch.inf
+    losses, total = wide(z).new_empty(2, 7)
+    target = torch.arange(7)
+    want_loss, cache = ops.cross_entropy_forward(z.double(), target.where(counts > 0, ops.IGNORED), 1)
+    want_gradient = ops.cross_entropy_backward(1.0, cache)
+    z[2, 3], z[5] = torch.nan, torch.inf
+    at_target = z[target, target]
+    with compiled_functions(where == "compiled"):
+        rowwise.cross_entropy_of_rows(z, at_target, losses, total, counts, 0.0)
+    z[target, target] = at_target
+    torch.testing.assert_close(losses.sum().double(), want_loss, rtol=1e-6 if dtype != torch.float64 else 1e-12, atol=0)
+    rounding = 2 * UNIT.get(dtype, 1e-12) + (2e-6 if dtype != torch.float64 else 0)
+    got_gradient = z.double() / total.double().where(counts > 0, 1)[:, None]
+    torch.testing.assert_close(
+        got_gradient, want_gradient, rtol=rounding, atol=1e-7 if dtype != torch.float64 else 1e-16
+    )
+    assert not any(x[counts == 0].any() for x in (z, losses, total))
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("where", ["as_written", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_smoothed_target(where: str, dtype: torch.dtype) -> None:
+    """A part of its probability belongs to all columns."""
+    z, target, counts = torch.randn(7, 43).to(dtype), torch.arange(7), torch.ones(7, dtype=dtype)
+    losses, total = torch.empty(2, 7)
+    want, cache = ops.cross_entropy_forward(z.double(), target, 1, 0.2)
+    want_gradient = ops.cross_entropy_backward(1.0, cache)
+    at_target = z[target, target]
+    with compiled_functions(where == "compiled"):
+        rowwise.cross_entropy_of_rows(z, at_target, losses, total, counts, 0.2)
+    torch.testing.assert_close(losses.sum().double(), want, rtol=1e-6, atol=0)
+    got = at_target.double() / total
+    torch.testing.assert_close(got, want_gradient[target, target], rtol=4 * UNIT[dtype] + 2e-6, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adamw_step", "sgd_step"])
+def test_a_step_that_is_not_finite_changes_nothing(name: str) -> None:
+    function = FUNCTIONS[name]
+    tensors = [x for x in draw(function, (37,), FORMATS["fp32"]) if isinstance(x, Tensor)]
+    before = [x.clone() for x in tensors]
+    numbers = [0.0] + [NUMBER] * (len(function.arguments) - len(tensors) - 1)  # the first says whether it is finite
+    with compiled_functions(True):
+        function(*tensors, *numbers)
+    assert all(torch.equal(x, y) for x, y in zip(tensors, before, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.gradients
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_columns_that_fill_a_line_change_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, targets = torch.randn(300, 24).to(dtype), torch.randn(1030, 24).to(dtype), torch.randint(1030, (300,))
+    targets[7] = ops.IGNORED
+    of_float64 = loss.linear_cross_entropy(x.double(), weight.double(), targets, None, 0.0, dw := torch.zeros(1030, 24))
+    errors = []
+    for large in (1024, 2048):
+        monkeypatch.setitem(DEVICES, "cpu", replace(DEVICES["cpu"], large_vocabulary=large))
+        dweight = torch.zeros_like(weight)
+        with compiled_functions(True):
+            got = *loss.linear_cross_entropy(x.clone(), weight, targets, None, 0.0, dweight), dweight
+        errors.append([error(one, want) for one, want in zip(got, (*of_float64, dw), strict=True)])
+    assert all(one <= 1.1 * other + UNIT[torch.float32] for one, other in zip(*errors, strict=True)), errors
+    assert not compiled._failed
+    assert not compiled._failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_a_chunk_of_logits_takes_no_memory_of_its_size(label_smoothing: float) -> None:
+    """Where formats meet, or indices, PyTorch may copy all of it to a wider one."""
+    logits, target = torch.randn(64, 4096).bfloat16(), torch.arange(64)
+    counts, share = target >= 0, torch.tensor(1 / 64)
+    size = logits.nbytes
+    with compiled_functions(True):
+        loss._loss_and_gradient_(logits.clone(), target, counts, share, label_smoothing)  # loads it
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            loss._loss_and_gradient_(logits, target, counts, share, label_smoothing)
+    taken = [event.cpu_memory_usage for event in profile.events()]
+    assert 0 < max(taken) < size / 4
+
+
+@pytest.mark.gradients
+def test_layer_norm_over_rows_is_that_of_the_reference() -> None:
+    x, branch, dy, dtotal = torch.randn(4, 7, 11, dtype=torch.float64)
+    weight, bias = torch.randn(2, 11, dtype=torch.float64)
+    (want_total, want), cache = ops.residual_layer_norm_forward(x, branch, weight, bias)
+    y, mean, rstd = torch.empty_like(x), torch.empty(7, dtype=x.dtype), torch.empty(7, dtype=x.dtype)
+    rowwise.add_and_normalize(y, branch, mean, rstd, x, weight, bias, ops.normalization.EPSILON)
+    torch.testing.assert_close(branch, want_total)
+    torch.testing.assert_close(y, want)
+    sums_of_rows = mean.clone(), rstd.clone()
+    rowwise.normalize(y.zero_(), branch, mean, rstd, weight, bias)
+    torch.testing.assert_close(y, want)
+    rowwise.normalize_rows(y.zero_(), mean.zero_(), rstd.zero_(), branch, weight, bias, ops.normalization.EPSILON)
+    torch.testing.assert_close(y, want)
+    torch.testing.assert_close((mean, rstd), sums_of_rows)
+    want_sums, sums = torch.ones(2, 2, 11, dtype=x.dtype)
+    want_gradient = ops.residual_layer_norm_backward(dtotal, dy, cache, *want_sums)
+    rowwise.add_normalization_weights_gradient(*sums, dy, branch, mean, rstd)
+    rowwise.add_normalization_gradient(dtotal, dy, branch, mean, rstd, weight)
+    torch.testing.assert_close(dtotal, want_gradient)
+    torch.testing.assert_close(sums, want_sums)
+
+
+# Attention
+
+MASKS = ("causal", "all", "lengths", "causal, lengths", "segments")
+
+
+def visible_of(mask: str, B: int, T: int, S: int) -> Visible:
+    lengths = torch.arange(B) * S // max(1, B - 1) if "lengths" in mask else None  # from none of the keys to all
+    segments = [(torch.arange(n)[None] * 3 // n + torch.arange(B)[:, None]) ** 2 for n in (T, S)]
+    return Visible("causal" in mask, lengths, *(segments if mask == "segments" else (None, None)))
+
+
+def attention_of(
+    qkv: tuple[Tensor, ...], dcontext: Tensor, visible: Visible, dropout: ops.Dropout | None
+) -> list[Tensor]:
+    """context and the gradients of query, key and value."""
+    context, cache = kernels.attention_forward(*qkv, visible, dropout)
+    return [context.clone(), *kernels.attention_backward(dcontext, cache)]
+
+
+@pytest.mark.slow
+@pytest.mark.gradients
+@pytest.mark.parametrize("dtype", UNIT)
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(
+    ("B", "T", "S", "H", "G", "K"),
+    [
+        (2, 1, 1, 1, 1, 2),
+        (3, 37, 37, 4, 2, 10),
+        (2, 17, 70, 2, 2, 64),
+        (2, 130, 33, 3, 1, 16),
+        (1, 1030, 1030, 1, 1, 8),
+    ],
+)
+def test_attention(B, T, S, H, G, K, mask: str, probability: float, dtype: torch.dtype) -> None:
+    """As near to float64 as the reference, and the same bits in place and for every number of threads."""
+    heads = torch.randn(B, max(T, S), H + 2 * G, K).to(dtype)  # side by side, as one product makes them
+    query, key, value = heads[:, :T, :H], heads[:, :S, H : H + G], heads[:, :S, H + G :]
+    dcontext, visible = torch.randn(B, T, H, K).to(dtype), visible_of(mask, B, T, S)
+    dropout = ops.Dropout(probability, ops.random_key(1, 2, "here"), (H, 2048), (3, 0, 5)) if probability else None
+
+    def reference(change: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        q, *both = (change(x) for x in (query, key, value))
+        repeated = [x.repeat_interleave(H // G, dim=2) for x in both]
+        context, cache = ops.attention_forward(q, *repeated, visible, dropout)
+        dquery, *dboth = ops.attention_backward(change(dcontext), cache)
+        return [context, dquery, *(x.unflatten(2, (G, -1)).sum(3) for x in dboth)]
+
+    exact, rounded = reference(Tensor.double), reference(lambda x: x)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        with kernels.fast(True, query.device):
+            found.append(attention_of((query, key, value), dcontext, visible, dropout))
+    arena = kernels.Arena(poisoned=True)
+    for _ in range(2):
+        with kernels.step(arena, True, query.device):
+            found.append(
+                [
+                    x.clone()
+                    for x in attention_of((query.clone(), key.clone(), value.clone()), dcontext, visible, dropout)
+                ]
+            )
+    torch.set_num_threads(1)
+    assert all(torch.equal(x, y) for one in found[1:] for x, y in zip(found[0], one, strict=True))
+    for got, want, other in zip(found[0], exact, rounded, strict=True):
+        assert error(got, want) <= 2 * error(other, want) + 4 * UNIT[dtype]
+        assert torch.equal(got == 0, got.double() == 0)
+        assert not got[(want == 0).all(-1)].any()  # exactly 0 where nothing is visible
+    assert not compiled._failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", UNIT)
+def test_what_attention_does_not_see_may_hold_anything(dtype: torch.dtype) -> None:
+    query, key, value, dcontext = torch.randn(4, 2, 9, 3, 8).to(dtype)
+    visible = Visible(False, torch.tensor([0, 4]))
+    with kernels.fast(True, query.device):
+        want = attention_of((query, key, value), dcontext, visible, None)
+        for x in (key, value):
+            x[0], x[1, 4:] = torch.nan, torch.nan
+        got = attention_of((query, key, value), dcontext, visible, None)
+    assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+    assert not any(x[0].any() for x in got)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", UNIT)
+@pytest.mark.parametrize("which", range(4))
+def test_attention_hides_no_number_that_is_not_finite(which: int, dtype: torch.dtype) -> None:
+    tensors = torch.randn(4, 1, 70, 1, 16).to(dtype)
+    tensors[which, 0, 3] = torch.nan
+    with kernels.fast(True, torch.device("cpu")):
+        found = attention_of(tuple(tensors[:3]), tensors[3], Visible(), None)
+    assert not all(x.isfinite().all() for x in found[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", attention.RECORDED)
+def test_who_records_scores_sees_them(name: str) -> None:
+    config = CustomTransformerConfig(vocab_size=11, d_model=8, n_heads=2, max_seq_len=6, n_blocks=1)
+    network = CustomTransformer(replace(config, kernels="fused", compile="always"))
+    tokens = torch.arange(6)[None]
+    network.recorder = Recorder(f"*.{name}")
+    network.loss_and_gradients(Batch(tokens, tokens), denominator=6, step=1)
+    assert [x.shape for x in network.recorder.tensors.values()] == [(1, 2, 6, 6)]
+    assert not compiled._failed
+
+
+# Networks
+
+STEPS = """
+import sys, torch
+from dataclasses import replace
+from manual_backprop.study.gradient_check import ENOUGH_TO_ROUND, check_network_precision, draw_batch
+from manual_backprop.study.gradient_check.measure import differing
+from manual_backprop.study.gradient_check.network_check import networks, step_of
+
+from manual_backprop.kernels.sizes import SIZES
+
+# everything is recomputed that is in a large network
+SIZES["cpu"] = replace(SIZES["cpu"], small=0, small_beside_weights=0)
+torch.set_num_threads(1)
+findings = []
+for architecture, precision in (("gpt2", "bf16"), ("gpt2", "bf16_mixed"), ("vaswani", "fp32"), ("llama", "bf16_mixed")):
+    config = replace(
+        ENOUGH_TO_ROUND, architecture=architecture, precision=precision, kernels="fused", compile="always"
+    )
+    batch = draw_batch(config, 2, 7)
+    compiled, _ = networks(config, "proof")
+    _, want = step_of(compiled, batch)
+    recomputing, _ = networks(replace(config, recompute="block"), "proof")
+    assert differing(step_of(recomputing, batch)[1], want) == 0
+    if sys.argv[1] == "there":
+        findings += check_network_precision(config, "proof")
+    else:
+        uncompiled, _ = networks(replace(config, compile="never"), "proof")
+        assert differing(step_of(uncompiled, batch)[1], want) == 0
+print(*(f"{f.subject} | {f.quantity}: {f.error}" for f in findings if not f.ok), sep="\\n")
+print(len(findings), "findings")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["there", "missing"])
+def test_networks_with_compiled_kernels_stay_under_the_same_bars(compiler: str, tmp_path: Path) -> None:
+    """Where compiling fails, one line says so, and the bits are those without. A block that runs twice has the same."""
+    output, said = run_compiling(STEPS, compiler, tmp_path if compiler == "missing" else None, compiler)
+    *over, last = output.splitlines()
+    assert not [line for line in over if line], "\n".join(over)
+    assert len(said) == (compiler == "missing"), said
+    assert (int(last.split()[0]) > 50) == (compiler == "there")
+
+
+# The C++ itself
+
+EVERYTHING = """
+import sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests", sys.argv[1] + "/tests/kernels"]
+import torch
+import test_compiled_kernels as tests
+from manual_backprop.kernels.cpu import library
+command = library._command
+sanitized = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+library._command = lambda target: [*command(target), *sanitized]
+for precision in tests.FORMATS:
+    for name in tests.FUNCTIONS:
+        tests.test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written(name, precision)
+for sizes in ((2, 1, 1, 1, 1, 2), (3, 37, 37, 4, 2, 10), (2, 17, 70, 2, 2, 64), (2, 130, 33, 3, 1, 16)):
+    for mask in tests.MASKS:
+        for dropped in (0.0, 0.3):
+            for dtype in tests.UNIT:
+                tests.test_attention(*sizes, mask, dropped, dtype)
+print("nothing was found")
+"""
+
+
+@pytest.mark.nightly
+def test_sanitizers_find_nothing(tmp_path: Path) -> None:
+    """Every kernel, instrumented: no number beside a tensor is read or written, and nothing undefined is done."""
+    found = [
+        subprocess.check_output([str(library.compiler()), f"-print-file-name=lib{name}.so"], text=True).strip()
+        for name in ("asan", "ubsan")
+    ]
+    given = environment(
+        XDG_CACHE_HOME=str(tmp_path), LD_PRELOAD=" ".join(found), ASAN_OPTIONS="detect_leaks=0", PYTHONMALLOC="malloc"
+    )
+    words = [sys.executable, "-c", EVERYTHING, str(ROOT)]
+    done = subprocess.run(words, env=given, capture_output=True, text=True, timeout=1200, cwd=tmp_path)
+    assert done.stdout == "nothing was found\n", done.stderr[-3000:]
+    (made,) = tmp_path.rglob("*.so")
+    assert b"__asan" in made.read_bytes()
+
+
+@pytest.mark.nightly
+def test_mutants_of_the_kernels_are_noticed() -> None:
+    done = subprocess.run(
+        [sys.executable, "tests/mutate_kernels.py"], env=environment(), text=True, cwd=ROOT, stdout=-1
+    )
+    assert done.returncode == 0, done.stdout
