@@ -11,7 +11,7 @@ from pathlib import Path
 
 from manual_backprop.common.errors import InputError
 from manual_backprop.common.exit_codes import exit_code_of
-from manual_backprop.common.output import endure_output
+from manual_backprop.common.startup.output import endure_output
 from manual_backprop.config.arguments import Parser
 from manual_backprop.tracking import close_dead_runs, load_training_log
 from manual_backprop.training.comparison.runs import ALIKE, compare, difference_lines, table_lines

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from manual_backprop.common.errors import InputError
 from manual_backprop.common.exit_codes import exit_code_of
-from manual_backprop.common.output import enduring_output
+from manual_backprop.common.startup.output import enduring_output
 from manual_backprop.config.arguments import Parser
 from manual_backprop.config.rules import nearest
 from manual_backprop.trained_models.saved_model import RUN_HELP

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from manual_backprop.common.errors import EXIT_DONE, InputError
 from manual_backprop.common.exit_codes import exit_code_of
-from manual_backprop.common.output import enduring_output
+from manual_backprop.common.startup.output import enduring_output
 from manual_backprop.config.arguments import Parser
 from manual_backprop.trained_models.saved_model import names_a_run
 from manual_backprop.training.reproduction import rerun

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, ManualBackpropError
 from manual_backprop.common.exit_codes import exit_code_of
-from manual_backprop.common.output import enduring_output
+from manual_backprop.common.startup.output import enduring_output
 from manual_backprop.config.arguments import Parser
 
 COMMAND = "python -m manual_backprop.sync"

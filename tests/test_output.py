@@ -14,7 +14,7 @@ from run_tools import newest, train
 
 from manual_backprop.common.errors import InputError
 from manual_backprop.common.exit_codes import exit_code_of
-from manual_backprop.common.output import enduring_output
+from manual_backprop.common.startup.output import enduring_output
 from manual_backprop.tracking.run_directory import read_run
 from manual_backprop.training.sweeps.job import JobInterruption, PrefixedLines
 from manual_backprop.training.sweeps.records import Records

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from ..common.errors import CheckFailedError, InputError
-from ..common.output import endure_output
+from ..common.startup.output import endure_output
 
 SHUTDOWN_TIMEOUT = 10.0  # [s] for a measuring process to end by itself
 

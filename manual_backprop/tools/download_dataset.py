@@ -7,7 +7,7 @@ from pathlib import Path
 from ..common.columns import columns
 from ..common.errors import InputError
 from ..common.exit_codes import exit_code_of
-from ..common.output import enduring_output
+from ..common.startup.output import enduring_output
 from ..config.arguments import Parser
 from .dataset_arguments import add_dataset_options, add_subset, dataset_of, errors_name_options, interruptible, pasted
 

@@ -13,7 +13,7 @@ import manual_backprop
 
 from ..common.errors import InputError
 from ..common.exit_codes import exit_code_of
-from ..common.output import enduring_output
+from ..common.startup.output import enduring_output
 from ..config.arguments import Parser, sub_command, whole
 from .dataset_arguments import (
     DATASETS,

@@ -28,7 +28,7 @@ from ..common.durable_files import storage_errors
 from ..common.errors import InputError, Interrupted, NotFiniteError, StorageError, memory_errors
 from ..common.interruption import Interruption
 from ..common.origin import Origin
-from ..common.output import enduring_output
+from ..common.startup.output import enduring_output
 from ..config.schema import RunConfig
 from ..config.written_config import default_run_name, write_config
 from ..models.optimization import build_optimizer

@@ -25,7 +25,7 @@ from typing import Any
 
 from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, Interrupted, ManualBackpropError
 from manual_backprop.common.interruption import SIGNALS, Interruption
-from manual_backprop.common.output import OutputFile, endure_output
+from manual_backprop.common.startup.output import OutputFile, endure_output
 from manual_backprop.tracking.run_directory import FAILED, FINISHED, KILLED, RUNNING, read_run
 from manual_backprop.training.sweeps.records import JobRecord, Records, measured, run_of_job
 

@@ -21,7 +21,7 @@ from manual_backprop.common.durable_files import storage_errors
 from manual_backprop.common.errors import CheckFailedError, InputError, ManualBackpropError
 from manual_backprop.common.interruption import Interruption
 from manual_backprop.common.origin import Origin
-from manual_backprop.common.output import enduring_output
+from manual_backprop.common.startup.output import enduring_output
 from manual_backprop.tracking import (
     FAILED,
     FINISHED,
