@@ -5,6 +5,7 @@ with the rule in words ("must be ..."). Nothing here knows a key; `schema.py` sa
 """
 
 import math
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,6 +13,7 @@ from typing import Any
 
 from ..common.plain_text import visible
 
+LONGEST_TAG_NAME = 250  # MLflow's limit
 # What other libraries and papers call the things of this one.
 SYNONYMS = {
     "accumulate_grad_batches": "gradient_accumulation_steps",
@@ -366,9 +368,20 @@ class Tags:
         for name, text in value.items():
             if not isinstance(name, str) or not name or not all(c.isalnum() or c in "_-./ " for c in name):
                 raise ValueError(f"tag names have letters, digits and _ - . / only; {shown(name)} has others")
+            if posixpath.normpath(name) != name or name.startswith(("..", "/")) or name == ".":  # as MLflow has it
+                raise ValueError(
+                    f"MLflow takes no tag name with // or with a / at an end, with . or .. as a part, or with .. at "
+                    f"its beginning, as {shown(name)}"
+                )
+            if len(name) > LONGEST_TAG_NAME:
+                raise ValueError(
+                    f"tag names have {LONGEST_TAG_NAME} characters at most; {name[:20]}... has {len(name)}"
+                )
             if isinstance(text, list | tuple | Mapping) or text is None or text == "":
                 raise ValueError(f"the tag {name} must have a text or a number as its value")
             tags[name] = text if isinstance(text, str) else shown(text)
+            if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in tags[name]):
+                raise ValueError(f"the value of the tag {name} has a character that no text has")
         return tags
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..common.columns import columns
 from ..common.errors import InputError
 from ..common.exit_codes import exit_code_of
+from ..common.startup.output import enduring_output
 from ..config.arguments import Parser
 from .dataset_arguments import add_dataset_options, add_subset, dataset_of, errors_name_options, interruptible, pasted
 
@@ -46,6 +47,7 @@ def listing() -> list[str]:
     return columns(rows)
 
 
+@enduring_output()
 def main(arguments: Sequence[str] | None = None) -> None:
     import logging
 

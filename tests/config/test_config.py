@@ -169,6 +169,12 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"run_name": 1.5}, "run_name=1.5", "quotes"),
     ({"experiment_name": None}, "experiment_name=null", "given"),
     ({"tags": {"a@b": 1}}, "tags={a@b:1}", "letters"),
+    *(
+        ({"tags": {name: 1}}, "tags={" + name, "MLflow takes no tag name")
+        for name in ("data//v2", "/abs", "..", "../up", "a/", "a/../b", "./a", ".", "..a", "a/.")
+    ),
+    ({"tags": {"k" * 251: 1}}, "tags={k", "250 characters at most"),
+    ({"tags": {"a": "half \ud83d"}}, "tags={a:", "a character that no text has"),
     ({"tags": 3}, "tags=3", "tags.note=first"),
     ({"plan": "yes"}, "plan=yes", "true or false"),
     ({"model": None}, "model", "missing"),
