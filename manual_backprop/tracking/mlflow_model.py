@@ -29,6 +29,7 @@ MODEL_NAME = "model"  # runs:/RUN_ID/model
 LOADER = "manual_backprop.served_model"  # in every MLmodel that was written: it is importable, wherever this file lies
 PARAMETERS = "parameters.safetensors"
 TOKENIZER = "tokenizer.json"
+SETTINGS = "tokenizer_config.json"  # of a tokenizer that has it
 IMPORTED = ("mlflow", "torch", "safetensors", "tokenizers", "numpy")  # by what loads and serves it
 SAMPLING = {"max_length": ("long", 100), "temperature": ("double", 0.7), "top_k": ("long", 50), "seed": ("long", 0)}
 
@@ -56,7 +57,7 @@ class ServedModel:
         import torch
 
         end = self.tokenizer.end_token_id
-        tokens = self.tokenizer.encode(text) or ([] if end is None else [end])
+        tokens = [*self.tokenizer.begin_token_ids, *self.tokenizer.encode(text)] or ([] if end is None else [end])
         if not tokens:
             raise InputError("an empty text cannot be continued: this tokenizer has no token that a document begins at")
         continued = self.model.generate(
@@ -67,7 +68,7 @@ class ServedModel:
             eos_token_id=end,
             seed=int(chosen["seed"]),
         )
-        return self.tokenizer.decode(continued[0, len(tokens) :].tolist())
+        return self.tokenizer.decode(continued[0].tolist()).removeprefix(self.tokenizer.decode(tokens))
 
 
 def _load_pyfunc(path: str) -> ServedModel:
@@ -111,7 +112,8 @@ def write_model(folder: Path, checkpoint: Path, run_id: str, model_id: str) -> N
         inside = folder / checkpoint.name
         inside.mkdir(parents=True)
         manifest = _manifest(checkpoint)
-        manifest["files"] = {name: manifest["files"][name] for name in (PARAMETERS, STATE, TOKENIZER)}
+        there = manifest["files"]
+        manifest["files"] = {name: there[name] for name in (PARAMETERS, STATE, TOKENIZER, SETTINGS) if name in there}
         for name in manifest["files"]:
             _link_or_copy(checkpoint / name, inside / name)
         # Byte for byte what a checkpoint's manifest looks like: loading compares it.

@@ -6,7 +6,8 @@ import logging
 import os
 import platform
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -14,15 +15,16 @@ from ..common.allocator import below_the_peak, give_back_freed_memory
 from ..common.durable_files import storage_errors
 from ..common.errors import StorageError
 from ..common.origin import SEPARATOR, SOURCES
+from ..common.plain_text import visible
 from ..models.flops import flops_per_token, matrix_product_rate
 from ..study.gradient_check.run_check import GRADIENT_CHECK, check_of_run
 from ..tasks import Evaluated
 from ..tracking import FAILED, Dataset, RunDirectory, SystemMetrics, Tracker, flatten, load_training_log
-from ..tracking.loss_curves import draw_loss_curves
 from ..tracking.progress import ProgressLine
 from ..tracking.provenance import commit_tags, write_provenance
 from .inspection.inspector import BASELINE_NOTE
 from .inspection.pictures import draw_inspection
+from .loss_curves import draw_loss_curves
 from .run_facts import RunFacts
 
 LOSS_CURVES = "loss_curves.png"
@@ -44,6 +46,7 @@ class RunReport:
         self.progress = ProgressLine(facts.first_step, facts.max_steps)
         self.system = SystemMetrics(gpu=network.device.type == "cuda")
         self.flops_per_token = flops_per_token(network.config, facts.config.model.max_seq_len)
+        self._untold: list[Callable[[], None]] = []  # what is logged, and to be printed
         self.reported = facts.first_step, order.tokens_before(facts.first_step)  # steps, and tokens in them
 
     def start(self) -> None:
@@ -85,7 +88,8 @@ class RunReport:
     def step(
         self, loss: float, learning_rate: float, gradient_norm: float, seconds_per_step: float, nonfinite_steps: int
     ) -> None:
-        """Of the last step; seconds are the mean since the last one that was reported, and nonfinite_steps all."""
+        """Of the last step; seconds are the mean since the last one that was reported, and nonfinite_steps all.
+        Logged now, printed by `tell`."""
         step = self.facts.model.step
         tokens_seen = self.facts.order.tokens_before(step)
         tokens_per_step = (tokens_seen - self.reported[1]) / (step - self.reported[0])
@@ -105,12 +109,19 @@ class RunReport:
                 **self.system.sample(),
             },
         )
-        self.progress.update(step, loss, learning_rate, gradient_norm, tokens_per_second)
+        shown = step, loss, learning_rate, gradient_norm, tokens_per_second
+        self._untold.append(partial(self.progress.update, *shown))
 
     def evaluation(self, evaluated: Evaluated) -> None:
         step = self.facts.model.step
         self.tracker.log(step, evaluated.metrics)
-        self._say(f"step {step}: {evaluated.sentence}")
+        self._untold.append(partial(self._say, f"step {step}: {evaluated.sentence}"))
+
+    def tell(self) -> None:
+        """Print the steps and evaluations since the last call: a terminal that waits holds no checkpoint back."""
+        untold, self._untold = self._untold, []
+        for say in untold:
+            say()
 
     def samples(self, texts: Sequence[str]) -> None:
         """The samples of this step, and the curves so far."""
@@ -123,7 +134,7 @@ class RunReport:
         if draw_loss_curves(load_training_log(self.directory.path), curves, title):
             self.tracker.log_artifact(curves)
         for text in texts[:1]:
-            self._say("  " + " ".join(text.split())[:110])
+            self._say("  " + visible(" ".join(text.split()))[:110])
 
     def gradient_check(self) -> None:
         """At the end of a run: are the gradients of a network like its own right? Nothing of the run changes, and its
@@ -169,6 +180,7 @@ class RunReport:
             log.warning("%s cannot be written.", path)
 
     def end(self, status: str) -> None:
+        self.tell()
         self.progress.close()
         try:
             self.inspection(whole=status != FAILED)

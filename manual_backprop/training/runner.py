@@ -28,6 +28,7 @@ from ..common.durable_files import storage_errors
 from ..common.errors import InputError, Interrupted, NotFiniteError, StorageError, memory_errors
 from ..common.interruption import Interruption
 from ..common.origin import Origin
+from ..common.startup.output import enduring_output
 from ..config.schema import RunConfig
 from ..config.written_config import default_run_name, write_config
 from ..models.optimization import build_optimizer
@@ -59,14 +60,16 @@ from .summary_page import print_summary
 log = logging.getLogger(__name__)
 
 
-def run_job(config: RunConfig, root: Path, origin: Origin | None = None) -> float:
+def run_job(
+    config: RunConfig, root: Path, origin: Origin | None = None, interruption: Interruption | None = None
+) -> float:
     """One run in the folder `root`: `root/outputs` and `root/mlflow.db`. Returns what it has reached, as `run` does.
 
     Raises ManualBackpropError of the kind that fits; the run's status is written before it gets here.
     """
     origin = origin or Origin()
     warnings_to_terminal()
-    with Interruption() as interruption:
+    with interruption or Interruption() as interruption:
         outputs = root / "outputs"
         close_dead_runs(outputs)
         resumed = None if config.resume is None else open_resumed(config, outputs)
@@ -154,6 +157,7 @@ class Runner:
 
     # The loop
 
+    @enduring_output()
     def run(self) -> float:
         """Train to the end, or to an exception; the run's status says which. Returns the final validation loss, or
         what other metric of the task chooses the best checkpoint.
@@ -223,13 +227,17 @@ class Runner:
             if logs:
                 self._report_step(report, loss, rate, norm, seconds / steps)
                 seconds, steps = 0.0, 0
-            if self._is_due(training.eval_every):
+            evaluates = self._is_due(training.eval_every)
+            if evaluates:
                 self._evaluate(report)
             if saves:
                 self._save(directory, tracker)
-        if self.evaluated is None:  # it was killed behind its last save: logged is everything, and only this forgotten
+            report.tell()
+            if evaluates:
+                self._predict(report)
+        if self.evaluated is None:  # it was killed after its last save: all is logged, and only this forgotten
             self._measure()
-            self.predictions = self.task.predictions(self.model)
+            self._predict(report)
 
     def _report_step(self, report: RunReport, loss: Tensor, rate: float, norm: Tensor, seconds: float) -> None:
         report.step(loss.item(), rate, norm.item(), seconds, int(self.optimizer.nonfinite_steps))
@@ -328,7 +336,7 @@ class Runner:
         return asdict(network.config) | built
 
     def _evaluate(self, report: RunReport) -> None:
-        """Metrics on the validation split, and predictions."""
+        """Metrics on the validation split."""
         evaluated = self._measure()
         report.evaluation(evaluated)
         name, value = self.task.best_metric, evaluated.metrics[self.task.best_metric]
@@ -337,6 +345,8 @@ class Runner:
                 f"The {name.replace('/', ' ')} after step {self.step} is {value}: the parameters have diverged. Try a "
                 "smaller optimizer.learning_rate or a longer schedule.warmup_ratio."
             )
+
+    def _predict(self, report: RunReport) -> None:
         self.predictions = self.task.predictions(self.model)
         self._tolerating_storage_errors(lambda: report.samples(self.predictions))
 

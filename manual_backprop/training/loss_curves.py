@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..common.pictures import new_figure, picture, save_figure, with_grid
-from . import TrainingLog
+from ..tracking import TrainingLog
 
 
 @picture
