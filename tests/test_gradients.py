@@ -272,8 +272,8 @@ def test_a_gradient_goes_through_the_weight_that_is_given(
     ("implementation", "changed"),
     [
         *(("custom", {"kernels": which, "recompute": how}) for which in PAIRS for how in ("none", "block")),
-        ("torch", {}),
-        ("baseline", {"compile": "never"}),
+        *(("torch", {"recompute": how}) for how in ("none", "block")),
+        *(("baseline", {"compile": "never", "recompute": how}) for how in ("none", "block")),
     ],
 )
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

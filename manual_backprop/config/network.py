@@ -5,16 +5,19 @@ Imports the standard library only. How a run is configured, from which its netwo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from manual_backprop.common.errors import CheckpointError
-from manual_backprop.config.rules import Number
+from manual_backprop.common.errors import CheckpointError, ConfigError
+from manual_backprop.config.rules import Number, nearest
 
 if TYPE_CHECKING:
     import torch
+
+Config = TypeVar("Config")
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "swiglu")
 PRECISIONS = ("fp64", "fp32", "bf16", "bf16_mixed")
@@ -79,9 +82,44 @@ ARCHITECTURES = {
 }
 
 
+def takes_a_mapping(cls: type[Config]) -> type[Config]:
+    """The dataclass, which may be made of one mapping as well: `CustomTransformerConfig({"d_model": 64})`.
+
+    Raises ConfigError with every key that is no field, and the field that was probably meant.
+    """
+    of_fields: Callable[..., None] = cls.__init__
+
+    @wraps(of_fields)
+    def __init__(self: Config, *values: Any, **fields: Any) -> None:
+        if not values or not isinstance(values[0], Mapping):
+            of_fields(self, *values, **fields)
+            return
+        if values[1:] or fields:
+            raise ConfigError([f"{', '.join(fields) or 'values'}: given beside a mapping; put them into it"])
+        names = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+        unknown = [str(key) for key in values[0] if key not in names]
+        meant = {key: nearest(key, names) for key in unknown}
+        if unknown:
+            raise ConfigError(
+                [
+                    f"{key}: a network has no such key; "
+                    + (f"did you mean {meant[key]}?" if meant[key] else f"it has {', '.join(names)}")
+                    for key in unknown
+                ]
+            )
+        of_fields(self, **values[0])
+
+    cls.__init__ = __init__  # type: ignore[assignment]
+    return cls
+
+
+@takes_a_mapping
 @dataclass(frozen=True)
 class CustomTransformerConfig:
-    """A network: its sizes, architecture and number formats. Every implementation takes the same one."""
+    """A network: its sizes, architecture and number formats. Every implementation takes the same one.
+
+    Made of keywords, or of one mapping: `CustomTransformerConfig({"d_model": 64})`.
+    """
 
     vocab_size: int = 128  # V [tokens]
     d_model: int = 128  # D, width of the residual stream
@@ -100,8 +138,17 @@ class CustomTransformerConfig:
     kernels: str = "reference"
     device: str = "cpu"  # cpu, cuda or auto
     seed: int = 0  # of the initial weights and of dropout
-    recompute: str = "none"  # what backward makes again instead of keeping it (custom): none, or each block
+    recompute: str = "none"  # what backward recomputes instead of keeping it: none, or each block
     compile: str = "auto"  # the baseline's training step, or elementwise kernels: auto, always or never
+
+    @classmethod
+    def of(cls, given: CustomTransformerConfig | Mapping[str, Any]) -> CustomTransformerConfig:
+        """What was given as a config or as a mapping. Raises ConfigError for what is neither."""
+        if isinstance(given, cls):
+            return given
+        if isinstance(given, Mapping):
+            return cls(given)  # type: ignore[arg-type]
+        raise ConfigError([f"{given!r}: expected a {cls.__name__}, or a mapping as in {{'vocab_size': 257}}"])
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a key, or `default` where there is no such key."""

@@ -221,7 +221,7 @@ class TrainingConfig:
     )
     recompute: str = setting(
         Word(RECOMPUTE),
-        "what backward makes again instead of keeping it: none, or block, all but each block's input",
+        "what backward recomputes instead of keeping it: none, or block, all but each block's input",
         default="none",
     )
     inspect_every: int | None = setting(

@@ -277,16 +277,6 @@ def a_test_text_is_another_one(path: str | None, test: str | None) -> list[str]:
     return [f"dataset.test={shown(test)}: is the text that is trained on; give another file or folder, or leave it out"]
 
 
-@across("training.recompute", "implementation.name")
-def only_a_backward_by_hand_recomputes(recompute: str, implementation: str) -> list[str]:
-    if recompute == "none" or implementation == "custom":
-        return []
-    return [
-        f"training.recompute={recompute}: only implementation=custom makes activations again in its backward, and "
-        f"implementation={implementation} was chosen; leave it out"
-    ]
-
-
 @across("dataset.streaming", "dataset.subset_size")
 def a_stream_has_an_end(streaming: bool | None, subset_size: int | None) -> list[str]:
     if not streaming or subset_size is not None:

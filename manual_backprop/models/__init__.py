@@ -6,7 +6,9 @@
     baseline            what one would write in PyTorch; `autograd` is common to it and the mirror
     implementations     all three by name
     decoding            one token after the other, with keys and values kept
-    language_model      what a model looks like from outside: losses, training steps, generation
+    generation          from logits to tokens: the likeliest, drawn ones, beam search
+    wrapper             what every model has from outside: training steps, checkpoints, a description
+    language_model      a decoder seen from outside: losses and generation of a language model
     optimization        the optimizer that a run's config asks for
     flops               operations of a token
     huggingface/        the same weights under the names of `transformers`

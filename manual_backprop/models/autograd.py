@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..common.errors import InputError
 from ..ops import IGNORED
@@ -24,6 +27,14 @@ def summed_loss(logits: Tensor, targets: Tensor, label_smoothing: float, denomin
         wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
     )
     return total / denominator
+
+
+def block_forward(block: Callable[..., Any], recompute: bool, *inputs: Any) -> Any:
+    """block(*inputs). To `recompute` it, autograd keeps its inputs alone, and backward runs it once more (Chen et al.
+    2016), with the same dropout: torch's generator is put back to where it stood."""
+    if not (recompute and torch.is_grad_enabled()):
+        return block(*inputs)
+    return checkpoint(block, *inputs, use_reentrant=False)
 
 
 class AutogradNetwork(Network):

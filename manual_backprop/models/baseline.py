@@ -22,7 +22,7 @@ from ..config.schema import CustomTransformerConfig
 from ..ops import Visible, random_key
 from ..optim.optimizers import Optimizer
 from ..optim.torch_optimizers import TorchOptimizer
-from .autograd import AutogradNetwork, summed_loss
+from .autograd import AutogradNetwork, block_forward, summed_loss
 from .network import packed_names, parameter_shapes
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
         super().__init__()
         traits = config.traits
         self.scale = math.sqrt(config.d_model) if traits.scaled_embedding else 1.0
-        self.label_smoothing = config.label_smoothing
+        self.label_smoothing, self.recompute = config.label_smoothing, config.recompute == "block"
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         if traits.positions == "learned":
             self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model)
@@ -146,7 +146,7 @@ class Decoder(nn.Module):
             rotation = self.table[0, :length], self.table[1, :length]
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, rotation, visible)
+            x = block_forward(block, self.recompute, x, rotation, visible)
         return self.head(self.final_norm(x))
 
     def loss(self, tokens: Tensor, targets: Tensor, visible: Tensor | None, denominator: Tensor) -> Tensor:
@@ -161,8 +161,9 @@ class BaselineTransformer(AutogradNetwork):
 
     parameters: Mapping[str, Tensor]
 
-    def __init__(self, config: CustomTransformerConfig):
+    def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
         super().__init__(config)
+        config = self.config
         table = getattr(self, "position_table", None)
         if config.traits.positions == "rotary":
             assert table is not None

@@ -78,6 +78,15 @@ class IncrementalDecoder:
         logits, _ = ops.linear_forward(x[:, -1].to(self.network.compute_dtype), self.head)
         return logits
 
+    def select(self, rows: Tensor) -> None:
+        """Goes on with these rows, in this order; some may be repeated, others left out. rows (R) int64."""
+        self.window = self.window[rows]
+        for block, kept in enumerate(self.kept):
+            known = kept[:, rows, :, : self.length]
+            if len(rows) != kept.shape[1]:
+                kept = self.kept[block] = kept.new_empty((2, len(rows), *kept.shape[2:]))
+            kept[:, :, :, : self.length] = known
+
     def _hidden(self, tokens: Tensor) -> Tensor:
         """tokens (B, t) -> x (B, t, D), which the vocabulary projection reads."""
         x = self._embedding(tokens)

@@ -42,12 +42,12 @@ class TorchTransformer(MirroredNetwork):
         if self.config.traits.pre_norm:
             branch = None  # what the next norm adds to x before it normalizes: nothing yet
             for block in range(self.config.n_blocks):
-                x, branch = self._pre_norm_block_forward(x, branch, block, visible, dropout)
+                x, branch = self.block_forward(self._pre_norm_block_forward, x, branch, block, visible, dropout)
             _, x = self.norm_forward(x, branch, *norm_of(self.leaves, "final_norm"))
             self._recording("final_norm.output", x)
         else:
             for block in range(self.config.n_blocks):
-                x = self._post_norm_block_forward(x, block, visible, dropout)
+                x = self.block_forward(self._post_norm_block_forward, x, block, visible, dropout)
         return x
 
     def _embedding_forward(self, tokens: Tensor, dropout: DropoutSource) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from ..config.schema import CustomTransformerConfig
 from ..ops import CAUSAL, Dropout, Visible, keep_mask
 from ..ops.attention import split_heads
 from ..ops.numerics import Record, no_record
-from .autograd import AutogradNetwork
+from .autograd import AutogradNetwork, block_forward
 from .network import DropoutSource, FlatNetwork, packed_names
 from .recorder import gradient_name
 
@@ -122,8 +123,9 @@ class MirroredNetwork(AutogradNetwork, FlatNetwork):
     """Parameters are leaves over the flat buffer, and their `.grad` is the flat gradient's view, so that autograd adds
     into the same `gradients` that the hand-written backward adds into."""
 
-    def __init__(self, config: CustomTransformerConfig):
+    def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
         super().__init__(config)
+        config = self.config
         self.leaves: dict[str, Tensor] = {}
         for name, view in self.parameters.items():
             leaf = view.detach().requires_grad_()
@@ -141,6 +143,13 @@ class MirroredNetwork(AutogradNetwork, FlatNetwork):
     @abstractmethod
     def _logits_forward(self, tokens: Tensor, visible: Visible, dropout: DropoutSource) -> Tensor:
         """tokens (B, T) -> logits (B, T, V)."""
+
+    def block_forward(self, block: Callable[..., Any], x: Tensor, *inputs: Any) -> Any:
+        """block(x, *inputs), which backward recomputes where the config says so."""
+        recompute = self.config.recompute == "block"
+        if recompute and isinstance(inputs[0], Tensor):  # a branch, which the block adds to x first
+            x, inputs = x + inputs[0], (None, *inputs[1:])  # one tensor to keep in place of two
+        return block_forward(block, recompute, x, *inputs)
 
     def norm_forward(
         self, x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None = None

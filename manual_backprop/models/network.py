@@ -139,11 +139,11 @@ class Network(ABC):
     gradients: Mapping[str, Tensor]
     compiles = False  # whether parts of its training step run compiled, if they can be: it changes the last bits
 
-    def __init__(self, config: CustomTransformerConfig):
-        violations = config.violations()
-        if violations:
+    def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
+        """Raises ConfigError with everything that no network can be built from."""
+        self.config = config = CustomTransformerConfig.of(config)
+        if violations := config.violations():
             raise ConfigError(violations)
-        self.config = config
         self.device = config.get_device()
         self.compute_dtype = torch.bfloat16 if config.precision == "bf16_mixed" else config.get_dtype()
         self.activation = config.activation or config.traits.activation
@@ -262,8 +262,9 @@ class FlatNetwork(Network):
 
     compiled_groups: list[kernels.Group] | None = None  # of kernels' functions; None: all run as they are written
 
-    def __init__(self, config: CustomTransformerConfig):
+    def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
         super().__init__(config)
+        config = self.config
         groups = [names for block in range(config.n_blocks) for names in packed_names(config, block).values()]
         self.layout = Layout(parameter_shapes(config), groups)
         self.flat_parameters = self.layout.allocate(config.get_dtype(), self.device)

@@ -7,7 +7,7 @@ it runs or is replayed. Nothing here is differentiated.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -31,8 +31,9 @@ class HandWrittenNetwork(FlatNetwork):
     """`Network` by hand; a subclass brings the calculus. The gradient of `parameters[name]` is added into
     `gradients[name]`."""
 
-    def __init__(self, config: CustomTransformerConfig):
+    def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
         super().__init__(config)
+        config = self.config
         self.block_parameters = [self._block_views(self.flat_parameters, block) for block in range(config.n_blocks)]
         self.block_gradients = [self._block_views(self.flat_gradients, block) for block in range(config.n_blocks)]
         self.ops: Any = kernels.Table(config.kernels, self.device, config.precision)

@@ -223,7 +223,8 @@ def load(which: str, outputs: Path = OUTPUTS, device: str = "auto") -> SavedMode
         saved = manager.load(found.checkpoint) if lies_in_a_run else load_checkpoint(found.checkpoint)
 
     from manual_backprop.models.implementations import IMPLEMENTATIONS, build_network
-    from manual_backprop.models.language_model import LanguageModel, saved_network
+    from manual_backprop.models.language_model import LanguageModel
+    from manual_backprop.models.wrapper import saved_network
 
     implementation = _implementation(saved.state)
     if implementation not in IMPLEMENTATIONS:
