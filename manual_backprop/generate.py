@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from manual_backprop.common.errors import InputError
-from manual_backprop.config.arguments import Parser, add_run, add_sampling, whole
+from manual_backprop.config.arguments import Parser, add_run, add_sampling, add_search, whole
 from manual_backprop.trained_models.saved_model import RUN_HELP
 
 DESCRIPTION = f"""\
@@ -24,6 +24,7 @@ Examples
   python -m manual_backprop.generate last --prompt "Return the"
   python -m manual_backprop.generate last --prompt "Return the" --temperature 0        # the same every time
   python -m manual_backprop.generate last@last --prompt "def " --num-samples 3 --seed 1
+  python -m manual_backprop.generate last --prompt "def " --beams 4 --max-length 30    # the best of a search
   echo "This function" | python -m manual_backprop.generate last --prompt - --stop "." --max-length 200
 
 What the model cannot see: of a prompt longer than model.max_seq_len only the end; past that length the window moves on
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         "--prompt", required=True, metavar="TEXT", help='what to continue; - reads stdin; "" starts a new document'
     )
     add_sampling(parser)
+    add_search(parser)
     parser.add_argument(
         "--num-samples", type=whole(1), default=1, metavar="N", help="how many, the next with the next seed (1)"
     )
@@ -56,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
     )
     options = parser.parse(arguments)
+    if options.beams > 1 and options.num_samples > 1:
+        parser.error("--num-samples: a search (--beams) finds the same text each time; leave one of them out")
     if "" in options.stop:
         parser.error("--stop: the text that ends a sample must not be empty")
     prompt = read_prompt(options.prompt)
