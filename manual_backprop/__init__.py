@@ -15,7 +15,7 @@ _HOMES = {
     "CheckpointManager": "checkpoints.checkpoint",
     "CustomTransformer": "models.custom",
     "CustomTransformerConfig": "config.network",
-    "CustomTransformerWrapper": "models.language_model",
+    "CustomTransformerWrapper": "models.wrappers.language_model",
     "Evaluator": "tasks.evaluation",
     "TorchTransformer": "models.mirror",
     "TrainingLogger": "tracking",

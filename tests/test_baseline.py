@@ -15,8 +15,8 @@ from manual_backprop import BaselineTransformer, CustomTransformer, CustomTransf
 from manual_backprop.common.batch import Batch
 from manual_backprop.common.errors import InputError
 from manual_backprop.config.schema import ARCHITECTURES
-from manual_backprop.models.language_model import LanguageModel
 from manual_backprop.models.network import parameter_shapes
+from manual_backprop.models.wrappers.language_model import LanguageModel
 from manual_backprop.study.gradient_check import ENOUGH_TO_ROUND, ODD, check_network_precision, draw_batch, odd_cases
 from manual_backprop.study.gradient_check.measure import AUTOGRAD_BAR, error_of, errors_of
 from manual_backprop.study.gradient_check.network_check import counted, networks, step_of, wholly_zero

@@ -13,10 +13,10 @@ from test_decoding import CASES, LONGEST, VOCAB, lively, prompt_of
 from torch import Tensor
 
 from manual_backprop.common.errors import InputError, NotFiniteError
-from manual_backprop.models.decoding import IncrementalDecoder
-from manual_backprop.models.generation import Drawing, beam_search, likeliest, normalizer, one_by_one
-from manual_backprop.models.language_model import LanguageModel
+from manual_backprop.models.decoding.generation import Drawing, beam_search, likeliest, normalizer, one_by_one
+from manual_backprop.models.decoding.incremental import IncrementalDecoder
 from manual_backprop.models.network import Network
+from manual_backprop.models.wrappers.language_model import LanguageModel
 
 END = 0
 PENALTIES = [0.0, 0.6, 1.0, 3.0]

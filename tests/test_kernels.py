@@ -23,9 +23,9 @@ from manual_backprop.kernels import arena, table
 from manual_backprop.kernels.cpu import activations, compiled, loss, normalization, products
 from manual_backprop.kernels.sizes import SIZES, sizes_of
 from manual_backprop.models.custom import CustomTransformer
-from manual_backprop.models.language_model import LanguageModel
 from manual_backprop.models.network import Network
 from manual_backprop.models.recorder import Recorder
+from manual_backprop.models.wrappers.language_model import LanguageModel
 from manual_backprop.study.gradient_check import (
     ENOUGH_TO_ROUND,
     ODD,

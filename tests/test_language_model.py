@@ -26,8 +26,8 @@ from manual_backprop.common.batch import Batch
 from manual_backprop.common.errors import CheckpointError, ConfigError, InputError, NotFiniteError
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.implementations import IMPLEMENTATIONS
-from manual_backprop.models.language_model import LanguageModel
 from manual_backprop.models.recorder import Recorder
+from manual_backprop.models.wrappers.language_model import LanguageModel
 
 SIZES: dict[str, Any] = {"vocab_size": 19, "d_model": 12, "n_blocks": 2, "n_heads": 3, "d_ffn": 20, "max_seq_len": 10}
 ARCHITECTURES = ("gpt2", "vaswani", "llama")

@@ -16,7 +16,7 @@ from run_tools import assert_same_tensors, config_of, metric, resume, train
 
 from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint
 from manual_backprop.common.errors import ConfigError, InputError
-from manual_backprop.models.language_model import CustomTransformerWrapper
+from manual_backprop.models.wrappers.language_model import CustomTransformerWrapper
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import read_run
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from manual_backprop.common.errors import NotFiniteError
-from manual_backprop.models import generation
+from manual_backprop.models.decoding import generation
 
 Sample = Callable[..., Tensor]
 NEVER = -1e4  # a logit so far below the others that its probability is 0, also in float64

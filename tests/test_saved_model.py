@@ -13,7 +13,7 @@ import torch
 from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint
 from manual_backprop.common.errors import CheckpointError, InputError
 from manual_backprop.models.implementations import IMPLEMENTATIONS
-from manual_backprop.models.language_model import CustomTransformerWrapper
+from manual_backprop.models.wrappers.language_model import CustomTransformerWrapper
 from manual_backprop.tracking.run_directory import SWEEPS, create_run_directory, update_run
 from manual_backprop.trained_models.saved_model import find, load
 

@@ -104,7 +104,7 @@ def add_device(parser: Parser) -> None:
 
 
 def add_search(parser: Parser) -> None:
-    """Beam search, as `models/generation.py` makes it."""
+    """Beam search, as `models/decoding/generation.py` makes it."""
     parser.add_argument(
         "--beams",
         type=whole(1),

@@ -1,4 +1,4 @@
-"""The same network as PyTorch users write it: `torch.nn`, one product for query, key and value, SDPA, `torch.compile`.
+"""The same network as PyTorch users write it: `torch.nn` (baseline_modules.py), and here `torch.compile` around it.
 
 The peer of every measurement, so as fast as PyTorch makes it. Its weights have the names and values of the others
 where they come and go (`parameters`, `gradients`, the optimizer's state); inside they are fused as PyTorch likes them.
@@ -8,12 +8,10 @@ Its dropout is torch's own: as much as by hand, at other places.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..common.batch import Batch
@@ -22,135 +20,11 @@ from ..config.schema import CustomTransformerConfig
 from ..ops import Visible, random_key
 from ..optim.optimizers import Optimizer
 from ..optim.torch_optimizers import TorchOptimizer
-from .autograd import AutogradNetwork, block_forward, summed_loss
+from .autograd import AutogradNetwork
+from .baseline_modules import Decoder
 from .network import packed_names, parameter_shapes
 
 log = logging.getLogger(__name__)
-
-
-def norm(config: CustomTransformerConfig) -> nn.Module:
-    if config.traits.norm == "rms":
-        return nn.RMSNorm(config.d_model, eps=config.epsilon)
-    return nn.LayerNorm(config.d_model, eps=config.epsilon)
-
-
-def rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """x (B, heads, T, K), cosine and sine (T, K)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat((-second, first), dim=-1) * sine
-
-
-class Attention(nn.Module):
-    def __init__(self, config: CustomTransformerConfig):
-        super().__init__()
-        self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.kv_heads, config.d_head
-        self.dropout = config.dropout
-        heads = self.n_heads + 2 * self.n_kv_heads
-        self.qkv = nn.Linear(config.d_model, heads * self.d_head, bias=config.traits.biases)
-        self.output = nn.Linear(config.d_model, config.d_model, bias=config.traits.biases)
-
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, visible: Tensor | None) -> Tensor:
-        heads = self.qkv(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, H + 2G, T, K)
-        query, key, value = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
-        if rotation is not None:
-            cosine, sine = (table.to(query.dtype) for table in rotation)
-            query, key = rotated(query, cosine, sine), rotated(key, cosine, sine)
-        context = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=visible,
-            is_causal=visible is None,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.n_kv_heads != self.n_heads,
-        )
-        return self.output(context.transpose(1, 2).flatten(2))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, config: CustomTransformerConfig, activation: str):
-        super().__init__()
-        self.activation = {
-            "gelu_tanh": nn.GELU(approximate="tanh"),
-            "gelu": nn.GELU(),
-            "relu": nn.ReLU(),
-        }[activation]
-        self.hidden = nn.Linear(config.d_model, config.d_ffn)
-        self.output = nn.Linear(config.d_ffn, config.d_model)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.activation(self.hidden(x)))
-
-
-class GatedFeedForward(nn.Module):
-    """SwiGLU, gate and hidden layer in one product."""
-
-    def __init__(self, config: CustomTransformerConfig):
-        super().__init__()
-        self.gated = nn.Linear(config.d_model, 2 * config.d_ffn, bias=False)
-        self.output = nn.Linear(config.d_ffn, config.d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, hidden = self.gated(x).chunk(2, dim=-1)
-        return self.output(F.silu(gate) * hidden)
-
-
-class Block(nn.Module):
-    def __init__(self, config: CustomTransformerConfig, activation: str):
-        super().__init__()
-        self.pre_norm = config.traits.pre_norm
-        self.attention_norm, self.feed_forward_norm = norm(config), norm(config)
-        self.attention = Attention(config)
-        self.feed_forward = GatedFeedForward(config) if config.traits.gated else FeedForward(config, activation)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, visible: Tensor | None) -> Tensor:
-        if self.pre_norm:
-            x = x + self.dropout(self.attention(self.attention_norm(x), rotation, visible))
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, rotation, visible)))
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
-
-
-class Decoder(nn.Module):
-    """Tokens to logits, and to the loss."""
-
-    def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
-        super().__init__()
-        traits = config.traits
-        self.scale = math.sqrt(config.d_model) if traits.scaled_embedding else 1.0
-        self.label_smoothing, self.recompute = config.label_smoothing, config.recompute == "block"
-        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
-        if traits.positions == "learned":
-            self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model)
-        self.positions = traits.positions
-        self.table = table  # of sinusoids (T, D), or of cosines and sines (2, T, K); not a buffer: it keeps its format
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, activation) for _ in range(config.n_blocks))
-        self.final_norm = norm(config) if traits.pre_norm else nn.Identity()
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-
-    def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> logits (B, T, V)."""
-        length, rotation = tokens.shape[1], None
-        x = self.token_embedding(tokens)
-        if self.scale != 1.0:
-            x = x * self.scale
-        if self.positions == "learned":
-            x = x + self.position_embedding.weight[:length]
-        elif self.positions == "sinusoidal":
-            assert self.table is not None
-            x = x + self.table[:length].to(x.dtype)
-        else:
-            assert self.table is not None
-            rotation = self.table[0, :length], self.table[1, :length]
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block_forward(block, self.recompute, x, rotation, visible)
-        return self.head(self.final_norm(x))
-
-    def loss(self, tokens: Tensor, targets: Tensor, visible: Tensor | None, denominator: Tensor) -> Tensor:
-        return summed_loss(self(tokens, visible), targets, self.label_smoothing, denominator)
 
 
 class BaselineTransformer(AutogradNetwork):

@@ -20,7 +20,7 @@ from ..data.tokens.corpus import Corpus, prepare_corpus
 from ..data.tokens.order import Order, evaluation_batches, evaluation_targets, open_order
 from ..data.tokens.token_cache import Split
 from ..data.tokens.tokenizer import FILE_NAME
-from ..models.language_model import LanguageModel, build_model
+from ..models.wrappers.language_model import LanguageModel, build_model
 from .evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
 from .samples import draw_samples, encode_prompts
 from .task import Evaluated, Task

@@ -19,7 +19,7 @@ import torch
 from ..common.batch import Batch
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order
-from ..models.language_model import LanguageModel
+from ..models.wrappers.language_model import LanguageModel
 
 
 @dataclass(frozen=True)

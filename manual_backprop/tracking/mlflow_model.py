@@ -39,7 +39,7 @@ class ServedModel:
     def __init__(self, checkpoint: Path):
         """Verifies every byte of the checkpoint. Raises CheckpointError."""
         from ..data.tokens.tokenizer import load_tokenizer
-        from ..models.language_model import CustomTransformerWrapper
+        from ..models.wrappers.language_model import CustomTransformerWrapper
 
         self.model = CustomTransformerWrapper.from_checkpoint(checkpoint)
         self.tokenizer = load_tokenizer(checkpoint)

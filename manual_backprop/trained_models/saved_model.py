@@ -25,7 +25,7 @@ from manual_backprop.trained_models.huggingface_directory import as_checkpoint, 
 if TYPE_CHECKING:
     from manual_backprop.config.schema import RunConfig
     from manual_backprop.data.tokens.tokenizer import Tokenizer
-    from manual_backprop.models.language_model import LanguageModel
+    from manual_backprop.models.wrappers.language_model import LanguageModel
 
 OUTPUTS = Path("outputs")
 ATTEMPTS = 5  # a run that goes on removes checkpoints: how often one is chosen again
@@ -223,8 +223,8 @@ def load(which: str, outputs: Path = OUTPUTS, device: str = "auto") -> SavedMode
         saved = manager.load(found.checkpoint) if lies_in_a_run else load_checkpoint(found.checkpoint)
 
     from manual_backprop.models.implementations import IMPLEMENTATIONS, build_network
-    from manual_backprop.models.language_model import LanguageModel
-    from manual_backprop.models.wrapper import saved_network
+    from manual_backprop.models.wrappers.language_model import LanguageModel
+    from manual_backprop.models.wrappers.wrapper import saved_network
 
     implementation = _implementation(saved.state)
     if implementation not in IMPLEMENTATIONS:

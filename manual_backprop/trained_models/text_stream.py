@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from manual_backprop.data.tokens.tokenizer import Tokenizer
-    from manual_backprop.models.language_model import LanguageModel
+    from manual_backprop.models.wrappers.language_model import LanguageModel
 
 UNREADABLE = "\ufffd"  # what decoding shows for bytes that are no character, or not yet
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..config.schema import RunConfig
 from ..data.tokens.order import Order
-from ..models.language_model import LanguageModel
+from ..models.wrappers.language_model import LanguageModel
 from ..tasks import Task
 
 

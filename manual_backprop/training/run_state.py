@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..config.rules import shown
-from ..models.language_model import LanguageModel
+from ..models.wrappers.language_model import LanguageModel
 from ..optim.optimizers import Optimizer
 from ..tracking import RunDirectory
 from ..tracking.environment import differing, environment_of, other_version

@@ -83,7 +83,7 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
     import torch
 
     from ...common.batch import Batch
-    from ...models.decoding import IncrementalDecoder
+    from ...models.decoding.incremental import IncrementalDecoder
     from ...models.implementations import build_network
     from ...models.optimization import build_optimizer
 

@@ -14,10 +14,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..common.errors import CheckpointError, ConfigError, InputError
-from ..config.network import network_of_state
-from ..config.schema import CustomTransformerConfig
-from .network import Network
+from ...common.errors import CheckpointError, ConfigError, InputError
+from ...config.network import network_of_state
+from ...config.schema import CustomTransformerConfig
+from ..network import Network
 
 MODEL_TYPE = "custom_transformer"
 DEFAULT_SIZES = {"vocab_size": 50257, "d_model": 256, "n_blocks": 4, "n_heads": 4, "d_ffn": 512, "max_seq_len": 256}
@@ -84,7 +84,7 @@ class NetworkWrapper:
 
         Raises StorageError.
         """
-        from ..checkpoints.checkpoint import CheckpointManager
+        from ...checkpoints.checkpoint import CheckpointManager
 
         manager = CheckpointManager(directory, keep=None)
         return manager.save(self.step, {"parameters": self.network.parameters}, self._state())
@@ -140,7 +140,7 @@ def _check_same_network(path: Path, saved: CustomTransformerConfig, here: Custom
 
 
 def _load(path: str | Path) -> Any:
-    from ..checkpoints.checkpoint import CheckpointManager
+    from ...checkpoints.checkpoint import CheckpointManager
 
     path = Path(path)
     if (path / "manifest.json").is_file() or path.name.startswith("step-"):

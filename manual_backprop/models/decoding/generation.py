@@ -1,7 +1,7 @@
 """From logits to tokens: the likeliest one, one that is drawn, or the best of several continuations (beam search).
 
-What is read and kept between two tokens is the decoder's business (`decoding.py`); here it is only asked for the logits
-of what follows.
+What is read and kept between two tokens is the decoder's business (`incremental.py`); here it is only asked for the
+logits of what follows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..common.errors import InputError, NotFiniteError
+from ...common.errors import InputError, NotFiniteError
 
 LENGTH_PENALTY = 0.6  # Vaswani et al. 2017, section 6.1
 

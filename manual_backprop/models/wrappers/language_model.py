@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..common.errors import InputError
-from ..config.schema import CustomTransformerConfig
-from ..ops import IGNORED
-from .custom import CustomTransformer
-from .decoding import IncrementalDecoder
-from .generation import LENGTH_PENALTY, Drawing, beam_search, check_beams, check_new_tokens, one_by_one
-from .implementations import build_network
-from .network import check_ids
+from ... import ops
+from ...common.errors import InputError
+from ...config.schema import CustomTransformerConfig
+from ...ops import IGNORED
+from ..custom import CustomTransformer
+from ..decoding.generation import LENGTH_PENALTY, Drawing, beam_search, check_beams, check_new_tokens, one_by_one
+from ..decoding.incremental import IncrementalDecoder
+from ..implementations import build_network
+from ..network import check_ids
 from .wrapper import NetworkWrapper, check_tensor, config_of
 
 
@@ -93,10 +93,10 @@ class LanguageModel(NetworkWrapper):
         the first of equal ones; otherwise one is drawn, among the top_k likeliest (None or 0: all), of these among the
         smallest set whose probabilities reach top_p (None: all). A row that has drawn eos_token_id stays there, and
         when all have, this returns. The same seed draws the same tokens. Past max_seq_len the oldest tokens fall out
-        of sight, half a window at a time (models/decoding.py).
+        of sight, half a window at a time (models/decoding/incremental.py).
 
         beams > 1 draws nothing: that many continuations of each row are followed at once, and the one with the best
-        score is returned (beam search, models/generation.py), where
+        score is returned (beam search, models/decoding/generation.py), where
         score = log p(new tokens) / ((5 + number of new tokens) / 6)^length_penalty.
         """
         check_beams(beams, length_penalty)

@@ -14,8 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .. import ops
-from .network import FlatNetwork, Network, feed_forward_of, gated_feed_forward_of, norm_of, packed_names
+from ... import ops
+from ..network import FlatNetwork, Network, feed_forward_of, gated_feed_forward_of, norm_of, packed_names
 
 
 class IncrementalDecoder:
