@@ -1,4 +1,5 @@
-"""`python -m manual_backprop.explain` writes docs/one-step.md: one step of backpropagation, number by number.
+"""`python -m manual_backprop.explain` writes docs/one-step.md: one step of backpropagation, number by number; with
+`--task reversal` that of an encoder-decoder, docs/one-step-encoder-decoder.md.
 
 A network small enough to print makes one training step; the page shows every line of code that runs, every tensor that
 it makes, forward and backward, and autograd's number beside every gradient.
@@ -16,7 +17,7 @@ from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.schema import ARCHITECTURES
 
 COMMAND = "python -m manual_backprop.explain"
-DEFAULT_OUTPUT = "docs/one-step.md"
+OUTPUTS = {"language_model": "docs/one-step.md", "reversal": "docs/one-step-encoder-decoder.md"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,14 +37,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "RMS norms, rotary positions, shared keys and values, SwiGLU (default: %(default)s)",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path(DEFAULT_OUTPUT), metavar="FILE", help="the page (default: %(default)s)"
+        "--task",
+        choices=tuple(OUTPUTS),
+        default="language_model",
+        help="language_model: a decoder says which word comes next; reversal: an encoder and a decoder, of one block "
+        "each, turn a sequence round (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=f"the page (default: {OUTPUTS['language_model']}, and for reversal {OUTPUTS['reversal']})",
     )
     chosen = parser.parse_args(arguments)
 
     def command() -> None:
         from manual_backprop.study.explain.example import explain  # torch, only now
 
-        print(explain(chosen.architecture, chosen.output))
+        print(explain(chosen.architecture, chosen.output or Path(OUTPUTS[chosen.task]), chosen.task))
 
     return exit_code_of(command)
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 from ..config.schema import CustomTransformerConfig
 from .baseline import BaselineTransformer
 from .custom import CustomTransformer
+from .custom_encoders import CustomEncoderDecoder
 from .mirror import TorchTransformer
+from .mirror_encoders import TorchEncoderDecoder
 from .network import Network
 
-IMPLEMENTATIONS: dict[str, type[Network]] = {
+IMPLEMENTATIONS: dict[str, type[Network]] = {  # of a decoder; the baseline's is that of every network
     "custom": CustomTransformer,
     "torch": TorchTransformer,
     "baseline": BaselineTransformer,
 }
+OTHERS: dict[tuple[str, str], type[Network]] = {
+    ("custom", "encoder_decoder"): CustomEncoderDecoder,
+    ("torch", "encoder_decoder"): TorchEncoderDecoder,
+}
 
 
 def build_network(implementation: str, config: CustomTransformerConfig) -> Network:
-    """The network of `implementation=NAME`. Raises ConfigError for a config that none can be built from."""
-    return IMPLEMENTATIONS[implementation](config)
+    """The network of `implementation=NAME` and network=KIND. Raises ConfigError for a config that none can be built
+    from."""
+    return OTHERS.get((implementation, config.network), IMPLEMENTATIONS[implementation])(config)

@@ -25,7 +25,6 @@ from manual_backprop.trained_models.huggingface_directory import as_checkpoint, 
 if TYPE_CHECKING:
     from manual_backprop.config.schema import RunConfig
     from manual_backprop.data.tokens.tokenizer import Tokenizer
-    from manual_backprop.models.wrappers.language_model import LanguageModel
 
 OUTPUTS = Path("outputs")
 ATTEMPTS = 5  # a run that goes on removes checkpoints: how often one is chosen again
@@ -55,7 +54,7 @@ class SavedModel:
     step: int
     validation_loss: float | None
     implementation: str
-    model: LanguageModel
+    model: Any  # in the wrapper of its kind: a LanguageModel, an EncoderDecoderWrapper or an EncoderWrapper
     state: Mapping[str, Any]  # what the runner wrote beside the parameters
 
     @property
@@ -222,8 +221,8 @@ def load(which: str, outputs: Path = OUTPUTS, device: str = "auto") -> SavedMode
     else:
         saved = manager.load(found.checkpoint) if lies_in_a_run else load_checkpoint(found.checkpoint)
 
-    from manual_backprop.models.implementations import IMPLEMENTATIONS, build_network
-    from manual_backprop.models.wrappers.language_model import LanguageModel
+    from manual_backprop.models.implementations import IMPLEMENTATIONS
+    from manual_backprop.models.wrappers.building import build_wrapper
     from manual_backprop.models.wrappers.wrapper import saved_network
 
     implementation = _implementation(saved.state)
@@ -232,12 +231,11 @@ def load(which: str, outputs: Path = OUTPUTS, device: str = "auto") -> SavedMode
             f"{found.checkpoint} was trained with implementation={implementation}, which this version does not have; "
             f"it has {', '.join(IMPLEMENTATIONS)}"
         )
-    network = build_network(implementation, replace(saved_network(saved), device=device))
+    model = build_wrapper(implementation, replace(saved_network(saved), device=device))
     try:
-        network.load_parameters(saved.tensors["parameters"])
+        model.network.load_parameters(saved.tensors["parameters"])
     except InputError as error:
         raise CheckpointError(f"{found.checkpoint} does not fit together: {error}") from error
-    model = LanguageModel(network)
     model.step = saved.step
     return SavedModel(found, saved.step, saved.metric, implementation, model, saved.state)
 

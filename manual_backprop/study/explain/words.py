@@ -133,11 +133,104 @@ NORMS: dict[tuple[str, str], tuple[str, str, str]] = {
 }
 
 
+# With an encoder and a decoder: (the stack, the pair, the parameter).
+IN_PAIRS: dict[tuple[str, str, str], tuple[str, str, str]] = {
+    ("encoder.", "token_embedding", "token_embedding.weight"): (
+        "Tokens become vectors",
+        "Each token of the source looks up its row of the table, which the target will share.",
+        "Every place says how its row should change, and the row gets the sum: {repeated}. They are added to what the "
+        "head and the target have collected.",
+    ),
+    ("decoder.", "token_embedding", "token_embedding.weight"): (
+        "Tokens become vectors",
+        "The target's tokens look up their rows of the same table. It is the true target, one place later: `begin` "
+        "stands before it, so that the first symbol can be said.",
+        "Every place says how its row should change, and the row gets the sum: {repeated}.",
+    ),
+    ("encoder.", "self_attention", ""): (
+        "Attention of the source with itself",
+        "Each place asks (query) all places (key), later ones too: the source is known as a whole. It takes the mean "
+        "of their values, weighted by the answers.",
+        "Only products and a softmax, read from the last line to the first.",
+    ),
+    ("encoder.", "rotary_attention", ""): (
+        "Attention of the source with itself",
+        "Queries and keys are turned, each pair of numbers by an angle that grows with the place. Each place asks all "
+        "places, later ones too: the source is known as a whole. Both queries read the one key and value.",
+        "Products and a softmax, read from the last line to the first; the key and the value were read twice and get "
+        "the sum of two gradients; and what was turned is turned back.",
+    ),
+    ("decoder.", "linear", "cross_attention.query.weight"): (
+        "The query for the source",
+        "What the target's places ask: a matrix product for both heads.",
+        "The rule of every matrix product.",
+    ),
+    ("decoder.", "linear", "cross_attention.key.weight"): (
+        "Keys and values of the memory",
+        "What the encoder has made of the source, the memory, is read here: one product makes a key and a value for "
+        "each of its places.",
+        "The rule of every matrix product. Its `dx` is the gradient of the memory: what the encoder should have made "
+        "otherwise. Every block of a decoder reads the memory, so it collects from all of them; here there is one.",
+    ),
+    ("decoder.", "attention", ""): (
+        "Attention of the target with the source",
+        "Each place of the target asks all places of the source, and takes the mean of their values. A row of "
+        "probabilities for each place of the target, a column for each of the source: after training, reversal shows "
+        "here as a line from corner to corner.",
+        "The same products and the same softmax as in every attention; but query on one side, key and value on the "
+        "other now part: the gradient of the query goes on into the decoder, those of key and value into the encoder.",
+    ),
+    ("decoder.", "linear", "cross_attention.output.weight"): (
+        "The heads are mixed again",
+        "A matrix product lets what the two heads found in the source meet.",
+        "The rule of every matrix product.",
+    ),
+    ("decoder.", "linear_cross_entropy", "token_embedding.weight"): (
+        "Logits and loss",
+        "A score for every word of the vocabulary, made with the embedding table itself (the head is *tied* to it), "
+        "and the surprise at the word that really follows; at the last place that is `end`.",
+        "Here it starts. The gradient of the scores is the probabilities, less 1 at the word that really followed, "
+        "divided by the number of targets: every row sums to 0. And the embedding table gets the first of its three "
+        "contributions.",
+    ),
+}
+_BEFORE_CROSS = "What the attention found in the target is added to what it read, and the sum is normalized."
+_AFTER_CROSS = "What the attention found in the source is added to what it read, and the sum is normalized."
+CROSS_NORMS: dict[tuple[bool, str], tuple[str, str, str]] = {  # pre-norm or not, and where
+    (True, "cross_attention_norm.weight"): (
+        "Sum and norm before the look at the source",
+        _BEFORE_CROSS,
+        "Two gradients meet: what comes through the norm (`dsum`), and what comes past it along the sum (`dtotal`).",
+    ),
+    (True, "feed_forward_norm.weight"): (
+        "Sum and norm before the feed-forward network",
+        _AFTER_CROSS,
+        "Two gradients meet: what comes through the norm (`dsum`), and what comes past it along the sum (`dtotal`).",
+    ),
+    (False, "cross_attention_norm.weight"): (
+        "Sum and norm after the look at the source",
+        _AFTER_CROSS,
+        "As before. The sum hands its gradient to both of its terms: past the attention, and into it.",
+    ),
+}
+
+
 def words_of(architecture: str, pair: str, parameter: str) -> tuple[str, str, str]:
     """Title, what happens forward, what happens backward."""
     if pair.startswith("residual_") and (architecture, parameter) in NORMS:
         return NORMS[architecture, parameter]
     return SECTIONS[pair, parameter]
+
+
+def words_in_pairs(architecture: str, pair: str, parameter: str, stack: str) -> tuple[str, str, str]:
+    """Likewise, in one of two stacks, which the title names."""
+    pre_norm = architecture != "vaswani"
+    if stack == "decoder." and pair.startswith("residual_") and (pre_norm, parameter) in CROSS_NORMS:
+        found = CROSS_NORMS[pre_norm, parameter]
+    else:
+        found = IN_PAIRS.get((stack, pair, parameter)) or words_of(architecture, pair, parameter)
+    title, forward, backward = found
+    return f"{stack.rstrip('.').capitalize()}: {title[0].lower()}{title[1:]}", forward, backward
 
 
 ARCHITECTURES = {
@@ -147,7 +240,21 @@ ARCHITECTURES = {
     "vaswani": "post-norm, sinusoidal positions, ReLU, a head of its own, as in the first transformer",
 }
 
-INTRODUCTION = """\
+HOW_TO_READ = """\
+**How to read it.** Each section is one call that the network makes, first forward (1 to {last}), then backward
+({last} to 1); *Backward 3* sends the gradient through what *Forward 3* computed. The code is indented where one
+function calls another, and below each line stand the numbers that it made: a row for each word that was read,
+the heads side by side. The gradient of `x` is called `dx` and has its shape. Parameters are whole tenths, so
+the decimal they are printed with is all there is. Weights of matrix products are stored as (outputs, inputs)
+and printed transposed: a column for each output, above the output's own column.
+
+Beside every gradient stands autograd's number for it: the same forward code has been run again with PyTorch
+recording, and asked for the gradient at this very line. "within 1e-16" is the largest difference, over all
+elements; float64 numbers near 1 are 2e-16 apart.
+"""
+
+INTRODUCTION = (
+    """\
 # One step of backpropagation, number by number
 
 This page is written by `{command}`. It runs one training step of the hand-written network and takes down what
@@ -170,17 +277,39 @@ what came before. The vocabulary: {vocabulary}.
 |---|---|---|---|---|---|---|---|
 {sizes}
 
-**How to read it.** Each section is one call that the network makes, first forward (1 to {last}), then backward
-({last} to 1); *Backward 3* sends the gradient through what *Forward 3* computed. The code is indented where one
-function calls another, and below each line stand the numbers that it made: a row for each word that was read,
-the heads side by side. The gradient of `x` is called `dx` and has its shape. Parameters are whole tenths, so
-the decimal they are printed with is all there is. Weights of matrix products are stored as (outputs, inputs)
-and printed transposed: a column for each output, above the output's own column.
-
-Beside every gradient stands autograd's number for it: the same forward code has been run again with PyTorch
-recording, and asked for the gradient at this very line. "within 1e-16" is the largest difference, over all
-elements; float64 numbers near 1 are 2e-16 apart.
 """
+    + HOW_TO_READ
+)
+
+INTRODUCTION_OF_PAIRS = (
+    """\
+# One step of an encoder-decoder, number by number
+
+This page is written by `{command}`. It runs one training step of the hand-written network and takes down what
+every line of the code makes. Nothing here is typed in or computed a second time: the code is the code that
+trains, the numbers are its numbers, and a test fails when this page and the code part.
+
+**The task.** The source is `{source}`, and the target is the same backwards. The encoder reads the source. The decoder
+reads `{tokens}`, looks at the source from each place, and learns to say `{targets}`
+(teacher forcing: it reads what it should have said before):
+
+| place | the decoder has read | it should say |
+|---|---|---|
+{task}
+
+`{repeated_word}` is read twice and should be followed by another word each time, so the network has to know where in
+the source it is. The vocabulary: {vocabulary}.
+
+**The network.** One block in the encoder and one in the decoder, so small that its {count} parameters can be printed:
+{architecture}.
+
+| B | S | T | D | H | K | F | V | N |
+|---|---|---|---|---|---|---|---|---|
+{sizes}
+
+"""
+    + HOW_TO_READ
+)
 
 PARAMETERS = """\
 ## The parameters' gradients
@@ -202,6 +331,11 @@ NO_BIASES = """\
 TIED = """\
 **The embedding table was used twice**, to read words and to score them, so its gradient has two parts. `dweight
 +=` has added them up; no line of code knows that the matrices are one.
+"""
+
+TIED_IN_PAIRS = """\
+**The embedding table was used three times**, to read the source, to read the target and to score words, so its gradient
+has three parts. `dweight +=` has added them up; no line of code knows that the matrices are one.
 """
 
 UPDATE = """\
