@@ -21,11 +21,40 @@ VISIBLE = "ops/visible.py"
 DROPOUT, ATTENTION, ACTIVATIONS = "ops/dropout.py", "ops/attention.py", "ops/activations.py"
 EMBEDDING, LOSS, FEED_FORWARD = "ops/embedding.py", "ops/loss.py", "ops/feed_forward.py"
 RMS, ROTARY, GATED = "ops/rms_normalization.py", "ops/rotary_attention.py", "ops/gated_feed_forward.py"
+POOLING = "ops/pooling.py"
 CUSTOM, NETWORK, STEP = "models/custom.py", "models/network.py", "models/step.py"
 FUSED_ATTENTION, FUSED_LOSS, ARENA = "kernels/cpu/attention.py", "kernels/cpu/loss.py", "kernels/arena.py"
 REPLAY = "kernels/replay.py"
 
 BUGS = [
+    # cross-attention, pooling, squared error
+    Bug(
+        "gradient of the first reader of a key only",
+        ATTENTION,
+        "by_reader.sum(4).flatten(2)",
+        "by_reader[..., 0, :].flatten(2)",
+    ),
+    Bug(
+        "keys and values change places",
+        ATTENTION,
+        "torch.stack((dkey, dvalue), dim=2)",
+        "torch.stack((dvalue, dkey), dim=2)",
+    ),
+    Bug("gradient of another reader lost", LINEAR, "dx += part", "dx.copy_(part)"),
+    Bug(
+        "mean over padding too",
+        POOLING,
+        "lengths.clamp(min=1)[:, None]",
+        "torch.full_like(lengths, x.shape[1])[:, None]",
+    ),
+    Bug(
+        "padding gets its share",
+        POOLING,
+        "return torch.where(real, (dy / count)[:, None], 0)",
+        "return (dy / count)[:, None].expand(*real.shape[:2], -1).clone()",
+    ),
+    Bug("every position gets the first one's gradient", POOLING, "dx[:, 0] = dy", "dx[:] = dy[:, None]"),
+    Bug("half the slope of a square", LOSS, "(2 * dloss / denominator)", "(dloss / denominator)"),
     # linear
     Bug(
         "bias gradient averaged over the rows",
@@ -242,8 +271,8 @@ BUGS = [
     Bug(
         "heads and their width exchanged",
         ATTENTION,
-        "dcontext.unflatten(2, (n_heads, -1))",
-        "dcontext.unflatten(2, (-1, n_heads)).transpose(2, 3)",
+        "dcontext = dcontext.unflatten(2, (n_heads, -1))",
+        "dcontext = dcontext.unflatten(2, (-1, n_heads)).transpose(2, 3)",
     ),
     # activations
     Bug("relu lets negative gradients through", ACTIVATIONS, "return dy * (x > 0)", "return dy.clamp(min=0) * (x > 0)"),
@@ -622,10 +651,9 @@ BUGS = [
     Bug(
         "fused: the input's gradient over the input before the weight's",
         "kernels/cpu/linear.py",
-        "    add_product(dweight, dy_rows.T, rows(x))\n    dx = in_place_of(x)\n"
-        "    torch.mm(dy_rows, back, out=rows(dx))\n",
-        "    dx = in_place_of(x)\n    torch.mm(dy_rows, back, out=rows(dx))\n"
-        "    add_product(dweight, dy_rows.T, rows(x))\n",
+        "    add_product(dweight, dy_rows.T, rows(x))\n    if dx is not None:\n",
+        "    if dx is None:\n        torch.mm(dy_rows, back, out=rows(in_place_of(x)))\n"
+        "    add_product(dweight, dy_rows.T, rows(x))\n    if dx is not None:\n",
     ),
     Bug(
         "fused: a block's output in memory that the next block overwrites",
