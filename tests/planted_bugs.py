@@ -530,24 +530,24 @@ BUGS = [
     Bug(
         "the head's gradient replaces what is there",
         CUSTOM,
-        "dx = ops.linear_cross_entropy_backward(1.0, loss_cache,",
-        "self.dhead.zero_()\n            dx = ops.linear_cross_entropy_backward(1.0, loss_cache,",
+        "dx = self.ops.linear_cross_entropy_backward(dloss, loss_cache,",
+        "self.dhead.zero_()\n            dx = self.ops.linear_cross_entropy_backward(dloss, loss_cache,",
     ),
     Bug(
         "blocks from first to last",
         CUSTOM,
-        "for block in reversed(range(self.config.n_blocks)):\n                with blocks.last() as block_cache:\n"
-        "                    dx = self._post",
-        "for block in range(self.config.n_blocks):\n                with blocks.last() as block_cache:\n"
-        "                    dx = self._post",
+        "for block in reversed(self.stacks[stack]):\n                with blocks.last() as block_cache:\n"
+        "                    dx, dread = self._post",
+        "for block in self.stacks[stack]:\n                with blocks.last() as block_cache:\n"
+        "                    dx, dread = self._post",
     ),
     Bug(
         "pre-norm blocks from first to last",
         CUSTOM,
-        "for block in reversed(range(self.config.n_blocks)):\n                with blocks.last() as block_cache:\n"
-        "                    dx = dbranch",
-        "for block in range(self.config.n_blocks):\n                with blocks.last() as block_cache:\n"
-        "                    dx = dbranch",
+        "for block in reversed(self.stacks[stack]):\n                with blocks.last() as block_cache:\n"
+        "                    dx, dread = self._pre",
+        "for block in self.stacks[stack]:\n                with blocks.last() as block_cache:\n"
+        "                    dx, dread = self._pre",
     ),
     Bug("every block has the first block's cache", STEP, "kept = self._kept.pop()", "kept = self._kept[0]"),
     Bug(
@@ -572,8 +572,9 @@ BUGS = [
     Bug(
         "the attention's dropout forgotten",
         CUSTOM,
-        "        # y = dropout(context W_output^T + b_output)\n        dy = ops.dropout_backward(",
-        "        dy, _ = (",
+        "dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)\n"
+        "        dcontext = ops.linear_backward(dy, out",
+        "dcontext = ops.linear_backward(dy, out",
     ),
     Bug(
         "the feed-forward's dropout forgotten",
@@ -584,8 +585,8 @@ BUGS = [
     Bug(
         "the embedding's gradient never computed",
         CUSTOM,
-        '        self.ops.token_embedding_backward(dx, token_cache, self.gradients["token_embedding.weight"])',
-        "        pass",
+        "            self.ops.token_embedding_backward(dx, token_cache, self.gradients[table])",
+        "            pass",
     ),
     Bug(
         "both norms' gradients in one place",
@@ -596,15 +597,15 @@ BUGS = [
     Bug(
         "a stale cache: backward of the forward before",
         STEP,
-        "self._cache = cache, logits.shape",
-        "self._cache = self._cache or (cache, logits.shape)",
+        "self._cache = cache, outputs.shape",
+        "self._cache = self._cache or (cache, outputs.shape)",
     ),
     Bug(
         "every place drops the same elements in backward only",
         CUSTOM,
-        "dcontext = ops.linear_backward(",
+        "dcontext = ops.linear_backward(dy, output_cache",
         "dy = dy if dropout_cache is None else ops.dropout_backward(dy, dropout_cache._replace(key=1))\n"
-        "        dcontext = ops.linear_backward(",
+        "        dcontext = ops.linear_backward(dy, output_cache",
     ),
     # the fused kernels
     Bug(

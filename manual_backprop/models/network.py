@@ -83,6 +83,8 @@ def stacks_of(config: CustomTransformerConfig) -> dict[str, list[str]]:
 def tables_of(config: CustomTransformerConfig) -> dict[str, tuple[str, str]]:
     """By stack: the parameters that make vectors of its tokens and of its places, where these are learned."""
     tables = dict.fromkeys(stacks_of(config), ("token_embedding.weight", "position_embedding.weight"))
+    if config.n_inputs is not None:
+        tables["encoder."] = "input.weight", "position_embedding.weight"
     if config.network == "encoder_decoder":
         own = config.source_vocab_size is not None
         source = "source_embedding.weight" if own else "token_embedding.weight"
