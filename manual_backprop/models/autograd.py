@@ -30,6 +30,13 @@ def summed_loss(logits: Tensor, targets: Tensor, label_smoothing: float, denomin
     return total / denominator
 
 
+def squared_errors(outputs: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
+    """The sum of (outputs - targets)^2 where a target is no NaN, over `denominator`. Both (B, n_outputs)."""
+    counts = ~targets.isnan()
+    wide = outputs.float() if outputs.dtype == torch.bfloat16 else outputs
+    return torch.where(counts, wide - torch.where(counts, targets, 0), 0).square().sum() / denominator
+
+
 def block_forward(block: Callable[..., Any], recompute: bool, *inputs: Any) -> Any:
     """block(*inputs). To `recompute` it, autograd keeps its inputs alone, and backward runs it once more (Chen et al.
     2016), with the same dropout: torch's generator is put back to where it stood."""

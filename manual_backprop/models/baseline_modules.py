@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.schema import CustomTransformerConfig
-from .autograd import block_forward, summed_loss
+from .autograd import block_forward, squared_errors, summed_loss
 
 
 def norm(config: CustomTransformerConfig) -> nn.Module:
@@ -183,7 +183,7 @@ class Transformer(nn.Module):
     def __init__(self, config: CustomTransformerConfig, table: Tensor | None, outputs: int, bias: bool = False):
         super().__init__()
         self.scale = math.sqrt(config.d_model) if config.traits.scaled_embedding else 1.0
-        self.positions = config.position_kind
+        self.positions, self.reads_tokens = config.position_kind, config.n_inputs is None
         self.table = table  # of sinusoids (T, D), or of cosines and sines (2, T, K); not a buffer: it keeps its format
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.d_model, outputs, bias=bias)
@@ -192,7 +192,7 @@ class Transformer(nn.Module):
     def placed(self, x: Tensor, places: nn.Embedding | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """x (B, T, D) at its places, and by what queries and keys turn there."""
         length, rotation = x.shape[1], None
-        if self.scale != 1.0:
+        if self.scale != 1.0 and self.reads_tokens:
             x = x * self.scale
         if places is not None:
             x = x + places.weight[:length]
@@ -266,7 +266,7 @@ class Encoder(Transformer):
         learned = self.positions == "learned"
         self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
         self.encoder = Blocks(config, activation, config.encoder_blocks)
-        self.reads_tokens, self.pooling = config.n_inputs is None, config.pooling
+        self.pooling = config.pooling
 
     def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """inputs (B, T) or (B, T, C) -> (B, n_outputs)."""
@@ -282,5 +282,4 @@ class Encoder(Transformer):
         outputs = self(inputs, lengths)
         if not targets.is_floating_point():
             return summed_loss(outputs[:, None], targets[:, None].long(), self.label_smoothing, denominator)
-        counts = ~targets.isnan()
-        return torch.where(counts, outputs - torch.where(counts, targets, 0), 0).square().sum() / denominator
+        return squared_errors(outputs, targets, denominator)

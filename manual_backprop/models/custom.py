@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ..ops import Visible
@@ -157,11 +156,21 @@ class CustomTransformer(HandWrittenNetwork):
         return dread if dmemory is None else dmemory + dread
 
     def _embedding_forward(self, tokens: Tensor, dropout: DropoutSource, stack: str = "") -> tuple[Tensor, Cache]:
-        """tokens (B, T) -> x = dropout(scale * W[tokens] + positions) (B, T, D); rotary positions come in attention."""
-        scale = math.sqrt(self.config.d_model) if self.config.traits.scaled_embedding else 1.0
+        """tokens (B, T) -> x = dropout(scale * W[tokens] + positions) (B, T, D); rotary positions come in attention.
+
+        An encoder may read rows of numbers (B, T, C) in place of tokens: x = dropout(numbers W^T + b + positions).
+        """
         table, places = self.tables[stack]
-        weight = self.parameters[table]
-        x, token_cache = self.ops.token_embedding_forward(tokens, weight, scale)
+        if self.config.n_inputs is not None:
+            numbers = tokens.to(
+                self.compute_dtype, copy=True
+            )  # kernels write a gradient in the place of what they read
+            x, token_cache = self.ops.linear_forward(numbers, self.parameters[table], self.parameters["input.bias"])
+            x = x.to(self.config.get_dtype())
+        else:
+            scale = math.sqrt(self.config.d_model) if self.config.traits.scaled_embedding else 1.0
+            weight = self.parameters[table]
+            x, token_cache = self.ops.token_embedding_forward(tokens, weight, scale)
         position_cache: Cache = None
         if self.config.position_kind == "learned":
             x, position_cache = self.ops.learned_positions_forward(x, self.parameters[places])
@@ -181,7 +190,11 @@ class CustomTransformer(HandWrittenNetwork):
             dx = self.ops.learned_positions_backward(dx, position_cache, self.gradients[places])
         elif self.config.position_kind == "sinusoidal":
             dx = self.ops.sinusoidal_positions_backward(dx, position_cache)
-        self.ops.token_embedding_backward(dx, token_cache, self.gradients[table])
+        if self.config.n_inputs is not None:
+            dx = dx.to(self.compute_dtype)
+            self.ops.linear_backward(dx, token_cache, self.gradients[table], self.gradients["input.bias"])
+        else:
+            self.ops.token_embedding_backward(dx, token_cache, self.gradients[table])
 
     # A block, pre-norm (gpt2, llama)
 
@@ -356,7 +369,7 @@ class CustomTransformer(HandWrittenNetwork):
     ) -> tuple[Tensor, Cache]:
         """y = dropout(attention(x W_query^T, memory W_key_value^T) W_output^T). x (B, T, D), memory (B, S, D) ->
         y (B, T, D). Nothing is turned here: a place in the target says nothing of one in the source."""
-        p, ops, config = self.block_parameters[block], self.ops, self.config
+        p, ops = self.block_parameters[block], self.ops
         place = f"{block}.cross_attention."
         record = scoped(self.recorder, place)
         x, read = x.to(self.compute_dtype), memory.states.to(self.compute_dtype)
@@ -366,17 +379,17 @@ class CustomTransformer(HandWrittenNetwork):
         key_value, key_value_cache = ops.linear_forward(
             read, p["cross_attention.key_value.weight"], p.get("cross_attention.key_value.bias")
         )  # (B, S, 2GK)
-        query = query.unflatten(2, (config.n_heads, -1))  # (B, T, H, K)
-        key, value = key_value.unflatten(2, (2, config.kv_heads, -1)).unbind(2)  # (B, S, G, K)
-        if config.kv_heads != config.n_heads:
-            key, value = (part.repeat_interleave(config.n_heads // config.kv_heads, dim=2) for part in (key, value))
         dropped = dropout.at_heads(place + "probabilities")
-        context, attention_cache = ops.attention_forward(query, key, value, memory.visible, dropped, record)
-        context = context.flatten(2)
+        heads = self.config.n_heads, self.config.kv_heads
+        context, attention_cache = ops.cross_attention_forward(
+            query, key_value, *heads, memory.visible, dropped, record
+        )
         y, output_cache = ops.linear_forward(
             context, p["cross_attention.output.weight"], p.get("cross_attention.output.bias")
         )
         y, dropout_cache = ops.dropout_forward(y, dropout.at(place + "output"))
+        record("query", query)
+        record("key_value", key_value)
         record("context", context)
         record("output", y)
         return y, (query_cache, key_value_cache, attention_cache, output_cache, dropout_cache)
@@ -384,7 +397,7 @@ class CustomTransformer(HandWrittenNetwork):
     def _cross_attention_backward(self, dy: Tensor, block: str, cache: Cache) -> tuple[Tensor, Tensor]:
         """dy (B, T, D) -> dx (B, T, D) and dmemory (B, S, D)."""
         query_cache, key_value_cache, attention_cache, output_cache, dropout_cache = cache
-        d, ops, config = self.block_gradients[block], self.ops, self.config
+        d, ops = self.block_gradients[block], self.ops
         record = scoped(self.recorder, f"{block}.cross_attention.")
         record("doutput", dy)
         # y = dropout(context W_output^T + b_output)
@@ -394,18 +407,16 @@ class CustomTransformer(HandWrittenNetwork):
         )
         record("dcontext", dcontext)
         # context = attention(query, key, value)
-        dcontext = dcontext.unflatten(2, (config.n_heads, -1))
-        dquery, dkey, dvalue = ops.attention_backward(dcontext, attention_cache, record=record)
-        if config.kv_heads != config.n_heads:  # a key that several queries share collects from all of them
-            dkey, dvalue = (part.unflatten(2, (config.kv_heads, -1)).sum(3) for part in (dkey, dvalue))
-        dkey_value = torch.stack((dkey, dvalue), dim=2).flatten(2)
+        dquery, dkey_value = ops.cross_attention_backward(dcontext, attention_cache, record=record)
+        record("dquery", dquery)
+        record("dkey_value", dkey_value)
         # key, value = memory W_key_value^T + b_key_value
         dmemory = ops.linear_backward(
             dkey_value, key_value_cache, d["cross_attention.key_value.weight"], d.get("cross_attention.key_value.bias")
         )
         # query = x W_query^T + b_query
         dx = ops.linear_backward(
-            dquery.flatten(2), query_cache, d["cross_attention.query.weight"], d.get("cross_attention.query.bias")
+            dquery, query_cache, d["cross_attention.query.weight"], d.get("cross_attention.query.bias")
         )
         return dx, dmemory
 

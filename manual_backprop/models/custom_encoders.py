@@ -1,4 +1,5 @@
-"""The encoder-decoder by hand (Vaswani et al. 2017, section 3): two stacks of the blocks of `custom.py`."""
+"""The encoder-decoder by hand (Vaswani et al. 2017, section 3): two stacks of the blocks of `custom.py`; and an encoder
+alone, which answers each sequence with one row of numbers."""
 
 from __future__ import annotations
 
@@ -74,3 +75,70 @@ class CustomEncoderDecoder(CustomTransformer):
         visible = Visible(causal=False, key_lengths=lengths)
         with self._calculation():
             return self._hidden_forward(source, visible, DropoutSource(self.config, None), False, "encoder.")[0]
+
+
+class CustomEncoder(CustomTransformer):
+    """Sequences of tokens, or of rows of numbers -> the logits of classes, or numbers that are predicted."""
+
+    kind = "encoder"
+
+    def _training_step(  # type: ignore[override]
+        self,
+        inputs: Tensor,
+        lengths: Tensor,
+        targets: Tensor,
+        denominator: int | Tensor,
+        dropout: DropoutSource,
+    ) -> Tensor:
+        ops, smoothing = self.ops, self.config.label_smoothing
+        outputs, cache = self._outputs_forward(inputs, lengths, dropout=dropout)
+        if self.config.head_loss == "squared_error":
+            loss, loss_cache = ops.squared_error_forward(outputs, targets, denominator)
+            doutputs = ops.squared_error_backward(1.0, loss_cache)
+        else:
+            loss, loss_cache = ops.cross_entropy_forward(outputs, targets, denominator, smoothing)
+            doutputs = ops.cross_entropy_backward(1.0, loss_cache)
+        self._outputs_backward(doutputs, cache)
+        return loss
+
+    def _step(  # type: ignore[override]
+        self,
+        inputs: Tensor,
+        lengths: Tensor,
+        targets: Tensor,
+        *,
+        denominator: int | Tensor,
+        dropout: DropoutSource,
+    ) -> Tensor:
+        return self._training_step(inputs, lengths, targets, denominator, dropout)
+
+    def _outputs_forward(  # type: ignore[override]
+        self, inputs: Tensor, lengths: Tensor, *, dropout: DropoutSource, keep: bool = True
+    ) -> tuple[Tensor, Cache]:
+        """inputs (B, T) or (B, T, C) -> outputs (B, n_outputs)."""
+        x, embedding_cache = self._embedding_forward(inputs, dropout, "encoder.")
+        visible = Visible(causal=False, key_lengths=lengths)
+        x, stack_cache = self._stack_forward(x, visible, dropout, keep, "encoder.", None)
+        if self.config.pooling == "mean":
+            pooled, pooling_cache = self.ops.mean_pooling_forward(x, lengths)
+        else:
+            pooled, pooling_cache = self.ops.first_position_forward(x)
+        outputs, head_cache = self.ops.linear_forward(pooled, self.head, self.parameters["head.bias"])
+        self.recorder("pooled", pooled)
+        self.recorder("outputs", outputs)
+        return outputs, (embedding_cache, stack_cache, pooling_cache, head_cache)
+
+    def _outputs_backward(self, doutputs: Tensor, cache: Cache) -> None:
+        embedding_cache, stack_cache, pooling_cache, head_cache = cache
+        self.recorder("doutputs", doutputs)
+        # outputs = pooled head^T + bias
+        dpooled = self.ops.linear_backward(doutputs, head_cache, self.dhead, self.gradients["head.bias"])
+        self.recorder("dpooled", dpooled)
+        # pooled = mean(x) over the real positions, or x at the first one
+        if self.config.pooling == "mean":
+            dx = self.ops.mean_pooling_backward(dpooled, pooling_cache)
+        else:
+            dx = self.ops.first_position_backward(dpooled, pooling_cache)
+        dx, _ = self._stack_backward(dx, stack_cache, "encoder.")
+        self._embedding_backward(dx, embedding_cache, "encoder.")
+        self.on_gradients_complete(None)

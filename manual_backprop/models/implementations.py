@@ -5,9 +5,9 @@ from __future__ import annotations
 from ..config.schema import CustomTransformerConfig
 from .baseline import BaselineTransformer
 from .custom import CustomTransformer
-from .custom_encoders import CustomEncoderDecoder
+from .custom_encoders import CustomEncoder, CustomEncoderDecoder
 from .mirror import TorchTransformer
-from .mirror_encoders import TorchEncoderDecoder
+from .mirror_encoders import TorchEncoder, TorchEncoderDecoder
 from .network import Network
 
 IMPLEMENTATIONS: dict[str, type[Network]] = {  # of a decoder; the baseline's is that of every network
@@ -17,7 +17,9 @@ IMPLEMENTATIONS: dict[str, type[Network]] = {  # of a decoder; the baseline's is
 }
 OTHERS: dict[tuple[str, str], type[Network]] = {
     ("custom", "encoder_decoder"): CustomEncoderDecoder,
+    ("custom", "encoder"): CustomEncoder,
     ("torch", "encoder_decoder"): TorchEncoderDecoder,
+    ("torch", "encoder"): TorchEncoder,
 }
 
 

@@ -85,12 +85,18 @@ class TorchTransformer(MirroredNetwork):
         return x
 
     def _embedding_forward(self, tokens: Tensor, dropout: DropoutSource, stack: str = "") -> Tensor:
-        """tokens (B, T) -> x = dropout(scale * W[tokens] + positions) (B, T, D); rotary positions come in attention."""
+        """tokens (B, T) -> x = dropout(scale * W[tokens] + positions) (B, T, D); rotary positions come in attention.
+
+        An encoder may read rows of numbers (B, T, C) in place of tokens: x = dropout(numbers W^T + b + positions).
+        """
         table, places = self.tables[stack]
-        weight = self.leaves[table]
-        x = F.embedding(tokens, weight)
-        if self.config.traits.scaled_embedding:
-            x = x * math.sqrt(self.config.d_model)
+        if self.config.n_inputs is not None:
+            x = F.linear(tokens, self.leaves[table], self.leaves["input.bias"]).to(self.config.get_dtype())
+        else:
+            weight = self.leaves[table]
+            x = F.embedding(tokens, weight)
+            if self.config.traits.scaled_embedding:
+                x = x * math.sqrt(self.config.d_model)
         if self.config.position_kind == "learned":
             x = x + self.leaves[places][: tokens.shape[1]]
         elif self.config.position_kind == "sinusoidal":
@@ -190,6 +196,8 @@ class TorchTransformer(MirroredNetwork):
         key_value = F.linear(
             memory.states, p["cross_attention.key_value.weight"], p.get("cross_attention.key_value.bias")
         )  # (B, S, 2GK)
+        record("query", query)
+        record("key_value", key_value)
         query = query.unflatten(2, (config.n_heads, -1))  # (B, T, H, K)
         key, value = key_value.unflatten(2, (2, config.kv_heads, -1)).unbind(2)  # (B, S, G, K)
         dropped = dropout.at_heads(place + "probabilities")

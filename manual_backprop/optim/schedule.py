@@ -3,8 +3,6 @@
 A schedule is a linear rise, then one of SHAPES down to a floor.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

@@ -4,8 +4,6 @@ What an epoch is depends on the batching. Packed, it is all windows of T tokens 
 with something to predict, a row each, and the last step has what is left (`data.tokens.order`).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

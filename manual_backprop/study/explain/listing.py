@@ -1,10 +1,8 @@
 """A traced step as listings: each pair that the network calls a section, each statement with the numbers that it made.
 
-The numbers are `trace.py`'s, their layout is `numbers.py`'s, the words are `words.py`'s; the page around
-the sections is `page.py`'s.
+The numbers are `trace.py`'s, their layout is `numbers.py`'s, the words are those of words.toml; the page around the
+sections is `page.py`'s.
 """
-
-from __future__ import annotations
 
 import ast
 import re
@@ -15,10 +13,10 @@ from torch import Tensor
 
 from ...common.batch import Batch, PairBatch
 from ...models.network import block_names, packed_names
-from . import words as step_words
 from .autograd import TracedStep
 from .numbers import WIDTH, Numbers, decimal, scientific
 from .trace import PACKAGE, Call, Step, Value
+from .words import words_of
 
 FIXED = "position_embedding, fixed"  # the sinusoids, or cosines and sines, which nobody learns
 
@@ -132,14 +130,16 @@ class Listings:
         first = re.sub(r"^((encoder|decoder)\.)?(blocks\.\d+\.)?(source_)?", "", first)
         architecture = self.traced.network.config.architecture
         if not isinstance(self.traced.batch, PairBatch):
-            return step_words.words_of(architecture, call.base, first)
-        if not call.backward:  # what names no stack belongs to that of the pair before; the loss to none
+            return words_of(architecture, call.base, first)
+        if not call.backward:  # what names no stack belongs to that of the pair before
             read = sum(section.call.function == "token_embedding_forward" for section in self.sections)
             before = self.stacks[number - 2] if number > 1 else "encoder."
             if call.base == "token_embedding":
                 before = "decoder." if read else "encoder."
             self.stacks.append(stack[0] or before)
-        return step_words.words_in_pairs(architecture, call.base, first, self.stacks[number - 1])
+        of_stack = self.stacks[number - 1]
+        title, forward, backward = words_of(architecture, call.base, first, of_stack)
+        return f"{of_stack.rstrip('.').capitalize()}: {title[0].lower()}{title[1:]}", forward, backward
 
     def parameter_name(self, tensor: Tensor) -> str | None:
         return self.parameter_names.get((tensor.data_ptr(), tensor.numel()))

@@ -4,8 +4,6 @@ The sections are `listing.py`'s. What is computed here is only what a step does 
 parameters, and the loss after the update.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 
@@ -16,10 +14,10 @@ from ... import ops
 from ...common.batch import PairBatch
 from ...models.custom import CustomTransformer
 from ...models.network import block_names, packed_names
-from . import words as step_words
 from .autograd import TracedStep
 from .listing import Listings, slug, source_of, together
 from .numbers import LABEL, decimal, scientific
+from .words import ARCHITECTURES, TEXTS, filled
 
 PERTURBATION = 1e-6
 
@@ -63,7 +61,7 @@ class Page:
             *self._update(),
         ]
         facts = {"repeated_word": self.repeated, "repeated": f"`{self.repeated}` was read twice and gets two terms"}
-        return step_words.filled("\n".join(lines), facts).rstrip() + "\n"
+        return filled("\n".join(lines), facts).rstrip() + "\n"
 
     def _introduction(self) -> list[str]:
         config, read, source = self.traced.network.config, self.read, self.source
@@ -80,7 +78,7 @@ class Page:
                 for place, target in enumerate(self.targets)
             ),
             "vocabulary": ", ".join(f"`{word}`" for word in self.words) + f"; {never} do not occur",
-            "architecture": step_words.ARCHITECTURES[config.architecture],
+            "architecture": ARCHITECTURES[config.architecture],
             "count": str(self.traced.network.count_parameters()),
             "last": str(max(section.number for section in sections)),
             "sizes": f"| 1 text | {f'{len(source)} places of the source | ' if source else ''}{len(read)} places"
@@ -88,8 +86,7 @@ class Page:
             f"| {config.n_heads} heads | {config.d_head} numbers in a head | {config.d_ffn} hidden units "
             f"| {len(self.words)} words | B T = {len(read)} places in all |",
         }
-        template = step_words.INTRODUCTION_OF_PAIRS if source else step_words.INTRODUCTION
-        return step_words.filled(template, facts).splitlines()
+        return filled(TEXTS["introduction_of_pairs" if source else "introduction"], facts).splitlines()
 
     def _map(self) -> list[str]:
         """One row for each pair of sections: the table of contents."""
@@ -148,7 +145,7 @@ class Page:
         return (losses[0] - losses[1]) / (2 * PERTURBATION)
 
     def _parameters(self) -> list[str]:
-        lines = step_words.PARAMETERS.splitlines()
+        lines = TEXTS["parameters"].splitlines()
         lines += [
             "",
             "| parameter | shape | complete after | length | largest element | by hand | autograd | nudged | within |",
@@ -168,10 +165,9 @@ class Page:
                 f"| {list(index)} | {written} | {within} |"
             )
         biases = self.traced.network.config.traits.biases
-        lines += ["", *(step_words.ZERO_BY_STRUCTURE if biases else step_words.NO_BIASES).splitlines(), ""]
+        lines += ["", *(TEXTS["zero_by_structure"] if biases else TEXTS["no_biases"]).splitlines(), ""]
         if self.traced.network.config.tied_head:
-            tied = step_words.TIED_IN_PAIRS if self.source else step_words.TIED
-            lines += [*tied.splitlines(), "", *self._tied(), ""]
+            lines += [*TEXTS["tied_in_pairs" if self.source else "tied"].splitlines(), "", *self._tied(), ""]
         return lines
 
     def _source(self, name: str) -> str:
@@ -231,7 +227,7 @@ class Page:
         after = self._after(self.learning_rate)
         statement = inspect.getsource(CustomTransformer.update_parameters).splitlines()[-1].strip()
         lines = [
-            *step_words.UPDATE.splitlines(),
+            *TEXTS["update"].splitlines(),
             "",
             "```python",
             f"# models/network.py, update_parameters: learning_rate = {self.learning_rate}",
@@ -246,7 +242,7 @@ class Page:
         )
         lines += [
             "",
-            *step_words.OUTCOME.splitlines(),
+            *TEXTS["outcome"].splitlines(),
             "",
             "| it has read | it should say | probability before | after |",
             "|---|---|--:|--:|",
@@ -266,4 +262,4 @@ class Page:
             "small_fell": decimal(loss - small, 6),
             "small_promised": decimal(small_rate * square, 6),
         }
-        return [*lines, "", *step_words.filled(step_words.PROMISE, facts).splitlines()]
+        return [*lines, "", *filled(TEXTS["promise"], facts).splitlines()]
