@@ -138,17 +138,17 @@ class CustomTransformer(HandWrittenNetwork):
             for block in reversed(self.stacks[stack]):
                 with blocks.last() as block_cache:
                     dx, dread = self._pre_norm_block_backward(dx, dbranch, block, block_cache)
-                    dbranch, dmemory = dx, self._collected(dmemory, dread)
+                    dbranch, dmemory = dx, self._memory_backward(dmemory, dread)
                 self.on_gradients_complete(block)
         else:
             for block in reversed(self.stacks[stack]):
                 with blocks.last() as block_cache:
                     dx, dread = self._post_norm_block_backward(dx, block, block_cache)
-                    dmemory = self._collected(dmemory, dread)
+                    dmemory = self._memory_backward(dmemory, dread)
                 self.on_gradients_complete(block)
         return dx, dmemory
 
-    def _collected(self, dmemory: Tensor | None, dread: Tensor | None) -> Tensor | None:
+    def _memory_backward(self, dmemory: Tensor | None, dread: Tensor | None) -> Tensor | None:
         """The memory was read by every block: its gradient is the sum, as wide as the residual stream."""
         if dread is None:
             return dmemory
@@ -162,9 +162,8 @@ class CustomTransformer(HandWrittenNetwork):
         """
         table, places = self.tables[stack]
         if self.config.n_inputs is not None:
-            numbers = tokens.to(
-                self.compute_dtype, copy=True
-            )  # kernels write a gradient in the place of what they read
+            # a copy: kernels write a gradient in the place of what they read
+            numbers = tokens.to(self.compute_dtype, copy=True)
             x, token_cache = self.ops.linear_forward(numbers, self.parameters[table], self.parameters["input.bias"])
             x = x.to(self.config.get_dtype())
         else:
