@@ -501,6 +501,9 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     r"python -m manual_backprop\.verify$": check_all_ops_are_in_the_table,
     r"python -m manual_backprop\.diagnose": check_diagnosed,
     r"python -m manual_backprop\.explain$": check_explained("docs/one-step.md", "as in GPT-2"),
+    r"python -m manual_backprop\.explain --task reversal": check_explained(
+        "docs/one-step-encoder-decoder.md", "attention of the target with the source"
+    ),
     r"python -m manual_backprop\.explain --architecture llama": check_explained("llama-step.md", "as in LLaMA"),
     rf"{TOOLS}\.download_dataset --list": check_listed,
     rf"{TOOLS}\.inspect": check_inspected_rows,

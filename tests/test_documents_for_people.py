@@ -4,7 +4,7 @@ somewhere, and a number has its command beside it.
 A training is run with fewer steps, on fewer documents, and otherwise as it stands; each command is a process, forked
 where torch and MLflow are imported already, and what it leaves and says is compared with what the documents promise
 (documented_commands.py). What is not run here is run by `.ci/run`, and that is checked. The listings in
-docs/one-step.md are no commands: `explain` writes them, and test_explain.py compares them.
+docs/one-step*.md are no commands: `explain` writes them, and test_explain.py compares them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ FEW_DOCUMENTS = 20  # of the built-in corpus: a run evaluates the whole validati
 
 
 def blocks(language: str, pages: tuple[str, ...] = PAGES) -> list[str]:
-    text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in pages if page != "docs/one-step.md")
+    text = "\n".join(
+        (ROOT / page).read_text(encoding="utf-8") for page in pages if not page.startswith("docs/one-step")
+    )
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
