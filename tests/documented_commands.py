@@ -300,6 +300,29 @@ def check_compared(outcome: Outcome) -> None:
     assert row.split()[:3] == [f"{loss:.4f}", "2", "FINISHED"]
 
 
+def check_table_of_runs(outcome: Outcome) -> None:
+    (row,) = rows_of(outcome.place / "runs.csv")
+    run = list_runs(outcome.place / "outputs")[-1]
+    assert (row["run"], row["status"], row["steps"]) == (run.name, "FINISHED", "2")
+    assert row["model.n_blocks from"] == "model=tiny"
+
+
+def check_page_of_runs(outcome: Outcome) -> None:
+    """One file, with the run's curves and plotly's script inside."""
+    (name,) = (name for name in outcome.written if name.endswith(".html"))
+    page = (outcome.place / name).read_text(encoding="utf-8")
+    assert list_runs(outcome.place / "outputs")[-1].name in page
+    assert "plotly.js v" in page
+    assert "<script src=" not in page
+    assert f"wrote {name} " in outcome.said
+
+
+def check_page_of_a_model(outcome: Outcome) -> None:
+    page = (outcome.place / "model.html").read_text(encoding="utf-8")
+    assert '"text":"Return the"' in page
+    assert '"name":"blocks.0.attention"' in page
+
+
 def check_evaluated(outcome: Outcome) -> None:
     """The loss beside counting models, a sample, twenty tokens one by one; it is added to the run."""
     for name in ("model", "bigram", "unigram"):
@@ -490,6 +513,9 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     r"python -m manual_backprop\.rerun": check_made_again,
     r"python -m manual_backprop\.sync": check_delivered,
     r"python -m manual_backprop\.compare": check_compared,
+    r"python -m manual_backprop\.compare last --csv": check_table_of_runs,
+    r"python -m manual_backprop\.visualize last .*--export": check_page_of_runs,
+    r"python -m manual_backprop\.visualize last --text": check_page_of_a_model,
     r"python -m manual_backprop\.(evaluate|generate last|chat|summary last|convert to-hf)": check_line_of_the_model,
     r"python -m manual_backprop\.evaluate": check_evaluated,
     r"python -m manual_backprop\.generate": check_continued,
@@ -501,6 +527,9 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     r"python -m manual_backprop\.verify$": check_all_ops_are_in_the_table,
     r"python -m manual_backprop\.diagnose": check_diagnosed,
     r"python -m manual_backprop\.explain$": check_explained("docs/one-step.md", "as in GPT-2"),
+    r"python -m manual_backprop\.explain --task reversal": check_explained(
+        "docs/one-step-encoder-decoder.md", "attention of the target with the source"
+    ),
     r"python -m manual_backprop\.explain --architecture llama": check_explained("llama-step.md", "as in LLaMA"),
     rf"{TOOLS}\.download_dataset --list": check_listed,
     rf"{TOOLS}\.inspect": check_inspected_rows,

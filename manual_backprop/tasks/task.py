@@ -34,7 +34,8 @@ class Evaluated:
 class Task(ABC):
     """What a run learns, opened for the config of one run. Nothing of it changes while the run goes on."""
 
-    best_metric = "validation/loss"  # of its metrics, the one whose lowest value makes a checkpoint the best
+    best_metric = "validation/loss"  # of its metrics, the one that chooses the best checkpoint
+    best_is_highest = False  # and whether its highest value is the best, or its lowest
     files: tuple[str, ...] = ()  # what `save` writes; every checkpoint has a copy
 
     config: RunConfig

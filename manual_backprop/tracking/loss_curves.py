@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..common.pictures import new_figure, save_figure, with_grid
+from ..common.pictures import new_figure, picture, save_figure, with_grid
 from . import TrainingLog
 
 
+@picture
 def draw_loss_curves(log: TrainingLog, path: Path, title: str) -> None:
     """Writes a PNG. Losses in nats a token."""
     figure = new_figure(8, 4.8, dpi=120)

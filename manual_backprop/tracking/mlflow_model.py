@@ -129,7 +129,8 @@ def _load_pyfunc(path: str) -> Served:
 
 def _reads_sources(checkpoint: Path) -> bool:
     """Whether its network is an encoder-decoder."""
-    network = read_object(checkpoint / STATE, kind=CheckpointError).get("network")
+    state = read_object(checkpoint / STATE, kind=CheckpointError).get("state")
+    network = state.get("network") if isinstance(state, Mapping) else None
     return isinstance(network, Mapping) and network.get("network") == "encoder_decoder"
 
 

@@ -13,11 +13,10 @@ import torch
 from ..common.allocator import below_the_peak, give_back_freed_memory
 from ..common.durable_files import storage_errors
 from ..common.errors import StorageError
-from ..common.origin import SOURCES
+from ..common.origin import SEPARATOR, SOURCES
 from ..models.flops import flops_per_token, matrix_product_rate
 from ..study.gradient_check.run_check import GRADIENT_CHECK, check_of_run
 from ..tasks import Evaluated
-from ..tasks.samples import SEPARATOR
 from ..tracking import FAILED, Dataset, RunDirectory, SystemMetrics, Tracker, flatten, load_training_log
 from ..tracking.loss_curves import draw_loss_curves
 from ..tracking.progress import ProgressLine
@@ -121,8 +120,8 @@ class RunReport:
         self.tracker.log_artifact(path, "samples")
         curves = self.directory.path / LOSS_CURVES
         title = f"{self.directory.read()['run_name']}: {self.facts.model.count_parameters():,} parameters"
-        draw_loss_curves(load_training_log(self.directory.path), curves, title)
-        self.tracker.log_artifact(curves)
+        if draw_loss_curves(load_training_log(self.directory.path), curves, title):
+            self.tracker.log_artifact(curves)
         for text in texts[:1]:
             self._say("  " + " ".join(text.split())[:110])
 

@@ -22,7 +22,7 @@ from manual_backprop import bench
 from manual_backprop.common import processor
 from manual_backprop.common.allocator import give_back_freed_memory, keep_freed_memory, resident_bytes
 from manual_backprop.common.errors import CheckFailedError, InputError
-from manual_backprop.common.gpus import compute_capabilities
+from manual_backprop.common.processor import compute_capabilities
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.kernels.cpu import products
 from manual_backprop.kernels.cpu.products import onednn_is_exact
@@ -48,7 +48,7 @@ from manual_backprop.study.benchmark.products import ProductsOfAStep
 from manual_backprop.study.benchmark.rows import Ready
 from manual_backprop.study.paired_timing import MeasuringProcess, Row
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 UNCOMPILED = [name for name in ROWS if not is_compiled(name) and not takes_onednn(name)]
 PEERS = [name for name in ROWS if name not in OURS and not name.endswith(ONEDNN)]
 
@@ -131,6 +131,21 @@ def test_uncompiled_rows_agree(architecture: str, precision: str) -> None:
     names = [name for name in UNCOMPILED if ROWS[name] != "huggingface" or why_not(case.config) is None]
     assert ("huggingface-eager" in names) == (architecture != "vaswani" and precision != "fp64")
     check_agreement(precision, {name: ready(name, case) for name in names})
+
+
+@pytest.mark.parametrize("precision", ["fp64", "bf16_mixed"])
+def test_uncompiled_rows_agree_on_an_encoder_decoder(precision: str) -> None:
+    case = replace(CASES["S1"].case("S1", precision, 1, 2), bar=None)
+    names = [name for name in UNCOMPILED if ROWS[name] != "huggingface"]
+    check_agreement(precision, {name: ready(name, case) for name in names})
+    reason = why_not(case.config)
+    assert reason is not None
+    assert "network=encoder_decoder" in reason
+    assert "L=1+1 " in case.describe()
+    products = ProductsOfAStep(case.config, case.batch_size)
+    with FlopCounterMode(display=False) as counter:
+        products.step()
+    assert counter.get_total_flops() == flops_per_token(case.config, case.config.max_seq_len) * case.tokens
 
 
 def test_rows_by_hand_have_what_their_names_say() -> None:
