@@ -38,7 +38,7 @@ def test_run_directory(finished: Path) -> None:
     present = {path.name for path in finished.iterdir()} - {".lock", "source.diff"}
     assert present == {
         *("config.yaml", "run.json", "metrics.jsonl", "run.log", "samples", "checkpoints"),
-        *("tokenizer.json", "tracking.json", "loss_curves.png", "packages.txt", "gradient_check.txt"),
+        *("tokenizer.json", "tracking.json", "training_progress.png", "packages.txt", "gradient_check.txt"),
     }
     stamp, name, hexadecimal = finished.name[:15], finished.name[16:-7], finished.name[-6:]
     time.strptime(stamp, "%Y%m%d-%H%M%S")
@@ -51,7 +51,7 @@ def test_run_directory(finished: Path) -> None:
     assert run["command"] == shlex.join(sys.argv)
     assert sorted(path.name for path in (finished / "samples").iterdir()) == ["step-000004.txt", "step-000008.txt"]
     assert all(path.read_text(encoding="utf-8").startswith("The ") for path in (finished / "samples").iterdir())
-    assert (finished / "loss_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (finished / "training_progress.png").read_bytes().startswith(b"\x89PNG")
     log = (finished / "run.log").read_text()
     assert f"{CustomTransformerWrapper.from_checkpoint(finished).count_parameters():,} parameters" in log
     assert "step 8: validation loss" in log
@@ -332,7 +332,7 @@ def test_a_run_in_mlflow(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert tags <= set(found.data.tags)
     assert found.data.tags["run_directory"] == str(run)
     files = {file.path for file in client.list_artifacts(found.info.run_id)}
-    assert {"config.yaml", "tokenizer.json", "samples", "loss_curves.png", "checkpoints"} <= files
+    assert {"config.yaml", "tokenizer.json", "samples", "training_progress.png", "checkpoints"} <= files
 
     resume(tmp_path, "resume=last", "training.max_steps=6")
     (found,) = client.search_runs([experiment.experiment_id])

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import torch
 
-from ..common.batch import Batch
+from ..common.batch import Batch, PairBatch
 from ..common.errors import ConfigError
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.corpus import Corpus, prepare_corpus
@@ -53,7 +53,7 @@ class LanguageModelTask(Task):
                     "null for exactly as many"
                 ]
             )
-        return self.config.network(tokens)
+        return self.config.network_config(tokens)
 
     def build_model(self) -> LanguageModel:
         return build_model(self.config.implementation.name, self.network_config)
@@ -125,6 +125,7 @@ class LanguageModelTask(Task):
                 ),
                 ("", f"{spread} {evaluation.accuracy:.1%} of {evaluation.tokens:,} tokens"),
             ),
+            short=f"accuracy {evaluation.accuracy:.3f}",
         )
 
     @cached_property
@@ -140,7 +141,7 @@ class LanguageModelTask(Task):
         """The first row of the validation split, as it is evaluated."""
         return next(self.evaluation_batches(self.corpus.split("validation"), device, rows=1))
 
-    def text(self, batch: Batch, positions: int) -> str:
+    def text(self, batch: Batch | PairBatch, positions: int) -> str:
         return self.corpus.tokenizer.decode(batch.tokens[0, :positions].tolist())
 
     # What is said and saved of it
@@ -183,6 +184,11 @@ class LanguageModelTask(Task):
             "validation_tokens": str(len(corpus.validation)),
             "sequence_length": str(self.config.model.max_seq_len),
         }
+
+    @property
+    def source(self) -> tuple[str, str | None]:
+        dataset = self.config.dataset
+        return dataset.repository or dataset.name, dataset.path
 
     def save(self, directory: Path) -> None:
         """tokenizer.json."""

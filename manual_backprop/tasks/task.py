@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from ..common.batch import Batch
+from ..common.batch import Batch, PairBatch
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order
 from ..models.wrappers.language_model import LanguageModel
@@ -29,12 +29,24 @@ class Evaluated:
     metrics: Mapping[str, float]  # by the names that a run tracks: validation/loss, and what else the task measures
     sentence: str  # the same for a reader, in one line
     summary: tuple[tuple[str, str], ...]  # and in rows, title and text, on the page at the end of a run
+    short: str = ""  # and in a few words, beside the losses of an epoch
+
+
+@dataclass(frozen=True)
+class Final:
+    """What a task adds at the end of a run that has come to it."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    summary: tuple[tuple[str, str], ...] = ()  # further rows of the page
+    pictures: tuple[Path, ...] = ()
 
 
 class Task(ABC):
     """What a run learns, opened for the config of one run. Nothing of it changes while the run goes on."""
 
-    best_metric = "validation/loss"  # of its metrics, the one whose lowest value makes a checkpoint the best
+    best_metric = "validation/loss"  # of its metrics, the one that chooses the best checkpoint
+    best_is_highest = False  # and whether its highest value is the best, or its lowest
+    predictions_title = "a sample"
     files: tuple[str, ...] = ()  # what `save` writes; every checkpoint has a copy
 
     config: RunConfig
@@ -77,12 +89,16 @@ class Task(ABC):
     def predictions(self, model: LanguageModel) -> list[str]:
         """What the model makes of some examples, as texts for a reader. The same model, the same texts."""
 
+    def final(self, model: LanguageModel, directory: Path) -> Final:
+        """At the end of a run, once: what else is measured, and pictures, which are written into `directory`."""
+        return Final()
+
     @abstractmethod
-    def example(self, device: torch.device) -> Batch:
+    def example(self, device: torch.device) -> Batch | PairBatch:
         """A batch of one validation row, always the same, at which a network is looked at."""
 
     @abstractmethod
-    def text(self, batch: Batch, positions: int) -> str:
+    def text(self, batch: Batch | PairBatch, positions: int) -> str:
         """The first so many positions of a batch's first row, as a reader sees them."""
 
     # What is said and saved of it
@@ -111,6 +127,11 @@ class Task(ABC):
     @abstractmethod
     def data_tags(self) -> Mapping[str, str]:
         """What depends on the run's config too."""
+
+    @property
+    def source(self) -> tuple[str, str | None]:
+        """What the examples are called, and where they lie, if they are the user's own."""
+        return self.config.task.name, None
 
     @abstractmethod
     def save(self, directory: Path) -> None:

@@ -86,7 +86,7 @@ def described_network(overrides: Sequence[str], command: str) -> tuple[CustomTra
     """The network that a run with these overrides would train, and their keys that say nothing of it. InputError."""
     job = described_job(overrides, command)
     run = job.config
-    return run.network(run.tokenizer.vocab_size or UNKNOWN_VOCABULARY), keys_without_effect(job.overrides)
+    return run.network_config(run.tokenizer.vocab_size or UNKNOWN_VOCABULARY), keys_without_effect(job.overrides)
 
 
 def keys_without_effect(overrides: Sequence[str]) -> list[str]:

@@ -45,7 +45,7 @@ def described(overrides: Sequence[str]) -> Subject:
     config = described_job(overrides, "summary").config
     cache = OUTPUTS / "datasets"
     text = text_size(config.dataset, config.tokenizer, cache)
-    network = config.network(text.vocab_size)
+    network = config.network_config(text.vocab_size)
     line = (
         f"{config.implementation.name} ({network.architecture}, {network.precision}): {parameter_count(network):,} "
         "parameters, step 0, validation loss not measured (not trained)"

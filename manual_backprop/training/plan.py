@@ -109,7 +109,7 @@ class Planner:
         if text_key not in self.texts:
             self.texts[text_key] = text_size(config.dataset, config.tokenizer, OUTPUTS / "datasets")
         text = self.texts[text_key]
-        network = replace(config.network(text.vocab_size), seed=0)
+        network = replace(config.network_config(text.vocab_size), seed=0)
         shape = network, config.implementation, config.optimizer.name, config.training.batch_size, config.tracking
         if shape not in self.memories:
             self.memories[shape] = estimate_memory(config, network, text.prepared)

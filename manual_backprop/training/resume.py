@@ -16,7 +16,7 @@ from ..checkpoints.checkpoint import Checkpoint, CheckpointManager, read_state
 from ..common.errors import CheckpointError, ConfigError, InputError
 from ..config.network import ARCHITECTURES, NORM_EPSILONS, ROTARY_BASE
 from ..config.rules import shown
-from ..config.schema import RunConfig
+from ..config.schema import USUAL_NETWORK, RunConfig
 from ..config.validation import groups, validate, with_defaults
 from ..tracking import RunDirectory, find_run, flatten
 from ..tracking.run_directory import own_run_directory
@@ -34,7 +34,7 @@ STATE = {
 }
 _MUST_STAY = (
     *("model.", "architecture.", "tokenizer.", "dataset.name", "precision.name", "optimizer.name", "seed", "init_from"),
-    *("task.", "batching.", "dataset.max_length"),
+    *("task.", "network", "batching.", "dataset.max_length"),
     *("training.batch_size", "training.gradient_accumulation_steps", "training.overfit_batches"),
 )
 _MAY_CHANGE = {
@@ -177,6 +177,7 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _meant(flat: dict[str, Any]) -> dict[str, Any]:
     usual = {"model.n_kv_heads": flat.get("model.n_heads"), "architecture.rotary_base": ROTARY_BASE}
     usual["task.name"] = RunConfig.task.name  # of runs from before there were tasks
+    usual["network"] = USUAL_NETWORK.get(flat.get("task.name") or RunConfig.task.name)
     if traits := ARCHITECTURES.get(flat.get("architecture.name", "")):
         usual["architecture.norm_epsilon"] = NORM_EPSILONS[traits.norm]
     return flat | {name: value for name, value in usual.items() if flat.get(name) is None}

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..checkpoints.checkpoint import Checkpoint
 from ..config.rules import shown
 from ..models.wrappers.language_model import LanguageModel
+from ..optim.improvement import Improvement
 from ..optim.optimizers import Optimizer
 from ..tracking import RunDirectory
 from ..tracking.environment import differing, environment_of, other_version
@@ -31,13 +32,14 @@ def tensors_of(model: LanguageModel, optimizer: Optimizer) -> dict[str, dict[str
     return {"parameters": dict(model.network.parameters), "optimizer": optimizer.state_views()}
 
 
-def state_of(facts: RunFacts, metrics_length: int) -> dict[str, Any]:
+def state_of(facts: RunFacts, metrics_length: int, improvement: Improvement) -> dict[str, Any]:
     """What `resume.STATE` asks for, and the task's digests. `network` is for readers that have no config."""
     return {
         "config": facts.config.to_dict(),
         "network": asdict(facts.model.config),
         **facts.task.digests,
         "metrics_length": metrics_length,
+        "improvement": improvement.state(),
         "made_with": environment_of(facts.model.network),
     }
 
