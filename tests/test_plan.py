@@ -25,7 +25,6 @@ from manual_backprop.kernels import pieces
 from manual_backprop.kernels.cpu import attention, compiled, loss, normalization
 from manual_backprop.models.network import parameter_shapes
 from manual_backprop.study.estimates import time as time_estimate
-from manual_backprop.study.estimates.epochs import Length
 from manual_backprop.study.estimates.memory import (
     MemoryEstimate,
     checkpoint_bytes,
@@ -34,6 +33,7 @@ from manual_backprop.study.estimates.memory import (
     too_large,
 )
 from manual_backprop.study.estimates.time import Speed, measure_speed
+from manual_backprop.tasks import Preview
 from manual_backprop.training import plan
 from manual_backprop.training.command_line import Job, check
 from manual_backprop.training.plan import Planner, duration, plan_page, print_plans
@@ -138,7 +138,7 @@ def test_steps_an_epoch_are_those_of_the_run(text: Path, tmp_path: Path, monkeyp
     assert exact.train_tokens is not None
     plan = Planner().plan(config_of(text, "training.max_steps=null", "training.num_epochs=2"))
     windows, rows = exact.train_tokens // 8 - 1, 4 * 2
-    assert plan.length.steps_per_epoch == windows / rows
+    assert plan.preview.steps_per_epoch == windows / rows
     assert plan.max_steps == -(-2 * windows // rows)
 
 
@@ -167,8 +167,8 @@ def test_an_epoch_is_as_many_steps_as_a_run_makes(
     )
 
 
-def length_of_run(folder: Path, *overrides: str) -> Length:
-    return Planner().plan(config_of(folder, *overrides)).length
+def length_of_run(folder: Path, *overrides: str) -> Preview:
+    return Planner().plan(config_of(folder, *overrides)).preview
 
 
 def test_documents_that_nobody_has_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_documents_that_nobody_has_counted(tmp_path: Path, monkeypatch: pytest.M
     rows.write_text('{"text": "some words"}\n' * 99)
     given = ("dataset=jsonl", "batching=padded", "training.max_steps=null", "training.num_epochs=1")
     plan = Planner().plan(config_of(rows, *given))
-    assert (plan.length.steps_per_epoch, plan.length.max_steps) == (None, None)
+    assert (plan.preview.steps_per_epoch, plan.preview.max_steps) == (None, None)
     with pytest.raises(InputError, match=r"num_epochs=1: how long an epoch of this text is will be known when it was"):
         plan_page(plan)
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 CONTRACT = {
     *("train/loss", "learning_rate", "gradient_norm", "tokens_seen", "flops", "tokens_per_second", "peak_share"),
-    "nonfinite_steps",
+    *("nonfinite_steps", "epoch"),
 }
 VALIDATION = {
     f"validation/{name}" for name in ("loss", "perplexity", "bits_per_byte", "accuracy", "unigram_loss", "bigram_loss")
@@ -124,9 +124,15 @@ def test_checkpoints_of_a_run(finished: Path) -> None:
     assert sorted(path.name for path in checkpoint.path.iterdir()) == [
         *("manifest.json", "optimizer.safetensors", "parameters.safetensors", "state.json", "tokenizer.json"),
     ]
-    assert {"network", "config", "metrics_length", "made_with", "dataset_digest", "tokenizer_digest"} == set(
-        checkpoint.state
-    )
+    assert {
+        "network",
+        "config",
+        "metrics_length",
+        "improvement",
+        "made_with",
+        "dataset_digest",
+        "tokenizer_digest",
+    } == set(checkpoint.state)
     names = {name for key in checkpoint.tensors["optimizer"] for name in [key.partition("/")[2]] if name}
     assert names == set(checkpoint.tensors["parameters"])
     assert checkpoint.tensors["optimizer"]["counts"].tolist() == [8, 0, 0, 0]

@@ -95,7 +95,8 @@ class CheckpointManager:
         return max(self.list(), key=step_of, default=None)
 
     def best(self) -> Path | None:
-        """The checkpoint with the best metric (the lowest, unless it says that higher is better), the newest among equals. Checkpoints without a metric do not count."""
+        """The checkpoint with the best metric (the lowest, unless it says that higher is better), the newest among
+        equals. Checkpoints without a metric do not count."""
         with_metric = []
         for path in self.list():
             # Damage is found by load; one unreadable state must not hide the others.
@@ -182,7 +183,7 @@ class CheckpointManager:
                 for file in files:
                     shutil.copyfile(file, staging / _plain_name(file.name))
                 finite = float(metric) if metric is not None and math.isfinite(metric) else None
-                content = {"version": VERSION, "step": step, "metric": finite, "state": dict(state)}
+                content: dict[str, Any] = {"version": VERSION, "step": step, "metric": finite, "state": dict(state)}
                 if (metric_name, higher_is_better) != (METRIC, False):
                     content |= {"metric_name": metric_name, "higher_is_better": higher_is_better}
                 (staging / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -31,7 +31,8 @@ class PairBatch:
 
     source (B, S) int64, of which the first source_lengths (B,) count; a length may be 0. tokens, targets (B, T) int64:
     tokens begin with the beginning id, targets are the same shifted, and IGNORED does not count. target_lengths (B,),
-    or None where padding stands on the right, which causal attention lets nothing that counts see. first_row as in Batch.
+    or None where padding stands on the right, which causal attention lets nothing that counts see. first_row as in
+    Batch.
     """
 
     source: Tensor
@@ -40,3 +41,6 @@ class PairBatch:
     targets: Tensor
     target_lengths: Tensor | None = None
     first_row: int = 0
+
+
+AnyBatch = Batch | PairBatch

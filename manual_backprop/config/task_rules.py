@@ -1,5 +1,5 @@
-"""What a task and the rest of a configuration must agree on. `validation.py` calls each check when the keys that it needs
-are right by themselves."""
+"""What a task and the rest of a configuration must agree on. `validation.py` calls each check when the keys that it
+needs are right by themselves."""
 
 from __future__ import annotations
 

@@ -58,9 +58,7 @@ def learning_rate(
     return shape(min(1.0, (step - warmup_steps) / left), peak, floor, left / max(1, warmup_steps))
 
 
-def build_schedule(
-    config: RunConfig, max_steps: int, improvement: Improvement | None = None
-) -> Callable[[int], float]:
+def build_schedule(config: RunConfig, max_steps: int, improvement: Improvement | None = None) -> Callable[[int], float]:
     """The learning rate of each optimizer step, by its number from 1. For schedule=plateau it depends on what the
     evaluations so far have shown too. Raises ConfigError for a warm-up longer than the run."""
     schedule, seen = config.schedule, improvement or Improvement()
@@ -78,9 +76,7 @@ def build_schedule(
         highest = peak
         if schedule.name == "plateau" and schedule.factor is not None:
             highest = max(peak * schedule.factor**seen.lowered, floor)
-        return learning_rate(
-            schedule.name, step, max_steps=max_steps, peak=highest, floor=floor, warmup_steps=warmup
-        )
+        return learning_rate(schedule.name, step, max_steps=max_steps, peak=highest, floor=floor, warmup_steps=warmup)
 
     return rate
 

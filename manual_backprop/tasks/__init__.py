@@ -1,6 +1,7 @@
 """What is learned: the examples, batches, loss, metrics and predictions of each task.
 
     task.py             the seam: what a task owns, and all that a run knows of it
+    preview.py          what is known of a run before its examples are prepared
     language_model.py   task=language_model: at each position of a text, the token that comes next
     sequences.py        task=reversal, copy, sort: a row of symbols, and what becomes of it
     sequence_rows.py    their examples: drawn from the seed, split by a hash, as batches
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from ..config.schema import SEQUENCES, RunConfig
 from .language_model import LanguageModelTask
+from .preview import Preview
 from .sequences import SequenceTask
 from .task import Evaluated, Final, Task
 
@@ -32,4 +34,19 @@ def open_task(config: RunConfig, cache: Path) -> Task:
     return TASKS[config.task.name].open(config, cache)
 
 
-__all__ = ["TASKS", "Evaluated", "Final", "LanguageModelTask", "SequenceTask", "Task", "open_task"]
+def preview_task(config: RunConfig, cache: Path) -> Preview:
+    """What is known of a run's examples before they are prepared. Writes nothing. Raises InputError."""
+    return TASKS[config.task.name].preview(config, cache)
+
+
+__all__ = [
+    "TASKS",
+    "Evaluated",
+    "Final",
+    "LanguageModelTask",
+    "Preview",
+    "SequenceTask",
+    "Task",
+    "open_task",
+    "preview_task",
+]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.batch import Batch, PairBatch
+from ..common.batch import AnyBatch, Batch
 from ..data.tokens.token_shards import Tokens
 from ..ops import IGNORED, cross_entropy_forward
 
@@ -60,13 +60,13 @@ class Evaluator:
         self.network: Predicts = getattr(model, "network", model)
         self.bytes_per_token = bytes_per_token
 
-    def _predict(self, batch: Batch | PairBatch) -> Tensor:
+    def _predict(self, batch: AnyBatch) -> Tensor:
         if isinstance(batch, Batch):
             return self.network.predict(batch.tokens, batch.segments)
         return self.network.predict(batch)
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch | PairBatch]) -> Evaluation:
+    def evaluate(self, batches: Iterable[AnyBatch]) -> Evaluation:
         """Over all targets that count; the device is waited for once, at the end. No target: loss and accuracy 0."""
         loss_sum: float | Tensor = 0.0
         correct: int | Tensor = 0

@@ -83,7 +83,9 @@ def draw_cross_attention(seen: CrossAttention, path: Path, title: str) -> Path:
     columns = min(COLUMNS, heads)
     of_block = -(-heads // columns)
     figure = new_figure(2.6 * columns, 0.8 + 2.6 * of_block * blocks, dpi=110)
-    figure.suptitle(f"{title}: where each predicted token (row) looks at the source (column)\n{seen.sentence}", fontsize=9)
+    figure.suptitle(
+        f"{title}: where each predicted token (row) looks at the source (column)\n{seen.sentence}", fontsize=9
+    )
     grid = figure.subplots(of_block * blocks, columns, squeeze=False)
     for axes in grid.flatten():
         axes.set_axis_off()

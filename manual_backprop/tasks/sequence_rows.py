@@ -1,8 +1,8 @@
 """The examples of task=reversal, copy and sort: rows of symbols drawn from the seed, and what becomes of each.
 
 A row is drawn as random numbers of a counter-based generator, so that the same seed draws the same rows everywhere. To
-which split it belongs is decided by a hash of its symbols, whatever the seed: no row of the test is ever trained on, not
-even by another run.
+which split it belongs is decided by a hash of its symbols, whatever the seed: no row of the test is ever trained on,
+not even by another run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..common.batch import IGNORED, Batch, PairBatch
+from ..common.batch import IGNORED, AnyBatch, Batch, PairBatch
 from ..common.errors import InputError
 from ..config.schema import TaskConfig
 from ..config.task_rules import sequence_vocabulary
@@ -116,7 +116,7 @@ class Rows:
 
     def batch(
         self, numbers: np.ndarray, lengths: np.ndarray, first_row: int = 0, device: torch.device | str = "cpu"
-    ) -> Batch | PairBatch:
+    ) -> AnyBatch:
         """Of these rows, for teacher forcing: each token of the target is predicted from the true ones before it, and
         so is the end. `lengths` (B,) of what is predicted, the end included."""
         words, width = self.vocabulary, np.arange(int(lengths.max()))
@@ -186,8 +186,8 @@ def split_of(source: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     for place in range(source.shape[1]):
         mixed = _mixed(state ^ (source[:, place].astype(np.uint64) + np.uint64(1)))
         state = np.where(place < lengths, mixed, state)
-    place = _mixed(state) % np.uint64(HELD_OUT)
-    return np.where(place == 0, SPLITS.index("test"), np.where(place == 1, SPLITS.index("validation"), 0))
+    part = _mixed(state) % np.uint64(HELD_OUT)
+    return np.where(part == 0, SPLITS.index("test"), np.where(part == 1, SPLITS.index("validation"), 0))
 
 
 def _mixed(state: np.ndarray) -> np.ndarray:

@@ -20,14 +20,15 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from ..common.batch import Batch, PairBatch
-from ..common.errors import ConfigError
+from ..common.batch import AnyBatch
+from ..common.errors import ConfigError, InputError
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order, Padded, Repeated
 from ..models.wrappers.language_model import build_model
 from .evaluation import Evaluation, Evaluator
+from .preview import Preview, rows_of_a_step
 from .sequence_pictures import CROSS_ATTENTION, draw_cross_attention, look_at_cross_attention
-from .sequence_rows import Rows, Vocabulary, draw_rows
+from .sequence_rows import TRANSFORMS, Rows, Vocabulary, draw_rows
 from .task import Evaluated, Final, Task
 
 MEASURED_ROWS = 500  # at a time
@@ -50,6 +51,23 @@ class SequenceTask(Task):
     @classmethod
     def open(cls, config: RunConfig, cache: Path) -> Self:
         return cls(config)
+
+    @classmethod
+    def preview(cls, config: RunConfig, cache: Path) -> Preview:
+        """Rows are drawn at once: all of it is exact."""
+        task = cls(config)
+        order, rows = task.order(), task.validation
+        longest = int(config.task.max_length or 0)
+        return Preview(
+            config=config,
+            vocab_size=task.words.size,
+            prepared=True,
+            examples=("rows", task.about),
+            order=order,
+            step=f"about {order.tokens_per_step:,} tokens: {rows_of_a_step(config)} rows of at most {longest} symbols",
+            evaluated_tokens=2 * int(rows.lengths.sum() - len(rows)),  # read once, and written once
+            written_tokens=-(-len(rows) // MEASURED_ROWS) * (longest + 1),
+        )
 
     # What a run is made of
 
@@ -93,7 +111,7 @@ class SequenceTask(Task):
 
     def batches(
         self, rows: Rows, device: torch.device | str, count: int | None = None, size: int = MEASURED_ROWS
-    ) -> Iterator[Batch | PairBatch]:
+    ) -> Iterator[AnyBatch]:
         """The first `count` rows in order (None: all), `size` at a time."""
         for numbers in np.split(np.arange(len(rows))[:count], range(size, min(count or len(rows), len(rows)), size)):
             yield rows.batch(numbers, rows.source_lengths[numbers] + 1, device=device)
@@ -106,6 +124,27 @@ class SequenceTask(Task):
             found += self.answers(model, sources[first : first + MEASURED_ROWS], **options)
         return found
 
+    def symbols_of(self, text: str) -> list[int]:
+        """The symbols of a row that somebody typed: numbers with blanks or commas between. Raises InputError."""
+        symbols = self.config.task.symbols or 0
+        words = text.replace(",", " ").split()
+        for word in words:
+            if not word.isdecimal() or int(word) >= symbols:
+                raise InputError(
+                    f"{word!r}: is no symbol of this run; a source is made of the numbers 0 to {symbols - 1}, with "
+                    'blanks between, as in "1 2 3 4"'
+                )
+        longest = self.config.task.max_length or 0
+        if len(words) > longest:
+            raise InputError(f"a source of {len(words)} symbols: this run has learned rows of at most {longest}")
+        if not words:
+            raise InputError('an empty source: give the numbers of a row, as in "1 2 3 4"')
+        return [int(word) for word in words]
+
+    def answer_of(self, source: Sequence[int]) -> list[int]:
+        """The right one."""
+        return TRANSFORMS[self.config.task.name](np.array([source]), np.array([len(source)]))[0].tolist()
+
     def answers(self, model: Any, sources: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
         """What the model writes for each of the sources, until its end or until no row of the task is so long."""
         most, words = int(self.config.task.max_length or 0) + 1, self.words
@@ -117,7 +156,9 @@ class SequenceTask(Task):
         options = {"temperature": 0.0} | options
         for length in np.unique(lengths):  # a decoder reads prompts of one length
             same = np.flatnonzero(lengths == length)
-            prompts = torch.tensor([[*sources[row], words.separator] for row in same], device=model.network.device)
+            prompts = torch.tensor(
+                [[*sources[row], words.separator] for row in same.tolist()], device=model.network.device
+            )
             drawn = model.generate(prompts, most, eos_token_id=words.end, **options)[:, length + 1 :]
             found |= {int(row): words.written(tokens) for row, tokens in zip(same, drawn.tolist(), strict=True)}
         return [found[row] for row in range(len(sources))]
@@ -151,10 +192,16 @@ class SequenceTask(Task):
 
     def predictions(self, model: Any) -> list[str]:
         """Ten rows, as one text: what the model writes, and whether it is right."""
-        written = self.written(model, self.validation, SHOWN)
+        return ["\n".join(self.shown_rows(model, self.validation, SHOWN))]
+
+    def in_one_line(self, prediction: str) -> str:
+        return prediction.partition("\n")[0]
+
+    def shown_rows(self, model: Any, rows: Rows, count: int) -> list[str]:
+        """Of the first `count` rows, a line each."""
+        written = self.written(model, rows, count)
         numbers = np.arange(len(written))
-        pairs = zip(self.validation.sources(numbers), self.validation.targets(numbers), written, strict=True)
-        return ["\n".join(self.shown(source, wanted, found) for source, wanted, found in pairs)]
+        return list(map(self.shown, rows.sources(numbers), rows.targets(numbers), written))
 
     def shown(self, source: Sequence[int], wanted: Sequence[int], found: Sequence[int]) -> str:
         words = self.words.words
@@ -174,11 +221,11 @@ class SequenceTask(Task):
                 summary.append(("", seen.sentence))
         return Final(metrics, tuple(summary), tuple(pictures))
 
-    def example(self, device: torch.device) -> Batch | PairBatch:
+    def example(self, device: torch.device) -> AnyBatch:
         """The first validation row."""
         return next(self.batches(self.validation, device, count=1))
 
-    def text(self, batch: Batch | PairBatch, positions: int) -> str:
+    def text(self, batch: AnyBatch, positions: int) -> str:
         return self.words.words(batch.tokens[0, :positions].tolist())
 
     # What is said and saved of it
@@ -200,7 +247,10 @@ class SequenceTask(Task):
 
     @property
     def profile(self) -> Mapping[str, int]:
-        return {"symbols": int(self.config.task.symbols or 0), "training_rows": int(self.config.task.training_rows or 0)}
+        return {
+            "symbols": int(self.config.task.symbols or 0),
+            "training_rows": int(self.config.task.training_rows or 0),
+        }
 
     @property
     def data_tags(self) -> Mapping[str, str]:

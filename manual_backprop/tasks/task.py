@@ -16,10 +16,11 @@ from typing import Any, Self
 
 import torch
 
-from ..common.batch import Batch, PairBatch
+from ..common.batch import AnyBatch
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order
 from ..models.wrappers.language_model import LanguageModel
+from .preview import Preview
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,23 @@ class Task(ABC):
     def open(cls, config: RunConfig, cache: Path) -> Self:
         """With its examples out of `cache`; what is not there is prepared. Raises InputError and StorageError."""
 
+    @classmethod
+    def preview(cls, config: RunConfig, cache: Path) -> Preview:
+        """What is known of the examples without preparing them; here of a task that opens in no time. Raises
+        InputError for what cannot be used."""
+        task = cls.open(config, cache)
+        order = task.order()
+        return Preview(
+            config=config,
+            vocab_size=task.network_config.vocab_size,
+            prepared=True,
+            examples=("examples", task.about),
+            order=order,
+            step=f"{order.tokens_per_step:,} tokens",
+            evaluated_tokens=0,
+            written_tokens=0,
+        )
+
     # What a run is made of
 
     @property
@@ -89,16 +107,20 @@ class Task(ABC):
     def predictions(self, model: LanguageModel) -> list[str]:
         """What the model makes of some examples, as texts for a reader. The same model, the same texts."""
 
+    def in_one_line(self, prediction: str) -> str:
+        """Of a prediction what is shown while a run goes on."""
+        return " ".join(prediction.split())
+
     def final(self, model: LanguageModel, directory: Path) -> Final:
         """At the end of a run, once: what else is measured, and pictures, which are written into `directory`."""
         return Final()
 
     @abstractmethod
-    def example(self, device: torch.device) -> Batch | PairBatch:
+    def example(self, device: torch.device) -> AnyBatch:
         """A batch of one validation row, always the same, at which a network is looked at."""
 
     @abstractmethod
-    def text(self, batch: Batch | PairBatch, positions: int) -> str:
+    def text(self, batch: AnyBatch, positions: int) -> str:
         """The first so many positions of a batch's first row, as a reader sees them."""
 
     # What is said and saved of it

@@ -139,7 +139,7 @@ class RunReport:
         draw_training_progress(load_training_log(self.directory.path), picture, title)
         self.tracker.log_artifact(picture)
         for text in texts[:1]:
-            self.say("  " + " ".join(text.split())[:110])
+            self.say("  " + self.facts.task.in_one_line(text)[:110])
 
     def gradient_check(self) -> None:
         """At the end of a run: are the gradients of a network like its own right? Nothing of the run changes, and its

@@ -18,6 +18,7 @@ from ..config.network import ARCHITECTURES, NORM_EPSILONS, ROTARY_BASE
 from ..config.rules import shown
 from ..config.schema import USUAL_NETWORK, RunConfig
 from ..config.validation import groups, validate, with_defaults
+from ..optim.improvement import Improvement
 from ..tracking import RunDirectory, find_run, flatten
 from ..tracking.run_directory import own_run_directory
 from ..tracking.training_log import load_config
@@ -141,6 +142,10 @@ def refuse_another_run(config: RunConfig, run: Path, checkpoint: Path) -> None:
         raise CheckpointError(
             f"{checkpoint} was not saved by a run of this version: its state lacks {', '.join(wrong)}"
         )
+    try:
+        Improvement.of(state.get("improvement"))
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{checkpoint} is not a run's: {error}") from error
     before, now = flatten(with_defaults(state["config"])), flatten(config.to_dict())
     before["model.vocab_size"] = state["network"].get("vocab_size")
     if now.get("model.vocab_size") is None:

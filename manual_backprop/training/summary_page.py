@@ -40,11 +40,14 @@ def print_summary(
     console = Console(soft_wrap=True)
     console.print()
     for text in predictions[:1]:
-        console.print(Panel(escape(text.strip()), title=facts.task.predictions_title, title_align="left"), soft_wrap=False)
+        console.print(
+            Panel(escape(text.strip()), title=facts.task.predictions_title, title_align="left"), soft_wrap=False
+        )
     console.print(table)
     console.print("\nNext:", style="bold")
+    further = "training.patience=null" if early else f"training.max_steps={2 * facts.max_steps}"
     commands = [
-        f"python -m manual_backprop.run resume={directory.path.name} training.max_steps={2 * facts.max_steps}",
+        f"python -m manual_backprop.run resume={directory.path.name} {further}",
     ]
     if facts.config.tracking.name == "mlflow":
         commands.insert(0, "mlflow ui                # compare runs: http://127.0.0.1:5000")

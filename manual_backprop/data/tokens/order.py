@@ -74,9 +74,7 @@ class RowsOfLengths(Protocol):
     def lengths(self) -> np.ndarray:
         """Tokens of each, of which the first is not predicted."""
 
-    def batch(
-        self, numbers: np.ndarray, lengths: np.ndarray, *, first_row: int, device: torch.device | str
-    ) -> Any:
+    def batch(self, numbers: np.ndarray, lengths: np.ndarray, *, first_row: int, device: torch.device | str) -> Any:
         """Of rows by their numbers, each with so many predicted tokens."""
 
 
