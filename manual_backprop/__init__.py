@@ -3,8 +3,6 @@
 Importing the package imports nothing heavy; each name below brings in only what it needs.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,23 +25,7 @@ _HOMES = {
     "train_tokenizer_from_files": "data.datasets.tokenizer_training",
 }
 
-__all__ = [
-    "BaselineTransformer",
-    "CheckpointManager",
-    "CustomTransformer",
-    "CustomTransformerConfig",
-    "CustomTransformerWrapper",
-    "Evaluator",
-    "TorchTransformer",
-    "TrainingLogger",
-    "__version__",
-    "analyze_dataset",
-    "load_pretokenized",
-    "load_training_log",
-    "pretokenize_dataset",
-    "train_tokenizer",
-    "train_tokenizer_from_files",
-]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,5 @@
 """`python -m manual_backprop` lists the commands of the package; each is a module with a `main`."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -5,24 +5,21 @@ What it measures and how is said by `--help`; `benchmark/` does it.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .common.errors import InputError
 from .common.exit_codes import exit_code_of
 from .config.arguments import Parser, whole
 from .study.benchmark.cases import ONEDNN, ROWS, SUBJECT, Case
 from .study.benchmark.choices import about_cases, add_choices, cases_of
+from .study.benchmark.measurement import Measurement, measure
 from .study.paired_timing import check_output
-
-if TYPE_CHECKING:
-    import argparse
-
-    from .study.benchmark.measurement import Measurement
 
 DESCRIPTION = """\
 Times a training step (forward, loss, backward, clipping, AdamW) of this network by hand, beside the same network under
@@ -130,7 +127,6 @@ def _measure(
     cases: Sequence[Case], names: Sequence[str], options: argparse.Namespace
 ) -> list[tuple[Measurement, dict[str, Any]]]:
     """Each case, printed as soon as it is measured; and its breakdown, if it is asked for."""
-    from .study.benchmark.measurement import measure
     from .study.benchmark.page import table
 
     found = []

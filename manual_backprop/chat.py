@@ -1,12 +1,11 @@
 """Write a text and let a trained model go on with it, again and again."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Sequence
 
 from manual_backprop.common.errors import EXIT_DONE
+from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser, add_run, add_sampling
 from manual_backprop.trained_models.chat import CHAT_COMMANDS, Chat
 from manual_backprop.trained_models.saved_model import RUN_HELP
@@ -52,6 +51,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from manual_backprop.common.exit_codes import exit_code_of
-
     sys.exit(exit_code_of(main))

@@ -5,14 +5,13 @@
 Reads run directories only: no MLflow, no torch.
 """
 
-from __future__ import annotations
-
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from manual_backprop.common.errors import InputError
+from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.config.arguments import Parser
 from manual_backprop.tracking import close_dead_runs, load_training_log
 from manual_backprop.training.comparison.runs import ALIKE, compare, difference_lines, table_lines
 
@@ -45,15 +44,11 @@ def _runs_named(which: str) -> list[str | Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        description="Set runs side by side: what sets them apart, where each ended, how far their curves part.",
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Set runs side by side: what sets them apart, where each ended, how far their curves part."
+    parser = Parser("compare", about, HELP)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run, or the directory of a sweep: all its runs")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw them as well")
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse(arguments)
     if chosen.picture is not None and chosen.picture.suffix != ".png":
         raise InputError(f"--picture {chosen.picture}: must be the name of a PNG, as in comparison.png")
     close_dead_runs(OUTPUTS)
@@ -72,6 +67,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from manual_backprop.common.exit_codes import exit_code_of
-
     sys.exit(exit_code_of(main))

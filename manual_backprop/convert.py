@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manual_backprop.common.errors import InputError
+from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser
 from manual_backprop.config.rules import nearest
 from manual_backprop.trained_models.saved_model import RUN_HELP
@@ -117,6 +118,4 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
 
 if __name__ == "__main__":
-    from manual_backprop.common.exit_codes import exit_code_of
-
     sys.exit(exit_code_of(main))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, InputError
+from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser
 
 if TYPE_CHECKING:
@@ -129,6 +130,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from manual_backprop.common.exit_codes import exit_code_of
-
     sys.exit(exit_code_of(main))

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser, add_device, add_run, whole
 from manual_backprop.trained_models.saved_model import RUN_HELP
 
@@ -206,6 +207,4 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
 
 if __name__ == "__main__":
-    from manual_backprop.common.exit_codes import exit_code_of
-
     sys.exit(exit_code_of(main))

@@ -5,29 +5,26 @@ it makes, forward and backward, and autograd's number beside every gradient.
 What is explained, and how it is watched and laid out: study/explain/.
 """
 
-from __future__ import annotations
-
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.config.arguments import Parser
 from manual_backprop.config.schema import ARCHITECTURES
 
-COMMAND = "python -m manual_backprop.explain"
 DEFAULT_OUTPUT = "docs/one-step.md"
+DESCRIPTION = """\
+Writes one step of backpropagation down, number by number: a network of one block, three words and four dimensions;
+every line of code that runs, every tensor that it makes, and autograd's number beside every gradient. Takes a few
+seconds, is the same at each run, and trains nothing."""
+EPILOG = """\
+Exit codes: 0 done, 1 a gradient is not autograd's (the page shows which), 2 a wrong option, 4 the page cannot be
+written."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        description="Writes one step of backpropagation down, number by number: a network of one block, three words "
-        "and four dimensions; every line of code that runs, every tensor that it makes, and autograd's number beside "
-        "every gradient. Takes a few seconds, is the same at each run, and trains nothing.",
-        epilog="Exit codes: 0 done, 1 a gradient is not autograd's (the page shows which), 2 a wrong option, "
-        "4 the page cannot be written.",
-    )
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = Parser("explain", DESCRIPTION, EPILOG)
     parser.add_argument(
         "--architecture",
         choices=tuple(ARCHITECTURES),
@@ -38,15 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path(DEFAULT_OUTPUT), metavar="FILE", help="the page (default: %(default)s)"
     )
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse(arguments)
+    from manual_backprop.study.explain.example import explain  # torch, only now
 
-    def command() -> None:
-        from manual_backprop.study.explain.example import explain  # torch, only now
-
-        print(explain(chosen.architecture, chosen.output))
-
-    return exit_code_of(command)
+    print(explain(chosen.architecture, chosen.output))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -1,13 +1,12 @@
 """Let a trained model continue a text."""
 
-from __future__ import annotations
-
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 
 from manual_backprop.common.errors import InputError
+from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser, add_run, add_sampling, add_search, whole
 from manual_backprop.trained_models.saved_model import RUN_HELP
 
@@ -124,6 +123,4 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
 
 if __name__ == "__main__":
-    from manual_backprop.common.exit_codes import exit_code_of
-
     sys.exit(exit_code_of(main))

@@ -5,14 +5,13 @@ starts, everything is named that is not as it was then: code, packages, data, ma
 changes. What is found different afterwards without any of that is a bug, and the exit code says so.
 """
 
-from __future__ import annotations
-
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from manual_backprop.common.errors import EXIT_DONE, InputError
+from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.config.arguments import Parser
 from manual_backprop.training.reproduction import rerun
 
 COMMAND = "python -m manual_backprop.rerun"
@@ -34,18 +33,10 @@ exit code  0  the losses are bitwise the same, or what differs between then and 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        usage=f"{COMMAND} RUN [KEY=VALUE ...]",
-        description=(__doc__ or "").splitlines()[0],
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-    )
+    parser = Parser("rerun", (__doc__ or "").splitlines()[0], HELP)
     parser.add_argument("run", metavar="RUN", help="the run to make again")
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="what to change in its config")
-    parser.add_argument("-h", "--help", action="help", help="show this page")
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     if "=" in options.run:
         raise InputError(f"{options.run}: the first word names the run: {COMMAND} RUN {options.run}")
     rerun(options.run, options.overrides, Path.cwd())
@@ -53,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from manual_backprop.common.exit_codes import exit_code_of
     from manual_backprop.common.interruption import exit_on_signal
 
     exit_on_signal()

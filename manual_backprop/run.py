@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manual_backprop.common.errors import ConfigError, InputError
+from manual_backprop.common.exit_codes import exit_code_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -213,6 +214,4 @@ def _run_sweep(flags: list[str], overrides: list[str], task: Callable[[DictConfi
 
 
 if __name__ == "__main__":
-    from manual_backprop.common.exit_codes import exit_code_of
-
     sys.exit(exit_code_of(main))

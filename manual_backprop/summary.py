@@ -1,11 +1,10 @@
 """What a model is made of, and what it costs: parameters, arithmetic, time, memory; and one step tensor by tensor."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser, number
 from manual_backprop.trained_models.saved_model import OUTPUTS, RUN_HELP
 
@@ -75,6 +74,4 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
 
 if __name__ == "__main__":
-    from manual_backprop.common.exit_codes import exit_code_of
-
     sys.exit(exit_code_of(main))

@@ -3,14 +3,13 @@
 Harmless to repeat: what MLflow has is not sent again. A run that is still going on delivers itself and is refused.
 """
 
-from __future__ import annotations
-
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, ManualBackpropError
+from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.config.arguments import Parser
 
 COMMAND = "python -m manual_backprop.sync"
 DESCRIPTION = """\
@@ -47,13 +46,7 @@ def with_children(which: str, root: Path) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("sync", DESCRIPTION, EPILOG)
     parser.add_argument(
         "runs",
         nargs="+",
@@ -61,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a run's directory; or below outputs/: its id, the six last characters of that, MLflow's id, or last, the "
         "newest one",
     )
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse(arguments)
     from manual_backprop.tracking.late_delivery import deliver_run
     from manual_backprop.tracking.mlflow_delivery import tracking_uri, without_credentials
     from manual_backprop.tracking.mlflow_tracking import one_line
@@ -82,6 +75,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from manual_backprop.common.exit_codes import exit_code_of
-
     sys.exit(exit_code_of(main))

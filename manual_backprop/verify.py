@@ -6,13 +6,14 @@ in this way, is in `study/gradient_check/`; this file shows it.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED
+from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.config.arguments import Parser
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
     from manual_backprop.study.gradient_check.verification import Section
 
 COMMAND = "python -m manual_backprop.verify"
-HELP = f"""\
-{COMMAND} [KEY=VALUE ...]
-
+DESCRIPTION = """\
 Is every hand-written gradient right? Each is compared with autograd's, in float64, at random weights and with random
 upstream gradients. The error of a tensor is
 
@@ -40,8 +39,8 @@ in Euclidean norms, so that neither a small tensor nor one that is zero can hide
 Without arguments: all ops, and small networks of every architecture in odd shapes (B=1, T=1, segments, dropout), each
 with the textbook pairs and with the fused kernels.
 With arguments, which are those of manual_backprop.run: the network that they describe, with short sequences, and all
-ops with its kernels; a precision other than fp64 is measured as well.
-
+ops with its kernels; a precision other than fp64 is measured as well."""
+EPILOG = f"""\
 Examples
 
   {COMMAND}
@@ -49,12 +48,7 @@ Examples
   {COMMAND} model=small architecture=vaswani precision=bf16
   {COMMAND} model.d_model=48 model.n_heads=3 architecture.activation=gelu
 
-Options
-
-  --help, -h
-
-Exit codes: 0 all is right, 1 something is over its bar, 2 wrong arguments.
-"""
+Exit codes: 0 all is right, 1 something is over its bar, 2 wrong arguments."""
 
 WIDTH = 110  # columns, where there is no terminal to ask
 
@@ -91,13 +85,11 @@ def _number(value: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--help", "-h", action="store_true")
-    options, overrides = parser.parse_known_args(given)
-    if options.help:
-        print(HELP, end="")
-        return EXIT_DONE
+    parser = Parser("verify", DESCRIPTION, EPILOG)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="the network that a run with these would train"
+    )
+    overrides = parser.parse(arguments).overrides
     start = time.monotonic()
     config = None
     if overrides:
@@ -120,6 +112,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from manual_backprop.common.exit_codes import exit_code_of
-
     sys.exit(exit_code_of(main))

@@ -148,7 +148,7 @@ def run_compiling(script: str, compiler: str, folder: Path | None, *arguments: s
     """
     given = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
     if folder is not None:
-        given |= {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TORCHINDUCTOR_DEBUG_COMPILE": "1"}  # not optimized: sooner
+        given["XDG_CACHE_HOME"] = str(folder)
     if compiler == "missing":
         given["CXX"] = "/nowhere/c++"
     done = subprocess.run(

@@ -30,22 +30,28 @@ LONG = (
     *("test_mlflow_tracking", "test_installed", "test_convert", "test_signals", "test_quality", "test_hub_experiments"),
     *("test_compiled_kernels", "test_kernels", "test_plan", "test_checkpoint", "test_experiments", "test_run"),
     *("test_run_ends", "test_runner", "test_resume", "test_diagnose", "test_data_runs", "test_rerun"),
+    *("test_gradients", "test_replay"),
 )
 # Their tests share nothing that is costly to make, and are handed out one by one; those of other files together.
 ONE_BY_ONE = (
     *("test_planted_bugs", "test_measuring_commands", "test_kill", "test_mlflow_tracking", "test_kernels", "test_plan"),
     *("test_compiled_kernels", "test_experiments", "test_run", "test_run_ends", "test_runner", "test_resume"),
+    *("test_gradients", "test_replay"),
 )
-TRANSFORMERS = ("test_convert", "test_llama", "test_bench", "test_pretrained", "test_data_tools")  # import it: 9 s
+TOGETHER = {  # in one process, which imports that library: 9 s
+    "transformers": ("test_convert", "test_llama", "test_bench", "test_pretrained", "test_data_tools"),
+    "datasets": ("test_hub", "test_hub_tools", "test_inspect"),
+}
 COMPILING = pytest.StashKey[subprocess.Popen[bytes]]()
 
 
 @pytest.hookimpl(optionalhook=True)  # mutate.py loads no plugins
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Tests wait, for processes and for MLflow's patience, so that one more of them keeps the cores busy."""
+    """Tests wait, for processes and for MLflow's patience, so that one more of them keeps the cores busy. Gradients
+    wait for nothing."""
     from manual_backprop.training.sweeps.processors import cores
 
-    return cores() + 1
+    return cores() + (config.option.markexpr != "gradients")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -58,9 +64,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFileOrTest(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            if Path(file).stem in TRANSFORMERS:
-                return "transformers"  # one process imports it
-            return nodeid if Path(file).stem in ONE_BY_ONE else file
+            name = Path(file).stem
+            library = next((library for library, files in TOGETHER.items() if name in files), None)
+            return library or (nodeid if name in ONE_BY_ONE else file)
 
     config.option.loadscopereorder = False  # not the files with the most tests first
     return ByFileOrTest(config, log)
@@ -80,12 +86,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Where most tests are asked for, all libraries that their runs need are compiled at once, by a process of its own.
-    Whoever needs one meanwhile waits for it."""
+    """Where most tests are asked for, the library of kernels is compiled by a process of its own. Whoever needs it
+    meanwhile waits for it."""
     config = session.config
     everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr != "gradients"
     if everything and not config.option.collectonly and "PYTEST_XDIST_WORKER" not in os.environ:
-        words = [sys.executable, str(Path(__file__).with_name("kernel_libraries.py"))]
+        program = "from manual_backprop.kernels.cpu.library import build, find; find() or build()"
+        words = [sys.executable, "-c", program]
         paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
         given = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         config.stash[COMPILING] = subprocess.Popen(words, env=given, stderr=subprocess.DEVNULL)

@@ -169,6 +169,7 @@ def test_a_planted_difference_is_no_agreement() -> None:
         check_agreement("bf16", {"ours": first, "theirs": replace(first, sketch=rows.sketch_of(lost))})
 
 
+@pytest.mark.slow
 def test_in_a_coarse_format_a_peer_may_err_in_a_small_gradient_and_ours_may_not() -> None:
     """PyTorch sums the gradients of a layer norm in bf16 on a CPU: of a network like C4 they are off by 0.2 to 0.5."""
     case = case_of(precision="bf16")
@@ -287,7 +288,10 @@ def products_of_steps(end: Connection, name: str, case: Case) -> None:
 @pytest.mark.skipif(not onednn_is_exact(), reason="products are those of PyTorch here")
 @pytest.mark.parametrize(
     "name",
-    ["baseline-eager", *(pytest.param(n, marks=pytest.mark.nightly) for n in ("huggingface-eager", "torch-eager"))],
+    [
+        pytest.param("baseline-eager", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("huggingface-eager", "torch-eager")),
+    ],
 )
 def test_a_peer_s_products_are_made_by_the_library_that_its_row_says(name: str) -> None:
     case = replace(case_of(precision="fp32"), batch_size=8)  # PyTorch asks oneDNN for no product that is too small
@@ -441,6 +445,30 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     growth.draw([(case_of(), [measured()] * 2, [measured()] * 2)], tmp_path / "growth.png")
     for name in ("bench.png", "growth.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_growth_is_printed_written_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command's wiring: what it asks the bench for, and where the answers stand. Measured: .ci/nightly."""
+    asked: list[tuple[int, int]] = []
+
+    def measure(case: Case, names: list[str], rounds: int) -> Measurement:
+        asked.append((case.config.max_seq_len, case.batch_size))
+        assert (names, rounds) == ([SUBJECT, "baseline-eager"], 1)
+        return replace(measured(), case=case)
+
+    monkeypatch.setattr(growth, "measure", measure)
+    written, drawn = tmp_path / "growth.json", tmp_path / "growth.png"
+    given = ["--model", "tiny", "--grow", "--rows", "baseline-eager", "--rounds", "1"]
+    bench.main([*given, "--json", str(written), "--picture", str(drawn)])
+    assert asked[:6] == [(length, growth.SEQUENCES) for length in growth.LENGTHS]
+    assert [size for _, size in asked[6:]] == list(growth.BATCH_SIZES)
+    assert "best peer / ours" in capsys.readouterr().out
+    (grown,) = json.loads(written.read_text())["growth"]
+    assert [point["case"]["batch_size"] for point in grown["over_batch_size"]] == list(growth.BATCH_SIZES)
+    assert len(grown["over_length"]) == len(growth.LENGTHS)
+    assert drawn.read_bytes().startswith(b"\x89PNG")
 
 
 def test_growth_is_beside_that_of_the_best_peer() -> None:

@@ -1,47 +1,60 @@
-"""Functions that become libraries: right in every format, size and number of threads, and what happens without them."""
+"""The library of kernels: right in every format, size and number of threads, and what happens without it."""
 
 from __future__ import annotations
 
 import inspect
-import json
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from command_tools import ROOT, environment, run_compiling
-from kernel_libraries import compile_missing, functions, kinds_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from manual_backprop import ops
+from manual_backprop import kernels, ops
 from manual_backprop.common.batch import Batch
-from manual_backprop.common.digests import file_digest, json_digest
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.kernels import replay
-from manual_backprop.kernels.cpu import activations, compiled, libraries, loss, rowwise
+from manual_backprop.kernels.cpu import (
+    activations,
+    attention,
+    compiled,
+    gated_feed_forward,
+    library,
+    loss,
+    optimizers,
+    rowwise,
+)
 from manual_backprop.kernels.cpu.compiled import CompiledFunction, compiled_functions
+from manual_backprop.kernels.sizes import SIZES as DEVICES
 from manual_backprop.models.custom import CustomTransformer
+from manual_backprop.models.recorder import Recorder
+from manual_backprop.ops import Visible
 from manual_backprop.ops.numerics import wide
 from manual_backprop.tracking.environment import environment_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FP32 = dict.fromkeys(("activation", "parameter"), torch.float32)
-SIZES = ((2, 2), (3, 37), (130, 65))  # of the first letter, and of the second
+FORMATS = {words: {"activation": kinds[0], "parameter": kinds[1]} for kinds, words in compiled.FORMATS.items()}
+FUNCTIONS = {
+    name: function
+    for module in (activations, gated_feed_forward, rowwise, optimizers)
+    for name, function in vars(module).items()
+    if isinstance(function, CompiledFunction)
+}
+SIZES = ((1, 1), (2, 2), (3, 37), (130, 65))  # of the first letter, and of the second
 NUMBER = 0.1  # epsilon: whatever a function takes
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
 
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    """Nothing was loaded or has failed before. The libraries are those that this machine has, or gets now."""
+    """Nothing was loaded or has failed before. The library is the one that this machine has, or gets now."""
     forget()
     yield
     forget()
@@ -50,9 +63,9 @@ def fresh() -> Iterator[None]:
 def forget() -> None:
     compiled._failed.clear()
     compiled._made.clear()
-    for function in compiled._registered:
+    compiled._loaded.clear()
+    for function in FUNCTIONS.values():
         function.calls.clear()
-        function.libraries.clear()
 
 
 def draw(function: CompiledFunction, sizes: tuple[int, ...], kinds: dict[str, torch.dtype]) -> list[Tensor | float]:
@@ -85,173 +98,166 @@ def error(got: Tensor, want: Tensor) -> float:
     return float((got.double() - want).norm() / want.double().norm().clamp(min=1e-30))
 
 
-EVERY = functions()
-
-
-@pytest.fixture(scope="module")
-def every_library() -> None:
-    """All at once: a tenth of the time that they take one by one."""
-    compile_missing()
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("every_library")
-@pytest.mark.parametrize(
-    ("function", "precision"), EVERY, ids=[f"{function.__name__}-{precision}" for function, precision in EVERY]
-)
-def test_a_library_is_as_near_to_float64_as_the_function_as_it_is_written(
-    function: CompiledFunction, precision: str
-) -> None:
+@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written(name: str, precision: str) -> None:
     """In every size and with any number of threads, which give the same bits."""
-    kinds = kinds_of(precision)
-    for sizes in (*SIZES, (3, 4096)) if function.group == "optimizer" else SIZES:
+    function, kinds = FUNCTIONS[name], FORMATS[precision]
+    for sizes in (*SIZES, (3, 4096), (4097, 48)):
         arguments = draw(function, sizes, kinds)
-        with compiled_functions(()):
+        with compiled_functions(True):
             got = results(function, arguments)
+            assert function.compiles(*arguments)
             torch.set_num_threads(2)
             again = results(function, arguments)
             torch.set_num_threads(1)
         assert all(torch.equal(one, other) for one, other in zip(got, again, strict=True))
         written, exact = results(function, arguments), results(function, arguments, exact=True)
         for one, other, want in zip(got, written, exact, strict=True):
-            assert error(one, want) <= 2 * error(other, want) + UNIT.get(one.dtype, 0)
-    assert function.libraries, "it was not compiled"
+            assert error(one, want) <= 2 * error(other, want) + 4 * UNIT.get(one.dtype, 0)
     assert not compiled._failed
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the libraries, with nothing in it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return library.folder_path()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled is a library that serves nothing: some milliseconds."""
+    command = library._command
+    monkeypatch.setattr(library, "_command", lambda target: _of_nothing(command(target)))
+
+
+def _of_nothing(words: list[str]) -> list[str]:
+    source = Path(words[words.index("-o") + 1]).with_suffix(".cpp")
+    source.write_text('extern "C" void* kernel(const char*) { return nullptr; }')
+    return [words[0], "-shared", "-fPIC", str(source), "-o", words[words.index("-o") + 1]]
+
+
+RELU = """
+import sys, torch
+from manual_backprop.kernels.cpu import activations, compiled
+x = torch.zeros(3, 5), torch.zeros(3, 5), torch.zeros(5)
+with compiled.compiled_functions(True):
+    activations.bias_relu(*x)
+    assert activations.bias_relu.compiles(*x), compiled._failed
+assert not [name for name in sys.modules if name.startswith(("torch._inductor", "torch._dynamo"))]
+"""
+
+
 @pytest.mark.slow
-def test_a_library_is_loaded_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By another process, which finds it; a damaged one counts as none."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    function = activations.bias_relu
-    formats = FP32
-    arguments = draw(function, SIZES[-1], formats)
-    with compiled_functions(()):
-        want = results(function, arguments)
-    script = (
-        "import sys, torch\n"
-        "from manual_backprop.kernels.cpu import activations, compiled\n"
-        "with compiled.compiled_functions(()):\n"
-        "    activations.bias_relu(torch.zeros(3, 5), torch.zeros(3, 5), torch.zeros(5))\n"
-        "assert activations.bias_relu.libraries, compiled._failed\n"
-        "assert not [name for name in sys.modules if name.startswith(('torch._inductor', 'torch._dynamo'))]\n"
-    )
-    given = environment(TORCHINDUCTOR_CACHE_DIR=str(tmp_path), CXX="/nowhere/c++")
-    done = subprocess.run([sys.executable, "-c", script], env=given, capture_output=True, text=True, cwd=ROOT)
+def test_a_library_is_loaded_without_a_compiler() -> None:
+    """By another process, which finds it."""
+    assert library.find() or library.build()
+    given = environment(CXX="/nowhere/c++")
+    done = subprocess.run([sys.executable, "-c", RELU], env=given, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    request = function.request(formats)
-    for library in tmp_path.rglob("*.so"):
-        content = library.read_bytes()
-        library.unlink()  # and not written over: this process has it in use
-        library.write_bytes(content[:-1])
-    assert libraries.find(request) is None
-    forget()
-    with compiled_functions(()):
-        assert all(torch.equal(one, other) for one, other in zip(results(function, arguments), want, strict=True))
-    assert libraries.find(request) is not None
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
+def test_a_damaged_library_is_made_anew(damage: str, cache: Path, quick: None) -> None:
+    library.build()
+    (path,) = cache.glob("*.so")
+    content = path.read_bytes()
+    path.unlink()  # and not written over: this process has it in use
+    path.write_bytes({"cut": content[:-1], "changed": content.replace(b"kernel", b"colonel"), "empty": b""}[damage])
+    assert library.find() is None
+    library.build()
+    assert library.find() is not None
 
 
 @pytest.mark.slow
-def test_of_processes_that_miss_the_same_one_compiles(tmp_path: Path) -> None:
-    """As the first jobs of a sweep do on a new machine."""
-    compiler, calls = tmp_path / "compiler", tmp_path / "calls"
-    compiler.write_text(
-        f'#!/bin/sh\ncase "$*" in *kernels.cpp*) echo >> {calls};; esac\nexec {libraries.compiler()} "$@"\n'
-    )
+def test_of_processes_that_miss_the_library_one_compiles(tmp_path: Path) -> None:
+    """As the first jobs of a sweep do on a new machine. Folders may have blanks in their names."""
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    compiler, calls = folder / "compiler", folder / "calls"
+    compiler.write_text(f'#!/bin/sh\necho >> "{calls}"\nexec {library.compiler()} "$@"\n')
     compiler.chmod(0o700)
-    script = (
-        "import torch\n"
-        "from manual_backprop.kernels.cpu import activations, compiled\n"
-        "with compiled.compiled_functions(()):\n"
-        "    activations.bias_relu(torch.zeros(3, 5), torch.zeros(3, 5), torch.zeros(5))\n"
-        "assert activations.bias_relu.libraries, compiled._failed\n"
-    )
-    given = environment(TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"), CXX=str(compiler))
-    processes = [subprocess.Popen([sys.executable, "-c", script], env=given, cwd=ROOT) for _ in range(3)]
+    given = environment(XDG_CACHE_HOME=str(folder / "cache"), CXX=str(compiler))
+    processes = [subprocess.Popen([sys.executable, "-c", RELU], env=given, cwd=ROOT) for _ in range(3)]
     assert [process.wait(200) for process in processes] == [0, 0, 0]
     assert calls.read_text() == "\n"
 
 
-def test_what_cannot_be_compiled_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """float64, one row, tensors that are not contiguous or fit only by broadcasting: nothing is asked of a compiler."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+def test_a_compiler_that_fails_is_asked_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not by every run; another compiler is another matter."""
+    for name in ("one", "other"):
+        (tmp_path / name).write_text(
+            f"#!/bin/sh\necho >> {tmp_path}/calls\necho 'vec.h: fatal error: no such file' >&2\nexit 1\n"
+        )
+        (tmp_path / name).chmod(0o700)
+        monkeypatch.setenv("CXX", str(tmp_path / name))
+        with pytest.raises(library.CompilerError, match=r"vec\.h: fatal error: no such file"):
+            library.build()
+        with pytest.raises(library.CompilerError, match=r"found out before; delete .*\.failed to try again"):
+            library.find()
+        with pytest.raises(library.CompilerError, match="found out before"):
+            library.build()
+    assert (tmp_path / "calls").read_text() == 2 * "\n"
+
+
+def test_a_compiler_that_is_killed_is_asked_again(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "compiler").write_text("#!/bin/sh\nkill -9 $$\n")
+    (tmp_path / "compiler").chmod(0o700)
+    monkeypatch.setenv("CXX", str(tmp_path / "compiler"))
+    for _ in range(2):
+        with pytest.raises(library.CompilerError, match="killed by signal 9, perhaps for want of memory"):
+            library.build()
+    assert library.find() is None
+
+
+def test_a_library_that_cannot_be_loaded_says_why(cache: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder that does not allow to execute."""
+
+    def refuse(path: str) -> None:
+        raise OSError(f"{path}: failed to map segment from shared object")
+
+    monkeypatch.setattr(library.ctypes, "CDLL", refuse)
+    with pytest.raises(
+        library.CompilerError, match=r"failed to map segment.*does not allow to execute, set XDG_CACHE_HOME"
+    ):
+        library.build()
+
+
+def test_what_no_kernel_serves_runs_as_it_is_written(cache: Path) -> None:
+    """float64, tensors that are not contiguous or fit only by broadcasting: nothing is asked of a compiler."""
     x, bias = torch.randn(4, 6), torch.randn(6)
     for one, other in (
         (x.double(), bias.double()),
-        (x[:1], bias),
+        (x, bias.bfloat16()),
         (x[:, ::2], bias[::2]),
         (x.T, bias[:4]),
         (x, bias[:1]),
+        (x[:0], bias),
     ):
         want, got = torch.empty(one.shape, dtype=one.dtype), torch.empty(one.shape, dtype=one.dtype)
         activations.bias_relu(want, one, other)
-        with compiled_functions(()):
+        with compiled_functions(True):
             activations.bias_relu(got, one, other)
         assert torch.equal(got, want)
     assert not compiled._failed
-    assert not list(tmp_path.rglob("*.*"))
+    assert not cache.exists()
 
 
-def test_a_library_without_the_function_counts_as_none(libraries_of_relu: Path) -> None:
-    request = activations.bias_relu.request(FP32)
-    description = libraries_of_relu / libraries.description_name(request)
-    other = json.loads(description.read_bytes()) | {"symbol": "another"}
-    del other["digest"]
-    description.write_text(json.dumps(other | {"digest": json_digest(other)}))
-    assert libraries.find(request) is None
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"[]", b"{}", b"{", b'{"library": "x", "symbol": "y"}', None],
-    ids=["list", "empty", "half", "no digest", "changed"],
-)
-def test_a_damaged_description_counts_as_none(content: bytes | None, libraries_of_relu: Path) -> None:
-    """It says which address goes where: whatever does not stand there as it was written is made anew."""
-    request = activations.bias_relu.request(FP32)
-    description = libraries_of_relu / libraries.description_name(request)
-    assert libraries.find(request) is not None
-    kept = description.read_bytes()
-    description.write_bytes(kept.replace(b'"pointers": [', b'"pointers": [0, ') if content is None else content)
-    assert libraries.find(request) is None
-
-
-@pytest.fixture
-def libraries_of_relu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which the description of bias_relu lies, beside a library that need not be one to be found."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(libraries.ctypes, "CDLL", lambda path: SimpleNamespace(kernel=SimpleNamespace()))
-    library = libraries.folder() / "content"
-    library.write_bytes(b"library")
-    name = file_digest(library) + ".so"
-    library.rename(library.with_name(name))
-    description = {"library": name, "symbol": "kernel", "pointers": [1, 2, 0], "memory": [], "sizes": [[1, "NF"]]}
-    signed = description | {"digest": json_digest(description)}
-    request = activations.bias_relu.request(FP32)
-    (libraries.folder() / libraries.description_name(request)).write_text(json.dumps(signed))
-    return libraries.folder()
-
-
-def test_what_another_process_has_compiled_meanwhile_is_not_compiled_again(
-    libraries_of_relu: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CXX", "/nowhere/c++")
-    compiled._compile([activations.bias_relu.request(FP32)])
-    assert not compiled.newly_compiled()
-
-
-def test_libraries_stay_where_they_are_when_inductor_works_in_the_same_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It sets the variable by which both are told another place."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
-    before = libraries.folder_path()
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    assert cache_dir() == os.environ["TORCHINDUCTOR_CACHE_DIR"]
-    assert libraries.folder_path() == before
-    for given in ("/given", cache_dir() + "_of_mine"):
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
-        assert libraries.folder_path() == Path(given) / "manual_backprop" / "kernels"
+def test_a_library_belongs_to_its_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = library._name()
+    sources = tmp_path / "cpp"
+    sources.mkdir()
+    for path in library.SOURCES.iterdir():
+        (sources / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(library, "SOURCES", sources)
+    library._name.cache_clear()
+    assert library._name() == before
+    (sources / "loss.h").write_text((sources / "loss.h").read_text() + "\n")
+    library._name.cache_clear()
+    assert library._name() != before
+    library._name.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -263,53 +269,27 @@ def test_without_a_compiler_the_reason_says_what_was_looked_for(
 ) -> None:
     monkeypatch.setenv("CXX", cxx)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(libraries.CompilerError, match=re.escape(words)):
-        libraries.build([activations.bias_relu.request(FP32)])
+    with pytest.raises(library.CompilerError, match=re.escape(words)):
+        library.build()
 
 
 def test_without_a_folder_the_reason_says_where_to_put_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setenv("CXX", sys.executable)  # a program, which is not asked
-    with pytest.raises(libraries.CompilerError, match=r"file/manual_backprop/kernels is to keep .*set XDG_CACHE_HOME"):
-        libraries.build([activations.bias_relu.request(FP32)])
+    with pytest.raises(library.CompilerError, match=r"file/manual_backprop/kernels is to keep .*set XDG_CACHE_HOME"):
+        library.build()
 
 
 def test_a_network_that_could_not_compile_says_that_it_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its bits are those without: a run writes that down."""
-    monkeypatch.setattr(compiled, "build", lambda wanted: (_ for _ in ()).throw(OSError("no room")))
-    monkeypatch.setattr(compiled, "find", lambda wanted: None)
+    monkeypatch.setattr(compiled, "build", lambda: (_ for _ in ()).throw(OSError("no room")))
+    monkeypatch.setattr(compiled, "find", lambda: None)
     config = CustomTransformerConfig(vocab_size=11, d_model=8, n_heads=2, max_seq_len=6, compile="always")
     network = CustomTransformer(replace(config, kernels="fused"))
     assert environment_of(network)["compiled"] is True
     network.predict(torch.tensor([[1, 2, 3]]))
     assert environment_of(network)["compiled"] is False
-
-
-def test_all_that_a_network_has_compiled_is_compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
-    monkeypatch.setattr(compiled, "build", lambda wanted: asked.append(sorted(one.name for one in wanted)))
-    monkeypatch.setattr(compiled, "find", lambda wanted: None)
-    for architecture, precision, norms, activation in (
-        ("gpt2", "bf16_mixed", True, "bias_gelu_tanh"),
-        ("vaswani", "bf16", True, "bias_relu"),
-        ("llama", "fp32", False, "swiglu"),
-    ):
-        forget()
-        config = CustomTransformerConfig(
-            vocab_size=11, d_model=8, n_heads=2, max_seq_len=6, architecture=architecture, precision=precision
-        )
-        network = CustomTransformer(replace(config, kernels="fused", compile="always"))
-        network.sgd(0.1, 0.9) if architecture == "llama" else network.adamw(0.1, (0.9, 0.99), 1e-8)
-        tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
-        network.loss_and_gradients(Batch(tokens, tokens), denominator=6, step=1)
-        (names,) = asked
-        of_norm = [one.__name__ for one in compiled._registered if one.group == "layer_norm"]
-        assert [name for name in of_norm if name in names] == of_norm * norms
-        of_optimizer = {"squares_of_rows", "sgd_step" if architecture == "llama" else "adamw_step"}
-        assert {activation, f"{activation}_gradient", "cross_entropy_of_rows"} | of_optimizer <= set(names)
-        assert len(names) == 5 + norms * len(of_norm)
-        asked.clear()
 
 
 @pytest.mark.slow
@@ -324,7 +304,7 @@ def test_libraries_are_called_in_replayed_steps(
     config = replace(config, architecture=architecture, kernels="fused", compile="always")
     losses, gradients = [], []
     for largest in (0, 1 << 20):
-        monkeypatch.setattr(replay, "LARGEST", largest)
+        monkeypatch.setitem(DEVICES, "cpu", replace(DEVICES["cpu"], replayed=largest))
         network = CustomTransformer(config)
         for number in range(7):
             tokens = (torch.arange(12).view(2, 6) * (number + 1)) % 11
@@ -342,7 +322,7 @@ def test_libraries_are_called_in_replayed_steps(
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_step_without_numbers_asks_no_compiler(device: str) -> None:
     """By which a run's memory is estimated, before anything is there: nothing fails by it either."""
-    with FakeTensorMode(), compiled_functions(()):
+    with FakeTensorMode(), compiled_functions(True):
         x, bias = torch.empty(4, 6, device=device), torch.empty(6, device=device)
         activations.bias_relu(torch.empty_like(x), x, bias)
         assert rowwise.normalize.compiles(x, x, bias, bias, bias, bias) is False
@@ -354,19 +334,10 @@ def test_addresses_are_those_of_the_processor_s_memory() -> None:
     """Also where another device is the usual one."""
     logits, at_target, counts = torch.randn(4, 6), torch.randn(4), torch.tensor([1.0, 1, 1, 0])
     loss, total = torch.empty(2, 4)
-    with compiled_functions(()), torch.device("meta"):  # it has memory of its own, and a number
+    with compiled_functions(True), torch.device("meta"):  # it has memory of its own, and a number
         rowwise.cross_entropy_of_rows(logits, at_target, loss, total, counts, 0.25)
     assert loss.isfinite().all()
-    assert rowwise.cross_entropy_of_rows.libraries
-
-
-def test_a_library_belongs_to_the_text_and_the_constants_of_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    formats = FP32
-    before = activations.bias_gelu_tanh.request(formats)
-    assert before == activations.bias_gelu_tanh.request(formats)
-    assert before != activations.bias_gelu_tanh.request(formats | {"parameter": torch.bfloat16})
-    monkeypatch.setattr(activations, "GATE_CUBIC", 0.07)
-    assert before != activations.bias_gelu_tanh.request(formats)
+    assert not compiled._failed
 
 
 @pytest.mark.gradients
@@ -395,7 +366,7 @@ def test_cross_entropy_of_rows(where: str, dtype: torch.dtype) -> None:
     want_gradient = ops.cross_entropy_backward(1.0, cache)
     z[2, 3], z[5] = torch.nan, torch.inf
     at_target = z[target, target]
-    with compiled_functions(() if where == "compiled" else None):
+    with compiled_functions(where == "compiled"):
         rowwise.cross_entropy_of_rows(z, at_target, losses, total, counts, 0.0)
     z[target, target] = at_target
     torch.testing.assert_close(losses.sum().double(), want_loss, rtol=1e-6 if dtype != torch.float64 else 1e-12, atol=0)
@@ -416,13 +387,13 @@ def test_columns_that_fill_a_line_change_nothing(dtype: torch.dtype, monkeypatch
     of_float64 = loss.linear_cross_entropy(x.double(), weight.double(), targets, None, 0.0, dw := torch.zeros(1030, 24))
     errors = []
     for large in (1024, 2048):
-        monkeypatch.setattr(loss, "LARGE", large)
+        monkeypatch.setitem(DEVICES, "cpu", replace(DEVICES["cpu"], large_vocabulary=large))
         dweight = torch.zeros_like(weight)
-        with compiled_functions(()):
+        with compiled_functions(True):
             got = *loss.linear_cross_entropy(x.clone(), weight, targets, None, 0.0, dweight), dweight
         errors.append([error(one, want) for one, want in zip(got, (*of_float64, dw), strict=True)])
     assert all(one <= 1.1 * other + UNIT[torch.float32] for one, other in zip(*errors, strict=True)), errors
-    assert rowwise.cross_entropy_of_rows.libraries
+    assert not compiled._failed
     assert not compiled._failed
 
 
@@ -433,7 +404,7 @@ def test_a_chunk_of_logits_takes_no_memory_of_its_size(label_smoothing: float) -
     logits, target = torch.randn(64, 4096).bfloat16(), torch.arange(64)
     counts, share = target >= 0, torch.tensor(1 / 64)
     size = logits.nbytes
-    with compiled_functions(()):
+    with compiled_functions(True):
         loss._loss_and_gradient_(logits.clone(), target, counts, share, label_smoothing)  # loads it
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             loss._loss_and_gradient_(logits, target, counts, share, label_smoothing)
@@ -464,6 +435,115 @@ def test_layer_norm_over_rows_is_that_of_the_reference() -> None:
     torch.testing.assert_close(sums, want_sums)
 
 
+# Attention
+
+MASKS = ("causal", "all", "lengths", "causal, lengths", "segments")
+
+
+def visible_of(mask: str, B: int, T: int, S: int) -> Visible:
+    lengths = torch.arange(B) * S // max(1, B - 1) if "lengths" in mask else None  # from none of the keys to all
+    segments = [(torch.arange(n)[None] * 3 // n + torch.arange(B)[:, None]) ** 2 for n in (T, S)]
+    return Visible("causal" in mask, lengths, *(segments if mask == "segments" else (None, None)))
+
+
+def attention_of(
+    qkv: tuple[Tensor, ...], dcontext: Tensor, visible: Visible, dropout: ops.Dropout | None
+) -> list[Tensor]:
+    """context and the gradients of query, key and value."""
+    context, cache = kernels.attention_forward(*qkv, visible, dropout)
+    return [context.clone(), *kernels.attention_backward(dcontext, cache)]
+
+
+@pytest.mark.slow
+@pytest.mark.gradients
+@pytest.mark.parametrize("dtype", UNIT)
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(
+    ("B", "T", "S", "H", "G", "K"),
+    [
+        (2, 1, 1, 1, 1, 2),
+        (3, 37, 37, 4, 2, 10),
+        (2, 17, 70, 2, 2, 64),
+        (2, 130, 33, 3, 1, 16),
+        (1, 1030, 1030, 1, 1, 8),
+    ],
+)
+def test_attention(B, T, S, H, G, K, mask: str, probability: float, dtype: torch.dtype) -> None:
+    """As near to float64 as the reference, and the same bits in place and for every number of threads."""
+    heads = torch.randn(B, max(T, S), H + 2 * G, K).to(dtype)  # side by side, as one product makes them
+    query, key, value = heads[:, :T, :H], heads[:, :S, H : H + G], heads[:, :S, H + G :]
+    dcontext, visible = torch.randn(B, T, H, K).to(dtype), visible_of(mask, B, T, S)
+    dropout = ops.Dropout(probability, ops.random_key(1, 2, "here"), (H, 2048), (3, 0, 5)) if probability else None
+
+    def reference(change: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        q, *both = (change(x) for x in (query, key, value))
+        repeated = [x.repeat_interleave(H // G, dim=2) for x in both]
+        context, cache = ops.attention_forward(q, *repeated, visible, dropout)
+        dquery, *dboth = ops.attention_backward(change(dcontext), cache)
+        return [context, dquery, *(x.unflatten(2, (G, -1)).sum(3) for x in dboth)]
+
+    exact, rounded = reference(Tensor.double), reference(lambda x: x)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        with kernels.fast(True, query.device):
+            found.append(attention_of((query, key, value), dcontext, visible, dropout))
+    arena = kernels.Arena(poisoned=True)
+    for _ in range(2):
+        with kernels.step(arena, True, query.device):
+            found.append(
+                [
+                    x.clone()
+                    for x in attention_of((query.clone(), key.clone(), value.clone()), dcontext, visible, dropout)
+                ]
+            )
+    torch.set_num_threads(1)
+    assert all(torch.equal(x, y) for one in found[1:] for x, y in zip(found[0], one, strict=True))
+    for got, want, other in zip(found[0], exact, rounded, strict=True):
+        assert error(got, want) <= 2 * error(other, want) + 4 * UNIT[dtype]
+        assert torch.equal(got == 0, got.double() == 0)
+        assert not got[(want == 0).all(-1)].any()  # exactly 0 where nothing is visible
+    assert not compiled._failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", UNIT)
+def test_what_attention_does_not_see_may_hold_anything(dtype: torch.dtype) -> None:
+    query, key, value, dcontext = torch.randn(4, 2, 9, 3, 8).to(dtype)
+    visible = Visible(False, torch.tensor([0, 4]))
+    with kernels.fast(True, query.device):
+        want = attention_of((query, key, value), dcontext, visible, None)
+        for x in (key, value):
+            x[0], x[1, 4:] = torch.nan, torch.nan
+        got = attention_of((query, key, value), dcontext, visible, None)
+    assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+    assert not any(x[0].any() for x in got)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", UNIT)
+@pytest.mark.parametrize("which", range(4))
+def test_attention_hides_no_number_that_is_not_finite(which: int, dtype: torch.dtype) -> None:
+    tensors = torch.randn(4, 1, 70, 1, 16).to(dtype)
+    tensors[which, 0, 3] = torch.nan
+    with kernels.fast(True, torch.device("cpu")):
+        found = attention_of(tuple(tensors[:3]), tensors[3], Visible(), None)
+    assert not all(x.isfinite().all() for x in found[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", attention.RECORDED)
+def test_who_records_scores_sees_them(name: str) -> None:
+    config = CustomTransformerConfig(vocab_size=11, d_model=8, n_heads=2, max_seq_len=6, n_blocks=1)
+    network = CustomTransformer(replace(config, kernels="fused", compile="always"))
+    tokens = torch.arange(6)[None]
+    network.recorder = Recorder(f"*.{name}")
+    network.loss_and_gradients(Batch(tokens, tokens), denominator=6, step=1)
+    assert [x.shape for x in network.recorder.tensors.values()] == [(1, 2, 6, 6)]
+    assert not compiled._failed
+
+
 # Networks
 
 STEPS = """
@@ -473,9 +553,10 @@ from manual_backprop.study.gradient_check import ENOUGH_TO_ROUND, check_network_
 from manual_backprop.study.gradient_check.measure import differing
 from manual_backprop.study.gradient_check.network_check import networks, step_of
 
-from manual_backprop.kernels import arena
+from manual_backprop.kernels.sizes import SIZES
 
-arena.SMALL = arena.SMALL_BESIDE_WEIGHTS = 0  # everything is recomputed that is in a large network
+# everything is recomputed that is in a large network
+SIZES["cpu"] = replace(SIZES["cpu"], small=0, small_beside_weights=0)
 torch.set_num_threads(1)
 findings = []
 for architecture, precision in (("gpt2", "bf16"), ("gpt2", "bf16_mixed"), ("vaswani", "fp32"), ("llama", "bf16_mixed")):

@@ -304,19 +304,12 @@ def test_benches_are_accepted(command: str) -> None:
         assert {case.config.precision for case in cases} == set(asked)
 
 
-@pytest.mark.parametrize(
-    "precisions",
-    [
-        pytest.param(("bf16_mixed",), marks=pytest.mark.slow, id="bf16_mixed"),
-        pytest.param((), marks=pytest.mark.nightly, id="all"),
-    ],
-)
-def test_a_case_is_measured(precisions: tuple[str, ...], warm: WarmPython, tmp_path: Path) -> None:
+@pytest.mark.nightly
+def test_a_case_is_measured(warm: WarmPython, tmp_path: Path) -> None:
     """The smallest, one turn, beside one peer that is not compiled: anything else takes minutes."""
     assert f"{BENCH}case C1" in of_kind("bench")
     few = ("--rows", "torch-eager", "--rounds", "1", "--batch-size", "1", "--threads", "1")
-    chosen = ("--precision", *precisions) if precisions else ()
-    done = warm.run(["-m", "manual_backprop.bench", "--case", "C1", *chosen, *few], tmp_path, 600)
+    done = warm.run(["-m", "manual_backprop.bench", "--case", "C1", *few], tmp_path, 600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.count("torch-eager") >= 2, "a table of each format"
 

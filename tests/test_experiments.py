@@ -71,7 +71,16 @@ def as_said(value: Any) -> str:
     return value if isinstance(value, str) and not value[0].isdigit() else f"{float(value):g}"
 
 
-@pytest.mark.parametrize("name", sorted({*EXPERIMENTS} - FROM_THE_HUB))  # those: test_hub_experiments.py
+MANY_JOBS = ("learning_rate_by_size", "learning_rate_by_size_sgd", "precision_by_learning_rate")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in MANY_JOBS else [])
+        for name in sorted({*EXPERIMENTS} - FROM_THE_HUB)  # those: test_hub_experiments.py
+    ],
+)
 def test_two_steps(name: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A sweep: every value of its first key, with the last value of the others, which the command line may say."""
     swept = swept_by(name)

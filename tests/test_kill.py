@@ -59,7 +59,7 @@ def kill_and_compare(tmp_path: Path, kills: int, seed: int, max_steps: int, *opt
     assert len(CheckpointManager(killed / "checkpoints").list()) <= 2  # the newest and the best
 
 
-@pytest.mark.parametrize("kills", [pytest.param(12, marks=SLOW), pytest.param(24, marks=NIGHTLY)])
+@pytest.mark.parametrize("kills", [pytest.param(6, marks=SLOW), pytest.param(24, marks=NIGHTLY)])
 def test_many_kills_in_fp32_across_epochs(kills: int, tmp_path: Path) -> None:
     """Dropout, gradient accumulation, and an epoch of 12 steps."""
     options = ("kernels=fused", "precision=fp32", "model.dropout=0.2", "training.gradient_accumulation_steps=3")

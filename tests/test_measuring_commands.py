@@ -42,6 +42,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all compilers, empty."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "caches"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.setenv("TORCHINDUCTOR_DEBUG_COMPILE", "1")  # nothing is optimized: a third less time
 
 
@@ -117,7 +118,7 @@ def test_every_row_with_its_compiler(
     check_measurement(capsys.readouterr().out, tmp_path, MEASURED, compiled=True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_growth_is_measured(tmp_path: Path) -> None:
     first = "from manual_backprop.study.benchmark import growth; growth.LENGTHS, growth.BATCH_SIZES = (8,), (64,)"
     given = ("--grow", "--rows", "baseline-eager", "--json", "growth.json", "--picture", "growth.png")
@@ -130,37 +131,18 @@ def test_growth_is_measured(tmp_path: Path) -> None:
     assert (tmp_path / "growth.png").exists()
 
 
-def check_levels(output: Path) -> None:
+@pytest.mark.nightly
+def test_the_page_of_the_three_levels_with_a_compiler(tmp_path: Path, caches: None) -> None:
+    output = tmp_path / "new" / "page.md"
+    given = (*SMALL, "--precision", "fp32", "--output", str(output))
+    done = command(*given, module="manual_backprop.tools.levels", cwd=ROOT, seconds=900)
+    assert done.returncode == 0, done.stderr
     levels = output.read_text(encoding="utf-8")
     assert "levels --model tiny --precision fp32" in levels
     assert "| `custom, kernels=fused` | " in levels
     assert "| `baseline, compiled` | " in levels
     assert "{" not in levels
     assert max(map(len, (line for line in levels.splitlines() if not line.startswith("|")))) <= 120
-
-
-@pytest.mark.slow
-def test_the_page_of_the_three_levels(tmp_path: Path) -> None:
-    output = tmp_path / "new" / "page.md"
-    forking("manual_backprop.tools.levels", *SMALL, "--precision", "fp32", "--output", output, cwd=ROOT)
-    check_levels(output)
-
-
-@pytest.mark.nightly
-def test_the_page_of_the_three_levels_with_a_compiler(tmp_path: Path, caches: None) -> None:
-    output = tmp_path / "page.md"
-    done = command(
-        *SMALL,
-        "--precision",
-        "fp32",
-        "--output",
-        str(output),
-        module="manual_backprop.tools.levels",
-        cwd=ROOT,
-        seconds=900,
-    )
-    assert done.returncode == 0, done.stderr
-    check_levels(output)
 
 
 @pytest.mark.slow

@@ -333,6 +333,7 @@ def test_an_old_run_comes_into_a_new_store(
     assert len(delivered.outputs.model_outputs) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on(in_mlflow: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process: that a job has one of its own is tested in test_sweeps.py, and costs seconds."""
 

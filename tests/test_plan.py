@@ -192,6 +192,7 @@ def test_a_run_that_goes_on_is_planned_from_its_checkpoint(
     assert "after step 8: 3 steps are left" in plan_page(plan)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_a_line_a_job_and_a_sum(tmp_path: Path, text: Path) -> None:
     done = command("-m", *RUN, f"dataset.path='{text}'", "seed=1,2", "plan=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -233,6 +234,7 @@ def test_steps_are_timed_until_it_is_known_how_far_they_scatter(text: Path) -> N
     assert speed.sampled_token > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.skipif(time_estimate.waited_for_processor() is None, reason="this system does not tell")
 def test_beside_other_processes_a_step_is_what_it_is_without_them(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +296,7 @@ def test_the_time_of_a_plan_has_its_spread(text: Path, tmp_path: Path, monkeypat
     assert "about 40 s and some seconds" in plan_page(Planner().plan(job_of(text).config))
 
 
+@pytest.mark.slow
 def test_a_sweep_says_that_others_had_the_processor(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -390,7 +393,7 @@ def test_a_larger_batch_works_on_more(text: Path) -> None:
     assert 6 * small.working < large.working < 9 * small.working
 
 
-@pytest.mark.parametrize("length", [64, 256])  # of which probabilities are kept, and recomputed
+@pytest.mark.parametrize("length", [64, pytest.param(256, marks=pytest.mark.slow)])  # probabilities kept; recomputed
 def test_the_last_piece_stands_for_all(length: int, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(text, f"model.max_seq_len={length}", "model.n_heads=16", "training.batch_size=40")
     quick = estimate_memory(config, config.network_config(8192)).working

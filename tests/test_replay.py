@@ -23,6 +23,7 @@ from manual_backprop.config.schema import ARCHITECTURES, CustomTransformerConfig
 from manual_backprop.kernels import replay
 from manual_backprop.kernels.arena import Arena, kept, scratch
 from manual_backprop.kernels.replay import MOST_STEPS, WARM_UP, Replay
+from manual_backprop.kernels.sizes import SIZES
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.recorder import Recorder
 from manual_backprop.study.gradient_check import ODD, draw_batch, odd_cases
@@ -88,7 +89,7 @@ def test_a_training_has_the_bits_of_one_that_replays_nothing(architecture: str, 
         other = replace(batch, tokens=batch.tokens.flip(0, 1), targets=batch.targets.flip(0, 1))
         changed = vars(config) | {"kernels": "fused", "compile": "always"}
         network, plain = network_of(**changed), network_of(replays=False, **changed)
-        of = [batch, other] * 4
+        of = [batch, other] * 3  # two warm up, one is recorded, three are replayed
         assert_same(train(network, of), train(plain, of))
         assert network.replay.replays() == 1, name
 
@@ -202,7 +203,7 @@ def test_never(changed: dict[str, Any]) -> None:
 
 def test_large_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     network = network_of()
-    monkeypatch.setattr(replay, "LARGEST", B * T * network.config.d_model - 1)
+    monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], replayed=B * T * network.config.d_model - 1))
     train(network, batches(network.config))
     assert network.replay.replays() == 0
 

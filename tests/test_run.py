@@ -101,6 +101,7 @@ def signalled(root: Path, number: signal.Signals) -> None:
     assert list(load_training_log(directory).training["train/loss"].steps) == list(range(1, steps + 4))
 
 
+@pytest.mark.slow
 def test_sigterm(root: Path) -> None:
     signalled(root, signal.SIGTERM)
 
@@ -160,6 +161,7 @@ def test_a_run_that_was_killed_without_warning(root: Path) -> None:
     assert list(load_training_log(directory).training["train/loss"].steps) == list(range(1, latest + 6))
 
 
+@pytest.mark.slow
 def test_a_terminal_that_cannot_show_a_character(root: Path) -> None:
     (root / "greetings.txt").write_text("grüße 你好 🎉 und so weiter. " * 40, encoding="utf-8")
     done = command(
@@ -175,6 +177,7 @@ def test_a_terminal_that_cannot_show_a_character(root: Path) -> None:
     assert "grüße" in (run / "samples" / "step-000020.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_fit_into_memory(root: Path) -> None:
     done = command("model=tiny", "training=smoke", "model.d_model=1000000", "tracking=none", cwd=root)
     assert done.returncode == 2

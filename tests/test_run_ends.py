@@ -47,7 +47,7 @@ def stop_after(root: Path, steps: int, number: int) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_rest_is_exact(number: int, text: Path, tmp_path: Path) -> None:
     options = ("training.max_steps=120", "model.dropout=0.1", "training.save_every=1000", "training.batch_size=1")
     whole = train(tmp_path / "whole", text, *options)
@@ -284,6 +284,7 @@ ON_A_FULL_DISK = """
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_the_save_and_nothing_else(tmp_path: Path) -> None:
     """A small disk is full for a while; until the end, where only the final save is told as a failure; and from the
     start, where nothing is begun. The run that it ended goes on afterwards as if nothing had been."""

@@ -138,6 +138,7 @@ def test_mlflow_knows_the_family(swept: tuple[Path, subprocess.CompletedProcess[
     assert {"table.csv", "table.md", "curves.png", "heat_map.png"} <= artifacts
 
 
+@pytest.mark.slow
 def test_resume_runs_only_what_has_not_finished(swept: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     """Of a copy: the two that failed start anew (and fail again); the two that finished are what they were."""
     root, _ = swept

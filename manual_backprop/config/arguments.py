@@ -3,8 +3,6 @@
 Numbers are checked here, before torch is imported; a misspelt option is told the nearest right one.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

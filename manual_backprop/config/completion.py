@@ -4,8 +4,6 @@ Hydra's own script connects a shell to it (`eval "$(manual-backprop -sc install=
 `manual-backprop -sc query=SHELL` with the line so far in COMP_LINE.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """How Hydra composes `conf/` and `experiments/`, without its job directories, logging and launchers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The page that `python -m manual_backprop.run --help` prints, made of `conf/`, `experiments/` and the rules."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from textwrap import wrap
 

@@ -4,8 +4,6 @@
 with the rule in words ("must be ..."). Nothing here knows a key; `schema.py` says which key follows which rule.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

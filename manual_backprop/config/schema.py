@@ -8,8 +8,6 @@ A network sees only `CustomTransformerConfig` (`network.py`); the runner sees `R
 groups of `conf/`.
 """
 
-from __future__ import annotations
-
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any

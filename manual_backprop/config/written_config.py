@@ -1,7 +1,5 @@
 """A run's config as it is named and written: the run's name where none was given, and config.yaml."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

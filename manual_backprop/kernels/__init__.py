@@ -3,60 +3,19 @@
 `kernels=fused` calls these. A pair that has no faster version is the reference's own. Each file says what its pairs
 save.
 
-A network calls them inside `with step(arena, groups, device):` (`arena`, `cpu.products`, `cpu.compiled`); outside
+A network calls them inside `with step(arena, uses_library, device):` (`arena`, `cpu.products`, `cpu.compiled`); outside
 of it they are functions like any other, which allocate what they need and run as they are written.
 May import: optim and below.
 """
 
-# ruff: noqa: F401  the names are exported, through _pairs
-from __future__ import annotations
-
-from collections.abc import Collection, Iterator
+# ruff: noqa: F401  the names are exported
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
-from ..ops import (  # the reference's own
-    CAUSAL,
-    IGNORED,
-    AttentionGradients,
-    Dropout,
-    Visible,
-    bias_gelu_backward,
-    bias_gelu_forward,
-    cross_entropy_backward,
-    cross_entropy_forward,
-    dropout_backward,
-    dropout_forward,
-    gelu_backward,
-    gelu_forward,
-    gelu_tanh_backward,
-    gelu_tanh_forward,
-    keep_mask,
-    learned_positions_backward,
-    learned_positions_forward,
-    random_key,
-    relu_backward,
-    relu_forward,
-    repeat_heads_backward,
-    repeat_heads_forward,
-    residual_rms_norm_backward,
-    residual_rms_norm_forward,
-    rms_norm_backward,
-    rms_norm_forward,
-    rotary_backward,
-    rotary_forward,
-    rotations,
-    sinusoidal_positions_backward,
-    sinusoidal_positions_forward,
-    sinusoids,
-    softmax_backward,
-    softmax_forward,
-    swiglu_backward,
-    swiglu_forward,
-    token_embedding_forward,
-)
-from ..ops import __all__ as _pairs
+from .. import ops
 from .arena import Arena
 from .cpu.attention import (
     attention_backward,
@@ -64,7 +23,7 @@ from .cpu.attention import (
     self_attention_backward,
     self_attention_forward,
 )
-from .cpu.compiled import Group, compiled_functions, compiles, compiling_failed
+from .cpu.compiled import compiled_functions, compiles, compiling_failed
 from .cpu.embedding import token_embedding_backward
 from .cpu.feed_forward import feed_forward_backward, feed_forward_forward
 from .cpu.gated_feed_forward import gated_feed_forward_backward, gated_feed_forward_forward
@@ -81,30 +40,23 @@ from .cpu.rotary_attention import rotary_attention_backward, rotary_attention_fo
 from .replay import Replay, is_replayable
 from .table import Table
 
-__all__ = [
-    *_pairs,
-    "Arena",
-    "Group",
-    "Replay",
-    "Table",
-    "compiles",
-    "compiling_failed",
-    "fast",
-    "is_replayable",
-    "linear_cross_entropy",
-    "step",
-]
+
+def __getattr__(name: str) -> Any:
+    """A pair that has no faster version is the reference's own."""
+    if name in ops.__all__:
+        return getattr(ops, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @contextmanager
-def fast(groups: Collection[Group] | None, device: torch.device) -> Iterator[None]:
-    """Around a calculation: the fastest matrix products, and `compiled_functions(groups)`."""
-    with fastest_products() if device.type == "cpu" else nullcontext(), compiled_functions(groups):
+def fast(uses_library: bool, device: torch.device) -> Iterator[None]:
+    """Around a calculation: the fastest matrix products, and the library where `uses_library`."""
+    with fastest_products() if device.type == "cpu" else nullcontext(), compiled_functions(uses_library):
         yield
 
 
 @contextmanager
-def step(arena: Arena, groups: Collection[Group] | None, device: torch.device) -> Iterator[None]:
+def step(arena: Arena, uses_library: bool, device: torch.device) -> Iterator[None]:
     """Around a training step, forward and backward: `fast`, and memory from the arena."""
-    with arena.step(), fast(groups, device):
+    with arena.step(), fast(uses_library, device):
         yield

@@ -32,10 +32,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .sizes import sizes_of
+
 _current: ContextVar[Arena | None] = ContextVar("arena", default=None)
 
-SMALL = 1 << 19  # numbers: too little memory for the time that it takes to recompute them
-SMALL_BESIDE_WEIGHTS = 1.0  # likewise, as a share of the weights: little where a batch is small and a network is not
 MOST_VIEWS = 4096  # that are cached; where lengths change, there is a new set of them for each
 LINE = 64  # bytes of a cache line: every tensor on the stack starts at one, and so suits every format and vector
 
@@ -188,9 +188,10 @@ def recomputable(x: Tensor, recompute: Callable[[], Tensor]) -> Tensor:
     return x
 
 
-def is_small(size: int, weights: int = 0) -> bool:
+def is_small(size: int, like: Tensor, weights: int = 0) -> bool:
     """Whether a tensor of so many numbers, made with so many weights, is kept although it could be recomputed."""
-    return size <= max(SMALL, SMALL_BESIDE_WEIGHTS * weights)
+    sizes = sizes_of(like)
+    return size <= max(sizes.small, sizes.small_beside_weights * weights)
 
 
 def persistent(x: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """Some rows at a time: what is wide is there for a piece of the batch, and still in the cache when it is read again."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .arena import Arena
+from .sizes import SIZES
 
-LARGEST = 1 << 19  # numbers of an activation: in larger steps all of this is less than a hundredth of the time
 WARM_UP = 2  # steps of a signature before one is recorded: by then all is compiled, and memory has its size
 MOST_STEPS = 4  # that stay recorded
 MOST_BYTES = 1 << 24  # of a recorded step: its tensors that are not the arena's
@@ -59,7 +59,7 @@ MEMORY = ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_stride
 
 def is_replayable(size: int, dropout: float, device_type: str) -> bool:
     """Whether steps with activations of so many numbers make the same calls each time, and it saves time to know."""
-    return size <= LARGEST and not dropout and device_type == "cpu"  # dropout's masks are drawn
+    return device_type == "cpu" and size <= SIZES[device_type].replayed and not dropout  # dropout's masks are drawn
 
 
 class Replay:
@@ -200,16 +200,18 @@ class RecordedStep(TorchDispatchMode):
         self.calls.clear()
 
 
-def call_library(kernel: Callable[..., None], tensors: Sequence[Tensor], numbers: Sequence[int]) -> None:
-    """kernel(addresses of the tensors ..., numbers ...), which no dispatcher sees."""
-    arguments = [*[x.data_ptr() for x in tensors], *numbers]
+def call_library(kernel: Callable[..., None], tensors: Sequence[Tensor | None], numbers: Sequence[int | float]) -> None:
+    """kernel(addresses of the tensors, 0 for none ..., numbers ...), which no dispatcher sees."""
+    arguments = [*[0 if x is None else x.data_ptr() for x in tensors], *numbers]
     kernel(*arguments)
     if (step := _recording.get()) is not None and step.complete:
-        step._changed |= _storages(tensors)
+        step._changed |= _storages(_tensors(tensors))
         step.calls.append((_call_at_addresses, (kernel, arguments, tensors), {}))
 
 
-def _call_at_addresses(kernel: Callable[..., None], arguments: Sequence[int], tensors: Sequence[Tensor]) -> None:
+def _call_at_addresses(
+    kernel: Callable[..., None], arguments: Sequence[int | float], tensors: Sequence[Tensor | None]
+) -> None:
     """The tensors are here so that their memory stays."""
     kernel(*arguments)
 

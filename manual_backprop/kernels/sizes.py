@@ -1,6 +1,4 @@
-"""Constants that depend on a device: in which pieces its kernels take their work."""
-
-from __future__ import annotations
+"""Constants that depend on a device: in which pieces its kernels take their work, and what is small there."""
 
 from dataclasses import dataclass
 
@@ -19,6 +17,13 @@ class Sizes:
     logits: int  # at a time, where the vocabulary is small
     even_rows: int  # that fill a product's blocks
     many_rows: int  # of more, a product takes up to twice its time where they do not fill the blocks, as 50257 do not
+    norm_piece: int  # that the backward of a norm takes at a time
+    norm_rows: int  # likewise [rows]: one after the other they are added up, and each loses a little of the sum
+    uncompiled_piece: int  # that a function which could be compiled, and is not, takes at a time
+    large_vocabulary: int  # of which as many numbers more as fill up a row are a few percent
+    small: int  # too little memory for the time that it takes to recompute it
+    small_beside_weights: float  # likewise, as a share of the weights: a small batch of a network that is not
+    replayed: int  # of an activation: in larger steps all that is no arithmetic is less than a hundredth of the time
 
 
 SIZES = {  # by device; one that is not named has the CPU's
@@ -31,6 +36,13 @@ SIZES = {  # by device; one that is not named has the CPU's
         logits=1 << 22,
         even_rows=128,
         many_rows=1024,
+        norm_piece=1 << 18,
+        norm_rows=1 << 10,
+        uncompiled_piece=1 << 17,
+        large_vocabulary=1 << 10,
+        small=1 << 19,
+        small_beside_weights=1.0,
+        replayed=1 << 19,
     ),
 }
 

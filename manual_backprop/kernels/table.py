@@ -1,51 +1,56 @@
-"""Which function serves a pair: one table, by what was asked for, the device and the precision.
+"""Which function serves a pair, and which class an optimizer: one table, by what was asked for, the device, the
+precision and the network's sizes.
 
 A network calls `table.linear_forward(...)`. The first row that fits and has a function of that name serves it, so that
-a kernel for one device or one precision is one more row, above those that it stands in for. At which sizes a device's
-kernels do what stands in `sizes.py`.
+a kernel for one device or one precision is one more row, above those that it stands in for. The constants of each
+device are in `sizes.py`.
 """
 
-from __future__ import annotations
-
-import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 
+from ..config.network import CustomTransformerConfig
 from ..ops import __all__ as pairs
 from .arena import Arena
-from .cpu.compiled import Group, compiles
+from .cpu.compiled import compiles
 from .replay import is_replayable
 
 
 class Row(NamedTuple):
-    """The functions of a module, under the names of the pairs; on which devices, in which precisions (None: all)."""
+    """The functions of a module, under the names of the pairs, and the networks that it serves (None: all)."""
 
     module: str
     devices: Collection[str] | None = None
     precisions: Collection[str] | None = None
+    at_most: Mapping[str, int] | None = None  # sizes, under their names in a network's config: {"d_head": 128}
 
-    def fits(self, device: str, precision: str) -> bool:
-        fits_device = self.devices is None or device in self.devices
-        return fits_device and (self.precisions is None or precision in self.precisions)
+    def fits(self, config: CustomTransformerConfig, device: torch.device) -> bool:
+        return (
+            (self.devices is None or device.type in self.devices)
+            and (self.precisions is None or config.precision in self.precisions)
+            and all(getattr(config, size) <= most for size, most in (self.at_most or {}).items())
+        )
 
 
-REFERENCE, FUSED = "manual_backprop.ops", "manual_backprop.kernels"
+FUSED = "manual_backprop.kernels"
+DEVICES = ("cpu", "cuda", "meta")  # where the CPU's kernels serve; another device's own stand in rows above them
 ROWS: dict[str, tuple[Row, ...]] = {  # kernels=...: the rows, from the first choice to the last
-    "reference": (Row(REFERENCE),),
-    "fused": (Row(FUSED),),  # its own pairs, and the reference's where it has no faster one
+    "reference": (Row("manual_backprop.ops"), Row("manual_backprop.optim.optimizers")),
+    "fused": (Row(FUSED, DEVICES), Row(f"{FUSED}.cpu.optimizers", DEVICES)),
 }
 
 
 class Table:
-    """The rows of ROWS[which] that fit a network. The functions are looked up when they are called: who puts another
-    one in its module is heard."""
+    """The rows of ROWS that fit a network on a device. The functions are looked up when they are called: who puts
+    another one in its module is heard."""
 
-    def __init__(self, which: str, device: torch.device, precision: str):
-        self.which, self.device = which, device
-        self.modules = [sys.modules[row.module] for row in ROWS[which] if row.fits(device.type, precision)]
+    def __init__(self, config: CustomTransformerConfig, device: torch.device):
+        self.which, self.device = config.kernels, device
+        self.modules = [import_module(row.module) for row in ROWS[self.which] if row.fits(config, device)]
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         for module in self.modules:
@@ -60,11 +65,11 @@ class Table:
         """Everything that a network may call, as it is now."""
         return [getattr(self, name) for name in (*pairs, "linear_cross_entropy") if self.serves(name)]
 
-    def calculation(self, arena: Arena | None, groups: Collection[Group] | None) -> AbstractContextManager[None]:
+    def calculation(self, arena: Arena | None, uses_library: bool) -> AbstractContextManager[None]:
         """What these functions want around them; `arena`: in a training step, from where their memory comes."""
         if self.which == "reference":
             return nullcontext()
-        return self.fast(groups, self.device) if arena is None else self.step(arena, groups, self.device)
+        return self.fast(uses_library, self.device) if arena is None else self.step(arena, uses_library, self.device)
 
     def compiles(self, how: str) -> bool:
         """Whether parts of them run compiled (kernels.compile)."""

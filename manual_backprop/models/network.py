@@ -20,10 +20,9 @@ from .. import kernels
 from ..common.batch import Batch
 from ..common.errors import ConfigError, InputError
 from ..config.schema import CustomTransformerConfig
-from ..kernels.cpu.optimizers import FusedAdamW, FusedSGD
 from ..ops import IGNORED, Dropout, random_key, rotations, sinusoids
 from ..ops.numerics import Record, no_record
-from ..optim.optimizers import SGD, AdamW, Optimizer
+from ..optim.optimizers import FlatOptimizer, Optimizer
 from ..optim.parameters import Layout, Shape, copy_into, copy_on_cpu
 
 
@@ -260,7 +259,7 @@ class Network(ABC):
 class FlatNetwork(Network):
     """Parameters and gradients are views of one flat buffer each, over which an optimizer goes as a whole."""
 
-    compiled_groups: list[kernels.Group] | None = None  # of kernels' functions; None: all run as they are written
+    uses_library = False  # whether kernels run in the library, where there is one
 
     def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
         super().__init__(config)
@@ -284,23 +283,17 @@ class FlatNetwork(Network):
         return [self.flat_gradients.buffer]
 
     def adamw(self, weight_decay: float, betas: tuple[float, float], epsilon: float) -> Optimizer:
-        return self._optimizer(AdamW, FusedAdamW, "adamw", weight_decay, betas, epsilon)
+        return self._optimizer("AdamW", weight_decay, betas, epsilon)
 
     def sgd(self, weight_decay: float, momentum: float) -> Optimizer:
-        return self._optimizer(SGD, FusedSGD, "sgd", weight_decay, momentum)
+        return self._optimizer("SGD", weight_decay, momentum)
 
-    def _optimizer(
-        self, textbook: Callable[..., Optimizer], fused: Callable[..., Optimizer], group: str, *settings: Any
-    ) -> Optimizer:
-        """The one that belongs to the kernels; what it has compiled is compiled at once with what the network has."""
-        buffers = self.layout, self.flat_parameters, self.flat_gradients
-        if self.config.kernels != "fused":
-            return textbook(*buffers, *settings)
-        if self.compiled_groups is not None:
-            parameter = self.config.get_dtype()
-            groups = [(name, parameter, parameter) for name in (group, "optimizer")]
-            self.compiled_groups += [one for one in groups if one not in self.compiled_groups]
-        return fused(*buffers, *settings, groups=self.compiled_groups)
+    def _optimizer(self, name: str, *settings: Any) -> Optimizer:
+        """The table's own."""
+        make = getattr(kernels.Table(self.config, self.device), name)
+        optimizer: FlatOptimizer = make(self.layout, self.flat_parameters, self.flat_gradients, *settings)
+        optimizer.uses_library = self.uses_library
+        return optimizer
 
 
 def check_ids(what: str, ids: Tensor, vocab_size: int, ignored: bool = False) -> None:

@@ -36,10 +36,10 @@ class HandWrittenNetwork(FlatNetwork):
         config = self.config
         self.block_parameters = [self._block_views(self.flat_parameters, block) for block in range(config.n_blocks)]
         self.block_gradients = [self._block_views(self.flat_gradients, block) for block in range(config.n_blocks)]
-        self.ops: Any = kernels.Table(config.kernels, self.device, config.precision)
+        self.ops: Any = kernels.Table(config, self.device)
         self.arena = kernels.Arena()
         self.replay = kernels.Replay(self.arena)
-        self.compiled_groups = self._compiled_groups() if self.ops.compiles(config.compile) else None
+        self.uses_library = self.ops.compiles(config.compile)
         # a norm behind a residual sum, the one of this architecture
         norm = f"residual_{config.traits.norm}_norm"
         self.norm_forward: Callable[..., Any] = partial(getattr(self.ops, f"{norm}_forward"), epsilon=config.epsilon)
@@ -125,7 +125,7 @@ class HandWrittenNetwork(FlatNetwork):
 
     def _calculation(self, training: bool = False) -> AbstractContextManager:
         """What the kernels want around them."""
-        return self.ops.calculation(self.arena if training else None, self.compiled_groups)
+        return self.ops.calculation(self.arena if training else None, self.uses_library)
 
     def _is_replayable(self, tokens: int) -> bool:
         """Whether such a step can be replayed: see `Replay`. Not where a recorder or a callback for complete gradients
@@ -144,17 +144,9 @@ class HandWrittenNetwork(FlatNetwork):
         settings = self.config, self.activation, self.arena.poisoned, torch.get_num_threads()
         return *settings, self.norm_forward, self.norm_backward, *self.ops.functions()
 
-    def _compiled_groups(self) -> list[kernels.Group]:
-        """What of the kernels this network has compiled: its activation, its norm, what belongs to every network."""
-        traits, parameter = self.config.traits, self.config.get_dtype()
-        groups = [(group, self.compute_dtype, parameter) for group in ("", self.activation)]
-        if traits.norm == "layer":
-            groups.append(("layer_norm", parameter, parameter))  # the residual stream is as wide as the parameters
-        return groups
-
     @property
     def compiles(self) -> bool:  # type: ignore[override]
-        return self.compiled_groups is not None and not kernels.compiling_failed()
+        return self.uses_library and not kernels.compiling_failed()
 
     # What blocks keep for their backward
 

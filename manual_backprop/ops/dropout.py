@@ -38,7 +38,8 @@ def random_key(seed: int, step: int, place: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{place}".encode(), digest_size=8).digest(), "little")
 
 
-def _signed(value: int, bits: int) -> int:
+def signed(value: int, bits: int) -> int:
+    """The whole number of so many bits, the first of which is a sign."""
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >> (bits - 1) else value
 
@@ -60,10 +61,10 @@ def _row_keys(shape: tuple[int, ...], dropout: Dropout, device: torch.device) ->
         if dimension and first + length > size:
             raise ValueError(f"a mask of shape {shape} that begins at {dropout.first} is larger than {dropout.sizes}")
         number = number[..., None] * size + torch.arange(first, first + length, device=device)
-    h = number.mul_(_signed(0x9E3779B97F4A7C15, 64))
-    h.add_(_signed(dropout.key, 64) if isinstance(dropout.key, int) else dropout.key)
-    h.bitwise_xor_(_shifted(h, 30, 64)).mul_(_signed(0xBF58476D1CE4E5B9, 64))
-    h.bitwise_xor_(_shifted(h, 27, 64)).mul_(_signed(0x94D049BB133111EB, 64))
+    h = number.mul_(signed(0x9E3779B97F4A7C15, 64))
+    h.add_(signed(dropout.key, 64) if isinstance(dropout.key, int) else dropout.key)
+    h.bitwise_xor_(_shifted(h, 30, 64)).mul_(signed(0xBF58476D1CE4E5B9, 64))
+    h.bitwise_xor_(_shifted(h, 27, 64)).mul_(signed(0x94D049BB133111EB, 64))
     return h.bitwise_xor_(_shifted(h, 31, 64))
 
 
@@ -78,9 +79,9 @@ def keep_mask(shape: tuple[int, ...], dropout: Dropout, device: torch.device) ->
     low, high = keys.to(torch.int32), (keys >> 32).to(torch.int32)  # `to` keeps the lower bits
     start = dropout.first[-1] if len(dropout.first) == len(shape) else 0
     place = torch.arange(start, start + shape[-1], dtype=torch.int32, device=device)
-    h = place.mul_(_signed(0x9E3779B1, 32)).bitwise_xor(low)
-    h.bitwise_xor_(_shifted(h, 16, 32)).mul_(_signed(0x85EBCA6B, 32)).add_(high)
-    h.bitwise_xor_(_shifted(h, 13, 32)).mul_(_signed(0xC2B2AE35, 32))
+    h = place.mul_(signed(0x9E3779B1, 32)).bitwise_xor(low)
+    h.bitwise_xor_(_shifted(h, 16, 32)).mul_(signed(0x85EBCA6B, 32)).add_(high)
+    h.bitwise_xor_(_shifted(h, 13, 32)).mul_(signed(0xC2B2AE35, 32))
     h.bitwise_xor_(_shifted(h, 16, 32)).bitwise_and_(0x7FFFFFFF)
     return h >= int(dropout.probability * (1 << 31))
 

@@ -5,8 +5,6 @@ gradient becomes 0 by `torch.where` (NaN times 0 is NaN), the decay rates 1 and 
 moments and their step count keep every bit.
 """
 
-from __future__ import annotations
-
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -69,6 +67,7 @@ class FlatOptimizer(Optimizer):
     """Over flat buffers: norm, checks and counts; then the update, of each part or of its pieces."""
 
     moment_names: tuple[str, ...] = ()
+    uses_library = False  # whether it runs compiled, where it can (`kernels`)
 
     def __init__(self, layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float = 0.0):
         super().__init__(parameters.buffer.device)

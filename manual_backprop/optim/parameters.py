@@ -4,8 +4,6 @@ So an optimizer, a norm, an all-reduce or a checkpoint is one operation over one
 in all of them. This file knows shapes and places; what the numbers mean is the networks' and the optimizers' business.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

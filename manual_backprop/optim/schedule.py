@@ -4,8 +4,6 @@ A schedule is a linear rise, then one of SHAPES down to a floor. plateau does no
 it (`improvement.py`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Protocol

@@ -4,8 +4,6 @@ A step that is not finite is masked on the device by `found_inf`, the way in whi
 optimizer to leave everything as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

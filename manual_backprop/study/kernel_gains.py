@@ -4,12 +4,11 @@ The ablations are those of `benchmark/ablations.py`, measured by the bench's pro
 docs/kernels.md, which `python -m manual_backprop.tools.kernel_gains` writes.
 """
 
-from __future__ import annotations
-
 import statistics
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from .benchmark.ablations import OPTIMIZATIONS, WITHOUT, Optimization, work
 from .benchmark.cases import SUBJECT, Case
@@ -19,43 +18,7 @@ NONE_OF_THEM, RECOMPUTED = "custom-reference", "custom-recompute"  # rows of the
 AT_ONCE = 6  # rows that take turns with each other and with the subject: a process each, and all of them in memory
 WIDTH = 120
 
-PAGE = """\
-# What each optimization of the kernels brings, alone
-
-This page is written by the following command; every number on it was measured by that command.
-
-```bash
-{command}
-```
-
-`kernels=fused` trains with the pairs of `manual_backprop/kernels` in place of those of `manual_backprop/ops`: the same
-names, the same gradients. Below is a whole training step (forward, loss, backward, clipping, AdamW) with all of its
-optimizations, and then without one of them at a time: a pair replaced by the textbook's of the same name, or something
-that several pairs share undone in all of them. What two optimizations both save shows in neither of their rows, and
-what needs both shows in each, so the rows do not add up. What can be compiled is (`kernels.compile=always`).
-
-## The optimizations
-
-{optimizations}
-
-## How to read the numbers
-
-**Time** is that of the step without the optimization over that of the step with it, in the same turn: median and
-quartiles of {turns} turns, one process a row. Above 1, the optimization saves time. The noise floor is the same for
-`{subject}` against itself; a ratio that is no farther from 1 is in *italics*: no difference was measured.
-
-**Peak** is the process's largest size after warm-up, less its size after the imports, parameters and moments included
-(on a GPU, of its tensors); **more** is the peak without the optimization less that with it, in the same group of rows,
-in italics where `{subject}` differs from itself by as much.
-
-**All of them** without is `kernels=reference`. **`training.recompute=block`** is no part of `kernels=fused`: it keeps
-of each block only its input and recomputes the rest in backward, which saves memory and costs time. Its row is the step
-with it beside the step without it.
-
-{machine}
-
-{sections}
-"""
+PAGE = Path(__file__).with_suffix(".md")  # the page, with a {name} for each part that is made here
 
 
 @dataclass(frozen=True)
@@ -151,7 +114,7 @@ def _megabytes(size: int | None) -> str:
 def page(sections: Sequence[str], optimizations: Sequence[str], command: str, turns: int) -> str:
     from .benchmark.page import machine
 
-    written = PAGE.format(
+    written = PAGE.read_text(encoding="utf-8").format(
         command=command,
         optimizations="\n\n".join(
             f"**`{name}`**{_pairs(OPTIMIZATIONS[name])}. {OPTIMIZATIONS[name].about}" for name in optimizations

@@ -4,8 +4,6 @@ Lines are counted in the sources, time and memory are measured in pairs (`study.
 `page` is docs/three-levels.md, which `python -m manual_backprop.tools.levels` writes.
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import math
@@ -57,37 +55,7 @@ WIDTH = 120
 SEEDS = range(4)  # one draw of rounding errors is luck
 SMALLEST = 2.0**-53  # half of the distance between 1 and the next number of float64: no error is said to be smaller
 
-PAGE = """\
-# Three levels of one network
-
-This page is written by `{command}`; every number on it was counted or measured by that command.
-
-`implementation=custom` is the subject of this project: the backward pass is written by hand, on raw tensors. It has two
-kinds of kernels. `kernels=reference` are the textbook pairs of `ops/`, which read like the derivation and are the
-oracle; `kernels=fused` are the pairs of `kernels/`, with the same names, signatures and tests, and what a run uses.
-`implementation=torch` is the mirror of the textbook, the same functions under the same names with gradients by
-autograd: the proof. `implementation=baseline` is what one would write instead: `torch.nn`, one product for query, key
-and value, PyTorch's fused attention and fused AdamW, and `torch.compile`. All have the same weights and names.
-
-{levels}
-
-**Code** counts lines that are neither empty, nor a comment, nor a docstring, in {files}. What all levels share (shapes,
-names, initial values, the training loop) is counted in none.
-
-**Error** is |gradient - exact| / |exact| over all parameters, where exact is the mirror's gradient in float64; the
-geometric mean of {draws} networks and batches ({small}).
-
-{steps}
-
-**A cell** has the time of a step, that time over the time with `kernels=fused` in the same turn (median and quartiles
-of {turns} turns), and memory. A step is forward, loss, backward, clipping and AdamW (PyTorch's fused one in `torch` and
-`baseline`): {case}; {threads} threads of {processor}, torch {torch}. One process a row, in turns. `kernels=fused`
-measured against itself: {noise}. No smaller difference is claimed.{compiling}
-
-**Products** in {precision}: {products}. {onednn}
-
-**Memory** is the process's peak after warm-up, less its size after the imports, parameters and moments included.
-"""
+PAGE = Path(__file__).with_suffix(".md")  # the page, with a {name} for each part that is made here
 
 
 def code_lines(source: str) -> int:
@@ -216,7 +184,7 @@ def page(
     first = next(iter(measurements.values()))
     compiling = max(measured.rows[COMPILED].cold_seconds or 0.0 for measured in measurements.values())
     told = measurements.get("fp32", first)
-    written = PAGE.format(
+    written = PAGE.read_text(encoding="utf-8").format(
         command=command,
         levels=levels_table(gradient_errors(architecture)),
         steps=steps_table(measurements),

@@ -1,7 +1,5 @@
 """What things cost on this machine: logging, inspection and loading in a training step, preparing, runs in parallel."""
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from collections.abc import Sequence

@@ -8,13 +8,10 @@ import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from ..common.errors import InputError, Interrupted
 from ..config.arguments import whole
-
-if TYPE_CHECKING:
-    from ..config.schema import DatasetConfig
+from ..config.schema import DatasetConfig
 
 DATASETS = """\
 DATASET is a name in conf/dataset (python_docs, tinystories, wikitext, ...; tools.download_dataset --list shows all),

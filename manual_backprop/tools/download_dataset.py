@@ -1,11 +1,10 @@
 """A dataset of the hub as a folder on this machine, or what there is to download."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..common.columns import columns
 from ..common.errors import InputError
 from ..common.exit_codes import exit_code_of
 from ..config.arguments import Parser
@@ -43,8 +42,7 @@ def listing() -> list[str]:
             place = dataset.repository + (f", {dataset.config}" if dataset.config else "")
             there = "downloaded" if (DATASETS / name).exists() else ""
             rows.append((name, place, dataset.text_column or "text", about, there))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return columns(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,7 +1,5 @@
 """What is in a dataset: its splits, columns and sizes, and some rows."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ A whole training step with `kernels=fused` is measured against the same step wit
 memory, and gradients that agree before anything is timed. Nothing on the page is typed in.
 """
 
-from __future__ import annotations
-
 import shlex
 import sys
 from argparse import Namespace

@@ -4,8 +4,6 @@ Lines of code are counted in the sources, step time and memory are measured in p
 errors against float64. Nothing on the page is typed in. Takes minutes; run it on a machine that does nothing else.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ The functions of the same purpose, for Python, are `analyze_dataset`, `train_tok
 `pretokenize_dataset` and `load_pretokenized`, here and in `manual_backprop`.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module

@@ -5,15 +5,13 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..common.errors import ManualBackpropError
 from ..config.arguments import temperature, whole
-
-if TYPE_CHECKING:
-    from ..data.tokens.tokenizer import Tokenizer
-    from .saved_model import SavedModel
-    from .text_stream import Sampling
+from ..data.tokens.tokenizer import Tokenizer
+from .saved_model import SavedModel
+from .text_stream import Sampling, continuation, show
 
 CHAT_COMMANDS = """\
   temp 0.5     how freely tokens are drawn; 0 takes the likeliest each time
@@ -78,8 +76,6 @@ class Chat:
         return f"temp {sampling.temperature:g}, topk {sampling.top_k}, length {sampling.max_length}"
 
     def reply(self, line: str) -> None:
-        from .text_stream import continuation, show
-
         pieces = continuation(self.saved.model, self.tokenizer, line, self.sampling)
         show(line)
         for piece in pieces:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from ..checkpoints.checkpoint import CheckpointManager
 from ..common.digests import file_digest
@@ -16,17 +19,12 @@ from ..models.huggingface.layouts import config_json
 from ..models.huggingface.weights import to_theirs
 from .huggingface_directory import CONFIG, RECORD, RECORD_VERSION, WEIGHTS, Imported
 from .model_card import model_card
+from .saved_model import SavedModel
 from .tokenizer_files import write_tokenizer
-
-if TYPE_CHECKING:
-    from .saved_model import SavedModel
 
 
 def export_model(saved: SavedModel, tokenizer: Tokenizer | None, target: Path) -> None:
     """`saved` in the layout of its architecture. Raises InputError, StorageError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     config = saved.model.config
     content = config_json(config, None if tokenizer is None else tokenizer.end_token_id)
     with new_folder(target) as folder:

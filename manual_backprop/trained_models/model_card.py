@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ..data.tokens.tokenizer import Tokenizer
 from ..study.gradient_check.run_check import GRADIENT_CHECK
 from ..tracking import load_training_log
-
-if TYPE_CHECKING:
-    from ..data.tokens.tokenizer import Tokenizer
-    from .saved_model import SavedModel
+from .saved_model import SavedModel
 
 NOT_KNOWN = "not known: the weights do not come from a run"
 

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import tokenizers
 
 from ..common.errors import InputError
-from ..data.tokens.tokenizer import FILE_NAME, BpeTokenizer, ByteTokenizer, CharTokenizer
-
-if TYPE_CHECKING:
-    import tokenizers
-
-    from ..data.tokens.tokenizer import Tokenizer
+from ..data.tokens.tokenizer import FILE_NAME, BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 END_TOKEN = "<eos>"
 
@@ -36,8 +32,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> Non
         "clean_up_tokenization_spaces": False,
     }
     if tokenizer.end_token_id is not None:
-        import tokenizers
-
         end = tokenizers.Tokenizer.from_file(str(folder / FILE_NAME)).id_to_token(tokenizer.end_token_id)
         settings |= {"bos_token": end, "eos_token": end}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -45,8 +39,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> Non
 
 def _of_bytes(tokenizer: ByteTokenizer) -> tokenizers.Tokenizer:
     """A BPE that has learned no merge: every byte stays a token."""
-    import tokenizers
-
     level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     vocabulary = {_letter_of(byte): byte for byte in range(256)} | {END_TOKEN: tokenizer.end_token_id}
     made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
@@ -65,8 +57,6 @@ def _letter_of(byte: int) -> str:
 
 def _of_characters(tokenizer: CharTokenizer) -> tokenizers.Tokenizer:
     """A list of words, each of one character. An unknown one is refused there too."""
-    import tokenizers
-
     vocabulary = {character: token for token, character in enumerate(tokenizer.characters)}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab=vocabulary, unk_token="<unknown>"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")

@@ -5,8 +5,6 @@ keys and options that do not exist (with the nearest that does), values, and wha
 nothing, writes nothing and does not import torch. `run.py` runs what it returns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, prod

@@ -1,7 +1,5 @@
 """plan=true: what a run, or each job of a sweep, would be, without making it. Prints, and writes nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a run needs and this machine lacks: a text, a run to go on with, a GPU. Needs no torch."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -5,8 +5,6 @@ their order must stay what they were. What the steps to come are made with may c
 schedule, the number of steps, weight decay and the like, dropout, label smoothing, the device.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from manual_backprop.common.batch import AnyBatch
-    from manual_backprop.models.network import Network
-    from manual_backprop.training.model_summary import Subject
+from manual_backprop.common.batch import AnyBatch
+from manual_backprop.models.network import Network
+from manual_backprop.tasks import open_task
+from manual_backprop.training.model_summary import Subject
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,6 @@ def one_step(network: Network, batch: AnyBatch, count: int) -> tuple[float, list
 
 
 def show_step(console: Console, subject: Subject) -> None:
-    from manual_backprop.tasks import open_task
-
     one_pass = replace(subject.config.training, gradient_accumulation_steps=1)
     task = open_task(replace(subject.config, training=one_pass), subject.cache)
     network = task.build_model().network if subject.network is None else subject.network

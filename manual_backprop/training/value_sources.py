@@ -4,8 +4,6 @@
 as in `learning_rate: ${model.learning_rate}`, is followed to where that one was set.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

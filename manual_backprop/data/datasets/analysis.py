@@ -4,8 +4,6 @@ Byte-pair encodings of several sizes are compared without any download. They are
 one are the first merges of a large one.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from ...common.pictures import new_figure, save_figure, with_grid
 from .analysis_text import CLASSES, COVERAGES, Report
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 BINS = 40
 MOST_POINTS = 400  # of a curve

@@ -1,11 +1,11 @@
 """What an analysis has found of a dataset, and reports of datasets as tables of text, side by side if several."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from ...common.columns import columns
 
 GPT2_VOCAB_SIZE = 50257
 COVERAGES = (0.9, 0.95, 0.99, 0.999)
@@ -91,7 +91,7 @@ def _sizes(report: Report) -> str:
         covering = [f"{one.covering(share):,}" for share in COVERAGES]
         row = [f"{one.vocab_size:,}", f"{one.tokens:,}", f"{one.bytes_per_token:.2f}", f"{one.used:.1%}", *covering]
         rows.append([*row, f"{one.rare[0] / one.vocab_size:.1%}"])
-    return "\n".join([head, *_table(rows)])
+    return "\n".join([head, *columns(rows, right=range(1, len(rows[0])))])
 
 
 def _details(reports: Sequence[Report]) -> str:
@@ -106,7 +106,7 @@ def _details(reports: Sequence[Report]) -> str:
         label = f"document length, {name} [tokens]"
         rows.append([label, *(f"{np.quantile(one.lengths, place, method='lower'):,}" for one in chosen)])
     rows.append(["document length, mean [tokens]", *(f"{one.lengths.mean():,.1f}" for one in chosen)])
-    return "\n".join(_table(rows))
+    return "\n".join(columns(rows, right=range(1, len(rows[0]))))
 
 
 def _frequent(reports: Sequence[Report]) -> str:
@@ -134,15 +134,3 @@ def _recommended(reports: Sequence[Report]) -> str:
 
 def _share(count: int, share: float) -> str:
     return f"{count:,}  {share:.1%}"
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    """The first column to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if number == 0 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -1,7 +1,5 @@
 """What is in a dataset, as far as its first rows and its files say: splits, columns, sizes, rows."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterator

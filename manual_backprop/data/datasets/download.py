@@ -5,8 +5,6 @@ A stream leaves nothing in that cache: its rows are kept in shards beside the fo
 last one. The folder appears by one rename when it is complete.
 """
 
-from __future__ import annotations
-
 import glob
 import json
 import shutil

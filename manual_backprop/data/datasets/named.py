@@ -4,8 +4,6 @@ What the tools take on their command lines and the functions of the same purpose
 whole group `dataset=` instead.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -5,8 +5,6 @@ Beside its place the work lies in a folder NAME.partial: text that was read and 
 by whoever goes on; the complete folder appears by one rename.
 """
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import json

@@ -5,8 +5,6 @@
 `tokenizer=bpe` learns one within a run, for that run; this one is shared by many.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -5,8 +5,6 @@ every row that is no text where it stands and why. The kinds of sources are in `
 are not this module's business.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import stat

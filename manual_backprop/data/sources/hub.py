@@ -4,8 +4,6 @@ The hub is asked once whether it answers; where it does not, what was downloaded
 repeated. Everything that can go wrong ends as one sentence with a way out.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -4,8 +4,6 @@
 cache, where the library then finds it. What this cannot do (no network, an unknown kind of address) it leaves to it.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Iterator

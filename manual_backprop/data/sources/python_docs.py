@@ -3,8 +3,6 @@
 About 2 MB, one document a topic, then one a module. Nothing is imported: sources are read with `ast`.
 """
 
-from __future__ import annotations
-
 import ast
 import gc
 import inspect

@@ -4,8 +4,6 @@ A corpus keeps that file while it makes tokens of it (`read_documents`); what is
 has it in a temporary folder (`training_text`, `text_of_files`), and takes no memory for the text either.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress

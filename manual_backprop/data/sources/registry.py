@@ -1,7 +1,5 @@
 """Which source of documents a dataset's config means: `open_source`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from ...common.errors import InputError

@@ -4,8 +4,6 @@ A source is read once: it may be a stream, or a file that changes. What comes af
 learns from, the split, the tokens) reads this file, a piece at a time, so that memory does not grow with the text.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

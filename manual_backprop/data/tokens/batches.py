@@ -4,8 +4,6 @@ The order of windows is a function of (seed, epoch) and nothing is kept between 
 step is `order`'s business.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 
@@ -106,29 +104,23 @@ def validation_batches(
     With `offsets`, where documents begin, no document attends to another.
     """
     _check_length(len(tokens), sequence_length, "test or validation")
-    return _validation_batches(_quickly_indexed(tokens), sequence_length, batch_size, limit, device, offsets)
-
-
-def _validation_batches(
-    tokens: Tokens,
-    sequence_length: int,
-    batch_size: int,
-    limit: int | None,
-    device: torch.device | str,
-    offsets: np.ndarray | None,
-) -> Iterator[Batch]:
+    tokens = _quickly_indexed(tokens)
     windows = -(-(len(tokens) - 1) // sequence_length)
     last = windows if limit is None else min(windows, limit * batch_size)
-    for first in range(0, last, batch_size):
-        starts = np.arange(first, min(first + batch_size, last)) * sequence_length
-        places = starts[:, None] + np.arange(sequence_length + 1)  # (B, T + 1)
-        chunk = tokens[np.minimum(places, len(tokens) - 1)].astype(np.int64)
-        inputs, targets = chunk[:, :-1].copy(), chunk[:, 1:].copy()
-        past = places[:, 1:] >= len(tokens)  # positions with nothing to predict
-        inputs[past] = 0
-        targets[past] = IGNORED
-        segments = None if offsets is None else _segments(offsets, places[:, :-1], device)
-        yield Batch(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), segments)
+
+    def batches() -> Iterator[Batch]:
+        for first in range(0, last, batch_size):
+            starts = np.arange(first, min(first + batch_size, last)) * sequence_length
+            places = starts[:, None] + np.arange(sequence_length + 1)  # (B, T + 1)
+            chunk = tokens[np.minimum(places, len(tokens) - 1)].astype(np.int64)
+            inputs, targets = chunk[:, :-1].copy(), chunk[:, 1:].copy()
+            past = places[:, 1:] >= len(tokens)  # positions with nothing to predict
+            inputs[past] = 0
+            targets[past] = IGNORED
+            segments = None if offsets is None else _segments(offsets, places[:, :-1], device)
+            yield Batch(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), segments)
+
+    return batches()
 
 
 class Documents:
@@ -178,26 +170,18 @@ def rows_of_documents(
     rows = -(-targets // sequence_length)  # of each document
     if not rows.sum():
         raise InputError("The test or validation split has no document with two tokens: give more text.")
-    return _rows_of_documents(documents, targets, rows, sequence_length, batch_size, limit, device)
-
-
-def _rows_of_documents(
-    documents: Documents,
-    targets: np.ndarray,
-    rows: np.ndarray,
-    sequence_length: int,
-    batch_size: int,
-    limit: int | None,
-    device: torch.device | str,
-) -> Iterator[Batch]:
     ends = np.cumsum(rows)
     last = int(ends[-1]) if limit is None else min(int(ends[-1]), limit * batch_size)
-    for begin in range(0, last, batch_size):
-        row = np.arange(begin, min(begin + batch_size, last))
-        numbers = np.searchsorted(ends, row, side="right")
-        first = (row - (ends[numbers] - rows[numbers])) * sequence_length
-        lengths = np.minimum(targets[numbers] - first, sequence_length)
-        yield documents.batch(numbers, lengths, first, device=device)
+
+    def batches() -> Iterator[Batch]:
+        for begin in range(0, last, batch_size):
+            row = np.arange(begin, min(begin + batch_size, last))
+            numbers = np.searchsorted(ends, row, side="right")
+            first = (row - (ends[numbers] - rows[numbers])) * sequence_length
+            lengths = np.minimum(targets[numbers] - first, sequence_length)
+            yield documents.batch(numbers, lengths, first, device=device)
+
+    return batches()
 
 
 @functools.lru_cache(maxsize=4)  # batches at the border of two epochs need both

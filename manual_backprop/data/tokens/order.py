@@ -5,8 +5,6 @@ windows out of all documents together, `Padded` gives each document a row of its
 gets its own part of each step; all parts together are the step.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """Tokenizers that others made: a folder of `transformers` or `tokenizers`, or one of the hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ...common.errors import InputError

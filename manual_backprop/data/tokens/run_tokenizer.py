@@ -1,7 +1,5 @@
 """The tokenizer that a run's config means: ready at once, or made of the run's text; and what it loses of a text."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@ It is prepared when somebody asks for it, with the tokenizer of the run's corpus
 a run's data, and the digest of it, are the same whether there is a test split or not.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """How many tokens a text has: read from the cache where it is prepared, else estimated from its bytes. Writes nothing,
 and fetches no text."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import log2
 from pathlib import Path

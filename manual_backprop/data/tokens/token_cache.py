@@ -4,8 +4,6 @@ A folder appears by one rename when it is complete. Its manifest has the setting
 each file, so a reader finds what it asked for, or nothing.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -3,8 +3,6 @@
 Sums in the wide format, as in `ops.activations`, whose formulas these are.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -24,14 +22,14 @@ def gate_and_rest(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(is_positive, large, small), torch.where(is_positive, small, large)
 
 
-@compiled("N F", "N F", "F: parameter", group="gelu_tanh", by_rows=True)
+@compiled("N F", "N F", "F: parameter", by_rows=True)
 def bias_gelu_tanh(y: Tensor, x: Tensor, bias: Tensor) -> None:
     """y = gelu(x + bias). y, x (N, F), bias (F)."""
     z = wide(x) + wide(bias)
     y.copy_(z * torch.sigmoid(z * (GATE_LINEAR + GATE_CUBIC * z * z)))
 
 
-@compiled("N F", "N F", "N F", "F: parameter", group="gelu_tanh", by_rows=True)
+@compiled("N F", "N F", "N F", "F: parameter", by_rows=True)
 def bias_gelu_tanh_gradient(y: Tensor, dx: Tensor, x: Tensor, bias: Tensor) -> None:
     """y = gelu(x + bias), and dx, which holds dy, becomes the gradient of x."""
     z = wide(x) + wide(bias)
@@ -41,13 +39,13 @@ def bias_gelu_tanh_gradient(y: Tensor, dx: Tensor, x: Tensor, bias: Tensor) -> N
     dx.copy_(wide(dx) * gate * (1 + z * rest * (GATE_LINEAR + 3 * GATE_CUBIC * squared)))
 
 
-@compiled("N F", "N F", "F: parameter", group="gelu", by_rows=True)
+@compiled("N F", "N F", "F: parameter", by_rows=True)
 def bias_gelu(y: Tensor, x: Tensor, bias: Tensor) -> None:
     z = wide(x) + wide(bias)
     y.copy_(z * (0.5 * (1 + torch.erf(z * math.sqrt(0.5)))))
 
 
-@compiled("N F", "N F", "N F", "F: parameter", group="gelu", by_rows=True)
+@compiled("N F", "N F", "N F", "F: parameter", by_rows=True)
 def bias_gelu_gradient(y: Tensor, dx: Tensor, x: Tensor, bias: Tensor) -> None:
     z = wide(x) + wide(bias)
     cumulative = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
@@ -56,12 +54,12 @@ def bias_gelu_gradient(y: Tensor, dx: Tensor, x: Tensor, bias: Tensor) -> None:
     dx.copy_(wide(dx) * (cumulative + z * density))
 
 
-@compiled("N F", "N F", "F: parameter", group="relu", by_rows=True)
+@compiled("N F", "N F", "F: parameter", by_rows=True)
 def bias_relu(y: Tensor, x: Tensor, bias: Tensor) -> None:
     y.copy_((wide(x) + wide(bias)).clamp(min=0))
 
 
-@compiled("N F", "N F", "N F", "F: parameter", group="relu", by_rows=True)
+@compiled("N F", "N F", "N F", "F: parameter", by_rows=True)
 def bias_relu_gradient(y: Tensor, dx: Tensor, x: Tensor, bias: Tensor) -> None:
     z = wide(x) + wide(bias)
     y.copy_(z.clamp(min=0))

@@ -1,5 +1,8 @@
 """Attention in tiles: a few sequences, a block of queries, and only the keys that these may see.
 
+Where the library is there, cpp/attention.h does this for each head, and keeps one number a query for backward. Below
+are its calls, and the same tiles as products of PyTorch's, for where there is no compiler.
+
 What a causal mask hides is never computed, but for the corner of a tile: where T queries see as many keys, tiles of Q
 queries make the work T (T + Q) / 2, where one product with a mask takes T^2. A tile's scores stay in the cache from
 their product through the softmax to the next product. Each tile makes its own mask, and its own part of dropout's.
@@ -7,33 +10,38 @@ PyTorch's flash attention has tiles as well, which suit long sequences; on a CPU
 at a few hundred positions.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
+from ...ops import attention as textbook
 from ...ops.attention import AttentionGradients, split_heads
-from ...ops.dropout import Dropout, dropout_forward, keep_mask
-from ...ops.numerics import Record, no_record
+from ...ops.dropout import Dropout, dropout_forward, keep_mask, signed
+from ...ops.numerics import Record, no_record, wide
 from ...ops.visible import CAUSAL, Visible
 from ..arena import Recomputable, in_place_of, kept, persistent, recomputed, saved, scratch
 from ..pieces import pieces
+from ..replay import call_library
 from ..sizes import sizes_of
+from .compiled import FORMATS, kernel, library_is_wanted
 from .products import matrices, scaled_product
+
+RECORDED = ("scores", "probabilities", "dprobabilities", "dscores")
 
 
 class Scores(NamedTuple):
-    """What decides the probabilities, and those of short sequences."""
+    """What decides the probabilities, and those of short sequences; or of the library's, what they were divided by."""
 
     visible: Visible
     dropout: Dropout | None
     corner: Tensor | None  # what is added to scores where only causality hides any: alike in all tiles
     saved: list[list[Tensor]]  # tile by tile, of some sequences each
+    sums: Tensor | None = None  # (B, H, T): the logarithm of the sum of each query's exponentials
 
 
 AttentionCache = tuple[Tensor, Tensor, Tensor, Scores]
@@ -53,7 +61,7 @@ def attention_forward(
     query (B, T, H, K), key and value (B, S, H, K) -> context (B, T, H, K). The cache keeps the inputs, and the
     probabilities of short sequences.
     """
-    context, scores = _tiles_forward(query, key, value, visible, dropout, record)
+    context, scores = tiles_forward(query, key, value, visible, dropout, record)
     return context, (persistent(query), persistent(key), persistent(value), scores)
 
 
@@ -64,7 +72,7 @@ def attention_backward(dcontext: Tensor, cache: AttentionCache, record: Record =
     """
     query, key, value, scores = cache
     gradients = AttentionGradients(in_place_of(query), in_place_of(key), in_place_of(value))
-    _tiles_backward(gradients, dcontext, query, key, value, scores, record)
+    tiles_backward(gradients, dcontext, query, key, value, scores, record)
     return gradients
 
 
@@ -76,7 +84,7 @@ def self_attention_forward(
     record: Record = no_record,
 ) -> tuple[Tensor, SelfAttentionCache]:
     """context = attention(query, key, value): `ops.self_attention_forward`. qkv (B, T, 3D) -> context (B, T, D)."""
-    context, scores = _tiles_forward(*split_heads(qkv, n_heads), visible, dropout, record)
+    context, scores = tiles_forward(*split_heads(qkv, n_heads), visible, dropout, record)
     return context.flatten(2), (saved(qkv), scores, n_heads)
 
 
@@ -87,16 +95,22 @@ def self_attention_backward(dcontext: Tensor, cache: SelfAttentionCache, record:
     dqkv = in_place_of(qkv)
     gradients = AttentionGradients(*split_heads(dqkv, n_heads))  # views: what is written there is written here
     dcontext = dcontext.unflatten(2, (n_heads, -1))
-    _tiles_backward(gradients, dcontext, *split_heads(qkv, n_heads), scores, record)
+    tiles_backward(gradients, dcontext, *split_heads(qkv, n_heads), scores, record)
     return dqkv
 
 
-def _tiles_forward(
+def tiles_forward(
     query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None, record: Record
 ) -> tuple[Tensor, Scores]:
     """context (B, T, H, K), and what backward needs to know of the probabilities."""
     (B, T, H, K), S = query.shape, key.shape[1]
     context = kept((B, T, H, K), query)
+    if (forward := _kernel("forward", query, key, value, visible, dropout)) is not None:
+        if any(map(record.wants, RECORDED)):  # what the library does not keep
+            textbook.attention_forward(*_repeated(query, key, value), visible, dropout, record)
+        sums = kept((B, H, T), wide(query[:0]))
+        forward((context, query, key, value), (context, sums, query, key, value))
+        return context, Scores(visible, dropout, None, [], sums)
     scores = Scores(visible, dropout, _corner(visible, T, S, query), [])
     recorded = _RecordedTiles(record, query, (B, H, T, S))
     for sequences in _some_sequences(query, S):
@@ -122,7 +136,7 @@ def _tiles_forward(
     return context, scores
 
 
-def _tiles_backward(
+def tiles_backward(
     gradients: AttentionGradients,
     dcontext: Tensor,
     query: Tensor,
@@ -135,6 +149,15 @@ def _tiles_backward(
 
     The blocks of queries are taken from the last, which sees all keys: it writes the sums that the others add to.
     """
+    if scores.sums is not None:
+        backward = _kernel("backward", query, key, value, scores.visible, scores.dropout)
+        assert backward is not None  # as forward has found it
+        dcontext = dcontext.to(query.dtype).contiguous()
+        if any(map(record.wants, RECORDED)):
+            _, cache = textbook.attention_forward(*_repeated(query, key, value), scores.visible, scores.dropout)
+            textbook.attention_backward(dcontext, cache, record)
+        backward((*gradients, dcontext, query, key, value), (*gradients, dcontext, scores.sums, query, key, value))
+        return
     (B, T, H, K), S = query.shape, key.shape[1]
     recorded = _RecordedTiles(record, query, (B, H, T, S))
     for sequences, tiles in zip(_some_sequences(query, S), scores.saved, strict=True):
@@ -173,6 +196,44 @@ def _tiles_backward(
                     scaled_product(dscores, keys[:, : tile.seen], scale, dqueries[:, rows])
                     _add_product(dkeys, dscores.mT, queries[:, rows], adds, scale)
     recorded.finish()
+
+
+def groups_are_served(query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None) -> bool:
+    """Whether key and value may have fewer heads than the query, of which each serves as many in a row."""
+    return _kernel("forward", query, key, value, visible, dropout) is not None
+
+
+def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """With a key and a value for every head."""
+    times = query.shape[2] // key.shape[2]
+    return query, key.repeat_interleave(times, dim=2), value.repeat_interleave(times, dim=2)
+
+
+def _kernel(
+    which: str, query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None
+) -> Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None:
+    """The library's forward or backward, called with the tensors that have strides and with all tensors; None where it
+    cannot serve these."""
+    (B, T, H, K), (S, G) = query.shape, key.shape[1:3]
+    formats = FORMATS.get((query.dtype, query.dtype))
+    lie_well = query.is_cpu and all(x.dtype == query.dtype and x.stride(-1) == 1 for x in (query, key, value))
+    if formats is None or not lie_well or K % 2 or H % G:
+        return None
+    if type(query) is FakeTensor:  # a step's memory is estimated
+        return (lambda strided, tensors: None) if library_is_wanted() else None
+    pointers, strides = (8, 12) if which == "forward" else (11, 21)
+    address = kernel(f"attention_{which}_{formats}", pointers, strides + 14, 1)
+    if address is None:
+        return None
+    masks = [None if x is None else x.long().contiguous() for x in visible[1:]]
+    probability, number, sizes, first = (0.0, 0, (1, 1), ()) if dropout is None else dropout
+    number = signed(number, 64) if isinstance(number, int) else int(number)
+    numbers = B, T, S, H, G, K, visible.causal, number, *sizes, *(*first, 0, 0, 0, 0)[:4], probability
+
+    def call(strided: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        call_library(address, (*tensors, *masks), (*[step for x in strided for step in x.stride()[:3]], *numbers))
+
+    return call
 
 
 class _RecordedTiles:

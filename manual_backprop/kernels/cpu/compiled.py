@@ -1,17 +1,17 @@
-"""Functions that become one kernel in C++, and that run as they are written where they cannot.
+"""Functions that run as one kernel of the library in C++, and as they are written where they cannot.
 
 `@compiled("N F", "N F", "F")`, above a function that writes into tensors it is given and returns nothing, says the
-dimensions of each tensor. On a CPU it is compiled once for a machine, for all sizes and numbers of threads, by another
-process (compiler.py); this one loads the library (libraries.py). On a GPU it is left to `torch.compile`.
+dimensions of each tensor: as many numbers follow the addresses in the kernel's arguments as there are letters. The
+function and the kernel of its name (cpp/) are the same formula. On a GPU it is left to `torch.compile`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
-import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,33 +24,31 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ...common.errors import first_line
 from ..pieces import pieces
 from ..replay import call_library
-from .libraries import Library, Request, build, compiler, find, folder, request
+from ..sizes import sizes_of
+from .library import build, compiler, find, folder_path
 
 log = logging.getLogger(__name__)
 
-SMALLEST = 2  # of any dimension: one row or one column runs as it is written
 MOST_CALLS = 4096  # calls, by their shapes, of which it is known how they run
-FORMATS = (torch.float32, torch.bfloat16)  # of activations and parameters; float64 is for tests, and runs as written
-IN_CACHE = 1 << 17  # numbers that an uncompiled function takes at a time: what it makes of them stays in the cache
 FIXED = {"float32": torch.float32}
 NUMBERS = {"float": torch.float32}
 TENSORS = (Tensor, torch.nn.Parameter, FakeTensor)  # and nothing else that only looks like one
+FORMATS = {  # of activations and parameters, and how a kernel for them is called; float64 runs as written
+    (torch.float32, torch.float32): "fp32",
+    (torch.bfloat16, torch.bfloat16): "bf16",
+    (torch.bfloat16, torch.float32): "bf16_mixed",
+}
 
-Group = tuple[str, torch.dtype, torch.dtype]  # functions by what they serve: formats of activations and parameters
-
-_wanted: ContextVar[Collection[Group] | None] = ContextVar("compiled", default=None)
+_wanted: ContextVar[bool] = ContextVar("compiled", default=False)
 _failed: list[str] = []  # why compilation does not work in this process
-_made: list[str] = []  # the functions that this process has had compiled
-_registered: list[CompiledFunction] = []
+_made: list[float] = []  # how long a compiler has worked for this process [s]
+_loaded: list[ctypes.CDLL] = []
 
 
 @contextmanager
-def compiled_functions(groups: Collection[Group] | None) -> Iterator[None]:
-    """Inside, functions marked with `compiled` run compiled where they can; None: as they are written.
-
-    Where a function was never compiled, all that these groups miss are compiled with it.
-    """
-    token = _wanted.set(groups)
+def compiled_functions(wanted: bool) -> Iterator[None]:
+    """Inside, functions marked with `compiled` run compiled where they can, or as they are written."""
+    token = _wanted.set(wanted)
     try:
         yield
     finally:
@@ -68,8 +66,36 @@ def compiling_failed() -> bool:
 
 
 def newly_compiled() -> bool:
-    """Whether a compiler has worked for this process: all that it needed was not there before."""
+    """Whether a compiler has worked for this process: the library was not there before."""
     return bool(_made)
+
+
+def library_is_wanted() -> bool:
+    """And has not failed so far."""
+    return _wanted.get() and not _failed
+
+
+def kernel(name: str, pointers: int, sizes: int, numbers: int = 0) -> Callable[..., None] | None:
+    """The library's function of that name: of addresses, then whole numbers, then doubles. None where there is no
+    library, or where it is not wanted; it is compiled where it is missing."""
+    if not library_is_wanted():
+        return None
+    try:
+        if not _loaded:
+            _loaded.append(find() or _compile())
+        return _function(_loaded[0], name, pointers, sizes, numbers)
+    except Exception as error:  # whatever the compiler or the loader raises
+        _give_up(error)
+        return None
+
+
+@functools.cache
+def _function(library: ctypes.CDLL, name: str, pointers: int, sizes: int, numbers: int) -> Callable[..., None]:
+    address = library.kernel(name.encode())
+    if address is None:
+        raise AttributeError(f"the library has no {name}")
+    kinds = [ctypes.c_void_p] * pointers + [ctypes.c_int64] * sizes + [ctypes.c_double] * numbers
+    return ctypes.CFUNCTYPE(None, *kinds)(address)
 
 
 @dataclass(frozen=True)
@@ -91,22 +117,13 @@ class Argument:
         return cls(tuple((int(word[:-1] or 1), word[-1]) for word in words.split()), kind.strip() or "activation")
 
 
-def compiled(
-    *arguments: str, group: str = "", by_rows: bool = False
-) -> Callable[[Callable[..., None]], CompiledFunction]:
+def compiled(*arguments: str, by_rows: bool = False) -> Callable[[Callable[..., None]], CompiledFunction]:
     """Marks a function of a module, with positional arguments: tensors, described as `Argument` says, then numbers.
 
-    `group`: what it serves, an activation, a norm or an optimizer; "" for every network. `by_rows`: no row, along the
-    first dimension, depends on another. Tensors may share memory only where each element is read and written at the
-    same place.
+    `by_rows`: no row, along the first dimension, depends on another. Tensors may share memory only where each element
+    is read and written at the same place.
     """
-
-    def mark(function: Callable[..., None]) -> CompiledFunction:
-        marked = CompiledFunction(function, tuple(Argument.of(text) for text in arguments), group, by_rows)
-        _registered.append(marked)
-        return marked
-
-    return mark
+    return lambda function: CompiledFunction(function, tuple(Argument.of(text) for text in arguments), by_rows)
 
 
 class CompiledFunction:
@@ -114,11 +131,10 @@ class CompiledFunction:
 
     __name__: str
 
-    def __init__(self, function: Callable[..., None], arguments: tuple[Argument, ...], group: str, by_rows: bool):
+    def __init__(self, function: Callable[..., None], arguments: tuple[Argument, ...], by_rows: bool):
         functools.update_wrapper(self, function)
-        self.function, self.arguments, self.group, self.by_rows = function, arguments, group, by_rows
+        self.function, self.arguments, self.by_rows = function, arguments, by_rows
         self.tensors = sum(argument.kind not in NUMBERS for argument in arguments)
-        self.libraries: dict[tuple[tuple[str, torch.dtype], ...], Library] = {}
         self.calls: dict[Any, Callable[..., None]] = {}  # by all that is known of the tensors but their content
 
     def __call__(self, *args: Any) -> None:
@@ -130,7 +146,7 @@ class CompiledFunction:
         return not args[0].is_cuda and self._call_of(args) != self._as_written
 
     def _call_of(self, args: tuple[Any, ...]) -> Callable[..., None]:
-        if _wanted.get() is None or _failed:
+        if not library_is_wanted():
             return self._as_written
         key = tuple([(type(x), x.dtype, x.is_cpu, x.shape, x.stride()) for x in args[: self.tensors]])
         call = self.calls.get(key)
@@ -146,7 +162,7 @@ class CompiledFunction:
             return
         rows = self.arguments[0].dimensions[0]
         in_rows = [argument.dimensions[:1] == (rows,) for argument in self.arguments]
-        for part in pieces(len(args[0]), max(1, IN_CACHE // args[0].shape[1]), args[0]):
+        for part in pieces(len(args[0]), max(1, sizes_of(args[0]).uncompiled_piece // args[0].shape[1]), args[0]):
             self.function(*(x[part] if split else x for x, split in zip(args, in_rows, strict=True)))
 
     def _choose(self, tensors: tuple[Tensor, ...]) -> Callable[..., None]:
@@ -159,22 +175,17 @@ class CompiledFunction:
             return self._as_written
         if fake:
             return _nothing
-        try:
-            library = self._library(formats)
-        except Exception as error:  # whatever the compiler or the loader raises
-            _give_up(error)
-            return self._as_written
-        return self._bound(library, sizes)
+        address = kernel(f"{self.__name__}_{formats}", len(self.arguments), len(sizes))
+        return self._as_written if address is None else self._bound(address, list(sizes.values()))
 
-    def _formats(self, tensors: tuple[Tensor, ...]) -> dict[str, torch.dtype] | None:
-        """Of activations and parameters; None where a tensor has none that is compiled for."""
-        formats: dict[str, torch.dtype] = {}
+    def _formats(self, tensors: tuple[Tensor, ...]) -> str | None:
+        """Of activations and parameters, as a kernel's name ends; None where there is no such kernel."""
+        found: dict[str, torch.dtype] = {}
         for x, argument in zip(tensors, self.arguments, strict=False):
-            if argument.kind not in FIXED and x.dtype not in FORMATS:
+            if found.setdefault(argument.kind, FIXED.get(argument.kind, x.dtype)) != x.dtype:
                 return None
-            if formats.setdefault(argument.kind, FIXED.get(argument.kind, x.dtype)) != x.dtype:
-                return None
-        return formats
+        parameter = found.get("parameter", found.get("activation"))
+        return FORMATS.get((found.get("activation", parameter), parameter))  # type: ignore[arg-type]
 
     def _sizes(self, tensors: tuple[Tensor, ...]) -> dict[str, int] | None:
         """Of each letter; None where the tensors do not have that form, contiguous and in the CPU's memory."""
@@ -183,51 +194,19 @@ class CompiledFunction:
             if type(x) not in TENSORS or not x.is_cpu or not x.is_contiguous() or x.dim() != len(argument.dimensions):
                 return None
             for size, (factor, letter) in zip(x.shape, argument.dimensions, strict=True):
-                if size < SMALLEST * factor or sizes.setdefault(letter, size // factor) * factor != size:
+                if not size or sizes.setdefault(letter, size // factor) * factor != size:
                     return None
         return sizes
 
-    def request(self, formats: dict[str, torch.dtype]) -> Request:
-        known = FIXED | NUMBERS | formats
-        return request(self.function, tuple(known[argument.kind] for argument in self.arguments))
-
-    def _library(self, formats: dict[str, torch.dtype]) -> Library:
-        """Loads the library; compiles it, and with it what the groups that are wanted miss, where it is missing."""
-        key = tuple(formats.items())
-        if key not in self.libraries:
-            wanted = self.request(formats)
-            library = find(wanted)
-            if library is None:
-                _compile([wanted, *_requests(_wanted.get() or ())])
-                library = find(wanted)
-            if library is None:
-                raise FileNotFoundError(f"the library of {self.__name__} is gone")
-            self.libraries[key] = library
-        return self.libraries[key]
-
-    def _bound(self, library: Library, sizes: dict[str, int]) -> Callable[..., None]:
+    def _bound(self, address: Callable[..., None], sizes: list[int]) -> Callable[..., None]:
         """The call for tensors of these sizes."""
-
-        def elements(factor: int, letters: str) -> int:
-            return factor * math.prod(sizes[letter] for letter in letters)
-
-        kernel, pointers, n_tensors = library.kernel, library.pointers, self.tensors
-        numbers = [elements(*size) for size in library.sizes]
-        memory = [(elements(*size), dtype) for dtype, size in library.memory]
+        n_tensors = self.tensors
         dtypes = [NUMBERS[argument.kind] for argument in self.arguments[n_tensors:]]
 
         def call(*args: Any) -> None:
-            tensors = [
-                *args[:n_tensors],
-                *_numbers(args[n_tensors:], dtypes),
-                *[torch.empty(count, dtype=dtype, device="cpu") for count, dtype in memory],
-            ]
-            call_library(kernel, [tensors[place] for place in pointers], numbers)
+            call_library(address, [*args[:n_tensors], *_numbers(args[n_tensors:], dtypes)], sizes)
 
-        def call_of_tensors(*args: Tensor) -> None:
-            call_library(kernel, [args[place] for place in pointers], numbers)
-
-        return call if memory or dtypes else call_of_tensors
+        return call
 
     def _on_gpu(self, *args: Any) -> None:
         try:
@@ -258,29 +237,13 @@ def _numbers(values: Sequence[float | Tensor], dtypes: Sequence[torch.dtype]) ->
     ]
 
 
-def _requests(groups: Collection[Group]) -> list[Request]:
-    """Of all functions of these groups."""
-    return [
-        one.request({"activation": activation, "parameter": parameter})
-        for group, activation, parameter in groups
-        for one in _registered
-        if one.group == group
-    ]
-
-
-def _compile(wanted: list[Request]) -> None:
-    missing = [one for one in dict.fromkeys(wanted) if find(one) is None]
-    if not missing:  # another process was faster
-        return
+def _compile() -> ctypes.CDLL:
     begin = time.monotonic()
-    log.warning(
-        "compiling %d functions of the kernels, once for this machine: some ten seconds (kernels.compile=never does "
-        "without)",
-        len(missing),
-    )
-    build(missing)
-    _made.extend(one.name for one in missing)
-    log.info("compiled in %.1f s: %s, in %s", time.monotonic() - begin, ", ".join(_made), folder())
+    log.warning("compiling the kernels, once for this machine: some ten seconds (kernels.compile=never does without)")
+    library = build()
+    _made.append(time.monotonic() - begin)
+    log.info("compiled in %.1f s, in %s", _made[-1], folder_path())
+    return library
 
 
 def _give_up(error: Exception) -> None:

@@ -1,16 +1,11 @@
 """The token embedding, whose gradient touches the rows of the tokens that are there, and no others."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from ...ops import token_embedding_forward
 from ...ops.embedding import TokenEmbeddingCache
 from ...ops.numerics import rows, wide
 from ..arena import scratch
-
-__all__ = ["token_embedding_backward", "token_embedding_forward"]
 
 
 def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Tensor) -> None:

@@ -3,8 +3,6 @@
 Everything else of that width is there for some rows at a time.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

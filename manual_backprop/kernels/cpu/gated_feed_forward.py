@@ -1,7 +1,5 @@
 """The gated feed-forward network, of which gate and hidden layer are kept; one pass each way for SwiGLU."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from .products import add_product
 GatedFeedForwardCache = tuple[Recomputable, Tensor, Tensor, Tensor]
 
 
-@compiled("N F", "N 2F", group="swiglu", by_rows=True)
+@compiled("N F", "N 2F", by_rows=True)
 def swiglu(y: Tensor, x: Tensor) -> None:
     """y = silu(gate) * hidden. x (N, 2F) -> y (N, F): `ops.swiglu_forward`."""
     width = y.shape[1]
@@ -23,7 +21,7 @@ def swiglu(y: Tensor, x: Tensor) -> None:
     y.copy_(gate * torch.sigmoid(gate) * hidden)
 
 
-@compiled("N F", "N F", "N F", "N 2F", group="swiglu", by_rows=True)
+@compiled("N F", "N F", "N F", "N 2F", by_rows=True)
 def swiglu_gradient(y: Tensor, dgate: Tensor, dhidden: Tensor, x: Tensor) -> None:
     """y = silu(gate) * hidden once more, dgate and dhidden, which holds dy, all (N, F): `ops.swiglu_backward`."""
     width = y.shape[1]

@@ -5,8 +5,6 @@ there anyhow, one more product costs a twelfth of a block's, and a third of what
 is small beside its weight, it is kept.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -25,7 +23,7 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tup
     bias = None if bias is None else bias.to(x.dtype)
     saved_x = saved(x)
     outputs, inputs = weight.shape
-    if outputs <= inputs or is_small(x.numel() // inputs * outputs, weight.numel()):
+    if outputs <= inputs or is_small(x.numel() // inputs * outputs, x, weight.numel()):
         return _product(x, weight, bias, kept), (saved_x, weight)
     y = _product(x, weight, bias, ping_pong)
     return recomputable(y, lambda: _product(recomputed(saved_x), weight, bias, ping_pong)), (saved_x, weight)

@@ -7,8 +7,6 @@ Where it is compiled, one exponential is made of each logit, e = exp(z - max(z))
 sum is one number a row, it divides the rows of x that make dW and those of dx, in place of the logits.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -20,11 +18,9 @@ from ...ops.numerics import Record, no_record, one_number, rows, wide
 from ...optim.parameters import PADDING
 from ..arena import in_place_of, scratch
 from ..pieces import RecordedPieces, pieces
-from ..sizes import sizes_of
+from ..sizes import Sizes, sizes_of
 from .products import add_product
 from .rowwise import cross_entropy_of_rows
-
-LARGE = 1 << 10  # a vocabulary, of which as many numbers more are a few percent
 
 LinearCrossEntropyCache = tuple[Tensor, Tensor, tuple[Any, ...]]
 
@@ -54,7 +50,8 @@ def linear_cross_entropy(
     dx = in_place_of(x_rows)
     loss = torch.zeros_like(share)
     recorded = RecordedPieces(record, targets.shape)
-    width, sizes = _width(vocab_size, label_smoothing), sizes_of(x)
+    sizes = sizes_of(x)
+    width = _width(vocab_size, label_smoothing, sizes)
     for part in pieces(len(x_rows), max(sizes.fewest_rows, sizes.logits // vocab_size), x):
         with scratch((part.stop - part.start, width), x) as padded:
             logits = padded[:, :vocab_size]
@@ -74,12 +71,12 @@ def linear_cross_entropy(
     return loss * share, dx.view(x.shape)
 
 
-def _width(vocab_size: int, label_smoothing: float) -> int:
+def _width(vocab_size: int, label_smoothing: float, sizes: Sizes) -> int:
     """Of a chunk: columns of -inf, of which the exponential is 0, make rows start at a cache line, as products like it.
 
     None where the vocabulary is small, or where a smoothed target gives each column its share.
     """
-    return vocab_size if label_smoothing or vocab_size < LARGE else -(-vocab_size // PADDING) * PADDING
+    return vocab_size if label_smoothing or vocab_size < sizes.large_vocabulary else -(-vocab_size // PADDING) * PADDING
 
 
 def _loss_and_gradient_(

@@ -1,7 +1,5 @@
 """Layer norm over rows, one call forward and two backward, of which only the input and its statistics are kept."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch
@@ -11,6 +9,7 @@ from ...ops.normalization import EPSILON
 from ...ops.numerics import rows, wide
 from ..arena import in_place_of, is_small, kept, ping_pong, recomputable
 from ..pieces import pieces
+from ..sizes import sizes_of
 from .rowwise import (
     add_and_normalize,
     add_normalization_gradient,
@@ -18,9 +17,6 @@ from .rowwise import (
     normalize,
     normalize_rows,
 )
-
-AT_ONCE = 1 << 18  # numbers that backward takes at a time: they stay in the cache
-MOST_ROWS = 1 << 10  # likewise: one after the other they are added up, and each loses a little of the sum
 
 LayerNormCache = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -61,7 +57,7 @@ def residual_layer_norm_forward(
     mean, rstd = torch.empty(2, x.numel() // x.shape[-1], dtype=wide(x[:0]).dtype, device=x.device)
     of_rows = mean, rstd, rows(x), weight, bias, epsilon
     if normalize_rows.compiles(rows(x), *of_rows):  # y is as x; where this is compiled, so are the others
-        y = (kept if is_small(x.numel()) else ping_pong)(tuple(x.shape), x)
+        y = (kept if is_small(x.numel(), x) else ping_pong)(tuple(x.shape), x)
         if branch is None:
             normalize_rows(rows(y), *of_rows)
         else:
@@ -72,7 +68,7 @@ def residual_layer_norm_forward(
             normalize(rows(y := ping_pong(tuple(total.shape), total)), rows(total), mean, rstd, weight, bias)
             return y
 
-        return (total, y if is_small(x.numel()) else recomputable(y, recompute)), (total, mean, rstd, weight, bias)
+        return (total, y if is_small(x.numel(), x) else recomputable(y, recompute)), (total, mean, rstd, weight, bias)
     if branch is not None:
         total = torch.add(x, branch, out=in_place_of(branch))
     y, cache = layer_norm_forward(total, weight, bias, epsilon)
@@ -92,7 +88,8 @@ def residual_layer_norm_backward(
     dy_rows, total_rows, dsum_rows = rows(dy), rows(total), rows(dsum)
     # some rows at a time: their sums lose fewer digits, and the second call finds them in the cache
     dgain, dshift = mean.new_zeros(2, weight.shape[0])
-    for part in pieces(len(mean), max(1, min(MOST_ROWS, AT_ONCE // weight.shape[0])), total):
+    sizes = sizes_of(total)
+    for part in pieces(len(mean), max(1, min(sizes.norm_rows, sizes.norm_piece // weight.shape[0])), total):
         of_rows = dy_rows[part], total_rows[part], mean[part], rstd[part]
         add_normalization_weights_gradient(dgain, dshift, *of_rows)
         add_normalization_gradient(dsum_rows[part], *of_rows, weight)

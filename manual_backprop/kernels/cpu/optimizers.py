@@ -5,32 +5,28 @@ loop clips, decays, updates both moments and the parameter, and writes each numb
 update pieces that fit into the cache, of which wide copies are made.
 """
 
-from __future__ import annotations
-
 import functools
 from abc import abstractmethod
-from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...ops.numerics import wide
-from ...optim.optimizers import SGD, AdamW, FlatOptimizer
+from ...optim import optimizers as reference
 from .. import fast
-from .compiled import CompiledFunction, Group, compiled
+from .compiled import CompiledFunction, compiled
 
 Number = float | Tensor
 ROW = 1 << 12  # numbers whose squares are added up one after the other
 
 
-@compiled("R: float32", "R C: parameter", group="optimizer")
+@compiled("R: float32", "R C: parameter")
 def squares_of_rows(squares: Tensor, gradient: Tensor) -> None:
     """squares (R) = the sum of the squares of each row of gradient (R, C)."""
     squares.copy_(wide(gradient).square().sum(dim=1))
 
 
-@compiled("P: parameter", "P: parameter", "P: float32", "P: float32", *["float"] * 10, group="adamw")
+@compiled("P: parameter", "P: parameter", "P: float32", "P: float32", *["float"] * 10)
 def adamw_step(
     parameter: Tensor,
     gradient: Tensor,
@@ -62,7 +58,7 @@ def adamw_step(
     parameter.copy_(torch.where(counts, p - change, p))
 
 
-@compiled("P: parameter", "P: parameter", "P: float32", *["float"] * 5, group="sgd")
+@compiled("P: parameter", "P: parameter", "P: float32", *["float"] * 5)
 def sgd_step(
     parameter: Tensor,
     gradient: Tensor,
@@ -81,23 +77,17 @@ def sgd_step(
     parameter.copy_(torch.where(counts, p - (decay * p + rate * total), p))
 
 
-class OnePass(FlatOptimizer):
-    """What both kinds share. `groups`: of functions that are compiled, None where nothing is."""
+class OnePass(reference.FlatOptimizer):
+    """What both kinds share."""
 
     loop: CompiledFunction  # (parameters, gradients, moments ..., finite, clip, `_numbers`)
 
-    def __init__(self, *args: Any, groups: Collection[Group] | None = None, **settings: Any):
-        super().__init__(*args, **settings)
-        self.groups = groups
-
     def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
-        with fast(self.groups, self.counts.device):
+        with fast(self.uses_library, self.counts.device):
             return super().step(loss, learning_rate, max_grad_norm)
 
     def _gradient_norm(self) -> Tensor:
         gradient = self.gradients.buffer
-        if self.groups is None:
-            return super()._gradient_norm()
         rows, rest = gradient.split([gradient.numel() // ROW * ROW, gradient.numel() % ROW])
         rows = rows.view(-1, ROW)
         squares = gradient.new_empty(len(rows), dtype=torch.float32)
@@ -129,7 +119,7 @@ class OnePass(FlatOptimizer):
         return torch.empty_like(self._room)
 
 
-class FusedAdamW(OnePass, AdamW):
+class AdamW(OnePass, reference.AdamW):
     """`optim.AdamW`."""
 
     loop = adamw_step
@@ -163,7 +153,7 @@ class FusedAdamW(OnePass, AdamW):
             self._write(piece, values)
 
 
-class FusedSGD(OnePass, SGD):
+class SGD(OnePass, reference.SGD):
     """`optim.SGD`.
 
     PyTorch's kernel adds a decay to the gradient, which is not the decoupled one: this one is made before. Without

@@ -5,8 +5,6 @@ Intel's, oneDNN is twice as fast. It is reached by allowing it reduced precision
 processor has tiles for it (AMX); whether it does is measured once, with numbers that bfloat16 would round.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

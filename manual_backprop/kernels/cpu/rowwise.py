@@ -4,8 +4,6 @@ Only for where they are compiled: as they are written they take more passes than
 Layer norm's backward gains in bfloat16; in float32 it takes as long as PyTorch's.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -42,7 +40,7 @@ def cross_entropy_of_rows(
     at_target.copy_(torch.where(count, torch.exp(z_target) - q * sums, 0))
 
 
-@compiled("N D", "N D", "N: float32", "N: float32", "N D", "D", "D", "float", group="layer_norm")
+@compiled("N D", "N D", "N: float32", "N: float32", "N D", "D", "D", "float")
 def add_and_normalize(
     y: Tensor, total: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 ) -> None:
@@ -55,7 +53,7 @@ def add_and_normalize(
     _normalize(y, mean, rstd, summed, weight, bias, epsilon)
 
 
-@compiled("N D", "N: float32", "N: float32", "N D", "D", "D", "float", group="layer_norm")
+@compiled("N D", "N: float32", "N: float32", "N D", "D", "D", "float")
 def normalize_rows(
     y: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 ) -> None:
@@ -73,13 +71,13 @@ def _normalize(y: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, weight: Tensor,
     y.copy_(centered * scale * wide(weight) + wide(bias))
 
 
-@compiled("N D", "N D", "N: float32", "N: float32", "D", "D", group="layer_norm")
+@compiled("N D", "N D", "N: float32", "N: float32", "D", "D")
 def normalize(y: Tensor, total: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> None:
     """y = layer_norm(total) once more, from its statistics."""
     y.copy_((wide(total) - mean[:, None]) * rstd[:, None] * wide(weight) + wide(bias))
 
 
-@compiled("N D", "N D", "N D", "N: float32", "N: float32", "D", group="layer_norm")
+@compiled("N D", "N D", "N D", "N: float32", "N: float32", "D")
 def add_normalization_gradient(
     dtotal: Tensor, dy: Tensor, total: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
 ) -> None:
@@ -95,7 +93,7 @@ def add_normalization_gradient(
     dtotal.copy_(wide(dtotal) + (dnormalized - along_ones - normalized * along_normalized) * scale)
 
 
-@compiled("D: float32", "D: float32", "N D", "N D", "N: float32", "N: float32", group="layer_norm")
+@compiled("D: float32", "D: float32", "N D", "N D", "N: float32", "N: float32")
 def add_normalization_weights_gradient(
     dweight: Tensor, dbias: Tensor, dy: Tensor, total: Tensor, mean: Tensor, rstd: Tensor
 ) -> None:

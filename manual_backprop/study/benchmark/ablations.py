@@ -99,14 +99,6 @@ def _allocated_for_a_while(shape: tuple[int, ...], like: Tensor) -> Iterator[Ten
     yield like.new_empty(shape)
 
 
-def _new_tensor(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
-
-
 def _without_recomputation() -> list[Binding]:
     """What is recomputed lives in a ping-pong buffer. A textbook's cache holds the tensor that it was given, which
     has to stay."""
@@ -117,12 +109,6 @@ def _without_recomputation() -> list[Binding]:
 
 def _product_then_sum(total: Tensor, left: Tensor, right: Tensor) -> None:
     total += left @ right
-
-
-def _longer_than_kept(case: Case) -> bool:
-    from ...kernels.sizes import SIZES
-
-    return case.config.max_seq_len > SIZES["cpu"].longest_kept
 
 
 def _is_replayed(case: Case) -> bool:
@@ -153,21 +139,21 @@ def _without_replay() -> list[Binding]:
 
 
 def _textbook_adamw() -> list[Binding]:
-    from ...models import network
+    from ...kernels.cpu import optimizers
     from ...optim.optimizers import AdamW
 
-    return [(network, "FusedAdamW", lambda *settings, groups: AdamW(*settings))]
+    return [(optimizers, "AdamW", AdamW)]
 
 
 def _adamw_tensor_by_tensor() -> list[Binding]:
     import torch
 
-    from ...models import network
+    from ...kernels.cpu import optimizers
     from ...optim.parameters import Flat, Layout
     from ...optim.torch_optimizers import TorchOptimizer
 
     def optimizer(
-        layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float, betas: Any, epsilon: float, groups: Any
+        layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float, betas: Any, epsilon: float
     ) -> TorchOptimizer:
         places = {}
         for name, view in parameters.views.items():
@@ -177,7 +163,7 @@ def _adamw_tensor_by_tensor() -> list[Binding]:
         moments = ("exp_avg", "exp_avg_sq")
         return TorchOptimizer(torch.optim.AdamW, places, weight_decay, {"betas": betas, "eps": epsilon}, moments)
 
-    return [(network, "FusedAdamW", optimizer)]
+    return [(optimizers, "AdamW", optimizer)]
 
 
 OPTIMIZATIONS = {
@@ -192,11 +178,12 @@ OPTIMIZATIONS = {
         without=_loss_by_halves,
     ),
     "tiled-attention": Optimization(
-        "kernels/cpu/attention.py",
+        "kernels/cpu/attention.py, cpp/attention.h",
         "Scores are made for a block of queries and only the keys that it may see, so that what is above the diagonal "
-        "is neither multiplied nor normalized: nearly half of the work at long T. A tile goes through its softmax "
-        "and into the next product while it is in the cache. The textbook's pair holds query, key and value "
-        "themselves, so without this optimization they are not recomputed either.",
+        "is neither multiplied nor normalized: nearly half of the work at long T. A head's tile goes through its "
+        "softmax and into the next product while it is in the cache, and of the probabilities one number a query is "
+        "kept, from which backward makes them again: B H T^2 numbers a block less. The textbook's pair holds query, "
+        "key and value themselves, so without this optimization they are not recomputed either.",
         pairs=("self_attention", "rotary_attention"),
         without=_without_recomputation,
     ),
@@ -250,21 +237,14 @@ OPTIMIZATIONS = {
         "kernels/arena.py",
         "A gradient has the shape of its tensor and is made when that is read for the last time, so it is written "
         "over it, and a residual sum over its branch. Autograd cannot know that nobody reads an activation again.",
-        without=_shared(in_place_of=_new_tensor),
+        without=_shared(in_place_of=lambda x: x.new_empty(x.shape)),
     ),
     "made-again": Optimization(
         "kernels/arena.py",
         "A norm's output, and query, key and value, are read once more in backward, and can be recomputed from what is "
         "kept anyway. Caches hold the function that does so instead: 5 N D numbers a block less, for two passes over "
         "rows and one product.",
-        without=lambda: _shared(saved=_identity)() + _without_recomputation(),
-    ),
-    "probabilities-made-again": Optimization(
-        "kernels/cpu/attention.py",
-        "Beyond some length backward recomputes the probabilities from queries and keys: one product more, and "
-        "B H T^2 numbers a block less, the only memory that grows with the square of T.",
-        without=_without_bound("longest_kept"),
-        applies=_longer_than_kept,
+        without=lambda: _shared(saved=lambda x: x)() + _without_recomputation(),
     ),
     "rows-at-a-time": Optimization(
         "kernels/pieces.py, cpu/feed_forward.py, cpu/gated_feed_forward.py",

@@ -5,8 +5,6 @@ divided by them. Every profiled step runs, also where the measured ones are repl
 saves is in the shares. For a compiled row the compiler is told to name its kernels, which compiles them once more.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import os

@@ -3,8 +3,6 @@
 Imports the standard library only, so that bad input is said before torch is imported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The options that choose what is measured, the same in every command that measures steps. Needs no torch."""
 
-from __future__ import annotations
-
 import os
 from argparse import Namespace
 from typing import Any

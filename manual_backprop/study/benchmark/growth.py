@@ -3,8 +3,6 @@
 Each point is a measurement of its own, with all that belongs to one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The table of README.md, from files that `bench --json` wrote: each case and precision, with its fastest peer."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """All rows of a case in turns, each in a process of its own; and nothing is timed before their gradients agree."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """A measurement in words, as JSON, and as a picture."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -3,8 +3,6 @@
 It has the same weights as ours, loaded under its names, no dropout, and the matrices decay alone. Nothing is fetched.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -5,8 +5,6 @@ dy^T x or the transposed x^T dy, whichever is faster here. The library is the on
 float32 may be another one than PyTorch's own choice.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

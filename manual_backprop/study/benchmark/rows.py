@@ -265,7 +265,7 @@ class Steps:
         first_seconds = perf_counter() - begin
         if self.compiled and getattr(network, "compiled", None) is False:  # the baseline goes on without, and says so
             return LeftOut("torch.compile does not work here")
-        of_kernels = getattr(network, "compiled_groups", None) is not None and self.device.type == "cpu"
+        of_kernels = getattr(network, "uses_library", False) and self.device.type == "cpu"
         cache = kernels_cache() if of_kernels else compiler_cache()
         sketch = sketch_of(self.trainer.gradients())
         self.seconds(1)

@@ -1,7 +1,5 @@
 """All checks on a config, in an order in which an earlier one may explain a later one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,7 +12,7 @@ from ...models.network import Network
 from ...models.optimization import build_optimizer
 from ...optim.optimizers import Optimizer
 from ...tasks import LanguageModelTask
-from .finding import CAUSES, FAILED, FOLLOWS, PASSED, Finding
+from .finding import CAUSES, FOLLOWS, PASSED, Finding
 from .loader import Loader
 from .rates import RangeTest
 from .training import Training
@@ -62,6 +60,3 @@ class Diagnosis:
         if not causes:
             return found
         return replace(found, status=FOLLOWS, reason=f"{found.reason} (repair {causes[0]} first)")
-
-
-__all__ = ["FAILED", "Diagnosis"]

@@ -1,7 +1,5 @@
 """What a check has found."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 PASSED, FAILED, FOLLOWS = "passed", "FAILED", "follows"  # follows: it fails too, and an earlier one's failure is why

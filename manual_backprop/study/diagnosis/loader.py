@@ -5,8 +5,6 @@ the same documents that counts 0, 1, 2, ...: each row then names the places it w
 read off. The real text is compared with these places as well.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 

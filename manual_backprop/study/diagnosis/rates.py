@@ -4,8 +4,6 @@ One training from the start in which the rate grows with every step, each on a b
 the rate is good, and rises when it is too high.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ On small batches of the user's text, without dropout and label smoothing, so tha
 shifted here, not by the loader: what is wrong with the loader's is check 1's to say.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterator

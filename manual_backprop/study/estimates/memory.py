@@ -5,8 +5,6 @@ and what is alive at the same time is counted: so it is right for every network,
 a process needs besides (Python, PyTorch, MLflow, the text) is measured here, or known from measurements.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import weakref

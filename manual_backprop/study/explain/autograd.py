@@ -9,8 +9,6 @@ written here a second time.
 For networks small enough to print, on the CPU in float64, without dropout.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 How it is watched: trace.py; how it is laid out: page.py.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

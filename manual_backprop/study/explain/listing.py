@@ -1,10 +1,8 @@
 """A traced step as listings: each pair that the network calls a section, each statement with the numbers that it made.
 
-The numbers are `trace.py`'s, their layout is `numbers.py`'s, the words are `words.py`'s; the page around
-the sections is `page.py`'s.
+The numbers are `trace.py`'s, their layout is `numbers.py`'s, the words are those of words.toml; the page around the
+sections is `page.py`'s.
 """
-
-from __future__ import annotations
 
 import ast
 import re
@@ -14,10 +12,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...models.network import packed_names
-from . import words as step_words
 from .autograd import TracedStep
 from .numbers import WIDTH, Numbers, decimal, scientific
 from .trace import PACKAGE, Call, Step, Value
+from .words import words_of
 
 FIXED = "position_embedding, fixed"  # the sinusoids, or cosines and sines, which nobody learns
 
@@ -122,7 +120,7 @@ class Listings:
         first = re.sub(r"\{(\w+),[^}]*\}", r"\1", names[0]) if names else ""
         if first.startswith("blocks."):
             first = first.split(".", 2)[2]
-        return step_words.words_of(self.traced.network.config.architecture, call.base, first)
+        return words_of(self.traced.network.config.architecture, call.base, first)
 
     def parameter_name(self, tensor: Tensor) -> str | None:
         return self.parameter_names.get((tensor.data_ptr(), tensor.numel()))

@@ -4,8 +4,6 @@ A row for each place that was read (or word of the vocabulary), labelled with it
 side by side. So nearly every activation of a step is three rows, and columns that belong together stand together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

@@ -4,8 +4,6 @@ The sections are `listing.py`'s. What is computed here is only what a step does 
 parameters, and the loss after the update.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 
@@ -15,10 +13,10 @@ from torch import Tensor
 from ... import ops
 from ...models.custom import CustomTransformer
 from ...models.network import packed_names
-from . import words as step_words
 from .autograd import TracedStep
 from .listing import Listings, slug, together
 from .numbers import LABEL, decimal, scientific
+from .words import ARCHITECTURES, TEXTS, filled
 
 PERTURBATION = 1e-6
 
@@ -60,7 +58,7 @@ class Page:
             *self._update(),
         ]
         facts = {"repeated_word": self.repeated, "repeated": f"`{self.repeated}` was read twice and gets two terms"}
-        return step_words.filled("\n".join(lines), facts).rstrip() + "\n"
+        return filled("\n".join(lines), facts).rstrip() + "\n"
 
     def _introduction(self) -> list[str]:
         config = self.traced.network.config
@@ -75,14 +73,14 @@ class Page:
                 f"| {place} | {' '.join(read[: place + 1])} | **{target}** |" for place, target in enumerate(targets)
             ),
             "vocabulary": ", ".join(f"`{word}`" for word in self.words) + f"; {never} do not occur",
-            "architecture": step_words.ARCHITECTURES[config.architecture],
+            "architecture": ARCHITECTURES[config.architecture],
             "count": str(self.traced.network.count_parameters()),
             "last": str(max(section.number for section in sections)),
             "sizes": f"| 1 text | {len(read)} places | {config.d_model} numbers at each place "
             f"| {config.n_heads} heads | {config.d_head} numbers in a head | {config.d_ffn} hidden units "
             f"| {len(self.words)} words | B T = {len(read)} places in all |",
         }
-        return step_words.filled(step_words.INTRODUCTION, facts).splitlines()
+        return filled(TEXTS["introduction"], facts).splitlines()
 
     def _map(self) -> list[str]:
         """One row for each pair of sections: the table of contents."""
@@ -137,7 +135,7 @@ class Page:
         return (losses[0] - losses[1]) / (2 * PERTURBATION)
 
     def _parameters(self) -> list[str]:
-        lines = step_words.PARAMETERS.splitlines()
+        lines = TEXTS["parameters"].splitlines()
         lines += [
             "",
             "| parameter | shape | complete after | length | largest element | by hand | autograd | nudged | within |",
@@ -157,9 +155,9 @@ class Page:
                 f"| {list(index)} | {written} | {within} |"
             )
         biases = self.traced.network.config.traits.biases
-        lines += ["", *(step_words.ZERO_BY_STRUCTURE if biases else step_words.NO_BIASES).splitlines(), ""]
+        lines += ["", *(TEXTS["zero_by_structure"] if biases else TEXTS["no_biases"]).splitlines(), ""]
         if self.traced.network.config.traits.tied_head:
-            lines += [*step_words.TIED.splitlines(), "", *self._tied(), ""]
+            lines += [*TEXTS["tied"].splitlines(), "", *self._tied(), ""]
         return lines
 
     def _source(self, name: str) -> str:
@@ -219,7 +217,7 @@ class Page:
         after = self._after(self.learning_rate)
         statement = inspect.getsource(CustomTransformer.update_parameters).splitlines()[-1].strip()
         lines = [
-            *step_words.UPDATE.splitlines(),
+            *TEXTS["update"].splitlines(),
             "",
             "```python",
             f"# models/network.py, update_parameters: learning_rate = {self.learning_rate}",
@@ -234,7 +232,7 @@ class Page:
         )
         lines += [
             "",
-            *step_words.OUTCOME.splitlines(),
+            *TEXTS["outcome"].splitlines(),
             "",
             "| it has read | it should say | probability before | after |",
             "|---|---|--:|--:|",
@@ -254,4 +252,4 @@ class Page:
             "small_fell": decimal(loss - small, 6),
             "small_promised": decimal(small_rate * square, 6),
         }
-        return [*lines, "", *step_words.filled(step_words.PROMISE, facts).splitlines()]
+        return [*lines, "", *filled(TEXTS["promise"], facts).splitlines()]

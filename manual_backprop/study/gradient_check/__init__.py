@@ -5,26 +5,10 @@ what they are tried on, `op_check.py` a pair; `network_check.py` a network; `low
 `verification.py` is all of it, which `python -m manual_backprop.verify` prints; `tests/test_gradients.py` asserts it.
 """
 
+# ruff: noqa: F401  the names are exported
 from .low_precision import ENOUGH_TO_ROUND, check_network_precision, check_op_precision
 from .measure import Finding, worst
 from .network_check import ODD, check_network, draw_batch, odd_cases
 from .op_case import Draw
 from .op_check import check_op, check_ops
 from .op_table import ROWS, cases_of
-
-__all__ = [
-    "ENOUGH_TO_ROUND",
-    "ODD",
-    "ROWS",
-    "Draw",
-    "Finding",
-    "cases_of",
-    "check_network",
-    "check_network_precision",
-    "check_op",
-    "check_op_precision",
-    "check_ops",
-    "draw_batch",
-    "odd_cases",
-    "worst",
-]

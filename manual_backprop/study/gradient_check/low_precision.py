@@ -6,8 +6,6 @@ then a draw is ten times worse for both, and where rounding carries one number o
 for one of them. So the ratio of a tensor is the median over several networks and batches: a bug is in all of them.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Iterable

@@ -4,8 +4,6 @@ An absolute tolerance misses bugs in small tensors, and a relative one fails whe
 error of a tensor is |got - want| / max(|want|, 1e-3 |all gradients| / sqrt(number of tensors)), in Euclidean norms.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass

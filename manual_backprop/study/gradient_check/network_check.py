@@ -3,8 +3,6 @@
 Rule 1 of DESIGN.md at two scales: the proof scale, at which every tensor matters to the loss, and the initial one.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

@@ -4,8 +4,6 @@ The manners are those of DESIGN.md, 3: a backward adds into the buffers it is gi
 belongs to its forward alone, whatever runs in between, and may be used twice.
 """
 
-from __future__ import annotations
-
 from types import ModuleType
 from typing import Any
 

@@ -4,8 +4,6 @@ No line is shared with `ops` but the dropout mask, whose randomness is no part o
 another way it is taken: heads one by one, a mask that is added, complex numbers.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

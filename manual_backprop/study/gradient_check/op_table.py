@@ -3,8 +3,6 @@
 An op without a row fails a test. `op_check.py` says what is measured on a case.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What `python -m manual_backprop.verify` measures: everything, or one network, as tables of findings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace

@@ -9,13 +9,12 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.axes import Axes
 
 from manual_backprop.common.pictures import new_figure, save_figure, with_grid
 from manual_backprop.training.comparison.runs import LOSSES, Compared, in_words, should_coincide, spreads
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 MOST_TICKS = 8  # more values than these do not all stand below the axis
 MOST_LINES = 10

@@ -3,8 +3,6 @@
 Reads run directories only: no MLflow, no torch. `compare` shows it, and the end of a sweep for its own runs.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from manual_backprop.common.columns import columns
 from manual_backprop.config.schema import RunConfig, model_sizes
 from manual_backprop.config.validation import with_defaults
 from manual_backprop.tracking import FINISHED, TrainingLog, flatten, load_training_log
@@ -119,8 +118,7 @@ def table_lines(runs: Sequence[Compared]) -> list[str]:
         rows.append(
             [*(_typed(run.settings[name]) for name in names), loss, str(steps), run.status, _short_path(run.log.path)]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return columns(rows)
 
 
 def in_words(settings: Mapping[str, Any]) -> str:

@@ -10,8 +10,6 @@ Example: python -m manual_backprop.tools.cost inspection model=tiny --every 10
 Exit codes: 0 at most 5 %, 1 more, or it could not be measured, 2 wrong arguments.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from argparse import Namespace

@@ -10,8 +10,6 @@ Example: python -m manual_backprop.tools.cost preparing --megabytes 1000
 Exit codes: 0 done, 1 the preparation failed, 2 wrong arguments, 4 the disk is full.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

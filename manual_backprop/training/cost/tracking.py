@@ -11,15 +11,12 @@ Example: python -m manual_backprop.tools.cost tracking --model tiny --steps 100 
 Exit codes: 0 at most 2 %, 1 more, or it could not be measured, 2 wrong arguments.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,15 +31,6 @@ BAR = 0.02  # of a step's time
 ROWS = ("nothing", "everything", "nothing again")
 PAUSE = LONGEST_PAUSE + 0.5  # [s] after a turn: longer than MLflow's thread waits between two deliveries
 TIMEOUT = 120.0  # [s] for MLflow to create its store
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is measured."""
-
-    overrides: tuple[str, ...]  # of the run
-    steps: int  # a turn
-    root: Path
 
 
 def add_options(parser: Parser) -> None:
@@ -71,7 +59,7 @@ def measure(options: Namespace, folder: Path) -> bool:
         f"training.max_steps={options.steps * (2 * options.rounds + 1)}",
     )
     check([*overrides])  # before any process starts
-    rows = in_turns(Case(overrides, options.steps, folder), options.rounds)
+    rows = in_turns(overrides, options.steps, options.rounds, folder)
     passed, words = verdict("logging", rows, BAR)
     about = f"{' '.join(overrides)}\n{len(rows[0].seconds)} turns of {options.steps} steps each"
     print(about, table("logs", rows), words, sep="\n\n")
@@ -81,11 +69,12 @@ def measure(options: Namespace, folder: Path) -> bool:
     return passed
 
 
-def in_turns(case: Case, rounds: int) -> Sequence[Row]:
+def in_turns(overrides: Sequence[str], steps: int, rounds: int, folder: Path) -> Sequence[Row]:
+    """Turns of so many `steps`."""
     processes = []
     with ExitStack() as closing:
         for name in ROWS:
-            process = closing.enter_context(MeasuringProcess(_work, case, name == "everything"))
+            process = closing.enter_context(MeasuringProcess(_work, overrides, steps, folder, name == "everything"))
             process.answer()  # one after the other: the first one prepares the text for all
             processes.append(process)
         rows = take_turns(ROWS, 2 * rounds, lambda place: processes[place].ask("turn"))
@@ -94,18 +83,18 @@ def in_turns(case: Case, rounds: int) -> Sequence[Row]:
     return rows
 
 
-def _work(end: Connection, case: Case, logs: bool) -> None:
+def _work(end: Connection, overrides: Sequence[str], steps: int, folder: Path, logs: bool) -> None:
     """A measuring process. It says nothing on the terminal: what a run prints is written, and not shown."""
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-        _train(end, case, logs)
-
-
-def _train(end: Connection, case: Case, logs: bool) -> None:
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
         del os.environ[name]  # the store is one of its own, in a temporary folder
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        _train(end, training(overrides, folder / "outputs"), steps, logs)
+
+
+def _train(end: Connection, runner: Any, steps: int, logs: bool) -> None:
     from ..report import RunReport
 
-    runner, report = training(case.overrides, case.root / "outputs"), None
+    report = None
     if logs:
         directory, tracker = runner._open_run()
         report = RunReport(runner.facts, directory, tracker)
@@ -116,7 +105,7 @@ def _train(end: Connection, case: Case, logs: bool) -> None:
         """Seconds and the processor's seconds of a step. The loop is the Runner's, without evaluations and saves."""
         start, processor = time.perf_counter(), time.process_time()
         begin, log_every = start, int(runner.config.training.log_every)
-        for _ in range(case.steps):
+        for _ in range(steps):
             loss, rate, norm = runner.train_step()
             if runner.step % log_every == 0:
                 runner._check_finite()
@@ -129,7 +118,7 @@ def _train(end: Connection, case: Case, logs: bool) -> None:
         seconds = time.perf_counter() - start
         if logs:
             time.sleep(PAUSE)
-        return seconds / case.steps, (time.process_time() - processor) / case.steps
+        return seconds / steps, (time.process_time() - processor) / steps
 
     end.send(True)
     while end.recv() == "turn":

@@ -6,8 +6,6 @@ sweep's `stop` file alone, once for each signal, and it saves a checkpoint as an
 process that watches over it is gone.
 """
 
-from __future__ import annotations
-
 import io
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """The pictures of a sweep: its loss curves over each other, and a heat map where two keys were swept."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """How many jobs of a sweep run at once, and how many threads each of them may have."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

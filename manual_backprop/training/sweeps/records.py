@@ -10,8 +10,6 @@ Jobs may run in other processes and on other machines that share the directory, 
 anew each time. Standard library only.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

@@ -4,8 +4,6 @@ The conclusion depends on nothing but the records that the jobs have left: it is
 after a launcher broke off as well. Ctrl-C is passed on to the jobs, which save, and starts no more of them.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,12 +1,11 @@
 """A sweep as a table, best first: for the terminal, and as table.csv and table.md."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os
 from collections.abc import Sequence
 
+from manual_backprop.common.columns import columns
 from manual_backprop.training.sweeps.records import FINISHED, JobRecord, best_first
 
 COLUMNS = ("overrides", "validation loss", "tokens a second", "status", "run directory")
@@ -28,18 +27,8 @@ def rows(records: Sequence[JobRecord]) -> list[tuple[str, ...]]:
 
 
 def as_text(records: Sequence[JobRecord]) -> str:
-    """Columns of equal width; the directories, which are long, come last and unpadded."""
-    lines = [COLUMNS, *rows(records)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS) - 1)]
-
-    def shown(line: tuple[str, ...]) -> str:
-        cells = [
-            cell.rjust(width) if column in NUMBERS else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line[:-1], widths, strict=True))
-        ]
-        return "  ".join([*cells, line[-1]]).rstrip()
-
-    return "\n".join(map(shown, lines))
+    """The directories, which are long, come last."""
+    return "\n".join(columns([COLUMNS, *rows(records)], right=NUMBERS))
 
 
 def as_markdown(records: Sequence[JobRecord], columns: int = len(COLUMNS)) -> str:

@@ -1,0 +1,419 @@
+// Attention and its gradient, a head and a block of queries at a time: ops/attention.py, whose lines are quoted.
+//
+// A block's scores stand transposed, keys in rows and queries in columns, (S, n): so a maximum, a sum or a mask of a
+// query is one lane of a vector, every product reads its operands as they lie in memory, and keys that no query of the
+// block sees are rows that are left out: what a causal mask or padding hides is never computed. Of the probabilities
+// nothing is kept but the logarithm of each query's sum, from which backward makes them again.
+#pragma once
+
+#include <ATen/native/CPUBlas.h>
+
+#include <memory>
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+constexpr int64_t MOST_QUERIES = 64;    // of a block
+constexpr int64_t LONG = 1024;          // keys, from which a block has half as many: its scores stay in the cache
+
+// Where a tensor (B, positions, heads, K) has its numbers; those of a head's position lie side by side.
+template <class T>
+struct Heads {
+  T* data;
+  int64_t sequence, position, head;     // from one to the next [numbers]
+
+  T* at(int64_t b, int64_t h) const { return data + b * sequence + h * head; }
+};
+
+// Which keys a query sees: ops/visible.py.
+struct Visible {
+  bool causal;
+  const int64_t *key_lengths, *query_segments, *key_segments;  // (B), (B, T), (B, S); null where there are none
+  int64_t T, S;
+
+  int64_t keys_of(int64_t b) const { return key_lengths ? std::clamp<int64_t>(key_lengths[b], 0, S) : S; }
+  // How many keys, from the first, the queries before `query` see at most; of `keys` that are there.
+  int64_t keys_up_to(int64_t query, int64_t keys) const {
+    return causal ? std::clamp<int64_t>(query + S - T, 0, keys) : keys;
+  }
+};
+
+// Which probabilities are dropped: ops/dropout.py, bit for bit.
+struct Dropout {
+  float probability;
+  int64_t key, n_heads, positions;      // of the network
+  int64_t first_row, first_head, first_query, first_key;
+
+  bool drops() const { return probability > 0; }
+
+  // 64 bits of a row of the mask: the finalizer of SplitMix64.
+  uint64_t row_key(int64_t b, int64_t h, int64_t query) const {
+    const uint64_t number = uint64_t((first_row + b) * n_heads + first_head + h) * uint64_t(positions) + uint64_t(first_query + query);
+    uint64_t x = number * 0x9E3779B97F4A7C15u + uint64_t(key);
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+  }
+
+  // 1 where the element of this key is kept, 0 where it is dropped, for rows with these halves of their bits: the
+  // finalizer of MurmurHash3.
+  Vec kept(int64_t place, const uint32_t* low, const uint32_t* high) const {
+    const uint32_t start = uint32_t(first_key + place) * 0x9E3779B1u, threshold = uint32_t(double(probability) * 2147483648.0);
+    alignas(64) float result[WIDTH];
+    for (int64_t lane = 0; lane < WIDTH; ++lane) {
+      uint32_t x = start ^ low[lane];
+      x = (x ^ (x >> 16)) * 0x85EBCA6Bu + high[lane];
+      x = (x ^ (x >> 13)) * 0xC2B2AE35u;
+      x = (x ^ (x >> 16)) & 0x7FFFFFFFu;
+      result[lane] = x >= threshold ? 1.f : 0.f;
+    }
+    return Vec::loadu(result);
+  }
+};
+
+// Products. The right operand of a bfloat16 product has pairs of rows interleaved, (R / 2, C, 2).
+
+constexpr int64_t even(int64_t n) { return (n + 1) / 2 * 2; }
+
+template <class T>
+constexpr int64_t padded(int64_t rows) {
+  return std::is_same_v<T, float> ? rows : even(rows);
+}
+
+// out (M, N) = left (M, R) right (R, N), or +=.
+template <class T>
+inline void product(float* out, const T* left, const T* right, int64_t M, int64_t N, int64_t R, int64_t ld_left, int64_t ld_right, bool adds) {
+  at::native::cpublas::brgemm(M, N, R, ld_left, ld_right, N, adds, left, right, out, !std::is_same_v<T, float>);
+}
+
+// Rows r and r + 1 of a right operand, n numbers each.
+template <class T>
+inline void put_rows(T* right, int64_t r, int64_t n, const T* one, const T* other) {
+  T* pair = right + r * n;
+  for (int64_t i = 0; i < n; ++i) {
+    pair[2 * i] = one[i];
+    pair[2 * i + 1] = other ? other[i] : T(0.f);
+  }
+}
+
+// x (n, K), rows `stride` apart, as the right operand of a product that adds up over its rows.
+template <class T>
+inline const T* right_operand(const T* x, int64_t n, int64_t K, int64_t stride, T* memory, int64_t& ld) {
+  if constexpr (std::is_same_v<T, float>) {
+    ld = stride;
+    return x;
+  } else {
+    ld = K;
+    for (int64_t r = 0; r < n; r += 2) put_rows(memory, r, K, x + r * stride, r + 1 < n ? x + (r + 1) * stride : nullptr);
+    return memory;
+  }
+}
+
+// x (n, K) transposed, (K, columns), as a right operand; columns from n on are 0.
+template <class T>
+inline void transposed_right(T* right, const T* x, int64_t n, int64_t K, int64_t stride, int64_t columns) {
+  std::fill(right, right + padded<T>(K) * columns, T(0.f));
+  for (int64_t c = 0; c < n; ++c) {
+    for (int64_t k = 0; k < K; ++k) {
+      if constexpr (std::is_same_v<T, float>) {
+        right[k * columns + c] = x[c * stride + k];
+      } else {
+        right[(k / 2 * columns + c) * 2 + k % 2] = x[c * stride + k];
+      }
+    }
+  }
+}
+
+// x (n, K) transposed, (K, ld), as a left operand; columns from n on are 0.
+template <class T>
+inline void transposed_left(T* left, const T* x, int64_t n, int64_t K, int64_t stride, int64_t ld) {
+  for (int64_t k = 0; k < K; ++k) std::fill(left + k * ld + n, left + (k + 1) * ld, T(0.f));
+  for (int64_t first = 0; first < n; first += WIDTH) {
+    const int64_t last = std::min(n, first + WIDTH);
+    for (int64_t k = 0; k < K; ++k) {
+      for (int64_t r = first; r < last; ++r) left[k * ld + r] = x[r * stride + k];
+    }
+  }
+}
+
+// Of what (K, columns) holds, the first n columns become rows of y (n, K), times a number of each.
+template <class T>
+inline void write_transposed(T* y, int64_t stride, const float* x, int64_t n, int64_t K, int64_t columns, const float* factors) {
+  for (int64_t c = 0; c < n; ++c) {
+    for (int64_t k = 0; k < K; ++k) y[c * stride + k] = T(x[k * columns + c] * (factors ? factors[c] : 1.f));
+  }
+}
+
+// Memory of a thread, which stays.
+class Scratch {
+ public:
+  template <class T>
+  T* take(int64_t count) {
+    const size_t bytes = (size_t(count) * sizeof(T) + 63) / 64 * 64;
+    if (next_ == blocks_.size()) blocks_.emplace_back();
+    auto& block = blocks_[next_++];
+    if (block.size() < bytes + 64) block.resize(bytes + 64);
+    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(block.data()) + 63) / 64 * 64);
+  }
+  void restart() { next_ = 0; }
+
+ private:
+  std::vector<std::vector<char>> blocks_;
+  size_t next_ = 0;
+};
+
+inline Scratch& scratch_of_thread() {
+  static thread_local Scratch scratch;
+  scratch.restart();
+  return scratch;
+}
+
+// Queries `first` to `last` of a head.
+struct Block {
+  int64_t b, first, last, seen, columns;  // seen: keys, of the query that sees most; columns: of vectors, padded with nothing
+
+  Block(const Visible& visible, int64_t b, int64_t first, int64_t last, int64_t keys)
+      : b(b), first(first), last(last), seen(visible.keys_up_to(last, keys)),
+        columns((last - first + WIDTH - 1) / WIDTH * WIDTH) {}
+
+  int64_t n() const { return last - first; }
+};
+
+// The keys that the queries of one vector see, from a block's column c on.
+class Column {
+ public:
+  Column(const Visible& visible, const Block& block, int64_t c) : visible_(visible), block_(block), c_(c) {
+    const int64_t query = block.first + c;
+    all_ = visible.query_segments ? 0 : visible.keys_up_to(query + 1, block.seen);
+    seen_ = visible.keys_up_to(std::min(query + WIDTH, block.last), block.seen);
+    for (int64_t lane = 0; lane < WIDTH; ++lane) {
+      lanes_[lane] = lane;
+      const int64_t place = std::min(query + lane, block.last - 1);
+      segments_[lane] = visible.query_segments ? visible.query_segments[block.b * visible.T + place] : 0;
+    }
+  }
+
+  int64_t all() const { return all_; }    // keys, from the first, that all of these queries see
+  int64_t seen() const { return seen_; }  // that one of them sees
+
+  // x where key j is seen, else `otherwise`.
+  Vec visible(int64_t j, const Vec& x, float otherwise) const {
+    alignas(64) float is_seen[WIDTH];
+    const int64_t from = visible_.causal ? j - (block_.first + c_ + visible_.S - visible_.T) : 0;  // the first lane
+    const int64_t segment = visible_.key_segments ? visible_.key_segments[block_.b * visible_.S + j] : 0;
+    for (int64_t lane = 0; lane < WIDTH; ++lane) {
+      const bool same = !visible_.query_segments || segments_[lane] == segment;
+      is_seen[lane] = lanes_[lane] >= from && same ? 1.f : 0.f;
+    }
+    return where(Vec::loadu(is_seen) > Vec(0.f), x, Vec(otherwise));
+  }
+
+ private:
+  const Visible& visible_;
+  const Block& block_;
+  int64_t c_, all_, seen_, lanes_[WIDTH], segments_[WIDTH];
+};
+
+inline int64_t queries_of(int64_t S) { return S >= LONG ? MOST_QUERIES / 2 : MOST_QUERIES; }
+
+// context (B, T, H, K), and sums (B, H, T): the logarithm of what each query's probabilities were divided by.
+template <class T>
+void attention_forward_of(
+    Heads<T> context, float* sums, Heads<const T> query, Heads<const T> key, Heads<const T> value, const Visible& visible,
+    const Dropout& dropout, int64_t B, int64_t H, int64_t G, int64_t K) {
+  const float scale = 1 / std::sqrt(float(K)), share = 1 / (1 - dropout.probability);
+  const int64_t S = visible.S, at_once = queries_of(S), S2 = padded<T>(S);
+  at::parallel_for(0, B * H, 1, [&](int64_t begin, int64_t end) {
+    Scratch& memory = scratch_of_thread();
+    float* scores = memory.take<float>(S * at_once);
+    T* probabilities = std::is_same_v<T, float> ? reinterpret_cast<T*>(scores) : memory.take<T>(S2 * at_once);
+    T *query_t = memory.take<T>(padded<T>(K) * at_once), *value_t = memory.take<T>(K * S2);
+    float *context_t = memory.take<float>(K * at_once), *factors = memory.take<float>(at_once);
+    uint32_t *low = memory.take<uint32_t>(at_once), *high = memory.take<uint32_t>(at_once);
+    for (int64_t head = begin; head < end; ++head) {
+      const int64_t b = head / H, h = head % H, g = h / (H / G), keys = visible.keys_of(b);
+      transposed_left(value_t, value.at(b, g), keys, K, value.position, S2);
+      for (int64_t first = 0; first < visible.T; first += at_once) {
+        const Block block(visible, b, first, std::min(first + at_once, visible.T), keys);
+        T* out = context.at(b, h) + first * context.position;
+        float* block_sums = sums + head * visible.T + first;
+        const int64_t n = block.n(), columns = block.columns, seen = block.seen;
+        if (seen == 0) {  // nothing is visible: context is 0
+          for (int64_t c = 0; c < n; ++c) {
+            std::fill(out + c * context.position, out + c * context.position + K, T(0.f));
+            block_sums[c] = INFINITE;
+          }
+          continue;
+        }
+        // scores = query key^T scale
+        transposed_right(query_t, query.at(b, h) + first * query.position, n, K, query.position, columns);
+        product(scores, key.at(b, g), query_t, seen, columns, K, key.position, columns, false);
+        if (dropout.drops()) {
+          for (int64_t c = 0; c < columns; ++c) {
+            const uint64_t bits = dropout.row_key(b, h, first + c);
+            low[c] = uint32_t(bits), high[c] = uint32_t(bits >> 32);
+          }
+        }
+        // probabilities = exp(scores - max(scores)) / sum
+        for (int64_t c = 0; c < columns; c += WIDTH) {
+          const Column column(visible, block, c);
+          const auto score = [&](int64_t j) {
+            const Vec x = Vec::loadu(scores + j * columns + c);
+            return j < column.all() ? x : column.visible(j, x, -INFINITE);
+          };
+          Vec most(-INFINITE), sum(0.f);
+          for (int64_t j = 0; j < column.all(); ++j) most = at::vec::maximum(most, Vec::loadu(scores + j * columns + c));
+          for (int64_t j = column.all(); j < column.seen(); ++j) most = at::vec::maximum(most, score(j));
+          most = where(most == Vec(-INFINITE), Vec(0.f), most) * Vec(scale);  // a query that sees no key
+          const auto probability = [&](int64_t j) {
+            if (j >= column.seen()) return Vec(0.f);
+            const Vec p = exponential<T>(score(j) * Vec(scale) - most);
+            sum = sum + p;
+            return dropout.drops() ? p * dropout.kept(j, low + c, high + c) : p;
+          };
+          for (int64_t j = 0; j < seen; j += 2) {
+            const Vec one = probability(j), other = j + 1 < seen ? probability(j + 1) : Vec(0.f);
+            if constexpr (std::is_same_v<T, float>) {
+              one.store(scores + j * columns + c);
+              if (j + 1 < seen) other.store(scores + (j + 1) * columns + c);
+            } else {
+              T rows[2][WIDTH];
+              store(rows[0], one), store(rows[1], other);
+              T* pair = probabilities + j * columns + 2 * c;
+              for (int64_t lane = 0; lane < WIDTH; ++lane) pair[2 * lane] = rows[0][lane], pair[2 * lane + 1] = rows[1][lane];
+            }
+          }
+          const Vec sees = sum > Vec(0.f);
+          where(sees, Vec(share) / sum, Vec(0.f)).store(factors + c);
+          where(sees, most + sum.log(), Vec(INFINITE)).store(block_sums + c, std::min(WIDTH, n - c));
+        }
+        // context = dropout(probabilities) value
+        product(context_t, value_t, probabilities, K, columns, padded<T>(seen), S2, columns, false);
+        write_transposed(out, context.position, context_t, n, K, columns, factors);
+      }
+    }
+    at::native::cpublas::brgemm_release(!std::is_same_v<T, float>);
+  });
+}
+
+// The gradients of all three inputs, from dcontext. They may lie where the inputs lie: a block of queries is read for the
+// last time before its gradient is written, and a head's keys and values before theirs are.
+template <class T>
+void attention_backward_of(
+    Heads<T> dquery, Heads<T> dkey, Heads<T> dvalue, Heads<const T> dcontext, const float* sums, Heads<const T> query,
+    Heads<const T> key, Heads<const T> value, const Visible& visible, const Dropout& dropout, int64_t B, int64_t H, int64_t G,
+    int64_t K) {
+  const float scale = 1 / std::sqrt(float(K)), share = 1 / (1 - dropout.probability);
+  const int64_t S = visible.S, at_once = queries_of(S), S2 = padded<T>(S);
+  constexpr bool wide = std::is_same_v<T, float>;
+  at::parallel_for(0, B * G, 1, [&](int64_t begin, int64_t end) {
+    Scratch& memory = scratch_of_thread();
+    float *scores = memory.take<float>(S * at_once), *dscores = memory.take<float>(S * at_once);
+    // as left operands, (S, columns), and dscores as a right one, too
+    T* dropped = wide ? reinterpret_cast<T*>(scores) : memory.take<T>(S * at_once);
+    T* dscores_left = wide ? reinterpret_cast<T*>(dscores) : memory.take<T>(S * at_once);
+    T* dscores_right = wide ? reinterpret_cast<T*>(dscores) : memory.take<T>(S2 * at_once);
+    T *query_t = memory.take<T>(padded<T>(K) * at_once), *dcontext_t = memory.take<T>(padded<T>(K) * at_once);
+    T *query_right = memory.take<T>(at_once * K), *dcontext_right = memory.take<T>(at_once * K), *key_t = memory.take<T>(K * S2);
+    float *dkey_sum = memory.take<float>(S * K), *dvalue_sum = memory.take<float>(S * K), *dquery_t = memory.take<float>(K * at_once);
+    uint32_t *low = memory.take<uint32_t>(at_once), *high = memory.take<uint32_t>(at_once);
+    for (int64_t group = begin; group < end; ++group) {
+      const int64_t b = group / G, g = group % G, keys = visible.keys_of(b);
+      const T *keys_of_head = key.at(b, g), *values_of_head = value.at(b, g);
+      std::fill(dkey_sum, dkey_sum + S * K, 0.f);
+      std::fill(dvalue_sum, dvalue_sum + S * K, 0.f);
+      transposed_left(key_t, keys_of_head, keys, K, key.position, S2);
+      for (int64_t h = g * (H / G); h < (g + 1) * (H / G); ++h) {
+        for (int64_t first = 0; first < visible.T; first += at_once) {
+          const Block block(visible, b, first, std::min(first + at_once, visible.T), keys);
+          const int64_t n = block.n(), columns = block.columns, seen = block.seen;
+          T* dquery_rows = dquery.at(b, h) + first * dquery.position;
+          if (seen == 0) {
+            for (int64_t c = 0; c < n; ++c) std::fill(dquery_rows + c * dquery.position, dquery_rows + c * dquery.position + K, T(0.f));
+            continue;
+          }
+          const T* query_rows = query.at(b, h) + first * query.position;
+          const T* dcontext_rows = dcontext.at(b, h) + first * dcontext.position;
+          // scores = query key^T scale, once more; ddropped = dcontext value^T
+          transposed_right(query_t, query_rows, n, K, query.position, columns);
+          transposed_right(dcontext_t, dcontext_rows, n, K, dcontext.position, columns);
+          product(scores, keys_of_head, query_t, seen, columns, K, key.position, columns, false);
+          product(dscores, values_of_head, dcontext_t, seen, columns, K, value.position, columns, false);
+          if (dropout.drops()) {
+            for (int64_t c = 0; c < columns; ++c) {
+              const uint64_t bits = dropout.row_key(b, h, first + c);
+              low[c] = uint32_t(bits), high[c] = uint32_t(bits >> 32);
+            }
+          }
+          for (int64_t c = 0; c < columns; c += WIDTH) {
+            const Column column(visible, block, c);
+            const int64_t count = std::min(WIDTH, n - c);
+            const Vec log_sum = Vec::set(Vec(INFINITE), Vec::loadu(sums + (b * H + h) * visible.T + first + c, count), count);
+            Vec along(0.f);  // sum(dprobabilities probabilities), of each query
+            for (int64_t j = 0; j < column.seen(); ++j) {
+              float *score = scores + j * columns + c, *dscore = dscores + j * columns + c;
+              Vec p = exponential<T>(Vec::loadu(score) * Vec(scale) - log_sum);
+              if (j >= column.all()) p = column.visible(j, p, 0.f);
+              Vec dp = Vec::loadu(dscore);
+              if (dropout.drops()) {  // the sign of p remembers what was dropped
+                const Vec kept = dropout.kept(j, low + c, high + c);
+                dp = dp * kept * Vec(share);
+                along = along + p * dp;
+                p = where(kept > Vec(0.f), p, p.neg());
+                dp.store(dscore);
+              } else {
+                along = along + p * dp;
+              }
+              p.store(score);
+            }
+            const auto gradient = [&](int64_t j) {
+              float *score = scores + j * columns + c, *dscore = dscores + j * columns + c;
+              T* left = dropped + j * columns + c;
+              if (j >= column.seen()) {
+                store(left, Vec(0.f));
+                return Vec(0.f);
+              }
+              const Vec p = Vec::loadu(score), dp = Vec::loadu(dscore);
+              // dropped = dropout(probabilities)
+              store(left, dropout.drops() ? at::vec::maximum(p, Vec(0.f)) * Vec(share) : p);
+              // probabilities = softmax(scores): dscores = probabilities (dprobabilities - along), and the scale
+              return (dropout.drops() ? p.abs() : p) * (dp - along) * Vec(scale);
+            };
+            for (int64_t j = 0; j < seen; j += 2) {
+              const Vec one = gradient(j), other = j + 1 < seen ? gradient(j + 1) : Vec(0.f);
+              store(dscores_left + j * columns + c, one);
+              if (j + 1 < seen) store(dscores_left + (j + 1) * columns + c, other);
+              if constexpr (!wide) {
+                T rows[2][WIDTH];
+                store(rows[0], one), store(rows[1], other);
+                T* pair = dscores_right + j * columns + 2 * c;
+                for (int64_t lane = 0; lane < WIDTH; ++lane) pair[2 * lane] = rows[0][lane], pair[2 * lane + 1] = rows[1][lane];
+              }
+            }
+          }
+          // context = dropped value: dvalue += dropped^T dcontext
+          int64_t ld;
+          const T* right = right_operand(dcontext_rows, n, K, dcontext.position, dcontext_right, ld);
+          product(dvalue_sum, dropped, right, seen, K, padded<T>(n), columns, ld, true);
+          // scores = query key^T: dkey += dscores^T query, dquery = dscores key
+          right = right_operand(query_rows, n, K, query.position, query_right, ld);
+          product(dkey_sum, dscores_left, right, seen, K, padded<T>(n), columns, ld, true);
+          product(dquery_t, key_t, dscores_right, K, columns, padded<T>(seen), S2, columns, false);
+          write_transposed(dquery_rows, dquery.position, dquery_t, n, K, columns, nullptr);
+        }
+      }
+      T *dkeys = dkey.at(b, g), *dvalues = dvalue.at(b, g);
+      for (int64_t j = 0; j < S; ++j) {
+        for_vectors(K, [&](int64_t k, int64_t count) {
+          store(dkeys + j * dkey.position + k, Vec::loadu(dkey_sum + j * K + k, count), count);
+          store(dvalues + j * dvalue.position + k, Vec::loadu(dvalue_sum + j * K + k, count), count);
+        });
+      }
+    }
+    at::native::cpublas::brgemm_release(!wide);
+  });
+}
+
+}  // namespace

@@ -1,0 +1,52 @@
+// AdamW and SGD over flat parameters, each number read and written once: optimizers.py, whose lines are quoted.
+#pragma once
+
+#include "vectors.h"
+
+namespace {
+
+// squares (R) = the sum of the squares of each row of gradient (R, C).
+template <class T, class P>
+void squares_of_rows(float* squares, const P* gradient, int64_t R, int64_t C) {
+  for_rows(R, C, [&](int64_t r) {
+    squares[r] = sum_over(C, [&](int64_t c, int64_t count) {
+      const Vec g = load(gradient + r * C + c, count);
+      return g * g;
+    });
+  });
+}
+
+// All numbers are pointers, to what may change from step to step; nothing changes where `finite` is 0.
+template <class T, class P>
+void adamw_step(
+    P* parameter, const P* gradient, float* first_moment, float* second_moment, const float* finite, const float* clip,
+    const float* beta1, const float* share1, const float* beta2, const float* share2, const float* epsilon, const float* decay,
+    const float* rate, const float* root_of_correction, int64_t n) {
+  if (!(*finite > 0)) return;
+  for_numbers(n, [&](int64_t i, int64_t count) {
+    const Vec p = load(parameter + i, count), g = Vec(*clip) * load(gradient + i, count);
+    const Vec first = Vec(*beta1) * load(first_moment + i, count) + Vec(*share1) * g;
+    const Vec second = Vec(*beta2) * load(second_moment + i, count) + Vec(*share2) * g * g;
+    store(first_moment + i, first, count);
+    store(second_moment + i, second, count);
+    // parameter -= decay * parameter + rate * first / (sqrt(second) / root_of_correction + epsilon)
+    const Vec change = Vec(*rate) * first / (second.sqrt() / Vec(*root_of_correction) + Vec(*epsilon));
+    store(parameter + i, p - (Vec(*decay) * p + change), count);
+  });
+}
+
+template <class T, class P>
+void sgd_step(
+    P* parameter, const P* gradient, float* moment, const float* finite, const float* clip, const float* momentum,
+    const float* decay, const float* rate, int64_t n) {
+  if (!(*finite > 0)) return;
+  for_numbers(n, [&](int64_t i, int64_t count) {
+    const Vec p = load(parameter + i, count);
+    const Vec total = Vec(*momentum) * load(moment + i, count) + Vec(*clip) * load(gradient + i, count);
+    store(moment + i, total, count);
+    // parameter -= decay * parameter + rate * moment
+    store(parameter + i, p - (Vec(*decay) * p + Vec(*rate) * total), count);
+  });
+}
+
+}  // namespace

@@ -1,0 +1,113 @@
+// Rows of numbers, a vector at a time: what every kernel here is made of.
+//
+// Numbers are float or bfloat16 in memory and float in a register, so that sums are made in the wide format
+// (ops/numerics.py). Vectors and their functions are those that PyTorch is built with.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+#include <c10/util/BFloat16.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+namespace {
+
+using c10::BFloat16;
+using Vec = at::vec::Vectorized<float>;
+
+constexpr int64_t WIDTH = Vec::size();           // numbers in a vector
+constexpr int64_t GRAIN = 1 << 14;               // numbers that are worth a thread
+constexpr float INFINITE = std::numeric_limits<float>::infinity();
+
+template <class T>
+inline Vec load(const T* x, int64_t count = WIDTH) {
+  if constexpr (std::is_same_v<T, float>) {
+    return Vec::loadu(x, count);
+  } else {
+    return at::vec::convert<float>(at::vec::Vectorized<T>::loadu(x, count));
+  }
+}
+
+template <class T>
+inline void store(T* y, const Vec& x, int64_t count = WIDTH) {
+  if constexpr (std::is_same_v<T, float>) {
+    x.store(y, count);
+  } else {
+    at::vec::convert<T>(x).store(y, count);
+  }
+}
+
+// x as it is in memory of this format.
+template <class T>
+inline Vec rounded(const Vec& x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return x;
+  } else {
+    return at::vec::convert<float>(at::vec::convert<T>(x));
+  }
+}
+
+// exp, to the last bit but one where the result stays float, and to 20 of them where it is rounded to bfloat16.
+template <class T>
+inline Vec exponential(const Vec& x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return x.exp();
+  } else {
+    return x.exp_u20();
+  }
+}
+
+inline Vec where(const Vec& condition, const Vec& x, const Vec& otherwise) {
+  return Vec::blendv(otherwise, x, condition);
+}
+
+inline float sum_of(const Vec& x) {
+  return at::vec::vec_reduce_all<float>([](const Vec& a, const Vec& b) { return a + b; }, x);
+}
+
+inline float largest_of(const Vec& x) {
+  return at::vec::vec_reduce_all<float>([](const Vec& a, const Vec& b) { return at::vec::maximum(a, b); }, x);
+}
+
+// f(first, count) for all of n numbers: whole vectors, then what is left.
+template <class F>
+inline void for_vectors(int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + WIDTH <= n; i += WIDTH) f(i, WIDTH);
+  if (i < n) f(i, n - i);
+}
+
+// The sum over a row of n numbers of f(first, count), a vector of which the first `count` count.
+template <class F>
+inline float sum_over(int64_t n, const F& f) {
+  Vec total(0.f);
+  int64_t i = 0;
+  for (; i + WIDTH <= n; i += WIDTH) total = total + f(i, WIDTH);
+  if (i < n) total = total + Vec::set(Vec(0.f), f(i, n - i), n - i);
+  return sum_of(total);
+}
+
+// f(row) for all rows of so many numbers, shared out among the threads.
+template <class F>
+inline void for_rows(int64_t n_rows, int64_t numbers, const F& f) {
+  at::parallel_for(0, n_rows, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, numbers)), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) f(row);
+  });
+}
+
+// f(first, count) for all of n numbers in a row, shared out among the threads.
+template <class F>
+inline void for_numbers(int64_t n, const F& f) {
+  const int64_t vectors = (n + WIDTH - 1) / WIDTH;
+  at::parallel_for(0, vectors, GRAIN / WIDTH, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * WIDTH;
+    for_vectors(std::min(n, end * WIDTH) - first, [&](int64_t i, int64_t count) { f(first + i, count); });
+  });
+}
+
+}  // namespace
