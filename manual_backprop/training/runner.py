@@ -324,6 +324,8 @@ class Runner:
             if self.resumed is not None:
                 report_changes(self.facts, self.resumed.checkpoint, directory)
                 self._checkpoints(directory.checkpoints).set_aside_after(self.step)
+                if not self.is_over and "stopped_early" in directory.read():
+                    directory.update(stopped_early=None)
             else:
                 directory.update(made_with=environment_of(self.model.network), code=code_digest())
             write_config(config, directory.path / "config.yaml", self.origin.sources)
