@@ -14,6 +14,8 @@ _HOMES = {
     "CustomTransformer": "models.custom",
     "CustomTransformerConfig": "config.network",
     "CustomTransformerWrapper": "models.wrappers.language_model",
+    "EncoderDecoderWrapper": "models.wrappers.encoder_decoder",
+    "EncoderWrapper": "models.wrappers.encoder",
     "Evaluator": "tasks.evaluation",
     "TorchTransformer": "models.mirror",
     "TrainingLogger": "tracking",

@@ -21,11 +21,40 @@ VISIBLE = "ops/visible.py"
 DROPOUT, ATTENTION, ACTIVATIONS = "ops/dropout.py", "ops/attention.py", "ops/activations.py"
 EMBEDDING, LOSS, FEED_FORWARD = "ops/embedding.py", "ops/loss.py", "ops/feed_forward.py"
 RMS, ROTARY, GATED = "ops/rms_normalization.py", "ops/rotary_attention.py", "ops/gated_feed_forward.py"
+POOLING = "ops/pooling.py"
 CUSTOM, NETWORK, STEP = "models/custom.py", "models/network.py", "models/step.py"
 FUSED_ATTENTION, FUSED_LOSS, ARENA = "kernels/cpu/attention.py", "kernels/cpu/loss.py", "kernels/arena.py"
 REPLAY = "kernels/replay.py"
 
 BUGS = [
+    # cross-attention, pooling, squared error
+    Bug(
+        "gradient of the first reader of a key only",
+        ATTENTION,
+        "by_reader.sum(4).flatten(2)",
+        "by_reader[..., 0, :].flatten(2)",
+    ),
+    Bug(
+        "keys and values change places",
+        ATTENTION,
+        "torch.stack((dkey, dvalue), dim=2)",
+        "torch.stack((dvalue, dkey), dim=2)",
+    ),
+    Bug("gradient of another reader lost", LINEAR, "dx += part", "dx.copy_(part)"),
+    Bug(
+        "mean over padding too",
+        POOLING,
+        "lengths.clamp(min=1)[:, None]",
+        "torch.full_like(lengths, x.shape[1])[:, None]",
+    ),
+    Bug(
+        "padding gets its share",
+        POOLING,
+        "return torch.where(real, (dy / count)[:, None], 0)",
+        "return (dy / count)[:, None].expand(*real.shape[:2], -1).clone()",
+    ),
+    Bug("every position gets the first one's gradient", POOLING, "dx[:, 0] = dy", "dx[:] = dy[:, None]"),
+    Bug("half the slope of a square", LOSS, "(2 * dloss / denominator)", "(dloss / denominator)"),
     # linear
     Bug(
         "bias gradient averaged over the rows",
@@ -242,8 +271,8 @@ BUGS = [
     Bug(
         "heads and their width exchanged",
         ATTENTION,
-        "dcontext.unflatten(2, (n_heads, -1))",
-        "dcontext.unflatten(2, (-1, n_heads)).transpose(2, 3)",
+        "dcontext = dcontext.unflatten(2, (n_heads, -1))",
+        "dcontext = dcontext.unflatten(2, (-1, n_heads)).transpose(2, 3)",
     ),
     # activations
     Bug("relu lets negative gradients through", ACTIVATIONS, "return dy * (x > 0)", "return dy.clamp(min=0) * (x > 0)"),
@@ -501,24 +530,24 @@ BUGS = [
     Bug(
         "the head's gradient replaces what is there",
         CUSTOM,
-        "dx = ops.linear_cross_entropy_backward(1.0, loss_cache,",
-        "self.dhead.zero_()\n            dx = ops.linear_cross_entropy_backward(1.0, loss_cache,",
+        "dx = self.ops.linear_cross_entropy_backward(dloss, loss_cache,",
+        "self.dhead.zero_()\n            dx = self.ops.linear_cross_entropy_backward(dloss, loss_cache,",
     ),
     Bug(
         "blocks from first to last",
         CUSTOM,
-        "for block in reversed(range(self.config.n_blocks)):\n                with blocks.last() as block_cache:\n"
-        "                    dx = self._post",
-        "for block in range(self.config.n_blocks):\n                with blocks.last() as block_cache:\n"
-        "                    dx = self._post",
+        "for block in reversed(self.stacks[stack]):\n                with blocks.last() as block_cache:\n"
+        "                    dx, dread = self._post",
+        "for block in self.stacks[stack]:\n                with blocks.last() as block_cache:\n"
+        "                    dx, dread = self._post",
     ),
     Bug(
         "pre-norm blocks from first to last",
         CUSTOM,
-        "for block in reversed(range(self.config.n_blocks)):\n                with blocks.last() as block_cache:\n"
-        "                    dx = dbranch",
-        "for block in range(self.config.n_blocks):\n                with blocks.last() as block_cache:\n"
-        "                    dx = dbranch",
+        "for block in reversed(self.stacks[stack]):\n                with blocks.last() as block_cache:\n"
+        "                    dx, dread = self._pre",
+        "for block in self.stacks[stack]:\n                with blocks.last() as block_cache:\n"
+        "                    dx, dread = self._pre",
     ),
     Bug("every block has the first block's cache", STEP, "kept = self._kept.pop()", "kept = self._kept[0]"),
     Bug(
@@ -543,8 +572,9 @@ BUGS = [
     Bug(
         "the attention's dropout forgotten",
         CUSTOM,
-        "        # y = dropout(context W_output^T + b_output)\n        dy = ops.dropout_backward(",
-        "        dy, _ = (",
+        "dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)\n"
+        "        dcontext = ops.linear_backward(dy, out",
+        "dcontext = ops.linear_backward(dy, out",
     ),
     Bug(
         "the feed-forward's dropout forgotten",
@@ -555,8 +585,8 @@ BUGS = [
     Bug(
         "the embedding's gradient never computed",
         CUSTOM,
-        '        self.ops.token_embedding_backward(dx, token_cache, self.gradients["token_embedding.weight"])',
-        "        pass",
+        "            self.ops.token_embedding_backward(dx, token_cache, self.gradients[table])",
+        "            pass",
     ),
     Bug(
         "both norms' gradients in one place",
@@ -567,15 +597,15 @@ BUGS = [
     Bug(
         "a stale cache: backward of the forward before",
         STEP,
-        "self._cache = cache, logits.shape",
-        "self._cache = self._cache or (cache, logits.shape)",
+        "self._cache = cache, outputs.shape",
+        "self._cache = self._cache or (cache, outputs.shape)",
     ),
     Bug(
         "every place drops the same elements in backward only",
         CUSTOM,
-        "dcontext = ops.linear_backward(",
+        "dcontext = ops.linear_backward(dy, output_cache",
         "dy = dy if dropout_cache is None else ops.dropout_backward(dy, dropout_cache._replace(key=1))\n"
-        "        dcontext = ops.linear_backward(",
+        "        dcontext = ops.linear_backward(dy, output_cache",
     ),
     # the fused kernels
     Bug(
@@ -622,10 +652,9 @@ BUGS = [
     Bug(
         "fused: the input's gradient over the input before the weight's",
         "kernels/cpu/linear.py",
-        "    add_product(dweight, dy_rows.T, rows(x))\n    dx = in_place_of(x)\n"
-        "    torch.mm(dy_rows, back, out=rows(dx))\n",
-        "    dx = in_place_of(x)\n    torch.mm(dy_rows, back, out=rows(dx))\n"
-        "    add_product(dweight, dy_rows.T, rows(x))\n",
+        "    add_product(dweight, dy_rows.T, rows(x))\n    if dx is not None:\n",
+        "    if dx is None:\n        torch.mm(dy_rows, back, out=rows(in_place_of(x)))\n"
+        "    add_product(dweight, dy_rows.T, rows(x))\n    if dx is not None:\n",
     ),
     Bug(
         "fused: a block's output in memory that the next block overwrites",

@@ -72,7 +72,7 @@ def test_parameters_come_and_go_under_the_same_names_with_equal_values(architect
     baseline.load_parameters(other)
     assert all(torch.equal(tensor, other[name]) for name, tensor in baseline.export_parameters().items())
     assert baseline.count_parameters() == by_hand.count_parameters()
-    whole = baseline.module.blocks[0].attention.qkv.weight
+    whole = baseline.module.decoder.blocks[0].attention.qkv.weight
     parts = [other[f"blocks.0.attention.{name}.weight"] for name in ("query", "key", "value")]
     assert torch.equal(whole, torch.cat(parts)), "one product serves the three"
     with pytest.raises(InputError, match="is missing"):

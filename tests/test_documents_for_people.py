@@ -229,6 +229,10 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         r"\nb'to be or not to be, that is the '\n",  # what it was trained on
         r"\ntorch\.Size\(\[64, 64\]\) \{'model_type': 'custom_transformer', .*'parameters': 118592\}\n$",
     ),
+    "EncoderDecoderWrapper(": (
+        r"^\{'loss': 0\.0\d+, 'grad_norm': [\d.e-]+, 'status': 'success'\} tensor\(0\.0\d+\)\n",
+        r"\n\[\[3, 2, 1, 12, 10\], \[5, 4, 12, 10, 10\], \[6, 2, 0, 7, 12\]\]\n\d+\n$",
+    ),
     "Recorder(": tuple(
         rf"(?:^|\n)blocks\.1\.attention\.{name} \(4, 4, 16, 16\)\n" for name in ("probabilities", "dprobabilities")
     ),

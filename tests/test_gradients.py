@@ -281,10 +281,10 @@ def test_a_block_says_when_its_gradients_are_complete(architecture: str, impleme
     """From the last block to the first, and then the rest; in every step, also where others like it are replayed."""
     config = replace(ODD, architecture=architecture, n_blocks=3, **({"compile": "always"} | changed))
     network, batch = IMPLEMENTATIONS[implementation](config), draw_batch(config, 2, 5)
-    seen: list[tuple[int | None, dict[str, torch.Tensor]]] = []
+    seen: list[tuple[str | None, dict[str, torch.Tensor]]] = []
 
-    def look(block: int | None) -> None:
-        mine = [name for name in network.gradients if block is None or name.startswith(f"blocks.{block}.")]
+    def look(block: str | None) -> None:
+        mine = [name for name in network.gradients if block is None or name.startswith(f"{block}.")]
         seen.append((block, {name: network.gradients[name].clone() for name in mine}))
 
     def in_steps() -> None:
@@ -295,9 +295,10 @@ def test_a_block_says_when_its_gradients_are_complete(architecture: str, impleme
     network.on_gradients_complete = look
     network.zero_gradients()
     in_steps()
-    assert [block for block, _ in seen] == [2, 1, 0, None] * 4
+    order = ["blocks.2", "blocks.1", "blocks.0", None]
+    assert [block for block, _ in seen] == order * 4
     network.backward(torch.ones_like(network.forward(batch.tokens)))
-    assert [block for block, _ in seen] == [2, 1, 0, None] * 5
+    assert [block for block, _ in seen] == order * 5
     for _, gradients in seen[-4:]:
         assert len(gradients) > 8
         assert differing(gradients, network.gradients) == 0

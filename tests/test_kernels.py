@@ -163,9 +163,34 @@ def in_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.gradients
+@pytest.mark.parametrize("pairs", [ops, kernels], ids=["reference", "fused"])
+@pytest.mark.parametrize("wide", [False, True], ids=["its own format", "a wider sum"])
+def test_a_gradient_is_added_to_that_of_other_readers(pairs: Any, wide: bool) -> None:
+    """x itself stays what it is: they read it later."""
+    dtype = torch.bfloat16 if wide else torch.float64
+    x, dy, weight = torch.randn(2, 5, 7).to(dtype), torch.randn(2, 5, 3).to(dtype), torch.randn(3, 7).to(dtype)
+    arena = kernels.Arena()
+    with arena.step():
+        _, cache = pairs.linear_forward(x, weight)
+        dx = torch.ones(2, 5, 7, dtype=torch.float32 if wide else dtype)
+        before = x.clone()
+        assert pairs.linear_backward(dy, cache, torch.zeros_like(weight), dx=dx) is dx
+    torch.testing.assert_close(dx.to(dtype), 1 + dy @ weight)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.gradients
 @pytest.mark.parametrize(
     "name",
-    ["attention", "self_attention", "rotary_attention", "linear_cross_entropy", "feed_forward", "gated_feed_forward"],
+    [
+        "attention",
+        "self_attention",
+        "cross_attention",
+        "rotary_attention",
+        "linear_cross_entropy",
+        "feed_forward",
+        "gated_feed_forward",
+    ],
 )
 @pytest.mark.usefixtures("in_pieces")
 def test_op_in_pieces(name: str) -> None:

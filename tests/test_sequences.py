@@ -1,4 +1,4 @@
-"""task=reversal, copy and sort: their rows, their batches, and a run from its first step to what is asked of it later."""
+"""task=reversal, copy and sort: their rows, their batches, and a run, from its first step to what is asked of it."""
 
 import json
 import re
@@ -179,6 +179,27 @@ def test_a_plan_of_rows() -> None:
     )
 
 
+def test_an_encoder_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The usual network of these tasks: trained, looked into, resumed bit for bit, loaded and asked."""
+    monkeypatch.chdir(tmp_path)
+    usual = ("task=reversal", "network=null", "training.inspect_every=10", "model.max_seq_len=5", "model.n_heads=2")
+    small = [one for one in SMALL if one.partition("=")[0] not in {key.partition("=")[0] for key in usual}]
+    run_job(check([*small, *usual, "training.max_steps=20"]).jobs[0].config, tmp_path)
+    whole = newest(tmp_path)
+    assert (whole / "cross_attention.png").read_bytes().startswith(b"\x89PNG")
+    assert (whole / "inspection/attention.png").is_file()
+    assert 0 < metric(whole, "test/cross_attention_share")[0] < 1
+    assert "looks most at the anti-diagonal for" in capsys.readouterr().out
+    assert metric(whole, "inspect/attention_entropy/decoder.blocks.0.cross_attention")
+    assert metric(whole, "inspect/attention_entropy/encoder.blocks.0.attention")
+    generate.main(["last", "--source", "1 2 3", "--beams", "2", "--length-penalty", "1"])
+    assert re.search(r"\n1 2 3 -> .*[\u2713\u2717]", capsys.readouterr().out)
+    evaluate.main(["last@last", "--predictions", "2", "--split", "test"])
+    assert f"exact match  {metric(whole, 'test/exact_match')[0]:.2%}" in capsys.readouterr().out
+
+
 # Early stopping and schedule=plateau
 
 LOWERS = ("schedule=plateau", "schedule.warmup_steps=2", "schedule.patience=1", "schedule.factor=0.25")
@@ -216,7 +237,7 @@ def test_a_run_that_does_not_improve_stops_early_and_says_so(
     assert "stopped early after step 15: 2 evaluations without a better validation/exact_match than 0.0000" in page
     assert "training.patience=null" in page
     assert "of 40 rows" in (run / "run.log").read_text().split("step 15:")[1]  # the last is over the whole split
-    with pytest.raises(InputError, match="has stopped early, after 15 steps.*training.patience=null, to go on"):
+    with pytest.raises(InputError, match=r"has stopped early, after 15 steps.*training\.patience=null, to go on"):
         resume(tmp_path, f"resume={run}")
     resume(tmp_path, f"resume={run}", "training.patience=null", "training.max_steps=20")
     assert read_run(run)["status"] == "FINISHED"

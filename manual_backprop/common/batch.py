@@ -43,4 +43,24 @@ class PairBatch:
     first_row: int = 0
 
 
-AnyBatch = Batch | PairBatch
+@dataclass(frozen=True)
+class EncoderBatch:
+    """What an encoder learns from: sequences, and one answer for each.
+
+    inputs (B, T) int64 of tokens, or (B, T, C) of numbers, of which the first lengths (B,) positions count. targets
+    (B,) int64 of classes, IGNORED where they do not count; or (B, O) of numbers, NaN where one does not. first_row as
+    in Batch.
+    """
+
+    inputs: Tensor
+    lengths: Tensor
+    targets: Tensor
+    first_row: int = 0
+
+
+AnyBatch = Batch | PairBatch | EncoderBatch
+
+
+def as_batch(tokens: Tensor | AnyBatch, segments: Tensor | None) -> AnyBatch:
+    """Of tokens a batch whose targets nobody asks for."""
+    return Batch(tokens, tokens, segments) if isinstance(tokens, Tensor) else tokens

@@ -24,6 +24,10 @@ PRECISIONS = ("fp64", "fp32", "bf16", "bf16_mixed")
 COMPILE = ("auto", "always", "never")
 KERNELS = ("reference", "fused")
 RECOMPUTE = ("none", "block")
+NETWORKS = ("decoder", "encoder", "encoder_decoder")
+POSITIONS = ("none", "learned", "sinusoidal", "rotary")
+POOLINGS = ("mean", "first")
+HEAD_LOSSES = ("cross_entropy", "squared_error")
 NORM_EPSILONS = {"layer": 1e-5, "rms": 1e-6}  # where the config names none: GPT-2's, and that of the first Llama
 ROTARY_BASE = 10000.0  # likewise: Su et al. 2021, section 3.2.2
 NORM_EPSILON_RULE = Number(minimum=1e-12, below=1, optional=True)
@@ -139,6 +143,15 @@ class CustomTransformerConfig:
     device: str = "cpu"  # cpu, cuda or auto
     seed: int = 0  # of the initial weights and of dropout
     recompute: str = "none"  # what backward recomputes instead of keeping it: none, or each block
+    network: str = "decoder"  # decoder, encoder or encoder_decoder
+    n_encoder_blocks: int | None = None  # of the encoder; None: n_blocks
+    positions: str | None = None  # none, learned, sinusoidal or rotary; None: the architecture's own
+    source_vocab_size: int | None = None  # of an encoder's own table; None: sources and targets share one vocabulary
+    max_source_len: int | None = None  # longest S [tokens]; None: max_seq_len
+    pooling: str = "mean"  # of an encoder: the mean over real positions, or the first one
+    n_inputs: int | None = None  # C, numbers at each position of an encoder's input; None: it reads tokens
+    n_outputs: int | None = None  # of an encoder: classes, or numbers
+    head_loss: str = "cross_entropy"  # of an encoder: cross_entropy over classes, or squared_error of numbers
     compile: str = "auto"  # the baseline's training step, or elementwise kernels: auto, always or never
 
     @classmethod
@@ -180,6 +193,30 @@ class CustomTransformerConfig:
     def kv_heads(self) -> int:
         """G, the heads of keys and of values."""
         return self.n_kv_heads or self.n_heads
+
+    @property
+    def encoder_blocks(self) -> int:
+        return self.n_encoder_blocks or self.n_blocks
+
+    @property
+    def position_kind(self) -> str:
+        """none, learned, sinusoidal or rotary."""
+        return self.positions or self.traits.positions
+
+    @property
+    def source_length(self) -> int:
+        """The longest S."""
+        return self.max_source_len or self.max_seq_len
+
+    @property
+    def longest(self) -> int:
+        """Of sources and targets."""
+        return max(self.max_seq_len, self.source_length)
+
+    @property
+    def tied_head(self) -> bool:
+        """Whether the head is the table of tokens; that of an encoder never is."""
+        return self.traits.tied_head and self.network != "encoder"
 
     @property
     def epsilon(self) -> float:
@@ -237,9 +274,36 @@ class CustomTransformerConfig:
             ("kernels", KERNELS),
             ("compile", COMPILE),
             ("recompute", RECOMPUTE),
+            ("network", NETWORKS),
+            ("positions", (None, *POSITIONS)),
+            ("pooling", POOLINGS),
+            ("head_loss", HEAD_LOSSES),
         ):
             if getattr(self, name) not in choices:
                 found.append(f"{name}={getattr(self, name)!r}: must be one of {', '.join(map(str, choices))}")
+        return found or self._violations_of_kind()
+
+    def _violations_of_kind(self) -> list[str]:
+        """What does not go with this kind of network, where each value by itself is right."""
+        found = []
+        for name, kinds in (
+            ("n_encoder_blocks", ("encoder", "encoder_decoder")),
+            ("source_vocab_size", ("encoder_decoder",)),
+            ("max_source_len", ("encoder_decoder",)),
+            ("n_inputs", ("encoder",)),
+            ("n_outputs", ("encoder",)),
+        ):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                found.append(f"{name}={value!r}: must be a whole number of at least 1, or null")
+            elif value is not None and self.network not in kinds:
+                found.append(f"{name}={value}: belongs to network={' or '.join(kinds)}, and this is {self.network}")
+        if self.network == "encoder" and self.n_outputs is None:
+            found.append("n_outputs=null: an encoder needs to know how many classes, or numbers, it answers with")
+        rotates = self.traits.positions == "rotary"
+        if self.positions is not None and (self.positions == "rotary") != rotates and self.positions != "none":
+            known = "rotary and none" if rotates else "learned, sinusoidal and none"
+            found.append(f"positions={self.positions}: architecture={self.architecture} can have {known}")
         return found
 
 

@@ -330,6 +330,7 @@ class RunConfig:
             n_heads=model.n_heads,
             d_ffn=model.d_ffn,
             max_seq_len=model.max_seq_len,
+            network=self.network_name,
             n_kv_heads=model.n_kv_heads,
             dropout=model.dropout,
             architecture=self.architecture.name,

@@ -20,6 +20,8 @@ from .arena import Arena
 from .cpu.attention import (
     attention_backward,
     attention_forward,
+    cross_attention_backward,
+    cross_attention_forward,
     self_attention_backward,
     self_attention_forward,
 )

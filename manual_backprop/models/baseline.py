@@ -14,17 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..common.batch import Batch
+from ..common.batch import AnyBatch
 from ..common.errors import first_line
 from ..config.schema import CustomTransformerConfig
 from ..ops import Visible, random_key
 from ..optim.optimizers import Optimizer
 from ..optim.torch_optimizers import TorchOptimizer
 from .autograd import AutogradNetwork
-from .baseline_modules import Decoder
-from .network import packed_names, parameter_shapes
+from .baseline_modules import Decoder, Encoder, EncoderDecoder
+from .network import parameter_shapes
 
 log = logging.getLogger(__name__)
+
+MODULES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
+FUSED = {"attention": "qkv", "cross_attention": "key_value", "feed_forward": "gated"}  # several matrices in one
 
 
 class BaselineTransformer(AutogradNetwork):
@@ -39,16 +42,16 @@ class BaselineTransformer(AutogradNetwork):
         super().__init__(config)
         config = self.config
         table = getattr(self, "position_table", None)
-        if config.traits.positions == "rotary":
+        if config.position_kind == "rotary":
             assert table is not None
             table = table.repeat(1, 1, 2)  # cosines and sines of both elements of a pair, (2, max_seq_len, K)
         with torch.device("meta"):  # nothing is allocated or drawn twice
-            self.module = Decoder(config, self.activation, table)
+            self.module = MODULES[config.network](config, self.activation, table)
         for part in self.module.modules():  # not `to_empty`, which cannot be estimated (memory_estimate: fake tensors)
             for name, parameter in part.named_parameters(recurse=False):
                 empty = torch.empty_like(parameter, dtype=config.get_dtype(), device=self.device)
                 setattr(part, name, nn.Parameter(empty))
-        if config.traits.tied_head:
+        if config.tied_head:
             self.module.head.weight = self.module.token_embedding.weight
         self.places = self._places()
         self.parameters = {name: whole.detach()[rows] for name, (whole, rows) in self.places.items()}
@@ -61,15 +64,20 @@ class BaselineTransformer(AutogradNetwork):
 
     def _places(self) -> dict[str, tuple[nn.Parameter, slice]]:
         """Every parameter's name -> the module's tensor that holds it, and which of its rows."""
-        wholes, shapes = dict(self.module.named_parameters()), parameter_shapes(self.config)
-        places = {name: (wholes[name], slice(0, shape[0])) for name, shape in shapes.items() if name in wholes}
-        for block in range(self.config.n_blocks):
-            for whole, names in packed_names(self.config, block).items():
-                start = 0
-                for name in names:
-                    places[name] = wholes[whole], slice(start, start + shapes[name][0])
-                    start += shapes[name][0]
-        return {name: places[name] for name in shapes}
+        alone = "decoder." if self.config.network == "decoder" else ""  # its blocks have no name before theirs
+        wholes = {
+            name.removeprefix(alone): whole for name, whole in self.module.named_parameters(remove_duplicate=False)
+        }
+        places: dict[str, tuple[nn.Parameter, slice]] = {}
+        rows = dict.fromkeys(wholes, 0)  # that have a name already
+        for name, shape in parameter_shapes(self.config).items():
+            whole = name
+            if name not in wholes:
+                place, sublayer, _, kind = name.rsplit(".", 3)
+                whole = f"{place}.{sublayer}.{FUSED[sublayer]}.{kind}"
+            places[name] = wholes[whole], slice(rows[whole], rows[whole] + shape[0])
+            rows[whole] += shape[0]
+        return places
 
     @property
     def gradients(self) -> dict[str, Tensor]:  # type: ignore[override]
@@ -84,11 +92,14 @@ class BaselineTransformer(AutogradNetwork):
 
     # Forward and backward
 
-    def _visible(self, segments: Tensor | None) -> Tensor | None:
-        if segments is None:
-            return None
-        T = segments.shape[1]
-        return Visible.within(segments).mask(T, T, self.device)
+    def _arguments(self, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        """What the module's `forward` takes: a decoder's mask in place of its segments."""
+        if self.config.network != "decoder":
+            return inputs
+        tokens, segments = inputs
+        assert tokens is not None
+        T = tokens.shape[1]
+        return tokens, None if segments is None else Visible.within(segments).mask(T, T, self.device)
 
     def _set_training(self, step: int | None, first_row: int = 0) -> None:
         """Dropout in training only; its generator is set anew in each step, so that a resumed run draws the same."""
@@ -99,11 +110,11 @@ class BaselineTransformer(AutogradNetwork):
             torch.manual_seed(random_key(self.config.seed, step or 0, f"baseline/{first_row}"))
 
     @torch.enable_grad()
-    def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
-        self.check_tokens(batch.tokens, batch.targets, batch.segments)
+    def loss_and_gradients(self, batch: AnyBatch, *, denominator: int | Tensor, step: int | None) -> Tensor:
+        inputs = self.inputs_of(batch)
         self._set_training(step, batch.first_row)
         count = self.on_device(denominator).clamp(min=1)  # no target counts: the loss is 0
-        arguments = batch.tokens, batch.targets.long(), self._visible(batch.segments), count
+        arguments = *self._arguments(inputs), batch.targets, count
         if self.compiled is None:
             loss = self._first_step(arguments)
             self._notify_gradients_complete()
@@ -137,10 +148,19 @@ class BaselineTransformer(AutogradNetwork):
         loss.backward()
         return loss.detach()
 
-    def _logits_of(self, tokens: Tensor, segments: Tensor | None, step: int | None) -> Tensor:
+    def _outputs_of(self, inputs: tuple[Tensor | None, ...], step: int | None) -> Tensor:
         """Never compiled: evaluation and generation come in many shapes, and each would be compiled again."""
         self._set_training(step)
-        return self.module(tokens, self._visible(segments))
+        return self.module(*self._arguments(inputs))
+
+    @torch.no_grad()
+    def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
+        if self.config.network != "encoder_decoder":
+            return super().encode(source, lengths)
+        self.check_source(source, lengths, len(source))
+        self._set_training(None)
+        with self._autocast():
+            return self.module.encode(source, lengths)
 
     # The update
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.schema import CustomTransformerConfig
-from .autograd import block_forward, summed_loss
+from .autograd import block_forward, squared_errors, summed_loss
 
 
 def norm(config: CustomTransformerConfig) -> nn.Module:
@@ -170,44 +170,116 @@ class Blocks(nn.Module):
         self.blocks = nn.ModuleList(Block(config, activation, reads_memory) for _ in range(n_blocks))
         self.final_norm = norm(config) if config.traits.pre_norm else nn.Identity()
 
-    def through(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, keys: Keys, *memory: Tensor | Keys) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, keys: Keys, *memory: Tensor | Keys) -> Tensor:
         """x (B, T, D) -> (B, T, D); `memory` and which of its places are seen, for blocks that read one."""
         for block in self.blocks:
             x = block_forward(block, self.recompute, x, rotation, keys, *memory)
         return self.final_norm(x)
 
 
-class Decoder(Blocks):
-    """Tokens to logits, and to the loss."""
+class Transformer(nn.Module):
+    """What a decoder, an encoder and both together have in common: vectors at places, and a head."""
 
-    def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
-        super().__init__(config, activation, config.n_blocks)
-        traits = config.traits
-        self.scale = math.sqrt(config.d_model) if traits.scaled_embedding else 1.0
-        self.label_smoothing = config.label_smoothing
-        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
-        if traits.positions == "learned":
-            self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model)
-        self.positions = traits.positions
+    def __init__(self, config: CustomTransformerConfig, table: Tensor | None, outputs: int, bias: bool = False):
+        super().__init__()
+        self.scale = math.sqrt(config.d_model) if config.traits.scaled_embedding else 1.0
+        self.positions, self.reads_tokens = config.position_kind, config.n_inputs is None
         self.table = table  # of sinusoids (T, D), or of cosines and sines (2, T, K); not a buffer: it keeps its format
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.d_model, outputs, bias=bias)
+        self.label_smoothing = config.label_smoothing
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> logits (B, T, V)."""
-        length, rotation = tokens.shape[1], None
-        x = self.token_embedding(tokens)
-        if self.scale != 1.0:
+    def placed(self, x: Tensor, places: nn.Embedding | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """x (B, T, D) at its places, and by what queries and keys turn there."""
+        length, rotation = x.shape[1], None
+        if self.scale != 1.0 and self.reads_tokens:
             x = x * self.scale
-        if self.positions == "learned":
-            x = x + self.position_embedding.weight[:length]
+        if places is not None:
+            x = x + places.weight[:length]
         elif self.positions == "sinusoidal":
             assert self.table is not None
             x = x + self.table[:length].to(x.dtype)
-        else:
+        elif self.positions == "rotary":
             assert self.table is not None
             rotation = self.table[0, :length], self.table[1, :length]
-        return self.head(self.through(self.dropout(x), rotation, Keys(True, mask)))
+        return self.dropout(x), rotation
 
-    def loss(self, tokens: Tensor, targets: Tensor, mask: Tensor | None, denominator: Tensor) -> Tensor:
-        return summed_loss(self(tokens, mask), targets, self.label_smoothing, denominator)
+
+class Decoder(Transformer):
+    """Tokens to logits, and to the loss."""
+
+    def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
+        super().__init__(config, table, config.vocab_size)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        learned = self.positions == "learned"
+        self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
+        self.decoder = Blocks(config, activation, config.n_blocks, reads_memory=config.network == "encoder_decoder")
+
+    def forward(self, tokens: Tensor, mask: Tensor | None, *memory: Tensor | Keys) -> Tensor:
+        """tokens (B, T) -> logits (B, T, V)."""
+        x, rotation = self.placed(self.token_embedding(tokens), self.position_embedding)
+        return self.head(self.decoder(x, rotation, Keys(True, mask), *memory))
+
+    def loss(self, tokens: Tensor, mask: Tensor | None, targets: Tensor, denominator: Tensor) -> Tensor:
+        return summed_loss(self(tokens, mask), targets.long(), self.label_smoothing, denominator)
+
+
+class EncoderDecoder(Decoder):
+    """Sources and the beginnings of targets to logits, and to the loss."""
+
+    def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
+        super().__init__(config, activation, table)
+        own = config.source_vocab_size
+        self.source_embedding = nn.Embedding(own, config.d_model) if own else None
+        length = config.source_length
+        learned = self.positions == "learned"
+        self.source_position_embedding = nn.Embedding(length, config.d_model) if learned else None
+        self.encoder = Blocks(config, activation, config.encoder_blocks)
+
+    def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
+        """source (B, S) -> memory (B, S, D)."""
+        embedding = self.source_embedding or self.token_embedding
+        x, rotation = self.placed(embedding(source), self.source_position_embedding)
+        return self.encoder(x, rotation, Keys.of_lengths(lengths, source.shape[1]))
+
+    def forward(self, source: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        """source (B, S), tokens (B, T) -> logits (B, T, V)."""
+        keys = Keys.of_lengths(lengths, source.shape[1])
+        return super().forward(tokens, None, self.encode(source, lengths), keys)
+
+    def loss(  # type: ignore[override]
+        self, source: Tensor, lengths: Tensor, tokens: Tensor, targets: Tensor, denominator: Tensor
+    ) -> Tensor:
+        return summed_loss(self(source, lengths, tokens), targets.long(), self.label_smoothing, denominator)
+
+
+class Encoder(Transformer):
+    """A sequence, of tokens or of rows of numbers, to one row of numbers, and to the loss."""
+
+    def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
+        assert config.n_outputs is not None
+        super().__init__(config, table, config.n_outputs, bias=True)
+        if config.n_inputs is None:
+            self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        else:
+            self.input = nn.Linear(config.n_inputs, config.d_model)
+        learned = self.positions == "learned"
+        self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
+        self.encoder = Blocks(config, activation, config.encoder_blocks)
+        self.pooling = config.pooling
+
+    def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """inputs (B, T) or (B, T, C) -> (B, n_outputs)."""
+        x = self.token_embedding(inputs) if self.reads_tokens else self.input(inputs)
+        x, rotation = self.placed(x, self.position_embedding)
+        x = self.encoder(x, rotation, Keys.of_lengths(lengths, x.shape[1]))
+        if self.pooling == "first":
+            return self.head(x[:, 0])
+        real = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
+        return self.head(torch.where(real, x, 0).sum(1) / lengths.clamp(min=1)[:, None])
+
+    def loss(self, inputs: Tensor, lengths: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
+        outputs = self(inputs, lengths)
+        if not targets.is_floating_point():
+            return summed_loss(outputs[:, None], targets[:, None].long(), self.label_smoothing, denominator)
+        return squared_errors(outputs, targets, denominator)

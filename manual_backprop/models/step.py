@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..common.batch import Batch
+from ..common.batch import AnyBatch, Batch, as_batch
 from ..common.errors import InputError
 from ..config.schema import CustomTransformerConfig
-from ..ops import Visible
 from ..ops.numerics import no_record
 from ..optim.parameters import Flat
-from .network import DropoutSource, FlatNetwork, no_callback, packed_names
+from .network import DropoutSource, FlatNetwork, block_names, no_callback, packed_names, stacks_of, tables_of
 
 Cache = Any  # private to the pair that made it
 
@@ -34,8 +33,9 @@ class HandWrittenNetwork(FlatNetwork):
     def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
         super().__init__(config)
         config = self.config
-        self.block_parameters = [self._block_views(self.flat_parameters, block) for block in range(config.n_blocks)]
-        self.block_gradients = [self._block_views(self.flat_gradients, block) for block in range(config.n_blocks)]
+        blocks = block_names(config)
+        self.block_parameters = {block: self._block_views(self.flat_parameters, block) for block in blocks}
+        self.block_gradients = {block: self._block_views(self.flat_gradients, block) for block in blocks}
         self.ops: Any = kernels.Table(config, self.device)
         self.arena = kernels.Arena()
         self.replay = kernels.Replay(self.arena)
@@ -44,13 +44,14 @@ class HandWrittenNetwork(FlatNetwork):
         norm = f"residual_{config.traits.norm}_norm"
         self.norm_forward: Callable[..., Any] = partial(getattr(self.ops, f"{norm}_forward"), epsilon=config.epsilon)
         self.norm_backward: Callable[..., Tensor] = getattr(self.ops, f"{norm}_backward")
-        head = "token_embedding.weight" if config.traits.tied_head else "head.weight"
+        self.stacks, self.tables = stacks_of(config), tables_of(config)
+        head = "token_embedding.weight" if config.tied_head else "head.weight"
         self.head, self.dhead = self.parameters[head], self.gradients[head]
         self._cache: Cache = None  # of the last forward that waits for its backward
 
-    def _block_views(self, flat: Flat, block: int) -> dict[str, Tensor]:
+    def _block_views(self, flat: Flat, block: str) -> dict[str, Tensor]:
         """A block's tensors without `blocks.3.` before their names, and those that lie side by side as one: `qkv`."""
-        prefix = f"blocks.{block}."
+        prefix = f"{block}."
         views = {name.removeprefix(prefix): view for name, view in flat.views.items() if name.startswith(prefix)}
         for whole, names in packed_names(self.config, block).items():
             views[whole.removeprefix(prefix)] = flat.packed(names)
@@ -59,44 +60,41 @@ class HandWrittenNetwork(FlatNetwork):
     # The calculus, which a subclass brings
 
     @abstractmethod
-    def _training_step(
-        self, tokens: Tensor, targets: Tensor, visible: Visible, denominator: int | Tensor, dropout: DropoutSource
-    ) -> Tensor:
-        """tokens, targets (B, T) -> loss, one number; adds to all gradients."""
+    def _step(self, *inputs: Any, denominator: int | Tensor, dropout: DropoutSource) -> Tensor:
+        """`inputs` are `inputs_of` a batch, the targets last -> loss, one number; adds to all gradients."""
 
     @abstractmethod
-    def _logits_forward(
-        self, tokens: Tensor, visible: Visible, dropout: DropoutSource, keep: bool = True
-    ) -> tuple[Tensor, Cache]:
-        """tokens (B, T) -> logits (B, T, V). `keep` the caches, for backward."""
+    def _outputs_forward(self, *inputs: Any, dropout: DropoutSource, keep: bool = True) -> tuple[Tensor, Cache]:
+        """`inputs` as above, without the targets -> logits (B, T, V), or what the head of this network gives. `keep`
+        the caches, for backward."""
 
     @abstractmethod
-    def _logits_backward(self, dlogits: Tensor, cache: Cache) -> None:
-        """dlogits (B, T, V); adds to all gradients."""
+    def _outputs_backward(self, doutputs: Tensor, cache: Cache) -> None:
+        """The gradient of these; adds to all gradients."""
 
     # The network, seen from outside
 
     @torch.no_grad()
-    def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
-        self.check_tokens(batch.tokens, batch.targets, batch.segments)
+    def loss_and_gradients(self, batch: AnyBatch, *, denominator: int | Tensor, step: int | None) -> Tensor:
+        inputs = self.inputs_of(batch)
         dropout = DropoutSource(self.config, step, batch.first_row)
 
-        def work(tokens: Tensor, targets: Tensor, segments: Tensor | None, denominator: int | Tensor) -> Tensor:
-            return self._training_step(tokens, targets, Visible.within(segments), denominator, dropout)
+        def work(*tensors: Any) -> Tensor:
+            *inputs, denominator = tensors
+            return self._step(*inputs, denominator=denominator, dropout=dropout)
 
-        inputs = batch.tokens, batch.targets, batch.segments
         with self._calculation(training=True):
-            if self._is_replayable(batch.tokens.numel()):
-                return self.replay(work, (*inputs, self.on_device(denominator)), self._signature())
-            return work(*inputs, denominator)
+            if isinstance(batch, Batch) and self._is_replayable(batch.tokens.numel()):
+                return self.replay(work, (*inputs, batch.targets, self.on_device(denominator)), self._signature())
+            return work(*inputs, batch.targets, denominator)
 
     @torch.no_grad()
-    def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:
-        self.check_tokens(tokens, segments=segments)
+    def forward(self, tokens: Tensor | AnyBatch, segments: Tensor | None = None, step: int | None = None) -> Tensor:
+        inputs = self.inputs_of(as_batch(tokens, segments), targets=False)
         with self._calculation():
-            logits, cache = self._logits_forward(tokens, Visible.within(segments), DropoutSource(self.config, step))
-        self._cache = cache, logits.shape
-        return logits
+            outputs, cache = self._outputs_forward(*inputs, dropout=DropoutSource(self.config, step))
+        self._cache = cache, outputs.shape
+        return outputs
 
     @torch.no_grad()
     def backward(self, dlogits: Tensor) -> None:
@@ -111,15 +109,14 @@ class HandWrittenNetwork(FlatNetwork):
             )
         self._cache = None
         with self._calculation():
-            self._logits_backward(dlogits.to(self.compute_dtype), cache)
+            self._outputs_backward(dlogits.to(self.compute_dtype), cache)
 
     @torch.no_grad()
-    def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        self.check_tokens(tokens, segments=segments)
+    def predict(self, tokens: Tensor | AnyBatch, segments: Tensor | None = None) -> Tensor:
+        inputs = self.inputs_of(as_batch(tokens, segments), targets=False)
         with self._calculation():
-            visible, dropout = Visible.within(segments), DropoutSource(self.config, None)
-            logits, _ = self._logits_forward(tokens, visible, dropout, keep=False)
-        return logits
+            outputs, _ = self._outputs_forward(*inputs, dropout=DropoutSource(self.config, None), keep=False)
+        return outputs
 
     # Kernels, and steps that are replayed
 

@@ -6,7 +6,7 @@ passed is changed. A cache is private to its pair. Statistics, exponentials and 
 
 Read in the order in which a network uses them: embedding, normalization, linear, softmax, dropout, attention,
 activations, feed_forward, loss. A llama has three parts of its own: rms_normalization, rotary_attention,
-gated_feed_forward.
+gated_feed_forward; an encoder that answers with one vector ends with pooling.
 May import: common.
 """
 
@@ -26,8 +26,11 @@ from .activations import (
 )
 from .attention import (
     AttentionGradients,
+    CrossAttentionGradients,
     attention_backward,
     attention_forward,
+    cross_attention_backward,
+    cross_attention_forward,
     self_attention_backward,
     self_attention_forward,
 )
@@ -54,12 +57,20 @@ from .loss import (
     cross_entropy_forward,
     linear_cross_entropy_backward,
     linear_cross_entropy_forward,
+    squared_error_backward,
+    squared_error_forward,
 )
 from .normalization import (
     layer_norm_backward,
     layer_norm_forward,
     residual_layer_norm_backward,
     residual_layer_norm_forward,
+)
+from .pooling import (
+    first_position_backward,
+    first_position_forward,
+    mean_pooling_backward,
+    mean_pooling_forward,
 )
 from .rms_normalization import (
     residual_rms_norm_backward,
@@ -77,6 +88,6 @@ from .rotary_attention import (
     rotations,
 )
 from .softmax import softmax_backward, softmax_forward
-from .visible import CAUSAL, Visible
+from .visible import CAUSAL, EVERYTHING, Visible
 
 __all__ = [name for name, value in globals().items() if name[0] != "_" and not isinstance(value, _Module)]

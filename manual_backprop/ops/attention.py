@@ -1,7 +1,8 @@
 """Multi-head attention between its projections (Vaswani et al. 2017, section 3.2).
 
-`attention` takes any queries and any keys with their values; `self_attention` is the one of a sequence with itself, for
-which one matrix product makes all three.
+`attention` takes any queries and any keys with their values. `self_attention` is the one of a sequence with itself, for
+which one matrix product makes all three; `cross_attention` that of a sequence with another one, of which one product
+makes keys and values.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 
 from .dropout import Dropout, dropout_backward, dropout_forward
-from .numerics import Record, no_record
+from .numerics import Record, no_record, wide
 from .softmax import SoftmaxCache, softmax_backward, softmax_forward
-from .visible import CAUSAL, Visible
+from .visible import CAUSAL, EVERYTHING, Visible
 
 AttentionCache = tuple[Tensor, Tensor, Tensor, SoftmaxCache, Dropout | None]
 SelfAttentionCache = tuple[Tensor, AttentionCache, int]
+CrossAttentionCache = tuple[AttentionCache, int, int]
 
 
 class AttentionGradients(NamedTuple):
@@ -27,6 +29,13 @@ class AttentionGradients(NamedTuple):
     dquery: Tensor
     dkey: Tensor
     dvalue: Tensor
+
+
+class CrossAttentionGradients(NamedTuple):
+    """Of both inputs, each in the shape of its own."""
+
+    dquery: Tensor
+    dkey_value: Tensor
 
 
 def attention_forward(
@@ -117,3 +126,36 @@ def self_attention_backward(dcontext: Tensor, cache: SelfAttentionCache, record:
     dkey.copy_(gradients.dkey)
     dvalue.copy_(gradients.dvalue)
     return dqkv
+
+
+def cross_attention_forward(
+    query: Tensor,
+    key_value: Tensor,
+    n_heads: int,
+    n_kv_heads: int,
+    visible: Visible = EVERYTHING,
+    dropout: Dropout | None = None,
+    record: Record = no_record,
+) -> tuple[Tensor, CrossAttentionCache]:
+    """context = attention(query, key, value), of which key and value lie side by side and come from another sequence.
+
+    query (B, T, H K), key_value (B, S, 2 G K): each of the G heads of keys and values serves H / G queries -> context
+    (B, T, H K). The gradient of what serves several queries is the sum of theirs.
+    """
+    heads = query.unflatten(2, (n_heads, -1))  # (B, T, H, K)
+    shared = key_value.unflatten(2, (2, n_kv_heads, -1))  # (B, S, 2, G, K)
+    key, value = shared.repeat_interleave(n_heads // n_kv_heads, dim=3).unbind(2)  # (B, S, H, K) each
+    context, attention_cache = attention_forward(heads, key, value, visible, dropout, record)
+    return context.flatten(2), (attention_cache, n_heads, n_kv_heads)
+
+
+def cross_attention_backward(
+    dcontext: Tensor, cache: CrossAttentionCache, record: Record = no_record
+) -> CrossAttentionGradients:
+    """dcontext (B, T, H K) -> dquery (B, T, H K), dkey_value (B, S, 2 G K)."""
+    attention_cache, n_heads, n_kv_heads = cache
+    # context = attention(query, key, value)
+    dquery, dkey, dvalue = attention_backward(dcontext.unflatten(2, (n_heads, -1)), attention_cache, record)
+    # key, value = shared, H / G times: the sum in a wide format, rounded once
+    by_reader = wide(torch.stack((dkey, dvalue), dim=2)).unflatten(3, (n_kv_heads, -1))  # (B, S, 2, G, H / G, K)
+    return CrossAttentionGradients(dquery.flatten(2), by_reader.sum(4).flatten(2).to(dcontext.dtype))

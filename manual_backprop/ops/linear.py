@@ -28,12 +28,18 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tup
 
 
 def linear_backward(
-    dy: Tensor, cache: LinearCache, dweight: Tensor, dbias: Tensor | None = None, feedback: Tensor | None = None
+    dy: Tensor,
+    cache: LinearCache,
+    dweight: Tensor,
+    dbias: Tensor | None = None,
+    feedback: Tensor | None = None,
+    dx: Tensor | None = None,
 ) -> Tensor:
     """dy (..., O) -> dx (..., I); adds to dweight (O, I) and, where the forward had a bias, to dbias (O).
 
     `feedback` (O, I) is the weight that dx goes through: the forward's own, or what a learning rule puts there in its
-    place (a fixed random one: Lillicrap et al. 2016).
+    place (a fixed random one: Lillicrap et al. 2016). `dx` (..., I), where x is read by other products too: their sum,
+    to which this one's part is added, and which is returned.
     """
     x, weight = cache
     back = weight if feedback is None else feedback
@@ -42,5 +48,8 @@ def linear_backward(
     if dbias is not None:
         dbias += dy_rows.sum(0, dtype=dbias.dtype)
     dweight += dy_rows.T @ rows(x)
-    dx = dy_rows @ back.to(dy.dtype)
-    return dx.view(x.shape)
+    part = (dy_rows @ back.to(dy.dtype)).view(x.shape)
+    if dx is None:
+        return part
+    dx += part
+    return dx

@@ -1,4 +1,5 @@
-"""Cross-entropy: how surprised the network is by the next token, and where every gradient starts."""
+"""Cross-entropy: how surprised the network is by the next token; squared error: how far it is off. Where every gradient
+starts."""
 
 from __future__ import annotations
 
@@ -90,3 +91,31 @@ def linear_cross_entropy_backward(
     record("dlogits", dlogits)
     # logits = x W^T
     return linear_backward(dlogits, linear_cache, dweight, feedback=feedback)
+
+
+SquaredErrorCache = tuple[Tensor, Tensor, Tensor]
+
+
+def squared_error_forward(
+    outputs: Tensor, targets: Tensor, denominator: int | Tensor | None = None
+) -> tuple[Tensor, SquaredErrorCache]:
+    """loss = sum over the targets that count of (y - t)^2 / denominator: the mean squared error.
+
+    outputs y, targets t (..., n); a target of NaN does not count -> loss, one number. The denominator is the number of
+    targets that count in the whole optimizer step (of this call where None), as in `cross_entropy_forward`.
+        dy = dloss 2 (y - t) / denominator
+    """
+    y, t = wide(outputs), wide(targets)
+    counts = ~t.isnan()
+    if denominator is None:
+        denominator = counts.sum()
+    denominator = one_number(denominator, y).clamp(min=1)
+    difference = torch.where(counts, y - t, 0)  # an output whose target does not count may be anything
+    return difference.square().sum() / denominator, (outputs, difference, denominator)
+
+
+def squared_error_backward(dloss: float | Tensor, cache: SquaredErrorCache) -> Tensor:
+    """dloss, one number -> doutputs (..., n)."""
+    outputs, difference, denominator = cache
+    # loss = sum((y - t)^2) / denominator
+    return (difference * (2 * dloss / denominator)).to(outputs.dtype)

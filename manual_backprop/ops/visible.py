@@ -70,3 +70,4 @@ class Visible(NamedTuple):
 
 
 CAUSAL = Visible()  # every position sees the earlier ones and itself
+EVERYTHING = Visible(causal=False)

@@ -24,7 +24,7 @@ from ..common.batch import AnyBatch
 from ..common.errors import ConfigError, InputError
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order, Padded, Repeated
-from ..models.wrappers.language_model import build_model
+from ..models.wrappers.building import build_wrapper
 from .evaluation import Evaluation, Evaluator
 from .preview import Preview, rows_of_a_step
 from .sequence_pictures import CROSS_ATTENTION, draw_cross_attention, look_at_cross_attention
@@ -76,7 +76,7 @@ class SequenceTask(Task):
         return self.config.network_config(self.words.size)
 
     def build_model(self) -> Any:
-        return build_model(self.config.implementation.name, self.network_config)
+        return build_wrapper(self.config.implementation.name, self.network_config)
 
     @cached_property
     def training(self) -> Rows:

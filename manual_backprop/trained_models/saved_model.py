@@ -26,7 +26,6 @@ from manual_backprop.trained_models.huggingface_directory import as_checkpoint, 
 if TYPE_CHECKING:
     from manual_backprop.config.schema import RunConfig
     from manual_backprop.data.tokens.tokenizer import Tokenizer
-    from manual_backprop.models.wrappers.language_model import LanguageModel
 
 OUTPUTS = Path("outputs")
 WORDS = str.maketrans("/_", "  ")  # validation/exact_match in words
@@ -57,7 +56,7 @@ class SavedModel:
     step: int
     metric: float | None  # what chose the best checkpoint, where this one was measured
     implementation: str
-    model: LanguageModel
+    model: Any  # in the wrapper of its kind: a LanguageModel, an EncoderDecoderWrapper or an EncoderWrapper
     state: Mapping[str, Any]  # what the runner wrote beside the parameters
     metric_name: str = METRIC
 
@@ -239,8 +238,8 @@ def load(which: str, outputs: Path = OUTPUTS, device: str = "auto") -> SavedMode
     else:
         saved = manager.load(found.checkpoint) if lies_in_a_run else load_checkpoint(found.checkpoint)
 
-    from manual_backprop.models.implementations import IMPLEMENTATIONS, build_network
-    from manual_backprop.models.wrappers.language_model import LanguageModel
+    from manual_backprop.models.implementations import IMPLEMENTATIONS
+    from manual_backprop.models.wrappers.building import build_wrapper
     from manual_backprop.models.wrappers.wrapper import saved_network
 
     implementation = _implementation(saved.state)
@@ -249,12 +248,11 @@ def load(which: str, outputs: Path = OUTPUTS, device: str = "auto") -> SavedMode
             f"{found.checkpoint} was trained with implementation={implementation}, which this version does not have; "
             f"it has {', '.join(IMPLEMENTATIONS)}"
         )
-    network = build_network(implementation, replace(saved_network(saved), device=device))
+    model = build_wrapper(implementation, replace(saved_network(saved), device=device))
     try:
-        network.load_parameters(saved.tensors["parameters"])
+        model.network.load_parameters(saved.tensors["parameters"])
     except InputError as error:
         raise CheckpointError(f"{found.checkpoint} does not fit together: {error}") from error
-    model = LanguageModel(network)
     model.step = saved.step
     return SavedModel(found, saved.step, saved.metric, implementation, model, saved.state, saved.metric_name)
 

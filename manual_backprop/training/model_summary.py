@@ -92,7 +92,7 @@ def show_parameters(console: Console, config: CustomTransformerConfig) -> None:
             table.add_row(place, "a block", f"{block:,}", f"{block / total:.1%}", style="bold")
     table.add_row("in all", "", f"{total:,}", "100.0%", style="bold")
     console.print(table)
-    if config.traits.tied_head:
+    if config.tied_head:
         console.print("token_embedding.weight is the vocabulary projection too, and counted once.")
 
 

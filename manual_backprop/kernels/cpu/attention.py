@@ -20,10 +20,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ...ops import attention as textbook
-from ...ops.attention import AttentionGradients, split_heads
+from ...ops.attention import AttentionGradients, CrossAttentionGradients, split_heads
 from ...ops.dropout import Dropout, dropout_forward, keep_mask, signed
 from ...ops.numerics import Record, no_record, wide
-from ...ops.visible import CAUSAL, Visible
+from ...ops.visible import CAUSAL, EVERYTHING, Visible
 from ..arena import Recomputable, in_place_of, kept, persistent, recomputed, saved, scratch
 from ..pieces import pieces
 from ..replay import call_library
@@ -46,6 +46,7 @@ class Scores(NamedTuple):
 
 AttentionCache = tuple[Tensor, Tensor, Tensor, Scores]
 SelfAttentionCache = tuple[Recomputable, Scores, int]
+CrossAttentionCache = textbook.CrossAttentionCache | tuple[Tensor, Tensor, Scores, int, int]
 
 
 def attention_forward(
@@ -97,6 +98,49 @@ def self_attention_backward(dcontext: Tensor, cache: SelfAttentionCache, record:
     dcontext = dcontext.unflatten(2, (n_heads, -1))
     tiles_backward(gradients, dcontext, *split_heads(qkv, n_heads), scores, record)
     return dqkv
+
+
+def cross_attention_forward(
+    query: Tensor,
+    key_value: Tensor,
+    n_heads: int,
+    n_kv_heads: int,
+    visible: Visible = EVERYTHING,
+    dropout: Dropout | None = None,
+    record: Record = no_record,
+) -> tuple[Tensor, CrossAttentionCache]:
+    """context = attention(query, key, value), key and value side by side: `ops.cross_attention_forward`.
+
+    query (B, T, H K), key_value (B, S, 2 G K) -> context (B, T, H K).
+    """
+    heads, (key, value) = query.unflatten(2, (n_heads, -1)), _halves(key_value, n_kv_heads)
+    if n_heads != n_kv_heads and not groups_are_served(heads, key, value, visible, dropout):
+        return textbook.cross_attention_forward(query, key_value, n_heads, n_kv_heads, visible, dropout, record)
+    context, scores = tiles_forward(heads, key, value, visible, dropout, record)
+    return context.flatten(2), (persistent(query), persistent(key_value), scores, n_heads, n_kv_heads)
+
+
+def cross_attention_backward(
+    dcontext: Tensor, cache: CrossAttentionCache, record: Record = no_record
+) -> CrossAttentionGradients:
+    """dcontext (B, T, H K) -> dquery and dkey_value, in the places of query and key_value:
+    `ops.cross_attention_backward`."""
+    if len(cache) == 3:
+        return textbook.cross_attention_backward(dcontext, cache, record)
+    query, key_value, scores, n_heads, n_kv_heads = cache
+    dquery, dkey_value = in_place_of(query), in_place_of(key_value)
+    by_head, gradients = (
+        (of_query.unflatten(2, (n_heads, -1)), *_halves(of_keys, n_kv_heads))
+        for of_query, of_keys in ((query, key_value), (dquery, dkey_value))
+    )
+    tiles_backward(AttentionGradients(*gradients), dcontext.unflatten(2, (n_heads, -1)), *by_head, scores, record)
+    return CrossAttentionGradients(dquery, dkey_value)
+
+
+def _halves(key_value: Tensor, n_kv_heads: int) -> tuple[Tensor, Tensor]:
+    """(B, S, 2 G K) -> key, value: (B, S, G, K) each, views."""
+    key, value = key_value.unflatten(2, (2, n_kv_heads, -1)).unbind(2)
+    return key, value
 
 
 def tiles_forward(

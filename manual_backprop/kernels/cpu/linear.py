@@ -30,12 +30,17 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tup
 
 
 def linear_backward(
-    dy: Tensor, cache: LinearCache, dweight: Tensor, dbias: Tensor | None = None, feedback: Tensor | None = None
+    dy: Tensor,
+    cache: LinearCache,
+    dweight: Tensor,
+    dbias: Tensor | None = None,
+    feedback: Tensor | None = None,
+    dx: Tensor | None = None,
 ) -> Tensor:
     """dy (..., O) -> dx (..., I); adds to dweight (O, I) and dbias (O): `ops.linear_backward`.
 
     Saves a tensor of the weight's size and two passes over it, as the product adds into the buffer itself, and one of
-    the input's size: dx takes the place of x.
+    the input's size: dx takes the place of x. Not so where it is added to a `dx` that is there: x is read by others.
     """
     x, back = recomputed(cache[0]), cache[1] if feedback is None else feedback.to(dy.dtype)
     dy_rows = rows(dy)
@@ -43,6 +48,9 @@ def linear_backward(
     if dbias is not None:
         dbias += dy_rows.sum(0, dtype=dbias.dtype)
     add_product(dweight, dy_rows.T, rows(x))
+    if dx is not None:
+        add_product(rows(dx), dy_rows, back)
+        return dx
     dx = in_place_of(x)
     torch.mm(dy_rows, back, out=rows(dx))
     return dx

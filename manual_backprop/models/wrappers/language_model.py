@@ -28,6 +28,8 @@ from .wrapper import NetworkWrapper, check_tensor, config_of
 class LanguageModel(NetworkWrapper):
     """Any decoder, used as a language model."""
 
+    kind = "decoder"
+
     def forward(
         self, input_ids: Tensor, labels: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> dict[str, Tensor | None]:
@@ -215,7 +217,7 @@ class CustomTransformerWrapper(LanguageModel):
 
 
 def build_model(implementation: str, config: CustomTransformerConfig) -> LanguageModel:
-    """The network of `implementation=NAME` as a language model. Raises ConfigError for one that cannot be built."""
+    """The decoder of `implementation=NAME` as a language model. Raises ConfigError for one that cannot be built."""
     if implementation == "custom":
         return CustomTransformerWrapper(config)
     return LanguageModel(build_network(implementation, config))

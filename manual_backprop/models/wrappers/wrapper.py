@@ -1,6 +1,6 @@
 """What every model has from outside, whatever it reads: training steps, checkpoints, a description; no `nn.Module`.
 
-What goes in and out is the subclasses' business (`language_model.py`).
+What goes in and out is the subclasses' business: `language_model.py`, `encoder_decoder.py`, `encoder.py`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,18 @@ DEFAULT_SIZES = {"vocab_size": 50257, "d_model": 256, "n_blocks": 4, "n_heads": 
 
 class NetworkWrapper:
     """A network of one kind, seen from outside. `network` is what calculates, and `step` counts training steps: each
-    has its own dropout masks."""
+    has its own dropout masks.
+
+    Raises ConfigError for a network of another `kind`, as config.network has it.
+    """
+
+    kind: str
 
     def __init__(self, network: Network):
+        if network.config.network != self.kind:
+            raise ConfigError(
+                [f"network={network.config.network}: {type(self).__name__} is made of network={self.kind}"]
+            )
         self.network = network
         self.config = network.config
         self.step = 0
@@ -67,6 +76,7 @@ class NetworkWrapper:
         return {
             "model_type": MODEL_TYPE,
             "implementation": type(self.network).__name__,
+            "network": config.network,
             "architecture": config.architecture,
             "precision": config.precision,
             **{name: getattr(config, name) for name in DEFAULT_SIZES},
@@ -112,12 +122,15 @@ class NetworkWrapper:
 
 
 def config_of(
-    given: CustomTransformerConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]
+    given: CustomTransformerConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any], kind: str = "decoder"
 ) -> CustomTransformerConfig:
     """A wrapper's config: the one that is given, as it is or as a mapping, or one of the keywords, where a size that
-    is left out has its usual value. Raises ConfigError."""
+    is left out has its usual value. A mapping and keywords need not say which `kind` of network it is. Raises
+    ConfigError."""
     if given is None:
-        return CustomTransformerConfig.of(DEFAULT_SIZES | dict(keywords))
+        return CustomTransformerConfig.of(DEFAULT_SIZES | {"network": kind} | dict(keywords))
+    if isinstance(given, Mapping):
+        given = {"network": kind} | dict(given)
     if keywords:
         raise ConfigError(
             [f"{', '.join(keywords)}: given beside a config; change the config (dataclasses.replace) instead"]
@@ -133,7 +146,10 @@ def _check_same_network(path: Path, saved: CustomTransformerConfig, here: Custom
         | {"norm_epsilon": one.epsilon, "rotary_base": one.base}
         for one in (saved, here)
     )
-    names = ("architecture", "activation", *DEFAULT_SIZES, "n_kv_heads", "norm_epsilon", "rotary_base")
+    names = (
+        *("network", "architecture", "activation", *DEFAULT_SIZES, "n_kv_heads", "norm_epsilon", "rotary_base"),
+        *("positions", "n_encoder_blocks", "source_vocab_size", "max_source_len", "pooling", "n_inputs", "n_outputs"),
+    )
     differences = [f"{name} is {there[name]} there and {own[name]} here" for name in names if own[name] != there[name]]
     if differences:
         raise CheckpointError(f"{path} belongs to another network: {'; '.join(differences)}.")

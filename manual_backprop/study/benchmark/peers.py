@@ -19,6 +19,8 @@ from ...models.network import parameter_shapes
 
 def why_not(config: CustomTransformerConfig) -> str | None:
     """Why there is no such peer of this network here, or None."""
+    if config.network != "decoder":
+        return f"transformers has no network={config.network} of these blocks"
     if config.architecture not in LAYOUTS:
         return f"transformers has no network of architecture={config.architecture}"
     if importlib.util.find_spec("transformers") is None:

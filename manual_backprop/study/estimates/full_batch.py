@@ -17,19 +17,25 @@ def full_batch(config: CustomTransformerConfig, rows: int, device: torch.device)
     """Of `rows` rows, which all count."""
     import torch
 
-    from ...common.batch import Batch, PairBatch
+    from ...common.batch import Batch, EncoderBatch, PairBatch
 
     T = config.max_seq_len
+    if config.network == "encoder":
+        inputs, lengths = torch.zeros(rows, T, dtype=torch.int64), torch.full((rows,), T)
+        if config.n_inputs is not None:
+            inputs = torch.zeros(rows, T, config.n_inputs, dtype=config.get_dtype())
+        targets = torch.zeros(rows, dtype=torch.int64)
+        if config.head_loss == "squared_error":
+            targets = torch.zeros(rows, config.n_outputs or 1, dtype=config.get_dtype())
+        return EncoderBatch(inputs.to(device), lengths.to(device), targets.to(device))
     tokens = (torch.arange(rows * T, device=device).view(rows, T) * 7919) % config.vocab_size
-    if config.get("network", "decoder") == "decoder":
+    if config.network == "decoder":
         return Batch(tokens, tokens)
-    S = config.get("max_source_len") or T
+    S = config.max_source_len or T
     source = (torch.arange(rows * S, device=device).view(rows, S) * 7919) % config.vocab_size
     return PairBatch(source, torch.full((rows,), S, device=device), tokens, tokens)
 
 
 def predicted(network: Network, batch: AnyBatch) -> Any:
-    """The network's logits (B, T, V)."""
-    from ...common.batch import Batch
-
-    return network.predict(batch.tokens) if isinstance(batch, Batch) else network.predict(batch)  # type: ignore[arg-type]
+    """What the network makes of it, without a step."""
+    return network.predict(batch)

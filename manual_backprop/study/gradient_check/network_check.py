@@ -120,9 +120,9 @@ def zero_by_structure(config: CustomTransformerConfig, batch: Batch) -> Iterator
         if T == 1:
             for name in ("query.weight", "key.weight", *(["query.bias"] * config.traits.biases)):
                 yield place + name, "T = 1", slice(None)
-    if config.traits.positions == "learned" and config.max_seq_len > T:
+    if config.position_kind == "learned" and config.max_seq_len > T:
         yield "position_embedding.weight", "beyond T", slice(T, None)
-    if not config.traits.tied_head:
+    if not config.tied_head:
         unused = torch.ones(config.vocab_size, dtype=torch.bool)
         unused[batch.tokens.flatten().cpu()] = False
         if unused.any():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...models.mirror_step import dropout_mirror
-from ...ops import CAUSAL, IGNORED, Dropout, Visible
+from ...ops import CAUSAL, EVERYTHING, IGNORED, Dropout, Visible
 
 # Embedding
 
@@ -91,6 +91,21 @@ def self_attention_mirror(
 ) -> Tensor:
     query, key, value = (part.reshape(*qkv.shape[:2], n_heads, -1) for part in qkv.split(qkv.shape[2] // 3, dim=-1))
     return attention_mirror(query, key, value, visible, dropout).reshape(*qkv.shape[:2], -1)
+
+
+def cross_attention_mirror(
+    query: Tensor,
+    key_value: Tensor,
+    n_heads: int,
+    n_kv_heads: int,
+    visible: Visible = EVERYTHING,
+    dropout: Dropout | None = None,
+) -> Tensor:
+    """Head by head."""
+    keys, values = (part.chunk(n_kv_heads, dim=-1) for part in key_value.chunk(2, dim=-1))
+    places = [head * n_kv_heads // n_heads for head in range(n_heads)]
+    key, value = (torch.stack([part[place] for place in places], dim=2) for part in (keys, values))
+    return attention_mirror(query.reshape(*query.shape[:2], n_heads, -1), key, value, visible, dropout).flatten(2)
 
 
 # Rotary positions and shared keys and values
@@ -190,3 +205,23 @@ def cross_entropy_mirror(
 
 def linear_cross_entropy_mirror(x: Tensor, weight: Tensor, targets: Tensor, **settings: Any) -> Tensor:
     return cross_entropy_mirror(F.linear(x, weight), targets, **settings)
+
+
+# One vector of a sequence, and squared error
+
+
+def mean_pooling_mirror(x: Tensor, lengths: Tensor) -> Tensor:
+    """Row by row."""
+    return torch.stack(
+        [row[:length].mean(0) if length else 0 * row.sum(0) for row, length in zip(x, lengths.tolist(), strict=True)]
+    )
+
+
+def first_position_mirror(x: Tensor) -> Tensor:
+    return x.select(1, 0)
+
+
+def squared_error_mirror(outputs: Tensor, targets: Tensor, denominator: int | Tensor | None = None) -> Tensor:
+    counts = ~targets.isnan()
+    total = F.mse_loss(outputs[counts], targets[counts], reduction="sum")
+    return total / torch.as_tensor(counts.sum() if denominator is None else denominator).clamp(min=1)

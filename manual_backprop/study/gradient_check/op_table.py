@@ -217,6 +217,27 @@ def self_attention_cases(draw: Draw) -> Iterator[Case]:
     yield Case("sharp", {"qkv": qkv * 20}, settings={"n_heads": n_heads})
 
 
+@row("cross_attention", outputs="context", returns="query key_value")
+def cross_attention_cases(draw: Draw) -> Iterator[Case]:
+    def case(name: str, B: int, T: int, S: int, n_heads: int, n_kv_heads: int, **settings: Any) -> Case:
+        inputs = {"query": draw.normal(B, T, 4 * n_heads), "key_value": draw.normal(B, S, 8 * n_kv_heads)}
+        return Case(name, inputs, settings={"n_heads": n_heads, "n_kv_heads": n_kv_heads, **settings})
+
+    B, T, S = draw.B, draw.T, draw.T + 3
+    lengths = torch.arange(S, S - B, -1).clamp(min=1)
+    lengths[-1] = 0  # an empty source
+    padded = Visible(False, lengths)
+    dropout = Dropout(0.4, 987654321987654321, (4, S), first=(3,))
+    yield case("padded sources, one of them empty", B, T, S, 3, 3, visible=padded)
+    yield case("all visible", B, T, S, 3, 3)
+    yield case("4 heads share 2, padding, dropout", B, T, S, 4, 2, visible=padded, dropout=dropout)
+    yield case("all share 1", B, T, S, 3, 1, visible=padded)
+    yield case("a longer target", B, S, T, 3, 3)
+    yield case("S=1", B, T, 1, 2, 1)
+    yield case("T=1", B, 1, S, 2, 2, visible=padded)
+    yield case("B=1 T=1 S=1", 1, 1, 1, 2, 2)
+
+
 # Rotary positions and shared keys and values: K = 4, so that a head has two pairs
 
 
@@ -326,6 +347,24 @@ def gated_feed_forward_cases(draw: Draw) -> Iterator[Case]:
     yield Case("rows alone", {"x": draw.normal(draw.T, draw.D)}, parameters)
 
 
+# One vector of a sequence
+
+
+@row("mean_pooling")
+def mean_pooling_cases(draw: Draw) -> Iterator[Case]:
+    lengths = torch.arange(draw.T, draw.T - draw.B, -1).clamp(min=1)
+    lengths[-1] = 0
+    yield Case("padded, one of them empty", {"x": draw.x()}, settings={"lengths": lengths})
+    yield Case("all real", {"x": draw.x()}, settings={"lengths": torch.full((draw.B,), draw.T)})
+    yield Case("B=1 T=1", {"x": draw.resized(B=1, T=1).x()}, settings={"lengths": torch.tensor([1])})
+
+
+@row("first_position")
+def first_position_cases(draw: Draw) -> Iterator[Case]:
+    yield Case("typical", {"x": draw.x()})
+    yield Case("B=1 T=1", {"x": draw.resized(B=1, T=1).x()})
+
+
 # Loss
 
 
@@ -369,3 +408,18 @@ def linear_cross_entropy_cases(draw: Draw) -> Iterator[Case]:
             settings,
             upstream=upstream,
         )
+
+
+@row("squared_error", outputs="loss", returns="outputs")
+def squared_error_cases(draw: Draw) -> Iterator[Case]:
+    outputs, targets = draw.normal(draw.B, draw.F), draw.normal(draw.B, draw.F)
+    some = targets.masked_fill(draw.ids(3, draw.B, draw.F) == 0, math.nan)
+    some[0, 0], some[-1, -1] = math.nan, 0.5
+    yield Case("some do not count", {"outputs": outputs}, settings={"targets": some})
+    yield Case("all count", {"outputs": outputs}, settings={"targets": targets}, upstream={"dloss": 1.0})
+    other = {"targets": some, "denominator": 29}
+    yield Case("another denominator", {"outputs": outputs}, settings=other, upstream={"dloss": 0.7})
+    on_device = {"targets": some, "denominator": torch.tensor(31)}
+    yield Case("denominator on the device", {"outputs": outputs}, settings=on_device)
+    yield Case("none counts", {"outputs": outputs}, settings={"targets": torch.full_like(targets, math.nan)})
+    yield Case("one number", {"outputs": draw.normal(1, 1)}, settings={"targets": draw.normal(1, 1)})

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ...common.batch import AnyBatch, PairBatch
+from ...common.batch import AnyBatch, EncoderBatch, PairBatch
 from ...models.network import Network
 from ...ops import IGNORED
 from ...ops.numerics import wide
@@ -45,11 +45,17 @@ def layer_of(name: str) -> str:
 
 def counted(batch: AnyBatch) -> dict[str, Tensor]:
     """Which positions of a batch count, where the decoder is and, of a batch with a source, where the encoder is."""
+    if isinstance(batch, EncoderBatch):
+        return {"encoder": _before(batch.lengths, batch.inputs)}
     found = {"decoder": batch.targets != IGNORED}  # (B, T)
     if isinstance(batch, PairBatch):
-        places = torch.arange(batch.source.shape[1], device=batch.source.device)
-        found["encoder"] = places < batch.source_lengths[:, None]  # (B, S)
+        found["encoder"] = _before(batch.source_lengths, batch.source)
     return found
+
+
+def _before(lengths: Tensor, rows: Tensor) -> Tensor:
+    """The first places of each row, (B, S)."""
+    return torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
 
 
 def layers_of(names: Iterable[str]) -> dict[str, list[str]]:

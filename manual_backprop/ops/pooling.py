@@ -1,0 +1,41 @@
+"""One vector of a whole sequence: the mean over its real positions, or its first position."""
+
+import torch
+from torch import Tensor
+
+MeanPoolingCache = tuple[Tensor, Tensor]
+FirstPositionCache = torch.Size
+
+
+def mean_pooling_forward(x: Tensor, lengths: Tensor) -> tuple[Tensor, MeanPoolingCache]:
+    """y_b = sum over t < lengths_b of x_bt / lengths_b.
+
+    x (B, T, D), lengths (B) of whole numbers up to T -> y (B, D); 0 for an empty sequence. What is padded may hold
+    anything, NaN too. Each real position gets the same share of the gradient, the others none:
+        dx_bt = dy_b / lengths_b for t < lengths_b, else 0
+    """
+    real = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]  # (B, T, 1)
+    count = lengths.clamp(min=1)[:, None].to(x.dtype)  # (B, 1)
+    y = torch.where(real, x, 0).sum(1) / count
+    return y, (real, count)
+
+
+def mean_pooling_backward(dy: Tensor, cache: MeanPoolingCache) -> Tensor:
+    """dy (B, D) -> dx (B, T, D)."""
+    real, count = cache
+    # y = sum(where(real, x, 0)) / count
+    return torch.where(real, (dy / count)[:, None], 0)
+
+
+def first_position_forward(x: Tensor) -> tuple[Tensor, FirstPositionCache]:
+    """y_b = x_b0. x (B, T, D) -> y (B, D). All positions but the first get no gradient."""
+    return x[:, 0].clone(), x.shape
+
+
+def first_position_backward(dy: Tensor, cache: FirstPositionCache) -> Tensor:
+    """dy (B, D) -> dx (B, T, D)."""
+    shape = cache
+    dx = dy.new_zeros(shape)
+    # y = x[:, 0]
+    dx[:, 0] = dy
+    return dx
