@@ -29,6 +29,7 @@ from manual_backprop.study.gradient_check import (
     check_op_precision,
     draw_batch,
     odd_cases,
+    odd_pairs,
 )
 from manual_backprop.study.gradient_check.measure import Finding, differing, error_of, errors_of
 from manual_backprop.study.gradient_check.network_check import STEP, networks, step_of
@@ -45,9 +46,10 @@ ARCHITECTURES = ("gpt2", "vaswani", "llama")
 PAIRS = {"reference": ops, "fused": kernels}
 BOTH = pytest.mark.parametrize("which", PAIRS)
 NETWORKS = [
-    pytest.param(config, batch, scale, id=f"{architecture}-{name}")
+    pytest.param(config, batch, scale, id=f"{architecture}-{kind}{name}")
+    for kind, cases in {"": odd_cases, "pair-": odd_pairs}.items()
     for architecture in ARCHITECTURES
-    for name, config, batch, scale in odd_cases(architecture)
+    for name, config, batch, scale in cases(architecture)
 ]
 
 

@@ -39,7 +39,8 @@ from manual_backprop.study.gradient_check import (
     odd_cases,
 )
 from manual_backprop.study.gradient_check.measure import AUTOGRAD_BAR, LOW_PRECISION_BAR, Finding, differing, errors_of
-from manual_backprop.study.gradient_check.network_check import STEP, counted, networks, set_proof_scale, step_of
+from manual_backprop.study.gradient_check.network_case import counted
+from manual_backprop.study.gradient_check.network_check import STEP, networks, set_proof_scale, step_of
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "as_written"),

@@ -19,7 +19,8 @@ from manual_backprop.ops import IGNORED, Dropout, keep_mask, random_key
 from manual_backprop.optim.optimizers import AdamW, Optimizer
 from manual_backprop.study.gradient_check import ODD, draw_batch
 from manual_backprop.study.gradient_check.measure import errors_of
-from manual_backprop.study.gradient_check.network_check import counted, networks, wholly_zero
+from manual_backprop.study.gradient_check.network_case import counted, wholly_zero
+from manual_backprop.study.gradient_check.network_check import networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -26,7 +26,7 @@ from .network import parameter_shapes
 
 log = logging.getLogger(__name__)
 
-MODULES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
+MODULES: dict[str, Any] = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
 FUSED = {"attention": "qkv", "cross_attention": "key_value", "feed_forward": "gated"}  # several matrices in one
 
 

@@ -34,6 +34,7 @@ class CustomEncoderDecoder(CustomTransformer):
         loss, loss_cache = self._loss_forward(x, targets, denominator)
         dx = self._loss_backward(1.0, loss_cache)
         dmemory = self._hidden_backward(dx, decoder_cache, "decoder.")
+        assert dmemory is not None
         self._hidden_backward(dmemory, encoder_cache, "encoder.")
         self.on_gradients_complete(None)
         return loss
@@ -66,6 +67,7 @@ class CustomEncoderDecoder(CustomTransformer):
         # logits = x head^T
         dx = self.ops.linear_backward(dlogits, head_cache, self.dhead)
         dmemory = self._hidden_backward(dx, decoder_cache, "decoder.")
+        assert dmemory is not None
         self._hidden_backward(dmemory, encoder_cache, "encoder.")
         self.on_gradients_complete(None)
 

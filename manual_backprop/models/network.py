@@ -100,7 +100,7 @@ def reads_memory(config: CustomTransformerConfig, block: str) -> bool:
 def packed_names(config: CustomTransformerConfig, block: str) -> dict[str, list[str]]:
     """Parameters of a block that lie side by side, so that one product serves all of them: by the name of the whole."""
     kinds = ("weight", "bias") if config.traits.biases else ("weight",)
-    groups = [("attention", "qkv", ("query", "key", "value"))]
+    groups: list[tuple[str, str, tuple[str, ...]]] = [("attention", "qkv", ("query", "key", "value"))]
     if reads_memory(config, block):
         groups.append(("cross_attention", "key_value", ("key", "value")))
     packed = {

@@ -59,14 +59,10 @@ class HandWrittenNetwork(FlatNetwork):
 
     # The calculus, which a subclass brings
 
-    @abstractmethod
-    def _step(self, *inputs: Any, denominator: int | Tensor, dropout: DropoutSource) -> Tensor:
-        """`inputs` are `inputs_of` a batch, the targets last -> loss, one number; adds to all gradients."""
-
-    @abstractmethod
-    def _outputs_forward(self, *inputs: Any, dropout: DropoutSource, keep: bool = True) -> tuple[Tensor, Cache]:
-        """`inputs` as above, without the targets -> logits (B, T, V), or what the head of this network gives. `keep`
-        the caches, for backward."""
+    # `inputs_of` a batch, then the targets and the rest -> loss, one number; adds to all gradients
+    _step: Callable[..., Tensor]
+    # `inputs_of` a batch, dropout, and whether to keep the caches -> logits (B, T, V), or what the head gives
+    _outputs_forward: Callable[..., tuple[Tensor, Cache]]
 
     @abstractmethod
     def _outputs_backward(self, doutputs: Tensor, cache: Cache) -> None:

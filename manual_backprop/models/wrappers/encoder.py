@@ -88,7 +88,8 @@ class EncoderWrapper(NetworkWrapper):
             rows, lengths = padded_numbers("inputs", inputs, lengths, config.n_inputs)
             rows = rows.to(config.get_dtype())
         wanted = self._targets(targets, len(rows))
-        return EncoderBatch(*(part.to(self.network.device) for part in (rows, lengths, wanted)))
+        device = self.network.device
+        return EncoderBatch(rows.to(device), lengths.to(device), wanted.to(device))
 
     def _targets(self, targets: Tensor | Sequence[Any] | None, B: int) -> Tensor:
         config, n = self.config, self.config.n_outputs

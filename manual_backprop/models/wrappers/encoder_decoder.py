@@ -80,7 +80,7 @@ class EncoderDecoderWrapper(NetworkWrapper):
     def forward(
         self,
         source: Rows,
-        target: Rows | None,
+        target: Rows,
         source_lengths: Tensor | None = None,
         target_lengths: Tensor | None = None,
     ) -> dict[str, Tensor]:
@@ -149,9 +149,8 @@ class EncoderDecoderWrapper(NetworkWrapper):
         tokens[:, 1:] = torch.where(real, targets, self.padding_token_id)
         wanted[:, :-1] = torch.where(real, targets, IGNORED)
         wanted.scatter_(1, target_lengths[:, None], self.eos_token_id)
-        lengths = target_lengths + 1
-        parts = (part.to(self.network.device) for part in (sources, source_lengths, tokens, wanted, lengths))
-        return PairBatch(*parts)
+        parts = sources, source_lengths, tokens, wanted, target_lengths + 1
+        return PairBatch(*[part.to(self.network.device) for part in parts])  # type: ignore[arg-type]
 
     def _read_source(self, source: Rows, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         sources, lengths = padded("source", source, lengths, self.padding_token_id)

@@ -92,12 +92,8 @@ class NamedCase:
 
     def case(self, name: str, precision: str, threads: int, batch_size: int | None) -> Case:
         """`batch_size` None: its own; with another the bar does not hold."""
-        config = CustomTransformerConfig(
-            **self.sizes,
-            network=self.network,
-            precision=precision,
-            device=self.device,  # type: ignore[arg-type]
-        )
+        fields = dict(self.sizes) | {"network": self.network, "precision": precision, "device": self.device}
+        config = CustomTransformerConfig.of(fields)
         bar = self.bars.get(precision) if batch_size in (None, self.batch_size) else None
         return Case(config, batch_size or self.batch_size, threads, name, bar)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...common.batch import Batch
+from ...common.batch import Batch, PairBatch
 from ...config.schema import CustomTransformerConfig
 from ...models.huggingface.layouts import LAYOUTS, config_json, entries, layout_of
 from ...models.implementations import build_network
@@ -73,7 +73,7 @@ class HuggingFacePeer:
         return self.model(input_ids=tokens, labels=targets, shift_labels=targets, use_cache=False).loss
 
     @torch.enable_grad()
-    def loss_and_gradients(self, batch: Batch) -> Tensor:
+    def loss_and_gradients(self, batch: Batch | PairBatch) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             loss = self.loss(batch.tokens, batch.targets)
