@@ -15,8 +15,9 @@ from manual_backprop import evaluate, generate
 from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint
 from manual_backprop.common.batch import IGNORED, Batch, PairBatch
 from manual_backprop.common.errors import ConfigError, InputError
-from manual_backprop.config.schema import TaskConfig
+from manual_backprop.config.schema import CustomTransformerConfig, TaskConfig
 from manual_backprop.data.tokens.order import Padded
+from manual_backprop.models.wrappers.building import build_wrapper
 from manual_backprop.tasks.sequence_pictures import CrossAttention, diagonal_shares, draw_cross_attention
 from manual_backprop.tasks.sequence_rows import SPLITS, Rows, Vocabulary, draw_rows, split_of
 from manual_backprop.tracking.run_directory import read_run
@@ -313,3 +314,27 @@ def test_predictions_of_a_checkpoint_are_those_of_other_rows(finished: Path) -> 
     state = json.loads((finished / "checkpoints/step-000060/state.json").read_text())
     assert state["higher_is_better"] is True
     assert len(state["state"]["dataset_digest"]) == 64
+
+
+@pytest.mark.parametrize("network", ["decoder", "encoder_decoder"])
+def test_label_smoothing_gives_padding_nothing(network: str) -> None:
+    """The three implementations agree, and the logit of padding gets what softmax gives it alone."""
+    rows = draw_rows(REVERSAL, "training", 0, network)
+    batch = rows.batch(np.arange(5), rows.source_lengths[:5] + 1)
+    sizes = {"d_model": 8, "n_blocks": 1, "n_heads": 2, "d_ffn": 12, "max_seq_len": 11, "precision": "fp64"}
+    kind = {"vocab_size": rows.vocabulary.size, "network": network, "architecture": "vaswani", "label_smoothing": 0.3}
+    losses, gradients = [], []
+    for implementation, kernels in (("custom", "reference"), ("custom", "fused"), ("torch", "reference")):
+        config = CustomTransformerConfig(**sizes, **kind, kernels=kernels, padding_token_id=7)
+        built = build_wrapper(implementation, config).network
+        built.load_parameters(build_wrapper("custom", config).network.export_parameters())
+        built.zero_gradients()
+        losses.append(built.loss_and_gradients(batch, denominator=17, step=None))
+        gradients.append(built.gradients["head.weight"][7].clone())
+    plain = build_wrapper("custom", replace(config, label_smoothing=0.0)).network
+    plain.zero_gradients()
+    plain.loss_and_gradients(batch, denominator=17, step=None)
+    for loss, gradient in zip(losses, gradients, strict=True):
+        assert loss.item() == pytest.approx(losses[0].item(), rel=1e-13)
+        assert torch.allclose(gradient, plain.gradients["head.weight"][7], rtol=1e-11, atol=1e-15)
+    assert losses[0] != plain.loss_and_gradients(batch, denominator=17, step=None)

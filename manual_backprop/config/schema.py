@@ -331,6 +331,7 @@ class RunConfig:
             d_ffn=model.d_ffn,
             max_seq_len=model.max_seq_len,
             network=self.network_name,
+            padding_token_id=self.task.symbols,  # where there are symbols, padding comes after them
             n_kv_heads=model.n_kv_heads,
             dropout=model.dropout,
             architecture=self.architecture.name,

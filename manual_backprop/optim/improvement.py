@@ -39,7 +39,8 @@ class Improvement:
         """From a checkpoint; those of older versions have none. Raises ValueError for what is none."""
         if state is None:
             return cls()
-        best, counts = state.get("best"), [state.get(name) for name in ("since_best", "since_lowered", "lowered")]
+        best = state.get("best")
+        counts: list[Any] = [state.get(name) for name in ("since_best", "since_lowered", "lowered")]
         if not isinstance(best, float | None) or not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError(f"what evaluations have shown is {dict(state)}: expected a number and three counts")
         return cls(best, *counts)

@@ -174,6 +174,7 @@ class LanguageModelTask(Task):
         return next(self.evaluation_batches(self.corpus.split("validation"), device, rows=1))
 
     def text(self, batch: AnyBatch, positions: int) -> str:
+        assert isinstance(batch, Batch)
         return self.corpus.tokenizer.decode(batch.tokens[0, :positions].tolist())
 
     # What is said and saved of it

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from ..common.batch import AnyBatch
+from ..common.batch import AnyBatch, EncoderBatch
 from ..common.errors import ConfigError, InputError
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order, Padded, Repeated
@@ -226,6 +226,7 @@ class SequenceTask(Task):
         return next(self.batches(self.validation, device, count=1))
 
     def text(self, batch: AnyBatch, positions: int) -> str:
+        assert not isinstance(batch, EncoderBatch)
         return self.words.words(batch.tokens[0, :positions].tolist())
 
     # What is said and saved of it

@@ -9,7 +9,7 @@ afterwards is its own business, and so is what of it a reader gets to see.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +19,8 @@ import torch
 from ..common.batch import AnyBatch
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order
-from ..models.wrappers.language_model import LanguageModel
+from ..models.wrappers.wrapper import NetworkWrapper
+from .evaluation import Evaluator
 from .preview import Preview
 
 
@@ -83,7 +84,7 @@ class Task(ABC):
         """The network that the config and the examples ask for. Raises ConfigError where they do not fit."""
 
     @abstractmethod
-    def build_model(self) -> LanguageModel:
+    def build_model(self) -> NetworkWrapper:
         """A new model with that network: its head and its loss are those that this task's batches want."""
 
     @abstractmethod
@@ -100,18 +101,22 @@ class Task(ABC):
     # What it measures and predicts
 
     @abstractmethod
-    def evaluate(self, model: LanguageModel, limit: int | None = None) -> Evaluated:
+    def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:
         """Over the validation split; with `limit`, over its first so many batches."""
 
+    def unsmoothed_loss(self, model: NetworkWrapper, batches: Iterable[AnyBatch]) -> float:
+        """Of a training step's batches, without label smoothing and dropout: what can be compared with validation."""
+        return Evaluator(model).evaluate(batches).loss
+
     @abstractmethod
-    def predictions(self, model: LanguageModel) -> list[str]:
+    def predictions(self, model: Any) -> list[str]:
         """What the model makes of some examples, as texts for a reader. The same model, the same texts."""
 
     def in_one_line(self, prediction: str) -> str:
         """Of a prediction what is shown while a run goes on."""
         return " ".join(prediction.split())
 
-    def final(self, model: LanguageModel, directory: Path) -> Final:
+    def final(self, model: Any, directory: Path) -> Final:
         """At the end of a run, once: what else is measured, and pictures, which are written into `directory`."""
         return Final()
 

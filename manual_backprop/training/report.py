@@ -86,7 +86,13 @@ class RunReport:
         self.say(f"run directory: {self.directory.path}")
 
     def step(
-        self, loss: float, learning_rate: float, gradient_norm: float, seconds_per_step: float, nonfinite_steps: int
+        self,
+        loss: float,
+        learning_rate: float,
+        gradient_norm: float,
+        seconds_per_step: float,
+        nonfinite_steps: int,
+        unsmoothed: float | None = None,
     ) -> None:
         """Of the last step; seconds are the mean since the last one that was reported, and nonfinite_steps all."""
         step = self.facts.model.step
@@ -107,6 +113,7 @@ class RunReport:
                 "peak_share": tokens_per_second * self.flops_per_token / self.peak_rate,
                 "nonfinite_steps": nonfinite_steps,
                 "epoch": step / self.steps_per_epoch,
+                **({} if unsmoothed is None else {"train/unsmoothed_loss": unsmoothed}),
                 **self.system.sample(),
             },
         )

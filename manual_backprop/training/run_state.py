@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..config.rules import shown
-from ..models.wrappers.language_model import LanguageModel
+from ..models.wrappers.wrapper import NetworkWrapper
 from ..optim.improvement import Improvement
 from ..optim.optimizers import Optimizer
 from ..tracking import RunDirectory
@@ -27,7 +27,7 @@ from .run_facts import RunFacts
 log = logging.getLogger(__name__)
 
 
-def tensors_of(model: LanguageModel, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
+def tensors_of(model: NetworkWrapper, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
     """Where they lie, and no copies: a save ends before the next step begins."""
     return {"parameters": dict(model.network.parameters), "optimizer": optimizer.state_views()}
 
@@ -44,7 +44,7 @@ def state_of(facts: RunFacts, metrics_length: int, improvement: Improvement) -> 
     }
 
 
-def restore(model: LanguageModel, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
+def restore(model: NetworkWrapper, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
     """Put parameters, optimizer and step back. Raises InputError, and changes nothing, where they do not fit."""
     model.network.load_parameters(checkpoint.tensors["parameters"])
     optimizer.load_state(checkpoint.tensors["optimizer"])

@@ -257,7 +257,11 @@ class Runner:
         report.final(self.final)
 
     def _report_step(self, report: RunReport, loss: Tensor, rate: float, norm: Tensor, seconds: float) -> None:
-        report.step(loss.item(), rate, norm.item(), seconds, int(self.optimizer.nonfinite_steps))
+        unsmoothed = None
+        if self.config.training.label_smoothing:
+            batches = self.order.batches(self.step - 1, self.model.network.device)[1]
+            unsmoothed = self.task.unsmoothed_loss(self.model, batches)
+        report.step(loss.item(), rate, norm.item(), seconds, int(self.optimizer.nonfinite_steps), unsmoothed)
 
     def interruption_point(self, directory: RunDirectory, tracker: Tracker) -> None:
         """Between two steps: a signal that came meanwhile ends the run here, with a checkpoint."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ...config.schema import CustomTransformerConfig
 
@@ -36,6 +37,17 @@ def full_batch(config: CustomTransformerConfig, rows: int, device: torch.device)
     return PairBatch(source, torch.full((rows,), S, device=device), tokens, tokens)
 
 
-def predicted(network: Network, batch: AnyBatch) -> Any:
-    """What the network makes of it, without a step."""
-    return network.predict(batch)
+def next_token(network: Network, batch: AnyBatch) -> Callable[[], object]:
+    """Reads one token more, after the first half of the batch's first row; of an encoder, its first row."""
+    from ...common.batch import EncoderBatch, PairBatch
+    from ...models.decoding.incremental import IncrementalDecoder
+
+    if isinstance(batch, EncoderBatch):
+        row = EncoderBatch(batch.inputs[:1], batch.lengths[:1], batch.targets[:1])
+        return lambda: network.predict(row)
+    decoder = IncrementalDecoder(network)
+    if isinstance(batch, PairBatch):
+        lengths = batch.source_lengths[:1]
+        decoder = IncrementalDecoder(network, 1, network.encode(batch.source[:1], lengths), lengths)
+    decoder.read(batch.tokens[:1, : max(1, batch.tokens.shape[1] // 2)])
+    return lambda: decoder.read(batch.tokens[:1, :1])

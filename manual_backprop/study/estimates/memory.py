@@ -154,7 +154,7 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
     from ...models.implementations import build_network
     from ...models.optimization import build_optimizer
     from ...ops import cross_entropy_forward
-    from .full_batch import full_batch, predicted
+    from .full_batch import full_batch
 
     class Living(TorchDispatchMode):
         """Follows every tensor from the operation that made it to its end."""
@@ -198,7 +198,7 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
             optimizer.step(loss, 1e-3, config.training.max_grad_norm)
         step = living.peak - state
         living.peak = living.now
-        logits = predicted(network, batch)
+        logits = network.predict(batch)
         _ = cross_entropy_forward(logits, batch.targets, denominator=1), logits.argmax(-1)
         evaluation = living.peak - state
     return state, step, evaluation

@@ -82,15 +82,16 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
     """With `rows` sequences at a time; a larger batch takes proportionally longer."""
     import torch
 
-    from ...models.decoding.incremental import IncrementalDecoder
     from ...models.implementations import build_network
     from ...models.optimization import build_optimizer
-    from .full_batch import full_batch, predicted
+    from .full_batch import full_batch, next_token
 
     network = build_network(config.implementation.name, replace(network_config, seed=0))
     optimizer = build_optimizer(config, network)
     T = network_config.max_seq_len
     batch = full_batch(network_config, rows, network.device)
+
+    read = next_token(network, batch)
 
     def wait() -> None:
         if network.device.type == "cuda":
@@ -115,13 +116,9 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
             for _ in repeated(MOST, FEWEST, LONGEST)
         ]
         predictions = [
-            seconds_of(lambda: predicted(network, batch), wait, clock) for _ in repeated(1 + FEWEST, 2, LONGEST / 4)
+            seconds_of(lambda: network.predict(batch), wait, clock) for _ in repeated(1 + FEWEST, 2, LONGEST / 4)
         ]
-        decoder = IncrementalDecoder(network)
-        decoder.read(batch.tokens[:1, : max(1, T // 2)])
-        samples = [
-            seconds_of(lambda: decoder.read(batch.tokens[:1, :1]), wait, clock) for _ in repeated(MOST, 2, LONGEST / 4)
-        ]
+        samples = [seconds_of(read, wait, clock) for _ in repeated(MOST, 2, LONGEST / 4)]
         return steps, Speed(typical(steps), typical(predictions[1:]) / (rows * T), typical(samples[1:]), "")
 
     sequences = config.training.batch_size * config.training.gradient_accumulation_steps

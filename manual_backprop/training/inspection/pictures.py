@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...common.batch import AnyBatch
+from ...common.batch import AnyBatch, EncoderBatch
 from ...common.pictures import new_figure, save_figure, with_grid
 from ...models.network import Network
 from ...models.recorder import Recorder
@@ -112,7 +112,8 @@ class PassSnapshot:
         finally:
             network.recorder = before
         self.network, self.batch, self.recorded = network, batch, recorder.tensors
-        self.places = min(batch.tokens.shape[1], MOST_TOKENS)
+        tokens = batch.inputs if isinstance(batch, EncoderBatch) else batch.tokens
+        self.places = min(tokens.shape[1], MOST_TOKENS)
 
     def attention(self) -> dict[int, np.ndarray]:
         """Of each of the decoder's blocks, (H, T, T) over the first tokens of the text; the rows see nothing behind
