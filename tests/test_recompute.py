@@ -93,3 +93,25 @@ def test_less_is_alive_at_the_peak_of_a_step(implementation: str, architecture: 
             step_of(network, batch)
         peaks[how] = living.peak
     assert peaks["block"] < peaks["none"] / 2.5
+
+
+@pytest.mark.nightly
+def test_a_compiled_step_recomputes_with_the_same_dropout() -> None:
+    """The compiler draws its own masks: the gradient is held against the loss along one direction."""
+    config = replace(ODD, dropout=0.3, compile="always", recompute="block")
+    network, batch = build_network("baseline", config), draw_batch(config, 3, 7)
+
+    def loss() -> float:
+        return float(network.loss_and_gradients(batch, denominator=9, step=1))
+
+    loss()
+    gradients = {name: gradient.clone() for name, gradient in network.gradients.items()}
+    generator = torch.Generator().manual_seed(0)
+    way = {name: torch.randn(g.shape, generator=generator, dtype=g.dtype) for name, g in gradients.items()}
+    losses = []
+    for size in (1e-6, -2e-6):
+        for name, parameter in network.parameters.items():
+            parameter.add_(way[name], alpha=size)
+        losses.append(loss())
+    slope = sum(float((gradients[name] * way[name]).sum()) for name in way)
+    assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(slope, rel=1e-6)
