@@ -29,6 +29,7 @@ from manual_backprop.study.gradient_check import (
     check_op_precision,
     draw_batch,
     odd_cases,
+    odd_encoders,
     odd_pairs,
 )
 from manual_backprop.study.gradient_check.measure import Finding, differing, error_of, errors_of
@@ -47,7 +48,7 @@ PAIRS = {"reference": ops, "fused": kernels}
 BOTH = pytest.mark.parametrize("which", PAIRS)
 NETWORKS = [
     pytest.param(config, batch, scale, id=f"{architecture}-{kind}{name}")
-    for kind, cases in {"": odd_cases, "pair-": odd_pairs}.items()
+    for kind, cases in {"": odd_cases, "pair-": odd_pairs, "encoder-": odd_encoders}.items()
     for architecture in ARCHITECTURES
     for name, config, batch, scale in cases(architecture)
 ]

@@ -30,7 +30,7 @@ ARCHITECTURES = ("gpt2", "vaswani", "llama")
 PAIR = replace(ODD, network="encoder_decoder", n_encoder_blocks=3, max_source_len=11)
 ENCODER = replace(ODD, network="encoder", n_outputs=5)
 NUMBERS = replace(ENCODER, n_inputs=4, n_outputs=3, head_loss="squared_error")
-KINDS = {"encoder_decoder": PAIR}
+KINDS = {"encoder_decoder": PAIR, "encoder": ENCODER, "encoder of numbers": NUMBERS}
 
 
 # Against torch.nn's layers
@@ -131,7 +131,7 @@ class TorchStacks(nn.Module):
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("architecture", ["gpt2", "vaswani"])
-@pytest.mark.parametrize("kind", ["encoder_decoder"])
+@pytest.mark.parametrize("kind", ["encoder_decoder", "encoder"])
 def test_stacks_of_torch_layers_give_the_same(kind: str, architecture: str, activation: str) -> None:
     """gpt2 is norm_first=True with a norm behind the stack, vaswani norm_first=False without."""
     config = replace(KINDS[kind], architecture=architecture, activation=activation)
@@ -236,7 +236,7 @@ def test_an_empty_source_says_nothing(architecture: str, kernels: str) -> None:
         ("baseline", {"compile": "never"}),
     ],
 )
-@pytest.mark.parametrize("kind", ["encoder_decoder"])
+@pytest.mark.parametrize("kind", ["encoder_decoder", "encoder"])
 def test_blocks_of_both_stacks_say_when_their_gradients_are_complete(
     kind: str, implementation: str, changed: dict[str, Any]
 ) -> None:
@@ -291,6 +291,12 @@ ROUNDED = [
 @pytest.mark.parametrize(("architecture", "precision", "kernels"), ROUNDED)
 def test_an_encoder_decoder_in_low_precision(architecture: str, precision: str, kernels: str) -> None:
     config = replace(ENOUGH_TO_ROUND, network="encoder_decoder", n_encoder_blocks=1, architecture=architecture)
+    assert not low_precision(config, precision, kernels)
+
+
+@pytest.mark.parametrize(("architecture", "precision", "kernels"), ROUNDED)
+def test_an_encoder_in_low_precision(architecture: str, precision: str, kernels: str) -> None:
+    config = replace(ENOUGH_TO_ROUND, network="encoder", n_outputs=7, n_blocks=1, architecture=architecture)
     assert not low_precision(config, precision, kernels)
 
 

@@ -14,14 +14,14 @@ from ...config.network import ARCHITECTURES, KERNELS, CustomTransformerConfig
 from ..estimates.memory import parameter_count
 from .low_precision import check_network_precision, check_op_precision
 from .measure import AUTOGRAD_BAR, Finding, worst
-from .network_case import ODD, draw_batch, odd_cases, odd_pairs
+from .network_case import ODD, draw_batch, odd_cases, odd_encoders, odd_pairs
 from .network_check import check_network
 from .op_check import check_ops
 from .op_table import ROWS
 
 MOST_TOKENS = 12  # T of a network that is given by arguments: a proof needs no long sequence
 LARGE = 2_000_000  # parameters: above, three draws of rounding errors, of one sequence each, in place of eight of four
-ODD_NETWORKS = {"decoder": odd_cases, "encoder_decoder": odd_pairs}
+ODD_NETWORKS = {"decoder": odd_cases, "encoder_decoder": odd_pairs, "encoder": odd_encoders}
 MANNERS = "touches nothing else"  # inputs, upstream gradients and outputs; and backward again returns the same
 
 
