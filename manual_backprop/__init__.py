@@ -4,8 +4,14 @@ Importing the package imports nothing heavy; each name below brings in only what
 """
 
 from importlib import import_module
-from pathlib import Path
-from typing import Any
+
+from manual_backprop.common.startup.shadowing import refuse_shadows
+
+refuse_shadows()  # before whatever a command imports; so nothing more is imported above
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # Where each public name lives.
 _HOMES = {
@@ -30,7 +36,7 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "__version__":
         value: Any = _version()
     elif name in _HOMES:
@@ -47,6 +53,8 @@ def __dir__() -> list[str]:
 
 def _version() -> str:
     """The version in setup.cfg where the package runs from a checkout, else that of what is installed."""
+    from pathlib import Path
+
     setup = Path(__file__).resolve().parent.parent / "setup.cfg"
     if setup.is_file():
         from configparser import ConfigParser

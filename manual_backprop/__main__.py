@@ -16,6 +16,7 @@ COMMANDS = {
     "bench": "time the implementations against one another, in pairs",
     "rerun": "make a run again, and compare its losses bit by bit",
     "compare": "set runs side by side: what sets them apart, and how far their curves part",
+    "visualize": "overlay runs in the browser: curves, equal compute, tables, samples, attention",
     "sync": "bring to MLflow what runs could not send",
 }
 

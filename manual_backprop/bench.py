@@ -3,8 +3,6 @@
 What it measures and how is said by `--help`; `benchmark/` does it.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import json

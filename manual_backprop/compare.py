@@ -1,6 +1,6 @@
 """Set finished runs side by side: what sets them apart, where each ended, how far their curves part, and a picture.
 
-    python -m manual_backprop.compare RUN RUN ... [--picture FILE]
+    python -m manual_backprop.compare RUN RUN ... [--picture FILE] [--csv FILE]
 
 Reads run directories only: no MLflow, no torch.
 """
@@ -23,12 +23,14 @@ RUN is `last`, a run's id or its six last characters, or the path of its directo
 
   {COMMAND} 4f1c2a 91be03
   {COMMAND} outputs/sweeps/SWEEP --picture comparison.png
+  {COMMAND} outputs/sweeps/SWEEP --csv runs.csv
 
 The table has a column for each key of which the runs have different values, the lowest validation loss first; a run
 that did not come to its end stands last. The differences are those of the highest and the lowest curve, at the steps
 that all runs have logged. The picture shows the final loss over the number that was swept, where there are three
 values of it or more, and else the curves; where the runs differ in nothing but what must not change what is learned
-({", ".join(ALIKE)}), the differences too.
+({", ".join(ALIKE)}), the differences too. The CSV file has a line for each run: its summary and its whole config, keys
+that differ first, each with where its value came from, as the page of python -m manual_backprop.visualize shows them.
 """
 
 
@@ -48,9 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("compare", about, HELP)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run, or the directory of a sweep: all its runs")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw them as well")
+    parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="write their summaries and configs as a table")
     chosen = parser.parse(arguments)
     if chosen.picture is not None and chosen.picture.suffix != ".png":
         raise InputError(f"--picture {chosen.picture}: must be the name of a PNG, as in comparison.png")
+    if chosen.csv is not None and chosen.csv.suffix != ".csv":
+        raise InputError(f"--csv {chosen.csv}: must be the name of a table, as in runs.csv")
     close_dead_runs(OUTPUTS)
     logs = [load_training_log(run) for which in chosen.runs for run in _runs_named(which)]
     runs = compare(logs)
@@ -61,8 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from manual_backprop.training.comparison.picture import draw_comparison
 
         names = sorted({str(log.run.get("run_name", log.path.name)) for log in logs})
-        draw_comparison(runs, chosen.picture, ", ".join(names[:3]) + (" ..." if len(names) > 3 else ""))
-        print(f"\npicture: {chosen.picture}")
+        if draw_comparison(runs, chosen.picture, ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")):
+            print(f"\npicture: {chosen.picture}")
+    if chosen.csv is not None:
+        from manual_backprop.visualizer.runs import labels_of
+        from manual_backprop.visualizer.tables import write_csv
+
+        each = {log.path: log for log in logs}  # a run that is named twice is one
+        labels = labels_of({str(path): log for path, log in each.items()})
+        write_csv({labels[str(path)]: log for path, log in each.items()}, chosen.csv)
+        print(f"\ntable: {chosen.csv}")
     return 0
 
 

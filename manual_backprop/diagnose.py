@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, InputError
+from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, InputError, StorageError
 from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser
 
@@ -97,11 +97,13 @@ def diagnose(config: RunConfig, outputs: Path, console: Console) -> int:
     for finding in diagnosis.findings():
         if finding.check == 5 and diagnosis.range_test is not None:
             path = outputs / FOLDER / f"{name}-learning-rate.png"
-            draw_range_test(diagnosis.range_test, diagnosis.rate, path, name)
             style = None if diagnosis.range_test.suits(diagnosis.rate) else "yellow"
-            console.print(
-                f"   {diagnosis.range_test.about(diagnosis.rate)}\n   its curve: {path}", style=style, soft_wrap=True
-            )
+            try:
+                drawn = draw_range_test(diagnosis.range_test, diagnosis.rate, path, name)
+                curve = f"\n   its curve: {path}" if drawn else ""
+            except StorageError as error:  # the checks are what it was called for
+                curve = f"\n   {error}"
+            console.print(f"   {diagnosis.range_test.about(diagnosis.rate)}{curve}", style=style, soft_wrap=True)
         style = STYLES[finding.status]
         console.print(f"{finding.check}  [{style}]{finding.status:<8}[/]{finding.title}", soft_wrap=True)
         console.print(f"   {finding.reason}", style="dim", markup=False, soft_wrap=True)

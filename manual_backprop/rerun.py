@@ -12,6 +12,7 @@ from pathlib import Path
 from manual_backprop.common.errors import EXIT_DONE, InputError
 from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser
+from manual_backprop.trained_models.saved_model import names_a_run
 from manual_backprop.training.reproduction import rerun
 
 COMMAND = "python -m manual_backprop.rerun"
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", help="the run to make again")
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="what to change in its config")
     options = parser.parse(arguments)
-    if "=" in options.run:
+    if "=" in options.run and not names_a_run(options.run):
         raise InputError(f"{options.run}: the first word names the run: {COMMAND} RUN {options.run}")
     rerun(options.run, options.overrides, Path.cwd())
     return EXIT_DONE

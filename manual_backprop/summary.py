@@ -2,11 +2,10 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser, number
-from manual_backprop.trained_models.saved_model import OUTPUTS, RUN_HELP
+from manual_backprop.trained_models.saved_model import RUN_HELP, names_a_run
 
 DESCRIPTION = f"""\
 Shows what a model is made of and what it costs, for a trained one (RUN) or for one that a command line describes
@@ -33,12 +32,6 @@ Examples
 Exit codes: 0 done, 2 wrong input."""
 
 WIDTH = 110  # columns, where there is no terminal to ask
-
-
-def names_a_run(word: str) -> bool:
-    """A run's name, and with it its directory, may hold a =."""
-    named = word.partition("@")[0]
-    return Path(named).is_dir() or (OUTPUTS / "runs" / named).is_dir()
 
 
 def main(arguments: Sequence[str] | None = None) -> int | None:

@@ -300,6 +300,29 @@ def check_compared(outcome: Outcome) -> None:
     assert row.split()[:3] == [f"{loss:.4f}", "2", "FINISHED"]
 
 
+def check_table_of_runs(outcome: Outcome) -> None:
+    (row,) = rows_of(outcome.place / "runs.csv")
+    run = list_runs(outcome.place / "outputs")[-1]
+    assert (row["run"], row["status"], row["steps"]) == (run.name, "FINISHED", "2")
+    assert row["model.n_blocks from"] == "model=tiny"
+
+
+def check_page_of_runs(outcome: Outcome) -> None:
+    """One file, with the run's curves and plotly's script inside."""
+    (name,) = (name for name in outcome.written if name.endswith(".html"))
+    page = (outcome.place / name).read_text(encoding="utf-8")
+    assert list_runs(outcome.place / "outputs")[-1].name in page
+    assert "plotly.js v" in page
+    assert "<script src=" not in page
+    assert f"wrote {name} " in outcome.said
+
+
+def check_page_of_a_model(outcome: Outcome) -> None:
+    page = (outcome.place / "model.html").read_text(encoding="utf-8")
+    assert '"text":"Return the"' in page
+    assert '"name":"blocks.0.attention"' in page
+
+
 def check_evaluated(outcome: Outcome) -> None:
     """The loss beside counting models, a sample, twenty tokens one by one; it is added to the run."""
     for name in ("model", "bigram", "unigram"):
@@ -490,6 +513,9 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     r"python -m manual_backprop\.rerun": check_made_again,
     r"python -m manual_backprop\.sync": check_delivered,
     r"python -m manual_backprop\.compare": check_compared,
+    r"python -m manual_backprop\.compare last --csv": check_table_of_runs,
+    r"python -m manual_backprop\.visualize last .*--export": check_page_of_runs,
+    r"python -m manual_backprop\.visualize last --text": check_page_of_a_model,
     r"python -m manual_backprop\.(evaluate|generate last|chat|summary last|convert to-hf)": check_line_of_the_model,
     r"python -m manual_backprop\.evaluate": check_evaluated,
     r"python -m manual_backprop\.generate": check_continued,

@@ -78,10 +78,10 @@ def lines(root: Path) -> int:
 
 
 def attempt(root: Path, overrides: list[str], kind: str, rng: random.Random, most_steps: int) -> int:
-    """One process, until it is killed or ends; its exit code."""
+    """One process, until it is killed or ends (as one of kind `none` does); its exit code."""
     point = rng.randrange(1, 120)
     moment = time.monotonic() + (rng.uniform(0, 2) if kind == "moment" else LONGEST)
-    enough = rng.randrange(1, most_steps)
+    enough = rng.randrange(1, most_steps) if kind != "none" else sys.maxsize
     child = start(root, overrides, (lambda: dies_at(point)) if kind == "point" else lambda: None)
     code, before, seen = None, None, 0
     while code is None and time.monotonic() < moment:
@@ -107,8 +107,7 @@ def main(folder: Path, kills: int, seed: int, max_steps: int, overrides: list[st
     while True:
         kind = ("moment", "steps", "point")[sum(counts.values()) % 3] if sum(counts.values()) < kills else "none"
         saved = any(root.glob("outputs/runs/*/checkpoints/step-*"))
-        most_steps = max_steps // (kills + 2) if kind != "none" else 10 * max_steps
-        code = attempt(root, ["resume=last"] if saved else overrides, kind, rng, max(2, most_steps))
+        code = attempt(root, ["resume=last"] if saved else overrides, kind, rng, max(2, max_steps // (kills + 2)))
         if code == 0:
             break
         assert code == -signal.SIGKILL, (code, (root / "output.txt").read_text()[-3000:])

@@ -490,7 +490,7 @@ def judge(mutants: list[Mutant], workers: int) -> Judge:
     torch.set_num_threads(1)  # a fork may not inherit running threads
     last_caught_by()  # read once, and not by every fork
     plugin = Judge(mutants, workers)
-    tests = [str(REPOSITORY / "tests" / name) for name in TESTS]
+    tests = [str(file) for name in TESTS for file in (REPOSITORY / "tests").rglob(name)]
     options = ["-m", "gradients", "-o", "addopts=--strict-markers", "-x", "-qq", "-s", "--no-header", "--tb=line"]
     ended = pytest.main([*options, "-p", "no:cacheprovider", f"--rootdir={REPOSITORY}", *tests], plugins=[plugin])
     if ended or plugin.judged <= len(mutants):  # the tests without any mutant count, too

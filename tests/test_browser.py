@@ -7,7 +7,6 @@ Skips, and says why, where there is no Chromium (Debian: `apt-get install chromi
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,6 @@ SWEEP = small(
     *("dataset.path=text.txt", "tracking=mlflow", "training.sample_length=8", "training.eval_every=5"),
     "optimizer.learning_rate=1e-3,1e-2",
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium here; Debian has it: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'manual-backprop[browser]'")
-    quiet = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", *quiet])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

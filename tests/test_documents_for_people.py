@@ -28,11 +28,17 @@ from manual_backprop import bench
 from manual_backprop.study.benchmark.choices import cases_of
 from manual_backprop.tracking.run_directory import list_runs, read_run
 
-PAGES = ("README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
+PAGES = (
+    *("README.md", "CONTRIBUTING.md"),
+    *sorted(
+        str(path.relative_to(ROOT)) for pattern in ("*.md", "guide/*.md") for path in (ROOT / "docs").glob(pattern)
+    ),
+)
 SET_UP = "python3 -m venv"  # the two commands that .ci/run and a new user type
 TOOLS = ("levels", "kernel_gains", "cost tracking", "cost inspection", "cost loading")
 BENCH = "python -m manual_backprop.bench --"
 GROWTH = f"{BENCH}model small --grow"
+PAGE_OF_RUNS = "python -m manual_backprop.visualize"
 MEASURES = (
     GROWTH,
     *(f"python -m manual_backprop.tools.{name}" for name in TOOLS),
@@ -80,6 +86,8 @@ def kind(command: str) -> str:
         return "checked in .ci/run"
     if command.startswith("mlflow ui"):
         return "server"
+    if command == PAGE_OF_RUNS:
+        return "page of runs"
     if command.startswith(("mlflow models serve", "curl ")):
         return "served model"
     if command.startswith(("source ", "eval ")):
@@ -236,7 +244,8 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "Recorder(": tuple(
         rf"(?:^|\n)blocks\.1\.attention\.{name} \(4, 4, 16, 16\)\n" for name in ("probabilities", "dprobabilities")
     ),
-    "TrainingLogger(": (r"^\[1\.0, 0\.5, 0\.333\d+\]\ntensor\(\[\[1\., 1\.\],\s+\[1\., 1\.\]\]\)\n$",),
+    "find_crossover_points(": (r"^above 5\.0e11 FLOPs small leads tiny\nLoss over compute\n$",),
+    "CheckpointManager(": (r"^\[1\.0, 0\.5, 0\.333\d+\]\ntensor\(\[\[1\., 1\.\],\s+\[1\., 1\.\]\]\)\n$",),
     "mlflow.pyfunc.load_model(": (r"^\[['\"].+['\"]\]\n$",),
 }
 
@@ -247,7 +256,14 @@ def check_block(block: str, said: str) -> None:
         assert re.search(pattern, said), said
 
 
-@pytest.mark.parametrize("block", [block for block in blocks("python") if "RUN_ID" not in block])
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, marks=[pytest.mark.slow] if "analyze_dataset(" in block else [])
+        for block in blocks("python")
+        if "RUN_ID" not in block
+    ],
+)
 def test_python_blocks_run(block: str, tmp_path: Path, warm: WarmPython) -> None:
     done = warm.run(["-c", block], tmp_path, 120)
     assert done.returncode == 0, done.stderr
@@ -329,6 +345,18 @@ def test_the_page_to_compare_runs_is_served(command: str, place: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_page_of_runs_is_served(place: Path) -> None:
+    assert of_kind("page of runs")
+    port = free_port()
+    module, address = PAGE_OF_RUNS.split()[2], f"http://127.0.0.1:{port}/"
+    with serving("--port", str(port), module=module, cwd=place, address=address) as page:
+        assert "<title>Runs</title>" in page
+        with urlopen(f"{address}api/runs", timeout=60) as answer:
+            rows = json.load(answer)["runs"]
+    assert [row["id"] for row in rows] == [path.name for path in list_runs(place / "outputs")]
+
+
+@pytest.mark.slow
 def test_the_model_is_served(place: Path) -> None:
     """What `mlflow models serve` and the `curl` behind it say, at a port that is free."""
     serve, ask = of_kind("served model")
@@ -362,7 +390,7 @@ def test_the_rest_is_run_by_ci() -> None:
     assert re.search(pattern.replace("\\(", "(").replace("\\)", ")"), lines[1]), (
         ".ci/run reads that line from README.md"
     )
-    others = [path for path in Path(__file__).parent.glob("test_*.py") if path.name != Path(__file__).name]
+    others = [path for path in Path(__file__).parent.rglob("test_*.py") if path.name != Path(__file__).name]
     tests = "".join(path.read_text(encoding="utf-8") for path in others)
     here = {
         "python -m pytest": lines[1].endswith("-m pytest"),
@@ -383,7 +411,9 @@ def test_the_rest_is_run_by_ci() -> None:
 def test_links_lead_somewhere() -> None:
     led = 0
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        text = re.sub(r"^```.*?^```|^ {4}[^\n]*$", "", text, flags=re.DOTALL | re.MULTILINE)  # no code
+        for target in re.findall(r"\]\(([^)#]+)", text):
             if not target.startswith(("http:", "https:")):
                 assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
                 led += 1

@@ -100,9 +100,10 @@ def test_configs_and_experiments_travel_inside_the_wheel(wheel: Path) -> None:
         shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.yaml")}
         assert shipped
         assert {f"manual_backprop/{name}" for name in shipped} <= inside
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "manual_backprop").rglob("*.py")}
-    assert "manual_backprop/ops/linear.py" in modules
-    assert modules <= inside, "every subpackage is listed in setup.cfg"
+    files = [path for path in (ROOT / "manual_backprop").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    names = {path.relative_to(ROOT).as_posix() for path in files}
+    assert {"manual_backprop/ops/linear.py", "manual_backprop/study/levels.md"} <= names
+    assert names <= inside, "every subpackage is listed in setup.cfg, and what it has beside modules"
     assert not any(name.startswith(("tests/", "conf/", "experiments/", "outputs/")) for name in inside)
 
 

@@ -93,7 +93,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 def test_each_file_that_the_sources_name_is_there() -> None:
     """`NAME.py` in a comment, a docstring or a page: the end of the path of a file of the package, or of a test."""
     elsewhere = {"pydoc_data/topics.py"}  # Python's own
-    there = [f"/{path.as_posix()}" for path in (*MODULES, *(PACKAGE.parent / "tests").glob("*.py"))]
+    there = [f"/{path.as_posix()}" for path in (*MODULES, *(PACKAGE.parent / "tests").rglob("*.py"))]
     stale = []
     for path in MODULES:
         for line in path.read_text(encoding="utf-8").splitlines():

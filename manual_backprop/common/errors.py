@@ -6,12 +6,26 @@ sentence for the person who reads it: what was given, what was expected, what to
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_NOT_FINITE = 3
 EXIT_STORAGE = 4
 EXIT_RANK_FAILED = 5
+# How torch and numpy say that memory ran out.
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "could not create a memory object",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "failed to allocate",
+)
 
 
 class ManualBackpropError(Exception):
@@ -75,3 +89,29 @@ def first_line(error: Exception) -> str:
     """Of what somebody else's code raised: enough for one line of ours, and its kind where it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
+
+
+@contextmanager
+def memory_errors(batch_size: int) -> Iterator[None]:
+    """Raises OutOfMemory in place of whatever says that memory ran out."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        lower = (
+            f"lower training.batch_size={batch_size} and raise training.gradient_accumulation_steps as much, which "
+            "trains the same, or choose a smaller"
+            if batch_size > 1
+            else "choose a smaller"
+        )
+        raise OutOfMemory(
+            f"The memory is not enough for this run: {lower} model.max_seq_len or model. plan=true says how much a run "
+            "needs."
+        ) from error

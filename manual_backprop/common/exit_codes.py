@@ -10,13 +10,16 @@ import traceback
 from collections.abc import Callable
 
 from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, ManualBackpropError
+from manual_backprop.common.startup.home import complete_environment
 
 
 def exit_code_of(command: Callable[[], int | None]) -> int:
     """Run a command. What a user can read is said in its own words, without a traceback; a bug shows its traceback."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not end a run
+            # a terminal that cannot show a character must not end a run, nor half a character that is typed there
+            stream.reconfigure(errors="replace")
+    complete_environment()
     try:
         return command() or EXIT_DONE
     except ManualBackpropError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SOURCES = "config_sources.json"  # in a run's directory: where each value of its config was set
+SEPARATOR = "\n\n----\n\n"  # between the texts of a file in a run's samples/
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,56 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 from .durable_files import storage_errors, write_atomically
+from .errors import ManualBackpropError, first_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+log = logging.getLogger(__name__)
+_failed: set[str] = set()  # pictures of which a warning has been given
+
+
+def picture(draw: Callable[P, bool | None]) -> Callable[P, bool]:
+    """Marks a function that draws and saves a picture; False, or what it raises, says that there is none.
+
+    It is drawn with matplotlib's own settings, whatever the user's are. What goes wrong costs one warning, and nothing
+    of what is pictured; what a user can read, a disk that is full perhaps, is raised.
+    """
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **named: P.kwargs) -> bool:
+        try:
+            from .startup.agg import matplotlib
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of letters that the font lacks, of settings that are outdated
+                usual = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+                with matplotlib.rc_context(usual):
+                    return draw(*args, **named) is not False
+        except ManualBackpropError:
+            raise
+        except Exception as error:
+            about = (draw.__doc__ or draw.__name__).partition("\n")[0]
+            if about not in _failed:
+                _failed.add(about)
+                log.warning(
+                    "a picture cannot be drawn, and is left out (%s: %s)", type(error).__name__, first_line(error)
+                )
+            return False
+
+    return drawn
 
 
 def new_figure(width: float, height: float, dpi: int = 90) -> Figure:
@@ -30,9 +70,7 @@ def with_grid(axes: Axes, which: str = "both") -> None:
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a PNG, or what else the file's name ends in. Raises StorageError."""
     content = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that the font of the pictures lacks
-        figure.savefig(content, format=path.suffix.removeprefix(".") or "png")
+    figure.savefig(content, format=path.suffix.removeprefix(".") or "png")
     with storage_errors(f"write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content.getvalue())

@@ -36,9 +36,9 @@ class ExperimentsSearchPath(SearchPathPlugin):
     own_folder: str | None = None
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append("manual_backprop", f"file://{shipped_folder(EXPERIMENTS).parent}")
+        search_path.append("manual_backprop", str(shipped_folder(EXPERIMENTS).parent))
         if self.own_folder is not None:
-            search_path.prepend("command-line", f"file://{self.own_folder}")
+            search_path.prepend("command-line", self.own_folder)
 
 
 def find_experiments() -> None:

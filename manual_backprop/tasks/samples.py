@@ -16,7 +16,6 @@ from ..models.wrappers.language_model import LanguageModel
 
 TEMPERATURE = 0.7
 TOP_K = 50
-SEPARATOR = "\n\n----\n\n"
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..common.batch import IGNORED, PairBatch
-from ..common.pictures import new_figure, save_figure
+from ..common.pictures import new_figure, picture, save_figure
 from ..models.recorder import Recorder
 from .sequence_rows import Rows
 
@@ -77,7 +77,8 @@ def diagonal_shares(probabilities: np.ndarray, lengths: np.ndarray, places: np.n
     return np.asarray(hits.sum((0, 2)) / counts.sum())
 
 
-def draw_cross_attention(seen: CrossAttention, path: Path, title: str) -> Path:
+@picture
+def draw_cross_attention(seen: CrossAttention, path: Path, title: str) -> None:
     """Writes a PNG: a map for each head."""
     blocks, heads = seen.probabilities.shape[:2]
     columns = min(COLUMNS, heads)
@@ -98,4 +99,3 @@ def draw_cross_attention(seen: CrossAttention, path: Path, title: str) -> Path:
             axes.set_yticks(range(len(seen.predicted)), seen.predicted, fontsize=6)
             axes.set_title(f"block {block}, head {head}", fontsize=8)
     save_figure(figure, path)
-    return path

@@ -215,7 +215,8 @@ class SequenceTask(Task):
         summary = [("test rows", f"exact match {exact:.2%} of {len(self.test):,} that no run trains on")]
         pictures: list[Path] = []
         if (seen := look_at_cross_attention(model.network, self.test)) is not None:
-            pictures.append(draw_cross_attention(seen, directory / CROSS_ATTENTION, self.config.task.name))
+            if draw_cross_attention(seen, path := directory / CROSS_ATTENTION, self.config.task.name):
+                pictures.append(path)
             if seen.best_share is not None:
                 metrics["test/cross_attention_share"] = seen.best_share
                 summary.append(("", seen.sentence))

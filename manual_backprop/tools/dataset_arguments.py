@@ -1,7 +1,5 @@
 """What the tools for data have in common on their command lines: how a dataset is named, and how they end."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import shlex

@@ -6,9 +6,10 @@ The functions of the same purpose, for Python, are `analyze_dataset`, `train_tok
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import manual_backprop
 
 from ..common.errors import InputError
 from ..common.exit_codes import exit_code_of
@@ -25,13 +26,10 @@ from .dataset_arguments import (
     pasted,
 )
 
-_HOMES = {
-    "analyze_dataset": "datasets.analysis",
-    "load_pretokenized": "tokens.token_shards",
-    "pretokenize_dataset": "datasets.pretokenization",
-    "train_tokenizer": "datasets.tokenizer_training",
-    "train_tokenizer_from_files": "datasets.tokenizer_training",
-}
+FUNCTIONS = (
+    *("analyze_dataset", "load_pretokenized", "pretokenize_dataset"),
+    *("train_tokenizer", "train_tokenizer_from_files"),
+)
 COMMAND = "python -m manual_backprop.tools.tokenization"
 PICTURES = Path("outputs/analysis")
 
@@ -110,9 +108,9 @@ In Python: from manual_backprop import load_pretokenized; tokens = load_pretoken
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in FUNCTIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"manual_backprop.data.{_HOMES[name]}"), name)
+    return getattr(manual_backprop, name)
 
 
 def analyze(arguments: Sequence[str]) -> None:
@@ -138,8 +136,8 @@ def analyze(arguments: Sequence[str]) -> None:
         reports = [analyze_dataset(dataset, tokenizer=options.tokenizer)[0] for dataset in datasets]
         print(summary(reports))
         picture = options.picture or PICTURES / f"{'-'.join(report.title for report in reports)}.png"
-        draw_analysis(reports, picture)
-        print(f"\npicture: {picture}")
+        if draw_analysis(reports, picture):
+            print(f"\npicture: {picture}")
 
 
 def train(arguments: Sequence[str]) -> None:

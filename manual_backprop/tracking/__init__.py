@@ -49,7 +49,14 @@ from manual_backprop.tracking.run_directory import (
 )
 from manual_backprop.tracking.system_metrics import SystemMetrics
 from manual_backprop.tracking.tracker import Dataset, LocalTracker, Tracker
-from manual_backprop.tracking.training_log import Series, TrainingLog, TrainingLogger, flatten, load_training_log
+from manual_backprop.tracking.training_log import (
+    LogReader,
+    Series,
+    TrainingLog,
+    TrainingLogger,
+    flatten,
+    load_training_log,
+)
 
 
 def open_tracker(
@@ -83,6 +90,7 @@ __all__ = [
     "Dataset",
     "FoundRun",
     "LocalTracker",
+    "LogReader",
     "MetricsFile",
     "RunDirectory",
     "Series",

@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -27,12 +28,20 @@ from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock
 
 from manual_backprop.checkpoints.checkpoint import CheckpointManager, step_of
 from manual_backprop.common.errors import ManualBackpropError
+from manual_backprop.common.uris import (
+    file_uri,
+    is_inside,
+    path_of,
+    sqlite_database,
+    sqlite_uri,
+    store_uri,
+)
 from manual_backprop.tracking.metrics_file import METRICS, Entry, read_entries
 from manual_backprop.tracking.mlflow_model import MODEL_NAME, is_servable, parameters_digest, write_model
 from manual_backprop.tracking.parent_runs import parent_and_child_tags
@@ -45,7 +54,7 @@ from manual_backprop.tracking.run_directory import (
     read_run,
     update_run,
 )
-from manual_backprop.tracking.tracker import TRACKING_FILE, Tracked
+from manual_backprop.tracking.tracker import DIRECTORY_TAG, STORE, TRACKING_FILE, Tracked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,11 +66,11 @@ TAGS_IN_BATCH = 100
 LONGEST_PARAMETER = 6000
 LONGEST_TAG = 5000
 LONGEST_DIGEST = 36
-NEW_STORE = "mlflow.db"  # its name while it is created, in a folder of its own
 CHANGED_TAG = "changed."
 TRAINING_TAG = "mlflow.data.context"
 RUN_ID_TAG = "manual_backprop.run_id"
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows runs and charts, not chats
+logger = logging.getLogger("manual_backprop.tracking")
 # Measured anew when a step is repeated after a resume; every other metric of a repeated step is the same or news.
 _OF_THE_CLOCK = ("tokens_per_second", "peak_share", "system/")
 
@@ -80,7 +89,8 @@ def prepare_environment() -> None:
 
 def tracking_uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI, or mlflow.db beside the outputs directory `root`: where a bare `mlflow ui` looks."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.absolute().parent / 'mlflow.db'}"
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    return store_uri(given) if given else sqlite_uri(root.absolute().parent / STORE)
 
 
 def without_credentials(uri: str) -> str:
@@ -101,6 +111,7 @@ class MlflowDelivery:
         self._client: MlflowClient | None = None
         self._run_id = self._experiment = ""
         self._artifacts: Path | None = None  # of a local store
+        self._artifacts_stay = False  # in the run's directory: a local store wants them outside of `root`
         self._position = 0  # in metrics.jsonl [bytes]
         self._stored: dict[str, dict[int, float]] = {}  # points that MLflow had before we came
         self._parameters: dict[str, str] = {}
@@ -116,23 +127,25 @@ class MlflowDelivery:
         if final or tracked_at != self._tracked_at:
             tracked = Tracked.read(self.directory)
             self._send_parameters(client, tracked.parameters)
-            self._send_tags(client, tracked.tags)
+            self._send_tags(client, {**tracked.tags, DIRECTORY_TAG: str(self.directory)})
             self._send_changes(client, tracked.changes)
             self._send_datasets(client, tracked.datasets)
-        self._send_tags(client, parent_and_child_tags(read_run(self.directory), without_credentials(self.uri)))
+        self._send_tags(
+            client, parent_and_child_tags(read_run(self.directory), without_credentials(self.uri), self.root)
+        )
         self._send_metrics(client)
         if final or tracked_at != self._tracked_at:
-            for path, folder in tracked.artifacts:
+            for path, folder in [] if self._artifacts_stay else tracked.artifacts:
                 self._send_artifact(client, path, folder)
             self._tracked_at = tracked_at
-        linked = self._link_checkpoints()
+        linked = self._artifacts_stay or self._link_checkpoints()
         if final:
             run = read_run(self.directory)
             if run["status"] != RUNNING:
                 self._done(client.set_terminated, self._run_id, run["status"], _milliseconds(run["ended_at"]))
             if not linked:
                 self._upload_checkpoints(client)
-            if run["status"] == FINISHED:
+            if run["status"] == FINISHED and not self._artifacts_stay:
                 self._log_model(client)
             self._record(run["status"], delivered=True)
 
@@ -165,7 +178,7 @@ class MlflowDelivery:
             # Also where somebody imported MLflow before us. urllib3 warns of every attempt that it repeats.
             for name in ("mlflow", "alembic", "urllib3.connectionpool"):
                 logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
-            local, database = _sqlite_file(self.uri)
+            local, database = sqlite_database(self.uri)
             if database is not None:
                 database.parent.mkdir(parents=True, exist_ok=True)
             # Processes that create a store together, or bring an older one up to date, crash each other.
@@ -182,7 +195,10 @@ class MlflowDelivery:
             self.working_locally = False
         run = self._find_or_create_run(client, experiment_id, tracked)
         self._run_id, self._experiment = run.info.run_id, run.info.experiment_id
-        self._artifacts = _local_path(run.info.artifact_uri)
+        self._artifacts = path_of(run.info.artifact_uri)
+        self._artifacts_stay = self._artifacts is not None and not is_inside(self._artifacts, self.root)
+        if self._artifacts is not None and self._artifacts_stay:
+            self._tell_where_artifacts_stay(self._artifacts.parents[1], tracked.experiment_name)
         self._parameters = dict(run.data.params)
         self._tags = dict(run.data.tags)
         inputs = run.inputs.dataset_inputs if run.inputs else []
@@ -204,15 +220,13 @@ class MlflowDelivery:
             shutil.rmtree(unfinished, ignore_errors=True)
         if database.exists() and database.stat().st_size:
             return
-        from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         folder = Path(tempfile.mkdtemp(prefix=f"{database.name}.new-", dir=database.parent))
         try:
-            before, mark, query = self.uri.partition("?")  # as it is spelled: MLflow makes folders of that
-            uri = f"{before}{folder.name.removeprefix(database.name)}/{NEW_STORE}{mark}{query}"
-            SqlAlchemyStore(uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
-            (folder / NEW_STORE).replace(database)
+            # The place of its default experiment goes into a line of SQL as it is: a URI has no quotes.
+            SqlAlchemyStore(sqlite_uri(folder / STORE), file_uri(self.root / "artifacts")).engine.dispose()
+            (folder / STORE).replace(database)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -222,7 +236,7 @@ class MlflowDelivery:
         found = self._done(client.get_experiment_by_name, name)
         if found is None:
             # Without a location MLflow would put artifacts under whatever directory is current; a server has its own.
-            location = str(self.root / "artifacts") if local else None
+            location = file_uri(self.root / "artifacts") if local else None
             try:
                 return self._done(client.create_experiment, name, location, MODEL_TRAINING)
             except MlflowException:
@@ -232,6 +246,21 @@ class MlflowDelivery:
         if found.lifecycle_stage != "active":
             self._done(client.restore_experiment, found.experiment_id)
         return found.experiment_id
+
+    def _tell_where_artifacts_stay(self, location: Path, experiment: str) -> None:
+        """MLflow cannot give an experiment another location. Nothing is written outside of `root`, so where the project
+        was moved or copied, or shares a database with another, the location says what helps."""
+        before = location.parent
+        if os.path.lexists(before):
+            remedy = f"runs that are given experiment_name={shlex.quote(f'{experiment}-2')} get a place in {self.root}"
+        else:
+            link = f"mkdir -p {shlex.quote(str(before.parent))} && ln -s {shlex.quote(str(self.root))} "
+            again = f"python -m manual_backprop.sync {shlex.quote(str(self.directory))}"
+            remedy = f"if this project was moved from there: {link}{shlex.quote(str(before))} && {again}"
+        logger.warning(
+            "MLflow wants the artifacts of experiment %s in %s, which is outside of %s. They stay in %s; %s",
+            *(experiment, location, self.root, self.directory, remedy),
+        )
 
     def _find_or_create_run(self, client: MlflowClient, experiment_id: str, tracked: Tracked) -> Run:
         """The run that run.json remembers, or one with our id (killed before it was remembered), or a new one."""
@@ -250,7 +279,7 @@ class MlflowDelivery:
         if run is None or run.info.lifecycle_stage != "active":
             tags = {
                 RUN_ID_TAG: self.directory.name,
-                "run_directory": str(self.directory),
+                DIRECTORY_TAG: str(self.directory),
                 "mlflow.source.name": record["command"][:LONGEST_TAG],
                 "mlflow.source.type": "LOCAL",
             }
@@ -418,7 +447,7 @@ class MlflowDelivery:
             model = self._done(client.create_logged_model, self._experiment, MODEL_NAME, self._run_id, tags)
         if model.status == LoggedModelStatus.READY:
             return
-        local = _local_path(model.artifact_location)
+        local = path_of(model.artifact_location)
         folder = local or self.directory / ".model"
         write_model(folder, checkpoint, self._run_id, model.model_id)
         if local is None:
@@ -446,21 +475,6 @@ def _same_files(one: Path, other: Path) -> bool:
         return names(one) == names(other)
     except FileNotFoundError:
         return False
-
-
-def _sqlite_file(uri: str) -> tuple[bool, Path | None]:
-    """Whether it names a sqlite database, and the file, where that is one that SQLAlchemy tells."""
-    if urlsplit(uri).scheme.partition("+")[0] != "sqlite":
-        return False, None
-    from sqlalchemy import make_url
-
-    file = make_url(uri).database or ":memory:"
-    return True, None if file.startswith((":", "file:")) else Path(file)
-
-
-def _local_path(uri: str) -> Path | None:
-    parts = urlsplit(uri)
-    return Path(unquote(parts.path)) if parts.scheme in {"", "file"} else None
 
 
 def _milliseconds(moment: str) -> int:

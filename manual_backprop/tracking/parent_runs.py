@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from manual_backprop.common.errors import InputError
-from manual_backprop.tracking.run_directory import read_run
+from manual_backprop.tracking.run_directory import RUNS, SWEEPS, read_run
 
 PARENT_TAG = "mlflow.parentRunId"
 BEST_RUN_TAG = "best_run_id"
 
 
-def parent_and_child_tags(record: dict[str, Any], tracking_uri: str) -> dict[str, str]:
-    """The tags of the run whose run.json is `record`, in the store at `tracking_uri` (without credentials)."""
-    directories = {PARENT_TAG: record.get("sweep"), BEST_RUN_TAG: record.get("best")}
+def parent_and_child_tags(record: dict[str, Any], tracking_uri: str, outputs: Path) -> dict[str, str]:
+    """The tags of the run whose run.json is `record`, in the store at `tracking_uri` (without credentials).
+
+    The other one lies in the same outputs directory, wherever that has been moved or copied since.
+    """
     tags = {}
-    for tag, named in directories.items():
-        if named is not None and (run_id := _mlflow_id(Path(named["directory"]), tracking_uri)):
+    for tag, key, folder in ((PARENT_TAG, "sweep", SWEEPS), (BEST_RUN_TAG, "best", RUNS)):
+        named = record.get(key)
+        if named is not None and (run_id := _mlflow_id(outputs / folder / named["run_id"], tracking_uri)):
             tags[tag] = run_id
     return tags
 

@@ -31,6 +31,7 @@ from manual_backprop.common.durable_files import storage_errors, write_atomicall
 from manual_backprop.common.errors import CheckpointError, InputError, RunInUseError, StorageError
 from manual_backprop.common.json_files import read_object
 from manual_backprop.common.origin import Origin
+from manual_backprop.common.uris import same_place
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -221,7 +222,9 @@ def find_run(root: str | Path, which: str) -> FoundRun:
     named = Path(which).expanduser().absolute()
     for path, checkpoint in ((named, None), (named.parent.parent, named)):
         if (path / RUN_FILE).is_file():
-            return FoundRun(path, checkpoint or CheckpointManager(path / "checkpoints").latest())
+            path = _as_called_here(path, root)
+            asked = None if checkpoint is None else path / "checkpoints" / checkpoint.name
+            return FoundRun(path, asked or CheckpointManager(path / "checkpoints").latest())
     matching = [path for path in [*runs, *list_runs(root, SWEEPS)] if which in _ids(path)]
     if len(matching) == 1:
         return FoundRun(matching[0], CheckpointManager(matching[0] / "checkpoints").latest())
@@ -242,7 +245,7 @@ def find_sweep(root: str | Path, which: str) -> Path:
         return sweeps[-1]
     named = Path(which).expanduser().absolute()
     if named.parent.name == SWEEPS and (named / RUN_FILE).is_file():
-        return named
+        return _as_called_here(named, root)
     matching = [path for path in sweeps if which in _ids(path)]
     if len(matching) == 1:
         return matching[0]
@@ -306,6 +309,12 @@ def _read_or_none(path: Path) -> dict[str, Any] | None:
     with suppress(InputError):
         return read_run(path)
     return None
+
+
+def _as_called_here(path: Path, root: str | Path) -> Path:
+    """A run of the outputs directory `root` that was named by another way, where `outputs` is a symbolic link."""
+    here = Path(root).absolute() / path.parent.name / path.name
+    return here if same_place(here, path) else path
 
 
 def _ids(path: Path) -> set[str]:

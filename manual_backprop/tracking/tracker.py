@@ -15,10 +15,12 @@ from typing import Any, Protocol, SupportsFloat
 
 from manual_backprop.common.durable_files import write_atomically
 from manual_backprop.common.errors import InputError
-from manual_backprop.tracking.run_directory import FINISHED, read_run
-from manual_backprop.tracking.training_log import TrainingLogger
+from manual_backprop.common.uris import same_place
+from manual_backprop.tracking.run_directory import FINISHED, RUNS, SWEEPS, read_run
+from manual_backprop.tracking.training_log import TRACKING_FILE, TrainingLogger
 
-TRACKING_FILE = "tracking.json"
+DIRECTORY_TAG = "run_directory"
+STORE = "mlflow.db"  # beside the outputs directory, unless another is named
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,19 @@ class Tracked:
 
     def write(self, directory: Path) -> None:
         write_atomically(directory / TRACKING_FILE, (json.dumps(vars(self), indent=1) + "\n").encode())
+
+
+def outputs_of(run: Path, otherwise: Path) -> Path:
+    """The outputs directory in which a run lies, called so that mlflow.db stands beside it: where `outputs` is a
+    symbolic link, its target has other neighbours. Without a store, as it was called when the run was made. Raises
+    InputError."""
+    if run.parent.name not in (RUNS, SWEEPS):
+        return otherwise.absolute()
+    here = run.parent.parent
+    known = Tracked.read(run).tags.get(DIRECTORY_TAG)
+    named = [] if known is None else [Path(known).parent.parent]
+    places = [place.absolute() for place in (*named, otherwise, here) if same_place(place, here)]
+    return next((place for place in places if (place.parent / STORE).is_file()), places[0])
 
 
 def add_tags(directory: Path, tags: Mapping[str, Any]) -> None:

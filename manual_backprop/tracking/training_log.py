@@ -1,11 +1,13 @@
 """Writing and reading a run's metrics: `TrainingLogger` and `load_training_log`, of use without the Runner too.
 
-    logger = TrainingLogger("my_run")
+    logger = TrainingLogger("my_run", config=model.config)
     logger.log_step(1, {"train/loss": loss, "learning_rate": 1e-3})
     logger.log_validation(1, {"loss": 5.1})            # validation/loss
     logger.finish("FINISHED")
     log = load_training_log("my_run")
     plt.plot(log.training["train/loss"].steps, log.training["train/loss"].values)
+
+`LogReader` is the same for whoever follows a run: it reads only what is new.
 
 Needs no Hydra, no MLflow and no torch. The schema of the file is described in metrics_file.py.
 """
@@ -13,31 +15,40 @@ Needs no Hydra, no MLflow and no torch. The schema of the file is described in m
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from manual_backprop.common.durable_files import storage_errors
+from manual_backprop.common.durable_files import storage_errors, write_atomically
 from manual_backprop.common.errors import InputError
-from manual_backprop.common.json_files import flattened
-from manual_backprop.tracking.metrics_file import METRICS, MetricsFile, read_entries
+from manual_backprop.common.json_files import flattened, read_object
+from manual_backprop.tracking.metrics_file import METRICS, SUPERSEDED, Entry, MetricsFile, read_entries
 from manual_backprop.tracking.run_directory import FINISHED, RUN_FILE, end_run, find_run, read_run
 
+TRACKING_FILE = "tracking.json"
+CONFIG_FILE = "config.yaml"
 _VALIDATION = "validation/"
 _SYSTEM = "system/"
+_LATER = "evaluation/"  # of a checkpoint that may be an early one: it overwrites nothing
 
 
 class TrainingLogger:
     """Appends metrics to `<directory>/metrics.jsonl`; in a run's directory, `finish` writes the status into run.json.
 
     `keep` cuts the file back to the length that a checkpoint remembers: what lies beyond is moved to superseded.jsonl.
+    `config`, a mapping or a dataclass such as the model's own config, is written into `<directory>/config.yaml`.
     """
 
-    def __init__(self, directory: str | Path, keep: int | None = None):
+    def __init__(self, directory: str | Path, keep: int | None = None, config: Any = None):
         self.directory = Path(directory)
+        plain = None if config is None else _plain_config(config)
         with storage_errors(f"create {self.directory}"):
             self.directory.mkdir(parents=True, exist_ok=True)
+        if plain is not None:  # JSON, which is YAML as well
+            write_atomically(self.directory / CONFIG_FILE, (json.dumps(plain, indent=1, default=str) + "\n").encode())
         self._file = MetricsFile(self.directory / METRICS)
         if keep is not None:
             self._file.truncate(keep)
@@ -81,12 +92,35 @@ class Series:
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     times_ms: list[int] = field(default_factory=list)
+    revision: int = field(default=0, compare=False, repr=False)  # how often something but a new last point was written
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # what a reader keeps of it
+
+    def put(self, step: int, value: float, time_ms: int) -> None:
+        """The last value of a step counts."""
+        if not self.steps or step > self.steps[-1]:
+            self.steps.append(step)
+            self.values.append(value)
+            self.times_ms.append(time_ms)
+            return
+        self.revision += 1
+        place = bisect_left(self.steps, step)
+        if self.steps[place] == step:
+            self.values[place], self.times_ms[place] = value, time_ms
+        else:
+            self.steps.insert(place, step)
+            self.values.insert(place, value)
+            self.times_ms.insert(place, time_ms)
 
 
 @dataclass(frozen=True)
 class TrainingLog:
     """What a run has written so far. `training` and `validation` map the contract's metric names to series, `system`
-    those of the machine (system/cpu_utilization_percentage)."""
+    those of the machine (system/cpu_utilization_percentage).
+
+    Where a run went back without its file being cut (a logger that was opened again, MLflow's own points),
+    `left_behind` has for each metric the steps past that point which it has not logged anew: they belong to what was
+    given up.
+    """
 
     path: Path
     run: dict[str, Any]  # run.json; empty for a TrainingLogger's own directory
@@ -95,6 +129,118 @@ class TrainingLog:
     validation: dict[str, Series]
     system: dict[str, Series]
     damaged_lines: int  # skipped; 0 unless the disk failed
+    model: dict[str, Any] = field(default_factory=dict)  # the network's config, and `parameters`, where they are known
+    tags: dict[str, str] = field(default_factory=dict)  # of a run and its data: git_commit, train_tokens ...
+    resumes: tuple[int, ...] = ()  # the steps after which it went on
+    left_behind: dict[str, set[int]] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # what a reader keeps of it
+
+
+class Metrics:
+    """Points in the order in which they were written, as series; sees where a run went back."""
+
+    def __init__(self) -> None:
+        self.series: dict[str, Series] = {}
+        self.left_behind: dict[str, set[int]] = {}
+        self.went_back: list[int] = []  # the steps after which it went on
+        self._last: dict[str, int] = {}  # step of each metric, as written last
+
+    def put(self, name: str, step: int, value: float, time_ms: int) -> None:
+        if step < self._last.get(name, -1) and not name.startswith(_LATER):
+            self._go_back(name, step)
+        self._last[name] = step
+        self.series.setdefault(name, Series()).put(step, value, time_ms)
+        if left := self.left_behind.get(name):
+            left.discard(step)
+
+    def _go_back(self, name: str, step: int) -> None:
+        """A step of training that is written again takes everything behind it along; a measurement only its own."""
+        alone = name.startswith((_VALIDATION, _SYSTEM))
+        if not alone and step - 1 not in self.went_back[-1:]:
+            self.went_back.append(step - 1)
+        for other in [name] if alone else [one for one in self.series if not one.startswith(_LATER)]:
+            steps = self.series[other].steps
+            self.left_behind.setdefault(other, set()).update(steps[bisect_left(steps, step) :])
+            self._last[other] = min(self._last[other], step)
+
+    def log(self, **fields: Any) -> TrainingLog:
+        def those(belongs: Any) -> dict[str, Series]:
+            return {name: one for name, one in self.series.items() if belongs(name)}
+
+        return TrainingLog(
+            training=those(lambda name: not name.startswith((_VALIDATION, _SYSTEM))),
+            validation=those(lambda name: name.startswith(_VALIDATION)),
+            system=those(lambda name: name.startswith(_SYSTEM)),
+            left_behind={name: set(steps) for name, steps in self.left_behind.items() if steps},
+            **fields,
+        )
+
+
+class LogReader:
+    """Follows a run's directory: `read()` looks for what is new since the last time, and changes nothing there.
+
+    A last line that is not complete yet is left for the next time. Where a resume has cut the file, all is read again.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._log: TrainingLog | None = None
+        self._seen: tuple[Any, ...] = ()
+        self._start()
+
+    def _start(self) -> None:
+        self._metrics, self._position, self._damaged = Metrics(), 0, set[int]()
+
+    @property
+    def position(self) -> int:
+        """How much of metrics.jsonl was read [bytes]."""
+        return self._position
+
+    def read(self) -> TrainingLog:
+        """The same object as long as nothing has changed. Raises InputError."""
+        seen = self._signature()
+        if self._log is not None and seen == self._seen:
+            return self._log
+        if self._log is not None and (seen[1:3] != self._seen[1:3] or seen[0][0] < self._position):
+            self._start()
+        damaged: list[int] = []
+        file = self.path / METRICS
+        if file.is_file():
+            for entry in read_entries(file, self._position, damaged):
+                self._take(entry)
+            self._damaged |= {*damaged}  # one after the last entry is met again
+        run = read_run(self.path) if (self.path / RUN_FILE).is_file() else {}
+        config = load_config(self.path) if self._log is None or seen[3] != self._seen[3] else self._log.config
+        tracked = _tracked(self.path)
+        told = [int(one["step"]) for one in run.get("resumes", []) if isinstance(one, dict) and "step" in one]
+        self._seen = seen
+        self._log = self._metrics.log(
+            path=self.path,
+            run=run,
+            config=config,
+            damaged_lines=len(self._damaged),
+            model=_model_of(run, config, tracked),
+            tags=_tags(tracked),
+            resumes=tuple(sorted({*told, *self._metrics.went_back})),
+        )
+        return self._log
+
+    def _take(self, entry: Entry) -> None:
+        for name, value in entry.metrics.items():
+            self._metrics.put(name, entry.step, value, entry.time_ms)
+        self._position = entry.end
+
+    def _signature(self) -> tuple[Any, ...]:
+        """What changes whenever there is something new: first the metrics, then what a resume leaves, then the rest."""
+
+        def state(name: str, *fields: str) -> tuple[int, ...]:
+            with suppress(OSError):
+                found = (self.path / name).stat()
+                return tuple(getattr(found, one) for one in fields)
+            return (0,)
+
+        times = [state(name, "st_mtime_ns", "st_size") for name in (RUN_FILE, TRACKING_FILE, CONFIG_FILE)]
+        return state(METRICS, "st_size"), state(METRICS, "st_ino"), state(SUPERSEDED, "st_size"), *reversed(times)
 
 
 def load_training_log(run: str | Path, root: str | Path = "outputs") -> TrainingLog:
@@ -109,28 +255,18 @@ def load_training_log(run: str | Path, root: str | Path = "outputs") -> Training
         if path.is_dir():
             raise InputError(f"{path} has no {METRICS}: expected the directory of a run")
         path = find_run(root, str(run)).path
-    last: dict[str, dict[int, tuple[float, int]]] = {}
-    damaged: list[int] = []
-    for entry in read_entries(path / METRICS, damaged=damaged):
-        for name, value in entry.metrics.items():
-            last.setdefault(name, {})[entry.step] = (value, entry.time_ms)
-    series = {name: _series(points) for name, points in last.items()}
-    return TrainingLog(
-        path=path,
-        run=read_run(path) if (path / RUN_FILE).is_file() else {},
-        config=load_config(path),
-        training={name: one for name, one in series.items() if not name.startswith((_VALIDATION, _SYSTEM))},
-        validation={name: one for name, one in series.items() if name.startswith(_VALIDATION)},
-        system={name: one for name, one in series.items() if name.startswith(_SYSTEM)},
-        damaged_lines=len(damaged),
-    )
+    return LogReader(path).read()
 
 
 def load_config(path: Path) -> dict[str, Any]:
     """The config.yaml of a run directory as plain data; empty where there is none."""
-    file = path / "config.yaml"
+    file = path / CONFIG_FILE
     if not file.is_file():
         return {}
+    with suppress(OSError, ValueError, RecursionError):  # a TrainingLogger's: JSON, for which no library is needed
+        written = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(written, dict):
+            return written
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -154,6 +290,49 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _series(points: dict[int, tuple[float, int]]) -> Series:
-    steps = sorted(points)
-    return Series(steps, [points[step][0] for step in steps], [points[step][1] for step in steps])
+def _plain_config(config: Any) -> dict[str, Any]:
+    if hasattr(config, "to_dict"):  # a run's config
+        config = config.to_dict()
+    elif is_dataclass(config) and not isinstance(config, type):
+        config = asdict(config)
+    if not isinstance(config, Mapping):
+        raise InputError(f"config={config!r}: expected a mapping or a dataclass, as a model's own config is one")
+    return {str(key): value for key, value in config.items()}
+
+
+def _tags(tracked: Mapping[str, Any]) -> dict[str, str]:
+    """The run's, and those of its datasets (train_tokens ...)."""
+    found = [one.get("tags") for one in tracked.get("datasets") or [] if isinstance(one, Mapping)]
+    found.append(tracked.get("tags"))
+    return {str(name): str(value) for tags in found if isinstance(tags, Mapping) for name, value in tags.items()}
+
+
+def _tracked(path: Path) -> dict[str, Any]:
+    """tracking.json; empty where there is none, or none that can be read: it is not what a run's curves are made of."""
+    with suppress(InputError):
+        return read_object(path / TRACKING_FILE)
+    return {}
+
+
+def _model_of(run: Mapping[str, Any], config: Mapping[str, Any], tracked: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's config: as the run wrote it (`model` in run.json), or as its logger was given it, or, of an older
+    run, what its config and its tracked parameters tell. Nothing is assumed: what is unknown is not there."""
+    if isinstance(run.get("model"), Mapping):
+        return dict(run["model"])
+    if "d_model" in config:
+        return dict(config)
+    sizes = config.get("model")
+    if not isinstance(sizes, Mapping):
+        return {}
+    parameters = tracked.get("parameters") or {}
+    model = dict(sizes) | {
+        name: parameters[name] for name in ("parameters",) if isinstance(parameters, Mapping) and name in parameters
+    }
+    for name, group in (("architecture", "architecture"), ("precision", "precision"), ("implementation",) * 2):
+        named = config.get(group)
+        if isinstance(named, Mapping) and "name" in named:
+            model[name] = named["name"]
+    if model.get("vocab_size") is None:
+        size = _tags(tracked).get("vocab_size", "")
+        model["vocab_size"] = int(size) if size.isdecimal() else None
+    return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common.pictures import new_figure, save_figure, with_grid
+from ..common.pictures import new_figure, picture, save_figure, with_grid
 from . import TrainingLog
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ TRAINING, VALIDATION, SIMPLE = "#9ec5e8", "#1f4e79", "#b5651d"
 SHARES = {"accuracy": ("accuracy", VALIDATION, "o"), "exact_match": ("exact match", "#2e7d32", "s")}
 
 
+@picture
 def draw_training_progress(log: TrainingLog, path: Path, title: str) -> None:
     """Writes a PNG: losses [nats a token], beside what counting models reach, and shares of what is right, if any."""
     shares = [name for name in SHARES if log.validation.get(f"validation/{name}") is not None]

@@ -1,7 +1,5 @@
 """A conversation of lines: each is continued by a trained model, or changes how it is."""
 
-from __future__ import annotations
-
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Writing a model down: for `transformers`, or as the checkpoint that an import becomes. Whole or not at all."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

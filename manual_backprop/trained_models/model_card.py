@@ -1,7 +1,5 @@
 """README.md of an exported model: what it is, what it learned from, how good it is, and its gradients' check."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

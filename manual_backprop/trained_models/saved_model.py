@@ -182,6 +182,12 @@ def _best_run(sweep: Path) -> Path:
     return find_run(sweep.parent.parent, str(best.get("run_id"))).path
 
 
+def names_a_run(word: str) -> bool:
+    """Where KEY=VALUE may stand as well: a path may hold a =, and so may a run's name, and with it its directory."""
+    meant = [named for named in (word, word.rpartition("@")[0]) if named]
+    return any(Path(named).expanduser().is_dir() or (OUTPUTS / "runs" / named).is_dir() for named in meant)
+
+
 def _split(which: str) -> tuple[str, str | None]:
     """`RUN@WHICH`; a path that is there may have an @ of its own."""
     named, separator, at = which.rpartition("@")
@@ -229,7 +235,11 @@ def load(which: str, outputs: Path = OUTPUTS, device: str = "auto") -> SavedMode
     damaged, was made by something else, or is too new.
     """
     close_dead_runs(outputs)
-    found = find(which, outputs)
+    return load_found(find(which, outputs), device)
+
+
+def load_found(found: Found, device: str = "auto") -> SavedModel:
+    """`load` of what `find` has found; nothing is written. Raises CheckpointError."""
     _check_device(device)
     manager = CheckpointManager(found.checkpoint.parent)
     lies_in_a_run = found.run is not None and found.checkpoint.parent.name == "checkpoints"
@@ -265,7 +275,7 @@ def _implementation(state: Mapping[str, Any]) -> str:
 
 
 def _check_device(device: str) -> None:
-    from manual_backprop.common.gpus import compute_capabilities
+    from manual_backprop.common.processor import compute_capabilities
 
     if device == "cuda" and not compute_capabilities():
         raise InputError("--device cuda: no NVIDIA GPU can be used on this machine; leave it out")

@@ -4,8 +4,6 @@ BPE is the `tokenizers` library's already. Bytes and characters are made anew fr
 every text. One thing is different there, for all: a text that spells the end token becomes that token.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

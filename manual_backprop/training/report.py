@@ -14,11 +14,10 @@ import torch
 from ..common.allocator import below_the_peak, give_back_freed_memory
 from ..common.durable_files import storage_errors
 from ..common.errors import StorageError
-from ..common.origin import SOURCES
+from ..common.origin import SEPARATOR, SOURCES
 from ..models.flops import flops_per_token, matrix_product_rate
 from ..study.gradient_check.run_check import GRADIENT_CHECK, check_of_run
 from ..tasks import Evaluated, Final
-from ..tasks.samples import SEPARATOR
 from ..tracking import FAILED, Dataset, RunDirectory, SystemMetrics, Tracker, flatten, load_training_log
 from ..tracking.progress import ProgressLine
 from ..tracking.provenance import commit_tags, write_provenance
@@ -141,10 +140,10 @@ class RunReport:
         with storage_errors(f"write {path}"):
             path.write_text(SEPARATOR.join(texts) + "\n", encoding="utf-8")
         self.tracker.log_artifact(path, "samples")
-        picture = self.directory.path / TRAINING_PROGRESS
+        path_of_picture = self.directory.path / TRAINING_PROGRESS
         title = f"{self.directory.read()['run_name']}: {self.facts.model.count_parameters():,} parameters"
-        draw_training_progress(load_training_log(self.directory.path), picture, title)
-        self.tracker.log_artifact(picture)
+        if draw_training_progress(load_training_log(self.directory.path), path_of_picture, title):
+            self.tracker.log_artifact(path_of_picture)
         for text in texts[:1]:
             self.say("  " + self.facts.task.in_one_line(text)[:110])
 

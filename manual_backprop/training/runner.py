@@ -15,7 +15,9 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +25,9 @@ from torch import Tensor
 from ..checkpoints.checkpoint import CheckpointManager
 from ..common.allocator import keep_freed_memory
 from ..common.durable_files import storage_errors
-from ..common.errors import InputError, Interrupted, NotFiniteError, StorageError
+from ..common.errors import InputError, Interrupted, NotFiniteError, StorageError, memory_errors
 from ..common.interruption import Interruption
 from ..common.origin import Origin
-from ..common.out_of_memory import memory_errors
 from ..config.schema import RunConfig
 from ..config.written_config import default_run_name, write_config
 from ..models.optimization import build_optimizer
@@ -47,6 +48,7 @@ from ..tracking import (
 )
 from ..tracking.environment import code_digest, environment_of
 from ..tracking.run_log import run_log, warnings_to_terminal
+from ..tracking.tracker import outputs_of
 from ..trained_models.initial_weights import load_initial_weights
 from .inspection.inspector import Inspector
 from .report import RunReport
@@ -332,11 +334,18 @@ class Runner:
                     directory.update(stopped_early=None)
             else:
                 directory.update(made_with=environment_of(self.model.network), code=code_digest())
+                best = {"best_metric": self.task.best_metric, "best_is_highest": self.task.best_is_highest}
+                directory.update(model=self._model(), **best)
             write_config(config, directory.path / "config.yaml", self.origin.sources)
             with storage_errors(f"write into {directory.path}"):
                 self.task.save(directory.path)
             tracker = open_tracker(
-                config.tracking.name, directory, self.outputs, config.experiment_name, name, metrics_length
+                config.tracking.name,
+                directory,
+                outputs_of(directory.path, self.outputs),
+                config.experiment_name,
+                name,
+                metrics_length,
             )
         except BaseException:
             with suppress(StorageError):  # the disk that is full, perhaps: the next command sees that the run is dead
@@ -344,6 +353,12 @@ class Runner:
             directory.release()
             raise
         return directory, tracker
+
+    def _model(self) -> dict[str, Any]:
+        """The network as it was built, for whoever reads run.json: what the tokenizer, say, has added to the config."""
+        network = self.model.network
+        built = {"implementation": self.config.implementation.name, "parameters": network.count_parameters()}
+        return asdict(network.config) | built
 
     def _evaluate(self, report: RunReport) -> None:
         """Metrics on the validation split, and predictions."""

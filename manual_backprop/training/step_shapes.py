@@ -1,7 +1,5 @@
 """One training step, tensor by tensor: what each is, how large, and whether it is finite. No tensor is kept."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

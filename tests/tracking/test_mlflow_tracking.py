@@ -20,7 +20,7 @@ from command_tools import environment, wait_until
 from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint
 from manual_backprop.sync import main as sync
 from manual_backprop.tracking import create_run_directory, open_run_directory, open_tracker
-from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, _sqlite_file, without_credentials
+from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, without_credentials
 from manual_backprop.tracking.run_directory import close_dead_runs, end_run
 from manual_backprop.tracking.tracker import Dataset, LocalTracker
 
@@ -445,13 +445,6 @@ def test_a_store_is_created_where_it_is_named(place: str, tmp_path: Path, monkey
     assert history(root, run.path, "x") == [(1, 1.0)]
     assert {path.name for path in tmp_path.iterdir()} == {place}
     assert {path.name for path in root.parent.iterdir()} == {"mlflow.db", "mlflow.db.lock", "outputs"}
-
-
-def test_which_addresses_are_files_of_sqlite() -> None:
-    assert _sqlite_file("sqlite:////data/m.db?timeout=9") == (True, Path("/data/m.db"))
-    assert _sqlite_file("sqlite+pysqlite:///m.db") == (True, Path("m.db"))
-    assert _sqlite_file("sqlite:///file:/data/m.db?uri=true") == _sqlite_file("sqlite://") == (True, None)
-    assert _sqlite_file("sqlite-runs") == _sqlite_file("http://127.0.0.1:5000") == (False, None)
 
 
 @pytest.mark.slow

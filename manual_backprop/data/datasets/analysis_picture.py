@@ -1,20 +1,19 @@
 """The picture of datasets' reports: a column for each, or one, and what their vocabularies cover, hold and cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from ...common.pictures import new_figure, save_figure, with_grid
+from ...common.pictures import new_figure, picture, save_figure, with_grid
 from .analysis_text import CLASSES, COVERAGES, Report
 
 BINS = 40
 MOST_POINTS = 400  # of a curve
 
 
+@picture
 def draw_analysis(reports: Sequence[Report], path: Path) -> None:
     """Writes a PNG. Raises StorageError."""
     figure = new_figure(5.2 * len(reports), 13)

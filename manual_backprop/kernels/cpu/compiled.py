@@ -25,7 +25,7 @@ from ...common.errors import first_line
 from ..pieces import pieces
 from ..replay import call_library
 from ..sizes import sizes_of
-from .library import build, compiler, find, folder_path
+from .library import CompilerError, build, compiler, find, folder, why_elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -239,13 +239,16 @@ def _numbers(values: Sequence[float | Tensor], dtypes: Sequence[torch.dtype]) ->
 
 def _compile() -> ctypes.CDLL:
     begin = time.monotonic()
+    if compiler() is not None and (why := why_elsewhere()):
+        log.warning("%s", why)
     log.warning("compiling the kernels, once for this machine: some ten seconds (kernels.compile=never does without)")
     library = build()
     _made.append(time.monotonic() - begin)
-    log.info("compiled in %.1f s, in %s", _made[-1], folder_path())
+    log.info("compiled in %.1f s, in %s", _made[-1], folder())
     return library
 
 
 def _give_up(error: Exception) -> None:
-    _failed.append(first_line(error))
-    log.warning("compiling does not work here, so the kernels run uncompiled: %s", first_line(error))
+    reason = str(error) if isinstance(error, CompilerError) else first_line(error)  # ours ends with what to do
+    _failed.append(reason)
+    log.warning("compiling does not work here, so the kernels run uncompiled: %s", reason)

@@ -1,6 +1,7 @@
 """The kernels in C++ (cpp/) as one library, compiled once for a machine by the compiler that is there.
 
-It is kept in the user's cache folder, under a name that says for which sources, version of PyTorch, processor and
+It is kept in the user's cache folder, or where nothing can be written or run there, in a folder of the user's own among
+the temporary ones, under a name that says for which sources, version of PyTorch, processor and
 compiler it was made, and what it holds: one that was damaged counts as none. Where it cannot be made or loaded, the
 reason is kept beside it, and is not found out again by every run.
 """
@@ -25,9 +26,11 @@ import torch
 from ...common.digests import file_digest, json_digest
 from ...common.durable_files import write_atomically
 from ...common.errors import ManualBackpropError
+from ...common.startup.home import private_folder
 
 PACKAGE = __name__.partition(".")[0]
 SOURCES = Path(__file__).with_name("cpp")
+PASSING = ("no space left", "memory", "quota")  # words of a failure that may pass by itself
 LONGEST_WAIT = 120.0  # [s] for another process that compiles
 CAPABILITIES = (
     "AVX512",
@@ -40,7 +43,7 @@ class CompilerError(ManualBackpropError):
 
 
 class CompilerKilled(CompilerError):
-    """By a signal: it may end well another time."""
+    """By a signal, or for want of room: it may end well another time."""
 
 
 def find() -> ctypes.CDLL | None:
@@ -48,13 +51,15 @@ def find() -> ctypes.CDLL | None:
 
     Raises CompilerError where it is there and cannot be loaded, or could not be made before.
     """
-    for path in sorted(folder_path().glob(f"{_name()}-*.so")):
+    for place in places():
+        for path in sorted(place.glob(f"{_name()}-*.so")):
+            with suppress(OSError):
+                if file_digest(path) == path.stem.rpartition("-")[2] and _runs(place):
+                    return _load(path)
+    for place in places():
         with suppress(OSError):
-            if file_digest(path) == path.stem.rpartition("-")[2]:
-                return _load(path)
-    with suppress(OSError):
-        failure = _failure().read_text()
-        raise CompilerError(f"{failure} (found out before; delete {_failure()} to try again)")
+            failure = _failure(place).read_text(encoding="utf-8")
+            raise CompilerError(f"{failure} (found out before; delete {_failure(place)} to try again)")
     return None
 
 
@@ -70,7 +75,7 @@ def build() -> ctypes.CDLL:
             if named
             else "no C++ compiler was found: install g++, or name one in CXX"
         )
-    place = _writable_folder()
+    place = folder()
     with _alone(place):
         library = find()
         if library is not None:
@@ -81,17 +86,56 @@ def build() -> ctypes.CDLL:
             raise
         except CompilerError as error:
             with suppress(OSError):
-                write_atomically(_failure(), str(error).encode())
+                write_atomically(_failure(place), str(error).encode())
             raise
 
 
-def folder_path() -> Path:
-    """Where the library is kept."""
-    given = os.environ.get("XDG_CACHE_HOME")
+def places() -> list[Path]:
+    """Where the library may be kept: in the user's cache, else among the temporary folders."""
+    found = []
+    with suppress(RuntimeError):  # no HOME, and a user whom nobody knows
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        found.append(cache.absolute() / PACKAGE / "kernels")
+    with suppress(OSError):
+        found.append(private_folder() / "kernels")
+    return found
+
+
+def folder() -> Path:
+    """The first of these in which a library can be kept and run, made where it is missing. Raises CompilerError."""
+    reasons = []
+    for place in places():
+        if (reason := _unusable(place)) is None:
+            return place
+        reasons.append(f"{place}, but {reason}")
+    tried = "; or in ".join(reasons) or "a folder that nobody names"
+    raise CompilerError(
+        f"the library would be kept in {tried}: set XDG_CACHE_HOME to a folder that can be written and from which "
+        "programs run, or give kernels.compile=never"
+    )
+
+
+def why_elsewhere() -> str | None:
+    """Where the library is kept and why, if not in the user's cache. Raises CompilerError."""
+    place = folder()
+    usual = places()[0]
+    return None if place == usual else f"compiled kernels are kept in {place}: {usual} is usual, but {_unusable(usual)}"
+
+
+def _unusable(place: Path) -> str | None:
     try:
-        return Path(given or Path.home() / ".cache") / PACKAGE / "kernels"
-    except RuntimeError:  # no HOME, and a user whom nobody knows
-        return Path(tempfile.gettempdir()) / f"{PACKAGE}-{os.getuid()}" / "kernels"
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK | os.X_OK):
+            return "nothing can be written there"
+        if not _runs(place):
+            return "nothing runs from there (its file system is mounted noexec)"
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _runs(place: Path) -> bool:
+    return not os.statvfs(place).f_flag & getattr(os, "ST_NOEXEC", 0)
 
 
 def compiler() -> str | None:
@@ -114,35 +158,25 @@ def _load(path: Path) -> ctypes.CDLL:
 @cache
 def _name() -> str:
     """Of all that the library depends on."""
-    sources = {path.name: path.read_text() for path in sorted(SOURCES.iterdir()) if path.suffix in (".h", ".cpp")}
+    sources = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in sorted(SOURCES.iterdir())
+        if path.suffix in (".h", ".cpp")
+    }
     features = platform.processor()
     with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         features = next((line for line in lines if line.startswith(("flags", "Features"))), features)
     machine = platform.machine(), torch.backends.cpu.get_cpu_capability(), features
-    text = Path(__file__).read_text()
+    text = Path(__file__).read_text(encoding="utf-8")
     return "kernels-" + json_digest([sources, text, torch.__version__, str(torch.__file__), machine])[:32]
 
 
-def _failure() -> Path:
+def _failure(place: Path) -> Path:
     """Why it could not be made by the compiler that is there."""
     found = compiler() or ""
     seen = [found, os.stat(found).st_mtime if found else 0]
-    return folder_path() / f"{_name()}-{json_digest(seen)[:8]}.failed"
-
-
-def _writable_folder() -> Path:
-    place, reason = folder_path(), "it cannot be written"
-    try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(place, os.W_OK):
-            return place
-    except OSError as error:
-        reason = error.strerror or str(error)
-    raise CompilerError(
-        f"{place} is to keep what is compiled, but {reason}: set XDG_CACHE_HOME to a folder that can be written, or "
-        "give kernels.compile=never"
-    )
+    return place / f"{_name()}-{json_digest(seen)[:8]}.failed"
 
 
 @contextmanager
@@ -172,6 +206,7 @@ def _compile(place: Path) -> Path:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            env=os.environ | {"LC_ALL": "C"},  # in which a compiler says "error"
             start_new_session=True,  # Ctrl-C is for the run, which finishes its step
         )
         try:
@@ -186,8 +221,10 @@ def _compile(place: Path) -> Path:
         if ended > 0:
             log.seek(0)
             lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-            faults = [line for line in lines if "error" in line]
-            raise CompilerError(f"{compiler()}: {(faults or lines or [f'ended with {ended}'])[0].strip()}")
+            faults = [line for line in lines if "error" in line or "/ld: " in line]
+            fault = (faults or lines or [f"ended with {ended}"])[0].strip()
+            passes = any(words in fault.lower() for words in PASSING)
+            raise (CompilerKilled if passes else CompilerError)(f"{compiler()}: {fault}")
         finished = place / f"{_name()}-{file_digest(target)}.so"
         target.replace(finished)
         return finished

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...common.pictures import new_figure, save_figure, with_grid
+from ...common.pictures import new_figure, picture, save_figure, with_grid
 from .cases import OURS, Case
 from .measurement import Measurement, measure
 from .page import WIDTH, as_json
@@ -77,6 +77,7 @@ def table(lengths: Sequence[Measurement], sizes: Sequence[Measurement]) -> str:
     return "\n".join(lines[:-1])
 
 
+@picture
 def draw(found: Sequence[tuple[Case, list[Measurement], list[Measurement]]], path: Path) -> None:
     """Writes a PNG: for each case time over T and memory over B, both on logarithmic axes. Raises StorageError."""
     figure = new_figure(10, 4.2 * len(found))

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...common.pictures import new_figure, save_figure, with_grid
+from ...common.pictures import new_figure, picture, save_figure, with_grid
 from ...common.processor import cpu_fields, processor
 from ...models.flops import flops_per_token
 from .cases import OURS
@@ -134,6 +134,7 @@ def machine() -> dict[str, str]:
     return found
 
 
+@picture
 def draw(measurements: Sequence[Measurement], path: Path) -> None:
     """Writes a PNG: a line of two diagrams for each case, time and memory of its rows. Raises StorageError."""
     height = sum(1.1 + 0.3 * len(measured.rows) for measured in measurements)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...common.pictures import new_figure, save_figure, with_grid
+from ...common.pictures import new_figure, picture, save_figure, with_grid
 
 STEPS = 44
 RANGES = {"adamw": (1e-5, 1.0), "sgd": (1e-3, 100.0)}  # of rates
@@ -71,6 +71,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return np.convolve(np.pad(values, 2, mode="edge"), np.ones(5) / 5, "valid")
 
 
+@picture
 def draw_range_test(test: RangeTest, rate: float, path: Path, title: str) -> None:
     """Writes a PNG. Raises StorageError."""
     figure = new_figure(8, 4.8, dpi=120)

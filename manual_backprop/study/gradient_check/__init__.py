@@ -2,8 +2,8 @@
 
 `measure.py` the error and its bars; `op_table.py` one row an op, `op_mirrors.py` the ops in plain torch, `op_case.py`
 what they are tried on, `op_check.py` a pair; `network_check.py` a network, `network_case.py` what it is tried on;
-`low_precision.py` fp32 and bf16. `verification.py` is all of it, which `python -m manual_backprop.verify` prints;
-`tests/test_gradients.py` asserts it.
+`low_precision.py` fp32 and bf16. `verification.py` is all of it, which `manual_backprop.verify` prints;
+`tests/ops/test_gradients.py` asserts it.
 """
 
 # ruff: noqa: F401  the names are exported

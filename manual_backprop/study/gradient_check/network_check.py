@@ -115,7 +115,7 @@ def check_network(config: CustomTransformerConfig, batch: AnyBatch, scale: str =
     findings = [Finding(subject, "loss", error_of(loss, want_loss), AUTOGRAD_BAR)]
     errors = errors_of(gradients, want, apart)
     findings += [Finding(subject, f"d {name}", error, AUTOGRAD_BAR) for name, error in errors.items()]
-    findings += _check_zeros(subject, config, batch, gradients)
+    findings += check_zeros(subject, config, batch, gradients)
     findings.append(
         Finding(
             subject,
@@ -135,9 +135,10 @@ def check_network(config: CustomTransformerConfig, batch: AnyBatch, scale: str =
     return findings
 
 
-def _check_zeros(
-    subject: str, config: CustomTransformerConfig, batch: AnyBatch, gradients: dict[str, Tensor]
+def check_zeros(
+    subject: str, config: CustomTransformerConfig, batch: AnyBatch, gradients: Mapping[str, Tensor]
 ) -> list[Finding]:
+    """Of every gradient that is zero by structure, its share of the whole gradient."""
     whole = norm_of(gradients.values())
     return [
         Finding(subject, f"d {name} is 0: {reason}", norm_of([gradients[name][rows]]) / (whole or 1), ZERO_BAR)

@@ -96,23 +96,19 @@ def _in_part(config: CustomTransformerConfig) -> CustomTransformerConfig:
 
 def _measure_exact(exact: CustomTransformerConfig) -> list[Finding]:
     """In float64: loss and every gradient against the mirror, zeros, and the slope along a random direction."""
-    from .measure import AUTOGRAD_BAR, DIRECTION_BAR, ZERO_BAR, Finding, error_of, errors_of, norm_of
-    from .network_case import draw_batch, wholly_zero, zero_by_structure
-    from .network_check import direction_error, networks, step_in_place
+    from .measure import AUTOGRAD_BAR, DIRECTION_BAR, Finding, error_of, errors_of
+    from .network_case import draw_batch, wholly_zero
+    from .network_check import check_zeros, direction_error, networks, step_in_place
 
     subject, batch = "float64", draw_batch(exact, 1, min(MOST_TOKENS, exact.max_seq_len), exact.seed)
     by_hand, mirror = networks(exact)
     (want_loss, want), (loss, got) = step_in_place(mirror, batch), step_in_place(by_hand, batch)
-    whole = norm_of(got.values())
     errors = errors_of(got, want, wholly_zero(exact, batch))
     del mirror, want  # two networks' worth of memory, before the direction takes as much
     return [
         Finding(subject, "loss", error_of(loss, want_loss), AUTOGRAD_BAR),
         *(Finding(subject, f"d {name}", error, AUTOGRAD_BAR) for name, error in errors.items()),
-        *(
-            Finding(subject, f"d {name} is 0: {reason}", norm_of([got[name][rows]]) / (whole or 1), ZERO_BAR)
-            for name, reason, rows in zero_by_structure(exact, batch)
-        ),
+        *check_zeros(subject, exact, batch, got),
         Finding(
             subject, "slope along a random direction", direction_error(by_hand, batch, got, exact.seed), DIRECTION_BAR
         ),

@@ -3,8 +3,6 @@
 Where the runs differ only in what must not change what is learned, the differences stand below the curves.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence
@@ -13,7 +11,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from manual_backprop.common.pictures import new_figure, save_figure, with_grid
+from manual_backprop.common.pictures import new_figure, picture, save_figure, with_grid
 from manual_backprop.training.comparison.runs import LOSSES, Compared, in_words, should_coincide, spreads
 
 MOST_TICKS = 8  # more values than these do not all stand below the axis
@@ -21,6 +19,7 @@ MOST_LINES = 10
 LOGARITHMIC = 8  # from this ratio of the largest to the smallest value on
 
 
+@picture
 def draw_comparison(runs: Sequence[Compared], path: Path, title: str) -> None:
     """Writes a PNG. Losses in nats a token. Raises StorageError."""
     number, coincide = swept_number(runs), should_coincide(runs)

@@ -20,6 +20,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...common.uris import sqlite_uri
 from ...config.arguments import Parser, whole
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def one_round(root: Path, n_jobs: int) -> list[str]:
         found.append(f"{len(finished)} of {n_jobs} jobs finished")
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    client = MlflowClient(sqlite_uri(root / "mlflow.db"))
     for record in finished:
         found += _missing(client, Path(str(record.run_directory)))
     return found

@@ -11,7 +11,6 @@ Exit codes: 0 done, 1 the preparation failed, 2 wrong arguments, 4 the disk is f
 """
 
 import json
-import os
 import resource
 import sys
 import time
@@ -24,6 +23,7 @@ from ...common.durable_files import storage_errors
 from ...common.errors import ManualBackpropError
 from ...config.arguments import Parser, whole
 from ...study.paired_timing import MeasuringProcess
+from ..sweeps.processors import cores
 
 WORDS = 50_000
 EXPONENT = 1.1  # of Zipf's law
@@ -50,9 +50,10 @@ def measure(options: Namespace, folder: Path) -> bool:
     if isinstance(measured, ManualBackpropError):
         raise measured
     seconds, cpu, megabytes = measured["seconds"], measured["cpu_seconds"], size / 1e6
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     print(f"{measured['documents']:,.0f} documents, {measured['tokens']:,.0f} tokens in {seconds:.1f} s")
-    print(f"{megabytes / seconds:.2f} MB/s on {cores} cores = {megabytes / seconds / cores:.2f} MB a second and core")
+    print(
+        f"{megabytes / seconds:.2f} MB/s on {cores()} cores = {megabytes / seconds / cores():.2f} MB a second and core"
+    )
     print(f"{megabytes / cpu:.2f} MB a second of processor time ({cpu / seconds:.2f} cores were busy)")
     print(f"{measured['memory'] / 1e6:,.0f} MB of memory above the interpreter before it")
     return True

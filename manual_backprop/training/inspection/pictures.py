@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...common.batch import AnyBatch, EncoderBatch
-from ...common.pictures import new_figure, save_figure, with_grid
+from ...common.pictures import new_figure, picture, save_figure, with_grid
 from ...models.network import Network
 from ...models.recorder import Recorder
 from ...ops import IGNORED
@@ -48,13 +48,14 @@ def draw_inspection(log: TrainingLog, folder: Path, title: str, network: Network
     paths = [folder / LAYERS] if draw_layers(log, folder / LAYERS, title) else []
     if network is not None:
         snapshot = PassSnapshot(network, task.example(network.device))
-        draw_histograms(snapshot, folder / HISTOGRAMS, title)
-        paths.append(folder / HISTOGRAMS)
+        if draw_histograms(snapshot, folder / HISTOGRAMS, title):
+            paths.append(folder / HISTOGRAMS)
         if draw_attention(snapshot, task.text(snapshot.batch, snapshot.places), folder / ATTENTION, title):
             paths.append(folder / ATTENTION)
     return paths
 
 
+@picture
 def draw_layers(log: TrainingLog, path: Path, title: str) -> bool:
     """Heat maps over layers and steps, one for each quantity. False, and no file, where nothing was inspected."""
     found: dict[str, dict[str, dict[int, float]]] = {}
@@ -135,6 +136,7 @@ class PassSnapshot:
         }
 
 
+@picture
 def draw_histograms(snapshot: PassSnapshot, path: Path, title: str) -> None:
     """Of each layer: its weights, its gradients, and what its hidden units say."""
     from matplotlib import colormaps
@@ -185,6 +187,7 @@ def _histograms(axes: Axes, values: Mapping[str, Tensor], colours: Mapping[str, 
     with_grid(axes)
 
 
+@picture
 def draw_attention(snapshot: PassSnapshot, text: str, path: Path, title: str) -> bool:
     """A row of maps for each block, a map for each head. False, and no file, where the network shows no attention."""
     from matplotlib.colors import PowerNorm

@@ -26,7 +26,7 @@ from manual_backprop.common.interruption import SIGNALS
 from manual_backprop.tracking.run_directory import FAILED, FINISHED, KILLED, RUNNING, read_run
 from manual_backprop.training.sweeps.records import JobRecord, Records, measured, run_of_job
 
-PRELOADED = ["manual_backprop.training.runner", "matplotlib.backends.backend_agg"]
+PRELOADED = ["manual_backprop.training.runner", "manual_backprop.common.startup.agg"]
 INTERVAL = 0.1  # [s] between two looks at the `stop` file
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from manual_backprop.common.pictures import new_figure, save_figure, with_grid
+from manual_backprop.common.pictures import new_figure, picture, save_figure, with_grid
 from manual_backprop.tracking import Series, TrainingLog, load_training_log
 from manual_backprop.training.sweeps.records import FINISHED, JobRecord, best_first
 
@@ -12,6 +12,7 @@ MOST_NAMED = 12  # curves; a legend of more is no legend
 SHARE = 20  # a training curve is the mean of so many equal parts of it, at most
 
 
+@picture
 def draw_curves(records: Sequence[JobRecord], path: Path, title: str) -> bool:
     """Writes a PNG: loss over tokens seen, so that runs of different batch sizes compare. False without a curve."""
     from matplotlib import colormaps
@@ -49,6 +50,7 @@ def draw_curves(records: Sequence[JobRecord], path: Path, title: str) -> bool:
     return True
 
 
+@picture
 def draw_heat_map(records: Sequence[JobRecord], path: Path, title: str) -> bool:
     """Writes a PNG: the validation loss for each pair of values. False unless exactly two keys were swept."""
     pairs = {record.number: dict(line.split("=", 1) for line in record.swept) for record in records}

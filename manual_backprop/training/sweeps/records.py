@@ -82,10 +82,7 @@ class Records:
     def _where_it_is(self, run: str | None) -> str | None:
         """The run's directory beside this sweep, also where the project was moved or copied since the record was
         written: a copy's sweep leaves the runs of the other alone."""
-        if run is None:
-            return None
-        here = self.sweep.parent.parent / RUNS / Path(run).name
-        return str(here) if here.is_dir() else run
+        return None if run is None else str(self.sweep.parent.parent / RUNS / Path(run).name)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:04d}.json"

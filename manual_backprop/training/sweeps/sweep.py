@@ -179,7 +179,9 @@ class Sweep:
                 if self.checked.searches:
                     _silence_optuna()
                 try:
-                    own_folder = str(self.directory.path).replace("\\", "\\\\").replace("'", "\\'")
+                    # as seen from here: what the folders above are called, Hydra would read and resolve
+                    own_folder = os.path.relpath(self.directory.path, self.root)
+                    own_folder = own_folder.replace("\\", "\\\\").replace("'", "\\'")
                     hydra_call([*self.checked.overrides, f"hydra.sweep.dir='{own_folder}'"], jobs.task)
                 except (Exception, SystemExit, KeyboardInterrupt) as error:
                     broken = error
@@ -255,8 +257,8 @@ class Sweep:
         runs = compare_directories([record.run_directory for record in records if record.run_directory is not None])
         if says_more_than_curves(runs):
             picture = self.directory.path / "comparison.png"
-            draw_comparison(runs, picture, title)
-            tracker.log_artifact(picture)
+            if draw_comparison(runs, picture, title):
+                tracker.log_artifact(picture)
         return ["", *difference_lines([run.log for run in runs])] if should_coincide(runs) else []
 
     def _deliver_the_rest(self, records: Sequence[JobRecord]) -> None:

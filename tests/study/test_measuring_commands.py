@@ -88,7 +88,7 @@ def check_measurement(printed: str, folder: Path, rows: Sequence[str], compiled:
 
 # Of the rows that differ from another one in the library of their products, one stands for all.
 MEASURED = [name for name in ROWS if not name.endswith(ONEDNN) or name == "baseline-eager-onednn"]
-FEW = [SUBJECT, "custom-reference", "baseline-eager", "baseline-compiled", "huggingface-eager", "baseline-eager-onednn"]
+FEW = [SUBJECT, "custom-reference", "baseline-eager", "baseline-compiled", "baseline-eager-onednn"]
 
 
 def measure(rows: Sequence[str]) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ def measure(rows: Sequence[str]) -> tuple[str, ...]:
 @pytest.mark.slow
 def test_a_measurement_of_a_row_of_each_kind(tmp_path: Path, caches: None) -> None:
     assert set(FEW) <= set(ROWS)
-    printed = forking("manual_backprop.bench", *measure(FEW), cwd=tmp_path, first="import transformers")
+    printed = forking("manual_backprop.bench", *measure(FEW), cwd=tmp_path)
     check_measurement(printed, tmp_path, FEW, compiled=False)
 
 

@@ -219,7 +219,7 @@ def test_it_is_served(logged: Any, model: Path, tmp_path: Path) -> None:
     folder = str(Path(sys.executable).parent)
     environment = os.environ | {
         "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1", "--model-uri", f"runs:/{logged.info.run_id}/model"]

@@ -22,7 +22,7 @@ from manual_backprop import bench
 from manual_backprop.common import processor
 from manual_backprop.common.allocator import give_back_freed_memory, keep_freed_memory, resident_bytes
 from manual_backprop.common.errors import CheckFailedError, InputError
-from manual_backprop.common.gpus import compute_capabilities
+from manual_backprop.common.processor import compute_capabilities
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.kernels.cpu import products
 from manual_backprop.kernels.cpu.products import onednn_is_exact
@@ -48,7 +48,7 @@ from manual_backprop.study.benchmark.products import ProductsOfAStep
 from manual_backprop.study.benchmark.rows import Ready
 from manual_backprop.study.paired_timing import MeasuringProcess, Row
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 UNCOMPILED = [name for name in ROWS if not is_compiled(name) and not takes_onednn(name)]
 PEERS = [name for name in ROWS if name not in OURS and not name.endswith(ONEDNN)]
 

@@ -13,8 +13,7 @@ import torch
 from command_tools import PATIENCE, environment, words_of
 from run_tools import newest
 
-from manual_backprop.common.errors import OutOfMemory
-from manual_backprop.common.out_of_memory import is_out_of_memory, memory_errors
+from manual_backprop.common.errors import OutOfMemory, is_out_of_memory, memory_errors
 from manual_backprop.tracking.run_directory import read_run
 
 TOO_MUCH = 2**60  # bytes
@@ -44,7 +43,7 @@ def test_other_errors_stay_what_they_are() -> None:
 @pytest.mark.slow
 def test_a_run_without_enough_memory_ends_in_one_sentence(tmp_path: Path, text: Path) -> None:
     arguments = (
-        *("model=medium", "training.batch_size=512", "training=smoke", "dataset=text", f"dataset.path='{text}'"),
+        *("model=medium", "training.batch_size=4096", "training=smoke", "dataset=text", f"dataset.path='{text}'"),
         *("tokenizer=byte", "tracking=none", "device=cpu", "device.threads=1"),
     )
     done = subprocess.run(
@@ -59,7 +58,7 @@ def test_a_run_without_enough_memory_ends_in_one_sentence(tmp_path: Path, text: 
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(
-        "The memory is not enough for this run: lower training.batch_size=512"
+        "The memory is not enough for this run: lower training.batch_size=4096"
     )
     assert "gradient_accumulation_steps" in done.stderr
     assert read_run(newest(tmp_path))["status"] == "FAILED"

@@ -305,7 +305,7 @@ def test_the_share_of_symbols_at_which_a_head_looks() -> None:
 def test_the_picture_of_cross_attention(tmp_path: Path) -> None:
     maps = np.stack([np.flipud(np.eye(3))] * 5)[None]
     seen = CrossAttention(maps, ["1", "2", "3"], ["3", "2", "1"], 1.0, "head 0 of block 0 looks")
-    path = draw_cross_attention(seen, tmp_path / "cross_attention.png", "reversal")
+    assert draw_cross_attention(seen, path := tmp_path / "cross_attention.png", "reversal")
     assert path.read_bytes().startswith(b"\x89PNG")
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -123,7 +126,7 @@ def test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written(name: s
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the libraries, with nothing in it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return library.folder_path()
+    return library.places()[0]
 
 
 @pytest.fixture
@@ -276,9 +279,56 @@ def test_without_a_compiler_the_reason_says_what_was_looked_for(
 def test_without_a_folder_the_reason_says_where_to_put_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
     monkeypatch.setenv("CXX", sys.executable)  # a program, which is not asked
-    with pytest.raises(library.CompilerError, match=r"file/manual_backprop/kernels is to keep .*set XDG_CACHE_HOME"):
+    with pytest.raises(library.CompilerError, match=r"kernels, but Not a directory: set XDG_CACHE_HOME .*=never"):
         library.build()
+
+
+def test_where_nothing_runs_nothing_is_kept(cache: Path, quick: None, tmp_path: Path, monkeypatch: Any) -> None:
+    """As on a mount with noexec. What lies in the other place is found; the reason tells where both are so."""
+    other, before = tmp_path / f"manual_backprop-{os.getuid()}" / "kernels", os.statvfs
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert library.folder() == cache
+    assert library.why_elsewhere() is None
+    noexec = {cache}
+    flags = SimpleNamespace(f_flag=os.ST_NOEXEC)
+    monkeypatch.setattr(os, "statvfs", lambda place: flags if place in noexec else before(place))
+    assert library.why_elsewhere() == (
+        f"compiled kernels are kept in {other}: {cache} is usual, but nothing runs from there (its file system is "
+        "mounted noexec)"
+    )
+    library.build()
+    assert not list(cache.iterdir())
+    assert list(other.glob("*.so"))
+    assert library.find() is not None
+    noexec.add(other)
+    assert library.find() is None
+    with pytest.raises(library.CompilerError, match=r"noexec.*noexec.*set XDG_CACHE_HOME"):
+        library.build()
+
+
+def test_a_full_disk_is_no_compiler_that_refuses(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "compiler").write_text("#!/bin/sh\necho 'fatal error: x.s: No space left on device' >&2\nexit 1\n")
+    (tmp_path / "compiler").chmod(0o700)
+    monkeypatch.setenv("CXX", str(tmp_path / "compiler"))
+    with pytest.raises(library.CompilerError, match="No space left"):
+        library.build()
+    assert library.find() is None
+
+
+@pytest.mark.nightly
+def test_an_environment_in_a_path_with_spaces_compiles(tmp_path: Path) -> None:
+    """So do a cache and a temporary folder."""
+    packages = tmp_path / "my env" / "site packages"
+    packages.parent.mkdir()
+    packages.symlink_to(Path(torch.__file__).parents[1])
+    (tmp_path / "t m p").mkdir()
+    given = environment(XDG_CACHE_HOME=str(tmp_path / "c a"), TMPDIR=str(tmp_path / "t m p"))
+    given["PYTHONPATH"] = os.pathsep.join((str(packages), given["PYTHONPATH"]))
+    script = f"{RELU}assert ' ' in torch.__file__"
+    done = subprocess.run([sys.executable, "-c", script], env=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_network_that_could_not_compile_says_that_it_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,12 +391,14 @@ def test_addresses_are_those_of_the_processor_s_memory() -> None:
 
 
 @pytest.mark.gradients
+@pytest.mark.parametrize("where", ["as_written", pytest.param("compiled", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_the_slope_of_gelu_is_that_of_the_reference_far_from_zero_too(sign: int) -> None:
+def test_the_slope_of_gelu_is_that_of_the_reference_far_from_zero_too(where: str, sign: int) -> None:
     """One exponential serves gate and 1 - gate, which overflows nowhere."""
     x = sign * torch.tensor([[0.0, 1e-6, 0.3, 2, 5, 9, 30, 1e3, 1e6]])
     y, dx = torch.empty_like(x), torch.ones_like(x)
-    activations.bias_gelu_tanh_gradient(y, dx, x, torch.zeros(9))
+    with compiled_functions(where == "compiled"):
+        activations.bias_gelu_tanh_gradient(y, dx, x, torch.zeros(9))
     want, cache = ops.gelu_tanh_forward(x.double())
     torch.testing.assert_close(y.double(), want, rtol=2e-5, atol=1e-37)
     torch.testing.assert_close(dx.double(), ops.gelu_tanh_backward(torch.ones_like(want), cache), rtol=2e-5, atol=1e-37)
@@ -376,6 +428,35 @@ def test_cross_entropy_of_rows(where: str, dtype: torch.dtype) -> None:
         got_gradient, want_gradient, rtol=rounding, atol=1e-7 if dtype != torch.float64 else 1e-16
     )
     assert not any(x[counts == 0].any() for x in (z, losses, total))
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("where", ["as_written", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_smoothed_target(where: str, dtype: torch.dtype) -> None:
+    """A part of its probability belongs to all columns."""
+    z, target, counts = torch.randn(7, 43).to(dtype), torch.arange(7), torch.ones(7, dtype=dtype)
+    losses, total = torch.empty(2, 7)
+    want, cache = ops.cross_entropy_forward(z.double(), target, 1, 0.2)
+    want_gradient = ops.cross_entropy_backward(1.0, cache)
+    at_target = z[target, target]
+    with compiled_functions(where == "compiled"):
+        rowwise.cross_entropy_of_rows(z, at_target, losses, total, counts, 0.2)
+    torch.testing.assert_close(losses.sum().double(), want, rtol=1e-6, atol=0)
+    got = at_target.double() / total
+    torch.testing.assert_close(got, want_gradient[target, target], rtol=4 * UNIT[dtype] + 2e-6, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adamw_step", "sgd_step"])
+def test_a_step_that_is_not_finite_changes_nothing(name: str) -> None:
+    function = FUNCTIONS[name]
+    tensors = [x for x in draw(function, (37,), FORMATS["fp32"]) if isinstance(x, Tensor)]
+    before = [x.clone() for x in tensors]
+    numbers = [0.0] + [NUMBER] * (len(function.arguments) - len(tensors) - 1)  # the first says whether it is finite
+    with compiled_functions(True):
+        function(*tensors, *numbers)
+    assert all(torch.equal(x, y) for x, y in zip(tensors, before, strict=True))
 
 
 @pytest.mark.slow
@@ -587,3 +668,51 @@ def test_networks_with_compiled_kernels_stay_under_the_same_bars(compiler: str, 
     assert not [line for line in over if line], "\n".join(over)
     assert len(said) == (compiler == "missing"), said
     assert (int(last.split()[0]) > 50) == (compiler == "there")
+
+
+# The C++ itself
+
+EVERYTHING = """
+import sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests", sys.argv[1] + "/tests/kernels"]
+import torch
+import test_compiled_kernels as tests
+from manual_backprop.kernels.cpu import library
+command = library._command
+sanitized = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+library._command = lambda target: [*command(target), *sanitized]
+for precision in tests.FORMATS:
+    for name in tests.FUNCTIONS:
+        tests.test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written(name, precision)
+for sizes in ((2, 1, 1, 1, 1, 2), (3, 37, 37, 4, 2, 10), (2, 17, 70, 2, 2, 64), (2, 130, 33, 3, 1, 16)):
+    for mask in tests.MASKS:
+        for dropped in (0.0, 0.3):
+            for dtype in tests.UNIT:
+                tests.test_attention(*sizes, mask, dropped, dtype)
+print("nothing was found")
+"""
+
+
+@pytest.mark.nightly
+def test_sanitizers_find_nothing(tmp_path: Path) -> None:
+    """Every kernel, instrumented: no number beside a tensor is read or written, and nothing undefined is done."""
+    found = [
+        subprocess.check_output([str(library.compiler()), f"-print-file-name=lib{name}.so"], text=True).strip()
+        for name in ("asan", "ubsan")
+    ]
+    given = environment(
+        XDG_CACHE_HOME=str(tmp_path), LD_PRELOAD=" ".join(found), ASAN_OPTIONS="detect_leaks=0", PYTHONMALLOC="malloc"
+    )
+    words = [sys.executable, "-c", EVERYTHING, str(ROOT)]
+    done = subprocess.run(words, env=given, capture_output=True, text=True, timeout=1200, cwd=tmp_path)
+    assert done.stdout == "nothing was found\n", done.stderr[-3000:]
+    (made,) = tmp_path.rglob("*.so")
+    assert b"__asan" in made.read_bytes()
+
+
+@pytest.mark.nightly
+def test_mutants_of_the_kernels_are_noticed() -> None:
+    done = subprocess.run(
+        [sys.executable, "tests/mutate_kernels.py"], env=environment(), text=True, cwd=ROOT, stdout=-1
+    )
+    assert done.returncode == 0, done.stdout

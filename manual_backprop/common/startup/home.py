@@ -1,0 +1,33 @@
+"""A user id that the machine does not know, as in a container: what libraries ask for is put into the environment."""
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+
+def complete_environment() -> None:
+    """HOME and LOGNAME, where nothing else says them. MLflow cannot be imported without the one, and others make a
+    folder called "~"."""
+    with suppress(OSError):
+        if os.path.expanduser("~") == "~":
+            os.environ["HOME"] = str(private_folder())
+    if not any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        try:
+            import pwd
+
+            pwd.getpwuid(os.getuid())
+        except (ImportError, KeyError):
+            os.environ["LOGNAME"] = f"uid_{os.getuid()}" if hasattr(os, "getuid") else "unknown"
+
+
+def private_folder() -> Path:
+    """In the temporary folder, this user's alone: what lies there may be run. Raises OSError."""
+    from tempfile import gettempdir
+
+    place = Path(gettempdir()) / f"manual_backprop-{os.getuid()}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{place} is not a folder that only this user may write")
+    return place

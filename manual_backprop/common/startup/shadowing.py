@@ -1,0 +1,104 @@
+"""Files in the working directory that Python would import in place of a library: `python -m` looks there first.
+
+Called before anything else is imported, so that this needs what Python has loaded by then.
+"""
+
+import os
+import sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder, all_suffixes
+
+SCRIPT = "manual-backprop"
+# What setup.cfg installs, and with its extras; the libraries that these need are looked up.
+DEPENDENCIES = (
+    *("torch", "hydra-core", "omegaconf", "datasets", "transformers", "mlflow", "tokenizers", "safetensors", "rich"),
+    *("filelock", "psutil", "matplotlib", "hydra-joblib-launcher", "hydra-optuna-sweeper", "hydra-submitit-launcher"),
+)
+NEVER_IMPORTED = frozenset({"antigravity", "idlelib", "this", "turtle", "turtledemo"})  # of Python's own
+
+
+def refuse_shadows() -> None:
+    """End a command in whose working directory something lies that hides a library: one line, exit code 2."""
+    arguments = getattr(sys, "argv", None) or [""]
+    if arguments[0] != "-m" and os.path.basename(arguments[0]) != SCRIPT:  # somebody imports the package
+        return
+    try:
+        folder = os.getcwd()
+        hidden = sorted(_shadows(folder)) if folder in map(os.path.abspath, sys.path) else []
+    except OSError:  # a folder that is gone, or may not be listed: nothing can be imported from there
+        return
+    if hidden:
+        one = len(hidden) == 1
+        print(
+            f"{' and '.join(os.path.join(folder, name) for name in hidden)} would be imported in place of "
+            f"{'the library of that name' if one else 'the libraries of these names'}: rename {'it' if one else 'them'}"
+            ", or give the command in another folder",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+
+
+def _shadows(folder: str) -> list[str]:
+    """Names of files and folders that hide a module of Python; else, of a library that this package needs."""
+    modules = _modules(folder)
+    elsewhere = [entry for entry in sys.path if os.path.abspath(entry) != folder]
+    for module in [module for module in modules.values() if module in sys.modules]:
+        file = os.path.abspath(getattr(sys.modules[module], "__file__", None) or "")
+        if not file.startswith(os.path.join(folder, module)):  # Python has the right one already, and asks no more
+            modules = {name: other for name, other in modules.items() if other != module}
+    hidden = [name for name, module in modules.items() if _is_pythons(module)]
+    return hidden or [name for name, module in modules.items() if _is_needed(module, elsewhere)]
+
+
+def _modules(folder: str) -> dict[str, str]:
+    """What can be imported there as a whole. A folder without __init__ hides nothing that is installed."""
+    suffixes, found = all_suffixes(), {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            module, dot, ending = entry.name.partition(".")
+            if not module.isidentifier():
+                continue
+            if dot and dot + ending in suffixes:
+                found[entry.name] = module
+            elif not dot and any(os.path.exists(os.path.join(entry.path, f"__init__{one}")) for one in suffixes):
+                found[entry.name + os.sep] = module
+    return found
+
+
+def _is_pythons(module: str) -> bool:
+    """But for what is built in or frozen, which comes before every folder."""
+    return (
+        module in sys.stdlib_module_names - NEVER_IMPORTED
+        and BuiltinImporter.find_spec(module) is None
+        and FrozenImporter.find_spec(module) is None
+    )
+
+
+def _is_needed(module: str, path: list[str]) -> bool:
+    found = None if module in sys.stdlib_module_names else PathFinder.find_spec(module, path)
+    return found is not None and found.origin is not None and _belongs_to_a_dependency(module)
+
+
+def _belongs_to_a_dependency(module: str) -> bool:
+    """Whether it is part of a library that is needed. It reads what is installed, which takes some tenths of a second:
+    only where a file is called like one."""
+    import re
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    waiting, seen = list(DEPENDENCIES), set()
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:
+            continue
+        record = "\n" + (found.read_text("RECORD") or found.read_text("SOURCES.txt") or "")
+        if re.search(rf"\n{module}(/__init__)?\.[^/\n]*,", record):
+            return True
+        for line in found.requires or ():
+            requirement, _, marker = line.partition(";")
+            if "extra" not in marker:
+                waiting.append(re.split(r"[^A-Za-z0-9._-]", requirement.strip(), maxsplit=1)[0])
+    return False

@@ -1,0 +1,62 @@
+"""Runs compared where MLflow's page stops: curves, equal compute, tables, samples, and a trained model seen at a text.
+
+    series          metrics as arrays: against what they are drawn, smoothed, reduced to a screen's points
+    figures         curves as plotly figures; style: their colours, axes and names; marks: what curves do not show
+    equal_compute   loss over FLOPs, who leads from where on
+    tables          summaries and configs side by side
+    parameters      how many parameters a config means
+    model_view      attention maps and likeliest tokens of a trained model
+    runs            the runs of an outputs directory by id; mlflow_store: those that only MLflow has
+    session         the page's questions and their answers; server: how a browser gets them; guard: which browser may;
+                    export: one file of all
+    page/           what runs in the browser: HTML, CSS and a script without a framework
+
+The same functions draw for the page and in a notebook, from logs by name:
+
+    logs = {"tiny": load_training_log("4f1c2a"), "small": load_training_log("91be03")}
+    create_loss_curves(logs, x="flops", log_x=True).show()
+
+It only reads. Importing it imports neither plotly nor torch nor a server.
+May import: training and below.
+"""
+
+from importlib import import_module
+from typing import Any
+
+# Where each public name lives.
+_HOMES = {
+    "create_app": "server",
+    "create_flops_normalized_loss": "equal_compute",
+    "create_loss_curves": "figures",
+    "create_lr_schedule_plot": "figures",
+    "create_metric_plot": "figures",
+    "create_throughput_plot": "figures",
+    "create_validation_curves": "figures",
+    "estimate_model_params": "parameters",
+    "find_crossover_points": "equal_compute",
+    "launch": "server",
+    "load_training_log": "",
+}
+
+__all__ = [
+    "create_app",
+    "create_flops_normalized_loss",
+    "create_loss_curves",
+    "create_lr_schedule_plot",
+    "create_metric_plot",
+    "create_throughput_plot",
+    "create_validation_curves",
+    "estimate_model_params",
+    "find_crossover_points",
+    "launch",
+    "load_training_log",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = f"{__name__}.{_HOMES[name]}" if _HOMES[name] else "manual_backprop.tracking"
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,58 @@
+"""How many parameters a network has, from its config alone: nothing is built, and nothing is assumed."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from manual_backprop.common.errors import InputError
+from manual_backprop.config.network import CustomTransformerConfig
+from manual_backprop.config.validation import BYTE_TOKENS, GPT2_TOKENS
+from manual_backprop.tracking import TrainingLog
+
+SIZES = ("vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len")
+TOKENS = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}  # tokenizers that are the same everywhere
+
+
+def estimate_model_params(config: Any) -> int:
+    """As many as `count_parameters()` of the network counts.
+
+    `config` is a CustomTransformerConfig or a mapping of its fields, the `model` of a log (or the log itself), or the
+    config of a run whose vocabulary it tells. Raises InputError where a size is missing: no vocabulary is assumed.
+    """
+    if isinstance(config, TrainingLog):
+        config = config.model or config.config
+    if is_dataclass(config) and not isinstance(config, type):
+        to_dict = getattr(config, "to_dict", None)
+        config = to_dict() if to_dict is not None else asdict(config)
+    if not isinstance(config, Mapping):
+        raise InputError(f"config={config!r}: expected a CustomTransformerConfig, a mapping or a training log")
+    if isinstance(config.get("parameters"), int):
+        return int(config["parameters"])  # a run counted them
+    network = _network_of_run(config) if isinstance(config.get("model"), Mapping) else dict(config)
+    needed = [name for name in SIZES if name != "vocab_size" or network.get("n_inputs") is None]  # which reads numbers
+    if missing := [name for name in needed if network.get(name) is None]:
+        raise InputError(
+            f"the config does not say {', '.join(missing)}: give the network's own config (model.config), or the "
+            "`model` of a log that a run has written"
+        )
+    known = {name: value for name, value in network.items() if name in CustomTransformerConfig.__dataclass_fields__}
+    built = CustomTransformerConfig(**known)
+    if violations := built.violations():
+        raise InputError("; ".join(violations))
+
+    from manual_backprop.study.estimates.memory import parameter_count  # torch
+
+    return parameter_count(built)
+
+
+def _network_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's whole config; what its task and its text add to it, a run alone can tell."""
+    groups = {name: value if isinstance(value, Mapping) else {} for name, value in config.items()}
+    network = dict(groups["model"])
+    if groups.get("task", {}).get("name", "language_model") != "language_model":
+        network["vocab_size"] = None
+    elif network.get("vocab_size") is None:
+        network["vocab_size"] = TOKENS.get(str(groups.get("tokenizer", {}).get("name")))
+    architecture = groups.get("architecture", {})
+    named = {"architecture": "name", "activation": "activation"}
+    return network | {name: architecture[key] for name, key in named.items() if key in architecture}

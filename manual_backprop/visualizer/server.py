@@ -1,0 +1,254 @@
+"""The page's server: on this machine alone, for reading alone (`guard` says whom it answers)."""
+
+import json
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from manual_backprop.common.errors import InputError, ManualBackpropError
+from manual_backprop.tracking.mlflow_delivery import tracking_uri
+from manual_backprop.visualizer.export import exported, page_file
+from manual_backprop.visualizer.guard import LOOPBACK, Guard
+from manual_backprop.visualizer.runs import Runs, named_runs
+from manual_backprop.visualizer.series import View
+from manual_backprop.visualizer.session import Session, as_json
+
+LARGEST_REQUEST = 100_000  # [bytes]
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+
+
+def open_session(which: Sequence[str] = (), root: str | Path = "outputs") -> Session:
+    """The runs below `root`, and those of MLflow that are not there; `which` are the ones that the page begins with.
+
+    Raises InputError where one of them is nowhere.
+    """
+    from manual_backprop.visualizer.mlflow_store import open_store
+
+    root = Path(root).absolute()
+    local = Runs(root)
+    uri = tracking_uri(root)
+    # A server is asked only where there is nothing else: it may be far away.
+    store = open_store(uri) if uri.startswith("sqlite:") or not local.rows() else None
+    runs, folder = Runs(root, elsewhere=store), (root / "runs").resolve()
+    named: list[str | Path] = []  # an id, or a directory that lies elsewhere
+    for one in which:
+        try:
+            for path in named_runs([one], root):
+                inside = path.resolve().parent == folder and path.resolve().name in runs
+                named.append(path.resolve().name if inside else path.resolve())
+        except InputError:
+            matching = [row["id"] for row in runs.rows() if row.get("from") and one in (row["id"], row["name"])]
+            if len(matching) != 1:
+                raise
+            named += matching
+    runs = Runs(root, dict.fromkeys(one for one in named if isinstance(one, Path)), store)
+    runs.rows()
+    ids = {runs.path(run_id): run_id for run_id in runs}
+    return Session(runs, [ids[one] if isinstance(one, Path) else one for one in named])
+
+
+def create_app(
+    runs: Sequence[str] | Session = (),
+    root: str | Path = "outputs",
+    *,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+) -> Starlette:
+    """The page as an ASGI application. `host` is the name, beside this machine's own, under which it is asked; with a
+    `token` it answers, under any name, only to addresses that begin with it."""
+    session = runs if isinstance(runs, Session) else open_session(runs, root)
+
+    def answering(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        async def endpoint(request: Request) -> Response:
+            try:
+                content = await run_in_threadpool(lambda: as_json(answer(request)))
+            except ManualBackpropError as error:
+                return Response(json.dumps({"error": str(error)}), 404, media_type="application/json")
+            return Response(content, media_type="application/json")
+
+        return endpoint
+
+    async def model(request: Request) -> Response:
+        body = await request.body()
+        asked = {}
+        with suppress(ValueError):
+            asked = json.loads(body[:LARGEST_REQUEST])
+        run_id, text = (asked.get(name) for name in ("run", "text")) if isinstance(asked, dict) else (None, None)
+        if not isinstance(run_id, str) or not isinstance(text, str) or len(body) > LARGEST_REQUEST:
+            return Response(json.dumps({"error": "a run and a text were expected"}), 400, media_type="application/json")
+        return await answering(lambda _: session.model(run_id, text))(request)
+
+    async def export(request: Request) -> Response:
+        try:
+            content = await run_in_threadpool(
+                lambda: exported(
+                    session, _ids(request), _view(request), _strong(request), request.query_params.get("state", "")
+                )
+            )
+        except ManualBackpropError as error:
+            return PlainTextResponse(str(error), 404)
+        return Response(
+            content, media_type="text/html", headers={"content-disposition": "attachment; filename=runs.html"}
+        )
+
+    async def picture(request: Request) -> Response:
+        try:
+            content = await run_in_threadpool(session.picture, request.path_params["run"], request.path_params["name"])
+        except (InputError, OSError):
+            return PlainTextResponse("there is no such picture", 404)
+        return Response(content, media_type="image/png")
+
+    async def file(request: Request) -> Response:
+        name = request.path_params.get("name") or "page.html"
+        content = await run_in_threadpool(page_file, name)
+        if content is None:
+            return PlainTextResponse("there is no such page", 404)
+        kept = {"cache-control": "private, max-age=86400"} if name.startswith("plotly") else {}
+        return Response(content, media_type=TYPES[Path(name).suffix], headers=kept)
+
+    answers: dict[str, Callable[[Request], Any]] = {
+        "runs": lambda _: session.table(),
+        "tick": lambda request: session.tick(_ids(request)),
+        "curves": lambda request: session.curves(
+            _ids(request),
+            _view(request),
+            _strong(request),
+            request.query_params.getlist("also"),
+            request.query_params.get("only", ""),
+        ),
+        "compute": lambda request: session.compute(_ids(request), _strong(request)),
+        "tables": lambda request: session.tables(_ids(request)),
+        "samples": lambda request: session.samples(_ids(request), _number(request, "step", int)),
+        "pictures": lambda request: session.pictures(_ids(request)),
+    }
+    routes = [Route(f"/api/{name}", answering(answer)) for name, answer in answers.items()]
+    routes += [
+        Route("/api/model", model, methods=["POST"]),
+        Route("/api/export", export),
+        Route("/picture/{run}/{name:path}", picture),
+        Route("/", file),
+        Route("/{name}", file),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(Guard, host=host, token=token)])
+
+
+def _ids(request: Request) -> list[str]:
+    return request.query_params.getlist("run")
+
+
+def _view(request: Request) -> View:
+    given = request.query_params
+    ranges = {name: _number(request, name, float) for name in ("low", "high", "low_y", "high_y")}
+    return View(
+        given.get("x", "step"),
+        given.get("log_x") == "1",
+        given.get("log_y") == "1",
+        _number(request, "smoothing", float) or 0,
+        **ranges,
+    )
+
+
+def _strong(request: Request) -> int:
+    from manual_backprop.visualizer.style import STRONG
+
+    return max(1, _number(request, "strong", int) or STRONG)
+
+
+def _number(request: Request, name: str, kind: Callable[[str], Any]) -> Any:
+    text = request.query_params.get(name)
+    if text is None or text == "":
+        return None
+    with suppress(ValueError, OverflowError):
+        number = kind(text)
+        if number - number == 0:
+            return number
+    raise InputError(f"{name}={text[:50]!r}: expected a number")
+
+
+def launch(
+    runs: Sequence[str] = (),
+    root: str | Path = "outputs",
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    share: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serve the page until it is interrupted. `share`: on all interfaces, behind a random token. Raises InputError."""
+    import uvicorn
+
+    session = open_session(runs, root)
+    if share and host in LOOPBACK:
+        host = "0.0.0.0"
+    token = secrets.token_urlsafe(24) if not _is_loopback(host) else None
+    listening = _listen(host, port)
+    read(session, say)
+    name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    port = listening.getsockname()[1]
+    say(f"http://{name}:{port}/{f'{token}/' if token else ''}")
+    if token:
+        say(
+            "Warning: whoever has this address and can reach this machine sees every run here, and what they type is "
+            "computed here. It is sent unencrypted; no tunnel is opened."
+        )
+    say("Ctrl-C ends it.")
+    app = create_app(session, host=host, token=token)
+    config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off", server_header=False)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def read(session: Session, say: Callable[[str], None]) -> None:
+    """The runs that the page begins with, so that its first picture waits for nothing; a line says how long it took."""
+    begin, ids, size, rows = time.perf_counter(), session.chosen(), 0, 0
+    for place, run_id in enumerate(ids, start=1):
+        if sys.stderr.isatty():
+            print(f"\rreading run {place} of {len(ids)}", end="", file=sys.stderr, flush=True)
+        with suppress(InputError):
+            log = session.runs.log(run_id)
+            rows += max((len(one.steps) for one in log.training.values()), default=0)
+            with suppress(OSError):
+                size += (log.path / "metrics.jsonl").stat().st_size
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    with suppress(InputError):
+        session.curves(ids, View())  # what the page shows first
+        session.compute(ids)
+    seconds = time.perf_counter() - begin
+    say(f"read {len(ids)} {'run' if len(ids) == 1 else 'runs'}: {rows:,} rows, {size / 1e6:.1f} MB, in {seconds:.1f} s")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(64)
+    except OSError as error:
+        reason = "it is in use" if error.errno == 98 else error.strerror or str(error)
+        raise InputError(
+            f"--host {host} --port {port}: cannot listen there: {reason}; "
+            f"try --port {port + 1 if port < 65535 else 7860}"
+        ) from error
+    return listening

@@ -1,0 +1,162 @@
+"""Runs side by side as tables: what they are and have reached, and their configs, what differs first.
+
+The page shows them, and `compare RUNS --csv FILE` writes them.
+"""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from manual_backprop.common.durable_files import write_atomically
+from manual_backprop.common.errors import InputError
+from manual_backprop.common.json_files import read_object
+from manual_backprop.common.origin import SOURCES
+from manual_backprop.config.validation import with_defaults
+from manual_backprop.tracking import TrainingLog, flatten
+from manual_backprop.visualizer.equal_compute import compute_metric
+from manual_backprop.visualizer.runs import BEST_METRIC, status_of
+from manual_backprop.visualizer.series import last_step, places_of, points_of
+from manual_backprop.visualizer.style import Logs
+
+ABSENT = "-"
+
+
+def best_metric(log: TrainingLog) -> str:
+    return str(log.run.get("best_metric") or BEST_METRIC)
+
+
+def highest_is_best(log: TrainingLog) -> bool:
+    return log.run.get("best_is_highest") is True
+
+
+def best_value(log: TrainingLog, metric: str) -> tuple[float, int] | None:
+    """The best value that is a number, and its first step: the lowest, of what is no score."""
+    sign = -1 if highest_is_best(log) and metric == best_metric(log) else 1
+    points = points_of(log, metric)
+    known = zip(points.y.tolist(), points.steps.tolist(), strict=True)
+    best = min(((sign * value, step) for value, step in known if math.isfinite(value)), default=None)
+    return None if best is None else (sign * best[0], best[1])
+
+
+def best_run(logs: Logs) -> str | None:
+    """Who has the best value, of a metric that can be compared; None where runs measure different things."""
+    metrics = {(best_metric(log), highest_is_best(log)) for log in logs.values()}
+    if len(metrics) > 1:
+        return None
+    ((metric, highest),) = metrics or {(BEST_METRIC, False)}
+    if metric == BEST_METRIC:
+        metric = compute_metric(logs)  # bits a byte, where tokenizers differ
+    reached = {name: found[0] for name, log in logs.items() if (found := best_value(log, metric)) is not None}
+    return (max if highest else min)(reached, key=reached.__getitem__) if len(reached) > 1 else None
+
+
+def summary(log: TrainingLog) -> dict[str, Any]:
+    """What a run is and has reached; numbers as numbers, None where nothing is known."""
+    metric = best_metric(log)
+    best, values = best_value(log, metric), points_of(log, metric).y
+    speeds = [speed for speed in points_of(log, "tokens_per_second").y.tolist() if math.isfinite(speed)]
+    made = log.run.get("made_with") or {}
+    settings = flatten(with_defaults(log.config)) if "training" in log.config else flatten(log.config)
+    return {
+        "run": log.path.name,
+        "status": status_of(log.run) or None,
+        "task": settings.get("task.name"),
+        "architecture": settings.get("architecture.name") or settings.get("architecture"),
+        "parameters": log.model.get("parameters"),
+        "steps": last_step(log),
+        "tokens": _last(log, "tokens_seen"),
+        "FLOPs": _last(log, "flops"),
+        "metric": metric,
+        "best": best[0] if best else None,
+        "best at step": best[1] if best else None,
+        "last": float(values[-1]) if len(values) else None,
+        "seconds": _duration(log),
+        "tokens a second": statistics.median(speeds) if speeds else None,
+        "machine": _machine(log, made),
+        "commit": log.tags.get("git_commit", str(made.get("commit") or "")).partition(" ")[0][:12] or None,
+        "started": log.run.get("created_at"),
+        "resumes": len(log.resumes),
+    }
+
+
+def _last(log: TrainingLog, metric: str) -> float | None:
+    values = points_of(log, metric).y
+    return float(values[-1]) if len(values) else None
+
+
+def _duration(log: TrainingLog) -> float | None:
+    """Of running, without what lay between an end and a resume [s]."""
+    import numpy as np
+
+    main = [series for part in (log.training, log.validation) for series in part.values() if series.times_ms]
+    if not main:
+        return None
+    latest = max(main, key=lambda series: series.times_ms[-1])
+    return float(places_of(log, np.array(latest.steps[-1:]), np.array(latest.times_ms[-1:]), "seconds")[0])
+
+
+def _machine(log: TrainingLog, made: Mapping[str, Any]) -> str | None:
+    parts = [made.get("processor"), f"{made['threads']} threads" if made.get("threads") else None]
+    parts.append(log.tags.get("device") or log.model.get("device"))
+    return ", ".join(str(part) for part in parts if part) or None
+
+
+def configs(logs: Logs) -> list[dict[str, Any]]:
+    """A row for each key: its value in every run and where that came from (`config_sources.json`); those first that
+    are not the same in all runs."""
+    flat = {
+        name: flatten(with_defaults(log.config) if "training" in log.config else log.config)
+        for name, log in logs.items()
+    }
+    sources = {name: _sources(log.path) for name, log in logs.items()}
+    rows = []
+    for key in dict.fromkeys(key for settings in flat.values() for key in settings):
+        values = [as_text(settings[key]) if key in settings else ABSENT for settings in flat.values()]
+        row = {"key": key, "values": values, "sources": [sources[name].get(key, "") for name in logs]}
+        rows.append(row | {"differs": len({*values}) > 1})
+    return sorted(rows, key=lambda row: not row["differs"])
+
+
+def _sources(path: Path) -> dict[str, str]:
+    try:
+        return {str(key): str(source) for key, source in read_object(path / SOURCES).items()}
+    except InputError:
+        return {}
+
+
+def as_text(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.12g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+def write_csv(logs: Logs, path: Path) -> None:
+    """A line for each run: the summary, whether it is the best, its config, keys that differ first, and after each of
+    them where its value came from. Raises StorageError."""
+    rows, settings, best = {name: summary(log) for name, log in logs.items()}, configs(logs), best_run(logs)
+    columns = [
+        "name",
+        "is best",
+        *next(iter(rows.values()), {}),
+        *(f"{row['key']}{kind}" for row in settings for kind in ("", " from")),
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for place, (name, row) in enumerate(rows.items()):
+        known = ["" if value is None else value for value in row.values()]
+        config = [cell for one in settings for cell in (_cell(one["values"][place]), one["sources"][place])]
+        writer.writerow([_cell(name), "yes" if name == best else "", *map(_cell, known), *config])
+    write_atomically(path, text.getvalue().encode())
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula is quoted."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "@", "\t", "\r") else value
