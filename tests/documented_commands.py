@@ -98,7 +98,7 @@ def check_a_run(outcome: Outcome) -> None:
     assert "validation loss" in outcome.said
     config = load_training_log(run).config
     check_config(config, given)
-    for name in ("run.log", "config_sources.json", "packages.txt", "gradient_check.txt", "loss_curves.png"):
+    for name in ("run.log", "config_sources.json", "packages.txt", "gradient_check.txt", "training_progress.png"):
         assert (run / name).stat().st_size > 0, name
 
 

@@ -142,6 +142,7 @@ class CustomTransformerConfig:
     activation: str | None = None  # None: the architecture's own
     norm_epsilon: float | None = None  # added to the variance (layer) or mean square (rms); None: the norm's usual one
     rotary_base: float | None = None  # pair i of a head turns by base^(-2i / K) a position (llama); None: 10000
+    padding_token_id: int | None = None  # a token that is never a target, to which label smoothing gives nothing
     label_smoothing: float = 0.0  # share of the target's probability that is spread over the vocabulary, in training
     precision: str = "fp32"
     kernels: str = "reference"
@@ -274,6 +275,9 @@ class CustomTransformerConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 found.append(f"{name}={value!r}: must be a probability, at least 0 and less than 1")
+        padding, sized = self.padding_token_id, isinstance(self.vocab_size, int)
+        if padding is not None and (type(padding) is not int or (sized and not 0 <= padding < self.vocab_size)):
+            found.append(f"padding_token_id={padding!r}: must be a token id, 0 to {self.vocab_size - 1}, or None")
         for name, choices in (
             ("architecture", tuple(ARCHITECTURES)),
             ("activation", (None, *ACTIVATIONS)),

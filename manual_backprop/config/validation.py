@@ -16,6 +16,7 @@ from manual_backprop.common.errors import ConfigError
 from manual_backprop.config.network import architecture_violations
 from manual_backprop.config.rules import Text, nearest, shown, whole
 from manual_backprop.config.schema import RunConfig, shipped_folder
+from manual_backprop.config.task_rules import CHECKS
 
 BYTE_TOKENS = 257  # 256 bytes and the end token
 GPT2_TOKENS = 50257
@@ -217,7 +218,7 @@ def _way_out(name: str, value: Any) -> str:
 # What only shows across keys. Each check is called when all the keys that it needs are right by themselves.
 
 Check = Callable[..., list[str]]
-ACROSS: list[tuple[tuple[str, ...], Check]] = []
+ACROSS: list[tuple[tuple[str, ...], Check]] = [*CHECKS]
 
 
 def across(*needed: str) -> Callable[[Check], Check]:
@@ -340,13 +341,38 @@ def one_length(max_steps: int | None, num_epochs: float | None) -> list[str]:
     return []
 
 
-@across("training.max_steps", "schedule.warmup_ratio")
-def warm_up_ends_before_the_run(max_steps: int | None, warmup_ratio: float) -> list[str]:
-    if max_steps is None or round(warmup_ratio * max_steps) < max_steps:
+@across("training.max_steps", "schedule.warmup_ratio", "schedule.warmup_steps")
+def warm_up_ends_before_the_run(max_steps: int | None, warmup_ratio: float, warmup_steps: int | None) -> list[str]:
+    if max_steps is not None and warmup_steps is not None and warmup_steps >= max_steps:
+        return [
+            f"schedule.warmup_steps={warmup_steps}: warms up for longer than the {max_steps} steps of training."
+            "max_steps, of which at least one must be left; give fewer, or more training.max_steps"
+        ]
+    if max_steps is None or warmup_steps is not None or round(warmup_ratio * max_steps) < max_steps:
         return []
     return [
         f"schedule.warmup_ratio={warmup_ratio:g}: warms up for all of the {max_steps} steps of training.max_steps; at "
         "least one must be left"
+    ]
+
+
+@across("schedule.name", "optimizer.name", "optimizer.learning_rate", "model.learning_rate")
+def noam_has_its_own_peak(schedule: str, optimizer: str, learning_rate: float, models: float) -> list[str]:
+    if schedule != "noam" or optimizer != "adamw" or learning_rate == models:
+        return []
+    return [
+        f"optimizer.learning_rate={learning_rate:g}: schedule=noam has a peak of its own; did you mean "
+        f"schedule.peak={learning_rate:g}?"
+    ]
+
+
+@across("training.patience", "schedule.patience")
+def the_rate_is_lowered_before_the_end(patience: int | None, lowers: int | None) -> list[str]:
+    if patience is None or lowers is None or lowers < patience:
+        return []
+    return [
+        f"training.patience={patience}: ends the run before schedule.patience={lowers} evaluations could lower the "
+        "rate; give a longer one, or a shorter schedule.patience"
     ]
 
 

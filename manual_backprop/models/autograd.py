@@ -18,12 +18,20 @@ from ..ops import IGNORED
 from .network import Network, block_names
 
 
-def summed_loss(logits: Tensor, targets: Tensor, label_smoothing: float, denominator: Tensor) -> Tensor:
+def summed_loss(
+    logits: Tensor, targets: Tensor, label_smoothing: float, denominator: Tensor, padding: int | None = None
+) -> Tensor:
     """The cross-entropy of the targets that count, over `denominator`, one number.
 
-    logits (B, T, V), targets (B, T) int64; in float32 at least.
+    logits (B, T, V), targets (B, T) int64; in float32 at least. `padding` as in `ops.cross_entropy_forward`.
     """
     wide = logits.float() if logits.dtype == torch.bfloat16 else logits
+    if label_smoothing and padding is not None:
+        log_probabilities, counts = wide.log_softmax(-1), targets != IGNORED
+        on_target = log_probabilities.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+        others = log_probabilities.sum(-1) - log_probabilities[..., padding]
+        mean = others / (logits.shape[-1] - 1)
+        return torch.where(counts, -(1 - label_smoothing) * on_target - label_smoothing * mean, 0).sum() / denominator
     total = F.cross_entropy(
         wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
     )

@@ -187,7 +187,7 @@ class Transformer(nn.Module):
         self.table = table  # of sinusoids (T, D), or of cosines and sines (2, T, K); not a buffer: it keeps its format
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.d_model, outputs, bias=bias)
-        self.label_smoothing = config.label_smoothing
+        self.label_smoothing, self.padding = config.label_smoothing, config.padding_token_id
 
     def placed(self, x: Tensor, places: nn.Embedding | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """x (B, T, D) at its places, and by what queries and keys turn there."""
@@ -221,7 +221,7 @@ class Decoder(Transformer):
         return self.head(self.decoder(x, rotation, Keys(True, mask), *memory))
 
     def loss(self, tokens: Tensor, mask: Tensor | None, targets: Tensor, denominator: Tensor) -> Tensor:
-        return summed_loss(self(tokens, mask), targets.long(), self.label_smoothing, denominator)
+        return summed_loss(self(tokens, mask), targets.long(), self.label_smoothing, denominator, self.padding)
 
 
 class EncoderDecoder(Decoder):
@@ -250,7 +250,8 @@ class EncoderDecoder(Decoder):
     def loss(  # type: ignore[override]
         self, source: Tensor, lengths: Tensor, tokens: Tensor, targets: Tensor, denominator: Tensor
     ) -> Tensor:
-        return summed_loss(self(source, lengths, tokens), targets.long(), self.label_smoothing, denominator)
+        logits = self(source, lengths, tokens)
+        return summed_loss(logits, targets.long(), self.label_smoothing, denominator, self.padding)
 
 
 class Encoder(Transformer):

@@ -37,14 +37,14 @@ class CustomTransformer(HandWrittenNetwork):
 
     def _loss_forward(self, x: Tensor, targets: Tensor, denominator: int | Tensor) -> tuple[Tensor, Cache]:
         """x (B, T, D) -> the loss of the logits that the head makes of it."""
-        ops, smoothing = self.ops, self.config.label_smoothing
+        ops, smoothing, padding = self.ops, self.config.label_smoothing, self.config.padding_token_id
         if ops.serves("linear_cross_entropy"):  # both halves at once: no logits have to be kept between them
             loss, dx = ops.linear_cross_entropy(
-                x, self.head, targets, denominator, smoothing, self.dhead, record=self.recorder
+                x, self.head, targets, denominator, smoothing, self.dhead, padding=padding, record=self.recorder
             )
             return loss, (None, dx)
         loss, loss_cache = ops.linear_cross_entropy_forward(
-            x, self.head, targets, denominator, smoothing, record=self.recorder
+            x, self.head, targets, denominator, smoothing, padding, record=self.recorder
         )
         return loss, (loss_cache, None)
 

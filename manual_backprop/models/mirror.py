@@ -37,7 +37,9 @@ class TorchTransformer(MirroredNetwork):
         """x (B, T, D) -> the loss of the logits that the head makes of it."""
         logits = F.linear(x, self.head)
         self._recording("logits", logits)
-        return summed_loss(logits, targets.long(), self.config.label_smoothing, denominator)
+        return summed_loss(
+            logits, targets.long(), self.config.label_smoothing, denominator, self.config.padding_token_id
+        )
 
     def _step(
         self,

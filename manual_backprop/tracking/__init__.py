@@ -14,7 +14,7 @@
     parent_runs.py      a sweep and its runs in MLflow
     provenance.py       which code made a run: commit, changes, packages
     environment.py      what the last bits of a run depend on: threads, torch, processor, compiler, code
-    loss_curves.py      the picture of a run
+    training_progress.py  the picture of a run
 
     close_dead_runs("outputs")
     run = create_run_directory("outputs", "small-python_docs")

@@ -66,7 +66,7 @@ class Counting(Task):
 
     @property
     def network_config(self) -> CustomTransformerConfig:
-        return self.config.network(V)
+        return self.config.network_config(V)
 
     def build_model(self) -> LanguageModel:
         return build_model(self.config.implementation.name, self.network_config)

@@ -209,7 +209,7 @@ def test_the_rest_of_the_run(run: Path, logged: Any) -> None:
     assert logged.data.tags["gradient_check"] == "passed"
     assert "gradient check: passed" in (run / "run.log").read_text()
     files = {file.path for file in MlflowClient().list_artifacts(logged.info.run_id)}
-    assert {"packages.txt", "gradient_check.txt", "config.yaml", "loss_curves.png"} <= files
+    assert {"packages.txt", "gradient_check.txt", "config.yaml", "training_progress.png"} <= files
 
 
 def test_a_run_that_fails_has_its_traceback_there_and_its_last_loss(run: Path, text: Path) -> None:

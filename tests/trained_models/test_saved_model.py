@@ -131,7 +131,7 @@ def test_the_line_that_every_command_prints_first(copy: Path) -> None:
     saved = load("last")
     assert saved.line.startswith(
         f"custom (gpt2, fp32): {saved.model.count_parameters():,} parameters, step 8, validation loss "
-        f"{saved.validation_loss:.4f} (outputs/runs/"
+        f"{saved.metric:.4f} (outputs/runs/"
     )
     assert saved.model.step == 8
 

@@ -7,6 +7,7 @@ the decoder reads `beginning a b c` and learns to say `a b c end` (teacher forci
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,9 +54,13 @@ class EncoderDecoderWrapper(NetworkWrapper):
         eos_token_id: int | None = None,
         **fields: Any,
     ):
-        super().__init__(build_network(implementation, config_of(config, fields, self.kind)))
-        V = self.config.vocab_size
-        self.padding_token_id = V - 3 if padding_token_id is None else padding_token_id
+        config = config_of(config, fields, self.kind)
+        V = config.vocab_size
+        known = config.padding_token_id if padding_token_id is None else padding_token_id
+        self.padding_token_id = V - 3 if known is None else known
+        if isinstance(self.padding_token_id, int) and 0 <= self.padding_token_id < V:  # else it is refused below
+            config = replace(config, padding_token_id=self.padding_token_id)
+        super().__init__(build_network(implementation, config))
         self.bos_token_id = V - 2 if bos_token_id is None else bos_token_id
         self.eos_token_id = V - 1 if eos_token_id is None else eos_token_id
         if wrong := self._wrong_special(self._special()):

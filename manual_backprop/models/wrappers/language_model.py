@@ -72,7 +72,8 @@ class LanguageModel(NetworkWrapper):
         network, self.step = self.network, self.step + 1
         network.zero_gradients()
         logits = network.forward(tokens, segments, step=self.step)
-        loss, loss_cache = ops.cross_entropy_forward(logits, targets, label_smoothing=self.config.label_smoothing)
+        smoothing, padding = self.config.label_smoothing, self.config.padding_token_id
+        loss, loss_cache = ops.cross_entropy_forward(logits, targets, None, smoothing, padding)
         dlogits = ops.cross_entropy_backward(1.0, loss_cache)
         network.backward(dlogits)
         return self._update(loss, learning_rate, max_grad_norm)
