@@ -42,7 +42,8 @@ class Architecture:
     norm: str  # layer: mean and scale; rms: scale alone
     positions: str  # learned: a trained table; sinusoidal: a fixed one; rotary: queries and keys are turned
     biases: bool  # of the matrices
-    tied_head: bool  # the vocabulary projection is the token embedding, or a matrix of its own
+    tied_head: bool  # a decoder's vocabulary projection is the token embedding, or a matrix of its own
+    tied_head_of_pair: bool  # likewise that of an encoder-decoder
     scaled_embedding: bool  # token embeddings times sqrt(d_model)
     activation: str  # where the config names none; swiglu is a third matrix, and llama's alone
 
@@ -60,16 +61,19 @@ ARCHITECTURES = {
         positions="learned",
         biases=True,
         tied_head=True,
+        tied_head_of_pair=True,
         scaled_embedding=False,
         activation="gelu_tanh",
     ),
-    # Vaswani et al. 2017, "Attention Is All You Need", sections 3.1-3.5, its decoder without cross-attention
+    # Vaswani et al. 2017, "Attention Is All You Need", 3.1-3.5: as an encoder-decoder all of it, with one table
+    # for sources, targets and head (3.4); as a decoder without cross-attention, with a head of its own
     "vaswani": Architecture(
         pre_norm=False,
         norm="layer",
         positions="sinusoidal",
         biases=True,
         tied_head=False,
+        tied_head_of_pair=True,
         scaled_embedding=True,
         activation="relu",
     ),
@@ -80,6 +84,7 @@ ARCHITECTURES = {
         positions="rotary",
         biases=False,
         tied_head=False,
+        tied_head_of_pair=False,
         scaled_embedding=False,
         activation="swiglu",
     ),
@@ -215,8 +220,10 @@ class CustomTransformerConfig:
 
     @property
     def tied_head(self) -> bool:
-        """Whether the head is the table of tokens; that of an encoder never is."""
-        return self.traits.tied_head and self.network != "encoder"
+        """Whether the head is the table of the tokens that it predicts; that of an encoder never is."""
+        if self.network == "encoder_decoder":
+            return self.traits.tied_head_of_pair
+        return self.traits.tied_head and self.network == "decoder"
 
     @property
     def epsilon(self) -> float:

@@ -148,13 +148,6 @@ class CustomTransformer(HandWrittenNetwork):
                 self.on_gradients_complete(block)
         return dx, dmemory
 
-    def _collected(self, dmemory: Tensor | None, dread: Tensor | None) -> Tensor | None:
-        """The memory was read by every block: its gradient is the sum, as wide as the residual stream."""
-        if dread is None:
-            return dmemory
-        dread = dread.to(self.config.get_dtype())
-        return dread if dmemory is None else dmemory + dread
-
     def _embedding_forward(self, tokens: Tensor, dropout: DropoutSource, stack: str = "") -> tuple[Tensor, Cache]:
         """tokens (B, T) -> x = dropout(scale * W[tokens] + positions) (B, T, D); rotary positions come in attention.
 
@@ -162,9 +155,8 @@ class CustomTransformer(HandWrittenNetwork):
         """
         table, places = self.tables[stack]
         if self.config.n_inputs is not None:
-            numbers = tokens.to(
-                self.compute_dtype, copy=True
-            )  # kernels write a gradient in the place of what they read
+            # a copy: kernels write a gradient in the place of what they read
+            numbers = tokens.to(self.compute_dtype, copy=True)
             x, token_cache = self.ops.linear_forward(numbers, self.parameters[table], self.parameters["input.bias"])
             x = x.to(self.config.get_dtype())
         else:

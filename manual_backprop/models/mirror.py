@@ -31,25 +31,27 @@ class TorchTransformer(MirroredNetwork):
         self, tokens: Tensor, targets: Tensor, visible: Visible, denominator: Tensor, dropout: DropoutSource
     ) -> Tensor:
         x = self._hidden_forward(tokens, visible, dropout)
-        return self._loss(x, targets, denominator)
+        return self._loss_forward(x, targets, denominator)
 
-    def _loss(self, x: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
+    def _loss_forward(self, x: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
         """x (B, T, D) -> the loss of the logits that the head makes of it."""
         logits = F.linear(x, self.head)
         self._recording("logits", logits)
         return summed_loss(logits, targets.long(), self.config.label_smoothing, denominator)
 
-    def _loss_of(
-        self, inputs: tuple[Tensor | None, ...], targets: Tensor, denominator: Tensor, dropout: DropoutSource
+    def _step(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None,
+        targets: Tensor,
+        *,
+        denominator: Tensor,
+        dropout: DropoutSource,
     ) -> Tensor:
-        tokens, segments = inputs
-        assert tokens is not None
         return self._training_step(tokens, targets, Visible.within(segments), denominator, dropout)
 
-    def _outputs_of(self, inputs: tuple[Tensor | None, ...], step: int | None) -> Tensor:
-        tokens, segments = inputs
-        assert tokens is not None
-        x = self._hidden_forward(tokens, Visible.within(segments), DropoutSource(self.config, step))
+    def _outputs_forward(self, tokens: Tensor, segments: Tensor | None, *, dropout: DropoutSource) -> Tensor:
+        x = self._hidden_forward(tokens, Visible.within(segments), dropout)
         return F.linear(x, self.head)
 
     # From tokens to the last hidden state

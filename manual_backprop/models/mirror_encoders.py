@@ -17,22 +17,42 @@ class TorchEncoderDecoder(TorchTransformer):
 
     kind = "encoder_decoder"
 
-    def _decoded(self, inputs: tuple[Tensor | None, ...], dropout: DropoutSource) -> Tensor:
-        """source, its lengths, tokens (B, T) -> x (B, T, D)."""
-        source, lengths, tokens = inputs
-        assert source is not None
-        assert tokens is not None
+    def _training_step(  # type: ignore[override]
+        self,
+        source: Tensor,
+        tokens: Tensor,
+        targets: Tensor,
+        visible: Visible,
+        denominator: Tensor,
+        dropout: DropoutSource,
+    ) -> Tensor:
+        memory = self._hidden_forward(source, visible, dropout, stack="encoder.")
+        x = self._hidden_forward(
+            tokens, Visible.within(None), dropout, stack="decoder.", memory=Memory(memory, visible)
+        )
+        return self._loss_forward(x, targets, denominator)
+
+    def _step(  # type: ignore[override]
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        denominator: Tensor,
+        dropout: DropoutSource,
+    ) -> Tensor:
+        visible = Visible(causal=False, key_lengths=lengths)
+        return self._training_step(source, tokens, targets, visible, denominator, dropout)
+
+    def _outputs_forward(  # type: ignore[override]
+        self, source: Tensor, lengths: Tensor, tokens: Tensor, *, dropout: DropoutSource
+    ) -> Tensor:
         visible = Visible(causal=False, key_lengths=lengths)
         memory = self._hidden_forward(source, visible, dropout, "encoder.")
-        return self._hidden_forward(tokens, Visible.within(None), dropout, "decoder.", Memory(memory, visible))
-
-    def _loss_of(
-        self, inputs: tuple[Tensor | None, ...], targets: Tensor, denominator: Tensor, dropout: DropoutSource
-    ) -> Tensor:
-        return self._loss(self._decoded(inputs, dropout), targets, denominator)
-
-    def _outputs_of(self, inputs: tuple[Tensor | None, ...], step: int | None) -> Tensor:
-        return F.linear(self._decoded(inputs, DropoutSource(self.config, step)), self.head)
+        read = Memory(memory, visible)
+        x = self._hidden_forward(tokens, Visible.within(None), dropout, "decoder.", read)
+        return F.linear(x, self.head)
 
     @torch.no_grad()
     def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
@@ -47,23 +67,36 @@ class TorchEncoder(TorchTransformer):
 
     kind = "encoder"
 
-    def _loss_of(
-        self, inputs: tuple[Tensor | None, ...], targets: Tensor, denominator: Tensor, dropout: DropoutSource
+    def _training_step(  # type: ignore[override]
+        self,
+        inputs: Tensor,
+        lengths: Tensor,
+        targets: Tensor,
+        denominator: Tensor,
+        dropout: DropoutSource,
     ) -> Tensor:
-        outputs = self._outputs_forward(inputs, dropout)
+        smoothing = self.config.label_smoothing
+        outputs = self._outputs_forward(inputs, lengths, dropout=dropout)
         if self.config.head_loss == "squared_error":
             return squared_errors(outputs, targets, denominator)
-        return summed_loss(outputs[:, None], targets[:, None].long(), self.config.label_smoothing, denominator)
+        return summed_loss(outputs[:, None], targets[:, None].long(), smoothing, denominator)
 
-    def _outputs_of(self, inputs: tuple[Tensor | None, ...], step: int | None) -> Tensor:
-        return self._outputs_forward(inputs, DropoutSource(self.config, step))
+    def _step(  # type: ignore[override]
+        self,
+        inputs: Tensor,
+        lengths: Tensor,
+        targets: Tensor,
+        *,
+        denominator: Tensor,
+        dropout: DropoutSource,
+    ) -> Tensor:
+        return self._training_step(inputs, lengths, targets, denominator, dropout)
 
-    def _outputs_forward(self, inputs: tuple[Tensor | None, ...], dropout: DropoutSource) -> Tensor:
-        """inputs (B, T) or (B, T, C), lengths (B,) -> outputs (B, n_outputs)."""
-        tokens, lengths = inputs
-        assert tokens is not None
-        assert lengths is not None
-        x = self._hidden_forward(tokens, Visible(causal=False, key_lengths=lengths), dropout, "encoder.")
+    def _outputs_forward(self, inputs: Tensor, lengths: Tensor, *, dropout: DropoutSource) -> Tensor:  # type: ignore[override]
+        """inputs (B, T) or (B, T, C) -> outputs (B, n_outputs)."""
+        x = self._embedding_forward(inputs, dropout, "encoder.")
+        visible = Visible(causal=False, key_lengths=lengths)
+        x = self._stack_forward(x, visible, dropout, "encoder.", None)
         if self.config.pooling == "mean":
             real = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
             pooled = torch.where(real, x, 0).sum(1) / lengths.clamp(min=1)[:, None]

@@ -7,7 +7,6 @@ and dropout with the masks of `ops/`, whose randomness is no part of the calculu
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -163,11 +162,12 @@ class MirroredNetwork(AutogradNetwork, FlatNetwork):
         self.stacks, self.tables = stacks_of(self.config), tables_of(self.config)
         self.head = self.leaves["token_embedding.weight" if config.tied_head else "head.weight"]
 
-    @abstractmethod
-    def _loss_of(
-        self, inputs: tuple[Tensor | None, ...], targets: Tensor, denominator: Tensor, dropout: DropoutSource
-    ) -> Tensor:
-        """`inputs_of` a batch, and its targets -> loss, one number with a graph."""
+    # The calculus, which a subclass brings
+
+    # inputs_of a batch, the targets last, denominator=, dropout= -> loss, one number with a graph
+    _step: Callable[..., Tensor]
+    # inputs_of a batch, dropout= -> logits (B, T, V), or what the head of this network gives
+    _outputs_forward: Callable[..., Tensor]
 
     def block_forward(self, block: Callable[..., Any], x: Tensor, *inputs: Any) -> Any:
         """block(x, *inputs), which backward recomputes where the config says so."""
@@ -195,7 +195,10 @@ class MirroredNetwork(AutogradNetwork, FlatNetwork):
         dropout = DropoutSource(self.config, step, batch.first_row)
         count = self.on_device(denominator).clamp(min=1)
         with self._autocast():
-            loss = self._loss_of(inputs, batch.targets, count, dropout)
+            loss = self._step(*inputs, batch.targets, denominator=count, dropout=dropout)
         loss.backward()
         self._notify_gradients_complete()
         return loss.detach()
+
+    def _outputs_of(self, inputs: tuple[Tensor | None, ...], step: int | None) -> Tensor:
+        return self._outputs_forward(*inputs, dropout=DropoutSource(self.config, step))

@@ -174,7 +174,7 @@ def parameter_shapes(config: CustomTransformerConfig) -> dict[str, Shape]:
             add(f"{stack}final_norm", (d_model,), traits.norm == "layer")
     if config.network == "encoder":
         add("head", (config.n_outputs or 0, d_model), True)
-    elif not traits.tied_head:
+    elif not config.tied_head:
         add("head", (config.vocab_size, d_model), False)
     return shapes
 
