@@ -311,10 +311,7 @@ class CustomTransformerConfig:
                 found.append(f"{name}={value}: belongs to network={' or '.join(kinds)}, and this is {self.network}")
         if self.network == "encoder" and self.n_outputs is None:
             found.append("n_outputs=null: an encoder needs to know how many classes, or numbers, it answers with")
-        rotates = self.traits.positions == "rotary"
-        if self.positions is not None and (self.positions == "rotary") != rotates and self.positions != "none":
-            known = "rotary and none" if rotates else "learned, sinusoidal and none"
-            found.append(f"positions={self.positions}: architecture={self.architecture} can have {known}")
+        found += positions_violations(self.architecture, self.positions)
         return found
 
 
@@ -344,6 +341,16 @@ def architecture_violations(
             f"d_model / n_heads = {d_model // n_heads}; use d_model={d_model + n_heads}, or another n_heads"
         )
     return found
+
+
+def positions_violations(architecture: str, positions: str | None) -> list[str]:
+    """Positions that this architecture cannot have: only one that turns queries and keys can turn them."""
+    known = (
+        ("rotary", "none") if ARCHITECTURES[architecture].positions == "rotary" else ("learned", "sinusoidal", "none")
+    )
+    if positions is None or positions in known:
+        return []
+    return [f"positions={positions}: architecture={architecture} can have {', '.join(known)}"]
 
 
 def network_of_state(state: Mapping[str, Any], checkpoint: Path) -> CustomTransformerConfig:

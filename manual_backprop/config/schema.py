@@ -18,6 +18,7 @@ from manual_backprop.config.network import (
     COMPILE,
     KERNELS,
     NORM_EPSILON_RULE,
+    POSITIONS,
     PRECISIONS,
     RECOMPUTE,
     ROTARY_BASE_RULE,
@@ -76,6 +77,15 @@ class ModelConfig:
     n_kv_heads: int | None = setting(
         Whole(1, 10**6, optional=True),
         "G, heads of keys and values, for architecture=llama; divides n_heads; null: H",
+        default=None,
+    )
+    n_encoder_blocks: int | None = setting(
+        Whole(1, 10**4, optional=True), "blocks of an encoder, where there is one; null: n_blocks", default=None
+    )
+    positions: str | None = setting(
+        Word(POSITIONS, optional=True),
+        "how a network knows where a token stands: none (a control), learned, sinusoidal, or rotary (llama); null: the "
+        "architecture's own",
         default=None,
     )
 
@@ -333,6 +343,8 @@ class RunConfig:
             network=self.network_name,
             padding_token_id=self.task.symbols,  # where there are symbols, padding comes after them
             n_kv_heads=model.n_kv_heads,
+            n_encoder_blocks=model.n_encoder_blocks,
+            positions=model.positions,
             dropout=model.dropout,
             architecture=self.architecture.name,
             activation=self.architecture.activation,

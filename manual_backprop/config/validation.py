@@ -13,9 +13,9 @@ from os.path import normpath
 from typing import Any, get_type_hints
 
 from manual_backprop.common.errors import ConfigError
-from manual_backprop.config.network import architecture_violations
+from manual_backprop.config.network import architecture_violations, positions_violations
 from manual_backprop.config.rules import Text, nearest, shown, whole
-from manual_backprop.config.schema import RunConfig, shipped_folder
+from manual_backprop.config.schema import USUAL_NETWORK, RunConfig, shipped_folder
 from manual_backprop.config.task_rules import CHECKS
 
 BYTE_TOKENS = 257  # 256 bytes and the end token
@@ -248,6 +248,18 @@ def the_architecture_can_be_built(
         return []  # said above
     found = architecture_violations(name, activation, d_model, n_heads, n_kv_heads)
     return [f"architecture.{line}" if line.startswith("activation") else f"model.{line}" for line in found]
+
+
+@across("architecture.name", "model.positions")
+def the_architecture_has_these_positions(name: str, positions: str | None) -> list[str]:
+    return [f"model.{line}" for line in positions_violations(name, positions)]
+
+
+@across("network", "task.name", "model.n_encoder_blocks")
+def there_is_an_encoder(network: str | None, task: str, blocks: int | None) -> list[str]:
+    if blocks is None or (network or USUAL_NETWORK[task]) != "decoder":
+        return []
+    return [f"model.n_encoder_blocks={blocks}: network=decoder has no encoder; leave it null, or use another network"]
 
 
 @across("model.vocab_size", "tokenizer.name", "tokenizer.vocab_size")

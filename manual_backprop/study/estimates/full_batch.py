@@ -45,9 +45,10 @@ def next_token(network: Network, batch: AnyBatch) -> Callable[[], object]:
     if isinstance(batch, EncoderBatch):
         row = EncoderBatch(batch.inputs[:1], batch.lengths[:1], batch.targets[:1])
         return lambda: network.predict(row)
-    decoder = IncrementalDecoder(network)
     if isinstance(batch, PairBatch):
         lengths = batch.source_lengths[:1]
         decoder = IncrementalDecoder(network, 1, network.encode(batch.source[:1], lengths), lengths)
+    else:
+        decoder = IncrementalDecoder(network)
     decoder.read(batch.tokens[:1, : max(1, batch.tokens.shape[1] // 2)])
     return lambda: decoder.read(batch.tokens[:1, :1])
