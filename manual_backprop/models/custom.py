@@ -138,22 +138,15 @@ class CustomTransformer(HandWrittenNetwork):
             for block in reversed(self.stacks[stack]):
                 with blocks.last() as block_cache:
                     dx, dread = self._pre_norm_block_backward(dx, dbranch, block, block_cache)
-                    dbranch, dmemory = dx, self._memory_backward(dmemory, dread)
+                    dbranch, dmemory = dx, self._collected(dmemory, dread)
                 self.on_gradients_complete(block)
         else:
             for block in reversed(self.stacks[stack]):
                 with blocks.last() as block_cache:
                     dx, dread = self._post_norm_block_backward(dx, block, block_cache)
-                    dmemory = self._memory_backward(dmemory, dread)
+                    dmemory = self._collected(dmemory, dread)
                 self.on_gradients_complete(block)
         return dx, dmemory
-
-    def _memory_backward(self, dmemory: Tensor | None, dread: Tensor | None) -> Tensor | None:
-        """The memory was read by every block: its gradient is the sum, as wide as the residual stream."""
-        if dread is None:
-            return dmemory
-        dread = dread.to(self.config.get_dtype())
-        return dread if dmemory is None else dmemory + dread
 
     def _embedding_forward(self, tokens: Tensor, dropout: DropoutSource, stack: str = "") -> tuple[Tensor, Cache]:
         """tokens (B, T) -> x = dropout(scale * W[tokens] + positions) (B, T, D); rotary positions come in attention.

@@ -260,10 +260,11 @@ def load_found(found: Found, device: str = "auto") -> SavedModel:
         )
     model = build_wrapper(implementation, replace(saved_network(saved), device=device))
     try:
-        model.network.load_parameters(saved.tensors["parameters"])
+        model.restore(saved)
+    except CheckpointError:
+        raise
     except InputError as error:
         raise CheckpointError(f"{found.checkpoint} does not fit together: {error}") from error
-    model.step = saved.step
     return SavedModel(found, saved.step, saved.metric, implementation, model, saved.state, saved.metric_name)
 
 

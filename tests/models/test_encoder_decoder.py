@@ -19,7 +19,9 @@ from manual_backprop.common.batch import PairBatch
 from manual_backprop.common.errors import CheckpointError, ConfigError, InputError
 from manual_backprop.models.decoding.generation import Drawing, beam_search, one_by_one
 from manual_backprop.models.decoding.incremental import IncrementalDecoder
+from manual_backprop.models.huggingface.layouts import layout_of
 from manual_backprop.models.implementations import IMPLEMENTATIONS
+from manual_backprop.trained_models.saved_model import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -296,6 +298,21 @@ def test_a_checkpoint_is_the_model(tmp_path: Path) -> None:
         EncoderDecoderWrapper(**SIZES | {"n_encoder_blocks": 2}).load_checkpoint(path)
     with pytest.raises(ConfigError, match="network=encoder_decoder: CustomTransformer is one of network=decoder"):
         CustomTransformerWrapper.from_checkpoint(path)
+
+
+@pytest.mark.parametrize("kind", ["encoder_decoder", "encoder"])
+def test_a_checkpoint_is_found_by_its_path(kind: str, tmp_path: Path) -> None:
+    """As `RUN` of every command: in the wrapper of its kind; transformers has no such network."""
+    sizes = {**SIZES, "n_encoder_blocks": None}
+    model = (
+        EncoderDecoderWrapper(**sizes, bos_token_id=3) if kind != "encoder" else EncoderWrapper(**sizes, n_outputs=3)
+    )
+    saved = load(str(model.save_checkpoint(tmp_path)), device="cpu")
+    assert type(saved.model) is type(model)
+    assert saved.model.get_model_info() == model.get_model_info()
+    assert f"{model.count_parameters():,} parameters" in saved.line
+    with pytest.raises(InputError, match=f"network={kind} cannot be exported"):
+        layout_of(saved.model.config)
 
 
 # An encoder

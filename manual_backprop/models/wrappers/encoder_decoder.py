@@ -223,13 +223,13 @@ class EncoderDecoderWrapper(NetworkWrapper):
     def _state(self) -> dict[str, Any]:
         return super()._state() | {"special_tokens": self._special()}
 
-    def _take(self, checkpoint: Any) -> None:
+    def restore(self, checkpoint: Any) -> None:
         special = checkpoint.state.get("special_tokens", self._special())
         if not isinstance(special, Mapping) or special.keys() != self._special().keys():
             raise CheckpointError(f"{checkpoint.path} names other special tokens than {', '.join(self._special())}.")
         if wrong := self._wrong_special(special):
             raise CheckpointError(f"{checkpoint.path} does not fit together: {'; '.join(wrong)}.")
-        super()._take(checkpoint)
+        super().restore(checkpoint)
         vars(self).update(special)
 
     @classmethod

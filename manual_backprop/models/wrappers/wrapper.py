@@ -104,9 +104,11 @@ class NetworkWrapper:
 
         Raises CheckpointError, and nothing is changed, if it is damaged or belongs to another network.
         """
-        self._take(_load(path))
+        self.restore(_load(path))
 
-    def _take(self, checkpoint: Any) -> None:
+    def restore(self, checkpoint: Any) -> None:
+        """Takes parameters and step from a checkpoint. Raises CheckpointError where it belongs to another network, and
+        InputError where its parameters do."""
         _check_same_network(checkpoint.path, saved_network(checkpoint), self.config)
         self.network.load_parameters(checkpoint.tensors["parameters"])
         self.step = checkpoint.step
@@ -117,7 +119,7 @@ class NetworkWrapper:
         checkpoint = _load(path)
         fields = asdict(saved_network(checkpoint)) | {"device": "auto"} | dict(changes)
         model = cls(CustomTransformerConfig.of(fields))  # type: ignore[arg-type]
-        model._take(checkpoint)
+        model.restore(checkpoint)
         return model
 
 
