@@ -54,11 +54,18 @@ STYLES = {"passed": "green", "FAILED": "bold red", "follows": "yellow"}
 
 def config_described(overrides: Sequence[str]) -> RunConfig:
     """Raises InputError in one line for whatever is wrong with the command line."""
+    from manual_backprop.config.schema import SEQUENCES
     from manual_backprop.training.command_line import described_job
 
     config = described_job(overrides, "diagnose").config
     if config.resume is not None:
         raise InputError("resume: a diagnosis begins from new weights; give the overrides of the run in its place")
+    if config.task.name in SEQUENCES:
+        raise InputError(
+            f"task={config.task.name}: the seven checks are about a text, its windows and labels that are its next "
+            "tokens; whether a network learns a batch of rows by heart, training.overfit_batches=1 shows, and "
+            "whether its gradients are right, python -m manual_backprop.verify"
+        )
     return config
 
 

@@ -32,6 +32,10 @@ between the two has learned frequencies, one below the bigram's uses context.
 The splits are train, validation and test. A test split is one that the dataset has (saved, or of the hub), or a file or
 folder that dataset.test named when the run was started, or that --test names here; no run reads it.
 
+A run of task=reversal, copy or sort is measured on rows instead: accuracy and loss with the true tokens before each
+(teacher forcing), and exact match, the share of rows that the model writes without a mistake, token by token after its
+own (free-running). Its test rows are those that no run trains on.
+
 The values are added to the run's metrics.jsonl at the checkpoint's step, and to MLflow where the run was tracked there,
 as evaluation/SPLIT_loss, evaluation/SPLIT_perplexity and so on; with --max-batches as evaluation_part/SPLIT_loss. Doing
 it again adds nothing."""
@@ -44,6 +48,7 @@ Examples
   python -m manual_backprop.evaluate last --split test --test held-out.txt
   python -m manual_backprop.evaluate last --generate
   python -m manual_backprop.evaluate last --tokens 40
+  python -m manual_backprop.evaluate last --split test --predictions 10      # of task=reversal, copy or sort
 
 Exit codes: 0 done, 2 wrong input; the text is no longer there, or is another one now. That MLflow is down is only
 said: python -m manual_backprop.sync RUN delivers the values later."""
@@ -123,6 +128,22 @@ def show_samples(console: Console, saved: SavedModel, part: Part) -> None:
         console.print(text, markup=False, highlight=False)
 
 
+def evaluate_rows(saved: SavedModel, split: str, max_batches: int | None, predictions: int) -> None:
+    """Of a task that makes its own examples: measures, prints and logs."""
+    from manual_backprop.trained_models.evaluation import log_evaluation, measure_rows
+
+    measured = measure_rows(saved, split, max_batches, predictions)
+    print(f"\n{measured.title}")
+    for name, value in measured.table:
+        print(f"  {name:<13}{value}")
+    if measured.predictions:
+        print()
+    for line in measured.predictions:
+        print(f"  {line}")
+    tracking = saved.config().tracking.name
+    print(f"\n{log_evaluation(saved.found, saved.step, tracking, measured.metrics)}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int | None:
     parser = Parser("evaluate", DESCRIPTION, EPILOG)
     add_run(parser)
@@ -142,17 +163,31 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     parser.add_argument(
         "--tokens", type=whole(1), metavar="N", help="show the first N tokens one by one, with what the model expected"
     )
+    parser.add_argument(
+        "--predictions", type=whole(1), metavar="N", help="of a task of rows: show the first N, and which are right"
+    )
     add_device(parser)
     options = parser.parse(arguments)
 
     if options.test is not None and options.split != "test":
         parser.error(f"--test {options.test}: says where the test split is; add --split test")
 
+    from manual_backprop.config.schema import SEQUENCES
     from manual_backprop.trained_models.evaluation import evaluation_metrics, log_evaluation, measure, open_part
     from manual_backprop.trained_models.saved_model import load
 
     saved = load(options.run, device=options.device)
     print(saved.line, flush=True)
+    of_texts = {"--test": options.test, "--generate": options.generate, "--tokens": options.tokens}
+    if saved.task_name in SEQUENCES:
+        if given := [name for name, value in of_texts.items() if value]:
+            parser.error(
+                f"{given[0]}: is for texts, and this run has learned task={saved.task_name}; use --predictions N"
+            )
+        evaluate_rows(saved, options.split, options.max_batches, options.predictions or 0)
+        return None
+    if options.predictions:
+        parser.error("--predictions: is for task=reversal, copy and sort; of a text, use --tokens N or --generate")
     part = open_part(saved, options.split, options.max_batches, options.test)
 
     from rich.console import Console

@@ -1,4 +1,5 @@
-"""`python -m manual_backprop.explain` writes docs/one-step.md: one step of backpropagation, number by number.
+"""`python -m manual_backprop.explain` writes docs/one-step.md: one step of backpropagation, number by number; with
+`--task reversal` that of an encoder-decoder, docs/one-step-encoder-decoder.md.
 
 A network small enough to print makes one training step; the page shows every line of code that runs, every tensor that
 it makes, forward and backward, and autograd's number beside every gradient.
@@ -13,7 +14,7 @@ from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser
 from manual_backprop.config.schema import ARCHITECTURES
 
-DEFAULT_OUTPUT = "docs/one-step.md"
+OUTPUTS = {"language_model": "docs/one-step.md", "reversal": "docs/one-step-encoder-decoder.md"}
 DESCRIPTION = """\
 Writes one step of backpropagation down, number by number: a network of one block, three words and four dimensions;
 every line of code that runs, every tensor that it makes, and autograd's number beside every gradient. Takes a few
@@ -33,12 +34,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "RMS norms, rotary positions, shared keys and values, SwiGLU (default: %(default)s)",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path(DEFAULT_OUTPUT), metavar="FILE", help="the page (default: %(default)s)"
+        "--task",
+        choices=tuple(OUTPUTS),
+        default="language_model",
+        help="language_model: a decoder says which word comes next; reversal: an encoder and a decoder, of one block "
+        "each, turn a sequence round (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=f"the page (default: {OUTPUTS['language_model']}, and for reversal {OUTPUTS['reversal']})",
     )
     chosen = parser.parse(arguments)
     from manual_backprop.study.explain.example import explain  # torch, only now
 
-    print(explain(chosen.architecture, chosen.output))
+    print(explain(chosen.architecture, chosen.output or Path(OUTPUTS[chosen.task]), chosen.task))
 
 
 if __name__ == "__main__":

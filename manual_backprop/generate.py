@@ -1,21 +1,24 @@
 """Let a trained model continue a text."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 
 from manual_backprop.common.errors import InputError
 from manual_backprop.common.exit_codes import exit_code_of
-from manual_backprop.config.arguments import Parser, add_run, add_sampling, whole
+from manual_backprop.config.arguments import Parser, add_run, add_sampling, add_search, whole
 from manual_backprop.trained_models.saved_model import RUN_HELP
 
 DESCRIPTION = f"""\
-Continues a text with a trained model, and shows each character as soon as it is written.
+Continues a text with a trained model, and shows each character as soon as it is written; or writes what becomes of a
+row of numbers, with a model of task=reversal, copy or sort.
 
 {RUN_HELP}
 
 The first line says which model it is; then come the prompt and its continuation. The model stops at the end of a
-document, at --max-length, or before the first --stop."""
+document, at --max-length, or before the first --stop. With --source, which takes the likeliest token each time unless
+--temperature, --top-k or --top-p is given, a line shows the row, what the model writes, and whether it is right."""
 
 EPILOG = """\
 Examples
@@ -23,6 +26,9 @@ Examples
   python -m manual_backprop.generate last --prompt "Return the"
   python -m manual_backprop.generate last --prompt "Return the" --temperature 0        # the same every time
   python -m manual_backprop.generate last@last --prompt "def " --num-samples 3 --seed 1
+  python -m manual_backprop.generate last --prompt "def " --beams 4 --max-length 30    # the best of a search
+  python -m manual_backprop.generate last --source "1 2 3 4"                           # task=reversal, copy, sort
+  python -m manual_backprop.generate last --source "1 2 3 4" --beams 4 --length-penalty 1
   echo "This function" | python -m manual_backprop.generate last --prompt - --stop "." --max-length 200
 
 What the model cannot see: of a prompt longer than model.max_seq_len only the end; past that length the window moves on
@@ -41,20 +47,57 @@ def read_prompt(given: str) -> str:
         ) from error
 
 
+def write_row(parser: Parser, options: Namespace) -> None:
+    """What a model makes of a row of numbers."""
+    if options.stop or options.max_length != parser.get_default("max_length"):
+        parser.error("--stop, --max-length: are for texts; a row ends where the model ends it")
+
+    from manual_backprop.config.schema import SEQUENCES
+    from manual_backprop.tasks.sequences import SequenceTask
+    from manual_backprop.trained_models.saved_model import load
+
+    saved = load(options.run, device=options.device)
+    print(saved.line, flush=True)
+    if saved.task_name not in SEQUENCES:
+        parser.error(f"--source: this model has learned task={saved.task_name}; use --prompt TEXT")
+    task = SequenceTask.open(saved.config(), saved.found.outputs / "datasets")
+    source = task.symbols_of(options.source)
+    draws = (options.temperature, options.top_k, options.top_p) != (None, None, None)
+    temperature = (1.0 if draws else 0.0) if options.temperature is None else options.temperature
+    drawing = {"temperature": temperature, "top_k": options.top_k, "top_p": options.top_p}
+    search = {"beams": options.beams, "length_penalty": options.length_penalty}
+    for sample in range(options.num_samples):
+        seed = None if options.seed is None else options.seed + sample
+        (written,) = task.answers(saved.model, [source], **drawing, **search, seed=seed)
+        print(task.shown(source, task.answer_of(source), written))
+
+
 def main(arguments: Sequence[str] | None = None) -> int | None:
     parser = Parser("generate", DESCRIPTION, EPILOG)
     add_run(parser)
-    parser.add_argument(
-        "--prompt", required=True, metavar="TEXT", help='what to continue; - reads stdin; "" starts a new document'
-    )
+    parser.add_argument("--prompt", metavar="TEXT", help='what to continue; - reads stdin; "" starts a new document')
+    parser.add_argument("--source", metavar="NUMBERS", help='in place of a prompt: a row of numbers, as in "1 2 3 4"')
     add_sampling(parser)
+    add_search(parser)
     parser.add_argument(
         "--num-samples", type=whole(1), default=1, metavar="N", help="how many, the next with the next seed (1)"
     )
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
     )
+    usual = {"temperature": parser.get_default("temperature"), "top_k": parser.get_default("top_k")}
+    parser.set_defaults(temperature=None, top_k=None)
     options = parser.parse(arguments)
+    if (options.prompt is None) == (options.source is None):
+        parser.error("give --prompt TEXT, or --source NUMBERS to a model of task=reversal, copy or sort")
+    if options.source is not None:
+        write_row(parser, options)
+        return None
+    for name, value in usual.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.beams > 1 and options.num_samples > 1:
+        parser.error("--num-samples: a search (--beams) finds the same text each time; leave one of them out")
     if "" in options.stop:
         parser.error("--stop: the text that ends a sample must not be empty")
     prompt = read_prompt(options.prompt)

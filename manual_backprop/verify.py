@@ -36,8 +36,8 @@ in Euclidean norms, so that neither a small tensor nor one that is zero can hide
     2 x      in fp32, bf16 and bf16_mixed: the error against float64, relative to autograd's in that precision; the
              median of several draws of weights and tokens, since rounding is luck, and a bug is in all of them
 
-Without arguments: all ops, and small networks of every architecture in odd shapes (B=1, T=1, segments, dropout), each
-with the textbook pairs and with the fused kernels.
+Without arguments: all ops, and small decoders, encoder-decoders and encoders of every architecture in odd shapes (B=1,
+T=1, S=1, segments, padding, empty sources, dropout), each with the textbook pairs and with the fused kernels.
 With arguments, which are those of manual_backprop.run: the network that they describe, with short sequences, and all
 ops with its kernels; a precision other than fp64 is measured as well."""
 EPILOG = f"""\
@@ -47,6 +47,7 @@ Examples
   {COMMAND} model=tiny
   {COMMAND} model=small architecture=vaswani precision=bf16
   {COMMAND} model.d_model=48 model.n_heads=3 architecture.activation=gelu
+  {COMMAND} task=reversal network=encoder_decoder
 
 Exit codes: 0 all is right, 1 something is over its bar, 2 wrong arguments."""
 

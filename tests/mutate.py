@@ -60,8 +60,8 @@ ONLY_COMPILED = ("kernels/cpu/rowwise.py",)  # never runs as it is written, but 
 
 # Mutants that compute the same, and why. One that is caught after all, or is no more, is an error. Tests of KINDS look.
 EQUIVALENT: dict[str, str] = {
-    "models/custom.py, _embedding_backward: self.config.traits.positions == 'sinusoidal' -> "
-    "self.config.traits.positions != 'sinusoidal'": "the backward of fixed positions hands on what it gets",
+    "models/custom.py, _embedding_backward: self.config.position_kind == 'sinusoidal' -> "
+    "self.config.position_kind != 'sinusoidal'": "the backward of fixed positions hands on what it gets",
     "kernels/cpu/normalization.py, residual_layer_norm_backward: mean.dim() > 1 -> mean.dim() >= 1": "PyTorch's kernel "
     "takes these statistics as well",
     "kernels/cpu/activations.py, gate_and_rest: x > 0 -> x >= 0": "both halves are 1/2 at 0",

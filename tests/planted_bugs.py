@@ -22,11 +22,55 @@ DROPOUT, ATTENTION, ACTIVATIONS = "ops/dropout.py", "ops/attention.py", "ops/act
 EMBEDDING, LOSS, FEED_FORWARD = "ops/embedding.py", "ops/loss.py", "ops/feed_forward.py"
 RMS, ROTARY, GATED = "ops/rms_normalization.py", "ops/rotary_attention.py", "ops/gated_feed_forward.py"
 POOLING = "ops/pooling.py"
+ENCODERS = "models/custom_encoders.py"
 CUSTOM, NETWORK, STEP = "models/custom.py", "models/network.py", "models/step.py"
 FUSED_ATTENTION, FUSED_LOSS, ARENA = "kernels/cpu/attention.py", "kernels/cpu/loss.py", "kernels/arena.py"
 REPLAY = "kernels/replay.py"
 
 BUGS = [
+    # encoders, and what reads them
+    Bug(
+        "the memory's gradient from one block alone",
+        STEP,
+        "return dread if dmemory is None else dmemory + dread",
+        "return dread",
+    ),
+    Bug(
+        "the memory's gradient never reaches the encoder",
+        ENCODERS,
+        """        dmemory = self._hidden_backward(dx, decoder_cache, "decoder.")
+        assert dmemory is not None
+        self._hidden_backward(dmemory, encoder_cache, "encoder.")
+        self.on_gradients_complete(None)
+        return loss""",
+        """        dmemory = self._hidden_backward(dx, decoder_cache, "decoder.")
+        assert dmemory is not None
+        self._hidden_backward(dmemory.zero_(), encoder_cache, "encoder.")
+        self.on_gradients_complete(None)
+        return loss""",
+    ),
+    Bug(
+        "padding of a source is seen",
+        ENCODERS,
+        """        visible = Visible(causal=False, key_lengths=lengths)
+        return self._training_step(source,""",
+        """        visible = Visible(causal=False)
+        return self._training_step(source,""",
+    ),
+    Bug(
+        "cross-attention has the masks of self-attention",
+        CUSTOM,
+        'place = f"{block}.cross_attention."',
+        'place = f"{block}.attention."',
+    ),
+    Bug(
+        "an encoder sees no later place",
+        ENCODERS,
+        """        visible = Visible(causal=False, key_lengths=lengths)
+        x, stack_cache""",
+        """        visible = Visible(causal=True, key_lengths=lengths)
+        x, stack_cache""",
+    ),
     # cross-attention, pooling, squared error
     Bug(
         "gradient of the first reader of a key only",
@@ -318,8 +362,14 @@ BUGS = [
         "pass",
     ),
     Bug("smoothing's share on the target forgotten", LOSS, "label_smoothing - 1, dtype", "-1, dtype"),
-    Bug("smoothing's share of the others forgotten", LOSS, "dz -= label_smoothing / z.shape[1]", "pass"),
-    Bug("smoothing over the rows", LOSS, "label_smoothing / z.shape[1]", "label_smoothing / z.shape[0]"),
+    Bug("smoothing's share of the others forgotten", LOSS, "dz -= share", "pass"),
+    Bug(
+        "smoothing over the rows",
+        LOSS,
+        "share = label_smoothing / (z.shape[1]",
+        "share = label_smoothing / (z.shape[0]",
+    ),
+    Bug("padding has a share of the smoothing", LOSS, "dz[:, padding] += share", "pass"),
     Bug(
         "ignored targets count",
         LOSS,
@@ -530,24 +580,24 @@ BUGS = [
     Bug(
         "the head's gradient replaces what is there",
         CUSTOM,
-        "dx = ops.linear_cross_entropy_backward(1.0, loss_cache,",
-        "self.dhead.zero_()\n            dx = ops.linear_cross_entropy_backward(1.0, loss_cache,",
+        "dx = self.ops.linear_cross_entropy_backward(dloss, loss_cache,",
+        "self.dhead.zero_()\n            dx = self.ops.linear_cross_entropy_backward(dloss, loss_cache,",
     ),
     Bug(
         "blocks from first to last",
         CUSTOM,
-        "for block in reversed(range(self.config.n_blocks)):\n                with blocks.last() as block_cache:\n"
-        "                    dx = self._post",
-        "for block in range(self.config.n_blocks):\n                with blocks.last() as block_cache:\n"
-        "                    dx = self._post",
+        "for block in reversed(self.stacks[stack]):\n                with blocks.last() as block_cache:\n"
+        "                    dx, dread = self._post",
+        "for block in self.stacks[stack]:\n                with blocks.last() as block_cache:\n"
+        "                    dx, dread = self._post",
     ),
     Bug(
         "pre-norm blocks from first to last",
         CUSTOM,
-        "for block in reversed(range(self.config.n_blocks)):\n                with blocks.last() as block_cache:\n"
-        "                    dx = dbranch",
-        "for block in range(self.config.n_blocks):\n                with blocks.last() as block_cache:\n"
-        "                    dx = dbranch",
+        "for block in reversed(self.stacks[stack]):\n                with blocks.last() as block_cache:\n"
+        "                    dx, dread = self._pre",
+        "for block in self.stacks[stack]:\n                with blocks.last() as block_cache:\n"
+        "                    dx, dread = self._pre",
     ),
     Bug("every block has the first block's cache", STEP, "kept = self._kept.pop()", "kept = self._kept[0]"),
     Bug(
@@ -572,8 +622,9 @@ BUGS = [
     Bug(
         "the attention's dropout forgotten",
         CUSTOM,
-        "        # y = dropout(context W_output^T + b_output)\n        dy = ops.dropout_backward(",
-        "        dy, _ = (",
+        "dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)\n"
+        "        dcontext = ops.linear_backward(dy, out",
+        "dcontext = ops.linear_backward(dy, out",
     ),
     Bug(
         "the feed-forward's dropout forgotten",
@@ -584,8 +635,8 @@ BUGS = [
     Bug(
         "the embedding's gradient never computed",
         CUSTOM,
-        '        self.ops.token_embedding_backward(dx, token_cache, self.gradients["token_embedding.weight"])',
-        "        pass",
+        "            self.ops.token_embedding_backward(dx, token_cache, self.gradients[table])",
+        "            pass",
     ),
     Bug(
         "both norms' gradients in one place",
@@ -596,15 +647,15 @@ BUGS = [
     Bug(
         "a stale cache: backward of the forward before",
         STEP,
-        "self._cache = cache, logits.shape",
-        "self._cache = self._cache or (cache, logits.shape)",
+        "self._cache = cache, outputs.shape",
+        "self._cache = self._cache or (cache, outputs.shape)",
     ),
     Bug(
         "every place drops the same elements in backward only",
         CUSTOM,
-        "dcontext = ops.linear_backward(",
+        "dcontext = ops.linear_backward(dy, output_cache",
         "dy = dy if dropout_cache is None else ops.dropout_backward(dy, dropout_cache._replace(key=1))\n"
-        "        dcontext = ops.linear_backward(",
+        "        dcontext = ops.linear_backward(dy, output_cache",
     ),
     # the fused kernels
     Bug(

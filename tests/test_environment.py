@@ -117,7 +117,7 @@ def test_a_picture_that_fails_costs_one_warning(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     """And no step of a run: twice it was to be drawn."""
-    monkeypatch.setattr("manual_backprop.tracking.loss_curves.with_grid", lambda axes: 1 / 0)
+    monkeypatch.setattr("manual_backprop.training.training_progress.with_grid", lambda axes: 1 / 0)
     monkeypatch.setattr(pictures, "_failed", set())
     from run_tools import same_process
 

@@ -20,6 +20,7 @@ from manual_backprop.study.explain.autograd import TracedStep, trace_step
 from manual_backprop.study.explain.listing import slug
 
 PAGE = Path(__file__).parent.parent / "docs" / "one-step.md"
+PAIRS_PAGE = PAGE.with_name("one-step-encoder-decoder.md")
 ARCHITECTURES = ("gpt2", "vaswani", "llama")
 
 # What the backward functions call d... and autograd has no number for, with the reason that the trace gives.
@@ -104,6 +105,20 @@ def test_every_intermediate_gradient_of_a_step_is_autograds(architecture: str, a
 
 
 @pytest.mark.gradients
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_intermediate_gradient_of_an_encoder_decoder_is_autograds(architecture: str) -> None:
+    traced = trace_step(example.small_network(architecture, "reversal"), example.small_batch("reversal"), denominator=6)
+    assert torch.equal(traced.loss, traced.autograd_loss)
+    assert len(traced.gradients) > 250
+    assert traced.worst[0] <= example.TOLERANCE
+    functions = {function for function, _ in traced.gradients}
+    assert {"_cross_attention_backward", "cross_attention_backward"} <= functions
+    memory = [value for function, value in traced.gradients if value.name == "dmemory"]
+    assert memory
+    assert all(float(value.numbers.abs().max()) > 0 for value in memory)
+
+
+@pytest.mark.gradients
 def test_what_has_no_number_of_autograds_is_known_with_its_reason(traced: TracedStep) -> None:
     expected = dict(ALONE)
     if traced.network.config.architecture == "llama":
@@ -111,7 +126,7 @@ def test_what_has_no_number_of_autograds_is_known_with_its_reason(traced: Traced
         same = "the numbers of dy, seen in another shape or format"
         expected |= {f"{name}_backward.dy_wide": same for name in ("rms_norm", "swiglu")}
     if traced.network.config.architecture != "vaswani":  # the first norm of a pre-norm network adds no branch
-        expected["_hidden_backward.dbranch"] = "branch was None there"
+        expected["_stack_backward.dbranch"] = "branch was None there"
     assert traced.alone == expected
 
 
@@ -165,6 +180,27 @@ def test_the_committed_page_is_what_the_command_writes(pages: dict[str, str]) ->
     there, there_numbers, _ = without_numbers(PAGE.read_text(encoding="utf-8"))
     assert there == text, "docs/one-step.md is old: run `python -m manual_backprop.explain`"
     assert there_numbers == pytest.approx(numbers, abs=2e-4)
+
+
+def test_the_page_of_an_encoder_decoder_is_what_the_command_writes(tmp_path: Path) -> None:
+    """As committed; each parameter and each section of both stacks stands there, and each link leads to a heading."""
+    explain.main(["--task", "reversal", "--output", str(tmp_path / "page.md")])
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    text, numbers, differences = without_numbers(page)
+    there, there_numbers, _ = without_numbers(PAIRS_PAGE.read_text(encoding="utf-8"))
+    assert there == text, f"{PAIRS_PAGE.name} is old: run `python -m manual_backprop.explain --task reversal`"
+    assert there_numbers == pytest.approx(numbers, abs=2e-4)
+    assert max(differences) <= example.TOLERANCE
+    for name in example.small_network("gpt2", "reversal").parameters:
+        assert f"`{name}`" in page
+    headings = {slug(line.lstrip("# ")) for line in page.splitlines() if re.match(r"#+ [A-Z]", line)}
+    links = set(re.findall(r"\]\(#([^)]*)\)", page))
+    assert links <= headings
+    assert len([link for link in links if "-encoder-" in link]) >= 2 * 9
+    for title in ("Encoder: attention of the source with itself", "Decoder: attention of the target with the source"):
+        assert f": {title}\n" in page
+    assert "probabilities (B, H, T, S)" in page
+    assert "dmemory" in page
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

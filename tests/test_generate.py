@@ -47,6 +47,15 @@ def test_it_says_what_the_library_says(copy: Path, capsys: pytest.CaptureFixture
     assert said(capsys, "last", "--prompt", "é 😀", "--max-length", "0") == "é 😀\n"
 
 
+def test_a_search_shows_what_the_library_finds(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("last", "--prompt", "the cat", "--max-length", "12", "--beams", "3")
+    usual, bare = (continued("the cat", 12, beams=3, **more) for more in ({}, {"length_penalty": 0.0}))
+    assert said(capsys, *given) == usual + "\n"
+    assert said(capsys, *given, "--length-penalty", "0", "--seed", "4") == bare + "\n"
+    new, stop = usual.removeprefix("the cat"), usual[9:11]
+    assert said(capsys, *given, "--stop", stop) == f"the cat{new[: new.index(stop)]}\n"
+
+
 def test_several_samples_have_seeds_one_after_another(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "last", "--prompt", "owl", "--max-length", "9", "--num-samples", "2", "--seed", "3")
     first, second = (continued("owl", 9, seed=seed, temperature=0.8, top_k=50) for seed in (3, 4))
@@ -63,7 +72,7 @@ def test_it_ends_before_a_stop(copy: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["last"], "the following arguments are required: --prompt"),
+        (["last"], "give --prompt TEXT, or --source NUMBERS"),
         (["last", "--promt", "x"], "--promt: there is no such option; did you mean --prompt?"),
         (["last", "--prompt", "x", "--max_length", "3"], "did you mean --max-length?"),
         (["last", "--prompt", "x", "--tokens", "3"], "--tokens: there is no such option\n"),  # and nothing like it
@@ -73,6 +82,9 @@ def test_it_ends_before_a_stop(copy: Path, capsys: pytest.CaptureFixture[str]) -
         (["last", "--prompt", "x", "--top-p", "0"], "--top-p: must be a number, more than 0 and at most 1"),
         (["last", "--prompt", "x", "--top-k", "few"], "--top-k: must be a whole number of at least 0, was 'few'"),
         (["last", "--prompt", "x", "--num-samples", "0"], "--num-samples: must be a whole number of at least 1"),
+        (["last", "--prompt", "x", "--beams", "0"], "--beams: must be a whole number of at least 1"),
+        (["last", "--prompt", "x", "--beams", "2", "--num-samples", "2"], "--num-samples: a search (--beams) finds"),
+        (["last", "--prompt", "x", "--length-penalty", "-1"], "--length-penalty: must be a number, at least 0"),
         (["last", "--prompt", "x", "--stop", ""], "--stop: the text that ends a sample must not be empty"),
         (["wings", "--prompt", "x"], "there is no run 'wings'"),
         (["last", "--prompt", "\udcff"], "half of a surrogate pair"),

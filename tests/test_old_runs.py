@@ -29,7 +29,7 @@ from manual_backprop.config import validation
 from manual_backprop.config.rules import Number
 from manual_backprop.config.schema import RunConfig, option_name, setting, shipped_folder
 from manual_backprop.config.validation import groups, keys, validate, with_defaults
-from manual_backprop.models.language_model import CustomTransformerWrapper
+from manual_backprop.models.wrappers.language_model import CustomTransformerWrapper
 from manual_backprop.rerun import rerun
 from manual_backprop.tracking import flatten, load_training_log
 from manual_backprop.tracking.environment import code_version

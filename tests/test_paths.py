@@ -150,7 +150,7 @@ def test_a_run_stays_in_its_folder_whatever_that_is_called(tmp_path: Path, capfd
     there = client.get_run(known["run_id"])
     assert there.info.status == FINISHED
     assert [point.step for point in client.get_metric_history(known["run_id"], "train/loss")] == [1, 2, 3, 4]
-    assert {"checkpoints", "config.yaml", "loss_curves.png"} <= {
+    assert {"checkpoints", "config.yaml", "training_progress.png"} <= {
         one.path for one in client.list_artifacts(known["run_id"])
     }
     assert uris.path_of(there.info.artifact_uri) == folder / "outputs/artifacts" / known["run_id"] / "artifacts"
@@ -185,7 +185,7 @@ def test_a_sweep_stays_in_its_folder(tmp_path: Path) -> None:
     options = small("dataset.path=text.txt", "training.max_steps=2", "tracking=mlflow", "seed=1,2")
     done = command("-m", *options, "kernels.compile=never", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert len(list(folder.glob("outputs/runs/*/loss_curves.png"))) == 2
+    assert len(list(folder.glob("outputs/runs/*/training_progress.png"))) == 2
     assert len(list(folder.glob("outputs/sweeps/*/table.csv"))) == 1
     assert {one: content for one, content in tree(tmp_path).items() if not one.startswith(name)} == beside
 

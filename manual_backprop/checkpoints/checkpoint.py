@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+METRIC = "validation/loss"  # what chooses the best, where a checkpoint does not say
 MANIFEST = "manifest.json"
 STATE = "state.json"
 SUPERSEDED = "superseded"
@@ -60,10 +61,11 @@ class Checkpoint:
     metric: float | None
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+    metric_name: str = METRIC
 
 
 class CheckpointManager:
-    """The checkpoints of one run: the newest `keep` and the one with the lowest metric.
+    """The checkpoints of one run: the newest `keep` and the one with the best metric.
 
         checkpoints = CheckpointManager("my_run/checkpoints", keep=2)
         checkpoints.save(100, {"parameters": network.parameters}, {"seed": 1}, metric=3.21)
@@ -93,14 +95,16 @@ class CheckpointManager:
         return max(self.list(), key=step_of, default=None)
 
     def best(self) -> Path | None:
-        """The checkpoint with the lowest metric, the newest among equals. Checkpoints without a metric do not count."""
+        """The checkpoint with the best metric (the lowest, unless it says that higher is better), the newest among
+        equals. Checkpoints without a metric do not count."""
         with_metric = []
         for path in self.list():
             # Damage is found by load; one unreadable state must not hide the others.
             with suppress(CheckpointError):
-                metric = read_state(path)["metric"]
+                content = read_state(path)
+                metric = content["metric"]
                 if metric is not None:
-                    with_metric.append((metric, -step_of(path), path))
+                    with_metric.append((-metric if content.get("higher_is_better") else metric, -step_of(path), path))
         return min(with_metric)[2] if with_metric else None
 
     def newest_sound(self) -> Path | None:
@@ -154,6 +158,8 @@ class CheckpointManager:
         state: Mapping[str, Any],
         metric: float | None = None,
         files: Iterable[Path] = (),
+        metric_name: str = METRIC,
+        higher_is_better: bool = False,
     ) -> Path:
         """Write one checkpoint, then remove those that are neither best nor among the newest `keep`.
 
@@ -177,7 +183,9 @@ class CheckpointManager:
                 for file in files:
                     shutil.copyfile(file, staging / _plain_name(file.name))
                 finite = float(metric) if metric is not None and math.isfinite(metric) else None
-                content = {"version": VERSION, "step": step, "metric": finite, "state": dict(state)}
+                content: dict[str, Any] = {"version": VERSION, "step": step, "metric": finite, "state": dict(state)}
+                if (metric_name, higher_is_better) != (METRIC, False):
+                    content |= {"metric_name": metric_name, "higher_is_better": higher_is_better}
                 (staging / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
                 manifest = _manifest_of(staging)
                 if (target / MANIFEST).is_file() and (target / MANIFEST).read_bytes() == manifest:
@@ -337,7 +345,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             tensors[file.stem] = load_file(file, device="cpu")
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{file} is not a safetensors file: {error}") from error
-    return Checkpoint(path=path, step=state["step"], metric=state["metric"], tensors=tensors, state=state["state"])
+    named = {"metric_name": str(state.get("metric_name", METRIC))}
+    return Checkpoint(path, state["step"], state["metric"], tensors, state["state"], **named)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -101,6 +101,26 @@ def add_device(parser: Parser) -> None:
     )
 
 
+def add_search(parser: Parser) -> None:
+    """Beam search, as `models/decoding/generation.py` makes it."""
+    parser.add_argument(
+        "--beams",
+        type=whole(1),
+        default=1,
+        metavar="N",
+        help="more than 1: follow so many continuations at once and show the one with the best score; nothing is "
+        "drawn, so that temperature, top-k, top-p and seed do not count (1)",
+    )
+    parser.add_argument(
+        "--length-penalty",
+        type=number("at least 0", lambda value: value >= 0),
+        default=0.6,
+        metavar="A",
+        help="of a search: score = log p(new tokens) / ((5 + number of new tokens) / 6)^A; 0 compares "
+        "log-probabilities, and the higher, the longer what wins (0.6)",
+    )
+
+
 def add_sampling(parser: Parser) -> None:
     """What generate and chat have in common."""
     parser.add_argument(

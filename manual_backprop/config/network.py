@@ -5,22 +5,29 @@ Imports the standard library only. How a run is configured, from which its netwo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from manual_backprop.common.errors import CheckpointError
-from manual_backprop.config.rules import Number
+from manual_backprop.common.errors import CheckpointError, ConfigError
+from manual_backprop.config.rules import Number, nearest
 
 if TYPE_CHECKING:
     import torch
+
+Config = TypeVar("Config")
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "swiglu")
 PRECISIONS = ("fp64", "fp32", "bf16", "bf16_mixed")
 COMPILE = ("auto", "always", "never")
 KERNELS = ("reference", "fused")
 RECOMPUTE = ("none", "block")
+NETWORKS = ("decoder", "encoder", "encoder_decoder")
+POSITIONS = ("none", "learned", "sinusoidal", "rotary")
+POOLINGS = ("mean", "first")
+HEAD_LOSSES = ("cross_entropy", "squared_error")
 NORM_EPSILONS = {"layer": 1e-5, "rms": 1e-6}  # where the config names none: GPT-2's, and that of the first Llama
 ROTARY_BASE = 10000.0  # likewise: Su et al. 2021, section 3.2.2
 NORM_EPSILON_RULE = Number(minimum=1e-12, below=1, optional=True)
@@ -35,7 +42,8 @@ class Architecture:
     norm: str  # layer: mean and scale; rms: scale alone
     positions: str  # learned: a trained table; sinusoidal: a fixed one; rotary: queries and keys are turned
     biases: bool  # of the matrices
-    tied_head: bool  # the vocabulary projection is the token embedding, or a matrix of its own
+    tied_head: bool  # a decoder's vocabulary projection is the token embedding, or a matrix of its own
+    tied_head_of_pair: bool  # likewise that of an encoder-decoder
     scaled_embedding: bool  # token embeddings times sqrt(d_model)
     activation: str  # where the config names none; swiglu is a third matrix, and llama's alone
 
@@ -53,16 +61,19 @@ ARCHITECTURES = {
         positions="learned",
         biases=True,
         tied_head=True,
+        tied_head_of_pair=True,
         scaled_embedding=False,
         activation="gelu_tanh",
     ),
-    # Vaswani et al. 2017, "Attention Is All You Need", sections 3.1-3.5, its decoder without cross-attention
+    # Vaswani et al. 2017, "Attention Is All You Need", 3.1-3.5: as an encoder-decoder all of it, with one table
+    # for sources, targets and head (3.4); as a decoder without cross-attention, with a head of its own
     "vaswani": Architecture(
         pre_norm=False,
         norm="layer",
         positions="sinusoidal",
         biases=True,
         tied_head=False,
+        tied_head_of_pair=True,
         scaled_embedding=True,
         activation="relu",
     ),
@@ -73,15 +84,51 @@ ARCHITECTURES = {
         positions="rotary",
         biases=False,
         tied_head=False,
+        tied_head_of_pair=False,
         scaled_embedding=False,
         activation="swiglu",
     ),
 }
 
 
+def takes_a_mapping(cls: type[Config]) -> type[Config]:
+    """The dataclass, which may be made of one mapping as well: `CustomTransformerConfig({"d_model": 64})`.
+
+    Raises ConfigError with every key that is no field, and the field that was probably meant.
+    """
+    of_fields: Callable[..., None] = cls.__init__
+
+    @wraps(of_fields)
+    def __init__(self: Config, *values: Any, **fields: Any) -> None:
+        if not values or not isinstance(values[0], Mapping):
+            of_fields(self, *values, **fields)
+            return
+        if values[1:] or fields:
+            raise ConfigError([f"{', '.join(fields) or 'values'}: given beside a mapping; put them into it"])
+        names = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+        unknown = [str(key) for key in values[0] if key not in names]
+        meant = {key: nearest(key, names) for key in unknown}
+        if unknown:
+            raise ConfigError(
+                [
+                    f"{key}: a network has no such key; "
+                    + (f"did you mean {meant[key]}?" if meant[key] else f"it has {', '.join(names)}")
+                    for key in unknown
+                ]
+            )
+        of_fields(self, **values[0])
+
+    cls.__init__ = __init__  # type: ignore[assignment]
+    return cls
+
+
+@takes_a_mapping
 @dataclass(frozen=True)
 class CustomTransformerConfig:
-    """A network: its sizes, architecture and number formats. Every implementation takes the same one."""
+    """A network: its sizes, architecture and number formats. Every implementation takes the same one.
+
+    Made of keywords, or of one mapping: `CustomTransformerConfig({"d_model": 64})`.
+    """
 
     vocab_size: int = 128  # V [tokens]
     d_model: int = 128  # D, width of the residual stream
@@ -95,13 +142,32 @@ class CustomTransformerConfig:
     activation: str | None = None  # None: the architecture's own
     norm_epsilon: float | None = None  # added to the variance (layer) or mean square (rms); None: the norm's usual one
     rotary_base: float | None = None  # pair i of a head turns by base^(-2i / K) a position (llama); None: 10000
+    padding_token_id: int | None = None  # a token that is never a target, to which label smoothing gives nothing
     label_smoothing: float = 0.0  # share of the target's probability that is spread over the vocabulary, in training
     precision: str = "fp32"
     kernels: str = "reference"
     device: str = "cpu"  # cpu, cuda or auto
     seed: int = 0  # of the initial weights and of dropout
-    recompute: str = "none"  # what backward makes again instead of keeping it (custom): none, or each block
+    recompute: str = "none"  # what backward recomputes instead of keeping it: none, or each block
+    network: str = "decoder"  # decoder, encoder or encoder_decoder
+    n_encoder_blocks: int | None = None  # of the encoder; None: n_blocks
+    positions: str | None = None  # none, learned, sinusoidal or rotary; None: the architecture's own
+    source_vocab_size: int | None = None  # of an encoder's own table; None: sources and targets share one vocabulary
+    max_source_len: int | None = None  # longest S [tokens]; None: max_seq_len
+    pooling: str = "mean"  # of an encoder: the mean over real positions, or the first one
+    n_inputs: int | None = None  # C, numbers at each position of an encoder's input; None: it reads tokens
+    n_outputs: int | None = None  # of an encoder: classes, or numbers
+    head_loss: str = "cross_entropy"  # of an encoder: cross_entropy over classes, or squared_error of numbers
     compile: str = "auto"  # the baseline's training step, or elementwise kernels: auto, always or never
+
+    @classmethod
+    def of(cls, given: CustomTransformerConfig | Mapping[str, Any]) -> CustomTransformerConfig:
+        """What was given as a config or as a mapping. Raises ConfigError for what is neither."""
+        if isinstance(given, cls):
+            return given
+        if isinstance(given, Mapping):
+            return cls(given)  # type: ignore[arg-type]
+        raise ConfigError([f"{given!r}: expected a {cls.__name__}, or a mapping as in {{'vocab_size': 257}}"])
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a key, or `default` where there is no such key."""
@@ -133,6 +199,32 @@ class CustomTransformerConfig:
     def kv_heads(self) -> int:
         """G, the heads of keys and of values."""
         return self.n_kv_heads or self.n_heads
+
+    @property
+    def encoder_blocks(self) -> int:
+        return self.n_encoder_blocks or self.n_blocks
+
+    @property
+    def position_kind(self) -> str:
+        """none, learned, sinusoidal or rotary."""
+        return self.positions or self.traits.positions
+
+    @property
+    def source_length(self) -> int:
+        """The longest S."""
+        return self.max_source_len or self.max_seq_len
+
+    @property
+    def longest(self) -> int:
+        """Of sources and targets."""
+        return max(self.max_seq_len, self.source_length)
+
+    @property
+    def tied_head(self) -> bool:
+        """Whether the head is the table of the tokens that it predicts; that of an encoder never is."""
+        if self.network == "encoder_decoder":
+            return self.traits.tied_head_of_pair
+        return self.traits.tied_head and self.network == "decoder"
 
     @property
     def epsilon(self) -> float:
@@ -183,6 +275,9 @@ class CustomTransformerConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 found.append(f"{name}={value!r}: must be a probability, at least 0 and less than 1")
+        padding, sized = self.padding_token_id, isinstance(self.vocab_size, int)
+        if padding is not None and (type(padding) is not int or (sized and not 0 <= padding < self.vocab_size)):
+            found.append(f"padding_token_id={padding!r}: must be a token id, 0 to {self.vocab_size - 1}, or None")
         for name, choices in (
             ("architecture", tuple(ARCHITECTURES)),
             ("activation", (None, *ACTIVATIONS)),
@@ -190,9 +285,33 @@ class CustomTransformerConfig:
             ("kernels", KERNELS),
             ("compile", COMPILE),
             ("recompute", RECOMPUTE),
+            ("network", NETWORKS),
+            ("positions", (None, *POSITIONS)),
+            ("pooling", POOLINGS),
+            ("head_loss", HEAD_LOSSES),
         ):
             if getattr(self, name) not in choices:
                 found.append(f"{name}={getattr(self, name)!r}: must be one of {', '.join(map(str, choices))}")
+        return found or self._violations_of_kind()
+
+    def _violations_of_kind(self) -> list[str]:
+        """What does not go with this kind of network, where each value by itself is right."""
+        found = []
+        for name, kinds in (
+            ("n_encoder_blocks", ("encoder", "encoder_decoder")),
+            ("source_vocab_size", ("encoder_decoder",)),
+            ("max_source_len", ("encoder_decoder",)),
+            ("n_inputs", ("encoder",)),
+            ("n_outputs", ("encoder",)),
+        ):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                found.append(f"{name}={value!r}: must be a whole number of at least 1, or null")
+            elif value is not None and self.network not in kinds:
+                found.append(f"{name}={value}: belongs to network={' or '.join(kinds)}, and this is {self.network}")
+        if self.network == "encoder" and self.n_outputs is None:
+            found.append("n_outputs=null: an encoder needs to know how many classes, or numbers, it answers with")
+        found += positions_violations(self.architecture, self.positions)
         return found
 
 
@@ -222,6 +341,16 @@ def architecture_violations(
             f"d_model / n_heads = {d_model // n_heads}; use d_model={d_model + n_heads}, or another n_heads"
         )
     return found
+
+
+def positions_violations(architecture: str, positions: str | None) -> list[str]:
+    """Positions that this architecture cannot have: only one that turns queries and keys can turn them."""
+    known = (
+        ("rotary", "none") if ARCHITECTURES[architecture].positions == "rotary" else ("learned", "sinusoidal", "none")
+    )
+    if positions is None or positions in known:
+        return []
+    return [f"positions={positions}: architecture={architecture} can have {', '.join(known)}"]
 
 
 def network_of_state(state: Mapping[str, Any], checkpoint: Path) -> CustomTransformerConfig:

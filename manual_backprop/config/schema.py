@@ -18,6 +18,7 @@ from manual_backprop.config.network import (
     COMPILE,
     KERNELS,
     NORM_EPSILON_RULE,
+    POSITIONS,
     PRECISIONS,
     RECOMPUTE,
     ROTARY_BASE_RULE,
@@ -26,6 +27,9 @@ from manual_backprop.config.network import (
 from manual_backprop.config.rules import Betas, Flag, Number, Rule, Share, Tags, Text, Texts, Whole, Word
 
 IMPLEMENTATIONS = ("custom", "torch", "baseline")
+SEQUENCES = ("reversal", "copy", "sort")  # tasks that make their own examples: a row of symbols, and what becomes of it
+NETWORKS = ("decoder", "encoder", "encoder_decoder")
+USUAL_NETWORK = {"language_model": "decoder"} | dict.fromkeys(SEQUENCES, "encoder_decoder")  # where none is named
 
 
 def setting(rule: Rule, about: str, *, default: Any = MISSING, only_for: tuple[str, ...] = ()) -> Any:
@@ -51,7 +55,13 @@ HUB = ("hub", "tinystories", "tiny_textbooks", "tiny_strange_textbooks", "tiny_c
 
 @dataclass(frozen=True)
 class TaskConfig:
-    name: str = option_name("language_model")
+    name: str = option_name("language_model", *SEQUENCES)
+    min_length: int | None = setting(Whole(1, 10**4), "of a row's source [symbols]", only_for=SEQUENCES)
+    max_length: int | None = setting(Whole(1, 10**4), "of a row's source [symbols]", only_for=SEQUENCES)
+    symbols: int | None = setting(Whole(2, 10**6), "numbers from 0 on that rows are made of", only_for=SEQUENCES)
+    training_rows: int | None = setting(Whole(1, 10**8), "of an epoch", only_for=SEQUENCES)
+    validation_rows: int | None = setting(Whole(1, 10**6), "that choose the best checkpoint", only_for=SEQUENCES)
+    test_rows: int | None = setting(Whole(1, 10**6), "that the end of a run is measured on", only_for=SEQUENCES)
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,15 @@ class ModelConfig:
     n_kv_heads: int | None = setting(
         Whole(1, 10**6, optional=True),
         "G, heads of keys and values, for architecture=llama; divides n_heads; null: H",
+        default=None,
+    )
+    n_encoder_blocks: int | None = setting(
+        Whole(1, 10**4, optional=True), "blocks of an encoder, where there is one; null: n_blocks", default=None
+    )
+    positions: str | None = setting(
+        Word(POSITIONS, optional=True),
+        "how a network knows where a token stands: none (a control), learned, sinusoidal, or rotary (llama); null: the "
+        "architecture's own",
         default=None,
     )
 
@@ -90,7 +109,7 @@ class ArchitectureConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    name: str = option_name("python_docs", "text", *FILES, "pretokenized", *HUB)
+    name: str = option_name("python_docs", "text", *FILES, "pretokenized", *HUB, "none")
     path: str | None = setting(Text(), "a file or a folder", only_for=("text", *FILES, "pretokenized"))
     repository: str | None = setting(Text(), "OWNER/NAME on the hub; dataset.name=OWNER/NAME is the same", only_for=HUB)
     config: str | None = setting(Text(optional=True), "where a dataset has several; null: its own", only_for=HUB)
@@ -125,7 +144,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    name: str = option_name("bpe", "byte", "char", "file", "gpt2", "pretokenized")
+    name: str = option_name("bpe", "byte", "char", "file", "gpt2", "pretokenized", "none")
     vocab_size: int | None = setting(Whole(257, 10**6), "how many tokens bpe learns, bytes included", only_for=("bpe",))
     path: str | None = setting(Text(), "a folder with tokenizer.json", only_for=("file",))
     repository: str | None = setting(Text(), "OWNER/NAME on the hub, with tokenizer.json", only_for=("gpt2",))
@@ -181,12 +200,26 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    name: str = option_name("cosine", "linear", "constant")
+    name: str = option_name("cosine", "linear", "constant", "noam", "plateau")
     warmup_ratio: float = setting(Number(minimum=0, below=1), "share of all steps in which the rate rises")
+    warmup_steps: int | None = setting(
+        Whole(0, optional=True), "[optimizer steps] in which the rate rises; null: warmup_ratio of all", default=None
+    )
     min_learning_rate: float | None = setting(
         Number(minimum=0, optional=True),
         "where the rate ends; null: a tenth of the highest",
-        only_for=("cosine", "linear"),
+        only_for=("cosine", "linear", "plateau"),
+    )
+    peak: float | None = setting(
+        Number(above=0, optional=True),
+        "the highest rate; null: the paper's, (D x steps of warm-up)^-0.5; optimizer.learning_rate has no part in it",
+        only_for=("noam",),
+    )
+    factor: float | None = setting(
+        Number(above=0, below=1), "times which the rate is taken when nothing improves", only_for=("plateau",)
+    )
+    patience: int | None = setting(
+        Whole(1), "evaluations without a better one, after which the rate is lowered", only_for=("plateau",)
     )
 
 
@@ -219,8 +252,13 @@ class TrainingConfig:
     )
     recompute: str = setting(
         Word(RECOMPUTE),
-        "what backward makes again instead of keeping it: none, or block, all but each block's input",
+        "what backward recomputes instead of keeping it: none, or block, all but each block's input",
         default="none",
+    )
+    patience: int | None = setting(
+        Whole(1, optional=True),
+        "evaluations in a row without a better one that end a run early; null: it goes on to its last step",
+        default=None,
     )
     inspect_every: int | None = setting(
         Whole(1, optional=True),
@@ -264,6 +302,9 @@ class RunConfig:
     tracking: TrackingConfig
     sweep: SweepConfig
     experiment_name: str = setting(Text(maximum=200), "the MLflow experiment", default="manual_backprop")
+    network: str | None = setting(
+        Word(NETWORKS, optional=True), f"{', '.join(NETWORKS)}; null: the task's usual one", default=None
+    )
     run_name: str | None = setting(
         Text(optional=True, maximum=100, forbidden="/\\"),
         "null: made of the model, the architecture and the dataset",
@@ -284,7 +325,12 @@ class RunConfig:
     )
     plan: bool = setting(Flag(), "say what would be run, and stop", default=False)
 
-    def network(self, vocab_size: int) -> CustomTransformerConfig:
+    @property
+    def network_name(self) -> str:
+        """decoder, encoder or encoder_decoder."""
+        return self.network or USUAL_NETWORK[self.task.name]
+
+    def network_config(self, vocab_size: int) -> CustomTransformerConfig:
         """The network of this run, where `model.vocab_size` leaves it to the tokenizer: with `vocab_size` tokens."""
         model = self.model
         return CustomTransformerConfig(
@@ -294,7 +340,11 @@ class RunConfig:
             n_heads=model.n_heads,
             d_ffn=model.d_ffn,
             max_seq_len=model.max_seq_len,
+            network=self.network_name,
+            padding_token_id=self.task.symbols,  # where there are symbols, padding comes after them
             n_kv_heads=model.n_kv_heads,
+            n_encoder_blocks=model.n_encoder_blocks,
+            positions=model.positions,
             dropout=model.dropout,
             architecture=self.architecture.name,
             activation=self.architecture.activation,

@@ -13,9 +13,10 @@ from os.path import normpath
 from typing import Any, get_type_hints
 
 from manual_backprop.common.errors import ConfigError
-from manual_backprop.config.network import architecture_violations
+from manual_backprop.config.network import architecture_violations, positions_violations
 from manual_backprop.config.rules import ELSEWHERE, SYNONYMS, Tags, Text, Texts, nearest, shown, whole
-from manual_backprop.config.schema import RunConfig, shipped_folder
+from manual_backprop.config.schema import USUAL_NETWORK, RunConfig, shipped_folder
+from manual_backprop.config.task_rules import CHECKS
 
 BYTE_TOKENS = 257  # 256 bytes and the end token
 GPT2_TOKENS = 50257
@@ -233,7 +234,7 @@ def _way_out(name: str, value: Any) -> str:
 # What only shows across keys. Each check is called when all the keys that it needs are right by themselves.
 
 Check = Callable[..., list[str]]
-ACROSS: list[tuple[tuple[str, ...], Check]] = []
+ACROSS: list[tuple[tuple[str, ...], Check]] = [*CHECKS]
 
 
 def across(*needed: str) -> Callable[[Check], Check]:
@@ -265,6 +266,18 @@ def the_architecture_can_be_built(
     return [f"architecture.{line}" if line.startswith("activation") else f"model.{line}" for line in found]
 
 
+@across("architecture.name", "model.positions")
+def the_architecture_has_these_positions(name: str, positions: str | None) -> list[str]:
+    return [f"model.{line}" for line in positions_violations(name, positions)]
+
+
+@across("network", "task.name", "model.n_encoder_blocks")
+def there_is_an_encoder(network: str | None, task: str, blocks: int | None) -> list[str]:
+    if blocks is None or (network or USUAL_NETWORK[task]) != "decoder":
+        return []
+    return [f"model.n_encoder_blocks={blocks}: network=decoder has no encoder; leave it null, or use another network"]
+
+
 @across("model.vocab_size", "tokenizer.name", "tokenizer.vocab_size")
 def the_vocabulary_holds_the_tokens(vocab_size: int | None, tokenizer: str, tokens: int | None) -> list[str]:
     tokens = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}.get(tokenizer, tokens)
@@ -291,16 +304,6 @@ def a_test_text_is_another_one(path: str | None, test: str | None) -> list[str]:
     if path is None or test is None or normpath(path) != normpath(test):
         return []
     return [f"dataset.test={shown(test)}: is the text that is trained on; give another file or folder, or leave it out"]
-
-
-@across("training.recompute", "implementation.name")
-def only_a_backward_by_hand_recomputes(recompute: str, implementation: str) -> list[str]:
-    if recompute == "none" or implementation == "custom":
-        return []
-    return [
-        f"training.recompute={recompute}: only implementation=custom makes activations again in its backward, and "
-        f"implementation={implementation} was chosen; leave it out"
-    ]
 
 
 @across("dataset.streaming", "dataset.subset_size")
@@ -366,13 +369,38 @@ def one_length(max_steps: int | None, num_epochs: float | None) -> list[str]:
     return []
 
 
-@across("training.max_steps", "schedule.warmup_ratio")
-def warm_up_ends_before_the_run(max_steps: int | None, warmup_ratio: float) -> list[str]:
-    if max_steps is None or round(warmup_ratio * max_steps) < max_steps:
+@across("training.max_steps", "schedule.warmup_ratio", "schedule.warmup_steps")
+def warm_up_ends_before_the_run(max_steps: int | None, warmup_ratio: float, warmup_steps: int | None) -> list[str]:
+    if max_steps is not None and warmup_steps is not None and warmup_steps >= max_steps:
+        return [
+            f"schedule.warmup_steps={warmup_steps}: warms up for longer than the {max_steps} steps of training."
+            "max_steps, of which at least one must be left; give fewer, or more training.max_steps"
+        ]
+    if max_steps is None or warmup_steps is not None or round(warmup_ratio * max_steps) < max_steps:
         return []
     return [
         f"schedule.warmup_ratio={warmup_ratio:g}: warms up for all of the {max_steps} steps of training.max_steps; at "
         "least one must be left"
+    ]
+
+
+@across("schedule.name", "optimizer.name", "optimizer.learning_rate", "model.learning_rate")
+def noam_has_its_own_peak(schedule: str, optimizer: str, learning_rate: float, models: float) -> list[str]:
+    if schedule != "noam" or optimizer != "adamw" or learning_rate == models:
+        return []
+    return [
+        f"optimizer.learning_rate={learning_rate:g}: schedule=noam has a peak of its own; did you mean "
+        f"schedule.peak={learning_rate:g}?"
+    ]
+
+
+@across("training.patience", "schedule.patience")
+def the_rate_is_lowered_before_the_end(patience: int | None, lowers: int | None) -> list[str]:
+    if patience is None or lowers is None or lowers < patience:
+        return []
+    return [
+        f"training.patience={patience}: ends the run before schedule.patience={lowers} evaluations could lower the "
+        "rate; give a longer one, or a shorter schedule.patience"
     ]
 
 

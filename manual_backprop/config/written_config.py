@@ -6,14 +6,17 @@ from pathlib import Path
 
 from ..common.durable_files import write_atomically
 from ..common.origin import SOURCES
-from .schema import RunConfig
+from .schema import USUAL_NETWORK, RunConfig
 
 
 def default_run_name(config: RunConfig) -> str:
     """gpt2-4x128-python_docs, and whatever is not as usual behind it: gpt2-4x128-python_docs-bf16-torch."""
     model, usual = config.model, {"fp32", "custom", "adamw"}
     unusual = {config.precision.name, config.implementation.name, config.optimizer.name} - usual
-    name = f"{config.architecture.name}-{model.n_blocks}x{model.d_model}-{config.dataset.name}"
+    subject = config.task.name if config.dataset.name == "none" else config.dataset.name
+    if config.network_name != USUAL_NETWORK[config.task.name]:
+        subject += f"-{config.network_name}"
+    name = f"{config.architecture.name}-{model.n_blocks}x{model.d_model}-{subject}"
     return "-".join((name, *sorted(unusual)))
 
 

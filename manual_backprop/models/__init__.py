@@ -3,10 +3,11 @@
     custom              gradients by hand; `step` is what its training step has around the calculus, `recorder` what
                         it shows of its inside
     mirror              the same lines with gradients by autograd; `mirror_step` is what it has around them
-    baseline            what one would write in PyTorch; `autograd` is common to it and the mirror
+    baseline            what one would write in PyTorch, of `baseline_modules`; `autograd` is common to it and the
+                        mirror
     implementations     all three by name
-    decoding            one token after the other, with keys and values kept
-    language_model      what a model looks like from outside: losses, training steps, generation
+    decoding/           one token after the other: greedy, drawn, beam search, with keys and values kept
+    wrappers/           models seen from outside: losses, training steps, generation, checkpoints
     optimization        the optimizer that a run's config asks for
     flops               operations of a token
     huggingface/        the same weights under the names of `transformers`

@@ -3,27 +3,54 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from ..common.batch import AnyBatch, as_batch
 from ..common.errors import InputError
 from ..ops import IGNORED
-from .network import Network
+from .network import Network, block_names
 
 
-def summed_loss(logits: Tensor, targets: Tensor, label_smoothing: float, denominator: Tensor) -> Tensor:
+def summed_loss(
+    logits: Tensor, targets: Tensor, label_smoothing: float, denominator: Tensor, padding: int | None = None
+) -> Tensor:
     """The cross-entropy of the targets that count, over `denominator`, one number.
 
-    logits (B, T, V), targets (B, T) int64; in float32 at least.
+    logits (B, T, V), targets (B, T) int64; in float32 at least. `padding` as in `ops.cross_entropy_forward`.
     """
     wide = logits.float() if logits.dtype == torch.bfloat16 else logits
+    if label_smoothing and padding is not None:
+        log_probabilities, counts = wide.log_softmax(-1), targets != IGNORED
+        on_target = log_probabilities.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+        others = log_probabilities.sum(-1) - log_probabilities[..., padding]
+        mean = others / (logits.shape[-1] - 1)
+        return torch.where(counts, -(1 - label_smoothing) * on_target - label_smoothing * mean, 0).sum() / denominator
     total = F.cross_entropy(
         wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
     )
     return total / denominator
+
+
+def squared_errors(outputs: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
+    """The sum of (outputs - targets)^2 where a target is no NaN, over `denominator`. Both (B, n_outputs)."""
+    counts = ~targets.isnan()
+    wide = outputs.float() if outputs.dtype == torch.bfloat16 else outputs
+    return torch.where(counts, wide - torch.where(counts, targets, 0), 0).square().sum() / denominator
+
+
+def block_forward(block: Callable[..., Any], recompute: bool, *inputs: Any) -> Any:
+    """block(*inputs). To `recompute` it, autograd keeps its inputs alone, and backward runs it once more (Chen et al.
+    2016), with the same dropout: torch's generator is put back to where it stood."""
+    if not (recompute and torch.is_grad_enabled()):
+        return block(*inputs)
+    return checkpoint(block, *inputs, use_reentrant=False)
 
 
 class AutogradNetwork(Network):
@@ -32,8 +59,9 @@ class AutogradNetwork(Network):
     _logits: Tensor | None = None  # of the last forward that waits for its backward
 
     @abstractmethod
-    def _logits_of(self, tokens: Tensor, segments: Tensor | None, step: int | None) -> Tensor:
-        """tokens (B, T) -> logits (B, T, V); `step` chooses the dropout masks, None for none."""
+    def _outputs_of(self, inputs: tuple[Tensor | None, ...], step: int | None) -> Tensor:
+        """`inputs_of` a batch -> logits (B, T, V), or what the head of this network gives; `step` chooses the dropout
+        masks, None for none."""
 
     def _autocast(self) -> AbstractContextManager:
         if self.config.precision != "bf16_mixed":
@@ -42,15 +70,15 @@ class AutogradNetwork(Network):
 
     def _notify_gradients_complete(self) -> None:
         """Autograd's backward tells nothing on its way: all at its end."""
-        for block in reversed(range(self.config.n_blocks)):
+        for block in reversed(block_names(self.config)):
             self.on_gradients_complete(block)
         self.on_gradients_complete(None)
 
     @torch.enable_grad()
-    def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:
-        self.check_tokens(tokens, segments=segments)
+    def forward(self, tokens: Tensor | AnyBatch, segments: Tensor | None = None, step: int | None = None) -> Tensor:
+        inputs = self.inputs_of(as_batch(tokens, segments), targets=False)
         with self._autocast():
-            self._logits = self._logits_of(tokens, segments, step)
+            self._logits = self._outputs_of(inputs, step)
         return self._logits.detach()
 
     def backward(self, dlogits: Tensor) -> None:
@@ -63,7 +91,7 @@ class AutogradNetwork(Network):
         self._notify_gradients_complete()
 
     @torch.no_grad()
-    def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        self.check_tokens(tokens, segments=segments)
+    def predict(self, tokens: Tensor | AnyBatch, segments: Tensor | None = None) -> Tensor:
+        inputs = self.inputs_of(as_batch(tokens, segments), targets=False)
         with self._autocast():
-            return self._logits_of(tokens, segments, None)
+            return self._outputs_of(inputs, None)

@@ -1,4 +1,4 @@
-"""The same network as PyTorch users write it: `torch.nn`, one product for query, key and value, SDPA, `torch.compile`.
+"""The same network as PyTorch users write it: `torch.nn` (baseline_modules.py), and here `torch.compile` around it.
 
 The peer of every measurement, so as fast as PyTorch makes it. Its weights have the names and values of the others
 where they come and go (`parameters`, `gradients`, the optimizer's state); inside they are fused as PyTorch likes them.
@@ -8,149 +8,26 @@ Its dropout is torch's own: as much as by hand, at other places.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..common.batch import Batch
+from ..common.batch import AnyBatch
 from ..common.errors import first_line
 from ..config.schema import CustomTransformerConfig
 from ..ops import Visible, random_key
 from ..optim.optimizers import Optimizer
 from ..optim.torch_optimizers import TorchOptimizer
-from .autograd import AutogradNetwork, summed_loss
-from .network import packed_names, parameter_shapes
+from .autograd import AutogradNetwork
+from .baseline_modules import Decoder, Encoder, EncoderDecoder
+from .network import parameter_shapes
 
 log = logging.getLogger(__name__)
 
-
-def norm(config: CustomTransformerConfig) -> nn.Module:
-    if config.traits.norm == "rms":
-        return nn.RMSNorm(config.d_model, eps=config.epsilon)
-    return nn.LayerNorm(config.d_model, eps=config.epsilon)
-
-
-def rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """x (B, heads, T, K), cosine and sine (T, K)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat((-second, first), dim=-1) * sine
-
-
-class Attention(nn.Module):
-    def __init__(self, config: CustomTransformerConfig):
-        super().__init__()
-        self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.kv_heads, config.d_head
-        self.dropout = config.dropout
-        heads = self.n_heads + 2 * self.n_kv_heads
-        self.qkv = nn.Linear(config.d_model, heads * self.d_head, bias=config.traits.biases)
-        self.output = nn.Linear(config.d_model, config.d_model, bias=config.traits.biases)
-
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, visible: Tensor | None) -> Tensor:
-        heads = self.qkv(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, H + 2G, T, K)
-        query, key, value = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
-        if rotation is not None:
-            cosine, sine = (table.to(query.dtype) for table in rotation)
-            query, key = rotated(query, cosine, sine), rotated(key, cosine, sine)
-        context = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=visible,
-            is_causal=visible is None,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.n_kv_heads != self.n_heads,
-        )
-        return self.output(context.transpose(1, 2).flatten(2))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, config: CustomTransformerConfig, activation: str):
-        super().__init__()
-        self.activation = {
-            "gelu_tanh": nn.GELU(approximate="tanh"),
-            "gelu": nn.GELU(),
-            "relu": nn.ReLU(),
-        }[activation]
-        self.hidden = nn.Linear(config.d_model, config.d_ffn)
-        self.output = nn.Linear(config.d_ffn, config.d_model)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.activation(self.hidden(x)))
-
-
-class GatedFeedForward(nn.Module):
-    """SwiGLU, gate and hidden layer in one product."""
-
-    def __init__(self, config: CustomTransformerConfig):
-        super().__init__()
-        self.gated = nn.Linear(config.d_model, 2 * config.d_ffn, bias=False)
-        self.output = nn.Linear(config.d_ffn, config.d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, hidden = self.gated(x).chunk(2, dim=-1)
-        return self.output(F.silu(gate) * hidden)
-
-
-class Block(nn.Module):
-    def __init__(self, config: CustomTransformerConfig, activation: str):
-        super().__init__()
-        self.pre_norm = config.traits.pre_norm
-        self.attention_norm, self.feed_forward_norm = norm(config), norm(config)
-        self.attention = Attention(config)
-        self.feed_forward = GatedFeedForward(config) if config.traits.gated else FeedForward(config, activation)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, visible: Tensor | None) -> Tensor:
-        if self.pre_norm:
-            x = x + self.dropout(self.attention(self.attention_norm(x), rotation, visible))
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, rotation, visible)))
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
-
-
-class Decoder(nn.Module):
-    """Tokens to logits, and to the loss."""
-
-    def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
-        super().__init__()
-        traits = config.traits
-        self.scale = math.sqrt(config.d_model) if traits.scaled_embedding else 1.0
-        self.label_smoothing = config.label_smoothing
-        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
-        if traits.positions == "learned":
-            self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model)
-        self.positions = traits.positions
-        self.table = table  # of sinusoids (T, D), or of cosines and sines (2, T, K); not a buffer: it keeps its format
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, activation) for _ in range(config.n_blocks))
-        self.final_norm = norm(config) if traits.pre_norm else nn.Identity()
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-
-    def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> logits (B, T, V)."""
-        length, rotation = tokens.shape[1], None
-        x = self.token_embedding(tokens)
-        if self.scale != 1.0:
-            x = x * self.scale
-        if self.positions == "learned":
-            x = x + self.position_embedding.weight[:length]
-        elif self.positions == "sinusoidal":
-            assert self.table is not None
-            x = x + self.table[:length].to(x.dtype)
-        else:
-            assert self.table is not None
-            rotation = self.table[0, :length], self.table[1, :length]
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x, rotation, visible)
-        return self.head(self.final_norm(x))
-
-    def loss(self, tokens: Tensor, targets: Tensor, visible: Tensor | None, denominator: Tensor) -> Tensor:
-        return summed_loss(self(tokens, visible), targets, self.label_smoothing, denominator)
+MODULES: dict[str, Any] = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
+FUSED = {"attention": "qkv", "cross_attention": "key_value", "feed_forward": "gated"}  # several matrices in one
 
 
 class BaselineTransformer(AutogradNetwork):
@@ -161,19 +38,20 @@ class BaselineTransformer(AutogradNetwork):
 
     parameters: Mapping[str, Tensor]
 
-    def __init__(self, config: CustomTransformerConfig):
+    def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
         super().__init__(config)
+        config = self.config
         table = getattr(self, "position_table", None)
-        if config.traits.positions == "rotary":
+        if config.position_kind == "rotary":
             assert table is not None
             table = table.repeat(1, 1, 2)  # cosines and sines of both elements of a pair, (2, max_seq_len, K)
         with torch.device("meta"):  # nothing is allocated or drawn twice
-            self.module = Decoder(config, self.activation, table)
+            self.module = MODULES[config.network](config, self.activation, table)
         for part in self.module.modules():  # not `to_empty`, which cannot be estimated (memory_estimate: fake tensors)
             for name, parameter in part.named_parameters(recurse=False):
                 empty = torch.empty_like(parameter, dtype=config.get_dtype(), device=self.device)
                 setattr(part, name, nn.Parameter(empty))
-        if config.traits.tied_head:
+        if config.tied_head:
             self.module.head.weight = self.module.token_embedding.weight
         self.places = self._places()
         self.parameters = {name: whole.detach()[rows] for name, (whole, rows) in self.places.items()}
@@ -186,15 +64,20 @@ class BaselineTransformer(AutogradNetwork):
 
     def _places(self) -> dict[str, tuple[nn.Parameter, slice]]:
         """Every parameter's name -> the module's tensor that holds it, and which of its rows."""
-        wholes, shapes = dict(self.module.named_parameters()), parameter_shapes(self.config)
-        places = {name: (wholes[name], slice(0, shape[0])) for name, shape in shapes.items() if name in wholes}
-        for block in range(self.config.n_blocks):
-            for whole, names in packed_names(self.config, block).items():
-                start = 0
-                for name in names:
-                    places[name] = wholes[whole], slice(start, start + shapes[name][0])
-                    start += shapes[name][0]
-        return {name: places[name] for name in shapes}
+        alone = "decoder." if self.config.network == "decoder" else ""  # its blocks have no name before theirs
+        wholes = {
+            name.removeprefix(alone): whole for name, whole in self.module.named_parameters(remove_duplicate=False)
+        }
+        places: dict[str, tuple[nn.Parameter, slice]] = {}
+        rows = dict.fromkeys(wholes, 0)  # that have a name already
+        for name, shape in parameter_shapes(self.config).items():
+            whole = name
+            if name not in wholes:
+                place, sublayer, _, kind = name.rsplit(".", 3)
+                whole = f"{place}.{sublayer}.{FUSED[sublayer]}.{kind}"
+            places[name] = wholes[whole], slice(rows[whole], rows[whole] + shape[0])
+            rows[whole] += shape[0]
+        return places
 
     @property
     def gradients(self) -> dict[str, Tensor]:  # type: ignore[override]
@@ -209,11 +92,14 @@ class BaselineTransformer(AutogradNetwork):
 
     # Forward and backward
 
-    def _visible(self, segments: Tensor | None) -> Tensor | None:
-        if segments is None:
-            return None
-        T = segments.shape[1]
-        return Visible.within(segments).mask(T, T, self.device)
+    def _arguments(self, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        """What the module's `forward` takes: a decoder's mask in place of its segments."""
+        if self.config.network != "decoder":
+            return inputs
+        tokens, segments = inputs
+        assert tokens is not None
+        T = tokens.shape[1]
+        return tokens, None if segments is None else Visible.within(segments).mask(T, T, self.device)
 
     def _set_training(self, step: int | None, first_row: int = 0) -> None:
         """Dropout in training only; its generator is set anew in each step, so that a resumed run draws the same."""
@@ -224,11 +110,11 @@ class BaselineTransformer(AutogradNetwork):
             torch.manual_seed(random_key(self.config.seed, step or 0, f"baseline/{first_row}"))
 
     @torch.enable_grad()
-    def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
-        self.check_tokens(batch.tokens, batch.targets, batch.segments)
+    def loss_and_gradients(self, batch: AnyBatch, *, denominator: int | Tensor, step: int | None) -> Tensor:
+        inputs = self.inputs_of(batch)
         self._set_training(step, batch.first_row)
         count = self.on_device(denominator).clamp(min=1)  # no target counts: the loss is 0
-        arguments = batch.tokens, batch.targets.long(), self._visible(batch.segments), count
+        arguments = *self._arguments(inputs), batch.targets, count
         if self.compiled is None:
             loss = self._first_step(arguments)
             self._notify_gradients_complete()
@@ -262,10 +148,19 @@ class BaselineTransformer(AutogradNetwork):
         loss.backward()
         return loss.detach()
 
-    def _logits_of(self, tokens: Tensor, segments: Tensor | None, step: int | None) -> Tensor:
+    def _outputs_of(self, inputs: tuple[Tensor | None, ...], step: int | None) -> Tensor:
         """Never compiled: evaluation and generation come in many shapes, and each would be compiled again."""
         self._set_training(step)
-        return self.module(tokens, self._visible(segments))
+        return self.module(*self._arguments(inputs))
+
+    @torch.no_grad()
+    def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
+        if self.config.network != "encoder_decoder":
+            return super().encode(source, lengths)
+        self.check_source(source, lengths, len(source))
+        self._set_training(None)
+        with self._autocast():
+            return self.module.encode(source, lengths)
 
     # The update
 

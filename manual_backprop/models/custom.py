@@ -12,7 +12,7 @@ import math
 from torch import Tensor
 
 from ..ops import Visible
-from .network import DropoutSource, feed_forward_of, gated_feed_forward_of, norm_of
+from .network import DropoutSource, Memory, feed_forward_of, gated_feed_forward_of, norm_of
 from .recorder import scoped
 from .step import Cache, HandWrittenNetwork
 
@@ -28,183 +28,296 @@ class CustomTransformer(HandWrittenNetwork):
     def _training_step(
         self, tokens: Tensor, targets: Tensor, visible: Visible, denominator: int | Tensor, dropout: DropoutSource
     ) -> Tensor:
-        ops, record, smoothing = self.ops, self.recorder, self.config.label_smoothing
         x, hidden_cache = self._hidden_forward(tokens, visible, dropout)
-        if ops.serves("linear_cross_entropy"):  # both halves at once: no logits have to be kept between them
-            loss, dx = ops.linear_cross_entropy(
-                x, self.head, targets, denominator, smoothing, self.dhead, record=record
-            )
-        else:
-            loss, loss_cache = ops.linear_cross_entropy_forward(
-                x, self.head, targets, denominator, smoothing, record=record
-            )
-            dx = ops.linear_cross_entropy_backward(1.0, loss_cache, self.dhead, record=record)
+        loss, loss_cache = self._loss_forward(x, targets, denominator)
+        dx = self._loss_backward(1.0, loss_cache)
         self._hidden_backward(dx, hidden_cache)
+        self.on_gradients_complete(None)
         return loss
 
-    def _logits_forward(
-        self, tokens: Tensor, visible: Visible, dropout: DropoutSource, keep: bool = True
+    def _loss_forward(self, x: Tensor, targets: Tensor, denominator: int | Tensor) -> tuple[Tensor, Cache]:
+        """x (B, T, D) -> the loss of the logits that the head makes of it."""
+        ops, smoothing, padding = self.ops, self.config.label_smoothing, self.config.padding_token_id
+        if ops.serves("linear_cross_entropy"):  # both halves at once: no logits have to be kept between them
+            loss, dx = ops.linear_cross_entropy(
+                x, self.head, targets, denominator, smoothing, self.dhead, padding=padding, record=self.recorder
+            )
+            return loss, (None, dx)
+        loss, loss_cache = ops.linear_cross_entropy_forward(
+            x, self.head, targets, denominator, smoothing, padding, record=self.recorder
+        )
+        return loss, (loss_cache, None)
+
+    def _loss_backward(self, dloss: float, cache: Cache) -> Tensor:
+        """dloss, one number, -> dx (B, T, D)."""
+        loss_cache, dx = cache
+        if loss_cache is not None:
+            dx = self.ops.linear_cross_entropy_backward(dloss, loss_cache, self.dhead, record=self.recorder)
+        return dx
+
+    def _step(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None,
+        targets: Tensor,
+        *,
+        denominator: int | Tensor,
+        dropout: DropoutSource,
+    ) -> Tensor:
+        return self._training_step(tokens, targets, Visible.within(segments), denominator, dropout)
+
+    def _outputs_forward(
+        self, tokens: Tensor, segments: Tensor | None, *, dropout: DropoutSource, keep: bool = True
     ) -> tuple[Tensor, Cache]:
-        x, hidden_cache = self._hidden_forward(tokens, visible, dropout, keep)
+        x, hidden_cache = self._hidden_forward(tokens, Visible.within(segments), dropout, keep)
         logits, head_cache = self.ops.linear_forward(x, self.head)
         return logits, (hidden_cache, head_cache)
 
-    def _logits_backward(self, dlogits: Tensor, cache: Cache) -> None:
+    def _outputs_backward(self, dlogits: Tensor, cache: Cache) -> None:
         hidden_cache, head_cache = cache
         # logits = x head^T
         dx = self.ops.linear_backward(dlogits, head_cache, self.dhead)
         self._hidden_backward(dx, hidden_cache)
+        self.on_gradients_complete(None)
 
     # From tokens to the last hidden state
 
     def _hidden_forward(
-        self, tokens: Tensor, visible: Visible, dropout: DropoutSource, keep: bool = True
+        self,
+        tokens: Tensor,
+        visible: Visible,
+        dropout: DropoutSource,
+        keep: bool = True,
+        stack: str = "",
+        memory: Memory | None = None,
     ) -> tuple[Tensor, Cache]:
-        """tokens (B, T) -> what the vocabulary projection reads, x (B, T, D). `keep` the caches, for backward."""
-        x, embedding_cache = self._embedding_forward(tokens, dropout)
+        """tokens (B, T) -> what the vocabulary projection reads, x (B, T, D). `keep` the caches, for backward.
+
+        `stack` is what the names of its blocks begin with; `memory` what they read in their cross-attention.
+        """
+        x, embedding_cache = self._embedding_forward(tokens, dropout, stack)
+        x, stack_cache = self._stack_forward(x, visible, dropout, keep, stack, memory)
+        return x, (embedding_cache, stack_cache)
+
+    def _hidden_backward(self, dx: Tensor, cache: Cache, stack: str = "") -> Tensor | None:
+        """dx (B, T, D) -> the gradient of the memory (B, S, D), where blocks have read one."""
+        embedding_cache, stack_cache = cache
+        dx, dmemory = self._stack_backward(dx, stack_cache, stack)
+        self._embedding_backward(dx, embedding_cache, stack)
+        return dmemory
+
+    def _stack_forward(
+        self, x: Tensor, visible: Visible, dropout: DropoutSource, keep: bool, stack: str, memory: Memory | None
+    ) -> tuple[Tensor, Cache]:
+        """x (B, T, D) -> x (B, T, D): all blocks, and the norm behind them."""
         blocks, norm_cache = self._blocks(keep), None
         if self.config.traits.pre_norm:
             branch = None  # what the next norm adds to x before it normalizes: nothing yet
-            for block in range(self.config.n_blocks):
-                x, branch = blocks.forward(self._pre_norm_block_forward, x, branch, block, visible, dropout)
-            (_, x), norm_cache = self.norm_forward(x, branch, *norm_of(self.parameters, "final_norm"))
-            self.recorder("final_norm.output", x)
+            for block in self.stacks[stack]:
+                read = None if memory is None else memory.read_by_one(keep)
+                x, branch = blocks.forward(self._pre_norm_block_forward, x, branch, block, visible, dropout, read)
+            (_, x), norm_cache = self.norm_forward(x, branch, *norm_of(self.parameters, f"{stack}final_norm"))
+            self.recorder(f"{stack}final_norm.output", x)
         else:
-            for block in range(self.config.n_blocks):
-                x = blocks.forward(self._post_norm_block_forward, x, block, visible, dropout)
-        return x.to(self.compute_dtype), (embedding_cache, blocks, norm_cache)
+            for block in self.stacks[stack]:
+                read = None if memory is None else memory.read_by_one(keep)
+                x = blocks.forward(self._post_norm_block_forward, x, block, visible, dropout, read)
+        return x.to(self.compute_dtype), (blocks, norm_cache)
 
-    def _hidden_backward(self, dx: Tensor, cache: Cache) -> None:
-        """dx (B, T, D); says of every block, from the last, when its gradients are complete, and then of the rest."""
-        embedding_cache, blocks, norm_cache = cache
+    def _stack_backward(self, dx: Tensor, cache: Cache, stack: str) -> tuple[Tensor, Tensor | None]:
+        """dx (B, T, D) -> dx (B, T, D), and the gradient of the memory (B, S, D), to which every block adds.
+
+        Says of every block, from the last, when its gradients are complete.
+        """
+        blocks, norm_cache = cache
+        dmemory: Tensor | None = None
         if self.config.traits.pre_norm:
-            self.recorder("final_norm.doutput", dx)
+            self.recorder(f"{stack}final_norm.doutput", dx)
             # _, x = norm(x + branch); the sum is not used again, so nothing reaches it past the norm
-            dx = dbranch = self.norm_backward(None, dx, norm_cache, *norm_of(self.gradients, "final_norm"))
-            for block in reversed(range(self.config.n_blocks)):
+            dx = dbranch = self.norm_backward(None, dx, norm_cache, *norm_of(self.gradients, f"{stack}final_norm"))
+            for block in reversed(self.stacks[stack]):
                 with blocks.last() as block_cache:
-                    dx = dbranch = self._pre_norm_block_backward(dx, dbranch, block, block_cache)
+                    dx, dread = self._pre_norm_block_backward(dx, dbranch, block, block_cache)
+                    dbranch, dmemory = dx, self._collected(dmemory, dread)
                 self.on_gradients_complete(block)
         else:
-            for block in reversed(range(self.config.n_blocks)):
+            for block in reversed(self.stacks[stack]):
                 with blocks.last() as block_cache:
-                    dx = self._post_norm_block_backward(dx, block, block_cache)
+                    dx, dread = self._post_norm_block_backward(dx, block, block_cache)
+                    dmemory = self._collected(dmemory, dread)
                 self.on_gradients_complete(block)
-        self._embedding_backward(dx, embedding_cache)
-        self.on_gradients_complete(None)
+        return dx, dmemory
 
-    def _embedding_forward(self, tokens: Tensor, dropout: DropoutSource) -> tuple[Tensor, Cache]:
-        """tokens (B, T) -> x = dropout(scale * W[tokens] + positions) (B, T, D); rotary positions come in attention."""
-        scale = math.sqrt(self.config.d_model) if self.config.traits.scaled_embedding else 1.0
-        weight = self.parameters["token_embedding.weight"]
-        x, token_cache = self.ops.token_embedding_forward(tokens, weight, scale)
+    def _embedding_forward(self, tokens: Tensor, dropout: DropoutSource, stack: str = "") -> tuple[Tensor, Cache]:
+        """tokens (B, T) -> x = dropout(scale * W[tokens] + positions) (B, T, D); rotary positions come in attention.
+
+        An encoder may read rows of numbers (B, T, C) in place of tokens: x = dropout(numbers W^T + b + positions).
+        """
+        table, places = self.tables[stack]
+        if self.config.n_inputs is not None:
+            # a copy: kernels write a gradient in the place of what they read
+            numbers = tokens.to(self.compute_dtype, copy=True)
+            x, token_cache = self.ops.linear_forward(numbers, self.parameters[table], self.parameters["input.bias"])
+            x = x.to(self.config.get_dtype())
+        else:
+            scale = math.sqrt(self.config.d_model) if self.config.traits.scaled_embedding else 1.0
+            weight = self.parameters[table]
+            x, token_cache = self.ops.token_embedding_forward(tokens, weight, scale)
         position_cache: Cache = None
-        if self.config.traits.positions == "learned":
-            x, position_cache = self.ops.learned_positions_forward(x, self.parameters["position_embedding.weight"])
-        elif self.config.traits.positions == "sinusoidal":
+        if self.config.position_kind == "learned":
+            x, position_cache = self.ops.learned_positions_forward(x, self.parameters[places])
+        elif self.config.position_kind == "sinusoidal":
             x, position_cache = self.ops.sinusoidal_positions_forward(x, self.position_table)
-        x, dropout_cache = self.ops.dropout_forward(x, dropout.at("embedding"))
-        self.recorder("embedding.output", x)
+        x, dropout_cache = self.ops.dropout_forward(x, dropout.at(f"{stack}embedding"))
+        self.recorder(f"{stack}embedding.output", x)
         return x, (token_cache, position_cache, dropout_cache)
 
-    def _embedding_backward(self, dx: Tensor, cache: Cache) -> None:
+    def _embedding_backward(self, dx: Tensor, cache: Cache, stack: str = "") -> None:
         token_cache, position_cache, dropout_cache = cache
-        self.recorder("embedding.doutput", dx)
+        table, places = self.tables[stack]
+        self.recorder(f"{stack}embedding.doutput", dx)
         # x = dropout(scale * W[tokens] + positions)
         dx = self.ops.dropout_backward(dx, dropout_cache)
-        if self.config.traits.positions == "learned":
-            dx = self.ops.learned_positions_backward(dx, position_cache, self.gradients["position_embedding.weight"])
-        elif self.config.traits.positions == "sinusoidal":
+        if self.config.position_kind == "learned":
+            dx = self.ops.learned_positions_backward(dx, position_cache, self.gradients[places])
+        elif self.config.position_kind == "sinusoidal":
             dx = self.ops.sinusoidal_positions_backward(dx, position_cache)
-        self.ops.token_embedding_backward(dx, token_cache, self.gradients["token_embedding.weight"])
+        if self.config.n_inputs is not None:
+            dx = dx.to(self.compute_dtype)
+            self.ops.linear_backward(dx, token_cache, self.gradients[table], self.gradients["input.bias"])
+        else:
+            self.ops.token_embedding_backward(dx, token_cache, self.gradients[table])
 
     # A block, pre-norm (gpt2, llama)
 
     def _pre_norm_block_forward(
-        self, x: Tensor, branch: Tensor | None, block: int, visible: Visible, dropout: DropoutSource
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        block: str,
+        visible: Visible,
+        dropout: DropoutSource,
+        memory: Memory | None = None,
     ) -> tuple[tuple[Tensor, Tensor], Cache]:
-        """x += branch; x += attention(norm(x)); branch = feed_forward(norm(x)).
+        """x += branch; x += attention(norm(x)); x += cross_attention(norm(x), memory); branch = feed_forward(norm(x)).
 
-        The last sum is left to the next block, whose first norm reads it: sum and norm are one pair.
+        Without a memory there is no cross-attention. The last sum is left to the next block, whose first norm reads it:
+        sum and norm are one pair.
         x, branch (B, T, D) -> x, branch (B, T, D).
         """
         p = self.block_parameters[block]
-        record = scoped(self.recorder, f"blocks.{block}.")
+        record = scoped(self.recorder, f"{block}.")
         (x, normed), attention_norm_cache = self.norm_forward(x, branch, *norm_of(p, "attention_norm"))
         record("input", x)
         record("attention_norm.output", normed)
         attended, attention_cache = self._attention_forward(normed, block, visible, dropout)
+        cross_cache: Cache = None
+        if memory is not None:
+            (x, normed), cross_norm_cache = self.norm_forward(x, attended, *norm_of(p, "cross_attention_norm"))
+            record("cross_attention_norm.output", normed)
+            attended, cross_attention_cache = self._cross_attention_forward(normed, memory, block, dropout)
+            cross_cache = cross_norm_cache, cross_attention_cache
         (x, normed), feed_forward_norm_cache = self.norm_forward(x, attended, *norm_of(p, "feed_forward_norm"))
         record("residual", x)
         record("feed_forward_norm.output", normed)
         branch, feed_forward_cache = self._feed_forward_forward(normed, block, dropout)
-        return (x, branch), (attention_norm_cache, attention_cache, feed_forward_norm_cache, feed_forward_cache)
+        attention_caches = attention_norm_cache, attention_cache
+        return (x, branch), (*attention_caches, cross_cache, feed_forward_norm_cache, feed_forward_cache)
 
-    def _pre_norm_block_backward(self, dx: Tensor, dbranch: Tensor, block: int, cache: Cache) -> Tensor:
-        """dx, dbranch (B, T, D) -> the gradient of the block's x and branch alike (B, T, D)."""
-        attention_norm_cache, attention_cache, feed_forward_norm_cache, feed_forward_cache = cache
+    def _pre_norm_block_backward(
+        self, dx: Tensor, dbranch: Tensor, block: str, cache: Cache
+    ) -> tuple[Tensor, Tensor | None]:
+        """dx, dbranch (B, T, D) -> the gradient of the block's x and branch alike (B, T, D), and of its memory."""
+        attention_norm_cache, attention_cache, cross_cache, feed_forward_norm_cache, feed_forward_cache = cache
         d = self.block_gradients[block]
-        record = scoped(self.recorder, f"blocks.{block}.")
+        record = scoped(self.recorder, f"{block}.")
         # branch = feed_forward(normed)
         dnormed = self._feed_forward_backward(dbranch, block, feed_forward_cache)
         record("feed_forward_norm.doutput", dnormed)
         # x, normed = norm(x + attended)
         dx = dattended = self.norm_backward(dx, dnormed, feed_forward_norm_cache, *norm_of(d, "feed_forward_norm"))
         record("dresidual", dx)
+        dmemory: Tensor | None = None
+        if cross_cache is not None:
+            cross_norm_cache, cross_attention_cache = cross_cache
+            # attended = cross_attention(normed, memory)
+            dnormed, dmemory = self._cross_attention_backward(dattended, block, cross_attention_cache)
+            record("cross_attention_norm.doutput", dnormed)
+            # x, normed = norm(x + attended)
+            dx = dattended = self.norm_backward(dx, dnormed, cross_norm_cache, *norm_of(d, "cross_attention_norm"))
         # attended = attention(normed)
         dnormed = self._attention_backward(dattended, block, attention_cache)
         record("attention_norm.doutput", dnormed)
         # x, normed = norm(x + branch)
         dx = self.norm_backward(dx, dnormed, attention_norm_cache, *norm_of(d, "attention_norm"))
         record("dinput", dx)
-        return dx
+        return dx, dmemory
 
     # A block, post-norm (vaswani)
 
     def _post_norm_block_forward(
-        self, x: Tensor, block: int, visible: Visible, dropout: DropoutSource
+        self, x: Tensor, block: str, visible: Visible, dropout: DropoutSource, memory: Memory | None = None
     ) -> tuple[Tensor, Cache]:
-        """x = norm(x + attention(x)); x = norm(x + feed_forward(x)). x (B, T, D) -> x (B, T, D)."""
+        """x = norm(x + attention(x)); x = norm(x + cross_attention(x, memory)); x = norm(x + feed_forward(x)).
+
+        x (B, T, D) -> x (B, T, D). Without a memory there is no cross-attention.
+        """
         p = self.block_parameters[block]
-        record = scoped(self.recorder, f"blocks.{block}.")
+        record = scoped(self.recorder, f"{block}.")
         record("input", x)
         attended, attention_cache = self._attention_forward(x, block, visible, dropout)
         (_, x), attention_norm_cache = self.norm_forward(x, attended, *norm_of(p, "attention_norm"))
         record("attention_norm.output", x)
+        cross_cache: Cache = None
+        if memory is not None:
+            crossed, cross_attention_cache = self._cross_attention_forward(x, memory, block, dropout)
+            (_, x), cross_norm_cache = self.norm_forward(x, crossed, *norm_of(p, "cross_attention_norm"))
+            record("cross_attention_norm.output", x)
+            cross_cache = cross_attention_cache, cross_norm_cache
         branch, feed_forward_cache = self._feed_forward_forward(x, block, dropout)
         (_, x), feed_forward_norm_cache = self.norm_forward(x, branch, *norm_of(p, "feed_forward_norm"))
         record("feed_forward_norm.output", x)
-        return x, (attention_cache, attention_norm_cache, feed_forward_cache, feed_forward_norm_cache)
+        attention_caches = attention_cache, attention_norm_cache
+        return x, (*attention_caches, cross_cache, feed_forward_cache, feed_forward_norm_cache)
 
-    def _post_norm_block_backward(self, dx: Tensor, block: int, cache: Cache) -> Tensor:
-        """dx (B, T, D) -> dx (B, T, D)."""
-        attention_cache, attention_norm_cache, feed_forward_cache, feed_forward_norm_cache = cache
+    def _post_norm_block_backward(self, dx: Tensor, block: str, cache: Cache) -> tuple[Tensor, Tensor | None]:
+        """dx (B, T, D) -> dx (B, T, D), and the gradient of the block's memory."""
+        attention_cache, attention_norm_cache, cross_cache, feed_forward_cache, feed_forward_norm_cache = cache
         d = self.block_gradients[block]
-        record = scoped(self.recorder, f"blocks.{block}.")
+        record = scoped(self.recorder, f"{block}.")
         record("feed_forward_norm.doutput", dx)
         # _, x = norm(x + branch)
         dx = dbranch = self.norm_backward(None, dx, feed_forward_norm_cache, *norm_of(d, "feed_forward_norm"))
         # branch = feed_forward(x), and x reaches the sum as well
         dx = dx + self._feed_forward_backward(dbranch, block, feed_forward_cache)
+        dmemory: Tensor | None = None
+        if cross_cache is not None:
+            cross_attention_cache, cross_norm_cache = cross_cache
+            record("cross_attention_norm.doutput", dx)
+            # _, x = norm(x + crossed)
+            dx = dcrossed = self.norm_backward(None, dx, cross_norm_cache, *norm_of(d, "cross_attention_norm"))
+            # crossed = cross_attention(x, memory), and x reaches the sum as well
+            dread, dmemory = self._cross_attention_backward(dcrossed, block, cross_attention_cache)
+            dx = dx + dread
         record("attention_norm.doutput", dx)
         # _, x = norm(x + attended)
         dx = dattended = self.norm_backward(None, dx, attention_norm_cache, *norm_of(d, "attention_norm"))
         # attended = attention(x), and x reaches the sum as well
         dx = dx + self._attention_backward(dattended, block, attention_cache)
         record("dinput", dx)
-        return dx
+        return dx, dmemory
 
-    # The two sublayers, which both blocks share
+    # The sublayers, which both blocks share
 
     def _attention_forward(
-        self, x: Tensor, block: int, visible: Visible, dropout: DropoutSource
+        self, x: Tensor, block: str, visible: Visible, dropout: DropoutSource
     ) -> tuple[Tensor, Cache]:
         """y = dropout(attention(x W_qkv^T + b_qkv) W_output^T + b_output). x (B, T, D) -> y (B, T, D).
 
         Where an architecture has no biases, `get` finds None, which is what `linear` takes for none.
         """
         p, ops = self.block_parameters[block], self.ops
-        place = f"blocks.{block}.attention."
+        place = f"{block}.attention."
         record = scoped(self.recorder, place)
         x = x.to(self.compute_dtype)
         qkv, qkv_cache = ops.linear_forward(x, p["attention.qkv.weight"], p.get("attention.qkv.bias"))  # (B, T, 3D)
@@ -224,11 +337,11 @@ class CustomTransformer(HandWrittenNetwork):
         record("output", y)
         return y, (qkv_cache, attention_cache, output_cache, dropout_cache)
 
-    def _attention_backward(self, dy: Tensor, block: int, cache: Cache) -> Tensor:
+    def _attention_backward(self, dy: Tensor, block: str, cache: Cache) -> Tensor:
         """dy (B, T, D) -> dx (B, T, D)."""
         qkv_cache, attention_cache, output_cache, dropout_cache = cache
         d, ops = self.block_gradients[block], self.ops
-        record = scoped(self.recorder, f"blocks.{block}.attention.")
+        record = scoped(self.recorder, f"{block}.attention.")
         record("doutput", dy)
         # y = dropout(context W_output^T + b_output)
         dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
@@ -243,10 +356,66 @@ class CustomTransformer(HandWrittenNetwork):
         # qkv = x W_qkv^T + b_qkv
         return ops.linear_backward(dqkv, qkv_cache, d["attention.qkv.weight"], d.get("attention.qkv.bias"))
 
-    def _feed_forward_forward(self, x: Tensor, block: int, dropout: DropoutSource) -> tuple[Tensor, Cache]:
+    def _cross_attention_forward(
+        self, x: Tensor, memory: Memory, block: str, dropout: DropoutSource
+    ) -> tuple[Tensor, Cache]:
+        """y = dropout(attention(x W_query^T, memory W_key_value^T) W_output^T). x (B, T, D), memory (B, S, D) ->
+        y (B, T, D). Nothing is turned here: a place in the target says nothing of one in the source."""
+        p, ops = self.block_parameters[block], self.ops
+        place = f"{block}.cross_attention."
+        record = scoped(self.recorder, place)
+        x, read = x.to(self.compute_dtype), memory.states.to(self.compute_dtype)
+        query, query_cache = ops.linear_forward(
+            x, p["cross_attention.query.weight"], p.get("cross_attention.query.bias")
+        )
+        key_value, key_value_cache = ops.linear_forward(
+            read, p["cross_attention.key_value.weight"], p.get("cross_attention.key_value.bias")
+        )  # (B, S, 2GK)
+        dropped = dropout.at_heads(place + "probabilities")
+        heads = self.config.n_heads, self.config.kv_heads
+        context, attention_cache = ops.cross_attention_forward(
+            query, key_value, *heads, memory.visible, dropped, record
+        )
+        y, output_cache = ops.linear_forward(
+            context, p["cross_attention.output.weight"], p.get("cross_attention.output.bias")
+        )
+        y, dropout_cache = ops.dropout_forward(y, dropout.at(place + "output"))
+        record("query", query)
+        record("key_value", key_value)
+        record("context", context)
+        record("output", y)
+        return y, (query_cache, key_value_cache, attention_cache, output_cache, dropout_cache)
+
+    def _cross_attention_backward(self, dy: Tensor, block: str, cache: Cache) -> tuple[Tensor, Tensor]:
+        """dy (B, T, D) -> dx (B, T, D) and dmemory (B, S, D)."""
+        query_cache, key_value_cache, attention_cache, output_cache, dropout_cache = cache
+        d, ops = self.block_gradients[block], self.ops
+        record = scoped(self.recorder, f"{block}.cross_attention.")
+        record("doutput", dy)
+        # y = dropout(context W_output^T + b_output)
+        dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
+        dcontext = ops.linear_backward(
+            dy, output_cache, d["cross_attention.output.weight"], d.get("cross_attention.output.bias")
+        )
+        record("dcontext", dcontext)
+        # context = attention(query, key, value)
+        dquery, dkey_value = ops.cross_attention_backward(dcontext, attention_cache, record=record)
+        record("dquery", dquery)
+        record("dkey_value", dkey_value)
+        # key, value = memory W_key_value^T + b_key_value
+        dmemory = ops.linear_backward(
+            dkey_value, key_value_cache, d["cross_attention.key_value.weight"], d.get("cross_attention.key_value.bias")
+        )
+        # query = x W_query^T + b_query
+        dx = ops.linear_backward(
+            dquery, query_cache, d["cross_attention.query.weight"], d.get("cross_attention.query.bias")
+        )
+        return dx, dmemory
+
+    def _feed_forward_forward(self, x: Tensor, block: str, dropout: DropoutSource) -> tuple[Tensor, Cache]:
         """y = dropout(feed_forward(x)). x (B, T, D) -> y (B, T, D)."""
         p, ops = self.block_parameters[block], self.ops
-        place = f"blocks.{block}.feed_forward."
+        place = f"{block}.feed_forward."
         record = scoped(self.recorder, place)
         x = x.to(self.compute_dtype)
         feed_forward_cache: Cache
@@ -258,11 +427,11 @@ class CustomTransformer(HandWrittenNetwork):
         record("output", y)
         return y, (feed_forward_cache, dropout_cache)
 
-    def _feed_forward_backward(self, dy: Tensor, block: int, cache: Cache) -> Tensor:
+    def _feed_forward_backward(self, dy: Tensor, block: str, cache: Cache) -> Tensor:
         """dy (B, T, D) -> dx (B, T, D)."""
         feed_forward_cache, dropout_cache = cache
         d, ops = self.block_gradients[block], self.ops
-        record = scoped(self.recorder, f"blocks.{block}.feed_forward.")
+        record = scoped(self.recorder, f"{block}.feed_forward.")
         record("doutput", dy)
         # y = dropout(feed_forward(x))
         dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)

@@ -1,7 +1,7 @@
 """How much arithmetic a step is, and how much of it this machine does in a second.
 
 FLOPs of a token: 6 x (weights that enter a matrix product, the vocabulary projection included even when tied)
-+ 12 L D T.
++ 12 L D T, where L counts attentions.
 Forward takes 2 for each weight (a product and a sum), backward 4; the last term is attention's scores and context.
 """
 
@@ -20,12 +20,23 @@ SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}  # of the square matrices who
 
 
 def flops_per_token(config: CustomTransformerConfig, sequence_length: int) -> int:
-    """Of one token in one training step, forward and backward [FLOPs]."""
-    d_model = config.d_model
+    """Of one token in one training step, forward and backward [FLOPs]; of an encoder-decoder, of one token of the
+    target and one of the source, both sequences being equally long.
+
+    There the decoder's cross-attention is one more attention to each of its blocks: as many weights, as many scores.
+    """
+    d_model, blocks, attentions = config.d_model, config.n_blocks, config.n_blocks
+    of_encoder = config.encoder_blocks
+    head = config.vocab_size * d_model
+    if config.network == "encoder":  # one row of numbers for all tokens of a sequence
+        blocks = attentions = of_encoder
+        head = (config.n_inputs or 0) * d_model + (config.n_outputs or 0) * d_model // sequence_length
+    elif config.network == "encoder_decoder":
+        blocks, attentions = config.n_blocks + of_encoder, 2 * config.n_blocks + of_encoder
     attention = 2 * d_model * d_model + 2 * d_model * config.kv_heads * config.d_head  # query, output; key, value
     feed_forward = (3 if config.traits.gated else 2) * d_model * config.d_ffn
-    weights = config.n_blocks * (attention + feed_forward) + config.vocab_size * d_model
-    return 6 * weights + 12 * config.n_blocks * d_model * sequence_length
+    weights = attentions * attention + blocks * feed_forward + head
+    return 6 * weights + 12 * attentions * d_model * sequence_length
 
 
 def matrix_product_rate(dtype: torch.dtype, device: torch.device, seconds: float = 0.1) -> float:

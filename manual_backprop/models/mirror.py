@@ -13,8 +13,14 @@ from torch import Tensor
 
 from ..ops import Visible
 from .autograd import summed_loss
-from .mirror_step import MirroredNetwork, dropout_mirror, rotary_attention_mirror, self_attention_mirror
-from .network import DropoutSource, feed_forward_of, gated_feed_forward_of, norm_of
+from .mirror_step import (
+    MirroredNetwork,
+    cross_attention_mirror,
+    dropout_mirror,
+    rotary_attention_mirror,
+    self_attention_mirror,
+)
+from .network import DropoutSource, Memory, feed_forward_of, gated_feed_forward_of, norm_of
 from .recorder import scoped
 
 
@@ -24,62 +30,112 @@ class TorchTransformer(MirroredNetwork):
     def _training_step(
         self, tokens: Tensor, targets: Tensor, visible: Visible, denominator: Tensor, dropout: DropoutSource
     ) -> Tensor:
-        record, smoothing = self._recording, self.config.label_smoothing
         x = self._hidden_forward(tokens, visible, dropout)
-        logits = F.linear(x, self.head)
-        record("logits", logits)
-        return summed_loss(logits, targets, smoothing, denominator)
+        return self._loss_forward(x, targets, denominator)
 
-    def _logits_forward(self, tokens: Tensor, visible: Visible, dropout: DropoutSource) -> Tensor:
-        x = self._hidden_forward(tokens, visible, dropout)
+    def _loss_forward(self, x: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
+        """x (B, T, D) -> the loss of the logits that the head makes of it."""
+        logits = F.linear(x, self.head)
+        self._recording("logits", logits)
+        return summed_loss(
+            logits, targets.long(), self.config.label_smoothing, denominator, self.config.padding_token_id
+        )
+
+    def _step(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None,
+        targets: Tensor,
+        *,
+        denominator: Tensor,
+        dropout: DropoutSource,
+    ) -> Tensor:
+        return self._training_step(tokens, targets, Visible.within(segments), denominator, dropout)
+
+    def _outputs_forward(self, tokens: Tensor, segments: Tensor | None, *, dropout: DropoutSource) -> Tensor:
+        x = self._hidden_forward(tokens, Visible.within(segments), dropout)
         return F.linear(x, self.head)
 
     # From tokens to the last hidden state
 
-    def _hidden_forward(self, tokens: Tensor, visible: Visible, dropout: DropoutSource) -> Tensor:
-        """tokens (B, T) -> what the vocabulary projection reads, x (B, T, D)."""
-        x = self._embedding_forward(tokens, dropout)
+    def _hidden_forward(
+        self,
+        tokens: Tensor,
+        visible: Visible,
+        dropout: DropoutSource,
+        stack: str = "",
+        memory: Memory | None = None,
+    ) -> Tensor:
+        """tokens (B, T) -> what the vocabulary projection reads, x (B, T, D).
+
+        `stack` is what the names of its blocks begin with; `memory` what they read in their cross-attention.
+        """
+        x = self._embedding_forward(tokens, dropout, stack)
+        return self._stack_forward(x, visible, dropout, stack, memory)
+
+    def _stack_forward(
+        self, x: Tensor, visible: Visible, dropout: DropoutSource, stack: str, memory: Memory | None
+    ) -> Tensor:
+        """x (B, T, D) -> x (B, T, D): all blocks, and the norm behind them."""
         if self.config.traits.pre_norm:
             branch = None  # what the next norm adds to x before it normalizes: nothing yet
-            for block in range(self.config.n_blocks):
-                x, branch = self._pre_norm_block_forward(x, branch, block, visible, dropout)
-            _, x = self.norm_forward(x, branch, *norm_of(self.leaves, "final_norm"))
-            self._recording("final_norm.output", x)
+            for block in self.stacks[stack]:
+                x, branch = self.block_forward(self._pre_norm_block_forward, x, branch, block, visible, dropout, memory)
+            _, x = self.norm_forward(x, branch, *norm_of(self.leaves, f"{stack}final_norm"))
+            self._recording(f"{stack}final_norm.output", x)
         else:
-            for block in range(self.config.n_blocks):
-                x = self._post_norm_block_forward(x, block, visible, dropout)
+            for block in self.stacks[stack]:
+                x = self.block_forward(self._post_norm_block_forward, x, block, visible, dropout, memory)
         return x
 
-    def _embedding_forward(self, tokens: Tensor, dropout: DropoutSource) -> Tensor:
-        """tokens (B, T) -> x = dropout(scale * W[tokens] + positions) (B, T, D); rotary positions come in attention."""
-        weight = self.leaves["token_embedding.weight"]
-        x = F.embedding(tokens, weight)
-        if self.config.traits.scaled_embedding:
-            x = x * math.sqrt(self.config.d_model)
-        if self.config.traits.positions == "learned":
-            x = x + self.leaves["position_embedding.weight"][: tokens.shape[1]]
-        elif self.config.traits.positions == "sinusoidal":
+    def _embedding_forward(self, tokens: Tensor, dropout: DropoutSource, stack: str = "") -> Tensor:
+        """tokens (B, T) -> x = dropout(scale * W[tokens] + positions) (B, T, D); rotary positions come in attention.
+
+        An encoder may read rows of numbers (B, T, C) in place of tokens: x = dropout(numbers W^T + b + positions).
+        """
+        table, places = self.tables[stack]
+        if self.config.n_inputs is not None:
+            x = F.linear(tokens, self.leaves[table], self.leaves["input.bias"]).to(self.config.get_dtype())
+        else:
+            weight = self.leaves[table]
+            x = F.embedding(tokens, weight)
+            if self.config.traits.scaled_embedding:
+                x = x * math.sqrt(self.config.d_model)
+        if self.config.position_kind == "learned":
+            x = x + self.leaves[places][: tokens.shape[1]]
+        elif self.config.position_kind == "sinusoidal":
             x = x + self.position_table[: tokens.shape[1]].to(x.dtype)
-        x = dropout_mirror(x, dropout.at("embedding"))
-        self._recording("embedding.output", x)
+        x = dropout_mirror(x, dropout.at(f"{stack}embedding"))
+        self._recording(f"{stack}embedding.output", x)
         return x
 
     # A block, pre-norm (gpt2, llama)
 
     def _pre_norm_block_forward(
-        self, x: Tensor, branch: Tensor | None, block: int, visible: Visible, dropout: DropoutSource
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        block: str,
+        visible: Visible,
+        dropout: DropoutSource,
+        memory: Memory | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x += branch; x += attention(norm(x)); branch = feed_forward(norm(x)).
+        """x += branch; x += attention(norm(x)); x += cross_attention(norm(x), memory); branch = feed_forward(norm(x)).
 
-        The last sum is left to the next block, whose first norm reads it: sum and norm are one pair.
+        Without a memory there is no cross-attention. The last sum is left to the next block, whose first norm reads it:
+        sum and norm are one pair.
         x, branch (B, T, D) -> x, branch (B, T, D).
         """
         p = self.block_parameters[block]
-        record = scoped(self._recording, f"blocks.{block}.")
+        record = scoped(self._recording, f"{block}.")
         x, normed = self.norm_forward(x, branch, *norm_of(p, "attention_norm"))
         record("input", x)
         record("attention_norm.output", normed)
         attended = self._attention_forward(normed, block, visible, dropout)
+        if memory is not None:
+            x, normed = self.norm_forward(x, attended, *norm_of(p, "cross_attention_norm"))
+            record("cross_attention_norm.output", normed)
+            attended = self._cross_attention_forward(normed, memory, block, dropout)
         x, normed = self.norm_forward(x, attended, *norm_of(p, "feed_forward_norm"))
         record("residual", x)
         record("feed_forward_norm.output", normed)
@@ -88,28 +144,37 @@ class TorchTransformer(MirroredNetwork):
 
     # A block, post-norm (vaswani)
 
-    def _post_norm_block_forward(self, x: Tensor, block: int, visible: Visible, dropout: DropoutSource) -> Tensor:
-        """x = norm(x + attention(x)); x = norm(x + feed_forward(x)). x (B, T, D) -> x (B, T, D)."""
+    def _post_norm_block_forward(
+        self, x: Tensor, block: str, visible: Visible, dropout: DropoutSource, memory: Memory | None = None
+    ) -> Tensor:
+        """x = norm(x + attention(x)); x = norm(x + cross_attention(x, memory)); x = norm(x + feed_forward(x)).
+
+        x (B, T, D) -> x (B, T, D). Without a memory there is no cross-attention.
+        """
         p = self.block_parameters[block]
-        record = scoped(self._recording, f"blocks.{block}.")
+        record = scoped(self._recording, f"{block}.")
         record("input", x)
         attended = self._attention_forward(x, block, visible, dropout)
         _, x = self.norm_forward(x, attended, *norm_of(p, "attention_norm"))
         record("attention_norm.output", x)
+        if memory is not None:
+            crossed = self._cross_attention_forward(x, memory, block, dropout)
+            _, x = self.norm_forward(x, crossed, *norm_of(p, "cross_attention_norm"))
+            record("cross_attention_norm.output", x)
         branch = self._feed_forward_forward(x, block, dropout)
         _, x = self.norm_forward(x, branch, *norm_of(p, "feed_forward_norm"))
         record("feed_forward_norm.output", x)
         return x
 
-    # The two sublayers, which both blocks share
+    # The sublayers, which both blocks share
 
-    def _attention_forward(self, x: Tensor, block: int, visible: Visible, dropout: DropoutSource) -> Tensor:
+    def _attention_forward(self, x: Tensor, block: str, visible: Visible, dropout: DropoutSource) -> Tensor:
         """y = dropout(attention(x W_qkv^T + b_qkv) W_output^T + b_output). x (B, T, D) -> y (B, T, D).
 
         Where an architecture has no biases, `get` finds None, which is what `linear` takes for none.
         """
         p = self.block_parameters[block]
-        place = f"blocks.{block}.attention."
+        place = f"{block}.attention."
         record = scoped(self._recording, place)
         qkv = F.linear(x, p["attention.qkv.weight"], p.get("attention.qkv.bias"))  # (B, T, 3D)
         record("qkv", qkv)
@@ -125,10 +190,32 @@ class TorchTransformer(MirroredNetwork):
         record("output", y)
         return y
 
-    def _feed_forward_forward(self, x: Tensor, block: int, dropout: DropoutSource) -> Tensor:
+    def _cross_attention_forward(self, x: Tensor, memory: Memory, block: str, dropout: DropoutSource) -> Tensor:
+        """y = dropout(attention(x W_query^T, memory W_key_value^T) W_output^T). x (B, T, D), memory (B, S, D) ->
+        y (B, T, D). Nothing is turned here: a place in the target says nothing of one in the source."""
+        p, config = self.block_parameters[block], self.config
+        place = f"{block}.cross_attention."
+        record = scoped(self._recording, place)
+        query = F.linear(x, p["cross_attention.query.weight"], p.get("cross_attention.query.bias"))
+        key_value = F.linear(
+            memory.states, p["cross_attention.key_value.weight"], p.get("cross_attention.key_value.bias")
+        )  # (B, S, 2GK)
+        record("query", query)
+        record("key_value", key_value)
+        query = query.unflatten(2, (config.n_heads, -1))  # (B, T, H, K)
+        key, value = key_value.unflatten(2, (2, config.kv_heads, -1)).unbind(2)  # (B, S, G, K)
+        dropped = dropout.at_heads(place + "probabilities")
+        context = cross_attention_mirror(query, key, value, memory.visible, dropped, record)
+        y = F.linear(context, p["cross_attention.output.weight"], p.get("cross_attention.output.bias"))
+        y = dropout_mirror(y, dropout.at(place + "output"))
+        record("context", context)
+        record("output", y)
+        return y
+
+    def _feed_forward_forward(self, x: Tensor, block: str, dropout: DropoutSource) -> Tensor:
         """y = dropout(feed_forward(x)). x (B, T, D) -> y (B, T, D)."""
         p = self.block_parameters[block]
-        place = f"blocks.{block}.feed_forward."
+        place = f"{block}.feed_forward."
         record = scoped(self._recording, place)
         if self.config.traits.gated:
             gated_weight, output_weight = gated_feed_forward_of(p)

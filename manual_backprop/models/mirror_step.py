@@ -7,20 +7,20 @@ and dropout with the masks of `ops/`, whose randomness is no part of the calculu
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.batch import Batch
+from ..common.batch import AnyBatch
 from ..config.schema import CustomTransformerConfig
 from ..ops import CAUSAL, Dropout, Visible, keep_mask
 from ..ops.attention import split_heads
 from ..ops.numerics import Record, no_record
-from .autograd import AutogradNetwork
-from .network import DropoutSource, FlatNetwork, packed_names
+from .autograd import AutogradNetwork, block_forward
+from .network import DropoutSource, FlatNetwork, block_names, packed_names, stacks_of, tables_of
 from .recorder import gradient_name
 
 
@@ -39,6 +39,8 @@ def self_attention_mirror(
     record: Record = no_record,
 ) -> Tensor:
     """PyTorch's own fused attention; spelled out where its probabilities are dropped by our mask, or looked at."""
+    if visible.key_lengths is not None:
+        return cross_attention_mirror(*split_heads(qkv, n_heads), visible, dropout, record)
     query, key, value = (x.transpose(1, 2) for x in split_heads(qkv, n_heads))
     looked_at = record.wants("scores") or record.wants("probabilities")
     if dropout is None and not looked_at and visible.is_only_causal:
@@ -52,6 +54,32 @@ def self_attention_mirror(
     record("scores", scores)
     masked = scores if mask is None else scores.masked_fill(~mask, -math.inf)
     probabilities = F.softmax(masked, dim=-1).to(value.dtype)
+    record("probabilities", probabilities)
+    context = dropout_mirror(probabilities, dropout) @ value
+    return context.transpose(1, 2).flatten(2)
+
+
+def cross_attention_mirror(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Visible,
+    dropout: Dropout | None = None,
+    record: Record = no_record,
+) -> Tensor:
+    """Spelled out: query (B, T, H, K), key and value (B, S, G, K) -> context (B, T, H K). Without a key it is 0."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    shared = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
+    scores = query @ key.mT / math.sqrt(query.shape[-1])
+    record("scores", scores)
+    mask = visible.mask(query.shape[2], key.shape[2], query.device)
+    if mask is not None:
+        there = mask.any(-1, keepdim=True)
+        scores = scores.masked_fill(~(mask | ~there), -math.inf)  # without a key as if all were there, and 0 below
+    probabilities = F.softmax(scores, dim=-1).to(value.dtype)
+    if mask is not None:
+        probabilities = probabilities.masked_fill(~there, 0)
     record("probabilities", probabilities)
     context = dropout_mirror(probabilities, dropout) @ value
     return context.transpose(1, 2).flatten(2)
@@ -102,8 +130,8 @@ class WithGradients:
 class BlockLeaves(Mapping[str, Tensor]):
     """A block's leaves without `blocks.3.` before their names; those that lie side by side by hand, joined: `qkv`."""
 
-    def __init__(self, leaves: Mapping[str, Tensor], config: CustomTransformerConfig, block: int):
-        self.leaves, self.prefix, self.packed = leaves, f"blocks.{block}.", packed_names(config, block)
+    def __init__(self, leaves: Mapping[str, Tensor], config: CustomTransformerConfig, block: str):
+        self.leaves, self.prefix, self.packed = leaves, f"{block}.", packed_names(config, block)
 
     def __getitem__(self, name: str) -> Tensor:
         if (names := self.packed.get(self.prefix + name)) is not None:
@@ -122,25 +150,31 @@ class MirroredNetwork(AutogradNetwork, FlatNetwork):
     """Parameters are leaves over the flat buffer, and their `.grad` is the flat gradient's view, so that autograd adds
     into the same `gradients` that the hand-written backward adds into."""
 
-    def __init__(self, config: CustomTransformerConfig):
+    def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
         super().__init__(config)
+        config = self.config
         self.leaves: dict[str, Tensor] = {}
         for name, view in self.parameters.items():
             leaf = view.detach().requires_grad_()
             leaf.grad = self.gradients[name]
             self.leaves[name] = leaf
-        self.block_parameters = [BlockLeaves(self.leaves, config, block) for block in range(config.n_blocks)]
-        self.head = self.leaves["token_embedding.weight" if config.traits.tied_head else "head.weight"]
+        self.block_parameters = {block: BlockLeaves(self.leaves, config, block) for block in block_names(config)}
+        self.stacks, self.tables = stacks_of(self.config), tables_of(self.config)
+        self.head = self.leaves["token_embedding.weight" if config.tied_head else "head.weight"]
 
-    @abstractmethod
-    def _training_step(
-        self, tokens: Tensor, targets: Tensor, visible: Visible, denominator: Tensor, dropout: DropoutSource
-    ) -> Tensor:
-        """tokens, targets (B, T) -> loss, one number with a graph."""
+    # The calculus, which a subclass brings
 
-    @abstractmethod
-    def _logits_forward(self, tokens: Tensor, visible: Visible, dropout: DropoutSource) -> Tensor:
-        """tokens (B, T) -> logits (B, T, V)."""
+    # inputs_of a batch, the targets last, denominator=, dropout= -> loss, one number with a graph
+    _step: Callable[..., Tensor]
+    # inputs_of a batch, dropout= -> logits (B, T, V), or what the head of this network gives
+    _outputs_forward: Callable[..., Tensor]
+
+    def block_forward(self, block: Callable[..., Any], x: Tensor, *inputs: Any) -> Any:
+        """block(x, *inputs), which backward recomputes where the config says so."""
+        recompute = self.config.recompute == "block"
+        if recompute and isinstance(inputs[0], Tensor):  # a branch, which the block adds to x first
+            x, inputs = x + inputs[0], (None, *inputs[1:])  # one tensor to keep in place of two
+        return block_forward(block, recompute, x, *inputs)
 
     def norm_forward(
         self, x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None = None
@@ -156,15 +190,15 @@ class MirroredNetwork(AutogradNetwork, FlatNetwork):
         return no_record if self.recorder is no_record else WithGradients(self.recorder)
 
     @torch.enable_grad()
-    def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
-        self.check_tokens(batch.tokens, batch.targets, batch.segments)
+    def loss_and_gradients(self, batch: AnyBatch, *, denominator: int | Tensor, step: int | None) -> Tensor:
+        inputs = self.inputs_of(batch)
         dropout = DropoutSource(self.config, step, batch.first_row)
-        visible, count = Visible.within(batch.segments), self.on_device(denominator).clamp(min=1)
+        count = self.on_device(denominator).clamp(min=1)
         with self._autocast():
-            loss = self._training_step(batch.tokens, batch.targets.long(), visible, count, dropout)
+            loss = self._step(*inputs, batch.targets, denominator=count, dropout=dropout)
         loss.backward()
         self._notify_gradients_complete()
         return loss.detach()
 
-    def _logits_of(self, tokens: Tensor, segments: Tensor | None, step: int | None) -> Tensor:
-        return self._logits_forward(tokens, Visible.within(segments), DropoutSource(self.config, step))
+    def _outputs_of(self, inputs: tuple[Tensor | None, ...], step: int | None) -> Tensor:
+        return self._outputs_forward(*inputs, dropout=DropoutSource(self.config, step))

@@ -11,19 +11,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import kernels
-from ..common.batch import Batch
+from ..common.batch import AnyBatch, Batch, EncoderBatch, PairBatch
 from ..common.errors import ConfigError, InputError
 from ..config.schema import CustomTransformerConfig
-from ..ops import IGNORED, Dropout, random_key, rotations, sinusoids
+from ..ops import IGNORED, Dropout, Visible, random_key, rotations, sinusoids
 from ..ops.numerics import Record, no_record
 from ..optim.optimizers import FlatOptimizer, Optimizer
 from ..optim.parameters import Layout, Shape, copy_into, copy_on_cpu
+
+KINDS = {Batch: "decoder", PairBatch: "encoder_decoder", EncoderBatch: "encoder"}
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,11 @@ class DropoutSource:
 
     def at(self, place: str) -> Dropout | None:
         """For features (B, T, D)."""
-        return self._of(place, (self.config.max_seq_len,))
+        return self._of(place, (self.config.longest,))
 
     def at_heads(self, place: str) -> Dropout | None:
         """For probabilities (B, H, T, S)."""
-        return self._of(place, (self.config.n_heads, self.config.max_seq_len))
+        return self._of(place, (self.config.n_heads, self.config.longest))
 
     def _of(self, place: str, sizes: tuple[int, ...]) -> Dropout | None:
         if self.step is None or self.config.dropout == 0:
@@ -49,15 +51,68 @@ class DropoutSource:
         return Dropout(self.config.dropout, key, sizes, (self.first_row,))
 
 
-def packed_names(config: CustomTransformerConfig, block: int) -> dict[str, list[str]]:
+class Memory(NamedTuple):
+    """What an encoder has made of the sources, for the cross-attention of a decoder's blocks."""
+
+    states: Tensor  # (B, S, D)
+    visible: Visible  # which of its places there are
+
+    def read_by_one(self, keep: bool) -> Memory:
+        """For one block. What a cache holds is overwritten by its backward, so each block that keeps one has a copy."""
+        return Memory(self.states.clone(), self.visible) if keep else self
+
+
+def block_names(config: CustomTransformerConfig) -> list[str]:
+    """Of all blocks, in the order in which a step meets them: blocks.0, or encoder.blocks.0 and decoder.blocks.0."""
+    encoder = [f"encoder.blocks.{block}" for block in range(config.encoder_blocks)]
+    if config.network == "encoder":
+        return encoder
+    if config.network == "encoder_decoder":
+        return encoder + [f"decoder.blocks.{block}" for block in range(config.n_blocks)]
+    return [f"blocks.{block}" for block in range(config.n_blocks)]
+
+
+def stacks_of(config: CustomTransformerConfig) -> dict[str, list[str]]:
+    """Names of blocks by what they begin with: of a decoder alone nothing, else encoder. and decoder."""
+    stacks: dict[str, list[str]] = {}
+    for block in block_names(config):
+        stacks.setdefault(block.partition("blocks.")[0], []).append(block)
+    return stacks
+
+
+def tables_of(config: CustomTransformerConfig) -> dict[str, tuple[str, str]]:
+    """By stack: the parameters that make vectors of its tokens and of its places, where these are learned."""
+    tables = dict.fromkeys(stacks_of(config), ("token_embedding.weight", "position_embedding.weight"))
+    if config.n_inputs is not None:
+        tables["encoder."] = "input.weight", "position_embedding.weight"
+    if config.network == "encoder_decoder":
+        own = config.source_vocab_size is not None
+        source = "source_embedding.weight" if own else "token_embedding.weight"
+        tables["encoder."] = source, "source_position_embedding.weight"
+    return tables
+
+
+def reads_memory(config: CustomTransformerConfig, block: str) -> bool:
+    """Whether a block has a cross-attention."""
+    return config.network == "encoder_decoder" and block.startswith("decoder.")
+
+
+def packed_names(config: CustomTransformerConfig, block: str) -> dict[str, list[str]]:
     """Parameters of a block that lie side by side, so that one product serves all of them: by the name of the whole."""
-    attention, feed_forward = f"blocks.{block}.attention.", f"blocks.{block}.feed_forward."
+    kinds = ("weight", "bias") if config.traits.biases else ("weight",)
+    groups: list[tuple[str, str, tuple[str, ...]]] = [("attention", "qkv", ("query", "key", "value"))]
+    if reads_memory(config, block):
+        groups.append(("cross_attention", "key_value", ("key", "value")))
     packed = {
-        f"{attention}qkv.{kind}": [f"{attention}{projection}.{kind}" for projection in ("query", "key", "value")]
-        for kind in (("weight", "bias") if config.traits.biases else ("weight",))
+        f"{block}.{sublayer}.{whole}.{kind}": [f"{block}.{sublayer}.{part}.{kind}" for part in parts]
+        for sublayer, whole, parts in groups
+        for kind in kinds
     }
     if config.traits.gated:
-        packed[f"{feed_forward}gated.weight"] = [f"{feed_forward}gate.weight", f"{feed_forward}hidden.weight"]
+        packed[f"{block}.feed_forward.gated.weight"] = [
+            f"{block}.feed_forward.gate.weight",
+            f"{block}.feed_forward.hidden.weight",
+        ]
     return packed
 
 
@@ -77,7 +132,7 @@ def gated_feed_forward_of(views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     return views["feed_forward.gated.weight"], views["feed_forward.output.weight"]
 
 
-def no_callback(block: int | None) -> None:
+def no_callback(block: str | None) -> None:
     """The callback of a network that nobody asked to report complete gradients."""
 
 
@@ -92,21 +147,34 @@ def parameter_shapes(config: CustomTransformerConfig) -> dict[str, Shape]:
         if bias:
             shapes[f"{place}.bias"] = shape[:1]
 
-    if traits.positions == "learned":
+    learned, pair = config.position_kind == "learned", config.network == "encoder_decoder"
+    if config.n_inputs is not None:
+        del shapes["token_embedding.weight"]
+        add("input", (d_model, config.n_inputs), True)
+    if learned:
         shapes["position_embedding.weight"] = (config.max_seq_len, d_model)
-    for block in range(config.n_blocks):
-        prefix = f"blocks.{block}."
-        for norm in ("attention_norm", "feed_forward_norm"):
-            add(f"{prefix}{norm}", (d_model,), traits.norm == "layer")
-        for projection, outputs in (("query", d_model), ("key", d_kv), ("value", d_kv), ("output", d_model)):
-            add(f"{prefix}attention.{projection}", (outputs, d_model), traits.biases)
+    if config.source_vocab_size is not None:
+        shapes["source_embedding.weight"] = (config.source_vocab_size, d_model)
+    if learned and pair:
+        shapes["source_position_embedding.weight"] = (config.source_length, d_model)
+    blocks = block_names(config)
+    for block in blocks:
+        attentions = ("attention", "cross_attention") if reads_memory(config, block) else ("attention",)
+        for norm in (*attentions, "feed_forward"):
+            add(f"{block}.{norm}_norm", (d_model,), traits.norm == "layer")
+        for attention in attentions:
+            for projection, outputs in (("query", d_model), ("key", d_kv), ("value", d_kv), ("output", d_model)):
+                add(f"{block}.{attention}.{projection}", (outputs, d_model), traits.biases)
         if traits.gated:
-            add(f"{prefix}feed_forward.gate", (d_ffn, d_model), traits.biases)
-        add(f"{prefix}feed_forward.hidden", (d_ffn, d_model), traits.biases)
-        add(f"{prefix}feed_forward.output", (d_model, d_ffn), traits.biases)
+            add(f"{block}.feed_forward.gate", (d_ffn, d_model), traits.biases)
+        add(f"{block}.feed_forward.hidden", (d_ffn, d_model), traits.biases)
+        add(f"{block}.feed_forward.output", (d_model, d_ffn), traits.biases)
     if traits.pre_norm:
-        add("final_norm", (d_model,), traits.norm == "layer")
-    if not traits.tied_head:
+        for stack in dict.fromkeys(block.partition("blocks.")[0] for block in blocks):
+            add(f"{stack}final_norm", (d_model,), traits.norm == "layer")
+    if config.network == "encoder":
+        add("head", (config.n_outputs or 0, d_model), True)
+    elif not config.tied_head:
         add("head", (config.vocab_size, d_model), False)
     return shapes
 
@@ -115,21 +183,24 @@ def initial_standard_deviation(name: str, shape: Shape, config: CustomTransforme
     """Of a matrix's normal distribution at the start.
 
     gpt2, llama: 0.02 at GPT-2's width of 768 and as 1 / sqrt(D) at others, and less for what is added to the residual
-    stream, since 2L terms add up there (Radford et al. 2019, section 2.3). vaswani: embeddings 1 / sqrt(D), so that
-    their scaled values are of size 1; others keep the variance of what passes through them (Glorot and Bengio 2010,
-    equation 16).
+    stream, since 2L terms add up there, with cross-attention 3L (Radford et al. 2019, section 2.3). vaswani: embeddings
+    1 / sqrt(D), so that their scaled values are of size 1; others keep the variance of what passes through them (Glorot
+    and Bengio 2010, equation 16).
     """
     if config.traits.pre_norm:
         base = 0.02 * math.sqrt(768 / config.d_model)
-        return base / math.sqrt(2 * config.n_blocks) if name.endswith("output.weight") else base
-    if name in ("token_embedding.weight", "head.weight"):
+        stack = name.partition("blocks.")[0]
+        blocks = [block for block in block_names(config) if block.startswith(stack + "blocks.")]
+        terms = sum(3 if reads_memory(config, block) else 2 for block in blocks)  # of the residual stream
+        return base / math.sqrt(terms) if name.endswith("output.weight") else base
+    if name in ("token_embedding.weight", "source_embedding.weight", "head.weight"):
         return config.d_model**-0.5
     outputs, inputs = shape
     return math.sqrt(2 / (inputs + outputs))
 
 
 class Network(ABC):
-    """A decoder-only transformer. Subclasses bring the parameters, the calculation and its gradients.
+    """A transformer: a decoder, an encoder, or both. Subclasses bring parameters, the calculation and its gradients.
 
     `parameters` and `gradients` have the same names, whatever an implementation keeps them in.
     """
@@ -138,22 +209,25 @@ class Network(ABC):
     gradients: Mapping[str, Tensor]
     compiles = False  # whether parts of its training step run compiled, if they can be: it changes the last bits
 
-    def __init__(self, config: CustomTransformerConfig):
-        violations = config.violations()
-        if violations:
+    def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
+        """Raises ConfigError with everything that no network can be built from."""
+        self.config = config = CustomTransformerConfig.of(config)
+        if violations := config.violations():
             raise ConfigError(violations)
-        self.config = config
         self.device = config.get_device()
         self.compute_dtype = torch.bfloat16 if config.precision == "bf16_mixed" else config.get_dtype()
         self.activation = config.activation or config.traits.activation
-        if config.traits.positions == "sinusoidal":
-            self.position_table = sinusoids(config.max_seq_len, config.d_model).to(self.device)
+        if config.position_kind == "sinusoidal":
+            self.position_table = sinusoids(config.longest, config.d_model).to(self.device)
         elif config.traits.positions == "rotary":
-            self.position_table = rotations(config.max_seq_len, config.d_head, config.base).to(self.device)
+            table = rotations(config.longest, config.d_head, config.base).to(self.device)
+            if config.position_kind == "none":  # turned by nothing: cosines of 1, sines of 0
+                table[0], table[1] = 1, 0
+            self.position_table = table
         self.recorder: Record = no_record
-        # Called in every backward pass: with a block's number once nothing more is added to its gradients, from the
+        # Called in every backward pass: with a block's name once nothing more is added to its gradients, from the
         # last block to the first, and at the end with None for all others (embedding, final norm, head).
-        self.on_gradients_complete: Callable[[int | None], None] = no_callback
+        self.on_gradients_complete: Callable[[str | None], None] = no_callback
 
     @torch.no_grad()
     def _initialize(self) -> None:
@@ -170,7 +244,7 @@ class Network(ABC):
                 parameter.zero_()
 
     @abstractmethod
-    def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
+    def loss_and_gradients(self, batch: AnyBatch, *, denominator: int | Tensor, step: int | None) -> Tensor:
         """Forward and backward: adds to `gradients` and returns the loss, one number that stays on the device.
 
         The loss is the sum over the batch's targets that count, divided by `denominator`: their number in the whole
@@ -179,16 +253,24 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:
-        """tokens (B, T) -> logits (B, T, V). What backward needs is kept until `backward` or the next forward."""
+    def forward(self, tokens: Tensor | AnyBatch, segments: Tensor | None = None, step: int | None = None) -> Tensor:
+        """tokens (B, T) -> logits (B, T, V). What backward needs is kept until `backward` or the next forward.
+
+        An encoder-decoder takes a PairBatch, an encoder an EncoderBatch, which gives (B, n_outputs).
+        """
 
     @abstractmethod
     def backward(self, dlogits: Tensor) -> None:
         """dlogits (B, T, V): adds to `gradients`, for the last `forward`, once."""
 
     @abstractmethod
-    def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> logits (B, T, V), and nothing is kept: for evaluation and generation."""
+    def predict(self, tokens: Tensor | AnyBatch, segments: Tensor | None = None) -> Tensor:
+        """As `forward`, and nothing is kept: for evaluation and generation."""
+
+    def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
+        """source (B, S), of which the first lengths (B,) count -> memory (B, S, D), what a decoder's blocks read; of
+        an encoder-decoder."""
+        raise InputError(f"network={self.config.network} reads no source.")
 
     @abstractmethod
     def zero_gradients(self) -> None: ...
@@ -226,6 +308,75 @@ class Network(ABC):
         `torch.as_tensor` would copy it there from the host."""
         return number.to(self.device) if isinstance(number, Tensor) else torch.full((), number, device=self.device)
 
+    def inputs_of(self, batch: AnyBatch, targets: bool = True) -> tuple[Tensor | None, ...]:
+        """What this network reads of a batch, checked: tokens and segments; source, its lengths and tokens; or inputs
+        and their lengths. InputError for a batch of another kind, or one that cannot be read."""
+        kind = KINDS[type(batch)]
+        if kind != self.config.network:
+            raise InputError(
+                f"a {type(batch).__name__} is for network={kind}, and this is network={self.config.network}."
+            )
+        if isinstance(batch, PairBatch):
+            self.check_tokens(batch.tokens, batch.targets if targets else None)
+            self.check_source(batch.source, batch.source_lengths, len(batch.tokens))
+            return batch.source, batch.source_lengths, batch.tokens
+        if isinstance(batch, EncoderBatch):
+            self.check_inputs(batch)
+            return batch.inputs, batch.lengths
+        self.check_tokens(batch.tokens, batch.targets if targets else None, batch.segments)
+        return batch.tokens, batch.segments
+
+    def check_source(self, source: Tensor, lengths: Tensor, B: int) -> None:
+        """InputError for sources that this network cannot read."""
+        config = self.config
+        vocab_size = config.source_vocab_size or config.vocab_size
+        self._check_rows("source", source, config.source_length, "max_source_len", vocab_size)
+        if len(source) != B:
+            raise InputError(f"There are {len(source)} sources and {B} targets: expected as many of both.")
+        self._check_lengths(lengths, *source.shape)
+
+    def check_inputs(self, batch: EncoderBatch) -> None:
+        """InputError for what this encoder cannot read, or cannot be asked for."""
+        config, inputs, targets = self.config, batch.inputs, batch.targets
+        if config.n_inputs is None:
+            self._check_rows("inputs", inputs, config.max_seq_len, "max_seq_len", config.vocab_size)
+        elif inputs.dim() != 3 or inputs.shape[2] != config.n_inputs or not inputs.is_floating_point():
+            raise InputError(
+                f"inputs have shape {tuple(inputs.shape)} and are {inputs.dtype}; expected numbers, (batch, sequence, "
+                f"{config.n_inputs})."
+            )
+        if not 1 <= inputs.shape[1] <= config.max_seq_len:
+            raise InputError(
+                f"The sequence has {inputs.shape[1]} positions; expected 1 to max_seq_len={config.max_seq_len}."
+            )
+        self._check_lengths(batch.lengths, *inputs.shape[:2])
+        numbers = config.head_loss == "squared_error"
+        shape = (len(inputs), config.n_outputs) if numbers else (len(inputs),)
+        if targets.shape != shape or targets.is_floating_point() != numbers:
+            raise InputError(
+                f"targets have shape {tuple(targets.shape)} and are {targets.dtype}; expected "
+                f"{'numbers' if numbers else 'classes, whole numbers'}, {shape}."
+            )
+        if not numbers and targets.device.type == "cpu":
+            check_ids("class", targets, config.n_outputs or 0, ignored=True)
+
+    def _check_rows(self, what: str, rows: Tensor, longest: int, limit: str, vocab_size: int) -> None:
+        if rows.dim() != 2 or rows.numel() == 0 or rows.dtype not in (torch.int64, torch.int32):
+            raise InputError(
+                f"{what} has shape {tuple(rows.shape)} and is {rows.dtype}; expected whole numbers, (batch, sequence), "
+                "both at least 1."
+            )
+        if rows.shape[1] > longest:
+            raise InputError(f"The {what} has {rows.shape[1]} tokens, but {limit} is {longest}: shorten it.")
+        if rows.device.type == "cpu":
+            check_ids(f"{what} id", rows, vocab_size)
+
+    def _check_lengths(self, lengths: Tensor, B: int, T: int) -> None:
+        if lengths.shape != (B,) or lengths.is_floating_point():
+            raise InputError(f"lengths have shape {tuple(lengths.shape)}; expected whole numbers, ({B},).")
+        if lengths.device.type == "cpu" and bool(((lengths < 0) | (lengths > T)).any()):
+            raise InputError(f"lengths are {lengths.tolist()}; expected 0 to {T}.")
+
     def check_tokens(self, tokens: Tensor, targets: Tensor | None = None, segments: Tensor | None = None) -> None:
         """InputError for tokens that this network cannot read. A negative index would wrap around in silence.
 
@@ -260,10 +411,14 @@ class FlatNetwork(Network):
     """Parameters and gradients are views of one flat buffer each, over which an optimizer goes as a whole."""
 
     uses_library = False  # whether kernels run in the library, where there is one
+    kind = "decoder"  # as config.network has it
 
-    def __init__(self, config: CustomTransformerConfig):
+    def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
         super().__init__(config)
-        groups = [names for block in range(config.n_blocks) for names in packed_names(config, block).values()]
+        config = self.config
+        if config.network != self.kind:
+            raise ConfigError([f"network={config.network}: {type(self).__name__} is one of network={self.kind}"])
+        groups = [names for block in block_names(config) for names in packed_names(config, block).values()]
         self.layout = Layout(parameter_shapes(config), groups)
         self.flat_parameters = self.layout.allocate(config.get_dtype(), self.device)
         self.flat_gradients = self.layout.allocate(config.get_dtype(), self.device)

@@ -7,7 +7,7 @@ it runs or is replayed. Nothing here is differentiated.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..common.batch import Batch
+from ..common.batch import AnyBatch, Batch, as_batch
 from ..common.errors import InputError
 from ..config.schema import CustomTransformerConfig
-from ..ops import Visible
 from ..ops.numerics import no_record
 from ..optim.parameters import Flat
-from .network import DropoutSource, FlatNetwork, no_callback, packed_names
+from .network import DropoutSource, FlatNetwork, block_names, no_callback, packed_names, stacks_of, tables_of
 
 Cache = Any  # private to the pair that made it
 
@@ -31,10 +30,12 @@ class HandWrittenNetwork(FlatNetwork):
     """`Network` by hand; a subclass brings the calculus. The gradient of `parameters[name]` is added into
     `gradients[name]`."""
 
-    def __init__(self, config: CustomTransformerConfig):
+    def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
         super().__init__(config)
-        self.block_parameters = [self._block_views(self.flat_parameters, block) for block in range(config.n_blocks)]
-        self.block_gradients = [self._block_views(self.flat_gradients, block) for block in range(config.n_blocks)]
+        config = self.config
+        blocks = block_names(config)
+        self.block_parameters = {block: self._block_views(self.flat_parameters, block) for block in blocks}
+        self.block_gradients = {block: self._block_views(self.flat_gradients, block) for block in blocks}
         self.ops: Any = kernels.Table(config, self.device)
         self.arena = kernels.Arena()
         self.replay = kernels.Replay(self.arena)
@@ -43,13 +44,14 @@ class HandWrittenNetwork(FlatNetwork):
         norm = f"residual_{config.traits.norm}_norm"
         self.norm_forward: Callable[..., Any] = partial(getattr(self.ops, f"{norm}_forward"), epsilon=config.epsilon)
         self.norm_backward: Callable[..., Tensor] = getattr(self.ops, f"{norm}_backward")
-        head = "token_embedding.weight" if config.traits.tied_head else "head.weight"
+        self.stacks, self.tables = stacks_of(config), tables_of(config)
+        head = "token_embedding.weight" if config.tied_head else "head.weight"
         self.head, self.dhead = self.parameters[head], self.gradients[head]
         self._cache: Cache = None  # of the last forward that waits for its backward
 
-    def _block_views(self, flat: Flat, block: int) -> dict[str, Tensor]:
+    def _block_views(self, flat: Flat, block: str) -> dict[str, Tensor]:
         """A block's tensors without `blocks.3.` before their names, and those that lie side by side as one: `qkv`."""
-        prefix = f"blocks.{block}."
+        prefix = f"{block}."
         views = {name.removeprefix(prefix): view for name, view in flat.views.items() if name.startswith(prefix)}
         for whole, names in packed_names(self.config, block).items():
             views[whole.removeprefix(prefix)] = flat.packed(names)
@@ -57,45 +59,38 @@ class HandWrittenNetwork(FlatNetwork):
 
     # The calculus, which a subclass brings
 
-    @abstractmethod
-    def _training_step(
-        self, tokens: Tensor, targets: Tensor, visible: Visible, denominator: int | Tensor, dropout: DropoutSource
-    ) -> Tensor:
-        """tokens, targets (B, T) -> loss, one number; adds to all gradients."""
+    # `inputs_of` a batch, then the targets and the rest -> loss, one number; adds to all gradients
+    _step: Callable[..., Tensor]
+    # `inputs_of` a batch, dropout, and whether to keep the caches -> logits (B, T, V), or what the head gives
+    _outputs_forward: Callable[..., tuple[Tensor, Cache]]
 
     @abstractmethod
-    def _logits_forward(
-        self, tokens: Tensor, visible: Visible, dropout: DropoutSource, keep: bool = True
-    ) -> tuple[Tensor, Cache]:
-        """tokens (B, T) -> logits (B, T, V). `keep` the caches, for backward."""
-
-    @abstractmethod
-    def _logits_backward(self, dlogits: Tensor, cache: Cache) -> None:
-        """dlogits (B, T, V); adds to all gradients."""
+    def _outputs_backward(self, doutputs: Tensor, cache: Cache) -> None:
+        """The gradient of these; adds to all gradients."""
 
     # The network, seen from outside
 
     @torch.no_grad()
-    def loss_and_gradients(self, batch: Batch, *, denominator: int | Tensor, step: int | None) -> Tensor:
-        self.check_tokens(batch.tokens, batch.targets, batch.segments)
+    def loss_and_gradients(self, batch: AnyBatch, *, denominator: int | Tensor, step: int | None) -> Tensor:
+        inputs = self.inputs_of(batch)
         dropout = DropoutSource(self.config, step, batch.first_row)
 
-        def work(tokens: Tensor, targets: Tensor, segments: Tensor | None, denominator: int | Tensor) -> Tensor:
-            return self._training_step(tokens, targets, Visible.within(segments), denominator, dropout)
+        def work(*tensors: Any) -> Tensor:
+            *inputs, denominator = tensors
+            return self._step(*inputs, denominator=denominator, dropout=dropout)
 
-        inputs = batch.tokens, batch.targets, batch.segments
         with self._calculation(training=True):
-            if self._is_replayable(batch.tokens.numel()):
-                return self.replay(work, (*inputs, self.on_device(denominator)), self._signature())
-            return work(*inputs, denominator)
+            if isinstance(batch, Batch) and self._is_replayable(batch.tokens.numel()):
+                return self.replay(work, (*inputs, batch.targets, self.on_device(denominator)), self._signature())
+            return work(*inputs, batch.targets, denominator)
 
     @torch.no_grad()
-    def forward(self, tokens: Tensor, segments: Tensor | None = None, step: int | None = None) -> Tensor:
-        self.check_tokens(tokens, segments=segments)
+    def forward(self, tokens: Tensor | AnyBatch, segments: Tensor | None = None, step: int | None = None) -> Tensor:
+        inputs = self.inputs_of(as_batch(tokens, segments), targets=False)
         with self._calculation():
-            logits, cache = self._logits_forward(tokens, Visible.within(segments), DropoutSource(self.config, step))
-        self._cache = cache, logits.shape
-        return logits
+            outputs, cache = self._outputs_forward(*inputs, dropout=DropoutSource(self.config, step))
+        self._cache = cache, outputs.shape
+        return outputs
 
     @torch.no_grad()
     def backward(self, dlogits: Tensor) -> None:
@@ -110,15 +105,14 @@ class HandWrittenNetwork(FlatNetwork):
             )
         self._cache = None
         with self._calculation():
-            self._logits_backward(dlogits.to(self.compute_dtype), cache)
+            self._outputs_backward(dlogits.to(self.compute_dtype), cache)
 
     @torch.no_grad()
-    def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        self.check_tokens(tokens, segments=segments)
+    def predict(self, tokens: Tensor | AnyBatch, segments: Tensor | None = None) -> Tensor:
+        inputs = self.inputs_of(as_batch(tokens, segments), targets=False)
         with self._calculation():
-            visible, dropout = Visible.within(segments), DropoutSource(self.config, None)
-            logits, _ = self._logits_forward(tokens, visible, dropout, keep=False)
-        return logits
+            outputs, _ = self._outputs_forward(*inputs, dropout=DropoutSource(self.config, None), keep=False)
+        return outputs
 
     # Kernels, and steps that are replayed
 
@@ -147,7 +141,14 @@ class HandWrittenNetwork(FlatNetwork):
     def compiles(self) -> bool:  # type: ignore[override]
         return self.uses_library and not kernels.compiling_failed()
 
-    # What blocks keep for their backward
+    # What blocks keep for their backward, and what they add to the memory's gradient
+
+    def _collected(self, dmemory: Tensor | None, dread: Tensor | None) -> Tensor | None:
+        """The memory was read by every block: its gradient is the sum, as wide as the residual stream."""
+        if dread is None:
+            return dmemory
+        dread = dread.to(self.config.get_dtype())
+        return dread if dmemory is None else dmemory + dread
 
     def _blocks(self, keep: bool) -> BlockCaches:
         return BlockCaches(self.arena, keep, self.config.recompute == "block")

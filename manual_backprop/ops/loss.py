@@ -10,18 +10,24 @@ from ..common.batch import IGNORED
 from .linear import LinearCache, linear_backward, linear_forward
 from .numerics import Record, no_record, one_number, rows, wide
 
-CrossEntropyCache = tuple[Tensor, Tensor, Tensor, Tensor, float]  # logits, logsumexp, targets, denominator, smoothing
+# logits, logsumexp, targets, denominator, smoothing, padding
+CrossEntropyCache = tuple[Tensor, Tensor, Tensor, Tensor, float, int | None]
 LinearCrossEntropyCache = tuple[LinearCache, CrossEntropyCache]
 
 
 def cross_entropy_forward(
-    logits: Tensor, targets: Tensor, denominator: int | Tensor | None = None, label_smoothing: float = 0.0
+    logits: Tensor,
+    targets: Tensor,
+    denominator: int | Tensor | None = None,
+    label_smoothing: float = 0.0,
+    padding: int | None = None,
 ) -> tuple[Tensor, CrossEntropyCache]:
     """loss = sum over the targets that count of (logsumexp(z) - sum_v q_v z_v) / denominator.
 
     logits (..., V), targets (...) of whole numbers in [0, V), or -100 where they do not count -> loss, one number.
     q is the target distribution: 1 - s on the target plus s / V on every token, with s = `label_smoothing` (Szegedy et
-    al. 2016, section 7). The denominator is the number of targets that count in the whole optimizer step (of this call
+    al. 2016, section 7); where `padding` is a token that is never a target, s / (V - 1) on every token but that, which
+    gets nothing. The denominator is the number of targets that count in the whole optimizer step (of this call
     where None); a batch in several pieces then adds up to the loss of the whole. No target counts: loss 0, gradients 0.
 
     With p = softmax(z), d logsumexp(z) / dz = p and sum_v q_v = 1, so for each row that counts
@@ -37,20 +43,24 @@ def cross_entropy_forward(
     logsumexp = z_wide.logsumexp(-1)  # (N)
     expected = (1 - label_smoothing) * z_wide.gather(1, target.clamp(min=0)[:, None])[:, 0]
     if label_smoothing:
-        expected = expected + label_smoothing * z_wide.mean(-1)
+        smoothed = z_wide.sum(-1) if padding is None else z_wide.sum(-1) - z_wide[:, padding]
+        expected = expected + label_smoothing / (z.shape[1] - (padding is not None)) * smoothed
     loss = torch.where(counts, logsumexp - expected, 0).sum() / denominator
-    return loss, (logits, logsumexp, targets, denominator, label_smoothing)
+    return loss, (logits, logsumexp, targets, denominator, label_smoothing, padding)
 
 
 def cross_entropy_backward(dloss: float | Tensor, cache: CrossEntropyCache) -> Tensor:
     """dloss, one number -> dlogits (..., V)."""
-    logits, logsumexp, targets, denominator, label_smoothing = cache
+    logits, logsumexp, targets, denominator, label_smoothing, padding = cache
     z, target = rows(logits), targets.reshape(-1)
     counts = (target != IGNORED)[:, None]  # (N, 1)
     # loss = (logsumexp(z) - sum_v q_v z_v) / denominator
     dz = (wide(z) - logsumexp[:, None]).exp_()  # p
     if label_smoothing:
-        dz -= label_smoothing / z.shape[1]
+        share = label_smoothing / (z.shape[1] - (padding is not None))
+        dz -= share
+        if padding is not None:
+            dz[:, padding] += share
     on_target = target.clamp(min=0)[:, None]
     dz.scatter_add_(1, on_target, torch.full_like(on_target, label_smoothing - 1, dtype=dz.dtype))  # p - q
     dz *= dloss / denominator
@@ -64,6 +74,7 @@ def linear_cross_entropy_forward(
     targets: Tensor,
     denominator: int | Tensor | None = None,
     label_smoothing: float = 0.0,
+    padding: int | None = None,
     record: Record = no_record,
 ) -> tuple[Tensor, LinearCrossEntropyCache]:
     """loss = cross_entropy(x W^T, targets): the vocabulary projection and the loss in one pair.
@@ -72,7 +83,7 @@ def linear_cross_entropy_forward(
     a step: a fast version never holds all of them.
     """
     logits, linear_cache = linear_forward(x, weight)  # (..., V)
-    loss, loss_cache = cross_entropy_forward(logits, targets, denominator, label_smoothing)
+    loss, loss_cache = cross_entropy_forward(logits, targets, denominator, label_smoothing, padding)
     record("logits", logits)
     return loss, (linear_cache, loss_cache)
 

@@ -1,7 +1,11 @@
 """What is learned: the examples, batches, loss, metrics and predictions of each task.
 
     task.py             the seam: what a task owns, and all that a run knows of it
+    preview.py          what is known of a run before its examples are prepared
     language_model.py   task=language_model: at each position of a text, the token that comes next
+    sequences.py        task=reversal, copy, sort: a row of symbols, and what becomes of it
+    sequence_rows.py    their examples: drawn from the seed, split by a hash, as batches
+    sequence_pictures.py  where a target looks at its source
     evaluation.py       how good a model is on text it has not seen, beside models that only count
     samples.py          text that a model writes during its training
 
@@ -13,11 +17,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config.schema import RunConfig
+from ..config.schema import SEQUENCES, RunConfig
 from .language_model import LanguageModelTask
-from .task import Evaluated, Task
+from .preview import Preview
+from .sequences import SequenceTask
+from .task import Evaluated, Final, Task
 
-TASKS: dict[str, type[Task]] = {"language_model": LanguageModelTask}
+TASKS: dict[str, type[Task]] = {"language_model": LanguageModelTask} | dict.fromkeys(SEQUENCES, SequenceTask)
 
 
 def open_task(config: RunConfig, cache: Path) -> Task:
@@ -28,4 +34,19 @@ def open_task(config: RunConfig, cache: Path) -> Task:
     return TASKS[config.task.name].open(config, cache)
 
 
-__all__ = ["TASKS", "Evaluated", "LanguageModelTask", "Task", "open_task"]
+def preview_task(config: RunConfig, cache: Path) -> Preview:
+    """What is known of a run's examples before they are prepared. Writes nothing. Raises InputError."""
+    return TASKS[config.task.name].preview(config, cache)
+
+
+__all__ = [
+    "TASKS",
+    "Evaluated",
+    "Final",
+    "LanguageModelTask",
+    "Preview",
+    "SequenceTask",
+    "Task",
+    "open_task",
+    "preview_task",
+]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.batch import Batch
+from ..common.batch import AnyBatch, Batch
 from ..data.tokens.token_shards import Tokens
 from ..ops import IGNORED, cross_entropy_forward
 
@@ -47,7 +47,7 @@ class Evaluation:
 
 
 class Predicts(Protocol):
-    def predict(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor: ...
+    def predict(self, tokens: Any, segments: Tensor | None = None) -> Tensor: ...
 
 
 class Evaluator:
@@ -60,14 +60,19 @@ class Evaluator:
         self.network: Predicts = getattr(model, "network", model)
         self.bytes_per_token = bytes_per_token
 
+    def _predict(self, batch: AnyBatch) -> Tensor:
+        if isinstance(batch, Batch):
+            return self.network.predict(batch.tokens, batch.segments)
+        return self.network.predict(batch)
+
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
+    def evaluate(self, batches: Iterable[AnyBatch]) -> Evaluation:
         """Over all targets that count; the device is waited for once, at the end. No target: loss and accuracy 0."""
         loss_sum: float | Tensor = 0.0
         correct: int | Tensor = 0
         count: int | Tensor = 0
         for batch in batches:
-            logits = self.network.predict(batch.tokens, batch.segments)  # (B, T, V)
+            logits = self._predict(batch)  # (B, T, V)
             counts = batch.targets != IGNORED
             loss, _ = cross_entropy_forward(logits, batch.targets, denominator=1)
             loss_sum = loss_sum + loss.double()

@@ -6,6 +6,7 @@ two that only count tokens. Predictions are continuations of the run's prompts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +14,16 @@ from typing import Any, Self
 
 import torch
 
-from ..common.batch import Batch
+from ..common.batch import AnyBatch, Batch
 from ..common.errors import ConfigError
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.corpus import Corpus, prepare_corpus
 from ..data.tokens.order import Order, evaluation_batches, evaluation_targets, open_order
+from ..data.tokens.text_size import TextSize, text_size
 from ..data.tokens.token_cache import Split
-from ..models.language_model import LanguageModel, build_model
+from ..models.wrappers.language_model import LanguageModel, build_model
 from .evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
+from .preview import EstimatedOrder, Preview, most_tokens, rows_of_a_step
 from .samples import draw_samples, encode_prompts
 from .task import Evaluated, Task
 
@@ -39,6 +42,35 @@ class LanguageModelTask(Task):
     def open(cls, config: RunConfig, cache: Path) -> Self:
         return cls(config, prepare_corpus(config.dataset, config.tokenizer, cache))
 
+    @classmethod
+    def preview(cls, config: RunConfig, cache: Path) -> Preview:
+        text = text_size(config.dataset, config.tokenizer, cache)
+        about = "" if text.prepared else "about "
+        known = (
+            f"{about}{text.train_tokens:,} tokens for training, {text.validation_tokens:,} for validation, vocabulary "
+        )
+        known += f"{text.vocab_size:,}" + " (not prepared yet)" * (not text.prepared)
+        if text.train_tokens is None:
+            known = f"not known before it is fetched; vocabulary {text.vocab_size:,}"
+        order = cls(config, text.corpus).order() if text.corpus is not None else _estimated_order(config, text)
+        tokens = most_tokens(config) if order is None else order.tokens_per_step
+        step = f"{tokens:,} tokens: {rows_of_a_step(config)} sequences of {config.model.max_seq_len}"
+        if config.batching.name == "padded":
+            length = config.model.max_seq_len
+            longest = min(config.dataset.max_length or length, length)
+            step = f"{tokens:,} tokens: {rows_of_a_step(config)} documents, none longer than {longest}"
+            step = f"{'at most' if order is None else 'about'} {step}"
+        return Preview(
+            config=config,
+            vocab_size=text.vocab_size,
+            prepared=text.prepared,
+            examples=("text", known),
+            order=order,
+            step=step,
+            evaluated_tokens=text.validation_tokens,
+            written_tokens=len(config.training.sample_prompts) * config.training.sample_length,
+        )
+
     # What a run is made of
 
     @property
@@ -51,7 +83,7 @@ class LanguageModelTask(Task):
                     "null for exactly as many"
                 ]
             )
-        return self.config.network(tokens)
+        return self.config.network_config(tokens)
 
     def build_model(self) -> LanguageModel:
         return build_model(self.config.implementation.name, self.network_config)
@@ -123,6 +155,7 @@ class LanguageModelTask(Task):
                 ),
                 ("", f"{spread} {evaluation.accuracy:.1%} of {evaluation.tokens:,} tokens"),
             ),
+            short=f"accuracy {evaluation.accuracy:.3f}",
         )
 
     @cached_property
@@ -138,7 +171,8 @@ class LanguageModelTask(Task):
         """The first row of the validation split, as it is evaluated."""
         return next(self.evaluation_batches(self.corpus.split("validation"), device, rows=1))
 
-    def text(self, batch: Batch, positions: int) -> str:
+    def text(self, batch: AnyBatch, positions: int) -> str:
+        assert isinstance(batch, Batch)
         return self.corpus.tokenizer.decode(batch.tokens[0, :positions].tolist())
 
     # What is said and saved of it
@@ -182,6 +216,11 @@ class LanguageModelTask(Task):
             "sequence_length": str(self.config.model.max_seq_len),
         }
 
+    @property
+    def source(self) -> tuple[str, str | None]:
+        dataset = self.config.dataset
+        return dataset.repository or dataset.name, dataset.path
+
     def save(self, directory: Path) -> None:
         """tokenizer.json, and tokenizer_config.json of one that has it."""
         self.corpus.tokenizer.save(directory)
@@ -198,3 +237,20 @@ class LanguageModelTask(Task):
             differences.append(f"model.vocab_size={now}: must stay {before}, as in {checkpoint}")
         if differences:
             raise ConfigError(differences)
+
+
+def _estimated_order(config: RunConfig, text: TextSize) -> EstimatedOrder | None:
+    """Packed, an epoch is all windows of T tokens but one; padded, it is every document with something to predict, a
+    row each. None where nobody knows yet how much text there is, or, for padded batches, how many documents."""
+    if text.train_tokens is None:
+        return None
+    training, length = config.training, config.model.max_seq_len
+    rows = training.batch_size * training.gradient_accumulation_steps
+    if config.batching.name == "padded":
+        if text.train_documents is None:
+            return None
+        longest = min(config.dataset.max_length or length, length)
+        tokens = min(text.train_tokens, text.train_documents * longest)
+        steps = math.ceil(text.train_documents / rows)
+        return EstimatedOrder(steps, max(1, round(tokens / steps)))
+    return EstimatedOrder(max(text.train_tokens // length - 1, 1) / rows, rows * length)

@@ -12,7 +12,7 @@ import torch
 from ..common.errors import InputError
 from ..data.tokens.corpus import Corpus
 from ..data.tokens.tokenizer import Tokenizer
-from ..models.language_model import LanguageModel
+from ..models.wrappers.language_model import LanguageModel
 
 TEMPERATURE = 0.7
 TOP_K = 50

@@ -9,17 +9,19 @@ afterwards is its own business, and so is what of it a reader gets to see.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from ..common.batch import Batch
+from ..common.batch import AnyBatch
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order
-from ..models.language_model import LanguageModel
+from ..models.wrappers.wrapper import NetworkWrapper
+from .evaluation import Evaluator
+from .preview import Preview
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,16 @@ class Evaluated:
     metrics: Mapping[str, float]  # by the names that a run tracks: validation/loss, and what else the task measures
     sentence: str  # the same for a reader, in one line
     summary: tuple[tuple[str, str], ...]  # and in rows, title and text, on the page at the end of a run
+    short: str = ""  # and in a few words, beside the losses of an epoch
+
+
+@dataclass(frozen=True)
+class Final:
+    """What a task adds at the end of a run that has come to it."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    summary: tuple[tuple[str, str], ...] = ()  # further rows of the page
+    pictures: tuple[Path, ...] = ()
 
 
 class Task(ABC):
@@ -36,6 +48,7 @@ class Task(ABC):
 
     best_metric = "validation/loss"  # of its metrics, the one that chooses the best checkpoint
     best_is_highest = False  # and whether its highest value is the best, or its lowest
+    predictions_title = "a sample"
     files: tuple[str, ...] = ()  # what `save` writes; every checkpoint has a copy
 
     config: RunConfig
@@ -46,6 +59,23 @@ class Task(ABC):
     def open(cls, config: RunConfig, cache: Path) -> Self:
         """With its examples out of `cache`; what is not there is prepared. Raises InputError and StorageError."""
 
+    @classmethod
+    def preview(cls, config: RunConfig, cache: Path) -> Preview:
+        """What is known of the examples without preparing them; here of a task that opens in no time. Raises
+        InputError for what cannot be used."""
+        task = cls.open(config, cache)
+        order = task.order()
+        return Preview(
+            config=config,
+            vocab_size=task.network_config.vocab_size,
+            prepared=True,
+            examples=("examples", task.about),
+            order=order,
+            step=f"{order.tokens_per_step:,} tokens",
+            evaluated_tokens=0,
+            written_tokens=0,
+        )
+
     # What a run is made of
 
     @property
@@ -54,7 +84,7 @@ class Task(ABC):
         """The network that the config and the examples ask for. Raises ConfigError where they do not fit."""
 
     @abstractmethod
-    def build_model(self) -> LanguageModel:
+    def build_model(self) -> NetworkWrapper:
         """A new model with that network: its head and its loss are those that this task's batches want."""
 
     @abstractmethod
@@ -71,19 +101,31 @@ class Task(ABC):
     # What it measures and predicts
 
     @abstractmethod
-    def evaluate(self, model: LanguageModel, limit: int | None = None) -> Evaluated:
+    def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:
         """Over the validation split; with `limit`, over its first so many batches."""
 
-    @abstractmethod
-    def predictions(self, model: LanguageModel) -> list[str]:
-        """What the model makes of some examples, as texts for a reader. The same model, the same texts."""
+    def unsmoothed_loss(self, model: NetworkWrapper, batches: Iterable[AnyBatch]) -> float:
+        """Of a training step's batches, without label smoothing and dropout: what can be compared with validation."""
+        return Evaluator(model).evaluate(batches).loss
 
     @abstractmethod
-    def example(self, device: torch.device) -> Batch:
+    def predictions(self, model: Any) -> list[str]:
+        """What the model makes of some examples, as texts for a reader. The same model, the same texts."""
+
+    def in_one_line(self, prediction: str) -> str:
+        """Of a prediction what is shown while a run goes on."""
+        return " ".join(prediction.split())
+
+    def final(self, model: Any, directory: Path) -> Final:
+        """At the end of a run, once: what else is measured, and pictures, which are written into `directory`."""
+        return Final()
+
+    @abstractmethod
+    def example(self, device: torch.device) -> AnyBatch:
         """A batch of one validation row, always the same, at which a network is looked at."""
 
     @abstractmethod
-    def text(self, batch: Batch, positions: int) -> str:
+    def text(self, batch: AnyBatch, positions: int) -> str:
         """The first so many positions of a batch's first row, as a reader sees them."""
 
     # What is said and saved of it
@@ -112,6 +154,11 @@ class Task(ABC):
     @abstractmethod
     def data_tags(self) -> Mapping[str, str]:
         """What depends on the run's config too."""
+
+    @property
+    def source(self) -> tuple[str, str | None]:
+        """What the examples are called, and where they lie, if they are the user's own."""
+        return self.config.task.name, None
 
     @abstractmethod
     def save(self, directory: Path) -> None:

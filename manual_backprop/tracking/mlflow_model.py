@@ -5,6 +5,7 @@
 
     model = mlflow.pyfunc.load_model("runs:/RUN_ID/model")
     model.predict(["Once upon"], params={"max_length": 50})      # -> a list of continuations
+    model.predict(["1 2 3"], params={"beams": 4})                # an encoder-decoder's: symbols in, symbols out
 
 MLflow imports this module by its name (`loader_module`) and calls `_load_pyfunc`; so the package has to be installed
 where the model is loaded. Writing a model needs the standard library only.
@@ -17,13 +18,15 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints.checkpoint import MANIFEST, STATE
 from ..common.durable_files import storage_errors
-from ..common.errors import InputError
+from ..common.errors import CheckpointError, InputError
+from ..common.json_files import read_object
 
 MODEL_NAME = "model"  # runs:/RUN_ID/model
 LOADER = "manual_backprop.served_model"  # in every MLmodel that was written: it is importable, wherever this file lies
@@ -32,26 +35,75 @@ TOKENIZER = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"  # of a tokenizer that has it
 IMPORTED = ("mlflow", "torch", "safetensors", "tokenizers", "numpy")  # by what loads and serves it
 SAMPLING = {"max_length": ("long", 100), "temperature": ("double", 0.7), "top_k": ("long", 50), "seed": ("long", 0)}
+SEARCH = {"max_length": ("long", 0), "beams": ("long", 1), "length_penalty": ("double", 0.6)}  # 0: as long as it can be
 
 
-class ServedModel:
-    """What MLflow calls: texts in, continuations out. The same seed gives the same continuation."""
+class Served(ABC):
+    """What MLflow calls: texts in, texts out. The same parameters give the same texts."""
+
+    params: Mapping[str, tuple[str, float]]  # name -> its type, and its value where it is not given
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
+        """`model_input`: a text, a list of them, an array, or a table of one column. Raises InputError."""
+        unknown = sorted(set(params or {}) - set(self.params))
+        if unknown:
+            raise InputError(f"there is no parameter {unknown[0]!r}; there are {', '.join(self.params)}")
+        chosen = {name: default for name, (_, default) in self.params.items()} | (params or {})
+        return self._answers(_texts(model_input), chosen)
+
+    @abstractmethod
+    def _answers(self, texts: list[str], chosen: dict[str, Any]) -> list[str]: ...
+
+
+class ServedSequences(Served):
+    """An encoder-decoder: a source of symbols, numbers with blanks between them, becomes a target of the same kind."""
+
+    params = SEARCH
+
+    def __init__(self, checkpoint: Path):
+        """Verifies every byte of the checkpoint. Raises CheckpointError."""
+        from ..models.wrappers.encoder_decoder import EncoderDecoderWrapper
+
+        self.model = EncoderDecoderWrapper.from_checkpoint(checkpoint)
+
+    def _answers(self, texts: list[str], chosen: dict[str, Any]) -> list[str]:
+        sources = [self._symbols(text) for text in texts]
+        if not sources:
+            return []
+        found = self.model.generate(
+            sources,
+            max_new_tokens=int(chosen["max_length"]) or None,
+            beams=int(chosen["beams"]),
+            length_penalty=float(chosen["length_penalty"]),
+        )
+        ends = (self.model.eos_token_id, self.model.padding_token_id)
+        return [" ".join(str(token) for token in row if token not in ends) for row in found.tolist()]
+
+    @staticmethod
+    def _symbols(text: str) -> list[int]:
+        words = text.split()
+        if not all(word.isdecimal() for word in words):
+            raise InputError(
+                f"{text!r} is no source: expected symbols, numbers with blanks between them, as in '1 2 3'"
+            )
+        return list(map(int, words))
+
+
+class ServedModel(Served):
+    """A language model: texts in, continuations out."""
+
+    params = SAMPLING
 
     def __init__(self, checkpoint: Path):
         """Verifies every byte of the checkpoint. Raises CheckpointError."""
         from ..data.tokens.tokenizer import load_tokenizer
-        from ..models.language_model import CustomTransformerWrapper
+        from ..models.wrappers.language_model import CustomTransformerWrapper
 
         self.model = CustomTransformerWrapper.from_checkpoint(checkpoint)
         self.tokenizer = load_tokenizer(checkpoint)
 
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
-        """`model_input`: a text, a list of them, an array, or a table of one column. Raises InputError."""
-        unknown = sorted(set(params or {}) - set(SAMPLING))
-        if unknown:
-            raise InputError(f"there is no parameter {unknown[0]!r}; there are {', '.join(SAMPLING)}")
-        chosen = {name: default for name, (_, default) in SAMPLING.items()} | (params or {})
-        return [self._continue(text, chosen) for text in _texts(model_input)]
+    def _answers(self, texts: list[str], chosen: dict[str, Any]) -> list[str]:
+        return [self._continue(text, chosen) for text in texts]
 
     def _continue(self, text: str, chosen: dict[str, Any]) -> str:
         import torch
@@ -71,8 +123,16 @@ class ServedModel:
         return self.tokenizer.decode(continued[0].tolist()).removeprefix(self.tokenizer.decode(tokens))
 
 
-def _load_pyfunc(path: str) -> ServedModel:
-    return ServedModel(Path(path))
+def _load_pyfunc(path: str) -> Served:
+    checkpoint = Path(path)
+    return ServedSequences(checkpoint) if _reads_sources(checkpoint) else ServedModel(checkpoint)
+
+
+def _reads_sources(checkpoint: Path) -> bool:
+    """Whether its network is an encoder-decoder."""
+    state = read_object(checkpoint / STATE, kind=CheckpointError).get("state")
+    network = state.get("network") if isinstance(state, Mapping) else None
+    return isinstance(network, Mapping) and network.get("network") == "encoder_decoder"
 
 
 def _texts(model_input: Any) -> list[str]:
@@ -94,7 +154,9 @@ def _texts(model_input: Any) -> list[str]:
 
 def is_servable(checkpoint: Path) -> bool:
     """A run's checkpoints are; those that a program of somebody's own saves may lack a part."""
-    return all((checkpoint / name).is_file() for name in (MANIFEST, PARAMETERS, STATE, TOKENIZER))
+    if not all((checkpoint / name).is_file() for name in (MANIFEST, PARAMETERS, STATE)):
+        return False
+    return (checkpoint / TOKENIZER).is_file() or _reads_sources(checkpoint)
 
 
 def parameters_digest(checkpoint: Path) -> str:
@@ -112,8 +174,8 @@ def write_model(folder: Path, checkpoint: Path, run_id: str, model_id: str) -> N
         inside = folder / checkpoint.name
         inside.mkdir(parents=True)
         manifest = _manifest(checkpoint)
-        there = manifest["files"]
-        manifest["files"] = {name: there[name] for name in (PARAMETERS, STATE, TOKENIZER, SETTINGS) if name in there}
+        needed = (PARAMETERS, STATE, TOKENIZER, SETTINGS)
+        manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name in needed}
         for name in manifest["files"]:
             _link_or_copy(checkpoint / name, inside / name)
         # Byte for byte what a checkpoint's manifest looks like: loading compares it.
@@ -122,15 +184,16 @@ def write_model(folder: Path, checkpoint: Path, run_id: str, model_id: str) -> N
         (folder / "requirements.txt").write_text("\n".join(versions) + "\n")
         environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
         (folder / "python_env.yaml").write_text(json.dumps(environment, indent=1) + "\n")  # JSON is YAML
-        described = _description(checkpoint.name, run_id, model_id)
+        params = SEARCH if _reads_sources(checkpoint) else SAMPLING
+        described = _description(checkpoint.name, run_id, model_id, params)
         (folder / "MLmodel").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
-def _description(data: str, run_id: str, model_id: str) -> dict[str, Any]:
+def _description(data: str, run_id: str, model_id: str, accepted: Mapping[str, tuple[str, float]]) -> dict[str, Any]:
     """The content of MLmodel, as `mlflow.pyfunc.save_model(loader_module=...)` writes it in its seconds."""
     text = json.dumps([{"type": "string", "required": True}])
     params = [
-        {"name": name, "default": default, "shape": None, "type": kind} for name, (kind, default) in SAMPLING.items()
+        {"name": name, "default": default, "shape": None, "type": kind} for name, (kind, default) in accepted.items()
     ]
     return {
         "flavors": {

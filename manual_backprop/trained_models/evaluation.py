@@ -132,6 +132,39 @@ def evaluation_metrics(part: Part, evaluation: Evaluation, counting: dict[str, E
     return {f"{group}/{part.name}_{name}": float(value) for name, value in values.items() if value is not None}
 
 
+@dataclass(frozen=True)
+class RowsMeasured:
+    """A model measured on rows of a task that makes its own examples."""
+
+    title: str
+    table: tuple[tuple[str, str], ...]
+    metrics: dict[str, float]
+    predictions: tuple[str, ...]
+
+
+def measure_rows(saved: SavedModel, split: str, max_batches: int | None, predictions: int) -> RowsMeasured:
+    """On a split of its task's rows: with true tokens before each (accuracy, loss), and free-running (exact match)."""
+    from ..tasks.sequences import SequenceTask
+
+    task = SequenceTask.open(saved.config(), saved.found.outputs / "datasets")
+    task.refuse_other_examples(saved.state, saved.found.checkpoint)
+    rows = task.split(split)
+    count = len(rows) if max_batches is None else min(len(rows), max_batches * task.config.training.batch_size)
+    evaluation, exact = task.measure(saved.model, rows, count)
+    group = "evaluation" if count == len(rows) else "evaluation_part"
+    values = {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "exact_match": exact, "rows": float(count)}
+    return RowsMeasured(
+        title=f"{split}: {count:,} rows" + (f" of {len(rows):,}" if count < len(rows) else ""),
+        table=(
+            ("exact match", f"{exact:.2%} of the rows, each token after the model's own (free-running)"),
+            ("accuracy", f"{evaluation.accuracy:.2%} of {evaluation.tokens:,} tokens, each after the true ones"),
+            ("loss", f"{evaluation.loss:.4f} nats a token, likewise"),
+        ),
+        metrics={f"{group}/{split}_{name}": value for name, value in values.items()},
+        predictions=tuple(task.shown_rows(saved.model, rows, predictions)),
+    )
+
+
 def log_evaluation(found: Found, step: int, tracking: str, metrics: dict[str, float]) -> str:
     """Adds the values to the run's metrics, and says where they are. What goes wrong here is said, and changes nothing
     of the result; to repeat it adds nothing."""

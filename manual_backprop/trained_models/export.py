@@ -41,7 +41,7 @@ def export_model(saved: SavedModel, tokenizer: Tokenizer | None, target: Path) -
             "version": RECORD_VERSION,
             "weights_sha256": file_digest(folder / WEIGHTS),
             "step": saved.step,
-            "metric": saved.validation_loss,
+            "metric": saved.metric,
             "state": dict(saved.state),
         }
         _write_json(folder / RECORD, record)

@@ -87,8 +87,8 @@ def _metrics(saved: SavedModel) -> str:
             at = dict(zip(series.steps, series.values, strict=True)).get(saved.step)
             if at is not None:
                 values[name] = f"{at:.6g}"
-    if not values and saved.validation_loss is not None:
-        values["validation/loss"] = f"{saved.validation_loss:.6g}"
+    if not values and saved.metric is not None:
+        values["validation/loss"] = f"{saved.metric:.6g}"
     return _table(values) if values else "Nothing was measured at this step."
 
 

@@ -17,17 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manual_backprop.checkpoints.checkpoint import CheckpointManager, checkpoint_name, load_checkpoint, step_of
+from manual_backprop.checkpoints.checkpoint import METRIC, CheckpointManager, checkpoint_name, load_checkpoint, step_of
 from manual_backprop.common.errors import CheckpointError, ConfigError, InputError
+from manual_backprop.config.schema import SEQUENCES
 from manual_backprop.tracking.run_directory import RUN_FILE, SWEEPS, close_dead_runs, find_run, list_runs, read_run
 from manual_backprop.trained_models.huggingface_directory import as_checkpoint, is_exported
 
 if TYPE_CHECKING:
     from manual_backprop.config.schema import RunConfig
     from manual_backprop.data.tokens.tokenizer import Tokenizer
-    from manual_backprop.models.language_model import LanguageModel
 
 OUTPUTS = Path("outputs")
+WORDS = str.maketrans("/_", "  ")  # validation/exact_match in words
 ATTEMPTS = 5  # a run that goes on removes checkpoints: how often one is chosen again
 
 RUN_HELP = """\
@@ -53,26 +54,41 @@ class Found:
 class SavedModel:
     found: Found
     step: int
-    validation_loss: float | None
+    metric: float | None  # what chose the best checkpoint, where this one was measured
     implementation: str
-    model: LanguageModel
+    model: Any  # in the wrapper of its kind: a LanguageModel, an EncoderDecoderWrapper or an EncoderWrapper
     state: Mapping[str, Any]  # what the runner wrote beside the parameters
+    metric_name: str = METRIC
 
     @property
     def line(self) -> str:
         """What every command prints first."""
         config = self.model.config
-        loss = "not measured" if self.validation_loss is None else f"{self.validation_loss:.4f}"
+        measured = "not measured" if self.metric is None else f"{self.metric:.4f}"
+        place = relative_path(self.found.checkpoint)
         return (
             f"{self.implementation} ({config.architecture}, {config.precision}): {self.model.count_parameters():,} "
-            f"parameters, step {self.step:,}, validation loss {loss} ({relative_path(self.found.checkpoint)})"
+            f"parameters, step {self.step:,}, {self.metric_name.translate(WORDS)} {measured} ({place})"
         )
+
+    @property
+    def task_name(self) -> str:
+        """Of the run that saved it; of what a program saved and of older runs, language_model."""
+        config = self.state.get("config")
+        group = config.get("task") if isinstance(config, Mapping) else None
+        return str(group.get("name")) if isinstance(group, Mapping) else "language_model"
 
     def tokenizer(self) -> Tokenizer:
         """The one that the model was trained with. Raises InputError."""
         from manual_backprop.data.tokens.tokenizer import FILE_NAME, load_tokenizer
 
         path = self.found.checkpoint
+        if (task := self.task_name) in SEQUENCES:
+            named = path if self.found.run is None else self.found.run.name
+            raise InputError(
+                f"{path} was trained with task={task}: it reads numbers and no text, and has no tokenizer. Give it "
+                f'some: python -m manual_backprop.generate {named} --source "1 2 3 4"'
+            )
         if not (path / FILE_NAME).is_file():
             raise InputError(
                 f"{path} has no {FILE_NAME}: it was saved by a program, not by a run, and reads token ids. Load it in "
@@ -232,8 +248,9 @@ def load_found(found: Found, device: str = "auto") -> SavedModel:
     else:
         saved = manager.load(found.checkpoint) if lies_in_a_run else load_checkpoint(found.checkpoint)
 
-    from manual_backprop.models.implementations import IMPLEMENTATIONS, build_network
-    from manual_backprop.models.language_model import LanguageModel, saved_network
+    from manual_backprop.models.implementations import IMPLEMENTATIONS
+    from manual_backprop.models.wrappers.building import build_wrapper
+    from manual_backprop.models.wrappers.wrapper import saved_network
 
     implementation = _implementation(saved.state)
     if implementation not in IMPLEMENTATIONS:
@@ -241,14 +258,14 @@ def load_found(found: Found, device: str = "auto") -> SavedModel:
             f"{found.checkpoint} was trained with implementation={implementation}, which this version does not have; "
             f"it has {', '.join(IMPLEMENTATIONS)}"
         )
-    network = build_network(implementation, replace(saved_network(saved), device=device))
+    model = build_wrapper(implementation, replace(saved_network(saved), device=device))
     try:
-        network.load_parameters(saved.tensors["parameters"])
+        model.restore(saved)
+    except CheckpointError:
+        raise
     except InputError as error:
         raise CheckpointError(f"{found.checkpoint} does not fit together: {error}") from error
-    model = LanguageModel(network)
-    model.step = saved.step
-    return SavedModel(found, saved.step, saved.metric, implementation, model, saved.state)
+    return SavedModel(found, saved.step, saved.metric, implementation, model, saved.state, saved.metric_name)
 
 
 def _implementation(state: Mapping[str, Any]) -> str:

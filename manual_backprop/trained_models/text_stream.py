@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from manual_backprop.data.tokens.tokenizer import Tokenizer
-    from manual_backprop.models.language_model import LanguageModel
+    from manual_backprop.models.wrappers.language_model import LanguageModel
 
 OBEYED = ("Cc", "Cf", "Zl", "Zp")  # categories of characters: control, format, the separators of lines and paragraphs
 UNREADABLE = "\ufffd"  # what decoding shows for bytes that are no character, or not yet
@@ -29,11 +29,14 @@ class Sampling:
     top_k: int
     top_p: float | None
     seed: int | None
+    beams: int = 1  # more than 1: nothing is drawn, and what a search finds comes as a whole
+    length_penalty: float = 0.0
 
     @classmethod
     def of(cls, options: Namespace) -> Sampling:
-        """As the command line has it (`arguments.add_sampling`)."""
-        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
+        """As the command line has it (`arguments.add_sampling`, and `add_search` where a command has one)."""
+        given = vars(options)
+        return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
 
 
 class WholeCharacters:
@@ -114,15 +117,14 @@ def continuation(
     import torch
 
     given = prompt_tokens(tokenizer, prompt)
-    tokens = model.stream(
-        torch.tensor([given]),
-        sampling.max_length,
-        sampling.temperature,
-        sampling.top_k,
-        sampling.top_p,
-        tokenizer.end_token_id,
-        sampling.seed,
-    )
+    read, end = torch.tensor([given]), tokenizer.end_token_id
+    length, beams, penalty = sampling.max_length, sampling.beams, sampling.length_penalty
+    drawing = sampling.temperature, sampling.top_k, sampling.top_p
+    if beams > 1:
+        found = model.generate(read, length, *drawing, end, sampling.seed, beams, penalty)
+        tokens: Iterable[torch.Tensor] = found[0, read.shape[1] :]
+    else:
+        tokens = model.stream(read, length, *drawing, end, sampling.seed)
 
     def pieces() -> Iterator[str]:
         characters, until = WholeCharacters(tokenizer, given), UntilStop(stops)

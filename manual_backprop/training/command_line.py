@@ -20,13 +20,25 @@ from manual_backprop.config.composition import Composer, composer, is_choice
 from manual_backprop.config.overrides import OverrideReader, Report, refuse_settings_without_effect
 from manual_backprop.config.rules import shown
 from manual_backprop.config.schema import CustomTransformerConfig, RunConfig
+from manual_backprop.config.task_rules import sequence_vocabulary
 from manual_backprop.training.requirements import missing_here
 from manual_backprop.training.resume import job_config
 from manual_backprop.training.value_sources import as_meant, planned
 
 NOT_TRACKED = "tracking=none"  # what is only looked at needs no place to record it
 UNKNOWN_VOCABULARY = 257  # of a tokenizer that has not seen its corpus yet
-DESCRIBE_A_NETWORK = ("model", "architecture", "tokenizer", "precision", "kernels", "device", "seed", "experiments")
+DESCRIBE_A_NETWORK = (
+    "task",
+    "network",
+    "model",
+    "architecture",
+    "tokenizer",
+    "precision",
+    "kernels",
+    "device",
+    "seed",
+    "experiments",
+)
 MOST_JOBS = 1000  # of a sweep; more is a range that was mistyped
 
 
@@ -84,8 +96,10 @@ def described_job(overrides: Sequence[str], command: str) -> Job:
 def described_network(overrides: Sequence[str], command: str) -> tuple[CustomTransformerConfig, list[str]]:
     """The network that a run with these overrides would train, and their keys that say nothing of it. InputError."""
     job = described_job(overrides, command)
-    run = job.config
-    return run.network(run.tokenizer.vocab_size or UNKNOWN_VOCABULARY), keys_without_effect(job.overrides)
+    run, vocab_size = job.config, job.config.tokenizer.vocab_size or UNKNOWN_VOCABULARY
+    if run.task.symbols is not None:
+        vocab_size = sequence_vocabulary(run.task.symbols, run.network_name)
+    return run.network_config(vocab_size), keys_without_effect(job.overrides)
 
 
 def keys_without_effect(overrides: Sequence[str]) -> list[str]:

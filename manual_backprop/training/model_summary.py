@@ -18,8 +18,8 @@ from manual_backprop.study.estimates.memory import checkpoint_bytes, estimate_me
 from manual_backprop.trained_models.saved_model import OUTPUTS, load
 
 if TYPE_CHECKING:
-    from manual_backprop.data.tokens.text_size import TextSize
     from manual_backprop.models.network import Network
+    from manual_backprop.tasks import Preview
 
 UNKNOWN = "not known before the text is prepared"
 LEVELS = {"custom": "by hand", "torch": "the same under autograd", "baseline": "torch.nn"}
@@ -27,48 +27,49 @@ LEVELS = {"custom": "by hand", "torch": "the same under autograd", "baseline": "
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at: a config, its network's config, the size of its text; and where it is trained, its network."""
+    """What is looked at: a config, its network's config, what is known of its examples; trained, its network."""
 
     line: str
     config: RunConfig
     network_config: CustomTransformerConfig
-    text: TextSize
-    cache: Path  # of prepared texts
+    preview: Preview
+    cache: Path  # of prepared examples
     network: Network | None = None
 
 
 def described(overrides: Sequence[str]) -> Subject:
     """The model that a command line describes."""
-    from manual_backprop.data.tokens.text_size import text_size
+    from manual_backprop.tasks import preview_task
     from manual_backprop.training.command_line import described_job
 
     config = described_job(overrides, "summary").config
     cache = OUTPUTS / "datasets"
-    text = text_size(config.dataset, config.tokenizer, cache)
-    network = config.network(text.vocab_size)
+    preview = preview_task(config, cache)
+    network = config.network_config(preview.vocab_size)
     line = (
         f"{config.implementation.name} ({network.architecture}, {network.precision}): {parameter_count(network):,} "
         "parameters, step 0, validation loss not measured (not trained)"
     )
-    return Subject(line, config, network, text, cache)
+    return Subject(line, config, network, preview, cache)
 
 
 def trained(which: str) -> Subject:
-    from manual_backprop.data.tokens.text_size import text_size
+    from manual_backprop.tasks import preview_task
 
     saved = load(which)
     config = saved.config()
     cache = saved.found.outputs / "datasets"
-    text = text_size(config.dataset, config.tokenizer, cache)
-    return Subject(saved.line, config, saved.model.config, text, cache, saved.model.network)
+    preview = preview_task(config, cache)
+    return Subject(saved.line, config, saved.model.config, preview, cache, saved.model.network)
 
 
 # Parameters
 
 
 def block_of(name: str) -> str:
-    """blocks.3 for what lies in one."""
-    return ".".join(name.split(".")[:2]) if name.startswith("blocks.") else ""
+    """blocks.3, or encoder.blocks.3, for what lies in one."""
+    before, blocks, rest = name.partition("blocks.")
+    return f"{before}{blocks}{rest.partition('.')[0]}" if blocks else ""
 
 
 def show_parameters(console: Console, config: CustomTransformerConfig) -> None:
@@ -83,7 +84,7 @@ def show_parameters(console: Console, config: CustomTransformerConfig) -> None:
     for place, names in groupby(sizes, block_of):
         inside = list(names)
         block = sum(sizes[name][1] for name in inside)
-        if place in ("", "blocks.0"):
+        if not place or place.endswith("blocks.0"):
             for name in inside:
                 shape, count = sizes[name]
                 table.add_row(name, " x ".join(map(str, shape)), f"{count:,}", f"{count / total:.1%}")
@@ -91,7 +92,7 @@ def show_parameters(console: Console, config: CustomTransformerConfig) -> None:
             table.add_row(place, "a block", f"{block:,}", f"{block / total:.1%}", style="bold")
     table.add_row("in all", "", f"{total:,}", "100.0%", style="bold")
     console.print(table)
-    if config.traits.tied_head:
+    if config.tied_head:
         console.print("token_embedding.weight is the vocabulary projection too, and counted once.")
 
 
@@ -102,17 +103,16 @@ def show_cost(console: Console, subject: Subject, tflops: float | None) -> None:
     import torch
 
     from manual_backprop.models.flops import flops_per_token, matrix_product_rate
-    from manual_backprop.study.estimates.epochs import length_of
     from manual_backprop.training.plan import duration
 
     config, network = subject.config, subject.network_config
     if config.device.threads is not None:
         torch.set_num_threads(config.device.threads)
-    length = length_of(config, subject.text)
+    length = subject.preview
     steps, epoch = length.max_steps, length.steps_per_epoch
     token = flops_per_token(network, network.max_seq_len)
     step = token * length.tokens_per_step
-    about = "" if subject.text.prepared else "about "
+    about = "" if subject.preview.prepared else "about "
     dtype = torch.bfloat16 if network.precision == "bf16_mixed" else network.get_dtype()
     rate = matrix_product_rate(dtype, network.get_device()) if tflops is None else tflops * 1e12
     measured = "measured: matrix products alone reach it here, and no real step does"

@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 from ..common.errors import InputError
 from ..config.rules import shown
 from ..config.schema import CustomTransformerConfig, RunConfig
-from ..data.tokens.text_size import TextSize, text_size
 from ..models.flops import flops_per_token
-from ..study.estimates.epochs import Length, length_of
 from ..study.estimates.memory import (
     MemoryEstimate,
     checkpoint_bytes,
@@ -21,6 +18,7 @@ from ..study.estimates.memory import (
     too_large,
 )
 from ..study.estimates.time import BUSY, Speed, measure_speed
+from ..tasks import Preview, preview_task
 from .command_line import Job
 from .value_sources import flattened, value_sources
 
@@ -33,18 +31,14 @@ class Plan:
 
     config: RunConfig
     network: CustomTransformerConfig
-    text: TextSize
+    preview: Preview
     first_step: int  # steps that the run which goes on has made already
     memory: MemoryEstimate
     speed: Speed
 
-    @cached_property
-    def length(self) -> Length:
-        return length_of(self.config, self.text)
-
     @property
     def max_steps(self) -> int:
-        steps = self.length.max_steps
+        steps = self.preview.max_steps
         if steps is None:
             raise InputError(
                 f"training.num_epochs={self.config.training.num_epochs:g}: how long an epoch of this text is will be "
@@ -59,13 +53,13 @@ class Plan:
 
     def times(self, every: int | str) -> int:
         """How often something is done that is due every so many steps and at the end."""
-        steps = max(1, round(self.length.steps_per_epoch or self.max_steps)) if every == "epoch" else int(every)
+        steps = max(1, round(self.preview.steps_per_epoch or self.max_steps)) if every == "epoch" else int(every)
         return self.max_steps // steps - self.first_step // steps + (self.max_steps % steps > 0)
 
     @property
     def evaluated_tokens(self) -> int:
         """Of all evaluations; the last is over the whole split."""
-        training, whole = self.config.training, self.text.validation_tokens
+        training, whole = self.config.training, self.preview.evaluated_tokens
         part = whole
         if training.eval_batches is not None:
             part = min(whole, training.eval_batches * training.batch_size * self.network.max_seq_len)
@@ -73,8 +67,7 @@ class Plan:
 
     @property
     def sampled_tokens(self) -> int:
-        training = self.config.training
-        return self.times(training.eval_every) * len(training.sample_prompts) * training.sample_length
+        return self.times(self.config.training.eval_every) * self.preview.written_tokens
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -98,24 +91,28 @@ class Planner:
     """Makes plans; what several jobs of a sweep have in common is found out once."""
 
     def __init__(self) -> None:
-        self.texts: dict[object, TextSize] = {}
+        self.previews: dict[object, Preview] = {}
         self.memories: dict[object, MemoryEstimate] = {}
         self.speeds: dict[object, Speed] = {}
 
     def plan(self, config: RunConfig) -> Plan:
-        text_key = config.dataset, config.tokenizer
-        if text_key not in self.texts:
-            self.texts[text_key] = text_size(config.dataset, config.tokenizer, OUTPUTS / "datasets")
-        text = self.texts[text_key]
-        network = replace(config.network(text.vocab_size), seed=0)
+        preview = self._preview(config)
+        network = replace(config.network_config(preview.vocab_size), seed=0)
         shape = network, config.implementation, config.optimizer.name, config.training.batch_size, config.tracking
         if shape not in self.memories:
-            self.memories[shape] = estimate_memory(config, network, text.prepared)
+            self.memories[shape] = estimate_memory(config, network, preview.prepared)
         memory = self.memories[shape]
         work = *shape, config.training.gradient_accumulation_steps, config.device
         if work not in self.speeds:
             self.speeds[work] = measure_speed(config, network, too_large(memory) is None)
-        return Plan(config, network, text, _first_step(config), memory, self.speeds[work])
+        return Plan(config, network, preview, _first_step(config), memory, self.speeds[work])
+
+    def _preview(self, config: RunConfig) -> Preview:
+        examples = config.task, config.dataset, config.tokenizer, config.batching, config.seed, config.network_name
+        key = *examples, config.model.max_seq_len, config.training
+        if key not in self.previews:
+            self.previews[key] = preview_task(config, OUTPUTS / "datasets")
+        return self.previews[key]
 
 
 def _first_step(config: RunConfig) -> int:
@@ -155,8 +152,9 @@ def sources_page(job: Job) -> str:
 
 def plan_page(plan: Plan) -> str:
     config, network, training = plan.config, plan.network, plan.config.training
-    about = "" if plan.text.prepared else "about "
-    epoch, tokens_per_step = plan.length.steps_per_epoch, plan.length.tokens_per_step
+    preview = plan.preview
+    about = "" if preview.prepared else "about "
+    epoch, tokens_per_step = preview.steps_per_epoch, preview.tokens_per_step
     flops = flops_per_token(network, network.max_seq_len)
     checkpoint = checkpoint_bytes(config, network)
     memory, seconds = plan.memory, plan.seconds
@@ -164,11 +162,8 @@ def plan_page(plan: Plan) -> str:
     on = "" if memory.device == "cpu" else "on the GPU "
     rows = {
         "parameters": f"{parameter_count(network):,}",
-        "text": f"{about}{plan.text.train_tokens:,} tokens for training, {plan.text.validation_tokens:,} for "
-        f"validation, vocabulary {plan.text.vocab_size:,}" + (" (not prepared yet)" * (not plan.text.prepared))
-        if plan.text.train_tokens is not None
-        else f"not known before it is fetched; vocabulary {plan.text.vocab_size:,}",
-        "a step": plan.length.step,
+        preview.examples[0]: preview.examples[1],
+        "a step": preview.step,
         "an epoch": f"{about}{epoch:,.1f} steps" if epoch else "",
         "in all": f"{plan.max_steps:,} steps, {plan.max_steps * tokens_per_step:,} tokens"
         + (f", {about}{plan.max_steps / epoch:,.2f} epochs" if epoch else ""),

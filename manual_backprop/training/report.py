@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import traceback
@@ -18,16 +19,16 @@ from ..common.origin import SEPARATOR, SOURCES
 from ..common.plain_text import visible
 from ..models.flops import flops_per_token, matrix_product_rate
 from ..study.gradient_check.run_check import GRADIENT_CHECK, check_of_run
-from ..tasks import Evaluated
+from ..tasks import Evaluated, Final
 from ..tracking import FAILED, Dataset, RunDirectory, SystemMetrics, Tracker, flatten, load_training_log
 from ..tracking.progress import ProgressLine
 from ..tracking.provenance import commit_tags, write_provenance
+from .training_progress import draw_training_progress
 from .inspection.inspector import BASELINE_NOTE
 from .inspection.pictures import draw_inspection
-from .loss_curves import draw_loss_curves
 from .run_facts import RunFacts
 
-LOSS_CURVES = "loss_curves.png"
+TRAINING_PROGRESS = "training_progress.png"
 # Keys on which no number depends: two runs that are compared shall differ in what was varied, not in their names.
 NO_PARAMETERS = ("run_name", "experiment_name", "tags", "resume", "plan", "sweep", "tracking")
 INSPECTION = "inspection"  # the folder of its pictures
@@ -46,6 +47,7 @@ class RunReport:
         self.progress = ProgressLine(facts.first_step, facts.max_steps)
         self.system = SystemMetrics(gpu=network.device.type == "cuda")
         self.flops_per_token = flops_per_token(network.config, facts.config.model.max_seq_len)
+        self.steps_per_epoch, self.train_loss = order.steps(1), math.nan
         self._untold: list[Callable[[], None]] = []  # what is logged, and to be printed
         self.reported = facts.first_step, order.tokens_before(facts.first_step)  # steps, and tokens in them
 
@@ -72,21 +74,27 @@ class RunReport:
                 self.tracker.log_artifact(file)
         epochs = facts.max_steps / order.steps(1)
         resumed = f", resumed after step {facts.first_step}" if facts.first_step else ""
-        self._say(
+        self.say(
             f"{type(network).__name__}: {parameters:,} parameters, {config.architecture.name}, "
             f"{config.precision.name} on {network.device}, {torch.get_num_threads()} threads"
         )
-        self._say(task.about)
-        self._say(f"{facts.max_steps} steps of {order.tokens_per_step:,} tokens = {epochs:.1f} epochs{resumed}")
-        self._say(task.baselines)
+        self.say(task.about)
+        self.say(f"{facts.max_steps} steps of {order.tokens_per_step:,} tokens = {epochs:.1f} epochs{resumed}")
+        self.say(task.baselines)
         for note in (*task.notes, *order.notes):
-            self._say(note)
+            self.say(note)
         if config.training.inspect_every is not None and config.implementation.name == "baseline":
-            self._say(BASELINE_NOTE)
-        self._say(f"run directory: {self.directory.path}")
+            self.say(BASELINE_NOTE)
+        self.say(f"run directory: {self.directory.path}")
 
     def step(
-        self, loss: float, learning_rate: float, gradient_norm: float, seconds_per_step: float, nonfinite_steps: int
+        self,
+        loss: float,
+        learning_rate: float,
+        gradient_norm: float,
+        seconds_per_step: float,
+        nonfinite_steps: int,
+        unsmoothed: float | None = None,
     ) -> None:
         """Of the last step; seconds are the mean since the last one that was reported, and nonfinite_steps all.
         Logged now, printed by `tell`."""
@@ -94,6 +102,7 @@ class RunReport:
         tokens_seen = self.facts.order.tokens_before(step)
         tokens_per_step = (tokens_seen - self.reported[1]) / (step - self.reported[0])
         self.reported = step, tokens_seen
+        self.train_loss = loss
         tokens_per_second = tokens_per_step / seconds_per_step
         self.tracker.log(
             step,
@@ -106,6 +115,8 @@ class RunReport:
                 "tokens_per_second": tokens_per_second,
                 "peak_share": tokens_per_second * self.flops_per_token / self.peak_rate,
                 "nonfinite_steps": nonfinite_steps,
+                "epoch": step / self.steps_per_epoch,
+                **({} if unsmoothed is None else {"train/unsmoothed_loss": unsmoothed}),
                 **self.system.sample(),
             },
         )
@@ -115,7 +126,11 @@ class RunReport:
     def evaluation(self, evaluated: Evaluated) -> None:
         step = self.facts.model.step
         self.tracker.log(step, evaluated.metrics)
-        self._untold.append(partial(self._say, f"step {step}: {evaluated.sentence}"))
+        epoch, epochs = (math.ceil(steps / self.steps_per_epoch) for steps in (step, self.facts.max_steps))
+        losses = {"train loss": self.train_loss, "validation loss": evaluated.metrics.get("validation/loss", math.nan)}
+        values = [f"{name} {value:.4f}" for name, value in losses.items() if not math.isnan(value)]
+        line = " | ".join((f"epoch {epoch}/{epochs}", *values, *filter(None, [evaluated.short])))
+        self._untold += [partial(self.say, line), partial(log.info, "step %d: %s", step, evaluated.sentence)]
 
     def tell(self) -> None:
         """Print the steps and evaluations since the last call: a terminal that waits holds no checkpoint back."""
@@ -123,18 +138,25 @@ class RunReport:
         for say in untold:
             say()
 
+    def final(self, final: Final) -> None:
+        """What the task adds at the end of a run."""
+        if final.metrics:
+            self.tracker.log(self.facts.model.step, final.metrics)
+        for picture in final.pictures:
+            self.tracker.log_artifact(picture)
+
     def samples(self, texts: Sequence[str]) -> None:
-        """The samples of this step, and the curves so far."""
+        """The samples of this step, and the picture of the run so far."""
         path = self.directory.samples / f"step-{self.facts.model.step:06d}.txt"
         with storage_errors(f"write {path}"):
             path.write_text(SEPARATOR.join(texts) + "\n", encoding="utf-8")
         self.tracker.log_artifact(path, "samples")
-        curves = self.directory.path / LOSS_CURVES
+        path_of_picture = self.directory.path / TRAINING_PROGRESS
         title = f"{self.directory.read()['run_name']}: {self.facts.model.count_parameters():,} parameters"
-        if draw_loss_curves(load_training_log(self.directory.path), curves, title):
-            self.tracker.log_artifact(curves)
+        if draw_training_progress(load_training_log(self.directory.path), path_of_picture, title):
+            self.tracker.log_artifact(path_of_picture)
         for text in texts[:1]:
-            self._say("  " + visible(" ".join(text.split()))[:110])
+            self.say("  " + visible(self.facts.task.in_one_line(text))[:110])
 
     def gradient_check(self) -> None:
         """At the end of a run: are the gradients of a network like its own right? Nothing of the run changes, and its
@@ -148,7 +170,7 @@ class RunReport:
             path.write_text(check.page, encoding="utf-8")
         self.tracker.log_artifact(path)
         self.tracker.set_tags({"gradient_check": check.status})
-        self._say(check.line)
+        self.say(check.line)
         if check.status == "failed":
             log.warning("%s See %s.", check.line, path)
 
@@ -188,19 +210,21 @@ class RunReport:
             self.tracker.finish(status)
 
     def _dataset(self) -> Dataset:
-        config, task = self.facts.config.dataset, self.facts.task
-        local = config.path is not None
+        task = self.facts.task
+        name, path = task.source
+        local = path is not None
         return Dataset(
-            name=config.repository or config.name,
+            name=name,
             digest=task.digests["dataset_digest"],
             source_type="local" if local else "code",  # kinds that mlflow.data.get_source knows
-            source={"uri": os.path.abspath(str(config.path))}
+            source={"uri": os.path.abspath(str(path))}
             if local
-            else {"tags": {"mlflow.source.name": config.name, "python": platform.python_version()}},
+            else {"tags": {"mlflow.source.name": name, "python": platform.python_version()}},
             profile=dict(task.profile),
             tags=dict(task.data_tags),
         )
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """A line for the terminal and run.log."""
         log.info(line)
         self.progress.say(line)

@@ -14,8 +14,9 @@ from ..checkpoints.checkpoint import Checkpoint, CheckpointManager, read_state
 from ..common.errors import CheckpointError, ConfigError, InputError
 from ..config.network import ARCHITECTURES, NORM_EPSILONS, ROTARY_BASE
 from ..config.rules import shown
-from ..config.schema import RunConfig
+from ..config.schema import USUAL_NETWORK, RunConfig
 from ..config.validation import groups, validate, with_defaults
+from ..optim.improvement import Improvement
 from ..tracking import RunDirectory, find_run, flatten
 from ..tracking.run_directory import own_run_directory
 from ..tracking.training_log import load_config
@@ -32,7 +33,7 @@ STATE = {
 }
 _MUST_STAY = (
     *("model.", "architecture.", "tokenizer.", "dataset.name", "precision.name", "optimizer.name", "seed", "init_from"),
-    *("task.", "batching.", "dataset.max_length"),
+    *("task.", "network", "batching.", "dataset.max_length"),
     *("training.batch_size", "training.gradient_accumulation_steps", "training.overfit_batches"),
 )
 _MAY_CHANGE = {
@@ -139,6 +140,10 @@ def refuse_another_run(config: RunConfig, run: Path, checkpoint: Path) -> None:
         raise CheckpointError(
             f"{checkpoint} was not saved by a run of this version: its state lacks {', '.join(wrong)}"
         )
+    try:
+        Improvement.of(state.get("improvement"))
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{checkpoint} is not a run's: {error}") from error
     before, now = flatten(with_defaults(state["config"])), flatten(config.to_dict())
     before["model.vocab_size"] = state["network"].get("vocab_size")
     if now.get("model.vocab_size") is None:
@@ -175,6 +180,7 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _meant(flat: dict[str, Any]) -> dict[str, Any]:
     usual = {"model.n_kv_heads": flat.get("model.n_heads"), "architecture.rotary_base": ROTARY_BASE}
     usual["task.name"] = RunConfig.task.name  # of runs from before there were tasks
+    usual["network"] = USUAL_NETWORK.get(flat.get("task.name") or RunConfig.task.name)
     if traits := ARCHITECTURES.get(flat.get("architecture.name", "")):
         usual["architecture.norm_epsilon"] = NORM_EPSILONS[traits.norm]
     return flat | {name: value for name, value in usual.items() if flat.get(name) is None}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..config.schema import RunConfig
 from ..data.tokens.order import Order
-from ..models.language_model import LanguageModel
+from ..models.wrappers.wrapper import NetworkWrapper
 from ..tasks import Task
 
 
@@ -16,7 +16,7 @@ class RunFacts:
 
     config: RunConfig
     task: Task
-    model: LanguageModel
+    model: NetworkWrapper
     order: Order
     first_step: int  # optimizer steps that earlier processes have made
     max_steps: int

@@ -16,7 +16,8 @@ from torch import Tensor
 from ..checkpoints.checkpoint import Checkpoint
 from ..config.rules import shown
 from ..config.validation import validate, with_defaults
-from ..models.language_model import LanguageModel
+from ..models.wrappers.wrapper import NetworkWrapper
+from ..optim.improvement import Improvement
 from ..optim.optimizers import Optimizer
 from ..optim.schedule import build_schedule, max_steps
 from ..tracking import RunDirectory
@@ -30,23 +31,24 @@ log = logging.getLogger(__name__)
 HIGHER = 1.1  # times the rate that would have come: worth a word
 
 
-def tensors_of(model: LanguageModel, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
+def tensors_of(model: NetworkWrapper, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
     """Where they lie, and no copies: a save ends before the next step begins."""
     return {"parameters": dict(model.network.parameters), "optimizer": optimizer.state_views()}
 
 
-def state_of(facts: RunFacts, metrics_length: int) -> dict[str, Any]:
+def state_of(facts: RunFacts, metrics_length: int, improvement: Improvement) -> dict[str, Any]:
     """What `resume.STATE` asks for, and the task's digests. `network` is for readers that have no config."""
     return {
         "config": facts.config.to_dict(),
         "network": asdict(facts.model.config),
         **facts.task.digests,
         "metrics_length": metrics_length,
+        "improvement": improvement.state(),
         "made_with": environment_of(facts.model.network),
     }
 
 
-def restore(model: LanguageModel, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
+def restore(model: NetworkWrapper, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
     """Put parameters, optimizer and step back. Raises InputError, and changes nothing, where they do not fit."""
     model.network.load_parameters(checkpoint.tensors["parameters"])
     optimizer.load_state(checkpoint.tensors["optimizer"])

@@ -32,9 +32,10 @@ from ..common.startup.output import enduring_output
 from ..config.schema import RunConfig
 from ..config.written_config import default_run_name, write_config
 from ..models.optimization import build_optimizer
+from ..optim.improvement import Improvement
 from ..optim.schedule import build_schedule, max_steps
 from ..study.estimates.memory import warn_if_too_large
-from ..tasks import Evaluated, open_task
+from ..tasks import Evaluated, Final, open_task
 from ..tracking import (
     FAILED,
     FINISHED,
@@ -115,10 +116,13 @@ class Runner:
         self.order = self.task.order(config.training.overfit_batches)
         self.task.check()
         self.max_steps = max_steps(config.training, self.order)
-        self.learning_rate = build_schedule(config, self.max_steps)  # of each step, by its number from 1
+        self.improvement = Improvement.of(None if self.checkpoint is None else self.checkpoint.state.get("improvement"))
+        # of each step, by its number from 1
+        self.learning_rate = build_schedule(config, self.max_steps, self.improvement)
         self.inspector = Inspector(network, config.training.inspect_every, self.max_steps)
         self.evaluated: tuple[int, Evaluated] | None = None  # the last evaluation, and after how many steps
         self.predictions: list[str] = []  # its texts
+        self.final = Final()  # what the task adds at the end
         self.directory: RunDirectory | None = None  # once it runs
         if self.checkpoint is not None:
             restore(self.model, self.optimizer, self.checkpoint)
@@ -133,6 +137,16 @@ class Runner:
     @property
     def facts(self) -> RunFacts:
         return RunFacts(self.config, self.task, self.model, self.order, self.first_step, self.max_steps)
+
+    @property
+    def is_over(self) -> bool:
+        """No step is left, or evaluations have not improved for too long."""
+        return self.step >= self.max_steps or self.improvement.is_over(self.config.training.patience)
+
+    @property
+    def _without_improvement(self) -> str:
+        seen = self.improvement
+        return f"{seen.since_best} evaluations without a better {self.task.best_metric} than {seen.best:.4f}"
 
     # What a run is made of
 
@@ -165,6 +179,11 @@ class Runner:
         From here on a signal is kept until the loop, or a moment between two parts of the start, looks at it.
         """
         cut_short = self.resumed is not None and self.resumed.directory.read()["status"] != FINISHED
+        if self.is_over and self.step < self.max_steps and not cut_short:
+            raise InputError(
+                f"The run has stopped early, after {self.step} steps: {self._without_improvement}. Give a larger "
+                "training.patience, or training.patience=null, to go on."
+            )
         if self.step > self.max_steps or (self.step == self.max_steps and not cut_short):
             raise InputError(
                 f"The run has made {self.step} steps already and training.max_steps is {self.max_steps}: "
@@ -201,14 +220,14 @@ class Runner:
         assert self.evaluated is not None
         if self.origin.sweep is None:  # which has a table of all its jobs instead
             skipped, seconds = int(self.optimizer.nonfinite_steps), time.monotonic() - self.started
-            print_summary(self.facts, directory, self.evaluated[1], self.predictions, skipped, seconds)
+            print_summary(self.facts, directory, self.evaluated[1], self.final, self.predictions, skipped, seconds)
         return self.evaluated[1].metrics[self.task.best_metric]
 
     def _train(self, directory: RunDirectory, tracker: Tracker, report: RunReport) -> None:
         training = self.config.training
         seconds, steps = 0.0, 0  # of training alone, since the last log
         self.saved_at = time.monotonic()
-        while self.step < self.max_steps:
+        while not self.is_over:
             self.interruption_point(directory, tracker)
             begin = time.perf_counter()
             loss, rate, norm = self.train_step()
@@ -230,17 +249,30 @@ class Runner:
             evaluates = self._is_due(training.eval_every)
             if evaluates:
                 self._evaluate(report)
-            if saves:
+            if self.is_over and self.step < self.max_steps:
+                if not logs:
+                    self._check_finite()
+                    self._report_step(report, loss, rate, norm, seconds / max(1, steps))
+                directory.update(stopped_early=self.step)
+            if saves or self.is_over:
                 self._save(directory, tracker)
             report.tell()
+            if self.is_over and self.step < self.max_steps:
+                report.say(f"stopped early after step {self.step}: {self._without_improvement}")
             if evaluates:
                 self._predict(report)
         if self.evaluated is None:  # it was killed after its last save: all is logged, and only this forgotten
             self._measure()
             self._predict(report)
+        self.final = self.task.final(self.model, directory.path)
+        report.final(self.final)
 
     def _report_step(self, report: RunReport, loss: Tensor, rate: float, norm: Tensor, seconds: float) -> None:
-        report.step(loss.item(), rate, norm.item(), seconds, int(self.optimizer.nonfinite_steps))
+        unsmoothed = None
+        if self.config.training.label_smoothing:
+            batches = self.order.batches(self.step - 1, self.model.network.device)[1]
+            unsmoothed = self.task.unsmoothed_loss(self.model, batches)
+        report.step(loss.item(), rate, norm.item(), seconds, int(self.optimizer.nonfinite_steps), unsmoothed)
 
     def interruption_point(self, directory: RunDirectory, tracker: Tracker) -> None:
         """Between two steps: a signal that came meanwhile ends the run here, with a checkpoint."""
@@ -307,6 +339,8 @@ class Runner:
             if self.resumed is not None:
                 report_changes(self.facts, self.resumed.checkpoint, directory)
                 self._checkpoints(directory.checkpoints).set_aside_after(self.step)
+                if not self.is_over and "stopped_early" in directory.read():
+                    directory.update(stopped_early=None)
             else:
                 directory.update(made_with=environment_of(self.model.network), code=code_digest())
                 best = {"best_metric": self.task.best_metric, "best_is_highest": self.task.best_is_highest}
@@ -337,9 +371,13 @@ class Runner:
 
     def _evaluate(self, report: RunReport) -> None:
         """Metrics on the validation split."""
+        task, schedule = self.task, self.config.schedule
         evaluated = self._measure()
+        self.improvement.see(evaluated.metrics[task.best_metric], task.best_is_highest, schedule.patience)
+        if self.is_over and self.config.training.eval_batches is not None and self.step < self.max_steps:
+            evaluated = self._measure()
         report.evaluation(evaluated)
-        name, value = self.task.best_metric, evaluated.metrics[self.task.best_metric]
+        name, value = task.best_metric, evaluated.metrics[task.best_metric]
         if not math.isfinite(value):
             raise NotFiniteError(
                 f"The {name.replace('/', ' ')} after step {self.step} is {value}: the parameters have diverged. Try a "
@@ -352,7 +390,7 @@ class Runner:
 
     def _measure(self) -> Evaluated:
         """The last evaluation of a run is over the whole split."""
-        limit = None if self.step == self.max_steps else self.config.training.eval_batches
+        limit = None if self.is_over else self.config.training.eval_batches
         evaluated = self.task.evaluate(self.model, limit)
         self.evaluated = self.step, evaluated
         return evaluated
@@ -374,12 +412,14 @@ class Runner:
             path = self._checkpoints(directory.checkpoints).save(
                 self.step,
                 tensors_of(self.model, self.optimizer),
-                state_of(self.facts, tracker.sync()),
+                state_of(self.facts, tracker.sync(), self.improvement),
                 metric,
                 files=[directory.path / name for name in self.task.files],
+                metric_name=self.task.best_metric,
+                higher_is_better=self.task.best_is_highest,
             )
         except StorageError as error:
-            if self.step == self.max_steps or self.interruption.received is not None:
+            if self.is_over or self.interruption.received is not None:
                 raise
             log.warning("%s. The run goes on without this checkpoint.", error)
             return None

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from manual_backprop.common.batch import Batch
+from manual_backprop.common.batch import AnyBatch
 from manual_backprop.models.network import Network
 from manual_backprop.tasks import open_task
 from manual_backprop.training.model_summary import Subject
@@ -38,7 +38,7 @@ class Watcher:
         self.seen.append(Seen(name, tuple(values.shape), dtype, size, bool(values.isfinite().all())))
 
 
-def one_step(network: Network, batch: Batch, count: int) -> tuple[float, list[Seen]]:
+def one_step(network: Network, batch: AnyBatch, count: int) -> tuple[float, list[Seen]]:
     """Loss and gradients of a batch with `count` targets: what the network records, then each parameter's gradient."""
     watcher = Watcher()
     network.zero_gradients()

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from ..tasks import Evaluated
+from ..tasks import Evaluated, Final
 from ..tracking import RunDirectory
 from ..tracking.late_delivery import next_in_mlflow
 from .run_facts import RunFacts
@@ -20,6 +20,7 @@ def print_summary(
     facts: RunFacts,
     directory: RunDirectory,
     evaluated: Evaluated,
+    final: Final,
     predictions: Sequence[str],
     skipped: int,
     seconds: float,
@@ -28,22 +29,26 @@ def print_summary(
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for title, text in evaluated.summary:
+    for title, text in (*evaluated.summary, *final.summary):
         table.add_row(title, text)
     steps = facts.model.step - facts.first_step
+    early = f" of {facts.max_steps - facts.first_step}, stopped early" if facts.model.step < facts.max_steps else ""
     tokens = facts.order.tokens_before(facts.model.step)
-    table.add_row("trained", f"{steps} steps, {tokens:,} tokens; {seconds:.0f} s in all")
+    table.add_row("trained", f"{steps} steps{early}, {tokens:,} tokens; {seconds:.0f} s in all")
     if skipped:
         table.add_row("not finite", f"{skipped} steps were skipped")
     table.add_row("run directory", os.path.relpath(directory.path))
     console = Console(soft_wrap=True)
     console.print()
     for text in predictions[:1]:
-        console.print(Panel(escape(text.strip()), title="a sample", title_align="left"), soft_wrap=False)
+        console.print(
+            Panel(escape(text.strip()), title=facts.task.predictions_title, title_align="left"), soft_wrap=False
+        )
     console.print(table)
     console.print("\nNext:", style="bold")
+    further = "training.patience=null" if early else f"training.max_steps={2 * facts.max_steps}"
     commands = [
-        f"python -m manual_backprop.run resume={directory.path.name} training.max_steps={2 * facts.max_steps}",
+        f"python -m manual_backprop.run resume={directory.path.name} {further}",
     ]
     if facts.config.tracking.name == "mlflow":
         commands.insert(0, next_in_mlflow(directory.path, "compare runs"))

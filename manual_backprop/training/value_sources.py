@@ -105,12 +105,8 @@ class _Layers:
         self.folders = tuple(Path(source.path) for source in runtime.config_sources if source.schema == "file")
         self.experiment = f"{EXPERIMENTS}={self.choices[EXPERIMENTS]}"
         content = self._file(f"{EXPERIMENTS}/{self.choices[EXPERIMENTS]}")
-        self.chosen = {
-            str(key).removeprefix("override ").removeprefix("/")
-            for entry in content.pop("defaults", None) or []
-            if isinstance(entry, dict)
-            for key in entry
-        }
+        self.chosen = _overridden(content)
+        self.tasks = _overridden(self._file(f"task/{self.choices['task']}"))
         sweeper = (content.pop("hydra", None) or {}).get("sweeper") or {}
         self.parameters = {str(key): value for key, value in (sweeper.get("params") or {}).items()}
         self.swept = {key.lstrip("+") for key in self.parameters}
@@ -154,6 +150,8 @@ class _Layers:
             source = f"{option}, swept by {self.experiment}" if group in self.swept else option
         elif group in self.chosen:
             source = f"{option}, chosen by {self.experiment}"
+        elif group in self.tasks:
+            source = f"{option}, chosen by task={self.choices['task']}"
         else:
             source = f"default ({option})"
         return source, self._file(f"{group}/{self.choices[group]}").get(inner)
@@ -164,6 +162,16 @@ class _Layers:
 
     def _file(self, name: str) -> dict[str, Any]:
         return dict(_content(name, self.folders))
+
+
+def _overridden(content: dict[str, Any]) -> set[str]:
+    """The groups of which a file chooses the option; takes its list of defaults out of the content."""
+    return {
+        str(key).removeprefix("override ").removeprefix("/").partition("@")[0]
+        for entry in content.pop("defaults", None) or []
+        if isinstance(entry, dict)
+        for key in entry
+    }
 
 
 @lru_cache(maxsize=256)

@@ -24,9 +24,9 @@ from manual_backprop.kernels import arena, table
 from manual_backprop.kernels.cpu import activations, compiled, loss, optimizers, products
 from manual_backprop.kernels.sizes import SIZES, sizes_of
 from manual_backprop.models.custom import CustomTransformer
-from manual_backprop.models.language_model import LanguageModel
 from manual_backprop.models.network import Network
 from manual_backprop.models.recorder import Recorder
+from manual_backprop.models.wrappers.language_model import LanguageModel
 from manual_backprop.study.gradient_check import (
     ENOUGH_TO_ROUND,
     ODD,
@@ -39,7 +39,8 @@ from manual_backprop.study.gradient_check import (
     odd_cases,
 )
 from manual_backprop.study.gradient_check.measure import AUTOGRAD_BAR, LOW_PRECISION_BAR, Finding, differing, errors_of
-from manual_backprop.study.gradient_check.network_check import STEP, counted, networks, set_proof_scale, step_of
+from manual_backprop.study.gradient_check.network_case import counted
+from manual_backprop.study.gradient_check.network_check import STEP, networks, set_proof_scale, step_of
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "as_written"),

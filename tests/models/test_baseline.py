@@ -15,11 +15,12 @@ from manual_backprop import BaselineTransformer, CustomTransformer, CustomTransf
 from manual_backprop.common.batch import Batch
 from manual_backprop.common.errors import InputError
 from manual_backprop.config.schema import ARCHITECTURES
-from manual_backprop.models.language_model import LanguageModel
 from manual_backprop.models.network import parameter_shapes
+from manual_backprop.models.wrappers.language_model import LanguageModel
 from manual_backprop.study.gradient_check import ENOUGH_TO_ROUND, ODD, check_network_precision, draw_batch, odd_cases
 from manual_backprop.study.gradient_check.measure import AUTOGRAD_BAR, error_of, errors_of
-from manual_backprop.study.gradient_check.network_check import counted, networks, step_of, wholly_zero
+from manual_backprop.study.gradient_check.network_case import counted, wholly_zero
+from manual_backprop.study.gradient_check.network_check import networks, step_of
 from manual_backprop.tracking.run_directory import read_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +34,7 @@ CASES = [
 
 @pytest.mark.parametrize(("config", "batch", "scale"), CASES)
 def test_logits_loss_and_gradients_are_those_by_hand(config, batch: Batch, scale: str) -> None:
-    by_hand, baseline = networks(config, scale, BaselineTransformer)
+    by_hand, baseline = networks(config, scale, "baseline")
     loss, want = step_of(by_hand, batch)
     got_loss, got = step_of(baseline, batch)
     assert error_of(got_loss, loss) <= AUTOGRAD_BAR
@@ -55,7 +56,7 @@ def test_logits_loss_and_gradients_are_those_by_hand(config, batch: Batch, scale
 def test_by_hand_is_as_exact_in_low_precision(architecture: str, precision: str) -> None:
     """The error by hand is at most twice the baseline's."""
     config = replace(ENOUGH_TO_ROUND, architecture=architecture, precision=precision)
-    found = check_network_precision(config, "proof", peer=BaselineTransformer)
+    found = check_network_precision(config, "proof", peer="baseline")
     assert found
     assert not [f"{f.quantity}: {f.error:.2f}" for f in found if not f.ok]
 
@@ -72,7 +73,7 @@ def test_parameters_come_and_go_under_the_same_names_with_equal_values(architect
     baseline.load_parameters(other)
     assert all(torch.equal(tensor, other[name]) for name, tensor in baseline.export_parameters().items())
     assert baseline.count_parameters() == by_hand.count_parameters()
-    whole = baseline.module.blocks[0].attention.qkv.weight
+    whole = baseline.module.decoder.blocks[0].attention.qkv.weight
     parts = [other[f"blocks.0.attention.{name}.weight"] for name in ("query", "key", "value")]
     assert torch.equal(whole, torch.cat(parts)), "one product serves the three"
     with pytest.raises(InputError, match="is missing"):
@@ -133,7 +134,7 @@ def test_a_language_model() -> None:
 def test_steps_of_the_optimizer(architecture: str, kind: str) -> None:
     """Fused and by name or flat: the same parameters and the same state, with a step in between that is not finite."""
     config = replace(ODD, architecture=architecture)
-    pair = networks(config, "proof", BaselineTransformer)
+    pair = networks(config, "proof", "baseline")
     if kind == "adamw":
         optimizers = [network.adamw(0.1, (0.8, 0.95), 1e-6) for network in pair]
     else:
@@ -212,7 +213,8 @@ import torch, sys
 from manual_backprop import BaselineTransformer, CustomTransformerConfig
 from manual_backprop.study.gradient_check import draw_batch
 from manual_backprop.study.gradient_check.measure import errors_of
-from manual_backprop.study.gradient_check.network_check import step_of, wholly_zero
+from manual_backprop.study.gradient_check.network_case import wholly_zero
+from manual_backprop.study.gradient_check.network_check import step_of
 torch.set_num_threads(1)
 sizes = dict(vocab_size=17, d_model=18, n_blocks=1, n_heads=3, d_ffn=22, max_seq_len=9, precision="fp64")
 config = CustomTransformerConfig(**sizes, architecture="llama", n_kv_heads=1)

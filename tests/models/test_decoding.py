@@ -11,10 +11,10 @@ from torch import Tensor
 
 from manual_backprop.common.errors import InputError
 from manual_backprop.config.schema import ARCHITECTURES, CustomTransformerConfig, model_sizes
-from manual_backprop.models.decoding import IncrementalDecoder
+from manual_backprop.models.decoding.incremental import IncrementalDecoder
 from manual_backprop.models.implementations import IMPLEMENTATIONS, build_network
-from manual_backprop.models.language_model import LanguageModel
 from manual_backprop.models.network import Network
+from manual_backprop.models.wrappers.language_model import LanguageModel
 
 VOCAB, LONGEST = 31, 11
 SIZES: dict[str, Any] = {"vocab_size": VOCAB, "d_model": 24, "n_blocks": 2, "n_heads": 4, "d_ffn": 20} | {

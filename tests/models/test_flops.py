@@ -7,8 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from manual_backprop import CustomTransformer, CustomTransformerConfig, TorchTransformer
-from manual_backprop.common.batch import Batch
+from manual_backprop.common.batch import Batch, PairBatch
 from manual_backprop.models.flops import flops_per_token, matrix_product_rate
+from manual_backprop.models.implementations import build_network
 from manual_backprop.models.recorder import Recorder
 
 
@@ -38,6 +39,29 @@ def test_formula_is_the_count(architecture: str, n_kv_heads: int | None, network
     with FlopCounterMode(display=False) as counter:
         model.loss_and_gradients(Batch(tokens, tokens), denominator=tokens.numel(), step=None)
     assert counter.get_total_flops() == tokens.numel() * flops_per_token(config, sequence_length)
+
+
+@pytest.mark.parametrize(("architecture", "n_kv_heads"), [("gpt2", None), ("vaswani", None), ("llama", 2)])
+def test_the_formula_counts_two_stacks(architecture: str, n_kv_heads: int | None) -> None:
+    """Exactly as well, for sources as long as targets."""
+    config = CustomTransformerConfig(
+        vocab_size=37,
+        d_model=24,
+        n_blocks=3,
+        n_encoder_blocks=2,
+        n_heads=4,
+        n_kv_heads=n_kv_heads,
+        d_ffn=52,
+        max_seq_len=16,
+        architecture=architecture,
+        network="encoder_decoder",
+    )
+    model = build_network("custom", config)
+    tokens = torch.randint(0, 37, (2, 7))
+    batch = PairBatch(tokens, torch.tensor([7, 7]), tokens, tokens)
+    with FlopCounterMode(display=False) as counter:
+        model.loss_and_gradients(batch, denominator=tokens.numel(), step=None)
+    assert counter.get_total_flops() == tokens.numel() * flops_per_token(config, 7)
 
 
 def test_by_hand() -> None:

@@ -9,7 +9,9 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -23,8 +25,9 @@ from manual_backprop.checkpoints.checkpoint import CheckpointManager
 from manual_backprop.common.batch import Batch
 from manual_backprop.common.errors import CheckpointError, ConfigError, InputError, NotFiniteError
 from manual_backprop.models.custom import CustomTransformer
-from manual_backprop.models.language_model import LanguageModel
+from manual_backprop.models.implementations import IMPLEMENTATIONS
 from manual_backprop.models.recorder import Recorder
+from manual_backprop.models.wrappers.language_model import LanguageModel
 
 SIZES: dict[str, Any] = {"vocab_size": 19, "d_model": 12, "n_blocks": 2, "n_heads": 3, "d_ffn": 20, "max_seq_len": 10}
 ARCHITECTURES = ("gpt2", "vaswani", "llama")
@@ -348,6 +351,43 @@ def test_config_object_or_keywords(architecture: str) -> None:
     assert torch.equal(by_object.network.flat_parameters.buffer, by_keywords.network.flat_parameters.buffer)
 
 
+def test_a_config_may_be_a_mapping(architecture: str) -> None:
+    """For the config, every network and the wrapper: the same as by keywords, whatever kind of mapping it is."""
+    sizes = SIZES | {"architecture": architecture}
+    config = CustomTransformerConfig(**sizes)
+    read_only = MappingProxyType(sizes)
+    assert CustomTransformerConfig(sizes) == CustomTransformerConfig(read_only) == config
+    assert replace(CustomTransformerConfig(sizes), seed=1) == replace(config, seed=1)
+    for network in IMPLEMENTATIONS.values():
+        assert network(read_only).config == config
+    assert CustomTransformerWrapper(sizes).config == config
+    assert CustomTransformer({"d_model": 64, "vocab_size": 9}).config == CustomTransformerConfig(9, 64)
+
+
+@pytest.mark.parametrize("make", [CustomTransformerConfig, CustomTransformer, CustomTransformerWrapper])
+def test_a_mapping_with_unknown_keys_is_refused_with_the_nearest_names(make: Any) -> None:
+    with pytest.raises(ConfigError) as refused:
+        make({"d_modle": 64, "n_layer": 2, "wings": 2, 3: 4, "d_ffn": 8})
+    assert refused.value.violations[:2] == [
+        "d_modle: a network has no such key; did you mean d_model?",
+        "n_layer: a network has no such key; did you mean n_blocks?",
+    ]
+    assert [words.partition(":")[0] for words in refused.value.violations[2:]] == ["wings", "3"]
+    with pytest.raises(ConfigError, match="wings: a network has no such key; it has vocab_size, d_model"):
+        make({"wings": 2})
+
+
+def test_a_mapping_has_everything_in_it() -> None:
+    with pytest.raises(ConfigError, match="n_blocks, seed: given beside a mapping"):
+        CustomTransformerConfig({"d_model": 64}, n_blocks=2, seed=1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="n_blocks: given beside a config"):
+        CustomTransformerWrapper({"d_model": 64}, n_blocks=2)
+    with pytest.raises(ConfigError, match="d_model='wide': must be a whole number"):
+        CustomTransformer({"d_model": "wide"})
+    with pytest.raises(ConfigError, match="5: expected a CustomTransformerConfig, or a mapping"):
+        CustomTransformer(5)  # type: ignore[arg-type]
+
+
 def test_config_object_and_keywords() -> None:
     """Neither may be ignored in silence."""
     for extra in ({"d_model": 24}, {"precision": "bf16"}):
@@ -380,7 +420,7 @@ def test_get_model_info(architecture: str) -> None:
         ({"architecture": "bert"}, "architecture='bert': must be one of gpt2, vaswani"),
         ({"precision": "fp16"}, "precision='fp16': must be one of"),
         ({"activation": "tanh"}, "activation='tanh'"),
-        ({"n_layers": 2}, "unexpected keyword argument 'n_layers'; a model takes: vocab_size, d_model"),
+        ({"n_layers": 2}, "n_layers: a network has no such key; did you mean n_blocks"),
     ],
 )
 def test_config_that_no_network_has(changes: dict[str, Any], words: str) -> None:

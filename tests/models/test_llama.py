@@ -135,13 +135,13 @@ def test_what_a_run_refuses(overrides: tuple[str, ...], said: str) -> None:
 
 def test_a_run_of_a_llama_has_what_it_asks_for() -> None:
     config = check(["architecture=llama", "model.n_kv_heads=2", "implementation=baseline"]).jobs[0].config
-    network = config.network(300)
+    network = config.network_config(300)
     assert (network.kv_heads, network.activation, network.compile) == (2, "swiglu", "auto")
     assert (network.epsilon, network.base) == (RMS_EPSILON, BASE)
     more = ("architecture.norm_epsilon=1e-5", "architecture.rotary_base=500000")
-    network = check(["architecture=llama", *more]).jobs[0].config.network(300)
+    network = check(["architecture=llama", *more]).jobs[0].config.network_config(300)
     assert (network.epsilon, network.base) == (1e-5, 500000)
-    network = check(["architecture=vaswani"]).jobs[0].config.network(300)
+    network = check(["architecture=vaswani"]).jobs[0].config.network_config(300)
     assert network.epsilon == EPSILON
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from manual_backprop.common.errors import NotFiniteError
-from manual_backprop.models import language_model
+from manual_backprop.models.decoding import generation
 
 Sample = Callable[..., Tensor]
 NEVER = -1e4  # a logit so far below the others that its probability is 0, also in float64
@@ -146,7 +146,7 @@ CHECKS = [check for name, check in list(globals().items()) if name.startswith("c
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_sample(check: Callable[[Sample], None]) -> None:
-    check(language_model.sample)
+    check(generation.sample)
 
 
 BUGS = {  # a text of `sample`, which stands there once, and what is written in its place
@@ -190,9 +190,10 @@ BUGS = {  # a text of `sample`, which stands there once, and what is written in 
 
 
 def broken(old: str, new: str) -> Sample:
-    source = inspect.getsource(language_model.sample).replace('"-inf"', "'-inf'")
+    functions = (generation._check_finite, generation.sample)
+    source = "".join(map(inspect.getsource, functions)).replace('"-inf"', "'-inf'")
     assert source.count(old) == 1, "the planted bug has lost its place"
-    names = dict(vars(language_model))
+    names = dict(vars(generation))
     exec(source.replace(old, new), names)
     return names["sample"]
 

@@ -29,6 +29,8 @@ from manual_backprop.study.gradient_check import (
     check_op_precision,
     draw_batch,
     odd_cases,
+    odd_encoders,
+    odd_pairs,
 )
 from manual_backprop.study.gradient_check.measure import Finding, differing, error_of, errors_of
 from manual_backprop.study.gradient_check.network_check import STEP, networks, step_of
@@ -45,9 +47,10 @@ ARCHITECTURES = ("gpt2", "vaswani", "llama")
 PAIRS = {"reference": ops, "fused": kernels}
 BOTH = pytest.mark.parametrize("which", PAIRS)
 NETWORKS = [
-    pytest.param(config, batch, scale, id=f"{architecture}-{name}")
+    pytest.param(config, batch, scale, id=f"{architecture}-{kind}{name}")
+    for kind, cases in {"": odd_cases, "pair-": odd_pairs, "encoder-": odd_encoders}.items()
     for architecture in ARCHITECTURES
-    for name, config, batch, scale in odd_cases(architecture)
+    for name, config, batch, scale in cases(architecture)
 ]
 
 
@@ -272,8 +275,8 @@ def test_a_gradient_goes_through_the_weight_that_is_given(
     ("implementation", "changed"),
     [
         *(("custom", {"kernels": which, "recompute": how}) for which in PAIRS for how in ("none", "block")),
-        ("torch", {}),
-        ("baseline", {"compile": "never"}),
+        *(("torch", {"recompute": how}) for how in ("none", "block")),
+        *(("baseline", {"compile": "never", "recompute": how}) for how in ("none", "block")),
     ],
 )
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -281,10 +284,10 @@ def test_a_block_says_when_its_gradients_are_complete(architecture: str, impleme
     """From the last block to the first, and then the rest; in every step, also where others like it are replayed."""
     config = replace(ODD, architecture=architecture, n_blocks=3, **({"compile": "always"} | changed))
     network, batch = IMPLEMENTATIONS[implementation](config), draw_batch(config, 2, 5)
-    seen: list[tuple[int | None, dict[str, torch.Tensor]]] = []
+    seen: list[tuple[str | None, dict[str, torch.Tensor]]] = []
 
-    def look(block: int | None) -> None:
-        mine = [name for name in network.gradients if block is None or name.startswith(f"blocks.{block}.")]
+    def look(block: str | None) -> None:
+        mine = [name for name in network.gradients if block is None or name.startswith(f"{block}.")]
         seen.append((block, {name: network.gradients[name].clone() for name in mine}))
 
     def in_steps() -> None:
@@ -295,9 +298,10 @@ def test_a_block_says_when_its_gradients_are_complete(architecture: str, impleme
     network.on_gradients_complete = look
     network.zero_gradients()
     in_steps()
-    assert [block for block, _ in seen] == [2, 1, 0, None] * 4
+    order = ["blocks.2", "blocks.1", "blocks.0", None]
+    assert [block for block, _ in seen] == order * 4
     network.backward(torch.ones_like(network.forward(batch.tokens)))
-    assert [block for block, _ in seen] == [2, 1, 0, None] * 5
+    assert [block for block, _ in seen] == order * 5
     for _, gradients in seen[-4:]:
         assert len(gradients) > 8
         assert differing(gradients, network.gradients) == 0

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from manual_backprop.common.errors import InputError
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.models.custom import CustomTransformer
-from manual_backprop.models.network import packed_names
+from manual_backprop.models.network import block_names, packed_names
 from manual_backprop.optim.parameters import PADDING, Layout, copy_into, copy_on_cpu
 
 NETWORKS = [
@@ -70,7 +70,7 @@ def test_weight_decay_is_one_slice_with_all_matrices(network: CustomTransformer)
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_entries_start_at_multiples_of_64_bytes(network: CustomTransformer) -> None:
-    packed = [names for block in range(3) for names in packed_names(network.config, block).values()]
+    packed = [names for block in block_names(network.config) for names in packed_names(network.config, block).values()]
     followers = {name for names in packed for name in names[1:]}  # without a gap behind the first
     for name, view in network.parameters.items():
         if name not in followers:
@@ -79,7 +79,7 @@ def test_entries_start_at_multiples_of_64_bytes(network: CustomTransformer) -> N
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_what_one_product_serves_is_one_tensor(network: CustomTransformer) -> None:
-    for names in packed_names(network.config, 1).values():
+    for names in packed_names(network.config, "blocks.1").values():
         packed = network.flat_parameters.packed(names)
         assert torch.equal(packed, torch.cat([network.parameters[name] for name in names]))
         assert packed.data_ptr() == network.parameters[names[0]].data_ptr(), "a view, not a copy"

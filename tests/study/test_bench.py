@@ -133,6 +133,21 @@ def test_uncompiled_rows_agree(architecture: str, precision: str) -> None:
     check_agreement(precision, {name: ready(name, case) for name in names})
 
 
+@pytest.mark.parametrize("precision", ["fp64", "bf16_mixed"])
+def test_uncompiled_rows_agree_on_an_encoder_decoder(precision: str) -> None:
+    case = replace(CASES["S1"].case("S1", precision, 1, 2), bar=None)
+    names = [name for name in UNCOMPILED if ROWS[name] != "huggingface"]
+    check_agreement(precision, {name: ready(name, case) for name in names})
+    reason = why_not(case.config)
+    assert reason is not None
+    assert "network=encoder_decoder" in reason
+    assert "L=1+1 " in case.describe()
+    products = ProductsOfAStep(case.config, case.batch_size)
+    with FlopCounterMode(display=False) as counter:
+        products.step()
+    assert counter.get_total_flops() == flops_per_token(case.config, case.config.max_seq_len) * case.tokens
+
+
 def test_rows_by_hand_have_what_their_names_say() -> None:
     made: dict[str, CustomTransformerConfig] = {}
     for name in OURS:

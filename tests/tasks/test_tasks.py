@@ -21,7 +21,7 @@ from manual_backprop.config.schema import CustomTransformerConfig, RunConfig, Ta
 from manual_backprop.config.validation import validate
 from manual_backprop.data.tokens.order import Order
 from manual_backprop.models.implementations import IMPLEMENTATIONS
-from manual_backprop.models.language_model import CustomTransformerWrapper, LanguageModel, build_model
+from manual_backprop.models.wrappers.language_model import CustomTransformerWrapper, LanguageModel, build_model
 from manual_backprop.tasks import TASKS, Evaluated, Task
 from manual_backprop.tracking.run_directory import read_run
 from manual_backprop.training.command_line import check
@@ -66,7 +66,7 @@ class Counting(Task):
 
     @property
     def network_config(self) -> CustomTransformerConfig:
-        return self.config.network(V)
+        return self.config.network_config(V)
 
     def build_model(self) -> LanguageModel:
         return build_model(self.config.implementation.name, self.network_config)

@@ -23,7 +23,7 @@ from run_tools import newest, same_process, train
 from manual_backprop.common.errors import CheckpointError, InputError, NotFiniteError
 from manual_backprop.common.uris import path_of
 from manual_backprop.tracking.late_delivery import deliver_run
-from manual_backprop.tracking.mlflow_model import ServedModel, write_model
+from manual_backprop.tracking.mlflow_model import ServedModel, ServedSequences, is_servable, write_model
 from manual_backprop.tracking.run_directory import read_run
 
 OPTIONS = ("tracking=mlflow", "training.max_steps=6", "training.save_every=2", "training.eval_every=2")
@@ -143,6 +143,26 @@ def test_a_flipped_bit_is_refused(run: Path, tmp_path: Path) -> None:
             ServedModel(file.parent)
 
 
+def test_an_encoder_decoder_is_served_as_symbols(tmp_path: Path) -> None:
+    """As MLflow loads it: the answers of the library, for texts of symbols; its checkpoint has no tokenizer."""
+    import mlflow
+
+    from manual_backprop import EncoderDecoderWrapper
+
+    wrapper = EncoderDecoderWrapper(vocab_size=13, d_model=16, n_blocks=1, n_heads=2, d_ffn=16, max_seq_len=8)
+    sources, targets = [[1, 2, 3], [4, 5]], [[3, 2, 1], [5, 4]]
+    for _ in range(80):
+        wrapper.train_step(sources, targets, learning_rate=0.3)
+    checkpoint = wrapper.save_checkpoint(tmp_path)
+    assert is_servable(checkpoint)
+    write_model(tmp_path / "model", checkpoint, "r", "m-1")
+    served = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    assert served.predict(["1 2 3", "4 5"]) == ["3 2 1", "5 4"]
+    assert served.predict(["1 2 3"], params={"beams": 3, "max_length": 2}) == ["3 2"]
+    with pytest.raises(InputError, match="'a b' is no source: expected symbols"):
+        ServedSequences(checkpoint).predict(["a b"])
+
+
 def test_what_cannot_be_continued_is_named(run: Path) -> None:
     served = ServedModel(run / "checkpoints" / "step-000006")
     with pytest.raises(InputError, match="3 is no text"):
@@ -192,7 +212,7 @@ def test_the_rest_of_the_run(run: Path, logged: Any) -> None:
     assert logged.data.tags["gradient_check"] == "passed"
     assert "gradient check: passed" in (run / "run.log").read_text()
     files = {file.path for file in MlflowClient().list_artifacts(logged.info.run_id)}
-    assert {"packages.txt", "gradient_check.txt", "config.yaml", "loss_curves.png"} <= files
+    assert {"packages.txt", "gradient_check.txt", "config.yaml", "training_progress.png"} <= files
 
 
 def test_a_run_that_fails_has_its_traceback_there_and_its_last_loss(run: Path, text: Path) -> None:

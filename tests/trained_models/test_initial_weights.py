@@ -42,7 +42,7 @@ def test_sizes_tokenizer_and_weights_are_the_models(
 ) -> None:
     found = job(text, f"init_from='{models[kind]}'", "model.dropout=0.2")
     config, source = found.config, load_checkpoint(copy / "checkpoints" / "step-000008")
-    network = config.network(1)
+    network = config.network_config(1)
     sizes = ("d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len", "vocab_size", "architecture", "activation")
     assert {name: getattr(network, name) for name in sizes} == {name: source.state["network"][name] for name in sizes}
     assert (config.model.dropout, config.tokenizer.name) == (0.2, "file")
@@ -93,7 +93,7 @@ def test_epsilon_and_base_are_the_models(text: Path, tmp_path: Path) -> None:
     theirs = CustomTransformerConfig(**sizes, architecture="llama", norm_epsilon=1e-5, rotary_base=500000.0)
     CustomTransformerWrapper(theirs).save_checkpoint("mine")
     for named in ((), ("architecture=llama",), ("architecture=llama", "architecture.rotary_base=500000")):
-        network = job(text, "init_from=mine", "tokenizer=byte", *named).config.network(300)
+        network = job(text, "init_from=mine", "tokenizer=byte", *named).config.network_config(300)
         assert (network.architecture, network.epsilon, network.base) == ("llama", 1e-5, 500000)
     with pytest.raises(ConfigError, match=r"architecture.rotary_base=10000(.0)?: must be 500000.0, as its weights are"):
         job(text, "init_from=mine", "tokenizer=byte", "architecture=llama", "architecture.rotary_base=10000")

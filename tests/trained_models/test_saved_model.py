@@ -13,7 +13,7 @@ import torch
 from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint
 from manual_backprop.common.errors import CheckpointError, InputError
 from manual_backprop.models.implementations import IMPLEMENTATIONS
-from manual_backprop.models.language_model import CustomTransformerWrapper
+from manual_backprop.models.wrappers.language_model import CustomTransformerWrapper
 from manual_backprop.tracking.run_directory import SWEEPS, create_run_directory, update_run
 from manual_backprop.trained_models.saved_model import find, load
 
@@ -131,7 +131,7 @@ def test_the_line_that_every_command_prints_first(copy: Path) -> None:
     saved = load("last")
     assert saved.line.startswith(
         f"custom (gpt2, fp32): {saved.model.count_parameters():,} parameters, step 8, validation loss "
-        f"{saved.validation_loss:.4f} (outputs/runs/"
+        f"{saved.metric:.4f} (outputs/runs/"
     )
     assert saved.model.step == 8
 

@@ -25,7 +25,6 @@ from manual_backprop.kernels import pieces
 from manual_backprop.kernels.cpu import attention, compiled, loss, normalization
 from manual_backprop.models.network import parameter_shapes
 from manual_backprop.study.estimates import time as time_estimate
-from manual_backprop.study.estimates.epochs import Length
 from manual_backprop.study.estimates.memory import (
     MemoryEstimate,
     checkpoint_bytes,
@@ -34,6 +33,7 @@ from manual_backprop.study.estimates.memory import (
     too_large,
 )
 from manual_backprop.study.estimates.time import Speed, measure_speed
+from manual_backprop.tasks import Preview
 from manual_backprop.training import plan
 from manual_backprop.training.command_line import Job, check
 from manual_backprop.training.plan import Planner, duration, plan_page, print_plans
@@ -112,7 +112,7 @@ def test_a_plan_writes_nothing_and_says_everything(
     page = capsys.readouterr().out
     said = {line.split()[0]: line for line in page.splitlines() if line.startswith("  ") and line.split()}
     assert "training.max_steps" in said
-    network = job_of(text).config.network(257)
+    network = job_of(text).config.network_config(257)
     parameters = sum(
         1 if len(s) == 0 else s[0] * (s[1] if len(s) > 1 else 1) for s in parameter_shapes(network).values()
     )
@@ -138,7 +138,7 @@ def test_steps_an_epoch_are_those_of_the_run(text: Path, tmp_path: Path, monkeyp
     assert exact.train_tokens is not None
     plan = Planner().plan(config_of(text, "training.max_steps=null", "training.num_epochs=2"))
     windows, rows = exact.train_tokens // 8 - 1, 4 * 2
-    assert plan.length.steps_per_epoch == windows / rows
+    assert plan.preview.steps_per_epoch == windows / rows
     assert plan.max_steps == -(-2 * windows // rows)
 
 
@@ -167,8 +167,8 @@ def test_an_epoch_is_as_many_steps_as_a_run_makes(
     )
 
 
-def length_of_run(folder: Path, *overrides: str) -> Length:
-    return Planner().plan(config_of(folder, *overrides)).length
+def length_of_run(folder: Path, *overrides: str) -> Preview:
+    return Planner().plan(config_of(folder, *overrides)).preview
 
 
 def test_documents_that_nobody_has_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_documents_that_nobody_has_counted(tmp_path: Path, monkeypatch: pytest.M
     rows.write_text('{"text": "some words"}\n' * 99)
     given = ("dataset=jsonl", "batching=padded", "training.max_steps=null", "training.num_epochs=1")
     plan = Planner().plan(config_of(rows, *given))
-    assert (plan.length.steps_per_epoch, plan.length.max_steps) == (None, None)
+    assert (plan.preview.steps_per_epoch, plan.preview.max_steps) == (None, None)
     with pytest.raises(InputError, match=r"num_epochs=1: how long an epoch of this text is will be known when it was"):
         plan_page(plan)
 
@@ -218,7 +218,7 @@ def test_tokens_get_longer_with_the_vocabulary() -> None:
 
 def speed_of(text: Path, *overrides: str) -> Speed:
     config = job_of(text, "kernels.compile=never", "training.batch_size=4", *overrides).config
-    return measure_speed(config, config.network(257), fits=True)
+    return measure_speed(config, config.network_config(257), fits=True)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -370,7 +370,7 @@ def tiny(text: Path, *overrides: str) -> RunConfig:
 def test_state_and_checkpoint_are_counted_exactly(text: Path) -> None:
     for precision, widths in (("fp32", (4, 4, 8)), ("bf16", (2, 2, 8)), ("fp64", (8, 8, 16))):
         config = tiny(text, f"precision={precision}")
-        network = config.network(257)
+        network = config.network_config(257)
         estimate = estimate_memory(config, network)
         parameters = sum(_size(shape) for shape in parameter_shapes(network).values())
         assert estimate.state == pytest.approx(parameters * sum(widths), rel=0.02)  # padding, and a few counts
@@ -386,7 +386,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 def test_a_larger_batch_works_on_more(text: Path) -> None:
     small, large = (
-        estimate_memory(config, config.network(257))
+        estimate_memory(config, config.network_config(257))
         for config in (tiny(text, "training.batch_size=8"), tiny(text, "training.batch_size=64"))
     )
     assert large.state == small.state
@@ -396,7 +396,7 @@ def test_a_larger_batch_works_on_more(text: Path) -> None:
 @pytest.mark.parametrize("length", [64, pytest.param(256, marks=pytest.mark.slow)])  # probabilities kept; recomputed
 def test_the_last_piece_stands_for_all(length: int, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(text, f"model.max_seq_len={length}", "model.n_heads=16", "training.batch_size=40")
-    quick = estimate_memory(config, config.network(8192)).working
+    quick = estimate_memory(config, config.network_config(8192)).working
     taken, pieces_as_they_are = [], pieces.pieces
 
     def all_pieces(n_rows: int, size: int, of: Tensor | None = None) -> Iterator[slice]:
@@ -405,13 +405,13 @@ def test_the_last_piece_stands_for_all(length: int, text: Path, monkeypatch: pyt
 
     for module in (attention, compiled, loss, normalization, pieces):
         monkeypatch.setattr(module, "pieces", all_pieces)
-    assert estimate_memory(config, config.network(8192)).working == pytest.approx(quick, rel=0.01)
+    assert estimate_memory(config, config.network_config(8192)).working == pytest.approx(quick, rel=0.01)
     assert max(taken) > 1
 
 
 def test_a_run_that_will_not_fit_is_warned(text: Path) -> None:
     config = tiny(text, "training.batch_size=1000000", "model.max_seq_len=1024")
-    estimate = estimate_memory(config, config.network(257))  # nothing of it is allocated
+    estimate = estimate_memory(config, config.network_config(257))  # nothing of it is allocated
     assert estimate.peak > memory_of("cpu")
     said = too_large(estimate)
     assert said is not None

@@ -197,7 +197,7 @@ def test_outputs_that_cannot_be_written(text: Path, tmp_path: Path) -> None:
         train(tmp_path, text)
 
 
-@pytest.mark.parametrize("name", ["samples", "loss_curves.png"])
+@pytest.mark.parametrize("name", ["samples", "training_progress.png"])
 def test_a_run_directory_that_cannot_be_written_any_more(name: str, text: Path, tmp_path: Path) -> None:
     config = config_of(text, "training.max_steps=2")
     with Interruption() as interruption:

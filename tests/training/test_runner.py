@@ -16,7 +16,7 @@ from run_tools import assert_same_tensors, config_of, metric, resume, train
 
 from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint
 from manual_backprop.common.errors import ConfigError, InputError
-from manual_backprop.models.language_model import CustomTransformerWrapper
+from manual_backprop.models.wrappers.language_model import CustomTransformerWrapper
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import read_run
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 CONTRACT = {
     *("train/loss", "learning_rate", "gradient_norm", "tokens_seen", "flops", "tokens_per_second", "peak_share"),
-    "nonfinite_steps",
+    *("nonfinite_steps", "epoch"),
 }
 VALIDATION = {
     f"validation/{name}" for name in ("loss", "perplexity", "bits_per_byte", "accuracy", "unigram_loss", "bigram_loss")
@@ -38,7 +38,7 @@ def test_run_directory(finished: Path) -> None:
     present = {path.name for path in finished.iterdir()} - {".lock", "source.diff"}
     assert present == {
         *("config.yaml", "run.json", "metrics.jsonl", "run.log", "samples", "checkpoints"),
-        *("tokenizer.json", "tracking.json", "loss_curves.png", "packages.txt", "gradient_check.txt"),
+        *("tokenizer.json", "tracking.json", "training_progress.png", "packages.txt", "gradient_check.txt"),
     }
     stamp, name, hexadecimal = finished.name[:15], finished.name[16:-7], finished.name[-6:]
     time.strptime(stamp, "%Y%m%d-%H%M%S")
@@ -51,7 +51,7 @@ def test_run_directory(finished: Path) -> None:
     assert run["command"] == shlex.join(sys.argv)
     assert sorted(path.name for path in (finished / "samples").iterdir()) == ["step-000004.txt", "step-000008.txt"]
     assert all(path.read_text(encoding="utf-8").startswith("The ") for path in (finished / "samples").iterdir())
-    assert (finished / "loss_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (finished / "training_progress.png").read_bytes().startswith(b"\x89PNG")
     log = (finished / "run.log").read_text()
     assert f"{CustomTransformerWrapper.from_checkpoint(finished).count_parameters():,} parameters" in log
     assert "step 8: validation loss" in log
@@ -124,9 +124,15 @@ def test_checkpoints_of_a_run(finished: Path) -> None:
     assert sorted(path.name for path in checkpoint.path.iterdir()) == [
         *("manifest.json", "optimizer.safetensors", "parameters.safetensors", "state.json", "tokenizer.json"),
     ]
-    assert {"network", "config", "metrics_length", "made_with", "dataset_digest", "tokenizer_digest"} == set(
-        checkpoint.state
-    )
+    assert {
+        "network",
+        "config",
+        "metrics_length",
+        "improvement",
+        "made_with",
+        "dataset_digest",
+        "tokenizer_digest",
+    } == set(checkpoint.state)
     names = {name for key in checkpoint.tensors["optimizer"] for name in [key.partition("/")[2]] if name}
     assert names == set(checkpoint.tensors["parameters"])
     assert checkpoint.tensors["optimizer"]["counts"].tolist() == [8, 0, 0, 0]
@@ -332,7 +338,7 @@ def test_a_run_in_mlflow(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert tags <= set(found.data.tags)
     assert found.data.tags["run_directory"] == str(run)
     files = {file.path for file in client.list_artifacts(found.info.run_id)}
-    assert {"config.yaml", "tokenizer.json", "samples", "loss_curves.png", "checkpoints"} <= files
+    assert {"config.yaml", "tokenizer.json", "samples", "training_progress.png", "checkpoints"} <= files
 
     resume(tmp_path, "resume=last", "training.max_steps=6")
     (found,) = client.search_runs([experiment.experiment_id])

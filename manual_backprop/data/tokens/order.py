@@ -7,6 +7,7 @@ gets its own part of each step; all parts together are the step.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -64,6 +65,17 @@ class Packed(Order):
             yield self.windows.batch(step * self.rows + row, self.batch_size, first_row=row, device=device)
 
 
+class RowsOfLengths(Protocol):
+    """Documents, or other rows that are padded to the longest of a batch."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each, of which the first is not predicted."""
+
+    def batch(self, numbers: np.ndarray, lengths: np.ndarray, *, first_row: int, device: torch.device | str) -> Any:
+        """Of rows by their numbers, each with so many predicted tokens."""
+
+
 class Padded(Order):
     """A document a row, cut after `max_length` tokens; a batch is as wide as its longest row.
 
@@ -74,7 +86,7 @@ class Padded(Order):
 
     def __init__(
         self,
-        documents: Documents,
+        documents: RowsOfLengths,
         max_length: int,
         seed: int,
         batch_size: int,

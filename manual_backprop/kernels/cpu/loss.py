@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import ops
 from ...common.batch import IGNORED
 from ...ops.numerics import Record, no_record, one_number, rows, wide
 from ...optim.parameters import PADDING
@@ -33,12 +34,18 @@ def linear_cross_entropy(
     label_smoothing: float,
     dweight: Tensor,
     feedback: Tensor | None = None,
+    padding: int | None = None,
     record: Record = no_record,
 ) -> tuple[Tensor, Tensor]:
     """`ops.linear_cross_entropy_forward` and `_backward` at once, for a dloss of 1: loss and dx; adds to dweight.
 
-    x (..., D), weight (V, D), targets (...) -> loss, one number, and dx (..., D).
+    x (..., D), weight (V, D), targets (...) -> loss, one number, and dx (..., D). Where nothing is smoothed, nothing
+    depends on `padding`; where it is, small vocabularies have one, and the textbook pair is called.
     """
+    if label_smoothing and padding is not None:
+        smoothed = targets, denominator, label_smoothing, padding
+        textbook, cache = ops.linear_cross_entropy_forward(x, weight.to(x.dtype), *smoothed, record=record)
+        return textbook, ops.linear_cross_entropy_backward(1.0, cache, dweight, feedback, record=record)
     weight = weight.to(x.dtype)
     back = weight if feedback is None else feedback.to(x.dtype)
     vocab_size = weight.shape[0]
@@ -130,12 +137,14 @@ def linear_cross_entropy_forward(
     targets: Tensor,
     denominator: int | Tensor | None = None,
     label_smoothing: float = 0.0,
+    padding: int | None = None,
     record: Record = no_record,
 ) -> tuple[Tensor, LinearCrossEntropyCache]:
     """The two halves of `linear_cross_entropy`, for whoever has another gradient of the loss than 1."""
     dweight = torch.zeros_like(weight)
-    inputs = x.clone(), weight, targets, denominator, label_smoothing  # x itself becomes dx
-    loss, dx = linear_cross_entropy(x, weight, targets, denominator, label_smoothing, dweight, record=record)
+    inputs = x.clone(), weight, targets, denominator, label_smoothing, padding  # x itself becomes dx
+    settings = targets, denominator, label_smoothing
+    loss, dx = linear_cross_entropy(x, weight, *settings, dweight, padding=padding, record=record)
     return loss, (dx, dweight, inputs)
 
 
@@ -150,7 +159,7 @@ def linear_cross_entropy_backward(
     dx, dweight_of_one, inputs = cache
     dweight += dloss * dweight_of_one
     if feedback is not None:  # the forward has gone through the weight itself: once more
-        x, weight, targets, denominator, label_smoothing = inputs
+        x, weight, targets, denominator, label_smoothing, padding = inputs
         once_more = torch.zeros_like(dweight)
-        _, dx = linear_cross_entropy(x, weight, targets, denominator, label_smoothing, once_more, feedback)
+        _, dx = linear_cross_entropy(x, weight, targets, denominator, label_smoothing, once_more, feedback, padding)
     return dx * dloss

@@ -90,7 +90,17 @@ LAYOUTS = {
 
 
 def layout_of(config: CustomTransformerConfig) -> Layout:
-    """Raises InputError for an architecture that `transformers` does not have."""
+    """Raises InputError for a network that `transformers` does not have."""
+    if config.network != "decoder":
+        raise InputError(
+            f"network={config.network} cannot be exported: transformers has no encoder or encoder-decoder of these "
+            "blocks, so nothing there could load it. network=decoder can, with architecture=gpt2 or llama."
+        )
+    if config.positions not in (None, config.traits.positions):
+        raise InputError(
+            f"model.positions={config.positions} cannot be exported: architecture={config.architecture} has "
+            f"{config.traits.positions} positions in transformers."
+        )
     if config.architecture not in LAYOUTS:
         raise InputError(
             f"architecture={config.architecture} cannot be exported: no causal language model of transformers is "

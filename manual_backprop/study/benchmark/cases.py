@@ -60,8 +60,9 @@ class Case:
     def describe(self) -> str:
         config = self.config
         name = f"{self.name}: " if self.name else ""
+        encoder = f"{config.n_encoder_blocks or config.n_blocks}+" if config.network == "encoder_decoder" else ""
         return (
-            f"{name}{config.architecture}, V={config.vocab_size} T={config.max_seq_len} L={config.n_blocks} "
+            f"{name}{config.architecture}, V={config.vocab_size} T={config.max_seq_len} L={encoder}{config.n_blocks} "
             f"H={config.n_heads} D={config.d_model} B={self.batch_size}, {config.precision}, "
             f"{config.device}, {self.threads} threads"
         )
@@ -85,12 +86,14 @@ class NamedCase:
     about: str
     sizes: Mapping[str, int]
     batch_size: int
-    bars: Mapping[str, Bar]  # by precision: those that it is measured in
+    bars: Mapping[str, Bar | None]  # by precision: those that it is measured in
     device: str = "cpu"
+    network: str = "decoder"
 
     def case(self, name: str, precision: str, threads: int, batch_size: int | None) -> Case:
         """`batch_size` None: its own; with another the bar does not hold."""
-        config = CustomTransformerConfig(**self.sizes, precision=precision, device=self.device)  # type: ignore[arg-type]
+        fields = dict(self.sizes) | {"network": self.network, "precision": precision, "device": self.device}
+        config = CustomTransformerConfig.of(fields)
         bar = self.bars.get(precision) if batch_size in (None, self.batch_size) else None
         return Case(config, batch_size or self.batch_size, threads, name, bar)
 
@@ -125,6 +128,13 @@ CASES = {
         _sizes(T=512, **GPT2),
         1,
         {"fp32": Bar(1.15), "bf16": Bar(1.5, 1.0), "bf16_mixed": Bar(1.3, 0.9)},
+    ),
+    "S1": NamedCase(
+        "an encoder-decoder of 1+1 blocks, for sources and targets of 18 tokens",
+        _sizes(13, 18, 1, 8, 128),
+        64,
+        {"fp32": None, "bf16_mixed": None},
+        network="encoder_decoder",
     ),
     "G1": NamedCase("GPT-2, 124M, on a GPU", _sizes(T=1024, **GPT2), 64, {"bf16_mixed": Bar(1.15)}, "cuda"),
     "G3": NamedCase("6 blocks of 384 on a GPU", MEDIUM, 64, {"bf16_mixed": Bar(1.5)}, "cuda"),

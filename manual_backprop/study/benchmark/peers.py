@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...common.batch import Batch
+from ...common.batch import Batch, PairBatch
 from ...config.schema import CustomTransformerConfig
 from ...models.huggingface.layouts import LAYOUTS, config_json, entries, layout_of
 from ...models.implementations import build_network
@@ -19,6 +19,8 @@ from ...models.network import parameter_shapes
 
 def why_not(config: CustomTransformerConfig) -> str | None:
     """Why there is no such peer of this network here, or None."""
+    if config.network != "decoder":
+        return f"transformers has no network={config.network} of these blocks"
     if config.architecture not in LAYOUTS:
         return f"transformers has no network of architecture={config.architecture}"
     if importlib.util.find_spec("transformers") is None:
@@ -71,7 +73,7 @@ class HuggingFacePeer:
         return self.model(input_ids=tokens, labels=targets, shift_labels=targets, use_cache=False).loss
 
     @torch.enable_grad()
-    def loss_and_gradients(self, batch: Batch) -> Tensor:
+    def loss_and_gradients(self, batch: Batch | PairBatch) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             loss = self.loss(batch.tokens, batch.targets)

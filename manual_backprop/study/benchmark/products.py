@@ -26,13 +26,24 @@ class ProductsOfAStep:
         self.dtype = torch.bfloat16 if config.precision == "bf16_mixed" else config.get_dtype()
         self.generator = torch.Generator(self.device).manual_seed(0)
         self.runs: list[tuple[int, Run]] = []  # how often in a step, and what
-        d_model, d_ffn, d_head = config.d_model, config.d_ffn, config.d_head
-        N, L = batch_size * config.max_seq_len, config.n_blocks
-        self._linear(L, N, d_model, (config.n_heads + 2 * config.kv_heads) * d_head)  # query, key and value
-        self._attention(L, batch_size * config.n_heads, config.max_seq_len, d_head)
-        self._linear(L, N, d_model, d_model)
-        self._linear(L, N, d_model, (2 if config.traits.gated else 1) * d_ffn)
-        self._linear(L, N, d_ffn, d_model)
+        d_model, d_head, kv_width = config.d_model, config.d_head, config.kv_heads * config.d_head
+        N, L, T, heads = (
+            batch_size * config.max_seq_len,
+            config.n_blocks,
+            config.max_seq_len,
+            batch_size * config.n_heads,
+        )
+        reads_source = config.network == "encoder_decoder"
+        blocks = L + (config.n_encoder_blocks or L) if reads_source else L  # sources are as long as targets
+        self._linear(blocks, N, d_model, d_model + 2 * kv_width)  # query, key and value
+        self._attention(blocks, heads, T, d_head)
+        self._linear(blocks, N, d_model, d_model)
+        if reads_source:
+            self._linear(2 * L, N, d_model, d_model)  # query and output
+            self._linear(L, N, d_model, 2 * kv_width)  # key and value of the memory
+            self._attention(L, heads, T, d_head)
+        self._linear(blocks, N, d_model, (2 if config.traits.gated else 1) * config.d_ffn)
+        self._linear(blocks, N, config.d_ffn, d_model)
         self._linear(1, N, d_model, config.vocab_size)
 
     def step(self) -> None:

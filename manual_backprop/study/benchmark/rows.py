@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ...common.batch import Batch
+    from ...common.batch import Batch, PairBatch
     from ...models.network import Network
     from ...optim.optimizers import Optimizer
 
@@ -74,7 +74,7 @@ class LeftOut:
 class Trainer(Protocol):
     device: torch.device
 
-    def loss_and_gradients(self, batch: Batch) -> Tensor:
+    def loss_and_gradients(self, batch: Batch | PairBatch) -> Tensor:
         """Of this batch alone: the gradients of before are forgotten."""
 
     def update(self, max_grad_norm: float) -> None: ...
@@ -101,7 +101,7 @@ class NetworkTrainer:
     def _own_adamw(self) -> Optimizer:
         return self.network.adamw(**ADAMW, epsilon=EPSILON)
 
-    def loss_and_gradients(self, batch: Batch) -> Tensor:
+    def loss_and_gradients(self, batch: Batch | PairBatch) -> Tensor:
         self.network.zero_gradients()
         self.loss = self.network.loss_and_gradients(batch, denominator=batch.targets.numel(), step=1)
         return self.loss
@@ -143,14 +143,19 @@ def build(name: str, case: Case) -> Trainer:
     return peer
 
 
-def random_batch(case: Case, device: torch.device) -> Batch:
+def random_batch(case: Case, device: torch.device) -> Batch | PairBatch:
+    """Full sequences: of an encoder-decoder, sources as long as targets."""
     import torch
 
-    from ...common.batch import Batch
+    from ...common.batch import Batch, PairBatch
 
     shape = (case.batch_size, case.config.max_seq_len + 1)
     tokens = torch.randint(case.config.vocab_size, shape, generator=torch.Generator().manual_seed(1)).to(device)
-    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+    read, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    if case.config.network == "encoder_decoder":
+        lengths = torch.full((case.batch_size,), case.config.max_seq_len, device=device)
+        return PairBatch(read.flip(1), lengths, read, targets)
+    return Batch(read, targets)
 
 
 def sketch_of(gradients: Mapping[str, Tensor]) -> dict[str, list[float]]:

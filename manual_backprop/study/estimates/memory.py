@@ -151,10 +151,10 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
-    from ...common.batch import Batch
     from ...models.implementations import build_network
     from ...models.optimization import build_optimizer
     from ...ops import cross_entropy_forward
+    from .full_batch import full_batch
 
     class Living(TorchDispatchMode):
         """Follows every tensor from the operation that made it to its end."""
@@ -189,16 +189,16 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
         compile = "never" if name == "baseline" else network_config.compile
         network = build_network(name, replace(network_config, compile=compile))
         # A number without a value cannot be compared with the vocabulary.
-        vars(network)["check_tokens"] = lambda *tokens, **more: None
+        vars(network).update(dict.fromkeys(("check_tokens", "check_source", "check_inputs"), lambda *given: None))
         optimizer = build_optimizer(config, network)
         state = living.now
-        tokens = torch.zeros(B, T, dtype=torch.int64, device=network.device)
-        loss = network.loss_and_gradients(Batch(tokens, tokens), denominator=B * T, step=1)
+        batch = full_batch(network_config, B, network.device)
+        loss = network.loss_and_gradients(batch, denominator=B * T, step=1)
         if parameter_count(network_config) < PIECEMEAL:  # else its temporaries, of a piece at a time, do not count
             optimizer.step(loss, 1e-3, config.training.max_grad_norm)
         step = living.peak - state
         living.peak = living.now
-        logits = network.predict(tokens)
-        _ = cross_entropy_forward(logits, tokens, denominator=1), logits.argmax(-1)
+        logits = network.predict(batch)
+        _ = cross_entropy_forward(logits, batch.targets, denominator=1), logits.argmax(-1)
         evaluation = living.peak - state
     return state, step, evaluation

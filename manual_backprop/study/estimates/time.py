@@ -82,16 +82,16 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
     """With `rows` sequences at a time; a larger batch takes proportionally longer."""
     import torch
 
-    from ...common.batch import Batch
-    from ...models.decoding import IncrementalDecoder
     from ...models.implementations import build_network
     from ...models.optimization import build_optimizer
+    from .full_batch import full_batch, next_token
 
     network = build_network(config.implementation.name, replace(network_config, seed=0))
     optimizer = build_optimizer(config, network)
     T = network_config.max_seq_len
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(network_config.vocab_size, (rows, T), generator=generator).to(network.device)
+    batch = full_batch(network_config, rows, network.device)
+
+    read = next_token(network, batch)
 
     def wait() -> None:
         if network.device.type == "cuda":
@@ -99,7 +99,7 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
 
     def one_pass() -> Tensor:
         network.zero_gradients()
-        return network.loss_and_gradients(Batch(tokens, tokens), denominator=rows * T, step=1)
+        return network.loss_and_gradients(batch, denominator=rows * T, step=1)
 
     def update() -> None:
         optimizer.step(loss, 1e-5, config.training.max_grad_norm)
@@ -116,13 +116,9 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
             for _ in repeated(MOST, FEWEST, LONGEST)
         ]
         predictions = [
-            seconds_of(lambda: network.predict(tokens), wait, clock) for _ in repeated(1 + FEWEST, 2, LONGEST / 4)
+            seconds_of(lambda: network.predict(batch), wait, clock) for _ in repeated(1 + FEWEST, 2, LONGEST / 4)
         ]
-        decoder = IncrementalDecoder(network)
-        decoder.read(tokens[:1, : max(1, T // 2)])
-        samples = [
-            seconds_of(lambda: decoder.read(tokens[:1, :1]), wait, clock) for _ in repeated(MOST, 2, LONGEST / 4)
-        ]
+        samples = [seconds_of(read, wait, clock) for _ in repeated(MOST, 2, LONGEST / 4)]
         return steps, Speed(typical(steps), typical(predictions[1:]) / (rows * T), typical(samples[1:]), "")
 
     sequences = config.training.batch_size * config.training.gradient_accumulation_steps

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ... import ops
-from ...common.batch import Batch
+from ...common.batch import Batch, PairBatch
 from ...models.custom import CustomTransformer
-from ...models.network import DropoutSource
+from ...models.network import DropoutSource, Memory
 from ...ops import Visible
 from ...optim.parameters import Flat
 from .trace import Call, Tracer, Value
@@ -29,7 +28,7 @@ class TracedStep:
     """One step by hand, every gradient beside autograd's."""
 
     network: CustomTransformer
-    batch: Batch
+    batch: Batch | PairBatch
     root: Call
     loss: Tensor
     autograd_loss: Tensor
@@ -53,18 +52,23 @@ def difference(value: Value) -> float:
     return value.difference
 
 
-def loss_by_autograd(network: CustomTransformer, batch: Batch, denominator: int) -> Tensor:
-    """The forward half of `CustomTransformer._training_step`, its names included; the backward half is autograd's."""
-    x, _ = network._hidden_forward(batch.tokens, Visible.within(batch.segments), DropoutSource(network.config, None))
-    loss, _ = ops.linear_cross_entropy_forward(
-        x, network.head, batch.targets, denominator, network.config.label_smoothing
-    )
+def loss_by_autograd(network: CustomTransformer, batch: Batch | PairBatch, denominator: int) -> Tensor:
+    """The forward half of `_training_step`, its names included; the backward half is autograd's."""
+    dropout, seen = DropoutSource(network.config, None), Visible.within(getattr(batch, "segments", None))
+    if isinstance(batch, PairBatch):
+        visible = Visible(causal=False, key_lengths=batch.source_lengths)
+        memory, _ = network._hidden_forward(batch.source, visible, dropout, stack="encoder.")
+        read = Memory(memory.clone(), visible)
+        x, _ = network._hidden_forward(batch.tokens, seen, dropout, stack="decoder.", memory=read)
+    else:
+        x, _ = network._hidden_forward(batch.tokens, seen, dropout)
+    loss, _ = network._loss_forward(x, batch.targets, denominator)
     return loss
 
 
 def with_leaf(network: CustomTransformer) -> tuple[CustomTransformer, Tensor]:
     """A network of the same values whose parameters are views of one leaf, as they are views of one buffer."""
-    twin = CustomTransformer(network.config)
+    twin = type(network)(network.config)
     leaf = network.flat_parameters.buffer.detach().clone().requires_grad_()
     views = {
         name: leaf[view.storage_offset() : view.storage_offset() + view.numel()].view(view.shape)
@@ -72,12 +76,12 @@ def with_leaf(network: CustomTransformer) -> tuple[CustomTransformer, Tensor]:
     }
     twin.flat_parameters = Flat(leaf, views, network.flat_parameters.decayed_size)
     twin.parameters = views
-    twin.block_parameters = [twin._block_views(twin.flat_parameters, block) for block in range(twin.config.n_blocks)]
-    twin.head = views["token_embedding.weight" if twin.config.traits.tied_head else "head.weight"]
+    twin.block_parameters = {block: twin._block_views(twin.flat_parameters, block) for block in twin.block_parameters}
+    twin.head = views["token_embedding.weight" if twin.config.tied_head else "head.weight"]
     return twin, leaf
 
 
-def trace_step(network: CustomTransformer, batch: Batch, denominator: int) -> TracedStep:
+def trace_step(network: CustomTransformer, batch: Batch | PairBatch, denominator: int) -> TracedStep:
     """One step of `network` (its gradients must be zero; they are filled, its parameters stay), seen from inside.
 
     Dropout is left out: step None.

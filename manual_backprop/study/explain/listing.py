@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...models.network import packed_names
+from ...common.batch import Batch, PairBatch
+from ...models.network import block_names, packed_names
 from .autograd import TracedStep
 from .numbers import WIDTH, Numbers, decimal, scientific
 from .trace import PACKAGE, Call, Step, Value
@@ -68,26 +69,33 @@ def together(names: Sequence[str]) -> str:
     return ".".join(same[0] if len(set(same)) == 1 else "{" + ",".join(same) + "}" for same in zip(*parts, strict=True))
 
 
+def source_of(batch: Batch | PairBatch) -> list[int]:
+    """The tokens of the first row's source; none where a batch has no sources."""
+    return batch.source[0].tolist() if isinstance(batch, PairBatch) else []
+
+
 class Listings:
     """The sections of a step. Remembers which numbers stand where, so that none is printed twice."""
 
     def __init__(self, traced: TracedStep, words: Sequence[str]):
         self.traced = traced
         network, config = traced.network, traced.network.config
-        self.numbers = Numbers(config, [words[token] for token in traced.batch.tokens[0].tolist()], words)
+        read, source = traced.batch.tokens[0].tolist(), source_of(traced.batch)
+        self.numbers = Numbers(config, [words[token] for token in read], words, [words[token] for token in source])
         self.where: dict[tuple, tuple[str, str]] = {}  # a tensor's key -> its name, and the section that prints it
         self.printed: dict[str, tuple] = {}  # rows of numbers -> the key of the tensor that was printed so
         self.explained: set[str] = set()  # functions whose formula or derivation stands already
         self.parameter_names: dict[tuple, str] = {}
         for flat in (network.flat_parameters, network.flat_gradients):
             entries = list(flat.views.items())
-            for block in range(config.n_blocks):
+            for block in block_names(config):
                 entries += [(together(names), flat.packed(names)) for names in packed_names(config, block).values()]
             self.parameter_names |= {(view.data_ptr(), view.numel()): name for name, view in entries}
-        if config.traits.positions != "learned":
+        if config.position_kind != "learned":
             table = network.position_table
             self.parameter_names[table.data_ptr(), table.numel()] = FIXED
         self.sections: list[Section] = []
+        self.stacks: list[str] = []  # of the forward sections, where there are two
         self._cut(traced.root)
 
     # The step, cut into sections
@@ -99,12 +107,11 @@ class Listings:
                 if inner.path.parent.name != "ops":
                     self._cut(inner)
                 elif inner.base != "dropout":  # it is off, and hands on what it gets
-                    title, forward, backward = self._words(inner)
                     number = self._number(inner)
+                    title, forward, backward = self._words(inner, abs(number))
                     self.sections.append(
-                        Section(number, inner, [(call, step)], title, backward if number < 0 else forward)
+                        Section(abs(number), inner, [(call, step)], title, backward if number < 0 else forward)
                     )
-                    self.sections[-1].number = abs(number)
             own = any(inner.base != "dropout" for inner in step.calls)
             if self.sections and own and (call, step) not in self.sections[-1].network_steps:
                 self.sections[-1].network_steps.append((call, step))
@@ -114,13 +121,25 @@ class Listings:
         forwards = [section for section in self.sections if not section.call.backward]
         return len(self.sections) - 2 * len(forwards) if call.backward else len(forwards) + 1
 
-    def _words(self, call: Call) -> tuple[str, str, str]:
+    def _words(self, call: Call, number: int) -> tuple[str, str, str]:
         names = [name for name in (self.parameter_name(value.tensor) for value in call.parameters.values()) if name]
         names = [name for name in names if name != FIXED]
         first = re.sub(r"\{(\w+),[^}]*\}", r"\1", names[0]) if names else ""
-        if first.startswith("blocks."):
-            first = first.split(".", 2)[2]
-        return words_of(self.traced.network.config.architecture, call.base, first)
+        stack = re.match(r"(encoder\.|decoder\.)?", first)
+        assert stack is not None
+        first = re.sub(r"^((encoder|decoder)\.)?(blocks\.\d+\.)?(source_)?", "", first)
+        architecture = self.traced.network.config.architecture
+        if not isinstance(self.traced.batch, PairBatch):
+            return words_of(architecture, call.base, first)
+        if not call.backward:  # what names no stack belongs to that of the pair before
+            read = sum(section.call.function == "token_embedding_forward" for section in self.sections)
+            before = self.stacks[number - 2] if number > 1 else "encoder."
+            if call.base == "token_embedding":
+                before = "decoder." if read else "encoder."
+            self.stacks.append(stack[0] or before)
+        of_stack = self.stacks[number - 1]
+        title, forward, backward = words_of(architecture, call.base, first, of_stack)
+        return f"{of_stack.rstrip('.').capitalize()}: {title[0].lower()}{title[1:]}", forward, backward
 
     def parameter_name(self, tensor: Tensor) -> str | None:
         return self.parameter_names.get((tensor.data_ptr(), tensor.numel()))

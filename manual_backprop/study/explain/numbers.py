@@ -26,25 +26,37 @@ def scientific(number: float) -> str:
 
 
 class Numbers:
-    def __init__(self, config: CustomTransformerConfig, read: Sequence[str], words: Sequence[str]):
-        self.config, self.read, self.words = config, list(read), list(words)
+    """Of a network with these sizes, which has read `read`, and of an encoder-decoder before that `source`. All sizes
+    that may stand beside one another in a shape must differ, lengths included."""
+
+    def __init__(
+        self, config: CustomTransformerConfig, read: Sequence[str], words: Sequence[str], source: Sequence[str] = ()
+    ):
+        self.config, self.words = config, list(words)
+        self.places = {len(read): ("T", list(read))}  # length of a sequence -> its letter, and what stands there
+        if source:
+            self.places[len(source)] = ("S", list(source))
         self.tensors = 0  # printed so far
 
     def letters(self, tensor: Tensor, places: bool = False) -> str:
         """(B, T, D): a shape in the alphabet. `places`: a matrix's rows are places T, else rows N of all texts."""
         config, shape = self.config, list(tensor.shape)
-        length = len(self.read)
-        names = {length: "T" if places or len(shape) > 2 else "N", config.d_model: "D", config.vocab_size: "V"}
+        rows = {length: letter if places or len(shape) > 2 else "N" for length, (letter, _) in self.places.items()}
+        if not (places or len(shape) > 2) and self._two_stacks:
+            rows = {length: f"B{letter}" for length, (letter, _) in self.places.items()}
+        names = {**rows, config.d_model: "D", config.vocab_size: "V"}
         names |= {config.d_ffn: "F", 3 * config.d_model: "3D", 1: "1"}
+        if self._two_stacks:
+            names[2 * config.d_model] = "2D"
         if config.traits.gated:
             names[2 * config.d_ffn] = "2F"
         if config.kv_heads != config.n_heads:
             names[(config.n_heads + 2 * config.kv_heads) * config.d_head] = "(H+2G)K"
         letters = [names.get(size, str(size)) for size in shape]
-        if shape == [length] * 2:
-            letters = ["T", "T"]
-        if shape[0] == 1 and (len(shape) > 2 or shape == [1, length]):
-            letters = ["B", "T"] if len(shape) == 2 else ["B", *letters[1:]]
+        if len(shape) == 2 and all(size in self.places for size in shape):
+            letters = [self.places[size][0] for size in shape]
+        if shape[0] == 1 and (len(shape) > 2 or shape[1] in self.places):
+            letters = ["B", self.places[shape[1]][0]] if len(shape) == 2 else ["B", *letters[1:]]
         if self._heads_inside(tensor):
             letters[2] = "H" if shape[2] == config.n_heads else str(shape[2])
             letters[-1] = {config.d_head: "K", config.d_head // 2: "K/2"}.get(shape[-1], letters[-1])
@@ -60,14 +72,20 @@ class Numbers:
         if tensor.dim() == 4:
             return list(tensor[0].unbind(0))
         matrix = tensor.reshape(-1, tensor.shape[-1])
-        return list(matrix.split(self.config.d_model, dim=-1)) if self._is_qkv(matrix) else [matrix]
+        return list(matrix.split(self.config.d_model, dim=-1)) if self._packed(matrix) else [matrix]
 
     def _heads_inside(self, tensor: Tensor) -> bool:
         """(B, T, heads, K), where attention has (B, H, T, K)."""
-        return tensor.dim() > 3 and tensor.shape[1] == len(self.read) != self.config.n_heads
+        return tensor.dim() > 3 and tensor.shape[1] in self.places and tensor.shape[1] != self.config.n_heads
 
-    def _is_qkv(self, matrix: Tensor) -> bool:
-        return matrix.shape[-1] == 3 * self.config.d_model
+    def _packed(self, matrix: Tensor) -> list[str]:
+        """What lies side by side in it: query, key and value; or, of a memory, key and value."""
+        many = matrix.shape[-1] / self.config.d_model
+        return ["query", "key", "value"] if many == 3 else ["key", "value"] if many == 2 and self._two_stacks else []
+
+    @property
+    def _two_stacks(self) -> bool:
+        return len(self.places) > 1
 
     def rows(self, tensor: Tensor, decimals: int = 4) -> list[str]:
         whole = not tensor.is_floating_point()
@@ -84,18 +102,22 @@ class Numbers:
 
     def labels(self, tensor: Tensor) -> list[str]:
         count = self.pieces(tensor)[0].shape[0]
-        return {len(self.read): self.read, len(self.words): self.words}.get(count, [""] * count)
+        return {len(self.words): self.words}.get(count) or self._read(count) or [""] * count
+
+    def _read(self, length: int) -> list[str]:
+        """What stands at the places of the sequence that is so long."""
+        return self.places[length][1] if length in self.places else []
 
     def head(self, tensor: Tensor) -> list[str]:
         """The line above the columns, where words, heads or query, key and value stand there."""
         pieces = self.pieces(tensor)
         count, width = pieces[0].shape
-        if width == len(self.words) or (width == len(self.read) and count in (1, width)):
-            words = self.words if width == len(self.words) else self.read
+        if width == len(self.words) or (width in self.places and (count == 1 or count in self.places)):
+            words = self.words if width == len(self.words) else self._read(width)
             return [" |".join("".join(word.rjust(NUMBER) for word in words) for _ in pieces)]
         names = [f"head {number}" for number in range(len(pieces))] if tensor.dim() >= 4 else []
-        if len(pieces) == 3 and tensor.dim() < 4:
-            names = ["query", "key", "value"]
+        if len(pieces) > 1 and tensor.dim() < 4:
+            names = self._packed(tensor)
         return [" |".join(name.rjust(NUMBER * width) for name in names)] if names else []
 
     def block(
@@ -120,14 +142,9 @@ class Numbers:
         if autograd is None:
             if tensor.is_floating_point() and not bool(tensor.any()):
                 return [f"{start}{title}: all 0"]
-            if tensor.dim() < 4 and tensor.shape[-1] == 1 and len(self.labels(tensor)) == len(self.read):
-                return [
-                    start
-                    + title
-                    + "".join(
-                        f"   {word} {row.strip()}" for word, row in zip(self.read, self.rows(tensor), strict=True)
-                    )
-                ]
+            if tensor.dim() < 4 and tensor.shape[-1] == 1 and (words := self._read(len(self.labels(tensor)))):
+                rows = zip(words, self.rows(tensor), strict=True)
+                return [start + title + "".join(f"   {word} {row.strip()}" for word, row in rows)]
             lines = self._lines(tensor, start, decimals)
             together = f"{lines[0]}   {title}"
             return [together, *lines[1:]] if len(together) <= WIDTH else [start + title, *lines]

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ... import ops
+from ...common.batch import PairBatch
 from ...models.custom import CustomTransformer
-from ...models.network import packed_names
+from ...models.network import block_names, packed_names
 from .autograd import TracedStep
-from .listing import Listings, slug, together
+from .listing import Listings, slug, source_of, together
 from .numbers import LABEL, decimal, scientific
 from .words import ARCHITECTURES, TEXTS, filled
 
@@ -24,15 +25,17 @@ PERTURBATION = 1e-6
 class Page:
     """`text()` is the page; `tensors` how many it prints, once it has been made."""
 
-    def __init__(
-        self, traced: TracedStep, words: Sequence[str], text: Sequence[str], learning_rate: float, command: str
-    ):
-        """`words`: the vocabulary; `text`: what is read, and the last target."""
-        self.traced, self.words, self.passage = traced, words, text
+    def __init__(self, traced: TracedStep, words: Sequence[str], learning_rate: float, command: str):
+        """`words`: the vocabulary."""
+        self.traced, self.words = traced, words
         self.learning_rate, self.command = learning_rate, command
         self.listings = Listings(traced, words)
-        self.twin = CustomTransformer(traced.network.config)  # for what is tried out
-        self.repeated = next(word for word in text if text[:-1].count(word) > 1)
+        self.twin = type(traced.network)(traced.network.config)  # for what is tried out
+        self.read, self.targets = (
+            [words[token] for token in ids[0].tolist()] for ids in (traced.batch.tokens, traced.batch.targets)
+        )
+        self.source = [words[token] for token in source_of(traced.batch)]
+        self.repeated = next(word for word in self.read if self.read.count(word) > 1)
 
     @property
     def tensors(self) -> int:
@@ -61,26 +64,29 @@ class Page:
         return filled("\n".join(lines), facts).rstrip() + "\n"
 
     def _introduction(self) -> list[str]:
-        config = self.traced.network.config
-        read, targets = self.passage[:-1], self.passage[1:]
+        config, read, source = self.traced.network.config, self.read, self.source
         sections = self.listings.sections
-        never = " and ".join(f"`{word}`" for word in self.words if word not in self.passage)
+        never = " and ".join(f"`{word}`" for word in self.words if word not in (*source, *read, *self.targets))
         facts = {
             "command": self.command,
-            "text": " ".join(self.passage),
+            "source": " ".join(source),
+            "text": " ".join((*read, self.targets[-1])),
             "tokens": " ".join(read),
+            "targets": " ".join(self.targets),
             "task": "\n".join(
-                f"| {place} | {' '.join(read[: place + 1])} | **{target}** |" for place, target in enumerate(targets)
+                f"| {place} | {' '.join(read[: place + 1])} | **{target}** |"
+                for place, target in enumerate(self.targets)
             ),
             "vocabulary": ", ".join(f"`{word}`" for word in self.words) + f"; {never} do not occur",
             "architecture": ARCHITECTURES[config.architecture],
             "count": str(self.traced.network.count_parameters()),
             "last": str(max(section.number for section in sections)),
-            "sizes": f"| 1 text | {len(read)} places | {config.d_model} numbers at each place "
+            "sizes": f"| 1 text | {f'{len(source)} places of the source | ' if source else ''}{len(read)} places"
+            f"{' of the target' if source else ''} | {config.d_model} numbers at each place "
             f"| {config.n_heads} heads | {config.d_head} numbers in a head | {config.d_ffn} hidden units "
             f"| {len(self.words)} words | B T = {len(read)} places in all |",
         }
-        return filled(TEXTS["introduction"], facts).splitlines()
+        return filled(TEXTS["introduction_of_pairs" if source else "introduction"], facts).splitlines()
 
     def _map(self) -> list[str]:
         """One row for each pair of sections: the table of contents."""
@@ -121,8 +127,12 @@ class Page:
     # The parameters
 
     def _loss(self) -> float:
-        batch, smoothing = self.traced.batch, self.traced.network.config.label_smoothing
-        return float(ops.cross_entropy_forward(self.twin.predict(batch.tokens), batch.targets, None, smoothing)[0])
+        smoothing = self.traced.network.config.label_smoothing
+        return float(ops.cross_entropy_forward(self._logits(), self.traced.batch.targets, None, smoothing)[0])
+
+    def _logits(self) -> Tensor:
+        batch = self.traced.batch
+        return self.twin.predict(batch if isinstance(batch, PairBatch) else batch.tokens)
 
     def _finite_difference(self, name: str, index: tuple[int, ...]) -> float:
         """dloss / d(one number of one parameter), without any calculus."""
@@ -156,13 +166,14 @@ class Page:
             )
         biases = self.traced.network.config.traits.biases
         lines += ["", *(TEXTS["zero_by_structure"] if biases else TEXTS["no_biases"]).splitlines(), ""]
-        if self.traced.network.config.traits.tied_head:
-            lines += [*TEXTS["tied"].splitlines(), "", *self._tied(), ""]
+        if self.traced.network.config.tied_head:
+            lines += [*TEXTS["tied_in_pairs" if self.source else "tied"].splitlines(), "", *self._tied(), ""]
         return lines
 
     def _source(self, name: str) -> str:
         """The section that completes a parameter's gradient, as a link."""
-        packed_with = packed_names(self.traced.network.config, 0).values()
+        config = self.traced.network.config
+        packed_with = [names for block in block_names(config) for names in packed_names(config, block).values()]
         known_as = {name, *(together(names) for names in packed_with if name in names)}
         for section in reversed(self.listings.sections):
             call = section.call
@@ -173,13 +184,12 @@ class Page:
 
     def _tied(self) -> list[str]:
         """The embedding table's gradient: from scoring, from reading, and their sum."""
+        uses = {"linear_cross_entropy_backward": "as head", "token_embedding_backward": "as table"}
         parts = [
-            (f"as head (backward {section.number})", call.parameters["dweight"].numbers)
+            (f"{uses[section.call.function]} (backward {section.number})", section.call.parameters["dweight"].numbers)
             for section in self.listings.sections
-            for call in [section.call]
-            if call.function in ("linear_cross_entropy_backward", "token_embedding_backward")
+            if section.call.function in uses
         ]
-        parts[1] = (parts[1][0].replace("as head", "as table"), parts[1][1])
         total = ("sum", self.traced.network.gradients["token_embedding.weight"])
         return self._beside([*parts, total])
 
@@ -196,7 +206,7 @@ class Page:
 
     def _probabilities(self) -> list[float]:
         """Of each target."""
-        logits = self.twin.predict(self.traced.batch.tokens)[0]
+        logits = self._logits()[0]
         return logits.softmax(-1).gather(1, self.traced.batch.targets[0][:, None])[:, 0].tolist()
 
     def _after(self, learning_rate: float) -> float:
@@ -238,8 +248,8 @@ class Page:
             "|---|---|--:|--:|",
         ]
         for place, (old, new) in enumerate(zip(probabilities, self._probabilities(), strict=True)):
-            read = " ".join(self.passage[: place + 1])
-            lines.append(f"| {read} | **{self.passage[place + 1]}** | {decimal(old)} | {decimal(new)} |")
+            read = " ".join(self.read[: place + 1])
+            lines.append(f"| {read} | **{self.targets[place]}** | {decimal(old)} | {decimal(new)} |")
         square = float(network.flat_gradients.buffer.square().sum())
         facts = {
             "before": decimal(loss),

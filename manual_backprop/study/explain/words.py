@@ -9,11 +9,12 @@ ARCHITECTURES: dict[str, str] = WORDS["architectures"]
 TEXTS: dict[str, str] = WORDS["texts"]
 
 
-def words_of(architecture: str, pair: str, parameter: str) -> tuple[str, str, str]:
-    """Title, what happens forward, what happens backward. LookupError where a pair has no words."""
+def words_of(architecture: str, pair: str, parameter: str, stack: str = "") -> tuple[str, str, str]:
+    """Title, what happens forward, what happens backward; `stack` of an encoder-decoder. LookupError where a pair has
+    no words."""
     for section in WORDS["sections"]:
-        known = section["pair"], section["parameter"], section.get("architecture", architecture)
-        if known == (pair, parameter, architecture):
+        place = section.get("architecture", architecture), section.get("stack", stack)
+        if (section["pair"], section["parameter"], *place) == (pair, parameter, architecture, stack):
             return section["title"], section["forward"], section["backward"]
     raise LookupError(f"{pair} of {parameter or 'no parameter'}: words.toml has no section for it")
 

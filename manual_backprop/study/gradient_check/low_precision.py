@@ -18,11 +18,9 @@ from torch import Tensor
 
 from ... import ops
 from ...config.schema import CustomTransformerConfig
-from ...models.custom import CustomTransformer
-from ...models.mirror import TorchTransformer
-from ...models.network import Network
 from .measure import LOW_PRECISION_BAR, Finding, error_of, floor_of
-from .network_check import draw_batch, networks, step_in_place, wholly_zero
+from .network_case import draw_batch, wholly_zero
+from .network_check import networks, step_in_place
 from .op_case import Case, Draw
 from .op_check import autograd, call, gradients_of, upstream_of
 from .op_table import Row
@@ -54,22 +52,22 @@ def check_network_precision(
     seeds: Iterable[int] = SEEDS,
     B: int = 4,
     T: int | None = None,
-    peer: type[Network] = TorchTransformer,
+    peer: str = "torch",
 ) -> list[Finding]:
     """The ratio for the loss and for every parameter whose gradient is more than rounding."""
     draws = (draw_errors(replace(config, seed=seed), scale, B, T or config.max_seq_len, peer) for seed in seeds)
     # The loss is one number, in which the errors of single tokens happen to cancel or not: less than the format can
     # express is no difference. Gradients have no such allowance.
     ratios = median_ratios(draws, lambda name: UNIT[config.precision] if name == "loss" else 1e-30)
-    subject = f"{config.architecture} {config.precision}, {scale} scale"
+    subject = f"{config.architecture} {config.network} {config.precision}, {scale} scale"
     return [Finding(subject, name, ratio, LOW_PRECISION_BAR) for name, ratio in ratios.items()]
 
 
-def draw_errors(config: CustomTransformerConfig, scale: str, B: int, T: int, peer: type[Network]) -> Errors:
+def draw_errors(config: CustomTransformerConfig, scale: str, B: int, T: int, peer: str) -> Errors:
     """Of the loss and of every gradient that is more than rounding, at weights and tokens drawn from `config.seed`."""
     batch = draw_batch(config, B, T, config.seed)
     by_hand, mirror = networks(config, scale, peer)
-    exact = CustomTransformer(replace(config, precision="fp64"))
+    exact = type(by_hand)(replace(config, precision="fp64"))
     with torch.no_grad():
         exact.flat_parameters.buffer.copy_(by_hand.flat_parameters.buffer)
     (loss, got), (mirror_loss, mirrored), (want_loss, want) = (

@@ -4,19 +4,17 @@ Rule 1 of DESIGN.md at two scales: the proof scale, at which every tensor matter
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ...common.batch import Batch
+from ...common.batch import AnyBatch
 from ...config.schema import CustomTransformerConfig
-from ...models.custom import CustomTransformer
-from ...models.mirror import TorchTransformer
+from ...models.implementations import build_network
 from ...models.network import Network
 from ...models.recorder import Recorder
-from ...ops import IGNORED
+from ...models.step import HandWrittenNetwork
 from ...ops.numerics import no_record
 from .measure import (
     AUTOGRAD_BAR,
@@ -30,11 +28,9 @@ from .measure import (
     errors_of,
     norm_of,
 )
+from .network_case import counted, rows_of, tensors_of, wholly_zero, zero_by_structure
 
 STEP = 5  # which dropout masks
-ODD = CustomTransformerConfig(  # all dimensions different, none a power of two
-    vocab_size=17, d_model=18, n_blocks=2, n_heads=3, d_ffn=22, max_seq_len=9, precision="fp64", seed=3
-)
 
 
 def set_proof_scale(network: Network, seed: int = 0) -> None:
@@ -51,40 +47,12 @@ def set_proof_scale(network: Network, seed: int = 0) -> None:
             parameter.copy_(noise * (2 / math.sqrt(parameter.shape[1])))
 
 
-def draw_batch(config: CustomTransformerConfig, B: int, T: int, seed: int = 0, *, segments: bool = False) -> Batch:
-    """Random tokens, some of the vocabulary's never; some targets ignored where there are enough of them."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(max(config.vocab_size - 3, 1), (B, T), generator=generator)
-    targets = torch.randint(config.vocab_size, (B, T), generator=generator)
-    if B * T > 2:
-        targets[torch.rand((B, T), generator=generator) < 0.25] = IGNORED
-        targets[0, 0] = 0
-    device = config.get_device()
-    if not segments:
-        return Batch(tokens.to(device), targets.to(device), first_row=2)
-    place = torch.arange(T)
-    first = torch.randint(1, max(T, 2), (B, 1), generator=generator)  # where the second document starts
-    documents = torch.where(place > T - 2, -1, (place >= first).long())
-    return Batch(tokens.to(device), targets.to(device), documents.to(device), first_row=2)
-
-
-def wholly_zero(config: CustomTransformerConfig, batch: Batch) -> set[str]:
-    """Parameters whose gradient is nothing but rounding: two right implementations differ by all of it, so that they
-    are compared with zero and not with each other."""
-    return {
-        name for name, _, rows in zero_by_structure(config, batch) if isinstance(rows, slice) and rows.start is None
-    }
-
-
-def counted(batch: Batch) -> int:
-    return int((batch.targets != IGNORED).sum())
-
-
 def networks(
-    config: CustomTransformerConfig, scale: str = "proof", peer: type[Network] = TorchTransformer
-) -> tuple[CustomTransformer, Network]:
-    """The hand-written network and its mirror, or another peer, with the same parameters."""
-    by_hand, other = CustomTransformer(config), peer(config)
+    config: CustomTransformerConfig, scale: str = "proof", peer: str = "torch"
+) -> tuple[HandWrittenNetwork, Network]:
+    """The hand-written network and its mirror, or another implementation of it, with the same parameters."""
+    by_hand, other = build_network("custom", config), build_network(peer, config)
+    assert isinstance(by_hand, HandWrittenNetwork)
     if scale == "proof":
         set_proof_scale(by_hand, config.seed)
     other.load_parameters(by_hand.parameters)
@@ -92,7 +60,7 @@ def networks(
 
 
 def step_in_place(
-    network: Network, batch: Batch, denominator: int | None = None
+    network: Network, batch: AnyBatch, denominator: int | None = None
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Loss and gradients of one step from zeroed gradients: the network's own, which its next step overwrites."""
     network.zero_gradients()
@@ -100,37 +68,14 @@ def step_in_place(
     return loss, network.gradients
 
 
-def step_of(network: Network, batch: Batch, denominator: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+def step_of(network: Network, batch: AnyBatch, denominator: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """Likewise, as copies."""
     loss, gradients = step_in_place(network, batch, denominator)
     return loss.clone(), {name: gradient.clone() for name, gradient in gradients.items()}
 
 
-def zero_by_structure(config: CustomTransformerConfig, batch: Batch) -> Iterator[tuple[str, str, Tensor | slice]]:
-    """Gradients that are zero whatever the numbers: parameter, reason, which of its rows. The only list of them.
-
-    A key's bias shifts all scores of a query alike, and softmax ignores that; at T = 1 the only probability is 1,
-    whatever the score.
-    """
-    T = batch.tokens.shape[1]
-    for block in range(config.n_blocks):
-        place = f"blocks.{block}.attention."
-        if config.traits.biases:
-            yield f"{place}key.bias", "softmax ignores it", slice(None)
-        if T == 1:
-            for name in ("query.weight", "key.weight", *(["query.bias"] * config.traits.biases)):
-                yield place + name, "T = 1", slice(None)
-    if config.traits.positions == "learned" and config.max_seq_len > T:
-        yield "position_embedding.weight", "beyond T", slice(T, None)
-    if not config.traits.tied_head:
-        unused = torch.ones(config.vocab_size, dtype=torch.bool)
-        unused[batch.tokens.flatten().cpu()] = False
-        if unused.any():
-            yield "token_embedding.weight", "unused tokens", unused.nonzero()[:, 0]
-
-
 @torch.no_grad()
-def direction_error(network: CustomTransformer, batch: Batch, gradients: Mapping[str, Tensor], seed: int) -> float:
+def direction_error(network: HandWrittenNetwork, batch: AnyBatch, gradients: Mapping[str, Tensor], seed: int) -> float:
     """The slope of the loss along one random direction, against central differences.
 
     Relative to |gradient| |direction| / sqrt(P), the size that the slope of a random direction has: the direction may
@@ -157,11 +102,11 @@ def direction_error(network: CustomTransformer, batch: Batch, gradients: Mapping
     return difference / (norm / math.sqrt(network.layout.size)) if norm else difference
 
 
-def check_network(config: CustomTransformerConfig, batch: Batch, scale: str = "proof") -> list[Finding]:
+def check_network(config: CustomTransformerConfig, batch: AnyBatch, scale: str = "proof") -> list[Finding]:
     """All that is known about a right step, in float64: a finding for every parameter, and for what else holds."""
-    subject = f"{config.architecture}, {scale} scale"
+    subject = f"{config.architecture} {config.network}, {scale} scale"
     by_hand, mirror = networks(config, scale)
-    given = {"parameters": by_hand.flat_parameters.buffer, "tokens": batch.tokens, "targets": batch.targets}
+    given = {"parameters": by_hand.flat_parameters.buffer, **tensors_of(batch)}
     before = {name: tensor.clone() for name, tensor in given.items()}
     want_loss, want = step_of(mirror, batch)
     loss, gradients = step_of(by_hand, batch)
@@ -182,7 +127,7 @@ def check_network(config: CustomTransformerConfig, batch: Batch, scale: str = "p
     findings += _check_recorded(subject, by_hand, mirror, batch, loss, gradients)
     findings += _check_classic(subject, by_hand, mirror, batch, apart)
     findings += _check_accumulation(subject, by_hand, batch, loss, gradients, apart)
-    made = [loss, *by_hand.gradients.values(), *by_hand.parameters.values(), by_hand.forward(batch.tokens)]
+    made = [loss, *by_hand.gradients.values(), *by_hand.parameters.values(), by_hand.forward(batch)]
     findings += [
         Finding(subject, "tensors changed that are not gradients", differing(before, given), EXACT),
         Finding(subject, "tensors that require grad", float(sum(tensor.requires_grad for tensor in made)), EXACT),
@@ -191,7 +136,7 @@ def check_network(config: CustomTransformerConfig, batch: Batch, scale: str = "p
 
 
 def check_zeros(
-    subject: str, config: CustomTransformerConfig, batch: Batch, gradients: Mapping[str, Tensor]
+    subject: str, config: CustomTransformerConfig, batch: AnyBatch, gradients: Mapping[str, Tensor]
 ) -> list[Finding]:
     """Of every gradient that is zero by structure, its share of the whole gradient."""
     whole = norm_of(gradients.values())
@@ -203,9 +148,9 @@ def check_zeros(
 
 def _check_recorded(
     subject: str,
-    by_hand: CustomTransformer,
+    by_hand: HandWrittenNetwork,
     mirror: Network,
-    batch: Batch,
+    batch: AnyBatch,
     loss: Tensor,
     gradients: dict[str, Tensor],
 ) -> list[Finding]:
@@ -235,14 +180,14 @@ def _is_gradient(name: str) -> bool:
 
 
 def _check_classic(
-    subject: str, by_hand: CustomTransformer, mirror: Network, batch: Batch, apart: set[str]
+    subject: str, by_hand: HandWrittenNetwork, mirror: Network, batch: AnyBatch, apart: set[str]
 ) -> list[Finding]:
-    """forward(tokens) -> logits, backward(dlogits), with something else predicted in between."""
+    """forward(batch) -> logits, backward(dlogits), with something else predicted in between."""
     generator = torch.Generator().manual_seed(1)
-    logits, want_logits = (network.forward(batch.tokens, batch.segments, step=STEP) for network in (by_hand, mirror))
+    logits, want_logits = (network.forward(batch, step=STEP) for network in (by_hand, mirror))
     dlogits = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
     kept = {"logits": logits.clone(), "dlogits": dlogits.clone()}
-    by_hand.predict(batch.tokens.flip(0))
+    by_hand.predict(rows_of(batch, torch.arange(len(batch.targets) - 1, -1, -1)))
     for network in (by_hand, mirror):
         network.zero_gradients()
         network.backward(dlogits)
@@ -257,16 +202,19 @@ def _check_classic(
 
 
 def _check_accumulation(
-    subject: str, by_hand: CustomTransformer, batch: Batch, loss: Tensor, gradients: dict[str, Tensor], apart: set[str]
+    subject: str,
+    by_hand: HandWrittenNetwork,
+    batch: AnyBatch,
+    loss: Tensor,
+    gradients: dict[str, Tensor],
+    apart: set[str],
 ) -> list[Finding]:
     """A batch row by row is the batch at once; a step twice without zeroing is twice the step."""
     denominator = counted(batch)
     by_hand.zero_gradients()
     total = torch.zeros_like(loss)
-    for row in range(batch.tokens.shape[0]):
-        piece = slice(row, row + 1)
-        segments = None if batch.segments is None else batch.segments[piece]
-        part = Batch(batch.tokens[piece], batch.targets[piece], segments, batch.first_row + row)
+    for row in range(len(batch.targets)):
+        part = rows_of(batch, slice(row, row + 1), batch.first_row + row)
         total += by_hand.loss_and_gradients(part, denominator=denominator, step=STEP)
     in_pieces = errors_of(by_hand.gradients, gradients, apart)
     step_of(by_hand, batch)
@@ -277,27 +225,3 @@ def _check_accumulation(
         Finding(subject, "gradients row by row, the worst", max(in_pieces.values()), AUTOGRAD_BAR),
         Finding(subject, "gradients twice, the worst", max(twice.values()), AUTOGRAD_BAR),
     ]
-
-
-def odd_cases(architecture: str) -> Iterator[tuple[str, CustomTransformerConfig, Batch, str]]:
-    """Small networks of one architecture that together take every path: name, config, batch, scale."""
-    plain = replace(ODD, architecture=architecture)
-    rich = replace(plain, dropout=0.2, label_smoothing=0.1, norm_epsilon=0.3)
-    if plain.traits.positions == "rotary":
-        rich = replace(rich, rotary_base=30.0)
-    yield "plain", plain, draw_batch(plain, 2, 7), "proof"
-    yield "initial scale", plain, draw_batch(plain, 2, 7, seed=1), "initial"
-    yield "segments, dropout", rich, draw_batch(rich, 3, 9, segments=True), "proof"
-    if plain.traits.gated:
-        for n_heads, n_kv_heads in ((3, 1), (9, 3)):
-            config = replace(rich, n_heads=n_heads, n_kv_heads=n_kv_heads, n_blocks=1)
-            batch = draw_batch(config, 2, 5, seed=2, segments=True)
-            yield f"{n_heads} heads share {n_kv_heads}", config, batch, "proof"
-    else:
-        for activation in ("gelu_tanh", "gelu", "relu"):
-            config = replace(plain, activation=activation, n_blocks=1)
-            yield activation, config, draw_batch(config, 2, 5, seed=2), "proof"
-    yield "T=1", plain, draw_batch(plain, 3, 1, seed=3), "proof"
-    yield "B=1 T=1", rich, draw_batch(rich, 1, 1, seed=4), "proof"
-    deep = replace(rich, n_blocks=3, n_heads=9)
-    yield "8 rows", deep, draw_batch(deep, 8, 6, seed=5), "proof"

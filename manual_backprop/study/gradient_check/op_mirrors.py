@@ -191,8 +191,18 @@ def gated_feed_forward_mirror(x: Tensor, gated_weight: Tensor, output_weight: Te
 
 
 def cross_entropy_mirror(
-    logits: Tensor, targets: Tensor, denominator: int | Tensor | None = None, label_smoothing: float = 0.0
+    logits: Tensor,
+    targets: Tensor,
+    denominator: int | Tensor | None = None,
+    label_smoothing: float = 0.0,
+    padding: int | None = None,
 ) -> Tensor:
+    if padding is not None:
+        count = max(int((targets != IGNORED).sum() if denominator is None else denominator), 1)
+        q = F.one_hot(targets.clamp(min=0), logits.shape[-1]).to(logits.dtype) * (1 - label_smoothing)
+        q = q + label_smoothing / (logits.shape[-1] - 1)
+        q[..., padding] = 0
+        return -(q * logits.log_softmax(-1)).sum(-1)[targets != IGNORED].sum() / count
     total = F.cross_entropy(
         logits.reshape(-1, logits.shape[-1]),
         targets.reshape(-1),

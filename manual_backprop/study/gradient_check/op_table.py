@@ -385,6 +385,8 @@ def loss_cases(draw: Draw) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]
         {"dloss": -2.5},
         shape,
     )
+    without = targets.masked_fill(targets == 1, 0)
+    yield "smoothing but for padding", {"targets": without, "label_smoothing": 0.2, "padding": 1}, {}, shape
     yield "all ignored", {"targets": torch.full(shape, IGNORED)}, {}, shape
     yield "all ignored, denominator 0", {"targets": torch.full(shape, IGNORED), "denominator": 0}, {"dloss": 1.0}, shape
     yield "B=1 T=1", {"targets": draw.ids(draw.V, 1, 1)}, {}, (1, 1)

@@ -63,7 +63,7 @@ def _measure(config: CustomTransformerConfig, deadline: float, room: int | None)
     """Findings, and what there was no time or room for."""
     exact, remarks = replace(config, precision="fp64"), []
     if parameter_count(exact) > QUICK:
-        small = replace(exact, n_blocks=1, vocab_size=min(exact.vocab_size, ENOUGH_TOKENS))
+        small = _in_part(exact)
         begin = time.monotonic()
         findings = _measure_exact(small)
         once = (time.monotonic() - begin) * parameter_count(exact) / parameter_count(small)
@@ -83,10 +83,22 @@ def _measure(config: CustomTransformerConfig, deadline: float, room: int | None)
     return findings, remarks
 
 
+def _in_part(config: CustomTransformerConfig) -> CustomTransformerConfig:
+    """One block of each stack, and no more tokens than are needed."""
+    return replace(
+        config,
+        n_blocks=1,
+        n_encoder_blocks=config.n_encoder_blocks and 1,
+        vocab_size=min(config.vocab_size, ENOUGH_TOKENS),
+        source_vocab_size=config.source_vocab_size and min(config.source_vocab_size, ENOUGH_TOKENS),
+    )
+
+
 def _measure_exact(exact: CustomTransformerConfig) -> list[Finding]:
     """In float64: loss and every gradient against the mirror, zeros, and the slope along a random direction."""
     from .measure import AUTOGRAD_BAR, DIRECTION_BAR, Finding, error_of, errors_of
-    from .network_check import check_zeros, direction_error, draw_batch, networks, step_in_place, wholly_zero
+    from .network_case import draw_batch, wholly_zero
+    from .network_check import check_zeros, direction_error, networks, step_in_place
 
     subject, batch = "float64", draw_batch(exact, 1, min(MOST_TOKENS, exact.max_seq_len), exact.seed)
     by_hand, mirror = networks(exact)
@@ -105,14 +117,13 @@ def _measure_exact(exact: CustomTransformerConfig) -> list[Finding]:
 
 def _measure_precision(config: CustomTransformerConfig) -> Finding:
     """Error of all gradients together against float64, relative to the mirror's: the median of several draws."""
-    from ...models.mirror import TorchTransformer
     from .low_precision import draw_errors
     from .measure import LOW_PRECISION_BAR, Finding
 
     T = min(MOST_TOKENS, config.max_seq_len)
     ratios = []
     for seed in range(DRAWS):
-        errors = draw_errors(replace(config, seed=seed), "proof", 1, T, TorchTransformer)
+        errors = draw_errors(replace(config, seed=seed), "proof", 1, T, "torch")
         by_hand, autograd = zip(*(pair for name, pair in errors.items() if name != "loss"), strict=True)
         ratios.append(math.hypot(*by_hand) / math.hypot(*autograd))
     quantity = f"error of all gradients relative to autograd's, median of {DRAWS} draws"

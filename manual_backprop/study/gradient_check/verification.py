@@ -14,12 +14,14 @@ from ...config.network import ARCHITECTURES, KERNELS, CustomTransformerConfig
 from ..estimates.memory import parameter_count
 from .low_precision import check_network_precision, check_op_precision
 from .measure import AUTOGRAD_BAR, Finding, worst
-from .network_check import ODD, check_network, draw_batch, odd_cases
+from .network_case import ODD, draw_batch, odd_cases, odd_encoders, odd_pairs
+from .network_check import check_network
 from .op_check import check_ops
 from .op_table import ROWS
 
 MOST_TOKENS = 12  # T of a network that is given by arguments: a proof needs no long sequence
 LARGE = 2_000_000  # parameters: above, three draws of rounding errors, of one sequence each, in place of eight of four
+ODD_NETWORKS = {"decoder": odd_cases, "encoder_decoder": odd_pairs, "encoder": odd_encoders}
 MANNERS = "touches nothing else"  # inputs, upstream gradients and outputs; and backward again returns the same
 
 
@@ -72,9 +74,9 @@ def bar_in_words(value: float) -> str:
 def check_everything() -> list[Section]:
     """All ops, and the odd networks of every architecture, with the textbook pairs and with the fused kernels."""
     sections = [_ops_section(kernels) for kernels in KERNELS]
-    for architecture, kernels in product(ARCHITECTURES, KERNELS):
-        section = Section(f"{architecture}, kernels={kernels}: {_sizes(ODD)}, and odd shapes")
-        for name, config, batch, scale in odd_cases(architecture):
+    for (kind, cases), architecture, kernels in product(ODD_NETWORKS.items(), ARCHITECTURES, KERNELS):
+        section = Section(f"{architecture}, network={kind}, kernels={kernels}: {_sizes(ODD)}, and odd shapes")
+        for name, config, batch, scale in cases(architecture):
             findings = check_network(replace(config, kernels=kernels), batch, scale)
             section.findings += [
                 replace(f, subject=f"{architecture}: {name}", quantity=_short(f.quantity)) for f in findings
@@ -89,7 +91,7 @@ def check_one(config: CustomTransformerConfig) -> list[Section]:
     exact = replace(config, precision="fp64")
     sections = [_ops_section(config.kernels)]
     for scale in ("proof", "initial"):
-        title = f"{config.architecture}, float64, {scale} scale: {_sizes(config)}, B={B} T={T}"
+        title = f"{_named(config)}, float64, {scale} scale: {_sizes(config)}, B={B} T={T}"
         findings = check_network(exact, draw_batch(exact, B, T, config.seed), scale)
         sections.append(Section(title, [replace(f, quantity=_short(f.quantity)) for f in findings]))
     if config.precision == "fp64":
@@ -102,7 +104,7 @@ def check_one(config: CustomTransformerConfig) -> list[Section]:
     )
     draws, rows = (3, 1) if parameter_count(config) > LARGE else (8, 4)
     for scale in ("proof", "initial"):
-        title = f"{config.architecture}, {config.precision}, {scale} scale: error relative to autograd's"
+        title = f"{_named(config)}, {config.precision}, {scale} scale: error relative to autograd's"
         found = check_network_precision(config, scale, range(draws), rows, min(2 * MOST_TOKENS, config.max_seq_len))
         sections.append(Section(title, found))
     return sections
@@ -129,9 +131,15 @@ def _ops_section(kernels: str) -> Section:
     return Section(f"every op, kernels={kernels}, float64", findings)
 
 
+def _named(config: CustomTransformerConfig) -> str:
+    return config.architecture + f" {config.network}" * (config.network != "decoder")
+
+
 def _sizes(config: CustomTransformerConfig) -> str:
     return (
-        f"V={config.vocab_size} D={config.d_model} L={config.n_blocks} H={config.n_heads} "
+        f"V={config.vocab_size} D={config.d_model} "
+        f"{f'L={config.encoder_blocks}+' if config.network == 'encoder_decoder' else 'L='}"
+        f"{config.encoder_blocks if config.network == 'encoder' else config.n_blocks} H={config.n_heads} "
         f"{f'G={config.kv_heads} ' * (config.kv_heads != config.n_heads)}F={config.d_ffn} "
         f"{config.activation or config.traits.activation}"
     )

@@ -19,25 +19,43 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ...common.batch import Batch
+from ...common.batch import AnyBatch, EncoderBatch, PairBatch
 from ...models.network import Network
 from ...ops import IGNORED
 from ...ops.numerics import wide
 
 PREFIX = "inspect/"
-PROBABILITIES, ACTIVATED = ".attention.probabilities", ".feed_forward.activated"  # what the last two are made of
+PROBABILITIES, ACTIVATED = "attention.probabilities", ".feed_forward.activated"  # what the last two are made of
 PIECE = 1 << 22  # probabilities of which the entropy is made at a time
 SILENT = 0.01  # of the layer's root mean square: a unit that stays below is dead (a dead relu is exactly 0)
 BASELINE_NOTE = "training.inspect_every: implementation=baseline shows gradients and updates, no units or attention"
 
 
 def layer_of(name: str) -> str:
-    """Of a parameter's or an activation's name: blocks.3.attention_norm.weight -> blocks.3.attention."""
+    """Of a parameter's or an activation's name: blocks.3.attention_norm.weight -> blocks.3.attention, and
+    encoder.blocks.3.attention_norm.weight -> encoder.blocks.3.attention."""
     first, _, rest = name.partition(".")
+    if first in ("encoder", "decoder"):
+        return f"{first}.{layer_of(rest)}"
     if first == "blocks":
         block, _, rest = rest.partition(".")
         return f"blocks.{block}.{rest.partition('.')[0].removesuffix('_norm')}"
     return "embedding" if first.endswith("embedding") else first
+
+
+def counted(batch: AnyBatch) -> dict[str, Tensor]:
+    """Which positions of a batch count, where the decoder is and, of a batch with a source, where the encoder is."""
+    if isinstance(batch, EncoderBatch):
+        return {"encoder": _before(batch.lengths, batch.inputs)}
+    found = {"decoder": batch.targets != IGNORED}  # (B, T)
+    if isinstance(batch, PairBatch):
+        found["encoder"] = _before(batch.source_lengths, batch.source)
+    return found
+
+
+def _before(lengths: Tensor, rows: Tensor) -> Tensor:
+    """The first places of each row, (B, S)."""
+    return torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
 
 
 def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
@@ -51,7 +69,7 @@ def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
 class Unwatched:
     """A step that nobody looks at."""
 
-    def batch(self, batch: Batch) -> None: ...
+    def batch(self, batch: AnyBatch) -> None: ...
 
     def gradients(self) -> None: ...
 
@@ -70,15 +88,16 @@ class Watch(Unwatched):
     def __init__(self, inspector: Inspector):
         self.inspector, self.network = inspector, inspector.network
         self.found: dict[str, Tensor] = {}  # metric -> number on the device
-        self.counts: Tensor | None = None  # (B, T), of the batch that is being read: which positions count
+        # of the batch that is being read, which positions count: of the source (B, S), and of what is predicted (B, T)
+        self.counts: dict[str, Tensor] = {}
         self.entropies: dict[str, list[tuple[Tensor, Tensor]]] = {}  # sum over rows, and how many
         self.largest: dict[str, Tensor] = {}  # of each hidden unit (F,), over all tokens so far
         self.squares: dict[str, list[tuple[Tensor, Tensor]]] = {}  # sum over numbers, and how many
         self.recorder, self.network.recorder = self.network.recorder, self
 
-    def batch(self, batch: Batch) -> None:
+    def batch(self, batch: AnyBatch) -> None:
         """Before each batch."""
-        self.counts = batch.targets != IGNORED
+        self.counts = counted(batch)
 
     def wants(self, name: str) -> bool:
         return name.endswith((PROBABILITIES, ACTIVATED))
@@ -87,8 +106,8 @@ class Watch(Unwatched):
     def __call__(self, name: str, tensor: Tensor) -> None:
         if not self.wants(name):
             return
-        assert self.counts is not None, "Watch.batch comes before each batch"
-        layer, counts = layer_of(name), self.counts
+        assert self.counts, "Watch.batch comes before each batch"
+        layer, counts = layer_of(name), self.counts["encoder" if name.startswith("encoder.") else "decoder"]
         if name.endswith(PROBABILITIES):
             rows = torch.where(counts[:, None], _entropies(tensor), 0)  # (B, H, T)
             self.entropies.setdefault(layer, []).append((rows.sum(), counts.sum() * rows.shape[1]))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...common.batch import Batch
+from ...common.batch import AnyBatch, EncoderBatch
 from ...common.pictures import new_figure, picture, save_figure, with_grid
 from ...models.network import Network
 from ...models.recorder import Recorder
@@ -104,7 +104,7 @@ class PassSnapshot:
     The network's gradients are overwritten: only for whoever needs them no more.
     """
 
-    def __init__(self, network: Network, batch: Batch):
+    def __init__(self, network: Network, batch: AnyBatch):
         count = int((batch.targets != IGNORED).sum())
         before, network.recorder = network.recorder, (recorder := Recorder("*.probabilities", "*.activated"))
         try:
@@ -113,14 +113,19 @@ class PassSnapshot:
         finally:
             network.recorder = before
         self.network, self.batch, self.recorded = network, batch, recorder.tensors
-        self.places = min(batch.tokens.shape[1], MOST_TOKENS)
+        tokens = batch.inputs if isinstance(batch, EncoderBatch) else batch.tokens
+        self.places = min(tokens.shape[1], MOST_TOKENS)
 
     def attention(self) -> dict[int, np.ndarray]:
-        """Of each block, (H, T, T) over the first tokens of the text; the rows see nothing behind them."""
+        """Of each of the decoder's blocks, (H, T, T) over the first tokens of the text; the rows see nothing behind
+        them."""
         return {
-            int(name.split(".")[1]): tensor[0, :, : self.places, : self.places].float().cpu().numpy()
+            int(name.removeprefix("decoder.").split(".")[1]): tensor[0, :, : self.places, : self.places]
+            .float()
+            .cpu()
+            .numpy()
             for name, tensor in self.recorded.items()
-            if name.endswith(".attention.probabilities")
+            if name.endswith(".attention.probabilities") and not name.startswith("encoder.")
         }
 
     def activated(self) -> dict[str, Tensor]:

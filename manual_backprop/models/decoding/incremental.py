@@ -14,8 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .. import ops
-from .network import FlatNetwork, Network, feed_forward_of, gated_feed_forward_of, norm_of, packed_names
+from ... import ops
+from ..network import FlatNetwork, Network, feed_forward_of, gated_feed_forward_of, norm_of, packed_names
 
 
 class IncrementalDecoder:
@@ -30,11 +30,21 @@ class IncrementalDecoder:
     a rounding step apart in the other: there the tokens agree wherever the best stands out by more than such a step.
     """
 
-    def __init__(self, network: Network, batch_size: int = 1):
+    def __init__(
+        self,
+        network: Network,
+        batch_size: int = 1,
+        memory: Tensor | None = None,
+        source_lengths: Tensor | None = None,
+    ):
+        """For an encoder-decoder, what the encoder has made of the sources, memory (B, S, D), and how long each is (B).
+        Its keys and values are computed here, once for each source, however many rows go on from it: rows of one source
+        lie side by side, equally many of each."""
         config = network.config
         self.network, self.config = network, config
-        self.blocks = [self._block_parameters(block) for block in range(config.n_blocks)]
-        head = network.parameters["token_embedding.weight" if config.traits.tied_head else "head.weight"]
+        self.stack = "" if memory is None else "decoder."
+        self.blocks = [self._block_parameters(f"{self.stack}blocks.{block}") for block in range(config.n_blocks)]
+        head = network.parameters["token_embedding.weight" if config.tied_head else "head.weight"]
         self.head = head.to(network.compute_dtype)
         self.norm_forward = partial(
             ops.residual_rms_norm_forward if config.traits.norm == "rms" else ops.residual_layer_norm_forward,
@@ -44,12 +54,16 @@ class IncrementalDecoder:
         self.kept = [  # keys and values of each block: (2, B, G, max_seq_len, K), of which `length` positions are known
             torch.empty(shape, dtype=network.compute_dtype, device=network.device) for _ in range(config.n_blocks)
         ]
+        self.of_memory: list[tuple[Tensor, Tensor]] = []  # key and value of each block's cross-attention: (B, S, H, K)
+        if memory is not None:
+            self.visible = ops.Visible(causal=False, key_lengths=source_lengths)
+            self.of_memory = [self._keys_of_memory(memory, block) for block in range(config.n_blocks)]
         self.window = torch.empty(batch_size, 0, dtype=torch.int64, device=network.device)
         self.length = 0
 
-    def _block_parameters(self, block: int) -> dict[str, Tensor]:
+    def _block_parameters(self, block: str) -> dict[str, Tensor]:
         """As CustomTransformer has them, with the matrices already in the format of the products."""
-        network, prefix = self.network, f"blocks.{block}."
+        network, prefix = self.network, f"{block}."
         found = {name: p for name, p in network.parameters.items() if name.startswith(prefix)}
         for whole, names in packed_names(self.config, block).items():
             found[whole] = (
@@ -78,6 +92,15 @@ class IncrementalDecoder:
         logits, _ = ops.linear_forward(x[:, -1].to(self.network.compute_dtype), self.head)
         return logits
 
+    def select(self, rows: Tensor) -> None:
+        """Goes on with these rows, in this order; some may be repeated, others left out. rows (R) int64."""
+        self.window = self.window[rows]
+        for block, kept in enumerate(self.kept):
+            known = kept[:, rows, :, : self.length]
+            if len(rows) != kept.shape[1]:
+                kept = self.kept[block] = kept.new_empty((2, len(rows), *kept.shape[2:]))
+            kept[:, :, :, : self.length] = known
+
     def _hidden(self, tokens: Tensor) -> Tensor:
         """tokens (B, t) -> x (B, t, D), which the vocabulary projection reads."""
         x = self._embedding(tokens)
@@ -85,7 +108,7 @@ class IncrementalDecoder:
             branch = None
             for block in range(self.config.n_blocks):
                 x, branch = self._pre_norm_block(x, branch, block)
-            (_, x), _ = self.norm_forward(x, branch, *norm_of(self.network.parameters, "final_norm"))
+            (_, x), _ = self.norm_forward(x, branch, *norm_of(self.network.parameters, f"{self.stack}final_norm"))
         else:
             for block in range(self.config.n_blocks):
                 x = self._post_norm_block(x, block)
@@ -95,25 +118,32 @@ class IncrementalDecoder:
         """The positions of a table are those behind what was read before."""
         scale = math.sqrt(self.config.d_model) if self.config.traits.scaled_embedding else 1.0
         x, _ = ops.token_embedding_forward(tokens, self.network.parameters["token_embedding.weight"], scale)
-        if self.config.traits.positions == "learned":
+        if self.config.position_kind == "learned":
             table = self.network.parameters["position_embedding.weight"]
             x, _ = ops.learned_positions_forward(x, table[self.length :])
-        elif self.config.traits.positions == "sinusoidal":
+        elif self.config.position_kind == "sinusoidal":
             x, _ = ops.sinusoidal_positions_forward(x, self.network.position_table[self.length :])
         return x
 
     def _pre_norm_block(self, x: Tensor, branch: Tensor | None, block: int) -> tuple[Tensor, Tensor]:
-        """x += branch; x += attention(norm(x)); branch = feed_forward(norm(x))."""
+        """x += branch; x += attention(norm(x)); with a memory x += cross_attention(norm(x), memory);
+        branch = feed_forward(norm(x))."""
         p = self.blocks[block]
         (x, normed), _ = self.norm_forward(x, branch, *norm_of(p, "attention_norm"))
         attended = self._attention(normed, block)
+        if self.of_memory:
+            (x, normed), _ = self.norm_forward(x, attended, *norm_of(p, "cross_attention_norm"))
+            attended = self._cross_attention(normed, block)
         (x, normed), _ = self.norm_forward(x, attended, *norm_of(p, "feed_forward_norm"))
         return x, self._feed_forward(normed, block)
 
     def _post_norm_block(self, x: Tensor, block: int) -> Tensor:
-        """x = norm(x + attention(x)); x = norm(x + feed_forward(x))."""
+        """x = norm(x + attention(x)); with a memory x = norm(x + cross_attention(x, memory));
+        x = norm(x + feed_forward(x))."""
         p = self.blocks[block]
         (_, x), _ = self.norm_forward(x, self._attention(x, block), *norm_of(p, "attention_norm"))
+        if self.of_memory:
+            (_, x), _ = self.norm_forward(x, self._cross_attention(x, block), *norm_of(p, "cross_attention_norm"))
         (_, x), _ = self.norm_forward(x, self._feed_forward(x, block), *norm_of(p, "feed_forward_norm"))
         return x
 
@@ -123,7 +153,7 @@ class IncrementalDecoder:
         qkv, _ = ops.linear_forward(
             x.to(self.network.compute_dtype), p["attention.qkv.weight"], p.get("attention.qkv.bias")
         )
-        if self.config.traits.positions == "rotary":
+        if self.config.position_kind == "rotary":
             turns = self.network.position_table[:, self.length :]
             qkv, _ = ops.rotary_forward(qkv, turns, heads + kv_heads)
         query, key, value = (
@@ -135,6 +165,27 @@ class IncrementalDecoder:
         y, _ = ops.linear_forward(
             context.transpose(1, 2).flatten(2), p["attention.output.weight"], p.get("attention.output.bias")
         )
+        return y
+
+    def _keys_of_memory(self, memory: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        """memory (B, S, D) -> key and value (B, S, H, K), repeated where queries share them."""
+        p = self.blocks[block]
+        weight, bias = p["cross_attention.key_value.weight"], p.get("cross_attention.key_value.bias")
+        made, _ = ops.linear_forward(memory.to(self.network.compute_dtype), weight, bias)
+        parts = made.unflatten(2, (2, self.config.kv_heads, -1))
+        if (shared := self.config.n_heads // self.config.kv_heads) > 1:
+            parts = parts.repeat_interleave(shared, dim=3)
+        return parts[:, :, 0], parts[:, :, 1]
+
+    def _cross_attention(self, x: Tensor, block: int) -> Tensor:
+        """x (R, t, D) -> (R, t, D). The rows of a source are more queries of it, so that no key is copied for them."""
+        p, (key, value) = self.blocks[block], self.of_memory[block]
+        x = x.to(self.network.compute_dtype)
+        query, _ = ops.linear_forward(x, p["cross_attention.query.weight"], p.get("cross_attention.query.bias"))
+        query = query.reshape(len(key), -1, self.config.n_heads, self.config.d_head)  # (B, R / B t, H, K)
+        context, _ = ops.attention_forward(query, key, value, self.visible)
+        context = context.reshape(*x.shape[:2], -1)
+        y, _ = ops.linear_forward(context, p["cross_attention.output.weight"], p.get("cross_attention.output.bias"))
         return y
 
     def _feed_forward(self, x: Tensor, block: int) -> Tensor:

@@ -1,0 +1,121 @@
+"""What a task and the rest of a configuration must agree on. `validation.py` calls each check when the keys that it
+needs are right by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from manual_backprop.config.rules import shown
+from manual_backprop.config.schema import SEQUENCES, USUAL_NETWORK
+
+FEWEST_ROWS = 200  # different rows that there must be, so that some are left for each split
+
+
+def sequence_vocabulary(symbols: int, network: str) -> int:
+    """The symbols, then padding, beginning and end; where source and target are one sequence, what separates them."""
+    return symbols + 3 + (network == "decoder")
+
+
+def longest_row(max_length: int, network: str) -> int:
+    """Positions that the longest row takes: of a target with its beginning, or of both and the separator."""
+    return 2 * max_length + 1 if network == "decoder" else max_length + 1
+
+
+def examples_are_the_tasks(task: str, dataset: str, tokenizer: str, batching: str) -> list[str]:
+    """A task of texts needs a dataset and a tokenizer, one that makes its own examples has neither."""
+    given = {"dataset": dataset, "tokenizer": tokenizer}
+    if task not in SEQUENCES:
+        return [
+            f"{group}=none: task={task} learns from a text; use {group}={usual}"
+            for (group, name), usual in zip(given.items(), ("python_docs", "bpe"), strict=True)
+            if name == "none"
+        ]
+    found = [
+        f"{group}={name}: task={task} makes its own examples from the seed; leave {group} out"
+        + (", or use task=language_model for a text" if group == "dataset" else "")
+        for group, name in given.items()
+        if name != "none"
+    ]
+    if batching != "padded":
+        found.append(f"batching={batching}: a row of task={task} is a row of its own; leave batching out")
+    return found
+
+
+def no_text_is_cut(task: str, subset_size: Any, validation: Any, max_length: Any, on_bad_row: str) -> list[str]:
+    given = {"subset_size": subset_size, "validation": validation, "max_length": max_length}
+    given |= {"on_bad_row": None if on_bad_row == "error" else on_bad_row}
+    instead = {"subset_size": "training_rows", "validation": "validation_rows", "max_length": "max_length"}
+    return [
+        f"dataset.{key}={shown(value)}: task={task} makes its own examples; "
+        + (f"did you mean task.{instead[key]}?" if key in instead else "leave it out")
+        for key, value in given.items()
+        if value is not None and task in SEQUENCES
+    ]
+
+
+def the_network_suits_the_task(task: str, network: str | None) -> list[str]:
+    suiting = (USUAL_NETWORK[task], "decoder") if task in SEQUENCES else (USUAL_NETWORK[task],)
+    if network is None or network in suiting:
+        return []
+    return [f"network={network}: task={task} is learned by {' or '.join(suiting)}; leave it null for {suiting[0]}"]
+
+
+def rows_have_a_length(task: str, least: int | None, most: int | None, symbols: int | None) -> list[str]:
+    if task not in SEQUENCES or least is None or most is None or symbols is None:
+        return []
+    if least > most:
+        return [f"task.min_length={least}: must not be above task.max_length={most}"]
+    if most < 60 and (rows := sum(symbols**length for length in range(least, most + 1))) < FEWEST_ROWS:
+        return [
+            f"task.max_length={most}: there are only {rows} rows of {least} to {most} of {symbols} symbols, too few to "
+            "keep some for the test; use longer rows, or more task.symbols"
+        ]
+    return []
+
+
+def rows_fit_into_the_network(
+    task: str, most: int | None, symbols: int | None, network: str | None, max_seq_len: int, vocab_size: int | None
+) -> list[str]:
+    if task not in SEQUENCES or most is None or symbols is None:
+        return []
+    network = network or USUAL_NETWORK[task]
+    found, needed, tokens = [], longest_row(most, network), sequence_vocabulary(symbols, network)
+    if max_seq_len < needed:
+        shorter = (max_seq_len - 1) // 2 if network == "decoder" else max_seq_len - 1
+        found.append(
+            f"model.max_seq_len={max_seq_len}: the longest row of task={task} takes {needed} positions with network="
+            f"{network}; use model.max_seq_len={needed}" + (f", or task.max_length={shorter}" if shorter else "")
+        )
+    if vocab_size not in (None, tokens):
+        found.append(
+            f"model.vocab_size={vocab_size}: task={task} has {tokens} tokens, task.symbols={symbols} and "
+            f"{tokens - symbols} of its own; leave it null"
+        )
+    return found
+
+
+def symbols_need_no_initial_weights(task: str, init_from: str | None) -> list[str]:
+    if init_from is None or task not in SEQUENCES:
+        return []
+    return [
+        f"init_from={shown(init_from)}: brings a model of texts and its tokenizer, and task={task} has none; leave it "
+        "out, or go on with a run of this task by resume=RUN"
+    ]
+
+
+_LENGTHS = ("task.min_length", "task.max_length")
+CHECKS: list[tuple[tuple[str, ...], Callable[..., list[str]]]] = [
+    (("task.name", "dataset.name", "tokenizer.name", "batching.name"), examples_are_the_tasks),
+    (
+        ("task.name", "dataset.subset_size", "dataset.validation", "dataset.max_length", "dataset.on_bad_row"),
+        no_text_is_cut,
+    ),
+    (("task.name", "network"), the_network_suits_the_task),
+    (("task.name", *_LENGTHS, "task.symbols"), rows_have_a_length),
+    (
+        ("task.name", "task.max_length", "task.symbols", "network", "model.max_seq_len", "model.vocab_size"),
+        rows_fit_into_the_network,
+    ),
+    (("task.name", "init_from"), symbols_need_no_initial_weights),
+]

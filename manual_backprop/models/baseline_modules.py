@@ -1,0 +1,286 @@
+"""The modules of the baseline: `torch.nn`, one product for query, key and value, SDPA.
+
+Their parameters' names are those of the hand-written network, but for what is fused here: `qkv`, `key_value`, `gated`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config.schema import CustomTransformerConfig
+from .autograd import block_forward, squared_errors, summed_loss
+
+
+def norm(config: CustomTransformerConfig) -> nn.Module:
+    if config.traits.norm == "rms":
+        return nn.RMSNorm(config.d_model, eps=config.epsilon)
+    return nn.LayerNorm(config.d_model, eps=config.epsilon)
+
+
+def rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """x (B, heads, T, K), cosine and sine (T, K)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat((-second, first), dim=-1) * sine
+
+
+class Keys(NamedTuple):
+    """Which keys are seen: `mask` (B, 1, T or 1, S) or None for all, or for all up to a query's own place (causal).
+
+    A row without any key sees all of them in `mask`, and `there` (B, 1, 1, 1) makes nothing of that.
+    """
+
+    causal: bool = False
+    mask: Tensor | None = None
+    there: Tensor | None = None
+
+    @classmethod
+    def of_lengths(cls, lengths: Tensor, S: int) -> Keys:
+        """The first so many of S keys, in every row."""
+        mask = torch.arange(S, device=lengths.device) < lengths[:, None]
+        there = (lengths > 0)[:, None]
+        return cls(False, (mask | ~there)[:, None, None], there[:, None, None])
+
+
+class AnyAttention(nn.Module):
+    """What attention has in common, wherever its keys come from."""
+
+    def __init__(self, config: CustomTransformerConfig):
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.kv_heads, config.d_head
+        self.dropout = config.dropout
+        self.output = nn.Linear(config.d_model, config.d_model, bias=config.traits.biases)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, keys: Keys) -> Tensor:
+        """query (B, H, T, K), key and value (B, G, S, K) -> (B, T, D)."""
+        context = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=keys.mask,
+            is_causal=keys.causal and keys.mask is None,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.n_kv_heads != self.n_heads,
+        )
+        if keys.there is not None:
+            context = torch.where(keys.there, context, 0)
+        return self.output(context.transpose(1, 2).flatten(2))
+
+
+class Attention(AnyAttention):
+    """Of a sequence with itself."""
+
+    def __init__(self, config: CustomTransformerConfig):
+        super().__init__(config)
+        heads = self.n_heads + 2 * self.n_kv_heads
+        self.qkv = nn.Linear(config.d_model, heads * self.d_head, bias=config.traits.biases)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, keys: Keys) -> Tensor:
+        heads = self.qkv(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, H + 2G, T, K)
+        query, key, value = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
+        if rotation is not None:
+            cosine, sine = (table.to(query.dtype) for table in rotation)
+            query, key = rotated(query, cosine, sine), rotated(key, cosine, sine)
+        return self.attend(query, key, value, keys)
+
+
+class CrossAttention(AnyAttention):
+    """Of the target with the memory, which the encoder has made of the source."""
+
+    def __init__(self, config: CustomTransformerConfig):
+        super().__init__(config)
+        biases = config.traits.biases
+        self.query = nn.Linear(config.d_model, config.d_model, bias=biases)
+        self.key_value = nn.Linear(config.d_model, 2 * self.n_kv_heads * self.d_head, bias=biases)
+
+    def forward(self, x: Tensor, memory: Tensor, keys: Keys) -> Tensor:
+        query = self.query(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+        key, value = self.key_value(memory).unflatten(-1, (-1, self.d_head)).transpose(1, 2).chunk(2, dim=1)
+        return self.attend(query, key, value, keys)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: CustomTransformerConfig, activation: str):
+        super().__init__()
+        self.activation = {
+            "gelu_tanh": nn.GELU(approximate="tanh"),
+            "gelu": nn.GELU(),
+            "relu": nn.ReLU(),
+        }[activation]
+        self.hidden = nn.Linear(config.d_model, config.d_ffn)
+        self.output = nn.Linear(config.d_ffn, config.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.activation(self.hidden(x)))
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU, gate and hidden layer in one product."""
+
+    def __init__(self, config: CustomTransformerConfig):
+        super().__init__()
+        self.gated = nn.Linear(config.d_model, 2 * config.d_ffn, bias=False)
+        self.output = nn.Linear(config.d_ffn, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, hidden = self.gated(x).chunk(2, dim=-1)
+        return self.output(F.silu(gate) * hidden)
+
+
+class Block(nn.Module):
+    def __init__(self, config: CustomTransformerConfig, activation: str, reads_memory: bool):
+        super().__init__()
+        self.pre_norm, self.reads_memory = config.traits.pre_norm, reads_memory
+        self.attention_norm, self.feed_forward_norm = norm(config), norm(config)
+        self.attention = Attention(config)
+        if reads_memory:
+            self.cross_attention_norm, self.cross_attention = norm(config), CrossAttention(config)
+        self.feed_forward = GatedFeedForward(config) if config.traits.gated else FeedForward(config, activation)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor] | None,
+        keys: Keys,
+        memory: Tensor | None = None,
+        memory_keys: Keys | None = None,
+    ) -> Tensor:
+        if self.pre_norm:
+            x = x + self.dropout(self.attention(self.attention_norm(x), rotation, keys))
+            if self.reads_memory:
+                x = x + self.dropout(self.cross_attention(self.cross_attention_norm(x), memory, memory_keys))
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, rotation, keys)))
+        if self.reads_memory:
+            x = self.cross_attention_norm(x + self.dropout(self.cross_attention(x, memory, memory_keys)))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+
+
+class Blocks(nn.Module):
+    """Blocks one after the other, and the norm behind them."""
+
+    def __init__(self, config: CustomTransformerConfig, activation: str, n_blocks: int, reads_memory: bool = False):
+        super().__init__()
+        self.recompute = config.recompute == "block"
+        self.blocks = nn.ModuleList(Block(config, activation, reads_memory) for _ in range(n_blocks))
+        self.final_norm = norm(config) if config.traits.pre_norm else nn.Identity()
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, keys: Keys, *memory: Tensor | Keys) -> Tensor:
+        """x (B, T, D) -> (B, T, D); `memory` and which of its places are seen, for blocks that read one."""
+        for block in self.blocks:
+            x = block_forward(block, self.recompute, x, rotation, keys, *memory)
+        return self.final_norm(x)
+
+
+class Transformer(nn.Module):
+    """What a decoder, an encoder and both together have in common: vectors at places, and a head."""
+
+    def __init__(self, config: CustomTransformerConfig, table: Tensor | None, outputs: int, bias: bool = False):
+        super().__init__()
+        self.scale = math.sqrt(config.d_model) if config.traits.scaled_embedding else 1.0
+        self.positions, self.reads_tokens = config.position_kind, config.n_inputs is None
+        self.table = table  # of sinusoids (T, D), or of cosines and sines (2, T, K); not a buffer: it keeps its format
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.d_model, outputs, bias=bias)
+        self.label_smoothing, self.padding = config.label_smoothing, config.padding_token_id
+
+    def placed(self, x: Tensor, places: nn.Embedding | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """x (B, T, D) at its places, and by what queries and keys turn there."""
+        length, rotation = x.shape[1], None
+        if self.scale != 1.0 and self.reads_tokens:
+            x = x * self.scale
+        if places is not None:
+            x = x + places.weight[:length]
+        elif self.positions == "sinusoidal":
+            assert self.table is not None
+            x = x + self.table[:length].to(x.dtype)
+        elif self.positions == "rotary":
+            assert self.table is not None
+            rotation = self.table[0, :length], self.table[1, :length]
+        return self.dropout(x), rotation
+
+
+class Decoder(Transformer):
+    """Tokens to logits, and to the loss."""
+
+    def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
+        super().__init__(config, table, config.vocab_size)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        learned = self.positions == "learned"
+        self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
+        self.decoder = Blocks(config, activation, config.n_blocks, reads_memory=config.network == "encoder_decoder")
+
+    def forward(self, tokens: Tensor, mask: Tensor | None, *memory: Tensor | Keys) -> Tensor:
+        """tokens (B, T) -> logits (B, T, V)."""
+        x, rotation = self.placed(self.token_embedding(tokens), self.position_embedding)
+        return self.head(self.decoder(x, rotation, Keys(True, mask), *memory))
+
+    def loss(self, tokens: Tensor, mask: Tensor | None, targets: Tensor, denominator: Tensor) -> Tensor:
+        return summed_loss(self(tokens, mask), targets.long(), self.label_smoothing, denominator, self.padding)
+
+
+class EncoderDecoder(Decoder):
+    """Sources and the beginnings of targets to logits, and to the loss."""
+
+    def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
+        super().__init__(config, activation, table)
+        own = config.source_vocab_size
+        self.source_embedding = nn.Embedding(own, config.d_model) if own else None
+        length = config.source_length
+        learned = self.positions == "learned"
+        self.source_position_embedding = nn.Embedding(length, config.d_model) if learned else None
+        self.encoder = Blocks(config, activation, config.encoder_blocks)
+
+    def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
+        """source (B, S) -> memory (B, S, D)."""
+        embedding = self.source_embedding or self.token_embedding
+        x, rotation = self.placed(embedding(source), self.source_position_embedding)
+        return self.encoder(x, rotation, Keys.of_lengths(lengths, source.shape[1]))
+
+    def forward(self, source: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        """source (B, S), tokens (B, T) -> logits (B, T, V)."""
+        keys = Keys.of_lengths(lengths, source.shape[1])
+        return super().forward(tokens, None, self.encode(source, lengths), keys)
+
+    def loss(  # type: ignore[override]
+        self, source: Tensor, lengths: Tensor, tokens: Tensor, targets: Tensor, denominator: Tensor
+    ) -> Tensor:
+        logits = self(source, lengths, tokens)
+        return summed_loss(logits, targets.long(), self.label_smoothing, denominator, self.padding)
+
+
+class Encoder(Transformer):
+    """A sequence, of tokens or of rows of numbers, to one row of numbers, and to the loss."""
+
+    def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
+        assert config.n_outputs is not None
+        super().__init__(config, table, config.n_outputs, bias=True)
+        if config.n_inputs is None:
+            self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        else:
+            self.input = nn.Linear(config.n_inputs, config.d_model)
+        learned = self.positions == "learned"
+        self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
+        self.encoder = Blocks(config, activation, config.encoder_blocks)
+        self.pooling = config.pooling
+
+    def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """inputs (B, T) or (B, T, C) -> (B, n_outputs)."""
+        x = self.token_embedding(inputs) if self.reads_tokens else self.input(inputs)
+        x, rotation = self.placed(x, self.position_embedding)
+        x = self.encoder(x, rotation, Keys.of_lengths(lengths, x.shape[1]))
+        if self.pooling == "first":
+            return self.head(x[:, 0])
+        real = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
+        return self.head(torch.where(real, x, 0).sum(1) / lengths.clamp(min=1)[:, None])
+
+    def loss(self, inputs: Tensor, lengths: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
+        outputs = self(inputs, lengths)
+        if not targets.is_floating_point():
+            return summed_loss(outputs[:, None], targets[:, None].long(), self.label_smoothing, denominator)
+        return squared_errors(outputs, targets, denominator)

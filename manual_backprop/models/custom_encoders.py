@@ -1,0 +1,146 @@
+"""The encoder-decoder by hand (Vaswani et al. 2017, section 3): two stacks of the blocks of `custom.py`; and an encoder
+alone, which answers each sequence with one row of numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops import Visible
+from .custom import CustomTransformer
+from .network import DropoutSource, Memory
+from .step import Cache
+
+
+class CustomEncoderDecoder(CustomTransformer):
+    """Sources and the beginnings of targets -> logits. The gradient of the memory collects from all of the decoder's
+    blocks before it goes through the encoder."""
+
+    kind = "encoder_decoder"
+
+    def _training_step(  # type: ignore[override]
+        self,
+        source: Tensor,
+        tokens: Tensor,
+        targets: Tensor,
+        visible: Visible,
+        denominator: int | Tensor,
+        dropout: DropoutSource,
+    ) -> Tensor:
+        memory, encoder_cache = self._hidden_forward(source, visible, dropout, stack="encoder.")
+        x, decoder_cache = self._hidden_forward(
+            tokens, Visible.within(None), dropout, stack="decoder.", memory=Memory(memory.clone(), visible)
+        )
+        loss, loss_cache = self._loss_forward(x, targets, denominator)
+        dx = self._loss_backward(1.0, loss_cache)
+        dmemory = self._hidden_backward(dx, decoder_cache, "decoder.")
+        assert dmemory is not None
+        self._hidden_backward(dmemory, encoder_cache, "encoder.")
+        self.on_gradients_complete(None)
+        return loss
+
+    def _step(  # type: ignore[override]
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        denominator: int | Tensor,
+        dropout: DropoutSource,
+    ) -> Tensor:
+        visible = Visible(causal=False, key_lengths=lengths)
+        return self._training_step(source, tokens, targets, visible, denominator, dropout)
+
+    def _outputs_forward(  # type: ignore[override]
+        self, source: Tensor, lengths: Tensor, tokens: Tensor, *, dropout: DropoutSource, keep: bool = True
+    ) -> tuple[Tensor, Cache]:
+        visible = Visible(causal=False, key_lengths=lengths)
+        memory, encoder_cache = self._hidden_forward(source, visible, dropout, keep, "encoder.")
+        read = Memory(memory.clone(), visible)
+        x, decoder_cache = self._hidden_forward(tokens, Visible.within(None), dropout, keep, "decoder.", read)
+        logits, head_cache = self.ops.linear_forward(x, self.head)
+        return logits, (encoder_cache, decoder_cache, head_cache)
+
+    def _outputs_backward(self, dlogits: Tensor, cache: Cache) -> None:
+        encoder_cache, decoder_cache, head_cache = cache
+        # logits = x head^T
+        dx = self.ops.linear_backward(dlogits, head_cache, self.dhead)
+        dmemory = self._hidden_backward(dx, decoder_cache, "decoder.")
+        assert dmemory is not None
+        self._hidden_backward(dmemory, encoder_cache, "encoder.")
+        self.on_gradients_complete(None)
+
+    @torch.no_grad()
+    def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
+        self.check_source(source, lengths, len(source))
+        visible = Visible(causal=False, key_lengths=lengths)
+        with self._calculation():
+            return self._hidden_forward(source, visible, DropoutSource(self.config, None), False, "encoder.")[0]
+
+
+class CustomEncoder(CustomTransformer):
+    """Sequences of tokens, or of rows of numbers -> the logits of classes, or numbers that are predicted."""
+
+    kind = "encoder"
+
+    def _training_step(  # type: ignore[override]
+        self,
+        inputs: Tensor,
+        lengths: Tensor,
+        targets: Tensor,
+        denominator: int | Tensor,
+        dropout: DropoutSource,
+    ) -> Tensor:
+        ops, smoothing = self.ops, self.config.label_smoothing
+        outputs, cache = self._outputs_forward(inputs, lengths, dropout=dropout)
+        if self.config.head_loss == "squared_error":
+            loss, loss_cache = ops.squared_error_forward(outputs, targets, denominator)
+            doutputs = ops.squared_error_backward(1.0, loss_cache)
+        else:
+            loss, loss_cache = ops.cross_entropy_forward(outputs, targets, denominator, smoothing)
+            doutputs = ops.cross_entropy_backward(1.0, loss_cache)
+        self._outputs_backward(doutputs, cache)
+        return loss
+
+    def _step(  # type: ignore[override]
+        self,
+        inputs: Tensor,
+        lengths: Tensor,
+        targets: Tensor,
+        *,
+        denominator: int | Tensor,
+        dropout: DropoutSource,
+    ) -> Tensor:
+        return self._training_step(inputs, lengths, targets, denominator, dropout)
+
+    def _outputs_forward(  # type: ignore[override]
+        self, inputs: Tensor, lengths: Tensor, *, dropout: DropoutSource, keep: bool = True
+    ) -> tuple[Tensor, Cache]:
+        """inputs (B, T) or (B, T, C) -> outputs (B, n_outputs)."""
+        x, embedding_cache = self._embedding_forward(inputs, dropout, "encoder.")
+        visible = Visible(causal=False, key_lengths=lengths)
+        x, stack_cache = self._stack_forward(x, visible, dropout, keep, "encoder.", None)
+        if self.config.pooling == "mean":
+            pooled, pooling_cache = self.ops.mean_pooling_forward(x, lengths)
+        else:
+            pooled, pooling_cache = self.ops.first_position_forward(x)
+        outputs, head_cache = self.ops.linear_forward(pooled, self.head, self.parameters["head.bias"])
+        self.recorder("pooled", pooled)
+        self.recorder("outputs", outputs)
+        return outputs, (embedding_cache, stack_cache, pooling_cache, head_cache)
+
+    def _outputs_backward(self, doutputs: Tensor, cache: Cache) -> None:
+        embedding_cache, stack_cache, pooling_cache, head_cache = cache
+        self.recorder("doutputs", doutputs)
+        # outputs = pooled head^T + bias
+        dpooled = self.ops.linear_backward(doutputs, head_cache, self.dhead, self.gradients["head.bias"])
+        self.recorder("dpooled", dpooled)
+        # pooled = mean(x) over the real positions, or x at the first one
+        if self.config.pooling == "mean":
+            dx = self.ops.mean_pooling_backward(dpooled, pooling_cache)
+        else:
+            dx = self.ops.first_position_backward(dpooled, pooling_cache)
+        dx, _ = self._stack_backward(dx, stack_cache, "encoder.")
+        self._embedding_backward(dx, embedding_cache, "encoder.")
+        self.on_gradients_complete(None)

@@ -1,0 +1,200 @@
+"""From logits to tokens: the likeliest one, one that is drawn, or the best of several continuations (beam search).
+
+What is read and kept between two tokens is the decoder's business (`incremental.py`); here it is only asked for the
+logits of what follows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...common.errors import InputError, NotFiniteError
+
+LENGTH_PENALTY = 0.6  # Vaswani et al. 2017, section 6.1
+
+
+class Decoder(Protocol):
+    """What reads tokens for several rows at once, and remembers what it has read."""
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """tokens (R, t), which follow those that were read before -> logits (R, V) of the token behind them."""
+
+    def select(self, rows: Tensor) -> None:
+        """Goes on with these of its rows, in this order; some may be repeated, others left out. rows (R') int64."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How one token is chosen among the likely ones. InputError for what cannot be."""
+
+    temperature: float = 0.0  # 0: the likeliest; the higher, the more unlikely ones
+    top_k: int | None = None  # draw among so many likeliest; None or 0: all
+    top_p: float | None = None  # of these, among the likeliest that have this share of probability; None: all
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "seed"):
+            check_whole(name, getattr(self, name))
+        if not self.temperature >= 0 or not math.isfinite(self.temperature):
+            raise InputError(
+                f"temperature={self.temperature}: expected 0 (the likeliest token) or more, usually 0.5 to 1.2."
+            )
+        if self.top_k is not None and self.top_k < 0:
+            raise InputError(f"top_k={self.top_k}: expected how many tokens to draw from, or 0 for all.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p={self.top_p}: expected a share of probability, more than 0 and at most 1.")
+
+    def generator(self) -> torch.Generator:
+        """The same seed gives the same numbers."""
+        generator = torch.Generator()
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+    def sample(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+        return sample(logits, self.temperature, self.top_k, self.top_p, generator)
+
+
+def check_whole(name: str, value: object) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63):
+        raise InputError(f"{name}={value!r}: expected a whole number of at most 63 bits.")
+
+
+def check_new_tokens(name: str, length: int) -> None:
+    check_whole(name, length)
+    if length < 0:
+        raise InputError(f"{name}={length}: it counts new tokens; expected at least 0.")
+
+
+def check_beams(beams: int, length_penalty: float) -> None:
+    check_whole("beams", beams)
+    if beams is None or beams < 1:
+        raise InputError(f"beams={beams}: expected how many continuations are followed at once, at least 1.")
+    if not length_penalty >= 0 or not math.isfinite(length_penalty):
+        raise InputError(
+            f"length_penalty={length_penalty}: expected 0 (log-probabilities as they are) or more, usually 0.6 to 1."
+        )
+
+
+def sample(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
+) -> Tensor:
+    """logits (B, V) -> one token id for each row, (B, 1). Raises NotFiniteError: from NaN nothing can be drawn."""
+    _check_finite(logits)
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0: nothing overflows
+    if top_k:
+        likeliest = logits.topk(min(top_k, logits.shape[-1]))  # of equal ones, as many as there is room for
+        logits = torch.full_like(logits, float("-inf")).scatter(-1, likeliest.indices, likeliest.values)
+    probabilities = logits.softmax(-1)
+    if top_p is not None and top_p < 1:
+        ordered, places = probabilities.sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered  # what likelier tokens have already: the first is always kept
+        ordered = ordered.masked_fill(before >= top_p, 0)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, places, ordered)
+    return torch.multinomial(probabilities, 1, generator=generator)
+
+
+def _check_finite(logits: Tensor) -> None:
+    if not bool(logits.isfinite().all()):
+        raise NotFiniteError("The logits are not finite: the parameters have diverged, and no token can be drawn.")
+
+
+def one_by_one(
+    decoder: Decoder, unread: Tensor, length: int, drawing: Drawing, end: int | None, padding: int | None = None
+) -> Iterator[Tensor]:
+    """The next `length` tokens of each row, (B, 1) at a time, as soon as they are chosen.
+
+    unread (B, t): what comes before. A row that has chosen `end` gets `padding` from then on (None: `end` again), and
+    when all have, this is over. Raises NotFiniteError.
+    """
+    generator = drawing.generator()
+    finished = torch.zeros(len(unread), 1, dtype=torch.bool)
+    for _ in range(length):
+        logits = decoder.read(unread)  # (B, V)
+        drawn = drawing.sample(logits.double().cpu(), generator)  # (B, 1)
+        if end is not None:
+            drawn = torch.where(finished, end if padding is None else padding, drawn)
+            finished |= drawn == end
+        unread = drawn.to(unread.device)
+        yield unread
+        if end is not None and bool(finished.all()):
+            return
+
+
+def normalizer(length: int, length_penalty: float) -> float:
+    """By what a log-probability is divided, so that long continuations can be compared with short ones:
+    ((5 + length) / 6)^length_penalty (Wu et al. 2016, "Google's Neural Machine Translation System", equation 14)."""
+    return ((5 + length) / 6) ** length_penalty
+
+
+def beam_search(
+    decoder: Decoder, unread: Tensor, length: int, beams: int, length_penalty: float, end: int | None
+) -> list[Tensor]:
+    """Of each row the continuation with the best score among those that are found: its new tokens, `end` included.
+
+        score = log p(tokens) / ((5 + number of tokens) / 6)^length_penalty
+
+    unread (B, t): what comes before, the same number in every row; a continuation is complete with `end`, or with
+    `length` tokens. In every step the `beams` likeliest continuations of a row, longer by one token than those of the
+    step before, are followed; those that are complete are set aside. A longer continuation is never more probable, so
+    an open one of log-probability s reaches s / ((5 + length) / 6)^length_penalty at best: a row's search is over when
+    none of its open ones can win any more. Of equal scores the one that is found first wins. beams=1 chooses the
+    likeliest token each time. Raises NotFiniteError.
+
+    -> a tensor for each row, on the CPU.
+    """
+    B, none = len(unread), -math.inf
+    tokens = torch.empty(B, beams, 0, dtype=torch.int64)
+    scores = torch.full((B, beams), none, dtype=torch.float64)  # log-probabilities of the open ones
+    scores[:, 0] = 0
+    best, best_scores = list(tokens[:, 0]), torch.full((B,), none, dtype=torch.float64)
+    parents = torch.zeros(B, beams, dtype=torch.int64)
+    for new in range(1, length + 1):
+        if new == 1:
+            logits = decoder.read(unread).repeat_interleave(beams, dim=0)  # each prompt is read once
+            rows = torch.arange(B).repeat_interleave(beams)
+            decoder.select(rows.to(unread.device))
+        else:
+            rows = (torch.arange(B)[:, None] * beams + parents).flatten()
+            decoder.select(rows.to(unread.device))
+            logits = decoder.read(tokens[:, :, -1].reshape(-1, 1).to(unread.device))
+        logits = logits.double().cpu()  # (B beams, V)
+        _check_finite(logits)
+        V = logits.shape[-1]
+        scores, places = likeliest((scores[..., None] + logits.log_softmax(-1).view(B, beams, V)).flatten(1), beams)
+        parents, chosen = places // V, places % V
+        tokens = torch.cat((tokens.gather(1, parents[..., None].expand(-1, -1, new - 1)), chosen[..., None]), dim=2)
+        complete = torch.full_like(chosen, new == length, dtype=torch.bool)
+        if end is not None:
+            complete |= chosen == end
+        found, which = torch.where(complete, scores / normalizer(new, length_penalty), none).max(1)
+        for row in (found > best_scores).nonzero().flatten().tolist():
+            best[row], best_scores[row] = tokens[row, which[row]], found[row]
+        scores = scores.masked_fill(complete, none)
+        can_win = scores.amax(1) / normalizer(length, length_penalty) > best_scores
+        scores[~can_win] = none
+        if not bool(can_win.any()):
+            break
+    return best
+
+
+def likeliest(candidates: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """The largest `number` of each row of (B, C) and their places, (B, number) each; of equal ones the first, which
+    `topk` does not promise."""
+    values, places, left = [], [], candidates.clone()
+    for _ in range(number):
+        value, place = left.amax(-1, keepdim=True), left.argmax(-1, keepdim=True)
+        values.append(value)
+        places.append(place)
+        left.scatter_(-1, place, -math.inf)
+    return torch.cat(values, dim=-1), torch.cat(places, dim=-1)

@@ -1,0 +1,181 @@
+"""What every model has from outside, whatever it reads: training steps, checkpoints, a description; no `nn.Module`.
+
+What goes in and out is the subclasses' business: `language_model.py`, `encoder_decoder.py`, `encoder.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ...common.errors import CheckpointError, ConfigError, InputError
+from ...config.network import network_of_state
+from ...config.schema import CustomTransformerConfig
+from ..network import Network
+
+MODEL_TYPE = "custom_transformer"
+DEFAULT_SIZES = {"vocab_size": 50257, "d_model": 256, "n_blocks": 4, "n_heads": 4, "d_ffn": 512, "max_seq_len": 256}
+
+
+class NetworkWrapper:
+    """A network of one kind, seen from outside. `network` is what calculates, and `step` counts training steps: each
+    has its own dropout masks.
+
+    Raises ConfigError for a network of another `kind`, as config.network has it.
+    """
+
+    kind: str
+
+    def __init__(self, network: Network):
+        if network.config.network != self.kind:
+            raise ConfigError(
+                [f"network={network.config.network}: {type(self).__name__} is made of network={self.kind}"]
+            )
+        self.network = network
+        self.config = network.config
+        self.step = 0
+
+    # Training
+
+    def _check_rates(self, learning_rate: float, max_grad_norm: float | None) -> None:
+        if not learning_rate >= 0 or not math.isfinite(learning_rate):
+            raise InputError(f"learning_rate={learning_rate}: expected a finite number of at least 0.")
+        if max_grad_norm is not None and (not max_grad_norm > 0 or not math.isfinite(max_grad_norm)):
+            raise InputError(
+                f"max_grad_norm={max_grad_norm}: expected a finite number above 0, or None for no clipping."
+            )
+
+    def _update(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None) -> dict[str, float | str]:
+        """Clips the gradients and follows them down, unless the loss or their norm is not finite: what `train_step`
+        returns. Waits for the device."""
+        gradients = self.network.gradient_tensors()
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+        norm = torch.linalg.vector_norm(torch.stack(norms)).item()
+        loss_value = loss.item()
+        if not (math.isfinite(norm) and math.isfinite(loss_value)):
+            return {"loss": loss_value, "grad_norm": norm, "status": "skipped"}
+        if max_grad_norm is not None and norm > max_grad_norm:
+            torch._foreach_mul_(gradients, max_grad_norm / norm)
+        self.network.update_parameters(learning_rate)
+        return {"loss": loss_value, "grad_norm": norm, "status": "success"}
+
+    # What it is
+
+    def count_parameters(self) -> int:
+        return self.network.count_parameters()
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What this is: model_type, implementation, architecture, precision, sizes and the number of parameters."""
+        config = self.config
+        return {
+            "model_type": MODEL_TYPE,
+            "implementation": type(self.network).__name__,
+            "network": config.network,
+            "architecture": config.architecture,
+            "precision": config.precision,
+            **{name: getattr(config, name) for name in DEFAULT_SIZES},
+            "parameters": self.count_parameters(),
+        }
+
+    # Checkpoints
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint says beside the parameters."""
+        return {"network": asdict(self.config), "training_steps": self.step}
+
+    def save_checkpoint(self, directory: str | Path) -> Path:
+        """Writes `directory/step-NNNNNN/` (safetensors, JSON, checksums) and returns its path. Others stay.
+
+        Raises StorageError.
+        """
+        from ...checkpoints.checkpoint import CheckpointManager
+
+        manager = CheckpointManager(directory, keep=None)
+        return manager.save(self.step, {"parameters": self.network.parameters}, self._state())
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Replaces the parameters by those of a checkpoint, or of the newest one in a directory of checkpoints.
+
+        Raises CheckpointError, and nothing is changed, if it is damaged or belongs to another network.
+        """
+        self.restore(_load(path))
+
+    def restore(self, checkpoint: Any) -> None:
+        """Takes parameters and step from a checkpoint. Raises CheckpointError where it belongs to another network, and
+        InputError where its parameters do."""
+        _check_same_network(checkpoint.path, saved_network(checkpoint), self.config)
+        self.network.load_parameters(checkpoint.tensors["parameters"])
+        self.step = checkpoint.step
+
+    @classmethod
+    def _of_checkpoint(cls, path: str | Path, changes: Mapping[str, Any]) -> Self:
+        """For a subclass that is made of a config: the model of a checkpoint. Raises CheckpointError."""
+        checkpoint = _load(path)
+        fields = asdict(saved_network(checkpoint)) | {"device": "auto"} | dict(changes)
+        model = cls(CustomTransformerConfig.of(fields))  # type: ignore[arg-type]
+        model.restore(checkpoint)
+        return model
+
+
+def config_of(
+    given: CustomTransformerConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any], kind: str = "decoder"
+) -> CustomTransformerConfig:
+    """A wrapper's config: the one that is given, as it is or as a mapping, or one of the keywords, where a size that
+    is left out has its usual value. A mapping and keywords need not say which `kind` of network it is. Raises
+    ConfigError."""
+    if given is None:
+        return CustomTransformerConfig.of(DEFAULT_SIZES | {"network": kind} | dict(keywords))
+    if isinstance(given, Mapping):
+        given = {"network": kind} | dict(given)
+    if keywords:
+        raise ConfigError(
+            [f"{', '.join(keywords)}: given beside a config; change the config (dataclasses.replace) instead"]
+        )
+    return CustomTransformerConfig.of(given)
+
+
+def _check_same_network(path: Path, saved: CustomTransformerConfig, here: CustomTransformerConfig) -> None:
+    """CheckpointError unless both agree on what the parameters mean; the rest is a model's own choice."""
+    there, own = (
+        asdict(one)
+        | {"activation": one.activation or one.traits.activation, "n_kv_heads": one.kv_heads}
+        | {"norm_epsilon": one.epsilon, "rotary_base": one.base}
+        for one in (saved, here)
+    )
+    names = (
+        *("network", "architecture", "activation", *DEFAULT_SIZES, "n_kv_heads", "norm_epsilon", "rotary_base"),
+        *("positions", "n_encoder_blocks", "source_vocab_size", "max_source_len", "pooling", "n_inputs", "n_outputs"),
+    )
+    differences = [f"{name} is {there[name]} there and {own[name]} here" for name in names if own[name] != there[name]]
+    if differences:
+        raise CheckpointError(f"{path} belongs to another network: {'; '.join(differences)}.")
+
+
+def _load(path: str | Path) -> Any:
+    from ...checkpoints.checkpoint import CheckpointManager
+
+    path = Path(path)
+    if (path / "manifest.json").is_file() or path.name.startswith("step-"):
+        return CheckpointManager(path.parent).load(path)
+    return CheckpointManager(path / "checkpoints" if (path / "checkpoints").is_dir() else path).load()
+
+
+def saved_network(checkpoint: Any) -> CustomTransformerConfig:
+    """The config of the network whose parameters a checkpoint holds. Raises CheckpointError."""
+    if "parameters" not in checkpoint.tensors:
+        raise CheckpointError(f"{checkpoint.path} holds no network: it has no parameters.")
+    return network_of_state(checkpoint.state, checkpoint.path)
+
+
+def check_tensor(name: str, value: object) -> None:
+    """InputError for what is neither a tensor nor None."""
+    if value is not None and not isinstance(value, Tensor):
+        raise InputError(
+            f"{name} is a {type(value).__name__}; expected a tensor: torch.tensor([...]), (batch, sequence)."
+        )

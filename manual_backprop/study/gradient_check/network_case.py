@@ -1,0 +1,261 @@
+"""What a network is tried on: small ones of every kind, batches of odd shapes, and which gradients are zero there.
+
+Like `op_case.py` for an op. What is measured on a case is the business of `network_check.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...common.batch import AnyBatch, Batch, EncoderBatch, PairBatch
+from ...config.schema import CustomTransformerConfig
+from ...models.network import block_names, reads_memory, tables_of
+from ...ops import IGNORED
+
+ODD = CustomTransformerConfig(  # all dimensions different, none a power of two
+    vocab_size=17, d_model=18, n_blocks=2, n_heads=3, d_ffn=22, max_seq_len=9, precision="fp64", seed=3
+)
+ALL = slice(None)
+
+
+def draw_batch(
+    config: CustomTransformerConfig,
+    B: int,
+    T: int,
+    seed: int = 0,
+    *,
+    segments: bool = False,
+    S: int | None = None,
+    lengths: list[int] | None = None,
+) -> AnyBatch:
+    """Random tokens, some of the vocabulary's never; some targets ignored where there are enough of them.
+
+    `segments` of a decoder's rows; S of an encoder-decoder's sources (None: T + 2, or as long as may be); `lengths` of
+    what is padded (None: of the first row all, of others 1, none where sources may be empty, and what comes).
+    """
+    if config.network == "encoder_decoder":
+        return _draw_pair(config, B, T, min(T + 2, config.source_length) if S is None else S, lengths, seed)
+    if config.network == "encoder":
+        return _draw_sequences(config, B, T, lengths, seed)
+    generator = torch.Generator().manual_seed(seed)
+    tokens, targets = _draw_tokens(config, B, T, generator)
+    device = config.get_device()
+    if not segments:
+        return Batch(tokens.to(device), targets.to(device), first_row=2)
+    place = torch.arange(T)
+    first = torch.randint(1, max(T, 2), (B, 1), generator=generator)  # where the second document starts
+    documents = torch.where(place > T - 2, -1, (place >= first).long())
+    return Batch(tokens.to(device), targets.to(device), documents.to(device), first_row=2)
+
+
+def _draw_tokens(config: CustomTransformerConfig, B: int, T: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Tokens and targets (B, T)."""
+    tokens = torch.randint(max(config.vocab_size - 3, 1), (B, T), generator=generator)
+    targets = torch.randint(config.vocab_size, (B, T), generator=generator)
+    if B * T > 2:
+        targets[torch.rand((B, T), generator=generator) < 0.25] = IGNORED
+        targets[0, 0] = 0
+    return tokens, targets
+
+
+def _draw_lengths(given: list[int] | None, B: int, S: int, least: int, generator: torch.Generator) -> Tensor:
+    if given is not None:
+        return torch.tensor(given)
+    lengths = torch.randint(1, S + 1, (B,), generator=generator)
+    lengths[0], lengths[1:2], lengths[2:3] = S, 1, least
+    return lengths
+
+
+def _draw_pair(
+    config: CustomTransformerConfig, B: int, T: int, S: int, lengths: list[int] | None, seed: int
+) -> PairBatch:
+    generator = torch.Generator().manual_seed(seed)
+    tokens, targets = _draw_tokens(config, B, T, generator)
+    vocab_size = config.source_vocab_size or config.vocab_size
+    source = torch.randint(max(vocab_size - 3, 1), (B, S), generator=generator)
+    source_lengths, device = _draw_lengths(lengths, B, S, 0, generator), config.get_device()
+    return PairBatch(*(part.to(device) for part in (source, source_lengths, tokens, targets)), first_row=2)
+
+
+def _draw_sequences(config: CustomTransformerConfig, B: int, T: int, lengths: list[int] | None, seed: int) -> AnyBatch:
+    generator, dtype = torch.Generator().manual_seed(seed), config.get_dtype()
+    if config.n_inputs is None:
+        inputs = torch.randint(max(config.vocab_size - 3, 1), (B, T), generator=generator)
+    else:
+        inputs = torch.randn(B, T, config.n_inputs, generator=generator, dtype=torch.float64).to(dtype)
+    outputs = config.n_outputs or 1
+    if config.head_loss == "squared_error":
+        targets = torch.randn(B, outputs, generator=generator, dtype=torch.float64).to(dtype)
+        targets[torch.rand(B, outputs, generator=generator) < 0.25] = torch.nan
+        targets[0, 0] = 0.5
+    else:
+        targets = torch.randint(outputs, (B,), generator=generator)
+        targets[2:3] = IGNORED
+    real, device = _draw_lengths(lengths, B, T, 1, generator), config.get_device()
+    return EncoderBatch(inputs.to(device), real.to(device), targets.to(device), first_row=2)
+
+
+def tensors_of(batch: AnyBatch) -> dict[str, Tensor]:
+    """What a batch holds, by name."""
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def rows_of(batch: AnyBatch, rows: slice | Tensor, first_row: int = 0) -> AnyBatch:
+    """Some rows of a batch, as a batch; the first of them is row `first_row` of the optimizer step."""
+    changed: dict[str, Any] = {name: tensor[rows] for name, tensor in tensors_of(batch).items()}
+    return replace(batch, first_row=first_row, **changed)
+
+
+def counted(batch: AnyBatch) -> int:
+    """How many targets count."""
+    targets = batch.targets
+    return int((~targets.isnan() if targets.is_floating_point() else targets != IGNORED).sum())
+
+
+# Gradients that are zero
+
+
+def wholly_zero(config: CustomTransformerConfig, batch: AnyBatch) -> set[str]:
+    """Parameters whose gradient is nothing but rounding: two right implementations differ by all of it, so that they
+    are compared with zero and not with each other."""
+    return {
+        name for name, _, rows in zero_by_structure(config, batch) if isinstance(rows, slice) and rows.start is None
+    }
+
+
+def zero_by_structure(config: CustomTransformerConfig, batch: AnyBatch) -> Iterator[tuple[str, str, Tensor | slice]]:
+    """Gradients that are zero whatever the numbers: parameter, reason, which of its rows. The only list of them.
+
+    A key's bias shifts all scores of a query alike, and softmax ignores that. Where a query sees one key at most, the
+    only probability is 1, whatever the score; where no query sees any, nothing of a cross-attention counts but what is
+    added behind it, and of the encoder nothing at all.
+    """
+    for block in block_names(config):
+        for attention, keys in _most_keys(config, batch, block):
+            place = f"{block}.{attention}."
+            if config.traits.biases:
+                yield f"{place}key.bias", "softmax ignores it", ALL
+            if keys <= 1:
+                for name in ("query.weight", "key.weight", *(["query.bias"] * config.traits.biases)):
+                    yield place + name, "one key at most" if keys else "no key", ALL
+    yield from _unused_rows(config, batch)
+
+
+def _most_keys(config: CustomTransformerConfig, batch: AnyBatch, block: str) -> Iterator[tuple[str, int]]:
+    """The attentions of a block, and how many keys a query of theirs sees at most."""
+    if isinstance(batch, Batch):
+        yield "attention", batch.tokens.shape[1]
+    elif isinstance(batch, EncoderBatch):
+        yield "attention", int(batch.lengths.max())
+    elif reads_memory(config, block):
+        yield "attention", batch.tokens.shape[1]
+        yield "cross_attention", int(batch.source_lengths.max())
+    else:
+        yield "attention", int(batch.source_lengths.max())
+
+
+def _unused_rows(config: CustomTransformerConfig, batch: AnyBatch) -> Iterator[tuple[str, str, Tensor | slice]]:
+    """Of the tables of tokens and of places."""
+    read: dict[str, list[Tensor]] = {}  # ids, by table
+    longest: dict[str, int] = {}
+    tables = tables_of(config)
+    for stack, ids, length in _read_by(batch):
+        table, places = tables[stack]
+        read.setdefault(table, []).append(ids.flatten().cpu())
+        longest[places] = length
+    for places, length in longest.items():
+        rows = config.source_length if places.startswith("source_") else config.max_seq_len
+        if config.position_kind == "learned" and rows > length:
+            yield places, "beyond the longest", slice(length, None) if length else ALL
+    for table, ids in read.items():
+        if config.n_inputs is not None or (config.tied_head and table == "token_embedding.weight"):
+            continue
+        size = config.source_vocab_size if table.startswith("source_") else config.vocab_size
+        unused = torch.ones(size or 0, dtype=torch.bool)
+        unused[torch.cat(ids)] = False
+        if unused.any():
+            yield table, "unused tokens", unused.nonzero()[:, 0] if not unused.all() else ALL
+
+
+def _read_by(batch: AnyBatch) -> Iterator[tuple[str, Tensor, int]]:
+    """For each stack: the ids that it reads, without padding, and how many places."""
+    if isinstance(batch, Batch):
+        yield "", batch.tokens, batch.tokens.shape[1]
+        return
+    rows, lengths = (
+        (batch.inputs, batch.lengths) if isinstance(batch, EncoderBatch) else (batch.source, batch.source_lengths)
+    )
+    real = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
+    yield "encoder.", rows[real], int(lengths.max())
+    if isinstance(batch, PairBatch):
+        yield "decoder.", batch.tokens, batch.tokens.shape[1]
+
+
+# Cases
+
+
+def odd_cases(architecture: str) -> Iterator[tuple[str, CustomTransformerConfig, AnyBatch, str]]:
+    """Small decoders of one architecture that together take every path: name, config, batch, scale."""
+    plain, rich = _plain_and_rich(architecture)
+    yield "plain", plain, draw_batch(plain, 2, 7), "proof"
+    yield "initial scale", plain, draw_batch(plain, 2, 7, seed=1), "initial"
+    yield "segments, dropout", rich, draw_batch(rich, 3, 9, segments=True), "proof"
+    if plain.traits.gated:
+        for n_heads, n_kv_heads in ((3, 1), (9, 3)):
+            config = replace(rich, n_heads=n_heads, n_kv_heads=n_kv_heads, n_blocks=1)
+            batch = draw_batch(config, 2, 5, seed=2, segments=True)
+            yield f"{n_heads} heads share {n_kv_heads}", config, batch, "proof"
+    else:
+        for activation in ("gelu_tanh", "gelu", "relu"):
+            config = replace(plain, activation=activation, n_blocks=1)
+            yield activation, config, draw_batch(config, 2, 5, seed=2), "proof"
+    yield "T=1", plain, draw_batch(plain, 3, 1, seed=3), "proof"
+    yield "B=1 T=1", rich, draw_batch(rich, 1, 1, seed=4), "proof"
+    deep = replace(rich, n_blocks=3, n_heads=9)
+    yield "8 rows", deep, draw_batch(deep, 8, 6, seed=5), "proof"
+
+
+def _plain_and_rich(architecture: str) -> tuple[CustomTransformerConfig, CustomTransformerConfig]:
+    plain = replace(ODD, architecture=architecture)
+    rich = replace(plain, dropout=0.2, label_smoothing=0.1, norm_epsilon=0.3)
+    return plain, replace(rich, rotary_base=30.0) if plain.traits.positions == "rotary" else rich
+
+
+def odd_pairs(architecture: str) -> Iterator[tuple[str, CustomTransformerConfig, AnyBatch, str]]:
+    """Likewise encoder-decoders, the first of which is the typical one: S != T, sources of all lengths."""
+    plain, rich = (
+        replace(config, network="encoder_decoder", n_encoder_blocks=3, max_source_len=11)
+        for config in _plain_and_rich(architecture)
+    )
+    rich = replace(rich, source_vocab_size=13, n_encoder_blocks=1, n_kv_heads=1 if plain.traits.gated else None)
+    yield "plain", plain, draw_batch(plain, 4, 7, S=10), "proof"
+    yield "initial scale", plain, draw_batch(plain, 3, 8, seed=1, S=5), "initial"
+    yield "S < T, dropout", rich, draw_batch(rich, 4, 9, seed=2, S=4), "proof"
+    nowhere = replace(plain, positions="none", n_blocks=1, n_encoder_blocks=1)
+    yield "positions=none", nowhere, draw_batch(nowhere, 2, 5, seed=3, S=6), "proof"
+    yield "S=1", plain, draw_batch(plain, 3, 6, seed=4, S=1), "proof"
+    yield "T=1", rich, draw_batch(rich, 3, 1, seed=5, S=8), "proof"
+    yield "B=1 S=1 T=1", rich, draw_batch(rich, 1, 1, seed=6, S=1), "proof"
+    yield "one real token a row", rich, draw_batch(rich, 2, 5, seed=7, S=4, lengths=[1, 1]), "proof"
+    yield "empty sources", plain, draw_batch(plain, 2, 5, seed=8, S=3, lengths=[0, 0]), "proof"
+
+
+def odd_encoders(architecture: str) -> Iterator[tuple[str, CustomTransformerConfig, AnyBatch, str]]:
+    """Likewise encoders: of tokens and of numbers, with classes and with numbers to tell."""
+    plain, rich = (replace(config, network="encoder", n_outputs=5) for config in _plain_and_rich(architecture))
+    numbers = replace(rich, n_inputs=4, head_loss="squared_error", n_blocks=1, label_smoothing=0.0)
+    yield "classes", plain, draw_batch(plain, 4, 7), "proof"
+    yield "initial scale", plain, draw_batch(plain, 3, 8, seed=1), "initial"
+    yield "numbers, dropout", numbers, draw_batch(numbers, 4, 9, seed=2), "proof"
+    first = replace(rich, pooling="first", positions="none")
+    yield "the first position", first, draw_batch(first, 3, 6, seed=3), "proof"
+    yield "T=1", plain, draw_batch(plain, 3, 1, seed=4), "proof"
+    yield "B=1 T=1", numbers, draw_batch(numbers, 1, 1, seed=5), "proof"
+    yield "one real token a row", rich, draw_batch(rich, 2, 5, seed=6, lengths=[1, 1]), "proof"
+    yield "an empty row", plain, draw_batch(plain, 2, 5, seed=7, lengths=[3, 0]), "proof"

@@ -1,0 +1,101 @@
+"""Where a target looks at its source: the cross-attention of a trained network, in a number and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..common.batch import IGNORED, PairBatch
+from ..common.pictures import new_figure, picture, save_figure
+from ..models.recorder import Recorder
+from .sequence_rows import Rows
+
+CROSS_ATTENTION = "cross_attention.png"
+ROWS = 200  # that are looked at
+COLUMNS = 4  # maps side by side
+DIAGONALS = {"reversal": "the anti-diagonal", "copy": "the diagonal"}
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """Of the longest row that was looked at: probabilities (blocks, H, T, S) of its T predictions over S sources."""
+
+    probabilities: np.ndarray
+    source: Sequence[str]
+    predicted: Sequence[str]
+    best_share: float | None  # of all rows' predictions, how many the best head makes where their symbol stands
+    sentence: str
+
+
+def look_at_cross_attention(network: Any, rows: Rows) -> CrossAttention | None:
+    """At the first test rows, with true tokens before each. Overwrites the network's gradients. None where there is no
+    cross-attention, or where the network does not show it."""
+    numbers = np.arange(min(ROWS, len(rows)))
+    lengths = rows.source_lengths[numbers]
+    batch = rows.batch(numbers, lengths + 1, device=network.device)
+    if not isinstance(batch, PairBatch):
+        return None
+    recorder = Recorder("*.cross_attention.probabilities")
+    before, network.recorder = network.recorder, recorder
+    try:
+        network.zero_gradients()
+        network.loss_and_gradients(batch, denominator=int((batch.targets != IGNORED).sum()), step=None)
+    finally:
+        network.recorder = before
+    if not recorder.tensors:
+        return None
+    blocks = np.stack([tensor.float().cpu().numpy() for tensor in recorder.tensors.values()])  # (blocks, B, H, T, S)
+    share, sentence = None, ""
+    if (places := rows.origins()) is not None:
+        shares = np.stack([diagonal_shares(block, lengths, places[numbers]) for block in blocks])  # (blocks, H)
+        block, head = np.unravel_index(shares.argmax(), shares.shape)
+        share = float(shares[block, head])
+        sentence = (
+            f"head {head} of block {block} looks most at {DIAGONALS[rows.name]} for {share:.1%} of the symbols that "
+            f"{len(numbers)} rows predict"
+        )
+    row = int(lengths.argmax())
+    S = int(lengths[row])
+    names = [str(token) for token in rows.source[row, :S]]
+    predicted = [*(str(token) for token in rows.target[row, :S]), "end"]
+    return CrossAttention(blocks[:, row, :, : S + 1, :S], names, predicted, share, sentence)
+
+
+def diagonal_shares(probabilities: np.ndarray, lengths: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """How often each head looks most where the predicted symbol stands.
+
+    probabilities (N, H, T, S) of N rows, of whose predictions `lengths` (N,) are symbols; places (N, at least the
+    longest), where in its source each symbol stands. -> (H,)
+    """
+    longest = int(lengths.max())
+    counts = np.arange(longest) < lengths[:, None]  # (N, longest)
+    hits = (probabilities[:, :, :longest].argmax(-1) == places[:, None, :longest]) & counts[:, None]
+    return np.asarray(hits.sum((0, 2)) / counts.sum())
+
+
+@picture
+def draw_cross_attention(seen: CrossAttention, path: Path, title: str) -> None:
+    """Writes a PNG: a map for each head."""
+    blocks, heads = seen.probabilities.shape[:2]
+    columns = min(COLUMNS, heads)
+    of_block = -(-heads // columns)
+    figure = new_figure(2.6 * columns, 0.8 + 2.6 * of_block * blocks, dpi=110)
+    figure.suptitle(
+        f"{title}: where each predicted token (row) looks at the source (column)\n{seen.sentence}", fontsize=9
+    )
+    grid = figure.subplots(of_block * blocks, columns, squeeze=False)
+    for axes in grid.flatten():
+        axes.set_axis_off()
+    for block in range(blocks):
+        for head in range(heads):
+            axes = grid[block * of_block + head // columns, head % columns]
+            axes.set_axis_on()
+            axes.imshow(seen.probabilities[block, head], cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_xticks(range(len(seen.source)), seen.source, fontsize=6)
+            axes.set_yticks(range(len(seen.predicted)), seen.predicted, fontsize=6)
+            axes.set_title(f"block {block}, head {head}", fontsize=8)
+    save_figure(figure, path)

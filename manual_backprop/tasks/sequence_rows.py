@@ -1,0 +1,198 @@
+"""The examples of task=reversal, copy and sort: rows of symbols drawn from the seed, and what becomes of each.
+
+A row is drawn as random numbers of a counter-based generator, so that the same seed draws the same rows everywhere. To
+which split it belongs is decided by a hash of its symbols, whatever the seed: no row of the test is ever trained on,
+not even by another run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..common.batch import IGNORED, AnyBatch, Batch, PairBatch
+from ..common.errors import InputError
+from ..config.schema import TaskConfig
+from ..config.task_rules import sequence_vocabulary
+
+SPLITS = ("training", "validation", "test")
+HELD_OUT = 20  # one row of so many is for the test, and one for the validation
+CANDIDATES = 1 << 14  # rows that are drawn at a time
+MOST_DRAWN = 64  # times so many, without a new row: then there is none
+
+TRANSFORMS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {}  # (N, longest), lengths (N,) -> targets
+
+
+def transform(name: str) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
+    def register(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        TRANSFORMS[name] = function
+        return function
+
+    return register
+
+
+@transform("copy")
+def _copied(source: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    return source
+
+
+@transform("reversal")
+def _reversed(source: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    places = np.maximum(lengths[:, None] - 1 - np.arange(source.shape[1]), 0)
+    return np.take_along_axis(source, places, axis=1)
+
+
+@transform("sort")
+def _sorted(source: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    past = np.arange(source.shape[1]) >= lengths[:, None]
+    return np.sort(np.where(past, np.iinfo(np.int64).max, source), axis=1)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Token ids: the symbols from 0 on, then these. A separator there is only where both are one sequence."""
+
+    symbols: int
+    network: str
+
+    @property
+    def padding(self) -> int:
+        return self.symbols
+
+    @property
+    def beginning(self) -> int:
+        return self.symbols + 1
+
+    @property
+    def end(self) -> int:
+        return self.symbols + 2
+
+    @property
+    def separator(self) -> int:
+        return self.symbols + 3
+
+    @property
+    def size(self) -> int:
+        return sequence_vocabulary(self.symbols, self.network)
+
+    def words(self, tokens: Sequence[int]) -> str:
+        names = {self.padding: "<pad>", self.beginning: "<bos>", self.end: "<eos>", self.separator: "<sep>"}
+        return " ".join(names.get(token, str(token)) for token in tokens)
+
+    def written(self, tokens: Sequence[int]) -> list[int]:
+        """What a model has written, up to the end."""
+        tokens = list(tokens)
+        return tokens[: tokens.index(self.end)] if self.end in tokens else tokens
+
+
+class Rows:
+    """The rows of one split. source, target (N, longest) int64, of which `source_lengths` (N,) count."""
+
+    def __init__(self, source: np.ndarray, source_lengths: np.ndarray, name: str, vocabulary: Vocabulary):
+        self.source, self.source_lengths, self.name, self.vocabulary = source, source_lengths, name, vocabulary
+        self.target = TRANSFORMS[name](source, source_lengths)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row's target, its beginning and its end included: one more than are predicted."""
+        return self.source_lengths + 2
+
+    def sources(self, numbers: np.ndarray) -> list[list[int]]:
+        return [self.source[row, : self.source_lengths[row]].tolist() for row in numbers]
+
+    def targets(self, numbers: np.ndarray) -> list[list[int]]:
+        return [self.target[row, : self.source_lengths[row]].tolist() for row in numbers]
+
+    def origins(self) -> np.ndarray | None:
+        """(N, longest): where in its source each symbol of a target stands; None where the row's values decide it."""
+        places = np.broadcast_to(np.arange(self.source.shape[1]), self.source.shape)
+        return None if self.name == "sort" else TRANSFORMS[self.name](places, self.source_lengths)
+
+    def batch(
+        self, numbers: np.ndarray, lengths: np.ndarray, first_row: int = 0, device: torch.device | str = "cpu"
+    ) -> AnyBatch:
+        """Of these rows, for teacher forcing: each token of the target is predicted from the true ones before it, and
+        so is the end. `lengths` (B,) of what is predicted, the end included."""
+        words, width = self.vocabulary, np.arange(int(lengths.max()))
+        source, target, counts = self.source[numbers], self.target[numbers], self.source_lengths[numbers][:, None]
+        source = source[:, : len(width) - 1]
+        padded = np.pad(target[:, : len(width) - 1], ((0, 0), (0, 1)))
+        targets = np.where(width < counts, padded, np.where(width == counts, words.end, IGNORED))  # (B, T)
+        tokens = np.full_like(targets, words.beginning)
+        tokens[:, 1:] = np.where(width[1:] <= counts, padded[:, :-1], words.padding)
+        past = width[:-1] >= counts
+        if words.network == "decoder":
+            return self._joined(source, past, tokens, targets, first_row, device)
+        both = torch.from_numpy(np.stack([tokens, targets])).to(device)  # one transfer for both
+        padded_source = torch.from_numpy(np.where(past, words.padding, source)).to(device)
+        seen = torch.from_numpy(counts[:, 0].copy()).to(device)
+        return PairBatch(padded_source, seen, both[0], both[1], first_row=first_row)
+
+    def _joined(
+        self,
+        source: np.ndarray,
+        past: np.ndarray,
+        tokens: np.ndarray,
+        targets: np.ndarray,
+        first_row: int,
+        device: torch.device | str,
+    ) -> Batch:
+        """Source, separator and target in one sequence, without gaps; what is predicted is the target and its end."""
+        words = self.vocabulary
+        tokens[:, 0] = words.separator
+        joined = np.concatenate([np.where(past, -1, source), tokens], axis=1)
+        expected = np.concatenate([np.full_like(source, IGNORED), targets], axis=1)
+        order = np.argsort(joined == -1, axis=1, kind="stable")  # gaps move behind what is there
+        joined, expected = np.take_along_axis(joined, order, 1), np.take_along_axis(expected, order, 1)
+        both = torch.from_numpy(np.stack([np.where(joined == -1, words.padding, joined), expected])).to(device)
+        return Batch(both[0], both[1], first_row=first_row)
+
+
+def draw_rows(config: TaskConfig, split: str, seed: int, network: str) -> Rows:
+    """The rows of a split. Raises InputError where there is no row whose hash puts it there."""
+    assert config.min_length is not None
+    assert config.max_length is not None
+    assert config.symbols is not None
+    least, most, symbols = config.min_length, config.max_length, config.symbols
+    wanted = getattr(config, f"{split}_rows")
+    generator = np.random.Philox(key=np.array([seed % 2**64, SPLITS.index(split)], dtype=np.uint64))
+    found: list[np.ndarray] = []
+    drawn = missed = 0
+    while drawn < wanted:
+        draws = generator.random_raw(CANDIDATES * (most + 1)).reshape(CANDIDATES, most + 1)
+        lengths = least + (draws[:, :1] % np.uint64(most - least + 1)).astype(np.int64)
+        source = np.where(np.arange(most) < lengths, (draws[:, 1:] % np.uint64(symbols)).astype(np.int64), 0)
+        rows = np.concatenate([lengths, source], axis=1)[split_of(source, lengths[:, 0]) == SPLITS.index(split)]
+        found.append(rows)
+        drawn, missed = drawn + len(rows), 0 if len(rows) else missed + 1
+        if missed == MOST_DRAWN:
+            raise InputError(
+                f"task={config.name}: of all rows of {least} to {most} of {symbols} symbols none is for the {split}; "
+                "use longer rows, or more task.symbols"
+            )
+    rows = np.concatenate(found)[:wanted]
+    return Rows(np.ascontiguousarray(rows[:, 1:]), rows[:, 0].copy(), config.name, Vocabulary(symbols, network))
+
+
+def split_of(source: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """To which of SPLITS each row belongs: a function of its symbols and their number alone. source (N, longest)."""
+    state = lengths.astype(np.uint64)
+    for place in range(source.shape[1]):
+        mixed = _mixed(state ^ (source[:, place].astype(np.uint64) + np.uint64(1)))
+        state = np.where(place < lengths, mixed, state)
+    part = _mixed(state) % np.uint64(HELD_OUT)
+    return np.where(part == 0, SPLITS.index("test"), np.where(part == 1, SPLITS.index("validation"), 0))
+
+
+def _mixed(state: np.ndarray) -> np.ndarray:
+    """SplitMix64 (Steele et al. 2014): one 64-bit number to another."""
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
