@@ -323,6 +323,33 @@ def check_page_of_a_model(outcome: Outcome) -> None:
     assert '"name":"blocks.0.attention"' in page
 
 
+def check_reversal(outcome: Outcome) -> None:
+    """Epochs, ten predictions with their verdicts, the test rows, and where the target looks."""
+    run = list_runs(outcome.place / "outputs")[-1]
+    assert re.search(r"epoch 1/1 \| train loss .* \| validation loss .* \| exact match ", outcome.said)
+    samples = (run / "samples/step-000002.txt").read_text(encoding="utf-8").splitlines()
+    assert sum("\u2713" in line or "\u2717" in line for line in samples) == 10
+    assert (run / "cross_attention.png").read_bytes().startswith(PNG)
+    assert load_training_log(run).validation["validation/exact_match"].steps == [2]
+
+
+def check_sorted_by_a_decoder(outcome: Outcome) -> None:
+    config = load_training_log(list_runs(outcome.place / "outputs")[-1]).config
+    assert (config["network"], config["task"]["name"]) == ("decoder", "sort")
+
+
+def check_row(outcome: Outcome) -> None:
+    """The row, what the model writes, and whether it is right."""
+    assert re.match(r"1 2 3 4 -> .*  [\u2713\u2717]", outcome.said.splitlines()[1])
+
+
+def check_rows(outcome: Outcome) -> None:
+    """Free-running exact match beside teacher-forced accuracy, and ten rows."""
+    assert re.search(r"exact match +\d+\.\d\d% .*free-running", outcome.said)
+    assert re.search(r"accuracy +\d+\.\d\d% of [\d,]+ tokens", outcome.said)
+    assert outcome.said.count(" -> ") == 10
+
+
 def check_evaluated(outcome: Outcome) -> None:
     """The loss beside counting models, a sample, twenty tokens one by one; it is added to the run."""
     for name in ("model", "bigram", "unigram"):
@@ -496,6 +523,8 @@ RUN = r"python -m manual_backprop\.run"
 TOOLS = r"python -m manual_backprop\.tools"
 SWEEP = rf"{RUN} (-m|experiments=manual_vs_autograd)"
 ANY_RUN = rf"{RUN}(?! -m| experiments=manual_vs_autograd| sweep\.resume=| resume=|.*(--help|plan=true))"
+OF_TEXTS = r"(?!.* --(source|predictions))"
+
 CHECKS: dict[str, Callable[[Outcome], None]] = {
     ANY_RUN: check_a_run,
     rf"{RUN} training=smoke tracking=none": check_everything_is_touched,
@@ -503,6 +532,8 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     rf"{RUN} .*kernels.compile=never": check_not_compiled,
     rf"{RUN} .*tokenizer=char model=tiny": check_characters,
     rf"{RUN} .*tokenizer.vocab_size=4096": check_own_text,
+    rf"{RUN} experiments=reversal": check_reversal,
+    rf"{RUN} task=sort": check_sorted_by_a_decoder,
     rf"{RUN} resume=": check_resumed,
     rf"{RUN} training.inspect_every": check_inspected,
     rf"{RUN} init_from=imported": check_initial_weights,
@@ -516,9 +547,13 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     r"python -m manual_backprop\.compare last --csv": check_table_of_runs,
     r"python -m manual_backprop\.visualize last .*--export": check_page_of_runs,
     r"python -m manual_backprop\.visualize last --text": check_page_of_a_model,
-    r"python -m manual_backprop\.(evaluate|generate last|chat|summary last|convert to-hf)": check_line_of_the_model,
-    r"python -m manual_backprop\.evaluate": check_evaluated,
-    r"python -m manual_backprop\.generate": check_continued,
+    rf"python -m manual_backprop\.(evaluate|generate last|chat|summary last|convert to-hf){OF_TEXTS}": (
+        check_line_of_the_model
+    ),
+    r"python -m manual_backprop\.evaluate(?!.* --predictions)": check_evaluated,
+    r"python -m manual_backprop\.evaluate last .*--predictions": check_rows,
+    r"python -m manual_backprop\.generate(?!.* --source)": check_continued,
+    r"python -m manual_backprop\.generate last --source": check_row,
     r"python -m manual_backprop\.generate last .*--stop": check_stopped,
     r"python -m manual_backprop\.chat": check_chat,
     r"python -m manual_backprop\.summary last": check_summary,
@@ -547,6 +582,12 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
 
 # What must have been done before: another command, or a change of the folder. Without: one run of two steps is there.
 AFTER: dict[str, str] = {
+    'python -m manual_backprop.generate last --source "1 2 3 4" --beams 4': (
+        "python -m manual_backprop.run experiments=reversal"
+    ),
+    "python -m manual_backprop.evaluate last --split test --predictions 10": (
+        "python -m manual_backprop.run experiments=reversal"
+    ),
     "python -m manual_backprop.run sweep.resume=last": (
         "python -m manual_backprop.run -m model=tiny,small optimizer.learning_rate=1e-3,3e-3"
     ),
