@@ -22,11 +22,55 @@ DROPOUT, ATTENTION, ACTIVATIONS = "ops/dropout.py", "ops/attention.py", "ops/act
 EMBEDDING, LOSS, FEED_FORWARD = "ops/embedding.py", "ops/loss.py", "ops/feed_forward.py"
 RMS, ROTARY, GATED = "ops/rms_normalization.py", "ops/rotary_attention.py", "ops/gated_feed_forward.py"
 POOLING = "ops/pooling.py"
+ENCODERS = "models/custom_encoders.py"
 CUSTOM, NETWORK, STEP = "models/custom.py", "models/network.py", "models/step.py"
 FUSED_ATTENTION, FUSED_LOSS, ARENA = "kernels/cpu/attention.py", "kernels/cpu/loss.py", "kernels/arena.py"
 REPLAY = "kernels/replay.py"
 
 BUGS = [
+    # encoders, and what reads them
+    Bug(
+        "the memory's gradient from one block alone",
+        STEP,
+        "return dread if dmemory is None else dmemory + dread",
+        "return dread",
+    ),
+    Bug(
+        "the memory's gradient never reaches the encoder",
+        ENCODERS,
+        """        dmemory = self._hidden_backward(dx, decoder_cache, "decoder.")
+        assert dmemory is not None
+        self._hidden_backward(dmemory, encoder_cache, "encoder.")
+        self.on_gradients_complete(None)
+        return loss""",
+        """        dmemory = self._hidden_backward(dx, decoder_cache, "decoder.")
+        assert dmemory is not None
+        self._hidden_backward(dmemory.zero_(), encoder_cache, "encoder.")
+        self.on_gradients_complete(None)
+        return loss""",
+    ),
+    Bug(
+        "padding of a source is seen",
+        ENCODERS,
+        """        visible = Visible(causal=False, key_lengths=lengths)
+        return self._training_step(source,""",
+        """        visible = Visible(causal=False)
+        return self._training_step(source,""",
+    ),
+    Bug(
+        "cross-attention has the masks of self-attention",
+        CUSTOM,
+        'place = f"{block}.cross_attention."',
+        'place = f"{block}.attention."',
+    ),
+    Bug(
+        "an encoder sees no later place",
+        ENCODERS,
+        """        visible = Visible(causal=False, key_lengths=lengths)
+        x, stack_cache""",
+        """        visible = Visible(causal=True, key_lengths=lengths)
+        x, stack_cache""",
+    ),
     # cross-attention, pooling, squared error
     Bug(
         "gradient of the first reader of a key only",
@@ -318,8 +362,14 @@ BUGS = [
         "pass",
     ),
     Bug("smoothing's share on the target forgotten", LOSS, "label_smoothing - 1, dtype", "-1, dtype"),
-    Bug("smoothing's share of the others forgotten", LOSS, "dz -= label_smoothing / z.shape[1]", "pass"),
-    Bug("smoothing over the rows", LOSS, "label_smoothing / z.shape[1]", "label_smoothing / z.shape[0]"),
+    Bug("smoothing's share of the others forgotten", LOSS, "dz -= share", "pass"),
+    Bug(
+        "smoothing over the rows",
+        LOSS,
+        "share = label_smoothing / (z.shape[1]",
+        "share = label_smoothing / (z.shape[0]",
+    ),
+    Bug("padding has a share of the smoothing", LOSS, "dz[:, padding] += share", "pass"),
     Bug(
         "ignored targets count",
         LOSS,

@@ -14,15 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manual_backprop.common.batch import AnyBatch, Batch, EncoderBatch, PairBatch
+from manual_backprop.common.errors import ConfigError
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.models.implementations import build_network
-from manual_backprop.models.network import Network
+from manual_backprop.models.network import Network, parameter_shapes
 from manual_backprop.models.recorder import Recorder
 from manual_backprop.ops import IGNORED
 from manual_backprop.study.gradient_check import ENOUGH_TO_ROUND, ODD, check_network_precision, draw_batch
 from manual_backprop.study.gradient_check.measure import differing, error_of, errors_of
 from manual_backprop.study.gradient_check.network_case import counted, rows_of, wholly_zero
 from manual_backprop.study.gradient_check.network_check import networks, set_proof_scale, step_of
+from manual_backprop.training.command_line import check
 
 pytestmark = [pytest.mark.gradients, pytest.mark.usefixtures("one_thread", "as_written")]
 
@@ -298,6 +300,51 @@ def test_an_encoder_decoder_in_low_precision(architecture: str, precision: str, 
 def test_an_encoder_in_low_precision(architecture: str, precision: str, kernels: str) -> None:
     config = replace(ENOUGH_TO_ROUND, network="encoder", n_outputs=7, n_blocks=1, architecture=architecture)
     assert not low_precision(config, precision, kernels)
+
+
+# What a run asks for
+
+
+def test_a_run_passes_on_what_the_network_is_made_of() -> None:
+    asked = ("model.n_encoder_blocks=3", "model.positions=none", "architecture=vaswani")
+    config = check(["task=reversal", *asked]).jobs[0].config
+    network = config.network_config(13)
+    assert (network.network, network.encoder_blocks, network.position_kind) == ("encoder_decoder", 3, "none")
+    assert not any("position" in name for name in parameter_shapes(network))
+    usual = check(["task=reversal", "architecture=vaswani"]).jobs[0].config.network_config(13)
+    assert (usual.encoder_blocks, usual.position_kind) == (usual.n_blocks, "sinusoidal")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("model.positions=rotary",), "model.positions=rotary: architecture=gpt2 can have learned, sinusoidal, none"),
+        (
+            ("architecture=llama", "model.positions=learned"),
+            "model.positions=learned: architecture=llama can have rotary, none",
+        ),
+        (("model.n_encoder_blocks=2",), "model.n_encoder_blocks=2: network=decoder has no encoder"),
+    ],
+    ids=str,
+)
+def test_what_a_run_refuses(overrides: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check(overrides)
+    assert len(refused.value.violations) == 1
+    assert refused.value.violations[0].startswith(said)
+
+
+def test_the_paper_has_one_table() -> None:
+    """Sources, targets and head share it (Vaswani et al. 2017, section 3.4), as gpt2's do; llama's head is its own."""
+
+    def tables(architecture: str) -> list[str]:
+        shapes = parameter_shapes(replace(PAIR, architecture=architecture))
+        return [name for name in shapes if "embedding" in name or name.startswith("head")]
+
+    assert tables("vaswani") == ["token_embedding.weight"]
+    places = ["position_embedding.weight", "source_position_embedding.weight"]
+    assert tables("gpt2") == ["token_embedding.weight", *places]
+    assert tables("llama") == ["token_embedding.weight", "head.weight"]
 
 
 # What is refused
