@@ -68,6 +68,8 @@ def look(found: Found, text: str) -> Seen:
     network.recorder = recorder = Recorder(f"*.{PROBABILITIES}")
     with torch.no_grad():
         logits = network.predict(torch.tensor([ids]))[0].double()  # (T, V)
+    if not bool(logits.isfinite().all()):
+        raise InputError(f"{saved.line}: its logits are not finite, the parameters have diverged")
     likeliest = logits.softmax(-1).topk(min(LIKELIEST, logits.shape[-1]))
     tokens = [shown(tokenizer.decode([token])) for token in ids]
     return Seen(

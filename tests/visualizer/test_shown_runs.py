@@ -16,6 +16,7 @@ import pytest
 from logged_runs import log_of, write_run
 
 from manual_backprop.common.errors import InputError
+from manual_backprop.common.uris import sqlite_uri
 from manual_backprop.compare import main as compare
 from manual_backprop.tracking import TrainingLogger, create_run_directory, load_training_log
 from manual_backprop.visualize import main as visualize
@@ -228,6 +229,8 @@ def test_runs_that_only_mlflow_has(empty_store: Path, tmp_path: Path, monkeypatc
     from manual_backprop.tracking.tracker import LocalTracker
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tmp_path = tmp_path / "exp#2 a%20b"  # where a path that is taken for a URI goes wrong
+    tmp_path.mkdir()
     shutil.copy2(empty_store, tmp_path / "mlflow.db")
     directory = create_run_directory(tmp_path / "outputs", "a & b")
     tracker = LocalTracker(directory.path, "manual_backprop", "a & b")
@@ -265,7 +268,7 @@ def test_runs_that_only_mlflow_has(empty_store: Path, tmp_path: Path, monkeypatc
     assert log.config["optimizer"] == {"betas": [0.9, 0.95]}
     assert log.tags["tokenizer_digest"] == "abc"
     assert session.runs.log(run) is log, "nothing has come"
-    server = ServerStore(f"sqlite:///{tmp_path / 'mlflow.db'}")  # what a server is asked, of the same store
+    server = ServerStore(sqlite_uri(tmp_path / "mlflow.db"))  # what a server is asked, of the same store
     (asked,) = server.rows()
     assert asked | {"steps": 3} == row
     other = server.reader(run).read()

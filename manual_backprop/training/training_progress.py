@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.pictures import new_figure, picture, save_figure, with_grid
-from . import TrainingLog
+from ..tracking import TrainingLog
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
