@@ -23,10 +23,10 @@ from ..tasks import Evaluated, Final
 from ..tracking import FAILED, Dataset, RunDirectory, SystemMetrics, Tracker, flatten, load_training_log
 from ..tracking.progress import ProgressLine
 from ..tracking.provenance import commit_tags, write_provenance
-from .training_progress import draw_training_progress
 from .inspection.inspector import BASELINE_NOTE
 from .inspection.pictures import draw_inspection
 from .run_facts import RunFacts
+from .training_progress import draw_training_progress
 
 TRAINING_PROGRESS = "training_progress.png"
 # Keys on which no number depends: two runs that are compared shall differ in what was varied, not in their names.
