@@ -151,7 +151,14 @@ def attention_map(seen: Attention) -> dict[str, Any]:
             (column + 1) / columns - (gap / 2 if column < columns - 1 else 0),
         )
         down = (1 - (row + 1) / rows + gap / 2, 1 - row / rows - gap / 2)
-        quiet = {"showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"size": 9}, "automargin": True}
+        quiet = {
+            "type": "category",
+            "showgrid": False,
+            "zeroline": False,
+            "ticks": "",
+            "tickfont": {"size": 9},
+            "automargin": True,
+        }
         described[f"xaxis{number}"] = quiet | {
             "domain": across,
             "anchor": f"y{number}",

@@ -1,12 +1,15 @@
 """How many parameters a network has, from its config alone: nothing is built, and nothing is assumed."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from manual_backprop.common.errors import InputError
+from manual_backprop.common.errors import ConfigError, InputError
 from manual_backprop.config.network import CustomTransformerConfig
-from manual_backprop.config.validation import BYTE_TOKENS, GPT2_TOKENS
+from manual_backprop.config.schema import SEQUENCES
+from manual_backprop.config.task_rules import sequence_vocabulary
+from manual_backprop.config.validation import BYTE_TOKENS, GPT2_TOKENS, validate, with_defaults
 from manual_backprop.tracking import TrainingLog
 
 SIZES = ("vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len")
@@ -46,12 +49,14 @@ def estimate_model_params(config: Any) -> int:
 
 
 def _network_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run's whole config; what its task and its text add to it, a run alone can tell."""
+    """Of a run's whole config; what its text adds to it, a run alone can tell."""
+    with suppress(ConfigError):
+        run = validate(with_defaults(config))
+        if run.task.name in SEQUENCES:
+            return asdict(run.network_config(sequence_vocabulary(run.task.symbols or 0, run.network_name)))
     groups = {name: value if isinstance(value, Mapping) else {} for name, value in config.items()}
     network = dict(groups["model"])
-    if groups.get("task", {}).get("name", "language_model") != "language_model":
-        network["vocab_size"] = None
-    elif network.get("vocab_size") is None:
+    if network.get("vocab_size") is None:
         network["vocab_size"] = TOKENS.get(str(groups.get("tokenizer", {}).get("name")))
     architecture = groups.get("architecture", {})
     named = {"architecture": "name", "activation": "activation"}

@@ -136,12 +136,18 @@ def test_the_picture_of_equal_compute(tmp_path: Path) -> None:
 SIZES = {"vocab_size": 37, "d_model": 24, "n_blocks": 3, "n_heads": 4, "d_ffn": 40, "max_seq_len": 11}
 
 
-@pytest.mark.parametrize(
-    ("architecture", "kv_heads"), [("gpt2", None), ("vaswani", None), ("llama", None), ("llama", 2)]
-)
+PAIR = {"network": "encoder_decoder", "source_vocab_size": 20, "n_encoder_blocks": 1}
+NETWORKS: list[tuple[str, dict[str, object]]] = [
+    *(("gpt2", {}), ("vaswani", {}), ("llama", {}), ("llama", {"n_kv_heads": 2})),
+    *(("gpt2", PAIR), ("vaswani", {"network": "encoder_decoder"}), ("llama", {"network": "encoder", "n_outputs": 5})),
+    ("gpt2", {"network": "encoder", "n_inputs": 2, "n_outputs": 5}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "others"), NETWORKS, ids=str)
 @pytest.mark.parametrize("implementation", ["custom", "torch", "baseline"])
-def test_the_estimate_is_what_is_counted(architecture: str, kv_heads: int | None, implementation: str) -> None:
-    config = CustomTransformerConfig(**SIZES, architecture=architecture, n_kv_heads=kv_heads)
+def test_the_estimate_is_what_is_counted(architecture: str, others: dict[str, object], implementation: str) -> None:
+    config = CustomTransformerConfig(**SIZES, architecture=architecture, **others)  # type: ignore[arg-type]
     counted = build_network(implementation, config).count_parameters()
     assert estimate_model_params(config) == counted
     assert estimate_model_params(asdict(config)) == counted

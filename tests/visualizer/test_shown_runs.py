@@ -235,7 +235,8 @@ def test_a_model_of_sequences(network: str, tmp_path: Path) -> None:
     session = open_session(root=tmp_path / "outputs")
     (run,) = session.chosen()
     assert session.table()["runs"][0]["metric"] == "validation/exact_match"
-    assert estimate_model_params(session.runs.log(run)) == session.runs.log(run).model["parameters"]
+    log = session.runs.log(run)
+    assert estimate_model_params(log.config) == estimate_model_params(log) == log.model["parameters"]
     answer = session.model(run, "1 2 3 4")
     maps = {one["name"]: one["figure"]["data"] for one in answer["maps"]}
     written = len(answer["tokens"])
@@ -247,6 +248,9 @@ def test_a_model_of_sequences(network: str, tmp_path: Path) -> None:
         (heat, _) = maps["decoder.blocks.1.cross_attention"]
         assert heat["x"] == ["0 1", "1 2", "2 3", "3 4"]
         assert heat["customdata"].shape == (written, 4)
+        assert answer["maps"][-1]["figure"]["layout"]["xaxis"]["type"] == "category", (
+            "plotly would take 0 1 for a number"
+        )
         assert maps["encoder.blocks.0.attention"][0]["customdata"].shape == (4, 4)
         assert maps["decoder.blocks.0.attention"][0]["customdata"].shape == (written, written)
     for heats in maps.values():
