@@ -116,7 +116,6 @@ SYNONYMS = {
     "train_steps": "max_steps",
     "warmup": "warmup_ratio",
     "warmup_iters": "warmup_ratio",
-    "warmup_steps": "warmup_ratio",
     "wd": "weight_decay",
     "weight_decay_rate": "weight_decay",
 }
