@@ -11,7 +11,8 @@ SCRIPT = "manual-backprop"
 # What setup.cfg installs, and with its extras; the libraries that these need are looked up.
 DEPENDENCIES = (
     *("torch", "hydra-core", "omegaconf", "datasets", "transformers", "mlflow", "tokenizers", "safetensors", "rich"),
-    *("filelock", "psutil", "matplotlib", "hydra-joblib-launcher", "hydra-optuna-sweeper", "hydra-submitit-launcher"),
+    *("filelock", "psutil", "matplotlib", "plotly", "starlette", "uvicorn"),
+    *("hydra-joblib-launcher", "hydra-optuna-sweeper", "hydra-submitit-launcher"),
 )
 NEVER_IMPORTED = frozenset({"antigravity", "idlelib", "this", "turtle", "turtledemo"})  # of Python's own
 
