@@ -11,6 +11,7 @@ from pathlib import Path
 
 from manual_backprop.common.errors import InputError
 from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.common.startup.output import endure_output
 from manual_backprop.config.arguments import Parser
 from manual_backprop.tracking import close_dead_runs, load_training_log
 from manual_backprop.training.comparison.runs import ALIKE, compare, difference_lines, table_lines
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError(f"--picture {chosen.picture}: must be the name of a PNG, as in comparison.png")
     if chosen.csv is not None and chosen.csv.suffix != ".csv":
         raise InputError(f"--csv {chosen.csv}: must be the name of a table, as in runs.csv")
+    if chosen.picture is not None or chosen.csv is not None:
+        endure_output()
     close_dead_runs(OUTPUTS)
     logs = [load_training_log(run) for which in chosen.runs for run in _runs_named(which)]
     runs = compare(logs)

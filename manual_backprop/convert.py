@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from manual_backprop.common.errors import InputError
 from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.common.startup.output import enduring_output
 from manual_backprop.config.arguments import Parser
 from manual_backprop.config.rules import nearest
 from manual_backprop.trained_models.saved_model import RUN_HELP
@@ -101,6 +102,7 @@ def _tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer | None:
     return tokenizer
 
 
+@enduring_output()
 def main(arguments: Sequence[str] | None = None) -> int | None:
     parser = Parser("convert", DESCRIPTION, EPILOG)
     parser.add_argument("direction", metavar="to-hf|from-hf", help="to transformers, or from there")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from manual_backprop.common.errors import EXIT_DONE, InputError
 from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.common.startup.output import enduring_output
 from manual_backprop.config.arguments import Parser
 from manual_backprop.trained_models.saved_model import names_a_run
 from manual_backprop.training.reproduction import rerun
@@ -33,6 +34,7 @@ exit code  0  the losses are bitwise the same, or what differs between then and 
 """
 
 
+@enduring_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("rerun", (__doc__ or "").splitlines()[0], HELP)
     parser.add_argument("run", metavar="RUN", help="the run to make again")

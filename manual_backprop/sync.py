@@ -9,6 +9,7 @@ from pathlib import Path
 
 from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, ManualBackpropError
 from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.common.startup.output import enduring_output
 from manual_backprop.config.arguments import Parser
 
 COMMAND = "python -m manual_backprop.sync"
@@ -28,7 +29,8 @@ Examples
   {COMMAND} outputs/runs/*
   MLFLOW_TRACKING_URI=http://127.0.0.1:5000 {COMMAND} 8c1ce4
 
-Exit codes: 0 all is delivered, 1 MLflow did not take it, 2 there is no such run, or it is going on."""
+Exit codes: 0 delivered (what MLflow refuses of a run is named, with what to do), 1 MLflow does not answer, or refuses
+the whole run, 2 there is no such run, or it is going on."""
 
 
 def with_children(which: str, root: Path) -> list[str]:
@@ -45,6 +47,7 @@ def with_children(which: str, root: Path) -> list[str]:
     return [str(path), *map(str, runs), str(path)] if runs else [which]
 
 
+@enduring_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("sync", DESCRIPTION, EPILOG)
     parser.add_argument(
@@ -56,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     chosen = parser.parse(arguments)
     from manual_backprop.tracking.late_delivery import deliver_run
-    from manual_backprop.tracking.mlflow_delivery import tracking_uri, without_credentials
-    from manual_backprop.tracking.mlflow_tracking import one_line
+    from manual_backprop.tracking.mlflow_delivery import tracking_uri
+    from manual_backprop.tracking.mlflow_messages import one_line, without_credentials
 
     root = Path("outputs")
     worst = EXIT_DONE
@@ -68,8 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)
             worst = max(worst, error.exit_code)
         except Exception as error:  # MLflow's, its database's, its server's: for a user all the same
-            where = without_credentials(tracking_uri(root))
-            print(f"{which}: MLflow at {where} did not take everything ({one_line(error)})", file=sys.stderr)
+            uri = tracking_uri(root)
+            reason = one_line(error, uri)
+            print(f"{which}: MLflow at {without_credentials(uri)} did not take everything ({reason})", file=sys.stderr)
             worst = max(worst, EXIT_FAILED)
     return worst
 

@@ -11,6 +11,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.common.pictures import LONGEST_LINE, new_figure, save_figure
 from manual_backprop.compare import main
 from manual_backprop.config.composition import is_choice
 from manual_backprop.tracking import FAILED, FINISHED, TrainingLogger, create_run_directory, load_training_log
@@ -164,3 +165,22 @@ def test_wrong_input_is_one_sentence(
     assert captured.err.count("\n") == 1
     assert captured.out == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]
+
+
+def test_text_in_a_picture_is_text(tmp_path: Path) -> None:
+    """No formula, no control character, no line without an end; the numbers of a logarithmic axis stay formulas."""
+    figure = new_figure(4, 3)
+    axes = figure.subplots()
+    axes.plot([1, 2], [1, 1000], label="$x_{$")
+    axes.set_yscale("log")
+    axes.set_xticks([1, 2], ["a$b$", r"\frac{$"])
+    axes.legend()
+    axes.set_title("cost in $ and \x1b \u2028 " + "x" * 300)
+    save_figure(figure, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(PNG)
+    title = axes.get_title()
+    assert title.startswith("cost in $ and \\x1b \\u2028 x")
+    assert len(title) == LONGEST_LINE
+    assert [label.get_parse_math() for label in axes.get_xticklabels()] == [False, False]
+    assert all(label.get_parse_math() for label in axes.get_yticklabels())
+    assert axes.get_xticklabels()[0].get_text() == "a$b$"

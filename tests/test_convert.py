@@ -225,8 +225,10 @@ def test_weights_in_several_files_without_prefix_and_with_masks(tmp_path: Path) 
     bare = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
     save_file(bare | {"h.0.attn.bias": torch.ones(1, 1, 16, 16)}, file)
     main(["from-hf", "theirs", "bare"])
+    save_file({f"_orig_mod.module.{name}": tensor for name, tensor in bare.items()}, file)
+    main(["from-hf", "theirs", "wrapped"])
     want = load("whole").model.network.parameters
-    for name in ("from sharded", "bare"):
+    for name in ("from sharded", "bare", "wrapped"):
         assert all(torch.equal(tensor, want[key]) for key, tensor in load(name).model.network.parameters.items())
 
 

@@ -20,7 +20,15 @@ from manual_backprop.trained_models.saved_model import load
 from manual_backprop.trained_models.text_stream import Sampling
 
 # Files that hide what a command imports, and others that do not.
-HIDING = ["random.py", "mlflow.py", "tokenizers/__init__.py", "datasets/__init__.py", "yaml.py", "typing.py"]
+HIDING = [
+    "random.py",
+    "mlflow.py",
+    "tokenizers/__init__.py",
+    "datasets/__init__.py",
+    "yaml.py",
+    "google.py",
+    "typing.py",
+]
 HARMLESS = [
     "train.py",
     "datasets/a.txt",
@@ -52,7 +60,15 @@ def test_a_file_that_hides_a_library_is_named(module: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", [*HIDING, *HARMLESS])
 def test_which_files_hide_a_library(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("random", "mlflow", "tokenizers", "datasets", "yaml", "typing"):  # as before they are imported
+    for module in (
+        "random",
+        "mlflow",
+        "tokenizers",
+        "datasets",
+        "yaml",
+        "google",
+        "typing",
+    ):  # as before they are imported
         monkeypatch.delitem(sys.modules, module, raising=False)
     put(tmp_path, name)
     shown = name.removesuffix("__init__.py")
@@ -101,7 +117,7 @@ def test_a_picture_that_fails_costs_one_warning(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     """And no step of a run: twice it was to be drawn."""
-    monkeypatch.setattr("manual_backprop.tracking.training_progress.with_grid", lambda axes: 1 / 0)
+    monkeypatch.setattr("manual_backprop.training.training_progress.with_grid", lambda axes: 1 / 0)
     monkeypatch.setattr(pictures, "_failed", set())
     from run_tools import same_process
 

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP as a request: finish the step, save, then leave. A second one leaves at once."""
+"""SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 as a request: finish the step, save, leave. A second one leaves at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from .errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
+# SIGHUP: the terminal was closed; SIGUSR1 and SIGUSR2: a cluster (Slurm's --signal) will take the machine
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def exit_on_signal() -> None:

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from .durable_files import storage_errors, write_atomically
 from .errors import ManualBackpropError, first_line
+from .plain_text import visible
+
+LONGEST_LINE = 160  # [characters] of a text in a picture: more leaves no room for the picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +73,33 @@ def with_grid(axes: Axes, which: str = "both") -> None:
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a PNG, or what else the file's name ends in. Raises StorageError."""
     content = io.BytesIO()
+    _take_text_as_it_is(figure)
     figure.savefig(content, format=path.suffix.removeprefix(".") or "png")
     with storage_errors(f"write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content.getvalue())
+
+
+def _take_text_as_it_is(figure: Figure) -> None:
+    """Names of runs and files are text: a `$` is no formula, and a line has an end. Only numbers on a logarithmic axis
+    are formulas, which matplotlib makes itself."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter
+
+    formulas = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatter):
+                formulas |= {*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)}
+            else:
+                axis.get_ticklabels()  # which makes them, where they would be made when the figure is drawn
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if text not in formulas:
+            text.set_parse_math(False)
+            text.set_text("\n".join(map(_short, text.get_text().split("\n"))))
+
+
+def _short(line: str) -> str:
+    line = visible(line)
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 3]}..."

@@ -5,15 +5,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from antlr4 import CommonTokenStream, InputStream
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.grammar.gen.OverrideLexer import OverrideLexer
+from hydra.grammar.gen.OverrideParser import OverrideParser
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -22,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from manual_backprop.common.errors import ConfigError
 from manual_backprop.config.rules import Word, shown
 from manual_backprop.config.schema import model_sizes, shipped_folder
-from manual_backprop.config.validation import groups, keys
+from manual_backprop.config.validation import groups, is_text, keys
 
 EXPERIMENTS = "experiments"
 # Launchers and sweepers that are installed with an extra of this package, and its name.
@@ -46,6 +50,24 @@ def find_experiments() -> None:
     Plugins.instance().register(ExperimentsSearchPath)
 
 
+class _Typed(HydraOverrideVisitor):
+    """Reads an override with numbers, true and false as the text that was typed."""
+
+    def visitPrimitive(self, ctx: OverrideParser.PrimitiveContext) -> Any:
+        value = super().visitPrimitive(ctx)
+        return QuotedString(ctx.getText().strip(), Quote.single) if isinstance(value, int | float) else value
+
+
+def _as_value(value: Any) -> str:
+    """What a parsed value is written as, behind the = of an override."""
+    if not isinstance(value, ChoiceSweep):
+        return Override._get_value_element_as_str(value)
+    texts = [QuotedString(item, Quote.single) if isinstance(item, str) else item for item in value.list]
+    listed = ",".join(map(Override._get_value_element_as_str, value.list if value.simple_form else texts))
+    text = listed if value.simple_form else f"choice({listed})"
+    return f"shuffle({text})" if value.shuffle else text
+
+
 class Composer:
     """Reads overrides and composes configurations. What was composed for the same choices is kept."""
 
@@ -59,8 +81,23 @@ class Composer:
         self.listed: dict[str, list[str]] = {}
 
     def parse(self, line: str) -> Override:
-        """Raises HydraException or ValueError where it is no override."""
-        return self.parser.parse_overrides([line])[0]
+        """Raises HydraException or ValueError where it is no override. A key that is text has its value as it was
+        typed, in quotes where it would be a number otherwise: `resume='12e345'`."""
+        override = self.parser.parse_overrides([line])[0]
+        if not is_choice(key := override.key_or_group) and not is_text(key):
+            return override
+        try:
+            value = self._as_typed(line)
+            if value == override._value:
+                return override
+            return self.parser.parse_overrides([f"{override.get_key_element()}={_as_value(value)}"])[0]
+        except (HydraException, TypeError):  # a function of numbers, as in range(1,3)
+            return override
+
+    def _as_typed(self, line: str) -> Any:
+        """The value of a line that can be read."""
+        parser = OverrideParser(CommonTokenStream(OverrideLexer(InputStream(line))))
+        return _Typed(self.parser.functions).visit(parser.override())._value
 
     def options(self, group: str) -> list[str]:
         """The options of a group: models by their size, others as their rule lists them, experiments by name."""

@@ -117,6 +117,6 @@ def help_page(command: str) -> str:
         "  --version, --help",
         "",
         "Nothing starts before the whole command line is right. Exit codes: 0 done, 1 a job failed, 2 a wrong",
-        "configuration or input, 3 not finite, 4 storage, 130 and 143 interrupted.",
+        "configuration or input, 3 not finite, 4 storage, 130 and 143 interrupted (138, 140: by SIGUSR1, SIGUSR2).",
     ]
     return "\n".join(lines)

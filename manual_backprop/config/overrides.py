@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString
@@ -16,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from manual_backprop.common.errors import ConfigError
 from manual_backprop.config.composition import EXPERIMENTS, Composer, is_choice, missing_extra
-from manual_backprop.config.rules import Flag, nearest, shown
-from manual_backprop.config.validation import groups, keys, suggestion
+from manual_backprop.config.rules import SYNONYMS, Flag, nearest, shown
+from manual_backprop.config.validation import groups, is_text, keys, suggestion
 
 HYDRA_GROUPS = tuple(
     f"hydra/{name}" for name in ("launcher", "sweeper", "callbacks", "env", "job_logging", "hydra_logging")
@@ -71,7 +73,7 @@ class OverrideReader:
         """The overrides that Hydra can be given, in the form in which it takes them."""
         accepted: list[Override] = []
         chosen: set[str] = set()
-        for argument in arguments:
+        for argument in _with_their_values(arguments):
             override = self._parse(argument)
             if override is not None:
                 override = self._with_known_key(override)
@@ -89,15 +91,14 @@ class OverrideReader:
     def _parse(self, argument: str) -> Override | None:
         key, equals, value = argument.partition("=")
         if argument.startswith("-"):
-            plain = argument.lstrip("-")
-            meant = plain if equals else _example(plain)
+            key, space, text = argument.partition(" ") if " " in argument.partition("=")[0] else (key, equals, value)
+            meant = self._meant_by_option(key.lstrip("-"), text if space else None)
             self.report.add(
                 f"{shown(argument)}: there is no such option" + (f"; did you mean {shown(meant)}?" if meant else "")
             )
             return None
         if not key or (not equals and not argument.startswith("~")):
-            group = next((group for group in groups() if key and key in self.composer.options(group)), None)
-            meant = f"{group}={key}" if group else _example(key)
+            meant = self._option(key) or _example(key)
             self.report.add(
                 f"{shown(argument) or repr('')}: must be KEY=VALUE" + (f"; did you mean {meant}?" if meant else "")
             )
@@ -125,6 +126,26 @@ class OverrideReader:
                 f"/ - + . : @ % needs quotes inside quotes: \"{shown(key)}='{quoted}'\""
             )
             return None
+
+    def _option(self, name: str) -> str | None:
+        """GROUP=NAME, where an option of a group has this name or is called so elsewhere."""
+        for spelling in (name, SYNONYMS.get(name.lower(), "")):
+            if spelling and (group := next((one for one in groups() if spelling in self.composer.options(one)), None)):
+                return f"{group}={spelling}"
+        return None
+
+    def _meant_by_option(self, name: str, value: str | None) -> str | None:
+        """KEY=VALUE for what other programs take as --NAME VALUE."""
+        if value is None:
+            return self._option(name) or _example(name)
+        meant = suggestion(name) if name else None
+        if meant is not None and is_choice(meant):
+            options = self.composer.options(meant)
+            stem = Path(value).stem if meant == EXPERIMENTS else value
+            value = stem if stem in options else nearest(stem, options) or "NAME"
+        elif meant is not None and not _may_be(meant, value):
+            value = "VALUE"
+        return f"{meant}={value}" if meant else None
 
     def _with_known_key(self, override: Override) -> Override | None:
         key, line = override.key_or_group, str(override.input_line)
@@ -238,6 +259,31 @@ class OverrideReader:
             else:
                 self.report.unclear.add(group)
         return self.composer.parse(f"{group}={','.join(found)}") if found else None
+
+
+def _with_their_values(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with `--epochs 20`, which is no option here, as one that has its value."""
+    joined: list[str] = []
+    for argument in arguments:
+        before = joined[-1] if joined else ""
+        is_value = "=" not in argument and (not argument.startswith("-") or argument[1:2].isdigit())
+        if before.startswith("-") and not set(before) & set("= ") and is_value and argument:
+            joined[-1] = f"{before} {argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _may_be(key: str, text: str) -> bool:
+    """Whether a key can have this value; a number is one."""
+    value: str | float = text
+    with suppress(ValueError):
+        value = float(text)
+    try:
+        keys()[key].metadata["rule"].read(text if is_text(key) else value)
+    except ValueError:
+        return False
+    return True
 
 
 def refuse_settings_without_effect(settings: Sequence[Override], composed: DictConfig, report: Report) -> None:

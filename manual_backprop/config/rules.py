@@ -5,56 +5,161 @@ with the rule in words ("must be ..."). Nothing here knows a key; `schema.py` sa
 """
 
 import math
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from ..common.plain_text import visible
+
+LONGEST_TAG_NAME = 250  # MLflow's limit
 # What other libraries and papers call the things of this one.
 SYNONYMS = {
+    "accumulate_grad_batches": "gradient_accumulation_steps",
+    "accumulation_steps": "gradient_accumulation_steps",
+    "activation_checkpointing": "recompute",
+    "adam": "adamw",
+    "adam_beta1": "betas",
+    "adam_epsilon": "epsilon",
     "batch": "batch_size",
     "beta1": "betas",
+    "beta2": "betas",
+    "bfloat16": "bf16",
     "block_size": "max_seq_len",
+    "bs": "batch_size",
     "clip": "max_grad_norm",
+    "clip_grad_norm": "max_grad_norm",
     "context_length": "max_seq_len",
+    "ctx_len": "max_seq_len",
     "d_ff": "d_ffn",
     "data": "dataset",
+    "depth": "n_blocks",
+    "dim": "d_model",
     "double": "fp64",
+    "dropout_rate": "dropout",
     "emb_dim": "d_model",
+    "embed_dim": "d_model",
     "embedding_dim": "d_model",
+    "epoch": "num_epochs",
     "epochs": "num_epochs",
     "eps": "epsilon",
+    "eta_min": "min_learning_rate",
+    "eval_interval": "eval_every",
+    "eval_iters": "eval_batches",
+    "eval_steps": "eval_every",
     "exp": "experiments",
     "experiment": "experiments",
+    "ffn_dim": "d_ffn",
     "float16": "bf16",
     "float32": "fp32",
     "float64": "fp64",
-    "bfloat16": "bf16",
     "fp16": "bf16",
+    "gpu": "cuda",
     "grad_accum": "gradient_accumulation_steps",
     "grad_clip": "max_grad_norm",
-    "gpu": "cuda",
+    "grad_norm": "max_grad_norm",
+    "gradient_checkpointing": "recompute",
+    "gradient_clip_val": "max_grad_norm",
+    "half": "bf16",
+    "heads": "n_heads",
+    "hidden_dim": "d_model",
     "hidden_size": "d_model",
+    "intermediate_size": "d_ffn",
     "iterations": "max_steps",
+    "iters": "max_steps",
+    "label_smoothing_factor": "label_smoothing",
     "layer_norm_epsilon": "norm_epsilon",
+    "layers": "n_blocks",
+    "log_interval": "log_every",
+    "logging_steps": "log_every",
     "lr": "learning_rate",
+    "lr_min": "min_learning_rate",
+    "manual_seed": "seed",
     "max_epochs": "num_epochs",
+    "max_iterations": "max_steps",
     "max_iters": "max_steps",
+    "max_lr": "learning_rate",
+    "micro_batch_size": "batch_size",
     "min_lr": "min_learning_rate",
+    "n_ctx": "max_seq_len",
     "n_embd": "d_model",
+    "n_epochs": "num_epochs",
     "n_head": "n_heads",
     "n_layer": "n_blocks",
     "n_layers": "n_blocks",
+    "n_positions": "max_seq_len",
+    "num_attention_heads": "n_heads",
     "num_heads": "n_heads",
+    "num_hidden_layers": "n_blocks",
     "num_key_value_heads": "n_kv_heads",
     "num_layers": "n_blocks",
+    "num_steps": "max_steps",
+    "num_threads": "threads",
+    "num_train_epochs": "num_epochs",
+    "peak_lr": "learning_rate",
+    "per_device_train_batch_size": "batch_size",
+    "random_seed": "seed",
     "rms_norm_eps": "norm_epsilon",
     "rope_theta": "rotary_base",
+    "save_interval": "save_every",
+    "save_steps": "save_every",
+    "save_total_limit": "keep_checkpoints",
     "seq_len": "max_seq_len",
+    "seq_length": "max_seq_len",
+    "sequence_length": "max_seq_len",
     "steps": "max_steps",
+    "stream": "streaming",
+    "tok": "tokenizer",
+    "total_steps": "max_steps",
+    "train_batch_size": "batch_size",
+    "train_steps": "max_steps",
     "warmup": "warmup_ratio",
+    "warmup_iters": "warmup_ratio",
     "warmup_steps": "warmup_ratio",
     "wd": "weight_decay",
+    "weight_decay_rate": "weight_decay",
+}
+
+# What is typed elsewhere for what is a group here, or for one of several keys of the same name.
+ELSEWHERE = {
+    "amp": "precision",
+    "arch": "architecture",
+    "backend": "implementation",
+    "checkpoint": "resume",
+    "ckpt": "resume",
+    "config": "experiments",
+    "config_file": "experiments",
+    "config_name": "experiments",
+    "corpus": "dataset",
+    "data_dir": "dataset.path",
+    "data_path": "dataset.path",
+    "dataset_name": "dataset",
+    "decay_lr": "schedule",
+    "dtype": "precision",
+    "gpus": "device",
+    "logger": "tracking",
+    "lr_decay": "schedule",
+    "lr_scheduler": "schedule",
+    "lr_scheduler_type": "schedule",
+    "mixed_precision": "precision",
+    "model_name": "model",
+    "model_name_or_path": "init_from",
+    "model_size": "model",
+    "model_type": "architecture",
+    "name": "run_name",
+    "optim": "optimizer",
+    "pretrained": "init_from",
+    "project": "experiment_name",
+    "resume_from": "resume",
+    "resume_from_checkpoint": "resume",
+    "scheduler": "schedule",
+    "torch_compile": "implementation.compile",
+    "torch_dtype": "precision",
+    "train_file": "dataset.path",
+    "vocab": "tokenizer.vocab_size",
+    "wandb": "tracking",
+    "wandb_project": "experiment_name",
 }
 
 LARGEST = 1e30  # nothing that is configured is beyond it, and a larger one is no 32-bit number
@@ -83,7 +188,7 @@ def shown(value: Any) -> str:
         text = "{" + ",".join(f"{shown(key)}:{shown(item)}" for key, item in value.items()) + "}"
     else:
         text = str(value)
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    text = visible(text)
     return text if len(text) <= 100 else text[:97] + "..."
 
 
@@ -263,9 +368,20 @@ class Tags:
         for name, text in value.items():
             if not isinstance(name, str) or not name or not all(c.isalnum() or c in "_-./ " for c in name):
                 raise ValueError(f"tag names have letters, digits and _ - . / only; {shown(name)} has others")
+            if posixpath.normpath(name) != name or name.startswith(("..", "/")) or name == ".":  # as MLflow has it
+                raise ValueError(
+                    f"MLflow takes no tag name with // or with a / at an end, with . or .. as a part, or with .. at "
+                    f"its beginning, as {shown(name)}"
+                )
+            if len(name) > LONGEST_TAG_NAME:
+                raise ValueError(
+                    f"tag names have {LONGEST_TAG_NAME} characters at most; {name[:20]}... has {len(name)}"
+                )
             if isinstance(text, list | tuple | Mapping) or text is None or text == "":
                 raise ValueError(f"the tag {name} must have a text or a number as its value")
             tags[name] = text if isinstance(text, str) else shown(text)
+            if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in tags[name]):
+                raise ValueError(f"the value of the tag {name} has a character that no text has")
         return tags
 
 

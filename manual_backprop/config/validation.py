@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 from manual_backprop.common.errors import ConfigError
 from manual_backprop.config.network import architecture_violations, positions_violations
-from manual_backprop.config.rules import Text, nearest, shown, whole
+from manual_backprop.config.rules import ELSEWHERE, SYNONYMS, Tags, Text, Texts, nearest, shown, whole
 from manual_backprop.config.schema import USUAL_NETWORK, RunConfig, shipped_folder
 from manual_backprop.config.task_rules import CHECKS
 
@@ -42,23 +42,39 @@ def keys() -> dict[str, Field[Any]]:
     return found
 
 
-def suggestion(name: str, within: list[str] | None = None) -> str | None:
-    """The key or group that was most likely meant by an unknown one, by its whole name or by its last part."""
-    candidates = list(within or (*groups(), *keys(), "experiments"))
-    candidates = [key for key in candidates if not key.endswith(".name")]
+def suggestion(name: str) -> str | None:
+    """The key or group that was most likely meant by an unknown one: the same name in its group, what another library
+    calls so, the same name in another group, and only then one that is similar."""
+    candidates = [key for key in (*groups(), *keys(), "experiments") if not key.endswith(".name")]
     head, _, last = name.rpartition(".")
     if (first := name.partition(".")[0]) in keys():  # below a key that is no group, tags.a.b or seed.a
         return first
-    siblings = {key.rpartition(".")[2]: key for key in reversed(candidates) if not head or key.startswith(head + ".")}
-    if not head:  # learning_rate without its group: the optimizer's is what a run uses
-        siblings |= {key.rpartition(".")[2]: key for key in candidates if key.startswith("optimizer.")}
-    if last in siblings:
-        return siblings[last]
-    if (meant := nearest(last, list(siblings))) is not None:
-        return siblings[meant]
+    plain = last.lower().replace("-", "_")
+    spellings = (last, plain, SYNONYMS.get(plain, plain))
+    for spelling in spellings:
+        if f"{head}.{spelling}" in candidates:
+            return f"{head}.{spelling}"
+    if plain in ELSEWHERE:
+        return ELSEWHERE[plain]
+    places = {key.rpartition(".")[2]: key for key in reversed(candidates)}
+    # Of several keys of one name the optimizer's is what a run uses, and one that is in no group comes first.
+    places |= {key.rpartition(".")[2]: key for key in candidates if key.startswith("optimizer.")}
+    places |= {key: key for key in candidates if "." not in key}
+    for spelling in spellings:
+        if spelling in places:
+            return places[spelling]
+    siblings = [key.rpartition(".")[2] for key in candidates if head and key.startswith(head + ".")]
+    if (meant := nearest(last, siblings)) is not None:
+        return f"{head}.{meant}"
     if head and head not in groups() and (group := nearest(head, list(groups()))) is not None:
-        return suggestion(f"{group}.{last}", within)
-    return nearest(name, candidates)
+        return suggestion(f"{group}.{last}")
+    return places[meant] if (meant := nearest(last, list(places))) is not None else nearest(name, candidates)
+
+
+def is_text(key: str) -> bool:
+    """Whether a key is text, or names or a list of texts: what is typed there is no number."""
+    known = keys().get("tags" if key.startswith("tags.") else key)
+    return known is not None and isinstance(known.metadata["rule"], Text | Texts | Tags)
 
 
 def validate(mapping: Mapping[str, Any]) -> RunConfig:
@@ -347,8 +363,8 @@ def one_length(max_steps: int | None, num_epochs: float | None) -> list[str]:
         return ["training.max_steps=null: either it or training.num_epochs must be given"]
     if max_steps is not None and num_epochs is not None:
         return [
-            f"training.num_epochs={num_epochs:g}: only one of it and training.max_steps may be given; add "
-            "training.max_steps=null"
+            f"training.num_epochs={num_epochs:g}: only one of it and training.max_steps={max_steps} may be given; "
+            "leave one out"
         ]
     return []
 

@@ -5,7 +5,7 @@ in all of them. This file knows shapes and places; what the numbers mean is the 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 from ..common.errors import InputError
 
 PADDING = 32  # elements: entries start at multiples of 64 bytes in the narrowest format, bfloat16
+
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of torch, within names
+OUTER = ("module.", "model.")
 
 Shape = tuple[int, ...]
 
@@ -80,11 +83,29 @@ class Layout:
         return Flat(buffer, views, self.decayed_size)
 
 
+def unwrapped(tensors: Mapping[str, Tensor], is_known: Callable[[str], bool]) -> dict[str, Tensor]:
+    """The tensors by the names that they had before a module was wrapped, where none of them `is_known` as it is:
+    torch.compile writes `_orig_mod.` before them, DataParallel `module.`, a module around the model `model.`."""
+    names = list(tensors)
+    if any(map(is_known, names)):
+        return dict(tensors)
+    for wrapper in WRAPPERS:  # anywhere, since parts of a model are wrapped as well
+        names = [name.replace(wrapper, "") for name in names]
+    while names and not any(map(is_known, names)):
+        outer = next((one for one in OUTER if all(name.startswith(one) for name in names)), None)
+        if outer is None:
+            return dict(tensors)
+        names = [name.removeprefix(outer) for name in names]
+    return dict(zip(names, tensors.values(), strict=True))
+
+
 def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: str = "parameter") -> None:
-    """Copies every entry of `source` into the entry of `target` with its name; converts formats.
+    """Copies every entry of `source` into the entry of `target` with its name; converts formats. Names may have what a
+    wrapper of the module puts before them.
 
     Raises InputError, and changes nothing, unless the names and shapes are the same.
     """
+    source = unwrapped(source, target.__contains__)
     problems = [f"{what} {name} is missing" for name in target.keys() - source.keys()]
     problems += [f"{what} {name} is unknown here" for name in source.keys() - target.keys()]
     problems += [

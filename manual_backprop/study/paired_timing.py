@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from ..common.errors import CheckFailedError, InputError
+from ..common.startup.output import endure_output
 
 SHUTDOWN_TIMEOUT = 10.0  # [s] for a measuring process to end by itself
 
@@ -124,6 +125,10 @@ def _run(work: Callable[..., None], end: Connection, arguments: tuple[Any, ...])
 
 
 def check_output(option: str, path: Path | None) -> None:
-    """InputError, before anything is measured, where the result could not be written afterwards."""
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+    """InputError, before anything is measured, where the result could not be written afterwards. What is to be written
+    does not depend on who reads what is printed."""
+    if path is None:
+        return
+    if path.is_dir() or not path.absolute().parent.is_dir():
         raise InputError(f"{option} {path}: expected a file in a folder that exists")
+    endure_output()

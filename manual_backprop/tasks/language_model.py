@@ -21,7 +21,6 @@ from ..data.tokens.corpus import Corpus, prepare_corpus
 from ..data.tokens.order import Order, evaluation_batches, evaluation_targets, open_order
 from ..data.tokens.text_size import TextSize, text_size
 from ..data.tokens.token_cache import Split
-from ..data.tokens.tokenizer import FILE_NAME
 from ..models.wrappers.language_model import LanguageModel, build_model
 from .evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
 from .preview import EstimatedOrder, Preview, most_tokens, rows_of_a_step
@@ -34,11 +33,10 @@ COUNTED_ROWS = 256  # sequences that the counting models are measured on at a ti
 class LanguageModelTask(Task):
     """The text of a run's config."""
 
-    files = (FILE_NAME,)
-
     def __init__(self, config: RunConfig, corpus: Corpus):
         self.config, self.corpus = config, corpus
         self.digests = {"dataset_digest": corpus.dataset_digest, "tokenizer_digest": corpus.tokenizer_digest}
+        self.files = tuple(corpus.tokenizer.files)
 
     @classmethod
     def open(cls, config: RunConfig, cache: Path) -> Self:
@@ -224,7 +222,7 @@ class LanguageModelTask(Task):
         return dataset.repository or dataset.name, dataset.path
 
     def save(self, directory: Path) -> None:
-        """tokenizer.json."""
+        """tokenizer.json, and tokenizer_config.json of one that has it."""
         self.corpus.tokenizer.save(directory)
 
     def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:

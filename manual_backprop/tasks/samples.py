@@ -25,7 +25,7 @@ def encode_prompts(prompts: Sequence[str], corpus: Corpus) -> list[list[int]]:
     encoded = []
     for prompt in prompts:
         try:
-            encoded.append(corpus.tokenizer.encode(prompt))
+            encoded.append([*corpus.tokenizer.begin_token_ids, *corpus.tokenizer.encode(prompt)])
         except InputError:
             tokens = corpus.validation[:8].tolist()
             log.warning(

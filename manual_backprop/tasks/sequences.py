@@ -98,9 +98,14 @@ class SequenceTask(Task):
 
     def order(self, repeat: int | None = None) -> Order:
         training, rows = self.config.training, self.training
-        longest = int(rows.lengths.max())
+        # bucket=1: a step meets rows of all lengths; of one length each, it learns less in as many steps
         order: Order = Padded(
-            rows, longest, self.config.seed, training.batch_size, training.gradient_accumulation_steps
+            rows,
+            int(rows.lengths.max()),
+            self.config.seed,
+            training.batch_size,
+            training.gradient_accumulation_steps,
+            bucket=1,
         )
         return order if repeat is None else Repeated(order, repeat)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..common.columns import columns
 from ..common.errors import InputError
 from ..common.exit_codes import exit_code_of
+from ..common.startup.output import enduring_output
 from ..config.arguments import Parser
 from .dataset_arguments import add_dataset_options, add_subset, dataset_of, errors_name_options, interruptible, pasted
 
@@ -15,10 +16,11 @@ COMMAND = "python -m manual_backprop.tools.download_dataset"
 DESCRIPTION = """\
 Downloads a dataset of the hub into a folder that dataset=saved reads, on this machine or on one without a network.
 
-NAME is a name in conf/dataset (--list shows them) or OWNER/NAME. Files lie in the cache of the `datasets` library as
-well (HF_HOME), where an interrupted download goes on and a repeated one finds everything. A streamed dataset (fineweb)
-is taken up to its subset_size, or --subset, and goes on at the last ten thousand documents. The folder appears when it
-is complete."""
+NAME is a name in conf/dataset (--list shows them) or OWNER/NAME, which for one of these means the same. How many bytes
+there are to download is said first. Files lie in the cache of the `datasets` library as well (HF_HOME), where an
+interrupted download goes on and a repeated one finds everything. With --subset, and always where the entry says so
+(fineweb), rows are streamed up to that number, and an interrupted stream goes on at the last ten thousand documents.
+The folder appears when it is complete."""
 
 EPILOG = f"""\
 Examples
@@ -45,6 +47,7 @@ def listing() -> list[str]:
     return columns(rows)
 
 
+@enduring_output()
 def main(arguments: Sequence[str] | None = None) -> None:
     import logging
 

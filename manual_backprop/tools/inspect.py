@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ..common.errors import InputError
 from ..common.exit_codes import exit_code_of
+from ..common.plain_text import visible
 from ..config.arguments import Parser, whole
 from .dataset_arguments import (
     DATASETS,
@@ -34,6 +35,7 @@ Examples
 
 Exit codes: 0 done, 2 wrong input, a gated or missing dataset or no network."""
 
+TAB = "\t"
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -75,10 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for split in splits:
         rows = "rows not counted" if split.rows is None else f"{split.rows:,} {'row' if split.rows == 1 else 'rows'}"
         size = "size not known" if split.size is None else in_bytes(split.size)
-        columns = ", ".join(f"{name} ({kind})" for name, kind in split.columns.items())
-        print(f"{split.name}: {rows}, {size}; columns: {columns or 'none seen'}")
+        columns = visible(", ".join(f"{name} ({kind})" for name, kind in split.columns.items()))
+        print(f"{visible(split.name)}: {rows}, {size}; columns: {columns or 'none seen'}")
         for number, (raw, text) in enumerate(split.samples, 1):
-            print(f"\n  {split.name}, row {number}, raw\n{_indented(shortened(raw, options.width))}")
+            print(f"\n  {visible(split.name)}, row {number}, raw\n{_indented(shortened(raw, options.width))}")
             decoded = with_options_for_keys(text) if text.startswith(NO_TEXT) else text
             print(f"  decoded\n{_indented(shortened(decoded, options.width))}")
             if tokenizer is not None and not text.startswith(NO_TEXT):
@@ -94,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines() or [""])
+    """Its lines, which only a line feed ends; what a terminal would obey is made visible."""
+    return "\n".join(f"    {visible(line, kept=TAB)}" for line in text.removesuffix("\n").split("\n"))
 
 
 if __name__ == "__main__":

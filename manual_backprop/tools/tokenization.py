@@ -13,6 +13,7 @@ import manual_backprop
 
 from ..common.errors import InputError
 from ..common.exit_codes import exit_code_of
+from ..common.startup.output import enduring_output
 from ..config.arguments import Parser, sub_command, whole
 from .dataset_arguments import (
     DATASETS,
@@ -220,6 +221,7 @@ def pretokenize(arguments: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"analyze": analyze, "train": train, "pretokenize": pretokenize}
 
 
+@enduring_output()
 def main(arguments: Sequence[str] | None = None) -> None:
     chosen = sub_command(COMMAND, OVERVIEW, list(COMMANDS), arguments)
     if chosen is None:

@@ -8,13 +8,13 @@
     tracker.py          the Tracker that the loop talks to; LocalTracker (tracking=none)
     system_metrics.py   what the machine does meanwhile
     mlflow_tracking.py  MlflowTracker: a thread that follows the run's directory
+    mlflow_messages.py  what is said of MLflow: reasons, remedies, addresses without secrets
     mlflow_delivery.py  what that thread, and `python -m manual_backprop.sync`, send to MLflow
     late_delivery.py    the same for a run that has ended
     mlflow_model.py     a run's best checkpoint as MLflow's model
     parent_runs.py      a sweep and its runs in MLflow
     provenance.py       which code made a run: commit, changes, packages
     environment.py      what the last bits of a run depend on: threads, torch, processor, compiler, code
-    training_progress.py  the picture of a run
 
     close_dead_runs("outputs")
     run = create_run_directory("outputs", "small-python_docs")

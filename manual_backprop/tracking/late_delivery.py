@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from manual_backprop.common.errors import InputError
-from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, without_credentials
+from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, tracking_uri
+from manual_backprop.tracking.mlflow_messages import where_to_look, without_credentials
 from manual_backprop.tracking.run_directory import (
     RUNS,
     SWEEPS,
@@ -13,6 +14,7 @@ from manual_backprop.tracking.run_directory import (
     find_run,
     list_runs,
     own_run_directory,
+    read_run,
 )
 from manual_backprop.tracking.tracker import Tracked, outputs_of
 
@@ -28,7 +30,8 @@ def deliver_run(which: str, root: Path) -> str:
         delivery = MlflowDelivery(run.path, root)
         delivery.deliver(final=True)
         delivery.terminate_dead_runs()
-        return f"{run.path} is delivered to {without_credentials(delivery.uri)}, experiment {experiment_name}"
+        where = f"{without_credentials(delivery.uri)}, experiment {experiment_name}"
+        return f"{run.path} is delivered to {where}. {delivery.what_is_refused()}".removesuffix(". ")
     finally:
         run.release()
 
@@ -42,3 +45,13 @@ def named_run(which: str, root: Path) -> Path:
     if not runs:
         raise InputError(f"last: there is no run in {root.absolute() / 'runs'}")
     return runs[-1]
+
+
+def next_in_mlflow(run: Path, purpose: str) -> str:
+    """What to type to see a run there; or, where it has not arrived, to bring it there."""
+    root = outputs_of(run, run.parent.parent)
+    place = where_to_look(tracking_uri(root), root, read_run(run).get("mlflow"))
+    if place is None:
+        return f"python -m manual_backprop.sync {run.name}   # MLflow has not taken it"
+    address = ": http://127.0.0.1:5000" * (not place.startswith("http"))
+    return f"{place:<24} # {purpose}{address}"

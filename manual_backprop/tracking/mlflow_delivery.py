@@ -20,20 +20,22 @@ import math
 import os
 import shlex
 import shutil
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
 from manual_backprop.checkpoints.checkpoint import CheckpointManager, step_of
-from manual_backprop.common.errors import ManualBackpropError
+from manual_backprop.common.errors import InputError, ManualBackpropError
 from manual_backprop.common.uris import (
     file_uri,
     is_inside,
@@ -43,6 +45,7 @@ from manual_backprop.common.uris import (
     store_uri,
 )
 from manual_backprop.tracking.metrics_file import METRICS, Entry, read_entries
+from manual_backprop.tracking.mlflow_messages import one_line, refusals, remedies, without_credentials
 from manual_backprop.tracking.mlflow_model import MODEL_NAME, is_servable, parameters_digest, write_model
 from manual_backprop.tracking.parent_runs import parent_and_child_tags
 from manual_backprop.tracking.run_directory import (
@@ -66,6 +69,8 @@ TAGS_IN_BATCH = 100
 LONGEST_PARAMETER = 6000
 LONGEST_TAG = 5000
 LONGEST_DIGEST = 36
+MOST_REFUSED = 3  # points of a metric; the rest of it is not sent then
+BUSY = (429, 503, 504)  # answers of a server that will take the same later
 CHANGED_TAG = "changed."
 TRAINING_TAG = "mlflow.data.context"
 RUN_ID_TAG = "manual_backprop.run_id"
@@ -83,6 +88,7 @@ def prepare_environment() -> None:
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # failures are raised as well; we report them, in one line
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the credentials that are in it
     }.items():
         os.environ.setdefault(name, value)
 
@@ -93,10 +99,8 @@ def tracking_uri(root: Path) -> str:
     return store_uri(given) if given else sqlite_uri(root.absolute().parent / STORE)
 
 
-def without_credentials(uri: str) -> str:
-    """http://user:secret@host -> http://host: what may be written and shown."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+class DeletedRun(Exception):
+    """The run was deleted in MLflow while it was delivered."""
 
 
 class MlflowDelivery:
@@ -110,8 +114,14 @@ class MlflowDelivery:
         self.working_locally = False  # importing MLflow, waiting for a store or creating it: a minute at most
         self._client: MlflowClient | None = None
         self._run_id = self._experiment = ""
+        self.refused: dict[str, str] = {}  # parts that MLflow does not take, while it takes others, and why
         self._artifacts: Path | None = None  # of a local store
         self._artifacts_stay = False  # in the run's directory: a local store wants them outside of `root`
+        self._forget()
+
+    def _forget(self) -> None:
+        """What MLflow has of the run."""
+        self._refused_points: Counter[str] = Counter()  # of each metric
         self._position = 0  # in metrics.jsonl [bytes]
         self._stored: dict[str, dict[int, float]] = {}  # points that MLflow had before we came
         self._parameters: dict[str, str] = {}
@@ -121,32 +131,53 @@ class MlflowDelivery:
         self._files: dict[tuple[str, str], tuple[int, int]] = {}  # artifact -> (mtime, size) as delivered
 
     def deliver(self, final: bool = False) -> None:
-        """Send what is new. `final`: artifacts that changed, and the status too. Raises MLflow's errors."""
+        """Send what is new. `final`: artifacts that changed, and the status too.
+
+        Raises MLflow's errors where it does not answer. What it refuses is in `refused`, once for each part, and keeps
+        nothing else from being delivered; the next final delivery tries these parts again.
+        """
+        try:
+            self._deliver(final)
+        except DeletedRun:
+            self._client = None
+            self._deliver(final)  # into another one, or the same where its experiment can be restored
+
+    def what_is_refused(self) -> str:
+        """Sentences: which parts, why, and what can be done. Empty where MLflow has everything."""
+        if not self.refused:
+            return ""
+        again = f"Then deliver the rest with: python -m manual_backprop.sync {shlex.quote(str(self.directory))}"
+        return " ".join(filter(None, (f"It refuses {refusals(self.refused)}.", remedies(self.refused), again)))
+
+    def _deliver(self, final: bool) -> None:
         client = self._client or self._open()
+        if final:
+            self.refused = {part: reason for part, reason in self.refused.items() if part.startswith("metric ")}
         tracked_at = (self.directory / TRACKING_FILE).stat().st_mtime_ns
         if final or tracked_at != self._tracked_at:
             tracked = Tracked.read(self.directory)
             self._send_parameters(client, tracked.parameters)
             self._send_tags(client, {**tracked.tags, DIRECTORY_TAG: str(self.directory)})
             self._send_changes(client, tracked.changes)
-            self._send_datasets(client, tracked.datasets)
+            self._tolerating("dataset", self._send_datasets, client, tracked.datasets)
         self._send_tags(
             client, parent_and_child_tags(read_run(self.directory), without_credentials(self.uri), self.root)
         )
         self._send_metrics(client)
+        run = read_run(self.directory)
+        if final and run["status"] != RUNNING:  # before what may take long, or may not be taken
+            ended = run["status"], _milliseconds(run["ended_at"])
+            self._tolerating("status", self._done, client.set_terminated, self._run_id, *ended)
         if final or tracked_at != self._tracked_at:
-            for path, folder in [] if self._artifacts_stay else tracked.artifacts:
-                self._send_artifact(client, path, folder)
+            self._send_artifacts(client, [] if self._artifacts_stay else tracked.artifacts)
             self._tracked_at = tracked_at
-        linked = self._artifacts_stay or self._link_checkpoints()
+        artifacts = "artifacts" not in self.refused and not self._artifacts_stay
+        linked = artifacts and self._tolerating("checkpoints", self._link_checkpoints)
         if final:
-            run = read_run(self.directory)
-            if run["status"] != RUNNING:
-                self._done(client.set_terminated, self._run_id, run["status"], _milliseconds(run["ended_at"]))
-            if not linked:
-                self._upload_checkpoints(client)
-            if run["status"] == FINISHED and not self._artifacts_stay:
-                self._log_model(client)
+            if artifacts and not linked:
+                self._tolerating("checkpoints", self._upload_checkpoints, client)
+            if artifacts and run["status"] == FINISHED:
+                self._tolerating("model", self._log_model, client)
             self._record(run["status"], delivered=True)
 
     def terminate_dead_runs(self) -> None:
@@ -164,12 +195,21 @@ class MlflowDelivery:
                 try:
                     self._done(client.set_terminated, known["run_id"], run["status"], _milliseconds(run["ended_at"]))
                     owned.update(mlflow={**known, "status": run["status"]})
+                except Exception as error:  # it was deleted, perhaps
+                    self._raise_unless_refused(error)
                 finally:
                     owned.release()
 
     # Opening
 
     def _open(self) -> MlflowClient:
+        parts = urlsplit(self.uri)
+        if parts.scheme in ("http", "https") and parts.query:
+            raise InputError(
+                f"MLFLOW_TRACKING_URI={without_credentials(self.uri)} is followed by a ?, after which MLflow looks for "
+                "no server; leave that out, and give a token as MLFLOW_TRACKING_TOKEN"
+            )
+        self._forget()
         self.working_locally = "mlflow" not in sys.modules
         try:
             prepare_environment()
@@ -296,9 +336,10 @@ class MlflowDelivery:
         known = {
             "tracking_uri": without_credentials(self.uri),
             "run_id": self._run_id,
+            "experiment_id": self._experiment,
             "status": status,
             "delivered": delivered,
-        }
+        } | ({"refused": self.refused} if self.refused else {})
         update_run(self.directory, lambda run: run.update(mlflow=known))
 
     # Sending
@@ -309,15 +350,72 @@ class MlflowDelivery:
         self.last_success = time.monotonic()
         return answer
 
+    def _tolerating(self, part: str, send: Callable[..., Any], *arguments: Any) -> bool:
+        """Send a part of the run; whether MLflow took it. False where `send` returns False, too."""
+        if part in self.refused:
+            return False
+        try:
+            return send(*arguments) is not False
+        except Exception as error:  # whatever MLflow, its server or the place of its artifacts raise
+            elsewhere = part.split()[0] in ("artifact", "checkpoints", "model")
+            self._raise_unless_refused(error, elsewhere)
+            self.refused[part] = one_line(error, self.uri)
+            return False
+
+    def _send_each(self, kind: str, entities: Sequence[Any], send: Callable[[Sequence[Any]], None]) -> None:
+        """Send what has a `key` and a `value`: all at once, and where that is refused one half after the other, so that
+        only what MLflow refuses by itself is left out."""
+        entities = [one for one in entities if self._refused_points[f"{kind} {one.key}"] < MOST_REFUSED]
+        if not entities:
+            return
+        try:
+            send(entities)
+        except Exception as error:
+            self._raise_unless_refused(error)
+            if len(entities) == 1:
+                part = f"{kind} {entities[0].key}"
+                self._refused_points[part] += 1
+                self.refused[part] = one_line(error, self.uri)
+                return
+            entities = sorted(entities, key=lambda one: one.key)
+            middle = len(entities) // 2
+            self._send_each(kind, entities[:middle], send)
+            self._send_each(kind, entities[middle:], send)
+
+    def _raise_unless_refused(self, error: Exception, elsewhere: bool = False) -> None:
+        """MLflow refuses what it answered with an error, while it answers another question. Raises `error` where it is
+        down, slow or busy, and DeletedRun. `elsewhere`: artifacts, whose place may be down by itself."""
+        from mlflow.exceptions import MlflowException
+
+        if isinstance(error, ManualBackpropError) or (not elsewhere and not isinstance(error, MlflowException)):
+            raise error
+        causes: list[BaseException | None] = [error]
+        while (last := causes[-1]) is not None:
+            causes.append(last.__cause__ or last.__context__)
+        down = any(isinstance(cause, ConnectionError | TimeoutError | socket.gaierror) for cause in causes)
+        busy = isinstance(error, MlflowException) and error.get_http_status_code() in BUSY
+        if (down or busy) and not elsewhere:
+            raise error
+        assert self._client is not None
+        try:
+            run = self._done(self._client.get_run, self._run_id)
+        except Exception:
+            raise error from None
+        if run.info.lifecycle_stage != "active":
+            raise DeletedRun(f"the run {self._run_id} was deleted in MLflow") from error
+
     def _send_parameters(self, client: MlflowClient, parameters: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
         values = {name: str(value)[:LONGEST_PARAMETER] for name, value in parameters.items()}
         new = [Param(name, value) for name, value in values.items() if name not in self._parameters]
-        for first in range(0, len(new), PARAMETERS_IN_BATCH):
-            batch = new[first : first + PARAMETERS_IN_BATCH]
+
+        def send(batch: Sequence[Param]) -> None:
             self._done(client.log_batch, self._run_id, params=batch, synchronous=True)
             self._parameters |= {parameter.key: parameter.value for parameter in batch}
+
+        for first in range(0, len(new), PARAMETERS_IN_BATCH):
+            self._send_each("parameter", new[first : first + PARAMETERS_IN_BATCH], send)
 
     def _send_changes(self, client: MlflowClient, changes: dict[str, list[list[Any]]]) -> None:
         """MLflow's parameters are immutable: a resume with another learning rate shows in a tag."""
@@ -329,7 +427,7 @@ class MlflowDelivery:
         for name in self._parameters:
             tag = f"{CHANGED_TAG}{name}"
             if tag in self._tags and tag not in tags:  # a resume from an earlier step undid it
-                self._done(client.delete_tag, self._run_id, tag)
+                self._tolerating(f"tag {tag}", self._done, client.delete_tag, self._run_id, tag)
                 del self._tags[tag]
 
     def _send_datasets(self, client: MlflowClient, datasets: list[dict[str, Any]]) -> None:
@@ -356,26 +454,31 @@ class MlflowDelivery:
 
         values = {name: value[:LONGEST_TAG] for name, value in tags.items()}
         new = [RunTag(name, value) for name, value in values.items() if self._tags.get(name) != value]
-        for first in range(0, len(new), TAGS_IN_BATCH):
-            batch = new[first : first + TAGS_IN_BATCH]
+
+        def send(batch: Sequence[RunTag]) -> None:
             self._done(client.log_batch, self._run_id, tags=batch, synchronous=True)
             self._tags |= {tag.key: tag.value for tag in batch}
 
+        for first in range(0, len(new), TAGS_IN_BATCH):
+            self._send_each("tag", new[first : first + TAGS_IN_BATCH], send)
+
     def _send_metrics(self, client: MlflowClient) -> None:
         from mlflow.entities import Metric
+
+        def send(batch: Sequence[Metric]) -> None:
+            self._done(client.log_batch, self._run_id, metrics=batch, synchronous=True)
 
         batch: list[Metric] = []
         position = self._position
         for entry in read_entries(self.directory / METRICS, self._position):
             points = [Metric(name, float(entry.metrics[name]), entry.time_ms, entry.step) for name in self._news(entry)]
             if len(batch) + len(points) > METRICS_IN_BATCH:
-                self._done(client.log_batch, self._run_id, metrics=batch, synchronous=True)
+                self._send_each("metric", batch, send)
                 self._position = position
                 batch = []
             batch += points
             position = entry.end
-        if batch:
-            self._done(client.log_batch, self._run_id, metrics=batch, synchronous=True)
+        self._send_each("metric", batch, send)
         self._position = position
 
     def _news(self, entry: Entry) -> list[str]:
@@ -386,6 +489,19 @@ class MlflowDelivery:
             if entry.step not in self._stored.get(name, ())
             or not (name.startswith(_OF_THE_CLOCK) or _same(self._stored[name][entry.step], value))
         ]
+
+    def _send_artifacts(self, client: MlflowClient, listed: Sequence[Sequence[str]]) -> None:
+        """Where the first two are refused, so are all."""
+        for path, folder in listed:
+            if "artifacts" in self.refused:
+                return
+            part = f"artifact {path}"
+            if self._tolerating(part, self._send_artifact, client, path, folder) or self._files:
+                continue
+            refused = [one for one in self.refused if one.startswith("artifact ")]
+            if len(refused) > 1:
+                reasons = [self.refused.pop(one) for one in refused]
+                self.refused["artifacts"] = reasons[0]
 
     def _send_artifact(self, client: MlflowClient, path: str, folder: str) -> None:
         file = self.directory / path

@@ -32,6 +32,7 @@ MODEL_NAME = "model"  # runs:/RUN_ID/model
 LOADER = "manual_backprop.served_model"  # in every MLmodel that was written: it is importable, wherever this file lies
 PARAMETERS = "parameters.safetensors"
 TOKENIZER = "tokenizer.json"
+SETTINGS = "tokenizer_config.json"  # of a tokenizer that has it
 IMPORTED = ("mlflow", "torch", "safetensors", "tokenizers", "numpy")  # by what loads and serves it
 SAMPLING = {"max_length": ("long", 100), "temperature": ("double", 0.7), "top_k": ("long", 50), "seed": ("long", 0)}
 SEARCH = {"max_length": ("long", 0), "beams": ("long", 1), "length_penalty": ("double", 0.6)}  # 0: as long as it can be
@@ -108,7 +109,7 @@ class ServedModel(Served):
         import torch
 
         end = self.tokenizer.end_token_id
-        tokens = self.tokenizer.encode(text) or ([] if end is None else [end])
+        tokens = [*self.tokenizer.begin_token_ids, *self.tokenizer.encode(text)] or ([] if end is None else [end])
         if not tokens:
             raise InputError("an empty text cannot be continued: this tokenizer has no token that a document begins at")
         continued = self.model.generate(
@@ -119,7 +120,7 @@ class ServedModel(Served):
             eos_token_id=end,
             seed=int(chosen["seed"]),
         )
-        return self.tokenizer.decode(continued[0, len(tokens) :].tolist())
+        return self.tokenizer.decode(continued[0].tolist()).removeprefix(self.tokenizer.decode(tokens))
 
 
 def _load_pyfunc(path: str) -> Served:
@@ -173,7 +174,7 @@ def write_model(folder: Path, checkpoint: Path, run_id: str, model_id: str) -> N
         inside = folder / checkpoint.name
         inside.mkdir(parents=True)
         manifest = _manifest(checkpoint)
-        needed = (PARAMETERS, STATE, TOKENIZER)
+        needed = (PARAMETERS, STATE, TOKENIZER, SETTINGS)
         manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name in needed}
         for name in manifest["files"]:
             _link_or_copy(checkpoint / name, inside / name)

@@ -13,8 +13,8 @@ import threading
 import time
 from pathlib import Path
 
-from manual_backprop.common.errors import ManualBackpropError
-from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, prepare_environment, without_credentials
+from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, prepare_environment
+from manual_backprop.tracking.mlflow_messages import one_line, without_credentials
 from manual_backprop.tracking.run_directory import FINISHED
 from manual_backprop.tracking.tracker import LocalTracker
 
@@ -51,7 +51,7 @@ class MlflowTracker(LocalTracker):
             self._closing.set()
             self._wait()
             if not self._complete:
-                reason = one_line(self._failure) if self._failure else "it does not answer"
+                reason = one_line(self._failure, self._delivery.uri) if self._failure else "it does not answer"
                 logger.warning(
                     "MLflow at %s did not take everything (%s). The run's own files are complete; "
                     "deliver the rest with: python -m manual_backprop.sync %s",
@@ -59,6 +59,9 @@ class MlflowTracker(LocalTracker):
                     reason,
                     self.directory,
                 )
+            elif refused := self._delivery.what_is_refused():
+                where = without_credentials(self._delivery.uri)
+                logger.warning("MLflow at %s has the run. %s", where, refused)
 
     def _wait(self) -> None:
         start = alive = time.monotonic()
@@ -93,21 +96,9 @@ class MlflowTracker(LocalTracker):
                     logger.warning(
                         "MLflow at %s fails (%s). The run goes on; its metrics are in %s",
                         without_credentials(self._delivery.uri),
-                        one_line(error),
+                        one_line(error, self._delivery.uri),
                         self._logger.path,
                     )
             if closing:
                 return
             self._closing.wait(interval)
-
-
-def one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) if isinstance(error, ManualBackpropError) else _innermost(error)
-    return text if len(text) <= 160 else text[:157] + "..."
-
-
-def _innermost(error: BaseException) -> str:
-    """MLflow and requests wrap the reason many times; the first cause says it shortest."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")

@@ -11,6 +11,7 @@ Standard library and filelock only; what is in metrics.jsonl and checkpoints/ is
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -30,6 +31,7 @@ from manual_backprop.checkpoints.checkpoint import CheckpointManager
 from manual_backprop.common.durable_files import storage_errors, write_atomically
 from manual_backprop.common.errors import CheckpointError, InputError, RunInUseError, StorageError
 from manual_backprop.common.json_files import read_object
+from manual_backprop.common.machine import boot_id, is_of_one_kernel
 from manual_backprop.common.origin import Origin
 from manual_backprop.common.uris import same_place
 
@@ -43,6 +45,7 @@ RUNS, SWEEPS = "runs", "sweeps"  # below the outputs directory; a sweep is the p
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 STATUSES = (RUNNING, FINISHED, FAILED, KILLED)
 _LOCK_TIMEOUT = 1.0  # [s] close_dead_runs holds a free lock for a moment
+logger = logging.getLogger("manual_backprop.tracking")
 _updating = threading.Lock()  # the tracker's thread and the loop both update run.json
 
 
@@ -177,21 +180,33 @@ def own_run_directory(path: str | Path) -> RunDirectory:
 def close_dead_runs(root: str | Path) -> list[Path]:
     """Mark runs KILLED that say RUNNING and whose owner is gone; return them. Every command may call this first.
 
-    A run on another machine is left alone: its lock cannot be seen from here.
+    The lock of a run is free then. Where another machine may hold it unseen (`_is_seen_from_here`) the run is left
+    alone, and one line says what to type.
     """
     from filelock import FileLock, Timeout
 
-    closed = []
+    closed, unknown = [], []
     for path in [*list_runs(root), *list_runs(root, SWEEPS)]:
         run = _read_or_none(path)
-        if run is None or run["status"] != RUNNING or run["owner"].get("host") != socket.gethostname():
+        if run is None or run["status"] != RUNNING:
             continue
         lock = FileLock(path / LOCK_FILE, timeout=0, thread_local=False)
-        with suppress(Timeout, OSError, StorageError), lock:
+        with suppress(Timeout, OSError, StorageError, NotImplementedError), lock:
+            if not _is_seen_from_here(path, run["owner"]):
+                unknown.append((path, run["owner"].get("host")))
+                continue
             update_run(
                 path, lambda run: run.update(status=KILLED, ended_at=_now()) if run["status"] == RUNNING else None
             )
             closed.append(path)
+    if unknown:
+        path, host = unknown[-1]
+        others = f" and {len(unknown) - 1} more" * (len(unknown) > 1)
+        logger.warning(
+            "%s%s says RUNNING, on the machine %s, which cannot be seen from here. Where that has ended: "
+            "python -m manual_backprop.sync %s",
+            path.name, others, host, " ".join(shlex.quote(str(one)) for one, _ in unknown),
+        )  # fmt: skip
     return closed
 
 
@@ -302,7 +317,15 @@ def _locked(path: Path) -> FileLock:
 
 
 def _this_process() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
+    return {"pid": os.getpid(), "host": socket.gethostname(), "boot": boot_id(), "since": _now()}
+
+
+def _is_seen_from_here(path: Path, owner: Mapping[str, Any]) -> bool:
+    """Whether a free lock says for certain that the owner is gone: it ran under this kernel, whatever the machine was
+    called then; or no other one can write there; or it has this machine's name, which runs had alone before."""
+    boot = boot_id()
+    same_kernel = boot is not None and owner.get("boot") == boot
+    return same_kernel or owner.get("host") == socket.gethostname() or is_of_one_kernel(path)
 
 
 def _read_or_none(path: Path) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..common.durable_files import storage_errors
+from ..common.plain_text import visible
 
 PACKAGE = logging.getLogger("manual_backprop")
 
@@ -40,13 +41,20 @@ def run_log(path: Path) -> Iterator[None]:
         file.close()
 
 
+class _Visible(logging.Formatter):
+    """A line may quote others' text, of which a terminal would obey a part."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record), kept="\n\t")
+
+
 def warnings_to_terminal() -> None:
     """Once a process: what the package warns of is a line on stderr, and nothing reaches the root logger."""
     if PACKAGE.handlers:
         return
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.WARNING)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(_Visible("%(message)s"))
     # errors are told by the outermost frame, once
     terminal.addFilter(lambda record: record.levelno < logging.ERROR)
     PACKAGE.addHandler(terminal)

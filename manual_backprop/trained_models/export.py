@@ -25,6 +25,8 @@ def export_model(saved: SavedModel, tokenizer: Tokenizer | None, target: Path) -
     """`saved` in the layout of its architecture. Raises InputError, StorageError."""
     config = saved.model.config
     content = config_json(config, None if tokenizer is None else tokenizer.end_token_id)
+    if tokenizer is not None and tokenizer.begin_token_ids:
+        content["bos_token_id"] = tokenizer.begin_token_ids[0]
     with new_folder(target) as folder:
         _write_json(folder / CONFIG, content)
         generation = {key: content[key] for key in ("bos_token_id", "eos_token_id")} | {"_from_model_config": True}
@@ -50,7 +52,7 @@ def import_model(imported: Imported, tokenizer: Tokenizer | None, origin: str, t
     """A folder with one checkpoint, of step 0, and the tokenizer beside it. Raises InputError, StorageError."""
     state = {"network": asdict(imported.config), "imported_from": origin}
     with new_folder(target) as folder:
-        files = [] if tokenizer is None else [tokenizer.save(folder)]
+        files = [] if tokenizer is None else tokenizer.save(folder)
         CheckpointManager(folder).save(0, {"parameters": imported.parameters}, state, files=files)
     assert tokenizer is None or (target / FILE_NAME).is_file()
 

@@ -68,7 +68,15 @@ def _downloaded(name: str) -> Path:
             from huggingface_hub import snapshot_download
             from huggingface_hub.errors import LocalEntryNotFoundError
 
-            patterns = [CONFIG, "*.safetensors", INDEX, "tokenizer.json", "vocab.json", "merges.txt"]
+            patterns = [
+                CONFIG,
+                "*.safetensors",
+                INDEX,
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "vocab.json",
+                "merges.txt",
+            ]
             try:
                 return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
             except (LocalEntryNotFoundError, ConnectionError) as error:

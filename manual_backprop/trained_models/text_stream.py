@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from manual_backprop.data.tokens.tokenizer import Tokenizer
     from manual_backprop.models.wrappers.language_model import LanguageModel
 
+OBEYED = ("Cc", "Cf", "Zl", "Zp")  # categories of characters: control, format, the separators of lines and paragraphs
 UNREADABLE = "\ufffd"  # what decoding shows for bytes that are no character, or not yet
 
 
@@ -39,24 +40,32 @@ class Sampling:
 
 
 class WholeCharacters:
-    """`add(token)` returns the text that is certain now. All pieces together are what `decode` makes of all tokens.
+    """`add(token)` returns the text that is certain now. All pieces together are what `decode` makes of all tokens,
+    behind those that stand `before`.
 
     A token may end inside a character: its bytes wait for the rest. They show as one U+FFFD at the end of what is
-    decoded, and nothing before it changes by what comes later.
+    decoded, and nothing before it changes by what comes later. Where a tokenizer writes bytes as tokens of their own,
+    a run of them is text, or none of it is, and waits for its end. What a token's text is may depend on those before
+    it (a blank between words): some of them are decoded again each time.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()):
         self.tokenizer = tokenizer
-        self.tokens: list[int] = []  # since the last moment at which no character was incomplete
-        self.given = 0  # characters of their text that were returned
+        self.tokens: list[int] = list(before)[len(before) - min(len(before), tokenizer.context) :]
+        self.given = len(tokenizer.decode(self.tokens))  # characters of their text that were returned
 
     def add(self, token: int) -> str:
+        tokenizer, context = self.tokenizer, self.tokenizer.context
         self.tokens.append(token)
-        text = self.tokenizer.decode(self.tokens)
-        if text.endswith(UNREADABLE):
-            new, self.given = text[self.given : -1], max(self.given, len(text) - 1)
-        else:
-            new, self.tokens, self.given = text[self.given :], [], 0
+        text = tokenizer.decode(self.tokens)
+        certain = len(text) - text.endswith(UNREADABLE)
+        if waiting := tokenizer.open_bytes(self.tokens):
+            certain = len(tokenizer.decode(self.tokens[:-waiting]))
+        new = text[self.given : certain]
+        self.given = max(self.given, certain)
+        if certain == len(text) and len(self.tokens) > 2 * context:
+            self.tokens = self.tokens[len(self.tokens) - context :]
+            self.given = len(tokenizer.decode(self.tokens))
         return new
 
     def rest(self) -> str:
@@ -90,8 +99,9 @@ def _overlap(text: str, stop: str) -> int:
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The prompt as tokens; an empty one starts a new document, behind an end token. Raises InputError."""
-    if prompt:
-        return tokenizer.encode(prompt)
+    begin = list(tokenizer.begin_token_ids)
+    if prompt or begin:
+        return begin + tokenizer.encode(prompt)
     if tokenizer.end_token_id is None:
         raise InputError(
             f"The prompt is empty, and tokenizer={tokenizer.name} has no end token to begin behind: give at least one "
@@ -106,7 +116,8 @@ def continuation(
     """The text behind a prompt, piece by piece. What cannot be used is refused at once, with InputError."""
     import torch
 
-    read, end = torch.tensor([prompt_tokens(tokenizer, prompt)]), tokenizer.end_token_id
+    given = prompt_tokens(tokenizer, prompt)
+    read, end = torch.tensor([given]), tokenizer.end_token_id
     length, beams, penalty = sampling.max_length, sampling.beams, sampling.length_penalty
     drawing = sampling.temperature, sampling.top_k, sampling.top_p
     if beams > 1:
@@ -116,7 +127,7 @@ def continuation(
         tokens = model.stream(read, length, *drawing, end, sampling.seed)
 
     def pieces() -> Iterator[str]:
-        characters, until = WholeCharacters(tokenizer), UntilStop(stops)
+        characters, until = WholeCharacters(tokenizer, given), UntilStop(stops)
         for token in tokens:
             yield until.add(characters.add(int(token)))
             if until.stopped:
@@ -130,5 +141,5 @@ def continuation(
 def show(piece: str) -> None:
     """Print it at once. A terminal obeys control characters, and a model may write any: there they are made visible."""
     if sys.stdout.isatty():
-        piece = "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf") else UNREADABLE for c in piece)
+        piece = "".join(c if c in "\n\t" or unicodedata.category(c) not in OBEYED else UNREADABLE for c in piece)
     print(piece, end="", flush=True)

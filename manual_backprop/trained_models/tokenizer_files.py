@@ -6,6 +6,7 @@ every text. One thing is different there, for all: a text that spells the end to
 
 import json
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -24,14 +25,20 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> Non
         _of_characters(tokenizer).save(str(folder / FILE_NAME))
     else:
         raise InputError(f"a tokenizer of kind {tokenizer.name} has no counterpart in transformers")
-    settings = {
+    settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_seq_len,
         "clean_up_tokenization_spaces": False,
     }
-    if tokenizer.end_token_id is not None:
-        end = tokenizers.Tokenizer.from_file(str(folder / FILE_NAME)).id_to_token(tokenizer.end_token_id)
-        settings |= {"bos_token": end, "eos_token": end}
+    if isinstance(tokenizer, BpeTokenizer) and tokenizer.settings is not None:
+        # Its own special tokens and ways; no code of others, and no longer texts than this network takes.
+        theirs = {key: value for key, value in tokenizer.settings.items() if key != "auto_map"}
+        settings |= theirs | {"model_max_length": max_seq_len}
+    end, begin = tokenizer.end_token_id, tokenizer.begin_token_ids
+    if end is not None:
+        written = tokenizers.Tokenizer.from_file(str(folder / FILE_NAME))
+        named = {"bos_token": written.id_to_token(begin[0] if begin else end), "eos_token": written.id_to_token(end)}
+        settings = named | settings
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 

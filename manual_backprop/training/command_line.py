@@ -23,6 +23,7 @@ from manual_backprop.config.schema import CustomTransformerConfig, RunConfig
 from manual_backprop.config.task_rules import sequence_vocabulary
 from manual_backprop.training.requirements import missing_here
 from manual_backprop.training.resume import job_config
+from manual_backprop.training.value_sources import as_meant, planned
 
 NOT_TRACKED = "tracking=none"  # what is only looked at needs no place to record it
 UNKNOWN_VOCABULARY = 257  # of a tokenizer that has not seen its corpus yet
@@ -133,7 +134,7 @@ def check_with(
         multirun = multirun or master.hydra.mode == RunMode.MULTIRUN
         if multirun:
             if parameters := master.hydra.sweeper.get("params"):
-                ours = _with_planned(hydra, parameters, ours, report)
+                ours = _with_planned(hydra, planned(parameters, master.hydra.runtime), ours, report)
                 settings.append(hydra.parse("hydra.sweeper.params=null"))  # they stand among the overrides now
             plans = _sweep(hydra, master, ours, report)
         else:
@@ -147,7 +148,8 @@ def check_with(
             chosen = hydra.compose(_lines([*settings, *(o for o in plan if is_choice(o.key_or_group))]))
             values = [override for override in plan if not is_choice(override.key_or_group)]
             lines = tuple(line.removeprefix("++") for line in _lines(plan))
-            config = job_config(hydra.with_values(chosen, values), lines, Path("outputs"), base)
+            composed = as_meant(hydra.with_values(chosen, values), lines, chosen.hydra.runtime)
+            config = job_config(composed, lines, Path("outputs"), base)
         except ConfigError as error:
             report.add_all(error.violations)
             continue

@@ -7,7 +7,8 @@ import math
 import os
 import platform
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -15,16 +16,17 @@ from ..common.allocator import below_the_peak, give_back_freed_memory
 from ..common.durable_files import storage_errors
 from ..common.errors import StorageError
 from ..common.origin import SEPARATOR, SOURCES
+from ..common.plain_text import visible
 from ..models.flops import flops_per_token, matrix_product_rate
 from ..study.gradient_check.run_check import GRADIENT_CHECK, check_of_run
 from ..tasks import Evaluated, Final
 from ..tracking import FAILED, Dataset, RunDirectory, SystemMetrics, Tracker, flatten, load_training_log
 from ..tracking.progress import ProgressLine
 from ..tracking.provenance import commit_tags, write_provenance
-from ..tracking.training_progress import draw_training_progress
 from .inspection.inspector import BASELINE_NOTE
 from .inspection.pictures import draw_inspection
 from .run_facts import RunFacts
+from .training_progress import draw_training_progress
 
 TRAINING_PROGRESS = "training_progress.png"
 # Keys on which no number depends: two runs that are compared shall differ in what was varied, not in their names.
@@ -46,6 +48,7 @@ class RunReport:
         self.system = SystemMetrics(gpu=network.device.type == "cuda")
         self.flops_per_token = flops_per_token(network.config, facts.config.model.max_seq_len)
         self.steps_per_epoch, self.train_loss = order.steps(1), math.nan
+        self._untold: list[Callable[[], None]] = []  # what is logged, and to be printed
         self.reported = facts.first_step, order.tokens_before(facts.first_step)  # steps, and tokens in them
 
     def start(self) -> None:
@@ -93,7 +96,8 @@ class RunReport:
         nonfinite_steps: int,
         unsmoothed: float | None = None,
     ) -> None:
-        """Of the last step; seconds are the mean since the last one that was reported, and nonfinite_steps all."""
+        """Of the last step; seconds are the mean since the last one that was reported, and nonfinite_steps all.
+        Logged now, printed by `tell`."""
         step = self.facts.model.step
         tokens_seen = self.facts.order.tokens_before(step)
         tokens_per_step = (tokens_seen - self.reported[1]) / (step - self.reported[0])
@@ -116,7 +120,8 @@ class RunReport:
                 **self.system.sample(),
             },
         )
-        self.progress.update(step, loss, learning_rate, gradient_norm, tokens_per_second)
+        shown = step, loss, learning_rate, gradient_norm, tokens_per_second
+        self._untold.append(partial(self.progress.update, *shown))
 
     def evaluation(self, evaluated: Evaluated) -> None:
         step = self.facts.model.step
@@ -124,8 +129,14 @@ class RunReport:
         epoch, epochs = (math.ceil(steps / self.steps_per_epoch) for steps in (step, self.facts.max_steps))
         losses = {"train loss": self.train_loss, "validation loss": evaluated.metrics.get("validation/loss", math.nan)}
         values = [f"{name} {value:.4f}" for name, value in losses.items() if not math.isnan(value)]
-        self.say(" | ".join((f"epoch {epoch}/{epochs}", *values, *filter(None, [evaluated.short]))))
-        log.info("step %d: %s", step, evaluated.sentence)
+        line = " | ".join((f"epoch {epoch}/{epochs}", *values, *filter(None, [evaluated.short])))
+        self._untold += [partial(self.say, line), partial(log.info, "step %d: %s", step, evaluated.sentence)]
+
+    def tell(self) -> None:
+        """Print the steps and evaluations since the last call: a terminal that waits holds no checkpoint back."""
+        untold, self._untold = self._untold, []
+        for say in untold:
+            say()
 
     def final(self, final: Final) -> None:
         """What the task adds at the end of a run."""
@@ -145,7 +156,7 @@ class RunReport:
         if draw_training_progress(load_training_log(self.directory.path), path_of_picture, title):
             self.tracker.log_artifact(path_of_picture)
         for text in texts[:1]:
-            self.say("  " + self.facts.task.in_one_line(text)[:110])
+            self.say("  " + visible(self.facts.task.in_one_line(text))[:110])
 
     def gradient_check(self) -> None:
         """At the end of a run: are the gradients of a network like its own right? Nothing of the run changes, and its
@@ -191,6 +202,7 @@ class RunReport:
             log.warning("%s cannot be written.", path)
 
     def end(self, status: str) -> None:
+        self.tell()
         self.progress.close()
         try:
             self.inspection(whole=status != FAILED)

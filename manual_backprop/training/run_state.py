@@ -15,9 +15,11 @@ from torch import Tensor
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..config.rules import shown
+from ..config.validation import validate, with_defaults
 from ..models.wrappers.wrapper import NetworkWrapper
 from ..optim.improvement import Improvement
 from ..optim.optimizers import Optimizer
+from ..optim.schedule import build_schedule, max_steps
 from ..tracking import RunDirectory
 from ..tracking.environment import differing, environment_of, other_version
 from ..tracking.tracker import environment_of_run
@@ -25,6 +27,8 @@ from .resume import changed_settings
 from .run_facts import RunFacts
 
 log = logging.getLogger(__name__)
+
+HIGHER = 1.1  # times the rate that would have come: worth a word
 
 
 def tensors_of(model: NetworkWrapper, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
@@ -61,6 +65,8 @@ def report_changes(facts: RunFacts, checkpoint: Checkpoint, directory: RunDirect
     if settings:
         changes = (f"{key}={shown(now)} (was {shown(before)})" for key, (before, now) in settings.items())
         log.warning("From step %d on: %s.", facts.first_step + 1, ", ".join(changes))
+    if jump := _jump_of_the_rate(facts, checkpoint):
+        log.warning("%s", jump)
     if version:
         log.warning("Another version goes on with this run, and bits are promised within one only: %s.", version)
     if around:
@@ -68,3 +74,19 @@ def report_changes(facts: RunFacts, checkpoint: Checkpoint, directory: RunDirect
     around += [version] if version else []
     changed = {key: list(pair) for key, pair in settings.items()} | ({"made_with": around} if around else {})
     directory.resume(facts.first_step, changed)
+
+
+def _jump_of_the_rate(facts: RunFacts, checkpoint: Checkpoint) -> str | None:
+    """What to know where the learning rate is suddenly a higher one, as when a schedule that had ended got longer."""
+    saved, step = validate(with_defaults(checkpoint.state["config"])), facts.first_step
+    steps_before = max_steps(saved.training, facts.order)
+    before, now = build_schedule(saved, steps_before), build_schedule(facts.config, facts.max_steps)
+    if step < 1 or now(step + 1) <= HIGHER * before(min(step + 1, steps_before)):
+        return None
+    longer = f", since the schedule has {facts.max_steps} steps now and had {steps_before}"
+    low = before(step) / facts.config.architecture.learning_rate_scale
+    return (
+        f"The learning rate rises from {before(step):.3g} in step {step} to {now(step + 1):.3g} in step {step + 1}"
+        f"{longer * (facts.max_steps != steps_before)}; the loss may rise with it. To go on with the low one: "
+        f"schedule=constant schedule.warmup_ratio=0 optimizer.learning_rate={low:.6g}"
+    )

@@ -28,6 +28,7 @@ from ..common.durable_files import storage_errors
 from ..common.errors import InputError, Interrupted, NotFiniteError, StorageError, memory_errors
 from ..common.interruption import Interruption
 from ..common.origin import Origin
+from ..common.startup.output import enduring_output
 from ..config.schema import RunConfig
 from ..config.written_config import default_run_name, write_config
 from ..models.optimization import build_optimizer
@@ -60,14 +61,16 @@ from .summary_page import print_summary
 log = logging.getLogger(__name__)
 
 
-def run_job(config: RunConfig, root: Path, origin: Origin | None = None) -> float:
+def run_job(
+    config: RunConfig, root: Path, origin: Origin | None = None, interruption: Interruption | None = None
+) -> float:
     """One run in the folder `root`: `root/outputs` and `root/mlflow.db`. Returns what it has reached, as `run` does.
 
     Raises ManualBackpropError of the kind that fits; the run's status is written before it gets here.
     """
     origin = origin or Origin()
     warnings_to_terminal()
-    with Interruption() as interruption:
+    with interruption or Interruption() as interruption:
         outputs = root / "outputs"
         close_dead_runs(outputs)
         resumed = None if config.resume is None else open_resumed(config, outputs)
@@ -168,6 +171,7 @@ class Runner:
 
     # The loop
 
+    @enduring_output()
     def run(self) -> float:
         """Train to the end, or to an exception; the run's status says which. Returns the final validation loss, or
         what other metric of the task chooses the best checkpoint.
@@ -242,19 +246,24 @@ class Runner:
             if logs:
                 self._report_step(report, loss, rate, norm, seconds / steps)
                 seconds, steps = 0.0, 0
-            if self._is_due(training.eval_every):
+            evaluates = self._is_due(training.eval_every)
+            if evaluates:
                 self._evaluate(report)
             if self.is_over and self.step < self.max_steps:
                 if not logs:
                     self._check_finite()
                     self._report_step(report, loss, rate, norm, seconds / max(1, steps))
-                report.say(f"stopped early after step {self.step}: {self._without_improvement}")
                 directory.update(stopped_early=self.step)
             if saves or self.is_over:
                 self._save(directory, tracker)
-        if self.evaluated is None:  # it was killed behind its last save: logged is everything, and only this forgotten
+            report.tell()
+            if self.is_over and self.step < self.max_steps:
+                report.say(f"stopped early after step {self.step}: {self._without_improvement}")
+            if evaluates:
+                self._predict(report)
+        if self.evaluated is None:  # it was killed after its last save: all is logged, and only this forgotten
             self._measure()
-            self.predictions = self.task.predictions(self.model)
+            self._predict(report)
         self.final = self.task.final(self.model, directory.path)
         report.final(self.final)
 
@@ -361,7 +370,7 @@ class Runner:
         return asdict(network.config) | built
 
     def _evaluate(self, report: RunReport) -> None:
-        """Metrics on the validation split, and predictions."""
+        """Metrics on the validation split."""
         task, schedule = self.task, self.config.schedule
         evaluated = self._measure()
         self.improvement.see(evaluated.metrics[task.best_metric], task.best_is_highest, schedule.patience)
@@ -374,6 +383,8 @@ class Runner:
                 f"The {name.replace('/', ' ')} after step {self.step} is {value}: the parameters have diverged. Try a "
                 "smaller optimizer.learning_rate or a longer schedule.warmup_ratio."
             )
+
+    def _predict(self, report: RunReport) -> None:
         self.predictions = self.task.predictions(self.model)
         self._tolerating_storage_errors(lambda: report.samples(self.predictions))
 

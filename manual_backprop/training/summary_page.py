@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ..tasks import Evaluated, Final
 from ..tracking import RunDirectory
+from ..tracking.late_delivery import next_in_mlflow
 from .run_facts import RunFacts
 
 
@@ -50,6 +51,6 @@ def print_summary(
         f"python -m manual_backprop.run resume={directory.path.name} {further}",
     ]
     if facts.config.tracking.name == "mlflow":
-        commands.insert(0, "mlflow ui                # compare runs: http://127.0.0.1:5000")
+        commands.insert(0, next_in_mlflow(directory.path, "compare runs"))
     for command in commands:
         console.print(f"  {command}", highlight=False)

@@ -6,11 +6,12 @@ as in `learning_rate: ${model.learning_rate}`, is followed to where that one was
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,11 +20,14 @@ from manual_backprop.common.json_files import flattened
 from manual_backprop.common.origin import SOURCES
 from manual_backprop.config.composition import EXPERIMENTS, is_choice
 from manual_backprop.config.schema import RunConfig
+from manual_backprop.config.validation import groups, is_text, keys
 from manual_backprop.trained_models.initial_weights import SET_HERE
 
 COMMAND_LINE = "command line"
 RESUMED = "the run that goes on"
 INITIAL = "init_from"
+LENGTHS = ("training.max_steps", "training.num_epochs")  # a run has one of them
+_PARAMETERS = "hydra.sweeper.params."
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # ${other.key}
 
 
@@ -36,6 +40,8 @@ def value_sources(
     layers = _Layers(overrides, runtime)
     keys = [key for key, _ in flattened(config.to_dict())]
     sources = {key: layers.source(key) for key in keys}
+    if config.resume is None and (outranked := layers.other_length()) is not None:
+        sources[outranked[0]] = f"null, since {outranked[1]} was given: {sources[outranked[1]]}"
     if config.init_from is not None:
         sources |= {key: INITIAL for key in SET_HERE if key in sources and not layers.is_named(key)}
     if config.resume is not None:
@@ -44,6 +50,37 @@ def value_sources(
             if key != "resume" and not layers.is_named(key):
                 sources[key] = kept.get(key, RESUMED)
     return sources
+
+
+def as_meant(composed: Mapping[str, Any], overrides: Sequence[str], runtime: DictConfig) -> dict[str, Any]:
+    """What Hydra composed for a job, with what its files say as text (YAML takes 2024_01_15 for a number), and with one
+    length: where max_steps and num_epochs are set in different places, as by the command line and by a default, the
+    one that was named last sets the other aside."""
+    layers = _Layers(overrides, runtime)
+    mapping = {name: dict(value) if isinstance(value, Mapping) else value for name, value in composed.items()}
+    for key in _text_keys(mapping):
+        group, _, inner = key.partition(".")
+        place, name = (mapping[group], inner) if inner else (mapping, group)
+        raw = layers.written(key)
+        if isinstance(raw, str | list) and _REFERENCE.search(str(raw)) is None and name in place:
+            place[name] = raw
+    if (outranked := layers.other_length()) is not None:
+        mapping["training"][outranked[0].partition(".")[2]] = None
+    return mapping
+
+
+def _text_keys(mapping: Mapping[str, Any]) -> list[str]:
+    """The keys of a mapping that are text, tags one by one."""
+    tags = mapping.get("tags")
+    inner = [f"tags.{name}" for name in tags] if isinstance(tags, Mapping) else []
+    own = [key for key in keys() if key != "tags" and is_text(key)]
+    return inner + [key for key in own if "." not in key or isinstance(mapping.get(key.partition(".")[0]), Mapping)]
+
+
+def planned(parameters: Mapping[str, Any], runtime: DictConfig) -> dict[str, str]:
+    """What the experiment sweeps (`hydra.sweeper.params`), as its file says it."""
+    there = _Layers((), runtime).parameters
+    return {str(key): str(there.get(key, value)) for key, value in parameters.items()}
 
 
 def _kept_sources(outputs: Path | None, resume: str) -> dict[str, str]:
@@ -71,12 +108,25 @@ class _Layers:
         self.chosen = _overridden(content)
         self.tasks = _overridden(self._file(f"task/{self.choices['task']}"))
         sweeper = (content.pop("hydra", None) or {}).get("sweeper") or {}
-        self.swept = {str(key).lstrip("+") for key in sweeper.get("params") or {}}
+        self.parameters = {str(key): value for key, value in (sweeper.get("params") or {}).items()}
+        self.swept = {key.lstrip("+") for key in self.parameters}
         self.experimental = dict(flattened(content))
 
     def is_named(self, key: str) -> bool:
         """Whether the command line names a key or its group."""
         return key.partition(".")[0] in self.options or self._commanded(key) is not None
+
+    def written(self, key: str) -> Any:
+        """What a file says of a key; None where the command line says it."""
+        return None if self._commanded(key) is not None else self._layer(key)[1]
+
+    def other_length(self) -> tuple[str, str] | None:
+        """Of the two lengths the one that is set aside, and the one that sets it aside."""
+        places = [2 if self._commanded(key) is not None else int(key in self.experimental) for key in LENGTHS]
+        values = [self._layer(key)[1] for key in LENGTHS]
+        if places[0] == places[1] or any(value is None or value == "null" for value in values):
+            return None
+        return (LENGTHS[0], LENGTHS[1]) if places[0] < places[1] else (LENGTHS[1], LENGTHS[0])
 
     def source(self, key: str, depth: int = 0) -> str:
         source, raw = self._layer(key)
@@ -129,7 +179,32 @@ def _content(name: str, folders: tuple[Path, ...]) -> dict[str, Any]:
     """A file of `conf/` or `experiments/` as it is written, from the first folder that has it."""
     path = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path else None
-    except (OSError, OmegaConfBaseException):
-        content = None
-    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+        if path is None:
+            return {}
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, OmegaConfBaseException, yaml.YAMLError):
+        return {}
+    group = name.partition("/")[0]
+    return _with_text(content, node, f"{group}." if group in groups() else "") if isinstance(content, dict) else {}
+
+
+def _with_text(content: dict[Any, Any], node: Any, prefix: str) -> dict[str, Any]:
+    """A mapping that was read from YAML, with text where a key is text: as it is written there."""
+    nodes = {key.value: value for key, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+    read = {}
+    for key, value in content.items():
+        name, inner = f"{prefix}{key}", nodes.get(str(key))
+        if isinstance(value, dict):
+            value = _with_text(value, inner, f"{name}.")
+        elif is_text(name) or name.startswith(_PARAMETERS):
+            value = _as_written(value, inner)
+        read[str(key)] = value
+    return read
+
+
+def _as_written(value: Any, node: Any) -> Any:
+    if isinstance(value, list) and isinstance(node, yaml.SequenceNode):
+        return [_as_written(item, inner) for item, inner in zip(value, node.value, strict=True)]
+    is_number = isinstance(value, int | float) and isinstance(node, yaml.ScalarNode)
+    return node.value if is_number else value

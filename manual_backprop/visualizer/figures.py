@@ -10,6 +10,7 @@ full, the others faintly. What is not finite, was skipped or resumed is marked a
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -172,9 +173,12 @@ def curve(
     perplexity: bool = False,
 ) -> list[dict[str, Any]]:
     """One metric of one run; with smoothing the raw curve stays, faintly, below the smoothed one."""
+    drawn = partial(_curve, name, log, metric, view, style, about, markers, perplexity)
+    if view.low is not None or view.low_y is not None:  # nobody comes back to just this part
+        return drawn()
     key = "curve", metric, view, style, markers, perplexity, name
     if key not in log.memo:
-        log.memo[key] = _curve(name, log, metric, view, style, about, markers, perplexity)
+        log.memo[key] = drawn()
     return [dict(trace) for trace in log.memo[key]]
 
 

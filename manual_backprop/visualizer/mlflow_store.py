@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from manual_backprop.common.errors import InputError, first_line
+from manual_backprop.common.uris import file_uri, sqlite_database
 from manual_backprop.tracking import TrainingLog
 from manual_backprop.tracking.mlflow_delivery import RUN_ID_TAG, prepare_environment, without_credentials
 from manual_backprop.tracking.training_log import Metrics
@@ -28,9 +28,9 @@ STATUSES = {"SCHEDULED": "RUNNING"}
 
 def open_store(uri: str) -> SqliteStore | ServerStore | None:
     """The store at `uri`; None where there is none (a database that nobody has made)."""
-    if uri.startswith("sqlite:///"):
-        file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-        return SqliteStore(file) if file.is_file() else None
+    _, database = sqlite_database(uri)
+    if database is not None:
+        return SqliteStore(database) if database.is_file() else None
     return ServerStore(uri) if uri.startswith(("http://", "https://")) else None
 
 
@@ -60,7 +60,7 @@ class SqliteStore(_Store):
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        address = f"file:{quote(str(self.file.absolute()))}?mode=ro"
+        address = f"{file_uri(self.file)}?mode=ro"
         try:
             connection = sqlite3.connect(address, uri=True, timeout=5)
             try:

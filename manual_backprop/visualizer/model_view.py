@@ -6,6 +6,7 @@ inside to a recorder. Needs torch; nothing is written.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from manual_backprop.common.errors import InputError
 from manual_backprop.visualizer.style import safe
 
 if TYPE_CHECKING:
-    from manual_backprop.trained_models.saved_model import Found
+    from manual_backprop.trained_models.saved_model import Found, SavedModel
 
 LONGEST_TEXT = 10_000  # [characters]
 MOST_TOKENS = 64  # of a text: a map has as many squares, squared
@@ -44,45 +45,86 @@ class Seen:
     note: str
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a network is given for a text: `tokens` of the sequence whose next ones are predicted, and the `source` of
+    an encoder-decoder; `word` is a token's name."""
+
+    tokens: list[int]
+    source: list[int] | None
+    word: Callable[[int], str]
+
+
 def look(found: Found, text: str) -> Seen:
-    """The model of a checkpoint at a text, on the CPU. Raises InputError."""
+    """The model of a checkpoint at a text, on the CPU: of a model of sequences, at the numbers of a row and what it
+    writes after them itself. Raises InputError."""
     if len(text) > LONGEST_TEXT:
         raise InputError(f"the text has {len(text):,} characters: give at most {LONGEST_TEXT:,}")
     import torch
 
-    from manual_backprop.models.custom import CustomTransformer
+    from manual_backprop.common.batch import IGNORED, Batch, PairBatch
+    from manual_backprop.models.implementations import build_network
     from manual_backprop.models.recorder import Recorder
     from manual_backprop.trained_models.saved_model import load_found
-    from manual_backprop.trained_models.text_stream import prompt_tokens
 
     saved = load_found(found, device="cpu")
-    tokenizer, network = saved.tokenizer(), saved.model.network
-    if not isinstance(network, CustomTransformer):
-        custom = CustomTransformer(replace(network.config, device="cpu"))
-        custom.load_parameters(network.export_parameters())
-        network = custom
-    ids = prompt_tokens(tokenizer, text)
+    reading, network = _reading(saved, text), saved.model.network
+    if saved.implementation != "custom":
+        network = build_network("custom", replace(network.config, device="cpu"))
+        network.load_parameters(saved.model.network.export_parameters())
     most = min(MOST_TOKENS, network.config.max_seq_len)
-    note = f"The first {most} of {len(ids)} tokens." if len(ids) > most else ""
-    ids = ids[:most]
+    note = f"The first {most} of {len(reading.tokens)} tokens." if len(reading.tokens) > most else ""
+    tokens = torch.tensor([reading.tokens[:most]])
+    targets = torch.full_like(tokens, IGNORED)
+    batch: Batch | PairBatch = Batch(tokens, targets)
+    if reading.source is not None:
+        batch = PairBatch(torch.tensor([reading.source]), torch.tensor([len(reading.source)]), tokens, targets)
     network.recorder = recorder = Recorder(f"*.{PROBABILITIES}")
     with torch.no_grad():
-        logits = network.predict(torch.tensor([ids]))[0].double()  # (T, V)
+        logits = network.predict(batch)[0].double()  # (T, V)
+    if not bool(logits.isfinite().all()):
+        raise InputError(f"{saved.line}: its logits are not finite, the parameters have diverged")
     likeliest = logits.softmax(-1).topk(min(LIKELIEST, logits.shape[-1]))
-    tokens = [shown(tokenizer.decode([token])) for token in ids]
+    target, source = ([reading.word(token) for token in ids] for ids in (reading.tokens[:most], reading.source or []))
+
+    def sides(layer: str) -> tuple[list[str], list[str]]:
+        """Whose rows look at whose columns."""
+        reads_source = layer.startswith("encoder.") or layer.endswith(".cross_attention")
+        return source if layer.startswith("encoder.") else target, source if reads_source else target
+
+    layers = {name.removesuffix(f".{PROBABILITIES}"): tensor for name, tensor in recorder.tensors.items()}
     return Seen(
         model=saved.line,
-        tokens=tokens,
-        maps={
-            name.removesuffix(f".{PROBABILITIES}"): Attention(tensor[0].float().numpy(), tokens, tokens)
-            for name, tensor in recorder.tensors.items()
-        },
+        tokens=target,
+        maps={layer: Attention(tensor[0].float().numpy(), *sides(layer)) for layer, tensor in layers.items()},
         next=[
-            [(shown(tokenizer.decode([token])), float(probability)) for token, probability in zip(*place, strict=True)]
+            [(reading.word(token), float(share)) for token, share in zip(*place, strict=True)]
             for place in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
         ],
         note=note,
     )
+
+
+def _reading(saved: SavedModel, text: str) -> Reading:
+    from manual_backprop.config.schema import SEQUENCES
+
+    if saved.task_name not in SEQUENCES:
+        from manual_backprop.trained_models.text_stream import prompt_tokens
+
+        tokenizer = saved.tokenizer()
+        return Reading(prompt_tokens(tokenizer, text), None, lambda token: shown(tokenizer.decode([token])))
+    from manual_backprop.tasks.sequences import SequenceTask
+
+    task = SequenceTask.open(saved.config(), saved.found.outputs / "datasets")
+    row, words = task.symbols_of(text), task.words
+    (written,) = task.answers(saved.model, [row])
+
+    def word(token: int) -> str:
+        return words.words([token])
+
+    if words.network == "decoder":
+        return Reading([*row, words.separator, *written], None, word)
+    return Reading([words.beginning, *written], row, word)
 
 
 def shown(token: str) -> str:

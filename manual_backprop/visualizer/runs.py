@@ -107,9 +107,6 @@ class Runs:
                 self._readers[run_id] = LogReader(path)
         return self._readers[run_id].read()
 
-    def status(self, log: TrainingLog) -> str:
-        return status_of(log.run)
-
 
 def labels_of(logs: Mapping[str, TrainingLog]) -> dict[str, str]:
     """A name for each run, by id or path: its own, and where two have the same one, its last six characters too."""

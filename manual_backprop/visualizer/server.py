@@ -1,12 +1,15 @@
 """The page's server: on this machine alone, for reading alone (`guard` says whom it answers)."""
 
+import asyncio
 import json
 import secrets
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -41,7 +44,7 @@ def open_session(which: Sequence[str] = (), root: str | Path = "outputs") -> Ses
     local = Runs(root)
     uri = tracking_uri(root)
     # A server is asked only where there is nothing else: it may be far away.
-    store = open_store(uri) if uri.startswith("sqlite:") or not local.rows() else None
+    store = open_store(uri) if uri.startswith("sqlite") or not local.rows() else None
     runs, folder = Runs(root, elsewhere=store), (root / "runs").resolve()
     named: list[str | Path] = []  # an id, or a directory that lies elsewhere
     for one in which:
@@ -186,7 +189,10 @@ def launch(
     share: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve the page until it is interrupted. `share`: on all interfaces, behind a random token. Raises InputError."""
+    """Serve the page until it is interrupted; in a notebook, whose own loop must go on, until its kernel ends.
+
+    `share`: on all interfaces, behind a random token. Raises InputError.
+    """
     import uvicorn
 
     session = open_session(runs, root)
@@ -203,10 +209,15 @@ def launch(
             "Warning: whoever has this address and can reach this machine sees every run here, and what they type is "
             "computed here. It is sent unencrypted; no tunnel is opened."
         )
-    say("Ctrl-C ends it.")
     app = create_app(session, host=host, token=token)
     config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off", server_header=False)
-    uvicorn.Server(config).run(sockets=[listening])
+    serve = partial(uvicorn.Server(config).run, sockets=[listening])
+    if _in_a_loop():
+        threading.Thread(target=serve, daemon=True).start()
+        say("It ends with this process.")
+    else:
+        say("Ctrl-C ends it.")
+        serve()
 
 
 def read(session: Session, say: Callable[[str], None]) -> None:
@@ -227,6 +238,14 @@ def read(session: Session, say: Callable[[str], None]) -> None:
         session.compute(ids)
     seconds = time.perf_counter() - begin
     say(f"read {len(ids)} {'run' if len(ids) == 1 else 'runs'}: {rows:,} rows, {size / 1e6:.1f} MB, in {seconds:.1f} s")
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,6 +5,7 @@ A run is known by its id, which is looked up among the runs that are there: noth
 
 import base64
 import json
+import math
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from manual_backprop.common.errors import InputError
 from manual_backprop.common.origin import SEPARATOR
 from manual_backprop.tracking import TrainingLog
 from manual_backprop.visualizer import equal_compute, figures, style, tables
-from manual_backprop.visualizer.runs import Runs, labels_of
+from manual_backprop.visualizer.runs import Runs, labels_of, status_of
 from manual_backprop.visualizer.series import AXES, View, last_step, metrics_of
 from manual_backprop.visualizer.style import STRONG
 
@@ -47,7 +48,7 @@ class Session:
         with self._lock:
             rows = self.runs.rows()
             chosen = self._chosen or [row["id"] for row in rows[:STRONG]]
-            return {"runs": rows, "chosen": chosen, "named": self.named, "axes": AXES}
+            return {"runs": rows, "chosen": chosen, "named": self.named, "axes": AXES, "colours": style.COLOURS}
 
     def tick(self, run_ids: Sequence[str]) -> dict[str, Any]:
         """How far runs are: `version` grows whenever there is something new to draw."""
@@ -57,7 +58,7 @@ class Session:
                 known = self._versions.get(run_id)
                 version = 1 if known is None else known[1] + (known[0] is not log)
                 self._versions[run_id] = log, version
-                status = self.runs.status(log)
+                status = status_of(log.run)
                 answer[run_id] = {
                     "version": version,
                     "status": status,
@@ -111,7 +112,8 @@ class Session:
                 "names": [*logs],
                 "best": tables.best_run(logs),
                 "summary": [
-                    {"key": key, "values": [row[key] for row in rows.values()]} for key in next(iter(rows.values()), {})
+                    {"key": key, "values": [_number_or_word(row[key]) for row in rows.values()]}
+                    for key in next(iter(rows.values()), {})
                 ],
                 "configs": tables.configs(logs),
                 "runs": self._named(logs),
@@ -192,7 +194,7 @@ class Session:
 
     def _named(self, logs: Mapping[str, TrainingLog]) -> list[dict[str, Any]]:
         return [
-            {"name": name, "status": self.runs.status(log), "damaged": log.damaged_lines, "empty": not metrics_of(log)}
+            {"name": name, "status": status_of(log.run), "damaged": log.damaged_lines, "empty": not metrics_of(log)}
             for name, log in logs.items()
         ]
 
@@ -217,6 +219,11 @@ def _read(file: Path) -> str:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def _number_or_word(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_json(answer: Any) -> str:

@@ -55,7 +55,6 @@ REFUSED: list[tuple[str, str]] = [
     ("dataset=text", "dataset.path=PATH"),
     ("dataset.path=/somewhere", "dataset=text"),
     ("resume=/nowhere/at/all", "last"),
-    ("training.num_epochs=2", "training.max_steps=null"),
     ("model=tiny,small", "-m"),
     ("optimizer.betas=0.9,0.99", "[0.9,0.99]"),
     ("tiny", "did you mean model=tiny?"),
@@ -203,3 +202,49 @@ def test_a_plugin_that_is_not_installed_says_what_to_install(hydra: Composer, op
     assert said is not None
     assert said.endswith(f"pip install 'manual-backprop[{extra}]'")
     assert missing_extra("hydra/launcher=basic") is None
+
+
+MEANT = [
+    # what is typed, as other programs want it, and what is meant
+    ("training.min_learning_rate=0", "schedule.min_learning_rate"),
+    ("training.warmup_ratio=0.1", "schedule.warmup_ratio"),
+    ("optimizer.warmup_ratio=0.1", "schedule.warmup_ratio"),
+    ("training.lr=1e-3", "optimizer.learning_rate"),
+    ("model.learning_rat=1e-3", "model.learning_rate"),
+    ("training.dropout=0.1", "model.dropout"),
+    ("training.seed=3", "seed"),
+    ("training.optimizer=sgd", "optimizer"),
+    ("data.dataset=tinystories", "dataset"),
+    ("model.dtype=bf16", "precision"),
+    ("lr=1e-3", "optimizer.learning_rate"),
+    ("lr_decay=linear", "schedule"),
+    ("epochs=3", "training.num_epochs"),
+    ("batch_size=3", "training.batch_size"),
+    ("bs=3", "training.batch_size"),
+    ("warmup_steps=0", "schedule.warmup_ratio"),
+    ("dtype=bf16", "precision"),
+    ("optim=adamw", "optimizer"),
+    ("name=x", "run_name"),
+    ("hidden_size=128", "model.d_model"),
+    ("--epochs 20", "training.num_epochs=20"),
+    ("--epochs=20", "training.num_epochs=20"),
+    ("--lr 3e-4", "optimizer.learning_rate=3e-4"),
+    ("--batch-size 8", "training.batch_size=8"),
+    ("--seed -1", "seed=VALUE"),
+    ("--warmup_steps 100", "schedule.warmup_ratio=VALUE"),
+    ("--resume", "resume=VALUE"),
+    ("--resume last", "resume=last"),
+    ("--config overfit_one_batch.yaml", "experiments=overfit_one_batch"),
+    ("--model-type gpt2", "architecture=gpt2"),
+    ("--dtype float16", "precision=bf16"),
+    ("--optim AdamW", "optimizer=adamw"),
+    ("--bf16", "precision=bf16"),
+    ("--gpu", "device=cuda"),
+]
+
+
+@pytest.mark.parametrize(("typed", "meant"), MEANT, ids=[typed for typed, _ in MEANT])
+def test_what_is_typed_elsewhere_gets_the_right_name(hydra: Composer, typed: str, meant: str) -> None:
+    (found,) = refused(hydra, typed.split())
+    assert found.startswith(f"{typed}: ")
+    assert found.endswith(f"; did you mean {meant}?")

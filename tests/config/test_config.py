@@ -147,7 +147,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"tokenizer": {"name": "bpe"}}, "tokenizer.vocab_size", "missing"),
     ({"tokenizer": {"name": "byte", "vocab_size": 300}}, "tokenizer.vocab_size=300", "tokenizer=bpe"),
     ({"training__max_steps": None}, "training.max_steps=null", "num_epochs"),
-    ({"training__num_epochs": 2}, "training.num_epochs=2", "training.max_steps=null"),
+    ({"training__num_epochs": 2}, "training.num_epochs=2", "leave one out"),
     ({"training__eval_every": "never"}, "training.eval_every=never", "the word epoch"),
     ({"training__eval_every": 0}, "training.eval_every=0", "at least 1"),
     ({"training__max_grad_norm": 0}, "training.max_grad_norm=0", "or null"),
@@ -169,6 +169,12 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"run_name": 1.5}, "run_name=1.5", "quotes"),
     ({"experiment_name": None}, "experiment_name=null", "given"),
     ({"tags": {"a@b": 1}}, "tags={a@b:1}", "letters"),
+    *(
+        ({"tags": {name: 1}}, "tags={" + name, "MLflow takes no tag name")
+        for name in ("data//v2", "/abs", "..", "../up", "a/", "a/../b", "./a", ".", "..a", "a/.")
+    ),
+    ({"tags": {"k" * 251: 1}}, "tags={k", "250 characters at most"),
+    ({"tags": {"a": "half \ud83d"}}, "tags={a:", "a character that no text has"),
     ({"tags": 3}, "tags=3", "tags.note=first"),
     ({"plan": "yes"}, "plan=yes", "true or false"),
     ({"model": None}, "model", "missing"),

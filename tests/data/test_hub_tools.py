@@ -18,6 +18,7 @@ from loopback_hub import LoopbackHub
 from test_hub import IMPATIENT, half_of_each_file
 
 from manual_backprop.data.datasets import download
+from manual_backprop.data.datasets.named import dataset_named
 
 COMMANDS = """
 import contextlib, importlib, io, json, sys
@@ -45,6 +46,8 @@ CASES = {
     "other": ["download_dataset", "owner/stories", "--split", "train"],
     "subset": ["download_dataset", "owner/stories", "--subset", "20", "--output", "few"],
     "stream": ["download_dataset", "fineweb", "--subset", "20", "--revision", "main", "--output", "pages"],
+    "by its place": ["download_dataset", "HuggingFaceFW/fineweb", "--revision", "main", "--output", "same pages"],
+    "part": ["download_dataset", "owner/large", "--subset", "7", "--output", "part"],
     "cut off": ["download_dataset", "owner/large"],
     "one split": ["download_dataset", "owner/stories", "--split", "validation", "--output", "held back"],
     "from one split": ["tokenization", "train", "registry", "held back", "270"],
@@ -141,6 +144,27 @@ def test_a_stream_is_taken_up_to_its_bound(online: dict[str, Any], place: Path) 
     assert online["stream"]["code"] == 0, online["stream"]["error"]
     assert list(datasets.load_from_disk(str(place / "pages"))["train"]["text"]) == TRAIN[:20]
     assert not list(place.glob(".pages*/*"))
+
+
+def test_the_place_of_a_shipped_dataset_means_its_entry(online: dict[str, Any], place: Path) -> None:
+    assert online["by its place"]["code"] == 0, online["by its place"]["error"]
+    assert "streamed: of its files only what holds the first 10,000 rows" in online["by its place"]["out"]
+    assert list(datasets.load_from_disk(str(place / "same pages"))["train"]["text"]) == TRAIN
+    given = dataset_named("nampdn-ai/tiny-textbooks")
+    assert given == dataset_named("tiny_textbooks")
+    assert (given.text_column, len(given.revision or "")) == ("textbook", 40)
+
+
+def test_what_is_downloaded_is_said_before_and_a_part_is_streamed(online: dict[str, Any], place: Path) -> None:
+    files = [*(place / "hub/datasets/owner/stories/data").iterdir()]
+    size = sum(file.stat().st_size for file in files)
+    lines = online["download"]["out"].splitlines()
+    assert lines[1] == f"to download: {size / 1e6:,.1f} MB ({size:,} bytes) in 2 files"
+    large = (place / "hub/datasets/owner/large/data/train-00000-of-00001.parquet").stat().st_size
+    assert f"({large - 1_500_000:,} bytes) in 1 file" in online["cut off"]["out"]
+    assert "streamed: of its files only what holds the first 7 rows" in online["part"]["out"]
+    splits = datasets.load_from_disk(str(place / "part"))
+    assert list(splits["train"]["text"]) == LARGE[:7]
 
 
 def test_a_download_that_was_cut_off_goes_on(online: dict[str, Any], place: Path) -> None:

@@ -130,3 +130,13 @@ def test_a_folder_with_rows_and_other_files_is_read_row_by_row(
 
 def test_a_name_that_no_file_can_have(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no dataset has this name" in refused(capsys, "a" * 300)
+
+
+def test_what_a_terminal_would_obey_is_made_visible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    text = "one\u2028two\u2029three\x85four\x00five\x1b[31msix\ttab\nnext"
+    path.write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": "other"}) + "\n")
+    out = shown(capsys, path, "--tokenizer", "byte")
+    decoded = "    one\\u2028two\\u2029three\\x85four\\x00five\\x1b[31msix\ttab\n    next\n"
+    assert f"  decoded\n{decoded}" in out
+    assert not set(out) & set("\x00\x1b\x85\u2028\u2029")

@@ -134,3 +134,17 @@ def test_a_copy_on_the_cpu_is_made_once(device: str) -> None:
         assert copied.untyped_storage().nbytes() == 8
         x.fill_(3)
         assert not torch.equal(copied, x)
+
+
+@pytest.mark.parametrize(
+    "wrapped", ["_orig_mod.{}", "module.{}", "model.{}", "_orig_mod.module.{}", "module._orig_mod.{}"]
+)
+def test_the_names_of_a_wrapped_module_are_understood(wrapped: str) -> None:
+    target = {"blocks.0.weight": torch.zeros(2), "head.weight": torch.zeros(3)}
+    copy_into(target, {wrapped.format(name): torch.ones_like(tensor) for name, tensor in target.items()})
+    assert all(bool(tensor.all()) for tensor in target.values())
+    parts = {"blocks._orig_mod.0.weight": torch.zeros(2), "_orig_mod.head.weight": torch.zeros(3)}
+    copy_into(target, parts)
+    assert not any(bool(tensor.any()) for tensor in target.values())
+    with pytest.raises(InputError, match="is missing"):
+        copy_into(target, {"other.blocks.0.weight": torch.zeros(2), "other.head.weight": torch.zeros(3)})

@@ -20,7 +20,8 @@ from command_tools import environment, wait_until
 from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint
 from manual_backprop.sync import main as sync
 from manual_backprop.tracking import create_run_directory, open_run_directory, open_tracker
-from manual_backprop.tracking.mlflow_delivery import MlflowDelivery, without_credentials
+from manual_backprop.tracking.mlflow_delivery import MlflowDelivery
+from manual_backprop.tracking.mlflow_messages import without_credentials
 from manual_backprop.tracking.run_directory import close_dead_runs, end_run
 from manual_backprop.tracking.tracker import Dataset, LocalTracker
 

@@ -12,6 +12,8 @@ import pytest
 
 from manual_backprop.checkpoints.checkpoint import CheckpointManager
 from manual_backprop.common.errors import CheckpointError, InputError, RunInUseError, StorageError
+from manual_backprop.common.machine import boot_id, is_of_one_kernel
+from manual_backprop.tracking import run_directory
 from manual_backprop.tracking.run_directory import (
     close_dead_runs,
     create_run_directory,
@@ -128,12 +130,40 @@ def test_a_run_whose_owner_was_killed_is_marked_once(tmp_path: Path) -> None:
     own.release()
 
 
-def test_a_run_of_another_machine_is_left_alone(tmp_path: Path) -> None:
+def test_a_dead_owner_is_known_by_its_lock_whatever_its_machine_was_called(tmp_path: Path, monkeypatch, caplog) -> None:
+    """On a file system that other machines may write the lock alone does not tell: there the kernel's boot does."""
+
+    def owned_by(**owner: str | None) -> None:
+        content = read_run(path)
+        content["owner"] = {**content["owner"], **owner}
+        content["status"] = "RUNNING"
+        (path / "run.json").write_text(json.dumps(content))
+
     path = killed_run(tmp_path)
-    content = read_run(path)
-    content["owner"]["host"] = "elsewhere"
-    (path / "run.json").write_text(json.dumps(content))
-    assert close_dead_runs(tmp_path) == []
+    owned_by(host="elsewhere", boot=None)
+    assert close_dead_runs(tmp_path) == [path], "a file system of this kernel alone"
+    assert read_run(path)["status"] == "KILLED"
+
+    monkeypatch.setattr(run_directory, "is_of_one_kernel", lambda path: False)  # as on NFS, which tests cannot mount
+    owned_by(host="elsewhere", boot=boot_id())
+    assert close_dead_runs(tmp_path) == [path], "the machine was renamed, a container has ended"
+    assert caplog.text == ""
+    for boot in (None, "another"):
+        owned_by(host="elsewhere", boot=boot)
+        caplog.clear()
+        assert close_dead_runs(tmp_path) == []
+        assert (
+            "on the machine elsewhere, which cannot be seen from here. Where that has ended: python -m" in caplog.text
+        )
+        assert f"manual_backprop.sync {path}" in caplog.text
+    holder = own_run_directory(path)  # what `sync` does
+    assert read_run(path)["status"] == "KILLED"
+    holder.release()
+
+
+def test_file_systems_of_this_kernel() -> None:
+    assert is_of_one_kernel(Path("/dev/shm"))
+    assert not is_of_one_kernel(Path("/proc/self"))
 
 
 def with_checkpoints(root: Path, name: str, *metrics: float) -> Path:

@@ -21,6 +21,7 @@ import pytest
 from run_tools import newest, same_process, train
 
 from manual_backprop.common.errors import CheckpointError, InputError, NotFiniteError
+from manual_backprop.common.uris import path_of
 from manual_backprop.tracking.late_delivery import deliver_run
 from manual_backprop.tracking.mlflow_model import ServedModel, ServedSequences, is_servable, write_model
 from manual_backprop.tracking.run_directory import read_run
@@ -65,7 +66,9 @@ def model(logged: Any) -> Path:
     assert output.step == 6
     found = MlflowClient().get_logged_model(output.model_id)
     assert (found.status, found.name, found.source_run_id) == ("READY", "model", logged.info.run_id)
-    return Path(found.artifact_location)
+    place = path_of(found.artifact_location)
+    assert place is not None
+    return place
 
 
 def test_continuations(logged: Any, model: Path) -> None:

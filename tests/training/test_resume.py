@@ -122,6 +122,24 @@ def test_resume_with_another_learning_rate_of_the_model(copy: Path, tmp_path: Pa
     assert metric(copy, "learning_rate")[-1] == 1e-5
 
 
+def test_a_schedule_that_gets_longer_says_how_the_rate_rises(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = metric(copy, "learning_rate")
+    ended, peak = before[-1], max(before)
+    shutil.copytree(tmp_path, tmp_path / "other", symlinks=True)
+    short = ("training.log_every=1", "training.eval_every=100")
+    resume(tmp_path, "resume=last", "training.max_steps=12", *short)
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "The learning rate rises" in line]
+    risen = metric(copy, "learning_rate")[len(before)]
+    assert ended < risen <= peak
+    assert f"from {ended:.3g} in step {len(before)} to {risen:.3g} in step {len(before) + 1}, since" in said
+    resume(tmp_path / "other", "resume=last", "training.max_steps=12", *short, *said.rpartition(": ")[2].split())
+    kept = metric(newest(tmp_path / "other"), "learning_rate")[len(before) :]
+    assert kept == pytest.approx([ended] * len(kept), rel=1e-5)
+    assert "rises" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options", [(), ("training.max_steps=null", "training.num_epochs=0.02")])
 def test_the_next_command_works_as_it_is_printed(
     options: Sequence[str], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -16,9 +17,10 @@ from command_tools import PATIENCE, Started, command, steps_of, wait_until
 from run_tools import small, write_text
 
 from manual_backprop.tracking import load_training_log
-from manual_backprop.tracking.run_directory import SWEEPS, close_dead_runs, list_runs, read_run
+from manual_backprop.tracking.run_directory import FINISHED, SWEEPS, close_dead_runs, list_runs, read_run
 from manual_backprop.training.sweeps.processors import cores, jobs_at_once, threads_of_a_job
 from manual_backprop.training.sweeps.records import JobRecord, Records, best_first, best_of, job_name, runs_of_sweep
+from manual_backprop.training.sweeps.table import as_csv, as_markdown, as_text
 
 HERE = ("dataset.path=text.txt", "device.threads=null")  # threads are the launcher's to divide
 SMALL = small(*HERE, "training.max_steps=4")
@@ -207,6 +209,22 @@ def test_names_of_jobs() -> None:
     names = {job_name(number, [f"dataset.path={'long' * 50}"]) for number in (7, 8)}
     assert len(names) == 2
     assert all(name is not None and len(name) <= 100 for name in names)
+
+
+def test_a_name_that_was_swept_is_the_name() -> None:
+    assert job_name(0, ("run_name=alpha",)) == "alpha"
+    assert job_name(0, ("run_name='1e3'", "seed=2")) == "1e3,seed=2"
+    assert job_name(0, ("run_name=null",)) is None
+    assert job_name(0, ("tags.note='a b\u2028'",)) == "note=a b\\u2028"
+
+
+def test_cells_of_the_table_have_no_quotes_of_the_command_line() -> None:
+    swept = (r"tags.a='it\'s | 1e3'", "run_name='two words'")
+    record = JobRecord(0, swept, swept, FINISHED, validation_loss=1.0)
+    assert as_text([record]).splitlines()[1].startswith("tags.a=it's | 1e3 run_name=two words  ")
+    assert r"| tags.a=it's \| 1e3 run_name=two words | 1.0000 |" in as_markdown([record])
+    (line,) = csv.DictReader(io.StringIO(as_csv([record])))
+    assert (line["tags.a"], line["run_name"]) == ("it's | 1e3", "two words")
 
 
 def test_a_record_comes_back(tmp_path: Path) -> None:

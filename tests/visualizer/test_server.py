@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
+import math
 import re
 import shutil
 import socket
@@ -100,6 +102,15 @@ def test_all_that_the_page_asks_for(site: Site) -> None:
     assert site.json("samples", ids[:2])["samples"][0]["texts"] == ["late"]
     assert [run["pictures"] for run in site.json("pictures", ids[:2])["runs"]] == [["loss_curves.png"]] * 2
     assert site.get(f"/picture/{ids[0]}/loss_curves.png")[:2] == (200, b"\x89PNG\r\n")
+
+
+def test_a_run_that_ends_in_nan_is_shown(tmp_path: Path) -> None:
+    path = write_run(tmp_path, losses=[3.0, math.inf, math.nan], validation={10: 3.0, 30: math.nan}, settings={"a": 1})
+    session = open_session(root=tmp_path / "outputs")
+    answers = json.loads(as_json([session.curves([path.name], View()), session.compute([path.name]), session.table()]))
+    assert answers[2]["runs"][0]["best"] == 3.0
+    found = {row["key"]: row["values"] for row in json.loads(as_json(session.tables([path.name])))["summary"]}
+    assert (found["best"], found["last"]) == ([3.0], ["nan"])
 
 
 def test_nothing_is_chosen_or_there(tmp_path: Path, site: Site) -> None:
@@ -286,6 +297,20 @@ def test_a_tick_of_a_long_run_reads_only_what_is_new(tmp_path: Path) -> None:
     assert session.tick([run])["runs"][run]["step"] == 100_005
     assert min(later) < 0.1
     assert min(later) < first / 5
+
+
+def test_from_a_notebook(root: Path) -> None:
+    """Whose loop is running: the page is served, and the next cell can be run."""
+
+    async def cell() -> list[str]:
+        said: list[str] = []
+        launch(root=root / "outputs", port=0, say=said.append)
+        return said
+
+    said = asyncio.run(cell())
+    assert said[-1] == "It ends with this process."
+    (port,) = (int(line.rstrip("/").rpartition(":")[2]) for line in said if line.startswith("http://"))
+    assert Site(port).json("runs")["runs"]
 
 
 # Sharing

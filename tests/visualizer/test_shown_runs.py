@@ -14,11 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from logged_runs import log_of, write_run
+from run_tools import same_process
 
 from manual_backprop.common.errors import InputError
+from manual_backprop.common.uris import sqlite_uri
 from manual_backprop.compare import main as compare
 from manual_backprop.tracking import TrainingLogger, create_run_directory, load_training_log
+from manual_backprop.training.command_line import check
+from manual_backprop.training.runner import run_job
 from manual_backprop.visualize import main as visualize
+from manual_backprop.visualizer import estimate_model_params
 from manual_backprop.visualizer.mlflow_store import ServerStore
 from manual_backprop.visualizer.runs import labels_of, named_runs, status_of
 from manual_backprop.visualizer.series import View
@@ -219,6 +224,39 @@ def test_a_model_that_another_implementation_has_trained(implementation: str, fi
         assert as_json(one) == as_json(other)
 
 
+@pytest.mark.parametrize("network", ["encoder_decoder", "decoder"])
+def test_a_model_of_sequences(network: str, tmp_path: Path) -> None:
+    """Numbers, and what the model writes after them; of an encoder-decoder the cross-attention, too."""
+    options = ("model=tiny", "model.d_model=16", "model.n_heads=2", "model.d_ffn=16", "training.max_steps=2")
+    options += ("task=reversal", f"network={network}", "tracking=none", "device=cpu", "kernels.compile=never")
+    rows = [f"task.{split}_rows=8" for split in ("training", "validation", "test")]
+    with same_process():
+        run_job(check([*options, *rows, "training.batch_size=4"]).jobs[0].config, tmp_path)
+    session = open_session(root=tmp_path / "outputs")
+    (run,) = session.chosen()
+    assert session.table()["runs"][0]["metric"] == "validation/exact_match"
+    assert estimate_model_params(session.runs.log(run)) == session.runs.log(run).model["parameters"]
+    answer = session.model(run, "1 2 3 4")
+    maps = {one["name"]: one["figure"]["data"] for one in answer["maps"]}
+    written = len(answer["tokens"])
+    if network == "decoder":
+        assert answer["tokens"][:5] == ["1", "2", "3", "4", "<sep>"]
+        assert [*maps] == ["blocks.0.attention", "blocks.1.attention"]
+    else:
+        assert answer["tokens"][0] == "<bos>"
+        (heat, _) = maps["decoder.blocks.1.cross_attention"]
+        assert heat["x"] == ["0 1", "1 2", "2 3", "3 4"]
+        assert heat["customdata"].shape == (written, 4)
+        assert maps["encoder.blocks.0.attention"][0]["customdata"].shape == (4, 4)
+        assert maps["decoder.blocks.0.attention"][0]["customdata"].shape == (written, written)
+    for heats in maps.values():
+        for heat in heats:
+            assert heat["customdata"].sum(1) == pytest.approx(np.ones(len(heat["y"])), rel=1e-5)
+    assert len(answer["next"]) == written
+    with pytest.raises(InputError, match="is no symbol of this run"):
+        session.model(run, "the cat")
+
+
 # MLflow
 
 
@@ -228,6 +266,8 @@ def test_runs_that_only_mlflow_has(empty_store: Path, tmp_path: Path, monkeypatc
     from manual_backprop.tracking.tracker import LocalTracker
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tmp_path = tmp_path / "exp#2 a%20b"  # where a path that is taken for a URI goes wrong
+    tmp_path.mkdir()
     shutil.copy2(empty_store, tmp_path / "mlflow.db")
     directory = create_run_directory(tmp_path / "outputs", "a & b")
     tracker = LocalTracker(directory.path, "manual_backprop", "a & b")
@@ -265,7 +305,7 @@ def test_runs_that_only_mlflow_has(empty_store: Path, tmp_path: Path, monkeypatc
     assert log.config["optimizer"] == {"betas": [0.9, 0.95]}
     assert log.tags["tokenizer_digest"] == "abc"
     assert session.runs.log(run) is log, "nothing has come"
-    server = ServerStore(f"sqlite:///{tmp_path / 'mlflow.db'}")  # what a server is asked, of the same store
+    server = ServerStore(sqlite_uri(tmp_path / "mlflow.db"))  # what a server is asked, of the same store
     (asked,) = server.rows()
     assert asked | {"steps": 3} == row
     other = server.reader(run).read()

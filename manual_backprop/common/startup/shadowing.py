@@ -74,13 +74,14 @@ def _is_pythons(module: str) -> bool:
 
 
 def _is_needed(module: str, path: list[str]) -> bool:
-    found = None if module in sys.stdlib_module_names else PathFinder.find_spec(module, path)
-    return found is not None and found.origin is not None and _belongs_to_a_dependency(module)
+    """`path`: of the folders that come after."""
+    if module in sys.stdlib_module_names or PathFinder.find_spec(module, path) is None:
+        return False
+    return _belongs_to_a_dependency(module)
 
 
 def _belongs_to_a_dependency(module: str) -> bool:
-    """Whether it is part of a library that is needed. It reads what is installed, which takes some tenths of a second:
-    only where a file is called like one."""
+    """Whether it is part of a library that is needed. It reads what is installed: only where a file is called so."""
     import re
     from importlib.metadata import PackageNotFoundError, distribution
 
@@ -95,10 +96,9 @@ def _belongs_to_a_dependency(module: str) -> bool:
         except PackageNotFoundError:
             continue
         record = "\n" + (found.read_text("RECORD") or found.read_text("SOURCES.txt") or "")
-        if re.search(rf"\n{module}(/__init__)?\.[^/\n]*,", record):
+        if re.search(rf"\n{module}(/|\.[^/\n]*,)", record):
             return True
-        for line in found.requires or ():
-            requirement, _, marker = line.partition(";")
-            if "extra" not in marker:
-                waiting.append(re.split(r"[^A-Za-z0-9._-]", requirement.strip(), maxsplit=1)[0])
+        header = (found.read_text("METADATA") or found.read_text("PKG-INFO") or "").partition("\n\n")[0]
+        required = re.findall(r"^Requires-Dist: *([\w.-]+)[^;\n]*(.*)$", header, flags=re.MULTILINE)
+        waiting += [other for other, marker in required if "extra" not in marker]
     return False

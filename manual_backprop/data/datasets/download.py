@@ -9,7 +9,7 @@ import glob
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,9 @@ def download(
         raise InputError(f"{title_of(dataset)} {where}: there is nothing to download.")
     folder = DATASETS / title_of(dataset) if output is None else Path(output).expanduser()
     source = HubSource(dataset)
+    if dataset.subset_size is not None and not dataset.streaming and not Path(source._builder.cache_dir).exists():
+        dataset = replace(dataset, streaming=True)  # all of it is not wanted
+        source = HubSource(dataset)
     identity = source.identity()
     wanted = {
         "repository": dataset.repository,
@@ -62,6 +65,8 @@ def download(
         if not dataset.streaming:
             with hub_access(), source._explained():
                 fetch_files(source._builder, say)
+        else:
+            say(f"streamed: of its files only what holds the first {dataset.subset_size:,} rows is downloaded")
         _check_split(source, split)  # which downloads what is to be had: what fails does so before anything is written
     with storage_errors(f"write {folder}"):
         folder.parent.mkdir(parents=True, exist_ok=True)

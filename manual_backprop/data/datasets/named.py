@@ -98,6 +98,11 @@ def _base(name: str) -> DatasetConfig:
     if name in OWN:
         raise InputError(f"{name} is a kind of dataset, not one: give the file or folder itself, or OWNER/NAME.")
     if _HUB_NAME.fullmatch(name):
+        shipped = [
+            dataset for _, _, dataset in shipped_datasets() if (dataset.repository or "").lower() == name.lower()
+        ]
+        if shipped:  # its column, its pinned revision, and whether it is streamed
+            return shipped[0]
         return DatasetConfig("hub", repository=name, split="train", text_column="text", streaming=False)
     from ...config.rules import nearest
 

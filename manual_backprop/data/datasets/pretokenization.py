@@ -30,6 +30,7 @@ from ..sources.reading import read_documents, selection
 from ..sources.registry import open_source
 from ..sources.spool import Spool, SpooledText
 from ..tokens.pretrained import tokenizer_named
+from ..tokens.run_tokenizer import what_is_lost
 from ..tokens.token_shards import MANIFEST, check_digests, check_shard, manifest_of
 from ..tokens.tokenizer import Tokenizer
 from .named import check_whole, dataset_named, title_of
@@ -130,7 +131,7 @@ class _Work:
 @dataclass(frozen=True)
 class _Shard:
     name: str
-    spans: np.ndarray  # (spans, 3): where each begins and ends in the text, and whether a document ends with it
+    spans: np.ndarray  # (spans, 4): where each begins and ends in the text, whether a document ends, and begins, there
 
     def record(self, folder: Path) -> Path:
         return folder / f"{self.name}.json"
@@ -147,6 +148,7 @@ def _make(folder: Path, work: _Work) -> None:
     except (OSError, ValueError, KeyError):
         kept = _read_text(partial, work)
     text, parts, notes_and_counts = kept
+    lost = what_is_lost(work.tokenizer, text.texts(np.concatenate([parts[split] for split in SPLITS])))
     shards = {split: _plan(text, split, parts[split], work.settings["max_length"] is None) for split in SPLITS}
     records = _write_shards(partial, text, shards, work)
     text.close()
@@ -156,6 +158,7 @@ def _make(folder: Path, work: _Work) -> None:
         "dtype": np.dtype(work.tokenizer.dtype).name,
         "splits": {split: _split_contents(records[split]) for split in SPLITS},
         **notes_and_counts,
+        "notes": [*notes_and_counts["notes"], *lost],
     }
     work.tokenizer.save(partial)
     for unneeded in (
@@ -214,6 +217,7 @@ def _plan(text: SpooledText, split: str, parts: np.ndarray, may_cut: bool) -> li
         spans = np.array([span for part in parts.tolist() for span in _spans(text, *part)], dtype=np.int64)
     else:
         spans = np.column_stack([parts, np.ones(len(parts), dtype=np.int64)])
+    spans = np.column_stack([spans, np.concatenate([[1], spans[:-1, 2]])])
     lengths = spans[:, 1] - spans[:, 0]
     numbers = (np.cumsum(lengths) - lengths) // SHARD
     groups = np.split(spans, np.flatnonzero(np.diff(numbers)) + 1)
@@ -287,10 +291,13 @@ def _encoded(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
     """Some tokens, where in them documents end, the bytes of their text, and how many documents were cut."""
     end = np.array([] if tokenizer.end_token_id is None else [tokenizer.end_token_id], dtype=np.int64)
+    begin = np.array(tokenizer.begin_token_ids, dtype=np.int64)
     document = length = 0  # number of the span; its tokens before the cut
     for texts, closes in text.batches(spans[:, :2]):
         arrays, ends, total, size, cut = [np.zeros(0, dtype=np.int64)], [], 0, 0, 0
         for piece, ids, last in zip(texts, tokenizer.encode_many(texts), closes, strict=True):
+            if length == 0 and spans[document, 3]:
+                ids = np.concatenate([begin, ids])
             kept = ids if max_length is None else ids[: max(0, max_length - length)]
             size += len((piece if len(kept) == len(ids) else tokenizer.decode(kept.tolist())).encode("utf-8"))
             arrays.append(kept)

@@ -27,8 +27,13 @@ def fetch_files(builder: Any, say: Callable[[str], None]) -> None:
     if Path(builder.cache_dir).exists():
         return
     try:
-        for repository, revision, path in _files(builder):
-            _fetch(repository, revision, path, say)
+        files = [(*named, _described(*named)) for named in _files(builder)]
+        missing = [there.size - begin for *named, there in files if (begin := _begun(named[0], there)) is not None]
+        if missing:
+            count = "1 file" if len(missing) == 1 else f"{len(missing)} files"
+            say(f"to download: {sum(missing) / 1e6:,.1f} MB ({sum(missing):,} bytes) in {count}")
+        for repository, revision, path, there in files:
+            _fetch(repository, revision, path, there, say)
     except (Interrupted, httpx.ReadError, httpx.ReadTimeout, httpx.RemoteProtocolError):  # the library begins anew
         raise
     except Exception as error:  # the library comes to the same, and says it in its own classes
@@ -42,17 +47,37 @@ def _files(builder: Any) -> Iterator[tuple[str, str, str]]:
                 yield found["repository"], found["revision"], found["path"]
 
 
-def _fetch(repository: str, revision: str, path: str, say: Callable[[str], None]) -> None:
+def _described(repository: str, revision: str, path: str) -> Any:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    return get_hf_file_metadata(hf_hub_url(repository, path, repo_type="dataset", revision=revision))
+
+
+def _blobs(repository: str) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="dataset") / "blobs"
+
+
+def _begun(repository: str, there: Any) -> int | None:
+    """How many bytes of a file are here; None: all of it, or nobody knows how many there are."""
+    if there.etag is None or there.size is None or (_blobs(repository) / there.etag).exists():
+        return None
+    partial = _blobs(repository) / f"{there.etag}.going_on"
+    return min(partial.stat().st_size, int(there.size)) if partial.exists() else 0
+
+
+def _fetch(repository: str, revision: str, path: str, there: Any, say: Callable[[str], None]) -> None:
     from filelock import FileLock
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.file_download import http_get, repo_folder_name
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    url = hf_hub_url(repository, path, repo_type="dataset", revision=revision)
-    there = get_hf_file_metadata(url)
     if there.etag is None or there.size is None:
         return
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="dataset") / "blobs"
+    url = hf_hub_url(repository, path, repo_type="dataset", revision=revision)
+    folder = _blobs(repository)
     place, partial = folder / there.etag, folder / f"{there.etag}.going_on"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{there.etag}.going_on.lock"):

@@ -45,7 +45,7 @@ class Corpus:
     train_offsets: np.ndarray  # (documents + 1,) int64: document i is train[offsets[i] : offsets[i + 1]]
     validation_offsets: np.ndarray
     dataset_digest: str  # SHA-256 of what the documents of both splits depend on, whatever the tokenizer
-    tokenizer_digest: str  # SHA-256 of tokenizer.json
+    tokenizer_digest: str  # SHA-256 of tokenizer.json, and of tokenizer_config.json where that says more
     train_bytes: int  # of the text in UTF-8, without end tokens
     validation_bytes: int
     notes: tuple[str, ...] = ()  # what whoever reads a run's results must know
@@ -138,7 +138,7 @@ def _make(folder: Path, source: Source, dataset: DatasetConfig, config: Tokenize
         if (size := spool.path.stat().st_size) > LARGE:
             log.warning("making tokens of %.0f MB of text, once: the next run with it finds them", size / 1e6)
         tokenizer = make_tokenizer(config, spool, parts)
-        lost = what_is_lost(tokenizer, next(spool.texts(parts["train"])))
+        lost = what_is_lost(tokenizer, spool.texts(np.concatenate([parts["train"], parts["validation"]])))
         sizes = {name: write_split(folder, name, tokenizer, spool, part) for name, part in parts.items()}
     finally:
         spool.close()

@@ -93,8 +93,9 @@ class Padded(Order):
         pieces: int,
         rank: int = 0,
         world_size: int = 1,
+        bucket: int = BUCKET,
     ):
-        self.documents, self.seed, self.batch_size = documents, seed, batch_size
+        self.documents, self.seed, self.batch_size, self.bucket = documents, seed, batch_size, bucket
         self.rank, self.world_size = rank, world_size
         self.rows = batch_size * pieces * world_size
         lengths = documents.lengths - 1  # a document's first token is no target
@@ -143,7 +144,7 @@ class Padded(Order):
         if self._epoch is None or self._epoch[0] != epoch:
             draw, order = epoch_order(self.seed, epoch, len(self.numbers))
             shuffled = self.numbers[order]
-            bucket = np.arange(len(shuffled)) // (BUCKET * self.rows)
+            bucket = np.arange(len(shuffled)) // (self.bucket * self.rows)
             by_length = shuffled[np.lexsort((self.lengths[shuffled], bucket))]
             places = np.full(self.steps_per_epoch * self.rows, -1, dtype=np.int64)
             places[: len(by_length)] = by_length

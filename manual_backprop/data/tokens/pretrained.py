@@ -1,11 +1,12 @@
 """Tokenizers that others made: a folder of `transformers` or `tokenizers`, or one of the hub."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from ...common.errors import InputError
 from ...config.schema import TokenizerConfig, option_values
 from ..sources.hub import hub_file
-from .tokenizer import FILE_NAME, BpeTokenizer, ByteTokenizer, Tokenizer, load_tokenizer
+from .tokenizer import FILE_NAME, SETTINGS_FILE, BpeTokenizer, ByteTokenizer, Tokenizer, load_tokenizer
 
 WITHOUT_HUB = (
     "Go online once, or use tokenizer=bpe, which is learned here, or tokenizer=file tokenizer.path=FOLDER with a "
@@ -16,6 +17,8 @@ WITHOUT_HUB = (
 def pretrained_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """tokenizer=file, or one with a `repository`."""
     if config.repository is not None:
+        with suppress(InputError):  # some have none, and what is needed comes next
+            hub_file(config.repository, SETTINGS_FILE, config.revision, WITHOUT_HUB)
         return load_tokenizer(hub_file(config.repository, FILE_NAME, config.revision, WITHOUT_HUB).parent)
     if config.path is None:
         raise InputError("tokenizer=file needs to know which: give the folder of a tokenizer as tokenizer.path=FOLDER.")
@@ -33,7 +36,8 @@ def tokenizer_of_folder(path: str | Path) -> Tokenizer:
     if (folder / FILE_NAME).exists():
         return load_tokenizer(folder)
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        return BpeTokenizer(_gpt2_files(folder))
+        settings = folder / SETTINGS_FILE
+        return BpeTokenizer(_gpt2_files(folder), settings.read_text(encoding="utf-8") if settings.is_file() else None)
     found = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
     raise InputError(f"tokenizer.path={path}: expected {FILE_NAME} there, and found {found}.")
 

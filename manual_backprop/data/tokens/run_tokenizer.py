@@ -1,5 +1,7 @@
 """The tokenizer that a run's config means: ready at once, or made of the run's text; and what it loses of a text."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from ..sources.hub import is_commit
 from ..sources.spool import SpooledText
 from .tokenizer import END_TOKENS, BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
+MOST_DROPPED = 0.01  # of a text's bytes, as of its rows
 CHARACTERS_TO_JUDGE = 100_000  # of a text, that are encoded and decoded again
 
 
@@ -19,7 +22,7 @@ def tokenizer_identity(config: TokenizerConfig) -> list[Any]:
     One of the hub is loaded where its content must be known; a commit of it is taken at its word.
     """
     if is_commit(config.revision):
-        return [config.name, config.repository, config.revision]
+        return [config.name, config.repository, config.revision, "with its settings"]
     complete = complete_tokenizer(config)
     if complete is not None:
         return [config.name, complete.digest]
@@ -54,15 +57,48 @@ def complete_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
     return pretrained_tokenizer(config)
 
 
-def what_is_lost(tokenizer: Tokenizer, text: str) -> list[str]:
-    """What a tokenizer of others may lack: an end token, and giving back what it was given."""
+def what_is_lost(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
+    """What a tokenizer of others may lack: an end token, giving back what it was given, and tokens for all of it.
+
+    Raises InputError where more than MOST_DROPPED of the text would be left out.
+    """
     notes = []
     if tokenizer.end_token_id is None and not isinstance(tokenizer, CharTokenizer):
         notes.append(f"the tokenizer has no end token ({', '.join(END_TOKENS)}): nothing stands between documents")
-    text = text[:CHARACTERS_TO_JUDGE]
-    back = tokenizer.decode(tokenizer.encode(text))
-    if back != text:
-        place = next((place for place, pair in enumerate(zip(text, back, strict=False)) if pair[0] != pair[1]), 0)
-        here = text[place : place + 20], back[place : place + 20]
-        notes.append(f"the tokenizer does not give back the text: {here[0]!r} comes back as {here[1]!r}")
+    letters: Counter[str] = Counter()
+    unknown = tokens = 0
+    for number, text in enumerate(texts):
+        if number == 0:
+            notes += _what_comes_back(tokenizer, text[:CHARACTERS_TO_JUDGE])
+        if tokenizer.knows_all:
+            return notes
+        letters.update(text)
+        if tokenizer.unknown_token_id is not None:
+            (ids,) = tokenizer.encode_many([text])
+            unknown, tokens = unknown + int((ids == tokenizer.unknown_token_id).sum()), tokens + len(ids)
+    dropped = {letter: count for letter, count in letters.items() if tokenizer.drops(letter)}
+    if dropped:
+        lost, size = (sum(len(letter.encode()) * n for letter, n in counts.items()) for counts in (dropped, letters))
+        most = ", ".join(repr(letter) for letter, _ in Counter(dropped).most_common(5))
+        said = f"the tokenizer has no token for {lost:,} of {size:,} bytes of the text ({lost / size:.2%}: {most})"
+        if lost > MOST_DROPPED * size:
+            raise InputError(
+                f"{said}, and leaves them out, which would make every loss too low: at most {MOST_DROPPED:.0%} may be. "
+                "Use a tokenizer that knows these characters, as tokenizer=bpe or tokenizer=byte, or another text."
+            )
+        notes.append(f"{said}, and leaves them out: bits a byte are too low by about that")
+    if unknown:
+        notes.append(
+            f"{unknown:,} of {tokens:,} tokens of the text ({unknown / tokens:.2%}) are the unknown token, which does "
+            "not say what stands there: bits a byte are too low"
+        )
     return notes
+
+
+def _what_comes_back(tokenizer: Tokenizer, text: str) -> list[str]:
+    back = tokenizer.decode(tokenizer.encode(text))
+    if back == text:
+        return []
+    place = next((place for place, pair in enumerate(zip(text, back, strict=False)) if pair[0] != pair[1]), 0)
+    here = text[place : place + 20], back[place : place + 20]
+    return [f"the tokenizer does not give back the text: {here[0]!r} comes back as {here[1]!r}"]

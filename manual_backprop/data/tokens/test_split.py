@@ -18,6 +18,7 @@ from ..sources.reading import first_rows, selection
 from ..sources.registry import open_source
 from ..sources.spool import Spool
 from .corpus import Corpus
+from .run_tokenizer import what_is_lost
 from .token_cache import Contents, Split, open_split, prepare, write_split
 
 FORMAT = 1  # raised whenever the same text and settings would make other files
@@ -77,12 +78,13 @@ def _prepared(dataset: DatasetConfig, source: Source, corpus: Corpus, cache: Pat
             source.check_unchanged()
             if not len(spool):
                 raise InputError(f"There is no text in {dataset.path or dataset.repository} to test on.")
+            lost = what_is_lost(corpus.tokenizer, spool.texts(spool.parts()))
             sizes = write_split(folder, TEST_SPLIT, corpus.tokenizer, spool, spool.parts())
         finally:
             spool.close()
         spool.path.unlink()
         dtype = np.dtype(corpus.tokenizer.dtype).name
-        return {"dtype": dtype, "splits": {TEST_SPLIT: sizes}, "notes": [*source.notes, *spool.notes()]}
+        return {"dtype": dtype, "splits": {TEST_SPLIT: sizes}, "notes": [*source.notes, *spool.notes(), *lost]}
 
     def read(folder: Path, contents: Contents) -> tuple[Split, tuple[str, ...]]:
         return open_split(folder, contents, TEST_SPLIT), tuple(contents["notes"])

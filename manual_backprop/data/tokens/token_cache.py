@@ -135,15 +135,18 @@ class Split:
 def write_split(folder: Path, name: str, tokenizer: Tokenizer, text: SpooledText, parts: np.ndarray) -> dict[str, int]:
     """NAME.bin has the tokens of the `parts` (documents, 2) of a text, NAME.offsets.bin where documents begin."""
     end = [] if tokenizer.end_token_id is None else [np.array([tokenizer.end_token_id])]
+    begin = [np.array(tokenizer.begin_token_ids, dtype=np.int64)]
     counts: list[np.ndarray] = [np.zeros(1, dtype=np.int64)]
-    total = 0
+    total, opens = 0, True
     with (folder / f"{name}.bin").open("wb") as file:
         for texts, closes in text.batches(parts):
             arrays: list[np.ndarray] = []
             lengths = []
             for ids, closing in zip(tokenizer.encode_many(texts), closes, strict=True):
-                arrays += [ids, *end] if closing else [ids]
-                total += len(ids) + (len(end) if closing else 0)
+                placed = [*(begin if opens else []), ids, *(end if closing else [])]
+                arrays += placed
+                total += sum(map(len, placed))
+                opens = closing
                 if closing:
                     lengths.append(total)
             np.concatenate(arrays).astype(tokenizer.dtype).tofile(file)

@@ -1,6 +1,8 @@
 """Tokenizers: text to token ids and back, without loss.
 
 Each is one file `tokenizer.json`, small enough to lie in every checkpoint, and its digest is the SHA-256 of that file.
+One of others may have `tokenizer_config.json` beside it, which names its special tokens; the digest is that of both
+where they say something else than the first does alone.
 For BPE the file and the work are the `tokenizers` library's; bytes and characters need nothing but this module.
 Tokenizers take no part in batching: ids come out as they are, with an end token only where a document ends.
 """
@@ -20,6 +22,8 @@ import numpy as np
 from ...common.errors import InputError
 
 FILE_NAME = "tokenizer.json"
+SETTINGS_FILE = "tokenizer_config.json"  # of `transformers`, beside it: which of its tokens ends a document
+OURS = ("manifest.json", "config.yaml")  # beside the tokenizer of a checkpoint, of prepared tokens and of a run
 END_TOKEN = "<eos>"
 # What other tokenizers call it; the first that one has is its end token.
 END_TOKENS = (END_TOKEN, "<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>")
@@ -41,6 +45,10 @@ class Tokenizer:
     name: str
     vocab_size: int  # V [tokens]
     end_token_id: int | None
+    begin_token_ids: tuple[int, ...] = ()  # before every document and prompt
+    unknown_token_id: int | None = None  # stands for what it does not know
+    knows_all = True  # every text has tokens for all of it, or is refused
+    context = 0  # tokens before one that its text may depend on
 
     def __init__(self, file_content: str):
         self._file_content = file_content
@@ -67,10 +75,25 @@ class Tokenizer:
         """The smallest number format that holds every id on disk."""
         return np.uint16 if self.vocab_size <= 2**16 else np.uint32
 
-    def save(self, directory: str | Path) -> Path:
-        path = Path(directory) / FILE_NAME
-        path.write_bytes(self._file_content.encode("utf-8"))
-        return path
+    @property
+    def files(self) -> dict[str, str]:
+        """{name: content} of what `save` writes."""
+        return {FILE_NAME: self._file_content}
+
+    def save(self, directory: str | Path) -> list[Path]:
+        paths = []
+        for name, content in self.files.items():
+            paths.append(path := Path(directory) / name)
+            path.write_bytes(content.encode("utf-8"))
+        return paths
+
+    def open_bytes(self, ids: Sequence[int]) -> int:
+        """How many tokens at the end are single bytes whose text the next one may still change."""
+        return 0
+
+    def drops(self, character: str) -> bool:
+        """Whether it leaves a character out, without a word."""
+        return False
 
     def _decode(self, ids: list[int]) -> str:
         raise NotImplementedError
@@ -141,15 +164,19 @@ class CharTokenizer(Tokenizer):
 
 
 class BpeTokenizer(Tokenizer):
-    """Byte pair encoding over bytes (Sennrich et al. 2016; Radford et al. 2019, section 2.2): knows every text.
+    """Byte pair encoding over bytes (Sennrich et al. 2016; Radford et al. 2019, section 2.2): knows every text. Or what
+    else the `tokenizers` library makes of a `tokenizer.json`, which may know less.
 
-    Built from the content of a `tokenizer.json` of the `tokenizers` library. A text that spells the end token is
-    encoded as the letters that it is: only a document's real end becomes the end token.
+    Built from the content of that file and, where there is one, of `tokenizer_config.json`. What the file's
+    post-processor puts before a text, `begin_token_ids`, stands before every document and every prompt, unless
+    `with_begin` is false. What it puts behind one is left out: a document ends with the end token, a prompt does not
+    end. A text that spells the end token is encoded as the letters that it is: only a document's real end becomes the
+    end token.
     """
 
     name = "bpe"
 
-    def __init__(self, file_content: str):
+    def __init__(self, file_content: str, settings: str | None = None, with_begin: bool = True):
         import tokenizers
 
         super().__init__(file_content)
@@ -161,8 +188,61 @@ class BpeTokenizer(Tokenizer):
         self._tokenizer.no_truncation()  # the file may say otherwise
         self._tokenizer.no_padding()
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)  # some leave numbers out
+        content = json.loads(file_content)
+        self.settings = None if settings is None else _settings(settings)
+        self.end_token_id = usual = self._usual_end()
+        if self.settings is not None and "eos_token" in self.settings:
+            self.end_token_id = self._token_of("eos_token")
+        if with_begin and content.get("post_processor") is not None:
+            self.begin_token_ids = self._put_before()
+        if self.end_token_id != usual or self.begin_token_ids:
+            both = f"{file_content}\n{json.dumps([self.end_token_id, *self.begin_token_ids])}"
+            self.digest = hashlib.sha256(both.encode("utf-8")).hexdigest()
+        kinds = _kinds(content.get("decoder"))
+        self._bytes: dict[int, str] = {}
+        if "ByteFallback" in kinds:
+            numbers = self._tokenizer.get_vocab().items()
+            self._bytes = {number: token for token, number in numbers if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token)}
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        self._silent = {number: str(token) for number, token in added if token.special}  # decoding leaves them out
+        self.context = 0 if kinds == ["ByteLevel"] else 32
+        self.knows_all = _knows_every_byte(content, len(self._bytes))
+        unknown = (content.get("model") or {}).get("unk_token")
+        self.unknown_token_id = None if unknown is None else self._tokenizer.token_to_id(unknown)
+
+    def _usual_end(self) -> int | None:
         ends = map(self._tokenizer.token_to_id, END_TOKENS)
-        self.end_token_id = next((end for end in ends if end is not None), None)
+        return next((end for end in ends if end is not None), None)
+
+    def _token_of(self, name: str) -> int | None:
+        """The id of what the settings call `name`; None where they say null."""
+        assert self.settings is not None
+        token = self.settings[name]
+        text = token.get("content") if isinstance(token, dict) else token
+        if text is None:
+            return None
+        number = self._tokenizer.token_to_id(str(text))
+        if number is None:
+            raise InputError(
+                f"{SETTINGS_FILE} names the {name} {str(text)!r}, and {FILE_NAME} has no such token. Give the two "
+                "files that belong together, or mend the name."
+            )
+        return int(number)
+
+    def _put_before(self) -> tuple[int, ...]:
+        """What the post-processor puts before a text: asked of the library, whatever kind it is."""
+        for text in ("a", "0", *list(self._tokenizer.get_vocab())[:50]):
+            try:
+                plain = self._tokenizer.encode(text, add_special_tokens=False).ids
+                full = self._tokenizer.encode(text, add_special_tokens=True).ids
+            except Exception:  # a letter that it does not know; the library raises nothing more precise
+                continue
+            if plain and full != plain:
+                place = next((at for at in range(len(full)) if full[at : at + len(plain)] == plain), 0)
+                return tuple(full[:place])
+            if plain:
+                return ()
+        return ()
 
     @classmethod
     def train(
@@ -194,9 +274,12 @@ class BpeTokenizer(Tokenizer):
         return cls(tokenizer.to_str())
 
     def encode(self, text: str) -> list[int]:
+        return list(self._encoding(text).ids)
+
+    def _encoding(self, text: str) -> Any:
         _utf8(text)
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            return self._tokenizer.encode(text, add_special_tokens=False)
         except Exception as error:  # of a list of words: one that is not in it; the library raises nothing more precise
             raise InputError(f"The tokenizer does not know every character of this text ({error}).") from error
 
@@ -206,8 +289,30 @@ class BpeTokenizer(Tokenizer):
     def encode_many(self, texts: list[str]) -> Iterable[np.ndarray]:
         for text in texts:
             _utf8(text)
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception:  # the library does not say of which text
+            return [np.array(self.encode(text), dtype=np.int64) for text in texts]
         return (np.array(encoding.ids, dtype=np.int64) for encoding in encodings)
+
+    @property
+    def files(self) -> dict[str, str]:
+        if self.settings is None and not self.begin_token_ids:
+            return super().files
+        # A folder of ours that lacks it is of an older version, which put nothing before a text.
+        return super().files | {SETTINGS_FILE: json.dumps(self.settings or {}, indent=2) + "\n"}
+
+    def open_bytes(self, ids: Sequence[int]) -> int:
+        if not self._bytes:
+            return 0
+        n = next((n for n, token in enumerate(reversed(ids)) if token not in self._bytes | self._silent), len(ids))
+        return n if any(token in self._bytes for token in ids[len(ids) - n :]) else 0
+
+    def drops(self, character: str) -> bool:
+        if self.knows_all or character.isspace():
+            return False
+        ids = self._encoding(character).ids
+        return self.unknown_token_id not in ids and not self._tokenizer.decode(ids, skip_special_tokens=False).strip()
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -223,7 +328,14 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}. Take the tokenizer from another checkpoint.") from error
     if isinstance(content, dict) and "model" in content:
-        return BpeTokenizer(file_content)
+        folder, settings = path.parent, None
+        if (folder / SETTINGS_FILE).is_file():
+            try:
+                settings = (folder / SETTINGS_FILE).read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise InputError(f"{folder / SETTINGS_FILE} cannot be read: {error}") from error
+        older = settings is None and any((folder / name).is_file() for name in OURS)
+        return BpeTokenizer(file_content, settings, with_begin=not older)
     if isinstance(content, dict) and content.get("format") == _FORMAT:
         if content.get("name") == ByteTokenizer.name:
             return ByteTokenizer()
@@ -232,6 +344,43 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     raise InputError(
         f"{path} holds no tokenizer that is known here: expected byte, char, or one of the tokenizers library."
     )
+
+
+def _settings(content: str) -> dict[str, Any]:
+    """Of tokenizer_config.json. Raises InputError."""
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise InputError(f"{SETTINGS_FILE} is damaged: {error}. Take it from where {FILE_NAME} comes from.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{SETTINGS_FILE} is damaged: expected names with values.")
+    return {str(key): value for key, value in found.items()}
+
+
+def _kinds(part: Any) -> list[str]:
+    """The kinds of what a decoder, a normalizer or a pre-tokenizer is made of."""
+    if not isinstance(part, dict):
+        return []
+    inner = part.get("decoders") or part.get("normalizers") or part.get("pretokenizers")
+    return [kind for one in inner for kind in _kinds(one)] if inner else [str(part.get("type"))]
+
+
+def _knows_every_byte(content: dict[str, Any], n_bytes: int) -> bool:
+    """Whether each text has tokens for all of it: no normalizer takes a part away, and every byte has a token."""
+    model = content.get("model") or {}
+    if set(_kinds(content.get("normalizer"))) - {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend"}:
+        return False
+    if n_bytes == 256 and model.get("byte_fallback"):
+        return True
+    vocabulary = model.get("vocab") or {}
+    level = set(_kinds(content.get("pre_tokenizer")))
+    return "ByteLevel" in level and isinstance(vocabulary, dict) and _byte_letters() <= vocabulary.keys()
+
+
+def _byte_letters() -> set[str]:
+    import tokenizers
+
+    return set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 
 
 def _without_endless_words(text: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...common.errors import InputError
 from ...config.schema import CustomTransformerConfig
+from ...optim.parameters import unwrapped
 from ..network import parameter_shapes
 from .layouts import Layout, entries, layout_of
 
@@ -28,6 +29,8 @@ def to_theirs(parameters: Mapping[str, Tensor], config: CustomTransformerConfig)
 def to_ours(theirs: Mapping[str, Tensor], config: CustomTransformerConfig, where: str) -> dict[str, Tensor]:
     """{our name: weight}. Raises InputError with every weight that is missing, unknown or of another shape."""
     layout = layout_of(config)
+    known = {entry.theirs for entry in entries(config)}
+    theirs = unwrapped(theirs, lambda name: _full_name(name, layout) in known)
     given = {_full_name(name, layout): tensor for name, tensor in theirs.items() if not name.endswith(BUFFERS)}
     shapes, problems = parameter_shapes(config), []
     ours: dict[str, Tensor] = {}

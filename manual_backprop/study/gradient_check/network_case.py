@@ -79,8 +79,8 @@ def _draw_pair(
     vocab_size = config.source_vocab_size or config.vocab_size
     source = torch.randint(max(vocab_size - 3, 1), (B, S), generator=generator)
     source_lengths, device = _draw_lengths(lengths, B, S, 0, generator), config.get_device()
-    read = source.to(device), source_lengths.to(device)
-    return PairBatch(*read, tokens.to(device), targets.to(device), first_row=2)
+    source, source_lengths, tokens, targets = (x.to(device) for x in (source, source_lengths, tokens, targets))
+    return PairBatch(source, source_lengths, tokens, targets, first_row=2)
 
 
 def _draw_sequences(config: CustomTransformerConfig, B: int, T: int, lengths: list[int] | None, seed: int) -> AnyBatch:
@@ -174,12 +174,12 @@ def _unused_rows(config: CustomTransformerConfig, batch: AnyBatch) -> Iterator[t
         rows = config.source_length if places.startswith("source_") else config.max_seq_len
         if config.position_kind == "learned" and rows > length:
             yield places, "beyond the longest", slice(length, None) if length else ALL
-    for table, several in read.items():
+    for table, all_ids in read.items():
         if config.n_inputs is not None or (config.tied_head and table == "token_embedding.weight"):
             continue
         size = config.source_vocab_size if table.startswith("source_") else config.vocab_size
         unused = torch.ones(size or 0, dtype=torch.bool)
-        unused[torch.cat(several)] = False
+        unused[torch.cat(all_ids)] = False
         if unused.any():
             yield table, "unused tokens", unused.nonzero()[:, 0] if not unused.all() else ALL
 

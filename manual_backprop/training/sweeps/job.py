@@ -15,14 +15,17 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from manual_backprop.common.errors import EXIT_DONE, EXIT_FAILED, Interrupted, ManualBackpropError
-from manual_backprop.common.interruption import SIGNALS
+from manual_backprop.common.interruption import SIGNALS, Interruption
+from manual_backprop.common.startup.output import OutputFile, endure_output
 from manual_backprop.tracking.run_directory import FAILED, FINISHED, KILLED, RUNNING, read_run
 from manual_backprop.training.sweeps.records import JobRecord, Records, measured, run_of_job
 
@@ -48,16 +51,17 @@ def run_job_apart(order: JobOrder, record: JobRecord, records: Records, preload:
     """Start the job, wait for its end however that comes, and return its record. Raises StorageError."""
     records.write(replace(record, status=RUNNING))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
+    _start_server(preload)
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_job, args=(order, there), name=f"job {order.number}")
     in_a_worker = os.getpid() != order.main_process
     if in_a_worker:  # joblib's has a method of its own there, which a job's process would look for
         multiprocessing.set_start_method("forkserver", force=True)
-    with _ignoring_signals() if in_a_worker else nullcontext():
+    nothing: AbstractContextManager[list[int]] = nullcontext([])
+    with _signals_of_a_worker() if in_a_worker else nothing as received:
         process.start()
         there.close()
-        answer = _watch(process, here, records, in_a_worker)
+        answer = _watch(process, here, records, in_a_worker, received)
     run = run_of_job(order.root / "outputs", order.sweep, order.number)
     if run is not None and read_run(run)["status"] == FINISHED:  # a signal came when it was done
         answer = {"status": FINISHED, "exit_code": EXIT_DONE, "error": None}
@@ -66,18 +70,40 @@ def run_job_apart(order: JobOrder, record: JobRecord, records: Records, preload:
     return ended
 
 
-@contextmanager
-def _ignoring_signals() -> Iterator[None]:
-    """A worker leaves signals to the sweep's process, and to a cluster that sends them to every process anyway."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+def _start_server(preload: Sequence[str]) -> None:
+    """The server of jobs, and what Python starts beside it, outlive a signal that a cluster sends to every process:
+    it is kept from them. A job that has begun takes signals again."""
+    forkserver.set_forkserver_preload(list(preload))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        yield
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # it has let two of them through
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@contextmanager
+def _signals_of_a_worker() -> Iterator[list[int]]:
+    """A worker leaves signals to the sweep's process, and to a cluster that sends them to every process anyway; but
+    SIGUSR1 and SIGUSR2 may be sent to it alone, to be passed on."""
+    received: list[int] = []
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    passed_on = (signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.signal(number, keep if number in passed_on else signal.SIG_IGN) for number in SIGNALS}
+    try:
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _watch(process: Any, answers: Connection, records: Records, in_a_worker: bool) -> dict[str, Any]:
+def _watch(
+    process: Any, answers: Connection, records: Records, in_a_worker: bool, received: Sequence[int]
+) -> dict[str, Any]:
     """Wait for a job; pass on the signals that come meanwhile. What it said of its end, or how it died."""
     passed_on, parent = 0, os.getppid()
     answer: dict[str, Any] | None = None
@@ -88,7 +114,7 @@ def _watch(process: Any, answers: Connection, records: Records, in_a_worker: boo
                 answer = answers.recv()
         except EOFError:  # the process has ended
             is_there = False
-        asked = records.stop_requests() + (in_a_worker and os.getppid() != parent)
+        asked = max(records.stop_requests(), min(1, len(received))) + (in_a_worker and os.getppid() != parent)
         while passed_on < asked and process.is_alive():
             os.kill(process.pid, signal.SIGTERM)
             passed_on += 1
@@ -108,11 +134,28 @@ def _watch(process: Any, answers: Connection, records: Records, in_a_worker: boo
 # In the job's process
 
 
+class JobInterruption(Interruption):
+    """A cluster sends its signal to every process: the SIGTERM by which the same is passed on is no second request."""
+
+    def __init__(self, records: Records) -> None:
+        super().__init__()
+        self._records, self._same = records, False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        passed_on = self.received != number or self._records.stop_requests() == 1
+        if self.received is not None and not self._same and passed_on:
+            self._same = True
+            return
+        super()._handle(number, frame)
+
+
 def _job(order: JobOrder, answers: Connection) -> None:
     os.setpgid(0, 0)  # Ctrl-C goes to the sweep, which passes it on
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_stop_when_alone, name="parent", daemon=True).start()
+    endure_output()
     if order.prefix:
         sys.stdout, sys.stderr = PrefixedLines(1, order.prefix), PrefixedLines(2, order.prefix)
     for stream in (sys.stdout, sys.stderr):
@@ -131,7 +174,7 @@ def _outcome(order: JobOrder) -> dict[str, Any]:
         from manual_backprop.training.runner import run_job
 
         origin = Origin(order.overrides, order.sources, sweep=order.sweep, job=order.number)
-        run_job(validate(order.mapping), order.root, origin)
+        run_job(validate(order.mapping), order.root, origin, JobInterruption(Records(order.sweep)))
     except Interrupted as error:
         return {"status": KILLED, "exit_code": error.exit_code, "error": str(error)}
     except KeyboardInterrupt:
@@ -157,7 +200,8 @@ class PrefixedLines(io.TextIOBase):
     """A stream that writes whole lines, each with the job's name before it: jobs at once stay readable."""
 
     def __init__(self, descriptor: int, prefix: str):
-        self._descriptor, self._prefix, self._begun = descriptor, prefix, ""
+        self._output, self._prefix, self._begun = OutputFile(descriptor, "w", closefd=False), prefix, ""
+        self._output.endures = 1
         self._lock = threading.Lock()
 
     def writable(self) -> bool:
@@ -168,7 +212,7 @@ class PrefixedLines(io.TextIOBase):
             *lines, self._begun = (self._begun + text).split("\n")
             shown = "".join(f"{self._prefix}{line}\n" for line in lines if line.strip())
             if shown:
-                os.write(self._descriptor, shown.encode(errors="replace"))
+                self._output.write(shown.encode(errors="replace"))
         return len(text)
 
     def flush(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from manual_backprop.common.pictures import new_figure, picture, save_figure, with_grid
 from manual_backprop.tracking import Series, TrainingLog, load_training_log
-from manual_backprop.training.sweeps.records import FINISHED, JobRecord, best_first
+from manual_backprop.training.sweeps.records import FINISHED, JobRecord, best_first, swept_values
 
 MOST_NAMED = 12  # curves; a legend of more is no legend
 SHARE = 20  # a training curve is the mean of so many equal parts of it, at most
@@ -53,7 +53,7 @@ def draw_curves(records: Sequence[JobRecord], path: Path, title: str) -> bool:
 @picture
 def draw_heat_map(records: Sequence[JobRecord], path: Path, title: str) -> bool:
     """Writes a PNG: the validation loss for each pair of values. False unless exactly two keys were swept."""
-    pairs = {record.number: dict(line.split("=", 1) for line in record.swept) for record in records}
+    pairs = {record.number: swept_values(record) for record in records}
     keys = list(dict.fromkeys(key for pair in pairs.values() for key in pair))
     values = [_in_order({pair[key] for pair in pairs.values() if key in pair}) for key in keys]
     if len(keys) != 2 or min(map(len, values)) < 2:

@@ -12,6 +12,7 @@ anew each time. Standard library only.
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,7 @@ from typing import Any
 
 from manual_backprop.common.durable_files import storage_errors, write_atomically
 from manual_backprop.common.errors import InputError
+from manual_backprop.common.plain_text import visible
 from manual_backprop.tracking.run_directory import (
     FINISHED,
     KILLED,
@@ -47,7 +49,7 @@ class JobRecord:
 
     @property
     def title(self) -> str:
-        return " ".join(self.swept) or "the defaults"
+        return " ".join(f"{key}={value}" for key, value in swept_values(self).items()) or "the defaults"
 
 
 class Records:
@@ -116,13 +118,34 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 
 def job_name(number: int, swept: Sequence[str]) -> str | None:
-    """The name of a job's run, model=tiny,learning_rate=0.001; None where nothing was swept."""
-    pairs = [line.partition("=") for line in swept]
-    short = short_keys([key for key, _, _ in pairs])
-    name = ",".join(f"{short[key]}={value}" for key, _, value in pairs).replace("/", "_").replace("\\", "_")
+    """The name of a job's run, model=tiny,learning_rate=0.001; None where nothing was swept. A name that was swept
+    is one already."""
+    values = _values(swept)
+    if "run_name=null" in swept:
+        del values["run_name"]
+    short = short_keys(list(values))
+    parts = [("" if key == "run_name" else f"{short[key]}=") + value for key, value in values.items()]
+    name = visible(",".join(parts).replace("/", "_").replace("\\", "_"))
     if len(name) > LONGEST_NAME:
         name = f"{name[: LONGEST_NAME - 10]}...job {number}"
     return name or None
+
+
+def swept_values(record: JobRecord) -> dict[str, str]:
+    """{key: value} of what sets a job apart; a text without the quotes that the command line's grammar wants."""
+    return _values(record.swept)
+
+
+def _values(lines: Sequence[str]) -> dict[str, str]:
+    return {key: _unquoted(value) for key, value in (line.split("=", 1) for line in lines)}
+
+
+def _unquoted(value: str) -> str:
+    quote = value[:1]
+    if len(value) < 2 or quote not in ("'", '"') or value[-1] != quote:
+        return value
+    # Backslashes before a quote, or at the end, are doubled, and one more stands before a quote inside.
+    return re.sub(rf"(\\+)({quote}|$)", lambda found: "\\" * (len(found[1]) // 2) + found[2], value[1:-1])
 
 
 def run_of_job(outputs: Path, sweep: Path, number: int) -> Path | None:

@@ -21,6 +21,7 @@ from manual_backprop.common.durable_files import storage_errors
 from manual_backprop.common.errors import CheckFailedError, InputError, ManualBackpropError
 from manual_backprop.common.interruption import Interruption
 from manual_backprop.common.origin import Origin
+from manual_backprop.common.startup.output import enduring_output
 from manual_backprop.tracking import (
     FAILED,
     FINISHED,
@@ -33,6 +34,7 @@ from manual_backprop.tracking import (
     open_run_directory,
     open_tracker,
 )
+from manual_backprop.tracking.late_delivery import next_in_mlflow
 from manual_backprop.tracking.run_directory import RUNS, SWEEPS, own_run_directory, read_run
 from manual_backprop.tracking.run_log import run_log, warnings_to_terminal
 from manual_backprop.tracking.tracker import add_tags
@@ -68,6 +70,7 @@ class SweepJobs:
     main_process: int
     mlflow: bool
 
+    @enduring_output()
     def task(self, composed: DictConfig) -> float | None:
         """One job. The validation loss at its end, for a sweeper that learns from it; None where it failed (a NaN
         would end an Optuna search: its sweeper tells the study of a failed trial together with the value)."""
@@ -104,10 +107,11 @@ class SweepJobs:
 
         from manual_backprop.config.composition import plain
         from manual_backprop.training.resume import job_config
-        from manual_backprop.training.value_sources import value_sources
+        from manual_backprop.training.value_sources import as_meant, value_sources
 
-        outputs, overrides, mapping = self.root / "outputs", record.overrides, plain(composed)
         settings: Any = HydraConfig.get()
+        outputs, overrides = self.root / "outputs", record.overrides
+        mapping = as_meant(plain(composed), overrides, settings.runtime)
         launcher = OmegaConf.to_container(settings.launcher, resolve=False)
         assert isinstance(launcher, dict)
         sources = {}
@@ -118,10 +122,12 @@ class SweepJobs:
             divided = None
             if mapping["device"].get("threads") is None:
                 mapping["device"]["threads"] = divided = threads_of_a_job(_texts(launcher), in_all)
-            mapping["run_name"] = job_name(record.number, record.swept) or mapping["run_name"]
+            given, named = mapping["run_name"], job_name(record.number, record.swept)
+            mapping["run_name"] = named or given
             config = job_config(mapping, overrides, outputs)
             sources = dict(value_sources(config, overrides, settings.runtime))
-            sources["run_name"] = "the sweep"
+            if config.run_name != given:
+                sources["run_name"] = "the sweep"
             if divided is not None:
                 sources["device.threads"] = "the sweep, which divides the cores among its jobs"
         at_once = jobs_at_once(_texts(launcher), in_all) > 1
@@ -157,8 +163,10 @@ class Sweep:
         self.directory, self.checked, self.root = directory, checked, root
         self.records = Records(directory.path)
         self.outputs = root / "outputs"
+        self.table = ""  # of the jobs, once they have ended
         self.config = checked.jobs[0].config  # tracking and the experiment are those of all jobs
 
+    @enduring_output()
     def run(self, hydra_call: HydraCall) -> None:
         """Run what has not finished yet. Raises CheckFailedError where a job failed, Interrupted after a signal."""
         config, status, broken = self.config, FAILED, None
@@ -221,7 +229,7 @@ class Sweep:
                 self.records.write(JobRecord(number, job.overrides, swept_part(job.overrides, self.checked.swept)))
 
     def _conclude(self, tracker: Tracker) -> list[JobRecord]:
-        """The table, the pictures and the best job: written down, printed, and given to the tracker."""
+        """The table, the pictures and the best job: written down, and given to the tracker."""
         from manual_backprop.training.sweeps.pictures import draw_curves, draw_heat_map
 
         path, title = self.directory.path, str(self.directory.read()["run_name"])
@@ -244,9 +252,8 @@ class Sweep:
         tracker.set_tags(
             {"jobs": len(records), "jobs_finished": done, "mlflow.note.content": as_markdown(records, columns=4)}
         )
-        table = "\n".join([as_text(records), *self._compare(records, tracker, title)])
-        log.info("%s", table)
-        print(f"\n{table}\n", flush=True)
+        self.table = "\n".join([as_text(records), *self._compare(records, tracker, title)])
+        log.info("%s", self.table)
         return records
 
     def _compare(self, records: Sequence[JobRecord], tracker: Tracker, title: str) -> list[str]:
@@ -267,7 +274,8 @@ class Sweep:
             return
         for record in records:
             run = None if record.run_directory is None else Path(record.run_directory)
-            delivered = run is None or (read_run(run).get("mlflow") or {}).get("delivered")
+            known = {} if run is None else read_run(run).get("mlflow") or {}
+            delivered = run is None or (known.get("delivered") and not known.get("refused"))
             if run is not None and not delivered and not self._deliver(run, {}):
                 return  # it is down
 
@@ -297,7 +305,10 @@ class Sweep:
 
                 MlflowDelivery(run, self.outputs).deliver(final=True)
         except Exception as error:  # MLflow's, its database's, its server's
-            reason = " ".join(str(error).split())[:160]
+            from manual_backprop.tracking.mlflow_delivery import tracking_uri
+            from manual_backprop.tracking.mlflow_messages import one_line
+
+            reason = one_line(error, tracking_uri(self.outputs))
             again = f"python -m manual_backprop.sync {os.path.relpath(self.directory.path)}"
             log.warning("MLflow did not take %s (%s); deliver it with: %s", run.name, reason, again)
             return False
@@ -313,12 +324,13 @@ class Sweep:
         broken: BaseException | None,
     ) -> None:
         """The end of the command: what to type next, or what went wrong."""
+        print(f"\n{self.table}\n")
         best = best_of(records)
         if best is not None:
             print(f"best: {best.title}, validation loss {best.validation_loss:.4f}")
         print(f"table, curves: {os.path.relpath(self.directory.path)}")
         if self.config.tracking.name == "mlflow":
-            print("compare them:  mlflow ui                # http://127.0.0.1:5000")
+            print(f"compare them:  {next_in_mlflow(self.directory.path, 'as a sweep')}")
         sys.stdout.flush()
         again = f"python -m manual_backprop.run sweep.resume={self.directory.path.name}"
         if interruption.received is not None:
@@ -344,7 +356,8 @@ def start_sweep(checked: Checked, root: Path, hydra_call: HydraCall, config_fold
     outputs = root / "outputs"
     warnings_to_terminal()
     close_dead_runs(outputs)
-    name = checked.jobs[0].config.run_name or "sweep of " + (", ".join(short_keys(checked.swept).values()) or "one job")
+    given = None if "run_name" in checked.swept else checked.jobs[0].config.run_name
+    name = given or "sweep of " + (", ".join(short_keys(checked.swept).values()) or "one job")
     directory = create_run_directory(outputs, name, origin=Origin(), folder=SWEEPS)
     directory.update(given={"overrides": list(checked.overrides), "config_folder": config_folder}, best=None)
     Sweep(directory, checked, root).run(hydra_call)

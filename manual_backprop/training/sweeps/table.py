@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 
 from manual_backprop.common.columns import columns
-from manual_backprop.training.sweeps.records import FINISHED, JobRecord, best_first
+from manual_backprop.common.plain_text import visible
+from manual_backprop.training.sweeps.records import FINISHED, JobRecord, best_first, swept_values
 
 COLUMNS = ("overrides", "validation loss", "tokens a second", "status", "run directory")
 NUMBERS = {1, 2}  # columns that are set flush right
@@ -28,13 +29,14 @@ def rows(records: Sequence[JobRecord]) -> list[tuple[str, ...]]:
 
 def as_text(records: Sequence[JobRecord]) -> str:
     """The directories, which are long, come last."""
-    return "\n".join(columns([COLUMNS, *rows(records)], right=NUMBERS))
+    return "\n".join(columns([tuple(map(visible, line)) for line in (COLUMNS, *rows(records))], right=NUMBERS))
 
 
 def as_markdown(records: Sequence[JobRecord], columns: int = len(COLUMNS)) -> str:
     """The first columns of the table."""
     marks = [" ---: " if column in NUMBERS else " --- " for column in range(columns)]
-    lines = [f"| {' | '.join(line[:columns])} |" for line in (COLUMNS, *rows(records))]
+    cells = [[visible(cell).replace("|", "\\|") for cell in line[:columns]] for line in (COLUMNS, *rows(records))]
+    lines = [f"| {' | '.join(line)} |" for line in cells]
     return "\n".join([lines[0], f"|{'|'.join(marks)}|", *lines[1:]]) + "\n"
 
 
@@ -45,7 +47,7 @@ def as_csv(records: Sequence[JobRecord]) -> str:
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(["job", *keys, "validation_loss", "tokens_per_second", "status", "run_directory", "error"])
     for record in best_first(records):
-        values = dict(line.split("=", 1) for line in record.swept)
+        values = swept_values(record)
         results = (record.validation_loss, record.tokens_per_second, record.status, record.run_directory, record.error)
         writer.writerow([record.number, *(values.get(key, "") for key in keys), *results])
     return written.getvalue()

@@ -212,6 +212,7 @@ async function start() {
   const table = answers ? answers.table : await ask("runs");
   rows = table.runs;
   axes = table.axes;
+  colours = table.colours;
   first = table.chosen;
   $("x").replaceChildren(...Object.entries(axes).map(([name, title]) => element("option", { value: name }, title)));
   readAddress();

@@ -5,8 +5,8 @@ const inside = document.getElementById("exported");
 const answers = inside ? JSON.parse(inside.textContent) : null;
 const $ = (id) => document.getElementById(id);
 const TABS = ["choose", "curves", "compute", "tables", "samples", "model"];
-const COLOURS = ["#2f7fc1", "#e08a00", "#009e73", "#cc5f9f", "#56b4e9", "#d55e00", "#8c79d9", "#8a8f98"]; // as figures.py
-const SHAPES = ["M6 0a6 6 0 1 0 .01 0z", "M1 1h10v10h-10z", "M6 0l6 6-6 6-6-6z", "M6 0l6 11h-12z", "M4 0h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
+const SHAPES = [ // plotly's symbols, in the order of style.py
+  "M6 0a6 6 0 1 0 .01 0z", "M1 1h10v10h-10z", "M6 0l6 6-6 6-6-6z", "M6 0l6 11h-12z", "M4 0h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
   "M6 0l2 4 4 .5-3 3 1 4.500-4-2-4 2 1-4.500-3-3 4-.5z", "M3 1h6l3 5-3 5h-6l-3-5z", "M6 11l-6-11h12z"];
 const TICK = 2000; // [ms]
 const LIVE = !answers;
@@ -14,6 +14,7 @@ const loaded = new Promise((done) => addEventListener("load", done, { once: true
 
 let rows = []; // the table of all runs
 let axes = {};
+let colours = [];
 let known = {}; // of each chosen run, its version, status and resumes at the last tick
 let yRange = null; // where one has zoomed into losses, for the ticks of perplexity
 let turn = 0; // an answer that comes after the next question is dropped
@@ -91,7 +92,7 @@ function swatch(place) {
   picture.setAttribute("aria-hidden", "true");
   const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
   path.setAttribute("d", SHAPES[place % SHAPES.length]);
-  path.setAttribute("fill", COLOURS[place % COLOURS.length]);
+  path.setAttribute("fill", colours[place % colours.length]);
   if (place >= state.n) path.setAttribute("opacity", "0.45");
   picture.append(path);
   return picture;

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.pictures import new_figure, picture, save_figure, with_grid
-from . import TrainingLog
+from ..tracking import TrainingLog
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,14 +46,16 @@ def _draw_losses(axes: Axes, log: TrainingLog) -> None:
 
 
 def _draw_shares(axes: Axes, log: TrainingLog, names: list[str]) -> None:
-    for name in names:
+    for place, name in enumerate(names):
         series = log.validation[f"validation/{name}"]
         label, colour, marker = SHARES[name]
         axes.plot(series.steps, series.values, color=colour, marker=marker, markersize=4, label=label)
-        _name_the_last(axes, series.steps[-1], series.values[-1], f"{series.values[-1]:.1%}", colour)
+        _name_the_last(
+            axes, series.steps[-1], series.values[-1], f"{series.values[-1]:.1%}", colour, below=14 * (place + 1)
+        )
     axes.set_ylim(-0.02, 1.05)
     axes.set_ylabel("share that is right, in validation")
 
 
-def _name_the_last(axes: Axes, step: float, value: float, text: str, colour: str) -> None:
-    axes.annotate(text, (step, value), xytext=(0, -14), textcoords="offset points", ha="right", color=colour)
+def _name_the_last(axes: Axes, step: float, value: float, text: str, colour: str, below: int = 14) -> None:
+    axes.annotate(text, (step, value), xytext=(0, -below), textcoords="offset points", ha="right", color=colour)
