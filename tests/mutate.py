@@ -6,7 +6,7 @@
     python tests/mutate.py --write    all, and caught_by.json is written anew: which test is to be asked first
 
 The mechanical ones are made from the syntax tree of every function named `*_backward` in ops/, kernels/ and
-models/custom.py and step.py, and of the kernels' other functions that make gradients:
+models/custom*.py and step.py, and of the kernels' other functions that make gradients:
 signs, operators, missing terms, transpositions, axes, constants, comparisons, `+=` and calls. The named ones are those
 of `planted_bugs.py`. One process collects the tests; it forks for each mutant, puts the broken code into the functions
 that are there (so that every module that imported them gets it) and runs the tests: first the one that caught this
@@ -48,7 +48,13 @@ from planted_bugs import BUGS  # noqa: E402
 # nothing, and in seconds with those that it waits.
 LIMITS = {signal.ITIMER_PROF: 100, signal.ITIMER_REAL: 900}
 
-TESTS = ("test_gradients.py", "test_kernels.py", "test_compiled_kernels.py", "test_replay.py")  # those with this marker
+TESTS = (
+    "test_gradients.py",
+    "test_networks.py",
+    "test_kernels.py",
+    "test_compiled_kernels.py",
+    "test_replay.py",
+)  # those with this marker
 KINDS = (  # of tests, as they are to be asked: each of the last three is the only one that sees some mutants
     *("test_op[", "test_op_in_pieces", "test_op_as_if", "test_network["),
     *("test_a_product_is_added", "test_backward_belongs", "test_an_ignored_row"),
@@ -58,6 +64,7 @@ KINDS = (  # of tests, as they are to be asked: each of the last three is the on
 CAUGHT_BY = Path(__file__).with_name("caught_by.json")
 ONLY_COMPILED = ("kernels/cpu/rowwise.py",)  # never runs as it is written, but in a test of its own
 
+CALCULUS = ("custom.py", "custom_encoders.py", "step.py")  # of models/
 # Mutants that compute the same, and why. One that is caught after all, or is no more, is an error. Tests of KINDS look.
 EQUIVALENT: dict[str, str] = {
     "models/custom.py, _embedding_backward: self.config.position_kind == 'sinusoidal' -> "
@@ -270,7 +277,7 @@ def named_mutants() -> Iterator[Mutant]:
 
 
 def all_mutants() -> list[Mutant]:
-    paths = [*sorted((PACKAGE / "ops").glob("*.py")), *(PACKAGE / "models" / name for name in ("custom.py", "step.py"))]
+    paths = [*sorted((PACKAGE / "ops").glob("*.py")), *(PACKAGE / "models" / name for name in CALCULUS)]
     paths += sorted((PACKAGE / "kernels").rglob("*.py"))
     return [*(mutant for path in paths for mutant in mechanical_mutants(path)), *named_mutants()]
 
@@ -481,7 +488,7 @@ def judge(mutants: list[Mutant], workers: int) -> Judge:
     import pytest
     import torch
 
-    import manual_backprop.models.custom  # noqa: F401
+    import manual_backprop.models.custom_encoders  # noqa: F401
 
     # What autograd and assert_close import when they are first used: half a second in every fork.
     with contextlib.suppress(ImportError):

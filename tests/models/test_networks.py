@@ -255,10 +255,13 @@ def test_blocks_of_both_stacks_say_when_their_gradients_are_complete(
     network.loss_and_gradients(batch, denominator=9, step=1)
     encoder = [f"encoder.blocks.{block}" for block in reversed(range(config.encoder_blocks))]
     decoder = [f"decoder.blocks.{block}" for block in reversed(range(config.n_blocks))]
-    assert [block for block, _ in seen] == [*(decoder if kind == "encoder_decoder" else []), *encoder, None]
+    order = [*(decoder if kind == "encoder_decoder" else []), *encoder, None]
+    assert [block for block, _ in seen] == order
     for _, gradients in seen:
         assert len(gradients) > 8
         assert differing(gradients, network.gradients) == 0
+    network.backward(torch.ones_like(network.forward(batch)))
+    assert [block for block, _ in seen] == order * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
