@@ -11,7 +11,7 @@ from command_tools import refused
 
 from manual_backprop.common.errors import ConfigError
 from manual_backprop.config.composition import Composer, composer
-from manual_backprop.config.rules import Betas, Flag, Number, Text, Texts, Whole, Word
+from manual_backprop.config.rules import Betas, Flag, Number, Share, Text, Texts, Whole, Word
 from manual_backprop.config.schema import RunConfig, shipped_folder
 from manual_backprop.config.validation import groups, keys
 from manual_backprop.training.command_line import check_with
@@ -147,11 +147,12 @@ def test_hundreds_of_right_command_lines(many: int, hydra: Composer) -> None:
 WRONG_VALUES: dict[type, tuple[str, ...]] = {
     Whole: ("abc", "-1", "1.5", "[1]", "{a:1}", "true", "nan", "1e99", "'1 2'"),
     Number: ("abc", "-1", "[1]", "{a:1}", "true", "nan", "inf", "-inf"),
+    Share: ("0", "1", "-0.5", "2", "true", "[0.1]", "{a:1}", "nan"),
     Word: ("nonsense", "3", "[a]", "''"),
     Flag: ("maybe", "1", "null", "[true]"),
     Betas: ("0.9", "[0.9]", "[0.9,1.5]", "[a,b]", "null"),
     Texts: ("3", "abc", "['']", "{a:b}"),
-    Text: ("[a]", "{a:b}", "1.5", "true", "''"),
+    Text: ("[a]", "{a:b}", "''"),  # a number or a word of YAML's is text, as it was typed
 }
 
 

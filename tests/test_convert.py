@@ -444,8 +444,8 @@ def test_a_run_is_exported_with_its_card_and_comes_back(copy: Path, tmp_path: Pa
     state = load_checkpoint(copy / "checkpoints" / "step-000008").state
     for words in (
         "AutoModelForCausalLM.from_pretrained",
-        f"| validation/loss | {run.validation_loss:.6g} |",
-        f"| validation/perplexity | {math.exp(run.validation_loss or 0):.6g} |",
+        f"| validation/loss | {run.metric:.6g} |",
+        f"| validation/perplexity | {math.exp(run.metric or 0):.6g} |",
         f"| digest of the tokens | {state['dataset_digest']} |",
         "gradient check: passed (",
         '"d_model": 16',
@@ -462,7 +462,7 @@ def test_a_run_is_exported_with_its_card_and_comes_back(copy: Path, tmp_path: Pa
     file = tmp_path / "exported" / "model.safetensors"
     save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
     changed = load("exported")
-    assert changed.validation_loss is None
+    assert changed.metric is None
     assert math.isclose(
         float(changed.model.network.parameters["final_norm.weight"][0]),
         2 * float(run.model.network.parameters["final_norm.weight"][0]),

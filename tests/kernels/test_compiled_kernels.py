@@ -613,6 +613,32 @@ def test_attention_hides_no_number_that_is_not_finite(which: int, dtype: torch.d
     assert not all(x.isfinite().all() for x in found[1:])
 
 
+@pytest.mark.gradients
+@pytest.mark.parametrize("dtype", UNIT)
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+def test_rotary_attention_reads_a_key_for_all_its_queries(n_kv_heads: int, dtype: torch.dtype) -> None:
+    """In the library, without repeating it; and what is recorded is what the textbook records."""
+    qkv, dcontext = torch.randn(2, 9, 8 * (4 + 2 * n_kv_heads)).to(dtype), torch.randn(2, 9, 32).to(dtype)
+    rotation, heads = ops.rotations(9, 8), (4, n_kv_heads)
+    found, records = [], []
+    for pairs, x, dy in (
+        (ops, qkv.double(), dcontext.double()),
+        (ops, qkv, dcontext),
+        (kernels, qkv.clone(), dcontext.clone()),
+    ):
+        record = Recorder()
+        with kernels.fast(pairs is kernels, qkv.device):
+            context, cache = pairs.rotary_attention_forward(x, rotation, *heads, record=record)
+            found.append([context.clone(), pairs.rotary_attention_backward(dy, cache, record=record)])
+        records.append(record.tensors)
+    for got, want, other in zip(found[2], *found[:2], strict=True):
+        assert error(got, want) <= 2 * error(other, want) + 4 * UNIT[dtype]
+    assert records[2].keys() == records[0].keys() >= set(attention.RECORDED)
+    for name, want in records[0].items():
+        assert error(records[2][name], want) <= 2 * error(records[1][name], want) + 4 * UNIT[dtype]
+    assert not compiled._failed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", attention.RECORDED)
 def test_who_records_scores_sees_them(name: str) -> None:

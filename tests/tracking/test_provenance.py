@@ -14,7 +14,10 @@ import manual_backprop
 from manual_backprop.tracking.provenance import write_provenance
 
 PACKAGE = Path(manual_backprop.__file__).parent
-FILES = ("__init__.py", "tracking/provenance.py", "common/__init__.py", "common/durable_files.py", "common/errors.py")
+FILES = (
+    *("__init__.py", "tracking/provenance.py", "common/__init__.py", "common/durable_files.py", "common/errors.py"),
+    *("common/startup/__init__.py", "common/startup/shadowing.py"),
+)
 CHANGED = Path("manual_backprop", "common", "durable_files.py")
 SCRIPT = """
 import sys

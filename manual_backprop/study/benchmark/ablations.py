@@ -81,11 +81,14 @@ def _without_bound(size: str) -> Callable[[], list[Binding]]:
 def _loss_by_halves() -> list[Binding]:
     """The pair, one half after the other, behind the name of both at once."""
     from ... import kernels
+    from ...ops.numerics import no_record
 
-    def linear_cross_entropy(*inputs: Any, **record: Any) -> tuple[Tensor, Tensor]:
+    def linear_cross_entropy(
+        *inputs: Any, padding: int | None = None, record: Any = no_record
+    ) -> tuple[Tensor, Tensor]:
         *of_forward, dweight = inputs
-        loss, cache = kernels.linear_cross_entropy_forward(*of_forward, **record)
-        return loss, kernels.linear_cross_entropy_backward(1.0, cache, dweight, **record)
+        loss, cache = kernels.linear_cross_entropy_forward(*of_forward, padding, record=record)
+        return loss, kernels.linear_cross_entropy_backward(1.0, cache, dweight, record=record)
 
     return [(kernels, "linear_cross_entropy", linear_cross_entropy)]
 
