@@ -86,8 +86,9 @@ def _loss_by_halves() -> list[Binding]:
     def linear_cross_entropy(
         *inputs: Any, padding: int | None = None, record: Any = no_record
     ) -> tuple[Tensor, Tensor]:
-        *of_forward, dweight = inputs
-        loss, cache = kernels.linear_cross_entropy_forward(*of_forward, padding, record=record)
+        x, weight, targets, denominator, smoothing, dweight = inputs
+        forward = kernels.linear_cross_entropy_forward
+        loss, cache = forward(x, weight, targets, denominator, smoothing, padding, record=record)
         return loss, kernels.linear_cross_entropy_backward(1.0, cache, dweight, record=record)
 
     return [(kernels, "linear_cross_entropy", linear_cross_entropy)]
