@@ -6,6 +6,7 @@
     sequences.py        task=reversal, copy, sort: a row of symbols, and what becomes of it
     sequence_rows.py    their examples: drawn from the seed, split by a hash, as batches
     sequence_pictures.py  where a target looks at its source
+    translation/        task=translation: texts and what becomes of them
     evaluation.py       how good a model is on text it has not seen, beside models that only count
     samples.py          text that a model writes during its training
 
@@ -22,8 +23,13 @@ from .language_model import LanguageModelTask
 from .preview import Preview
 from .sequences import SequenceTask
 from .task import Evaluated, Final, Task
+from .translation import TranslationTask
 
-TASKS: dict[str, type[Task]] = {"language_model": LanguageModelTask} | dict.fromkeys(SEQUENCES, SequenceTask)
+TASKS: dict[str, type[Task]] = {
+    "language_model": LanguageModelTask,
+    **dict.fromkeys(SEQUENCES, SequenceTask),
+    "translation": TranslationTask,
+}
 
 
 def open_task(config: RunConfig, cache: Path) -> Task:
@@ -47,6 +53,7 @@ __all__ = [
     "Preview",
     "SequenceTask",
     "Task",
+    "TranslationTask",
     "open_task",
     "preview_task",
 ]

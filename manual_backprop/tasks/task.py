@@ -60,6 +60,12 @@ class Task(ABC):
         """With its examples out of `cache`; what is not there is prepared. Raises InputError and StorageError."""
 
     @classmethod
+    def restored(cls, config: RunConfig, directory: Path, cache: Path) -> Self:
+        """For the use of a trained model without its examples: with what `save` has written, which is in the checkpoint
+        `directory`. Raises InputError and CheckpointError."""
+        return cls.open(config, cache)
+
+    @classmethod
     def preview(cls, config: RunConfig, cache: Path) -> Preview:
         """What is known of the examples without preparing them; here of a task that opens in no time. Raises
         InputError for what cannot be used."""
@@ -68,6 +74,7 @@ class Task(ABC):
         return Preview(
             config=config,
             vocab_size=task.network_config.vocab_size,
+            network=task.network_config,
             prepared=True,
             examples=("examples", task.about),
             order=order,
