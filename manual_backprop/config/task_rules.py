@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from manual_backprop.config.rules import shown
-from manual_backprop.config.schema import SEQUENCES, USUAL_NETWORK
+from manual_backprop.config.schema import FORECASTING, SEQUENCES, SERIES, USUAL_NETWORK
 
 FEWEST_ROWS = 200  # different rows that there must be, so that some are left for each split
 
@@ -25,6 +25,8 @@ def longest_row(max_length: int, network: str) -> int:
 def examples_are_the_tasks(task: str, dataset: str, tokenizer: str, batching: str) -> list[str]:
     """A task of texts needs a dataset and a tokenizer, one that makes its own examples has neither."""
     given = {"dataset": dataset, "tokenizer": tokenizer}
+    if task in FORECASTING:
+        return []  # but `a_series_is_forecast`
     if task not in SEQUENCES:
         return [
             f"{group}=none: task={task} learns from a text; use {group}={usual}"
@@ -96,12 +98,95 @@ def rows_fit_into_the_network(
 
 
 def symbols_need_no_initial_weights(task: str, init_from: str | None) -> list[str]:
-    if init_from is None or task not in SEQUENCES:
+    if init_from is None or task not in (*SEQUENCES, *FORECASTING):
         return []
     return [
         f"init_from={shown(init_from)}: brings a model of texts and its tokenizer, and task={task} has none; leave it "
         "out, or go on with a run of this task by resume=RUN"
     ]
+
+
+def a_series_is_forecast(task: str, dataset: str, tokenizer: str, batching: str) -> list[str]:
+    """A task of numbers needs a series, and a series such a task."""
+    if task not in FORECASTING:
+        return [
+            f"dataset={dataset}: is a series of numbers, and task={task} is not about one; use task=forecasting, or "
+            "another dataset"
+        ] * (dataset in SERIES)
+    found = []
+    if dataset not in SERIES:
+        found.append(
+            f"dataset={dataset}: task={task} learns from a series of numbers; use dataset=series "
+            "dataset.path=FILE.csv, or dataset=co2"
+        )
+    if tokenizer != "none":
+        found.append(f"tokenizer={tokenizer}: task={task} reads numbers, no text; leave tokenizer out")
+    if batching != "padded":
+        found.append(f"batching={batching}: a window of task={task} is a row of its own; leave batching out")
+    return found
+
+
+def a_series_is_split_by_time(
+    dataset: str, subset_size: int | None, validation: float | str | None, max_length: int | None, test: float | None
+) -> list[str]:
+    if dataset not in SERIES:
+        return []
+    given = {"subset_size": subset_size, "max_length": max_length}
+    found = [
+        f"dataset.{key}={shown(value)}: a series is taken as it is; leave it out, or cut the file"
+        for key, value in given.items()
+        if value is not None
+    ]
+    if not isinstance(validation, float):
+        found.append(
+            f"dataset.validation={shown(validation)}: of a series a share of its steps validates, those before the "
+            "test's; use dataset.validation=0.1"
+        )
+    elif test is not None and validation + test >= 1:
+        found.append(
+            f"dataset.test_share={test:g}: with dataset.validation={validation:g} nothing is left to train on; "
+            "together they must be less than 1"
+        )
+    return found
+
+
+def a_window_can_be_read(
+    task: str, history: int | None, season: int | None, patch: int | None, max_seq_len: int
+) -> list[str]:
+    if task not in FORECASTING or history is None or patch is None:
+        return []
+    if history % patch:
+        near = [steps for steps in (history // patch * patch, -(-history // patch) * patch) if steps]
+        return [
+            f"task.patch={patch}: must divide task.history={history}, since every position has as many steps; use "
+            f"task.history={' or '.join(map(str, near))}, or task.patch=1"
+        ]
+    found = []
+    if season is not None and history <= season:
+        found.append(
+            f"task.season={season}: must be less than task.history={history}, or the value one season before the last "
+            f"is not in it; use task.history={-(-(season + 1) // patch) * patch} at least, or task.season=null"
+        )
+    if (positions := history // patch) > max_seq_len:
+        found.append(
+            f"model.max_seq_len={max_seq_len}: task.history={history} takes {positions} positions of "
+            f"task.patch={patch} steps; use model.max_seq_len={positions}"
+        )
+    return found
+
+
+def numbers_have_no_tokens(task: str, vocab_size: int | None, label_smoothing: float) -> list[str]:
+    if task not in FORECASTING:
+        return []
+    found = []
+    if vocab_size is not None:
+        found.append(f"model.vocab_size={vocab_size}: task={task} reads numbers, no tokens; leave it null")
+    if label_smoothing:
+        found.append(
+            f"training.label_smoothing={label_smoothing:g}: the squared error of task={task} has no labels to smooth; "
+            "leave it out"
+        )
+    return found
 
 
 _LENGTHS = ("task.min_length", "task.max_length")
@@ -118,4 +203,11 @@ CHECKS: list[tuple[tuple[str, ...], Callable[..., list[str]]]] = [
         rows_fit_into_the_network,
     ),
     (("task.name", "init_from"), symbols_need_no_initial_weights),
+    (("task.name", "dataset.name", "tokenizer.name", "batching.name"), a_series_is_forecast),
+    (
+        ("dataset.name", "dataset.subset_size", "dataset.validation", "dataset.max_length", "dataset.test_share"),
+        a_series_is_split_by_time,
+    ),
+    (("task.name", "task.history", "task.season", "task.patch", "model.max_seq_len"), a_window_can_be_read),
+    (("task.name", "model.vocab_size", "training.label_smoothing"), numbers_have_no_tokens),
 ]

@@ -3,6 +3,7 @@
     task.py             the seam: what a task owns, and all that a run knows of it
     preview.py          what is known of a run before its examples are prepared
     language_model.py   task=language_model: at each position of a text, the token that comes next
+    forecasting/        task=forecasting: the next steps of a series of numbers
     sequences.py        task=reversal, copy, sort: a row of symbols, and what becomes of it
     sequence_rows.py    their examples: drawn from the seed, split by a hash, as batches
     sequence_pictures.py  where a target looks at its source
@@ -18,12 +19,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config.schema import SEQUENCES, RunConfig
+from .forecasting import ForecastingTask
 from .language_model import LanguageModelTask
 from .preview import Preview
 from .sequences import SequenceTask
 from .task import Evaluated, Final, Task
 
 TASKS: dict[str, type[Task]] = {"language_model": LanguageModelTask} | dict.fromkeys(SEQUENCES, SequenceTask)
+TASKS["forecasting"] = ForecastingTask
 
 
 def open_task(config: RunConfig, cache: Path) -> Task:
@@ -43,6 +46,7 @@ __all__ = [
     "TASKS",
     "Evaluated",
     "Final",
+    "ForecastingTask",
     "LanguageModelTask",
     "Preview",
     "SequenceTask",
