@@ -147,9 +147,7 @@ class SavedModel:
         return replace(
             config,
             dataset=replace(dataset, path=path, test=test, validation=validation),
-            tokenizer=replace(
-                tokenizer, path=seen_from(tokenizer.path), source_path=seen_from(tokenizer.source_path)
-            ),
+            tokenizer=replace(tokenizer, path=seen_from(tokenizer.path), source_path=seen_from(tokenizer.source_path)),
         )
 
 
