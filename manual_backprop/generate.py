@@ -47,29 +47,27 @@ def read_prompt(given: str) -> str:
         ) from error
 
 
-def write_row(parser: Parser, options: Namespace) -> None:
-    """What a model makes of a row of numbers."""
+def write_source(parser: Parser, options: Namespace) -> None:
+    """What a model makes of a source."""
     if options.stop or options.max_length != parser.get_default("max_length"):
         parser.error("--stop, --max-length: are for texts; a row ends where the model ends it")
 
-    from manual_backprop.config.schema import SEQUENCES
-    from manual_backprop.tasks.sequences import SequenceTask
+    from manual_backprop.tasks import task_named
+    from manual_backprop.trained_models.evaluation import restored_task
     from manual_backprop.trained_models.saved_model import load
 
     saved = load(options.run, device=options.device)
     print(saved.line, flush=True)
-    if saved.task_name not in SEQUENCES:
-        parser.error(f"--source: this model has learned task={saved.task_name}; use --prompt TEXT")
-    task = SequenceTask.open(saved.config(), saved.found.outputs / "datasets")
-    source = task.symbols_of(options.source)
+    if task_named(saved.task_name).asked_with[:2] != ("generate", "--source"):
+        parser.error(f"--source: {saved.asked_otherwise}")
+    writer = restored_task(saved).writer(saved.model)
     draws = (options.temperature, options.top_k, options.top_p) != (None, None, None)
     temperature = (1.0 if draws else 0.0) if options.temperature is None else options.temperature
     drawing = {"temperature": temperature, "top_k": options.top_k, "top_p": options.top_p}
     search = {"beams": options.beams, "length_penalty": options.length_penalty}
     for sample in range(options.num_samples):
         seed = None if options.seed is None else options.seed + sample
-        (written,) = task.answers(saved.model, [source], **drawing, **search, seed=seed)
-        print(task.shown(source, task.answer_of(source), written))
+        print(writer.write(options.source, **drawing, **search, seed=seed))
 
 
 def main(arguments: Sequence[str] | None = None) -> int | None:
@@ -91,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     if (options.prompt is None) == (options.source is None):
         parser.error("give --prompt TEXT, or --source NUMBERS to a model of task=reversal, copy or sort")
     if options.source is not None:
-        write_row(parser, options)
+        write_source(parser, options)
         return None
     for name, value in usual.items():
         if getattr(options, name) is None:
