@@ -30,7 +30,8 @@ IMPLEMENTATIONS = ("custom", "torch", "baseline")
 SEQUENCES = ("reversal", "copy", "sort")  # tasks that make their own examples: a row of symbols, and what becomes of it
 NETWORKS = ("decoder", "encoder", "encoder_decoder")
 FORECASTING = ("forecasting",)  # tasks that read a series of numbers
-USUAL_NETWORK = {"language_model": "decoder", "forecasting": "encoder"} | dict.fromkeys(SEQUENCES, "encoder_decoder")
+USUAL_NETWORK = {"language_model": "decoder", "forecasting": "encoder"}
+USUAL_NETWORK |= dict.fromkeys((*SEQUENCES, "translation"), "encoder_decoder")
 
 
 def setting(rule: Rule, about: str, *, default: Any = MISSING, only_for: tuple[str, ...] = ()) -> Any:
@@ -49,6 +50,8 @@ def option_name(*choices: str) -> Any:
 
 
 FILES = ("jsonl", "parquet", "saved")  # datasets in files of the user's, with columns
+PAIRS = ("pairs", "dates", "postfix")  # sources and targets
+PAIR_FORMATS = ("tsv", "jsonl", "parquet", "lines", "saved", "hub")
 SERIES = ("series", "co2")  # datasets of numbers over time
 HUB = ("hub", "tinystories", "tiny_textbooks", "tiny_strange_textbooks", "tiny_codes", "fineweb", "wikitext")
 
@@ -57,13 +60,16 @@ HUB = ("hub", "tinystories", "tiny_textbooks", "tiny_strange_textbooks", "tiny_c
 
 @dataclass(frozen=True)
 class TaskConfig:
-    name: str = option_name("language_model", *SEQUENCES, *FORECASTING)
+    name: str = option_name("language_model", *SEQUENCES, "translation", *FORECASTING)
     min_length: int | None = setting(Whole(1, 10**4), "of a row's source [symbols]", only_for=SEQUENCES)
     max_length: int | None = setting(Whole(1, 10**4), "of a row's source [symbols]", only_for=SEQUENCES)
     symbols: int | None = setting(Whole(2, 10**6), "numbers from 0 on that rows are made of", only_for=SEQUENCES)
     training_rows: int | None = setting(Whole(1, 10**8), "of an epoch", only_for=SEQUENCES)
     validation_rows: int | None = setting(Whole(1, 10**6), "that choose the best checkpoint", only_for=SEQUENCES)
     test_rows: int | None = setting(Whole(1, 10**6), "that the end of a run is measured on", only_for=SEQUENCES)
+    shared_tokenizer: bool | None = setting(
+        Flag(), "one for sources and targets, learned from both; false: one for each", only_for=("translation",)
+    )
     history: int | None = setting(
         Whole(1, 10**5), "of a series, what a forecast is made of [steps]", only_for=FORECASTING
     )
@@ -119,28 +125,48 @@ class ArchitectureConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    name: str = option_name("python_docs", "text", *FILES, "pretokenized", *HUB, *SERIES, "none")
-    path: str | None = setting(Text(), "a file or a folder", only_for=("text", *FILES, "pretokenized", "series"))
+    name: str = option_name("python_docs", "text", *FILES, "pretokenized", *HUB, *PAIRS, *SERIES, "none")
+    path: str | None = setting(
+        Text(), "a file or a folder", only_for=("text", *FILES, "pretokenized", "pairs", "series")
+    )
     repository: str | None = setting(Text(), "OWNER/NAME on the hub; dataset.name=OWNER/NAME is the same", only_for=HUB)
-    config: str | None = setting(Text(optional=True), "where a dataset has several; null: its own", only_for=HUB)
+    config: str | None = setting(
+        Text(optional=True), "where a dataset has several; null: its own", only_for=(*HUB, "pairs")
+    )
     revision: str | None = setting(
-        Text(optional=True), "a commit, branch or tag of the hub; null: the newest", only_for=HUB
+        Text(optional=True), "a commit, branch or tag of the hub; null: the newest", only_for=(*HUB, "pairs")
     )
     streaming: bool | None = setting(
         Flag(optional=True), "take subset_size documents from the hub without downloading all", only_for=HUB
     )
-    split: str | None = setting(Text(optional=True), "to train on; null: train", only_for=("saved", *HUB))
+    split: str | None = setting(Text(optional=True), "to train on; null: train", only_for=("saved", *HUB, "pairs"))
     text_column: str | None = setting(Text(optional=True), "holds the text; null: text", only_for=(*FILES, *HUB))
+    format: str | None = setting(
+        Word(PAIR_FORMATS, optional=True),
+        f"{', '.join(PAIR_FORMATS)} (lines: two files, PATH.SOURCE_COLUMN and PATH.TARGET_COLUMN); null: by the name",
+        only_for=("pairs",),
+    )
+    source_column: str | None = setting(
+        Text(optional=True), "holds the sources: a name, in tsv also its number; null: source", only_for=("pairs",)
+    )
+    target_column: str | None = setting(
+        Text(optional=True), "holds the targets: a name, in tsv also its number; null: target", only_for=("pairs",)
+    )
+    languages: tuple[str, ...] | None = setting(
+        Texts(), "that English dates are translated to, as CLDR names them", only_for=("dates",)
+    )
     subset_size: int | None = setting(
         Whole(2, optional=True), "of training documents, the first so many; null: all", default=None
     )
     validation: float | str | None = setting(
-        Share(), "a share of the documents, or a split's name; null: the split of that kind, or a tenth", default=None
+        Share(),
+        "a share of the documents, or a split's name, of pairs also a file; null: the split of that kind, or a tenth",
+        default=None,
     )
     test: str | None = setting(
         Text(optional=True),
         "what evaluate --split test reads: a file or a folder, of saved and hub a split's name; null: test, if there",
-        only_for=("text", *FILES, *HUB),
+        only_for=("text", *FILES, *HUB, "pairs"),
     )
     max_length: int | None = setting(
         Whole(2, optional=True),
@@ -149,7 +175,7 @@ class DatasetConfig:
     )
     on_bad_row: str = setting(
         Word(("error", "skip")),
-        "what cannot be read: ends the run, or is left out and counted, up to 1 %",
+        "what cannot be read: ends the run, or is left out and counted; of texts up to 1 %",
         default="error",
     )
     time_column: str | None = setting(Text(optional=True), "of a series; null: the first one", only_for=("series",))
@@ -166,6 +192,9 @@ class TokenizerConfig:
     name: str = option_name("bpe", "byte", "char", "file", "gpt2", "pretokenized", "none")
     vocab_size: int | None = setting(Whole(257, 10**6), "how many tokens bpe learns, bytes included", only_for=("bpe",))
     path: str | None = setting(Text(), "a folder with tokenizer.json", only_for=("file",))
+    source_path: str | None = setting(
+        Text(optional=True), "of translation: that of the sources; null: that of the targets", only_for=("file",)
+    )
     repository: str | None = setting(Text(), "OWNER/NAME on the hub, with tokenizer.json", only_for=("gpt2",))
     revision: str | None = setting(Text(optional=True), "its commit, branch or tag", only_for=("gpt2",))
 
@@ -349,10 +378,13 @@ class RunConfig:
         """decoder, encoder or encoder_decoder."""
         return self.network or USUAL_NETWORK[self.task.name]
 
-    def network_config(self, vocab_size: int) -> CustomTransformerConfig:
-        """The network of this run, where `model.vocab_size` leaves it to the tokenizer: with `vocab_size` tokens."""
+    def network_config(self, vocab_size: int, **fields: Any) -> CustomTransformerConfig:
+        """The network of this run, where `model.vocab_size` leaves it to the tokenizer: with `vocab_size` tokens.
+        `fields`: what else of the network its task decides."""
         model = self.model
+        symbols = {"padding_token_id": self.task.symbols}  # where there are symbols, padding comes after them
         return CustomTransformerConfig(
+            **(symbols | fields),
             vocab_size=model.vocab_size or vocab_size,
             d_model=model.d_model,
             n_blocks=model.n_blocks,
@@ -360,7 +392,6 @@ class RunConfig:
             d_ffn=model.d_ffn,
             max_seq_len=model.max_seq_len,
             network=self.network_name,
-            padding_token_id=self.task.symbols,  # where there are symbols, padding comes after them
             n_kv_heads=model.n_kv_heads,
             n_encoder_blocks=model.n_encoder_blocks,
             positions=model.positions,

@@ -7,9 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 from manual_backprop.config.rules import shown
-from manual_backprop.config.schema import FORECASTING, SEQUENCES, SERIES, USUAL_NETWORK
+from manual_backprop.config.schema import FILES, FORECASTING, HUB, PAIRS, SEQUENCES, SERIES, USUAL_NETWORK
 
 FEWEST_ROWS = 200  # different rows that there must be, so that some are left for each split
+# Of each task: what it learns from, the usual one first
+DATASETS = {
+    "language_model": ("python_docs", "text", *FILES, "pretokenized", *HUB),
+    "translation": PAIRS,
+    "forecasting": SERIES,
+} | dict.fromkeys(SEQUENCES, ("none",))
+USUAL_TOKENIZER = {"language_model": "bpe", "translation": "bpe"}  # of those that read texts; the others have none
 
 
 def sequence_vocabulary(symbols: int, network: str) -> int:
@@ -23,23 +30,21 @@ def longest_row(max_length: int, network: str) -> int:
 
 
 def examples_are_the_tasks(task: str, dataset: str, tokenizer: str, batching: str) -> list[str]:
-    """A task of texts needs a dataset and a tokenizer, one that makes its own examples has neither."""
-    given = {"dataset": dataset, "tokenizer": tokenizer}
-    if task in FORECASTING:
-        return []  # but `a_series_is_forecast`
-    if task not in SEQUENCES:
-        return [
-            f"{group}=none: task={task} learns from a text; use {group}={usual}"
-            for (group, name), usual in zip(given.items(), ("python_docs", "bpe"), strict=True)
-            if name == "none"
-        ]
-    found = [
-        f"{group}={name}: task={task} makes its own examples from the seed; leave {group} out"
-        + (", or use task=language_model for a text" if group == "dataset" else "")
-        for group, name in given.items()
-        if name != "none"
-    ]
-    if batching != "padded":
+    """A task learns from datasets of its kind, or makes its own examples; one that reads texts needs a tokenizer."""
+    found, datasets, usual = [], DATASETS[task], USUAL_TOKENIZER.get(task)
+    if dataset not in datasets:
+        others = [name for name, of_task in DATASETS.items() if dataset in of_task and dataset != "none"]
+        instead = f", or use task={others[0]}" if others else ""
+        found.append(
+            f"dataset={dataset}: task={task} makes its own examples from the seed; leave dataset out{instead}"
+            if datasets == ("none",)
+            else f"dataset={dataset}: task={task} learns from {', '.join(datasets)}; use dataset={datasets[0]}{instead}"
+        )
+    if usual is not None and tokenizer == "none":
+        found.append(f"tokenizer={tokenizer}: task={task} reads texts; use tokenizer={usual}, or another")
+    if usual is None and tokenizer != "none":
+        found.append(f"tokenizer={tokenizer}: task={task} reads no text; leave tokenizer out")
+    if batching != "padded" and task != "language_model":
         found.append(f"batching={batching}: a row of task={task} is a row of its own; leave batching out")
     return found
 
@@ -54,6 +59,41 @@ def no_text_is_cut(task: str, subset_size: Any, validation: Any, max_length: Any
         for key, value in given.items()
         if value is not None and task in SEQUENCES
     ]
+
+
+def pairs_are_not_cut(task: str, max_length: Any) -> list[str]:
+    if task != "translation" or max_length is None:
+        return []
+    return [
+        f"dataset.max_length={shown(max_length)}: a pair is taken whole or not at all; model.max_seq_len says how long "
+        "its sides may be, and dataset.on_bad_row=skip leaves longer ones out"
+    ]
+
+
+def pairs_have_their_files(
+    name: str, path: str | None, form: str | None, source: str | None, target: str | None, split: str | None
+) -> list[str]:
+    if name != "pairs":
+        return []
+    found = []
+    if (source or "source") == (target or "target"):
+        found.append(
+            f"dataset.target_column={shown(target)}: is the column of the sources; name another one for the targets"
+        )
+    if form not in ("saved", "hub") and split not in (None, "train"):
+        found.append(
+            f"dataset.split={shown(split)}: only dataset.format=saved or hub has splits; leave it out, or give the file"
+        )
+    if form == "hub" and path is not None and path.count("/") != 1:
+        found.append(f"dataset.path={shown(path)}: a dataset of the hub is OWNER/NAME")
+    return found
+
+
+def both_sides_have_tokenizers(task: str, shared: bool | None, source_path: str | None) -> list[str]:
+    if source_path is None or (task == "translation" and not shared):
+        return []
+    instead = "add task.shared_tokenizer=false" if task == "translation" else "leave it out"
+    return [f"tokenizer.source_path={shown(source_path)}: is for the sources' own tokenizer; {instead}"]
 
 
 def the_network_suits_the_task(task: str, network: str | None) -> list[str]:
@@ -97,33 +137,13 @@ def rows_fit_into_the_network(
     return found
 
 
-def symbols_need_no_initial_weights(task: str, init_from: str | None) -> list[str]:
-    if init_from is None or task not in (*SEQUENCES, *FORECASTING):
+def only_a_language_model_has_initial_weights(task: str, init_from: str | None) -> list[str]:
+    if init_from is None or task == "language_model":
         return []
     return [
-        f"init_from={shown(init_from)}: brings a model of texts and its tokenizer, and task={task} has none; leave it "
-        "out, or go on with a run of this task by resume=RUN"
+        f"init_from={shown(init_from)}: brings a language model and its tokenizer, and task={task} learns with "
+        "another network; leave it out, or go on with a run of this task by resume=RUN"
     ]
-
-
-def a_series_is_forecast(task: str, dataset: str, tokenizer: str, batching: str) -> list[str]:
-    """A task of numbers needs a series, and a series such a task."""
-    if task not in FORECASTING:
-        return [
-            f"dataset={dataset}: is a series of numbers, and task={task} is not about one; use task=forecasting, or "
-            "another dataset"
-        ] * (dataset in SERIES)
-    found = []
-    if dataset not in SERIES:
-        found.append(
-            f"dataset={dataset}: task={task} learns from a series of numbers; use dataset=series "
-            "dataset.path=FILE.csv, or dataset=co2"
-        )
-    if tokenizer != "none":
-        found.append(f"tokenizer={tokenizer}: task={task} reads numbers, no text; leave tokenizer out")
-    if batching != "padded":
-        found.append(f"batching={batching}: a window of task={task} is a row of its own; leave batching out")
-    return found
 
 
 def a_series_is_split_by_time(
@@ -189,6 +209,7 @@ def numbers_have_no_tokens(task: str, vocab_size: int | None, label_smoothing: f
     return found
 
 
+_COLUMNS = ("dataset.source_column", "dataset.target_column")
 _LENGTHS = ("task.min_length", "task.max_length")
 CHECKS: list[tuple[tuple[str, ...], Callable[..., list[str]]]] = [
     (("task.name", "dataset.name", "tokenizer.name", "batching.name"), examples_are_the_tasks),
@@ -202,8 +223,13 @@ CHECKS: list[tuple[tuple[str, ...], Callable[..., list[str]]]] = [
         ("task.name", "task.max_length", "task.symbols", "network", "model.max_seq_len", "model.vocab_size"),
         rows_fit_into_the_network,
     ),
-    (("task.name", "init_from"), symbols_need_no_initial_weights),
-    (("task.name", "dataset.name", "tokenizer.name", "batching.name"), a_series_is_forecast),
+    (("task.name", "init_from"), only_a_language_model_has_initial_weights),
+    (("task.name", "dataset.max_length"), pairs_are_not_cut),
+    (
+        ("dataset.name", "dataset.path", "dataset.format", *_COLUMNS, "dataset.split"),
+        pairs_have_their_files,
+    ),
+    (("task.name", "task.shared_tokenizer", "tokenizer.source_path"), both_sides_have_tokenizers),
     (
         ("dataset.name", "dataset.subset_size", "dataset.validation", "dataset.max_length", "dataset.test_share"),
         a_series_is_split_by_time,

@@ -8,6 +8,7 @@
     sequences.py        task=reversal, copy, sort: a row of symbols, and what becomes of it
     sequence_rows.py    their examples: drawn from the seed, split by a hash, as batches
     sequence_pictures.py  where a target looks at its source
+    translation/        task=translation: texts and what becomes of them
     evaluation.py       how good a model is on text it has not seen, beside models that only count
     samples.py          text that a model writes during its training
 
@@ -27,9 +28,14 @@ from .language_model import LanguageModelTask
 from .preview import Preview
 from .sequences import SequenceTask
 from .task import Evaluated, Final, Measured, Task
+from .translation import TranslationTask
 
-TASKS: dict[str, type[Task]] = {"language_model": LanguageModelTask} | dict.fromkeys(SEQUENCES, SequenceTask)
-TASKS["forecasting"] = ForecastingTask
+TASKS: dict[str, type[Task]] = {
+    "language_model": LanguageModelTask,
+    **dict.fromkeys(SEQUENCES, SequenceTask),
+    "translation": TranslationTask,
+    "forecasting": ForecastingTask,
+}
 
 
 def task_named(name: str) -> type[Task]:
@@ -63,6 +69,7 @@ __all__ = [
     "Preview",
     "SequenceTask",
     "Task",
+    "TranslationTask",
     "Writer",
     "open_task",
     "preview_task",

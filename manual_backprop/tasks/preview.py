@@ -34,10 +34,11 @@ class Preview:
     step: str  # what a step is made of, as in 2,048 tokens: 8 x 2 sequences of 128
     evaluated_tokens: int  # of the whole validation split
     written_tokens: int  # one after the other, for the predictions of an evaluation
-    network: CustomTransformerConfig | None = None  # where the examples decide more of it than the vocabulary
+    network: CustomTransformerConfig | None = None  # where the config and the vocabulary alone do not say which
 
     @property
     def network_config(self) -> CustomTransformerConfig:
+        """What the task will build."""
         return self.network or self.config.network_config(self.vocab_size)
 
     @property

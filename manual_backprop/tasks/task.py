@@ -92,6 +92,7 @@ class Task(ABC):
         return Preview(
             config=config,
             vocab_size=task.network_config.vocab_size,
+            network=task.network_config,
             prepared=True,
             examples=("examples", task.about),
             order=order,

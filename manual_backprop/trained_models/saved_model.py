@@ -139,11 +139,15 @@ class SavedModel:
             return None if path is None else str(root / Path(path).expanduser())
 
         has_test_file = dataset.path is not None and dataset.name != "saved"  # which has splits with names
+        has_test_file &= dataset.format not in ("saved", "hub")
         test = seen_from(dataset.test) if has_test_file else dataset.test
+        is_file = has_test_file and isinstance(dataset.validation, str)
+        validation = seen_from(str(dataset.validation)) if is_file else dataset.validation
+        path = dataset.path if dataset.format == "hub" else seen_from(dataset.path)
         return replace(
             config,
-            dataset=replace(dataset, path=seen_from(dataset.path), test=test),
-            tokenizer=replace(tokenizer, path=seen_from(tokenizer.path)),
+            dataset=replace(dataset, path=path, test=test, validation=validation),
+            tokenizer=replace(tokenizer, path=seen_from(tokenizer.path), source_path=seen_from(tokenizer.source_path)),
         )
 
 

@@ -49,6 +49,19 @@ def parse_python_docs(files: Iterable[tuple[str, bytes]]) -> list[Document]:
     """Documents of sources, given as name and content."""
     topics: list[Document] = []
     modules: list[Document] = []
+    for file, tree in syntax_trees(files):
+        if file == _TOPICS:
+            topics = _topics(tree)
+        else:
+            name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            text = "\n\n".join(_docstrings(tree, name))
+            if text:
+                modules.append(Document(name, [_encodable(text)]))
+    return topics + modules
+
+
+def syntax_trees(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, ast.Module]]:
+    """Of sources, given as name and content; what Python cannot parse is passed over."""
     collecting = gc.isenabled()
     gc.disable()  # syntax trees are millions of small objects without a cycle: looking for cycles takes 3/4 of the time
     try:
@@ -60,17 +73,10 @@ def parse_python_docs(files: Iterable[tuple[str, bytes]]) -> list[Document]:
                 except (SyntaxError, ValueError, RecursionError) as error:  # undecodable bytes are a SyntaxError too
                     log.debug("passed over %s: %s", file, error)
                     continue
-                if file == _TOPICS:
-                    topics = _topics(tree)
-                else:
-                    name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-                    text = "\n\n".join(_docstrings(tree, name))
-                    if text:
-                        modules.append(Document(name, [_encodable(text)]))
+                yield file, tree
     finally:
         if collecting:
             gc.enable()
-    return topics + modules
 
 
 def _topics(tree: ast.Module) -> list[Document]:

@@ -9,18 +9,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ...common.durable_files import storage_errors
 from ...common.errors import InputError
 from ...config.schema import DatasetConfig
-from .documents import Row, Source
+from .documents import Source
 from .registry import open_source
 from .spool import Spool
 
 VALIDATION_SHARE = 0.1  # of a source without a validation split
+
+T = TypeVar("T")
 
 
 def selection(dataset: DatasetConfig, source: Source | None) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def read_documents(spool: Spool, source: Source, dataset: DatasetConfig) -> dict
     return {"train": training_parts, "validation": validation_parts}
 
 
-def first_rows(rows: Iterable[Row], count: int | None) -> Iterator[Row]:
+def first_rows(rows: Iterable[T], count: int | None) -> Iterator[T]:
     """All, or not one more than `count`: a stream would fetch it."""
     for number, row in enumerate(rows, 1):
         yield row
