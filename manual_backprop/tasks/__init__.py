@@ -1,6 +1,7 @@
 """What is learned: the examples, batches, loss, metrics and predictions of each task.
 
     task.py             the seam: what a task owns, and all that a run knows of it
+    asking.py           how a trained model is asked: predictors, and writers of what becomes of a source
     preview.py          what is known of a run before its examples are prepared
     language_model.py   task=language_model: at each position of a text, the token that comes next
     sequences.py        task=reversal, copy, sort: a row of symbols, and what becomes of it
@@ -18,11 +19,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..common.errors import InputError
 from ..config.schema import SEQUENCES, RunConfig
+from .asking import Predictor, Writer
 from .language_model import LanguageModelTask
 from .preview import Preview
 from .sequences import SequenceTask
-from .task import Evaluated, Final, Task
+from .task import Evaluated, Final, Measured, Task
 from .translation import TranslationTask
 
 TASKS: dict[str, type[Task]] = {
@@ -32,17 +35,24 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
+def task_named(name: str) -> type[Task]:
+    """Raises InputError where there is none: a run of another version, or with a task of its own, is looked at."""
+    if name not in TASKS:
+        raise InputError(f"task={name}: there is no such task here; there are {', '.join(TASKS)}")
+    return TASKS[name]
+
+
 def open_task(config: RunConfig, cache: Path) -> Task:
     """What a run of this config learns. Its examples come from `cache`, or are prepared and put there.
 
     Raises InputError for data that cannot be used, StorageError where the cache cannot be written.
     """
-    return TASKS[config.task.name].open(config, cache)
+    return task_named(config.task.name).open(config, cache)
 
 
 def preview_task(config: RunConfig, cache: Path) -> Preview:
     """What is known of a run's examples before they are prepared. Writes nothing. Raises InputError."""
-    return TASKS[config.task.name].preview(config, cache)
+    return task_named(config.task.name).preview(config, cache)
 
 
 __all__ = [
@@ -50,10 +60,14 @@ __all__ = [
     "Evaluated",
     "Final",
     "LanguageModelTask",
+    "Measured",
+    "Predictor",
     "Preview",
     "SequenceTask",
     "Task",
     "TranslationTask",
+    "Writer",
     "open_task",
     "preview_task",
+    "task_named",
 ]

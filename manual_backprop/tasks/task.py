@@ -9,7 +9,7 @@ afterwards is its own business, and so is what of it a reader gets to see.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -17,10 +17,12 @@ from typing import Any, Self
 import torch
 
 from ..common.batch import AnyBatch
+from ..common.errors import InputError
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order
 from ..models.wrappers.wrapper import NetworkWrapper
-from .evaluation import Evaluator
+from .asking import Predictor, Writer
+from .evaluation import Evaluator, ShownToken
 from .preview import Preview
 
 
@@ -43,9 +45,25 @@ class Final:
     pictures: tuple[Path, ...] = ()
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A trained model on one split, as `evaluate` shows and logs it."""
+
+    title: str  # which split, and how many of what
+    headings: tuple[str, ...]  # of the table's columns; none where its rows say it themselves
+    rows: tuple[tuple[str, ...], ...]
+    metrics: Mapping[str, float]  # by plain names: loss is logged as evaluation/SPLIT_loss
+    whole: bool = True  # or the first batches of the split
+    notes: tuple[str, ...] = ()  # what a reader of the numbers must know
+    predictions: tuple[str, ...] = ()  # a line each
+
+
 class Task(ABC):
     """What a run learns, opened for the config of one run. Nothing of it changes while the run goes on."""
 
+    evaluate_options: tuple[str, ...] = ("--predictions",)  # of `evaluate`, those that this task can follow
+    asked_with = ("generate", "--prompt", "Return the")  # how a trained model is asked: command, option, an example
+    signature: Mapping[str, Any] | None = None  # of MLflow's model: inputs, outputs, params; None: a text and more text
     best_metric = "validation/loss"  # of its metrics, the one that chooses the best checkpoint
     best_is_highest = False  # and whether its highest value is the best, or its lowest
     predictions_title = "a sample"
@@ -61,8 +79,8 @@ class Task(ABC):
 
     @classmethod
     def restored(cls, config: RunConfig, directory: Path, cache: Path) -> Self:
-        """For the use of a trained model without its examples: with what `save` has written, which is in the checkpoint
-        `directory`. Raises InputError and CheckpointError."""
+        """To ask a trained model without its examples, which may be gone: with what `save` wrote into the checkpoint
+        `directory`; here of a task that needs nothing to be written. Raises InputError and CheckpointError."""
         return cls.open(config, cache)
 
     @classmethod
@@ -110,6 +128,28 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:
         """Over the validation split; with `limit`, over its first so many batches."""
+
+    def measure_split(self, model: Any, split: str, limit: int | None = None, predictions: int = 0) -> Measured:
+        """A trained model on the split train, validation or test; with `limit`, on its first so many batches, and with
+        so many `predictions`. Here, what a run measures itself. Raises InputError where there is no such split."""
+        if split != "validation":
+            raise InputError(f"task={self.config.task.name} measures its validation split alone")
+        evaluated = self.evaluate(model, limit)
+        metrics = {name.removeprefix("validation/"): value for name, value in evaluated.metrics.items()}
+        shown = tuple(self.predictions(model)[:predictions])
+        return Measured(split, (), evaluated.summary, metrics, limit is None, predictions=shown)
+
+    def token_by_token(self, model: Any, split: str, count: int, likeliest: int) -> Iterator[ShownToken]:
+        """The first `count` targets of a split, as they are evaluated: for a task with `--tokens` among its options."""
+        raise NotImplementedError
+
+    def predictor(self, model: Any) -> Predictor:
+        """What answers `predict`: of a task that says in `asked_with` that it is asked by that."""
+        raise NotImplementedError
+
+    def writer(self, model: Any) -> Writer:
+        """What answers `generate --source`, likewise."""
+        raise NotImplementedError
 
     def unsmoothed_loss(self, model: NetworkWrapper, batches: Iterable[AnyBatch]) -> float:
         """Of a training step's batches, without label smoothing and dropout: what can be compared with validation."""
