@@ -348,9 +348,13 @@ class Texts:
 
     optional: bool = False
 
-    def read(self, value: Any) -> tuple[str, ...]:
+    def read(self, value: Any) -> tuple[str, ...] | None:
+        if value is None and self.optional:
+            return None
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
-            raise ValueError("must be a list of texts that are not empty, as in ['Return ','The ']")
+            raise ValueError(
+                "must be a list of texts that are not empty, as in ['Return ','The ']" + ", or null" * self.optional
+            )
         return tuple(value)
 
 

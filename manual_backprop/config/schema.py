@@ -30,8 +30,10 @@ from manual_backprop.config.rules import Betas, Flag, Number, Rule, Share, Tags,
 IMPLEMENTATIONS = ("custom", "torch", "baseline")
 SEQUENCES = ("reversal", "copy", "sort")  # tasks that make their own examples: a row of symbols, and what becomes of it
 NETWORKS = ("decoder", "encoder", "encoder_decoder")
-TASK_NAMES = ["language_model", *SEQUENCES, "translation"]  # and those that are registered (plugins.py)
-USUAL_NETWORK = {"language_model": "decoder"} | dict.fromkeys((*SEQUENCES, "translation"), "encoder_decoder")
+FORECASTING = ("forecasting",)  # tasks that read a series of numbers
+TASK_NAMES = ["language_model", *SEQUENCES, "translation", *FORECASTING]  # and those that are registered (plugins.py)
+USUAL_NETWORK = {"language_model": "decoder", "forecasting": "encoder"}
+USUAL_NETWORK |= dict.fromkeys((*SEQUENCES, "translation"), "encoder_decoder")
 
 
 def setting(rule: Rule, about: str, *, default: Any = MISSING, only_for: tuple[str, ...] = ()) -> Any:
@@ -56,6 +58,7 @@ def _named(choices: Sequence[str]) -> Any:
 FILES = ("jsonl", "parquet", "saved")  # datasets in files of the user's, with columns
 PAIRS = ("pairs", "dates", "postfix")  # sources and targets
 PAIR_FORMATS = ("tsv", "jsonl", "parquet", "lines", "saved", "hub")
+SERIES = ("series", "co2")  # datasets of numbers over time
 HUB = ("hub", "tinystories", "tiny_textbooks", "tiny_strange_textbooks", "tiny_codes", "fineweb", "wikitext")
 
 # The groups of conf/, one dataclass a noun.
@@ -73,6 +76,14 @@ class TaskConfig:
     shared_tokenizer: bool | None = setting(
         Flag(), "one for sources and targets, learned from both; false: one for each", only_for=("translation",)
     )
+    history: int | None = setting(
+        Whole(1, 10**5), "of a series, what a forecast is made of [steps]", only_for=FORECASTING
+    )
+    horizon: int | None = setting(Whole(1, 10**5), "that are forecast, all at once [steps]", only_for=FORECASTING)
+    season: int | None = setting(
+        Whole(1, 10**5, optional=True), "after which a series is like itself; null: none [steps]", only_for=FORECASTING
+    )
+    patch: int | None = setting(Whole(1, 10**4), "of the history that are one position [steps]", only_for=FORECASTING)
 
 
 @dataclass(frozen=True)
@@ -120,8 +131,10 @@ class ArchitectureConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    name: str = option_name("python_docs", "text", *FILES, "pretokenized", *HUB, *PAIRS, "none")
-    path: str | None = setting(Text(), "a file or a folder", only_for=("text", *FILES, "pretokenized", "pairs"))
+    name: str = option_name("python_docs", "text", *FILES, "pretokenized", *HUB, *PAIRS, *SERIES, "none")
+    path: str | None = setting(
+        Text(), "a file or a folder", only_for=("text", *FILES, "pretokenized", "pairs", "series")
+    )
     repository: str | None = setting(Text(), "OWNER/NAME on the hub; dataset.name=OWNER/NAME is the same", only_for=HUB)
     config: str | None = setting(
         Text(optional=True), "where a dataset has several; null: its own", only_for=(*HUB, "pairs")
@@ -170,6 +183,13 @@ class DatasetConfig:
         Word(("error", "skip")),
         "what cannot be read: ends the run, or is left out and counted; of texts up to 1 %",
         default="error",
+    )
+    time_column: str | None = setting(Text(optional=True), "of a series; null: the first one", only_for=("series",))
+    value_columns: tuple[str, ...] | None = setting(
+        Texts(optional=True), "of a series, what is forecast; null: all but the time", only_for=("series",)
+    )
+    test_share: float | None = setting(
+        Number(above=0, below=1), "of a series, its last steps, on which no run trains", only_for=SERIES
     )
 
 

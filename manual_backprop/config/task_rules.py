@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from manual_backprop.config.rules import shown
-from manual_backprop.config.schema import FILES, HUB, PAIRS, SEQUENCES, USUAL_NETWORK
+from manual_backprop.config.schema import FILES, FORECASTING, HUB, PAIRS, SEQUENCES, SERIES, USUAL_NETWORK
 
 FEWEST_ROWS = 200  # different rows that there must be, so that some are left for each split
 # Of each task: what it learns from, the usual one first
 DATASETS = {
     "language_model": ("python_docs", "text", *FILES, "pretokenized", *HUB),
     "translation": PAIRS,
+    "forecasting": SERIES,
 } | dict.fromkeys(SEQUENCES, ("none",))
 USUAL_TOKENIZER = {"language_model": "bpe", "translation": "bpe"}  # of those that read texts; the others have none
 
@@ -43,7 +44,7 @@ def examples_are_the_tasks(task: str, dataset: str, tokenizer: str, batching: st
         found.append(f"tokenizer={tokenizer}: task={task} reads texts; use tokenizer={usual}, or another")
     if usual is None and tokenizer != "none":
         found.append(f"tokenizer={tokenizer}: task={task} reads no text; leave tokenizer out")
-    if batching != "padded" and datasets in (("none",), PAIRS):
+    if batching != "padded" and not set(datasets) <= set(DATASETS["language_model"]):
         found.append(f"batching={batching}: a row of task={task} is a row of its own; leave batching out")
     return found
 
@@ -145,6 +146,69 @@ def only_a_language_model_has_initial_weights(task: str, init_from: str | None) 
     ]
 
 
+def a_series_is_split_by_time(
+    dataset: str, subset_size: int | None, validation: float | str | None, max_length: int | None, test: float | None
+) -> list[str]:
+    if dataset not in SERIES:
+        return []
+    given = {"subset_size": subset_size, "max_length": max_length}
+    found = [
+        f"dataset.{key}={shown(value)}: a series is taken as it is; leave it out, or cut the file"
+        for key, value in given.items()
+        if value is not None
+    ]
+    if not isinstance(validation, float):
+        found.append(
+            f"dataset.validation={shown(validation)}: of a series a share of its steps validates, those before the "
+            "test's; use dataset.validation=0.1"
+        )
+    elif test is not None and validation + test >= 1:
+        found.append(
+            f"dataset.test_share={test:g}: with dataset.validation={validation:g} nothing is left to train on; "
+            "together they must be less than 1"
+        )
+    return found
+
+
+def a_window_can_be_read(
+    task: str, history: int | None, season: int | None, patch: int | None, max_seq_len: int
+) -> list[str]:
+    if task not in FORECASTING or history is None or patch is None:
+        return []
+    if history % patch:
+        near = [steps for steps in (history // patch * patch, -(-history // patch) * patch) if steps]
+        return [
+            f"task.patch={patch}: must divide task.history={history}, since every position has as many steps; use "
+            f"task.history={' or '.join(map(str, near))}, or task.patch=1"
+        ]
+    found = []
+    if season is not None and history <= season:
+        found.append(
+            f"task.season={season}: must be less than task.history={history}, or the value one season before the last "
+            f"is not in it; use task.history={-(-(season + 1) // patch) * patch} at least, or task.season=null"
+        )
+    if (positions := history // patch) > max_seq_len:
+        found.append(
+            f"model.max_seq_len={max_seq_len}: task.history={history} takes {positions} positions of "
+            f"task.patch={patch} steps; use model.max_seq_len={positions}"
+        )
+    return found
+
+
+def numbers_have_no_tokens(task: str, vocab_size: int | None, label_smoothing: float) -> list[str]:
+    if task not in FORECASTING:
+        return []
+    found = []
+    if vocab_size is not None:
+        found.append(f"model.vocab_size={vocab_size}: task={task} reads numbers, no tokens; leave it null")
+    if label_smoothing:
+        found.append(
+            f"training.label_smoothing={label_smoothing:g}: the squared error of task={task} has no labels to smooth; "
+            "leave it out"
+        )
+    return found
+
+
 _COLUMNS = ("dataset.source_column", "dataset.target_column")
 _LENGTHS = ("task.min_length", "task.max_length")
 CHECKS: list[tuple[tuple[str, ...], Callable[..., list[str]]]] = [
@@ -166,4 +230,10 @@ CHECKS: list[tuple[tuple[str, ...], Callable[..., list[str]]]] = [
         pairs_have_their_files,
     ),
     (("task.name", "task.shared_tokenizer", "tokenizer.source_path"), both_sides_have_tokenizers),
+    (
+        ("dataset.name", "dataset.subset_size", "dataset.validation", "dataset.max_length", "dataset.test_share"),
+        a_series_is_split_by_time,
+    ),
+    (("task.name", "task.history", "task.season", "task.patch", "model.max_seq_len"), a_window_can_be_read),
+    (("task.name", "model.vocab_size", "training.label_smoothing"), numbers_have_no_tokens),
 ]

@@ -4,6 +4,7 @@
     asking.py           how a trained model is asked: predictors, and writers of what becomes of a source
     preview.py          what is known of a run before its examples are prepared
     language_model.py   task=language_model: at each position of a text, the token that comes next
+    forecasting/        task=forecasting: the next steps of a series of numbers
     sequences.py        task=reversal, copy, sort: a row of symbols, and what becomes of it
     sequence_rows.py    their examples: drawn from the seed, split by a hash, as batches
     sequence_pictures.py  where a target looks at its source
@@ -26,6 +27,7 @@ from ..config.own_tasks import add_task
 from ..config.rules import Rule
 from ..config.schema import SEQUENCES, RunConfig
 from .asking import Predictor, Writer
+from .forecasting import ForecastingTask
 from .language_model import LanguageModelTask
 from .preview import Preview
 from .sequences import SequenceTask
@@ -36,6 +38,7 @@ TASKS: dict[str, type[Task]] = {
     "language_model": LanguageModelTask,
     **dict.fromkeys(SEQUENCES, SequenceTask),
     "translation": TranslationTask,
+    "forecasting": ForecastingTask,
 }
 
 
@@ -83,6 +86,7 @@ __all__ = [
     "TASKS",
     "Evaluated",
     "Final",
+    "ForecastingTask",
     "LanguageModelTask",
     "Measured",
     "Predictor",
