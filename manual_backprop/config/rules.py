@@ -6,7 +6,7 @@ with the rule in words ("must be ..."). Nothing here knows a key; `schema.py` sa
 
 import math
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -258,7 +258,7 @@ class Number:
 class Word:
     """One of a few words."""
 
-    choices: tuple[str, ...]
+    choices: Sequence[str]
     optional: bool = False
 
     def read(self, value: Any) -> str | None:

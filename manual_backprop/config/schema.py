@@ -8,6 +8,7 @@ A network sees only `CustomTransformerConfig` (`network.py`); the runner sees `R
 groups of `conf/`.
 """
 
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ IMPLEMENTATIONS = ("custom", "torch", "baseline")
 SEQUENCES = ("reversal", "copy", "sort")  # tasks that make their own examples: a row of symbols, and what becomes of it
 NETWORKS = ("decoder", "encoder", "encoder_decoder")
 FORECASTING = ("forecasting",)  # tasks that read a series of numbers
+TASK_NAMES = ["language_model", *SEQUENCES, "translation", *FORECASTING]  # and those that are registered (plugins.py)
 USUAL_NETWORK = {"language_model": "decoder", "forecasting": "encoder"}
 USUAL_NETWORK |= dict.fromkeys((*SEQUENCES, "translation"), "encoder_decoder")
 
@@ -46,6 +48,10 @@ def setting(rule: Rule, about: str, *, default: Any = MISSING, only_for: tuple[s
 
 
 def option_name(*choices: str) -> Any:
+    return _named(choices)
+
+
+def _named(choices: Sequence[str]) -> Any:
     return setting(Word(choices), "set by the choice of the group")
 
 
@@ -60,7 +66,7 @@ HUB = ("hub", "tinystories", "tiny_textbooks", "tiny_strange_textbooks", "tiny_c
 
 @dataclass(frozen=True)
 class TaskConfig:
-    name: str = option_name("language_model", *SEQUENCES, "translation", *FORECASTING)
+    name: str = _named(TASK_NAMES)
     min_length: int | None = setting(Whole(1, 10**4), "of a row's source [symbols]", only_for=SEQUENCES)
     max_length: int | None = setting(Whole(1, 10**4), "of a row's source [symbols]", only_for=SEQUENCES)
     symbols: int | None = setting(Whole(2, 10**6), "numbers from 0 on that rows are made of", only_for=SEQUENCES)
@@ -372,6 +378,7 @@ class RunConfig:
         metadata={"rule": Tags(), "about": "of the MLflow run, as in tags.note=first", "only_for": ()},
     )
     plan: bool = setting(Flag(), "say what would be run, and stop", default=False)
+    plugins: tuple[str, ...] = setting(Texts(), "modules that --plugin has named; recorded, never imported", default=())
 
     @property
     def network_name(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from manual_backprop.common.errors import ConfigError
 from manual_backprop.config.network import architecture_violations, positions_violations
+from manual_backprop.config.plugins import missing_plugins
 from manual_backprop.config.rules import ELSEWHERE, SYNONYMS, Tags, Text, Texts, nearest, shown, whole
 from manual_backprop.config.schema import USUAL_NETWORK, RunConfig, shipped_folder
 from manual_backprop.config.task_rules import CHECKS
@@ -79,7 +80,8 @@ def is_text(key: str) -> bool:
 
 def validate(mapping: Mapping[str, Any]) -> RunConfig:
     """The run that a mapping describes. Raises ConfigError with one sentence for each violation: key, value, rule."""
-    violations: list[str] = []
+    if violations := missing_plugins(mapping.get("plugins")):
+        raise ConfigError(violations)
     known: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
     for name, value in mapping.items():

@@ -18,9 +18,13 @@ May import: data and below.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import InputError
+from ..config.own_tasks import add_task
+from ..config.rules import Rule
 from ..config.schema import SEQUENCES, RunConfig
 from .asking import Predictor, Writer
 from .forecasting import ForecastingTask
@@ -36,6 +40,26 @@ TASKS: dict[str, type[Task]] = {
     "translation": TranslationTask,
     "forecasting": ForecastingTask,
 }
+
+
+def register_task(
+    name: str,
+    task: type[Task],
+    *,
+    network: str = "decoder",
+    datasets: Sequence[str] = ("none",),
+    tokenizer: str | None = None,
+    settings: Mapping[str, tuple[Rule, Any, str]] | None = None,
+) -> None:
+    """Makes task=NAME, from outside of the package: in a module that is imported before a config is read, or that
+    `--plugin` names.
+
+    network: the one that it usually has. datasets: what it learns from; ("none",): it makes its own examples.
+    tokenizer: its usual one; None: it reads no text. settings: keys of its own, as in {"modulus": (Whole(2, 100), 11,
+    "what numbers are counted modulo")}: rule, value, what it means. Raises ConfigError where a name is taken.
+    """
+    add_task(name, network, datasets, tokenizer, settings or {})
+    TASKS[name] = task
 
 
 def task_named(name: str) -> type[Task]:
@@ -73,5 +97,6 @@ __all__ = [
     "Writer",
     "open_task",
     "preview_task",
+    "register_task",
     "task_named",
 ]

@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 
 from ..common.batch import AnyBatch
-from ..common.errors import InputError
+from ..common.errors import ConfigError, InputError
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order
 from ..models.wrappers.wrapper import NetworkWrapper
@@ -119,8 +119,7 @@ class Task(ABC):
         Raises InputError where there are too few.
         """
 
-    @abstractmethod
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  examples that are made here are as they should be
         """Before a run starts: InputError where the validation split cannot be used."""
 
     # What it measures and predicts
@@ -183,34 +182,36 @@ class Task(ABC):
         """The examples in one line."""
 
     @property
-    @abstractmethod
     def baselines(self) -> str:
-        """What simple methods reach on the same examples, in one line."""
+        """What simple methods reach on the same examples, in one line; empty where nobody has measured it."""
+        return ""
 
     @property
-    @abstractmethod
     def notes(self) -> tuple[str, ...]:
         """What whoever reads a run's results must know of the examples."""
+        return ()
 
     @property
-    @abstractmethod
     def profile(self) -> Mapping[str, int]:
         """Numbers that depend on nothing but the data."""
+        return {}
 
     @property
-    @abstractmethod
     def data_tags(self) -> Mapping[str, str]:
         """What depends on the run's config too."""
+        return {}
 
     @property
     def source(self) -> tuple[str, str | None]:
         """What the examples are called, and where they lie, if they are the user's own."""
         return self.config.task.name, None
 
-    @abstractmethod
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path) -> None:  # noqa: B027  a task without files has nothing to write
         """Writes `files`: what a model needs beside its parameters."""
 
-    @abstractmethod
     def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
         """ConfigError where a checkpoint with this state was made with other examples than these."""
+        differing = [name.removesuffix("_digest") for name, digest in self.digests.items() if state.get(name) != digest]
+        if differing:
+            way_out = f"bring back that of {checkpoint}, or start a new run"
+            raise ConfigError([f"{name}: what this task learns from is another one; {way_out}" for name in differing])

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from manual_backprop.checkpoints.checkpoint import METRIC, CheckpointManager, checkpoint_name, load_checkpoint, step_of
 from manual_backprop.common.errors import CheckpointError, ConfigError, InputError
+from manual_backprop.config.plugins import missing_plugins
 from manual_backprop.tracking.run_directory import RUN_FILE, SWEEPS, close_dead_runs, find_run, list_runs, read_run
 from manual_backprop.trained_models.huggingface_directory import as_checkpoint, is_exported
 
@@ -259,6 +260,10 @@ def load_found(found: Found, device: str = "auto") -> SavedModel:
         saved = as_checkpoint(found.checkpoint)
     else:
         saved = manager.load(found.checkpoint) if lies_in_a_run else load_checkpoint(found.checkpoint)
+
+    config = saved.state.get("config")
+    if missing := missing_plugins(config.get("plugins") if isinstance(config, Mapping) else None):
+        raise InputError(f"{found.checkpoint}: {missing[0]}")
 
     from manual_backprop.models.implementations import IMPLEMENTATIONS
     from manual_backprop.models.wrappers.building import build_wrapper

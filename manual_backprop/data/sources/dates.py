@@ -5,7 +5,7 @@ network, and of which every answer is known.
     <ja> Mar 3, 1998             ->  1998/03/03
 
 The language stands before the source. A day is a pair in each language, in CLDR's full, long or medium format, which a
-hash of day and language chooses; all pairs of a day are in one split.
+hash of day and language chooses (what is both long and medium in English is long); all pairs of a day are in one split.
 """
 
 from __future__ import annotations
@@ -60,5 +60,7 @@ class Dates(PairSource):
             for language in self.languages:
                 digest = hashlib.sha256(f"{day} {language}".encode()).digest()
                 form = FORMATS[digest[0] % len(FORMATS)]
-                source, target = (format_date(day, form, locale=one) for one in (SOURCE_LANGUAGE, language))
+                source, longer = (format_date(day, one, locale=SOURCE_LANGUAGE) for one in (form, "long"))
+                # May 3, 1998 is long and medium: a source has one target
+                target = format_date(day, "long" if source == longer else form, locale=language)
                 yield Pair(f"<{language}> {source}", target, f"the dates, {day}", unit=str(day), kind=language)

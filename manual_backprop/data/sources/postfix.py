@@ -2,10 +2,11 @@
 what it works on and no parentheses are needed.
 
     (lo + hi) // 2                 ->  lo hi + 2 //
-    not a.b and -x < 2 ** (y + 1)  ->  a.b not x neg 2 y 1 + ** < and
+    not a.b and -x < 2 ** (y + 1)  ->  a.b not x u- 2 y 1 + ** < and
 
-Operands stay as they are written: names, numbers, calls and whatever else has no blank in it. Each expression is there
-once, wherever it stands. Nothing is imported: sources are read with `ast`.
+Operands stay as they are written: names, numbers, calls and whatever else has no blank in it. u- and u+ are the signs
+before one operand: what is no name cannot be one. Each expression is there once, wherever it stands. Nothing is
+imported: sources are read with `ast`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ OPERATORS: dict[type, str] = {
     **{ast.Pow: "**", ast.LShift: "<<", ast.RShift: ">>", ast.BitOr: "|", ast.BitXor: "^", ast.BitAnd: "&"},
     **{ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="},
     **{ast.In: "in", ast.NotIn: "not-in", ast.Is: "is", ast.IsNot: "is-not"},
-    **{ast.And: "and", ast.Or: "or", ast.Not: "not", ast.Invert: "~", ast.USub: "neg", ast.UAdd: "pos"},
+    **{ast.And: "and", ast.Or: "or", ast.Not: "not", ast.Invert: "~", ast.USub: "u-", ast.UAdd: "u+"},
 }
 
 

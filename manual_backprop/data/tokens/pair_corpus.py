@@ -234,7 +234,8 @@ def _split(reading: _Reading, source: PairSource, dataset: DatasetConfig) -> dic
         return {"train": list(found), "validation": list(reading.read(validation))}
     share = dataset.validation if isinstance(dataset.validation, float) else None
     share = share or source.test_share or VALIDATION_SHARE
-    splits: dict[str, list[Pair]] = {"train": [], "validation": []} | ({"test": []} if source.test_share else {})
+    names = ("train", "validation", "test") if source.test_share else ("train", "validation")
+    splits: dict[str, list[Pair]] = {name: [] for name in names}
     for pair in found:
         place = int.from_bytes(hashlib.sha256(pair.unit.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
         if place < source.test_share:

@@ -21,10 +21,11 @@ from ...config.schema import CustomTransformerConfig, RunConfig
 from ...data.tokens.order import Order, Padded, Repeated
 from ...data.tokens.pair_corpus import PairCorpus, Tokenizers, open_test_split, prepare_pairs, preview_pairs
 from ...models.wrappers.building import build_wrapper
+from ..asking import Writer, texts_of
 from ..evaluation import Evaluation, Evaluator
 from ..preview import Preview, rows_of_a_step
 from ..sequence_pictures import CROSS_ATTENTION, CrossAttention, cross_attention_of, draw_cross_attention
-from ..task import Evaluated, Final, Task
+from ..task import Evaluated, Final, Measured, Task
 from .rows import SPECIAL, PairRows, SpecialIds
 from .scores import Scores, scores_of
 
@@ -33,6 +34,15 @@ MEASURED_LOGITS = 2**26  # or as many as have so many logits
 SHOWN = 10  # predictions
 COPIED = 2000  # validation rows that the baseline is measured on
 LONGEST_SEEN = 32  # tokens of a picture's row
+SERVED = {"max_length": ("long", 0), "beams": ("long", 1), "length_penalty": ("double", 0.6)}  # 0: as long as it can be
+_TEXT = [{"type": "string", "required": True}]
+SIGNATURE = {
+    "inputs": _TEXT,
+    "outputs": _TEXT,
+    "params": [
+        {"name": name, "default": default, "shape": None, "type": kind} for name, (kind, default) in SERVED.items()
+    ],
+}
 
 
 class TranslationTask(Task):
@@ -41,6 +51,9 @@ class TranslationTask(Task):
     best_metric = "validation/chrf"
     best_is_highest = True
     predictions_title = "predictions on validation rows"
+    evaluate_options = ("--test", "--predictions")
+    asked_with = ("generate", "--source", "a text to translate")
+    signature = SIGNATURE
 
     def __init__(self, config: RunConfig, tokenizers: Tokenizers, corpus: PairCorpus | None, cache: Path):
         """`corpus` None: to use a trained model, there are no examples."""
@@ -214,6 +227,36 @@ class TranslationTask(Task):
             short=f"exact match {of_all.exact_match:.1%}, chrF {of_all.chrf:.1f}",
         )
 
+    def measure_split(self, model: Any, split: str, limit: int | None = None, predictions: int = 0) -> Measured:
+        """With true tokens before each (accuracy, loss), and free-running (exact match, chrF)."""
+        rows = self.rows(split)
+        count = len(rows) if limit is None else min(len(rows), limit * self.config.training.batch_size)
+        evaluation, scores = self.measure(model, rows, count)
+        values = metrics_of(scores, "")
+        kinds = tuple(
+            (kind, f"{one.exact_match:.2%} of {one.texts:,}, chrF {one.chrf:.2f}")
+            for kind, one in scores.items()
+            if kind
+        )
+        return Measured(
+            title=f"{split}: {count:,} pairs" + (f" of {len(rows):,}" if count < len(rows) else ""),
+            headings=(),
+            rows=(
+                ("exact match", f"{values['exact_match']:.2%} of the targets, written by itself (free-running)"),
+                *kinds,
+                ("chrF", f"{values['chrf']:.2f} of 100, likewise"),
+                ("accuracy", f"{evaluation.accuracy:.2%} of {evaluation.tokens:,} tokens, each after the true ones"),
+                ("loss", f"{evaluation.loss:.4f} nats a token, likewise"),
+            ),
+            metrics={"loss": evaluation.loss, "accuracy": evaluation.accuracy, "pairs": float(count)} | values,
+            whole=count == len(rows),
+            notes=self._left_out(split),
+            predictions=tuple(self.shown_rows(model, rows, predictions)),
+        )
+
+    def writer(self, model: Any) -> Writer:
+        return Translator(self, model)
+
     def predictions(self, model: Any) -> list[str]:
         """Ten rows, as one text: what the model writes, and whether it is right."""
         return ["\n".join(self.shown_rows(model, self.rows("validation"), SHOWN))]
@@ -298,14 +341,14 @@ class TranslationTask(Task):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        left_out = {name: self.rows(name).left_out for name in ("train", "validation")}
-        long = [
-            f"{count:,} of {len(self.corpus.splits[name]):,} pairs of the {name} split were left out: a side is longer "
-            "than the network reads"
-            for name, count in left_out.items()
-            if count
-        ]
-        return (*self.corpus.notes, *long)
+        return (*self.corpus.notes, *self._left_out("train"), *self._left_out("validation"))
+
+    def _left_out(self, split: str) -> tuple[str, ...]:
+        rows = self.rows(split)
+        if not rows.left_out:
+            return ()
+        count = f"{rows.left_out:,} of {len(rows.split):,} pairs of the {split} split"
+        return (f"{count} are left out: a side is longer than the network reads",)
 
     @property
     def profile(self) -> Mapping[str, int]:
@@ -337,6 +380,28 @@ class TranslationTask(Task):
         }
         if differences := [text for name, text in sentences.items() if state.get(name) != self.digests[name]]:
             raise ConfigError(differences)
+
+
+class Translator(Writer):
+    """Sources in, targets out."""
+
+    def __init__(self, task: TranslationTask, model: Any):
+        self.task, self.model = task, model
+
+    def write(self, source: str, **drawing: Any) -> str:
+        return self.task.answers(self.model, [source], **drawing)[0]
+
+    def serve(self, model_input: Any, params: Mapping[str, Any]) -> list[str]:
+        if unknown := sorted(set(params) - set(SERVED)):
+            raise InputError(f"there is no parameter {unknown[0]!r}; there are {', '.join(SERVED)}")
+        chosen = {name: default for name, (_, default) in SERVED.items()} | dict(params)
+        return self.task.answers(
+            self.model,
+            texts_of(model_input),
+            max_new_tokens=int(chosen["max_length"]) or None,
+            beams=int(chosen["beams"]),
+            length_penalty=float(chosen["length_penalty"]),
+        )
 
 
 def metrics_of(scores: Mapping[str, Scores], prefix: str) -> dict[str, float]:
