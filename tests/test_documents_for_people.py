@@ -31,7 +31,7 @@ from manual_backprop.tracking.run_directory import list_runs, read_run
 PAGES = (
     *("README.md", "CONTRIBUTING.md"),
     *sorted(
-        str(path.relative_to(ROOT)) for pattern in ("*.md", "guide/*.md") for path in (ROOT / "docs").glob(pattern)
+        str(path.relative_to(ROOT)) for pattern in ("*.md", "guide/**/*.md") for path in (ROOT / "docs").glob(pattern)
     ),
 )
 SET_UP = "python3 -m venv"  # the two commands that .ci/run and a new user type
@@ -143,7 +143,7 @@ def shortened(words: list[str]) -> list[str]:
     changed = [word for word in words if word.partition("=")[0] not in short]
     changed += [f"{key}={value}" for key, value in short.items()]
     changed += ["hydra.sweeper.n_trials=2"] if "hydra/sweeper=search" in given else []
-    makes_rows = "task" in named or "experiments=reversal" in given
+    makes_rows = "task" in named or {"experiments=reversal", "experiments=co2"} & {*given}
     if "dataset" not in named and not makes_rows and "experiments=shakespeare_char" not in given:
         changed.append(f"dataset.subset_size={FEW_DOCUMENTS}")
     return changed + (["model=tiny"] if not named & {"model", "experiments"} else [])

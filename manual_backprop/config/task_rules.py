@@ -44,7 +44,7 @@ def examples_are_the_tasks(task: str, dataset: str, tokenizer: str, batching: st
         found.append(f"tokenizer={tokenizer}: task={task} reads texts; use tokenizer={usual}, or another")
     if usual is None and tokenizer != "none":
         found.append(f"tokenizer={tokenizer}: task={task} reads no text; leave tokenizer out")
-    if batching != "padded" and datasets in (("none",), PAIRS):
+    if batching != "padded" and datasets in (("none",), PAIRS, SERIES):
         found.append(f"batching={batching}: a row of task={task} is a row of its own; leave batching out")
     return found
 
