@@ -144,7 +144,8 @@ def shortened(words: list[str]) -> list[str]:
     changed = [word for word in words if word.partition("=")[0] not in short]
     changed += [f"{key}={value}" for key, value in short.items()]
     changed += ["hydra.sweeper.n_trials=2"] if "hydra/sweeper=search" in given else []
-    makes_rows = "task" in named or "experiments=reversal" in given
+    of_rows = {"experiments=reversal", "experiments=co2", "experiments=docstrings", "task=classification"}
+    makes_rows = "task" in named or of_rows & {*given}
     if {"experiments=dates", "experiments=postfix"} & {*given}:
         return [*changed, f"dataset.subset_size={FEW_PAIRS}"]
     if "dataset" not in named and not makes_rows and "experiments=shakespeare_char" not in given:
