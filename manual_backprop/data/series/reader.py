@@ -16,7 +16,7 @@ import calendar
 import csv
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -119,32 +119,41 @@ def open_series(dataset: DatasetConfig) -> Series:
 def read_series(
     path: str | Path, time_column: str | None = None, value_columns: Sequence[str] | None = None, skip: bool = False
 ) -> Series:
+    """The series in a file; the rest as `series_of_lines` has it. Raises InputError."""
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            return series_of_lines(file, str(path), time_column, value_columns, skip)
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder: give the one CSV file that holds the series") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no UTF-8 (byte {error.start}): save the series as CSV in UTF-8") from error
+
+
+def series_of_lines(
+    lines: Iterable[str],
+    place: str,
+    time_column: str | None = None,
+    value_columns: Sequence[str] | None = None,
+    skip: bool = False,
+) -> Series:
     """time_column: None is the first one. value_columns: None are all others. skip: what cannot be read is left out and
-    counted. Raises InputError, with file, line, reason and way out."""
-    return _Reader(Path(path), time_column, value_columns, skip).read()
+    counted. `place` is what the lines are read from, for errors. Raises InputError, with line, reason and way out."""
+    return _Reader(place, time_column, value_columns, skip).read(lines)
 
 
 class _Reader:
-    def __init__(self, path: Path, time_column: str | None, value_columns: Sequence[str] | None, skip: bool):
-        self.path, self.skip = path, skip
+    def __init__(self, place: str, time_column: str | None, value_columns: Sequence[str] | None, skip: bool):
+        self.place, self.skip = place, skip
         self.time_column, self.value_columns = time_column, value_columns
         self.rows = 0
         self.bad: list[str] = []
 
-    def read(self) -> Series:
-        try:
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                return self._series(self._rows_of(file))
-        except IsADirectoryError:
-            raise InputError(f"{self.path} is a folder: give the one CSV file that holds the series") from None
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be read: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{self.path} is no UTF-8 (byte {error.start}): save the series as CSV in UTF-8"
-            ) from error
+    def read(self, lines: Iterable[str]) -> Series:
+        return self._series(self._rows_of(lines))
 
-    def _rows_of(self, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    def _rows_of(self, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
         """Number of the line and cells, without comments and empty lines."""
         first = True
         delimiter = ","
@@ -156,7 +165,7 @@ class _Reader:
             try:
                 cells = next(csv.reader([line], delimiter=delimiter, strict=True))
             except csv.Error as error:
-                raise InputError(f"{self.path}, line {number}: is no row of a CSV file: {error}") from error
+                raise InputError(f"{self.place}, line {number}: is no row of a CSV file: {error}") from error
             yield number, [cell.strip() for cell in cells]
 
     # Columns
@@ -165,13 +174,13 @@ class _Reader:
         _, header = next(rows, (0, []))
         if len(header) < 2:
             raise InputError(
-                f"{self.path}: {'is empty' if not header else f'has one column, {header[0]!r}'}; a series has a line "
+                f"{self.place}: {'is empty' if not header else f'has one column, {header[0]!r}'}; a series has a line "
                 "of names, then rows with a time and at least one value, as in date,co2"
             )
         if all(_is_number(cell) or _parsed(cell, None) for cell in header):
             raise InputError(
-                f"{self.path}: its first line holds values, {','.join(header)[:60]}; put the columns' names before it, "
-                "as in time,value"
+                f"{self.place}: its first line holds values, {','.join(header)[:60]}; put the columns' names before "
+                "it, as in time,value"
             )
         names = list(header)
         time = self._column("time_column", self.time_column or names[0], names)
@@ -179,7 +188,7 @@ class _Reader:
         places = [self._column("value_columns", name, names) for name in wanted]
         if time in places or len({*places}) < len(places):
             raise InputError(
-                f"{self.path}: dataset.value_columns={','.join(wanted)} names a column twice, or the time's "
+                f"{self.place}: dataset.value_columns={','.join(wanted)} names a column twice, or the time's "
                 f"({names[time]}); name each column of values once"
             )
         return self._filled([names[place] for place in places], *self._read_rows(rows, time, places, header))
@@ -189,7 +198,7 @@ class _Reader:
             return names.index(name)
         meant = nearest(name, names)
         raise InputError(
-            f"{self.path}: has no column {name!r}; it has {', '.join(names)}"
+            f"{self.place}: has no column {name!r}; it has {', '.join(names)}"
             + (f"; did you mean dataset.{key}={f'[{meant}]' if key == 'value_columns' else meant}?" * bool(meant))
         )
 
@@ -222,7 +231,7 @@ class _Reader:
             values.append(numbers_of_row)
         if len(stamps) < 2:
             raise InputError(
-                f"{self.path}: has {len(stamps)} row{'s' * (len(stamps) != 1)} of values; a series has at least two, "
+                f"{self.place}: has {len(stamps)} row{'s' * (len(stamps) != 1)} of values; a series has at least two, "
                 "and a forecast needs task.history + task.horizon of them"
             )
         assert kind is not None
@@ -254,7 +263,7 @@ class _Reader:
         return *parsed, values
 
     def _refuse(self, number: int, why: str) -> None:
-        said = f"{self.path}, line {number}: {why}"
+        said = f"{self.place}, line {number}: {why}"
         self.bad.append(said)
         if not self.skip:
             raise InputError(f"{said}; or leave such rows out: dataset.on_bad_row=skip")
@@ -280,7 +289,7 @@ class _Reader:
                 continue
             if whole > max(len(stamps), 10):
                 raise InputError(
-                    f"{self.path}, line {numbers[row]}: the time {Clock(kind, step).written(stamps[row])} leaves a "
+                    f"{self.place}, line {numbers[row]}: the time {Clock(kind, step).written(stamps[row])} leaves a "
                     f"hole of {whole - 1:,} steps, more than the series has rows; is it a slip of "
                     "the pen? Correct it, or give the rows that are missing"
                 )
@@ -292,8 +301,8 @@ class _Reader:
         times = np.interp(np.arange(len(table)), places, [stamps[row] for row in kept])
         for place, name in enumerate(names):
             if not np.isfinite(table[:, place]).any():
-                raise InputError(f"{self.path}: the column {name!r} holds no number at all; name another one")
-        return Series(str(self.path), clock, times, tuple(names), table, self._notes(table, len(table) - len(kept)))
+                raise InputError(f"{self.place}: the column {name!r} holds no number at all; name another one")
+        return Series(self.place, clock, times, tuple(names), table, self._notes(table, len(table) - len(kept)))
 
     def _notes(self, table: np.ndarray, absent: int) -> tuple[str, ...]:
         gaps = int(np.isnan(table).any(axis=1).sum())

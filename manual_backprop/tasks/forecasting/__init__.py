@@ -2,6 +2,7 @@
 
     task.py         the task: splits by time, metrics, predictions
     baselines.py    what simple methods reach on the same windows, and how forecasts are measured
+    predictor.py    what comes after the end of a series
     pictures.py     forecasts over the truth
 
 Not here: how a series is read, and cut into windows (`data.series`).

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...data.series.windows import Scaling, Windows, filled, references
 
-RIDGE = "ridge"
+MODEL, RIDGE = "model", "ridge"
 PENALTIES = 10.0 ** np.arange(-4, 6)  # of ridge regression, of which the validation part chooses
 LARGEST = 2e11  # multiplications that ridge regression may take: some ten seconds
 
@@ -27,6 +28,31 @@ class Errors:
     mase: float
     steps: np.ndarray
     of_series: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Of a split, or its first windows: `errors` of the model and of simple methods, by name; loss of the model."""
+
+    windows: int
+    of: int
+    loss: float
+    errors: Mapping[str, Errors]
+
+    @property
+    def model(self) -> Errors:
+        return self.errors[MODEL]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """By plain names: the model's, those of each step, and the simple methods'."""
+        values = {"loss": self.loss, "rmse": self.model.rmse, "mase": self.model.mase}
+        values |= {f"rmse_of_step_{step:03d}": float(value) for step, value in enumerate(self.model.steps, 1)}
+        for name, errors in self.errors.items():
+            if name != MODEL:
+                key = name.replace(" ", "_")
+                values |= {f"{key}_rmse": errors.rmse, f"{key}_mase": errors.mase}
+        return values
 
 
 def naive_errors(values: np.ndarray, season: int | None) -> np.ndarray:

@@ -9,8 +9,8 @@ of its targets, so that none is trained on and measured; what it reads may reach
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -26,45 +26,25 @@ from ...data.series.reader import Series, open_series
 from ...data.series.windows import SCALING, Scaling, Windows, forecasts_of
 from ...data.tokens.order import Order, Padded, Repeated
 from ...models.wrappers.building import build_wrapper
+from ..asking import Predictor
 from ..preview import Preview, rows_of_a_step
-from ..task import Evaluated, Final, Task
-from .baselines import RIDGE, Errors, Ridge, errors_of, naive_errors, simple_forecasts
+from ..task import Evaluated, Final, Measured, Task
+from .baselines import MODEL, RIDGE, Compared, Ridge, errors_of, naive_errors, simple_forecasts
 from .pictures import FORECASTS, MOST_FORECASTS, draw_forecasts
+from .predictor import SeriesPredictor
 
-MODEL = "model"
 SHOWN = 8  # predictions
+MOST_STEPS = 26  # of the horizon, in a table
 SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Of a split, or its first windows: `errors` of the model and of simple methods, by name."""
-
-    windows: int
-    of: int
-    loss: float
-    errors: Mapping[str, Errors]
-
-    @property
-    def model(self) -> Errors:
-        return self.errors[MODEL]
-
-    def named(self, group: str) -> dict[str, float]:
-        """Under the names that are logged: the model's, each step's, and the simple methods'."""
-        values = {"loss": self.loss, "rmse": self.model.rmse, "mase": self.model.mase}
-        values |= {f"rmse_of_step_{step:03d}": float(value) for step, value in enumerate(self.model.steps, 1)}
-        for name, errors in self.errors.items():
-            if name != MODEL:
-                key = name.replace(" ", "_")
-                values |= {f"{key}_rmse": errors.rmse, f"{key}_mase": errors.mase}
-        return {f"{group}{name}": value for name, value in values.items()}
 
 
 class ForecastingTask(Task):
     """The series of a run's config."""
 
+    asked_with = ("predict", "--file", "history.csv")
     predictions_title = "forecasts of the validation part"
     files = (SCALING,)
+    scaling: Scaling
 
     def __init__(self, config: RunConfig, series: Series):
         task, dataset = config.task, config.dataset
@@ -104,6 +84,13 @@ class ForecastingTask(Task):
     @classmethod
     def open(cls, config: RunConfig, cache: Path) -> Self:
         return cls(config, open_series(config.dataset))
+
+    @classmethod
+    def restored(cls, config: RunConfig, directory: Path, cache: Path) -> Self:
+        """With the scaling alone: there is no series, and nothing that needs one can be asked for."""
+        task = cls.__new__(cls)
+        task.config, task.scaling = config, Scaling.of_checkpoint(directory)
+        return task
 
     @classmethod
     def preview(cls, config: RunConfig, cache: Path) -> Preview:
@@ -165,21 +152,17 @@ class ForecastingTask(Task):
 
     # What it measures and predicts
 
-    def forecasts(self, model: Any, history: np.ndarray) -> np.ndarray:
-        """history (B, H, S) of values, NaN in a gap -> (B, O, S)."""
-        return forecasts_of(model, self.scaling, history)
-
-    def measure(self, model: Any, split: str, count: int | None = None, simple: bool = True) -> Measured:
+    def compared(self, model: Any, split: str, count: int | None = None, simple: bool = True) -> Compared:
         """On the windows of a split, or its first `count`; with `simple` methods beside the model."""
         windows = self.windows[split]
         numbers = np.arange(len(windows))[:count]
         history, future = windows.cut(numbers)
-        found = {MODEL: self.forecasts(model, history)}
+        found = {MODEL: forecasts_of(model, self.scaling, history)}
         if simple:
             found |= self._simple(history)
         errors = {name: errors_of(forecasts, future, self.naive) for name, forecasts in found.items()}
         missed = (found[MODEL] - future) / self.scaling.target_scale
-        return Measured(len(numbers), len(windows), float(np.nanmean(missed**2)), errors)
+        return Compared(len(numbers), len(windows), float(np.nanmean(missed**2)), errors)
 
     def _simple(self, history: np.ndarray) -> dict[str, np.ndarray]:
         """Of the best first, by what one expects."""
@@ -199,7 +182,7 @@ class ForecastingTask(Task):
 
     def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:
         count = None if limit is None else limit * self.config.training.batch_size
-        measured = self.measure(model, "validation", count, simple=False)
+        measured = self.compared(model, "validation", count, simple=False)
         found, loss = measured.model, measured.loss
         said = f"RMSE {found.rmse:.4g}, MASE {found.mase:.3f}"
         return Evaluated(
@@ -209,32 +192,75 @@ class ForecastingTask(Task):
             short=said,
         )
 
+    def measure_split(self, model: Any, split: str, limit: int | None = None, predictions: int = 0) -> Measured:
+        """The model beside simple methods, and each step of the horizon."""
+        count = None if limit is None else limit * self.config.training.batch_size
+        found = self.compared(model, split, count)
+        of = f" of {found.of:,}" if found.windows < found.of else ""
+        methods, horizon = found.errors, self.scaling.horizon
+        rows = [("RMSE", *(f"{one.rmse:.4g}" for one in methods.values()))]
+        rows.append(("MASE", *(f"{one.mase:.3f}" for one in methods.values())))
+        if len(self.scaling.names) > 1:
+            rows += [
+                (f"{name}: {title}", *(f"{one.of_series[place][number]:.4g}" for one in methods.values()))
+                for place, name in enumerate(self.scaling.names)
+                for number, title in enumerate(("RMSE", "MASE"))
+            ]
+        for step in np.unique(np.linspace(1, horizon, MOST_STEPS).astype(int)):
+            rows.append((f"RMSE, step {step}", *(f"{one.steps[step - 1]:.4g}" for one in methods.values())))
+        return Measured(
+            title=f"{split}: {found.windows:,} windows{of} of {self.about_windows}",
+            headings=("", *methods),
+            rows=tuple(rows),
+            metrics=found.metrics | {"windows": float(found.windows)},
+            whole=found.windows == found.of,
+            notes=self.notes,
+            predictions=tuple(self.shown(model, split, np.arange(min(predictions, found.of)))),
+        )
+
+    def predictor(self, model: Any) -> Predictor:
+        return SeriesPredictor(model, self.scaling, self.config.dataset)
+
+    @property
+    def signature(self) -> Mapping[str, Any]:  # type: ignore[override]
+        scaling = self.scaling
+
+        def tensor(steps: int) -> list[dict[str, Any]]:
+            shape = [-1, steps, len(scaling.names)]
+            return [{"type": "tensor", "tensor-spec": {"dtype": "float64", "shape": shape}}]
+
+        return {"inputs": tensor(scaling.history), "outputs": tensor(scaling.horizon), "params": []}
+
     def predictions(self, model: Any) -> list[str]:
-        """Some windows, as one text: the last step of each forecast beside what came."""
+        """Some windows, as one text."""
         windows = self.windows["validation"]
         numbers = np.unique(np.linspace(0, len(windows) - 1, SHOWN).astype(int))
+        return ["\n".join(self.shown(model, "validation", numbers))]
+
+    def shown(self, model: Any, split: str, numbers: np.ndarray) -> list[str]:
+        """Of windows by their numbers, a line for each series: its last value that is known beside the forecast."""
+        windows, lines = self.windows[split], []
         history, future = windows.cut(numbers)
-        found, lines = self.forecasts(model, history), []
-        for row, number in enumerate(numbers):
+        found = forecasts_of(model, self.scaling, history)
+        for row, first in enumerate(windows.first[numbers].tolist()):
             for place, name in enumerate(self.series.names):
                 there = np.flatnonzero(np.isfinite(future[row, :, place]))
                 if not len(there):
                     continue
                 last = int(there[-1])
                 missed = np.sqrt(np.nanmean((found[row, :, place] - future[row, :, place]) ** 2))
-                time = self.series.written(int(windows.first[number]) + last)
                 lines.append(
-                    f"{time}, {last + 1} steps ahead: {name} {found[row, last, place]:.5g}, was "
-                    f"{future[row, last, place]:.5g}; RMSE of all steps {missed:.3g}"
+                    f"{self.series.written(first + last)}, {last + 1} steps ahead: {name} "
+                    f"{found[row, last, place]:.5g}, was {future[row, last, place]:.5g}; RMSE of all steps {missed:.3g}"
                 )
-        return ["\n".join(lines)]
+        return lines
 
     def in_one_line(self, prediction: str) -> str:
         return prediction.partition("\n")[0]
 
     def final(self, model: Any, directory: Path) -> Final:
         """The test part, beside simple methods, and as a picture."""
-        measured = self.measure(model, "test")
+        measured = self.compared(model, "test")
         found = measured.model
         beside = "; ".join(f"{name} {errors.rmse:.4g}" for name, errors in measured.errors.items() if name != MODEL)
         summary = (
@@ -249,9 +275,16 @@ class ForecastingTask(Task):
         history, _ = windows.cut(following)
         title = f"{self.about_windows}\nthe test part: RMSE {found.rmse:.4g}"
         drawn = draw_forecasts(
-            self.series, windows.first[following], self.forecasts(model, history), measured.errors, path, title
+            self.series,
+            windows.first[following],
+            forecasts_of(model, self.scaling, history),
+            measured.errors,
+            path,
+            title,
         )
-        return Final(measured.named("test/"), summary, (path,) if drawn else ())
+        return Final(
+            {f"test/{name}": value for name, value in measured.metrics.items()}, summary, (path,) if drawn else ()
+        )
 
     def example(self, device: torch.device) -> EncoderBatch:
         """The first validation window."""
@@ -325,21 +358,3 @@ class ForecastingTask(Task):
                     "bring back those, or start a new run"
                 ]
             )
-
-
-def predicted(model: Any, scaling: Scaling, series: Series) -> Iterator[dict[str, Any]]:
-    """What comes after the end of a series, a step at a time: {"time", "step", "forecast": {name: value}}. Raises
-    InputError where it is too short, or has another step than what was learned."""
-    if series.clock.about != scaling.step:
-        raise InputError(
-            f"{series.place}: its steps are {series.clock.about}, and this model has learned steps of {scaling.step}"
-        )
-    if len(series) < scaling.history:
-        raise InputError(
-            f"{series.place}: has {len(series):,} steps, and this model reads the last {scaling.history}; give at "
-            "least as many"
-        )
-    (found,) = forecasts_of(model, scaling, series.values[None, -scaling.history :])
-    for step, row in enumerate(found.tolist(), 1):
-        values = dict(zip(scaling.names, row, strict=True))
-        yield {"time": series.written(len(series) - 1 + step), "step": step, "forecast": values}
