@@ -359,6 +359,29 @@ class Texts:
 
 
 @dataclass(frozen=True)
+class Words:
+    """Some of a list of names, each once; null is none."""
+
+    choices: tuple[str, ...]
+    optional: bool = True
+
+    def read(self, value: Any) -> tuple[str, ...] | None:
+        if value is None:
+            return None
+        words = [value] if isinstance(value, str) else value
+        if not isinstance(words, list | tuple) or not words:
+            raise ValueError(f"must be some of {', '.join(self.choices)}, as in {','.join(self.choices[:2])}, or null")
+        for word in words:
+            if word not in self.choices:
+                meant = nearest(str(word), list(self.choices))
+                hint = f"; did you mean {meant}?" if meant else ""
+                raise ValueError(f"{shown(word)} is none of {', '.join(self.choices)}{hint}")
+        if len({*words}) < len(words):
+            raise ValueError("names one of them twice")
+        return tuple(words)
+
+
+@dataclass(frozen=True)
 class Tags:
     """Names with values, as text. MLflow keeps them; it allows only some characters in a name."""
 

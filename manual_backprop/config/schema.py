@@ -25,14 +25,14 @@ from manual_backprop.config.network import (
     ROTARY_BASE_RULE,
     CustomTransformerConfig,
 )
-from manual_backprop.config.rules import Betas, Flag, Number, Rule, Share, Tags, Text, Texts, Whole, Word
+from manual_backprop.config.rules import Betas, Flag, Number, Rule, Share, Tags, Text, Texts, Whole, Word, Words
 
 IMPLEMENTATIONS = ("custom", "torch", "baseline")
 SEQUENCES = ("reversal", "copy", "sort")  # tasks that make their own examples: a row of symbols, and what becomes of it
 NETWORKS = ("decoder", "encoder", "encoder_decoder")
 FORECASTING = ("forecasting",)  # tasks that read a series of numbers
-TASK_NAMES = ["language_model", *SEQUENCES, "translation", *FORECASTING]  # and those that are registered (plugins.py)
-USUAL_NETWORK = {"language_model": "decoder", "forecasting": "encoder"}
+TASK_NAMES = ["language_model", *SEQUENCES, "translation", *FORECASTING, "classification"]  # and the registered ones
+USUAL_NETWORK = {"language_model": "decoder", "forecasting": "encoder", "classification": "encoder"}
 USUAL_NETWORK |= dict.fromkeys((*SEQUENCES, "translation"), "encoder_decoder")
 
 
@@ -57,8 +57,11 @@ def _named(choices: Sequence[str]) -> Any:
 
 FILES = ("jsonl", "parquet", "saved")  # datasets in files of the user's, with columns
 PAIRS = ("pairs", "dates", "postfix")  # sources and targets
+LABELLED = ("labelled", "docstrings")  # texts with a label each
 PAIR_FORMATS = ("tsv", "jsonl", "parquet", "lines", "saved", "hub")
 SERIES = ("series", "co2")  # datasets of numbers over time
+LABELLED_FORMATS = ("jsonl", "csv", "tsv", "parquet", "saved", "hub")
+WITH_FORMAT = ("pairs", "labelled")  # the user's own, in files of several formats or on the hub
 HUB = ("hub", "tinystories", "tiny_textbooks", "tiny_strange_textbooks", "tiny_codes", "fineweb", "wikitext")
 
 # The groups of conf/, one dataclass a noun.
@@ -131,26 +134,37 @@ class ArchitectureConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    name: str = option_name("python_docs", "text", *FILES, "pretokenized", *HUB, *PAIRS, *SERIES, "none")
+    name: str = option_name("python_docs", "text", *FILES, "pretokenized", *HUB, *PAIRS, *SERIES, *LABELLED, "none")
     path: str | None = setting(
-        Text(), "a file or a folder", only_for=("text", *FILES, "pretokenized", "pairs", "series")
+        Text(), "a file or a folder", only_for=("text", *FILES, "pretokenized", "pairs", "series", "labelled")
     )
     repository: str | None = setting(Text(), "OWNER/NAME on the hub; dataset.name=OWNER/NAME is the same", only_for=HUB)
     config: str | None = setting(
-        Text(optional=True), "where a dataset has several; null: its own", only_for=(*HUB, "pairs")
+        Text(optional=True), "where a dataset has several; null: its own", only_for=(*HUB, *WITH_FORMAT)
     )
     revision: str | None = setting(
-        Text(optional=True), "a commit, branch or tag of the hub; null: the newest", only_for=(*HUB, "pairs")
+        Text(optional=True), "a commit, branch or tag of the hub; null: the newest", only_for=(*HUB, *WITH_FORMAT)
     )
     streaming: bool | None = setting(
         Flag(optional=True), "take subset_size documents from the hub without downloading all", only_for=HUB
     )
-    split: str | None = setting(Text(optional=True), "to train on; null: train", only_for=("saved", *HUB, "pairs"))
-    text_column: str | None = setting(Text(optional=True), "holds the text; null: text", only_for=(*FILES, *HUB))
+    split: str | None = setting(Text(optional=True), "to train on; null: train", only_for=("saved", *HUB, *WITH_FORMAT))
+    text_column: str | None = setting(
+        Text(optional=True), "holds the text; null: text", only_for=(*FILES, *HUB, "labelled")
+    )
+    label_column: str | None = setting(
+        Text(optional=True), "holds the labels, texts or whole numbers; null: label", only_for=("labelled",)
+    )
+    augment: tuple[str, ...] | None = setting(
+        Words(("swap", "delete", "insert")),
+        "of training texts a tenth of the words in each epoch: swap, delete, insert, or several; null: none",
+        only_for=LABELLED,
+    )
     format: str | None = setting(
-        Word(PAIR_FORMATS, optional=True),
-        f"{', '.join(PAIR_FORMATS)} (lines: two files, PATH.SOURCE_COLUMN and PATH.TARGET_COLUMN); null: by the name",
-        only_for=("pairs",),
+        Word(tuple(dict.fromkeys((*PAIR_FORMATS, *LABELLED_FORMATS))), optional=True),
+        f"of pairs {', '.join(PAIR_FORMATS)} (lines: two files, PATH.SOURCE_COLUMN and PATH.TARGET_COLUMN), of "
+        f"labelled {', '.join(LABELLED_FORMATS)}; null: by the name",
+        only_for=WITH_FORMAT,
     )
     source_column: str | None = setting(
         Text(optional=True), "holds the sources: a name, in tsv also its number; null: source", only_for=("pairs",)
@@ -166,13 +180,14 @@ class DatasetConfig:
     )
     validation: float | str | None = setting(
         Share(),
-        "a share of the documents, or a split's name, of pairs also a file; null: the split of that kind, or a tenth",
+        "a share of the documents, or a split's name, of pairs and labelled also a file; null: the split of that kind, "
+        "or a tenth",
         default=None,
     )
     test: str | None = setting(
         Text(optional=True),
         "what evaluate --split test reads: a file or a folder, of saved and hub a split's name; null: test, if there",
-        only_for=("text", *FILES, *HUB, "pairs"),
+        only_for=("text", *FILES, *HUB, *WITH_FORMAT),
     )
     max_length: int | None = setting(
         Whole(2, optional=True),
@@ -189,7 +204,9 @@ class DatasetConfig:
         Texts(optional=True), "of a series, what is forecast; null: all but the time", only_for=("series",)
     )
     test_share: float | None = setting(
-        Number(above=0, below=1), "of a series, its last steps, on which no run trains", only_for=SERIES
+        Number(above=0, below=1, optional=True),
+        "on which no run trains: of a series its last steps, of labelled texts some of each label (null: none)",
+        only_for=(*SERIES, *LABELLED),
     )
 
 

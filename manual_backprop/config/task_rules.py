@@ -7,7 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 from manual_backprop.config.rules import shown
-from manual_backprop.config.schema import FILES, FORECASTING, HUB, PAIRS, SEQUENCES, SERIES, USUAL_NETWORK
+from manual_backprop.config.schema import (
+    FILES,
+    FORECASTING,
+    HUB,
+    LABELLED,
+    LABELLED_FORMATS,
+    PAIR_FORMATS,
+    PAIRS,
+    SEQUENCES,
+    SERIES,
+    USUAL_NETWORK,
+)
 
 FEWEST_ROWS = 200  # different rows that there must be, so that some are left for each split
 # Of each task: what it learns from, the usual one first
@@ -15,8 +26,11 @@ DATASETS = {
     "language_model": ("python_docs", "text", *FILES, "pretokenized", *HUB),
     "translation": PAIRS,
     "forecasting": SERIES,
+    "classification": LABELLED,
 } | dict.fromkeys(SEQUENCES, ("none",))
-USUAL_TOKENIZER = {"language_model": "bpe", "translation": "bpe"}  # of those that read texts; the others have none
+USUAL_TOKENIZER = dict.fromkeys(
+    ("language_model", "translation", "classification"), "bpe"
+)  # of those that read texts; the others have none
 
 
 def sequence_vocabulary(symbols: int, network: str) -> int:
@@ -44,7 +58,7 @@ def examples_are_the_tasks(task: str, dataset: str, tokenizer: str, batching: st
         found.append(f"tokenizer={tokenizer}: task={task} reads texts; use tokenizer={usual}, or another")
     if usual is None and tokenizer != "none":
         found.append(f"tokenizer={tokenizer}: task={task} reads no text; leave tokenizer out")
-    if batching != "padded" and datasets in (("none",), PAIRS, SERIES):
+    if batching != "padded" and not set(datasets) <= set(DATASETS["language_model"]):
         found.append(f"batching={batching}: a row of task={task} is a row of its own; leave batching out")
     return found
 
@@ -70,9 +84,7 @@ def pairs_are_not_cut(task: str, max_length: Any) -> list[str]:
     ]
 
 
-def pairs_have_their_files(
-    name: str, path: str | None, form: str | None, source: str | None, target: str | None, split: str | None
-) -> list[str]:
+def pairs_have_two_columns(name: str, source: str | None, target: str | None) -> list[str]:
     if name != "pairs":
         return []
     found = []
@@ -80,13 +92,46 @@ def pairs_have_their_files(
         found.append(
             f"dataset.target_column={shown(target)}: is the column of the sources; name another one for the targets"
         )
+    return found
+
+
+def files_have_a_format(
+    name: str, path: str | None, form: str | None, split: str | None, config: str | None, revision: str | None
+) -> list[str]:
+    """Of datasets of the user's own, in files of several formats or on the hub."""
+    known = {"pairs": PAIR_FORMATS, "labelled": LABELLED_FORMATS}.get(name)
+    if known is None:
+        return []
+    found = []
+    if form is not None and form not in known:
+        found.append(f"dataset.format={form}: dataset={name} can have {', '.join(known)}")
     if form not in ("saved", "hub") and split not in (None, "train"):
         found.append(
             f"dataset.split={shown(split)}: only dataset.format=saved or hub has splits; leave it out, or give the file"
         )
+    found += [
+        f"dataset.{key}={shown(value)}: only a dataset of the hub has one; leave it out, or add dataset.format=hub"
+        for key, value in (("config", config), ("revision", revision))
+        if value is not None and form != "hub"
+    ]
     if form == "hub" and path is not None and path.count("/") != 1:
         found.append(f"dataset.path={shown(path)}: a dataset of the hub is OWNER/NAME")
     return found
+
+
+def labels_have_a_column(name: str, text: str | None, label: str | None) -> list[str]:
+    if name != "labelled" or (text or "text") != (label or "label"):
+        return []
+    return [f"dataset.label_column={shown(label)}: is the column of the texts; name another one for the labels"]
+
+
+def shares_leave_something(name: str, validation: float | str | None, test: float | None) -> list[str]:
+    if name not in LABELLED or test is None or not isinstance(validation, float) or validation + test < 1:
+        return []
+    return [
+        f"dataset.test_share={test:g}: with dataset.validation={validation:g} nothing is left to train on; together "
+        "they must be less than 1"
+    ]
 
 
 def both_sides_have_tokenizers(task: str, shared: bool | None, source_path: str | None) -> list[str]:
@@ -210,6 +255,7 @@ def numbers_have_no_tokens(task: str, vocab_size: int | None, label_smoothing: f
 
 
 _COLUMNS = ("dataset.source_column", "dataset.target_column")
+_OF_SPLITS = ("dataset.split", "dataset.config", "dataset.revision")
 _LENGTHS = ("task.min_length", "task.max_length")
 CHECKS: list[tuple[tuple[str, ...], Callable[..., list[str]]]] = [
     (("task.name", "dataset.name", "tokenizer.name", "batching.name"), examples_are_the_tasks),
@@ -225,10 +271,10 @@ CHECKS: list[tuple[tuple[str, ...], Callable[..., list[str]]]] = [
     ),
     (("task.name", "init_from"), only_a_language_model_has_initial_weights),
     (("task.name", "dataset.max_length"), pairs_are_not_cut),
-    (
-        ("dataset.name", "dataset.path", "dataset.format", *_COLUMNS, "dataset.split"),
-        pairs_have_their_files,
-    ),
+    (("dataset.name", *_COLUMNS), pairs_have_two_columns),
+    (("dataset.name", "dataset.path", "dataset.format", *_OF_SPLITS), files_have_a_format),
+    (("dataset.name", "dataset.text_column", "dataset.label_column"), labels_have_a_column),
+    (("dataset.name", "dataset.validation", "dataset.test_share"), shares_leave_something),
     (("task.name", "task.shared_tokenizer", "tokenizer.source_path"), both_sides_have_tokenizers),
     (
         ("dataset.name", "dataset.subset_size", "dataset.validation", "dataset.max_length", "dataset.test_share"),

@@ -46,7 +46,10 @@ def keys() -> dict[str, Field[Any]]:
 def suggestion(name: str) -> str | None:
     """The key or group that was most likely meant by an unknown one: the same name in its group, what another library
     calls so, the same name in another group, and only then one that is similar."""
-    candidates = [key for key in (*groups(), *keys(), "experiments") if not key.endswith(".name")]
+    nobody_types = ("plugins",)  # a run records them
+    candidates = [
+        key for key in (*groups(), *keys(), "experiments") if not key.endswith(".name") and key not in nobody_types
+    ]
     head, _, last = name.rpartition(".")
     if (first := name.partition(".")[0]) in keys():  # below a key that is no group, tags.a.b or seed.a
         return first

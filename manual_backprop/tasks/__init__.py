@@ -5,6 +5,7 @@
     preview.py          what is known of a run before its examples are prepared
     language_model.py   task=language_model: at each position of a text, the token that comes next
     forecasting/        task=forecasting: the next steps of a series of numbers
+    classification/     task=classification: which label a text has
     sequences.py        task=reversal, copy, sort: a row of symbols, and what becomes of it
     sequence_rows.py    their examples: drawn from the seed, split by a hash, as batches
     sequence_pictures.py  where a target looks at its source
@@ -27,6 +28,7 @@ from ..config.own_tasks import add_task
 from ..config.rules import Rule
 from ..config.schema import SEQUENCES, RunConfig
 from .asking import Predictor, Writer
+from .classification import ClassificationTask
 from .forecasting import ForecastingTask
 from .language_model import LanguageModelTask
 from .preview import Preview
@@ -39,6 +41,7 @@ TASKS: dict[str, type[Task]] = {
     **dict.fromkeys(SEQUENCES, SequenceTask),
     "translation": TranslationTask,
     "forecasting": ForecastingTask,
+    "classification": ClassificationTask,
 }
 
 
@@ -84,6 +87,7 @@ def preview_task(config: RunConfig, cache: Path) -> Preview:
 
 __all__ = [
     "TASKS",
+    "ClassificationTask",
     "Evaluated",
     "Final",
     "ForecastingTask",

@@ -6,10 +6,10 @@ from pathlib import Path
 from manual_backprop.common.errors import InputError
 from manual_backprop.common.processor import compute_capabilities
 from manual_backprop.config.rules import shown
-from manual_backprop.config.schema import DatasetConfig, RunConfig
+from manual_backprop.config.schema import WITH_FORMAT, DatasetConfig, RunConfig
 
 
-def _of_pairs(dataset: DatasetConfig) -> dict[str, str | None]:
+def _of_files(dataset: DatasetConfig) -> dict[str, str | None]:
     """The paths among its keys; of two files line by line, which have a common beginning, that of the sources."""
     if dataset.format == "hub":
         return {"dataset.path": None}
@@ -29,13 +29,13 @@ def missing_here(config: RunConfig) -> list[str]:
     paths = {"dataset.path": config.dataset.path, "tokenizer.path": config.tokenizer.path}
     if config.dataset.name in ("text", "jsonl", "parquet"):
         paths["dataset.test"] = config.dataset.test  # of others the name of a split
-    if config.dataset.name == "pairs":
-        paths |= _of_pairs(config.dataset)
+    if config.dataset.name in WITH_FORMAT:
+        paths |= _of_files(config.dataset)
     paths["tokenizer.source_path"] = config.tokenizer.source_path
     for key, path in paths.items():
         if path is not None and not (os.path.isfile(place := Path(path).expanduser()) or os.path.isdir(place)):
             hub = "; a dataset of the hub needs dataset.format=hub" * (key == "dataset.path" and path.count("/") == 1)
-            hub *= config.dataset.name == "pairs"
+            hub *= config.dataset.name in WITH_FORMAT
             violations.append(f"{key}={shown(path)}: there is no such file or folder, seen from {Path.cwd()}{hub}")
     if config.resume not in (None, "last", "best"):  # for these two the checkpoints are read, by the run itself
         from manual_backprop.tracking.run_directory import find_run

@@ -58,7 +58,7 @@ class DatasetSplits(Source):
         """A commit does not change, nor does what `datasets` has downloaded."""
 
     def documents(self) -> Iterator[Row]:
-        self._check_split(self.split, "dataset.split")
+        self.check_split(self.split, "dataset.split")
         yield from self._rows(self.split, self.dataset.subset_size)
 
     @property
@@ -68,7 +68,7 @@ class DatasetSplits(Source):
         if isinstance(wanted, float):
             return None
         if wanted is not None:
-            self._check_split(wanted, "dataset.validation")
+            self.check_split(wanted, "dataset.validation")
             return wanted
         return next((name for name in VALIDATION_SPLITS if name in self.splits and name != self.split), None)
 
@@ -81,7 +81,7 @@ class DatasetSplits(Source):
             self.notes.append(f"{self.where} has no validation split{other}: its test split validates")
         return None if split is None else self._rows(split, smaller(self.dataset.subset_size))
 
-    def _check_split(self, name: str, key: str) -> None:
+    def check_split(self, name: str, key: str) -> None:
         if name not in self.splits:
             raise InputError(f"{key}={name}: {self.where} has no such split, only {', '.join(self.splits)}.")
 
