@@ -144,9 +144,9 @@ def shortened(words: list[str]) -> list[str]:
     changed = [word for word in words if word.partition("=")[0] not in short]
     changed += [f"{key}={value}" for key, value in short.items()]
     changed += ["hydra.sweeper.n_trials=2"] if "hydra/sweeper=search" in given else []
-    makes_rows = "task" in named or "experiments=reversal" in given
     if {"experiments=dates", "experiments=postfix"} & {*given}:
         return [*changed, f"dataset.subset_size={FEW_PAIRS}"]
+    makes_rows = "task" in named or {"experiments=reversal", "experiments=co2"} & {*given}
     if "dataset" not in named and not makes_rows and "experiments=shakespeare_char" not in given:
         changed.append(f"dataset.subset_size={FEW_DOCUMENTS}")
     return changed + (["model=tiny"] if not named & {"model", "experiments"} else [])
