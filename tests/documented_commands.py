@@ -365,6 +365,34 @@ def check_sorted_by_a_decoder(outcome: Outcome) -> None:
     assert (config["network"], config["task"]["name"]) == ("decoder", "sort")
 
 
+def check_dates(outcome: Outcome) -> None:
+    """Predictions with their verdicts, exact match in each language, chrF, the test days, and where it looks."""
+    run = the_run(outcome)
+    log = load_training_log(run)
+    assert re.search(r" -> .*[\u2713\u2717]", outcome.said)
+    names = ("exact_match", "chrf", "exact_match_de", "exact_match_fr", "exact_match_ja")
+    assert all(f"validation/{name}" in log.validation for name in names)
+    assert {"test/exact_match", "test/chrf"} <= set(log.training)
+    assert (run / "cross_attention.png").read_bytes().startswith(PNG)
+
+
+def check_own_pairs(outcome: Outcome) -> None:
+    assert re.search(r"\d+ pairs for training, \d+ for validation, 300 tokens \(bpe\)", outcome.said)
+    assert (list_runs(outcome.place / "outputs")[-1] / "tokenizer.json").is_file()
+
+
+def check_translated(outcome: Outcome) -> None:
+    """The model, and one line."""
+    assert len(outcome.said.splitlines()) == 2
+
+
+def check_translations(outcome: Outcome) -> None:
+    assert re.search(r"test: \d+ pairs", outcome.said)
+    assert sum("\u2713" in line or "\u2717" in line for line in outcome.said.splitlines()) == 5
+    assert re.search(r"exact match +\d+\.\d\d% of the targets", outcome.said)
+    assert re.search(r"chrF +\d", outcome.said)
+
+
 def check_row(outcome: Outcome) -> None:
     """The row, what the model writes, and whether it is right."""
     assert re.match(r"1 2 3 4 -> .*  [\u2713\u2717]", outcome.said.splitlines()[1])
@@ -564,6 +592,8 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     r"python -m manual_backprop\.evaluate last --split test$": check_forecasts_compared,
     r"python -m manual_backprop\.predict last --file history\.csv": check_forecast_lines,
     rf"{RUN} task=sort": check_sorted_by_a_decoder,
+    rf"{RUN} experiments=dates": check_dates,
+    rf"{RUN} task=translation": check_own_pairs,
     rf"{RUN} resume=": check_resumed,
     rf"{RUN} training.inspect_every": check_inspected,
     rf"{RUN} init_from=imported": check_initial_weights,
@@ -581,9 +611,11 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
         check_line_of_the_model
     ),
     r"python -m manual_backprop\.evaluate(?!.* --predictions)": check_evaluated,
-    r"python -m manual_backprop\.evaluate last .*--predictions": check_rows,
+    r"python -m manual_backprop\.evaluate last .*--predictions 10": check_rows,
+    r"python -m manual_backprop\.evaluate last .*--predictions 5": check_translations,
     r"python -m manual_backprop\.generate(?!.* --source)": check_continued,
-    r"python -m manual_backprop\.generate last --source": check_row,
+    r"python -m manual_backprop\.generate last --source \"1": check_row,
+    r"python -m manual_backprop\.generate last --source \"<de>": check_translated,
     r"python -m manual_backprop\.generate last .*--stop": check_stopped,
     r"python -m manual_backprop\.chat": check_chat,
     r"python -m manual_backprop\.summary last": check_summary,
@@ -612,6 +644,12 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
 
 # What must have been done before: another command, or a change of the folder. Without: one run of two steps is there.
 AFTER: dict[str, str] = {
+    'python -m manual_backprop.generate last --source "<de> Tuesday, March 3, 1998"': (
+        "python -m manual_backprop.run experiments=dates"
+    ),
+    "python -m manual_backprop.evaluate last --split test --predictions 5": (
+        "python -m manual_backprop.run experiments=dates"
+    ),
     'python -m manual_backprop.generate last --source "1 2 3 4" --beams 4': (
         "python -m manual_backprop.run experiments=reversal"
     ),

@@ -411,4 +411,4 @@ class Tags:
         return tags
 
 
-Rule = Whole | Number | Word | Text | Flag | Share | Betas | Texts | Tags
+Rule = Whole | Number | Word | Words | Text | Flag | Share | Betas | Texts | Tags

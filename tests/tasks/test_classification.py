@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -480,3 +481,41 @@ def test_other_commands_say_what_to_use(run: Path) -> None:
     with pytest.raises(InputError, match="transformers"):
         convert.main(["to-hf", str(run), "exported"])
     assert load(str(run)).line.startswith("custom (gpt2, fp32): ")
+
+
+# What `diagnose` says of rows
+
+
+def test_a_diagnosis_of_rows(root: Path, one_thread: None) -> None:
+    """All seven checks, and of what is wrong with an order each time the one that looks for it."""
+    from manual_backprop.study.diagnosis import Diagnosis
+    from manual_backprop.study.diagnosis.rows import RowLoader
+    from manual_backprop.tasks import open_task
+
+    config = config_of(root / "rows.jsonl", "training.batch_size=8")
+    task = open_task(config, root / "outputs/datasets")
+    assert [finding.status for finding in Diagnosis(task).findings()] == ["passed"] * 7
+    for wrong, check_1, check_7 in (
+        (lambda batch, _: replace(batch, targets=batch.targets * 0), "there is nothing to tell apart", None),
+        (lambda batch, _: replace(batch, targets=batch.targets + 1), "none of the 3 that the network can answer", None),
+        (lambda batch, _: replace(batch, first_row=3), None, "says that it begins at row 3; it is row 0"),
+        (lambda batch, _: replace(batch, lengths=batch.lengths - 1), None, "its longest row has"),
+        (lambda batch, call: replace(batch, inputs=batch.inputs + call), None, "another batch each time"),
+        (lambda batch, _: replace(batch, targets=batch.targets - 100 * (batch.targets == 0)), None, "is divided by"),
+    ):
+        order = task.order()
+        given, calls = order.batches, iter(range(10**6))
+
+        def batches(step: int, device: Any = "cpu", wrong: Any = wrong, given: Any = given, calls: Any = calls) -> Any:
+            count, some = given(step, device)
+            return count, (wrong(batch, next(calls)) for batch in some)
+
+        order.batches = batches  # type: ignore[method-assign]
+        loader = RowLoader(config, order, 3)
+        for words, found in ((check_1, loader.labels()), (check_7, loader.order_and_masks())):
+            assert words is None or words in found.reason, found
+            assert (found.status == "passed") == (words is None), found
+    order = task.order()
+    plan = order._plan  # type: ignore[attr-defined]
+    order._plan = lambda epoch: plan(0)  # type: ignore[attr-defined]
+    assert "every epoch has the same order" in RowLoader(config, order, 3).order_and_masks().reason

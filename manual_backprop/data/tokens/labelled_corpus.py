@@ -111,7 +111,7 @@ def encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     """Each text as it is learned from: between the tokens that open and end a document, where the tokenizer has
     them."""
     end = [] if tokenizer.end_token_id is None else [tokenizer.end_token_id]
-    return [np.array([*tokenizer.begin_token_ids, *ids, *end]) for ids in tokenizer.encode_many(texts)]
+    return [np.array([*tokenizer.begin_token_ids, *ids, *end]) for ids in tokenizer.encode_many(list(texts))]
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
