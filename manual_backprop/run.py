@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from manual_backprop.common.errors import ConfigError, InputError
 from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.config.plugins import load_plugins
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -35,6 +36,7 @@ COMMAND = "python -m manual_backprop.run"
 def main(arguments: Sequence[str] | None = None) -> int | None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _read_options(given)
+    load_plugins(options.plugin)
     if options.help:
         from manual_backprop.config.help_page import help_page
 
@@ -142,6 +144,7 @@ def _read_options(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--hydra-help", action="store_true")
     parser.add_argument("--shell-completion", "-sc", action="store_true")
     parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--plugin", action="append", default=[])
     options, rest = parser.parse_known_args(given)
     options.overrides = rest
     return options

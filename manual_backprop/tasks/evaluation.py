@@ -7,7 +7,7 @@ learned frequencies, a loss below the bigram's has learned to use context.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..common.batch import AnyBatch, Batch
 from ..data.tokens.token_shards import Tokens
+from ..data.tokens.tokenizer import Tokenizer
 from ..ops import IGNORED, cross_entropy_forward
 
 BIGRAM_WEIGHTS = (1, 3, 10, 30, 100)
@@ -82,6 +83,47 @@ class Evaluator:
         mean = float(loss_sum) / max(1, tokens)
         bits_per_byte = None if self.bytes_per_token is None else mean / math.log(2) / self.bytes_per_token
         return Evaluation(mean, int(correct) / max(1, tokens), tokens, bits_per_byte)
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """A target, and what the model expected in its place."""
+
+    target: str
+    loss: float  # nats
+    rank: int  # 1: it was the likeliest
+    likeliest: tuple[tuple[str, float], ...]  # tokens and their probabilities
+    begins: bool  # a row: the model sees nothing of the one before
+
+
+def shown_token(tokenizer: Tokenizer, token: int) -> str:
+    """As Python would quote it; bytes that are no text, and the end token, by their number."""
+    text = tokenizer.decode([token])
+    if token == tokenizer.end_token_id:
+        return "<eos>"
+    return f"<{token}>" if not text or "\ufffd" in text else repr(text)
+
+
+def shown_tokens(
+    network: Predicts, tokenizer: Tokenizer, rows: Iterable[Batch], count: int, likeliest: int
+) -> Iterator[ShownToken]:
+    """The first `count` targets of some sequences, one at a time, each with so many of the likeliest tokens."""
+    for batch in rows:
+        logarithms = network.predict(batch.tokens, batch.segments)[0].double().log_softmax(-1).cpu()  # (T, V)
+        best = logarithms.topk(min(likeliest, logarithms.shape[-1]))
+        begins = True
+        for row, target in enumerate(batch.targets[0].tolist()):
+            if target == IGNORED:
+                continue
+            if count == 0:
+                return
+            rank = int((logarithms[row] > logarithms[row, target]).sum()) + 1
+            words = (shown_token(tokenizer, token) for token in best.indices[row].tolist())
+            expected = tuple(zip(words, best.values[row].exp().tolist(), strict=True))
+            loss = -logarithms[row, target].item()
+            yield ShownToken(shown_token(tokenizer, target), loss, rank, expected, begins)
+            begins = False
+            count -= 1
 
 
 def unigram_and_bigram_loss(train: Tokens, batches: Iterable[Batch], vocab_size: int) -> tuple[float, float]:

@@ -25,11 +25,12 @@ from ..common.errors import ConfigError, InputError
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order, Padded, Repeated
 from ..models.wrappers.building import build_wrapper
+from .asking import Writer
 from .evaluation import Evaluation, Evaluator
 from .preview import Preview, rows_of_a_step
 from .sequence_pictures import CROSS_ATTENTION, draw_cross_attention, look_at_cross_attention
 from .sequence_rows import TRANSFORMS, Rows, Vocabulary, draw_rows
-from .task import Evaluated, Final, Task
+from .task import Evaluated, Final, Measured, Task
 
 MEASURED_ROWS = 500  # at a time
 SHOWN = 10  # predictions
@@ -38,6 +39,7 @@ SHOWN = 10  # predictions
 class SequenceTask(Task):
     """The rows of a run's config."""
 
+    asked_with = ("generate", "--source", "1 2 3 4")
     best_metric = "validation/exact_match"
     best_is_highest = True
     predictions_title = "predictions on validation rows"
@@ -195,6 +197,32 @@ class SequenceTask(Task):
             short=f"exact match {exact:.1%}",
         )
 
+    def measure_split(self, model: Any, split: str, limit: int | None = None, predictions: int = 0) -> Measured:
+        """With true tokens before each (accuracy, loss), and free-running (exact match)."""
+        rows = self.split(split)
+        count = len(rows) if limit is None else min(len(rows), limit * self.config.training.batch_size)
+        evaluation, exact = self.measure(model, rows, count)
+        return Measured(
+            title=f"{split}: {count:,} rows" + (f" of {len(rows):,}" if count < len(rows) else ""),
+            headings=(),
+            rows=(
+                ("exact match", f"{exact:.2%} of the rows, each token after the model's own (free-running)"),
+                ("accuracy", f"{evaluation.accuracy:.2%} of {evaluation.tokens:,} tokens, each after the true ones"),
+                ("loss", f"{evaluation.loss:.4f} nats a token, likewise"),
+            ),
+            metrics={
+                "exact_match": exact,
+                "loss": evaluation.loss,
+                "accuracy": evaluation.accuracy,
+                "rows": float(count),
+            },
+            whole=count == len(rows),
+            predictions=tuple(self.shown_rows(model, rows, predictions)),
+        )
+
+    def writer(self, model: Any) -> Writer:
+        return SequenceWriter(self, model)
+
     def predictions(self, model: Any) -> list[str]:
         """Ten rows, as one text: what the model writes, and whether it is right."""
         return ["\n".join(self.shown_rows(model, self.validation, SHOWN))]
@@ -269,3 +297,16 @@ class SequenceTask(Task):
     def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
         if state.get("dataset_digest") != self.digests["dataset_digest"]:
             raise ConfigError([f"task: these rows are others than those of {checkpoint}; start a new run"])
+
+
+class SequenceWriter(Writer):
+    """A row of symbols that somebody typed, and what becomes of it."""
+
+    def __init__(self, task: SequenceTask, model: Any):
+        self.task, self.model = task, model
+
+    def write(self, source: str, **drawing: Any) -> str:
+        """With the verdict whether it is right."""
+        symbols = self.task.symbols_of(source)
+        (written,) = self.task.answers(self.model, [symbols], **drawing)
+        return self.task.shown(symbols, self.task.answer_of(symbols), written)

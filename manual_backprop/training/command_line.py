@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from manual_backprop.common.errors import ConfigError, InputError
 from manual_backprop.config.composition import Composer, composer, is_choice
 from manual_backprop.config.overrides import OverrideReader, Report, refuse_settings_without_effect
+from manual_backprop.config.plugins import loaded_plugins
 from manual_backprop.config.rules import shown
 from manual_backprop.config.schema import CustomTransformerConfig, RunConfig
 from manual_backprop.config.task_rules import sequence_vocabulary
@@ -149,6 +150,7 @@ def check_with(
             values = [override for override in plan if not is_choice(override.key_or_group)]
             lines = tuple(line.removeprefix("++") for line in _lines(plan))
             composed = as_meant(hydra.with_values(chosen, values), lines, chosen.hydra.runtime)
+            composed["plugins"] = sorted({*composed["plugins"], *loaded_plugins()})
             config = job_config(composed, lines, Path("outputs"), base)
         except ConfigError as error:
             report.add_all(error.violations)

@@ -97,7 +97,7 @@ class Planner:
 
     def plan(self, config: RunConfig) -> Plan:
         preview = self._preview(config)
-        network = replace(config.network_config(preview.vocab_size), seed=0)
+        network = replace(preview.network_config, seed=0)
         shape = network, config.implementation, config.optimizer.name, config.training.batch_size, config.tracking
         if shape not in self.memories:
             self.memories[shape] = estimate_memory(config, network, preview.prepared)

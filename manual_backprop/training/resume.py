@@ -40,7 +40,15 @@ _MAY_CHANGE = {
     *("model.dropout", "model.learning_rate", "architecture.learning_rate_scale"),
     "tokenizer.path",  # its content must stay, which is compared when it is there
 }
-NAMES_ONLY = ("resume", "run_name", "experiment_name", "tags.", "plan", "tracking.")  # no number depends on them
+NAMES_ONLY = (
+    "resume",
+    "run_name",
+    "experiment_name",
+    "tags.",
+    "plan",
+    "plugins",
+    "tracking.",
+)  # no number depends on them
 
 
 @dataclass(frozen=True)

@@ -127,9 +127,10 @@ class JsonLines(FileSource):
 
     version = "jsonl 1"
 
-    def __init__(self, path: str | Path, column: str):
+    def __init__(self, path: str | Path, column: str, key: str = "text_column"):
+        """`key`: of the dataset's config, that names the column."""
         super().__init__(find_files(path, "JSON lines", (".jsonl", ".ndjson", ".json")))
-        self.column = column
+        self.column, self.key = column, key
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"column": self.column}
@@ -174,9 +175,7 @@ class JsonLines(FileSource):
         if not isinstance(row, dict):
             return BadRow(where, f"expected an object with a {self.column!r}, and this is {_kind(row)}")
         if self.column not in row:
-            return BadRow(
-                where, f"there is no {self.column!r}, only {_listed(row)}; name one: dataset.text_column=NAME"
-            )
+            return BadRow(where, f"there is no {self.column!r}, only {_listed(row)}; name one: dataset.{self.key}=NAME")
         return row_of(row[self.column], name, where, self.column)
 
 
@@ -185,9 +184,9 @@ class ParquetFiles(FileSource):
 
     version = "parquet 1"
 
-    def __init__(self, path: str | Path, column: str):
+    def __init__(self, path: str | Path, column: str, key: str = "text_column"):
         super().__init__(find_files(path, "Parquet", (".parquet",)))
-        self.column = column
+        self.column, self.key = column, key
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"column": self.column}
@@ -200,7 +199,7 @@ class ParquetFiles(FileSource):
             row = 0
             try:
                 with pyarrow.parquet.ParquetFile(source.path) as file:
-                    check_column(file.schema_arrow, self.column, str(source.path))
+                    check_column(file.schema_arrow, self.column, str(source.path), self.key)
                     for batch in file.iter_batches(ROWS, columns=[self.column]):
                         yield from rows_of(batch.column(0), source.name, str(source.path), row, self.column)
                         row += batch.num_rows
@@ -247,23 +246,22 @@ def brief(error: Exception) -> str:
     return " ".join(str(error).split())[:200].rstrip(".")
 
 
-def no_column(where: str, column: str, columns: Iterable[str]) -> InputError:
+def no_column(where: str, column: str, columns: Iterable[str], key: str = "text_column") -> InputError:
     return InputError(
-        f"{where} has no column {column!r}, only {_listed(columns)}. Name the one with the text: "
-        "dataset.text_column=NAME."
+        f"{where} has no column {column!r}, only {_listed(columns)}. Name the one with the text: dataset.{key}=NAME."
     )
 
 
-def check_column(schema: pyarrow.Schema, column: str, where: str) -> None:
+def check_column(schema: pyarrow.Schema, column: str, where: str, key: str = "text_column") -> None:
     """InputError unless the column is there and holds text."""
     import pyarrow.types as types
 
     if column not in schema.names:
-        raise no_column(where, column, schema.names)
+        raise no_column(where, column, schema.names, key)
     if schema.names.count(column) > 1:
         raise InputError(
             f"{where} has {schema.names.count(column)} columns of the name {column!r}, and nobody can tell which is "
-            "meant: rename all but one, or name another column with text: dataset.text_column=NAME."
+            f"meant: rename all but one, or name another column with text: dataset.{key}=NAME."
         )
     kind = schema.field(column).type
     tests: tuple[Callable[[Any], bool], ...] = (types.is_string, types.is_large_string, types.is_string_view)
@@ -272,7 +270,7 @@ def check_column(schema: pyarrow.Schema, column: str, where: str) -> None:
     if not any(test(kind) for test in tests):
         raise InputError(
             f"{where}: the column {column!r} holds {kind}, not text. Name the one with the text: "
-            f"dataset.text_column=NAME, of {_listed(schema.names)}."
+            f"dataset.{key}=NAME, of {_listed(schema.names)}."
         )
 
 

@@ -34,7 +34,7 @@ class Diagnosis:
 
     def order(self, corpus: Corpus) -> Order:
         """The run's own, over another text; without `training.overfit_batches`, which wants only a part of it."""
-        return LanguageModelTask(self.config, corpus).order()
+        return LanguageModelTask(self.config, corpus, self.task.cache).order()
 
     def findings(self) -> Iterator[Finding]:
         """One after the other, as they come. Raises InputError where there is too little text."""

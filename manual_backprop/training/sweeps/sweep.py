@@ -22,6 +22,7 @@ from manual_backprop.common.errors import CheckFailedError, InputError, ManualBa
 from manual_backprop.common.interruption import Interruption
 from manual_backprop.common.origin import Origin
 from manual_backprop.common.startup.output import enduring_output
+from manual_backprop.config.plugins import given_plugins
 from manual_backprop.tracking import (
     FAILED,
     FINISHED,
@@ -140,6 +141,7 @@ class SweepJobs:
             sources=sources,
             prefix=f"[job {record.number + 1}] " if at_once else "",
             main_process=self.main_process,
+            plugins=given_plugins(),
         )
 
 
