@@ -64,7 +64,13 @@ def write_all(folder: Path) -> dict[str, dict[str, Any]]:
     for number in range(3):
         write_tsv(folder / f"many/{number}.tsv", PAIRS[20 * number : 20 * number + 20])
     named = {"source_column": "en", "target_column": "de"}
+    inside = {side: f"translation.{named[side]}" for side in named}
+    both = [{"en": source, "de": target} for source, target in PAIRS]
+    (folder / "inside.jsonl").write_text("\n".join(json.dumps({"translation": one}) for one in both))
+    pyarrow.parquet.write_table(pyarrow.table({"id": SOURCES, "translation": both}), folder / "inside.parquet")
     return {
+        "inside.jsonl": inside,
+        "inside.parquet": inside,
         "plain.tsv": {},
         "numbered.tsv": {"source_column": "3", "target_column": "2"},
         "named.tsv": named,
@@ -201,18 +207,19 @@ def test_files_that_cannot_be_understood(tmp_path: Path) -> None:
 def test_a_dataset_of_splits(tmp_path: Path) -> None:
     import datasets
 
-    rows = {"en": SOURCES, "de": TARGETS}
+    rows = {"translation": [{"en": source, "de": target} for source, target in PAIRS]}
     few = {name: column[:8] for name, column in rows.items()}
     splits = {"train": datasets.Dataset.from_dict(rows), "validation": datasets.Dataset.from_dict(few)}
     datasets.DatasetDict(splits | {"test": datasets.Dataset.from_dict(few)}).save_to_disk(str(tmp_path / "saved"))
-    keys = {"format": "saved", "source_column": "en", "target_column": "de"}
+    keys = {"format": "saved", "source_column": "translation.en", "target_column": "translation.de"}
     corpus = prepared(tmp_path / "saved", tmp_path / "cache", **keys)
     assert texts(corpus, "train") == PAIRS
     assert texts(corpus, "validation") == PAIRS[:8]
     dataset = DatasetConfig("pairs", path=str(tmp_path / "saved"), **keys)  # type: ignore[arg-type]
     assert len(open_test_split(dataset, corpus, tmp_path / "cache")[0]) == 8
-    with pytest.raises(InputError, match=r"no column 'fr'.*dataset\.target_column=NAME"):
-        list(FilePairs(replace(dataset, target_column="fr")).pairs())
+    for missing in ("fr", "translation.fr"):
+        with pytest.raises(InputError, match=rf"no column '{missing}'.*dataset\.target_column=NAME"):
+            list(FilePairs(replace(dataset, target_column=missing)).pairs())
 
 
 # Data that comes with the package

@@ -79,7 +79,7 @@ def test_a_task_an_objective_and_an_activation_of_ones_own(
     with pytest.raises(ConfigError, match=r"tokenizer=byte: task=counting reads no text"):
         run.main([*given, *COUNTING, "tokenizer=byte"])
     losses = {"custom": metric(path, "train/loss")}
-    for implementation in ("torch", "baseline"):
+    for implementation in ("torch", "baseline"):  # which have the mirrors
         fewer = [option for option in COUNTING if not option.startswith(("training.max_steps", "kernels"))]
         run.main([*given, *fewer, f"implementation={implementation}", "training.max_steps=4"])
         losses[implementation] = metric(newest(tmp_path), "train/loss")

@@ -174,6 +174,9 @@ class JsonLines(FileSource):
             return BadRow(where, f"this is no JSON that can be read ({error})")
         if not isinstance(row, dict):
             return BadRow(where, f"expected an object with a {self.column!r}, and this is {_kind(row)}")
+        outer, _, inner = self.column.partition(".")
+        if self.column not in row and isinstance(row.get(outer), dict) and inner in row[outer]:
+            row = {self.column: row[outer][inner]}
         if self.column not in row:
             return BadRow(where, f"there is no {self.column!r}, only {_listed(row)}; name one: dataset.{self.key}=NAME")
         return row_of(row[self.column], name, where, self.column)
@@ -201,7 +204,8 @@ class ParquetFiles(FileSource):
                 with pyarrow.parquet.ParquetFile(source.path) as file:
                     check_column(file.schema_arrow, self.column, str(source.path), self.key)
                     for batch in file.iter_batches(ROWS, columns=[self.column]):
-                        yield from rows_of(batch.column(0), source.name, str(source.path), row, self.column)
+                        column = inner_column(batch.column(0), self.column)
+                        yield from rows_of(column, source.name, str(source.path), row, self.column)
                         row += batch.num_rows
             except (pyarrow.ArrowException, OSError) as error:
                 raise InputError(
@@ -211,6 +215,16 @@ class ParquetFiles(FileSource):
 
 
 # Rows as values
+
+
+def inner_column(column: pyarrow.Array, name: str) -> pyarrow.Array:
+    """The column as it is, or what `outer.inner` names in one that has parts, as `translation.en` on the hub."""
+    import pyarrow.compute
+    import pyarrow.types
+
+    if not pyarrow.types.is_struct(column.type):
+        return column
+    return pyarrow.compute.struct_field(column, name.partition(".")[2])
 
 
 def row_of(value: Any, name: str, where: str, column: str) -> Row:
@@ -253,9 +267,16 @@ def no_column(where: str, column: str, columns: Iterable[str], key: str = "text_
 
 
 def check_column(schema: pyarrow.Schema, column: str, where: str, key: str = "text_column") -> None:
-    """InputError unless the column is there and holds text."""
+    """InputError unless the column is there and holds text. `outer.inner` is inner in a column that has parts."""
+    import pyarrow
     import pyarrow.types as types
 
+    outer = column.partition(".")[0]
+    if column not in schema.names and outer in schema.names and types.is_struct(schema.field(outer).type):
+        parts = schema.field(outer).type
+        schema = pyarrow.schema(
+            [parts.field(place).with_name(f"{outer}.{parts.field(place).name}") for place in range(parts.num_fields)]
+        )
     if column not in schema.names:
         raise no_column(where, column, schema.names, key)
     if schema.names.count(column) > 1:

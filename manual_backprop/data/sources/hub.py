@@ -18,7 +18,7 @@ from ...common.errors import InputError
 from ...config.rules import shown
 from ...config.schema import DatasetConfig
 from .documents import FileSource, Row, Source
-from .files import ROWS, check_column, find_files, no_column, row_of, rows_of
+from .files import ROWS, check_column, find_files, inner_column, no_column, row_of, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +93,9 @@ class DatasetSplits(Source):
             table = rows.select(range(len(rows) if limit is None else min(limit, len(rows))))
             for first in range(0, len(table), ROWS):
                 batch = table.with_format("arrow")[first : first + ROWS]
-                for chunk in batch.column(self.column).chunks:
-                    yield from rows_of(chunk, split, where, first, self.column)
+                outer = self.column if self.column in rows.column_names else self.column.partition(".")[0]
+                for chunk in batch.column(outer).chunks:
+                    yield from rows_of(inner_column(chunk, self.column), split, where, first, self.column)
                     first += len(chunk)
             return
         for number, row in enumerate(rows.take(limit), 1):
