@@ -34,7 +34,7 @@ def compose(hydra: Composer, arguments: list[str], tmp_path: Path) -> Checked:
     path.write_text("words")
     if "dataset=pretokenized" in arguments or "tokenizer=pretokenized" in arguments:
         arguments = ["dataset=pretokenized", "tokenizer=pretokenized"]
-    files = ("text", "jsonl", "parquet", "saved", "pretokenized", "pairs")
+    files = ("text", "jsonl", "parquet", "saved", "pretokenized", "pairs", "series")
     if "task=translation" in arguments and not any(argument.startswith("dataset=") for argument in arguments):
         arguments = [*arguments, "dataset=pairs"]
     for option in (*(f"dataset={name}" for name in files), "tokenizer=file"):
