@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from manual_backprop.common.errors import ConfigError, InputError
 from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.common.processes import Place
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,6 +35,9 @@ COMMAND = "python -m manual_backprop.run"
 
 def main(arguments: Sequence[str] | None = None) -> int | None:
     given = list(sys.argv[1:] if arguments is None else arguments)
+    place = Place.found()
+    if place is not None and place.rank:  # the first of torchrun's processes reports for all
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     options = _read_options(given)
     if options.help:
         from manual_backprop.config.help_page import help_page
@@ -66,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         raise ConfigError([_report(error.violations)]) from None
     if options.cfg:
         _show(flags, checked.overrides)
+    elif place is not None and (checked.multirun or checked.jobs[0].config.sweep.resume is not None):
+        raise InputError(
+            "a sweep starts its own processes: start it without torchrun; its jobs may use device.processes=N"
+        )
     elif any(job.config.plan for job in checked.jobs):
         from manual_backprop.training.plan import print_plans
 
