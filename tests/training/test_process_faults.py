@@ -6,15 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from process_group import PATIENCE, Together, job_of
-from run_tools import assert_same_tensors, config_of, newest, resume, small, train
+from run_tools import assert_same_tensors, config_of, newest, small
 
 from manual_backprop.checkpoints.checkpoint import CheckpointManager
 from manual_backprop.common.errors import EXIT_NOT_FINITE, EXIT_RANK_FAILED
@@ -163,9 +163,9 @@ def wait_for_steps(root: Path, steps: int) -> None:
     end = time.monotonic() + 60
     while time.monotonic() < end:
         runs = list_runs(root / "outputs")
-        if runs and (runs[-1] / "metrics.jsonl").is_file():
-            if (runs[-1] / "metrics.jsonl").read_bytes().count(b"\n") > steps:
-                return
+        metrics = runs[-1] / "metrics.jsonl" if runs else None
+        if metrics is not None and metrics.is_file() and metrics.read_bytes().count(b"\n") > steps:
+            return
         time.sleep(0.02)
     raise AssertionError("no step was made")
 
@@ -189,18 +189,25 @@ def other_seed(rank: int) -> None:
 # The two ways in which users start them
 
 
-def command(*arguments: str, **more: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more
+@contextmanager
+def command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:  # what it has started sees that it is gone
+            process.kill()
+            process.wait()
 
 
 def test_the_command_starts_its_processes_and_passes_a_signal_on(text: Path, tmp_path: Path, here: None) -> None:
     line = small(f"dataset.path='{text}'", *ENDLESS, "device.processes=2", "device.threads=null")
-    process = command("-m", "manual_backprop.run", *line)
-    wait_for_steps(tmp_path, 10)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    with command("-m", "manual_backprop.run", *line) as process:
+        wait_for_steps(tmp_path, 10)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, output
     run = newest(tmp_path)
     assert read_run(run)["status"] == "KILLED"
@@ -210,10 +217,11 @@ def test_the_command_starts_its_processes_and_passes_a_signal_on(text: Path, tmp
 
 def test_torchrun_starts_them(text: Path, tmp_path: Path, here: None) -> None:
     line = small(f"dataset.path='{text}'", *ENDLESS)
-    process = command("-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "manual_backprop.run", *line)
-    wait_for_steps(tmp_path, 10)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2")
+    with command(*torchrun, "-m", "manual_backprop.run", *line) as process:
+        wait_for_steps(tmp_path, 10)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     run = newest(tmp_path)
     assert read_run(run)["status"] == "KILLED", output

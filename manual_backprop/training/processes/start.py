@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -102,7 +102,7 @@ def _start(rank: int, size: int, port: int, order: str) -> subprocess.Popen[byte
         "MANUAL_BACKPROP_PARENT": str(os.getpid()),
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "manual_backprop.training.processes.worker"],
+        [sys.executable, "-m", "manual_backprop.training.worker"],
         stdin=subprocess.PIPE,
         env=environment,
         process_group=0,  # Ctrl-C goes to the process that was started by the user, which passes it on
@@ -148,7 +148,8 @@ def _outcome(codes: list[int], store: dist.Store) -> float:
     if first < 0:
         name = signal.Signals(-first).name
         raise ProcessFailed(
-            f"process 0 of {size} was ended by {name} (was the memory full?); what it had saved goes on with resume=last"
+            f"process 0 of {size} was ended by {name} (was the memory full?); what it had saved goes on with "
+            "resume=last"
         )
     bad = next(rank for rank, code in enumerate(codes) if code)
     raise ProcessFailed(f"process {bad} of {size} ended with exit code {codes[bad]} after the run")
@@ -157,8 +158,9 @@ def _outcome(codes: list[int], store: dist.Store) -> float:
 # In each of the processes
 
 
-def work_on_order() -> int:
-    """The main function of a process that was started here: reads what to do, and does it. Returns its exit code."""
+def work_on_order(run_job: Callable[[RunConfig, Path, Origin], float]) -> int:
+    """The main function of a process that was started here (`training.worker`): reads what to do, and does it. Returns
+    its exit code."""
     place = Place.found()
     assert place is not None
     order = json.loads(sys.stdin.buffer.read())
@@ -167,8 +169,6 @@ def work_on_order() -> int:
     said: dict[str, Any] = {}
 
     def work() -> None:
-        from ..runner import run_job
-
         sweep = None if order["sweep"] is None else Path(order["sweep"])
         origin = Origin(tuple(order["overrides"]), order["sources"], sweep, order["job"])
         try:
