@@ -33,7 +33,7 @@ from manual_backprop.training import command_line
 PAGES = (
     *("README.md", "CONTRIBUTING.md"),
     *sorted(
-        str(path.relative_to(ROOT)) for pattern in ("*.md", "guide/*.md") for path in (ROOT / "docs").glob(pattern)
+        str(path.relative_to(ROOT)) for pattern in ("*.md", "guide/**/*.md") for path in (ROOT / "docs").glob(pattern)
     ),
 )
 SET_UP = "python3 -m venv"  # the two commands that .ci/run and a new user type
@@ -48,7 +48,7 @@ MEASURES = (
 SHOWS = ("--help", "--version", "plan=true")  # what ends at once
 # What a reader puts in, and what is put in here. RUN_DIRECTORY and the like are the newest run.
 PLACEHOLDERS = {"FILE": "README.md", "TEXT": "README.md", "experiments=NAME": "experiments=overfit_one_batch"}
-PLACEHOLDERS |= {"model=NAME": "model=tiny", "FOLDER": "docs"}
+PLACEHOLDERS |= {"model=NAME": "model=tiny", "FOLDER": "docs", "PAIRS": "pairs.tsv"}
 RUNS = ("RUN_DIRECTORY", "RUN_ID", "RUN")
 SHORT = {
     "training.eval_batches": "1",
@@ -63,6 +63,7 @@ FIRST = [
     "training.save_every=2",
     "training.log_every=1",
 ]  # the run that a reader has behind them
+FEW_PAIRS = 300  # of dates, so that some days are for each split
 FEW_DOCUMENTS = 20  # of the built-in corpus: a run evaluates the whole validation split at its end
 
 
@@ -147,7 +148,9 @@ def shortened(words: list[str]) -> list[str]:
     changed = [word for word in words if word.partition("=")[0] not in short]
     changed += [f"{key}={value}" for key, value in short.items()]
     changed += ["hydra.sweeper.n_trials=2"] if "hydra/sweeper=search" in given else []
-    makes_rows = "task" in named or "experiments=reversal" in given
+    if {"experiments=dates", "experiments=postfix"} & {*given}:
+        return [*changed, f"dataset.subset_size={FEW_PAIRS}"]
+    makes_rows = "task" in named or {"experiments=reversal", "experiments=co2"} & {*given}
     if "dataset" not in named and not makes_rows and "experiments=shakespeare_char" not in given:
         changed.append(f"dataset.subset_size={FEW_DOCUMENTS}")
     return changed + (["model=tiny"] if not named & {"model", "experiments"} else [])
@@ -165,6 +168,8 @@ class Reader:
         shutil.copy2(ROOT / "README.md", self.place)
         (self.place / "docs").mkdir()
         shutil.copy2(ROOT / "docs" / "one-step.md", self.place / "docs")
+        pairs = "".join(f"{number} and {number + 1}\t{number + 1} {number}\n" for number in range(60))
+        (self.place / "pairs.tsv").write_text(pairs)
         done = warm.run(shortened(FIRST), self.place, 300)
         assert done.returncode == 0, done.stderr
         self.kept: dict[str, Path] = {}  # the folder after a command; None of them: "", after the first run
@@ -307,7 +312,7 @@ def test_jobs_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(ROOT)
     words = arguments_of(command.replace("RUN", "last"), ROOT)
     # from what earlier commands left: the slow test has that
-    goes_on = ("resume=", "sweep.resume=", "init_from=", "dataset=pretokenized")
+    goes_on = ("resume=", "sweep.resume=", "init_from=", "dataset=pretokenized", "dataset.path=pairs.tsv")
     if words[1] == "manual_backprop.run" and not any(word.startswith(goes_on) for word in words):
         assert check([word for word in words[2:] if word != "-m"], multirun="-m" in words[2:]).jobs
 

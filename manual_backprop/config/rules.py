@@ -423,4 +423,4 @@ class Tags:
         return tags
 
 
-Rule = Whole | Number | Word | Text | Flag | FlagOrAuto | Share | Betas | Texts | Tags
+Rule = Whole | Number | Word | Words | Text | Flag | FlagOrAuto | Share | Betas | Texts | Tags

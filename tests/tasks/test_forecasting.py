@@ -21,20 +21,20 @@ from manual_backprop.config.schema import RunConfig
 from manual_backprop.config.task_rules import only_a_language_model_has_initial_weights
 from manual_backprop.data.series.reader import read_series
 from manual_backprop.data.series.windows import Scaling, Windows, filled, forecasts_of, seasonal_with_drift, windows_of
-from manual_backprop.tasks import open_task
+from manual_backprop.study.estimates.memory import estimate_memory
+from manual_backprop.tasks import open_task, preview_task
 from manual_backprop.tasks.forecasting import ForecastingTask
 from manual_backprop.tasks.forecasting.baselines import Ridge, errors_of, naive_errors
 from manual_backprop.trained_models.saved_model import load
 from manual_backprop.trained_models.served import load_pyfunc
 from manual_backprop.training.command_line import check
-from manual_backprop.training.plan import Planner, plan_page
 from manual_backprop.training.runner import run_job
 
 STEPS, SEASON = 160, 12
 SMALL = ("task=forecasting", "task.history=24", "task.horizon=6", "task.season=12", "task.patch=4", "model=tiny")
 SMALL += ("model.d_model=16", "model.d_ffn=24", "model.n_blocks=1", "model.n_heads=2", "training=smoke")
-SMALL += ("training.batch_size=16", "training.gradient_accumulation_steps=1", "training.max_steps=60", "tracking=none")
-SMALL += ("training.eval_every=20", "training.save_every=20", "training.log_every=20", "training.keep_checkpoints=9")
+SMALL += ("training.batch_size=16", "training.gradient_accumulation_steps=1", "training.max_steps=30", "tracking=none")
+SMALL += ("training.eval_every=15", "training.save_every=15", "training.log_every=15", "training.keep_checkpoints=9")
 SMALL += ("optimizer.learning_rate=3e-3", "device=cpu", "device.threads=1", "kernels.compile=never")
 
 
@@ -230,9 +230,9 @@ def test_a_run(finished: Path) -> None:
     losses = metric(finished, "validation/loss")
     assert losses[-1] < losses[0]
     errors = metric(finished, "validation/mase")
-    for step, error in zip((20, 40, 60), errors, strict=True):
+    for step, error in zip((15, 30), errors, strict=True):
         assert load_checkpoint(finished / f"checkpoints/step-{step:06}").metric == error
-    assert load_checkpoint(finished / "checkpoints/step-000060").metric_name == "validation/mase"
+    assert load_checkpoint(finished / "checkpoints/step-000030").metric_name == "validation/mase"
     assert metric(finished, "test/rmse")[0] < metric(finished, "test/persistence_rmse")[0]
     assert len([name for name in load_log(finished).training if name.startswith("test/rmse_of_step_")]) == 6
     for picture in ("forecasts.png", "training_progress.png", "inspection/histograms.png", "inspection/attention.png"):
@@ -246,7 +246,7 @@ def test_a_run(finished: Path) -> None:
         "6 steps ahead: a ",
     ):
         assert words in log
-    state = load_checkpoint(finished / "checkpoints/step-000060")
+    state = load_checkpoint(finished / "checkpoints/step-000030")
     assert Scaling.of_checkpoint(state.path) == opened(finished.parents[2] / "series.csv").scaling
 
 
@@ -258,7 +258,7 @@ def load_log(run: Path) -> Any:
 
 def test_it_is_resumed_but_not_with_another_series(in_its_folder: Path) -> None:
     root = in_its_folder.parents[2]
-    resume(root, f"resume={in_its_folder}", "training.max_steps=61")
+    resume(root, f"resume={in_its_folder}", "training.max_steps=31")
     series = root / "series.csv"
     before = series.read_text()
     series.write_text(before.replace("\n2001-01,", "\n2001-01,1"))
@@ -266,7 +266,7 @@ def test_it_is_resumed_but_not_with_another_series(in_its_folder: Path) -> None:
         with pytest.raises(
             ConfigError, match=r"this series, its windows or its split by time are others than those of"
         ):
-            resume(root, f"resume={in_its_folder}", "training.max_steps=62")
+            resume(root, f"resume={in_its_folder}", "training.max_steps=32")
         with pytest.raises(
             InputError, match=r"series\.csv is not what this model was trained on: the dataset's digest"
         ):
@@ -354,36 +354,48 @@ def test_a_checkpoint_without_its_scaling(in_its_folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("overrides", "why"),
+    ("overrides", "whys"),
     [
         (
-            ("dataset=text", "dataset.path=x"),
-            "dataset=text: task=forecasting learns from series, co2; use dataset=series, or use task=language_model",
+            (
+                *("tokenizer=byte", "batching=packed", "network=decoder", "model.vocab_size=99"),
+                *("training.label_smoothing=0.1", "dataset.validation=null", "dataset.subset_size=99"),
+                *("task.history=30", "model.max_seq_len=5", "dataset.value_columns=a"),
+            ),
+            (
+                "tokenizer=byte: task=forecasting reads no text; leave tokenizer out",
+                "batching=packed: a row of task=forecasting is a row of its own",
+                "network=decoder: task=forecasting is learned by encoder",
+                "model.vocab_size=99: task=forecasting reads numbers, no tokens; leave it null",
+                "training.label_smoothing=0.1: the squared error of task=forecasting has no labels",
+                "dataset.validation=null: of a series a share of its steps validates",
+                "dataset.subset_size=99: a series is taken as it is",
+                "task.patch=4: must divide task.history=30, .* use task.history=28 or 32",
+                "dataset.value_columns=a: must be a list of texts .*, or null",
+            ),
         ),
-        (("tokenizer=byte",), "tokenizer=byte: task=forecasting reads no text; leave tokenizer out"),
-        (("network=decoder",), "network=decoder: task=forecasting is learned by encoder"),
-        (("task.history=30",), "task.patch=4: must divide task.history=30, .* use task.history=28 or 32"),
-        (("task.history=12",), "task.season=12: must be less than task.history=12, .* use task.history=16 at least"),
-        (("model.max_seq_len=5",), "model.max_seq_len=5: task.history=24 takes 6 positions of task.patch=4 steps"),
-        (("model.vocab_size=99",), "model.vocab_size=99: task=forecasting reads numbers, no tokens; leave it null"),
-        (("training.label_smoothing=0.1",), "training.label_smoothing=0.1: the squared error of task=forecasting"),
-        (("dataset.validation=null",), "dataset.validation=null: of a series a share of its steps validates"),
         (
-            ("dataset.test_share=0.9",),
-            "dataset.test_share=0.9: with dataset.validation=0.1 nothing is left to train on",
+            ("task.history=12", "model.max_seq_len=2", "dataset.test_share=0.9"),
+            (
+                "task.season=12: must be less than task.history=12, .* use task.history=16 at least",
+                "model.max_seq_len=2: task.history=12 takes 3 positions of task.patch=4 steps; use model.max_seq_len=3",
+                "dataset.test_share=0.9: with dataset.validation=0.1 nothing is left to train on",
+            ),
         ),
-        (("dataset.subset_size=99",), "dataset.subset_size=99: a series is taken as it is"),
-        (("task=sort", "task.history=24"), "task.history=24: only task=forecasting has this key"),
-        (("dataset.value_columns=a",), r"dataset.value_columns=a: must be a list of texts .*, or null"),
+        (("dataset=text",), ("dataset=text: task=forecasting learns from series, co2; use dataset=series",)),
+        (("task=sort",), ("task.history=24: only task=forecasting has this key",)),
     ],
 )
-def test_a_config_that_does_not_fit(tmp_path: Path, overrides: tuple[str, ...], why: str) -> None:
+def test_a_config_that_does_not_fit(tmp_path: Path, overrides: tuple[str, ...], whys: tuple[str, ...]) -> None:
+    """One report of everything, with the key, the value, the rule and a way out."""
     chosen = {override.partition("=")[0] for override in overrides}
     usual = [one for one in SMALL if one.partition("=")[0] not in chosen]
-    data = ["dataset=series", f"dataset.path={tmp_path}"] * ("dataset" not in chosen and "task" not in chosen)
+    data = ["dataset=series", f"dataset.path={tmp_path}"] if not chosen & {"dataset", "task"} else []
+    path = [f"dataset.path={tmp_path}"] * ("dataset" in chosen)
     with pytest.raises(ConfigError) as caught:
-        check([*usual, *data, *overrides])
-    assert any(re.search(why, one) for one in caught.value.violations), caught.value.violations
+        check([*usual, *data, *path, *overrides])
+    for why in whys:
+        assert any(re.search(why, one) for one in caught.value.violations), caught.value.violations
 
 
 def test_other_tasks_refuse_a_series_and_this_one_a_model_of_texts() -> None:
@@ -409,13 +421,14 @@ def test_a_series_that_cannot_be_learned(tmp_path: Path) -> None:
         opened(write(tmp_path / "a.csv", table(), gaps=tuple(range(128, 160)))).check()
 
 
-def test_plan_and_network(tmp_path: Path) -> None:
+def test_what_is_known_before_a_run(tmp_path: Path) -> None:
     config = config_of(write(tmp_path / "a.csv", table()))
-    plan = Planner().plan(config)
-    assert (plan.network.n_inputs, plan.network.n_outputs, plan.network.head_loss) == (16, 12, "squared_error")
-    page = plan_page(plan)
-    assert "windows of 24 -> 6 steps" in page
-    assert "83 for training (2000-01 to 2009-04)" in page
+    preview = preview_task(config, tmp_path)
+    network = preview.network_config
+    assert (network.n_inputs, network.n_outputs, network.head_loss) == (16, 12, "squared_error")
+    assert preview.step == "about 166 values: 16 windows of 24 -> 6 steps"
+    assert "83 for training (2000-01 to 2009-04)" in preview.examples[1]
+    assert estimate_memory(config, network).working > 10_000
     batch = opened(tmp_path / "a.csv").example(torch.device("cpu"))
     assert isinstance(batch, EncoderBatch)
     assert batch.inputs.shape == (1, 6, 16)

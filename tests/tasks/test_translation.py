@@ -31,7 +31,7 @@ from manual_backprop.training.runner import run_job
 
 SMALL = ("task=translation", "tokenizer=char", "task.shared_tokenizer=false", "model=tiny", "model.d_model=32")
 SMALL += ("model.n_blocks=1", "model.d_ffn=64", "model.max_seq_len=12", "training=smoke", "training.batch_size=16")
-SMALL += ("training.gradient_accumulation_steps=1", "training.eval_every=40", "training.save_every=40")
+SMALL += ("training.gradient_accumulation_steps=1", "training.eval_every=120", "training.save_every=60")
 SMALL += ("training.log_every=20", "tracking=none", "device=cpu", "device.threads=1", "kernels.compile=never")
 PAIRS = [(f"{a}{b} {b}{a}", f"<{b}{b}{a}>") for a in "abcdefgh" for b in "ijklmnopqrs"]
 
@@ -128,7 +128,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("translation")
     (root / "pairs.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in PAIRS))
     with same_process():
-        return train(root, f"dataset.path='{root / 'pairs.tsv'}'", "training.max_steps=160", "dataset.validation=0.2")
+        return train(root, f"dataset.path='{root / 'pairs.tsv'}'", "training.max_steps=120", "dataset.validation=0.2")
 
 
 @pytest.fixture
@@ -145,11 +145,11 @@ def test_it_learns_and_says_so(finished: Path) -> None:
     assert re.search(r"\d\d tokens \(char\) for sources, \d\d tokens \(char\) for targets", log)
     assert "copying the source: exact match 0.0%" in log
     assert "gradient check: passed" in log
-    samples = (finished / "samples/step-000160.txt").read_text()
+    samples = (finished / "samples/step-000120.txt").read_text()
     assert "\u2713" in samples
     assert " -> <" in samples
     assert (finished / "cross_attention.png").read_bytes()[:4] == b"\x89PNG"
-    saved = load_checkpoint(finished / "checkpoints/step-000160")
+    saved = load_checkpoint(finished / "checkpoints/step-000120")
     assert saved.metric_name == "validation/chrf"
     assert {"tokenizer.json", "source_tokenizer.json"} <= {path.name for path in saved.path.iterdir()}
     network = saved.state["network"]
@@ -164,12 +164,12 @@ def test_it_goes_on_and_is_evaluated(finished: Path, tmp_path: Path, capsys: pyt
     with same_process():
         root = finished.parents[2]
         exact = metric(finished, "validation/exact_match")[-1]
-        resume(root, f"resume={finished.name}", "training.max_steps=170")
-        evaluate.main([f"{finished.name}@160", "--predictions", "3"])
+        resume(root, f"resume={finished.name}", "training.max_steps=125")
+        evaluate.main([f"{finished.name}@120", "--predictions", "3"])
         printed = capsys.readouterr().out
         assert f"exact match  {exact:.2%} of the targets" in printed
         assert printed.count(" -> ") >= 3
-        assert "Logged to the run as evaluation/validation_* at step 160" in printed
+        assert "Logged to the run as evaluation/validation_* at step 120" in printed
         evaluate.main([finished.name, "--split", "train", "--max-batches", "1"])
         assert "train: 16 pairs of" in capsys.readouterr().out
         (tmp_path / "t.tsv").write_text("ai ia\t<iia>\n")
@@ -177,7 +177,7 @@ def test_it_goes_on_and_is_evaluated(finished: Path, tmp_path: Path, capsys: pyt
         assert "test: 1 pairs" in capsys.readouterr().out
         (root / "pairs.tsv").write_text("ai ia\t<iia>\n" * 30 + "".join(f"{s}\t{t}\n" for s, t in PAIRS))
         with pytest.raises(ConfigError, match="dataset: these pairs, with their files' names, are others; bring back"):
-            resume(root, f"resume={finished.name}", "training.max_steps=180")
+            resume(root, f"resume={finished.name}", "training.max_steps=130")
 
 
 def test_it_is_asked_where_the_data_is_gone(
@@ -206,7 +206,7 @@ def test_it_is_asked_where_the_data_is_gone(
 
 def test_it_is_served(copied: Path, tmp_path: Path) -> None:
     """As MLflow does it, from a folder that has no optimizer's state and no run around it."""
-    checkpoint = copied / "checkpoints/step-000160"
+    checkpoint = copied / "checkpoints/step-000120"
     write_model(tmp_path / "model", checkpoint, "run", "m-1")
     described = json.loads((tmp_path / "model/MLmodel").read_text())
     signature = {name: json.loads(text) for name, text in described["signature"].items()}

@@ -72,12 +72,17 @@ def prepare_labelled(dataset: DatasetConfig, config: TokenizerConfig, cache: Pat
     return corpus
 
 
-def preview_labelled(dataset: DatasetConfig, config: TokenizerConfig, cache: Path) -> tuple[LabelledCorpus, bool]:
-    """The same, where nothing may be written; and whether it was prepared: else it is, for this once."""
+def preview_labelled(
+    dataset: DatasetConfig, config: TokenizerConfig, cache: Path
+) -> tuple[LabelledCorpus | None, bool]:
+    """The same, where nothing may be written; and whether it was prepared: else it is, for this once. None for texts
+    that are still on the hub."""
     source = open_labelled(dataset)
     settings = _settings(dataset, config, source)
     if (found := find_prepared(_folder(dataset, config, cache, settings), settings, _read)) is not None:
         return found, True
+    if dataset.format == "hub":
+        return None, False
     with TemporaryDirectory(prefix="manual_backprop-") as folder:
         return prepare_labelled(dataset, config, Path(folder)), False  # its files stay open
 
@@ -106,7 +111,7 @@ def encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     """Each text as it is learned from: between the tokens that open and end a document, where the tokenizer has
     them."""
     end = [] if tokenizer.end_token_id is None else [tokenizer.end_token_id]
-    return [np.array([*tokenizer.begin_token_ids, *ids, *end]) for ids in tokenizer.encode_many(texts)]
+    return [np.array([*tokenizer.begin_token_ids, *ids, *end]) for ids in tokenizer.encode_many(list(texts))]
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -131,14 +136,13 @@ def _make(folder: Path, source: LabelledSource, dataset: DatasetConfig, config: 
     rows = _split(reading, source, dataset)
     source.check_unchanged()
     place = dataset.path or dataset.name
-    for split in ("train", "validation"):
-        if not rows[split]:
-            raise InputError(
-                f"There are no texts for {'training' if split == 'train' else split} in {place} (rows read: "
-                f"{reading.counts['rows']}, of these bad: {reading.counts['bad_rows']}). Give more texts, or another "
-                "dataset.validation."
-            )
-    labels = _labels(rows["train"], place, dataset)
+    labels = _labels(rows["train"], place, dataset) if rows["train"] else []
+    if not rows["train"] or not rows["validation"]:
+        raise InputError(
+            f"There are no texts for {'validation' if rows['train'] else 'training'} in {place} (rows read: "
+            f"{reading.counts['rows']}, of these bad: {reading.counts['bad_rows']}). Give more texts, or another "
+            "dataset.validation."
+        )
     texts = {name: [row.text for row in split] for name, split in rows.items()}
     tokenizer = learned_tokenizer(config, texts["train"], [text for split in texts.values() for text in split])
     tokenizer.save(folder)

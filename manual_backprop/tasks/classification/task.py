@@ -8,8 +8,7 @@ accuracy on the validation texts.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -29,17 +28,19 @@ from ...data.tokens.labelled_corpus import (
     preview_labelled,
 )
 from ...data.tokens.order import Order, Repeated
+from ...data.tokens.text_size import VOCABULARIES
 from ...data.tokens.tokenizer import load_tokenizer
 from ...models.wrappers.building import build_wrapper
 from ...ops import cross_entropy_forward
 from ..asking import Predictor
-from ..preview import Preview, rows_of_a_step
+from ..preview import Preview, most_tokens, rows_of_a_step
 from ..task import Evaluated, Final, Measured, Task
 from .baselines import TfIdf, majority
 from .classifier import Classifier
 from .measures import CONFUSION, Measures, draw_confusion
 from .rows import LabelledOrder, TextRows, text_of
 
+UNKNOWN_VOCABULARY = 50257  # a guess, of a tokenizer that nobody has read
 LABELS = "labels.json"  # of a checkpoint
 SHOWN = 10  # predictions
 WIDTH = 90  # [characters] of a text in one line
@@ -79,6 +80,8 @@ class ClassificationTask(Task):
     def preview(cls, config: RunConfig, cache: Path) -> Preview:
         """Of texts that are not prepared: they are read, and tokens are made of them for this once."""
         corpus, prepared = preview_labelled(config.dataset, config.tokenizer, cache)
+        if corpus is None:
+            return cls._unknown(config)
         task = cls(config, corpus)
         order, validation = task.order(), corpus.splits["validation"]
         longest = config.model.max_seq_len
@@ -94,6 +97,22 @@ class ClassificationTask(Task):
             written_tokens=0,
         )
 
+    @staticmethod
+    def _unknown(config: RunConfig) -> Preview:
+        """Before texts are fetched nobody knows how many there are, nor how many labels: two at least."""
+        vocab_size = config.tokenizer.vocab_size or VOCABULARIES.get(config.tokenizer.name, UNKNOWN_VOCABULARY)
+        return Preview(
+            config=config,
+            vocab_size=vocab_size,
+            network=config.network_config(vocab_size, n_outputs=2),
+            prepared=False,
+            examples=("texts", "not known before they are fetched"),
+            order=None,
+            step=f"at most {most_tokens(config):,} tokens: {rows_of_a_step(config)} texts",
+            evaluated_tokens=0,
+            written_tokens=0,
+        )
+
     # What a run is made of
 
     @property
@@ -106,7 +125,7 @@ class ClassificationTask(Task):
                     "for exactly as many"
                 ]
             )
-        return replace(self.config.network_config(tokens), n_outputs=len(self.labels))
+        return self.config.network_config(tokens, n_outputs=len(self.labels))
 
     def build_model(self) -> Any:
         return build_wrapper(self.config.implementation.name, self.network_config)
@@ -225,7 +244,7 @@ class ClassificationTask(Task):
             metrics=values,
             whole=count == len(opened),
             notes=(*notes, *([] if isinstance(self.tfidf, TfIdf) else [self.tfidf])),
-            predictions=tuple(self.shown_rows(model, opened, predictions)),
+            predictions=tuple(self.shown_rows(model, opened, range(min(predictions, len(opened))))),
         )
 
     def opened(self, split: str) -> tuple[LabelledSplit, tuple[str, ...]]:
@@ -239,11 +258,11 @@ class ClassificationTask(Task):
             raise CheckpointError(f"{LABELS} has {len(self.labels)} labels, and the network {model.config.n_outputs}")
         return Classifier(model, self.tokenizer, self.labels, self.config.dataset.text_column or "text")
 
-    def shown_rows(self, model: Any, split: LabelledSplit, count: int) -> list[str]:
-        """Of the first `count` rows, a line each: which label was found, how sure the model is, whether it is right."""
-        texts = self.texts(split, min(count, len(split)))
-        answers = self.predictor(model).predict(texts)
-        return list(map(self._shown, answers, (self.labels[number] for number in split.labels[: len(texts)])))
+    def shown_rows(self, model: Any, split: LabelledSplit, numbers: Iterable[int]) -> list[str]:
+        """A line each: which label was found, how sure the model is, whether it is right."""
+        numbers = list(numbers)
+        answers = self.predictor(model).predict([text_of(self.tokenizer, split.ids(number)) for number in numbers])
+        return list(map(self._shown, answers, (self.labels[split.labels[number]] for number in numbers)))
 
     def _shown(self, answer: Mapping[str, Any], wanted: str) -> str:
         found, text = answer["label"], " ".join(answer["text"].split())
@@ -252,8 +271,10 @@ class ClassificationTask(Task):
         return f"{found} {answer['probabilities'][found]:.0%} {verdict}  {short}"
 
     def predictions(self, model: Any) -> list[str]:
-        """Ten validation texts, as one text."""
-        return ["\n".join(self.shown_rows(model, self.corpus.splits["validation"], SHOWN))]
+        """Ten validation texts, evenly spread, as one text."""
+        split = self.corpus.splits["validation"]
+        numbers = range(0, len(split), -(-len(split) // SHOWN))
+        return ["\n".join(self.shown_rows(model, split, numbers))]
 
     def in_one_line(self, prediction: str) -> str:
         return prediction.partition("\n")[0]

@@ -12,6 +12,7 @@ from ...data.series.windows import Scaling, Windows, filled, references
 MODEL, RIDGE = "model", "ridge"
 PENALTIES = 10.0 ** np.arange(-4, 6)  # of ridge regression, of which the validation part chooses
 LARGEST = 2e11  # multiplications that ridge regression may take: some ten seconds
+MOST_FITTED = 20_000  # windows that it is fitted to, or chosen on, evenly spread
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ class Ridge:
         features = training.scaling.n_inputs * training.scaling.positions
         known = np.isfinite(training.values).all()
         groups = 1 if known else training.scaling.n_outputs
-        return len(training) > 1 and groups * features**2 * (len(training) + 10 * features) < LARGEST
+        rows = min(len(training), MOST_FITTED)
+        return rows > 1 and groups * features**2 * (rows + 10 * features) < LARGEST
 
     def forecasts(self, history: np.ndarray) -> np.ndarray:
         """history (B, H, S) -> (B, O, S)."""
@@ -132,8 +134,8 @@ class Ridge:
 
 
 def _table(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-    """All of a split's windows: inputs (n, T C) and targets (n, O S)."""
-    history, future = windows.cut(np.arange(len(windows)))
+    """A split's windows: inputs (n, T C) and targets (n, O S)."""
+    history, future = windows.cut(np.unique(np.linspace(0, len(windows) - 1, MOST_FITTED).astype(int)))
     return windows.scaling.inputs(history).reshape(len(history), -1), windows.scaling.targets(history, future)
 
 

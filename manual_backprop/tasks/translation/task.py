@@ -335,7 +335,7 @@ class TranslationTask(Task):
         return f"{counts}{test}, {tokens}"
 
     @cached_property
-    def baselines(self) -> str:  # type: ignore[override]
+    def baselines(self) -> str:
         rows = self.rows("validation")
         numbers = np.arange(len(rows))[:COPIED]
         sources = [self.tokenizers.source.decode(ids) for ids in rows.sources(numbers)]
