@@ -365,6 +365,41 @@ def check_sorted_by_a_decoder(outcome: Outcome) -> None:
     assert (config["network"], config["task"]["name"]) == ("decoder", "sort")
 
 
+def check_labels(outcome: Outcome) -> None:
+    """Accuracy and macro F1 of both splits beside simple methods, predictions with their verdicts, and the picture."""
+    run = the_run(outcome)
+    words = " ".join(outcome.said.split())
+    for split in ("validation", "test"):
+        assert {f"{split}/{name}" for name in ("accuracy", "f1", "majority_accuracy", "tfidf_f1")} <= {
+            *load_training_log(run).validation,
+            *load_training_log(run).training,
+        }
+    assert words.count("TF-IDF with logistic regression") >= 2
+    assert re.search(r"\w+ \d+% [\u2713\u2717]", outcome.said)
+    assert (run / "confusion.png").read_bytes().startswith(PNG)
+    assert len(json.loads((run / "labels.json").read_text())["labels"]) == 8
+
+
+def check_own_labels(outcome: Outcome) -> None:
+    run = the_run(outcome)
+    assert json.loads((run / "labels.json").read_text()) == {"labels": ["even", "odd"]}
+    assert "texts of 2 labels for training" in (run / "run.log").read_text()
+
+
+def check_labelled(outcome: Outcome) -> None:
+    (line,) = outcome.said.splitlines()
+    answer = json.loads(line)
+    assert answer["text"] == "Run the event loop until it is stopped."
+    assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].__getitem__)
+    assert len(answer["probabilities"]) == 8
+
+
+def check_labels_compared(outcome: Outcome) -> None:
+    assert re.search(r"test: \d+ texts", outcome.said)
+    assert all(re.search(rf"^ *{name} .*\d\.\d+%", outcome.said, flags=re.M) for name in ("model", "majority", "tfidf"))
+    assert sum("\u2713" in line or "\u2717" in line for line in outcome.said.splitlines()) == 6
+
+
 def check_dates(outcome: Outcome) -> None:
     """Predictions with their verdicts, exact match in each language, chrF, the test days, and where it looks."""
     run = the_run(outcome)
@@ -592,6 +627,10 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     r"python -m manual_backprop\.evaluate last --split test$": check_forecasts_compared,
     r"python -m manual_backprop\.predict last --file history\.csv": check_forecast_lines,
     rf"{RUN} task=sort": check_sorted_by_a_decoder,
+    rf"{RUN} experiments=docstrings": check_labels,
+    rf"{RUN} task=classification": check_own_labels,
+    r"python -m manual_backprop\.evaluate last .*--predictions 6": check_labels_compared,
+    r"python -m manual_backprop\.predict last --text": check_labelled,
     rf"{RUN} experiments=dates": check_dates,
     rf"{RUN} task=translation": check_own_pairs,
     rf"{RUN} resume=": check_resumed,
@@ -655,6 +694,12 @@ AFTER: dict[str, str] = {
     ),
     "python -m manual_backprop.evaluate last --split test --predictions 10": (
         "python -m manual_backprop.run experiments=reversal"
+    ),
+    "python -m manual_backprop.evaluate last --split test --predictions 6": (
+        "python -m manual_backprop.run experiments=docstrings"
+    ),
+    'python -m manual_backprop.predict last --text "Run the event loop until it is stopped."': (
+        "python -m manual_backprop.run experiments=docstrings"
     ),
     "python -m manual_backprop.evaluate last --split test": "python -m manual_backprop.run experiments=co2",
     "python -m manual_backprop.predict last --file history.csv": "python -m manual_backprop.run experiments=co2",

@@ -48,7 +48,7 @@ MEASURES = (
 SHOWS = ("--help", "--version", "plan=true")  # what ends at once
 # What a reader puts in, and what is put in here. RUN_DIRECTORY and the like are the newest run.
 PLACEHOLDERS = {"FILE": "README.md", "TEXT": "README.md", "experiments=NAME": "experiments=overfit_one_batch"}
-PLACEHOLDERS |= {"model=NAME": "model=tiny", "FOLDER": "docs", "PAIRS": "pairs.tsv"}
+PLACEHOLDERS |= {"model=NAME": "model=tiny", "FOLDER": "docs", "PAIRS": "pairs.tsv", "TEXTS": "texts.csv"}
 RUNS = ("RUN_DIRECTORY", "RUN_ID", "RUN")
 SHORT = {
     "training.eval_batches": "1",
@@ -148,9 +148,10 @@ def shortened(words: list[str]) -> list[str]:
     changed = [word for word in words if word.partition("=")[0] not in short]
     changed += [f"{key}={value}" for key, value in short.items()]
     changed += ["hydra.sweeper.n_trials=2"] if "hydra/sweeper=search" in given else []
+    of_rows = {"experiments=reversal", "experiments=co2", "experiments=docstrings", "task=classification"}
+    makes_rows = "task" in named or of_rows & {*given}
     if {"experiments=dates", "experiments=postfix"} & {*given}:
         return [*changed, f"dataset.subset_size={FEW_PAIRS}"]
-    makes_rows = "task" in named or {"experiments=reversal", "experiments=co2"} & {*given}
     if "dataset" not in named and not makes_rows and "experiments=shakespeare_char" not in given:
         changed.append(f"dataset.subset_size={FEW_DOCUMENTS}")
     return changed + (["model=tiny"] if not named & {"model", "experiments"} else [])
@@ -170,6 +171,8 @@ class Reader:
         shutil.copy2(ROOT / "docs" / "one-step.md", self.place / "docs")
         pairs = "".join(f"{number} and {number + 1}\t{number + 1} {number}\n" for number in range(60))
         (self.place / "pairs.tsv").write_text(pairs)
+        texts = "".join(f"number {number},{('even', 'odd')[number % 2]}\n" for number in range(60))
+        (self.place / "texts.csv").write_text(f"text,label\n{texts}")
         done = warm.run(shortened(FIRST), self.place, 300)
         assert done.returncode == 0, done.stderr
         self.kept: dict[str, Path] = {}  # the folder after a command; None of them: "", after the first run
@@ -312,7 +315,14 @@ def test_jobs_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(ROOT)
     words = arguments_of(command.replace("RUN", "last"), ROOT)
     # from what earlier commands left: the slow test has that
-    goes_on = ("resume=", "sweep.resume=", "init_from=", "dataset=pretokenized", "dataset.path=pairs.tsv")
+    goes_on = (
+        "resume=",
+        "sweep.resume=",
+        "init_from=",
+        "dataset=pretokenized",
+        "dataset.path=pairs.tsv",
+        "dataset.path=texts.csv",
+    )
     if words[1] == "manual_backprop.run" and not any(word.startswith(goes_on) for word in words):
         assert check([word for word in words[2:] if word != "-m"], multirun="-m" in words[2:]).jobs
 

@@ -27,7 +27,7 @@ from ..common.errors import InputError
 from ..config.own_tasks import add_task
 from ..config.rules import Rule
 from ..config.schema import SEQUENCES, RunConfig
-from .asking import Predictor, Writer
+from .asking import Predictor, Reading, Writer
 from .classification import ClassificationTask
 from .forecasting import ForecastingTask
 from .language_model import LanguageModelTask
@@ -95,6 +95,7 @@ __all__ = [
     "Measured",
     "Predictor",
     "Preview",
+    "Reading",
     "SequenceTask",
     "Task",
     "TranslationTask",

@@ -5,10 +5,23 @@ MLflow call what is made here, a `Predictor` or a `Writer`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from ..common.batch import AnyBatch
 from ..common.errors import InputError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a network reads, to be looked at meanwhile: a `batch` of one row. `source`: what stands at the places that
+    an encoder reads, `target` at those that have an answer each; `word` is an answer's name."""
+
+    batch: AnyBatch
+    target: Sequence[str]
+    source: Sequence[str]
+    word: Callable[[int], str]
 
 
 class Predictor(ABC):

@@ -20,13 +20,13 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from ..common.batch import AnyBatch, EncoderBatch
+from ..common.batch import IGNORED, AnyBatch, Batch, EncoderBatch, PairBatch
 from ..common.errors import ConfigError, InputError
 from ..common.processes import processes
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order, Padded, Repeated
 from ..models.wrappers.building import build_wrapper
-from .asking import Writer
+from .asking import Reading, Writer
 from .evaluation import Evaluation, Evaluator
 from .preview import Preview, rows_of_a_step
 from .sequence_pictures import CROSS_ATTENTION, draw_cross_attention, look_at_cross_attention
@@ -220,6 +220,23 @@ class SequenceTask(Task):
             whole=count == len(rows),
             predictions=tuple(self.shown_rows(model, rows, predictions)),
         )
+
+    def reading(self, model: Any, text: str, most: int) -> Reading:
+        """The numbers of a row, and what the model writes after them itself."""
+        words, row = self.words, self.symbols_of(text)
+        (written,) = self.answers(model, [row])
+
+        def named(tokens: Sequence[int]) -> list[str]:
+            return [words.words([token]) for token in tokens]
+
+        decoder = words.network == "decoder"
+        target = ([*row, words.separator, *written] if decoder else [words.beginning, *written])[:most]
+        tokens = torch.tensor([target])
+        nothing = torch.full_like(tokens, IGNORED)
+        if decoder:
+            return Reading(Batch(tokens, nothing), named(target), (), lambda token: words.words([token]))
+        batch = PairBatch(torch.tensor([row]), torch.tensor([len(row)]), tokens, nothing)
+        return Reading(batch, named(target), named(row), lambda token: words.words([token]))
 
     def writer(self, model: Any) -> Writer:
         return SequenceWriter(self, model)

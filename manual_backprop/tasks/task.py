@@ -21,7 +21,7 @@ from ..common.errors import ConfigError, InputError
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order
 from ..models.wrappers.wrapper import NetworkWrapper
-from .asking import Predictor, Writer
+from .asking import Predictor, Reading, Writer
 from .evaluation import Evaluator, ShownToken
 from .preview import Preview
 
@@ -149,6 +149,11 @@ class Task(ABC):
     def writer(self, model: Any) -> Writer:
         """What answers `generate --source`, likewise."""
         raise NotImplementedError
+
+    def reading(self, model: Any, text: str, most: int) -> Reading:
+        """How a model reads a text that somebody typed, the first `most` places of it. Raises InputError where a task
+        reads none."""
+        raise InputError(f"a model of task={self.config.task.name} reads no text that could be typed")
 
     def unsmoothed_loss(self, model: NetworkWrapper, batches: Iterable[AnyBatch]) -> float:
         """Of a training step's batches, without label smoothing and dropout: what can be compared with validation."""

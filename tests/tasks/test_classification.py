@@ -519,3 +519,16 @@ def test_a_diagnosis_of_rows(root: Path, one_thread: None) -> None:
     plan = order._plan  # type: ignore[attr-defined]
     order._plan = lambda epoch: plan(0)  # type: ignore[attr-defined]
     assert "every epoch has the same order" in RowLoader(config, order, 3).order_and_masks().reason
+
+
+def test_a_text_that_it_reads_is_looked_at(run: Path) -> None:
+    """Where every head looks, and the likeliest labels of all of it."""
+    from manual_backprop.trained_models.saved_model import find
+    from manual_backprop.visualizer.model_view import look
+
+    seen = look(find(str(run)), "8 days a puma")
+    assert (len(seen.tokens), seen.next[0][0][0], len(seen.next[0])) == (1, "cat", 3)
+    (attention,) = seen.maps.values()
+    assert "".join(attention.rows) == "".join(attention.columns) == "8␣days␣a␣puma∅"
+    assert attention.heads.shape == (2, 14, 14)  # its end too
+    assert np.allclose(attention.heads.sum(-1), 1)

@@ -51,6 +51,8 @@ def arguments(name: str) -> list[str]:
     chosen = {str(key) for option in content_of(name).get("defaults", []) for key in option}
     if {"override /task": "translation"} in content_of(name)["defaults"]:  # of dates and expressions
         return [f"experiments={name}", "tracking=none", "dataset.subset_size=300"]
+    if {"override /task": "classification"} in content_of(name)["defaults"]:
+        return [f"experiments={name}", "tracking=none"]
     if {"override /task": "forecasting"} in content_of(name)["defaults"]:
         return [f"experiments={name}", "tracking=none", "dataset.validation=0.1"]
     if "override /task" in chosen:  # which makes its own examples

@@ -16,13 +16,14 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from ...common.batch import AnyBatch, EncoderBatch
-from ...common.errors import CheckpointError, ConfigError
+from ...common.batch import IGNORED, AnyBatch, EncoderBatch
+from ...common.errors import CheckpointError, ConfigError, InputError
 from ...common.json_files import read_object
 from ...config.schema import CustomTransformerConfig, RunConfig
 from ...data.tokens.labelled_corpus import (
     LabelledCorpus,
     LabelledSplit,
+    encoded,
     open_test_split,
     prepare_labelled,
     preview_labelled,
@@ -32,13 +33,13 @@ from ...data.tokens.text_size import VOCABULARIES
 from ...data.tokens.tokenizer import load_tokenizer
 from ...models.wrappers.building import build_wrapper
 from ...ops import cross_entropy_forward
-from ..asking import Predictor
+from ..asking import Predictor, Reading
 from ..preview import Preview, most_tokens, rows_of_a_step
 from ..task import Evaluated, Final, Measured, Task
 from .baselines import TfIdf, majority
 from .classifier import Classifier
 from .measures import CONFUSION, Measures, draw_confusion
-from .rows import LabelledOrder, TextRows, text_of
+from .rows import LabelledOrder, TextRows, batch_of, text_of
 
 UNKNOWN_VOCABULARY = 50257  # a guess, of a tokenizer that nobody has read
 LABELS = "labels.json"  # of a checkpoint
@@ -257,6 +258,15 @@ class ClassificationTask(Task):
         if len(self.labels) != model.config.n_outputs:
             raise CheckpointError(f"{LABELS} has {len(self.labels)} labels, and the network {model.config.n_outputs}")
         return Classifier(model, self.tokenizer, self.labels, self.config.dataset.text_column or "text")
+
+    def reading(self, model: Any, text: str, most: int) -> Reading:
+        """All of the text has one answer, its label."""
+        (ids,) = encoded(self.tokenizer, [text])
+        if not len(ids):
+            raise InputError("an empty text: there is nothing to tell a label from")
+        batch = batch_of([ids], np.full(1, IGNORED), most)
+        words = [self.tokenizer.decode([token]) for token in ids[:most].tolist()]
+        return Reading(batch, ["the text"], words, lambda number: self.labels[number])
 
     def shown_rows(self, model: Any, split: LabelledSplit, numbers: Iterable[int]) -> list[str]:
         """A line each: which label was found, how sure the model is, whether it is right."""

@@ -15,14 +15,14 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from ...common.batch import AnyBatch, PairBatch
+from ...common.batch import IGNORED, AnyBatch, PairBatch
 from ...common.errors import ConfigError, InputError
 from ...common.processes import processes
 from ...config.schema import CustomTransformerConfig, RunConfig
 from ...data.tokens.order import Order, Padded, Repeated
 from ...data.tokens.pair_corpus import PairCorpus, Tokenizers, open_test_split, prepare_pairs, preview_pairs
 from ...models.wrappers.building import build_wrapper
-from ..asking import Writer, texts_of
+from ..asking import Reading, Writer, texts_of
 from ..evaluation import Evaluation, Evaluator
 from ..preview import Preview, rows_of_a_step
 from ..sequence_pictures import CROSS_ATTENTION, CrossAttention, cross_attention_of, draw_cross_attention
@@ -257,6 +257,17 @@ class TranslationTask(Task):
             notes=self._left_out(split),
             predictions=tuple(self.shown_rows(model, rows, predictions)),
         )
+
+    def reading(self, model: Any, text: str, most: int) -> Reading:
+        """A source, and what the model writes of it itself."""
+        source = self.source_tokens(text)[:most]
+        (drawn,) = model.generate([source]).tolist()
+        target = [self.special.beginning, *self.special.written(drawn)][:most]
+        tokens = torch.tensor([target])
+        nothing = torch.full_like(tokens, IGNORED)
+        batch = PairBatch(torch.tensor([source]), torch.tensor([len(source)]), tokens, nothing)
+        sides = [self.token(token) for token in target], [self.token(token, "source") for token in source]
+        return Reading(batch, *sides, self.token)
 
     def writer(self, model: Any) -> Writer:
         return Translator(self, model)
