@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, prod
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
@@ -28,6 +29,7 @@ from manual_backprop.training.value_sources import as_meant, planned
 
 NOT_TRACKED = "tracking=none"  # what is only looked at needs no place to record it
 UNKNOWN_VOCABULARY = 257  # of a tokenizer that has not seen its corpus yet
+UNKNOWN_LABELS = 8  # likewise, of labelled texts
 DESCRIBE_A_NETWORK = (
     "task",
     "network",
@@ -100,7 +102,14 @@ def described_network(overrides: Sequence[str], command: str) -> tuple[CustomTra
     run, vocab_size = job.config, job.config.tokenizer.vocab_size or UNKNOWN_VOCABULARY
     if run.task.symbols is not None:
         vocab_size = sequence_vocabulary(run.task.symbols, run.network_name)
-    return run.network_config(vocab_size), keys_without_effect(job.overrides)
+    return run.network_config(vocab_size, **_of_examples(run)), keys_without_effect(job.overrides)
+
+
+def _of_examples(run: RunConfig) -> dict[str, Any]:
+    """What of an encoder its examples decide: of a series as if there were one, of labels as if there were so many."""
+    if run.task.horizon is not None and run.task.patch is not None:
+        return {"n_inputs": 2 * run.task.patch, "n_outputs": run.task.horizon, "head_loss": "squared_error"}
+    return {"n_outputs": UNKNOWN_LABELS} if run.network_name == "encoder" else {}
 
 
 def keys_without_effect(overrides: Sequence[str]) -> list[str]:
