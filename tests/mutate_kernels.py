@@ -4,9 +4,9 @@
     python tests/mutate_kernels.py TEXT ...   those with one of these texts in their names
     python tests/mutate_kernels.py --list     their names
 
-All of them are switches (kernels/switches.h) in one library, which is compiled once; the number in the environment's
-MUTANT says which expression is the wrong one. The tests of the kernels in that file are asked in a fork for each, since
-a mutant may write anywhere, or never end.
+All of them are switches (kernels/switches.h) in one library, which is compiled once, with AddressSanitizer; the number
+in the environment's MUTANT says which expression is the wrong one. The tests of the kernels in that file are asked in a
+fork for each, since a mutant may write anywhere, or never end.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from typing import NoReturn
 TESTS = Path(__file__).resolve().parent
 SOURCES = TESTS.parent / "manual_backprop" / "kernels" / "cpu" / "cpp"
 LIMITS = {signal.ITIMER_PROF: 60, signal.ITIMER_REAL: 600}  # [s] of a mutant's own work, and with what it waits for
+SANITIZED = ("-fsanitize=address,shift-exponent", "-fsanitize-undefined-trap-on-error")
 FILES = ("vectors.h", "activations.h", "attention.h", "loss.h", "normalization.h", "optimizers.h")
 OPERATORS = {
     **{"+": "-", "-": "+", "*": "/", "/": "*", "%": "/", "^": "|"},
@@ -57,13 +58,57 @@ RULES = (  # what is looked for; what the mutant has in its place; the switch
     (r"\.neg\(\)", "", "->*Without<N, Method::neg>()"),
     (r"\.abs\(\)", "", "->*Without<N, Method::abs>()"),
 )
-# Mutants that compute the same, and why. One that is noticed after all, or is no more, is an error.
-EQUIVALENT: dict[str, str] = {
-    "activations.h: const Vec is_positive = x > Vec(0.f);: > -> >=": "at 0 both gates are a half",
-    "loss.h: if (smoothing > 0) all = all + Vec::set(Vec(0.f), x, count);: > -> >=": "nothing reads that sum then",
-    "loss.h: const float smoothed = smoothing > 0 ? smoothing * (sum_of(all) / V - largest) : 0;: > -> >=": "0 times "
-    "a number is 0",
-}
+# Mutants that compute the same: file, line, changes, why. One that is noticed after all, or is no more, is an error.
+THREADS = "how many numbers are worth a thread changes no result"
+EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
+    ("activations.h", "const Vec is_positive = x > Vec(0.f);", ("> -> >=",), "at 0 both gates are a half"),
+    (
+        "loss.h",
+        "if (smoothing > 0) all = all + Vec::set(Vec(0.f), x, count);",
+        ("> -> >=",),
+        "nothing reads that sum then",
+    ),
+    (
+        "loss.h",
+        "const float smoothed = smoothing > 0 ? smoothing * (sum_of(all) / V - largest) : 0;",
+        ("> -> >=",),
+        "0 times a number is 0",
+    ),
+    (
+        "normalization.h",
+        "at::parallel_for(0, vectors, std::max<int64_t>(1, GRAIN / (WIDTH * std::max<int64_t>(1, N))), "
+        "[&](int64_t begin, int64_t end) {",
+        ("std::max -> std::min", "1 -> 2", "/ -> *", "std::max -> std::min (2)", "1 -> 2 (2)"),
+        THREADS,
+    ),
+    (
+        "normalization.h",
+        "for (int64_t vector = begin; vector < end; vector += AT_ONCE) {",
+        ("< -> <=",),
+        "a pass more, over no vector",
+    ),
+    (
+        "normalization.h",
+        "for (int64_t v = 0; v < AT_ONCE; ++v) gains[v] = shifts[v] = Vec(0.f);",
+        ("0 -> 1",),
+        "a vector is made with zeros",
+    ),
+    (
+        "normalization.h",
+        "for (int64_t v = 0; v < AT_ONCE; ++v) gain[v] = shift[v] = Vec(0.f);",
+        ("0 -> 1",),
+        "a vector is made with zeros",
+    ),
+    ("normalization.h", "for (int64_t rows = 0; rows < N; rows += ROWS) {", ("< -> <=",), "a pass more, over no row"),
+    (
+        "vectors.h",
+        "at::parallel_for(0, n_rows, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, numbers)), "
+        "[&](int64_t begin, int64_t end) {",
+        ("std::max -> std::min", "1 -> 2", "/ -> *", "std::max -> std::min (2)", "1 -> 2 (2)"),
+        THREADS,
+    ),
+)
+EQUIVALENT = {f"{file}: {line}: {change}": why for file, line, changes, why in EQUAL_LINES for change in changes}
 
 
 @dataclass(frozen=True)
@@ -108,7 +153,7 @@ def kernels_of(file: str) -> set[str]:
     return {name for name, function in rows if function in written or file == "vectors.h"}
 
 
-def compile_library(switched: dict[str, str], files: set[str], folder: Path) -> Path:
+def compile_library(switched: dict[str, str], files: set[str], folder: Path, sanitized: bool) -> Path:
     """One with all switches, of the kernels in these files."""
     from manual_backprop.kernels.cpu import library
 
@@ -126,7 +171,8 @@ def compile_library(switched: dict[str, str], files: set[str], folder: Path) -> 
     (own / "library.cpp").write_text(table, encoding="utf-8")
     target = folder / "mutants.so"
     words = [word.replace(str(SOURCES), str(own)) for word in library._command(target)]
-    subprocess.run([*words, "-O1", "-include", str(TESTS / "kernels" / "switches.h")], check=True)
+    words += ["-O1", *(SANITIZED if sanitized else ()), "-include", str(TESTS / "kernels" / "switches.h")]
+    subprocess.run(words, check=True)
     return target
 
 
@@ -149,8 +195,7 @@ def tests_of(file: str) -> list[tuple[Callable[..., None], tuple]]:
         cases = product((tests.test_cross_entropy_of_rows, tests.test_a_smoothed_target), tests.UNIT)
         asked += [(test, ("compiled", dtype)) for test, dtype in cases]
     if file == "attention.h":
-        cases = product(tests.ATTENTION_SIZES, tests.MASKS, (0.3, 0.0), tests.UNIT)
-        asked += [(tests.test_attention, case) for case in cases]
+        asked += [(tests.test_attention, (*case, dtype)) for case in tests.ATTENTION_CASES for dtype in tests.UNIT]
         asked += [(tests.test_what_attention_does_not_see_may_hold_anything, (dtype,)) for dtype in tests.UNIT]
     return asked
 
@@ -206,11 +251,22 @@ def _judge(path: Path, mutant: Mutant) -> NoReturn:
         os._exit(code)
 
 
+def _preload_sanitizer() -> None:
+    """This program once more, with the sanitizer's library, which has to be the first."""
+    if "libasan" not in os.environ.get("LD_PRELOAD", ""):
+        from manual_backprop.kernels.cpu.library import compiler
+
+        place = subprocess.check_output([str(compiler()), "-print-file-name=libasan.so"], text=True).strip()
+        given = os.environ | {"LD_PRELOAD": place, "ASAN_OPTIONS": "detect_leaks=0"}
+        os.execve(sys.executable, [sys.executable, *sys.argv], given)
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Mutation test of the kernels in C++.")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="only mutants with one of these texts in their names")
     parser.add_argument("--list", action="store_true", help="say which mutants there are, and stop")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes at a time")
+    parser.add_argument("--plain", action="store_true", help="quicker: who reads or writes beside a tensor may live")
     chosen = parser.parse_args(arguments)
 
     mutants: list[Mutant] = []
@@ -225,12 +281,14 @@ def main(arguments: list[str]) -> int:
     if chosen.list:
         print(*(one.name for one in mutants), sep="\n")
         return 0
+    if not chosen.plain:
+        _preload_sanitizer()
     import torch
 
     torch.set_num_threads(1)  # a fork may not inherit running threads
     start, files = time.monotonic(), dict.fromkeys(one.file for one in mutants)
     with tempfile.TemporaryDirectory() as folder:
-        library = compile_library(switched, set(files), Path(folder))
+        library = compile_library(switched, set(files), Path(folder), not chosen.plain)
         compiled = time.monotonic() - start
         compute_what_is_expected(files)
         right = [Mutant(0, file, f"{file}: no mutant") for file in files]
