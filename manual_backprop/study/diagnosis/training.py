@@ -18,6 +18,7 @@ from ...config.schema import RunConfig
 from ...data.tokens.order import Order
 from ...models.network import Network
 from ...optim.optimizers import Optimizer
+from ..gradient_check.network_case import wholly_zero
 from .finding import PASSED, Finding, finding
 from .rates import RangeTest, range_test
 from .rows import counted
@@ -105,13 +106,6 @@ def labelled(batch: Batch, rows: int, length: int) -> Batch:
     return Batch(tokens, labels, segments)
 
 
-def zero_by_structure(name: str, length: int) -> bool:
-    """Softmax ignores a shift of all keys; a single position attends to itself, whatever queries and keys are."""
-    return name.endswith("attention.key.bias") or (
-        length == 1 and (".attention.query." in name or ".attention.key." in name)
-    )
-
-
 class Training:
     """`fresh` builds a network and its optimizer, as they are at the start of a run."""
 
@@ -157,7 +151,8 @@ class Training:
         network.zero_gradients()
         self.gradients(network, self.first)
         sizes = {name: root_mean_square(gradient) for name, gradient in network.gradients.items()}
-        judged = {name: size for name, size in sizes.items() if not zero_by_structure(name, width_of(self.first))}
+        zero = wholly_zero(network.config, self.first)
+        judged = {name: size for name, size in sizes.items() if name not in zero}
         norm = math.sqrt(sum(size**2 * network.gradients[name].numel() for name, size in sizes.items()))
         right = f"{len(sizes)} tensors, the whole gradient's norm is {norm:.2g}"
         wrong = [name for name, size in sizes.items() if not math.isfinite(size)]
@@ -182,11 +177,11 @@ class Training:
         network, optimizer = self.fresh()
         before = network.export_parameters()
         self.step(network, optimizer, self.first, rate)
-        after, gradients = network.export_parameters(), network.gradients
+        after, gradients, zero = network.export_parameters(), network.gradients, wholly_zero(network.config, self.first)
         ratios = {
             name: root_mean_square(after[name].double() - old.double()) / max(root_mean_square(old), LEAST_SIZE)
             for name, old in before.items()
-            if not zero_by_structure(name, width_of(self.first))
+            if name not in zero
         }
         low, high = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
         right = f"by {ratios[low]:.1e} ({low}) to {ratios[high]:.1e} ({high}) of its size, at the rate {rate:.1e}"
