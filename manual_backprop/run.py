@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from manual_backprop.common.errors import ConfigError, InputError
 from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.common.processes import Place
 from manual_backprop.config.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ COMMAND = "python -m manual_backprop.run"
 
 def main(arguments: Sequence[str] | None = None) -> int | None:
     given = list(sys.argv[1:] if arguments is None else arguments)
+    place = Place.found()
+    if place is not None and place.rank:  # the first of torchrun's processes reports for all
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     options = _read_options(given)
     load_plugins(options.plugin)
     if options.help:
@@ -68,6 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         raise ConfigError([_report(error.violations)]) from None
     if options.cfg:
         _show(flags, checked.overrides)
+    elif place is not None and (checked.multirun or checked.jobs[0].config.sweep.resume is not None):
+        raise InputError(
+            "a sweep starts its own processes: start it without torchrun; its jobs may use device.processes=N"
+        )
     elif any(job.config.plan for job in checked.jobs):
         from manual_backprop.training.plan import print_plans
 

@@ -485,11 +485,13 @@ def check_verified(outcome: Outcome) -> None:
     assert not outcome.written
 
 
-def check_all_ops_are_in_the_table(outcome: Outcome) -> None:
-    from manual_backprop.study.gradient_check import ROWS
+def check_every_op_and_parameter_is_in_the_table(outcome: Outcome) -> None:
+    from manual_backprop.models.network import parameter_shapes
+    from manual_backprop.study.gradient_check import ODD, ROWS
 
-    assert {name for name in ROWS if name not in outcome.said} == set()
-    assert {name for name in ("gpt2", "vaswani", "llama") if name not in outcome.said} == set()
+    named = {*ROWS, *parameter_shapes(ODD), "head.weight", "gpt2", "vaswani", "llama"}
+    assert {name for name in named if name not in outcome.said} == set()
+    assert "FAILED" not in outcome.said
 
 
 def check_diagnosed(outcome: Outcome) -> None:
@@ -660,7 +662,7 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     r"python -m manual_backprop\.summary last": check_summary,
     r"python -m manual_backprop\.summary model=gpt2": check_summary_of_gpt2,
     r"python -m manual_backprop\.verify": check_verified,
-    r"python -m manual_backprop\.verify$": check_all_ops_are_in_the_table,
+    r"python -m manual_backprop\.verify$": check_every_op_and_parameter_is_in_the_table,
     r"python -m manual_backprop\.diagnose": check_diagnosed,
     r"python -m manual_backprop\.explain$": check_explained("docs/one-step.md", "as in GPT-2"),
     r"python -m manual_backprop\.explain --task reversal": check_explained(

@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from warm_python import WarmPython
 from manual_backprop import bench
 from manual_backprop.study.benchmark.choices import cases_of
 from manual_backprop.tracking.run_directory import list_runs, read_run
+from manual_backprop.training import command_line
 
 PAGES = (
     *("README.md", "CONTRIBUTING.md"),
@@ -95,6 +97,8 @@ def kind(command: str) -> str:
         return "served model"
     if command.startswith(("source ", "eval ")):
         return "shell"
+    if command.startswith("torchrun "):  # training/test_process_faults.py starts one
+        return "torchrun"
     if not command.startswith(("python -m manual_backprop", "manual-backprop ")):
         return "nobody"
     words = shlex.split(command)
@@ -448,3 +452,22 @@ def test_each_number_of_the_readme_has_its_command_beside_it() -> None:
         measured, _, beside = row.strip("| ").rpartition("|")
         assert re.search(r"\d", measured), row
         assert re.search(r"`(python|manual-backprop) ", beside), row
+
+
+def test_what_torchrun_is_to_start_is_a_run(tmp_path: Path) -> None:
+    """Of the lines in the documents, and of the file for Slurm, which bash reads."""
+    sbatch = ROOT / "docs" / "guide" / "train.sbatch"
+    subprocess.run(["bash", "-n", sbatch], check=True)
+    text = sbatch.read_text(encoding="utf-8")
+    directives = re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", text, flags=re.MULTILINE)
+    assert {"nodes", "ntasks-per-node", "gpus-per-node", "signal"} <= dict(directives).keys()
+    assert text.count("#SBATCH") == len(directives)
+    lines = [*of_kind("torchrun"), text.replace("\\\n", " ").partition("srun ")[2]]
+    assert len(lines) > 2
+    for line in lines:
+        options, _, overrides = line.partition(" -m manual_backprop.run ")
+        assert "--nproc-per-node=" in options
+        config = command_line.check(shlex.split(overrides)).jobs[0].config
+        nodes, each = (int(re.findall(rf"{name}=(\d+)", f"{options} --nnodes=1")[0]) for name in ("nnodes", "per-node"))
+        rows = config.training.batch_size * config.training.gradient_accumulation_steps
+        assert rows % (each * nodes) == 0, line

@@ -82,6 +82,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Writes a PNG, or what else the file's name ends in. Raises StorageError."""
     content = io.BytesIO()
     _take_text_as_it_is(figure)
+    if (layout := figure.get_layout_engine()) is not None:  # or all is drawn twice, the first time for the layout alone
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     figure.savefig(content, format=path.suffix.removeprefix(".") or "png")
     with storage_errors(f"write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)

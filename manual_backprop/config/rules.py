@@ -311,6 +311,18 @@ class Flag:
 
 
 @dataclass(frozen=True)
+class FlagOrAuto:
+    """true or false, or auto, which leaves it to the program."""
+
+    optional: bool = False
+
+    def read(self, value: Any) -> bool | str:
+        if not isinstance(value, bool) and value != "auto":
+            raise ValueError("must be auto, true or false")
+        return value if isinstance(value, bool) else "auto"
+
+
+@dataclass(frozen=True)
 class Share:
     """A share of a whole, or a name; or null."""
 
@@ -411,4 +423,4 @@ class Tags:
         return tags
 
 
-Rule = Whole | Number | Word | Words | Text | Flag | Share | Betas | Texts | Tags
+Rule = Whole | Number | Word | Words | Text | Flag | FlagOrAuto | Share | Betas | Texts | Tags

@@ -25,7 +25,20 @@ from manual_backprop.config.network import (
     ROTARY_BASE_RULE,
     CustomTransformerConfig,
 )
-from manual_backprop.config.rules import Betas, Flag, Number, Rule, Share, Tags, Text, Texts, Whole, Word, Words
+from manual_backprop.config.rules import (
+    Betas,
+    Flag,
+    FlagOrAuto,
+    Number,
+    Rule,
+    Share,
+    Tags,
+    Text,
+    Texts,
+    Whole,
+    Word,
+    Words,
+)
 
 IMPLEMENTATIONS = ("custom", "torch", "baseline")
 SEQUENCES = ("reversal", "copy", "sort")  # tasks that make their own examples: a row of symbols, and what becomes of it
@@ -238,7 +251,14 @@ class PrecisionConfig:
 @dataclass(frozen=True)
 class DeviceConfig:
     name: str = option_name("auto", "cpu", "cuda")
-    threads: int | None = setting(Whole(1, 4096, optional=True), "of the CPU; null: as many as it has cores")
+    threads: int | None = setting(
+        Whole(1, 4096, optional=True), "of the CPU, of each process; null: its cores, shared among the processes"
+    )
+    processes: int = setting(
+        Whole(1, 1024),
+        "of this machine that share the training's batches; see torchrun for several machines",
+        default=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -267,6 +287,9 @@ class OptimizerConfig:
     betas: tuple[float, float] | None = setting(Betas(), "decay of the two moments", only_for=("adamw",))
     epsilon: float | None = setting(Number(above=0), "added to the root of the second moment", only_for=("adamw",))
     momentum: float | None = setting(Number(minimum=0, below=1), "share of the last step kept", only_for=("sgd",))
+    sharded: bool | str = setting(
+        FlagOrAuto(), "of several processes each keeps the moments of its part; auto: where it can", default="auto"
+    )
 
 
 @dataclass(frozen=True)

@@ -294,6 +294,24 @@ def the_vocabulary_holds_the_tokens(vocab_size: int | None, tokenizer: str, toke
     ]
 
 
+@across("device.processes", "training.batch_size", "training.gradient_accumulation_steps")
+def processes_share_a_step(processes: int, batch_size: int, pieces: int) -> list[str]:
+    if (batch_size * pieces) % processes == 0:
+        return []
+    rows = f"training.batch_size={batch_size}" + f" x training.gradient_accumulation_steps={pieces}" * (pieces > 1)
+    return [f"device.processes={processes}: must divide the rows of an optimizer step, {rows} = {batch_size * pieces}"]
+
+
+@across("optimizer.sharded", "implementation.name")
+def only_our_optimizers_are_sharded(sharded: bool | str, implementation: str) -> list[str]:
+    if sharded is not True or implementation == "custom":
+        return []
+    return [
+        f"optimizer.sharded=true: implementation={implementation} trains with PyTorch's own optimizer, which keeps "
+        "whole moments in every process; leave it at auto, or use implementation=custom"
+    ]
+
+
 @across("batching.name", "dataset.max_length", "model.max_seq_len")
 def a_padded_row_is_a_sequence(batching: str, max_length: int | None, max_seq_len: int) -> list[str]:
     if batching != "padded" or max_length is None or max_length <= max_seq_len:

@@ -29,13 +29,12 @@ class CustomEncoderDecoder(CustomTransformer):
         dropout: DropoutSource,
     ) -> Tensor:
         memory, encoder_cache = self._hidden_forward(source, visible, dropout, stack="encoder.")
-        x, decoder_cache = self._hidden_forward(
-            tokens, Visible.within(None), dropout, stack="decoder.", memory=Memory(memory.clone(), visible)
-        )
+        read = Memory(memory.clone(), visible)
+        x, decoder_cache = self._hidden_forward(tokens, Visible.within(None), dropout, stack="decoder.", memory=read)
         loss, loss_cache = self._loss_forward(x, targets, denominator)
         dx = self._loss_backward(1.0, loss_cache)
-        dmemory = self._hidden_backward(dx, decoder_cache, "decoder.")
-        assert dmemory is not None
+        dmemory = torch.zeros_like(read.states, dtype=self.config.get_dtype())  # as wide as the residual stream
+        self._hidden_backward(dx, decoder_cache, "decoder.", dmemory)
         self._hidden_backward(dmemory, encoder_cache, "encoder.")
         self.on_gradients_complete(None)
         return loss
@@ -61,14 +60,14 @@ class CustomEncoderDecoder(CustomTransformer):
         read = Memory(memory.clone(), visible)
         x, decoder_cache = self._hidden_forward(tokens, Visible.within(None), dropout, keep, "decoder.", read)
         logits, head_cache = self.ops.linear_forward(x, self.head)
-        return logits, (encoder_cache, decoder_cache, head_cache)
+        return logits, (encoder_cache, read.states, decoder_cache, head_cache)
 
     def _outputs_backward(self, dlogits: Tensor, cache: Cache) -> None:
-        encoder_cache, decoder_cache, head_cache = cache
+        encoder_cache, memory, decoder_cache, head_cache = cache
         # logits = x head^T
         dx = self.ops.linear_backward(dlogits, head_cache, self.dhead)
-        dmemory = self._hidden_backward(dx, decoder_cache, "decoder.")
-        assert dmemory is not None
+        dmemory = torch.zeros_like(memory, dtype=self.config.get_dtype())
+        self._hidden_backward(dx, decoder_cache, "decoder.", dmemory)
         self._hidden_backward(dmemory, encoder_cache, "encoder.")
         self.on_gradients_complete(None)
 
@@ -145,6 +144,6 @@ class CustomEncoder(CustomTransformer):
             dx = self.ops.mean_pooling_backward(dpooled, pooling_cache)
         else:
             dx = self.ops.first_position_backward(dpooled, pooling_cache)
-        dx, _ = self._stack_backward(dx, stack_cache, "encoder.")
+        dx = self._stack_backward(dx, stack_cache, "encoder.")
         self._embedding_backward(dx, embedding_cache, "encoder.")
         self.on_gradients_complete(None)

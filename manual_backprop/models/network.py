@@ -57,10 +57,6 @@ class Memory(NamedTuple):
     states: Tensor  # (B, S, D)
     visible: Visible  # which of its places there are
 
-    def read_by_one(self, keep: bool) -> Memory:
-        """For one block. What a cache holds is overwritten by its backward, so each block that keeps one has a copy."""
-        return Memory(self.states.clone(), self.visible) if keep else self
-
 
 def block_names(config: CustomTransformerConfig) -> list[str]:
     """Of all blocks, in the order in which a step meets them: blocks.0, or encoder.blocks.0 and decoder.blocks.0."""

@@ -141,14 +141,7 @@ class HandWrittenNetwork(FlatNetwork):
     def compiles(self) -> bool:  # type: ignore[override]
         return self.uses_library and not kernels.compiling_failed()
 
-    # What blocks keep for their backward, and what they add to the memory's gradient
-
-    def _collected(self, dmemory: Tensor | None, dread: Tensor | None) -> Tensor | None:
-        """The memory was read by every block: its gradient is the sum, as wide as the residual stream."""
-        if dread is None:
-            return dmemory
-        dread = dread.to(self.config.get_dtype())
-        return dread if dmemory is None else dmemory + dread
+    # What blocks keep for their backward
 
     def _blocks(self, keep: bool) -> BlockCaches:
         return BlockCaches(self.arena, keep, self.config.recompute == "block")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..common.batch import AnyBatch, Batch
+from ..common.processes import processes
 from ..data.tokens.token_shards import Tokens
 from ..data.tokens.tokenizer import Tokenizer
 from ..ops import IGNORED, cross_entropy_forward
@@ -68,7 +69,8 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[AnyBatch]) -> Evaluation:
-        """Over all targets that count; the device is waited for once, at the end. No target: loss and accuracy 0."""
+        """Over all targets that count, in the batches of all processes; the device is waited for once, at the end. No
+        target: loss and accuracy 0."""
         loss_sum: float | Tensor = 0.0
         correct: int | Tensor = 0
         count: int | Tensor = 0
@@ -79,10 +81,11 @@ class Evaluator:
             loss_sum = loss_sum + loss.double()
             correct = correct + ((logits.argmax(-1) == batch.targets) & counts).sum()
             count = count + counts.sum()
-        tokens = int(count)
-        mean = float(loss_sum) / max(1, tokens)
+        sums = torch.tensor([float(loss_sum), float(correct), float(count)], dtype=torch.float64)
+        total, right, tokens = processes().summed(sums).tolist()
+        mean = total / max(1.0, tokens)
         bits_per_byte = None if self.bytes_per_token is None else mean / math.log(2) / self.bytes_per_token
-        return Evaluation(mean, int(correct) / max(1, tokens), tokens, bits_per_byte)
+        return Evaluation(mean, right / max(1.0, tokens), int(tokens), bits_per_byte)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 
 from ..common.batch import AnyBatch, Batch
 from ..common.errors import ConfigError
+from ..common.processes import processes
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.corpus import Corpus, prepare_corpus
 from ..data.tokens.order import Order, evaluation_batches, evaluation_targets, open_order
@@ -129,7 +130,7 @@ class LanguageModelTask(Task):
         """Of a model, over a split or its first `limit` batches."""
         bytes_per_token = split.text_bytes / len(split.tokens)
         batches = self.evaluation_batches(split, model.network.device, limit)
-        return Evaluator(model, bytes_per_token).evaluate(batches)
+        return Evaluator(model, bytes_per_token).evaluate(processes().part_of(batches))
 
     def counting_losses(self, split: Split, limit: int | None = None) -> tuple[float, float]:
         """Unigram and bigram loss on the same tokens as a model's."""

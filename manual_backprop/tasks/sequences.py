@@ -22,6 +22,7 @@ import torch
 
 from ..common.batch import IGNORED, AnyBatch, Batch, EncoderBatch, PairBatch
 from ..common.errors import ConfigError, InputError
+from ..common.processes import processes
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order, Padded, Repeated
 from ..models.wrappers.building import build_wrapper
@@ -126,10 +127,10 @@ class SequenceTask(Task):
     def written(self, model: Any, rows: Rows, count: int, **options: Any) -> list[list[int]]:
         """What the model makes of the first `count` rows by itself. `options` as `generate` takes them."""
         sources = rows.sources(np.arange(min(count, len(rows))))
-        found: list[list[int]] = []
-        for first in range(0, len(sources), MEASURED_ROWS):
-            found += self.answers(model, sources[first : first + MEASURED_ROWS], **options)
-        return found
+        at_once = min(MEASURED_ROWS, -(-len(sources) // processes().size) or 1)
+        parts = [sources[first : first + at_once] for first in range(0, len(sources), at_once)]
+        written = processes().mapped(lambda part: self.answers(model, part, **options), parts)
+        return [row for part in written for row in part]
 
     def symbols_of(self, text: str) -> list[int]:
         """The symbols of a row that somebody typed: numbers with blanks or commas between. Raises InputError."""
@@ -178,7 +179,7 @@ class SequenceTask(Task):
 
     def measure(self, model: Any, rows: Rows, count: int | None = None) -> tuple[Evaluation, float]:
         """Teacher-forced loss and accuracy, and the free-running exact match, of the first `count` rows."""
-        evaluation = Evaluator(model).evaluate(self.batches(rows, model.network.device, count))
+        evaluation = Evaluator(model).evaluate(processes().part_of(self.batches(rows, model.network.device, count)))
         return evaluation, self.exact_match(model, rows, count)
 
     def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:

@@ -105,6 +105,7 @@ class Counting(Task):
             raise ConfigError([f"{checkpoint} counted otherwise"])
 
 
+@pytest.mark.slow
 def test_a_run_of_a_task_without_text(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

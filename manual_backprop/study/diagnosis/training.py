@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ...config.schema import RunConfig
 from ...data.tokens.order import Order
 from ...models.network import Network
 from ...optim.optimizers import Optimizer
+from ..gradient_check.network_case import wholly_zero
 from .finding import PASSED, Finding, finding
 from .rates import RangeTest, range_test
 from .rows import counted
@@ -56,8 +58,10 @@ def width_of(batch: AnyBatch) -> int:
 
 def first_rows(batch: AnyBatch, count: int, first: int = 0) -> AnyBatch:
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    rows = {name: value[first : first + count] for name, value in values.items() if isinstance(value, Tensor)}
-    return replace(batch, **{name: value.contiguous() for name, value in rows.items()}, first_row=0)
+    rows: dict[str, Any] = {
+        name: value[first : first + count].contiguous() for name, value in values.items() if isinstance(value, Tensor)
+    }
+    return replace(batch, **rows, first_row=0)
 
 
 def memorable(batches: Sequence[AnyBatch]) -> AnyBatch:
@@ -100,13 +104,6 @@ def labelled(batch: Batch, rows: int, length: int) -> Batch:
     if not bool((labels != IGNORED).any()):
         labels = targets.contiguous()  # rows of one token
     return Batch(tokens, labels, segments)
-
-
-def zero_by_structure(name: str, length: int) -> bool:
-    """Softmax ignores a shift of all keys; a single position attends to itself, whatever queries and keys are."""
-    return name.endswith("attention.key.bias") or (
-        length == 1 and (".attention.query." in name or ".attention.key." in name)
-    )
 
 
 class Training:
@@ -154,7 +151,8 @@ class Training:
         network.zero_gradients()
         self.gradients(network, self.first)
         sizes = {name: root_mean_square(gradient) for name, gradient in network.gradients.items()}
-        judged = {name: size for name, size in sizes.items() if not zero_by_structure(name, width_of(self.first))}
+        zero = wholly_zero(network.config, self.first)
+        judged = {name: size for name, size in sizes.items() if name not in zero}
         norm = math.sqrt(sum(size**2 * network.gradients[name].numel() for name, size in sizes.items()))
         right = f"{len(sizes)} tensors, the whole gradient's norm is {norm:.2g}"
         wrong = [name for name, size in sizes.items() if not math.isfinite(size)]
@@ -179,11 +177,11 @@ class Training:
         network, optimizer = self.fresh()
         before = network.export_parameters()
         self.step(network, optimizer, self.first, rate)
-        after, gradients = network.export_parameters(), network.gradients
+        after, gradients, zero = network.export_parameters(), network.gradients, wholly_zero(network.config, self.first)
         ratios = {
             name: root_mean_square(after[name].double() - old.double()) / max(root_mean_square(old), LEAST_SIZE)
             for name, old in before.items()
-            if not zero_by_structure(name, width_of(self.first))
+            if name not in zero
         }
         low, high = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
         right = f"by {ratios[low]:.1e} ({low}) to {ratios[high]:.1e} ({high}) of its size, at the rate {rate:.1e}"

@@ -17,6 +17,7 @@ import torch
 
 from ...common.batch import IGNORED, AnyBatch, PairBatch
 from ...common.errors import ConfigError, InputError
+from ...common.processes import processes
 from ...config.schema import CustomTransformerConfig, RunConfig
 from ...data.tokens.order import Order, Padded, Repeated
 from ...data.tokens.pair_corpus import PairCorpus, Tokenizers, open_test_split, prepare_pairs, preview_pairs
@@ -179,11 +180,14 @@ class TranslationTask(Task):
         return self._written(model, [self.source_tokens(source) for source in sources], **options)
 
     def _written(self, model: Any, sources: list[list[int]], **options: Any) -> list[str]:
-        found: list[str] = []
-        for first in range(0, len(sources), self._at_once):
-            drawn = model.generate(sources[first : first + self._at_once], **options)
-            found += [self.text_of(row) for row in drawn.tolist()]
-        return found
+        at_once = min(self._at_once, -(-len(sources) // processes().size) or 1)
+
+        def texts(first: int) -> list[str]:
+            drawn = model.generate(sources[first : first + at_once], **options)
+            return [self.text_of(row) for row in drawn.tolist()]
+
+        parts = processes().mapped(texts, range(0, len(sources), at_once))
+        return [text for part in parts for text in part]
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """Of a target's ids, up to its end."""
@@ -198,7 +202,7 @@ class TranslationTask(Task):
     def measure(self, model: Any, rows: PairRows, count: int | None = None) -> tuple[Evaluation, dict[str, Scores]]:
         """Teacher-forced loss and accuracy of the first `count` rows; and how good is what the model writes by itself:
         "" of all, and of each kind by its name."""
-        evaluation = Evaluator(model).evaluate(self.batches(rows, model.network.device, count))
+        evaluation = Evaluator(model).evaluate(processes().part_of(self.batches(rows, model.network.device, count)))
         found, wanted = self.written(model, rows, count)
         scores, kinds = {"": scores_of(found, wanted)}, rows.kinds[: len(found)]
         for number, name in enumerate(rows.split.kind_names):
