@@ -313,14 +313,14 @@ class ForecastingTask(Task):
         return f"{self.about_windows}; windows: {parts}"
 
     @cached_property
-    def baselines(self) -> str:  # type: ignore[override]
+    def baselines(self) -> str:
         windows = self.windows["validation"]
         history, future = windows.cut(np.arange(len(windows)))
         found = {name: errors_of(values, future, self.naive).rmse for name, values in self._simple(history).items()}
         return "RMSE there of " + ", ".join(f"{name} {value:.4g}" for name, value in found.items())
 
     @property
-    def notes(self) -> tuple[str, ...]:  # type: ignore[override]
+    def notes(self) -> tuple[str, ...]:
         learned = f"what is learned is the difference to the forecast by {self.scaling.reference}"
         units = "RMSE over all series mixes their units; MASE, which chooses the best checkpoint, does not"
         mixed = () if len(self.series.names) == 1 else (units,)
