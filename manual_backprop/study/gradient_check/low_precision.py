@@ -30,7 +30,8 @@ ENOUGH_TO_ROUND = CustomTransformerConfig(  # large enough that errors are avera
     vocab_size=61, d_model=48, n_blocks=2, n_heads=4, d_ffn=96, max_seq_len=24, precision="fp64"
 )
 # Half of the distance between 1 and the next number: how near a format comes to anything.
-UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-9, "bf16_mixed": 2.0**-9}
+UNIT = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9, "bf16_mixed": 2.0**-9, "fp16_mixed": 2.0**-11}
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 Errors = dict[str, tuple[float, float]]  # of each tensor, against float64: by hand, and autograd's
@@ -101,7 +102,7 @@ def check_op_precision(
 
     # An output that is stored exactly as it should be has the error of its format; a few draws have none at all.
     unit = torch.finfo(dtype).eps / 2
-    subject = f"{row.name} {'bf16' if dtype == torch.bfloat16 else 'fp32'}"
+    subject = f"{row.name} {NAMES[dtype]}"
     ratios = median_ratios(map(draw, seeds), lambda name: unit / 8)
     return [Finding(subject, name, ratio, LOW_PRECISION_BAR) for name, ratio in ratios.items()]
 
@@ -111,7 +112,7 @@ def _together(pair: tuple[dict[str, Tensor], dict[str, Tensor]]) -> dict[str, Te
 
 
 def _wide(value: Any) -> Any:
-    if value is torch.float32 or value is torch.bfloat16:
+    if value in NAMES:
         return torch.float64
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
