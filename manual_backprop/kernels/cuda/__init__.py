@@ -1,0 +1,1 @@
+"""The pairs on an NVIDIA GPU."""
