@@ -58,6 +58,7 @@ class BaselineTransformer(AutogradNetwork):
         self._initialize()
         self.compiles = config.compile == "always" or (config.compile == "auto" and self.device.type == "cuda")
         self.compiled: bool | None = None  # whether the step is compiled; None: not yet tried
+        self.compile_mode: str | None = None  # of torch.compile
         self._loss: Any = self.module.loss
 
     # Names: where the others have query, key and value, here is one tensor
@@ -130,7 +131,7 @@ class BaselineTransformer(AutogradNetwork):
         self.compiled = self.compiles
         if self.compiled:
             before = [None if p.grad is None else p.grad.clone() for p in self.module.parameters()]
-            compiled = torch.compile(self.module.loss)
+            compiled = torch.compile(self.module.loss, mode=self.compile_mode)
             try:
                 with self._autocast():
                     loss = compiled(*arguments)
