@@ -168,6 +168,10 @@ class PrecisionConfig:
 class DeviceConfig:
     name: str = option_name("auto", "cpu", "cuda")
     threads: int | None = setting(Whole(1, 4096, optional=True), "of the CPU; null: as many as it has cores")
+    index: int | None = setting(Whole(0, 1023, optional=True), "which GPU, from 0; null: the first", only_for=("cuda",))
+    deterministic: bool | None = setting(
+        Flag(optional=True), "the same bits in every run on a GPU, which takes more time", only_for=("auto", "cuda")
+    )
 
 
 @dataclass(frozen=True)
@@ -353,7 +357,7 @@ class RunConfig:
             label_smoothing=self.training.label_smoothing,
             precision=self.precision.name,
             kernels=self.kernels.name,
-            device=self.device.name,
+            device=f"cuda:{self.device.index}" if self.device.index else self.device.name,
             seed=self.seed,
             recompute=self.training.recompute,
             compile=self.implementation.compile or self.kernels.compile or "auto",

@@ -122,7 +122,7 @@ class BaselineTransformer(AutogradNetwork):
             return loss
         with self._autocast():
             loss = self._loss(*arguments)
-        loss.backward()
+        self._backward(loss)
         self._notify_gradients_complete()
         return loss.detach()
 
@@ -135,7 +135,7 @@ class BaselineTransformer(AutogradNetwork):
             try:
                 with self._autocast():
                     loss = compiled(*arguments)
-                loss.backward()
+                self._backward(loss)
                 self._loss = compiled
                 return loss.detach()
             except Exception as error:
@@ -146,7 +146,7 @@ class BaselineTransformer(AutogradNetwork):
                 log.warning("torch.compile does not work here, so the baseline runs uncompiled: %s", first_line(error))
         with self._autocast():
             loss = self._loss(*arguments)
-        loss.backward()
+        self._backward(loss)
         return loss.detach()
 
     def _outputs_of(self, inputs: tuple[Tensor | None, ...], step: int | None) -> Tensor:

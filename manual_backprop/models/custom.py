@@ -20,9 +20,9 @@ from .step import Cache, HandWrittenNetwork
 class CustomTransformer(HandWrittenNetwork):
     """A decoder by hand. The gradient of `parameters[name]` is added into `gradients[name]`.
 
-    In bf16_mixed the residual stream x stays in float32, as autocast leaves it, and what enters a matrix product is
-    rounded: a stream in bfloat16 would be rounded at every sum, and past some 10 blocks its gradients' errors are more
-    than twice autocast's. In the other precisions `.to(self.compute_dtype)` does nothing.
+    In bf16_mixed and fp16_mixed the residual stream x stays in float32, as autocast leaves it, and what enters a matrix
+    product is rounded: a stream in 16 bits would be rounded at every sum, and past some 10 blocks its gradients' errors
+    are more than twice autocast's. In the other precisions `.to(self.compute_dtype)` does nothing.
     """
 
     def _training_step(
@@ -30,7 +30,7 @@ class CustomTransformer(HandWrittenNetwork):
     ) -> Tensor:
         x, hidden_cache = self._hidden_forward(tokens, visible, dropout)
         loss, loss_cache = self._loss_forward(x, targets, denominator)
-        dx = self._loss_backward(1.0, loss_cache)
+        dx = self._loss_backward(self.dloss, loss_cache)
         self._hidden_backward(dx, hidden_cache)
         self.on_gradients_complete(None)
         return loss
@@ -40,7 +40,15 @@ class CustomTransformer(HandWrittenNetwork):
         ops, smoothing, padding = self.ops, self.config.label_smoothing, self.config.padding_token_id
         if ops.serves("linear_cross_entropy"):  # both halves at once: no logits have to be kept between them
             loss, dx = ops.linear_cross_entropy(
-                x, self.head, targets, denominator, smoothing, self.dhead, padding=padding, record=self.recorder
+                x,
+                self.head,
+                targets,
+                denominator,
+                smoothing,
+                self.dhead,
+                padding=padding,
+                dloss=self.dloss,
+                record=self.recorder,
             )
             return loss, (None, dx)
         loss, loss_cache = ops.linear_cross_entropy_forward(
@@ -48,7 +56,7 @@ class CustomTransformer(HandWrittenNetwork):
         )
         return loss, (loss_cache, None)
 
-    def _loss_backward(self, dloss: float, cache: Cache) -> Tensor:
+    def _loss_backward(self, dloss: float | Tensor, cache: Cache) -> Tensor:
         """dloss, one number, -> dx (B, T, D)."""
         loss_cache, dx = cache
         if loss_cache is not None:

@@ -32,7 +32,7 @@ class CustomEncoderDecoder(CustomTransformer):
             tokens, Visible.within(None), dropout, stack="decoder.", memory=Memory(memory.clone(), visible)
         )
         loss, loss_cache = self._loss_forward(x, targets, denominator)
-        dx = self._loss_backward(1.0, loss_cache)
+        dx = self._loss_backward(self.dloss, loss_cache)
         dmemory = self._hidden_backward(dx, decoder_cache, "decoder.")
         assert dmemory is not None
         self._hidden_backward(dmemory, encoder_cache, "encoder.")
@@ -96,10 +96,10 @@ class CustomEncoder(CustomTransformer):
         outputs, cache = self._outputs_forward(inputs, lengths, dropout=dropout)
         if self.config.head_loss == "squared_error":
             loss, loss_cache = ops.squared_error_forward(outputs, targets, denominator)
-            doutputs = ops.squared_error_backward(1.0, loss_cache)
+            doutputs = ops.squared_error_backward(self.dloss, loss_cache)
         else:
             loss, loss_cache = ops.cross_entropy_forward(outputs, targets, denominator, smoothing)
-            doutputs = ops.cross_entropy_backward(1.0, loss_cache)
+            doutputs = ops.cross_entropy_backward(self.dloss, loss_cache)
         self._outputs_backward(doutputs, cache)
         return loss
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from .. import kernels
 from ..common.batch import AnyBatch, Batch, as_batch
 from ..common.errors import InputError
 from ..config.schema import CustomTransformerConfig
-from ..ops.numerics import no_record
+from ..ops.numerics import float32_products, no_record
 from ..optim.parameters import Flat
 from .network import DropoutSource, FlatNetwork, block_names, no_callback, packed_names, stacks_of, tables_of
 
@@ -43,10 +43,16 @@ class HandWrittenNetwork(FlatNetwork):
         # a norm behind a residual sum, the one of this architecture
         norm = f"residual_{config.traits.norm}_norm"
         self.norm_forward: Callable[..., Any] = partial(getattr(self.ops, f"{norm}_forward"), epsilon=config.epsilon)
+        if config.traits.pre_norm and self.ops.serves("residual_norm_forward"):
+            # which rounds what products alone read, as it writes it
+            round_to = self.compute_dtype
+            self.norm_forward = partial(self.ops.residual_norm_forward, epsilon=config.epsilon, dtype=round_to)
         self.norm_backward: Callable[..., Tensor] = getattr(self.ops, f"{norm}_backward")
         self.stacks, self.tables = stacks_of(config), tables_of(config)
         head = "token_embedding.weight" if config.tied_head else "head.weight"
         self.head, self.dhead = self.parameters[head], self.gradients[head]
+        self.dloss: float | Tensor = 1.0  # what a backward pass begins with
+        self.dropout_keys: Mapping[str, Tensor] | None = None  # of a step that reads them on the device
         self._cache: Cache = None  # of the last forward that waits for its backward
 
     def _block_views(self, flat: Flat, block: str) -> dict[str, Tensor]:
@@ -73,15 +79,15 @@ class HandWrittenNetwork(FlatNetwork):
     @torch.no_grad()
     def loss_and_gradients(self, batch: AnyBatch, *, denominator: int | Tensor, step: int | None) -> Tensor:
         inputs = self.inputs_of(batch)
-        dropout = DropoutSource(self.config, step, batch.first_row)
+        dropout = DropoutSource(self.config, step, batch.first_row, self.dropout_keys)
 
         def work(*tensors: Any) -> Tensor:
             *inputs, denominator = tensors
             return self._step(*inputs, denominator=denominator, dropout=dropout)
 
-        with self._calculation(training=True):
+        with self._calculation(training=True), self._scaled_gradients() as self.dloss:
             if isinstance(batch, Batch) and self._is_replayable(batch.tokens.numel()):
-                return self.replay(work, (*inputs, batch.targets, self.on_device(denominator)), self._signature())
+                return self.replay(work, (*inputs, batch.targets, self.on_device(denominator)), self.signature())
             return work(*inputs, batch.targets, denominator)
 
     @torch.no_grad()
@@ -104,8 +110,9 @@ class HandWrittenNetwork(FlatNetwork):
                 f"dlogits have shape {tuple(dlogits.shape)}; expected that of the logits, {tuple(expected)}."
             )
         self._cache = None
-        with self._calculation():
-            self._outputs_backward(dlogits.to(self.compute_dtype), cache)
+        with self._calculation(), self._scaled_gradients() as dloss:
+            scaled = dlogits * dloss if isinstance(dloss, Tensor) else dlogits
+            self._outputs_backward(scaled.to(self.compute_dtype), cache)
 
     @torch.no_grad()
     def predict(self, tokens: Tensor | AnyBatch, segments: Tensor | None = None) -> Tensor:
@@ -116,19 +123,30 @@ class HandWrittenNetwork(FlatNetwork):
 
     # Kernels, and steps that are replayed
 
-    def _calculation(self, training: bool = False) -> AbstractContextManager:
+    @contextmanager
+    def _calculation(self, training: bool = False) -> Iterator[None]:
         """What the kernels want around them."""
-        return self.ops.calculation(self.arena if training else None, self.uses_library)
+        own = self.ops.calculation(self.arena if training else None, self.uses_library)
+        with float32_products(self.config.precision), own:
+            yield
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether a whole step may be recorded as one CUDA graph. Not where a recorder or a callback for complete
+        gradients is set: they are called by steps that run."""
+        return self.ops.on_gpu and self.config.compile != "never" and self._is_unobserved()
+
+    def _is_unobserved(self) -> bool:
+        return self.recorder is no_record and self.on_gradients_complete is no_callback
 
     def _is_replayable(self, tokens: int) -> bool:
         """Whether such a step can be replayed: see `Replay`. Not where a recorder or a callback for complete gradients
         is set: they are called by steps that run."""
         size = tokens * self.config.d_model
         replayable = self.ops.is_replayable(size, self.config.dropout)
-        unobserved = self.recorder is no_record and self.on_gradients_complete is no_callback
-        return replayable and self.compiles and unobserved
+        return replayable and self.compiles and self._is_unobserved()
 
-    def _signature(self) -> tuple[Any, ...]:
+    def signature(self) -> tuple[Any, ...]:
         """What may decide the calls of a step beside its batch: settings, and the functions that it calls here.
 
         Who puts others in their place sees the step that belongs to them; not so who changes a function inside of the

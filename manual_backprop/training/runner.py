@@ -32,6 +32,7 @@ from ..common.startup.output import enduring_output
 from ..config.schema import RunConfig
 from ..config.written_config import default_run_name, write_config
 from ..models.optimization import build_optimizer
+from ..models.training_step import TrainingStep
 from ..optim.improvement import Improvement
 from ..optim.schedule import build_schedule, max_steps
 from ..study.estimates.memory import warn_if_too_large
@@ -113,6 +114,7 @@ class Runner:
         if self.checkpoint is None and config.init_from is not None:
             load_initial_weights(network, config.init_from, self.task.digests, outputs)
         self.optimizer = build_optimizer(config, network)
+        self.one_step = TrainingStep(network, self.optimizer, config.training.max_grad_norm)
         self.order = self.task.order(config.training.overfit_batches)
         self.task.check()
         self.max_steps = max_steps(config.training, self.order)
@@ -291,19 +293,10 @@ class Runner:
 
         Loss and norm stay on the device, which nothing here waits for.
         """
-        network, number = self.model.network, self.step + 1
+        number = self.step + 1
         rate = self.learning_rate(number)
-        tokens, batches = self.order.batches(self.step, network.device)
-        network.zero_gradients()
-        watch = self.inspector.watch(number)
-        loss = torch.zeros((), device=network.device)
-        denominator = network.on_device(tokens)  # once for all batches of the step
-        for batch in batches:
-            watch.batch(batch)
-            loss = loss + network.loss_and_gradients(batch, denominator=denominator, step=number)
-        watch.gradients()
-        norm = self.optimizer.step(loss, rate, self.config.training.max_grad_norm)
-        watch.update()
+        tokens, batches = self.order.batches(self.step, self.model.network.device)
+        loss, norm = self.one_step(batches, tokens, rate, number, self.inspector.watch(number))
         self.model.step = number
         return loss, rate, norm
 

@@ -18,11 +18,23 @@ PEERS = [name for name in ROWS if name not in OURS]
 AGAIN = " again"  # behind the subject's name: it runs twice
 FEWEST, MOST = 5, 20  # rounds, where the user does not say how many
 LONGEST = 120.0  # [s] that a case's rounds may take, where the fewest do not take longer
-AGREEMENT = {"fp64": 1e-9, "fp32": 1e-4, "bf16": 0.1, "bf16_mixed": 0.1}  # of loss and gradient, relative
+AGREEMENT = {
+    "fp64": 1e-9,
+    "fp32": 1e-4,
+    "tf32": 0.05,
+    "bf16": 0.1,
+    "bf16_mixed": 0.1,
+    "fp16_mixed": 0.05,
+}  # of loss and gradient, relative
 NEGLIGIBLE = 1e-3  # a parameter with less than this share of the whole gradient is compared with that share: the key's
 # bias has a gradient of 0, of which rounding errors are all that there is
 WORST = 4.0  # times the bar that a single parameter may be off
-REDUCED = ("bf16", "bf16_mixed")  # there the measure is what autograd finds in fp32: rows err, and not all alike
+REDUCED = (
+    "tf32",
+    "bf16",
+    "bf16_mixed",
+    "fp16_mixed",
+)  # there the measure is what autograd finds in fp32: rows err, and not all alike
 ADVICE = "Was there too little memory? Try a smaller --batch-size, or fewer --rows."
 
 

@@ -64,9 +64,9 @@ class HuggingFacePeer:
         self.loss = torch.compile(self._loss, mode=mode)
 
     def _autocast(self) -> AbstractContextManager:
-        if self.config.precision != "bf16_mixed":
+        if self.config.get_compute_dtype() == self.config.get_dtype():
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=self.config.get_compute_dtype())
 
     def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The targets are shifted already; nothing is kept for generation."""

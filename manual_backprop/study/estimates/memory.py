@@ -56,7 +56,7 @@ def estimate_memory(config: RunConfig, network: CustomTransformerConfig, prepare
     process += MLFLOW if config.tracking.name == "mlflow" else 0
     process += 0 if prepared else PREPARATION
     process += COMPILER if config.implementation.name == "baseline" else 0
-    process += LOW_PRECISION if device == "cpu" and network.precision.startswith("bf16") else 0
+    process += LOW_PRECISION if device == "cpu" and network.get_compute_dtype().itemsize == 2 else 0
     state, step, evaluation = _trace(config, network)
     return MemoryEstimate(process, state, round(FRAGMENTATION * max(step, evaluation)), device)  # a save copies nothing
 

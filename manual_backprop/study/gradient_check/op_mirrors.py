@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...models.mirror_step import dropout_mirror
 from ...ops import CAUSAL, EVERYTHING, IGNORED, Dropout, Visible
+from ...ops.numerics import NARROW
 
 # Embedding
 
@@ -114,7 +115,7 @@ def cross_attention_mirror(
 def rotary_mirror(qkv: Tensor, rotation: Tensor, n_turned: int) -> Tensor:
     """A pair is a complex number, and turning it a product."""
     d_head = 2 * rotation.shape[-1]
-    wide = qkv.float() if qkv.dtype == torch.bfloat16 else qkv
+    wide = qkv.float() if qkv.dtype in NARROW else qkv
     cosine, sine = rotation[:, : qkv.shape[1]].to(wide.dtype).unsqueeze(2)
     first, second = wide.reshape(*qkv.shape[:2], -1, 2, d_head // 2).unbind(3)  # (B, T, H + 2G, K / 2)
     turned = torch.view_as_real(torch.complex(first, second) * torch.complex(cosine, sine))
