@@ -64,6 +64,10 @@ def noise_floor(again: Sequence[float], first: Sequence[float]) -> float:
     return max(abs(middle - 1), (high - low) / 2)
 
 
+class NotInTime(CheckFailedError):
+    """A measuring process did not answer in the time that it had."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """What a measuring process answers in place of a measurement."""
@@ -106,7 +110,7 @@ class MeasuringProcess:
     def answer(self) -> Any:
         """What it says by itself. Raises as `ask` does."""
         if self.until is not None and not self.end.poll(max(0.0, self.until - time.monotonic())):
-            raise CheckFailedError("A measuring process did not answer in the time that it had.")
+            raise NotInTime("A measuring process did not answer in the time that it had")
         try:
             answer = self.end.recv()
         except (EOFError, OSError):

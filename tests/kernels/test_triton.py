@@ -81,7 +81,7 @@ def step_of_gpt2(rows: int, width: int, vocab_size: int, narrow: torch.dtype = b
     _, _, mean, rstd = room.residual_norm(stream, branch, gain, gain, 1e-5, narrow)
     room.residual_norm(stream, None, gain, gain, 1e-5, narrow)
     for dtotal in (stream, None):
-        room.residual_norm_backward(dtotal, branch, stream, gain, mean, rstd, gain, gain)
+        room.residual_norm_backward(dtotal, branch, stream, gain, mean, rstd, gain, gain, narrow)
     room.bias_activation(hidden, hidden_bias, "gelu_tanh")
     room.bias_activation_backward(hidden, hidden, hidden_bias, "gelu_tanh", hidden_bias)
     logits = empty(8192, -(-vocab_size // 64) * 64, dtype=narrow)[:, :vocab_size]
@@ -108,7 +108,7 @@ def test_compiled_for_other_networks_nothing_spills(compiled: list[Any], tmp_pat
     for dtype in (fp32, bf16, fp16):
         x, gain = empty(4096, 4096, dtype=dtype), empty(4096, dtype=fp32 if dtype == fp16 else dtype)
         total, _, mean, rstd = room.residual_norm(x, x, gain, None, 1e-5, dtype)
-        room.residual_norm_backward(x, x, total, gain, mean, rstd, gain, None)
+        room.residual_norm_backward(x, x, total, gain, mean, rstd, gain, None, dtype)
         room.swiglu_backward(room.swiglu(x), x)
         for activation in ("gelu_tanh", "gelu", "relu"):
             room.bias_activation_backward(room.bias_activation(x, gain, activation), x, gain, activation, gain)

@@ -90,12 +90,17 @@ def check_residual_norm(
     assert y.dtype == multiplied
     assert_near(y, want)
 
-    dsum = room.residual_norm_backward(dtotal, dy, summed, weight, mean, rstd, dweight, dbias)
+    dsum, rounded = room.residual_norm_backward(dtotal, dy, summed, weight, mean, rstd, dweight, dbias, multiplied)
     wanted = backward(dy.double(), cache, *gradients)
     if dtotal is not None:
         wanted = wanted + dtotal.double()
     assert dsum.dtype == stream
     assert_near(dsum, wanted, sums=rows)
+    assert rounded.dtype == multiplied
+    if stream == multiplied:
+        assert rounded.numel() == 0
+    else:
+        assert_near(rounded, dsum)
     for got, gradient in zip([one for one in (dweight, dbias) if one is not None], gradients, strict=True):
         assert_near(got, gradient, sums=rows)
 
@@ -226,7 +231,7 @@ def calls() -> dict[str, Any]:
         "gradient_norm": lambda: room.gradient_norm(flat),
         "residual_norm": lambda: room.residual_norm(x, None, width, None, 1e-5, bf16),
         "residual_norm_backward": lambda: room.residual_norm_backward(
-            None, x, x, width, statistics, statistics, width + 1, width + 2
+            None, x, x, width, statistics, statistics, width + 1, width + 2, bf16
         ),
         "swiglu": lambda: room.swiglu(x),
         "swiglu_backward": lambda: room.swiglu_backward(torch.ones(3, 4), x),

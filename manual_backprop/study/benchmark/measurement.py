@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ...common.errors import CheckFailedError
-from ..paired_timing import MeasuringProcess, Row, noise_floor, ratios, turns
+from ..paired_timing import MeasuringProcess, NotInTime, Row, noise_floor, ratios, turns
 from .cases import GRAPHS, OURS, ROWS, Case, without_effect
 from .rows import Answer, LeftOut, Ready, work_answer, work_products
 from .rows import work as work_row
@@ -17,6 +17,7 @@ from .rows import work as work_row
 PEERS = [name for name in ROWS if name not in OURS]
 AGAIN = " again"  # behind the subject's name: it runs twice
 FEWEST, MOST = 5, 20  # rounds, where the user does not say how many
+WARMING_UP = 0.7  # of the time that a measurement has, at most; which is over then is left out
 LONGEST = 120.0  # [s] that a case's rounds may take, where the fewest do not take longer
 AGREEMENT = {
     "fp64": 1e-9,
@@ -108,7 +109,8 @@ def measure(
         left_out: dict[str, str] = {}
         wanted = [names[0], names[0] + AGAIN, *names[1:]]
         left_out |= {name: reason for name in wanted if (reason := without_effect(name, case))}
-        start = partial(_start, case=case, work=work, until=until)
+        ready_by = until and time.monotonic() + WARMING_UP * (until - time.monotonic())
+        start = partial(_start, case=case, work=work, until=ready_by)
         begun = {name: start(name) for name in wanted if at_once and name not in left_out}
         for process in begun.values():
             closing.enter_context(process)
@@ -116,13 +118,17 @@ def measure(
             if name in left_out:
                 continue
             print(f"{case.name or case.config.precision}: starting {name}", file=sys.stderr, flush=True)
-            started = _warm_up(closing, name, begun.get(name), start, restarts=not at_once)
+            try:
+                started = _warm_up(closing, name, begun.get(name), start, restarts=not at_once)
+            except NotInTime:
+                started = LeftOut("it had not warmed up in the time that there was")
             if isinstance(started, LeftOut):
                 if name == names[0]:
                     raise CheckFailedError(f"{name}: {started.reason}")
                 left_out[name] = started.reason
                 continue
             process, row, answers[name] = started
+            process.until = until
             processes.append(process)
             rows.append(row)
         remarks = check_agreement(case.config.precision, answers, true)

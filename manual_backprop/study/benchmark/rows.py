@@ -91,10 +91,11 @@ class NetworkTrainer:
     def __init__(self, name: str, config: Any):
         from ...models.implementations import build_network
 
-        self.name, self.steps = name, 0
-        self.training_step: Any = None
         self.network = build_network(network_of(name), config)
         self.device = self.network.device
+        self.is_whole = network_of(name) == "custom" and self.device.type == "cuda"  # its step, and so one graph
+        self.training_step: Any = None
+        self.steps = 0
         self.optimizer = fused_adamw(self.network) if network_of(name) == "torch" else self._own_adamw()
         self.loss: Tensor | None = None
         if network_of(name) == "torch" and is_compiled(name):
@@ -120,7 +121,7 @@ class NetworkTrainer:
 
     def step(self, batch: Batch | PairBatch, max_grad_norm: float) -> None:
         """By hand and on a GPU as one graph, as a run makes it."""
-        if self.device.type != "cuda" or network_of(self.name) != "custom":
+        if not self.is_whole:
             self.loss_and_gradients(batch)
             self.update(max_grad_norm)
             return

@@ -54,7 +54,9 @@ def autograd(row: Row, case: Case, upstream: dict[str, Any]) -> tuple[dict[str, 
     output = row.mirror(**leaves, **case.settings)
     outputs = dict(zip(row.outputs, output if isinstance(output, tuple) else (output,), strict=True))
     used = [name for name in outputs if upstream[f"d{name}"] is not None]
-    seeds = [torch.as_tensor(upstream[f"d{name}"]).to(outputs[name]) for name in used]
+    seeds = [
+        torch.as_tensor(upstream[f"d{name}"], dtype=outputs[name].dtype, device=outputs[name].device) for name in used
+    ]
     gradients = torch.autograd.grad(
         [outputs[name] for name in used], list(leaves.values()), seeds, materialize_grads=True
     )

@@ -72,15 +72,16 @@ def attention_mirror(
 ) -> Tensor:
     """In sums over indices, with a mask that is added. A query that sees no key sees all, and is multiplied by 0."""
     B, T, S = query.shape[0], query.shape[1], key.shape[1]
-    hidden = torch.zeros(B, T, S, dtype=torch.bool)
+    hidden = torch.zeros(B, T, S, dtype=torch.bool, device=query.device)
+    places, queries = (torch.arange(length, device=query.device) for length in (S, T))
     if visible.causal:  # counted from the end, where the last of both stand together
-        hidden = hidden | (torch.arange(S).flip(0) < torch.arange(T).flip(0)[:, None])
+        hidden = hidden | (places.flip(0) < queries.flip(0)[:, None])
     if visible.key_lengths is not None:
-        hidden = hidden | torch.stack([torch.arange(S) >= length for length in visible.key_lengths])[:, None]
+        hidden = hidden | torch.stack([places >= length for length in visible.key_lengths])[:, None]
     if visible.query_segments is not None and visible.key_segments is not None:
         hidden = hidden | (visible.query_segments.unsqueeze(2) != visible.key_segments.unsqueeze(1))
     some = (~hidden).any(-1)  # (B, T)
-    penalty = torch.zeros(B, T, S, dtype=query.dtype).masked_fill(hidden & some[..., None], -math.inf)[:, None]
+    penalty = torch.zeros_like(hidden, dtype=query.dtype).masked_fill(hidden & some[..., None], -math.inf)[:, None]
     scores = torch.einsum("bthk,bshk->bhts", query, key) * query.shape[-1] ** -0.5
     probabilities = F.softmax(scores + penalty, dim=-1)
     context = torch.einsum("bhts,bshk->bthk", dropout_mirror(probabilities, dropout), value)

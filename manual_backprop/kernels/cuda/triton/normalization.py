@@ -51,24 +51,38 @@ def residual_norm_backward(
     rstd: Tensor,
     dweight: Tensor,
     dbias: Tensor | None,
-) -> Tensor:
-    """dtotal (N, D) or None, dy (N, D) in any format -> the gradient of x and of branch alike, as total (N, D); adds to
-    dweight (D) and, of a layer norm, to dbias (D)."""
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """dtotal (N, D) or None, dy (N, D) in any format -> the gradient of x and of branch alike, as total (N, D), and the
+    same rounded to `dtype`, as the branch reads it; adds to dweight (D) and, of a layer norm, to dbias (D).
+
+    The second is empty where that is total's format: then the first is read."""
     assert dy.is_contiguous()
     assert total.is_contiguous()
     assert dtotal is None or dtotal.is_contiguous()
     rows, width = total.shape
     groups, block = min(rows, GROUPS), triton.next_power_of_2(width)
     dsum = torch.empty_like(total)
+    rounded = total.new_empty(0 if dtype == total.dtype else (rows, width), dtype=dtype)
     partial = rstd.new_empty(1 if dbias is None else 2, groups, width)
     launch(
-        *(residual_norm_backward_kernel, (groups,), dsum, partial, dtotal, dy, total, weight),
+        *(
+            residual_norm_backward_kernel,
+            (groups,),
+            dsum,
+            rounded if rounded.numel() else None,
+            partial,
+            dtotal,
+            dy,
+            total,
+            weight,
+        ),
         *(None if dbias is None else mean, rstd, rows, width),
         BLOCK=block,
         num_warps=warps_of(block),
     )
     add_partial_sums(partial, dweight, dbias)
-    return dsum
+    return dsum, rounded
 
 
 def statistics_of(x: Tensor) -> torch.dtype:
@@ -108,7 +122,8 @@ def residual_norm_kernel(
 
 @triton.jit
 def residual_norm_backward_kernel(
-    dsum_ptr, partial_ptr, dtotal_ptr, dy_ptr, total_ptr, weight_ptr, mean_ptr, rstd_ptr, N, D, BLOCK: tl.constexpr
+    dsum_ptr, rounded_ptr, partial_ptr, dtotal_ptr, dy_ptr, total_ptr, weight_ptr, mean_ptr, rstd_ptr, N, D,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     group, groups = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, BLOCK)
@@ -137,6 +152,8 @@ def residual_norm_backward_kernel(
         if dtotal_ptr is not None:
             dx += wide(tl.load(dtotal_ptr + at, mask=inside, other=0.0))
         tl.store(dsum_ptr + at, dx.to(dsum_ptr.dtype.element_ty), mask=inside)
+        if rounded_ptr is not None:
+            tl.store(rounded_ptr + at, dx.to(rounded_ptr.dtype.element_ty), mask=inside)
     tl.store(partial_ptr + group * D + column, dweight, mask=inside)
     if mean_ptr is not None:
         tl.store(partial_ptr + (groups + group) * D + column, dbias, mask=inside)

@@ -23,11 +23,11 @@ from .optimizations import OPTIMIZATIONS
 from .processes import Failed, each
 from .tables import Part, Setting, Table
 
+SHARES = {"G1": 4.0, "G4": 2.0, "G3": 2.0}  # of the time, to warm up and to measure
 PEERS = ("baseline-compiled", "huggingface-compiled")
 OF_SMALL_ONES = tuple(f"{name}{GRAPHS}" for name in PEERS)  # launches count there, and memory does not
-TRIED = ("baseline-eager",)  # on a CPU, where nothing is worth compiling
-ABLATED = ("G1", "G3")
-AT_ONCE = 3  # rows of a large case that are there beside one another
+ABLATED = {"G3": (1.5, 8), "G1": (2.5, 4)}  # likewise, and how many rows are there beside one another
+TRIED = ("custom-reference", "baseline-eager")  # on a CPU, where nothing is worth compiling
 BATCH_SIZES = (8, 16, 32, 64, 96, 128, 192, 256)
 OF_MEMORY = (SUBJECT, "custom-recompute", "baseline-eager", "huggingface-eager")
 TINY = CustomTransformerConfig(vocab_size=37, d_model=24, n_blocks=2, n_heads=4, d_ffn=52, max_seq_len=16)
@@ -46,25 +46,31 @@ def cases(setting: Setting) -> dict[str, Case]:
 
 
 def comparison(setting: Setting) -> Part:
-    found = cases(setting)
-    for place, (name, case) in enumerate(found.items()):
-        peers = TRIED if setting.small else PEERS if name == "G1" else PEERS + OF_SMALL_ONES
-        until = _part_of_time(setting, len(found) + len(ABLATED) - place)
-        yield _measured(f"{name} beside its peers", case, [SUBJECT, *peers], until)
-    for place, name in enumerate(ABLATED):
-        until = _part_of_time(setting, len(ABLATED) - place)
+    found, subject = cases(setting), subject_of(setting)
+    left = sum(SHARES.values()) + sum(share for share, _ in ABLATED.values())
+
+    def part_of_time(share: float) -> float:
+        nonlocal left
+        now, all_of_it = time.monotonic(), left
+        left -= share
+        return now + max(0.0, setting.until - now) * share / all_of_it
+
+    for name, case in found.items():
+        peers = TRIED[1:] if setting.small else PEERS if name == "G1" else PEERS + OF_SMALL_ONES
+        yield _measured(f"{name} beside its peers", case, [subject, *peers], part_of_time(SHARES[name]))
+    for name, (share, at_once) in ABLATED.items():
+        until = part_of_time(share)
         wanted = [one for one, optimization in OPTIMIZATIONS.items() if optimization.applies(found[name])]
         if setting.small:
             wanted = wanted[:1]
-        for first in range(0, len(wanted), AT_ONCE):
-            some = wanted[first : first + AT_ONCE]
+        for first in range(0, len(wanted), at_once):
+            some = wanted[first : first + at_once]
             title = f"{name} without {', '.join(some)}"
-            yield _measured(title, found[name], [SUBJECT, *(WITHOUT + one for one in some)], until)
+            yield _measured(title, found[name], [subject, *(WITHOUT + one for one in some)], until)
 
 
-def _part_of_time(setting: Setting, parts: int) -> float:
-    now = time.monotonic()
-    return now + max(0.0, setting.until - now) / parts
+def subject_of(setting: Setting) -> str:
+    return TRIED[0] if setting.small else SUBJECT
 
 
 def _measured(title: str, case: Case, names: Sequence[str], until: float) -> Table:
@@ -79,9 +85,10 @@ def _measured(title: str, case: Case, names: Sequence[str], until: float) -> Tab
 def work(end: Connection, name: str, case: Case) -> None:
     """`rows.work` of a row, or of the subject without an optimization."""
     if name.startswith(WITHOUT):
-        rows.prepare(SUBJECT, case)
+        subject = TRIED[0] if case.config.device == "cpu" else SUBJECT
+        rows.prepare(subject, case)
         with ablated(OPTIMIZATIONS[name.removeprefix(WITHOUT)]):
-            rows.work(end, SUBJECT, case)
+            rows.work(end, subject, case)
     else:
         rows.work(end, name, case)
 
@@ -124,7 +131,7 @@ class Point(NamedTuple):
 def memory(setting: Setting) -> Part:
     """The largest sum of tensors in a step of G1, for batches that grow until they do not fit."""
     sizes = (2, 4) if setting.small else BATCH_SIZES
-    names = (SUBJECT,) if setting.small else OF_MEMORY
+    names = TRIED[:1] if setting.small else OF_MEMORY
     table = Table("G1: peak GiB over the batch size", ("row", *(f"B={size}" for size in sizes)))
     for name in names:
         peaks: list[float | str | None] = []

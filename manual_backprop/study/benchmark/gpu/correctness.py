@@ -99,8 +99,7 @@ def check(item: Item, setting: Setting) -> tuple[list[Finding], bool]:
     device = torch.device(setting.device)
     if item.kind == "graph":
         return check_graph(item, device)
-    with torch.no_grad():
-        return {"pair": check_pair, "network": check_network, "update": check_update}[item.kind](item, device), False
+    return {"pair": check_pair, "network": check_network, "update": check_update}[item.kind](item, device), False
 
 
 def config_of(item: Item, device: torch.device) -> CustomTransformerConfig:
@@ -129,6 +128,7 @@ def check_network(item: Item, device: torch.device) -> list[Finding]:
     return [Finding(item.name, name, by_hand, AUTOGRAD_BAR) for name, (by_hand, _) in errors.items()]
 
 
+@torch.no_grad()
 def check_update(item: Item, device: torch.device) -> list[Finding]:
     """Some steps of the same gradients, clipped, by the optimizer of this device; one of them is not finite."""
     config = config_of(item, device)

@@ -39,11 +39,13 @@ def _loss_by_halves() -> list[Binding]:
     from ....kernels import cuda
     from ....ops.numerics import no_record
 
-    def linear_cross_entropy(*inputs: Any, padding: int | None = None, record: Any = no_record) -> Any:
+    def linear_cross_entropy(
+        *inputs: Any, padding: int | None = None, dloss: Any = 1.0, record: Any = no_record
+    ) -> Any:
         x, weight, targets, denominator, smoothing, dweight = inputs
         settings = targets, denominator, smoothing, padding
         loss, cache = ops.linear_cross_entropy_forward(x, weight, *settings, record=record)
-        return loss, ops.linear_cross_entropy_backward(1.0, cache, dweight, record=record)
+        return loss, ops.linear_cross_entropy_backward(dloss, cache, dweight, record=record)
 
     return [(cuda, "linear_cross_entropy", linear_cross_entropy)]
 

@@ -28,7 +28,7 @@ def each(function: Function, items: Sequence[Any], setting: Setting) -> Iterator
     """function(item, setting) of each item, or Failed, in order; no more items once the time is over."""
     waiting = list(items)
     while waiting and time.monotonic() < setting.until:
-        with MeasuringProcess(work, function, waiting, setting, until=setting.until) as process:
+        with MeasuringProcess(work, function, list(waiting), setting, until=setting.until) as process:
             alive = True
             while waiting and alive:
                 try:
