@@ -276,7 +276,7 @@ OPTIMIZATIONS = {
     "compiled": Optimization(
         "kernels/cpu/compiled.py",
         "What is neither a product nor one pass of PyTorch's becomes one loop over its tensors: on a CPU in C++, "
-        "compiled once for a machine, on a GPU by `torch.compile`. As it is written, every operation reads and writes "
+        "compiled once for a machine, on a GPU in Triton. As it is written, every operation reads and writes "
         "memory.",
         without=_uncompiled,
     ),
