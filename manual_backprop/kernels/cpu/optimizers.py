@@ -82,7 +82,7 @@ class OnePass(reference.FlatOptimizer):
 
     loop: CompiledFunction  # (parameters, gradients, moments ..., finite, clip, `_numbers`)
 
-    def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
+    def step(self, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None = None) -> Tensor:
         with fast(self.uses_library, self.counts.device):
             return super().step(loss, learning_rate, max_grad_norm)
 
