@@ -20,7 +20,7 @@ from ..common.batch import AnyBatch, Batch, as_batch
 from ..common.errors import InputError
 from ..config.schema import CustomTransformerConfig
 from ..ops.numerics import no_record
-from ..optim.parameters import Flat
+from ..optim.parameters import Flat, RoundedMatrices
 from .network import DropoutSource, FlatNetwork, block_names, no_callback, packed_names, stacks_of, tables_of
 
 Cache = Any  # private to the pair that made it
@@ -35,6 +35,13 @@ class HandWrittenNetwork(FlatNetwork):
         config = self.config
         blocks = block_names(config)
         self.block_parameters = {block: self._block_views(self.flat_parameters, block) for block in blocks}
+        self.matrices: Mapping[str, Tensor] = self.parameters  # as products read them
+        if self.compute_dtype != config.get_dtype():
+            self.rounded = RoundedMatrices(self.layout, self.flat_parameters, self.compute_dtype)
+            self.matrices = self.rounded.flat.views
+            for block, views in self.block_parameters.items():
+                rounded = self._block_views(self.rounded.flat, block)
+                views.update({name: view for name, view in rounded.items() if view.dim() == 2})
         self.block_gradients = {block: self._block_views(self.flat_gradients, block) for block in blocks}
         self.ops: Any = kernels.Table(config, self.device)
         self.arena = kernels.Arena()
@@ -42,11 +49,16 @@ class HandWrittenNetwork(FlatNetwork):
         self.uses_library = self.ops.compiles(config.compile)
         # a norm behind a residual sum, the one of this architecture
         norm = f"residual_{config.traits.norm}_norm"
-        self.norm_forward: Callable[..., Any] = partial(getattr(self.ops, f"{norm}_forward"), epsilon=config.epsilon)
+        self.norm_forward: Callable[..., Any] = partial(
+            getattr(self.ops, f"{norm}_forward"),
+            epsilon=config.epsilon,
+            # a post-norm's output is the residual stream, which stays as wide as the parameters
+            dtype=self.compute_dtype if config.traits.pre_norm else None,
+        )
         self.norm_backward: Callable[..., Tensor] = getattr(self.ops, f"{norm}_backward")
         self.stacks, self.tables = stacks_of(config), tables_of(config)
         head = "token_embedding.weight" if config.tied_head else "head.weight"
-        self.head, self.dhead = self.parameters[head], self.gradients[head]
+        self.head, self.dhead = self.matrices[head], self.gradients[head]
         self._cache: Cache = None  # of the last forward that waits for its backward
 
     def _block_views(self, flat: Flat, block: str) -> dict[str, Tensor]:
@@ -117,7 +129,9 @@ class HandWrittenNetwork(FlatNetwork):
     # Kernels, and steps that are replayed
 
     def _calculation(self, training: bool = False) -> AbstractContextManager:
-        """What the kernels want around them."""
+        """What the kernels want around them; and what products read is what the parameters are now."""
+        if self.rounded is not None:
+            self.rounded.refresh()
         return self.ops.calculation(self.arena if training else None, self.uses_library)
 
     def _is_replayable(self, tokens: int) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .parameters import Flat, Layout, copy_into, copy_on_cpu
+from .parameters import Flat, Layout, RoundedMatrices, copy_into, copy_on_cpu
 
 CHUNK = 1 << 19  # elements: what is made of a chunk stays in the processor's cache
 
@@ -68,6 +68,7 @@ class FlatOptimizer(Optimizer):
 
     moment_names: tuple[str, ...] = ()
     uses_library = False  # whether it runs compiled, where it can (`kernels`)
+    rounded: RoundedMatrices | None = None  # what products read in place of the parameters: the kernels write both
 
     def __init__(self, layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float = 0.0):
         super().__init__(parameters.buffer.device)
