@@ -23,7 +23,7 @@ from pathlib import Path
 
 AT_ONCE = 24  # mutants in a library
 PATIENCE = 60  # [s] for one: it may never end
-FILES = ("activations.h", "attention.h", "loss.h", "normalization.h", "optimizers.h")
+FILES = ("activations.h", "attention.h", "gradients.h", "loss.h", "normalization.h", "optimizers.h")
 CHANGES = (
     (r" \+ ", " - "),
     (r" - ", " + "),
@@ -207,6 +207,7 @@ def _test(file: str) -> None:
         return
     modules = {
         "activations.h": (tests.activations, tests.gated_feed_forward),
+        "gradients.h": (tests.products,),
         "optimizers.h": (tests.optimizers,),
         "loss.h": (tests.rowwise,),
         "normalization.h": (tests.rowwise,),
