@@ -52,7 +52,7 @@ SIZES["cuda"] = replace(  # there a launch costs what a million numbers do, and 
     longest_kept=0,
     piece=1 << 30,
     fewest_rows=1 << 13,
-    logits=1 << 29,
+    logits=1 << 30,
     replayed=0,
 )
 

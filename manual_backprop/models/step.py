@@ -42,11 +42,12 @@ class HandWrittenNetwork(FlatNetwork):
         self.uses_library = self.ops.compiles(config.compile)
         # a norm behind a residual sum, the one of this architecture
         norm = f"residual_{config.traits.norm}_norm"
-        self.norm_forward: Callable[..., Any] = partial(getattr(self.ops, f"{norm}_forward"), epsilon=config.epsilon)
-        if config.traits.pre_norm and self.ops.serves("residual_norm_forward"):
-            # which rounds what products alone read, as it writes it
-            round_to = self.compute_dtype
-            self.norm_forward = partial(self.ops.residual_norm_forward, epsilon=config.epsilon, dtype=round_to)
+        self.norm_forward: Callable[..., Any] = partial(
+            getattr(self.ops, f"{norm}_forward"),
+            epsilon=config.epsilon,
+            # on a GPU what products alone read is rounded as it is written
+            dtype=self.compute_dtype if config.traits.pre_norm and self.ops.on_gpu else None,
+        )
         self.norm_backward: Callable[..., Tensor] = getattr(self.ops, f"{norm}_backward")
         self.stacks, self.tables = stacks_of(config), tables_of(config)
         head = "token_embedding.weight" if config.tied_head else "head.weight"

@@ -93,8 +93,7 @@ class FlatOptimizer(Optimizer):
         clip = torch.ones_like(norm) if max_grad_norm is None else (max_grad_norm / (norm + 1e-6)).clamp(max=1)
         # in the format of the norm, since torch.where of two Python numbers is a float32
         rate = torch.where(finite, one_number(learning_rate, norm), 0)
-        for part, decay in self._parts():
-            self._update_part(part, clip, rate, decay, finite)
+        self._update_all(clip, rate, finite)
         return norm
 
     def _gradient_norm(self) -> Tensor:
@@ -111,6 +110,10 @@ class FlatOptimizer(Optimizer):
         decayed, size = self.parameters.decayed_size, self.parameters.buffer.numel()
         parts = (slice(0, decayed), self.weight_decay), (slice(decayed, size), 0.0)
         return [(part, decay) for part, decay in parts if part.start < part.stop]
+
+    def _update_all(self, clip: Tensor, rate: Tensor, finite: Tensor) -> None:
+        for part, decay in self._parts():
+            self._update_part(part, clip, rate, decay, finite)
 
     def _update_part(self, part: slice, clip: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         """Updates one part of the buffers, and nothing where `finite` is not."""

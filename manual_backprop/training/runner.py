@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,17 +26,24 @@ from torch import Tensor
 from ..checkpoints.checkpoint import CheckpointManager
 from ..common.allocator import keep_freed_memory
 from ..common.durable_files import storage_errors
-from ..common.errors import InputError, Interrupted, NotFiniteError, StorageError, memory_errors
+from ..common.errors import (
+    InputError,
+    Interrupted,
+    ManualBackpropError,
+    NotFiniteError,
+    StorageError,
+    memory_errors,
+)
 from ..common.interruption import Interruption
 from ..common.origin import Origin
 from ..common.startup.output import enduring_output
-from ..config.schema import RunConfig
+from ..config.schema import CustomTransformerConfig, RunConfig
 from ..config.written_config import default_run_name, write_config
 from ..models.optimization import build_optimizer
 from ..models.training_step import TrainingStep
 from ..optim.improvement import Improvement
 from ..optim.schedule import build_schedule, max_steps
-from ..study.estimates.memory import warn_if_too_large
+from ..study.estimates.memory import warn_if_too_large, what_would_fit
 from ..tasks import Evaluated, Final, open_task
 from ..tracking import (
     FAILED,
@@ -76,13 +84,21 @@ def run_job(
         close_dead_runs(outputs)
         resumed = None if config.resume is None else open_resumed(config, outputs)
         try:
-            with memory_errors(config.training.batch_size):
+            with memory_errors(lambda: what_would_fit(config, network_of(config, outputs))):
                 loss = Runner(config, outputs, interruption, resumed, origin).run()
         finally:
             if resumed is not None:
                 resumed.directory.release()
         interruption.raise_if_received("the run had come to its end already.")  # but a sweep stops here
         return loss
+
+
+def network_of(config: RunConfig, outputs: Path) -> CustomTransformerConfig | None:
+    """The network of a run, whose examples were prepared; None where they cannot be read."""
+    try:
+        return open_task(config, outputs / "datasets").network_config
+    except (ManualBackpropError, MemoryError):
+        return None
 
 
 class Runner:
@@ -102,6 +118,7 @@ class Runner:
         self.started = time.monotonic()
         self.checkpoint = None if resumed is None else resumed.checkpoint
         self._set_threads()
+        self._set_gpu()
         torch.set_float32_matmul_precision("highest")
         keep_freed_memory()
         self.task = open_task(config, outputs / "datasets")
@@ -159,6 +176,16 @@ class Runner:
             threads = self.checkpoint.state["made_with"].get("threads")
         if threads is not None:
             torch.set_num_threads(threads)
+
+    def _set_gpu(self) -> None:
+        """The one that the config names; and there the same bits each time, where it says so."""
+        device = self.config.network_config(1).get_device()
+        if device.type != "cuda":
+            return
+        torch.cuda.set_device(device)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what its products need to be reproducible
+        torch.use_deterministic_algorithms(bool(self.config.device.deterministic))
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads what it has not written
 
     def _is_due(self, every: int | str) -> bool:
         """After this step, or at the end. `every` is a number of steps, or the word epoch."""

@@ -29,7 +29,6 @@ from .normalization import (
     layer_norm_forward,
     residual_layer_norm_backward,
     residual_layer_norm_forward,
-    residual_norm_forward,
     residual_rms_norm_backward,
     residual_rms_norm_forward,
     rms_norm_backward,

@@ -194,6 +194,8 @@ def _choose(query: Tensor, key: Tensor, visible: Visible, dropout: Dropout | Non
         kind = "cudnn" if H == G and 2 * K <= WIDEST and _prefers_cudnn(query.device) else "flash"
     if K % 8 or K > WIDEST:
         return None, f"a head of {K} is no multiple of 8 up to {WIDEST} (model.d_model / model.n_heads)"
+    if kind == "efficient" and torch.are_deterministic_algorithms_enabled():
+        return None, "in float32 no kernel promises the same bits each time (device.deterministic)"
     if kind == "efficient" and H != G:
         return None, "in float32 keys and values are not shared by several queries"
     return kind, ""

@@ -1,6 +1,7 @@
 """The feed-forward networks, of which one tensor of their width is kept: the hidden layer before its activation.
 
-Backward recomputes the activated values in the pass of the gradient.
+Backward recomputes the activated values in the pass of the gradient. Triton's kernels add the bias on their way, and
+its gradient up; to PyTorch's the hidden layer comes with its bias.
 """
 
 import torch
@@ -8,11 +9,12 @@ from torch import Tensor
 
 from ... import ops
 from ...ops.numerics import Record, no_record, rows
+from .chosen import triton_for
 from .linear import add_product
 
 aten = torch.ops.aten
 
-FeedForwardCache = tuple[Tensor, Tensor, Tensor, Tensor, str]
+FeedForwardCache = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, str]
 GatedFeedForwardCache = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -41,11 +43,18 @@ def feed_forward_forward(
 ) -> tuple[Tensor, FeedForwardCache]:
     """y = activation(x W_hidden^T + b_hidden) W_output^T + b_output: `ops.feed_forward_forward`. x, y (..., D)."""
     hidden_weight, output_weight = hidden_weight.to(x.dtype), output_weight.to(x.dtype)
-    hidden = torch.addmm(hidden_bias.to(x.dtype), rows(x), hidden_weight.T)  # (N, F)
-    activated = activate(hidden, activation)
+    bias_apart: Tensor | None = None
+    if (triton := triton_for(x)) is not None:
+        hidden, bias_apart = rows(x) @ hidden_weight.T, hidden_bias  # (N, F)
+        activated = triton.bias_activation(hidden, hidden_bias, activation)
+    else:
+        hidden = torch.addmm(hidden_bias.to(x.dtype), rows(x), hidden_weight.T)
+        activated = activate(hidden, activation)
     y = torch.addmm(output_bias.to(x.dtype), activated, output_weight.T)
-    _record(record, x, hidden=hidden, activated=activated)
-    return y.view(x.shape), (x, hidden_weight, hidden, output_weight, activation)
+    if record.wants("hidden"):
+        _record(record, x, hidden=hidden if bias_apart is None else hidden + bias_apart)
+    _record(record, x, activated=activated)
+    return y.view(x.shape), (x, hidden_weight, hidden, bias_apart, output_weight, activation)
 
 
 def feed_forward_backward(
@@ -60,18 +69,20 @@ def feed_forward_backward(
     record: Record = no_record,
 ) -> Tensor:
     """dy (..., D) -> dx (..., D); adds to the gradients of weights and biases: `ops.feed_forward_backward`."""
-    x, hidden_weight, hidden, output_weight, activation = cache
+    x, hidden_weight, hidden, bias_apart, output_weight, activation = cache
     hidden_back = hidden_weight if hidden_feedback is None else hidden_feedback.to(dy.dtype)
     output_back = output_weight if output_feedback is None else output_feedback.to(dy.dtype)
     dy_rows = rows(dy)
     # y = activated W_output^T + b_output
     doutput_bias += dy_rows.sum(0, dtype=doutput_bias.dtype)
     dactivated = dy_rows @ output_back
-    # activated = activation(hidden)
-    activated, dhidden = activate(hidden, activation), activate_gradient(dactivated, hidden, activation)
+    # activated = activation(hidden), hidden = x W_hidden^T + b_hidden
+    if bias_apart is not None and (triton := triton_for(x)) is not None:
+        activated, dhidden = triton.bias_activation_backward(dactivated, hidden, bias_apart, activation, dhidden_bias)
+    else:
+        activated, dhidden = activate(hidden, activation), activate_gradient(dactivated, hidden, activation)
+        dhidden_bias += dhidden.sum(0, dtype=dhidden_bias.dtype)
     add_product(doutput_weight, dy_rows.T, activated)
-    # hidden = x W_hidden^T + b_hidden
-    dhidden_bias += dhidden.sum(0, dtype=dhidden_bias.dtype)
     add_product(dhidden_weight, dhidden.T, rows(x))
     _record(record, x, dactivated=dactivated, dhidden=dhidden)
     return (dhidden @ hidden_back).view(x.shape)
@@ -83,7 +94,8 @@ def gated_feed_forward_forward(
     """y = (silu(x W_gate^T) * (x W_hidden^T)) W_output^T: `ops.gated_feed_forward_forward`. x, y (..., D)."""
     gated_weight, output_weight = gated_weight.to(x.dtype), output_weight.to(x.dtype)
     gated = rows(x) @ gated_weight.T  # (N, 2F)
-    activated, _ = ops.swiglu_forward(gated)
+    triton = triton_for(x)
+    activated = ops.swiglu_forward(gated)[0] if triton is None else triton.swiglu(gated)
     y = activated @ output_weight.T
     _record(record, x, gated=gated, activated=activated)
     return y.view(x.shape), (x, gated_weight, gated, output_weight)
@@ -106,8 +118,11 @@ def gated_feed_forward_backward(
     # y = activated W_output^T
     dactivated = dy_rows @ output_back
     # activated = swiglu(gated)
-    activated, swiglu_cache = ops.swiglu_forward(gated)
-    dgated = ops.swiglu_backward(dactivated, swiglu_cache)
+    if (triton := triton_for(x)) is not None:
+        activated, dgated = triton.swiglu_backward(dactivated, gated)
+    else:
+        activated, swiglu_cache = ops.swiglu_forward(gated)
+        dgated = ops.swiglu_backward(dactivated, swiglu_cache)
     add_product(doutput_weight, dy_rows.T, activated)
     # gated = x W_gated^T
     add_product(dgated_weight, dgated.T, rows(x))

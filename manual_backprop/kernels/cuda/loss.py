@@ -16,6 +16,7 @@ from ...optim.parameters import PADDING
 from ..cpu.loss import loss_and_gradient_by_pytorch_
 from ..pieces import RecordedPieces, pieces
 from ..sizes import sizes_of
+from .chosen import triton_for
 from .linear import add_product
 
 LinearCrossEntropyCache = tuple[Any, ...]
@@ -51,21 +52,25 @@ def linear_cross_entropy(
         denominator = counts.sum()
     share = 1 / one_number(denominator, wide(x_rows[:0])).clamp(min=1)
     scale = share * dloss
-    dx, losses = torch.empty_like(x_rows), []
+    dx, losses, triton = torch.empty_like(x_rows), [], triton_for(x)
     recorded, sizes = RecordedPieces(record, targets.shape), sizes_of(x)
     width = -(-vocab_size // PADDING) * PADDING  # rows of logits that start where a product likes them to
     for part in pieces(len(x_rows), max(sizes.fewest_rows, sizes.logits // vocab_size)):
         logits = x.new_empty(part.stop - part.start, width)[:, :vocab_size]
         torch.mm(x_rows[part], weight.T, out=logits)
         recorded.put("logits", logits)
-        losses.append(loss_and_gradient_by_pytorch_(logits, target[part], counts[part], label_smoothing))
-        logits.mul_(scale)
+        if triton is not None:
+            losses.append(triton.cross_entropy_(logits, target[part], scale, label_smoothing))
+        else:
+            loss = loss_and_gradient_by_pytorch_(logits, target[part], counts[part], label_smoothing)
+            losses.append(loss[None])
+            logits.mul_(scale)
         recorded.put("dlogits", logits)
         # logits = x W^T
         add_product(dweight, logits.T, x_rows[part])
         torch.mm(logits, back, out=dx[part])
     recorded.finish()
-    return torch.stack(losses).sum() * share, dx.view(x.shape)
+    return torch.cat(losses).sum() * share, dx.view(x.shape)
 
 
 def linear_cross_entropy_forward(

@@ -1,4 +1,5 @@
-"""Norms by PyTorch's own kernels, with the statistics as cache: `native_layer_norm` and `_fused_rms_norm`.
+"""Norms with their statistics as cache: a residual sum and its norm in one launch of Triton's, or in two of PyTorch's,
+`native_layer_norm` and `_fused_rms_norm`.
 
 A norm without bias is one without mean: the same functions serve both.
 """
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ...ops.normalization import EPSILON
+from ...ops.numerics import rows
 from ...ops.rms_normalization import RMS_EPSILON
+from .chosen import triton_for
 
 NormCache = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]  # x, mean, 1 / standard deviation, parameters
 
@@ -47,49 +50,63 @@ def rms_norm_backward(dy: Tensor, cache: NormCache, dweight: Tensor) -> Tensor:
     return dx
 
 
-def residual_norm_forward(
+def residual_layer_norm_forward(
     x: Tensor,
     branch: Tensor | None,
     weight: Tensor,
-    bias: Tensor | None = None,
+    bias: Tensor,
     epsilon: float = EPSILON,
     dtype: torch.dtype | None = None,
 ) -> tuple[tuple[Tensor, Tensor], NormCache]:
-    """total = x + branch, in the format of x, and y = norm(total), in `dtype` or as x: what reads y need not round it.
-
-    x, branch (..., D) -> total, y (..., D). Backward is that of the norm's own pair.
-    """
-    total = x if branch is None else torch.add(x, branch)
-    if bias is None:
-        y, cache = rms_norm_forward(total, weight, epsilon)
-    else:
-        y, cache = layer_norm_forward(total, weight, bias, epsilon)
-    return (total, y.to(dtype or x.dtype)), cache
-
-
-def residual_layer_norm_forward(
-    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float = EPSILON
-) -> tuple[tuple[Tensor, Tensor], NormCache]:
     """`ops.residual_layer_norm_forward`."""
-    return residual_norm_forward(x, branch, weight, bias, epsilon)
+    return _forward(x, branch, weight, bias, epsilon, dtype or x.dtype)
 
 
 def residual_layer_norm_backward(
     dtotal: Tensor | None, dy: Tensor, cache: NormCache, dweight: Tensor, dbias: Tensor
 ) -> Tensor:
     """dtotal, dy (..., D) -> the gradient of x and of branch alike: `ops.residual_layer_norm_backward`."""
-    dsum = layer_norm_backward(dy, cache, dweight, dbias)
-    return dsum if dtotal is None else dsum.add_(dtotal)
+    return _backward(dtotal, dy, cache, dweight, dbias)
 
 
 def residual_rms_norm_forward(
-    x: Tensor, branch: Tensor | None, weight: Tensor, epsilon: float = RMS_EPSILON
+    x: Tensor,
+    branch: Tensor | None,
+    weight: Tensor,
+    epsilon: float = RMS_EPSILON,
+    dtype: torch.dtype | None = None,
 ) -> tuple[tuple[Tensor, Tensor], NormCache]:
     """`ops.residual_rms_norm_forward`."""
-    return residual_norm_forward(x, branch, weight, None, epsilon)
+    return _forward(x, branch, weight, None, epsilon, dtype or x.dtype)
 
 
 def residual_rms_norm_backward(dtotal: Tensor | None, dy: Tensor, cache: NormCache, dweight: Tensor) -> Tensor:
     """dtotal, dy (..., D) -> the gradient of x and of branch alike: `ops.residual_rms_norm_backward`."""
-    dsum = rms_norm_backward(dy, cache, dweight)
+    return _backward(dtotal, dy, cache, dweight, None)
+
+
+def _forward(
+    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float, dtype: torch.dtype
+) -> tuple[tuple[Tensor, Tensor], NormCache]:
+    if (triton := triton_for(x)) is not None:
+        added = None if branch is None else rows(branch).contiguous()
+        made, y, mean, rstd = triton.residual_norm(rows(x).contiguous(), added, weight, bias, epsilon, dtype)
+        total = x if branch is None else made.view(x.shape)
+        return (total, y.view(x.shape)), (total, mean, rstd, weight, bias)
+    total = x if branch is None else torch.add(x, branch)
+    if bias is None:
+        y, cache = rms_norm_forward(total, weight, epsilon)
+    else:
+        y, cache = layer_norm_forward(total, weight, bias, epsilon)
+    return (total, y.to(dtype)), cache
+
+
+def _backward(dtotal: Tensor | None, dy: Tensor, cache: NormCache, dweight: Tensor, dbias: Tensor | None) -> Tensor:
+    total, mean, rstd, weight, _ = cache
+    if rstd.dim() == 1 and (triton := triton_for(total)) is not None:  # as its forward leaves it
+        past = None if dtotal is None else rows(dtotal).contiguous()
+        given = rows(dy).contiguous(), rows(total).contiguous(), weight, mean, rstd
+        return triton.residual_norm_backward(past, *given, dweight, dbias, total.dtype)[0].view(total.shape)
+    of_norm = dy, cache, dweight
+    dsum = rms_norm_backward(*of_norm) if dbias is None else layer_norm_backward(*of_norm, dbias)
     return dsum if dtotal is None else dsum.add_(dtotal)

@@ -1,15 +1,24 @@
-"""AdamW and SGD on a GPU: the textbook's, of which one launch takes millions of numbers."""
+"""AdamW and SGD on a GPU, over the flat buffers as a whole: AdamW in one launch, where Triton's kernel serves.
+
+It writes each parameter twice, as it is kept and as products read it.
+"""
 
 import torch
 from torch import Tensor
 
 from ...optim import optimizers as reference
+from ..cpu.compiled import compiled_functions
+from .chosen import triton_for
 
 
 class OnDevice(reference.FlatOptimizer):
     """What both kinds share."""
 
-    chunk = 1 << 25
+    chunk = 1 << 25  # elements: of these the textbook's update makes some copies
+
+    def step(self, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None = None) -> Tensor:
+        with compiled_functions(self.uses_library):
+            return super().step(loss, learning_rate, max_grad_norm)
 
     def _gradient_norm(self) -> Tensor:
         return torch.linalg.vector_norm(self.gradients.buffer, dtype=self.wide)
@@ -17,6 +26,19 @@ class OnDevice(reference.FlatOptimizer):
 
 class AdamW(OnDevice, reference.AdamW):
     """`optim.AdamW`."""
+
+    def _update_all(self, clip: Tensor, rate: Tensor, finite: Tensor) -> None:
+        buffers = [flat.buffer for flat in (self.parameters, self.gradients, *self.moments.values())]
+        if (triton := triton_for(buffers[0])) is None:
+            super()._update_all(clip, rate, finite)
+            return
+        beta1, beta2 = self.betas
+        updates = self.updates.clamp(min=1).double()
+        numbers = torch.stack((finite, clip, rate, 1 - beta1**updates, (1 - beta2**updates).sqrt())).float()
+        narrow = None
+        triton.adamw_(
+            *buffers, narrow, numbers, self.parameters.decayed_size, beta1, beta2, self.epsilon, self.weight_decay
+        )
 
 
 class SGD(OnDevice, reference.SGD):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ...kernels.cuda.triton import LAUNCHES
 from ...kernels.replay import MEMORY
 
 
@@ -30,7 +31,7 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = function(*args, **(kwargs or {}))
         if not _only_looks(function, (args, kwargs), results):
-            self.counts[str(function)] += 1
+            self.counts[str(function)] += LAUNCHES.get(function.overloadpacket.__name__, 1)
         return results
 
 

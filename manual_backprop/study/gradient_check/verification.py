@@ -12,7 +12,7 @@ from ... import kernels as fused
 from ... import ops
 from ...config.network import ARCHITECTURES, KERNELS, CustomTransformerConfig
 from ..estimates.memory import parameter_count
-from .low_precision import NAMES, check_network_precision, check_op_precision
+from .low_precision import check_network_precision, check_op_precision
 from .measure import AUTOGRAD_BAR, Finding, worst
 from .network_case import ODD, draw_batch, odd_cases, odd_encoders, odd_pairs
 from .network_check import check_network
@@ -97,7 +97,7 @@ def check_one(config: CustomTransformerConfig) -> list[Section]:
     if config.precision == "fp64":
         return sections
     dtype = config.get_compute_dtype()
-    ops_title = f"every op in {NAMES[dtype]}: error relative to autograd's"
+    ops_title = f"every op in {str(dtype).removeprefix('torch.')}: error relative to autograd's"
     pairs = _pairs_of(config.kernels)
     sections.append(
         Section(ops_title, [f for row in ROWS.values() for f in check_op_precision(row, dtype, pairs=pairs)])

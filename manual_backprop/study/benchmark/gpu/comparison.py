@@ -30,7 +30,7 @@ ABLATED = {"G3": (1.5, 8), "G1": (2.5, 4)}  # likewise, and how many rows are th
 TRIED = ("custom-reference", "baseline-eager")  # on a CPU, where nothing is worth compiling
 BATCH_SIZES = (8, 16, 32, 64, 96, 128, 192, 256)
 OF_MEMORY = (SUBJECT, "custom-recompute", "baseline-eager", "huggingface-eager")
-TINY = CustomTransformerConfig(vocab_size=37, d_model=24, n_blocks=2, n_heads=4, d_ffn=52, max_seq_len=16)
+TINY = CustomTransformerConfig(vocab_size=37, d_model=24, n_blocks=1, n_heads=4, d_ffn=52, max_seq_len=16)
 
 
 def cases(setting: Setting) -> dict[str, Case]:
