@@ -175,9 +175,15 @@ class BaselineTransformer(AutogradNetwork):
                 parameter.sub_(parameter.grad, alpha=learning_rate)
 
     def adamw(self, weight_decay: float, betas: tuple[float, float], epsilon: float) -> Optimizer:
-        return TorchOptimizer(
-            torch.optim.AdamW, self.places, weight_decay, {"betas": betas, "eps": epsilon}, ("exp_avg", "exp_avg_sq")
-        )
+        settings = {"betas": betas, "eps": epsilon}
+        return self._optimizer(torch.optim.AdamW, weight_decay, settings, ("exp_avg", "exp_avg_sq"))
 
     def sgd(self, weight_decay: float, momentum: float) -> Optimizer:
-        return TorchOptimizer(torch.optim.SGD, self.places, weight_decay, {"momentum": momentum}, ("momentum_buffer",))
+        return self._optimizer(torch.optim.SGD, weight_decay, {"momentum": momentum}, ("momentum_buffer",))
+
+    def _optimizer(
+        self, kind: Any, weight_decay: float, settings: dict[str, Any], moments: tuple[str, ...]
+    ) -> Optimizer:
+        optimizer = TorchOptimizer(kind, self.places, weight_decay, settings, moments)
+        optimizer.loss_scale = self.loss_scale
+        return optimizer

@@ -352,7 +352,7 @@ class CustomTransformer(HandWrittenNetwork):
         record = scoped(self.recorder, f"{block}.attention.")
         record("doutput", dy)
         # y = dropout(context W_output^T + b_output)
-        dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
+        dy = ops.dropout_backward(self.narrow(dy), dropout_cache)
         dcontext = ops.linear_backward(dy, output_cache, d["attention.output.weight"], d.get("attention.output.bias"))
         record("dcontext", dcontext)
         # context = attention(qkv)
@@ -401,7 +401,7 @@ class CustomTransformer(HandWrittenNetwork):
         record = scoped(self.recorder, f"{block}.cross_attention.")
         record("doutput", dy)
         # y = dropout(context W_output^T + b_output)
-        dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
+        dy = ops.dropout_backward(self.narrow(dy), dropout_cache)
         dcontext = ops.linear_backward(
             dy, output_cache, d["cross_attention.output.weight"], d.get("cross_attention.output.bias")
         )
@@ -442,7 +442,7 @@ class CustomTransformer(HandWrittenNetwork):
         record = scoped(self.recorder, f"{block}.feed_forward.")
         record("doutput", dy)
         # y = dropout(feed_forward(x))
-        dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
+        dy = ops.dropout_backward(self.narrow(dy), dropout_cache)
         if self.config.traits.gated:
             return ops.gated_feed_forward_backward(dy, feed_forward_cache, *gated_feed_forward_of(d), record=record)
         return ops.feed_forward_backward(dy, feed_forward_cache, *feed_forward_of(d), record=record)

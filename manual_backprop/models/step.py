@@ -160,6 +160,10 @@ class HandWrittenNetwork(FlatNetwork):
     def compiles(self) -> bool:  # type: ignore[override]
         return self.uses_library and not kernels.compiling_failed()
 
+    def narrow(self, dy: Tensor) -> Tensor:
+        """A gradient as products read it: rounded, where the kernel that made it has not done so beside it."""
+        return getattr(dy, "rounded", dy).to(self.compute_dtype)
+
     # What blocks keep for their backward, and what they add to the memory's gradient
 
     def _collected(self, dmemory: Tensor | None, dread: Tensor | None) -> Tensor | None:

@@ -12,7 +12,8 @@ from ...ops.numerics import rows
 from ...ops.rms_normalization import RMS_EPSILON
 from .chosen import triton_for
 
-NormCache = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]  # x, mean, 1 / standard deviation, parameters
+# x, mean, 1 / standard deviation, weight, bias, and what y was rounded to
+NormCache = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None, torch.dtype]
 
 aten = torch.ops.aten
 
@@ -21,12 +22,12 @@ def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float =
     """`ops.layer_norm_forward` in one call."""
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     y, mean, rstd = aten.native_layer_norm(x, x.shape[-1:], weight, bias, epsilon)
-    return y, (x, mean, rstd, weight, bias)
+    return y, (x, mean, rstd, weight, bias, x.dtype)
 
 
 def layer_norm_backward(dy: Tensor, cache: NormCache, dweight: Tensor, dbias: Tensor) -> Tensor:
     """dy (..., D) -> dx (..., D); adds to dweight (D) and dbias (D): `ops.layer_norm_backward`."""
-    x, mean, rstd, weight, bias = cache
+    x, mean, rstd, weight, bias, _ = cache
     dx, dgain, dshift = aten.native_layer_norm_backward(
         dy.to(x.dtype), x, x.shape[-1:], mean, rstd, weight, bias, [True, True, True]
     )
@@ -39,12 +40,12 @@ def rms_norm_forward(x: Tensor, weight: Tensor, epsilon: float = RMS_EPSILON) ->
     """`ops.rms_norm_forward` in one call."""
     weight = weight.to(x.dtype)
     y, rrms = aten._fused_rms_norm(x, x.shape[-1:], weight, epsilon)
-    return y, (x, None, rrms, weight, None)
+    return y, (x, None, rrms, weight, None, x.dtype)
 
 
 def rms_norm_backward(dy: Tensor, cache: NormCache, dweight: Tensor) -> Tensor:
     """dy (..., D) -> dx (..., D); adds to dweight (D): `ops.rms_norm_backward`."""
-    x, _, rrms, weight, _ = cache
+    x, _, rrms, weight, *_ = cache
     dx, dgain = aten._fused_rms_norm_backward(dy.to(x.dtype), x, x.shape[-1:], rrms, weight, [True, True])
     dweight += dgain
     return dx
@@ -92,7 +93,7 @@ def _forward(
         added = None if branch is None else rows(branch).contiguous()
         made, y, mean, rstd = triton.residual_norm(rows(x).contiguous(), added, weight, bias, epsilon, dtype)
         total = x if branch is None else made.view(x.shape)
-        return (total, y.view(x.shape)), (total, mean, rstd, weight, bias)
+        return (total, y.view(x.shape)), (total, mean, rstd, weight, bias, dtype)
     total = x if branch is None else torch.add(x, branch)
     if bias is None:
         y, cache = rms_norm_forward(total, weight, epsilon)
@@ -102,11 +103,15 @@ def _forward(
 
 
 def _backward(dtotal: Tensor | None, dy: Tensor, cache: NormCache, dweight: Tensor, dbias: Tensor | None) -> Tensor:
-    total, mean, rstd, weight, _ = cache
+    total, mean, rstd, weight, _, dtype = cache
     if rstd.dim() == 1 and (triton := triton_for(total)) is not None:  # as its forward leaves it
         past = None if dtotal is None else rows(dtotal).contiguous()
         given = rows(dy).contiguous(), rows(total).contiguous(), weight, mean, rstd
-        return triton.residual_norm_backward(past, *given, dweight, dbias, total.dtype)[0].view(total.shape)
+        dsum, rounded = triton.residual_norm_backward(past, *given, dweight, dbias, dtype)
+        dsum = dsum.view(total.shape)
+        if dtype != total.dtype:  # the branch's products read it so
+            dsum.rounded = rounded.view(total.shape)
+        return dsum
     of_norm = dy, cache, dweight
     dsum = rms_norm_backward(*of_norm) if dbias is None else layer_norm_backward(*of_norm, dbias)
     return dsum if dtotal is None else dsum.add_(dtotal)

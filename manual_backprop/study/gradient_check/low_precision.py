@@ -33,6 +33,7 @@ ENOUGH_TO_ROUND = CustomTransformerConfig(  # large enough that errors are avera
 )
 # Half of the distance between 1 and the next number: how near a format comes to anything.
 UNIT = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9, "bf16_mixed": 2.0**-9, "fp16_mixed": 2.0**-11}
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
 
 Errors = dict[str, tuple[float, float]]  # of each tensor, against float64: by hand, and autograd's
@@ -115,7 +116,7 @@ def check_op_precision(
 
     # An output that is stored exactly as it should be has the error of its format; a few draws have none at all.
     unit = torch.finfo(dtype).eps / 2
-    subject = f"{row.name} {str(dtype).removeprefix('torch.')}"
+    subject = f"{row.name} {NAMES[dtype]}"
     if dtype == torch.float64:
         errors = [(name, by_hand) for seed in seeds for name, (by_hand, _) in draw(seed).items()]
         return [Finding(subject, name, error, AUTOGRAD_BAR) for name, error in errors]
@@ -130,7 +131,7 @@ def _together(pair: tuple[dict[str, Tensor], dict[str, Tensor]]) -> dict[str, Te
 def _wide(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.double().cpu() if value.is_floating_point() else value.cpu()
-    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+    return torch.float64 if value in NAMES else value
 
 
 def _widened(case: Case) -> Case:
