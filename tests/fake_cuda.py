@@ -64,7 +64,8 @@ class Calls(TorchDispatchMode):
         if any(isinstance(x, Tensor) and x.device.type != "cuda" for x in leaves):
             self.elsewhere.append(f"{function} {place()}")
         numbers = [x for x in tree_leaves((args, kwargs)) if not isinstance(x, Tensor)]
-        self.made.append((str(function), *map(repr, numbers)))
+        if function.namespace != "prim":  # a question to a tensor
+            self.made.append((str(function), *map(repr, numbers)))
         return results
 
 

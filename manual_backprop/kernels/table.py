@@ -60,6 +60,8 @@ class Table:
         self.which, self.device = config.kernels, device
         rows = [row.module for row in ROWS[self.which] if row.fits(config, device)]
         self.modules = [import_module(module) for module in rows]
+        for module in self.modules:
+            getattr(module, "told", set()).clear()  # what a log has been told of another network
         self.on_cpu, self.on_gpu = FUSED in rows, GPU in rows  # whether its first choice are the kernels of that kind
 
     def __getattr__(self, name: str) -> Callable[..., Any]:

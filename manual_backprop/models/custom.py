@@ -165,7 +165,7 @@ class CustomTransformer(HandWrittenNetwork):
         if self.config.n_inputs is not None:
             # a copy: kernels write a gradient in the place of what they read
             numbers = tokens.to(self.compute_dtype, copy=True)
-            x, token_cache = self.ops.linear_forward(numbers, self.parameters[table], self.parameters["input.bias"])
+            x, token_cache = self.ops.linear_forward(numbers, self.matrices[table], self.parameters["input.bias"])
             x = x.to(self.config.get_dtype())
         else:
             scale = math.sqrt(self.config.d_model) if self.config.traits.scaled_embedding else 1.0

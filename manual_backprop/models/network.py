@@ -27,7 +27,7 @@ from ..ops import IGNORED, Dropout, Visible, random_key, rotations, sinusoids
 from ..ops.numerics import Record, no_record
 from ..optim.loss_scale import LossScale
 from ..optim.optimizers import FlatOptimizer, Optimizer
-from ..optim.parameters import Layout, Shape, copy_into, copy_on_cpu
+from ..optim.parameters import Layout, RoundedMatrices, Shape, copy_into, copy_on_cpu
 
 KINDS = {Batch: "decoder", PairBatch: "encoder_decoder", EncoderBatch: "encoder"}
 
@@ -465,6 +465,7 @@ class FlatNetwork(Network):
     """Parameters and gradients are views of one flat buffer each, over which an optimizer goes as a whole."""
 
     uses_library = False  # whether kernels run in the library, where there is one
+    rounded: RoundedMatrices | None = None  # what products read, where it is not the parameters
     kind = "decoder"  # as config.network has it
 
     def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
@@ -500,7 +501,8 @@ class FlatNetwork(Network):
         """The table's own."""
         make = getattr(kernels.Table(self.config, self.device), name)
         optimizer: FlatOptimizer = make(self.layout, self.flat_parameters, self.flat_gradients, *settings)
-        optimizer.uses_library, optimizer.loss_scale = self.uses_library, self.loss_scale
+        optimizer.uses_library, optimizer.rounded = self.uses_library, self.rounded
+        optimizer.loss_scale = self.loss_scale
         return optimizer
 
 

@@ -20,7 +20,7 @@ from ..common.batch import AnyBatch, Batch, as_batch
 from ..common.errors import InputError
 from ..config.schema import CustomTransformerConfig
 from ..ops.numerics import float32_products, no_record
-from ..optim.parameters import Flat
+from ..optim.parameters import Flat, RoundedMatrices
 from .network import DropoutSource, FlatNetwork, block_names, no_callback, packed_names, stacks_of, tables_of
 
 Cache = Any  # private to the pair that made it
@@ -35,8 +35,15 @@ class HandWrittenNetwork(FlatNetwork):
         config = self.config
         blocks = block_names(config)
         self.block_parameters = {block: self._block_views(self.flat_parameters, block) for block in blocks}
-        self.block_gradients = {block: self._block_views(self.flat_gradients, block) for block in blocks}
         self.ops: Any = kernels.Table(config, self.device)
+        self.matrices: Mapping[str, Tensor] = self.parameters  # as products read them
+        if self.compute_dtype != config.get_dtype() and self.ops.on_gpu:
+            self.rounded = RoundedMatrices(self.layout, self.flat_parameters, self.compute_dtype)
+            self.matrices = self.rounded.flat.views
+            for block, views in self.block_parameters.items():
+                rounded = self._block_views(self.rounded.flat, block)
+                views.update({name: view for name, view in rounded.items() if self._is_read_rounded(name, view)})
+        self.block_gradients = {block: self._block_views(self.flat_gradients, block) for block in blocks}
         self.arena = kernels.Arena()
         self.replay = kernels.Replay(self.arena)
         self.uses_library = self.ops.compiles(config.compile)
@@ -51,10 +58,15 @@ class HandWrittenNetwork(FlatNetwork):
         self.norm_backward: Callable[..., Tensor] = getattr(self.ops, f"{norm}_backward")
         self.stacks, self.tables = stacks_of(config), tables_of(config)
         head = "token_embedding.weight" if config.tied_head else "head.weight"
-        self.head, self.dhead = self.parameters[head], self.gradients[head]
+        self.head, self.dhead = self.matrices[head], self.gradients[head]
         self.dloss: float | Tensor = 1.0  # what a backward pass begins with
         self.dropout_keys: Mapping[str, Tensor] | None = None  # of a step that reads them on the device
         self._cache: Cache = None  # of the last forward that waits for its backward
+
+    def _is_read_rounded(self, name: str, view: Tensor) -> bool:
+        """Of a block's tensor: matrices, and on a GPU what is added to a product, but for what an activation adds."""
+        added = name.endswith(".bias") and "norm" not in name and not name.startswith("feed_forward.hidden")
+        return view.dim() == 2 or (added and self.ops.on_gpu)
 
     def _block_views(self, flat: Flat, block: str) -> dict[str, Tensor]:
         """A block's tensors without `blocks.3.` before their names, and those that lie side by side as one: `qkv`."""
@@ -126,7 +138,9 @@ class HandWrittenNetwork(FlatNetwork):
 
     @contextmanager
     def _calculation(self, training: bool = False) -> Iterator[None]:
-        """What the kernels want around them."""
+        """What the kernels want around them; and what products read is what the parameters are now."""
+        if self.rounded is not None:
+            self.rounded.refresh()
         own = self.ops.calculation(self.arena if training else None, self.uses_library)
         with float32_products(self.config.precision), own:
             yield

@@ -65,6 +65,8 @@ class TrainingStep:
             and isinstance(self.optimizer, FlatOptimizer)
             and network.can_be_captured
         ):
+            if network.rounded is not None:
+                network.rounded.refresh()  # which a graph takes for done
             recorded = OfTensors.of(self, list(batches), network)
             loss, norm = self.graphs(
                 recorded, recorded.inputs(denominator, rate, number), (recorded.signature, self.max_grad_norm)

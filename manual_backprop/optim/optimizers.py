@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..ops.numerics import NARROW, one_number
 from .loss_scale import LossScale
-from .parameters import Flat, Layout, copy_into, copy_on_cpu
+from .parameters import Flat, Layout, RoundedMatrices, copy_into, copy_on_cpu
 
 
 class Optimizer(ABC):
@@ -73,6 +73,7 @@ class FlatOptimizer(Optimizer):
 
     moment_names: tuple[str, ...] = ()
     uses_library = False  # whether it runs compiled, where it can (`kernels`)
+    rounded: RoundedMatrices | None = None  # what products read in place of the parameters: the kernels write both
     chunk = 1 << 19  # elements: what is made of a chunk stays in the processor's cache
 
     def __init__(self, layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float = 0.0):

@@ -14,6 +14,7 @@ from .attention import (
     cross_attention_forward,
     self_attention_backward,
     self_attention_forward,
+    told,
 )
 from .embedding import token_embedding_backward
 from .feed_forward import (

@@ -18,7 +18,10 @@ class OnDevice(reference.FlatOptimizer):
 
     def step(self, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None = None) -> Tensor:
         with compiled_functions(self.uses_library):
-            return super().step(loss, learning_rate, max_grad_norm)
+            norm = super().step(loss, learning_rate, max_grad_norm)
+        if self.rounded is not None:
+            self.rounded.refresh()  # where no kernel has written them
+        return norm
 
     def _gradient_norm(self) -> Tensor:
         return torch.linalg.vector_norm(self.gradients.buffer, dtype=self.wide)
@@ -35,10 +38,12 @@ class AdamW(OnDevice, reference.AdamW):
         beta1, beta2 = self.betas
         updates = self.updates.clamp(min=1).double()
         numbers = torch.stack((finite, clip, rate, 1 - beta1**updates, (1 - beta2**updates).sqrt())).float()
-        narrow = None
+        narrow = None if self.rounded is None else self.rounded.flat.buffer
         triton.adamw_(
             *buffers, narrow, numbers, self.parameters.decayed_size, beta1, beta2, self.epsilon, self.weight_decay
         )
+        if self.rounded is not None:
+            self.rounded.is_written()
 
 
 class SGD(OnDevice, reference.SGD):
