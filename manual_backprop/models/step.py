@@ -178,14 +178,7 @@ class HandWrittenNetwork(FlatNetwork):
         """A gradient as products read it: rounded, where the kernel that made it has not done so beside it."""
         return getattr(dy, "rounded", dy).to(self.compute_dtype)
 
-    # What blocks keep for their backward, and what they add to the memory's gradient
-
-    def _collected(self, dmemory: Tensor | None, dread: Tensor | None) -> Tensor | None:
-        """The memory was read by every block: its gradient is the sum, as wide as the residual stream."""
-        if dread is None:
-            return dmemory
-        dread = dread.to(self.config.get_dtype())
-        return dread if dmemory is None else dmemory + dread
+    # What blocks keep for their backward
 
     def _blocks(self, keep: bool) -> BlockCaches:
         return BlockCaches(self.arena, keep, self.config.recompute == "block")

@@ -348,6 +348,7 @@ def test_nothing_is_read_before_it_is_written_as_if_compiled(architecture: str, 
         assert all(torch.isfinite(tensor).all() for tensor in got.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.usefixtures("in_pieces", "fresh_memory_is_poisoned")
 def test_nothing_is_read_before_it_is_written_in_pieces(precision: str) -> None:
