@@ -34,7 +34,7 @@ TESTS = Path(__file__).resolve().parent
 SOURCES = TESTS.parent / "manual_backprop" / "kernels" / "cpu" / "cpp"
 LIMITS = {signal.ITIMER_PROF: 60, signal.ITIMER_REAL: 600}  # [s] of a mutant's own work, and with what it waits for
 SANITIZED = ("-fsanitize=address,shift-exponent", "-fsanitize-undefined-trap-on-error")
-FILES = ("vectors.h", "activations.h", "attention.h", "loss.h", "normalization.h", "optimizers.h")
+FILES = ("vectors.h", "activations.h", "attention.h", "gradients.h", "loss.h", "normalization.h", "optimizers.h")
 OPERATORS = {
     **{"+": "-", "-": "+", "*": "/", "/": "*", "%": "/", "^": "|"},
     **{"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "&&": "||", "||": "&&"},

@@ -264,19 +264,18 @@ class OverrideReader:
         return self.composer.parse(f"{group}={','.join(found)}") if found else None
 
 
-def _is_list_of_words(override: Override) -> bool:
-    raw = override._value
-    return isinstance(raw, ChoiceSweep) and all(isinstance(item, str | QuotedString) for item in raw.list)
-
-
 def other_device(name: str) -> str:
     """What to say to who names a device as PyTorch does; empty where it is none."""
     kind, _, index = name.partition(":")
     if kind == "mps":
         return "; Apple's GPUs (mps) are not supported, use device=cpu"
-    return (
-        f"; the GPU number {index} is device=cuda device.index={index}" if kind == "cuda" and index.isdecimal() else ""
-    )
+    is_numbered = kind == "cuda" and index.isdecimal()
+    return f"; the GPU number {index} is device=cuda device.index={index}" if is_numbered else ""
+
+
+def _is_list_of_words(override: Override) -> bool:
+    raw = override._value
+    return isinstance(raw, ChoiceSweep) and all(isinstance(item, str | QuotedString) for item in raw.list)
 
 
 def _with_their_values(arguments: Sequence[str]) -> list[str]:

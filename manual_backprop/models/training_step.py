@@ -82,7 +82,8 @@ class TrainingStep:
         watch: Unwatched = UNWATCHED,
     ) -> tuple[Tensor, Tensor]:
         """Loss and gradient norm before clipping, on the device. `number` is that of the step, from 1, `denominator`
-        how many targets count in all batches together."""
+        how many targets count in all batches together.
+        """
         network, denominator = self.network, self.network.on_device(denominator)  # once for all batches
         if (
             self.graphs is not None
@@ -108,6 +109,7 @@ class TrainingStep:
         number: int,
         watch: Unwatched = UNWATCHED,
     ) -> tuple[Tensor, Tensor]:
+        """The same as it is written."""
         network = self.network
         network.zero_gradients()
         loss = torch.zeros((), device=network.device)
@@ -141,7 +143,7 @@ class OfTensors:
             (type(batch), *[None if isinstance(value, Tensor) else value for value in _values(batch)])
             for batch in self.batches
         )
-        return kinds, self.network.signature(), id(self.step.optimizer)
+        return kinds, self.network.signature(), id(self.step.optimizer), torch.are_deterministic_algorithms_enabled()
 
     def inputs(self, denominator: Tensor, rate: float, number: int) -> list[Tensor]:
         """All tensors of the batches, then denominator, learning rate, and 64 bits for each place that drops."""

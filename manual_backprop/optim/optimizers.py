@@ -55,8 +55,12 @@ class Optimizer(ABC):
         """The state where it lies: `moment/parameter` for every moment, and `counts`."""
         moments = self.moment_views().items()
         named = {f"{moment}/{name}": view for moment, views in moments for name, view in views.items()}
+        return named | self.whole_views()
+
+    def whole_views(self) -> dict[str, Tensor]:
+        """Of the state what belongs to no parameter."""
         scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale.state}
-        return named | {"counts": self.counts} | scale
+        return {"counts": self.counts} | scale
 
     def state(self) -> dict[str, Tensor]:
         """Copies of it, on the CPU."""

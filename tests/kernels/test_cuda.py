@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,10 @@ from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.kernels.cuda import triton
 from manual_backprop.models.implementations import build_network
 from manual_backprop.models.training_step import OfTensors, TrainingStep
+from manual_backprop.study.benchmark import rows
+from manual_backprop.study.benchmark.ablations import ablated
+from manual_backprop.study.benchmark.cases import CASES, SUBJECT
+from manual_backprop.study.benchmark.gpu.optimizations import OPTIMIZATIONS
 from manual_backprop.study.benchmark.launches import launches
 
 TINY: dict[str, Any] = {
@@ -172,3 +177,20 @@ def test_what_cannot_be_captured_is_seen(fault: Any, found: str) -> None:
         with Calls() as calls, contextlib.suppress(RuntimeError):
             fault(network)
     assert getattr(calls, found)
+
+
+def test_each_optimization_can_be_left_out() -> None:
+    """As `bench --gpu` does it: a step still runs, and makes other calls; without a graph the same ones."""
+    case = CASES["G4"].case("G4", "bf16_mixed", threads=1, batch_size=2)
+    case = replace(case, config=replace(case.config, n_blocks=1))
+    counts = {}
+    for name in ("all of them", *OPTIMIZATIONS):
+        without = ablated(OPTIMIZATIONS[name]) if name in OPTIMIZATIONS else contextlib.nullcontext()
+        with without, fake_gpu():
+            trainer = rows.build(SUBJECT, case)
+            batch = rows.random_batch(case, trainer.device)
+            trainer.step(batch, 1.0)
+            assert isinstance(trainer, rows.NetworkTrainer)
+            assert (trainer.training_step.graphs is None) == (name == "graph")
+            counts[name] = launches(partial(trainer.step, batch, 1.0)).total()
+    assert [name for name, count in counts.items() if count <= counts["all of them"]] == ["all of them", "graph"]

@@ -8,6 +8,7 @@ more: inside it calculates in float32, or in float64 where that is the format.
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,9 +16,16 @@ import torch
 from torch import Tensor
 
 from manual_backprop import ops, optim
+from manual_backprop.config.schema import CustomTransformerConfig
+from manual_backprop.kernels import table
+from manual_backprop.kernels.cuda import attention, linear
 from manual_backprop.kernels.cuda import triton as room
+from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.optim.parameters import Layout
-from manual_backprop.study.gradient_check.measure import error_of
+from manual_backprop.study.gradient_check import draw_batch
+from manual_backprop.study.gradient_check.measure import error_of, errors_of
+from manual_backprop.study.gradient_check.network_case import counted, wholly_zero
+from manual_backprop.study.gradient_check.network_check import set_proof_scale
 
 pytestmark = pytest.mark.filterwarnings("ignore:All-NaN slice", "ignore:invalid value")  # of a row that holds NaN
 
@@ -35,7 +43,7 @@ TILES: dict[str, dict[str, int]] = {  # so small that the shapes below are sever
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, sizes in TILES.items():
         for constant, size in sizes.items():
@@ -56,12 +64,14 @@ def assert_near(got: Tensor, want: Tensor, sums: int = 1) -> None:
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize(("stream", "multiplied"), MIXED)
+@pytest.mark.usefixtures("small_tiles")
 def test_residual_norm(kind: str, stream: torch.dtype, multiplied: torch.dtype) -> None:
     check_residual_norm(kind, stream, multiplied, 5, 37, branched=True)
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize(("rows", "width"), [(3, 64), (1, 5)])
+@pytest.mark.usefixtures("small_tiles")
 def test_norm_without_a_branch(kind: str, rows: int, width: int) -> None:
     check_residual_norm(kind, fp32, bf16, rows, width, branched=False)
 
@@ -109,6 +119,7 @@ def check_residual_norm(
     ("activation", "dtype"),
     [*(("gelu_tanh", dtype) for dtype in FORMATS), ("gelu", fp64), ("gelu", bf16), ("relu", fp16)],
 )
+@pytest.mark.usefixtures("small_tiles")
 def test_bias_activation(activation: str, dtype: torch.dtype) -> None:
     x, dy, bias = normal(9, 37, dtype=dtype, scale=2), normal(9, 37, dtype=dtype), normal(37, dtype=fp32)
     dbias = normal(37, dtype=fp64 if dtype == fp64 else fp32)
@@ -139,6 +150,7 @@ def test_what_is_not_finite_stays_so() -> None:
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.usefixtures("small_tiles")
 def test_swiglu(dtype: torch.dtype) -> None:
     x, dy = normal(5, 74, dtype=dtype, scale=2), normal(5, 37, dtype=dtype)
     want, cache = ops.swiglu_forward(x.double())
@@ -151,6 +163,7 @@ def test_swiglu(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize(("width", "smoothing"), [(37, 0.0), (37, 0.1), (1, 0.0), (16, 0.0)])
+@pytest.mark.usefixtures("small_tiles")
 def test_cross_entropy(width: int, smoothing: float, dtype: torch.dtype) -> None:
     """Rows lie apart, as those of padded logits; one that does not count holds anything; no logit is too large."""
     padded = torch.full((7, width + 3), 5.0, dtype=dtype)
@@ -176,6 +189,7 @@ def test_cross_entropy(width: int, smoothing: float, dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.usefixtures("small_tiles")
 def test_gradient_norm(dtype: torch.dtype) -> None:
     gradient = normal(100, dtype=dtype)
     assert_near(room.gradient_norm(gradient), gradient.double().norm())
@@ -184,6 +198,7 @@ def test_gradient_norm(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "narrow"), [(fp64, None), (fp32, None), (fp32, bf16), (fp32, fp16), (bf16, None)])
+@pytest.mark.usefixtures("small_tiles")
 def test_adamw(dtype: torch.dtype, narrow: torch.dtype | None) -> None:
     """Four steps of `optim.AdamW`, the third of which is not finite and changes nothing."""
     layout = Layout({"weight": (5, 7), "bias": (9,)})
@@ -217,6 +232,93 @@ def test_adamw(dtype: torch.dtype, narrow: torch.dtype | None) -> None:
             assert_near(moment, textbook.moments[name].buffer, sums=2)
         if beside is not None:
             assert_near(beside, parameters.buffer)  # the interpreter cuts the digits of bfloat16 off, a GPU rounds
+
+
+# A whole step
+
+
+class CudaOnly:
+    """`torch.ops.aten` where what a CPU does not have is made of the textbook's pair of that name."""
+
+    def __getattr__(self, name: str) -> Any:
+        for pair in ("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"):
+            if name == pair:
+                return self.attention_forward
+            if name == f"{pair}_backward":
+                return self.attention_backward
+        if name == "addmm":
+            return self
+        return getattr(torch.ops.aten, name)
+
+    def attention_forward(self, query: Tensor, key: Tensor, value: Tensor, *settings: Any, scale: float) -> Any:
+        """In place of the statistics stands the textbook's cache: 3 they are, or 7 and a mask to look at."""
+        causal = settings[1 if settings[0] is not None else 3]
+        inputs = (x.transpose(1, 2) for x in (query, key, value))
+        context, cache = ops.attention_forward(*inputs, ops.Visible(causal))
+        places = (cache, 0, 0) if settings[0] is None else (cache, 0, 0, 0, 0, 0, 0, None)
+        return context.transpose(1, 2), *places
+
+    def attention_backward(self, dcontext: Tensor, *inputs: Any, **settings: Any) -> Any:
+        cache = next(one for one in inputs if isinstance(one, tuple))
+        gradients = ops.attention_backward(dcontext.transpose(1, 2), cache)
+        found = [gradient.transpose(1, 2) for gradient in gradients]
+        return (*found, None) if inputs[3] is None else found
+
+    def dtype_out(self, total: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype, *, out: Tensor) -> None:
+        """`linear_backward`: dweight += dy^T x, added up in the wide format."""
+        out += left.to(dtype) @ right.to(dtype)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks on the CPU have the kernels of a GPU, all of Triton's among them."""
+    rows = [row._replace(devices=None) for row in table.ROWS["fused"]]
+    monkeypatch.setitem(table.ROWS, "fused", tuple(rows))
+    for module in (attention, linear):
+        monkeypatch.setattr(module, "aten", CudaOnly())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "precision", "bar"),
+    [("llama", "fp32", 1e-5), ("vaswani", "fp32", 1e-5), ("gpt2", "bf16_mixed", 0.1)],
+)
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_step_with_all_of_them(
+    architecture: str, precision: str, bar: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, gradients and updated parameters, beside those of the textbook in float64."""
+    called: set[str] = set()
+    for name in room.FILES:
+        own = getattr(room, name)
+        told = lambda *inputs, name=name, own=own: called.add(name) or own(*inputs)  # noqa: E731
+        monkeypatch.setattr(room, name, told, raising=False)
+    config = CustomTransformerConfig(
+        vocab_size=17, d_model=24, n_blocks=1, n_heads=3, d_ffn=22, max_seq_len=7, architecture=architecture,
+        precision=precision, kernels="fused",
+    )  # fmt: skip
+    exact = replace(config, precision="fp64", kernels="reference")
+    networks = [CustomTransformer(one) for one in (config, exact)]
+    networks[0].uses_library = True
+    set_proof_scale(networks[0])
+    networks[1].load_parameters(networks[0].parameters)
+    optimizers = [network.adamw(0.1, (0.9, 0.99), 1e-8) for network in networks]
+    losses = []
+    for network, optimizer in zip(networks, optimizers, strict=True):
+        batch = draw_batch(network.config, 2, 7)
+        network.zero_gradients()
+        losses.append(network.loss_and_gradients(batch, denominator=counted(batch), step=1))
+        optimizer.step(losses[-1], 1e-3, 1.0)
+    assert abs(losses[0] - losses[1]) <= bar * losses[1]
+    for what in ("gradients", "parameters"):
+        got, want = (getattr(network, what) for network in networks)
+        errors = errors_of(got, want, wholly_zero(config, batch))
+        assert max(errors.values()) <= bar, (what, max(errors, key=errors.__getitem__), max(errors.values()))
+    activation = "swiglu" if architecture == "llama" else "bias_activation"
+    both = {name for pair in (activation, "residual_norm") for name in (pair, f"{pair}_backward")}
+    assert called >= {"adamw_", "cross_entropy_"} | both
+
+
+# Of all of them
 
 
 def calls() -> dict[str, Any]:

@@ -12,6 +12,8 @@ import tempfile
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -270,13 +272,14 @@ def test_a_row_whose_switch_does_nothing_is_left_out_with_the_reason(
         assert "oneDNN" in str(cases.without_effect(name + ONEDNN, case))
     asked: list[str] = []
 
-    def start(closing: object, case: Case, name: str, work: object) -> tuple[None, MeasuredRow, Ready]:
+    def warm_up(closing: object, name: str, *how: object, restarts: bool) -> tuple[Any, MeasuredRow, Ready]:
+        assert restarts
         asked.append(name)
         if name == "baseline-eager":
             raise CheckFailedError("here it ends")
-        return None, MeasuredRow(name), Ready(1.0, {})
+        return SimpleNamespace(), MeasuredRow(name), Ready(1.0, {})
 
-    monkeypatch.setattr(measurement, "_start", start)
+    monkeypatch.setattr(measurement, "_warm_up", warm_up)
     monkeypatch.setattr(measurement, "measure_of", lambda case: None)
     with pytest.raises(CheckFailedError, match="here it ends"):
         measurement.measure(case, ["torch-eager", "torch-eager-onednn", "baseline-eager"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from manual_backprop.study.benchmark.gpu import comparison, correctness, limits,
 from manual_backprop.study.benchmark.gpu.optimizations import OPTIMIZATIONS
 from manual_backprop.study.benchmark.gpu.tables import Setting, Table, shown
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread", "as_written")
 
 
@@ -86,6 +89,15 @@ def test_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (trained,) = tables["e"][0]["rows"]
     assert trained[1] == 40
     assert 0 < trained[5] < math.log(20)
+
+
+@pytest.mark.nightly
+def test_all_of_it_as_a_user_gives_it(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "manual_backprop.bench", "--gpu", "--device", "cpu", "--output", str(tmp_path)]
+    done = subprocess.run([*words, "--minutes", "15"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert [len(part["tables"]) for part in content["parts"].values()] == [1, 1, 5, 1, 1]
 
 
 def test_a_part_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

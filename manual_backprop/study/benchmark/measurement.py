@@ -122,8 +122,10 @@ def measure(
                 started = _warm_up(closing, name, begun.get(name), start, restarts=not at_once)
             except NotInTime:
                 started = LeftOut("it had not warmed up in the time that there was")
+                if name in begun:
+                    begun[name].process.terminate()  # it would be waited for
             if isinstance(started, LeftOut):
-                if name == names[0]:
+                if name in wanted[:2]:
                     raise CheckFailedError(f"{name}: {started.reason}")
                 left_out[name] = started.reason
                 continue

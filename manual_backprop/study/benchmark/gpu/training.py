@@ -1,7 +1,7 @@
 """(e) nanoGPT's two README settings, trained by this library: the loss on held-out text, and the time.
 
-Sizes, batches, learning rates and steps are those of nanoGPT's config/train_shakespeare_char.py and of its README's
-command for a CPU. The loss is the mean over all of the last tenth of the text; nanoGPT draws 200 batches of it.
+Sizes, batches, learning rates and steps are those of nanoGPT's configuration for Shakespeare's characters, and of its
+README's command for a CPU. The loss is the mean over the last tenth of the text, of which nanoGPT draws 200 batches.
 """
 
 from __future__ import annotations
