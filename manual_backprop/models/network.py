@@ -62,10 +62,6 @@ class Memory(NamedTuple):
     states: Tensor  # (B, S, D)
     visible: Visible  # which of its places there are
 
-    def read_by_one(self, keep: bool) -> Memory:
-        """For one block. What a cache holds is overwritten by its backward, so each block that keeps one has a copy."""
-        return Memory(self.states.clone(), self.visible) if keep else self
-
 
 def block_names(config: CustomTransformerConfig) -> list[str]:
     """Of all blocks, in the order in which a step meets them: blocks.0, or encoder.blocks.0 and decoder.blocks.0."""
@@ -404,7 +400,7 @@ class Network(ABC):
                 f"The sequence has {inputs.shape[1]} positions; expected 1 to max_seq_len={config.max_seq_len}."
             )
         self._check_lengths(batch.lengths, *inputs.shape[:2])
-        numbers = config.head_loss == "squared_error"
+        numbers = config.predicts_numbers
         shape = (len(inputs), config.n_outputs) if numbers else (len(inputs),)
         if targets.shape != shape or targets.is_floating_point() != numbers:
             raise InputError(

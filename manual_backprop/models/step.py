@@ -37,7 +37,7 @@ class HandWrittenNetwork(FlatNetwork):
         self.block_parameters = {block: self._block_views(self.flat_parameters, block) for block in blocks}
         self.ops: Any = kernels.Table(config, self.device)
         self.matrices: Mapping[str, Tensor] = self.parameters  # as products read them
-        if self.compute_dtype != config.get_dtype() and self.ops.on_gpu:
+        if self.compute_dtype != config.get_dtype():
             self.rounded = RoundedMatrices(self.layout, self.flat_parameters, self.compute_dtype, self.ops.on_gpu)
             self.matrices = self.rounded.flat.views
             for block, views in self.block_parameters.items():
@@ -52,8 +52,8 @@ class HandWrittenNetwork(FlatNetwork):
         self.norm_forward: Callable[..., Any] = partial(
             getattr(self.ops, f"{norm}_forward"),
             epsilon=config.epsilon,
-            # on a GPU what products alone read is rounded as it is written
-            dtype=self.compute_dtype if config.traits.pre_norm and self.ops.on_gpu else None,
+            # a post-norm's output is the residual stream, which stays as wide as the parameters
+            dtype=self.compute_dtype if config.traits.pre_norm else None,
         )
         self.norm_backward: Callable[..., Tensor] = getattr(self.ops, f"{norm}_backward")
         self.stacks, self.tables = stacks_of(config), tables_of(config)
@@ -178,14 +178,7 @@ class HandWrittenNetwork(FlatNetwork):
         """A gradient as products read it: rounded, where the kernel that made it has not done so beside it."""
         return getattr(dy, "rounded", dy).to(self.compute_dtype)
 
-    # What blocks keep for their backward, and what they add to the memory's gradient
-
-    def _collected(self, dmemory: Tensor | None, dread: Tensor | None) -> Tensor | None:
-        """The memory was read by every block: its gradient is the sum, as wide as the residual stream."""
-        if dread is None:
-            return dmemory
-        dread = dread.to(self.config.get_dtype())
-        return dread if dmemory is None else dmemory + dread
+    # What blocks keep for their backward
 
     def _blocks(self, keep: bool) -> BlockCaches:
         return BlockCaches(self.arena, keep, self.config.recompute == "block")

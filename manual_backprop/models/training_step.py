@@ -6,7 +6,7 @@ looks inside; elsewhere it runs as it is written. Nothing of it waits for the de
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -36,7 +36,8 @@ UNWATCHED = Unwatched()
 
 
 class TrainingStep:
-    """Steps of a network and its optimizer. `graph`: whether they may be captured."""
+    """Steps of a network and its optimizer. `graph`: whether they may be captured, which those of several processes
+    may not: between their gradients and their update they talk to one another."""
 
     def __init__(self, network: Network, optimizer: Optimizer, max_grad_norm: float | None = None, graph: bool = True):
         self.network, self.optimizer, self.max_grad_norm = network, optimizer, max_grad_norm
@@ -54,9 +55,14 @@ class TrainingStep:
         rate: float,
         number: int,
         watch: Unwatched = UNWATCHED,
+        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Loss and gradient norm before clipping, on the device. `number` is that of the step, from 1, `denominator`
-        how many targets count in all batches together."""
+        how many targets count in all batches together.
+
+        finish(loss) is called after the last backward pass, and returns the loss: where there are several processes,
+        gradients are those of all of them from then on. With a graph it has nothing to do, and is called at the end.
+        """
         network, denominator = self.network, self.network.on_device(denominator)  # once for all batches
         if (
             self.graphs is not None
@@ -71,8 +77,8 @@ class TrainingStep:
             loss, norm = self.graphs(
                 recorded, recorded.inputs(denominator, rate, number), (recorded.signature, self.max_grad_norm)
             )
-            return loss, norm
-        return self.run(batches, denominator, rate, number, watch)
+            return loss if finish is None else finish(loss), norm
+        return self.run(batches, denominator, rate, number, watch, finish)
 
     def run(
         self,
@@ -81,13 +87,17 @@ class TrainingStep:
         rate: float | Tensor,
         number: int,
         watch: Unwatched = UNWATCHED,
+        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """The same as it is written."""
         network = self.network
         network.zero_gradients()
         loss = torch.zeros((), device=network.device)
         for batch in batches:
             watch.batch(batch)
             loss = loss + network.loss_and_gradients(batch, denominator=denominator, step=number)
+        if finish is not None:
+            loss = finish(loss)
         watch.gradients()
         norm = self.optimizer.step(loss, rate, self.max_grad_norm)
         watch.update()
@@ -114,7 +124,7 @@ class OfTensors:
             (type(batch), *[None if isinstance(value, Tensor) else value for value in _values(batch)])
             for batch in self.batches
         )
-        return kinds, self.network.signature(), id(self.step.optimizer)
+        return kinds, self.network.signature(), id(self.step.optimizer), torch.are_deterministic_algorithms_enabled()
 
     def inputs(self, denominator: Tensor, rate: float, number: int) -> list[Tensor]:
         """All tensors of the batches, then denominator, learning rate, and 64 bits for each place that drops."""

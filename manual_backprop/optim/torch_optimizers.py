@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from .optimizers import Optimizer
 
@@ -59,6 +60,7 @@ class TorchOptimizer(Optimizer):
             group["lr"] = learning_rate
         self.torch_optimizer.found_inf = (~finite).float()
         self.torch_optimizer.step()
+        increment_version(self.wholes)  # which its fused optimizers do not
         return norm
 
     def moment_views(self) -> dict[str, Mapping[str, Tensor]]:

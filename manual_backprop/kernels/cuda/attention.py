@@ -132,7 +132,7 @@ def fused_forward(
             log.warning("attention is not fused, and takes more time and memory: %s", reason)
         return None
     if any(map(record.wants, tiles.RECORDED)):  # what a fused kernel does not keep
-        textbook.attention_forward(*tiles.repeated(query, key, value), visible, dropout, record)
+        textbook.attention_forward(*tiles.turned(query, key, value, None), visible, dropout, record)
     by_head = [x.transpose(1, 2) for x in (query, key, value)]  # (B, H, T, K)
     causal, scale = visible.causal, 1 / math.sqrt(query.shape[-1])
     if kind == "cudnn":
@@ -153,7 +153,7 @@ def fused_backward(dcontext: Tensor, cache: Fused, record: Record) -> AttentionG
     kind, query, key, value, context, causal, statistics = cache
     dcontext = dcontext.to(query.dtype)
     if any(map(record.wants, tiles.RECORDED)):
-        _, textbook_cache = textbook.attention_forward(*tiles.repeated(query, key, value), Visible(causal))
+        _, textbook_cache = textbook.attention_forward(*tiles.turned(query, key, value, None), Visible(causal))
         textbook.attention_backward(dcontext, textbook_cache, record)
     inputs = [x.transpose(1, 2) for x in (dcontext, query, key, value)]
     context, scale = context.transpose(1, 2), 1 / math.sqrt(query.shape[-1])

@@ -4,6 +4,8 @@ Backward recomputes the activated values in the pass of the gradient. Triton's k
 its gradient up; to PyTorch's the hidden layer comes with its bias.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,8 @@ from .linear import add_product
 
 aten = torch.ops.aten
 
-FeedForwardCache = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, str]
+ACTIVATIONS = ("gelu_tanh", "gelu", "relu")
+FeedForwardCache = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, str] | tuple[Any, ...]
 GatedFeedForwardCache = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -43,6 +46,9 @@ def feed_forward_forward(
 ) -> tuple[Tensor, FeedForwardCache]:
     """y = activation(x W_hidden^T + b_hidden) W_output^T + b_output: `ops.feed_forward_forward`. x, y (..., D)."""
     hidden_weight, output_weight = hidden_weight.to(x.dtype), output_weight.to(x.dtype)
+    if activation not in ACTIVATIONS:  # one of somebody's own
+        parameters = hidden_weight, hidden_bias, output_weight, output_bias
+        return ops.feed_forward_forward(x, *parameters, activation, record)
     bias_apart: Tensor | None = None
     if (triton := triton_for(x)) is not None:
         hidden, bias_apart = rows(x) @ hidden_weight.T, hidden_bias  # (N, F)
@@ -69,6 +75,9 @@ def feed_forward_backward(
     record: Record = no_record,
 ) -> Tensor:
     """dy (..., D) -> dx (..., D); adds to the gradients of weights and biases: `ops.feed_forward_backward`."""
+    if cache[-1] not in ACTIVATIONS:
+        gradients = dhidden_weight, dhidden_bias, doutput_weight, doutput_bias
+        return ops.feed_forward_backward(dy, cache, *gradients, hidden_feedback, output_feedback, record)
     x, hidden_weight, hidden, bias_apart, output_weight, activation = cache
     hidden_back = hidden_weight if hidden_feedback is None else hidden_feedback.to(dy.dtype)
     output_back = output_weight if output_feedback is None else output_feedback.to(dy.dtype)

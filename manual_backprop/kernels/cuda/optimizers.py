@@ -34,18 +34,18 @@ class AdamW(OnDevice, reference.AdamW):
     """`optim.AdamW`."""
 
     def _update_all(self, clip: Tensor, rate: Tensor, finite: Tensor) -> None:
-        buffers = [flat.buffer for flat in (self.parameters, self.gradients, *self.moments.values())]
+        moments = [flat.buffer for flat in self.moments.values()]
+        buffers = [flat.buffer[self.part] for flat in (self.parameters, self.gradients)] + moments
         if (triton := triton_for(buffers[0])) is None:
             super()._update_all(clip, rate, finite)
             return
         beta1, beta2 = self.betas
         updates = self.updates.clamp(min=1).double()
         numbers = torch.stack((finite, clip, rate, 1 - beta1**updates, (1 - beta2**updates).sqrt())).float()
-        narrow = None if self.rounded is None else self.rounded.flat.buffer
-        triton.adamw_(
-            *buffers, narrow, numbers, self.parameters.decayed_size, beta1, beta2, self.epsilon, self.weight_decay
-        )
-        if self.rounded is not None:
+        narrow = None if self.rounded is None else self.rounded.flat.buffer[self.part]
+        decayed_size = min(max(self.parameters.decayed_size - self.part.start, 0), len(buffers[0]))
+        triton.adamw_(*buffers, narrow, numbers, decayed_size, beta1, beta2, self.epsilon, self.weight_decay)
+        if self.rounded is not None and len(buffers[0]) == len(self.parameters.buffer):
             self.rounded.is_written()
 
 

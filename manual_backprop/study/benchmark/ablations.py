@@ -196,11 +196,9 @@ OPTIMIZATIONS = {
     ),
     "norm-by-rows": Optimization(
         "kernels/cpu/normalization.py",
-        "Sum, statistics and output of the rows in one call that reads them three times; dweight and dbias, then dx, "
-        "in two more. The textbook's makes a tensor for every line of its formula. Kept are the sum and two numbers a "
-        "row.",
-        pairs=("layer_norm", "residual_layer_norm"),
-        applies=lambda case: case.config.traits.norm == "layer",
+        "Sum, statistics and output of the rows in one call that reads them three times; dx, dweight and dbias in "
+        "another. The textbook's makes a tensor for every line of its formula. Kept are the sum and two numbers a row.",
+        pairs=("layer_norm", "residual_layer_norm", "residual_rms_norm"),
     ),
     "feed-forward": Optimization(
         "kernels/cpu/feed_forward.py, gated_feed_forward.py",
@@ -276,7 +274,7 @@ OPTIMIZATIONS = {
     "compiled": Optimization(
         "kernels/cpu/compiled.py",
         "What is neither a product nor one pass of PyTorch's becomes one loop over its tensors: on a CPU in C++, "
-        "compiled once for a machine, on a GPU by `torch.compile`. As it is written, every operation reads and writes "
+        "compiled once for a machine, on a GPU in Triton. As it is written, every operation reads and writes "
         "memory.",
         without=_uncompiled,
     ),
