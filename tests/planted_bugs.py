@@ -404,7 +404,7 @@ BUGS = [
     Bug(
         "the activation skipped",
         FEED_FORWARD,
-        "dhidden = relu_backward(dactivated, activation_cache)",
+        "dhidden = activation_backward(dactivated, activation_cache)",
         "dhidden = dactivated",
     ),
     # RMS normalization

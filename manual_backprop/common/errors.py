@@ -76,6 +76,12 @@ class StorageError(ManualBackpropError):
     exit_code = EXIT_STORAGE
 
 
+class ProcessFailed(ManualBackpropError):
+    """Another process of the same training has failed, or is gone."""
+
+    exit_code = EXIT_RANK_FAILED
+
+
 class Interrupted(ManualBackpropError):
     """A signal asked the run to stop; exit code 128 + signal, as shells expect."""
 

@@ -64,6 +64,14 @@ def new_figure(width: float, height: float, dpi: int = 90) -> Figure:
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
 
 
+def drawable(text: str) -> str:
+    """The text, with the number of each character that matplotlib's font lacks in its place."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known = get_font(findfont(FontProperties())).get_charmap()
+    return "".join(letter if ord(letter) in known else f"{ord(letter):X}" for letter in text)
+
+
 def with_grid(axes: Axes, which: str = "both") -> None:
     """A pale grid in place of a frame. `which`: the axis that it is for, or both."""
     axes.grid(axis=which, alpha=0.25)  # type: ignore[arg-type]

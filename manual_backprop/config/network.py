@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 
-ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "swiglu")
+ACTIVATIONS = ["gelu_tanh", "gelu", "relu", "swiglu"]  # and those that are registered (models/extensions.py)
 PRECISIONS = ("fp64", "fp32", "bf16", "bf16_mixed")
 COMPILE = ("auto", "always", "never")
 KERNELS = ("reference", "fused")
@@ -27,7 +27,8 @@ RECOMPUTE = ("none", "block")
 NETWORKS = ("decoder", "encoder", "encoder_decoder")
 POSITIONS = ("none", "learned", "sinusoidal", "rotary")
 POOLINGS = ("mean", "first")
-HEAD_LOSSES = ("cross_entropy", "squared_error")
+HEAD_LOSSES = ["cross_entropy", "squared_error"]  # likewise
+OF_NUMBERS = {"squared_error"}  # of these, those whose targets are numbers
 NORM_EPSILONS = {"layer": 1e-5, "rms": 1e-6}  # where the config names none: GPT-2's, and that of the first Llama
 ROTARY_BASE = 10000.0  # likewise: Su et al. 2021, section 3.2.2
 NORM_EPSILON_RULE = Number(minimum=1e-12, below=1, optional=True)
@@ -157,7 +158,7 @@ class CustomTransformerConfig:
     pooling: str = "mean"  # of an encoder: the mean over real positions, or the first one
     n_inputs: int | None = None  # C, numbers at each position of an encoder's input; None: it reads tokens
     n_outputs: int | None = None  # of an encoder: classes, or numbers
-    head_loss: str = "cross_entropy"  # of an encoder: cross_entropy over classes, or squared_error of numbers
+    head_loss: str = "cross_entropy"  # over tokens or classes; of an encoder also squared_error of numbers
     compile: str = "auto"  # the baseline's training step, or elementwise kernels: auto, always or never
 
     @classmethod
@@ -218,6 +219,11 @@ class CustomTransformerConfig:
     def longest(self) -> int:
         """Of sources and targets."""
         return max(self.max_seq_len, self.source_length)
+
+    @property
+    def predicts_numbers(self) -> bool:
+        """Whether the targets of an encoder are numbers, and no classes."""
+        return self.head_loss in OF_NUMBERS
 
     @property
     def tied_head(self) -> bool:

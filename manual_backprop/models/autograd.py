@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ..common.batch import AnyBatch, as_batch
 from ..common.errors import InputError
+from ..config.network import CustomTransformerConfig
 from ..ops import IGNORED
+from ..ops.numerics import wide
 from .network import Network, block_names
 
 
@@ -43,6 +46,27 @@ def squared_errors(outputs: Tensor, targets: Tensor, denominator: Tensor) -> Ten
     counts = ~targets.isnan()
     wide = outputs.float() if outputs.dtype == torch.bfloat16 else outputs
     return torch.where(counts, wide - torch.where(counts, targets, 0), 0).square().sum() / denominator
+
+
+# By autograd, what pairs calculate by hand; those of others come with `extensions`.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {}
+
+
+def head_loss(config: CustomTransformerConfig, outputs: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
+    """What the head of a network is trained on: outputs (B, T, V) with targets (B, T), or of an encoder (B, n_outputs)
+    with (B,) or (B, n_outputs)."""
+    if config.head_loss in OBJECTIVES:
+        return OBJECTIVES[config.head_loss](wide(outputs), targets, denominator)
+    if config.head_loss == "squared_error":
+        return squared_errors(outputs, targets, denominator)
+    if config.network == "encoder":
+        outputs, targets = outputs[:, None], targets[:, None]
+    return summed_loss(outputs, targets.long(), config.label_smoothing, denominator, config.padding_token_id)
 
 
 def block_forward(block: Callable[..., Any], recompute: bool, *inputs: Any) -> Any:

@@ -88,6 +88,9 @@ class BaselineTransformer(AutogradNetwork):
         }
 
     def gradient_tensors(self) -> list[Tensor]:
+        for parameter in self.module.parameters():
+            if parameter.grad is None:  # no backward pass since `zero_gradients`
+                parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
 
     # Forward and backward

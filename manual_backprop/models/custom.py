@@ -12,6 +12,7 @@ import math
 from torch import Tensor
 
 from ..ops import Visible
+from ..ops.loss import OBJECTIVES, objective_gradient, objective_loss
 from .network import DropoutSource, Memory, feed_forward_of, gated_feed_forward_of, norm_of
 from .recorder import scoped
 from .step import Cache, HandWrittenNetwork
@@ -38,6 +39,10 @@ class CustomTransformer(HandWrittenNetwork):
     def _loss_forward(self, x: Tensor, targets: Tensor, denominator: int | Tensor) -> tuple[Tensor, Cache]:
         """x (B, T, D) -> the loss of the logits that the head makes of it."""
         ops, smoothing, padding = self.ops, self.config.label_smoothing, self.config.padding_token_id
+        if self.config.head_loss in OBJECTIVES:
+            logits, head_cache = ops.linear_forward(x, self.head)
+            loss, loss_cache = objective_loss(logits, targets, denominator, self.config.head_loss)
+            return loss, (None, ops.linear_backward(objective_gradient(1.0, loss_cache), head_cache, self.dhead))
         if ops.serves("linear_cross_entropy"):  # both halves at once: no logits have to be kept between them
             loss, dx = ops.linear_cross_entropy(
                 x, self.head, targets, denominator, smoothing, self.dhead, padding=padding, record=self.recorder

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..ops import Visible
+from ..ops.loss import OBJECTIVES, objective_gradient, objective_loss
 from .custom import CustomTransformer
 from .network import DropoutSource, Memory
 from .step import Cache
@@ -93,7 +94,10 @@ class CustomEncoder(CustomTransformer):
     ) -> Tensor:
         ops, smoothing = self.ops, self.config.label_smoothing
         outputs, cache = self._outputs_forward(inputs, lengths, dropout=dropout)
-        if self.config.head_loss == "squared_error":
+        if self.config.head_loss in OBJECTIVES:
+            loss, loss_cache = objective_loss(outputs, targets, denominator, self.config.head_loss)
+            doutputs = objective_gradient(1.0, loss_cache)
+        elif self.config.head_loss == "squared_error":
             loss, loss_cache = ops.squared_error_forward(outputs, targets, denominator)
             doutputs = ops.squared_error_backward(1.0, loss_cache)
         else:

@@ -346,7 +346,7 @@ class Network(ABC):
                 f"The sequence has {inputs.shape[1]} positions; expected 1 to max_seq_len={config.max_seq_len}."
             )
         self._check_lengths(batch.lengths, *inputs.shape[:2])
-        numbers = config.head_loss == "squared_error"
+        numbers = config.predicts_numbers
         shape = (len(inputs), config.n_outputs) if numbers else (len(inputs),)
         if targets.shape != shape or targets.is_floating_point() != numbers:
             raise InputError(

@@ -75,6 +75,17 @@ class FlatOptimizer(Optimizer):
         buffer = parameters.buffer
         self.wide = torch.float32 if buffer.dtype == torch.bfloat16 else buffer.dtype  # moments, and what is summed
         self.moments = {name: layout.allocate(self.wide, buffer.device) for name in self.moment_names}
+        self.part = slice(0, buffer.numel())  # of the buffers, which it updates and has moments of
+
+    def keep_part(self, part: slice) -> None:
+        """From here on it updates this part alone, and has moments of it alone: others do the rest (`sharding`). The
+        gradients' norm is still that of all."""
+        self.moments = {name: Flat(flat.buffer[part].clone(), {}, 0) for name, flat in self.moments.items()}
+        self.part = part
+
+    def moment(self, name: str, piece: slice) -> Tensor:
+        """Of a piece of the parameters."""
+        return self.moments[name].buffer[piece.start - self.part.start : piece.stop - self.part.start]
 
     def moment_views(self) -> dict[str, Mapping[str, Tensor]]:
         return {name: flat.views for name, flat in self.moments.items()}
@@ -102,8 +113,9 @@ class FlatOptimizer(Optimizer):
 
     def _parts(self) -> list[tuple[slice, float]]:
         """What decays, then what does not, each with its decay."""
-        decayed, size = self.parameters.decayed_size, self.parameters.buffer.numel()
-        parts = (slice(0, decayed), self.weight_decay), (slice(decayed, size), 0.0)
+        begin, end = self.part.start, self.part.stop
+        border = min(max(self.parameters.decayed_size, begin), end)
+        parts = (slice(begin, border), self.weight_decay), (slice(border, end), 0.0)
         return [(part, decay) for part, decay in parts if part.start < part.stop]
 
     def _update_part(self, part: slice, clip: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
@@ -151,8 +163,8 @@ class AdamW(FlatOptimizer):
 
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         gradient = torch.where(finite, gradient, 0)
-        first = self.moments["first_moment"].buffer[piece]
-        second = self.moments["second_moment"].buffer[piece]
+        first = self.moment("first_moment", piece)
+        second = self.moment("second_moment", piece)
         p = self.parameters.buffer[piece]
         beta1, beta2 = self.betas
         # a masked step keeps its moments: m * 1 + 0
@@ -183,7 +195,7 @@ class SGD(FlatOptimizer):
 
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         gradient = torch.where(finite, gradient, 0)
-        first = self.moments["first_moment"].buffer[piece]
+        first = self.moment("first_moment", piece)
         first.mul_(torch.where(finite, torch.full_like(rate, self.momentum), 1)).add_(gradient)
         values = self.parameters.buffer[piece].to(rate.dtype)
         self._write(piece, values * (1 - rate * decay) - first * rate)

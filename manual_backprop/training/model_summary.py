@@ -45,7 +45,7 @@ def described(overrides: Sequence[str]) -> Subject:
     config = described_job(overrides, "summary").config
     cache = OUTPUTS / "datasets"
     preview = preview_task(config, cache)
-    network = config.network_config(preview.vocab_size)
+    network = preview.network_config
     line = (
         f"{config.implementation.name} ({network.architecture}, {network.precision}): {parameter_count(network):,} "
         "parameters, step 0, validation loss not measured (not trained)"

@@ -7,8 +7,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,7 +51,7 @@ FUNCTIONS = {
     for name, function in vars(module).items()
     if isinstance(function, CompiledFunction)
 }
-SIZES = ((1, 1), (2, 2), (3, 37), (130, 65))  # of the first letter, and of the second
+SIZES = ((1, 1), (2, 2), (31, 37), (130, 65))  # of the first letter, and of the second
 NUMBER = 0.1  # epsilon: whatever a function takes
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
 
@@ -97,6 +98,13 @@ def results(function: CompiledFunction, arguments: list[Tensor | float], exact: 
     return [x for x in copies if isinstance(x, Tensor)]
 
 
+def expected(name: str, precision: str) -> list[tuple[list[Tensor | float], list[Tensor], list[Tensor]]]:
+    """For each size: arguments, and the results of the function as it is written, rounded and exact."""
+    function = FUNCTIONS[name]
+    drawn = [draw(function, sizes, FORMATS[precision]) for sizes in (*SIZES, (3, 4096), (16999, 17))]
+    return [(one, results(function, one), results(function, one, exact=True)) for one in drawn]
+
+
 def error(got: Tensor, want: Tensor) -> float:
     return float((got.double() - want).norm() / want.double().norm().clamp(min=1e-30))
 
@@ -106,9 +114,8 @@ def error(got: Tensor, want: Tensor) -> float:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written(name: str, precision: str) -> None:
     """In every size and with any number of threads, which give the same bits."""
-    function, kinds = FUNCTIONS[name], FORMATS[precision]
-    for sizes in (*SIZES, (3, 4096), (4097, 48)):
-        arguments = draw(function, sizes, kinds)
+    function = FUNCTIONS[name]
+    for arguments, written, exact in expected(name, precision):
         with compiled_functions(True):
             got = results(function, arguments)
             assert function.compiles(*arguments)
@@ -116,7 +123,6 @@ def test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written(name: s
             again = results(function, arguments)
             torch.set_num_threads(1)
         assert all(torch.equal(one, other) for one, other in zip(got, again, strict=True))
-        written, exact = results(function, arguments), results(function, arguments, exact=True)
         for one, other, want in zip(got, written, exact, strict=True):
             assert error(one, want) <= 2 * error(other, want) + 4 * UNIT.get(one.dtype, 0)
     assert not compiled._failed
@@ -523,6 +529,14 @@ def test_layer_norm_over_rows_is_that_of_the_reference() -> None:
 # Attention
 
 MASKS = ("causal", "all", "lengths", "causal, lengths", "segments")
+ATTENTION_CASES = [  # B, T, S, H, G, K; mask; dropout
+    *product(
+        ((3, 37, 37, 4, 2, 10), (2, 1, 1, 1, 1, 2), (2, 17, 70, 2, 2, 64), (2, 130, 33, 3, 1, 16)),
+        MASKS,
+        (0.3, 0.0),
+    ),
+    *product(((1, 1030, 1030, 1, 1, 8),), ("causal", "segments"), (0.3, 0.0)),
+]
 
 
 def visible_of(mask: str, B: int, T: int, S: int) -> Visible:
@@ -539,50 +553,44 @@ def attention_of(
     return [context.clone(), *kernels.attention_backward(dcontext, cache)]
 
 
+def expected_attention(
+    sizes: tuple[int, ...], mask: str, probability: float, dtype: torch.dtype
+) -> tuple[tuple[Tensor, ...], tuple[Visible, ops.Dropout | None], list[Tensor], list[Tensor]]:
+    """Query, key, value and dcontext; what is hidden and dropped; the reference's results, exact and rounded."""
+    B, T, S, H, G, K = sizes
+    heads = torch.randn(B, max(T, S), H + 2 * G, K).to(dtype)  # side by side, as one product makes them
+    tensors = heads[:, :T, :H], heads[:, :S, H : H + G], heads[:, :S, H + G :], torch.randn(B, T, H, K).to(dtype)
+    visible = visible_of(mask, B, T, S)
+    key, first = ops.random_key(1, 2, "here"), (3, 2, 5, 1)  # of a larger mask
+    dropout = ops.Dropout(probability, key, (H + 2, 2048), first) if probability else None
+
+    def reference(*given: Tensor) -> list[Tensor]:
+        query, *both, dcontext = given
+        repeated = [x.repeat_interleave(H // G, dim=2) for x in both]
+        context, cache = ops.attention_forward(query, *repeated, visible, dropout)
+        dquery, *dboth = ops.attention_backward(dcontext, cache)
+        return [context, dquery, *(x.unflatten(2, (G, -1)).sum(3) for x in dboth)]
+
+    return tensors, (visible, dropout), reference(*map(Tensor.double, tensors)), reference(*tensors)
+
+
 @pytest.mark.slow
 @pytest.mark.gradients
 @pytest.mark.parametrize("dtype", UNIT)
-@pytest.mark.parametrize("probability", [0.0, 0.3])
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize(
-    ("B", "T", "S", "H", "G", "K"),
-    [
-        (2, 1, 1, 1, 1, 2),
-        (3, 37, 37, 4, 2, 10),
-        (2, 17, 70, 2, 2, 64),
-        (2, 130, 33, 3, 1, 16),
-        (1, 1030, 1030, 1, 1, 8),
-    ],
-)
-def test_attention(B, T, S, H, G, K, mask: str, probability: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("sizes", "mask", "probability"), ATTENTION_CASES)
+def test_attention(sizes: tuple[int, ...], mask: str, probability: float, dtype: torch.dtype) -> None:
     """As near to float64 as the reference, and the same bits in place and for every number of threads."""
-    heads = torch.randn(B, max(T, S), H + 2 * G, K).to(dtype)  # side by side, as one product makes them
-    query, key, value = heads[:, :T, :H], heads[:, :S, H : H + G], heads[:, :S, H + G :]
-    dcontext, visible = torch.randn(B, T, H, K).to(dtype), visible_of(mask, B, T, S)
-    dropout = ops.Dropout(probability, ops.random_key(1, 2, "here"), (H, 2048), (3, 0, 5)) if probability else None
-
-    def reference(change: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        q, *both = (change(x) for x in (query, key, value))
-        repeated = [x.repeat_interleave(H // G, dim=2) for x in both]
-        context, cache = ops.attention_forward(q, *repeated, visible, dropout)
-        dquery, *dboth = ops.attention_backward(change(dcontext), cache)
-        return [context, dquery, *(x.unflatten(2, (G, -1)).sum(3) for x in dboth)]
-
-    exact, rounded = reference(Tensor.double), reference(lambda x: x)
+    (query, key, value, dcontext), hidden, exact, rounded = expected_attention(sizes, mask, probability, dtype)
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         with kernels.fast(True, query.device):
-            found.append(attention_of((query, key, value), dcontext, visible, dropout))
+            found.append(attention_of((query, key, value), dcontext, *hidden))
     arena = kernels.Arena(poisoned=True)
     for _ in range(2):
         with kernels.step(arena, True, query.device):
-            found.append(
-                [
-                    x.clone()
-                    for x in attention_of((query.clone(), key.clone(), value.clone()), dcontext, visible, dropout)
-                ]
-            )
+            copies = query.clone(), key.clone(), value.clone()
+            found.append([x.clone() for x in attention_of(copies, dcontext, *hidden)])
     torch.set_num_threads(1)
     assert all(torch.equal(x, y) for one in found[1:] for x, y in zip(found[0], one, strict=True))
     for got, want, other in zip(found[0], exact, rounded, strict=True):
@@ -595,14 +603,16 @@ def test_attention(B, T, S, H, G, K, mask: str, probability: float, dtype: torch
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", UNIT)
 def test_what_attention_does_not_see_may_hold_anything(dtype: torch.dtype) -> None:
+    """The memory that a thread keeps does, too."""
     query, key, value, dcontext = torch.randn(4, 2, 9, 3, 8).to(dtype)
-    visible = Visible(False, torch.tensor([0, 4]))
+    nothing, visible = torch.full_like(query, torch.nan), Visible(False, torch.tensor([0, 3]))
     with kernels.fast(True, query.device):
+        attention_of((nothing, nothing, nothing), nothing, Visible(False), None)
         want = attention_of((query, key, value), dcontext, visible, None)
         for x in (key, value):
-            x[0], x[1, 4:] = torch.nan, torch.nan
+            x[0], x[1, 3:] = torch.nan, torch.nan
         got = attention_of((query, key, value), dcontext, visible, None)
-    assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+    assert all(torch.equal(x, y) and x.isfinite().all() for x, y in zip(got, want, strict=True))
     assert not any(x[0].any() for x in got)
 
 
@@ -702,6 +712,16 @@ def test_networks_with_compiled_kernels_stay_under_the_same_bars(compiler: str, 
 
 # The C++ itself
 
+
+def test_the_guide_quotes_the_kernels_as_they_are() -> None:
+    guide = (ROOT / "docs" / "guide" / "kernels.md").read_text(encoding="utf-8").partition("## 7.")[0]
+    quoted = re.findall(r"^ {4} *(.*[;{,])$", guide, re.MULTILINE)
+    sources = [*library.SOURCES.iterdir(), Path(str(activations.__file__))]
+    lines = {line.strip() for path in sources for line in path.read_text(encoding="utf-8").splitlines()}
+    assert len(quoted) > 15
+    assert not set(quoted) - lines
+
+
 EVERYTHING = """
 import sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests", sys.argv[1] + "/tests/kernels"]
@@ -714,11 +734,9 @@ library._command = lambda target: [*command(target), *sanitized]
 for precision in tests.FORMATS:
     for name in tests.FUNCTIONS:
         tests.test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written(name, precision)
-for sizes in ((2, 1, 1, 1, 1, 2), (3, 37, 37, 4, 2, 10), (2, 17, 70, 2, 2, 64), (2, 130, 33, 3, 1, 16)):
-    for mask in tests.MASKS:
-        for dropped in (0.0, 0.3):
-            for dtype in tests.UNIT:
-                tests.test_attention(*sizes, mask, dropped, dtype)
+for case in tests.ATTENTION_CASES:
+    for dtype in tests.UNIT:
+        tests.test_attention(*case, dtype)
 print("nothing was found")
 """
 
@@ -740,9 +758,20 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     assert b"__asan" in made.read_bytes()
 
 
-@pytest.mark.nightly
-def test_mutants_of_the_kernels_are_noticed() -> None:
-    done = subprocess.run(
-        [sys.executable, "tests/mutate_kernels.py"], env=environment(), text=True, cwd=ROOT, stdout=-1
-    )
+A_FEW = (
+    "--plain",
+    "all = all + Vec::set(Vec(0.f), x, count);: 0.f",
+    "loss[r] = std::log(sum) - (1 - smoothing) * z_target - smoothed;: - ->",
+    "at_target[r] = T(std::exp(z_target) - (1 - smoothing + smoothing / V) * sum);: + ->",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("texts", [A_FEW, pytest.param((), marks=pytest.mark.nightly)], ids=["a few", "all"])
+def test_mutants_of_the_kernels_are_noticed(texts: tuple[str, ...]) -> None:
+    words = [sys.executable, "tests/mutate_kernels.py", *texts]
+    done = subprocess.run(words, env=environment(), text=True, cwd=ROOT, stdout=subprocess.PIPE)
     assert done.returncode == 0, done.stdout
+    number = re.search(r"^(\d+) mutants, \d+ listed as equivalent, 0 wrong", done.stdout, re.MULTILINE)
+    assert number is not None, done.stdout
+    assert int(number[1]) >= (5 if texts else 700)

@@ -153,7 +153,7 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
 
     from ...models.implementations import build_network
     from ...models.optimization import build_optimizer
-    from ...ops import cross_entropy_forward
+    from ...ops import cross_entropy_forward, squared_error_forward
     from .full_batch import full_batch
 
     class Living(TorchDispatchMode):
@@ -198,7 +198,10 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
             optimizer.step(loss, 1e-3, config.training.max_grad_norm)
         step = living.peak - state
         living.peak = living.now
-        logits = network.predict(batch)
-        _ = cross_entropy_forward(logits, batch.targets, denominator=1), logits.argmax(-1)
+        outputs = network.predict(batch)
+        if batch.targets.is_floating_point():
+            _ = squared_error_forward(outputs, batch.targets, denominator=1)
+        else:
+            _ = cross_entropy_forward(outputs, batch.targets, denominator=1), outputs.argmax(-1)
         evaluation = living.peak - state
     return state, step, evaluation

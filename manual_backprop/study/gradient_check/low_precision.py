@@ -80,9 +80,7 @@ def draw_errors(config: CustomTransformerConfig, scale: str, B: int, T: int, pee
     return errors
 
 
-def check_op_precision(
-    row: Row, dtype: torch.dtype, seeds: Iterable[int] = SEEDS, pairs: ModuleType = ops
-) -> list[Finding]:
+def check_op_precision(row: Row, dtype: torch.dtype, pairs: ModuleType = ops) -> list[Finding]:
     """The ratio for every output and gradient of an op's typical case, in larger sizes."""
 
     def draw(seed: int) -> Errors:
@@ -102,7 +100,7 @@ def check_op_precision(
     # An output that is stored exactly as it should be has the error of its format; a few draws have none at all.
     unit = torch.finfo(dtype).eps / 2
     subject = f"{row.name} {'bf16' if dtype == torch.bfloat16 else 'fp32'}"
-    ratios = median_ratios(map(draw, seeds), lambda name: unit / 8)
+    ratios = median_ratios(map(draw, SEEDS), lambda name: unit / 8)
     return [Finding(subject, name, ratio, LOW_PRECISION_BAR) for name, ratio in ratios.items()]
 
 

@@ -17,13 +17,13 @@ from .op_case import Case, Draw, on_tensors
 from .op_table import ROWS, Row, cases_of
 
 
-def check_ops(seed: int = 0, pairs: ModuleType = ops) -> list[Finding]:
+def check_ops(pairs: ModuleType = ops) -> list[Finding]:
     """Every case of every row."""
     return [
         finding
         for row in ROWS.values()
-        for case in cases_of(row, Draw(torch.Generator().manual_seed(seed)))
-        for finding in check_op(row, case, pairs, seed)
+        for case in cases_of(row, Draw(torch.Generator().manual_seed(0)))
+        for finding in check_op(row, case, pairs)
     ]
 
 
@@ -91,9 +91,9 @@ def tensors_in(*groups: dict[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def check_op(row: Row, case: Case, pairs: ModuleType = ops, seed: int = 0) -> list[Finding]:
+def check_op(row: Row, case: Case, pairs: ModuleType = ops) -> list[Finding]:
     """Every finding of one case; the errors of gradients are those of rule 1."""
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator().manual_seed(1)
     backward = getattr(pairs, f"{row.name}_backward")
     outputs, cache = call(row, case, pairs)
     upstream = upstream_of(row, case, outputs, generator)
