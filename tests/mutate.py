@@ -92,6 +92,8 @@ COMPARISONS: dict[type, type] = {
     ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot,
     ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
 }
 WITH_AXIS = {"sum", "mean", "unsqueeze", "flatten", "unflatten", "index_add_", "scatter_add_", "any", "amax"}
 WITH_AXES = {"transpose", "permute"}
