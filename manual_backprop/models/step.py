@@ -38,7 +38,7 @@ class HandWrittenNetwork(FlatNetwork):
         self.ops: Any = kernels.Table(config, self.device)
         self.matrices: Mapping[str, Tensor] = self.parameters  # as products read them
         if self.compute_dtype != config.get_dtype():
-            self.rounded = RoundedMatrices(self.layout, self.flat_parameters, self.compute_dtype)
+            self.rounded = RoundedMatrices(self.layout, self.flat_parameters, self.compute_dtype, self.ops.on_gpu)
             self.matrices = self.rounded.flat.views
             for block, views in self.block_parameters.items():
                 rounded = self._block_views(self.rounded.flat, block)

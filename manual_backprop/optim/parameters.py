@@ -90,14 +90,15 @@ class RoundedMatrices:
     the writes to a tensor and all of its views, but for those of its fused optimizers, of `x.data` and of `x.numpy()`:
     so a sample is looked at as well, and a single number that is written past PyTorch has to be followed by
     `torch.autograd.graph.increment_version(x)`. An optimizer that has written both says so. On a GPU, which would have
-    to be waited for, no sample is looked at, and the biases of matrices are there as well.
+    to be waited for, no sample is looked at.
     """
 
     SAMPLE = 1 << 10  # numbers
 
-    def __init__(self, layout: Layout, parameters: Flat, dtype: torch.dtype):
-        self.flat = layout.allocate(dtype, parameters.buffer.device)  # of which a CPU uses the part that decays
-        size = parameters.decayed_size if parameters.buffer.is_cpu else layout.size
+    def __init__(self, layout: Layout, parameters: Flat, dtype: torch.dtype, biases: bool = False):
+        """`biases`: and the rest of the parameters."""
+        self.flat = layout.allocate(dtype, parameters.buffer.device)
+        size = layout.size if biases else parameters.decayed_size
         self._wide, self._narrow = (flat.buffer[:size] for flat in (parameters, self.flat))
         self._version: int | None = None
 

@@ -24,6 +24,9 @@ class OnDevice(reference.FlatOptimizer):
         return norm
 
     def _gradient_norm(self) -> Tensor:
+        if (triton := triton_for(self.gradients.buffer)) is not None:
+            norm: Tensor = triton.gradient_norm(self.gradients.buffer)
+            return norm
         return torch.linalg.vector_norm(self.gradients.buffer, dtype=self.wide)
 
 

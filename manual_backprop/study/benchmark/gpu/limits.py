@@ -83,13 +83,13 @@ def attention(backend: str, case: Case, device: torch.device) -> list[tuple[str,
     config = case.config
     shape = case.batch_size, config.n_heads, config.max_seq_len, config.d_head
     dtype = torch.bfloat16
-    query, key, value, dcontext = (torch.randn(shape, device=device).to(dtype) for _ in range(4))
-    leaves = [x.requires_grad_() for x in (query, key, value)]
+    dcontext, *leaves = (torch.randn(shape, device=device).to(dtype) for _ in range(4))
+    query, key, value = (x.requires_grad_() for x in leaves)
     flops = 2e-12 * case.batch_size * config.n_heads * config.max_seq_len**2 * config.d_head  # of two products' half
     with sdpa_kernel(getattr(SDPBackend, backend if device.type == "cuda" else "MATH")):
 
         def forward() -> torch.Tensor:
-            return scaled_dot_product_attention(*leaves, is_causal=True)
+            return scaled_dot_product_attention(query, key, value, is_causal=True)
 
         ahead = seconds_of(forward, device)
         both = seconds_of(lambda: torch.autograd.grad(forward(), leaves, dcontext), device)

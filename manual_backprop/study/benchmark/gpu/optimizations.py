@@ -3,6 +3,7 @@ without it."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ..ablations import Binding, Optimization
@@ -13,11 +14,7 @@ ROOM = "manual_backprop.kernels.cuda"
 def _without_graph() -> list[Binding]:
     from ....models import training_step
 
-    class Uncaptured(training_step.TrainingStep):
-        def __init__(self, *inputs: Any):
-            super().__init__(*inputs, graph=False)
-
-    return [(training_step, "TrainingStep", Uncaptured)]
+    return [(training_step, "TrainingStep", partial(training_step.TrainingStep, graph=False))]
 
 
 def _without_triton() -> list[Binding]:

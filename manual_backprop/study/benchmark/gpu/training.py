@@ -63,10 +63,18 @@ TINY = Training(
 
 
 def training(setting: Setting) -> Part:
-    table = Table(
-        "Characters of the given text, bf16_mixed",
-        *[("setting", "steps", "seconds", "ms a step", "tokens/s", "loss", "best loss", "at step", "nanoGPT's README")],
+    columns = (
+        "setting",
+        "steps",
+        "seconds",
+        "ms a step",
+        "tokens/s",
+        "loss",
+        "best loss",
+        "at step",
+        "nanoGPT's README",
     )
+    table = Table("Characters of the given text, bf16_mixed", columns)
     if not setting.text:
         table.remarks.append("no text was given: --text FILE (nanoGPT's is tiny Shakespeare)")
         yield table
