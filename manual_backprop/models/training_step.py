@@ -157,10 +157,10 @@ class OfTensors:
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         given = iter(tensors)
-        batches = [
-            type(batch)(*[next(given) if isinstance(value, Tensor) else value for value in _values(batch)])
-            for batch in self.batches
-        ]
+        batches = []
+        for batch in self.batches:
+            kind: Any = type(batch)
+            batches.append(kind(*[next(given) if isinstance(value, Tensor) else value for value in _values(batch)]))
         denominator, rate = next(given), next(given)
         network = self.network
         network.dropout_keys = dict(zip(self.places, next(given), strict=True)) if self.places else None
