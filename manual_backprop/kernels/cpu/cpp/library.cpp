@@ -19,7 +19,7 @@ namespace {
 
 #define VISIBLE Visible{causal != 0, key_lengths, query_segments, key_segments, T, S}
 #define DROPOUT \
-  Dropout{float(probability), dropout_key, n_heads, positions, first_row, first_head, first_query, first_key}
+  Dropout{probability, dropout_key, n_heads, positions, first_row, first_head, first_query, first_key}
 
 // Tensors (B, T or S, heads, K) with the strides of their first three dimensions.
 template <class A, class P>
