@@ -72,6 +72,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFileOrTest(config, log)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m gradients` imports only the files that mark a test so: to import the others takes longer than many tests."""
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    if config.option.markexpr == "gradients" and is_test and b"mark.gradients" not in collection_path.read_bytes():
+        return True
+    return None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests come first, files with one among them too; within a file the order stays."""
     order = {name: place for place, name in enumerate(LONG)}

@@ -51,7 +51,7 @@ class TorchOptimizer(Optimizer):
         if max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.wholes, max_grad_norm, norm)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
-        self._count(finite)
+        self._count(finite, loss)
         if self.weight_decay and not self.adam:
             kept = torch.where(finite, torch.full_like(norm, 1 - learning_rate * self.weight_decay), 1)
             torch._foreach_mul_(self.matrices, kept)

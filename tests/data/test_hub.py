@@ -18,7 +18,9 @@ from loopback_hub import LoopbackHub
 PREPARE = """
 import json, logging, sys
 from manual_backprop.config.schema import DatasetConfig, TokenizerConfig
+from pathlib import Path
 from manual_backprop.data.tokens.corpus import prepare_corpus
+from manual_backprop.data.tokens.pair_corpus import prepare_pairs
 from manual_backprop.data.tokens.test_split import open_test_split
 from manual_backprop.common.errors import InputError
 
@@ -27,6 +29,13 @@ for case in json.loads(sys.argv[1]):
     dataset = {"name": "hub", "split": "train", "text_column": "text", **case.get("dataset", {})}
     tokenizer = {"name": "byte", **case.get("tokenizer", {})}
     try:
+        if dataset["name"] == "pairs":
+            pairs = DatasetConfig(**{**dataset, "text_column": None})
+            corpus = prepare_pairs(pairs, TokenizerConfig("char"), True, Path(sys.argv[2]))
+            answer = {name: len(split) for name, split in corpus.splits.items()} | {"notes": corpus.notes}
+            answer |= {"where": corpus.splits["train"].where(0), "digest": corpus.dataset_digest}
+            print(json.dumps(answer), flush=True)
+            continue
         corpus = prepare_corpus(DatasetConfig(**dataset), TokenizerConfig(**tokenizer), sys.argv[2])
         split = lambda tokens, offsets: [
             corpus.tokenizer.decode(tokens[a:b].tolist()) for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist())
@@ -68,6 +77,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table(owner / "late/data/validation-00000-of-00001.parquet", list(VALIDATION))
     for split, texts in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST)):
         table(owner / f"three/data/{split}-00000-of-00001.parquet", list(texts))
+    both = [{"en": text, "de": f"{text}!"} for text in TRAIN]
+    (owner / "translated/data").mkdir(parents=True)
+    translated = owner / "translated/data/train-00000-of-00001.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"translation": both}), translated)
     (owner / "lines").mkdir()
     (owner / "lines/train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TRAIN))
     table(owner / "holes/data/train-00000-of-00001.parquet", [*TRAIN, None])
@@ -84,6 +97,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+TRANSLATED = {"name": "pairs", "format": "hub", "path": "owner/translated"}
+TRANSLATED |= {"source_column": "translation.en", "target_column": "translation.de"}
 GPT2 = {"name": "gpt2", "repository": "openai/gpt2"}
 CASES: dict[str, dict[str, Any]] = {
     "stories": {"dataset": {"repository": "owner/stories"}},
@@ -111,6 +126,8 @@ CASES: dict[str, dict[str, Any]] = {
     "null": {"dataset": {"repository": "owner/holes"}},
     "trained on": {"dataset": {"repository": "owner/stories", "validation": "train"}},
     "held back alone": {"dataset": {"repository": "owner/late", "split": "validation"}},
+    "pairs": {"dataset": TRANSLATED},
+    "pairs without": {"dataset": TRANSLATED | {"source_column": "translation.fr"}},
     "endless": {"dataset": {"repository": "owner/stories", "streaming": True}},
 }
 
@@ -154,6 +171,15 @@ def test_a_dataset_with_a_validation_split(online: dict[str, Any]) -> None:
     assert online["stories"]["validation"] == VALIDATION
     assert [note for note in online["stories"]["notes"] if "split" in note] == []
     assert online["again"]["digest"] == online["stories"]["digest"]
+
+
+def test_pairs_of_the_hub(online: dict[str, Any]) -> None:
+    found = online["pairs"]
+    assert found["train"] + found["validation"] == 50
+    assert found["where"] in {f"owner/translated, split train, row {row}" for row in range(1, 9)}
+    assert "a tenth of its documents validates" in found["notes"][0]
+    assert "no column 'translation.fr', only 'translation.en', 'translation.de'" in online["pairs without"]["error"]
+    assert "dataset.source_column=NAME" in online["pairs without"]["error"]
 
 
 def test_subsets_and_shares(online: dict[str, Any]) -> None:

@@ -184,11 +184,15 @@ def test_a_damaged_library_is_made_anew(damage: str, cache: Path, quick: None) -
 
 @pytest.mark.slow
 def test_of_processes_that_miss_the_library_one_compiles(tmp_path: Path) -> None:
-    """As the first jobs of a sweep do on a new machine. Folders may have blanks in their names."""
+    """As the first jobs of a sweep do on a new machine. Folders may have blanks in their names. The compiler is one
+    that takes two seconds: it hands out the library that is there."""
     folder = tmp_path / "a folder"
     folder.mkdir()
     compiler, calls = folder / "compiler", folder / "calls"
-    compiler.write_text(f'#!/bin/sh\necho >> "{calls}"\nexec {library.compiler()} "$@"\n')
+    made = (library.find() or library.build())._name
+    compiler.write_text(
+        f'#!/bin/sh\necho >> "{calls}"\nsleep 2\nwhile [ "$1" != -o ]; do shift; done\ncp "{made}" "$2"\n'
+    )
     compiler.chmod(0o700)
     given = environment(XDG_CACHE_HOME=str(folder / "cache"), CXX=str(compiler))
     processes = [subprocess.Popen([sys.executable, "-c", RELU], env=given, cwd=ROOT) for _ in range(3)]

@@ -365,6 +365,7 @@ def allocate(end: Connection, before: int, after: int) -> None:
     end.send(peak)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(resident_bytes("VmHWM") is None, reason="this system does not tell")
 def test_what_a_process_takes_is_what_counts() -> None:
     with MeasuringProcess(allocate, 300 * MEGABYTE, 200 * MEGABYTE) as process:

@@ -151,7 +151,7 @@ def tiles_forward(
     context = kept((B, T, H, K), query)
     if (forward := _kernel("forward", query, key, value, visible, dropout)) is not None:
         if any(map(record.wants, RECORDED)):  # what the library does not keep
-            textbook.attention_forward(*_repeated(query, key, value), visible, dropout, record)
+            textbook.attention_forward(*repeated(query, key, value), visible, dropout, record)
         sums = kept((B, H, T), wide(query[:0]))
         forward((context, query, key, value), (context, sums, query, key, value))
         return context, Scores(visible, dropout, None, [], sums)
@@ -198,7 +198,7 @@ def tiles_backward(
         assert backward is not None  # as forward has found it
         dcontext = dcontext.to(query.dtype).contiguous()
         if any(map(record.wants, RECORDED)):
-            _, cache = textbook.attention_forward(*_repeated(query, key, value), scores.visible, scores.dropout)
+            _, cache = textbook.attention_forward(*repeated(query, key, value), scores.visible, scores.dropout)
             textbook.attention_backward(dcontext, cache, record)
         backward((*gradients, dcontext, query, key, value), (*gradients, dcontext, scores.sums, query, key, value))
         return
@@ -247,7 +247,7 @@ def groups_are_served(query: Tensor, key: Tensor, value: Tensor, visible: Visibl
     return _kernel("forward", query, key, value, visible, dropout) is not None
 
 
-def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """With a key and a value for every head."""
     times = query.shape[2] // key.shape[2]
     return query, key.repeat_interleave(times, dim=2), value.repeat_interleave(times, dim=2)

@@ -45,7 +45,12 @@ def layer_norm_backward(dy: Tensor, cache: LayerNormCache, dweight: Tensor, dbia
 
 
 def residual_layer_norm_forward(
-    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float = EPSILON
+    x: Tensor,
+    branch: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float = EPSILON,
+    dtype: torch.dtype | None = None,
 ) -> tuple[tuple[Tensor, Tensor], LayerNormCache]:
     """total = x + branch, y = layer_norm(total): `ops.residual_layer_norm_forward`.
 
@@ -72,7 +77,7 @@ def residual_layer_norm_forward(
     if branch is not None:
         total = torch.add(x, branch, out=in_place_of(branch))
     y, cache = layer_norm_forward(total, weight, bias, epsilon)
-    return (total, y), cache
+    return (total, y if dtype is None else y.to(dtype)), cache
 
 
 def residual_layer_norm_backward(

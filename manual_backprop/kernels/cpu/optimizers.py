@@ -82,7 +82,7 @@ class OnePass(reference.FlatOptimizer):
 
     loop: CompiledFunction  # (parameters, gradients, moments ..., finite, clip, `_numbers`)
 
-    def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
+    def step(self, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None = None) -> Tensor:
         with fast(self.uses_library, self.counts.device):
             return super().step(loss, learning_rate, max_grad_norm)
 
@@ -97,18 +97,18 @@ class OnePass(reference.FlatOptimizer):
         return (squares.sum() + wide(rest).square().sum()).sqrt()
 
     def _update_part(self, part: slice, clip: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
-        buffers = self._buffers()
+        buffers = self._buffers(part)
         if self.loop.compiles(*buffers):
-            self.loop(*[buffer[part] for buffer in buffers], finite, clip, *self._numbers(rate, decay))
+            self.loop(*buffers, finite, clip, *self._numbers(rate, decay))
         else:
             super()._update_part(part, clip, rate, decay, finite)
 
     @abstractmethod
     def _numbers(self, rate: Tensor, decay: float) -> tuple[Number, ...]: ...
 
-    def _buffers(self) -> list[Tensor]:
-        moments = [flat.buffer for flat in self.moments.values()]
-        return [self.parameters.buffer, self.gradients.buffer, *moments]
+    def _buffers(self, part: slice) -> list[Tensor]:
+        moments = [self.moment(name, part) for name in self.moments]
+        return [self.parameters.buffer[part], self.gradients.buffer[part], *moments]
 
     def _widened(self, p: Tensor) -> Tensor:
         """The parameters of a piece as wide as the moments: p itself, or a copy, which the next piece overwrites."""
@@ -136,8 +136,8 @@ class AdamW(OnePass, reference.AdamW):
         torch._fused_adamw_(
             [values],
             [gradient],
-            [self.moments["first_moment"].buffer[piece]],
-            [self.moments["second_moment"].buffer[piece]],
+            [self.moment("first_moment", piece)],
+            [self.moment("second_moment", piece)],
             [],
             [self.updates.float()],
             lr=rate,
@@ -176,7 +176,7 @@ class SGD(OnePass, reference.SGD):
         torch._fused_sgd_(
             [values],
             [gradient],
-            [self.moments["first_moment"].buffer[piece]],
+            [self.moment("first_moment", piece)],
             lr=rate,
             momentum=self.momentum,
             dampening=0.0,
