@@ -50,6 +50,9 @@ def compose(hydra: Composer, arguments: list[str], tmp_path: Path) -> Checked:
     return check_with(hydra, arguments)
 
 
+OF_A_GPU = (("device", "cuda"), ("precision", "tf32"))
+
+
 def test_the_defaults(hydra: Composer, tmp_path: Path) -> None:
     checked = compose(hydra, [], tmp_path)
     assert checked.multirun is False
@@ -81,7 +84,7 @@ def test_every_group_of_the_schema_is_a_folder() -> None:
     assert {group for group, _ in OPTIONS} == set(groups())
 
 
-@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair != ("device", "cuda")])
+@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair not in OF_A_GPU])
 def test_every_option_composes(hydra: Composer, tmp_path: Path, group: str, option: str) -> None:
     needed = ["task=sort"] if (group, option) == ("tokenizer", "none") else []
     if group == "dataset":
