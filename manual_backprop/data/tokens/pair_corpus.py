@@ -8,7 +8,6 @@ While it is prepared, the text of all pairs is held in memory.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -21,17 +20,14 @@ import numpy as np
 from ...common.digests import json_digest
 from ...common.errors import InputError
 from ...config.schema import DatasetConfig, TokenizerConfig
-from ..sources.pairs import FilePairs, Pair, PairRow, PairSource, open_test_pairs
-from ..sources.reading import VALIDATION_SHARE, first_rows
-from .run_tokenizer import complete_tokenizer, tokenizer_identity, what_is_lost
+from ..sources.pairs import FilePairs, Pair, PairSource, open_test_pairs
+from ..sources.reading import VALIDATION_SHARE, RowReading, first_rows
+from .run_tokenizer import learned_tokenizer, tokenizer_identity, what_is_lost
 from .token_cache import Contents, find_prepared, prepare
-from .tokenizer import BpeTokenizer, CharTokenizer, Tokenizer, load_tokenizer
-
-log = logging.getLogger(__name__)
+from .tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1  # raised whenever the same pairs and settings would make other files
 SOURCE_PREFIX = "source_"  # of the files of a tokenizer of its own
-SAMPLE = 2**25  # [characters], evenly spread, that BPE learns from
 BATCH = 2**14  # texts that are encoded at once
 SIDES = ("source", "target")
 
@@ -150,7 +146,7 @@ def open_test_split(dataset: DatasetConfig, corpus: PairCorpus, cache: Path) -> 
     }
 
     def make(folder: Path) -> Contents:
-        reading = _Reading(dataset.on_bad_row == "skip")
+        reading = RowReading(dataset.on_bad_row == "skip")
         pairs = list(reading.read(source.pairs()))
         source.check_unchanged()
         if not pairs:
@@ -184,34 +180,8 @@ def _configs(config: TokenizerConfig, shared: bool) -> list[TokenizerConfig]:
 # Reading
 
 
-class _Reading:
-    """Takes pairs in, and says which it has left out."""
-
-    def __init__(self, skip: bool):
-        self.skip, self.first, self.counts = skip, "", {"rows": 0, "bad_rows": 0}
-
-    def read(self, rows: Iterator[PairRow]) -> Iterator[Pair]:
-        for row in rows:
-            self.counts["rows"] += 1
-            if isinstance(row, Pair):
-                yield row
-                continue
-            if not self.skip:
-                raise InputError(
-                    f"{row}. Mend it, or leave such rows out with dataset.on_bad_row=skip, which counts them."
-                )
-            self.counts["bad_rows"] += 1
-            self.first = self.first or str(row)
-            log.info("left out: %s", row)
-
-    @property
-    def notes(self) -> list[str]:
-        bad, rows = self.counts["bad_rows"], self.counts["rows"]
-        return [f"{bad} of {rows} rows left out as bad, the first: {self.first}"] if bad else []
-
-
 def _make(folder: Path, source: PairSource, dataset: DatasetConfig, config: TokenizerConfig, shared: bool) -> Contents:
-    reading = _Reading(dataset.on_bad_row == "skip")
+    reading = RowReading(dataset.on_bad_row == "skip")
     pairs = _split(reading, source, dataset)
     source.check_unchanged()
     if not pairs["train"] or not pairs["validation"]:
@@ -233,7 +203,7 @@ def _make(folder: Path, source: PairSource, dataset: DatasetConfig, config: Toke
     return contents | {"notes": [*reading.notes, *source.notes, *lost], "counts": reading.counts}
 
 
-def _split(reading: _Reading, source: PairSource, dataset: DatasetConfig) -> dict[str, list[Pair]]:
+def _split(reading: RowReading, source: PairSource, dataset: DatasetConfig) -> dict[str, list[Pair]]:
     found = reading.read(first_rows(source.pairs(), dataset.subset_size))
     if (validation := source.validation_pairs()) is not None:
         return {"train": list(found), "validation": list(reading.read(validation))}
@@ -265,22 +235,9 @@ def _tokenizers(config: TokenizerConfig, shared: bool, pairs: dict[str, list[Pai
 
 
 def _tokenizer(config: TokenizerConfig, pairs: dict[str, list[Pair]], sides: Sequence[str]) -> Tokenizer:
-    complete = complete_tokenizer(config)
-    if complete is not None:
-        return complete
-    if config.name == CharTokenizer.name:
-        return CharTokenizer.train(getattr(one, side) for split in pairs.values() for one in split for side in sides)
-    texts = [getattr(one, side) for one in pairs["train"] for side in sides]
-    stride = 1 + sum(map(len, texts)) // SAMPLE
-    assert config.vocab_size is not None
-    learned = BpeTokenizer.train(texts[::stride], config.vocab_size)
-    if learned.vocab_size < config.vocab_size:
-        log.warning(
-            "The text is too small to learn tokenizer.vocab_size=%d tokens: the tokenizer has %d.",
-            config.vocab_size,
-            learned.vocab_size,
-        )
-    return learned
+    training = [getattr(one, side) for one in pairs["train"] for side in sides]
+    everything = (getattr(one, side) for split in pairs.values() for one in split for side in sides)
+    return learned_tokenizer(config, training, everything)
 
 
 def _written(folder: Path, pairs: dict[str, list[Pair]], tokenizers: Tokenizers) -> Contents:
