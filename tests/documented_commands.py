@@ -293,7 +293,7 @@ def leave_a_job_waiting(place: Path) -> None:
 def check_line_of_the_model(outcome: Outcome) -> None:
     """Which model it is: the first line."""
     line = outcome.said.splitlines()[0]
-    assert re.match(r"custom \(gpt2, fp32\): [\d,]+ parameters, step \d, validation (loss|rmse) \d\.\d+ \(", line), line
+    assert re.match(r"custom \(gpt2, fp32\): [\d,]+ parameters, step \d, validation loss \d\.\d+ \(", line), line
 
 
 def check_compared(outcome: Outcome) -> None:
@@ -337,6 +337,7 @@ def check_forecasts(outcome: Outcome) -> None:
 def check_forecasts_compared(outcome: Outcome) -> None:
     assert re.search(r"^test: 432 windows of co2: 104 -> 26 steps of 7 days *$", outcome.said, flags=re.M)
     assert re.search(r"^ *RMSE, step 26 +([\d.]+ +){5}[\d.]+ *$", outcome.said, flags=re.M)
+    assert outcome.said.count("26 steps ahead: co2 3") == 4
 
 
 def check_forecast_lines(outcome: Outcome) -> None:
@@ -626,7 +627,7 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     rf"{RUN} .*tokenizer.vocab_size=4096": check_own_text,
     rf"{RUN} experiments=reversal": check_reversal,
     rf"{RUN} experiments=co2": check_forecasts,
-    r"python -m manual_backprop\.evaluate last --split test$": check_forecasts_compared,
+    r"python -m manual_backprop\.evaluate last .*--predictions 4": check_forecasts_compared,
     r"python -m manual_backprop\.predict last --file history\.csv": check_forecast_lines,
     rf"{RUN} task=sort": check_sorted_by_a_decoder,
     rf"{RUN} experiments=docstrings": check_labels,
@@ -703,7 +704,9 @@ AFTER: dict[str, str] = {
     'python -m manual_backprop.predict last --text "Run the event loop until it is stopped."': (
         "python -m manual_backprop.run experiments=docstrings"
     ),
-    "python -m manual_backprop.evaluate last --split test": "python -m manual_backprop.run experiments=co2",
+    "python -m manual_backprop.evaluate last --split test --predictions 4": (
+        "python -m manual_backprop.run experiments=co2"
+    ),
     "python -m manual_backprop.predict last --file history.csv": "python -m manual_backprop.run experiments=co2",
     "python -m manual_backprop.run sweep.resume=last": (
         "python -m manual_backprop.run -m model=tiny,small optimizer.learning_rate=1e-3,3e-3"
