@@ -39,7 +39,14 @@ ONE_BY_ONE = (
     *("test_gradients", "test_replay"),
 )
 TOGETHER = {  # in one process, which imports that library: 9 s
-    "transformers": ("test_convert", "test_llama", "test_bench", "test_pretrained", "test_data_tools"),
+    "transformers": (
+        "test_convert",
+        "test_llama",
+        "test_bench",
+        "test_gpu_bench",
+        "test_pretrained",
+        "test_data_tools",
+    ),
     "datasets": ("test_hub", "test_hub_tools", "test_inspect"),
 }
 COMPILING = pytest.StashKey[subprocess.Popen[bytes]]()

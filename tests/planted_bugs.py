@@ -570,8 +570,8 @@ BUGS = [
     Bug(
         "the tied head's gradient goes astray",
         STEP,
-        "self.head, self.dhead = self.parameters[head], self.gradients[head]",
-        "self.head, self.dhead = self.parameters[head], self.gradients[head].clone()",
+        "self.head, self.dhead = self.matrices[head], self.gradients[head]",
+        "self.head, self.dhead = self.matrices[head], self.gradients[head].clone()",
     ),
     Bug(
         "the head's gradient replaces what is there",

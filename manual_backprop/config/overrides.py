@@ -255,12 +255,22 @@ class OverrideReader:
             text = "" if isinstance(option, list | dict) else str(option)
             meant = nearest(text, options)
             hint = f"; did you mean {meant}?" if meant else ""
+            hint = other_device(text) if group == "device" and other_device(text) else hint
             self.report.add(f"{group}={shown(option)}: must be one of {', '.join(options)}{hint}")
             if meant:
                 found.append(meant)
             else:
                 self.report.unclear.add(group)
         return self.composer.parse(f"{group}={','.join(found)}") if found else None
+
+
+def other_device(name: str) -> str:
+    """What to say to who names a device as PyTorch does; empty where it is none."""
+    kind, _, index = name.partition(":")
+    if kind == "mps":
+        return "; Apple's GPUs (mps) are not supported, use device=cpu"
+    is_numbered = kind == "cuda" and index.isdecimal()
+    return f"; the GPU number {index} is device=cuda device.index={index}" if is_numbered else ""
 
 
 def _is_list_of_words(override: Override) -> bool:

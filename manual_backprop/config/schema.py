@@ -259,6 +259,10 @@ class DeviceConfig:
         "of this machine that share the training's batches; see torchrun for several machines",
         default=1,
     )
+    index: int | None = setting(Whole(0, 1023, optional=True), "which GPU, from 0; null: the first", only_for=("cuda",))
+    deterministic: bool | None = setting(
+        Flag(optional=True), "the same bits in every run on a GPU, which takes more time", only_for=("auto", "cuda")
+    )
 
 
 @dataclass(frozen=True)
@@ -450,7 +454,7 @@ class RunConfig:
             label_smoothing=self.training.label_smoothing,
             precision=self.precision.name,
             kernels=self.kernels.name,
-            device=self.device.name,
+            device=f"cuda:{self.device.index}" if self.device.index else self.device.name,
             seed=self.seed,
             recompute=self.training.recompute,
             compile=self.implementation.compile or self.kernels.compile or "auto",

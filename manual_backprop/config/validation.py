@@ -250,6 +250,13 @@ def across(*needed: str) -> Callable[[Check], Check]:
     return register
 
 
+@across("precision.name", "device.name")
+def the_device_has_the_precision(precision: str, device: str) -> list[str]:
+    if (precision, device) != ("tf32", "cpu"):
+        return []
+    return ["precision=tf32: only an NVIDIA GPU has it, and this is device=cpu; use precision=fp32"]
+
+
 @across("model.d_model", "model.n_heads")
 def heads_share_the_width(d_model: int, n_heads: int) -> list[str]:
     if d_model % n_heads == 0:

@@ -36,6 +36,8 @@ from .cpu.normalization import (
     layer_norm_forward,
     residual_layer_norm_backward,
     residual_layer_norm_forward,
+    residual_rms_norm_backward,
+    residual_rms_norm_forward,
 )
 from .cpu.products import fastest_products
 from .cpu.rotary_attention import rotary_attention_backward, rotary_attention_forward

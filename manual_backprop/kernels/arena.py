@@ -7,6 +7,7 @@ big tensors come from here:
 - `kept(...)`: lives until the step ends. The n-th request of a step gets the n-th block.
 - `ping_pong(...)`: one of two buffers by turns, for what only the next pairs read: the request after the next one gets
   the same memory.
+- `give_back(x)`: what was kept last is not needed any longer: the next request gets its memory.
 - `with scratch(...) as buffer:` lives inside the `with`. A stack: the next request gets the same memory.
 
 Two more ways to have less, which need no memory of their own:
@@ -51,6 +52,8 @@ class Arena:
         self._kept: list[Tensor] = []  # bytes
         self._scratch: list[Tensor] = []
         self._next = 0  # of _kept
+        self._last = 0  # the number of the block that was handed out last
+        self._free: list[int] = []  # of those, what was given back
         self._ping_pong: list[Tensor] = []  # two, by turns
         self._turn = 0
         self._top = (0, 0, 0)  # of the stack in _scratch: block, byte in it, and bytes below in all blocks
@@ -60,7 +63,7 @@ class Arena:
     @contextmanager
     def step(self) -> Iterator[None]:
         """What was kept in the step before is overwritten from here on."""
-        self._next, self._top = 0, (0, 0, 0)
+        self._next, self._free, self._top = 0, [], (0, 0, 0)
         token = _current.set(self)
         try:
             yield
@@ -75,18 +78,25 @@ class Arena:
     @contextmanager
     def reuse(self) -> Iterator[None]:
         """What is kept inside lives no longer than that: the next one gets the same memory."""
-        before = self._next
+        before = self._next, list(self._free)
         try:
             yield
         finally:
-            self._next = before
+            self._next, self._free = before
 
     def allocated_bytes(self) -> int:
         return sum(block.numel() for block in (*self._kept, *self._ping_pong, *self._scratch))
 
     def _keep(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        self._next += 1
-        return self._view(self._kept, self._next - 1, 0, shape, like)
+        if self._free:
+            self._last = self._free.pop()
+        else:
+            self._last, self._next = self._next, self._next + 1
+        return self._view(self._kept, self._last, 0, shape, like)
+
+    def _give_back(self, x: Tensor) -> None:
+        if self._last < len(self._kept) and self._last not in self._free and _same_memory(self._kept[self._last], x):
+            self._free.append(self._last)
 
     def _alternate(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         if not self._ping_pong:
@@ -149,6 +159,13 @@ def kept(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """An uninitialized tensor of `like`'s format and device that lives until the step ends."""
     arena = _current.get()
     return like.new_empty(shape) if arena is None else arena._keep(shape, like)
+
+
+def give_back(x: Tensor) -> None:
+    """What `kept` has handed out last is not read again; of anything else nothing is known, and it stays."""
+    arena = _current.get()
+    if arena is not None:
+        arena._give_back(x)
 
 
 def ping_pong(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Constants that depend on a device: in which pieces its kernels take their work, and what is small there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -16,9 +16,8 @@ class Sizes:
     fewest_rows: int  # of the logits at a time: for each piece all of dW is read and written
     logits: int  # at a time, where the vocabulary is small
     even_rows: int  # that fill a product's blocks
+    product: int  # at a time, of one that is added in another format: it stays in the cache
     many_rows: int  # of more, a product takes up to twice its time where they do not fill the blocks, as 50257 do not
-    norm_piece: int  # that the backward of a norm takes at a time
-    norm_rows: int  # likewise [rows]: one after the other they are added up, and each loses a little of the sum
     uncompiled_piece: int  # that a function which could be compiled, and is not, takes at a time
     large_vocabulary: int  # of which as many numbers more as fill up a row are a few percent
     small: int  # too little memory for the time that it takes to recompute it
@@ -35,9 +34,8 @@ SIZES = {  # by device; one that is not named has the CPU's
         fewest_rows=256,
         logits=1 << 22,
         even_rows=128,
+        product=1 << 18,
         many_rows=1024,
-        norm_piece=1 << 18,
-        norm_rows=1 << 10,
         uncompiled_piece=1 << 17,
         large_vocabulary=1 << 10,
         small=1 << 19,
@@ -45,6 +43,16 @@ SIZES = {  # by device; one that is not named has the CPU's
         replayed=1 << 19,
     ),
 }
+SIZES["cuda"] = replace(  # there a launch costs what a million numbers do, and memory is plenty
+    SIZES["cpu"],
+    queries=1 << 20,
+    scores=1 << 28,
+    longest_kept=0,
+    piece=1 << 30,
+    fewest_rows=1 << 13,
+    logits=1 << 30,
+    replayed=0,
+)
 
 
 def sizes_of(x: Tensor) -> Sizes:

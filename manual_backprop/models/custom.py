@@ -21,9 +21,9 @@ from .step import Cache, HandWrittenNetwork
 class CustomTransformer(HandWrittenNetwork):
     """A decoder by hand. The gradient of `parameters[name]` is added into `gradients[name]`.
 
-    In bf16_mixed the residual stream x stays in float32, as autocast leaves it, and what enters a matrix product is
-    rounded: a stream in bfloat16 would be rounded at every sum, and past some 10 blocks its gradients' errors are more
-    than twice autocast's. In the other precisions `.to(self.compute_dtype)` does nothing.
+    In bf16_mixed and fp16_mixed the residual stream x stays in float32, as autocast leaves it, and what enters a matrix
+    product is rounded: a stream in 16 bits would be rounded at every sum, and past some 10 blocks its gradients' errors
+    are more than twice autocast's. In the other precisions `.to(self.compute_dtype)` does nothing.
     """
 
     def _training_step(
@@ -31,7 +31,7 @@ class CustomTransformer(HandWrittenNetwork):
     ) -> Tensor:
         x, hidden_cache = self._hidden_forward(tokens, visible, dropout)
         loss, loss_cache = self._loss_forward(x, targets, denominator)
-        dx = self._loss_backward(1.0, loss_cache)
+        dx = self._loss_backward(self.dloss, loss_cache)
         self._hidden_backward(dx, hidden_cache)
         self.on_gradients_complete(None)
         return loss
@@ -42,10 +42,18 @@ class CustomTransformer(HandWrittenNetwork):
         if self.config.head_loss in OBJECTIVES:
             logits, head_cache = ops.linear_forward(x, self.head)
             loss, loss_cache = objective_loss(logits, targets, denominator, self.config.head_loss)
-            return loss, (None, ops.linear_backward(objective_gradient(1.0, loss_cache), head_cache, self.dhead))
+            return loss, (None, ops.linear_backward(objective_gradient(self.dloss, loss_cache), head_cache, self.dhead))
         if ops.serves("linear_cross_entropy"):  # both halves at once: no logits have to be kept between them
             loss, dx = ops.linear_cross_entropy(
-                x, self.head, targets, denominator, smoothing, self.dhead, padding=padding, record=self.recorder
+                x,
+                self.head,
+                targets,
+                denominator,
+                smoothing,
+                self.dhead,
+                padding=padding,
+                dloss=self.dloss,
+                record=self.recorder,
             )
             return loss, (None, dx)
         loss, loss_cache = ops.linear_cross_entropy_forward(
@@ -53,7 +61,7 @@ class CustomTransformer(HandWrittenNetwork):
         )
         return loss, (loss_cache, None)
 
-    def _loss_backward(self, dloss: float, cache: Cache) -> Tensor:
+    def _loss_backward(self, dloss: float | Tensor, cache: Cache) -> Tensor:
         """dloss, one number, -> dx (B, T, D)."""
         loss_cache, dx = cache
         if loss_cache is not None:
@@ -156,7 +164,7 @@ class CustomTransformer(HandWrittenNetwork):
         if self.config.n_inputs is not None:
             # a copy: kernels write a gradient in the place of what they read
             numbers = tokens.to(self.compute_dtype, copy=True)
-            x, token_cache = self.ops.linear_forward(numbers, self.parameters[table], self.parameters["input.bias"])
+            x, token_cache = self.ops.linear_forward(numbers, self.matrices[table], self.parameters["input.bias"])
             x = x.to(self.config.get_dtype())
         else:
             scale = math.sqrt(self.config.d_model) if self.config.traits.scaled_embedding else 1.0
@@ -340,7 +348,7 @@ class CustomTransformer(HandWrittenNetwork):
         record = scoped(self.recorder, f"{block}.attention.")
         record("doutput", dy)
         # y = dropout(context W_output^T + b_output)
-        dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
+        dy = ops.dropout_backward(self.narrow(dy), dropout_cache)
         dcontext = ops.linear_backward(dy, output_cache, d["attention.output.weight"], d.get("attention.output.bias"))
         record("dcontext", dcontext)
         # context = attention(qkv)
@@ -389,7 +397,7 @@ class CustomTransformer(HandWrittenNetwork):
         record = scoped(self.recorder, f"{block}.cross_attention.")
         record("doutput", dy)
         # y = dropout(context W_output^T + b_output)
-        dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
+        dy = ops.dropout_backward(self.narrow(dy), dropout_cache)
         dcontext = ops.linear_backward(
             dy, output_cache, d["cross_attention.output.weight"], d.get("cross_attention.output.bias")
         )
@@ -428,7 +436,7 @@ class CustomTransformer(HandWrittenNetwork):
         record = scoped(self.recorder, f"{block}.feed_forward.")
         record("doutput", dy)
         # y = dropout(feed_forward(x))
-        dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
+        dy = ops.dropout_backward(self.narrow(dy), dropout_cache)
         if self.config.traits.gated:
             return ops.gated_feed_forward_backward(dy, feed_forward_cache, *gated_feed_forward_of(d), record=record)
         return ops.feed_forward_backward(dy, feed_forward_cache, *feed_forward_of(d), record=record)

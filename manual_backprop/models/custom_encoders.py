@@ -32,7 +32,7 @@ class CustomEncoderDecoder(CustomTransformer):
         read = Memory(memory.clone(), visible)
         x, decoder_cache = self._hidden_forward(tokens, Visible.within(None), dropout, stack="decoder.", memory=read)
         loss, loss_cache = self._loss_forward(x, targets, denominator)
-        dx = self._loss_backward(1.0, loss_cache)
+        dx = self._loss_backward(self.dloss, loss_cache)
         dmemory = torch.zeros_like(read.states, dtype=self.config.get_dtype())  # as wide as the residual stream
         self._hidden_backward(dx, decoder_cache, "decoder.", dmemory)
         self._hidden_backward(dmemory, encoder_cache, "encoder.")
@@ -96,13 +96,13 @@ class CustomEncoder(CustomTransformer):
         outputs, cache = self._outputs_forward(inputs, lengths, dropout=dropout)
         if self.config.head_loss in OBJECTIVES:
             loss, loss_cache = objective_loss(outputs, targets, denominator, self.config.head_loss)
-            doutputs = objective_gradient(1.0, loss_cache)
+            doutputs = objective_gradient(self.dloss, loss_cache)
         elif self.config.head_loss == "squared_error":
             loss, loss_cache = ops.squared_error_forward(outputs, targets, denominator)
-            doutputs = ops.squared_error_backward(1.0, loss_cache)
+            doutputs = ops.squared_error_backward(self.dloss, loss_cache)
         else:
             loss, loss_cache = ops.cross_entropy_forward(outputs, targets, denominator, smoothing)
-            doutputs = ops.cross_entropy_backward(1.0, loss_cache)
+            doutputs = ops.cross_entropy_backward(self.dloss, loss_cache)
         self._outputs_backward(doutputs, cache)
         return loss
 

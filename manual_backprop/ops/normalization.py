@@ -54,19 +54,26 @@ def layer_norm_backward(dy: Tensor, cache: LayerNormCache, dweight: Tensor, dbia
 
 
 def residual_layer_norm_forward(
-    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float = EPSILON
+    x: Tensor,
+    branch: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float = EPSILON,
+    dtype: torch.dtype | None = None,
 ) -> tuple[tuple[Tensor, Tensor], LayerNormCache]:
     """total = x + branch, y = layer_norm(total): the end of one sublayer and the start of the next.
 
     x, branch (..., D), weight (D), bias (D) -> (total, y), both (..., D). Pre-norm networks go on with both outputs,
     post-norm ones with y alone. The first norm of a pre-norm network has no branch yet: None, and total is x.
 
+    `dtype`: what y is rounded to, where the products that read it are narrower than the residual stream (bf16_mixed).
+
     total reaches the loss directly and through y, so dtotal is the sum of both; and a sum hands its gradient to each
     of its terms: dx = dbranch = dtotal.
     """
     total = x if branch is None else x + branch
     y, cache = layer_norm_forward(total, weight, bias, epsilon)
-    return (total, y), cache
+    return (total, y if dtype is None else y.to(dtype)), cache
 
 
 def residual_layer_norm_backward(

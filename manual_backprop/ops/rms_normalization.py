@@ -48,16 +48,21 @@ def rms_norm_backward(dy: Tensor, cache: RmsNormCache, dweight: Tensor) -> Tenso
 
 
 def residual_rms_norm_forward(
-    x: Tensor, branch: Tensor | None, weight: Tensor, epsilon: float = RMS_EPSILON
+    x: Tensor,
+    branch: Tensor | None,
+    weight: Tensor,
+    epsilon: float = RMS_EPSILON,
+    dtype: torch.dtype | None = None,
 ) -> tuple[tuple[Tensor, Tensor], RmsNormCache]:
     """total = x + branch, y = rms_norm(total): the end of one sublayer and the start of the next.
 
     x, branch (..., D), weight (D) -> (total, y), both (..., D). The first norm of a network has no branch yet: None,
-    and total is x. total reaches the loss directly and through y, so dtotal is the sum of both; dx = dbranch = dtotal.
+    and total is x. `dtype`: what y is rounded to, where the products that read it are narrower than the residual stream
+    (bf16_mixed). total reaches the loss directly and through y, so dtotal is the sum of both; dx = dbranch = dtotal.
     """
     total = x if branch is None else x + branch
     y, cache = rms_norm_forward(total, weight, epsilon)
-    return (total, y), cache
+    return (total, y if dtype is None else y.to(dtype)), cache
 
 
 def residual_rms_norm_backward(dtotal: Tensor | None, dy: Tensor, cache: RmsNormCache, dweight: Tensor) -> Tensor:

@@ -83,6 +83,46 @@ class Layout:
         return Flat(buffer, views, self.decayed_size)
 
 
+class RoundedMatrices:
+    """The matrices of a network once more, in the narrower format in which products read them (bf16_mixed).
+
+    Before each calculation `refresh` rounds them again if anything has written to the parameters since. PyTorch counts
+    the writes to a tensor and all of its views, but for those of its fused optimizers, of `x.data` and of `x.numpy()`:
+    so a sample is looked at as well, and a single number that is written past PyTorch has to be followed by
+    `torch.autograd.graph.increment_version(x)`. An optimizer that has written both says so. On a GPU, which would have
+    to be waited for, no sample is looked at.
+    """
+
+    SAMPLE = 1 << 10  # numbers
+
+    def __init__(self, layout: Layout, parameters: Flat, dtype: torch.dtype, biases: bool = False):
+        """`biases`: and the rest of the parameters."""
+        self.flat = layout.allocate(dtype, parameters.buffer.device)
+        size = layout.size if biases else parameters.decayed_size
+        self._wide, self._narrow = (flat.buffer[:size] for flat in (parameters, self.flat))
+        self._version: int | None = None
+
+    def refresh(self) -> None:
+        if not self.is_fresh():
+            self._narrow.copy_(self._wide)
+            self.is_written()
+
+    def is_fresh(self) -> bool:
+        if self._version != self._current_version() or (self._wide.is_cpu and type(self._wide) is not Tensor):
+            return False
+        if not self._wide.is_cpu:
+            return True
+        step = len(self._wide) // self.SAMPLE + 1
+        return torch.equal(self._wide[::step].to(self._narrow.dtype), self._narrow[::step])
+
+    def is_written(self) -> None:
+        """They are what the parameters are, as far as these have been written."""
+        self._version = self._current_version()
+
+    def _current_version(self) -> int:
+        return self._wide._version
+
+
 def unwrapped(tensors: Mapping[str, Tensor], is_known: Callable[[str], bool]) -> dict[str, Tensor]:
     """The tensors by the names that they had before a module was wrapped, where none of them `is_known` as it is:
     torch.compile writes `_orig_mod.` before them, DataParallel `module.`, a module around the model `model.`."""

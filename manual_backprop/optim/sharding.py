@@ -24,7 +24,7 @@ class ShardedOptimizer(Optimizer):
     def __init__(self, optimizer: FlatOptimizer, layout: Layout, group: Processes):
         super().__init__(optimizer.counts.device)
         self.optimizer, self.layout, self.group = optimizer, layout, group
-        self.counts = optimizer.counts
+        self.counts, self.loss_scale = optimizer.counts, optimizer.loss_scale
         self.updates, self.nonfinite_steps, self.nonfinite_in_a_row, self.nonfinite_longest = self.counts
         size = layout.size
         self.length = -(-size // group.size // PADDING) * PADDING  # of a part; the last ones may have less, or nothing
@@ -32,7 +32,7 @@ class ShardedOptimizer(Optimizer):
         self.part = slice(begin, min(begin + self.length, size))
         optimizer.keep_part(self.part)
 
-    def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
+    def step(self, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None = None) -> Tensor:
         norm = self.optimizer.step(loss, learning_rate, max_grad_norm)
         buffer = self.optimizer.parameters.buffer
         whole = buffer.new_empty(self.length * self.group.size)
@@ -64,6 +64,6 @@ class ShardedOptimizer(Optimizer):
             name: self.layout.allocate(moment.buffer.dtype, moment.buffer.device) for name, moment in moments.items()
         }
         views = {f"{name}/{key}": view for name, whole in wholes.items() for key, view in whole.views.items()}
-        copy_into(views | {"counts": self.counts}, state, what="optimizer state")
+        copy_into(views | self.whole_views(), state, what="optimizer state")
         for name, whole in wholes.items():
             moments[name].buffer.copy_(whole.buffer[self.part])

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from manual_backprop.common.errors import InputError
-from manual_backprop.common.processor import compute_capabilities
+from manual_backprop.common.machine import compute_capabilities
 from manual_backprop.config.rules import shown
 from manual_backprop.config.schema import WITH_FORMAT, DatasetConfig, RunConfig
 
@@ -51,9 +51,18 @@ def missing_here(config: RunConfig) -> list[str]:
                 "device=cuda: no NVIDIA GPU can be used on this machine; use device=cpu, or device=auto to take a GPU "
                 "only where there is one"
             )
-        elif config.precision.name.startswith("bf16") and capabilities[0] < (8, 0):
+        elif (index := config.device.index or 0) >= len(capabilities):
+            count = len(capabilities)
             violations.append(
-                f"precision={config.precision.name}: this GPU (compute capability {capabilities[0][0]}."
-                f"{capabilities[0][1]}) has no bfloat16, which came with 8.0; use precision=fp32"
+                f"device.index={index}: this machine has {count} GPU{'s' * (count > 1)}; use 0"
+                + f" to {count - 1}" * (count > 1)
             )
+        elif (name := config.precision.name) in ("bf16", "bf16_mixed", "tf32") and capabilities[index] < (8, 0):
+            major, minor = capabilities[index]
+            violations.append(
+                f"precision={name}: this GPU (compute capability {major}.{minor}) has no "
+                f"{'TF32' if name == 'tf32' else 'bfloat16'}, which came with 8.0; use precision=fp16_mixed or fp32"
+            )
+    elif config.precision.name == "tf32" and not compute_capabilities():
+        violations.append("precision=tf32: only an NVIDIA GPU has it, and there is none here; use precision=fp32")
     return violations

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,17 +26,26 @@ from torch import Tensor
 from ..checkpoints.checkpoint import CheckpointManager
 from ..common.allocator import keep_freed_memory
 from ..common.durable_files import storage_errors
-from ..common.errors import CheckFailedError, InputError, Interrupted, NotFiniteError, StorageError, memory_errors
+from ..common.errors import (
+    CheckFailedError,
+    InputError,
+    Interrupted,
+    ManualBackpropError,
+    NotFiniteError,
+    StorageError,
+    memory_errors,
+)
 from ..common.interruption import Interruption
 from ..common.origin import Origin
 from ..common.processes import ALONE, Place, Processes, acting_as, processes
 from ..common.startup.output import enduring_output
-from ..config.schema import RunConfig
+from ..config.schema import CustomTransformerConfig, RunConfig
 from ..config.written_config import default_run_name, write_config
 from ..models.optimization import build_optimizer
+from ..models.training_step import Reduction, TrainingStep
 from ..optim.improvement import Improvement
 from ..optim.schedule import build_schedule, max_steps
-from ..study.estimates.memory import warn_if_too_large
+from ..study.estimates.memory import warn_if_too_large, what_would_fit
 from ..tasks import Evaluated, Final, open_task
 from ..tracking import (
     FAILED,
@@ -54,7 +64,7 @@ from ..tracking.tracker import outputs_of
 from ..trained_models.initial_weights import load_initial_weights
 from .inspection.inspector import Inspector
 from .processes.group import Group
-from .processes.reduction import GroupReduction, Nothing, Reduction, Wishes, digest_of
+from .processes.reduction import GroupReduction, Nothing, Wishes, digest_of
 from .processes.start import joined, run_in_processes
 from .report import RunReport
 from .resume import Resumed, open_resumed
@@ -96,11 +106,19 @@ def _run_job(config: RunConfig, outputs: Path, origin: Origin, interruption: Int
     if config.resume is not None and resumed is None:
         resumed = open_resumed(config, outputs, owned=False)
     try:
-        with memory_errors(config.training.batch_size):
+        with memory_errors(lambda: what_would_fit(config, network_of(config, outputs))):
             return Runner(config, outputs, interruption, resumed, origin).run()
     finally:
         if resumed is not None:
             resumed.directory.release()
+
+
+def network_of(config: RunConfig, outputs: Path) -> CustomTransformerConfig | None:
+    """The network of a run, whose examples were prepared; None where they cannot be read."""
+    try:
+        return open_task(config, outputs / "datasets").network_config
+    except (ManualBackpropError, MemoryError):
+        return None
 
 
 class Runner:
@@ -121,6 +139,7 @@ class Runner:
         self.group = processes()
         self.checkpoint = None if resumed is None else resumed.checkpoint
         self._set_threads()
+        self._set_gpu()
         torch.set_float32_matmul_precision("highest")
         keep_freed_memory()
         self.task = self.group.first_alone(lambda: open_task(config, outputs / "datasets"))
@@ -134,13 +153,15 @@ class Runner:
         if self.checkpoint is None and config.init_from is not None:
             load_initial_weights(network, config.init_from, self.task.digests, outputs)
         self.optimizer = build_optimizer(config, network)
+        group = self.group
+        self.reduction = GroupReduction(group, network, self._wishes) if isinstance(group, Group) else Reduction()
+        self.one_step = TrainingStep(network, self.optimizer, config.training.max_grad_norm, reduction=self.reduction)
         self.order = self.task.order(config.training.overfit_batches)
         self.task.check()
         self.max_steps = max_steps(config.training, self.order)
         self.improvement = Improvement.of(None if self.checkpoint is None else self.checkpoint.state.get("improvement"))
         # of each step, by its number from 1
         self.learning_rate = build_schedule(config, self.max_steps, self.improvement)
-        self.reduction = GroupReduction(self.group, network) if isinstance(self.group, Group) else Reduction()
         self.agreed = Wishes()  # of all processes, in the last step
         self.inspector = Inspector(network, config.training.inspect_every, self.max_steps)
         self.evaluated: tuple[int, Evaluated] | None = None  # the last evaluation, and after how many steps
@@ -180,6 +201,16 @@ class Runner:
             threads = self.checkpoint.state["made_with"].get("threads")
         if threads is not None:
             torch.set_num_threads(threads)
+
+    def _set_gpu(self) -> None:
+        """The one that the config names; and there the same bits each time, where it says so."""
+        device = self.config.network_config(1).get_device()
+        if device.type != "cuda":
+            return
+        torch.cuda.set_device(device)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what its products need to be reproducible
+        torch.use_deterministic_algorithms(bool(self.config.device.deterministic))
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads what it has not written
 
     def _is_due(self, every: int | str) -> bool:
         """After this step, or at the end. `every` is a number of steps, or the word epoch."""
@@ -339,20 +370,11 @@ class Runner:
 
         Loss and norm stay on the device, which nothing here waits for.
         """
-        network, number = self.model.network, self.step + 1
+        number = self.step + 1
         rate = self.learning_rate(number)
-        tokens, batches = self.order.batches(self.step, network.device)
-        network.zero_gradients()
-        watch = self.inspector.watch(number)
-        loss = torch.zeros((), device=network.device)
-        denominator = network.on_device(tokens)  # once for all batches of the step
-        for batch in self.reduction.watched(batches):
-            watch.batch(batch)
-            loss = loss + network.loss_and_gradients(batch, denominator=denominator, step=number)
-        loss, self.agreed = self.reduction.finish(loss, self._wishes())
-        watch.gradients()
-        norm = self.optimizer.step(loss, rate, self.config.training.max_grad_norm)
-        watch.update()
+        tokens, batches = self.order.batches(self.step, self.model.network.device)
+        loss, norm = self.one_step(batches, tokens, rate, number, self.inspector.watch(number))
+        self.agreed = self.reduction.agreed if isinstance(self.reduction, GroupReduction) else self._wishes()
         self.model.step = number
         return loss, rate, norm
 

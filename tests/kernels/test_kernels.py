@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from manual_backprop import kernels, ops, optim
 from manual_backprop.common.batch import Batch
 from manual_backprop.config.schema import ARCHITECTURES, CustomTransformerConfig
-from manual_backprop.kernels import arena, table
+from manual_backprop.kernels import arena, cuda, table
 from manual_backprop.kernels.cpu import activations, compiled, loss, optimizers, products
+from manual_backprop.kernels.cuda import optimizers as cuda_optimizers
 from manual_backprop.kernels.sizes import SIZES, sizes_of
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import Network
@@ -81,10 +82,13 @@ def assert_ok(findings: list[Finding]) -> None:
 
 
 def test_names_and_signatures_are_those_of_the_reference() -> None:
-    for name in ops.__all__:
-        ours, theirs = getattr(kernels, name), getattr(ops, name)
-        if inspect.isfunction(theirs):
-            assert parameters_of(ours) == parameters_of(theirs), name
+    for module in (kernels, cuda):
+        for name in ops.__all__:
+            ours, theirs = getattr(module, name, None), getattr(ops, name)
+            if inspect.isfunction(theirs) and ours is not None:
+                assert parameters_of(ours) == parameters_of(theirs), name
+    name = "linear_cross_entropy"
+    assert parameters_of(getattr(cuda, name)) == parameters_of(getattr(kernels, name))
 
 
 def parameters_of(pair: Any) -> list[inspect.Parameter]:
@@ -100,14 +104,15 @@ def nothing_is_too_small_to_be_recomputed(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("which", table.ROWS)
 def test_the_table_serves_every_pair(which: str) -> None:
-    pairs = {"reference": ops, "fused": kernels}[which]
-    for device in ("cpu", "cuda"):
-        serving = kernels.Table(replace(ODD, kernels=which, precision="bf16"), torch.device(device))
+    own = {"cpu": (kernels, optimizers), "cuda": (cuda, cuda_optimizers)}
+    for device, precision in (("cpu", "bf16"), ("cpu", "fp16_mixed"), ("cuda", "bf16"), ("cuda", "fp16_mixed")):
+        serving = kernels.Table(replace(ODD, kernels=which, precision=precision), torch.device(device))
+        textbook = which == "reference" or (device, precision) == ("cpu", "fp16_mixed")
+        pairs, of_device = (ops, optim.optimizers) if textbook else own[device]
         for name in ops.__all__:
-            assert getattr(serving, name) is getattr(pairs, name)
-        assert serving.serves("linear_cross_entropy") == (which == "fused")
-        own = {"reference": optim.optimizers, "fused": optimizers}[which]
-        assert (serving.AdamW, serving.SGD) == (own.AdamW, own.SGD)
+            assert getattr(serving, name) is getattr(pairs, name, getattr(ops, name))
+        assert serving.serves("linear_cross_entropy") == (not textbook)
+        assert (serving.AdamW, serving.SGD) == (of_device.AdamW, of_device.SGD)
         with pytest.raises(AttributeError, match=f"no row of kernels={which} serves bogus on {device}"):
             _ = serving.bogus
 
@@ -231,12 +236,12 @@ def as_if_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.gradients
 @pytest.mark.parametrize("size", ["small", "large"])
-@pytest.mark.parametrize("name", ["residual_layer_norm", "linear_cross_entropy"])
+@pytest.mark.parametrize("name", ["residual_layer_norm", "residual_rms_norm", "linear_cross_entropy"])
 @pytest.mark.usefixtures("as_if_compiled")
 def test_op_as_if_compiled(name: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """... and as if there were so many rows and so large a vocabulary that they are cut up and filled up."""
     if size == "large":
-        monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], large_vocabulary=1, norm_rows=3))
+        monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], large_vocabulary=1, small=0))
     for case in cases_of(ROWS[name], Draw(torch.Generator().manual_seed(0))):
         assert_ok(check_op(ROWS[name], case, kernels))
 
@@ -288,7 +293,7 @@ def test_a_product_is_added_in_the_format_of_the_sum(narrow: torch.dtype) -> Non
 def test_a_product_of_many_rows_is_added_in_two(
     rows: int, narrow: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], even_rows=4, many_rows=6))
+    monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], even_rows=4, many_rows=6, product=3))
     left, right = torch.arange(2.0 * rows, dtype=narrow).view(2, rows).T, torch.arange(6.0, dtype=narrow).view(2, 3)
     total = torch.full((rows, 3), 0.5, dtype=torch.float64)
     products.add_product(total, left, right)

@@ -29,14 +29,14 @@ def bias_gelu_tanh(y: Tensor, x: Tensor, bias: Tensor) -> None:
     y.copy_(z * torch.sigmoid(z * (GATE_LINEAR + GATE_CUBIC * z * z)))
 
 
-@compiled("N F", "N F", "N F", "F: parameter", by_rows=True)
-def bias_gelu_tanh_gradient(y: Tensor, dx: Tensor, x: Tensor, bias: Tensor) -> None:
-    """y = gelu(x + bias), and dx, which holds dy, becomes the gradient of x."""
+@compiled("N F", "N F", "F: parameter", "N F", "F: parameter", by_rows=True)
+def bias_gelu_tanh_gradient(y: Tensor, dx: Tensor, dbias: Tensor, x: Tensor, bias: Tensor) -> None:
+    """y = gelu(x + bias), dx, which holds dy, becomes the gradient of x, and is added to dbias (F) over the rows."""
     z = wide(x) + wide(bias)
     squared = z * z
     gate, rest = gate_and_rest(z * (GATE_LINEAR + GATE_CUBIC * squared))
     y.copy_(z * gate)
-    dx.copy_(wide(dx) * gate * (1 + z * rest * (GATE_LINEAR + 3 * GATE_CUBIC * squared)))
+    _give(dx, dbias, wide(dx) * gate * (1 + z * rest * (GATE_LINEAR + 3 * GATE_CUBIC * squared)))
 
 
 @compiled("N F", "N F", "F: parameter", by_rows=True)
@@ -45,13 +45,13 @@ def bias_gelu(y: Tensor, x: Tensor, bias: Tensor) -> None:
     y.copy_(z * (0.5 * (1 + torch.erf(z * math.sqrt(0.5)))))
 
 
-@compiled("N F", "N F", "N F", "F: parameter", by_rows=True)
-def bias_gelu_gradient(y: Tensor, dx: Tensor, x: Tensor, bias: Tensor) -> None:
+@compiled("N F", "N F", "F: parameter", "N F", "F: parameter", by_rows=True)
+def bias_gelu_gradient(y: Tensor, dx: Tensor, dbias: Tensor, x: Tensor, bias: Tensor) -> None:
     z = wide(x) + wide(bias)
     cumulative = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
     density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
     y.copy_(z * cumulative)
-    dx.copy_(wide(dx) * (cumulative + z * density))
+    _give(dx, dbias, wide(dx) * (cumulative + z * density))
 
 
 @compiled("N F", "N F", "F: parameter", by_rows=True)
@@ -59,11 +59,17 @@ def bias_relu(y: Tensor, x: Tensor, bias: Tensor) -> None:
     y.copy_((wide(x) + wide(bias)).clamp(min=0))
 
 
-@compiled("N F", "N F", "N F", "F: parameter", by_rows=True)
-def bias_relu_gradient(y: Tensor, dx: Tensor, x: Tensor, bias: Tensor) -> None:
+@compiled("N F", "N F", "F: parameter", "N F", "F: parameter", by_rows=True)
+def bias_relu_gradient(y: Tensor, dx: Tensor, dbias: Tensor, x: Tensor, bias: Tensor) -> None:
     z = wide(x) + wide(bias)
     y.copy_(z.clamp(min=0))
-    dx.copy_(torch.where(z > 0, wide(dx), 0))
+    _give(dx, dbias, torch.where(z > 0, wide(dx), 0))
+
+
+def _give(dx: Tensor, dbias: Tensor, gradient: Tensor) -> None:
+    """dx (N, F) = the gradient, dbias (F) += its sum over the rows, before it is rounded."""
+    dx.copy_(gradient)
+    dbias += gradient.sum(0).to(dbias.dtype)
 
 
 ACTIVATIONS = {  # forward, and backward

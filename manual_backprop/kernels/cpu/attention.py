@@ -23,6 +23,7 @@ from ...ops import attention as textbook
 from ...ops.attention import AttentionGradients, CrossAttentionGradients, split_heads
 from ...ops.dropout import Dropout, dropout_forward, keep_mask, signed
 from ...ops.numerics import Record, no_record, wide
+from ...ops.rotary_attention import rotary_forward
 from ...ops.visible import CAUSAL, EVERYTHING, Visible
 from ..arena import Recomputable, in_place_of, kept, persistent, recomputed, saved, scratch
 from ..pieces import pieces
@@ -42,6 +43,7 @@ class Scores(NamedTuple):
     corner: Tensor | None  # what is added to scores where only causality hides any: alike in all tiles
     saved: list[list[Tensor]]  # tile by tile, of some sequences each
     sums: Tensor | None = None  # (B, H, T): the logarithm of the sum of each query's exponentials
+    rotation: Tensor | None = None  # by which the library turns queries and keys
 
 
 AttentionCache = tuple[Tensor, Tensor, Tensor, Scores]
@@ -114,9 +116,10 @@ def cross_attention_forward(
     query (B, T, H K), key_value (B, S, 2 G K) -> context (B, T, H K).
     """
     heads, (key, value) = query.unflatten(2, (n_heads, -1)), _halves(key_value, n_kv_heads)
-    if n_heads != n_kv_heads and not groups_are_served(heads, key, value, visible, dropout):
+    found = library_forward(heads, key, value, visible, dropout, record)
+    if found is None and n_heads != n_kv_heads:
         return textbook.cross_attention_forward(query, key_value, n_heads, n_kv_heads, visible, dropout, record)
-    context, scores = tiles_forward(heads, key, value, visible, dropout, record)
+    context, scores = found or _tiles_forward(heads, key, value, visible, dropout, record)
     return context.flatten(2), (persistent(query), persistent(key_value), scores, n_heads, n_kv_heads)
 
 
@@ -147,14 +150,41 @@ def tiles_forward(
     query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None, record: Record
 ) -> tuple[Tensor, Scores]:
     """context (B, T, H, K), and what backward needs to know of the probabilities."""
+    found = library_forward(query, key, value, visible, dropout, record)
+    return found or _tiles_forward(query, key, value, visible, dropout, record)
+
+
+def library_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Visible,
+    dropout: Dropout | None,
+    record: Record,
+    rotation: Tensor | None = None,
+) -> tuple[Tensor, Scores] | None:
+    """Likewise, by the library; None where it does not serve these.
+
+    It reads a key where it is for all its queries: key and value may have fewer heads than the query, of which each
+    serves as many in a row. rotation (2, max_seq_len, K / 2): queries and keys are turned when they are read.
+    """
+    forward = _kernel("forward", query, key, value, visible, dropout, rotation)
+    if forward is None:
+        return None
+    if any(map(record.wants, RECORDED)):  # what the library does not keep
+        textbook.attention_forward(*turned(query, key, value, rotation), visible, dropout, record)
+    B, T, H, _ = query.shape
+    context, sums = kept(tuple(query.shape), query), kept((B, H, T), wide(query[:0]))
+    forward((context, query, key, value), (context, sums, query, key, value))
+    return context, Scores(visible, dropout, None, [], sums, rotation)
+
+
+def _tiles_forward(
+    query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None, record: Record
+) -> tuple[Tensor, Scores]:
+    """Likewise, by PyTorch's products."""
     (B, T, H, K), S = query.shape, key.shape[1]
     context = kept((B, T, H, K), query)
-    if (forward := _kernel("forward", query, key, value, visible, dropout)) is not None:
-        if any(map(record.wants, RECORDED)):  # what the library does not keep
-            textbook.attention_forward(*_repeated(query, key, value), visible, dropout, record)
-        sums = kept((B, H, T), wide(query[:0]))
-        forward((context, query, key, value), (context, sums, query, key, value))
-        return context, Scores(visible, dropout, None, [], sums)
     scores = Scores(visible, dropout, _corner(visible, T, S, query), [])
     recorded = _RecordedTiles(record, query, (B, H, T, S))
     for sequences in _some_sequences(query, S):
@@ -194,11 +224,13 @@ def tiles_backward(
     The blocks of queries are taken from the last, which sees all keys: it writes the sums that the others add to.
     """
     if scores.sums is not None:
-        backward = _kernel("backward", query, key, value, scores.visible, scores.dropout)
+        rotation = scores.rotation
+        backward = _kernel("backward", query, key, value, scores.visible, scores.dropout, rotation)
         assert backward is not None  # as forward has found it
         dcontext = dcontext.to(query.dtype).contiguous()
         if any(map(record.wants, RECORDED)):
-            _, cache = textbook.attention_forward(*_repeated(query, key, value), scores.visible, scores.dropout)
+            heads = turned(query, key, value, rotation)
+            _, cache = textbook.attention_forward(*heads, scores.visible, scores.dropout)
             textbook.attention_backward(dcontext, cache, record)
         backward((*gradients, dcontext, query, key, value), (*gradients, dcontext, scores.sums, query, key, value))
         return
@@ -242,19 +274,22 @@ def tiles_backward(
     recorded.finish()
 
 
-def groups_are_served(query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None) -> bool:
-    """Whether key and value may have fewer heads than the query, of which each serves as many in a row."""
-    return _kernel("forward", query, key, value, visible, dropout) is not None
-
-
-def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """With a key and a value for every head."""
+def turned(query: Tensor, key: Tensor, value: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """With queries and keys turned, and a key and a value for every head: what the textbook reads."""
+    if rotation is not None:
+        query, key = (rotary_forward(x.flatten(2), rotation, x.shape[2])[0].view(x.shape) for x in (query, key))
     times = query.shape[2] // key.shape[2]
     return query, key.repeat_interleave(times, dim=2), value.repeat_interleave(times, dim=2)
 
 
 def _kernel(
-    which: str, query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None
+    which: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Visible,
+    dropout: Dropout | None,
+    rotation: Tensor | None,
 ) -> Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None:
     """The library's forward or backward, called with the tensors that have strides and with all tensors; None where it
     cannot serve these."""
@@ -265,17 +300,18 @@ def _kernel(
         return None
     if type(query) is FakeTensor:  # a step's memory is estimated
         return (lambda strided, tensors: None) if library_is_wanted() else None
-    pointers, strides = (8, 12) if which == "forward" else (11, 21)
-    address = kernel(f"attention_{which}_{formats}", pointers, strides + 14, 1)
+    pointers, strides = (9, 12) if which == "forward" else (12, 21)
+    address = kernel(f"attention_{which}_{formats}", pointers, strides + 15, 1)
     if address is None:
         return None
-    masks = [None if x is None else x.long().contiguous() for x in visible[1:]]
+    rest = [*(None if x is None else x.long().contiguous() for x in visible[1:]), rotation]
+    angles = 0 if rotation is None else rotation.shape[1]
     probability, number, sizes, first = (0.0, 0, (1, 1), ()) if dropout is None else dropout
     number = signed(number, 64) if isinstance(number, int) else int(number)
-    numbers = B, T, S, H, G, K, visible.causal, number, *sizes, *(*first, 0, 0, 0, 0)[:4], probability
+    numbers = B, T, S, H, G, K, angles, visible.causal, number, *sizes, *(*first, 0, 0, 0, 0)[:4], probability
 
     def call(strided: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-        call_library(address, (*tensors, *masks), (*[step for x in strided for step in x.stride()[:3]], *numbers))
+        call_library(address, (*tensors, *rest), (*[step for x in strided for step in x.stride()[:3]], *numbers))
 
     return call
 

@@ -13,7 +13,7 @@ from ...ops.numerics import Record, no_record, rows
 from ..arena import in_place_of, kept, recomputed, saved, scratch
 from ..pieces import RecordedPieces, pieces_of
 from .activations import ACTIVATIONS
-from .products import add_product
+from .products import add_product, add_sum_of_rows
 
 FeedForwardCache = tuple[Any, ...]  # x, hidden weight, hidden, its bias, output weight, activation; or the reference's
 
@@ -72,7 +72,7 @@ def feed_forward_backward(
     dx = in_place_of(x)
     _, activate_gradient = ACTIVATIONS[activation]
     x_rows, dy_rows, dx_rows = rows(x), rows(dy), rows(dx)
-    doutput_bias += dy_rows.sum(0, dtype=doutput_bias.dtype)
+    add_sum_of_rows(doutput_bias, dy_rows)
     recorded = RecordedPieces(record, x.shape[:-1])
     for part in pieces_of(hidden):
         shape = tuple(hidden[part].shape)
@@ -81,12 +81,11 @@ def feed_forward_backward(
             torch.mm(dy_rows[part], output_back, out=dhidden)  # dactivated, at first
             recorded.put("dactivated", dhidden)
             # activated = activation(hidden + b_hidden)
-            activate_gradient(activated, dhidden, hidden[part], hidden_bias)
+            activate_gradient(activated, dhidden, dhidden_bias, hidden[part], hidden_bias)
             recorded.put("dhidden", dhidden)
             add_product(doutput_weight, dy_rows[part].T, activated)
             # hidden = x W_hidden^T
             add_product(dhidden_weight, dhidden.T, x_rows[part])
-            dhidden_bias += dhidden.sum(0, dtype=dhidden_bias.dtype)
             torch.mm(dhidden, hidden_back, out=dx_rows[part])
     recorded.finish()
     return dx

@@ -21,16 +21,17 @@ def swiglu(y: Tensor, x: Tensor) -> None:
     y.copy_(gate * torch.sigmoid(gate) * hidden)
 
 
-@compiled("N F", "N F", "N F", "N 2F", by_rows=True)
-def swiglu_gradient(y: Tensor, dgate: Tensor, dhidden: Tensor, x: Tensor) -> None:
-    """y = silu(gate) * hidden once more, dgate and dhidden, which holds dy, all (N, F): `ops.swiglu_backward`."""
+@compiled("N F", "N 2F", "N F", "N 2F", by_rows=True)
+def swiglu_gradient(y: Tensor, dx: Tensor, dy: Tensor, x: Tensor) -> None:
+    """y = silu(gate) * hidden once more, (N, F), and from dy (N, F) dgate and dhidden side by side, dx (N, 2F):
+    `ops.swiglu_backward`."""
     width = y.shape[1]
-    gate, hidden, dy = wide(x[:, :width]), wide(x[:, width:]), wide(dhidden)
+    gate, hidden, upstream = wide(x[:, :width]), wide(x[:, width:]), wide(dy)
     opening, rest = gate_and_rest(gate)
     silu = gate * opening
     y.copy_(silu * hidden)
-    dgate.copy_(dy * hidden * opening * (1 + gate * rest))
-    dhidden.copy_(dy * silu)
+    dx[:, :width].copy_(upstream * hidden * opening * (1 + gate * rest))
+    dx[:, width:].copy_(upstream * silu)
 
 
 def gated_feed_forward_forward(
@@ -82,9 +83,7 @@ def gated_feed_forward_backward(
             torch.mm(dy_rows[part], output_back, out=dactivated)
             recorded.put("dactivated", dactivated)
             # activated = swiglu(gated)
-            with scratch(shape, dy) as dgate:
-                swiglu_gradient(activated, dgate, dactivated, gated[part])
-                dgated[:, : shape[1]], dgated[:, shape[1] :] = dgate, dactivated
+            swiglu_gradient(activated, dgated, dactivated, gated[part])
             recorded.put("dgated", dgated)
             add_product(doutput_weight, dy_rows[part].T, activated)
             # gated = x W_gated^T

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...ops.numerics import rows
 from ..arena import Recomputable, in_place_of, is_small, kept, ping_pong, recomputable, recomputed, saved
-from .products import add_product
+from .products import add_product, add_sum_of_rows
 
 LinearCache = tuple[Recomputable, Tensor]
 
@@ -46,7 +46,7 @@ def linear_backward(
     dy_rows = rows(dy)
     # y = x W^T + b
     if dbias is not None:
-        dbias += dy_rows.sum(0, dtype=dbias.dtype)
+        add_sum_of_rows(dbias, dy_rows)
     add_product(dweight, dy_rows.T, rows(x))
     if dx is not None:
         add_product(rows(dx), dy_rows, back)

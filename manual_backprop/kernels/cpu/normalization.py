@@ -1,26 +1,46 @@
-"""Layer norm over rows, one call forward and two backward, of which only the input and its statistics are kept."""
+"""Layer norm and RMS norm over rows, one call each way, of which only the input and its statistics are kept."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ... import ops
 from ...ops.normalization import EPSILON
 from ...ops.numerics import rows, wide
-from ..arena import in_place_of, is_small, kept, ping_pong, recomputable
-from ..pieces import pieces
-from ..sizes import sizes_of
-from .rowwise import (
-    add_and_normalize,
-    add_normalization_gradient,
-    add_normalization_weights_gradient,
-    normalize,
-    normalize_rows,
-)
+from ...ops.rms_normalization import RMS_EPSILON
+from ..arena import give_back, in_place_of, is_small, kept, ping_pong, recomputable
+from . import rowwise
+from .compiled import CompiledFunction
 
 LayerNormCache = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+RmsNormCache = tuple[Tensor, Tensor, Tensor]
 
 aten = torch.ops.aten
+
+
+class _Norm(NamedTuple):
+    """Its kernels. Each takes as many statistics of a row, and as many weights, as the norm has."""
+
+    statistics: int
+    of_sum: CompiledFunction
+    of_rows: CompiledFunction
+    once_more: CompiledFunction
+    gradient: CompiledFunction
+
+
+LAYER = _Norm(
+    2, rowwise.add_and_normalize, rowwise.normalize_rows, rowwise.normalize, rowwise.add_normalization_gradient
+)
+RMS = _Norm(
+    1,
+    rowwise.add_and_rms_normalize,
+    rowwise.rms_normalize_rows,
+    rowwise.rms_normalize,
+    rowwise.add_rms_normalization_gradient,
+)
 
 
 def layer_norm_forward(
@@ -45,34 +65,27 @@ def layer_norm_backward(dy: Tensor, cache: LayerNormCache, dweight: Tensor, dbia
 
 
 def residual_layer_norm_forward(
-    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float = EPSILON
+    x: Tensor,
+    branch: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float = EPSILON,
+    dtype: torch.dtype | None = None,
 ) -> tuple[tuple[Tensor, Tensor], LayerNormCache]:
     """total = x + branch, y = layer_norm(total): `ops.residual_layer_norm_forward`.
 
-    Nothing reads the branch again, so inside a step the total takes its place.
+    Nothing reads the branch again, so inside a step the total takes its place, or where that is too narrow, somebody
+    else does.
     """
-    if branch is not None and x.dtype != branch.dtype:
-        x, branch = x + branch, None  # as wide as x
+    found = _forward(LAYER, x, branch, (weight, bias), epsilon, dtype)
+    if found is not None:
+        outputs, (mean, rstd) = found
+        return outputs, (outputs[0], mean, rstd, weight, bias)
     total = x
-    mean, rstd = torch.empty(2, x.numel() // x.shape[-1], dtype=wide(x[:0]).dtype, device=x.device)
-    of_rows = mean, rstd, rows(x), weight, bias, epsilon
-    if normalize_rows.compiles(rows(x), *of_rows):  # y is as x; where this is compiled, so are the others
-        y = (kept if is_small(x.numel(), x) else ping_pong)(tuple(x.shape), x)
-        if branch is None:
-            normalize_rows(rows(y), *of_rows)
-        else:
-            total = _copy_in_place_of(branch)
-            add_and_normalize(rows(y), rows(total), *of_rows)
-
-        def recompute() -> Tensor:
-            normalize(rows(y := ping_pong(tuple(total.shape), total)), rows(total), mean, rstd, weight, bias)
-            return y
-
-        return (total, y if is_small(x.numel(), x) else recomputable(y, recompute)), (total, mean, rstd, weight, bias)
     if branch is not None:
-        total = torch.add(x, branch, out=in_place_of(branch))
+        total = torch.add(x, branch, out=in_place_of(branch)) if x.dtype == branch.dtype else x + branch
     y, cache = layer_norm_forward(total, weight, bias, epsilon)
-    return (total, y), cache
+    return (total, y if dtype is None else y.to(dtype)), cache
 
 
 def residual_layer_norm_backward(
@@ -80,24 +93,83 @@ def residual_layer_norm_backward(
 ) -> Tensor:
     """dtotal, dy (..., D) -> the gradient of x and of branch alike: `ops.residual_layer_norm_backward`."""
     total, mean, rstd, weight, _ = cache
-    dy = dy.to(total.dtype)
     if mean.dim() > 1:  # PyTorch's
-        dsum = layer_norm_backward(dy, cache, dweight, dbias)
+        dsum = layer_norm_backward(dy.to(total.dtype), cache, dweight, dbias)
         return dsum if dtotal is None else dsum.add_(dtotal)
-    dsum = torch.zeros_like(total) if dtotal is None else _copy_in_place_of(dtotal)
-    dy_rows, total_rows, dsum_rows = rows(dy), rows(total), rows(dsum)
-    # some rows at a time: their sums lose fewer digits, and the second call finds them in the cache
-    dgain, dshift = mean.new_zeros(2, weight.shape[0])
-    sizes = sizes_of(total)
-    for part in pieces(len(mean), max(1, min(sizes.norm_rows, sizes.norm_piece // weight.shape[0])), total):
-        of_rows = dy_rows[part], total_rows[part], mean[part], rstd[part]
-        add_normalization_weights_gradient(dgain, dshift, *of_rows)
-        add_normalization_gradient(dsum_rows[part], *of_rows, weight)
-    dweight += dgain
-    dbias += dshift
+    return _backward(LAYER, dtotal, dy, total, (mean, rstd), weight, (dweight, dbias))
+
+
+def residual_rms_norm_forward(
+    x: Tensor,
+    branch: Tensor | None,
+    weight: Tensor,
+    epsilon: float = RMS_EPSILON,
+    dtype: torch.dtype | None = None,
+) -> tuple[tuple[Tensor, Tensor], RmsNormCache]:
+    """total = x + branch, y = rms_norm(total), likewise: `ops.residual_rms_norm_forward`."""
+    found = _forward(RMS, x, branch, (weight,), epsilon, dtype)
+    if found is None:
+        return ops.residual_rms_norm_forward(x, branch, weight, epsilon, dtype)
+    outputs, (rrms,) = found
+    return outputs, (outputs[0], rrms, weight)
+
+
+def residual_rms_norm_backward(dtotal: Tensor | None, dy: Tensor, cache: RmsNormCache, dweight: Tensor) -> Tensor:
+    """dtotal, dy (..., D) -> the gradient of x and of branch alike: `ops.residual_rms_norm_backward`."""
+    total, rrms, weight = cache
+    if rrms.dim() > 1:
+        return ops.residual_rms_norm_backward(dtotal, dy, cache, dweight)
+    return _backward(RMS, dtotal, dy, total, (rrms,), weight, (dweight,))
+
+
+def _forward(
+    norm: _Norm, x: Tensor, branch: Tensor | None, weights: Sequence[Tensor], epsilon: float, dtype: torch.dtype | None
+) -> tuple[tuple[Tensor, Tensor], Sequence[Tensor]] | None:
+    """total and y, and the statistics; None where the library does not serve these."""
+    dtype = dtype or x.dtype
+    branch_fits = branch is not None and branch.dtype == dtype
+    like = x if x.dtype == dtype else branch if branch_fits else x.new_empty(x.shape, dtype=dtype)
+    statistics = torch.empty(
+        norm.statistics, x.numel() // x.shape[-1], dtype=wide(x[:0]).dtype, device=x.device
+    ).unbind()
+    if not norm.of_rows.compiles(rows(like), *statistics, rows(x), *weights, epsilon):  # y is like that
+        return None
+    if branch is not None and not branch_fits:
+        x, branch = x + branch, None  # as wide as x
+    shape = tuple(x.shape)
+    y = (kept if is_small(x.numel(), x) else ping_pong)(shape, like)
+    total = x
+    if branch is None:
+        norm.of_rows(rows(y), *statistics, rows(x), *weights, epsilon)
+    else:
+        total = in_place_of(branch) if branch.dtype == x.dtype else kept(shape, x)
+        norm.of_sum(rows(y), rows(total), *statistics, rows(x), rows(branch), *weights, epsilon)
+        if total.dtype != branch.dtype:
+            give_back(branch)
+
+    def recompute() -> Tensor:
+        norm.once_more(rows(again := ping_pong(shape, like)), rows(total), *statistics, *weights)
+        return again
+
+    return (total, y if is_small(x.numel(), x) else recomputable(y, recompute)), statistics
+
+
+def _backward(
+    norm: _Norm,
+    dtotal: Tensor | None,
+    dy: Tensor,
+    total: Tensor,
+    statistics: Sequence[Tensor],
+    weight: Tensor,
+    dweights: Sequence[Tensor],
+) -> Tensor:
+    """The gradient of the sum, in the place of dtotal, or where nothing has reached that, of total."""
+    if dtotal is None:
+        dsum = in_place_of(total)
+    else:
+        dsum = in_place_of(dtotal)
+        if dsum is not dtotal:
+            dsum.copy_(dtotal)
+    adds = float(dtotal is not None)
+    norm.gradient(rows(dsum), *dweights, rows(dy), rows(total), *statistics, weight, adds)
     return dsum
-
-
-def _copy_in_place_of(x: Tensor) -> Tensor:
-    copy = in_place_of(x)
-    return copy if copy is x else copy.copy_(x)

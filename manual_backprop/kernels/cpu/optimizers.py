@@ -1,7 +1,8 @@
 """AdamW and SGD as `kernels=fused` has them: the gradient is read twice, everything else once.
 
 An update is bound by memory: of a network of 124M parameters in bfloat16 it moves 2.7 GB. Where it can be compiled, one
-loop clips, decays, updates both moments and the parameter, and writes each number once. Elsewhere PyTorch's own kernels
+loop clips, decays, updates both moments and the parameter, and writes each number once, in bf16_mixed also as products
+read it. Elsewhere PyTorch's own kernels
 update pieces that fit into the cache, of which wide copies are made.
 """
 
@@ -10,6 +11,7 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ...ops.numerics import wide
 from ...optim import optimizers as reference
@@ -26,9 +28,10 @@ def squares_of_rows(squares: Tensor, gradient: Tensor) -> None:
     squares.copy_(wide(gradient).square().sum(dim=1))
 
 
-@compiled("P: parameter", "P: parameter", "P: float32", "P: float32", *["float"] * 10)
+@compiled("P: parameter", "P", "P: parameter", "P: float32", "P: float32", *["float"] * 10)
 def adamw_step(
     parameter: Tensor,
+    rounded: Tensor,
     gradient: Tensor,
     first_moment: Tensor,
     second_moment: Tensor,
@@ -46,7 +49,8 @@ def adamw_step(
     """`optim.AdamW` for all parameters (P) that decay alike; nothing changes where `finite` is 0.
 
     `share` is 1 - beta, of which float32 would lose a few digits here; `decay` is times the learning rate, and `rate`
-    that over the correction of the first moment's bias.
+    that over the correction of the first moment's bias. `rounded` (P) is the parameter once more, in the format of the
+    products, or the parameter itself.
     """
     counts = torch.as_tensor(finite, device=parameter.device) > 0
     p, g = wide(parameter), clip * wide(gradient)
@@ -56,11 +60,13 @@ def adamw_step(
     first_moment.copy_(torch.where(counts, first, first_moment))
     second_moment.copy_(torch.where(counts, second, second_moment))
     parameter.copy_(torch.where(counts, p - change, p))
+    rounded.copy_(parameter)
 
 
-@compiled("P: parameter", "P: parameter", "P: float32", *["float"] * 5)
+@compiled("P: parameter", "P", "P: parameter", "P: float32", *["float"] * 5)
 def sgd_step(
     parameter: Tensor,
+    rounded: Tensor,
     gradient: Tensor,
     moment: Tensor,
     finite: Number,
@@ -75,14 +81,15 @@ def sgd_step(
     total = momentum * moment + clip * wide(gradient)
     moment.copy_(torch.where(counts, total, moment))
     parameter.copy_(torch.where(counts, p - (decay * p + rate * total), p))
+    rounded.copy_(parameter)
 
 
 class OnePass(reference.FlatOptimizer):
     """What both kinds share."""
 
-    loop: CompiledFunction  # (parameters, gradients, moments ..., finite, clip, `_numbers`)
+    loop: CompiledFunction  # (parameters, these rounded, gradients, moments ..., finite, clip, `_numbers`)
 
-    def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
+    def step(self, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None = None) -> Tensor:
         with fast(self.uses_library, self.counts.device):
             return super().step(loss, learning_rate, max_grad_norm)
 
@@ -97,18 +104,28 @@ class OnePass(reference.FlatOptimizer):
         return (squares.sum() + wide(rest).square().sum()).sqrt()
 
     def _update_part(self, part: slice, clip: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
-        buffers = self._buffers(part)
-        if self.loop.compiles(*buffers):
+        buffers, rounded = self._buffers(part), self.rounded
+        fresh = rounded is not None and rounded.is_fresh()
+        compiles = self.loop.compiles(*buffers)
+        if compiles:
             self.loop(*buffers, finite, clip, *self._numbers(rate, decay))
         else:
             super()._update_part(part, clip, rate, decay, finite)
+        increment_version(
+            self.parameters.buffer
+        )  # which neither a library's writes do nor those of PyTorch's fused ones
+        if rounded is not None and fresh and compiles:
+            rounded.is_written()
 
     @abstractmethod
     def _numbers(self, rate: Tensor, decay: float) -> tuple[Number, ...]: ...
 
     def _buffers(self, part: slice) -> list[Tensor]:
+        """Of parameters, of what products read of them, of gradients and moments."""
+        parameters, decayed = self.parameters.buffer, part.stop <= self.parameters.decayed_size
+        rounded = self.rounded.flat.buffer if self.rounded is not None and decayed else parameters
         moments = [self.moment(name, part) for name in self.moments]
-        return [self.parameters.buffer[part], self.gradients.buffer[part], *moments]
+        return [*[buffer[part] for buffer in (parameters, rounded, self.gradients.buffer)], *moments]
 
     def _widened(self, p: Tensor) -> Tensor:
         """The parameters of a piece as wide as the moments: p itself, or a copy, which the next piece overwrites."""

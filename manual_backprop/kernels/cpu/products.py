@@ -3,6 +3,9 @@
 PyTorch has two libraries for a float32 product on a CPU, MKL and oneDNN, and takes MKL. On processors that are not
 Intel's, oneDNN is twice as fast. It is reached by allowing it reduced precision, of which it makes use only where the
 processor has tiles for it (AMX); whether it does is measured once, with numbers that bfloat16 would round.
+
+A bfloat16 product for a float32 gradient (bf16_mixed) is made for some rows at a time, and added while it is in the
+cache: PyTorch would make a float32 copy of it first.
 """
 
 import threading
@@ -15,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ...ops.numerics import wide
 from ..arena import scratch
 from ..sizes import Sizes, sizes_of
+from .compiled import compiled
 
 _mkldnn: Any = torch.backends.mkldnn
 
@@ -67,19 +72,39 @@ def onednn_is_exact() -> bool:
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left right, in one pass where the formats agree. left (O, N), right (N, I) -> total (O, I)."""
-    for rows in _in_blocks(len(total), sizes_of(total)):
-        if total.dtype == left.dtype:
+    sizes = sizes_of(total)
+    if total.dtype == left.dtype:
+        for rows in _in_blocks(len(total), sizes):
             total[rows].addmm_(left[rows], right)
-            continue
-        with scratch((rows.stop - rows.start, right.shape[1]), left) as product:  # a wider total
+        return
+    for rows in _in_pieces(*total.shape, sizes):  # of a wider total
+        with scratch((rows.stop - rows.start, right.shape[1]), left) as product:
             torch.mm(left[rows], right, out=product)  # rounded once,
-            total[rows] += product  # added in its format
+            add_rounded(total[rows], product)  # added in its format
+
+
+@compiled("R C: parameter", "R C")
+def add_rounded(total: Tensor, product: Tensor) -> None:
+    """total (R, C) += product (R, C), which may be narrower."""
+    total += product
+
+
+@compiled("C: parameter", "R C")
+def add_sum_of_rows(total: Tensor, x: Tensor) -> None:
+    """total (C) += the sum of the rows of x (R, C): the gradient of a bias."""
+    total += wide(x).sum(0).to(total.dtype)
 
 
 def _in_blocks(n_rows: int, sizes: Sizes) -> list[slice]:
     """All of them, in one or in two: those that fill blocks, and the rest."""
     even = n_rows // sizes.even_rows * sizes.even_rows if n_rows > sizes.many_rows else 0
     return [rows for rows in (slice(0, even), slice(even, n_rows)) if rows.start < rows.stop]
+
+
+def _in_pieces(n_rows: int, width: int, sizes: Sizes) -> list[slice]:
+    """All of them, some at a time, which fill blocks."""
+    at_once = max(1, sizes.product // width // sizes.even_rows) * sizes.even_rows
+    return [slice(start, min(start + at_once, n_rows)) for start in range(0, n_rows, at_once)]
 
 
 def scaled_product(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:

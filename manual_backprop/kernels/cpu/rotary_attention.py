@@ -1,4 +1,5 @@
-"""Rotary positions and grouped queries around attention. The library reads a key where it is, for all its queries."""
+"""Rotary positions and grouped queries around attention. The library turns what it reads, and reads a key where it is,
+for all its queries."""
 
 from torch import Tensor
 
@@ -14,19 +15,18 @@ from ...ops.rotary_attention import (
     rotary_forward,
 )
 from ...ops.visible import CAUSAL, Visible
-from ..arena import in_place_of
+from ..arena import Recomputable, in_place_of, recomputed, saved
 from .attention import (
     Scores,
     SelfAttentionCache,
-    groups_are_served,
+    library_forward,
     self_attention_backward,
     self_attention_forward,
     tiles_backward,
-    tiles_forward,
 )
 
-GroupedCache = tuple[Tensor, int, int, Scores]
-RotaryAttentionCache = tuple[RotaryCache, GroupedCache | tuple[RepeatHeadsCache, SelfAttentionCache]]
+GroupedCache = tuple[Recomputable, int, int, Scores]
+RotaryAttentionCache = GroupedCache | tuple[RotaryCache, RepeatHeadsCache, SelfAttentionCache]
 
 
 def _split_groups(qkv: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,29 +46,35 @@ def rotary_attention_forward(
     record: Record = no_record,
 ) -> tuple[Tensor, RotaryAttentionCache]:
     """context = self_attention(repeat_heads(rotary(qkv))): `ops.rotary_attention_forward`."""
-    turned, rotary_cache = rotary_forward(qkv, rotation, n_heads + n_kv_heads)
+    heads, n_turned = _split_groups(qkv, n_heads, n_kv_heads), n_heads + n_kv_heads
+    found = library_forward(*heads, visible, dropout, record, rotation)
+    if found is not None:
+        if record.wants("turned"):
+            record("turned", rotary_forward(qkv, rotation, n_turned)[0])
+        context, scores = found
+        return context.flatten(2), (saved(qkv), n_heads, n_kv_heads, scores)
+    turned, rotary_cache = rotary_forward(qkv, rotation, n_turned)
     record("turned", turned)
-    heads = _split_groups(turned, n_heads, n_kv_heads)
-    if groups_are_served(*heads, visible, dropout):
-        context, scores = tiles_forward(*heads, visible, dropout, record)
-        return context.flatten(2), (rotary_cache, (turned, n_heads, n_kv_heads, scores))
     repeated, repeat_cache = repeat_heads_forward(turned, n_heads, n_kv_heads)
     context, attention_cache = self_attention_forward(repeated, n_heads, visible, dropout, record)
-    return context, (rotary_cache, (repeat_cache, attention_cache))
+    return context, (rotary_cache, repeat_cache, attention_cache)
 
 
 def rotary_attention_backward(dcontext: Tensor, cache: RotaryAttentionCache, record: Record = no_record) -> Tensor:
-    """dcontext (B, T, H K) -> dqkv (B, T, (H + 2G) K): `ops.rotary_attention_backward`."""
-    rotary_cache, attention_cache = cache
-    if len(attention_cache) == 4:
-        turned, n_heads, n_kv_heads, scores = attention_cache
-        dturned = in_place_of(turned)
-        gradients = AttentionGradients(*_split_groups(dturned, n_heads, n_kv_heads))  # views of it, which are written
+    """dcontext (B, T, H K) -> dqkv (B, T, (H + 2G) K), in the place of qkv: `ops.rotary_attention_backward`."""
+    if len(cache) == 4:
+        saved_qkv, n_heads, n_kv_heads, scores = cache
+        qkv = recomputed(saved_qkv)
+        dqkv = in_place_of(qkv)
+        gradients = AttentionGradients(*_split_groups(dqkv, n_heads, n_kv_heads))  # views of it, which are written
         dcontext = dcontext.unflatten(2, (n_heads, -1))
-        tiles_backward(gradients, dcontext, *_split_groups(turned, n_heads, n_kv_heads), scores, record)
-    else:
-        repeat_cache, repeated_cache = attention_cache
-        drepeated = self_attention_backward(dcontext, repeated_cache, record)
-        dturned = repeat_heads_backward(drepeated, repeat_cache)
+        tiles_backward(gradients, dcontext, *_split_groups(qkv, n_heads, n_kv_heads), scores, record)
+        if record.wants("dturned"):
+            assert scores.rotation is not None
+            record("dturned", rotary_forward(dqkv, scores.rotation, n_heads + n_kv_heads)[0])  # turned once more
+        return dqkv
+    rotary_cache, repeat_cache, attention_cache = cache
+    drepeated = self_attention_backward(dcontext, attention_cache, record)
+    dturned = repeat_heads_backward(drepeated, repeat_cache)
     record("dturned", dturned)
     return rotary_backward(dturned, rotary_cache)

@@ -1,7 +1,6 @@
 """Functions that read a row for its sums, and again for what these make of it, compiled to two or three passes.
 
 Only for where they are compiled: as they are written they take more passes than PyTorch's own. Sums in the wide format.
-Layer norm's backward gains in bfloat16; in float32 it takes as long as PyTorch's.
 """
 
 import torch
@@ -40,20 +39,31 @@ def cross_entropy_of_rows(
     at_target.copy_(torch.where(count, torch.exp(z_target) - q * sums, 0))
 
 
-@compiled("N D", "N D", "N: float32", "N: float32", "N D", "D", "D", "float")
+STREAM, WEIGHT, OF_ROW = "N D: parameter", "D: parameter", "N: float32"  # the residual stream is as wide as parameters
+
+
+@compiled("N D", STREAM, OF_ROW, OF_ROW, STREAM, "N D", WEIGHT, WEIGHT, "float")
 def add_and_normalize(
-    y: Tensor, total: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+    y: Tensor,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
 ) -> None:
-    """total (N, D), which holds the branch, becomes x + branch, and y = layer_norm(total); mean, rstd (N), wide.
+    """total (N, D) = x + branch, in whose place it may be, and y = layer_norm(total); mean, rstd (N), wide.
 
     `ops.residual_layer_norm_forward`.
     """
-    summed = (wide(x) + wide(total)).to(total.dtype)  # rounded: what is kept of it is what is normalized
+    summed = (wide(x) + wide(branch)).to(total.dtype)  # rounded: what is kept of it is what is normalized
     total.copy_(summed)
     _normalize(y, mean, rstd, summed, weight, bias, epsilon)
 
 
-@compiled("N D", "N: float32", "N: float32", "N D", "D", "D", "float")
+@compiled("N D", OF_ROW, OF_ROW, STREAM, WEIGHT, WEIGHT, "float")
 def normalize_rows(
     y: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 ) -> None:
@@ -71,33 +81,82 @@ def _normalize(y: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, weight: Tensor,
     y.copy_(centered * scale * wide(weight) + wide(bias))
 
 
-@compiled("N D", "N D", "N: float32", "N: float32", "D", "D")
+@compiled("N D", STREAM, OF_ROW, OF_ROW, WEIGHT, WEIGHT)
 def normalize(y: Tensor, total: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> None:
     """y = layer_norm(total) once more, from its statistics."""
     y.copy_((wide(total) - mean[:, None]) * rstd[:, None] * wide(weight) + wide(bias))
 
 
-@compiled("N D", "N D", "N D", "N: float32", "N: float32", "D")
+@compiled(STREAM, WEIGHT, WEIGHT, "N D", STREAM, OF_ROW, OF_ROW, WEIGHT, "float")
 def add_normalization_gradient(
-    dtotal: Tensor, dy: Tensor, total: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
+    dtotal: Tensor,
+    dweight: Tensor,
+    dbias: Tensor,
+    dy: Tensor,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    adds: float,
 ) -> None:
-    """dtotal (N, D) += the gradient of `total` through y = layer_norm(total), from dy (N, D).
-
-    `ops.residual_layer_norm_backward` without the gradients of weight and bias.
+    """dtotal (N, D) += the gradient of `total` through y = layer_norm(total), from dy (N, D); = where `adds` is 0, and
+    then it may be in the place of total. dweight, dbias (D) += theirs. `ops.residual_layer_norm_backward`.
     """
     scale = rstd[:, None]
     normalized = (wide(total) - mean[:, None]) * scale
     dnormalized = wide(dy) * wide(weight)
     along_ones = dnormalized.mean(dim=1, keepdim=True)
     along_normalized = (dnormalized * normalized).mean(dim=1, keepdim=True)
-    dtotal.copy_(wide(dtotal) + (dnormalized - along_ones - normalized * along_normalized) * scale)
+    through = (dnormalized - along_ones - normalized * along_normalized) * scale
+    dweight += (wide(dy) * normalized).sum(dim=0).to(dweight.dtype)
+    dbias += wide(dy).sum(dim=0).to(dbias.dtype)
+    _add_or_write(dtotal, through, adds)
 
 
-@compiled("D: float32", "D: float32", "N D", "N D", "N: float32", "N: float32")
-def add_normalization_weights_gradient(
-    dweight: Tensor, dbias: Tensor, dy: Tensor, total: Tensor, mean: Tensor, rstd: Tensor
+def _add_or_write(total: Tensor, part: Tensor, adds: float) -> None:
+    """total += part, or = part where `adds` is 0, and total may hold anything."""
+    before = torch.where(torch.as_tensor(adds, device=total.device) > 0, wide(total), 0)
+    total.copy_(before + part)
+
+
+@compiled("N D", STREAM, OF_ROW, STREAM, "N D", WEIGHT, "float")
+def add_and_rms_normalize(
+    y: Tensor, total: Tensor, rrms: Tensor, x: Tensor, branch: Tensor, weight: Tensor, epsilon: float
 ) -> None:
-    """dweight, dbias (D), wide, += their gradients from dy (N, D), where y = layer_norm(total)."""
-    normalized = (wide(total) - mean[:, None]) * rstd[:, None]
-    dweight.copy_(dweight + (wide(dy) * normalized).sum(dim=0))
-    dbias.copy_(dbias + wide(dy).sum(dim=0))
+    """total = x + branch, and y = rms_norm(total), likewise; rrms (N), wide: `ops.residual_rms_norm_forward`."""
+    summed = (wide(x) + wide(branch)).to(total.dtype)
+    total.copy_(summed)
+    _rms_normalize(y, rrms, summed, weight, epsilon)
+
+
+@compiled("N D", OF_ROW, STREAM, WEIGHT, "float")
+def rms_normalize_rows(y: Tensor, rrms: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> None:
+    """y = rms_norm(x), where nothing is added."""
+    _rms_normalize(y, rrms, x, weight, epsilon)
+
+
+def _rms_normalize(y: Tensor, rrms: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> None:
+    """y = x rrms weight."""
+    scale = torch.rsqrt(wide(x).square().mean(dim=1, keepdim=True) + epsilon)
+    rrms.copy_(scale[:, 0])
+    y.copy_(wide(x) * scale * wide(weight))
+
+
+@compiled("N D", STREAM, OF_ROW, WEIGHT)
+def rms_normalize(y: Tensor, total: Tensor, rrms: Tensor, weight: Tensor) -> None:
+    """y = rms_norm(total) once more."""
+    y.copy_(wide(total) * rrms[:, None] * wide(weight))
+
+
+@compiled(STREAM, WEIGHT, "N D", STREAM, OF_ROW, WEIGHT, "float")
+def add_rms_normalization_gradient(
+    dtotal: Tensor, dweight: Tensor, dy: Tensor, total: Tensor, rrms: Tensor, weight: Tensor, adds: float
+) -> None:
+    """As `add_normalization_gradient`, of an RMS norm: `ops.residual_rms_norm_backward`."""
+    scale = rrms[:, None]
+    normalized = wide(total) * scale
+    dnormalized = wide(dy) * wide(weight)
+    along_normalized = (dnormalized * normalized).mean(dim=1, keepdim=True)
+    through = (dnormalized - normalized * along_normalized) * scale
+    dweight += (wide(dy) * normalized).sum(dim=0).to(dweight.dtype)
+    _add_or_write(dtotal, through, adds)

@@ -75,7 +75,7 @@ def with_leaf(network: CustomTransformer) -> tuple[CustomTransformer, Tensor]:
         for name, view in network.parameters.items()
     }
     twin.flat_parameters = Flat(leaf, views, network.flat_parameters.decayed_size)
-    twin.parameters = views
+    twin.parameters = twin.matrices = views
     twin.block_parameters = {block: twin._block_views(twin.flat_parameters, block) for block in twin.block_parameters}
     twin.head = views["token_embedding.weight" if twin.config.tied_head else "head.weight"]
     return twin, leaf

@@ -22,6 +22,7 @@ from torch import Tensor
 from ...common.batch import AnyBatch, EncoderBatch, PairBatch
 from ...common.processes import processes
 from ...models.network import Network
+from ...models.training_step import UNWATCHED, Unwatched
 from ...ops import IGNORED
 from ...ops.numerics import wide
 
@@ -65,19 +66,6 @@ def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
     for name in names:
         layers.setdefault(layer_of(name), []).append(name)
     return layers
-
-
-class Unwatched:
-    """A step that nobody looks at."""
-
-    def batch(self, batch: AnyBatch) -> None: ...
-
-    def gradients(self) -> None: ...
-
-    def update(self) -> None: ...
-
-
-UNWATCHED = Unwatched()
 
 
 class Watch(Unwatched):

@@ -81,16 +81,19 @@ void bias_activation(T* y, const T* x, const P* bias, int64_t N, int64_t F) {
   });
 }
 
-// y = activation(x + bias) once more, and dx, which holds dy, becomes the gradient of x. All (N, F).
+// y = activation(x + bias) once more, dx, which holds dy, becomes the gradient of x, and dbias += its sum over the rows.
+// All (N, F), dbias (F).
 template <class Activation, class T, class P>
-void bias_activation_gradient(T* y, T* dx, const T* x, const P* bias, int64_t N, int64_t F) {
-  for_rows(N, F, [&](int64_t n) {
+void bias_activation_gradient(T* y, T* dx, P* dbias, const T* x, const P* bias, int64_t N, int64_t F) {
+  for_rows_with_sums(N, F, {dbias}, [&](int64_t n, float* dbias_sum) {
     for_vectors(F, [&](int64_t f, int64_t count) {
       const int64_t i = n * F + f;
       Vec activated, slope;
       Activation::template backward<T>(load(x + i, count) + load(bias + f, count), activated, slope);
+      const Vec gradient = load(dx + i, count) * slope;
       store(y + i, activated, count);
-      store(dx + i, load(dx + i, count) * slope, count);
+      store(dx + i, gradient, count);
+      add(dbias_sum + f, gradient, count);
     });
   });
 }
@@ -107,21 +110,21 @@ void swiglu(T* y, const T* x, int64_t N, int64_t F) {
   });
 }
 
-// y once more, dgate, and dhidden, which holds dy: all (N, F).
+// y once more, and dx (N, 2F), dgate and dhidden side by side, from dy (N, F).
 template <class T, class P>
-void swiglu_gradient(T* y, T* dgate, T* dhidden, const T* x, int64_t N, int64_t F) {
+void swiglu_gradient(T* y, T* dx, const T* dy, const T* x, int64_t N, int64_t F) {
   for_rows(N, F, [&](int64_t n) {
     const T* row = x + n * 2 * F;
+    T* drow = dx + n * 2 * F;
     for_vectors(F, [&](int64_t f, int64_t count) {
-      const int64_t i = n * F + f;
-      const Vec gate = load(row + f, count), hidden = load(row + F + f, count), dy = load(dhidden + i, count);
+      const Vec gate = load(row + f, count), hidden = load(row + F + f, count), upstream = load(dy + n * F + f, count);
       Vec opening, rest;
       gate_and_rest<T>(gate, opening, rest);
       const Vec silu = gate * opening;
-      store(y + i, silu * hidden, count);
       // y = gate * opening * hidden
-      store(dgate + i, dy * hidden * opening * (Vec(1.f) + gate * rest), count);
-      store(dhidden + i, dy * silu, count);
+      store(y + n * F + f, silu * hidden, count);
+      store(drow + f, upstream * hidden * opening * (Vec(1.f) + gate * rest), count);
+      store(drow + F + f, upstream * silu, count);
     });
   });
 }

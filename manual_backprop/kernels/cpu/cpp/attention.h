@@ -1,4 +1,5 @@
-// Attention and its gradient, a head and a block of queries at a time: ops/attention.py, whose lines are quoted.
+// Attention and its gradient, a head and a block of queries at a time: ops/attention.py and ops/rotary_attention.py, whose
+// lines are quoted.
 //
 // A block's scores stand transposed, keys in rows and queries in columns, (S, n): so a maximum, a sum or a mask of a
 // query is one lane of a vector, every product reads its operands as they lie in memory, and keys that no query of the
@@ -42,7 +43,7 @@ struct Visible {
 
 // Which probabilities are dropped: ops/dropout.py, bit for bit.
 struct Dropout {
-  float probability;
+  double probability;                   // a float has not the 31 bits of its threshold
   int64_t key, n_heads, positions;      // of the network
   int64_t first_row, first_head, first_query, first_key;
 
@@ -60,7 +61,7 @@ struct Dropout {
   // 1 where the element of this key is kept, 0 where it is dropped, for rows with these halves of their bits: the
   // finalizer of MurmurHash3.
   Vec kept(int64_t place, const uint32_t* low, const uint32_t* high) const {
-    const uint32_t start = uint32_t(first_key + place) * 0x9E3779B1u, threshold = uint32_t(double(probability) * 2147483648.0);
+    const uint32_t start = uint32_t(first_key + place) * 0x9E3779B1u, threshold = uint32_t(probability * 2147483648.0);
     alignas(64) float result[WIDTH];
     for (int64_t lane = 0; lane < WIDTH; ++lane) {
       uint32_t x = start ^ low[lane];
@@ -70,6 +71,38 @@ struct Dropout {
       result[lane] = x >= threshold ? 1.f : 0.f;
     }
     return Vec::loadu(result);
+  }
+};
+
+// By which angles queries and keys are turned: ops/rotary_attention.py. Null where they are not.
+struct Rotation {
+  const float *cosine, *sine;           // (positions, K / 2)
+
+  // y (n, K) = x (n, K), of the positions from `first` on, turned, or by direction -1 turned back. They may be the same.
+  template <class Y, class X>
+  void turn(Y* y, int64_t y_stride, const X* x, int64_t x_stride, int64_t first, int64_t n, int64_t K, float direction) const {
+    const int64_t half = K / 2;
+    for (int64_t r = 0; r < n; ++r) {
+      const X* from = x + r * x_stride;
+      Y* to = y + r * y_stride;
+      for_vectors(half, [&](int64_t k, int64_t count) {
+        const int64_t angle = (first + r) * half + k;
+        const Vec one = load(from + k, count), other = load(from + half + k, count);
+        const Vec along = load(cosine + angle, count), across = load(sine + angle, count) * Vec(direction);
+        // turned_1 = first cos - second sin, turned_2 = second cos + first sin
+        store(to + k, one * along - other * across, count);
+        store(to + half + k, other * along + one * across, count);
+      });
+    }
+  }
+
+  // x (n, K) itself, or turned, in `memory`; its rows are `stride` apart.
+  template <class T>
+  const T* turned(const T* x, int64_t& stride, int64_t first, int64_t n, int64_t K, T* memory) const {
+    if (!cosine) return x;
+    turn(memory, K, x, stride, first, n, K, 1);
+    stride = K;
+    return memory;
   }
 };
 
@@ -222,8 +255,8 @@ inline int64_t queries_of(int64_t S) { return S >= LONG ? MOST_QUERIES / 2 : MOS
 template <class T>
 void attention_forward_of(
     Heads<T> context, float* sums, Heads<const T> query, Heads<const T> key, Heads<const T> value, const Visible& visible,
-    const Dropout& dropout, int64_t B, int64_t H, int64_t G, int64_t K) {
-  const float scale = 1 / std::sqrt(float(K)), share = 1 / (1 - dropout.probability);
+    const Dropout& dropout, const Rotation& rotation, int64_t B, int64_t H, int64_t G, int64_t K) {
+  const float scale = 1 / std::sqrt(float(K)), share = float(1 / (1 - dropout.probability));
   const int64_t S = visible.S, at_once = queries_of(S), S2 = padded<T>(S);
   at::parallel_for(0, B * H, 1, [&](int64_t begin, int64_t end) {
     Scratch& memory = scratch_of_thread();
@@ -232,9 +265,16 @@ void attention_forward_of(
     T *query_t = memory.take<T>(padded<T>(K) * at_once), *value_t = memory.take<T>(K * S2);
     float *context_t = memory.take<float>(K * at_once), *factors = memory.take<float>(at_once);
     uint32_t *low = memory.take<uint32_t>(at_once), *high = memory.take<uint32_t>(at_once);
+    T *turned_keys = memory.take<T>(rotation.cosine ? S * K : 0), *turned_queries = memory.take<T>(at_once * K);
+    const T* keys_of_head = nullptr;
+    int64_t key_stride = 0, prepared = -1;
     for (int64_t head = begin; head < end; ++head) {
       const int64_t b = head / H, h = head % H, g = h / (H / G), keys = visible.keys_of(b);
-      transposed_left(value_t, value.at(b, g), keys, K, value.position, S2);
+      if (head / (H / G) != prepared) {  // what the heads of a group share
+        prepared = head / (H / G), key_stride = key.position;
+        keys_of_head = rotation.turned(key.at(b, g), key_stride, 0, keys, K, turned_keys);
+        transposed_left(value_t, value.at(b, g), keys, K, value.position, S2);
+      }
       for (int64_t first = 0; first < visible.T; first += at_once) {
         const Block block(visible, b, first, std::min(first + at_once, visible.T), keys);
         T* out = context.at(b, h) + first * context.position;
@@ -248,8 +288,10 @@ void attention_forward_of(
           continue;
         }
         // scores = query key^T scale
-        transposed_right(query_t, query.at(b, h) + first * query.position, n, K, query.position, columns);
-        product(scores, key.at(b, g), query_t, seen, columns, K, key.position, columns, false);
+        int64_t query_stride = query.position;
+        const T* queries = rotation.turned(query.at(b, h) + first * query_stride, query_stride, first, n, K, turned_queries);
+        transposed_right(query_t, queries, n, K, query_stride, columns);
+        product(scores, keys_of_head, query_t, seen, columns, K, key_stride, columns, false);
         if (dropout.drops()) {
           for (int64_t c = 0; c < columns; ++c) {
             const uint64_t bits = dropout.row_key(b, h, first + c);
@@ -303,9 +345,9 @@ void attention_forward_of(
 template <class T>
 void attention_backward_of(
     Heads<T> dquery, Heads<T> dkey, Heads<T> dvalue, Heads<const T> dcontext, const float* sums, Heads<const T> query,
-    Heads<const T> key, Heads<const T> value, const Visible& visible, const Dropout& dropout, int64_t B, int64_t H, int64_t G,
-    int64_t K) {
-  const float scale = 1 / std::sqrt(float(K)), share = 1 / (1 - dropout.probability);
+    Heads<const T> key, Heads<const T> value, const Visible& visible, const Dropout& dropout, const Rotation& rotation, int64_t B,
+    int64_t H, int64_t G, int64_t K) {
+  const float scale = 1 / std::sqrt(float(K)), share = float(1 / (1 - dropout.probability));
   const int64_t S = visible.S, at_once = queries_of(S), S2 = padded<T>(S);
   constexpr bool wide = std::is_same_v<T, float>;
   at::parallel_for(0, B * G, 1, [&](int64_t begin, int64_t end) {
@@ -319,12 +361,16 @@ void attention_backward_of(
     T *query_right = memory.take<T>(at_once * K), *dcontext_right = memory.take<T>(at_once * K), *key_t = memory.take<T>(K * S2);
     float *dkey_sum = memory.take<float>(S * K), *dvalue_sum = memory.take<float>(S * K), *dquery_t = memory.take<float>(K * at_once);
     uint32_t *low = memory.take<uint32_t>(at_once), *high = memory.take<uint32_t>(at_once);
+    T *turned_keys = memory.take<T>(rotation.cosine ? S * K : 0), *turned_queries = memory.take<T>(at_once * K);
+    float* dturned = memory.take<float>(at_once * K);
     for (int64_t group = begin; group < end; ++group) {
       const int64_t b = group / G, g = group % G, keys = visible.keys_of(b);
-      const T *keys_of_head = key.at(b, g), *values_of_head = value.at(b, g);
+      int64_t key_stride = key.position;
+      const T* keys_of_head = rotation.turned(key.at(b, g), key_stride, 0, keys, K, turned_keys);
+      const T* values_of_head = value.at(b, g);
       std::fill(dkey_sum, dkey_sum + S * K, 0.f);
       std::fill(dvalue_sum, dvalue_sum + S * K, 0.f);
-      transposed_left(key_t, keys_of_head, keys, K, key.position, S2);
+      transposed_left(key_t, keys_of_head, keys, K, key_stride, S2);
       for (int64_t h = g * (H / G); h < (g + 1) * (H / G); ++h) {
         for (int64_t first = 0; first < visible.T; first += at_once) {
           const Block block(visible, b, first, std::min(first + at_once, visible.T), keys);
@@ -334,12 +380,13 @@ void attention_backward_of(
             for (int64_t c = 0; c < n; ++c) std::fill(dquery_rows + c * dquery.position, dquery_rows + c * dquery.position + K, T(0.f));
             continue;
           }
-          const T* query_rows = query.at(b, h) + first * query.position;
+          int64_t query_stride = query.position;
+          const T* query_rows = rotation.turned(query.at(b, h) + first * query_stride, query_stride, first, n, K, turned_queries);
           const T* dcontext_rows = dcontext.at(b, h) + first * dcontext.position;
           // scores = query key^T scale, once more; ddropped = dcontext value^T
-          transposed_right(query_t, query_rows, n, K, query.position, columns);
+          transposed_right(query_t, query_rows, n, K, query_stride, columns);
           transposed_right(dcontext_t, dcontext_rows, n, K, dcontext.position, columns);
-          product(scores, keys_of_head, query_t, seen, columns, K, key.position, columns, false);
+          product(scores, keys_of_head, query_t, seen, columns, K, key_stride, columns, false);
           product(dscores, values_of_head, dcontext_t, seen, columns, K, value.position, columns, false);
           if (dropout.drops()) {
             for (int64_t c = 0; c < columns; ++c) {
@@ -398,12 +445,18 @@ void attention_backward_of(
           const T* right = right_operand(dcontext_rows, n, K, dcontext.position, dcontext_right, ld);
           product(dvalue_sum, dropped, right, seen, K, padded<T>(n), columns, ld, true);
           // scores = query key^T: dkey += dscores^T query, dquery = dscores key
-          right = right_operand(query_rows, n, K, query.position, query_right, ld);
+          right = right_operand(query_rows, n, K, query_stride, query_right, ld);
           product(dkey_sum, dscores_left, right, seen, K, padded<T>(n), columns, ld, true);
           product(dquery_t, key_t, dscores_right, K, columns, padded<T>(seen), S2, columns, false);
-          write_transposed(dquery_rows, dquery.position, dquery_t, n, K, columns, nullptr);
+          if (rotation.cosine) {
+            write_transposed(dturned, K, dquery_t, n, K, columns, nullptr);
+            rotation.turn(dquery_rows, dquery.position, dturned, K, first, n, K, -1);
+          } else {
+            write_transposed(dquery_rows, dquery.position, dquery_t, n, K, columns, nullptr);
+          }
         }
       }
+      if (rotation.cosine) rotation.turn(dkey_sum, K, dkey_sum, K, 0, S, K, -1);
       T *dkeys = dkey.at(b, g), *dvalues = dvalue.at(b, g);
       for (int64_t j = 0; j < S; ++j) {
         for_vectors(K, [&](int64_t k, int64_t count) {

@@ -1,109 +1,166 @@
-// Layer norm over rows: normalization.py and ops/normalization.py, whose lines are quoted.
+// Layer norm and RMS norm over rows, behind a residual sum: normalization.py, ops/normalization.py and
+// ops/rms_normalization.py, whose lines are quoted.
+//
+// The residual stream has the parameters' format P, and what a product reads or has made the activations' T: in
+// bf16_mixed float and bfloat16. An RMS norm is a layer norm without mean and bias.
 #pragma once
 
 #include "vectors.h"
 
 namespace {
 
-// y = (x - mean) rstd weight + bias, and its statistics.
-template <class T, class P>
-inline void normalize_row(T* y, float* mean, float* rstd, const T* x, const P* weight, const P* bias, float epsilon, int64_t D) {
-  const float average = sum_over(D, [&](int64_t d, int64_t count) { return load(x + d, count); }) / D;
+// What a row is normalized by; an RMS norm's mean is 0.
+struct Statistics {
+  float mean, rstd;
+};
+
+template <bool centered, class P>
+inline Statistics statistics_of(const P* x, float epsilon, int64_t D) {
+  const float average = centered ? sum_over(D, [&](int64_t d, int64_t count) { return load(x + d, count); }) / D : 0;
   const float variance = sum_over(D, [&](int64_t d, int64_t count) {
-    const Vec centered = load(x + d, count) - Vec(average);
-    return centered * centered;
+    const Vec difference = load(x + d, count) - Vec(average);
+    return difference * difference;
   }) / D;
-  const float scale = 1 / std::sqrt(variance + epsilon);
-  *mean = average;
-  *rstd = scale;
+  return {average, 1 / std::sqrt(variance + epsilon)};
+}
+
+// Row n's, where they are kept: mean and rstd (N).
+template <bool centered>
+inline Statistics kept(const float* mean, const float* rstd, int64_t n) {
+  return {centered ? mean[n] : 0, rstd[n]};
+}
+
+template <bool centered>
+inline void keep(float* mean, float* rstd, int64_t n, const Statistics& of_row) {
+  if (centered) mean[n] = of_row.mean;
+  rstd[n] = of_row.rstd;
+}
+
+// y = (x - mean) rstd weight + bias, of which an RMS norm has none.
+template <class T, class P>
+inline void normalize_row(T* y, const Statistics& of_row, const P* x, const P* weight, const P* bias, int64_t D) {
   for_vectors(D, [&](int64_t d, int64_t count) {
-    const Vec normalized = (load(x + d, count) - Vec(average)) * Vec(scale);
-    store(y + d, normalized * load(weight + d, count) + load(bias + d, count), count);
+    const Vec gained = (load(x + d, count) - Vec(of_row.mean)) * Vec(of_row.rstd) * load(weight + d, count);
+    store(y + d, bias ? gained + load(bias + d, count) : gained, count);
   });
 }
 
-// total (N, D), which holds the branch, becomes x + branch, and y = layer_norm(total); mean, rstd (N).
-template <class T, class P>
-void add_and_normalize(
-    T* y, T* total, float* mean, float* rstd, const T* x, const P* weight, const P* bias, const float* epsilon, int64_t N, int64_t D) {
+// total = x + branch, and y = norm(total); y, total, x, branch (N, D), mean, rstd (N). total may lie where branch does.
+template <bool centered, class T, class P>
+inline void add_and_normalize_of(
+    T* y, P* total, float* mean, float* rstd, const P* x, const T* branch, const P* weight, const P* bias, float epsilon,
+    int64_t N, int64_t D) {
   for_rows(N, D, [&](int64_t n) {
-    T* row = total + n * D;
-    for_vectors(D, [&](int64_t d, int64_t count) { store(row + d, load(x + n * D + d, count) + load(row + d, count), count); });
-    normalize_row(y + n * D, mean + n, rstd + n, row, weight, bias, *epsilon, D);
+    P* row = total + n * D;
+    for_vectors(D, [&](int64_t d, int64_t count) { store(row + d, load(x + n * D + d, count) + load(branch + n * D + d, count), count); });
+    const Statistics of_row = statistics_of<centered>(row, epsilon, D);
+    keep<centered>(mean, rstd, n, of_row);
+    normalize_row(y + n * D, of_row, row, weight, bias, D);
   });
 }
 
-// y = layer_norm(x), where nothing is added.
-template <class T, class P>
-void normalize_rows(
-    T* y, float* mean, float* rstd, const T* x, const P* weight, const P* bias, const float* epsilon, int64_t N, int64_t D) {
-  for_rows(N, D, [&](int64_t n) { normalize_row(y + n * D, mean + n, rstd + n, x + n * D, weight, bias, *epsilon, D); });
-}
-
-// y = layer_norm(total) once more, from its statistics.
-template <class T, class P>
-void normalize(T* y, const T* total, const float* mean, const float* rstd, const P* weight, const P* bias, int64_t N, int64_t D) {
+// y = norm(x), where nothing is added.
+template <bool centered, class T, class P>
+inline void normalize_rows_of(
+    T* y, float* mean, float* rstd, const P* x, const P* weight, const P* bias, float epsilon, int64_t N, int64_t D) {
   for_rows(N, D, [&](int64_t n) {
-    for_vectors(D, [&](int64_t d, int64_t count) {
-      const Vec normalized = (load(total + n * D + d, count) - Vec(mean[n])) * Vec(rstd[n]);
-      store(y + n * D + d, normalized * load(weight + d, count) + load(bias + d, count), count);
-    });
+    const Statistics of_row = statistics_of<centered>(x + n * D, epsilon, D);
+    keep<centered>(mean, rstd, n, of_row);
+    normalize_row(y + n * D, of_row, x + n * D, weight, bias, D);
   });
 }
 
-// dtotal (N, D) += the gradient of `total` through y = layer_norm(total), from dy (N, D).
-template <class T, class P>
-void add_normalization_gradient(
-    T* dtotal, const T* dy, const T* total, const float* mean, const float* rstd, const P* weight, int64_t N, int64_t D) {
+// y = norm(total) once more, from its statistics.
+template <bool centered, class T, class P>
+inline void normalize_of(T* y, const P* total, const float* mean, const float* rstd, const P* weight, const P* bias, int64_t N, int64_t D) {
   for_rows(N, D, [&](int64_t n) {
-    const T *dy_row = dy + n * D, *row = total + n * D;
-    const auto normalized = [&](int64_t d, int64_t count) { return (load(row + d, count) - Vec(mean[n])) * Vec(rstd[n]); };
+    normalize_row(y + n * D, kept<centered>(mean, rstd, n), total + n * D, weight, bias, D);
+  });
+}
+
+// dtotal (N, D) += the gradient of `total` through y = norm(total), from dy (N, D); = where adds is 0, and then dtotal may
+// lie where total does. dweight, dbias (D) += theirs.
+template <bool centered, class T, class P>
+inline void normalization_gradient_of(
+    P* dtotal, P* dweight, P* dbias, const T* dy, const P* total, const float* mean, const float* rstd, const P* weight,
+    bool adds, int64_t N, int64_t D) {
+  const auto of_row = [&](int64_t n, float* dweight_sum, float* dbias_sum) {
+    const T* dy_row = dy + n * D;
+    const P* row = total + n * D;
+    P* drow = dtotal + n * D;
+    const Statistics by = kept<centered>(mean, rstd, n);
+    const auto normalized = [&](int64_t d, int64_t count) { return (load(row + d, count) - Vec(by.mean)) * Vec(by.rstd); };
     const auto dnormalized = [&](int64_t d, int64_t count) { return load(dy_row + d, count) * load(weight + d, count); };
-    const float along_ones = sum_over(D, dnormalized) / D;
+    const float along_ones = centered ? sum_over(D, dnormalized) / D : 0;
     const float along_normalized =
         sum_over(D, [&](int64_t d, int64_t count) { return dnormalized(d, count) * normalized(d, count); }) / D;
     for_vectors(D, [&](int64_t d, int64_t count) {
+      const Vec upstream = load(dy_row + d, count), normal = normalized(d, count);
+      // y = normalized weight + bias
+      add(dweight_sum + d, upstream * normal, count);
+      if (centered) add(dbias_sum + d, upstream, count);
       // dtotal = (dnormalized - mean(dnormalized) - normalized mean(dnormalized normalized)) rstd
-      const Vec through = dnormalized(d, count) - Vec(along_ones) - normalized(d, count) * Vec(along_normalized);
-      store(dtotal + n * D + d, load(dtotal + n * D + d, count) + through * Vec(rstd[n]), count);
+      const Vec through = (dnormalized(d, count) - Vec(along_ones) - normal * Vec(along_normalized)) * Vec(by.rstd);
+      store(drow + d, adds ? load(drow + d, count) + through : through, count);
     });
-  });
+  };
+  if constexpr (centered) {
+    for_rows_with_sums(N, D, {dweight, dbias}, [&](int64_t n, float* sums) { of_row(n, sums, sums + D); });
+  } else {
+    for_rows_with_sums(N, D, {dweight}, [&](int64_t n, float* sums) { of_row(n, sums, nullptr); });
+  }
 }
 
-// dweight, dbias (D) += their gradients from dy (N, D), where y = layer_norm(total). A thread has columns of its own, so
-// that a sum is the same for every number of threads.
+// Layer norm
+
 template <class T, class P>
-void add_normalization_weights_gradient(
-    float* dweight, float* dbias, const T* dy, const T* total, const float* mean, const float* rstd, int64_t D, int64_t N) {
-  const int64_t vectors = (D + WIDTH - 1) / WIDTH;
-  at::parallel_for(0, vectors, std::max<int64_t>(1, GRAIN / (WIDTH * std::max<int64_t>(1, N))), [&](int64_t begin, int64_t end) {
-    constexpr int64_t AT_ONCE = 4;   // vectors side by side: a cache line of bfloat16 and more is read at once
-    constexpr int64_t ROWS = 128;    // whose sum is made before it is added to that of the others: fewer digits are lost
-    for (int64_t vector = begin; vector < end; vector += AT_ONCE) {
-      const int64_t first = vector * WIDTH, n_vectors = std::min(AT_ONCE, end - vector);
-      Vec gains[AT_ONCE], shifts[AT_ONCE];
-      for (int64_t v = 0; v < AT_ONCE; ++v) gains[v] = shifts[v] = Vec(0.f);
-      for (int64_t rows = 0; rows < N; rows += ROWS) {
-        Vec gain[AT_ONCE], shift[AT_ONCE];
-        for (int64_t v = 0; v < AT_ONCE; ++v) gain[v] = shift[v] = Vec(0.f);
-        for (int64_t n = rows; n < std::min(N, rows + ROWS); ++n) {
-          for (int64_t v = 0; v < n_vectors; ++v) {
-            const int64_t d = first + v * WIDTH, count = std::min(WIDTH, D - d), i = n * D + d;
-            const Vec upstream = load(dy + i, count);
-            // y = normalized weight + bias
-            gain[v] = gain[v] + upstream * (load(total + i, count) - Vec(mean[n])) * Vec(rstd[n]);
-            shift[v] = shift[v] + upstream;
-          }
-        }
-        for (int64_t v = 0; v < n_vectors; ++v) gains[v] = gains[v] + gain[v], shifts[v] = shifts[v] + shift[v];
-      }
-      for (int64_t v = 0; v < n_vectors; ++v) {
-        const int64_t d = first + v * WIDTH, count = std::min(WIDTH, D - d);
-        store(dweight + d, load(dweight + d, count) + gains[v], count);
-        store(dbias + d, load(dbias + d, count) + shifts[v], count);
-      }
-    }
-  });
+void add_and_normalize(
+    T* y, P* total, float* mean, float* rstd, const P* x, const T* branch, const P* weight, const P* bias,
+    const float* epsilon, int64_t N, int64_t D) {
+  add_and_normalize_of<true>(y, total, mean, rstd, x, branch, weight, bias, *epsilon, N, D);
+}
+
+template <class T, class P>
+void normalize_rows(
+    T* y, float* mean, float* rstd, const P* x, const P* weight, const P* bias, const float* epsilon, int64_t N, int64_t D) {
+  normalize_rows_of<true>(y, mean, rstd, x, weight, bias, *epsilon, N, D);
+}
+
+template <class T, class P>
+void normalize(T* y, const P* total, const float* mean, const float* rstd, const P* weight, const P* bias, int64_t N, int64_t D) {
+  normalize_of<true>(y, total, mean, rstd, weight, bias, N, D);
+}
+
+template <class T, class P>
+void add_normalization_gradient(
+    P* dtotal, P* dweight, P* dbias, const T* dy, const P* total, const float* mean, const float* rstd, const P* weight,
+    const float* adds, int64_t N, int64_t D) {
+  normalization_gradient_of<true>(dtotal, dweight, dbias, dy, total, mean, rstd, weight, *adds > 0, N, D);
+}
+
+// RMS norm
+
+template <class T, class P>
+void add_and_rms_normalize(
+    T* y, P* total, float* rrms, const P* x, const T* branch, const P* weight, const float* epsilon, int64_t N, int64_t D) {
+  add_and_normalize_of<false>(y, total, nullptr, rrms, x, branch, weight, static_cast<const P*>(nullptr), *epsilon, N, D);
+}
+
+template <class T, class P>
+void rms_normalize_rows(T* y, float* rrms, const P* x, const P* weight, const float* epsilon, int64_t N, int64_t D) {
+  normalize_rows_of<false>(y, nullptr, rrms, x, weight, static_cast<const P*>(nullptr), *epsilon, N, D);
+}
+
+template <class T, class P>
+void rms_normalize(T* y, const P* total, const float* rrms, const P* weight, int64_t N, int64_t D) {
+  normalize_of<false>(y, total, nullptr, rrms, weight, static_cast<const P*>(nullptr), N, D);
+}
+
+template <class T, class P>
+void add_rms_normalization_gradient(
+    P* dtotal, P* dweight, const T* dy, const P* total, const float* rrms, const P* weight, const float* adds, int64_t N,
+    int64_t D) {
+  normalization_gradient_of<false>(dtotal, dweight, static_cast<P*>(nullptr), dy, total, nullptr, rrms, weight, *adds > 0, N, D);
 }
 
 }  // namespace

@@ -16,10 +16,17 @@ void squares_of_rows(float* squares, const P* gradient, int64_t R, int64_t C) {
   });
 }
 
+// A parameter, and where products read it rounded (bf16_mixed), what they read; elsewhere `rounded` is the parameter.
+template <class T, class P>
+inline void store_parameter(P* parameter, T* rounded, const Vec& x, int64_t count) {
+  store(parameter, x, count);
+  if (static_cast<void*>(rounded) != parameter) store(rounded, x, count);
+}
+
 // All numbers are pointers, to what may change from step to step; nothing changes where `finite` is 0.
 template <class T, class P>
 void adamw_step(
-    P* parameter, const P* gradient, float* first_moment, float* second_moment, const float* finite, const float* clip,
+    P* parameter, T* rounded, const P* gradient, float* first_moment, float* second_moment, const float* finite, const float* clip,
     const float* beta1, const float* share1, const float* beta2, const float* share2, const float* epsilon, const float* decay,
     const float* rate, const float* root_of_correction, int64_t n) {
   if (!(*finite > 0)) return;
@@ -31,13 +38,13 @@ void adamw_step(
     store(second_moment + i, second, count);
     // parameter -= decay * parameter + rate * first / (sqrt(second) / root_of_correction + epsilon)
     const Vec change = Vec(*rate) * first / (second.sqrt() / Vec(*root_of_correction) + Vec(*epsilon));
-    store(parameter + i, p - (Vec(*decay) * p + change), count);
+    store_parameter(parameter + i, rounded + i, p - (Vec(*decay) * p + change), count);
   });
 }
 
 template <class T, class P>
 void sgd_step(
-    P* parameter, const P* gradient, float* moment, const float* finite, const float* clip, const float* momentum,
+    P* parameter, T* rounded, const P* gradient, float* moment, const float* finite, const float* clip, const float* momentum,
     const float* decay, const float* rate, int64_t n) {
   if (!(*finite > 0)) return;
   for_numbers(n, [&](int64_t i, int64_t count) {
@@ -45,7 +52,7 @@ void sgd_step(
     const Vec total = Vec(*momentum) * load(moment + i, count) + Vec(*clip) * load(gradient + i, count);
     store(moment + i, total, count);
     // parameter -= decay * parameter + rate * moment
-    store(parameter + i, p - (Vec(*decay) * p + Vec(*rate) * total), count);
+    store_parameter(parameter + i, rounded + i, p - (Vec(*decay) * p + Vec(*rate) * total), count);
   });
 }
 

@@ -12,8 +12,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <type_traits>
+#include <vector>
 
 namespace {
 
@@ -22,6 +24,7 @@ using Vec = at::vec::Vectorized<float>;
 
 constexpr int64_t WIDTH = Vec::size();           // numbers in a vector
 constexpr int64_t GRAIN = 1 << 14;               // numbers that are worth a thread
+constexpr int64_t GROUP = 64;                    // rows whose sum is made before it is added to others: it loses fewer digits
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
 template <class T>
@@ -98,6 +101,33 @@ inline void for_rows(int64_t n_rows, int64_t numbers, const F& f) {
   at::parallel_for(0, n_rows, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, numbers)), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) f(row);
   });
+}
+
+// sum (count) += x.
+template <class T>
+inline void add(T* sum, const Vec& x, int64_t count) {
+  store(sum, load(sum, count) + x, count);
+}
+
+// f(row, sums) for all rows of C numbers, shared out among the threads, and what f adds to sums (C, for each of totals one
+// behind the other) is added to totals (C). A group of rows has sums of its own, and these are added up one after the
+// other: the same bits for every number of threads.
+template <class P, class F>
+inline void for_rows_with_sums(int64_t n_rows, int64_t C, std::initializer_list<P*> totals, const F& f) {
+  const int64_t groups = (n_rows + GROUP - 1) / GROUP, width = C * int64_t(totals.size());
+  std::vector<float> sums(groups * width);
+  for_rows(groups, GROUP * C, [&](int64_t group) {
+    for (int64_t row = group * GROUP; row < std::min(n_rows, (group + 1) * GROUP); ++row) f(row, sums.data() + group * width);
+  });
+  const float* first = sums.data();
+  for (P* total : totals) {
+    for_vectors(C, [&](int64_t c, int64_t count) {
+      Vec sum(0.f);
+      for (int64_t group = 0; group < groups; ++group) sum = sum + load(first + group * width + c, count);
+      add(total + c, sum, count);
+    });
+    first += C;
+  }
 }
 
 // f(first, count) for all of n numbers in a row, shared out among the threads.
