@@ -154,8 +154,9 @@ class Scaling:
     def of_checkpoint(cls, checkpoint: Path) -> Self:
         """What `asdict` made of one, in a checkpoint's SCALING. Raises CheckpointError."""
         saved = read_object(checkpoint / SCALING, kind=CheckpointError)
+        fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in saved.items()}
         try:
-            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
+            return cls(**fields)
         except TypeError as error:
             raise CheckpointError(f"{checkpoint / SCALING} is damaged: {error}") from error
 
