@@ -342,8 +342,8 @@ def calls() -> dict[str, Any]:
 
 def test_launches_are_as_many_as_said(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[Any] = []
-    for name in {*room.FILES.values(), "launching"}:
-        module = importlib.import_module(f"{room.__name__}.{name}")
+    modules = [importlib.import_module(f"{room.__name__}.{name}") for name in {*room.FILES.values(), "launching"}]
+    for module in modules:
         monkeypatch.setattr(module, "launch", lambda kernel, *arguments, **constants: launched.append(kernel))
     assert calls().keys() == room.LAUNCHES.keys() == room.FILES.keys()
     for name, call in calls().items():
