@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = f"""\
 Writes what a trained model makes of new inputs, a JSON object a line, in the order of the inputs. For
-task=classification an input is a text, and its line has the label and the probability of each.
+task=classification an input is a text, and its line has the label and the probability of each. For task=forecasting the
+whole file is one input, a CSV of a series (a time and its values a row), and a line is a step after its end: the time,
+the step and the forecast of each value.
 
 {RUN_HELP}
 
@@ -35,6 +37,7 @@ Examples
 
   python -m manual_backprop.predict last --text "Return a new event loop."
   python -m manual_backprop.predict last --file new.jsonl > predicted.jsonl
+  python -m manual_backprop.predict last --file history.csv                     # task=forecasting
   cut -f2 table.tsv | python -m manual_backprop.predict last --file -
 
 Exit codes: 0 done, 2 wrong input, with its file and line (what comes before it is written), 130 interrupted."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from manual_backprop.common.errors import CheckpointError, ConfigError
+from manual_backprop.common.processes import Place
 from manual_backprop.config.rules import Number, nearest
 
 if TYPE_CHECKING:
@@ -178,9 +179,12 @@ class CustomTransformerConfig:
     def get_device(self) -> torch.device:
         import torch
 
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda" and (place := Place.found()) is not None:  # of several processes each has its own GPU
+            name = f"cuda:{place.local_rank}"
+        return torch.device(name)
 
     def get_dtype(self) -> torch.dtype:
         """The number format of the parameters."""

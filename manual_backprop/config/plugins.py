@@ -37,7 +37,7 @@ def load_plugins(given: Sequence[str]) -> None:
                 raise InputError(f"--plugin {one}: needs {error.name}, which is not installed") from error
             raise InputError(
                 f"--plugin {one}: there is no such module; give one that is installed or lies in the working "
-                "directory, as in my_package.my_task, or a file, as in path/to/my_task.py"
+                "directory, as in my_package.my_task, or the path of a file that ends in .py"
             ) from error
         finally:
             with suppress(ValueError):

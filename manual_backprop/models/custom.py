@@ -42,7 +42,7 @@ class CustomTransformer(HandWrittenNetwork):
         if self.config.head_loss in OBJECTIVES:
             logits, head_cache = ops.linear_forward(x, self.head)
             loss, loss_cache = objective_loss(logits, targets, denominator, self.config.head_loss)
-            return loss, (None, ops.linear_backward(objective_gradient(1.0, loss_cache), head_cache, self.dhead))
+            return loss, (None, ops.linear_backward(objective_gradient(self.dloss, loss_cache), head_cache, self.dhead))
         if ops.serves("linear_cross_entropy"):  # both halves at once: no logits have to be kept between them
             loss, dx = ops.linear_cross_entropy(
                 x,

@@ -34,7 +34,7 @@ def register_activation(
 def register_objective(
     name: str,
     forward: Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]],
-    backward: Callable[[float, Any], Tensor],
+    backward: Callable[[Any, Any], Tensor],
     mirror: Callable[[Tensor, Tensor, Any], Tensor],
     of_numbers: bool = False,
 ) -> None:

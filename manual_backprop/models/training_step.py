@@ -6,7 +6,7 @@ looks inside; elsewhere it runs as it is written. Nothing of it waits for the de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -35,13 +35,38 @@ class Unwatched:
 UNWATCHED = Unwatched()
 
 
-class TrainingStep:
-    """Steps of a network and its optimizer. `graph`: whether they may be captured, which those of several processes
-    may not: between their gradients and their update they talk to one another."""
+class Reduction:
+    """Of one process alone, whose gradients are the sum; `training.processes` has that of several."""
 
-    def __init__(self, network: Network, optimizer: Optimizer, max_grad_norm: float | None = None, graph: bool = True):
+    shared = False
+
+    def watched(self, batches: Iterable[AnyBatch]) -> Iterable[AnyBatch]:
+        """The batches of an optimizer step; the last one's backward pass completes the gradients."""
+        return batches
+
+    def finish(self, loss: Tensor) -> Tensor:
+        """After the last backward pass: the gradients, and the loss that is returned, are those of all processes."""
+        return loss
+
+
+ALONE = Reduction()
+
+
+class TrainingStep:
+    """Steps of a network and its optimizer. `graph`: whether they may be captured, which sums of several processes
+    cannot be."""
+
+    def __init__(
+        self,
+        network: Network,
+        optimizer: Optimizer,
+        max_grad_norm: float | None = None,
+        graph: bool = True,
+        reduction: Reduction = ALONE,
+    ):
         self.network, self.optimizer, self.max_grad_norm = network, optimizer, max_grad_norm
-        self.graphs = Graphs() if graph else None
+        self.reduction = reduction
+        self.graphs = Graphs() if graph and not reduction.shared else None
 
     @property
     def uses_graph(self) -> bool:
@@ -55,13 +80,9 @@ class TrainingStep:
         rate: float,
         number: int,
         watch: Unwatched = UNWATCHED,
-        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Loss and gradient norm before clipping, on the device. `number` is that of the step, from 1, `denominator`
         how many targets count in all batches together.
-
-        finish(loss) is called after the last backward pass, and returns the loss: where there are several processes,
-        gradients are those of all of them from then on. With a graph it has nothing to do, and is called at the end.
         """
         network, denominator = self.network, self.network.on_device(denominator)  # once for all batches
         if (
@@ -77,8 +98,8 @@ class TrainingStep:
             loss, norm = self.graphs(
                 recorded, recorded.inputs(denominator, rate, number), (recorded.signature, self.max_grad_norm)
             )
-            return loss if finish is None else finish(loss), norm
-        return self.run(batches, denominator, rate, number, watch, finish)
+            return loss, norm
+        return self.run(batches, denominator, rate, number, watch)
 
     def run(
         self,
@@ -87,17 +108,15 @@ class TrainingStep:
         rate: float | Tensor,
         number: int,
         watch: Unwatched = UNWATCHED,
-        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The same as it is written."""
         network = self.network
         network.zero_gradients()
         loss = torch.zeros((), device=network.device)
-        for batch in batches:
+        for batch in self.reduction.watched(batches):
             watch.batch(batch)
             loss = loss + network.loss_and_gradients(batch, denominator=denominator, step=number)
-        if finish is not None:
-            loss = finish(loss)
+        loss = self.reduction.finish(loss)
         watch.gradients()
         norm = self.optimizer.step(loss, rate, self.max_grad_norm)
         watch.update()
@@ -138,10 +157,10 @@ class OfTensors:
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         given = iter(tensors)
-        batches = [
-            type(batch)(*[next(given) if isinstance(value, Tensor) else value for value in _values(batch)])
-            for batch in self.batches
-        ]
+        batches = []
+        for batch in self.batches:
+            kind: Any = type(batch)
+            batches.append(kind(*[next(given) if isinstance(value, Tensor) else value for value in _values(batch)]))
         denominator, rate = next(given), next(given)
         network = self.network
         network.dropout_keys = dict(zip(self.places, next(given), strict=True)) if self.places else None

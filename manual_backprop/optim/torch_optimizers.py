@@ -46,7 +46,7 @@ class TorchOptimizer(Optimizer):
                 state[moment] = torch.zeros_like(whole, memory_format=torch.preserve_format)
 
     @torch.no_grad()
-    def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
+    def step(self, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None = None) -> Tensor:
         gradients = [whole.grad for whole in self.wholes if whole.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if max_grad_norm is not None:

@@ -42,7 +42,7 @@ from ..common.startup.output import enduring_output
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..config.written_config import default_run_name, write_config
 from ..models.optimization import build_optimizer
-from ..models.training_step import TrainingStep
+from ..models.training_step import Reduction, TrainingStep
 from ..optim.improvement import Improvement
 from ..optim.schedule import build_schedule, max_steps
 from ..study.estimates.memory import warn_if_too_large, what_would_fit
@@ -64,7 +64,7 @@ from ..tracking.tracker import outputs_of
 from ..trained_models.initial_weights import load_initial_weights
 from .inspection.inspector import Inspector
 from .processes.group import Group
-from .processes.reduction import GroupReduction, Nothing, Reduction, Wishes, digest_of
+from .processes.reduction import GroupReduction, Nothing, Wishes, digest_of
 from .processes.start import joined, run_in_processes
 from .report import RunReport
 from .resume import Resumed, open_resumed
@@ -96,14 +96,6 @@ def run_job(
         return loss
 
 
-def network_of(config: RunConfig, outputs: Path) -> CustomTransformerConfig | None:
-    """The network of a run, whose examples were prepared; None where they cannot be read."""
-    try:
-        return open_task(config, outputs / "datasets").network_config
-    except (ManualBackpropError, MemoryError):
-        return None
-
-
 def _run_job(config: RunConfig, outputs: Path, origin: Origin, interruption: Interruption, group: Processes) -> float:
     """In each of the processes that share the run."""
     resumed = None
@@ -119,6 +111,14 @@ def _run_job(config: RunConfig, outputs: Path, origin: Origin, interruption: Int
     finally:
         if resumed is not None:
             resumed.directory.release()
+
+
+def network_of(config: RunConfig, outputs: Path) -> CustomTransformerConfig | None:
+    """The network of a run, whose examples were prepared; None where they cannot be read."""
+    try:
+        return open_task(config, outputs / "datasets").network_config
+    except (ManualBackpropError, MemoryError):
+        return None
 
 
 class Runner:
@@ -153,14 +153,15 @@ class Runner:
         if self.checkpoint is None and config.init_from is not None:
             load_initial_weights(network, config.init_from, self.task.digests, outputs)
         self.optimizer = build_optimizer(config, network)
-        self.one_step = TrainingStep(network, self.optimizer, config.training.max_grad_norm, graph=self.group.size == 1)
+        group = self.group
+        self.reduction = GroupReduction(group, network, self._wishes) if isinstance(group, Group) else Reduction()
+        self.one_step = TrainingStep(network, self.optimizer, config.training.max_grad_norm, reduction=self.reduction)
         self.order = self.task.order(config.training.overfit_batches)
         self.task.check()
         self.max_steps = max_steps(config.training, self.order)
         self.improvement = Improvement.of(None if self.checkpoint is None else self.checkpoint.state.get("improvement"))
         # of each step, by its number from 1
         self.learning_rate = build_schedule(config, self.max_steps, self.improvement)
-        self.reduction = GroupReduction(self.group, network) if isinstance(self.group, Group) else Reduction()
         self.agreed = Wishes()  # of all processes, in the last step
         self.inspector = Inspector(network, config.training.inspect_every, self.max_steps)
         self.evaluated: tuple[int, Evaluated] | None = None  # the last evaluation, and after how many steps
@@ -372,15 +373,10 @@ class Runner:
         number = self.step + 1
         rate = self.learning_rate(number)
         tokens, batches = self.order.batches(self.step, self.model.network.device)
-        batches, watch = self.reduction.watched(batches), self.inspector.watch(number)
-        loss, norm = self.one_step(batches, tokens, rate, number, watch, self._finish)
+        loss, norm = self.one_step(batches, tokens, rate, number, self.inspector.watch(number))
+        self.agreed = self.reduction.agreed if isinstance(self.reduction, GroupReduction) else self._wishes()
         self.model.step = number
         return loss, rate, norm
-
-    def _finish(self, loss: Tensor) -> Tensor:
-        """After the last backward pass: what all processes have found."""
-        loss, self.agreed = self.reduction.finish(loss, self._wishes())
-        return loss
 
     def _compare_parameters(self) -> None:
         """Raises CheckFailedError where those of the processes are not the same to the bit."""

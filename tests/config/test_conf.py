@@ -34,9 +34,14 @@ def compose(hydra: Composer, arguments: list[str], tmp_path: Path) -> Checked:
     path.write_text("words")
     if "dataset=pretokenized" in arguments or "tokenizer=pretokenized" in arguments:
         arguments = ["dataset=pretokenized", "tokenizer=pretokenized"]
-    files = ("text", "jsonl", "parquet", "saved", "pretokenized", "pairs", "series")
-    if "task=translation" in arguments and not any(argument.startswith("dataset=") for argument in arguments):
-        arguments = [*arguments, "dataset=pairs"]
+    files = ("text", "jsonl", "parquet", "saved", "pretokenized", "pairs", "series", "labelled")
+    read = {
+        "task=translation": "pairs",
+        "task=classification": "labelled",
+    }  # what these tasks choose, which has no path
+    for task, dataset in read.items():
+        if task in arguments and not any(argument.startswith("dataset=") for argument in arguments):
+            arguments = [*arguments, f"dataset={dataset}"]
     for option in (*(f"dataset={name}" for name in files), "tokenizer=file"):
         if option in arguments or (option == "dataset=text" and "experiments=shakespeare_char" in arguments):
             arguments = [*arguments, f"{option.partition('=')[0]}.path='{path}'"]

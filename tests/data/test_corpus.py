@@ -330,9 +330,9 @@ def test_python_docs_with_bpe(tmp_path: Path) -> None:
     assert corpus.train.max() == 1023
     assert 2 < corpus.train_bytes / len(corpus.train) < 4
     assert "\n" in corpus.tokenizer.decode(corpus.validation[:300].tolist())
-    begin = time.monotonic()
+    begin = time.process_time()
     prepare_corpus(*config, tmp_path)
-    assert time.monotonic() - begin < 3  # it takes 0.05 s; making it takes 4 s
+    assert time.process_time() - begin < 2  # it takes 0.05 s; making it takes 4 s
 
 
 @pytest.mark.parametrize("tokenizer", [TokenizerConfig("byte"), TokenizerConfig("char"), TokenizerConfig("bpe", 300)])

@@ -53,6 +53,7 @@ def write_all(folder: Path) -> dict[str, dict[str, Any]]:
     """The same pairs in every format, and how each is asked for."""
     write_tsv(folder / "plain.tsv")
     write_tsv(folder / "numbered.tsv", [("x", target, source) for source, target in PAIRS])
+    write_tsv(folder / "usual.tsv", [(target, source) for source, target in PAIRS], "target\tsource\n")
     write_tsv(folder / "named.tsv", [(target, "x", source) for source, target in PAIRS], "\ufeffde\tnote\ten\n")
     lines = [json.dumps({"source": source, "target": target, "more": 1}) for source, target in PAIRS]
     (folder / "rows.jsonl").write_text("\n\n".join(lines))
@@ -72,6 +73,7 @@ def write_all(folder: Path) -> dict[str, dict[str, Any]]:
         "inside.jsonl": inside,
         "inside.parquet": inside,
         "plain.tsv": {},
+        "usual.tsv": {},
         "numbered.tsv": {"source_column": "3", "target_column": "2"},
         "named.tsv": named,
         "rows.jsonl": {},

@@ -595,7 +595,7 @@ TWO_HUNDRED_STEPS = {
     ("gpt2", "bf16", 2): pytest.mark.nightly,
     ("gpt2", "bf16_mixed", 2): pytest.mark.slow,
     ("vaswani", "bf16", 1): pytest.mark.nightly,
-    ("llama", "fp32", 1): pytest.mark.slow,
+    ("llama", "fp32", 1): pytest.mark.nightly,
 }
 
 

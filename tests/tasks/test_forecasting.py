@@ -13,7 +13,7 @@ import pytest
 import torch
 from run_tools import metric, newest, resume
 
-from manual_backprop import convert, evaluate, predict
+from manual_backprop import convert, evaluate, generate, predict
 from manual_backprop.checkpoints.checkpoint import load_checkpoint
 from manual_backprop.common.batch import EncoderBatch
 from manual_backprop.common.errors import CheckpointError, ConfigError, InputError
@@ -256,9 +256,8 @@ def load_log(run: Path) -> Any:
     return load_training_log(run)
 
 
-def test_it_is_resumed_but_not_with_another_series(in_its_folder: Path) -> None:
+def test_it_goes_on_with_no_other_series(in_its_folder: Path) -> None:
     root = in_its_folder.parents[2]
-    resume(root, f"resume={in_its_folder}", "training.max_steps=31")
     series = root / "series.csv"
     before = series.read_text()
     series.write_text(before.replace("\n2001-01,", "\n2001-01,1"))
@@ -288,6 +287,8 @@ def test_evaluate(in_its_folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "validation: 11 windows" in capsys.readouterr().out
     with pytest.raises(InputError, match="network=encoder cannot be exported: transformers has no encoder"):
         convert.main(["to-hf", f"{in_its_folder}", "exported"])
+    with pytest.raises(InputError, match=r"ask it by python -m manual_backprop\.predict .* --file"):
+        generate.main([f"{in_its_folder}", "--prompt", "warmer"])
     with pytest.raises(InputError, match="--tokens: a run of task=forecasting does not have this"):
         evaluate.main([f"{in_its_folder}", "--tokens", "2"])
 
@@ -417,7 +418,9 @@ def test_a_series_that_cannot_be_learned(tmp_path: Path) -> None:
         opened(write(tmp_path / "a.csv", flat))
     one = opened(write(tmp_path / "a.csv", flat), "dataset.value_columns=[a]")
     assert one.best_metric == "validation/rmse"
-    with pytest.raises(InputError, match="no window of the test part has a value in its history and one to forecast"):
+    with pytest.raises(InputError, match="no window of the training part has a value of each series in its history"):
+        opened(write(tmp_path / "a.csv", table(), gaps=tuple(range(112))))
+    with pytest.raises(InputError, match=r"a\.csv: no window of the test part has a value of each series in its"):
         opened(write(tmp_path / "a.csv", table(), gaps=tuple(range(128, 160)))).check()
 
 

@@ -7,6 +7,7 @@ import copy
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from manual_backprop.common.errors import ConfigError, InputError
 from manual_backprop.config import network, plugins, schema, task_rules, validation
 from manual_backprop.models import autograd
 from manual_backprop.models.extensions import register_activation
+from manual_backprop.models.implementations import build_network
 from manual_backprop.ops import activations, loss
+from manual_backprop.study.gradient_check.network_case import draw_batch
 from manual_backprop.tasks import TASKS, SequenceTask, register_task
 
 COUNTING = ("task=counting", "task.modulus=9", "architecture.activation=squared_relu", "model=tiny", "model.d_model=16")
@@ -104,6 +107,31 @@ def test_nothing_is_imported_because_a_file_names_it(plugin: Path, tmp_path: Pat
         with pytest.raises((ConfigError, InputError), match=asks):
             command()
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
+@pytest.mark.parametrize("kind", ["decoder", "encoder", "encoder_decoder"])
+def test_their_gradients_are_autograd_s(kind: str, kernels: str, plugin: Path) -> None:
+    """Of every kind of network, by hand and by the mirrors; bfloat16 too has its loss in float32."""
+    plugins.load_plugins([str(plugin)])
+    sizes = {"vocab_size": 11, "d_model": 8, "n_blocks": 1, "n_heads": 2, "d_ffn": 12, "max_seq_len": 7}
+    own = {"head_loss": "brier", "activation": "squared_relu", "kernels": kernels, "compile": "never"}
+    own |= {"n_outputs": 5} if kind == "encoder" else {}
+    config = network.CustomTransformerConfig(**sizes, **own, network=kind, precision="fp64")  # type: ignore[arg-type]
+    batch = draw_batch(config, 3, 6)
+    hand, mirror = (build_network(implementation, config) for implementation in ("custom", "torch"))
+    hand.load_parameters(mirror.export_parameters())
+    losses = []
+    for one in (hand, mirror):
+        one.zero_gradients()
+        losses.append(one.loss_and_gradients(batch, denominator=7, step=None).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    for name, wanted in mirror.gradients.items():
+        assert (hand.gradients[name] - wanted).norm() <= 1e-12 * max(1, wanted.norm()), name
+    small = build_network("custom", replace(config, precision="bf16"))
+    small.load_parameters(mirror.export_parameters())
+    loss = small.loss_and_gradients(batch, denominator=7, step=None)
+    assert loss.item() == pytest.approx(losses[0], rel=0.05)
 
 
 def test_what_cannot_be_loaded_or_registered(plugin: Path, tmp_path: Path) -> None:

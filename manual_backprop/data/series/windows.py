@@ -26,6 +26,10 @@ from ...common.json_files import read_object
 
 SCALING = "scaling.json"  # of a checkpoint
 AT_ONCE = 500  # windows that are forecast
+NO_WINDOW = (
+    "no window of the {} part has a value of each series in its history and one to forecast; give a series with fewer "
+    "gaps, or a longer task.history"
+)
 MOST_MEASURED = 4096  # windows of the training part, evenly spread, that the scales are measured on
 SMALLEST = 1e-6  # of the scale of what is read: differences below are rounding, and not to be learned
 
@@ -120,6 +124,8 @@ class Scaling:
     ) -> Self:
         """values (N, S) of the training part. Raises InputError where a series does not change there."""
         wanted = windows_of(values, history, horizon, 0, len(values))
+        if not len(wanted):
+            raise InputError(NO_WINDOW.format("training"))
         wanted = wanted[np.unique(np.linspace(0, len(wanted) - 1, MOST_MEASURED).astype(int))]
         read, future = cut(values, wanted, history, horizon)
         read = filled(read)

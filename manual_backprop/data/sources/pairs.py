@@ -21,6 +21,7 @@ from .files import JsonLines, ParquetFiles, find_files
 from .hub import HubSource, SavedDataset
 
 FORMAT_OF = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+USUAL = ("source", "target")  # columns, where none are named
 _BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -124,7 +125,7 @@ def format_of(path: str, dataset: DatasetConfig) -> str:
 
 
 def _columns(dataset: DatasetConfig) -> tuple[str, str]:
-    return dataset.source_column or "source", dataset.target_column or "target"
+    return dataset.source_column or USUAL[0], dataset.target_column or USUAL[1]
 
 
 def _beside(path: str, ending: str) -> Path:
@@ -192,8 +193,8 @@ class Lines(FileSource):
 
 class TabSeparated(FileSource):
     """Lines of cells with tabs between, whose `column` is a text. A column that is named is named in the first line; a
-    number counts from 1, and then, as where none is given, the first line is a row like the others. There is no
-    quoting: a cell is all that stands between two tabs."""
+    number counts from 1, and the first line is a row like the others. So it is where none is given, unless that line
+    says source and target. There is no quoting: a cell is all that stands between two tabs."""
 
     version = "tsv 1"
 
@@ -210,8 +211,11 @@ class TabSeparated(FileSource):
             for number, line, where in _lines(file):
                 row = [] if isinstance(line, BadRow) else line.split("\t")
                 if place is None:
-                    place, cells = self._place(row, where), len(row)
-                    if self._is_named:
+                    column = self.column
+                    if column is None and {*USUAL} <= {name.strip() for name in row}:
+                        column = self.key.removesuffix("_column")
+                    place, cells = self._place(column, row, where), len(row)
+                    if column is not None and not column.isdecimal():
                         continue
                 if isinstance(line, BadRow):
                     yield line
@@ -220,22 +224,18 @@ class TabSeparated(FileSource):
                 else:
                     yield Document(f"{file.name}:{number}", (row[place],), where)
 
-    @property
-    def _is_named(self) -> bool:
-        return self.column is not None and not self.column.isdecimal()
-
-    def _place(self, first: list[str], where: str) -> int:
+    def _place(self, column: str | None, first: list[str], where: str) -> int:
         """Of the column in a row. Raises InputError."""
-        if self._is_named:
+        if column is not None and not column.isdecimal():
             names = [name.strip() for name in first]
-            if names.count(str(self.column)) != 1:
+            if names.count(column) != 1:
                 raise InputError(
-                    f"{where}: there is no column {self.column!r}, only {', '.join(map(repr, names))}. Name one of "
+                    f"{where}: there is no column {column!r}, only {', '.join(map(repr, names))}. Name one of "
                     f"these, dataset.{self.key}=NAME, or, where the first line has no names, a number: "
                     f"dataset.{self.key}=1."
                 )
-            return names.index(str(self.column))
-        number = int(self.column) if self.column else ("source_column", "target_column").index(self.key) + 1
+            return names.index(column)
+        number = int(column) if column else USUAL.index(self.key.removesuffix("_column")) + 1
         if not 1 <= number <= len(first):
             raise InputError(
                 f"{where}: there is no column {number}, the line has {_cells(len(first))}; are there tabs between "

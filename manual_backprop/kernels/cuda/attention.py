@@ -86,7 +86,7 @@ def self_attention_forward(
 def self_attention_backward(dcontext: Tensor, cache: SelfAttentionCache, record: Record = no_record) -> Tensor:
     """dcontext (B, T, D) -> dqkv (B, T, 3D): `ops.self_attention_backward`."""
     if not isinstance(cache[0], Fused):
-        return tiles.self_attention_backward(dcontext, cache, record)  # type: ignore[arg-type]
+        return tiles.self_attention_backward(dcontext, cache, record)
     fused, n_heads = cache
     gradients = fused_backward(dcontext.unflatten(2, (n_heads, -1)), fused, record)
     return torch.cat(gradients, dim=2).flatten(2)
@@ -129,7 +129,7 @@ def fused_forward(
     if kind is None:
         if reason not in told:
             told.add(reason)
-            log.warning("attention is not fused, and takes more time and memory: %s", reason)
+            log.warning("attention takes more time and memory than fused: %s", reason)
         return None
     if any(map(record.wants, tiles.RECORDED)):  # what a fused kernel does not keep
         textbook.attention_forward(*tiles.turned(query, key, value, None), visible, dropout, record)
@@ -197,7 +197,7 @@ def _choose(query: Tensor, key: Tensor, visible: Visible, dropout: Dropout | Non
     if kind == "efficient" and torch.are_deterministic_algorithms_enabled():
         return None, "in float32 no kernel promises the same bits each time (device.deterministic)"
     if kind == "efficient" and H != G:
-        return None, "in float32 keys and values are not shared by several queries"
+        return None, "in float32, keys and values that several queries share are repeated for each"
     return kind, ""
 
 

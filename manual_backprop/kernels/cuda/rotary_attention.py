@@ -1,24 +1,24 @@
 """Rotary positions and grouped queries around attention, which reads a key where it is for all its queries."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ... import ops
 from ...ops.dropout import Dropout
 from ...ops.numerics import Record, no_record
-from ...ops.rotary_attention import RepeatHeadsCache, RotaryCache
+from ...ops.rotary_attention import RotaryCache
 from ...ops.visible import CAUSAL, Visible
 from .attention import (
     Fused,
-    SelfAttentionCache,
     fused_backward,
     fused_forward,
     self_attention_backward,
     self_attention_forward,
 )
 
-GroupedCache = tuple[int, Fused]
-RotaryAttentionCache = tuple[RotaryCache, GroupedCache | tuple[RepeatHeadsCache, SelfAttentionCache]]
+RotaryAttentionCache = tuple[RotaryCache, tuple[Any, Any]]  # of attention, as it is served
 
 
 def rotary_attention_forward(
@@ -33,8 +33,9 @@ def rotary_attention_forward(
     """context = self_attention(repeat_heads(rotary(qkv))): `ops.rotary_attention_forward`."""
     turned, rotary_cache = ops.rotary_forward(qkv, rotation, n_heads + n_kv_heads)
     record("turned", turned)
-    by_head = turned.unflatten(2, (n_heads + 2 * n_kv_heads, -1)).split((n_heads, n_kv_heads, n_kv_heads), dim=2)
-    fused = fused_forward(*by_head, visible, dropout, record)
+    heads = turned.unflatten(2, (n_heads + 2 * n_kv_heads, -1))
+    query, key, value = heads.split((n_heads, n_kv_heads, n_kv_heads), dim=2)
+    fused = fused_forward(query, key, value, visible, dropout, record)
     if fused is not None:
         return fused.context.flatten(2), (rotary_cache, (n_heads, fused))
     repeated, repeat_cache = ops.repeat_heads_forward(turned, n_heads, n_kv_heads)

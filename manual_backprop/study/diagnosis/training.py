@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,8 +58,10 @@ def width_of(batch: AnyBatch) -> int:
 
 def first_rows(batch: AnyBatch, count: int, first: int = 0) -> AnyBatch:
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    rows = {name: value[first : first + count] for name, value in values.items() if isinstance(value, Tensor)}
-    return replace(batch, **{name: value.contiguous() for name, value in rows.items()}, first_row=0)
+    rows: dict[str, Any] = {
+        name: value[first : first + count].contiguous() for name, value in values.items() if isinstance(value, Tensor)
+    }
+    return replace(batch, **rows, first_row=0)
 
 
 def memorable(batches: Sequence[AnyBatch]) -> AnyBatch:

@@ -23,7 +23,7 @@ from ...common.digests import json_digest
 from ...common.errors import ConfigError, InputError
 from ...config.schema import CustomTransformerConfig, RunConfig
 from ...data.series.reader import Series, open_series
-from ...data.series.windows import SCALING, Scaling, Windows, forecasts_of
+from ...data.series.windows import NO_WINDOW, SCALING, Scaling, Windows, forecasts_of
 from ...data.tokens.order import Order, Padded, Repeated
 from ...models.wrappers.building import build_wrapper
 from ..asking import Predictor
@@ -143,12 +143,9 @@ class ForecastingTask(Task):
         return order if repeat is None else Repeated(order, repeat)
 
     def check(self) -> None:
-        for name, windows in self.windows.items():
-            if not len(windows):
-                raise InputError(
-                    f"{self.series.place}: no window of the {'training' if name == 'train' else name} part has a value "
-                    "in its history and one to forecast; give a series with fewer gaps, or a longer task.history"
-                )
+        for name in ("validation", "test"):
+            if not len(self.windows[name]):
+                raise InputError(f"{self.series.place}: {NO_WINDOW.format(name)}")
 
     # What it measures and predicts
 

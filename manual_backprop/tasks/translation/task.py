@@ -8,7 +8,7 @@ and chrF, which chooses the best checkpoint.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,28 +22,20 @@ from ...config.schema import CustomTransformerConfig, RunConfig
 from ...data.tokens.order import Order, Padded, Repeated
 from ...data.tokens.pair_corpus import PairCorpus, Tokenizers, open_test_split, prepare_pairs, preview_pairs
 from ...models.wrappers.building import build_wrapper
-from ..asking import Reading, Writer, texts_of
+from ..asking import Reading, Writer
 from ..evaluation import Evaluation, Evaluator
 from ..preview import Preview, rows_of_a_step
 from ..sequence_pictures import CROSS_ATTENTION, CrossAttention, cross_attention_of, draw_cross_attention
 from ..task import Evaluated, Final, Measured, Task
 from .rows import SPECIAL, PairRows, SpecialIds
 from .scores import Scores, scores_of
+from .writer import SIGNATURE, Translator
 
 MEASURED_ROWS = 500  # at a time,
 MEASURED_LOGITS = 2**26  # or as many as have so many logits
 SHOWN = 10  # predictions
 COPIED = 2000  # validation rows that the baseline is measured on
 LONGEST_SEEN = 32  # tokens of a picture's row
-SERVED = {"max_length": ("long", 0), "beams": ("long", 1), "length_penalty": ("double", 0.6)}  # 0: as long as it can be
-_TEXT = [{"type": "string", "required": True}]
-SIGNATURE = {
-    "inputs": _TEXT,
-    "outputs": _TEXT,
-    "params": [
-        {"name": name, "default": default, "shape": None, "type": kind} for name, (kind, default) in SERVED.items()
-    ],
-}
 
 
 class TranslationTask(Task):
@@ -270,7 +262,7 @@ class TranslationTask(Task):
         return Reading(batch, *sides, self.token)
 
     def writer(self, model: Any) -> Writer:
-        return Translator(self, model)
+        return Translator(partial(self.answers, model))
 
     def predictions(self, model: Any) -> list[str]:
         """Ten rows, as one text: what the model writes, and whether it is right."""
@@ -395,28 +387,6 @@ class TranslationTask(Task):
         }
         if differences := [text for name, text in sentences.items() if state.get(name) != self.digests[name]]:
             raise ConfigError(differences)
-
-
-class Translator(Writer):
-    """Sources in, targets out."""
-
-    def __init__(self, task: TranslationTask, model: Any):
-        self.task, self.model = task, model
-
-    def write(self, source: str, **drawing: Any) -> str:
-        return self.task.answers(self.model, [source], **drawing)[0]
-
-    def serve(self, model_input: Any, params: Mapping[str, Any]) -> list[str]:
-        if unknown := sorted(set(params) - set(SERVED)):
-            raise InputError(f"there is no parameter {unknown[0]!r}; there are {', '.join(SERVED)}")
-        chosen = {name: default for name, (_, default) in SERVED.items()} | dict(params)
-        return self.task.answers(
-            self.model,
-            texts_of(model_input),
-            max_new_tokens=int(chosen["max_length"]) or None,
-            beams=int(chosen["beams"]),
-            length_penalty=float(chosen["length_penalty"]),
-        )
 
 
 def metrics_of(scores: Mapping[str, Scores], prefix: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ format of the moments: of bfloat16 gradients, in float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from ...common import interruption
 from ...common.batch import AnyBatch
 from ...models.network import FlatNetwork, Network, block_names, no_callback
+from ...models.training_step import Reduction
 from ...optim.parameters import PADDING
 from .group import Group, Sum
 
@@ -62,24 +63,14 @@ def digest_of(tensors: Iterable[Tensor]) -> int:
     return total
 
 
-class Reduction:
-    """Of one process alone: its gradients are the sum."""
-
-    def watched(self, batches: Iterable[AnyBatch]) -> Iterator[AnyBatch]:
-        """The batches of an optimizer step; the last one's backward pass completes the gradients."""
-        yield from batches
-
-    def finish(self, loss: Tensor, wishes: Wishes) -> tuple[Tensor, Wishes]:
-        """After the last backward pass: the gradients are those of all processes, and so is the loss; and what any of
-        them wishes."""
-        return loss, wishes
-
-
 class GroupReduction(Reduction):
     """Of several processes, which call it in the same order."""
 
-    def __init__(self, group: Group, network: Network):
-        self.group, self.network = group, network
+    shared = True
+
+    def __init__(self, group: Group, network: Network, wishes: Callable[[], Wishes]):
+        self.group, self.network, self.wishes = group, network, wishes
+        self.agreed = Wishes()  # of all processes, in the last step
         self.order = [*reversed(block_names(network.config)), REST]  # in which they become complete
         self.ranges = {block: self._ranges(block) for block in self.order}
         self._sent: list[tuple[Sum, Tensor]] = []
@@ -114,7 +105,7 @@ class GroupReduction(Reduction):
         self.network.on_gradients_complete = self._complete
         yield from waiting
 
-    def finish(self, loss: Tensor, wishes: Wishes) -> tuple[Tensor, Wishes]:
+    def finish(self, loss: Tensor) -> Tensor:
         self.network.on_gradients_complete = no_callback
         for block in self.order[self._next :]:  # a process may have no batch in a ragged step
             self._complete(block)
@@ -124,6 +115,7 @@ class GroupReduction(Reduction):
                 gradient.copy_(total)
         self._sent, self._next = [], 0
         # One sum for the loss and the wishes, of which the host has to know: on a GPU the loss does not go there.
+        wishes = self.wishes()
         asked = [float(wishes.signal == number) for number in SIGNALS] + [float(wishes.save)]
         if loss.device.type == "cpu":
             total, *found = self.group.summed(torch.tensor([loss.item(), *asked], dtype=torch.float64))
@@ -133,7 +125,8 @@ class GroupReduction(Reduction):
             found = list(self.group.summed(torch.tensor(asked)))
         *signals, save = (bool(number) for number in found)
         received = [number for number, is_asked in zip(SIGNALS, signals, strict=True) if is_asked]
-        return loss, Wishes(received[0] if received else None, save)
+        self.agreed = Wishes(received[0] if received else None, save)
+        return loss
 
     def _complete(self, block: str | None) -> None:
         if self._next >= len(self.order) or block != self.order[self._next]:

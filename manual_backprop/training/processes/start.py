@@ -212,8 +212,6 @@ def joined(config: RunConfig) -> Iterator[Processes]:
         return
     _refuse(config, place)
     cuda = config.device.name != "cpu" and torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(place.local_rank)
     group = connect(place, "cpu:gloo,cuda:nccl" if cuda else "gloo")
     if config.device.threads is None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))

@@ -361,8 +361,8 @@ def start_sweep(checked: Checked, root: Path, hydra_call: HydraCall, config_fold
     given = None if "run_name" in checked.swept else checked.jobs[0].config.run_name
     name = given or "sweep of " + (", ".join(short_keys(checked.swept).values()) or "one job")
     directory = create_run_directory(outputs, name, origin=Origin(), folder=SWEEPS)
-    given = {"overrides": list(checked.overrides), "config_folder": config_folder, "plugins": list(loaded_plugins())}
-    directory.update(given=given, best=None)
+    command = {"overrides": list(checked.overrides), "config_folder": config_folder}
+    directory.update(given=command | {"plugins": list(loaded_plugins())}, best=None)
     Sweep(directory, checked, root).run(hydra_call)
 
 
