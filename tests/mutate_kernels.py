@@ -81,6 +81,12 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         ("0.f -> 1.f",),
         "its factors are 0; finite is all that it has to be",
     ),
+    (
+        "attention.h",
+        "for (int64_t k = 0; k < K; ++k) std::fill(left + k * ld + n, left + (k + 1) * ld, T(0.f));",
+        ("* -> /",),
+        "what it fills too is written after it",
+    ),
     ("attention.h", "for (int64_t first = 0; first < n; first += WIDTH) {", ("< -> <=",), "a pass more, over no row"),
     (
         "attention.h",
