@@ -143,6 +143,27 @@ def test_a_step_of_gpt2_has_few_launches() -> None:
     assert one + 11 * (two - one) <= 450
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(map(str, options.values())))
+def test_a_graph_gives_the_bits_of_steps_as_they_are(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the same bits are promised at all (device.deterministic), on a real GPU."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    found = []
+    try:
+        for graph in (False, True):
+            network = build_network("custom", CustomTransformerConfig(TINY | options | {"compile": "always"}))
+            step = TrainingStep(network, network.adamw(0.1, (0.9, 0.95), 1e-8), 1.0, graph)
+            batch = batch_of(network.config)
+            for number in range(1, 8):
+                step([batch], 32, 1e-3 / number, number)
+            assert step.uses_graph == graph
+            found.append(network.export_parameters())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(tensor, found[0][name]) for name, tensor in found[1].items())
+
+
 def test_what_fused_attention_does_not_take_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     for options, why in (
         ({"dropout": 0.1}, "its probabilities are dropped (model.dropout=0.1)"),

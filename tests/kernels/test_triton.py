@@ -62,8 +62,9 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
     def compile_only(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
         found.append(kernel.warmup(*arguments, grid=grid, **constants))
 
-    for name in {*room.FILES.values(), "launching"}:
-        monkeypatch.setattr(importlib.import_module(f"{room.__name__}.{name}"), "launch", compile_only)
+    modules = [importlib.import_module(f"{room.__name__}.{name}") for name in {*room.FILES.values(), "launching"}]
+    for module in modules:  # all are there by now: an import would find a launch that is patched already
+        monkeypatch.setattr(module, "launch", compile_only)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver(request.param))

@@ -62,8 +62,10 @@ def assert_near(got: Tensor, want: Tensor, sums: int = 1) -> None:
     assert error_of(got, want) <= unit + 4 * sums * inside, (got.dtype, error_of(got, want))
 
 
-@pytest.mark.parametrize("kind", ["layer", "rms"])
-@pytest.mark.parametrize(("stream", "multiplied"), MIXED)
+@pytest.mark.parametrize(
+    ("kind", "stream", "multiplied"),
+    [*(("layer", *formats) for formats in MIXED), *(("rms", *formats) for formats in MIXED[1:5])],
+)
 @pytest.mark.usefixtures("small_tiles")
 def test_residual_norm(kind: str, stream: torch.dtype, multiplied: torch.dtype) -> None:
     check_residual_norm(kind, stream, multiplied, 5, 37, branched=True)
@@ -117,7 +119,7 @@ def check_residual_norm(
 
 @pytest.mark.parametrize(
     ("activation", "dtype"),
-    [*(("gelu_tanh", dtype) for dtype in FORMATS), ("gelu", fp64), ("gelu", bf16), ("relu", fp16)],
+    [*(("gelu_tanh", dtype) for dtype in (fp32, bf16, fp16)), ("gelu", fp64), ("relu", fp32)],
 )
 @pytest.mark.usefixtures("small_tiles")
 def test_bias_activation(activation: str, dtype: torch.dtype) -> None:
@@ -161,8 +163,10 @@ def test_swiglu(dtype: torch.dtype) -> None:
     assert_near(dx, ops.swiglu_backward(dy.double(), cache))
 
 
-@pytest.mark.parametrize("dtype", FORMATS)
-@pytest.mark.parametrize(("width", "smoothing"), [(37, 0.0), (37, 0.1), (1, 0.0), (16, 0.0)])
+@pytest.mark.parametrize(
+    ("width", "smoothing", "dtype"),
+    [*((37, smoothing, dtype) for smoothing in (0.0, 0.1) for dtype in FORMATS), (1, 0.0, fp32), (16, 0.0, bf16)],
+)
 @pytest.mark.usefixtures("small_tiles")
 def test_cross_entropy(width: int, smoothing: float, dtype: torch.dtype) -> None:
     """Rows lie apart, as those of padded logits; one that does not count holds anything; no logit is too large."""
@@ -342,8 +346,8 @@ def calls() -> dict[str, Any]:
 
 def test_launches_are_as_many_as_said(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[Any] = []
-    for name in {*room.FILES.values(), "launching"}:
-        module = importlib.import_module(f"{room.__name__}.{name}")
+    modules = [importlib.import_module(f"{room.__name__}.{name}") for name in {*room.FILES.values(), "launching"}]
+    for module in modules:
         monkeypatch.setattr(module, "launch", lambda kernel, *arguments, **constants: launched.append(kernel))
     assert calls().keys() == room.LAUNCHES.keys() == room.FILES.keys()
     for name, call in calls().items():

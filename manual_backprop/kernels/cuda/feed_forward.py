@@ -17,7 +17,7 @@ from .linear import add_product
 aten = torch.ops.aten
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu")
-FeedForwardCache = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, str] | tuple[Any, ...]
+FeedForwardCache = tuple[Any, ...]  # x, hidden weight, hidden layer, its bias apart, output weight, activation
 GatedFeedForwardCache = tuple[Tensor, Tensor, Tensor, Tensor]
 
 

@@ -123,7 +123,8 @@ def check_pair(item: Item, device: torch.device) -> list[Finding]:
 def check_network(item: Item, device: torch.device) -> list[Finding]:
     config = config_of(item, device)
     if item.precision != "fp64":
-        return check_network_precision(config, "proof", SEEDS)
+        # an encoder has a target a row: of few, each has so much of the loss that float16 overflows
+        return check_network_precision(config, "proof", SEEDS, B=32 if config.network == "encoder" else 4)
     errors = draw_errors(config, "proof", B=4, T=config.max_seq_len, peer="torch")
     return [Finding(item.name, name, by_hand, AUTOGRAD_BAR) for name, (by_hand, _) in errors.items()]
 
