@@ -14,7 +14,7 @@ from typing import Any
 from .common.durable_files import storage_errors
 from .common.errors import InputError
 from .common.exit_codes import exit_code_of
-from .common.processor import compute_capabilities
+from .common.machine import compute_capabilities
 from .common.startup.output import endure_output
 from .config.arguments import Parser, number, whole
 from .study.benchmark.cases import ONEDNN, ROWS, SUBJECT, Case

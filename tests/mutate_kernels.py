@@ -63,6 +63,121 @@ THREADS = "how many numbers are worth a thread changes no result"
 EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("activations.h", "const Vec is_positive = x > Vec(0.f);", ("> -> >=",), "at 0 both gates are a half"),
     (
+        "attention.h",
+        "bool drops() const { return probability > 0; }",
+        ("> -> >=",),
+        "with probability 0 all are kept, and their factor is 1",
+    ),
+    ("attention.h", "pair[2 * i + 1] = other ? other[i] : T(0.f);", ("0.f -> 1.f",), "its factors are 0"),
+    (
+        "attention.h",
+        "std::fill(right, right + padded<T>(K) * columns, T(0.f));",
+        ("0.f -> 1.f",),
+        "a column without a query reaches no result",
+    ),
+    (
+        "attention.h",
+        "for (int64_t k = 0; k < K; ++k) std::fill(left + k * ld + n, left + (k + 1) * ld, T(0.f));",
+        ("0.f -> 1.f",),
+        "its factors are 0; finite is all that it has to be",
+    ),
+    ("attention.h", "for (int64_t first = 0; first < n; first += WIDTH) {", ("< -> <=",), "a pass more, over no row"),
+    (
+        "attention.h",
+        "const size_t bytes = (size_t(count) * sizeof(T) + 63) / 64 * 64;",
+        ("/ -> *",),
+        "more memory than needed",
+    ),
+    (
+        "attention.h",
+        "if (block.size() < bytes + 64) block.resize(bytes + 64);",
+        ("< -> <=",),
+        "to the size that it has",
+    ),
+    ("attention.h", "size_t next_ = 0;", ("0 -> 1",), "set before it is read"),
+    (
+        "attention.h",
+        "all_ = visible.query_segments ? 0 : visible.keys_up_to(query + 1, block.seen);",
+        ("+ -> -",),
+        "fewer keys without a mask, more with one that hides none of them",
+    ),
+    (
+        "attention.h",
+        "seen_ = visible.keys_up_to(std::min(query + WIDTH, block.last), block.seen);",
+        ("std::min -> std::max",),
+        "more keys, which the mask hides",
+    ),
+    (
+        "attention.h",
+        "is_seen[lane] = lanes_[lane] >= from && same ? 1.f : 0.f;",
+        ("1.f -> 2.f",),
+        "it is compared with 0",
+    ),
+    (
+        "attention.h",
+        "inline int64_t queries_of(int64_t S) { return S >= LONG ? MOST_QUERIES / 2 : MOST_QUERIES; }",
+        (
+            ">= -> >",
+            "/ -> *",
+        ),
+        "how many queries at once changes no result",
+    ),
+    ("attention.h", "at::parallel_for(0, B * H, 1, [&](int64_t begin, int64_t end) {", ("1 -> 2",), THREADS),
+    ("attention.h", "at::parallel_for(0, B * G, 1, [&](int64_t begin, int64_t end) {", ("1 -> 2",), THREADS),
+    (
+        "attention.h",
+        "for (int64_t first = 0; first < visible.T; first += at_once) {",
+        (
+            "< -> <=",
+            "< -> <= (2)",
+        ),
+        "a block more, of no query",
+    ),
+    (
+        "attention.h",
+        "std::fill(out + c * context.position, out + c * context.position + K, T(0.f));",
+        ("* -> /",),
+        "what comes before is 0 as well",
+    ),
+    (
+        "attention.h",
+        "for (int64_t c = 0; c < n; ++c) std::fill(dquery_rows + c * dquery.position, "
+        "dquery_rows + c * dquery.position + K, T(0.f));",
+        ("* -> /",),
+        "what comes before is 0 as well",
+    ),
+    (
+        "attention.h",
+        "for (int64_t c = 0; c < columns; ++c) {",
+        (
+            "< -> <=",
+            "< -> <= (2)",
+        ),
+        "a number more, in memory that is there and that nobody reads",
+    ),
+    (
+        "attention.h",
+        "most = where(most == Vec(-INFINITE), Vec(0.f), most) * Vec(scale);  // a query that sees no key",
+        ("0.f -> 1.f",),
+        "exp(-inf) is 0, whatever is subtracted",
+    ),
+    ("attention.h", "if (j >= column.seen()) return Vec(0.f);", (">= -> >",), "the mask hides that key"),
+    (
+        "attention.h",
+        "const Vec one = probability(j), other = j + 1 < seen ? probability(j + 1) : Vec(0.f);",
+        (
+            "+ -> -",
+            "< -> <=",
+        ),
+        "the probability of the key after the last is 0",
+    ),
+    (
+        "attention.h",
+        "where(sees, Vec(share) / sum, Vec(0.f)).store(factors + c);",
+        ("0.f -> 1.f",),
+        "the context of a query that sees no key is 0 before",
+    ),
+    (
         "loss.h",
         "if (smoothing > 0) all = all + Vec::set(Vec(0.f), x, count);",
         ("> -> >=",),
@@ -105,6 +220,35 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "at::parallel_for(0, n_rows, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, numbers)), "
         "[&](int64_t begin, int64_t end) {",
         ("std::max -> std::min", "1 -> 2", "/ -> *", "std::max -> std::min (2)", "1 -> 2 (2)"),
+        THREADS,
+    ),
+    (
+        "vectors.h",
+        "for (; i + WIDTH <= n; i += WIDTH) f(i, WIDTH);",
+        ("<= -> <",),
+        "the last whole vector is what is left",
+    ),
+    ("vectors.h", "if (i < n) f(i, n - i);", ("< -> <=",), "a call more, for no number"),
+    (
+        "vectors.h",
+        "for (; i + WIDTH <= n; i += WIDTH) total = total + f(i, WIDTH);",
+        ("<= -> <",),
+        "the last whole vector is what is left",
+    ),
+    ("vectors.h", "if (i < n) total = total + Vec::set(Vec(0.f), f(i, n - i), n - i);", ("< -> <=",), "0 is added"),
+    (
+        "vectors.h",
+        "const int64_t vectors = (n + WIDTH - 1) / WIDTH;",
+        (
+            "- -> +",
+            "/ -> *",
+        ),
+        "those after the last are cut off below",
+    ),
+    (
+        "vectors.h",
+        "at::parallel_for(0, vectors, GRAIN / WIDTH, [&](int64_t begin, int64_t end) {",
+        ("/ -> *",),
         THREADS,
     ),
 )
@@ -196,7 +340,12 @@ def tests_of(file: str) -> list[tuple[Callable[..., None], tuple]]:
         asked += [(test, ("compiled", dtype)) for test, dtype in cases]
     if file == "attention.h":
         asked += [(tests.test_attention, (*case, dtype)) for case in tests.ATTENTION_CASES for dtype in tests.UNIT]
-        asked += [(tests.test_what_attention_does_not_see_may_hold_anything, (dtype,)) for dtype in tests.UNIT]
+        rest = (
+            tests.test_attention_of_large_scores_overflows_nowhere,
+            tests.test_what_attention_does_not_see_may_hold_anything,
+        )
+        asked += product(rest, [(dtype,) for dtype in tests.UNIT])
+        asked.append((tests.test_attention_drops_an_element_from_the_same_probability_on, ()))
     return asked
 
 

@@ -278,7 +278,7 @@ class KernelsConfig:
     name: str = option_name(*KERNELS)
     compile: str | None = setting(
         Word(COMPILE),
-        "small functions: auto (on a GPU, or where there is a C++ compiler), always, never",
+        "small functions: auto (where there is a C++ compiler; on a GPU Triton and graphs), always, never",
         only_for=("fused",),
     )
 

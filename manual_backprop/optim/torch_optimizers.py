@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
+from ..ops.numerics import one_number
 from .optimizers import Optimizer
 
 # A state's name in torch -> its name here, where implementations exchange it.
@@ -54,7 +55,7 @@ class TorchOptimizer(Optimizer):
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         self._count(finite, loss)
         if self.weight_decay and not self.adam:
-            kept = torch.where(finite, torch.full_like(norm, 1 - learning_rate * self.weight_decay), 1)
+            kept = torch.where(finite, one_number(1 - learning_rate * self.weight_decay, norm), 1)
             torch._foreach_mul_(self.matrices, kept)
         for group in self.torch_optimizer.param_groups:
             group["lr"] = learning_rate

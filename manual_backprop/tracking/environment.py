@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..common.machine import processor
 from ..common.processes import processes
-from ..common.processor import processor
 
 if TYPE_CHECKING:
     from ..models.network import Network

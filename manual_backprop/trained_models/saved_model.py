@@ -293,7 +293,7 @@ def _implementation(state: Mapping[str, Any]) -> str:
 
 
 def _check_device(device: str) -> None:
-    from manual_backprop.common.processor import compute_capabilities
+    from manual_backprop.common.machine import compute_capabilities
 
     if device == "cuda" and not compute_capabilities():
         raise InputError("--device cuda: no NVIDIA GPU can be used on this machine; leave it out")

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from manual_backprop.common.errors import InputError
-from manual_backprop.common.processor import compute_capabilities
+from manual_backprop.common.machine import compute_capabilities
 from manual_backprop.config.rules import shown
 from manual_backprop.config.schema import WITH_FORMAT, DatasetConfig, RunConfig
 

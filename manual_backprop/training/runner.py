@@ -207,10 +207,12 @@ class Runner:
         device = self.config.network_config(1).get_device()
         if device.type != "cuda":
             return
-        torch.cuda.set_device(device)
+        if device.index is not None:
+            torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what its products need to be reproducible
         torch.use_deterministic_algorithms(bool(self.config.device.deterministic))
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads what it has not written
+        deterministic: Any = torch.utils.deterministic
+        deterministic.fill_uninitialized_memory = False  # nothing reads what it has not written
 
     def _is_due(self, every: int | str) -> bool:
         """After this step, or at the end. `every` is a number of steps, or the word epoch."""

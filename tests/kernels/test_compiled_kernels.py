@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -545,12 +547,26 @@ def visible_of(mask: str, B: int, T: int, S: int) -> Visible:
     return Visible("causal" in mask, lengths, *(segments if mask == "segments" else (None, None)))
 
 
+def at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def in_a_new_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Which has no memory yet."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(copy_context().run, function, *arguments).result()
+
+
 def attention_of(
-    qkv: tuple[Tensor, ...], dcontext: Tensor, visible: Visible, dropout: ops.Dropout | None
+    qkv: tuple[Tensor, ...],
+    dcontext: Tensor,
+    visible: Visible,
+    dropout: ops.Dropout | None,
+    run: Callable[..., Any] = at_once,
 ) -> list[Tensor]:
     """context and the gradients of query, key and value."""
-    context, cache = kernels.attention_forward(*qkv, visible, dropout)
-    return [context.clone(), *kernels.attention_backward(dcontext, cache)]
+    context, cache = run(kernels.attention_forward, *qkv, visible, dropout)
+    return [context.clone(), *run(kernels.attention_backward, dcontext, cache)]
 
 
 def expected_attention(
@@ -585,7 +601,7 @@ def test_attention(sizes: tuple[int, ...], mask: str, probability: float, dtype:
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         with kernels.fast(True, query.device):
-            found.append(attention_of((query, key, value), dcontext, *hidden))
+            found.append(attention_of((query, key, value), dcontext, *hidden, in_a_new_thread))
     arena = kernels.Arena(poisoned=True)
     for _ in range(2):
         with kernels.step(arena, True, query.device):
@@ -598,6 +614,33 @@ def test_attention(sizes: tuple[int, ...], mask: str, probability: float, dtype:
         assert torch.equal(got == 0, got.double() == 0)
         assert not got[(want == 0).all(-1)].any()  # exactly 0 where nothing is visible
     assert not compiled._failed
+
+
+@pytest.mark.slow
+def test_attention_drops_an_element_from_the_same_probability_on() -> None:
+    """Of 2^31 steps; a float has 2^24."""
+    low, high, place = 0, 1 << 31, ((1, 1), (0, 0, 0))
+    while high - low > 1:
+        middle = (low + high) // 2
+        is_kept = bool(ops.dropout.keep_mask((1, 1, 1, 1), ops.Dropout(middle / 2**31, 3, *place), torch.device("cpu")))
+        low, high = (middle, high) if is_kept else (low, middle)
+    tensors = torch.ones(4, 1, 1, 1, 2)
+    for steps, is_kept in ((low, True), (high, False)):
+        with kernels.fast(True, torch.device("cpu")):
+            got = attention_of(tuple(tensors[:3]), tensors[3], Visible(), ops.Dropout(steps / 2**31, 3, *place))
+        assert bool(got[0].all()) is bool(got[3].all()) is is_kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", UNIT)
+def test_attention_of_large_scores_overflows_nowhere(dtype: torch.dtype) -> None:
+    """Of most of them exp alone is infinite. What is rounded in a score is an error of that size in a probability."""
+    tensors = [8 * x for x in torch.randn(4, 2, 70, 2, 16).to(dtype)]
+    context, cache = ops.attention_forward(*[x.double() for x in tensors[:3]], Visible())
+    want = [context, *ops.attention_backward(tensors[3].double(), cache)]
+    with kernels.fast(True, torch.device("cpu")):
+        got = attention_of(tuple(tensors[:3]), tensors[3], Visible(), None)
+    assert all(error(x, y) <= 1024 * UNIT[dtype] for x, y in zip(got, want, strict=True))
 
 
 @pytest.mark.slow

@@ -21,10 +21,10 @@ from bench_tools import KERNELS, TINY, case_of, ready
 from torch.utils.flop_counter import FlopCounterMode
 
 from manual_backprop import bench
-from manual_backprop.common import processor
+from manual_backprop.common import machine
 from manual_backprop.common.allocator import give_back_freed_memory, keep_freed_memory, resident_bytes
 from manual_backprop.common.errors import CheckFailedError, InputError
-from manual_backprop.common.processor import compute_capabilities
+from manual_backprop.common.machine import compute_capabilities
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.kernels.cpu import products
 from manual_backprop.kernels.cpu.products import onednn_is_exact
@@ -422,7 +422,7 @@ def test_the_processor_is_named_with_its_instructions(tmp_path: Path, monkeypatc
     told = tmp_path / "cpuinfo"
     one = "vendor_id : X\ncpu family : 25\nmodel : 17\nmodel name : Some CPU\nflags : sse avx2 avx512f avx512_bf16\n"
     told.write_text(one + "\n" + one)
-    monkeypatch.setattr(processor, "CPUINFO", told)
+    monkeypatch.setattr(machine, "CPUINFO", told)
     assert page.processor_and_instructions() == "Some CPU (family 25, model 17, AVX-512 with bf16)"
     told.unlink()
     assert page.processor_and_instructions() == (platform.processor() or platform.machine())

@@ -18,7 +18,7 @@ import torch
 
 from manual_backprop import bench
 from manual_backprop.common.errors import CheckFailedError, InputError
-from manual_backprop.common.processor import compute_capabilities
+from manual_backprop.common.machine import compute_capabilities
 from manual_backprop.study import paired_timing
 from manual_backprop.study.benchmark import measurement, rows
 from manual_backprop.study.benchmark.cases import GRAPHS, compile_mode, is_compiled, network_of
