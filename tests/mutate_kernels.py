@@ -34,7 +34,7 @@ TESTS = Path(__file__).resolve().parent
 SOURCES = TESTS.parent / "manual_backprop" / "kernels" / "cpu" / "cpp"
 LIMITS = {signal.ITIMER_PROF: 60, signal.ITIMER_REAL: 600}  # [s] of a mutant's own work, and with what it waits for
 SANITIZED = ("-fsanitize=address,shift-exponent", "-fsanitize-undefined-trap-on-error")
-FILES = ("vectors.h", "activations.h", "attention.h", "gradients.h", "loss.h", "normalization.h", "optimizers.h")
+FILES = ("vectors.h", *sorted(path.name for path in SOURCES.glob("*.h") if path.name != "vectors.h"))
 OPERATORS = {
     **{"+": "-", "-": "+", "*": "/", "/": "*", "%": "/", "^": "|"},
     **{"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "&&": "||", "||": "&&"},
@@ -53,8 +53,8 @@ RULES = (  # what is looked for; what the mutant has in its place; the switch
     (r"std::min\b", "std::max", "Either<N>::min"),
     (r"std::max\b", "std::min", "Either<N>::max"),
     (r"at::vec::maximum", "at::vec::minimum", "Either<N>::maximum"),
-    (r"\btrue\b", "false", "Either<N>::value(true, false)"),
-    (r"\bfalse\b", "true", "Either<N>::value(false, true)"),
+    (r"(?<!<)\btrue\b", "false", "Either<N>::value(true, false)"),
+    (r"(?<!<)\bfalse\b", "true", "Either<N>::value(false, true)"),
     (r"\.neg\(\)", "", "->*Without<N, Method::neg>()"),
     (r"\.abs\(\)", "", "->*Without<N, Method::abs>()"),
 )
@@ -80,6 +80,12 @@ EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "for (int64_t k = 0; k < K; ++k) std::fill(left + k * ld + n, left + (k + 1) * ld, T(0.f));",
         ("0.f -> 1.f",),
         "its factors are 0; finite is all that it has to be",
+    ),
+    (
+        "attention.h",
+        "for (int64_t k = 0; k < K; ++k) std::fill(left + k * ld + n, left + (k + 1) * ld, T(0.f));",
+        ("* -> /",),
+        "what it fills too is written after it",
     ),
     ("attention.h", "for (int64_t first = 0; first < n; first += WIDTH) {", ("< -> <=",), "a pass more, over no row"),
     (
@@ -292,7 +298,7 @@ def mutants_of(file: str, first: int, is_wanted: Callable[[str], bool]) -> tuple
 
 def kernels_of(file: str) -> set[str]:
     """The names of the kernels that are written there, as the library's table calls them."""
-    written = set(re.findall(r"^void (\w+?)(?:_of)?\(", (SOURCES / file).read_text(encoding="utf-8"), re.M))
+    written = set(re.findall(r"^(?:inline )?void (\w+?)(?:_of)?\(", (SOURCES / file).read_text(encoding="utf-8"), re.M))
     rows = re.findall(r"IN_ALL_FORMATS\((\w+), (\w+),", (SOURCES / "library.cpp").read_text(encoding="utf-8"))
     return {name for name, function in rows if function in written or file == "vectors.h"}
 

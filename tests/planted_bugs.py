@@ -565,7 +565,7 @@ BUGS = [
         "gate.sigmoid(), gate.neg_().sigmoid()",
     ),
     # the network
-    Bug("the config's epsilon forgotten", STEP, ", epsilon=config.epsilon)", ")"),
+    Bug("the config's epsilon forgotten", STEP, "epsilon=config.epsilon,", ""),
     Bug("the config's base forgotten", NETWORK, "config.d_head, config.base)", "config.d_head)"),
     Bug(
         "the tied head's gradient goes astray",
@@ -618,7 +618,7 @@ BUGS = [
     Bug(
         "the attention's dropout forgotten",
         CUSTOM,
-        "dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)\n"
+        "dy = ops.dropout_backward(self.narrow(dy), dropout_cache)\n"
         "        dcontext = ops.linear_backward(dy, out",
         "dcontext = ops.linear_backward(dy, out",
     ),
@@ -692,7 +692,7 @@ BUGS = [
         "pieces(len(x_rows), max(",
         "pieces(max(1, len(x_rows) - 1), max(",
     ),
-    Bug("fused: all that is kept in one place", ARENA, "self._next += 1", "self._next = 1"),
+    Bug("fused: all that is kept in one place", ARENA, "self._next, self._next + 1", "self._next, 1"),
     Bug("fused: the stack does not grow", ARENA, "self._top = block, start + size,", "self._top = block, start,"),
     Bug("fused: a gradient over the caller's tensor", ARENA, "_current.get() is None or not x", "not x"),
     Bug(

@@ -1,5 +1,6 @@
 """How Hydra composes `conf/` and `experiments/`, without its job directories, logging and launchers."""
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -68,12 +70,23 @@ def _as_value(value: Any) -> str:
     return f"shuffle({text})" if value.shuffle else text
 
 
+class _ReadOnce(CachingConfigRepository):
+    """Each file is read once, for all jobs: Hydra copies its repository for every composition, and what that reads is
+    lost with the copy. What is handed out is a copy, since compositions merge into it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_ReadOnce":
+        return self
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        return copy.deepcopy(super().load_config(config_path))
+
+
 class Composer:
     """Reads overrides and composes configurations. What was composed for the same choices is kept."""
 
     def __init__(self, loader: ConfigLoaderImpl) -> None:
         self.loader = loader
-        once: Any = CachingConfigRepository(loader.repository)  # each file is read once, for all jobs
+        once: Any = _ReadOnce(loader.repository)
         loader.repository = once
         self.parser = OverridesParser.create(config_loader=loader)
         self.composed: dict[tuple[str, ...], DictConfig] = {}

@@ -125,8 +125,14 @@ def labels_have_a_column(name: str, text: str | None, label: str | None) -> list
     return [f"dataset.label_column={shown(label)}: is the column of the texts; name another one for the labels"]
 
 
-def shares_leave_something(name: str, validation: float | str | None, test: float | None) -> list[str]:
-    if name not in LABELLED or test is None or not isinstance(validation, float) or validation + test < 1:
+def shares_leave_something(
+    name: str, validation: float | str | None, test: float | None, file: str | None
+) -> list[str]:
+    if name not in LABELLED or test is None:
+        return []
+    if file is not None:
+        return [f"dataset.test_share={test:g}: dataset.test={shown(file)} is the test split; leave one of them out"]
+    if not isinstance(validation, float) or validation + test < 1:
         return []
     return [
         f"dataset.test_share={test:g}: with dataset.validation={validation:g} nothing is left to train on; together "
@@ -274,7 +280,7 @@ CHECKS: list[tuple[tuple[str, ...], Callable[..., list[str]]]] = [
     (("dataset.name", *_COLUMNS), pairs_have_two_columns),
     (("dataset.name", "dataset.path", "dataset.format", *_OF_SPLITS), files_have_a_format),
     (("dataset.name", "dataset.text_column", "dataset.label_column"), labels_have_a_column),
-    (("dataset.name", "dataset.validation", "dataset.test_share"), shares_leave_something),
+    (("dataset.name", "dataset.validation", "dataset.test_share", "dataset.test"), shares_leave_something),
     (("task.name", "task.shared_tokenizer", "tokenizer.source_path"), both_sides_have_tokenizers),
     (
         ("dataset.name", "dataset.subset_size", "dataset.validation", "dataset.max_length", "dataset.test_share"),

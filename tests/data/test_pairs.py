@@ -123,6 +123,12 @@ def test_splits_in_files_of_their_own(tmp_path: Path) -> None:
     dataset = DatasetConfig("pairs", path=str(tmp_path / "train.tsv"), **keys)
     split, notes = open_test_split(dataset, corpus, tmp_path / "cache")
     assert (len(split), notes) == (3, ())
+    with (tmp_path / "t.tsv").open("a") as file:
+        file.write("a\t\n")
+    split, notes = open_test_split(replace(dataset, on_bad_row="skip"), corpus, tmp_path / "cache")
+    assert (len(split), notes[0][:30]) == (3, "1 of 4 rows left out as bad, t")
+    with pytest.raises(InputError, match=r"t\.tsv, line 4: the target is empty"):
+        open_test_split(dataset, corpus, tmp_path / "cache")
     with pytest.raises(InputError, match=r"give dataset\.test=PATH to the run, or --test PATH"):
         open_test_split(replace(dataset, test=None), corpus, tmp_path / "cache")
 

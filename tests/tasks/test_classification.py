@@ -24,13 +24,13 @@ from manual_backprop.config.schema import DatasetConfig, RunConfig, TokenizerCon
 from manual_backprop.data.sources.labelled import PACKAGES, open_labelled
 from manual_backprop.data.tokens.augmentation import augmented
 from manual_backprop.data.tokens.labelled_corpus import LabelledCorpus, open_test_split, prepare_labelled
+from manual_backprop.tasks import preview_task
 from manual_backprop.tasks.classification.measures import Measures, draw_confusion
 from manual_backprop.tasks.classification.rows import LabelledOrder, TextRows, text_of
 from manual_backprop.tracking.mlflow_model import is_servable, write_model
 from manual_backprop.trained_models.saved_model import load
 from manual_backprop.trained_models.served import load_pyfunc
 from manual_backprop.training.command_line import check
-from manual_backprop.training.plan import Planner
 from manual_backprop.training.runner import run_job
 
 BYTES = TokenizerConfig("byte")
@@ -318,15 +318,18 @@ def test_it_is_measured_again(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert re.search(r"majority +\d+\.\d+%", page)
     assert re.search(r"tfidf +\d+\.\d+%", page)
     assert metric(run, "evaluation/test_f1") == metric(run, "test/f1")
+    Path("held-out.csv").write_text("text,label\n1 days a lynx 1,cat\n2 days a pike 2,fish\n")
+    evaluate.main(["last", "--split", "test", "--test", "held-out.csv"])
+    assert "test: 2 texts" in capsys.readouterr().out
     for arguments, words in (
         (["--tokens", "3"], "--tokens: a run of task=classification does not have this; it has --test, --predictions"),
-        (["--split", "test", "--test", "absent.jsonl"], None),  # its test texts are a share of its own
+        (
+            ["--split", "test", "--test", "absent.jsonl"],
+            "--split test: dataset.path=absent.jsonl: there is no such file",
+        ),
     ):
-        if words is None:
+        with pytest.raises(InputError, match=words):
             evaluate.main(["last", *arguments])
-        else:
-            with pytest.raises(InputError, match=words):
-                evaluate.main(["last", *arguments])
 
 
 def answers(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -420,9 +423,9 @@ def test_it_goes_on_bit_for_bit_and_with_its_own_data_alone(root: Path, tmp_path
 
 
 def test_a_plan_and_a_tokenizer_of_fewer_letters(root: Path, tmp_path: Path) -> None:
-    plan = Planner().plan(config_of(root / "rows.jsonl"))
-    assert (plan.preview.vocab_size, plan.preview.network_config.n_outputs) == (257, 3)
-    assert "texts of 3 labels for training" in plan.preview.examples[1]
+    preview = preview_task(config_of(root / "rows.jsonl"), root / "outputs/datasets")
+    assert (preview.vocab_size, preview.network_config.n_outputs, preview.prepared) == (257, 3, False)
+    assert "texts of 3 labels for training" in preview.examples[1]
     path = write(tmp_path / "rows.jsonl", [("ab" * (1 + n % 9), n % 2) for n in range(40)])
     other = write(tmp_path / "other.jsonl", [("abc", 0)])
     dataset = DatasetConfig("labelled", str(path), test=str(other))
@@ -445,6 +448,10 @@ def test_a_plan_and_a_tokenizer_of_fewer_letters(root: Path, tmp_path: Path) -> 
         (
             ["dataset=labelled", "dataset.path=.", "dataset.label_column=text"],
             "is the column of the texts; name another",
+        ),
+        (
+            ["dataset=labelled", "dataset.path=.", "dataset.test_share=0.1", "dataset.test=x"],
+            "dataset.test_share=0.1: dataset.test=x is the test split",
         ),
         (["dataset=labelled", "dataset.path=.", "dataset.format=lines"], "dataset=labelled can have jsonl, csv"),
         (["dataset=labelled", "dataset.path=.", "dataset.split=test"], "only dataset.format=saved or hub has splits"),

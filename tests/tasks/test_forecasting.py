@@ -167,7 +167,11 @@ def test_errors_by_hand() -> None:
     assert errors.rmse == math.sqrt(5 / 3)
     assert errors.mase == 1 / 2
     assert errors.steps.tolist() == [math.sqrt(1 / 2), 2]
+    diverged = errors_of(np.full((2, 2, 1), math.nan), truth, np.array([2.0]))
+    assert math.isnan(diverged.rmse)
+    assert math.isnan(diverged.mase)
     assert naive_errors(np.array([[1.0], [4.0], [math.nan], [5.0]]), None) == 3
+    assert naive_errors(np.array([[1.0], [4.0], [1.0], [4.0]]), 2) == 3  # which repeats itself exactly
     assert naive_errors(np.array([[1.0], [4.0], [math.nan], [5.0]]), 2) == 1
 
 

@@ -48,12 +48,13 @@ def root(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def arguments(name: str) -> list[str]:
     """The experiment on a text of some kilobytes; one that names its dataset and tokenizer keeps them."""
-    chosen = {str(key) for option in content_of(name).get("defaults", []) for key in option}
-    if {"override /task": "translation"} in content_of(name)["defaults"]:  # of dates and expressions
+    options = content_of(name).get("defaults", [])
+    chosen = {str(key) for option in options for key in option}
+    if {"override /task": "translation"} in options:  # of dates and expressions
         return [f"experiments={name}", "tracking=none", "dataset.subset_size=300"]
-    if {"override /task": "classification"} in content_of(name)["defaults"]:
+    if {"override /task": "classification"} in options:
         return [f"experiments={name}", "tracking=none"]
-    if {"override /task": "forecasting"} in content_of(name)["defaults"]:
+    if {"override /task": "forecasting"} in options:
         return [f"experiments={name}", "tracking=none", "dataset.validation=0.1"]
     if "override /task" in chosen:  # which makes its own examples
         return [f"experiments={name}", "tracking=none", "task.validation_rows=20", "task.test_rows=20"]

@@ -75,7 +75,10 @@ def open_labelled(dataset: DatasetConfig) -> LabelledSource:
 def open_test_rows(dataset: DatasetConfig) -> LabelledSource:
     """The test split of dataset=labelled that is a file or a split of its own. Raises InputError without one."""
     if dataset.name == "docstrings" or dataset.path is None:
-        raise InputError(f"dataset={dataset.name} has no test split of its own; give dataset.test_share to the run.")
+        raise InputError(
+            f"dataset={dataset.name} reads no other test split than the share that dataset.test_share keeps for it; "
+            "give that to a new run, and leave --test out."
+        )
     form = dataset.format or format_of(dataset.path, FORMATS)
     if form in ("saved", "hub"):
         return LabelledSplits(replace(dataset, split=dataset.test or "test", validation=0.5, subset_size=None), form)

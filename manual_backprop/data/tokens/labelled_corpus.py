@@ -90,7 +90,7 @@ def preview_labelled(
 def open_test_split(dataset: DatasetConfig, corpus: LabelledCorpus) -> tuple[LabelledSplit, tuple[str, ...]]:
     """The test split and what its reader must know. Raises InputError where there is none, and where a label of it
     is none of the corpus'."""
-    if "test" in corpus.splits:
+    if "test" in corpus.splits and dataset.test is None:
         return corpus.splits["test"], ()
     source = open_test_rows(dataset)
     reading = RowReading(dataset.on_bad_row == "skip")

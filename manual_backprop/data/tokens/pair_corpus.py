@@ -142,7 +142,12 @@ def open_test_split(dataset: DatasetConfig, corpus: PairCorpus, cache: Path) -> 
     if "test" in corpus.splits:
         return corpus.splits["test"], ()
     source = open_test_pairs(dataset)
-    settings = {"format": FORMAT, "test": source.identity(), "tokenizers": corpus.tokenizers.digest}
+    settings = {
+        "format": FORMAT,
+        "test": source.identity(),
+        "on_bad_row": dataset.on_bad_row,
+        "tokenizers": corpus.tokenizers.digest,
+    }
 
     def make(folder: Path) -> Contents:
         reading = _Reading(dataset.on_bad_row == "skip")

@@ -8,9 +8,10 @@ accuracy on the validation texts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Self
 
 import numpy as np
@@ -42,6 +43,7 @@ from .measures import CONFUSION, Measures, draw_confusion
 from .rows import LabelledOrder, TextRows, batch_of, text_of
 
 UNKNOWN_VOCABULARY = 50257  # a guess, of a tokenizer that nobody has read
+LONGEST_TAG = 250  # [characters] that MLflow takes
 LABELS = "labels.json"  # of a checkpoint
 SHOWN = 10  # predictions
 WIDTH = 90  # [characters] of a text in one line
@@ -344,8 +346,8 @@ class ClassificationTask(Task):
 
     @property
     def data_tags(self) -> Mapping[str, str]:
-        shown: Sequence[str] = self.labels[:50]
-        return {"labels": ", ".join(shown) + (", ..." if len(self.labels) > 50 else "")} | {
+        return {
+            "labels": shorten(", ".join(self.labels), LONGEST_TAG, placeholder=" ..."),
             "tokenizer": self.tokenizer.name,
             "vocab_size": str(self.tokenizer.vocab_size),
         }

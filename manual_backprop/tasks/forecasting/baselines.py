@@ -57,31 +57,32 @@ class Compared:
 
 
 def naive_errors(values: np.ndarray, season: int | None) -> np.ndarray:
-    """Mean absolute change over a season, or over a step: values (N, S) of the training part -> (S,)."""
-    lag = season or 1
-    changes = np.abs(values[lag:] - values[:-lag])
-    count = np.isfinite(changes).sum(axis=0)
-    size = np.nansum(changes, axis=0) / np.maximum(count, 1)
-    return np.where(size > 0, size, np.nan)
+    """Mean absolute change over a season, or over a step where there is none: values (N, S) of the training part ->
+    (S,). Of a series that repeats itself exactly over a step too, as nothing else can be divided by."""
+    found = np.zeros(values.shape[1])
+    for lag in (season or 1, 1):
+        changes = np.abs(values[lag:] - values[:-lag])
+        sizes = np.nansum(changes, axis=0) / np.maximum(np.isfinite(changes).sum(axis=0), 1)
+        found = np.where(found > 0, found, sizes)
+    return np.where(found > 0, found, np.nan)
+
+
+def mean_where(there: np.ndarray, values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Over what is known, and so no finite number where a forecast of it is none."""
+    return np.where(there, values, 0.0).sum(axis=axes) / np.maximum(there.sum(axis=axes), 1)
 
 
 def errors_of(forecasts: np.ndarray, truth: np.ndarray, naive: np.ndarray) -> Errors:
-    """forecasts, truth (B, O, S), NaN where it is not known; naive (S,), what `naive_errors` says."""
-    missed = forecasts - truth
-    squares, sizes = missed**2, np.abs(missed)
-    counts = np.isfinite(missed)
-
-    def mean(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-        return np.nansum(values, axis=axes) / np.maximum(counts.sum(axis=axes), 1)
-
-    of_series = mean(sizes, (0, 1)) / naive
-    rmse_of_series = np.sqrt(mean(squares, (0, 1)))
-    measured = of_series[np.isfinite(of_series)]
+    """forecasts, truth (B, O, S), truth NaN where it is not known; naive (S,), what `naive_errors` says."""
+    there, missed = np.isfinite(truth), forecasts - truth
+    rmse_of_series = np.sqrt(mean_where(there, missed**2, (0, 1)))
+    mase_of_series = mean_where(there, np.abs(missed), (0, 1)) / naive
+    measured = mase_of_series[np.isfinite(naive) & there.any(axis=(0, 1))]
     return Errors(
-        rmse=float(np.sqrt(mean(squares, (0, 1, 2)))),
+        rmse=float(np.sqrt(mean_where(there, missed**2, (0, 1, 2)))),
         mase=float(measured.mean()) if len(measured) else float("nan"),
-        steps=np.sqrt(mean(squares, (0, 2))),
-        of_series=tuple(zip(rmse_of_series.tolist(), of_series.tolist(), strict=True)),
+        steps=np.sqrt(mean_where(there, missed**2, (0, 2))),
+        of_series=tuple(zip(rmse_of_series.tolist(), mase_of_series.tolist(), strict=True)),
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...common.pictures import new_figure, picture, save_figure, with_grid
+from ...common.pictures import drawable, new_figure, picture, save_figure, with_grid
 from ...data.series.reader import Series
 from .baselines import Errors
 
@@ -26,7 +26,8 @@ def draw_forecasts(
     horizon = forecasts.shape[1]
     shown = min(len(series.names), MOST_SERIES)
     figure = new_figure(11, 2.6 * shown + 3.2, dpi=110)
-    figure.suptitle(title, fontsize=10, parse_math=False)
+    lines = map(drawable, title.split("\n"))
+    figure.suptitle("\n".join(lines), fontsize=10, parse_math=False)
     panels = figure.subplots(shown + 1, 1, squeeze=False)[:, 0]
     begin, end = max(int(first[0]) - horizon, 0), int(first[-1]) + horizon
     for place, axes in enumerate(panels[:shown]):
@@ -37,7 +38,7 @@ def draw_forecasts(
             axes.plot(one + np.arange(horizon), forecasts[row, :, place], color=colour, linewidth=1.4, label=label)
         ticks = np.unique(np.linspace(begin, end - 1, MOST_TICKS).astype(int))
         axes.set_xticks(ticks, [series.written(int(tick)) for tick in ticks], fontsize=8)
-        axes.set_ylabel(series.names[place], fontsize=9, parse_math=False)
+        axes.set_ylabel(drawable(series.names[place]), fontsize=9, parse_math=False)
         axes.legend(fontsize=8, frameon=False)
         with_grid(axes)
     for name, one in errors.items():

@@ -29,7 +29,7 @@ from ...models.wrappers.building import build_wrapper
 from ..asking import Predictor
 from ..preview import Preview, rows_of_a_step
 from ..task import Evaluated, Final, Measured, Task
-from .baselines import MODEL, RIDGE, Compared, Ridge, errors_of, naive_errors, simple_forecasts
+from .baselines import MODEL, RIDGE, Compared, Ridge, errors_of, mean_where, naive_errors, simple_forecasts
 from .pictures import FORECASTS, MOST_FORECASTS, draw_forecasts
 from .predictor import SeriesPredictor
 
@@ -53,8 +53,9 @@ class ForecastingTask(Task):
         assert task.patch is not None
         assert dataset.test_share is not None
         self.config, self.series = config, series
-        part = {"validation": dataset.validation, "test_share": dataset.test_share}
-        self.digests = {"dataset_digest": json_digest([series.digest, asdict(task), part])}
+        windows = {"history": task.history, "horizon": task.horizon, "season": task.season, "patch": task.patch}
+        split = {"validation": dataset.validation, "test_share": dataset.test_share}
+        self.digests = {"dataset_digest": json_digest([series.digest, windows, split])}
         validation = dataset.validation if isinstance(dataset.validation, float) else 0.0
         test = len(series) - round(dataset.test_share * len(series))
         self.bounds = {"train": (0, test - round(validation * len(series)))}
@@ -159,7 +160,8 @@ class ForecastingTask(Task):
             found |= self._simple(history)
         errors = {name: errors_of(forecasts, future, self.naive) for name, forecasts in found.items()}
         missed = (found[MODEL] - future) / self.scaling.target_scale
-        return Compared(len(numbers), len(windows), float(np.nanmean(missed**2)), errors)
+        loss = float(mean_where(np.isfinite(future), missed**2, (0, 1, 2)))
+        return Compared(len(numbers), len(windows), loss, errors)
 
     def _simple(self, history: np.ndarray) -> dict[str, np.ndarray]:
         """Of the best first, by what one expects."""
@@ -245,7 +247,7 @@ class ForecastingTask(Task):
                 if not len(there):
                     continue
                 last = int(there[-1])
-                missed = np.sqrt(np.nanmean((found[row, :, place] - future[row, :, place]) ** 2))
+                missed = np.sqrt(np.mean((found[row, there, place] - future[row, there, place]) ** 2))
                 lines.append(
                     f"{self.series.written(first + last)}, {last + 1} steps ahead: {name} "
                     f"{found[row, last, place]:.5g}, was {future[row, last, place]:.5g}; RMSE of all steps {missed:.3g}"
@@ -311,17 +313,19 @@ class ForecastingTask(Task):
         return f"{self.about_windows}; windows: {parts}"
 
     @cached_property
-    def baselines(self) -> str:  # type: ignore[override]
+    def baselines(self) -> str:
         windows = self.windows["validation"]
         history, future = windows.cut(np.arange(len(windows)))
         found = {name: errors_of(values, future, self.naive).rmse for name, values in self._simple(history).items()}
         return "RMSE there of " + ", ".join(f"{name} {value:.4g}" for name, value in found.items())
 
     @property
-    def notes(self) -> tuple[str, ...]:  # type: ignore[override]
+    def notes(self) -> tuple[str, ...]:
         learned = f"what is learned is the difference to the forecast by {self.scaling.reference}"
+        units = "RMSE over all series mixes their units; MASE, which chooses the best checkpoint, does not"
+        mixed = () if len(self.series.names) == 1 else (units,)
         left_out = () if self.ridge is not None else ("ridge regression of so many inputs would take long: left out",)
-        return (*self.series.notes, learned, *left_out)
+        return (*self.series.notes, learned, *mixed, *left_out)
 
     @property
     def profile(self) -> Mapping[str, int]:
