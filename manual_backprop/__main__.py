@@ -6,6 +6,7 @@ from pathlib import Path
 COMMANDS = {
     "run": "train a model, or a sweep of them",
     "evaluate": "measure a trained model, beside models that only count",
+    "predict": "let a trained model label texts, or forecast, as JSON lines",
     "generate": "let a trained model continue a text",
     "chat": "write a text, and let a trained model go on with it",
     "convert": "bring a model to transformers, or one from there",

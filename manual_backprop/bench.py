@@ -11,11 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .common.durable_files import storage_errors
 from .common.errors import InputError
 from .common.exit_codes import exit_code_of
-from .config.arguments import Parser, whole
+from .common.machine import compute_capabilities
+from .common.startup.output import endure_output
+from .config.arguments import Parser, number, whole
 from .study.benchmark.cases import ONEDNN, ROWS, SUBJECT, Case
 from .study.benchmark.choices import about_cases, add_choices, cases_of
+from .study.benchmark.gpu.session import PARTS, run
+from .study.benchmark.gpu.tables import Setting
 from .study.benchmark.measurement import Measurement, measure
 from .study.paired_timing import check_output
 
@@ -47,8 +52,18 @@ Examples
   python -m manual_backprop.bench --case C1 --precision bf16 --breakdown
   python -m manual_backprop.bench --model small --grow --picture growth.png
   python -m manual_backprop.bench --markdown c1.json c2.json    # README's table of what --json wrote
+  python -m manual_backprop.bench --gpu --text input.txt --output gpu      # on a machine with one: ten minutes
+  python -m manual_backprop.bench --gpu --device cpu --output tried        # tries that, at small sizes
 
 Exit codes: 0 measured, 1 the rows disagree or one of them failed, 2 wrong input, 4 a file cannot be written."""
+
+
+OF_GPU = ("minutes", "parts", "text", "output")
+minutes = number("more than 0", lambda value: value > 0)
+
+
+def _parts() -> str:
+    return ", ".join(f"{name} {part.about.partition(':')[0]}" for name, part in PARTS.items())
 
 
 def _named(names: dict[str, str]) -> str:
@@ -86,11 +101,26 @@ def parser() -> Parser:
         help="instead: a table of what --json wrote, as in README.md",
     )
     it.add_argument("--picture", type=Path, metavar="FILE", help="draw it there (PNG)")
+    it.add_argument(
+        "--gpu",
+        action="store_true",
+        help="instead: all that a GPU is needed for, in the order of importance, each part written down as it ends",
+    )
+    it.add_argument("--minutes", type=minutes, metavar="M", help="of --gpu: how long it may take (10)")
+    it.add_argument("--parts", nargs="+", choices=tuple(PARTS), metavar="P", help=f"of --gpu: {_parts()} (all)")
+    it.add_argument("--text", type=Path, metavar="FILE", help="of --gpu: what nanoGPT's networks learn in part e")
+    it.add_argument("--output", type=Path, metavar="DIRECTORY", help="of --gpu: results.md and results.json come there")
     return it
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse(arguments)
+    if options.gpu:
+        gpu(options)
+        return
+    for name in OF_GPU:
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name} belongs to --gpu: give both, or neither")
     if options.markdown:
         from .study.benchmark import markdown
 
@@ -114,11 +144,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
             page.draw([measured for measured, _ in measurements], options.picture)
         content = {"cases": [page.as_json(measured) | more for measured, more in measurements]}
     if options.json is not None:
-        from .common.durable_files import storage_errors
-
         content = {"version": page.VERSION, "machine": page.machine(), **content}
         with storage_errors(f"write {options.json}"):
             options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def gpu(options: argparse.Namespace) -> None:
+    """The session on a GPU."""
+    others = ("case", "model", "architecture", "vocab_size", "batch_size", "precision", "rows", "rounds", "json")
+    for name in (*others, "markdown", "picture", "breakdown", "grow"):
+        if getattr(options, name):
+            raise InputError(f"--{name.replace('_', '-')} does not go with --gpu, which measures what it always does")
+    if options.output is None:
+        raise InputError("--gpu needs --output DIRECTORY, for results.md and results.json")
+    device = options.device or "cuda"
+    if device == "cuda" and not compute_capabilities():
+        raise InputError("--gpu: no NVIDIA GPU can be used on this machine; --device cpu tries the same at small sizes")
+    if options.text is not None and not options.text.is_file():
+        raise InputError(f"--text {options.text}: expected a file that exists")
+    if (options.output / "results.json").exists():
+        raise InputError(f"--output {options.output}: there are results already; name another folder")
+    with storage_errors(f"make the folder {options.output}"):
+        options.output.mkdir(parents=True, exist_ok=True)
+    endure_output()
+    text = "" if options.text is None else str(options.text.absolute())
+    run(Setting(device, text, until=0.0), options.minutes or 10.0, options.parts or list(PARTS), options.output)
 
 
 def _measure(

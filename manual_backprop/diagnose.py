@@ -21,15 +21,17 @@ DESCRIPTION = """\
 What to look at when a loss does not fall. Gives the arguments of manual_backprop.run seven checks, each of which
 passes or fails with the reason:
 
-  1  labels are inputs shifted by one: each is the token that follows in the text
-  2  the initial loss is near ln V, that of a model that knows nothing of V tokens
+  1  labels are inputs shifted by one: each is the token that follows in the text; of rows with one answer each, answers
+     that the network can give, and not all the same
+  2  the initial loss is near ln V, that of a model that knows nothing of V tokens, or labels; of numbers, near that of
+     a model that answers 0
   3  every parameter gets a gradient that is finite, not zero, and of sane size
   4  every parameter changes in a step at the given learning rate, by a sane ratio of its own size
-  5  one batch, a single row of 32 tokens or fewer, is learned by heart: more than 80 % of the loss gone within 10
-     steps (sgd: 40), more than 95 % in the end
+  5  one batch, a single row of 32 tokens or fewer (of one answer each, 4 rows), is learned by heart: more than 80 % of
+     the loss gone within 10 steps (sgd: 40), more than 95 % in the end
   6  several batches in turn go down together: what one teaches is not lost on the others
   7  batching, shuffling and masking in the loader: every token once an epoch, in a new order, documents apart where
-     batching.mask_documents says so, padding not counted
+     batching.mask_documents says so, padding not counted; of rows, the same ones for the same step
 
 Between 4 and 5, a learning-rate range test trains with a rate that grows from step to step, picks the one at which 5
 and 6 are made, and draws its curve as a picture. A given rate outside what suits the network is named.
@@ -54,18 +56,11 @@ STYLES = {"passed": "green", "FAILED": "bold red", "follows": "yellow"}
 
 def config_described(overrides: Sequence[str]) -> RunConfig:
     """Raises InputError in one line for whatever is wrong with the command line."""
-    from manual_backprop.config.schema import SEQUENCES
     from manual_backprop.training.command_line import described_job
 
     config = described_job(overrides, "diagnose").config
     if config.resume is not None:
         raise InputError("resume: a diagnosis begins from new weights; give the overrides of the run in its place")
-    if config.task.name in SEQUENCES:
-        raise InputError(
-            f"task={config.task.name}: the seven checks are about a text, its windows and labels that are its next "
-            "tokens; whether a network learns a batch of rows by heart, training.overfit_batches=1 shows, and "
-            "whether its gradients are right, python -m manual_backprop.verify"
-        )
     return config
 
 
@@ -77,18 +72,18 @@ def diagnose(config: RunConfig, outputs: Path, console: Console) -> int:
     from manual_backprop.config.written_config import default_run_name
     from manual_backprop.study.diagnosis import FAILED, PASSED, Diagnosis
     from manual_backprop.study.diagnosis.rates import draw_range_test
-    from manual_backprop.tasks import LanguageModelTask
+    from manual_backprop.tasks import open_task
 
     start = time.monotonic()
     if config.device.threads is not None:
         torch.set_num_threads(config.device.threads)
     keep_freed_memory()
-    task = LanguageModelTask.open(config, outputs / "datasets")
+    task = open_task(config, outputs / "datasets")
     diagnosis = Diagnosis(task)
     name = config.run_name or default_run_name(config)
     console.print(
         f"{name}: {config.implementation.name}, {config.precision.name} on {diagnosis.network_config.get_device()}, "
-        f"{len(task.corpus.train):,} tokens for training\n",
+        f"{task.about}\n",
         soft_wrap=True,
     )
     if config.init_from is not None:

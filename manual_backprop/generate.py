@@ -12,13 +12,14 @@ from manual_backprop.trained_models.saved_model import RUN_HELP
 
 DESCRIPTION = f"""\
 Continues a text with a trained model, and shows each character as soon as it is written; or writes what becomes of a
-row of numbers, with a model of task=reversal, copy or sort.
+source: of a text with a model of task=translation, of a row of numbers with one of task=reversal, copy or sort.
 
 {RUN_HELP}
 
 The first line says which model it is; then come the prompt and its continuation. The model stops at the end of a
 document, at --max-length, or before the first --stop. With --source, which takes the likeliest token each time unless
---temperature, --top-k or --top-p is given, a line shows the row, what the model writes, and whether it is right."""
+--temperature, --top-k or --top-p is given, comes a line for each source: the translation; of a row of numbers the row,
+what the model writes, and whether it is right. --source - reads a source from each line of stdin."""
 
 EPILOG = """\
 Examples
@@ -29,13 +30,14 @@ Examples
   python -m manual_backprop.generate last --prompt "def " --beams 4 --max-length 30    # the best of a search
   python -m manual_backprop.generate last --source "1 2 3 4"                           # task=reversal, copy, sort
   python -m manual_backprop.generate last --source "1 2 3 4" --beams 4 --length-penalty 1
+  python -m manual_backprop.generate last --source "<de> March 3, 1998"                # task=translation dataset=dates
   echo "This function" | python -m manual_backprop.generate last --prompt - --stop "." --max-length 200
 
 What the model cannot see: of a prompt longer than model.max_seq_len only the end; past that length the window moves on
 by half. Exit codes: 0 done, 2 wrong input, 3 the model's logits are not finite, 130 interrupted."""
 
 
-def read_prompt(given: str) -> str:
+def read_text(given: str, option: str) -> str:
     """`-` is what comes in on stdin, without the line break that ends it."""
     if given != "-":
         return given
@@ -43,40 +45,43 @@ def read_prompt(given: str) -> str:
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"--prompt -: what came in on stdin is no UTF-8 (byte {error.start}): {error.reason}"
+            f"{option} -: what came in on stdin is no UTF-8 (byte {error.start}): {error.reason}"
         ) from error
 
 
-def write_row(parser: Parser, options: Namespace) -> None:
-    """What a model makes of a row of numbers."""
+def write_source(parser: Parser, options: Namespace) -> None:
+    """What a model makes of a source."""
     if options.stop or options.max_length != parser.get_default("max_length"):
-        parser.error("--stop, --max-length: are for texts; a row ends where the model ends it")
+        parser.error("--stop, --max-length: are for prompts; what becomes of a source ends where the model ends it")
+    given = read_text(options.source, "--source")
+    sources = given.splitlines() if options.source == "-" else [given]
 
-    from manual_backprop.config.schema import SEQUENCES
-    from manual_backprop.tasks.sequences import SequenceTask
+    from manual_backprop.tasks import task_named
+    from manual_backprop.trained_models.evaluation import restored_task
     from manual_backprop.trained_models.saved_model import load
 
     saved = load(options.run, device=options.device)
     print(saved.line, flush=True)
-    if saved.task_name not in SEQUENCES:
-        parser.error(f"--source: this model has learned task={saved.task_name}; use --prompt TEXT")
-    task = SequenceTask.open(saved.config(), saved.found.outputs / "datasets")
-    source = task.symbols_of(options.source)
+    if task_named(saved.task_name).asked_with[:2] != ("generate", "--source"):
+        parser.error(f"--source: {saved.asked_otherwise}")
+    writer = restored_task(saved).writer(saved.model)
     draws = (options.temperature, options.top_k, options.top_p) != (None, None, None)
     temperature = (1.0 if draws else 0.0) if options.temperature is None else options.temperature
     drawing = {"temperature": temperature, "top_k": options.top_k, "top_p": options.top_p}
     search = {"beams": options.beams, "length_penalty": options.length_penalty}
-    for sample in range(options.num_samples):
-        seed = None if options.seed is None else options.seed + sample
-        (written,) = task.answers(saved.model, [source], **drawing, **search, seed=seed)
-        print(task.shown(source, task.answer_of(source), written))
+    for source in sources:
+        for sample in range(options.num_samples):
+            seed = None if options.seed is None else options.seed + sample
+            print(writer.write(source, **drawing, **search, seed=seed), flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int | None:
     parser = Parser("generate", DESCRIPTION, EPILOG)
     add_run(parser)
     parser.add_argument("--prompt", metavar="TEXT", help='what to continue; - reads stdin; "" starts a new document')
-    parser.add_argument("--source", metavar="NUMBERS", help='in place of a prompt: a row of numbers, as in "1 2 3 4"')
+    parser.add_argument(
+        "--source", metavar="SOURCE", help='in place of a prompt: a text, or numbers, as in "1 2 3 4"; - reads stdin'
+    )
     add_sampling(parser)
     add_search(parser)
     parser.add_argument(
@@ -89,9 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     parser.set_defaults(temperature=None, top_k=None)
     options = parser.parse(arguments)
     if (options.prompt is None) == (options.source is None):
-        parser.error("give --prompt TEXT, or --source NUMBERS to a model of task=reversal, copy or sort")
+        parser.error("give --prompt TEXT, or --source SOURCE to a model of task=translation, reversal, copy or sort")
     if options.source is not None:
-        write_row(parser, options)
+        write_source(parser, options)
         return None
     for name, value in usual.items():
         if getattr(options, name) is None:
@@ -100,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         parser.error("--num-samples: a search (--beams) finds the same text each time; leave one of them out")
     if "" in options.stop:
         parser.error("--stop: the text that ends a sample must not be empty")
-    prompt = read_prompt(options.prompt)
+    prompt = read_text(options.prompt, "--prompt")
 
     from manual_backprop.trained_models.saved_model import load
     from manual_backprop.trained_models.text_stream import Sampling, continuation, show

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from manual_backprop.common.errors import ConfigError, InputError
 from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.common.processes import Place
+from manual_backprop.config.plugins import load_plugins
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,7 +36,11 @@ COMMAND = "python -m manual_backprop.run"
 
 def main(arguments: Sequence[str] | None = None) -> int | None:
     given = list(sys.argv[1:] if arguments is None else arguments)
+    place = Place.found()
+    if place is not None and place.rank:  # the first of torchrun's processes reports for all
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     options = _read_options(given)
+    load_plugins(options.plugin)
     if options.help:
         from manual_backprop.config.help_page import help_page
 
@@ -66,6 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         raise ConfigError([_report(error.violations)]) from None
     if options.cfg:
         _show(flags, checked.overrides)
+    elif place is not None and (checked.multirun or checked.jobs[0].config.sweep.resume is not None):
+        raise InputError(
+            "a sweep starts its own processes: start it without torchrun; its jobs may use device.processes=N"
+        )
     elif any(job.config.plan for job in checked.jobs):
         from manual_backprop.training.plan import print_plans
 
@@ -142,6 +152,7 @@ def _read_options(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--hydra-help", action="store_true")
     parser.add_argument("--shell-completion", "-sc", action="store_true")
     parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--plugin", action="append", default=[])
     options, rest = parser.parse_known_args(given)
     options.overrides = rest
     return options

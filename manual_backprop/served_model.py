@@ -1,5 +1,5 @@
-"""The loader that models in MLflow name, which older versions wrote too: `manual_backprop.tracking.mlflow_model`."""
+"""The loader that models in MLflow name, which older versions wrote too: `manual_backprop.trained_models.served`."""
 
-from .tracking.mlflow_model import _load_pyfunc
+from .trained_models.served import load_pyfunc as _load_pyfunc
 
 __all__ = ["_load_pyfunc"]

@@ -39,7 +39,14 @@ ONE_BY_ONE = (
     *("test_gradients", "test_replay"),
 )
 TOGETHER = {  # in one process, which imports that library: 9 s
-    "transformers": ("test_convert", "test_llama", "test_bench", "test_pretrained", "test_data_tools"),
+    "transformers": (
+        "test_convert",
+        "test_llama",
+        "test_bench",
+        "test_gpu_bench",
+        "test_pretrained",
+        "test_data_tools",
+    ),
     "datasets": ("test_hub", "test_hub_tools", "test_inspect"),
 }
 COMPILING = pytest.StashKey[subprocess.Popen[bytes]]()
@@ -70,6 +77,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False  # not the files with the most tests first
     return ByFileOrTest(config, log)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m gradients` imports only the files that mark a test so: to import the others takes longer than many tests."""
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    if config.option.markexpr == "gradients" and is_test and b"mark.gradients" not in collection_path.read_bytes():
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

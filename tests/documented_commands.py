@@ -8,9 +8,11 @@ check that is its own (`ANY_RUN` looks at whatever trains); test_documents_for_p
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 import shlex
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from typing import Any
 from manual_backprop.__main__ import COMMANDS
 from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint, verify
 from manual_backprop.config.schema import HUB, model_sizes, shipped_folder
+from manual_backprop.data.series.reader import SHIPPED
 from manual_backprop.data.tokens.tokenizer import load_tokenizer
 from manual_backprop.tracking import TrainingLog, flatten, load_training_log
 from manual_backprop.tracking.run_directory import RUNS, SWEEPS, list_runs, read_run
@@ -323,6 +326,30 @@ def check_page_of_a_model(outcome: Outcome) -> None:
     assert '"name":"blocks.0.attention"' in page
 
 
+def check_forecasts(outcome: Outcome) -> None:
+    """RMSE and MASE of the test part beside simple methods, and the picture."""
+    run = the_run(outcome)
+    assert re.search(r"test +RMSE [\d.]+, MASE [\d.]+ of \d+ windows", outcome.said)
+    assert re.search(r"RMSE of simple methods: (ridge [\d.]+; )?.*persistence [\d.]+", " ".join(outcome.said.split()))
+    assert (run / "forecasts.png").read_bytes().startswith(PNG)
+
+
+def check_forecasts_compared(outcome: Outcome) -> None:
+    assert re.search(r"^test: 432 windows of co2: 104 -> 26 steps of 7 days$", outcome.said, flags=re.M)
+    assert re.search(r"^RMSE, step 26 +([\d.]+ +){5}[\d.]+ *$", outcome.said, flags=re.M)
+
+
+def check_forecast_lines(outcome: Outcome) -> None:
+    lines = [json.loads(line) for line in outcome.said.splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 27))
+    assert lines[0]["time"] == "2002-01-05"
+    assert all(360 < line["forecast"]["co2"] < 380 for line in lines)
+
+
+def write_history(place: Path) -> None:
+    shutil.copy2(SHIPPED["co2"], place / "history.csv")
+
+
 def check_reversal(outcome: Outcome) -> None:
     """Epochs, ten predictions with their verdicts, the test rows, and where the target looks."""
     run = list_runs(outcome.place / "outputs")[-1]
@@ -336,6 +363,69 @@ def check_reversal(outcome: Outcome) -> None:
 def check_sorted_by_a_decoder(outcome: Outcome) -> None:
     config = load_training_log(list_runs(outcome.place / "outputs")[-1]).config
     assert (config["network"], config["task"]["name"]) == ("decoder", "sort")
+
+
+def check_labels(outcome: Outcome) -> None:
+    """Accuracy and macro F1 of both splits beside simple methods, predictions with their verdicts, and the picture."""
+    run = the_run(outcome)
+    words = " ".join(outcome.said.split())
+    for split in ("validation", "test"):
+        assert {f"{split}/{name}" for name in ("accuracy", "f1", "majority_accuracy", "tfidf_f1")} <= {
+            *load_training_log(run).validation,
+            *load_training_log(run).training,
+        }
+    assert words.count("TF-IDF with logistic regression") >= 2
+    assert re.search(r"\w+ \d+% [\u2713\u2717]", outcome.said)
+    assert (run / "confusion.png").read_bytes().startswith(PNG)
+    assert len(json.loads((run / "labels.json").read_text())["labels"]) == 8
+
+
+def check_own_labels(outcome: Outcome) -> None:
+    run = the_run(outcome)
+    assert json.loads((run / "labels.json").read_text()) == {"labels": ["even", "odd"]}
+    assert "texts of 2 labels for training" in (run / "run.log").read_text()
+
+
+def check_labelled(outcome: Outcome) -> None:
+    (line,) = outcome.said.splitlines()
+    answer = json.loads(line)
+    assert answer["text"] == "Run the event loop until it is stopped."
+    assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].__getitem__)
+    assert len(answer["probabilities"]) == 8
+
+
+def check_labels_compared(outcome: Outcome) -> None:
+    assert re.search(r"test: \d+ texts", outcome.said)
+    assert all(re.search(rf"^ *{name} .*\d\.\d+%", outcome.said, flags=re.M) for name in ("model", "majority", "tfidf"))
+    assert sum("\u2713" in line or "\u2717" in line for line in outcome.said.splitlines()) == 6
+
+
+def check_dates(outcome: Outcome) -> None:
+    """Predictions with their verdicts, exact match in each language, chrF, the test days, and where it looks."""
+    run = the_run(outcome)
+    log = load_training_log(run)
+    assert re.search(r" -> .*[\u2713\u2717]", outcome.said)
+    names = ("exact_match", "chrf", "exact_match_de", "exact_match_fr", "exact_match_ja")
+    assert all(f"validation/{name}" in log.validation for name in names)
+    assert {"test/exact_match", "test/chrf"} <= set(log.training)
+    assert (run / "cross_attention.png").read_bytes().startswith(PNG)
+
+
+def check_own_pairs(outcome: Outcome) -> None:
+    assert re.search(r"\d+ pairs for training, \d+ for validation, 300 tokens \(bpe\)", outcome.said)
+    assert (list_runs(outcome.place / "outputs")[-1] / "tokenizer.json").is_file()
+
+
+def check_translated(outcome: Outcome) -> None:
+    """The model, and one line."""
+    assert len(outcome.said.splitlines()) == 2
+
+
+def check_translations(outcome: Outcome) -> None:
+    assert re.search(r"test: \d+ pairs", outcome.said)
+    assert sum("\u2713" in line or "\u2717" in line for line in outcome.said.splitlines()) == 5
+    assert re.search(r"exact match +\d+\.\d\d% of the targets", outcome.said)
+    assert re.search(r"chrF +\d", outcome.said)
 
 
 def check_row(outcome: Outcome) -> None:
@@ -395,11 +485,13 @@ def check_verified(outcome: Outcome) -> None:
     assert not outcome.written
 
 
-def check_all_ops_are_in_the_table(outcome: Outcome) -> None:
-    from manual_backprop.study.gradient_check import ROWS
+def check_every_op_and_parameter_is_in_the_table(outcome: Outcome) -> None:
+    from manual_backprop.models.network import parameter_shapes
+    from manual_backprop.study.gradient_check import ODD, ROWS
 
-    assert {name for name in ROWS if name not in outcome.said} == set()
-    assert {name for name in ("gpt2", "vaswani", "llama") if name not in outcome.said} == set()
+    named = {*ROWS, *parameter_shapes(ODD), "head.weight", "gpt2", "vaswani", "llama"}
+    assert {name for name in named if name not in outcome.said} == set()
+    assert "FAILED" not in outcome.said
 
 
 def check_diagnosed(outcome: Outcome) -> None:
@@ -533,7 +625,16 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     rf"{RUN} .*tokenizer=char model=tiny": check_characters,
     rf"{RUN} .*tokenizer.vocab_size=4096": check_own_text,
     rf"{RUN} experiments=reversal": check_reversal,
+    rf"{RUN} experiments=co2": check_forecasts,
+    r"python -m manual_backprop\.evaluate last --split test$": check_forecasts_compared,
+    r"python -m manual_backprop\.predict last --file history\.csv": check_forecast_lines,
     rf"{RUN} task=sort": check_sorted_by_a_decoder,
+    rf"{RUN} experiments=docstrings": check_labels,
+    rf"{RUN} task=classification": check_own_labels,
+    r"python -m manual_backprop\.evaluate last .*--predictions 6": check_labels_compared,
+    r"python -m manual_backprop\.predict last --text": check_labelled,
+    rf"{RUN} experiments=dates": check_dates,
+    rf"{RUN} task=translation": check_own_pairs,
     rf"{RUN} resume=": check_resumed,
     rf"{RUN} training.inspect_every": check_inspected,
     rf"{RUN} init_from=imported": check_initial_weights,
@@ -551,15 +652,17 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
         check_line_of_the_model
     ),
     r"python -m manual_backprop\.evaluate(?!.* --predictions)": check_evaluated,
-    r"python -m manual_backprop\.evaluate last .*--predictions": check_rows,
+    r"python -m manual_backprop\.evaluate last .*--predictions 10": check_rows,
+    r"python -m manual_backprop\.evaluate last .*--predictions 5": check_translations,
     r"python -m manual_backprop\.generate(?!.* --source)": check_continued,
-    r"python -m manual_backprop\.generate last --source": check_row,
+    r"python -m manual_backprop\.generate last --source \"1": check_row,
+    r"python -m manual_backprop\.generate last --source \"<de>": check_translated,
     r"python -m manual_backprop\.generate last .*--stop": check_stopped,
     r"python -m manual_backprop\.chat": check_chat,
     r"python -m manual_backprop\.summary last": check_summary,
     r"python -m manual_backprop\.summary model=gpt2": check_summary_of_gpt2,
     r"python -m manual_backprop\.verify": check_verified,
-    r"python -m manual_backprop\.verify$": check_all_ops_are_in_the_table,
+    r"python -m manual_backprop\.verify$": check_every_op_and_parameter_is_in_the_table,
     r"python -m manual_backprop\.diagnose": check_diagnosed,
     r"python -m manual_backprop\.explain$": check_explained("docs/one-step.md", "as in GPT-2"),
     r"python -m manual_backprop\.explain --task reversal": check_explained(
@@ -582,12 +685,26 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
 
 # What must have been done before: another command, or a change of the folder. Without: one run of two steps is there.
 AFTER: dict[str, str] = {
+    'python -m manual_backprop.generate last --source "<de> Tuesday, March 3, 1998"': (
+        "python -m manual_backprop.run experiments=dates"
+    ),
+    "python -m manual_backprop.evaluate last --split test --predictions 5": (
+        "python -m manual_backprop.run experiments=dates"
+    ),
     'python -m manual_backprop.generate last --source "1 2 3 4" --beams 4': (
         "python -m manual_backprop.run experiments=reversal"
     ),
     "python -m manual_backprop.evaluate last --split test --predictions 10": (
         "python -m manual_backprop.run experiments=reversal"
     ),
+    "python -m manual_backprop.evaluate last --split test --predictions 6": (
+        "python -m manual_backprop.run experiments=docstrings"
+    ),
+    'python -m manual_backprop.predict last --text "Run the event loop until it is stopped."': (
+        "python -m manual_backprop.run experiments=docstrings"
+    ),
+    "python -m manual_backprop.evaluate last --split test": "python -m manual_backprop.run experiments=co2",
+    "python -m manual_backprop.predict last --file history.csv": "python -m manual_backprop.run experiments=co2",
     "python -m manual_backprop.run sweep.resume=last": (
         "python -m manual_backprop.run -m model=tiny,small optimizer.learning_rate=1e-3,3e-3"
     ),
@@ -606,7 +723,10 @@ AFTER: dict[str, str] = {
     "python -m manual_backprop.run init_from=imported dataset=text dataset.path=FILE optimizer.learning_rate=3e-5 "
     "training.max_steps=100": "python -m manual_backprop.convert from-hf exported imported",
 }
-PREPARED: dict[str, Callable[[Path], None]] = {"python -m manual_backprop.run sweep.resume=last": leave_a_job_waiting}
+PREPARED: dict[str, Callable[[Path], None]] = {
+    "python -m manual_backprop.run sweep.resume=last": leave_a_job_waiting,
+    "python -m manual_backprop.predict last --file history.csv": write_history,
+}
 
 
 def checks_of(command: str) -> Iterator[Callable[[Outcome], None]]:

@@ -1,267 +1,465 @@
-"""Mutants of the kernels in C++: operators and constants of their lines, changed one at a time; each must be noticed.
+"""Mutants of the kernels in C++: operators and numbers of their lines, changed one at a time; each must be noticed.
 
-    python tests/mutate_kernels.py [FILE ...]      all files of kernels/cpu/cpp, or some: attention.h
+    python tests/mutate_kernels.py            all; exit 1 if one that is not listed as equivalent lives
+    python tests/mutate_kernels.py TEXT ...   those with one of these texts in their names
+    python tests/mutate_kernels.py --list     their names
 
-A mutant is the file once more in a namespace of its own, so that a few libraries hold all of them; which one is called
-is a switch in its name. The tests of the kernels notice it, in a process of its own, since it may write anywhere.
-Exit code 1 if one was not, unless it stands in EQUIVALENT with its reason.
+All of them are switches (kernels/switches.h) in one library, which is compiled once, with AddressSanitizer; the number
+in the environment's MUTANT says which expression is the wrong one. The tests of the kernels in that file are asked in a
+fork for each, since a mutant may write anywhere, or never end.
 """
 
 from __future__ import annotations
 
-import ctypes
+import argparse
+import functools
 import os
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import NoReturn
 
-AT_ONCE = 24  # mutants in a library
-PATIENCE = 60  # [s] for one: it may never end
-FILES = ("activations.h", "attention.h", "gradients.h", "loss.h", "normalization.h", "optimizers.h")
-CHANGES = (
-    (r" \+ ", " - "),
-    (r" - ", " + "),
-    (r" \* ", " / "),
-    (r" / ", " * "),
-    (r" < ", " <= "),
-    (r" > ", " >= "),
-    (r" >= ", " > "),
-    (r" \+= ", " = "),
-    (r" && ", " || "),
-    (r" == ", " != "),
-    (r"\b0\.f", "1.f"),
-    (r"\b1\.f", "2.f"),
-    (r"\b0\.5f", "0.25f"),
-    (r"(?<=[(, ])2(?= \*)", "3"),
-    (r"std::min", "std::max"),
-    (r"std::max", "std::min"),
-    (r"maximum", "minimum"),
-    (r"\btrue\b", "false"),
-    (r"\.neg\(\)", ""),
-    (r"\.abs\(\)", ""),
-    (r">> \d+", ">> 5"),
+TESTS = Path(__file__).resolve().parent
+SOURCES = TESTS.parent / "manual_backprop" / "kernels" / "cpu" / "cpp"
+LIMITS = {signal.ITIMER_PROF: 60, signal.ITIMER_REAL: 600}  # [s] of a mutant's own work, and with what it waits for
+SANITIZED = ("-fsanitize=address,shift-exponent", "-fsanitize-undefined-trap-on-error")
+FILES = ("vectors.h", "activations.h", "attention.h", "gradients.h", "loss.h", "normalization.h", "optimizers.h")
+OPERATORS = {
+    **{"+": "-", "-": "+", "*": "/", "/": "*", "%": "/", "^": "|"},
+    **{"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "&&": "||", "||": "&&"},
+}
+RULES = (  # what is looked for; what the mutant has in its place; the switch
+    *((rf" {re.escape(old)} ", f" {new} ", f" {old} At<N>() {old} ") for old, new in OPERATORS.items()),
+    (r"\b0\.f", "1.f", "Either<N>::value(0.f, 1.f)"),
+    (r"\b1\.f", "2.f", "Either<N>::value(1.f, 2.f)"),
+    (r"\b0\.5f", "0.25f", "Either<N>::value(0.5f, 0.25f)"),
+    (r"(?<== )0(?=;)", "1", "Either<N>::value(0, 1)"),
+    (r"(?<=[ (])1(?=[ ),])", "2", "Either<N>::value(1, 2)"),
+    (r"(?<=[(, ])2(?= \*)", "3", "Either<N>::value(2, 3)"),
+    (r"(?<=[(, ])-(?=[a-zA-Z0-9])", "", "Either<N>::value(-1, 1) * "),
+    (r"(?<=>> )\d+", "5", "Either<N>::value(OLD, 5)"),
+    (r"!(?=\()", "", "Either<N>::no"),
+    (r"std::min\b", "std::max", "Either<N>::min"),
+    (r"std::max\b", "std::min", "Either<N>::max"),
+    (r"at::vec::maximum", "at::vec::minimum", "Either<N>::maximum"),
+    (r"\btrue\b", "false", "Either<N>::value(true, false)"),
+    (r"\bfalse\b", "true", "Either<N>::value(false, true)"),
+    (r"\.neg\(\)", "", "->*Without<N, Method::neg>()"),
+    (r"\.abs\(\)", "", "->*Without<N, Method::abs>()"),
 )
-# What changes nothing that a result depends on: (file, line without blanks around it, its change)
-EQUIVALENT: dict[tuple[str, str, str], str] = {
+# Mutants that compute the same: file, line, changes, why. One that is noticed after all, or is no more, is an error.
+THREADS = "how many numbers are worth a thread changes no result"
+EQUAL_LINES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
+    ("activations.h", "const Vec is_positive = x > Vec(0.f);", ("> -> >=",), "at 0 both gates are a half"),
     (
-        "activations.h",
-        "const Vec is_positive = x > Vec(0.f);",
-        "> -> >=",
-    ): "at 0 both gates are a half",
+        "attention.h",
+        "bool drops() const { return probability > 0; }",
+        ("> -> >=",),
+        "with probability 0 all are kept, and their factor is 1",
+    ),
+    ("attention.h", "pair[2 * i + 1] = other ? other[i] : T(0.f);", ("0.f -> 1.f",), "its factors are 0"),
+    (
+        "attention.h",
+        "std::fill(right, right + padded<T>(K) * columns, T(0.f));",
+        ("0.f -> 1.f",),
+        "a column without a query reaches no result",
+    ),
+    (
+        "attention.h",
+        "for (int64_t k = 0; k < K; ++k) std::fill(left + k * ld + n, left + (k + 1) * ld, T(0.f));",
+        ("0.f -> 1.f",),
+        "its factors are 0; finite is all that it has to be",
+    ),
+    ("attention.h", "for (int64_t first = 0; first < n; first += WIDTH) {", ("< -> <=",), "a pass more, over no row"),
+    (
+        "attention.h",
+        "const size_t bytes = (size_t(count) * sizeof(T) + 63) / 64 * 64;",
+        ("/ -> *",),
+        "more memory than needed",
+    ),
+    (
+        "attention.h",
+        "if (block.size() < bytes + 64) block.resize(bytes + 64);",
+        ("< -> <=",),
+        "to the size that it has",
+    ),
+    ("attention.h", "size_t next_ = 0;", ("0 -> 1",), "set before it is read"),
+    (
+        "attention.h",
+        "all_ = visible.query_segments ? 0 : visible.keys_up_to(query + 1, block.seen);",
+        ("+ -> -",),
+        "fewer keys without a mask, more with one that hides none of them",
+    ),
+    (
+        "attention.h",
+        "seen_ = visible.keys_up_to(std::min(query + WIDTH, block.last), block.seen);",
+        ("std::min -> std::max",),
+        "more keys, which the mask hides",
+    ),
+    (
+        "attention.h",
+        "is_seen[lane] = lanes_[lane] >= from && same ? 1.f : 0.f;",
+        ("1.f -> 2.f",),
+        "it is compared with 0",
+    ),
+    (
+        "attention.h",
+        "inline int64_t queries_of(int64_t S) { return S >= LONG ? MOST_QUERIES / 2 : MOST_QUERIES; }",
+        (
+            ">= -> >",
+            "/ -> *",
+        ),
+        "how many queries at once changes no result",
+    ),
+    ("attention.h", "at::parallel_for(0, B * H, 1, [&](int64_t begin, int64_t end) {", ("1 -> 2",), THREADS),
+    ("attention.h", "at::parallel_for(0, B * G, 1, [&](int64_t begin, int64_t end) {", ("1 -> 2",), THREADS),
+    (
+        "attention.h",
+        "for (int64_t first = 0; first < visible.T; first += at_once) {",
+        (
+            "< -> <=",
+            "< -> <= (2)",
+        ),
+        "a block more, of no query",
+    ),
+    (
+        "attention.h",
+        "std::fill(out + c * context.position, out + c * context.position + K, T(0.f));",
+        ("* -> /",),
+        "what comes before is 0 as well",
+    ),
+    (
+        "attention.h",
+        "for (int64_t c = 0; c < n; ++c) std::fill(dquery_rows + c * dquery.position, "
+        "dquery_rows + c * dquery.position + K, T(0.f));",
+        ("* -> /",),
+        "what comes before is 0 as well",
+    ),
+    (
+        "attention.h",
+        "for (int64_t c = 0; c < columns; ++c) {",
+        (
+            "< -> <=",
+            "< -> <= (2)",
+        ),
+        "a number more, in memory that is there and that nobody reads",
+    ),
+    (
+        "attention.h",
+        "most = where(most == Vec(-INFINITE), Vec(0.f), most) * Vec(scale);  // a query that sees no key",
+        ("0.f -> 1.f",),
+        "exp(-inf) is 0, whatever is subtracted",
+    ),
+    ("attention.h", "if (j >= column.seen()) return Vec(0.f);", (">= -> >",), "the mask hides that key"),
+    (
+        "attention.h",
+        "const Vec one = probability(j), other = j + 1 < seen ? probability(j + 1) : Vec(0.f);",
+        (
+            "+ -> -",
+            "< -> <=",
+        ),
+        "the probability of the key after the last is 0",
+    ),
+    (
+        "attention.h",
+        "where(sees, Vec(share) / sum, Vec(0.f)).store(factors + c);",
+        ("0.f -> 1.f",),
+        "the context of a query that sees no key is 0 before",
+    ),
     (
         "loss.h",
         "if (smoothing > 0) all = all + Vec::set(Vec(0.f), x, count);",
-        "> -> >=",
-    ): "without smoothing nothing reads the sum",
+        ("> -> >=",),
+        "nothing reads that sum then",
+    ),
     (
         "loss.h",
         "const float smoothed = smoothing > 0 ? smoothing * (sum_of(all) / V - largest) : 0;",
-        "> -> >=",
-    ): "without smoothing the sum is 0, as it was not made",
-}
+        ("> -> >=",),
+        "0 times a number is 0",
+    ),
+    (
+        "normalization.h",
+        "at::parallel_for(0, vectors, std::max<int64_t>(1, GRAIN / (WIDTH * std::max<int64_t>(1, N))), "
+        "[&](int64_t begin, int64_t end) {",
+        ("std::max -> std::min", "1 -> 2", "/ -> *", "std::max -> std::min (2)", "1 -> 2 (2)"),
+        THREADS,
+    ),
+    (
+        "normalization.h",
+        "for (int64_t vector = begin; vector < end; vector += AT_ONCE) {",
+        ("< -> <=",),
+        "a pass more, over no vector",
+    ),
+    (
+        "normalization.h",
+        "for (int64_t v = 0; v < AT_ONCE; ++v) gains[v] = shifts[v] = Vec(0.f);",
+        ("0 -> 1",),
+        "a vector is made with zeros",
+    ),
+    (
+        "normalization.h",
+        "for (int64_t v = 0; v < AT_ONCE; ++v) gain[v] = shift[v] = Vec(0.f);",
+        ("0 -> 1",),
+        "a vector is made with zeros",
+    ),
+    ("normalization.h", "for (int64_t rows = 0; rows < N; rows += ROWS) {", ("< -> <=",), "a pass more, over no row"),
+    (
+        "vectors.h",
+        "at::parallel_for(0, n_rows, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, numbers)), "
+        "[&](int64_t begin, int64_t end) {",
+        ("std::max -> std::min", "1 -> 2", "/ -> *", "std::max -> std::min (2)", "1 -> 2 (2)"),
+        THREADS,
+    ),
+    (
+        "vectors.h",
+        "for (; i + WIDTH <= n; i += WIDTH) f(i, WIDTH);",
+        ("<= -> <",),
+        "the last whole vector is what is left",
+    ),
+    ("vectors.h", "if (i < n) f(i, n - i);", ("< -> <=",), "a call more, for no number"),
+    (
+        "vectors.h",
+        "for (; i + WIDTH <= n; i += WIDTH) total = total + f(i, WIDTH);",
+        ("<= -> <",),
+        "the last whole vector is what is left",
+    ),
+    ("vectors.h", "if (i < n) total = total + Vec::set(Vec(0.f), f(i, n - i), n - i);", ("< -> <=",), "0 is added"),
+    (
+        "vectors.h",
+        "const int64_t vectors = (n + WIDTH - 1) / WIDTH;",
+        (
+            "- -> +",
+            "/ -> *",
+        ),
+        "those after the last are cut off below",
+    ),
+    (
+        "vectors.h",
+        "at::parallel_for(0, vectors, GRAIN / WIDTH, [&](int64_t begin, int64_t end) {",
+        ("/ -> *",),
+        THREADS,
+    ),
+)
+EQUIVALENT = {f"{file}: {line}: {change}": why for file, line, changes, why in EQUAL_LINES for change in changes}
 
 
 @dataclass(frozen=True)
 class Mutant:
+    number: int  # from 1; 0: all is right
     file: str
-    line: int  # from 1
-    start: int  # column
-    old: str
-    new: str
-
-    def key(self, source: str) -> tuple[str, str, str]:
-        return self.file, source.splitlines()[self.line - 1].strip(), f"{self.old.strip()} -> {self.new.strip()}"
-
-    def apply(self, source: str) -> str:
-        lines = source.splitlines()
-        line = lines[self.line - 1]
-        lines[self.line - 1] = line[: self.start] + self.new + line[self.start + len(self.old) :]
-        return "\n".join(lines)
+    name: str  # file: line: old -> new
 
 
-def mutants_of(file: str, source: str) -> list[Mutant]:
-    found = []
-    for number, line in enumerate(source.splitlines(), 1):
+def mutants_of(file: str, first: int, is_wanted: Callable[[str], bool]) -> tuple[list[Mutant], str]:
+    """Those of a file, numbered from there, and its text with their switches."""
+    found: list[Mutant] = []
+    lines = (SOURCES / file).read_text(encoding="utf-8").splitlines()
+    names: Counter[str] = Counter()
+    for place, line in enumerate(lines):
         code = line.partition("//")[0]
-        if line.startswith(("#", "template", "namespace")) or "using" in code or "static_assert" in code:
+        is_function = code.rstrip().endswith("}") or "{" in code
+        if code.startswith(("#", "template", "namespace", "using")) or (
+            code.lstrip().startswith(("constexpr", "static_assert")) and not is_function
+        ):
             continue
-        for pattern, new in CHANGES:
-            for match in re.finditer(pattern, code):
-                if match[0] != new:
-                    found.append(Mutant(file, number, match.start(), match[0], new))
-    return found
+        matches = [(match, *rule) for pattern, *rule in RULES for match in re.finditer(pattern, code)]
+        switched, end = "", 0
+        for match, new, switch in sorted(matches, key=lambda one: one[0].start()):
+            name = f"{file}: {line.strip()}: {match[0].strip()} -> {new.strip()}"
+            names[name] += 1
+            name += f" ({names[name]})" if names[name] > 1 else ""
+            if is_wanted(name):
+                found.append(Mutant(first + len(found), file, name))
+                switch = switch.replace("<N", f"<{found[-1].number}").replace("OLD", match[0])
+                switched += code[end : match.start()] + switch
+                end = match.end()
+        if end:  # what has a switch is no constant
+            lines[place] = re.sub("^constexpr", "inline", switched + code[end:])
+    return found, "\n".join(lines) + "\n"
 
 
-def library_of(mutants: list[Mutant], folder: Path, number: int) -> Path | None:
-    """A library of their kernels, `kernel_K`; those that do not compile are left out, and count as noticed."""
+def kernels_of(file: str) -> set[str]:
+    """The names of the kernels that are written there, as the library's table calls them."""
+    written = set(re.findall(r"^void (\w+?)(?:_of)?\(", (SOURCES / file).read_text(encoding="utf-8"), re.M))
+    rows = re.findall(r"IN_ALL_FORMATS\((\w+), (\w+),", (SOURCES / "library.cpp").read_text(encoding="utf-8"))
+    return {name for name, function in rows if function in written or file == "vectors.h"}
+
+
+def compile_library(switched: dict[str, str], files: set[str], folder: Path, sanitized: bool) -> Path:
+    """One with all switches, of the kernels in these files."""
     from manual_backprop.kernels.cpu import library
 
-    sources = {path.name: path.read_text() for path in library.SOURCES.iterdir()}
-    table = sources["library.cpp"]
-    entries, attention = table[table.index("#define IN_ALL_FORMATS") : table.index("const Kernel kernels[]")], ""
-    rows = re.findall(r"IN_ALL_FORMATS\((\w+), (\w+),([^)]*)\)", table)
-    text = [
-        f"#include {name}" for name in ("<cstring>", '"vectors.h"', "<ATen/native/CPUBlas.h>", "<memory>", "<vector>")
-    ]
-    text.append("struct Kernel { const char* name; void* address; };")
-    text.append(entries)
-    for mutant in mutants:
-        source = mutant.apply(sources[mutant.file])
-        body = "\n".join(line for line in source.splitlines() if not line.startswith("#"))
-        if mutant.file == "attention.h":
-            attention = table[table.index("#define ATTENTION_SIZES") : table.index("struct Kernel")]
-        own = [row for row in rows if re.search(rf"\b{row[1]}(_of)?\(", source)]
-        kernels = ", ".join(f"IN_ALL_FORMATS({a}, {b},{c})" for a, b, c in own)
-        name = f"kernel_{mutants.index(mutant)}"
-        text.append(
-            f"namespace {name}_space {{\n{body}\nnamespace {{\n{attention if mutant.file == 'attention.h' else ''}"
-        )
-        text.append(f"const Kernel kernels[] = {{{kernels}}};\n}}\n}}")
-        text.append(
-            f'extern "C" __attribute__((visibility("default"))) void* {name}(const char* name) {{\n'
-            f"for (const Kernel& one : {name}_space::kernels) if (!std::strcmp(one.name, name)) return one.address;\n"
-            "return nullptr; }"
-        )
-    place = folder / f"mutants{number}.cpp"
-    place.write_text("\n".join(text))
-    target = place.with_suffix(".so")
-    command = [word for word in library._command(target) if word != str(library.SOURCES / "library.cpp")]
-    command[1:1] = [str(place), f"-I{library.SOURCES}"]
-    done = subprocess.run([*command, "-O1"], capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return target
-    if len(mutants) == 1:
-        return None
-    raise RuntimeError(done.stderr[:3000])
+    own = folder / "cpp"
+    shutil.copytree(SOURCES, own)
+    for file, text in switched.items():
+        (own / file).write_text(text, encoding="utf-8")
+    table = (own / "library.cpp").read_text(encoding="utf-8")
+    for file in set(FILES[1:]) - (files if "vectors.h" not in files else set(FILES)):
+        table = table.replace(f'#include "{file}"\n', "")
+        for name in kernels_of(file):
+            table = re.sub(rf"\n *IN_ALL_FORMATS\({name},.*", "", table)
+        if file == "attention.h":
+            table = table[: table.index("#define ATTENTION_SIZES")] + table[table.index("struct Kernel") :]
+    (own / "library.cpp").write_text(table, encoding="utf-8")
+    target = folder / "mutants.so"
+    words = [word.replace(str(SOURCES), str(own)) for word in library._command(target)]
+    words += ["-O1", *(SANITIZED if sanitized else ()), "-include", str(TESTS / "kernels" / "switches.h")]
+    subprocess.run(words, check=True)
+    return target
 
 
-def libraries_of(mutants: list[Mutant], folder: Path, number: int) -> list[tuple[Mutant, Path | None, int]]:
-    """Each mutant, where it is and its number there."""
-    try:
-        place = library_of(mutants, folder, number)
-        return [(mutant, place, index) for index, mutant in enumerate(mutants)]
-    except RuntimeError:  # one of them does not compile
-        half = len(mutants) // 2
-        first = libraries_of(mutants[:half], folder, 2 * number + 1000)
-        return first + libraries_of(mutants[half:], folder, 2 * number + 1001)
-
-
-def is_noticed(place: Path | None, number: int | None, file: str) -> bool:
-    """By the tests of that file's kernels; `number` None: without any mutant."""
-    if place is None and number is not None:
-        return True
-    child = os.fork()
-    if child == 0:
-        os.close(2)
-        try:
-            if number is not None:
-                _call_instead(place, number)
-            _test(file)
-        except BaseException:  # what a test raises
-            os._exit(1)
-        os._exit(0)
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return status != 0
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return True
-
-
-def _call_instead(place: Path, number: int) -> None:
-    from manual_backprop.kernels.cpu import compiled
-
-    mutated = getattr(ctypes.CDLL(str(place)), f"kernel_{number}")
-    mutated.restype = ctypes.c_void_p
-    (true,) = compiled._loaded
-
-    class Library:
-        @staticmethod
-        def kernel(name: bytes) -> int | None:
-            return mutated(name) or true.kernel(name)
-
-    compiled._function.cache_clear()
-    compiled._loaded[:] = [Library]  # type: ignore[list-item]
-
-
-def _test(file: str) -> None:
+def tests_of(file: str) -> list[tuple[Callable[..., None], tuple]]:
+    """Those of that file's kernels, with their arguments."""
     import test_compiled_kernels as tests
 
-    if file == "attention.h":
-        for sizes in ((3, 37, 37, 4, 2, 10), (2, 17, 70, 2, 2, 64), (2, 130, 33, 3, 1, 16), (1, 1030, 1030, 1, 1, 8)):
-            for dtype in tests.UNIT:
-                for mask in tests.MASKS:
-                    for dropped in (0.3, 0.0):
-                        tests.test_attention(*sizes, mask, dropped, dtype)
-        for dtype in tests.UNIT:
-            tests.test_what_attention_does_not_see_may_hold_anything(dtype)
-        return
-    modules = {
-        "activations.h": (tests.activations, tests.gated_feed_forward),
-        "gradients.h": (tests.products,),
-        "optimizers.h": (tests.optimizers,),
-        "loss.h": (tests.rowwise,),
-        "normalization.h": (tests.rowwise,),
-    }
-    for name, function in tests.FUNCTIONS.items():
-        if any(getattr(module, name, None) is function for module in modules[file]):
-            for precision in tests.FORMATS:
-                tests.test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written(name, precision)
+    of_functions = tests.test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written
+    asked: list[tuple[Callable[..., None], tuple]] = [
+        (of_functions, case) for case in product(sorted(kernels_of(file) & tests.FUNCTIONS.keys()), tests.FORMATS)
+    ]
     if file == "activations.h":
-        for sign in (-1, 1):
-            tests.test_the_slope_of_gelu_is_that_of_the_reference_far_from_zero_too("compiled", sign)
+        far = tests.test_the_slope_of_gelu_is_that_of_the_reference_far_from_zero_too
+        asked += [(far, ("compiled", sign)) for sign in (-1, 1)]
     if file == "optimizers.h":
-        for name in ("adamw_step", "sgd_step"):
-            tests.test_a_step_that_is_not_finite_changes_nothing(name)
+        asked += [
+            (tests.test_a_step_that_is_not_finite_changes_nothing, (name,)) for name in ("adamw_step", "sgd_step")
+        ]
     if file == "loss.h":
-        for dtype in tests.UNIT:
-            tests.test_cross_entropy_of_rows("compiled", dtype)
-            tests.test_a_smoothed_target("compiled", dtype)
+        cases = product((tests.test_cross_entropy_of_rows, tests.test_a_smoothed_target), tests.UNIT)
+        asked += [(test, ("compiled", dtype)) for test, dtype in cases]
+    if file == "attention.h":
+        asked += [(tests.test_attention, (*case, dtype)) for case in tests.ATTENTION_CASES for dtype in tests.UNIT]
+        rest = (
+            tests.test_attention_of_large_scores_overflows_nowhere,
+            tests.test_what_attention_does_not_see_may_hold_anything,
+        )
+        asked += product(rest, [(dtype,) for dtype in tests.UNIT])
+        asked.append((tests.test_attention_drops_an_element_from_the_same_probability_on, ()))
+    return asked
 
 
-def run(files: list[str]) -> list[str]:
-    """Sentences about mutants that nobody noticed."""
-    import torch
+def compute_what_is_expected(files: Iterable[str]) -> None:
+    """It does not depend on a mutant: every fork finds it."""
+    import test_compiled_kernels as tests
 
+    tests.expected, tests.expected_attention = (
+        functools.cache(tests.expected),
+        functools.cache(tests.expected_attention),
+    )
+    for test, case in (one for file in files for one in tests_of(file)):
+        if test is tests.test_attention:
+            tests.expected_attention(*case)
+        elif test is tests.test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written:
+            tests.expected(*case)
+
+
+def run_all(library: Path, mutants: list[Mutant], workers: int) -> Iterator[tuple[Mutant, bool, float]]:
+    """Each in a fork, `workers` at a time: the mutant, whether it was noticed, after how many seconds."""
+    waiting, running = list(reversed(mutants)), {}
+    while waiting or running:
+        while waiting and len(running) < workers:
+            mutant, start = waiting.pop(), time.monotonic()
+            child = os.fork()
+            if child == 0:
+                _judge(library, mutant)
+            running[child] = mutant, start
+        child, status = os.waitpid(-1, 0)
+        mutant, start = running.pop(child)
+        yield mutant, status != 0, time.monotonic() - start
+
+
+def _judge(path: Path, mutant: Mutant) -> NoReturn:
     from manual_backprop.kernels.cpu import compiled, library
 
-    torch.set_num_threads(1)
-    compiled._loaded[:] = [library.find() or library.build()]
-    sources = {file: (library.SOURCES / file).read_text() for file in files}
-    if wrong := [file for file in files if is_noticed(None, None, file)]:
-        return [f"{file}: its tests fail without any mutant" for file in wrong]
-    mutants = [one for file in files for one in mutants_of(file, sources[file])]
-    unnoticed, count = [], 0
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as compilers:
-        chunks = [
-            chunk[start : start + AT_ONCE]
-            for file in files
-            for chunk in [[one for one in mutants if one.file == file]]
-            for start in range(0, len(chunk), AT_ONCE)
-        ]
-        waiting = [compilers.submit(libraries_of, chunk, Path(folder), n) for n, chunk in enumerate(chunks)]
-        for future in waiting:
-            for mutant, place, number in future.result():
-                count += 1
-                key = mutant.key(sources[mutant.file])
-                noticed = is_noticed(place, number, mutant.file)
-                if noticed is (key in EQUIVALENT):
-                    word = "was noticed, but stands in EQUIVALENT" if noticed else "was not noticed"
-                    unnoticed.append(f"{mutant.file}:{mutant.line}: {key[2]} {word}: {key[1]}")
-                    print(unnoticed[-1], flush=True)
-    print(f"{count} mutants, {count - len(unnoticed) - len(EQUIVALENT)} noticed, {len(EQUIVALENT)} equivalent")
-    return unnoticed
+    code = 1
+    try:
+        for timer, seconds in LIMITS.items():
+            signal.setitimer(timer, seconds)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.environ["MUTANT"] = str(mutant.number)
+        if mutant.number:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        compiled._loaded[:] = [library._load(path)]
+        for test, case in tests_of(mutant.file):
+            test(*case)
+        code = 0
+    except BaseException as error:  # whatever a test raises
+        traceback.print_exception(error)
+    finally:
+        os._exit(code)
+
+
+def _preload_sanitizer() -> None:
+    """This program once more, with the sanitizer's library, which has to be the first."""
+    if "libasan" not in os.environ.get("LD_PRELOAD", ""):
+        from manual_backprop.kernels.cpu.library import compiler
+
+        place = subprocess.check_output([str(compiler()), "-print-file-name=libasan.so"], text=True).strip()
+        given = os.environ | {"LD_PRELOAD": place, "ASAN_OPTIONS": "detect_leaks=0"}
+        os.execve(sys.executable, [sys.executable, *sys.argv], given)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description="Mutation test of the kernels in C++.")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="only mutants with one of these texts in their names")
+    parser.add_argument("--list", action="store_true", help="say which mutants there are, and stop")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes at a time")
+    parser.add_argument("--plain", action="store_true", help="quicker: who reads or writes beside a tensor may live")
+    chosen = parser.parse_args(arguments)
+
+    mutants: list[Mutant] = []
+    switched = {}
+    for file in FILES:
+        found, switched[file] = mutants_of(
+            file, len(mutants) + 1, lambda name: not chosen.texts or any(text in name for text in chosen.texts)
+        )
+        mutants += found
+    if not mutants:
+        parser.error(f"no mutant has {' or '.join(map(repr, chosen.texts))} in its name; --list says which there are")
+    if chosen.list:
+        print(*(one.name for one in mutants), sep="\n")
+        return 0
+    if not chosen.plain:
+        _preload_sanitizer()
+    import torch
+
+    torch.set_num_threads(1)  # a fork may not inherit running threads
+    start, files = time.monotonic(), dict.fromkeys(one.file for one in mutants)
+    with tempfile.TemporaryDirectory() as folder:
+        library = compile_library(switched, set(files), Path(folder), not chosen.plain)
+        compiled = time.monotonic() - start
+        compute_what_is_expected(files)
+        right = [Mutant(0, file, f"{file}: no mutant") for file in files]
+        wrong = [f"noticed: {one.name}" for one, noticed, _ in run_all(library, right, chosen.workers) if noticed]
+        print(*wrong, sep="\n")
+        if not wrong:
+            for one, noticed, seconds in run_all(library, mutants, chosen.workers):
+                if noticed == (one.name in EQUIVALENT):
+                    wrong.append(f"{'noticed' if noticed else 'lives'} ({seconds:.1f} s): {one.name}")
+                    print(wrong[-1], flush=True)
+    if not chosen.texts:
+        gone = [f"no such mutant: {name}" for name in EQUIVALENT.keys() - {one.name for one in mutants}]
+        print(*gone, sep="\n")
+        wrong += gone
+    listed = sum(one.name in EQUIVALENT for one in mutants)
+    print(
+        f"{len(mutants)} mutants, {listed} listed as equivalent, {len(wrong)} wrong; {time.monotonic() - start:.0f} s, "
+        f"{compiled:.0f} of them to compile"
+    )
+    return bool(wrong)
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).with_name("kernels"))]
-    sys.exit(bool(run(sys.argv[1:] or list(FILES))))
+    sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "kernels")]
+    sys.exit(main(sys.argv[1:]))

@@ -31,21 +31,17 @@ BUGS = [
     # encoders, and what reads them
     Bug(
         "the memory's gradient from one block alone",
-        STEP,
-        "return dread if dmemory is None else dmemory + dread",
-        "return dread",
+        CUSTOM,
+        "ops.linear_backward(dkey_value, key_value_cache, weight, bias, dx=dmemory)",
+        "dmemory.copy_(ops.linear_backward(dkey_value, key_value_cache, weight, bias))",
     ),
     Bug(
         "the memory's gradient never reaches the encoder",
         ENCODERS,
-        """        dmemory = self._hidden_backward(dx, decoder_cache, "decoder.")
-        assert dmemory is not None
-        self._hidden_backward(dmemory, encoder_cache, "encoder.")
+        """        self._hidden_backward(dmemory, encoder_cache, "encoder.")
         self.on_gradients_complete(None)
         return loss""",
-        """        dmemory = self._hidden_backward(dx, decoder_cache, "decoder.")
-        assert dmemory is not None
-        self._hidden_backward(dmemory.zero_(), encoder_cache, "encoder.")
+        """        self._hidden_backward(dmemory.zero_(), encoder_cache, "encoder.")
         self.on_gradients_complete(None)
         return loss""",
     ),
@@ -408,7 +404,7 @@ BUGS = [
     Bug(
         "the activation skipped",
         FEED_FORWARD,
-        "dhidden = relu_backward(dactivated, activation_cache)",
+        "dhidden = activation_backward(dactivated, activation_cache)",
         "dhidden = dactivated",
     ),
     # RMS normalization
@@ -587,17 +583,17 @@ BUGS = [
         "blocks from first to last",
         CUSTOM,
         "for block in reversed(self.stacks[stack]):\n                with blocks.last() as block_cache:\n"
-        "                    dx, dread = self._post",
+        "                    dx = self._post",
         "for block in self.stacks[stack]:\n                with blocks.last() as block_cache:\n"
-        "                    dx, dread = self._post",
+        "                    dx = self._post",
     ),
     Bug(
         "pre-norm blocks from first to last",
         CUSTOM,
         "for block in reversed(self.stacks[stack]):\n                with blocks.last() as block_cache:\n"
-        "                    dx, dread = self._pre",
+        "                    dx = dbranch = self._pre",
         "for block in self.stacks[stack]:\n                with blocks.last() as block_cache:\n"
-        "                    dx, dread = self._pre",
+        "                    dx = dbranch = self._pre",
     ),
     Bug("every block has the first block's cache", STEP, "kept = self._kept.pop()", "kept = self._kept[0]"),
     Bug(

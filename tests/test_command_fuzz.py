@@ -129,7 +129,9 @@ NONSENSE = [
 ]
 
 
-MANY = pytest.mark.parametrize("many", [100, pytest.param(1000, marks=pytest.mark.nightly)])
+MANY = pytest.mark.parametrize(
+    "many", [pytest.param(100, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.nightly)]
+)
 
 
 @MANY

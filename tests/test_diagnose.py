@@ -60,7 +60,7 @@ def prepared(sentences: Path, cache: Path, *overrides: str) -> tuple[RunConfig, 
 
 def diagnosis_of(sentences: Path, cache: Path, *overrides: str) -> Diagnosis:
     torch.set_num_threads(1)
-    return Diagnosis(LanguageModelTask(*prepared(sentences, cache, *overrides)))
+    return Diagnosis(LanguageModelTask(*prepared(sentences, cache, *overrides), cache))
 
 
 def statuses(findings: list[Finding]) -> dict[int, str]:

@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,11 +28,12 @@ from warm_python import WarmPython
 from manual_backprop import bench
 from manual_backprop.study.benchmark.choices import cases_of
 from manual_backprop.tracking.run_directory import list_runs, read_run
+from manual_backprop.training import command_line
 
 PAGES = (
     *("README.md", "CONTRIBUTING.md"),
     *sorted(
-        str(path.relative_to(ROOT)) for pattern in ("*.md", "guide/*.md") for path in (ROOT / "docs").glob(pattern)
+        str(path.relative_to(ROOT)) for pattern in ("*.md", "guide/**/*.md") for path in (ROOT / "docs").glob(pattern)
     ),
 )
 SET_UP = "python3 -m venv"  # the two commands that .ci/run and a new user type
@@ -46,7 +48,7 @@ MEASURES = (
 SHOWS = ("--help", "--version", "plan=true")  # what ends at once
 # What a reader puts in, and what is put in here. RUN_DIRECTORY and the like are the newest run.
 PLACEHOLDERS = {"FILE": "README.md", "TEXT": "README.md", "experiments=NAME": "experiments=overfit_one_batch"}
-PLACEHOLDERS |= {"model=NAME": "model=tiny", "FOLDER": "docs"}
+PLACEHOLDERS |= {"model=NAME": "model=tiny", "FOLDER": "docs", "PAIRS": "pairs.tsv", "TEXTS": "texts.csv"}
 RUNS = ("RUN_DIRECTORY", "RUN_ID", "RUN")
 SHORT = {
     "training.eval_batches": "1",
@@ -61,6 +63,7 @@ FIRST = [
     "training.save_every=2",
     "training.log_every=1",
 ]  # the run that a reader has behind them
+FEW_PAIRS = 300  # of dates, so that some days are for each split
 FEW_DOCUMENTS = 20  # of the built-in corpus: a run evaluates the whole validation split at its end
 
 
@@ -94,6 +97,8 @@ def kind(command: str) -> str:
         return "served model"
     if command.startswith(("source ", "eval ")):
         return "shell"
+    if command.startswith("torchrun "):  # training/test_process_faults.py starts one
+        return "torchrun"
     if not command.startswith(("python -m manual_backprop", "manual-backprop ")):
         return "nobody"
     words = shlex.split(command)
@@ -143,7 +148,10 @@ def shortened(words: list[str]) -> list[str]:
     changed = [word for word in words if word.partition("=")[0] not in short]
     changed += [f"{key}={value}" for key, value in short.items()]
     changed += ["hydra.sweeper.n_trials=2"] if "hydra/sweeper=search" in given else []
-    makes_rows = "task" in named or "experiments=reversal" in given
+    of_rows = {"experiments=reversal", "experiments=co2", "experiments=docstrings", "task=classification"}
+    makes_rows = "task" in named or of_rows & {*given}
+    if {"experiments=dates", "experiments=postfix"} & {*given}:
+        return [*changed, f"dataset.subset_size={FEW_PAIRS}"]
     if "dataset" not in named and not makes_rows and "experiments=shakespeare_char" not in given:
         changed.append(f"dataset.subset_size={FEW_DOCUMENTS}")
     return changed + (["model=tiny"] if not named & {"model", "experiments"} else [])
@@ -161,6 +169,10 @@ class Reader:
         shutil.copy2(ROOT / "README.md", self.place)
         (self.place / "docs").mkdir()
         shutil.copy2(ROOT / "docs" / "one-step.md", self.place / "docs")
+        pairs = "".join(f"{number} and {number + 1}\t{number + 1} {number}\n" for number in range(60))
+        (self.place / "pairs.tsv").write_text(pairs)
+        texts = "".join(f"number {number},{('even', 'odd')[number % 2]}\n" for number in range(60))
+        (self.place / "texts.csv").write_text(f"text,label\n{texts}")
         done = warm.run(shortened(FIRST), self.place, 300)
         assert done.returncode == 0, done.stderr
         self.kept: dict[str, Path] = {}  # the folder after a command; None of them: "", after the first run
@@ -303,7 +315,14 @@ def test_jobs_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(ROOT)
     words = arguments_of(command.replace("RUN", "last"), ROOT)
     # from what earlier commands left: the slow test has that
-    goes_on = ("resume=", "sweep.resume=", "init_from=", "dataset=pretokenized")
+    goes_on = (
+        "resume=",
+        "sweep.resume=",
+        "init_from=",
+        "dataset=pretokenized",
+        "dataset.path=pairs.tsv",
+        "dataset.path=texts.csv",
+    )
     if words[1] == "manual_backprop.run" and not any(word.startswith(goes_on) for word in words):
         assert check([word for word in words[2:] if word != "-m"], multirun="-m" in words[2:]).jobs
 
@@ -320,6 +339,9 @@ def test_benches_are_accepted(command: str) -> None:
     options = bench.parser().parse(shlex.split(command)[3:])
     if options.markdown:  # of what another command there measures; test_bench.py reads what it prints
         assert all(any(f"--json {file}" in other for other in of_kind("bench")) for file in options.markdown)
+        return
+    if options.gpu:  # test_gpu_bench.py tries it on a CPU
+        assert options.output is not None
         return
     cases = cases_of(options)
     assert {case.name for case in cases} == set(re.findall(r"\bC\d\b", command))
@@ -433,3 +455,22 @@ def test_each_number_of_the_readme_has_its_command_beside_it() -> None:
         measured, _, beside = row.strip("| ").rpartition("|")
         assert re.search(r"\d", measured), row
         assert re.search(r"`(python|manual-backprop) ", beside), row
+
+
+def test_what_torchrun_is_to_start_is_a_run(tmp_path: Path) -> None:
+    """Of the lines in the documents, and of the file for Slurm, which bash reads."""
+    sbatch = ROOT / "docs" / "guide" / "train.sbatch"
+    subprocess.run(["bash", "-n", sbatch], check=True)
+    text = sbatch.read_text(encoding="utf-8")
+    directives = re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", text, flags=re.MULTILINE)
+    assert {"nodes", "ntasks-per-node", "gpus-per-node", "signal"} <= dict(directives).keys()
+    assert text.count("#SBATCH") == len(directives)
+    lines = [*of_kind("torchrun"), text.replace("\\\n", " ").partition("srun ")[2]]
+    assert len(lines) > 2
+    for line in lines:
+        options, _, overrides = line.partition(" -m manual_backprop.run ")
+        assert "--nproc-per-node=" in options
+        config = command_line.check(shlex.split(overrides)).jobs[0].config
+        nodes, each = (int(re.findall(rf"{name}=(\d+)", f"{options} --nnodes=1")[0]) for name in ("nnodes", "per-node"))
+        rows = config.training.batch_size * config.training.gradient_accumulation_steps
+        assert rows % (each * nodes) == 0, line

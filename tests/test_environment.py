@@ -81,7 +81,10 @@ def test_the_libraries_that_are_looked_for_are_those_of_setup_cfg() -> None:
     parser = ConfigParser()
     parser.read(Path(__file__).parents[1] / "setup.cfg")
     extras = parser["options.extras_require"]
-    lines = [parser["options"]["install_requires"], *(extras[name] for name in ("joblib", "optuna", "submitit"))]
+    lines = [
+        parser["options"]["install_requires"],
+        *(extras[name] for name in ("joblib", "optuna", "submitit", "dates")),
+    ]
     names = {line.split()[0] for part in lines for line in part.splitlines() if line.strip()}
     assert names == set(shadowing.DEPENDENCIES)
 

@@ -19,7 +19,8 @@ from manual_backprop.data.tokens.batches import validation_batches
 from manual_backprop.data.tokens.corpus import prepare_corpus
 from manual_backprop.data.tokens.test_split import open_test_split
 from manual_backprop.ops import IGNORED
-from manual_backprop.tasks.evaluation import unigram_and_bigram_loss
+from manual_backprop.tasks import LanguageModelTask
+from manual_backprop.tasks.evaluation import shown_token, unigram_and_bigram_loss
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import open_run_directory, read_run
 from manual_backprop.trained_models import evaluation
@@ -197,7 +198,7 @@ def test_token_by_token(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = re.findall(r"^ +(\d+) +([\d.]+) +(\d+) +('.*?'|\S+)  +(.*)$", shown, flags=re.MULTILINE)
     assert [int(row[0]) for row in rows] == list(range(1, 2 * length + 4))
     targets = corpus.validation[1 : 2 * length + 4].tolist()
-    assert [row[3] for row in rows] == [evaluate.shown_token(tokenizer, token) for token in targets]
+    assert [row[3] for row in rows] == [shown_token(tokenizer, token) for token in targets]
     for _, loss, rank, target, likeliest in rows:
         assert len(re.findall(r"\d+%", likeliest)) == 5
         assert (rank == "1") == likeliest.startswith(f"{target} ")
@@ -219,9 +220,10 @@ def test_documents_are_read_as_they_are_trained(
     run = train(tmp_path, tmp_path / "rows.jsonl", *given)
     capsys.readouterr()
     saved = load("last")
-    part = evaluation.open_part(saved, "validation", None)
-    corpus = part.task.corpus
-    counted = sum(int((batch.targets != IGNORED).sum()) for batch in part.task.evaluation_batches(part.split, "cpu"))
+    task = evaluation.open_trained_task(saved)
+    assert isinstance(task, LanguageModelTask)
+    corpus, split = task.corpus, task.corpus.split("validation")
+    counted = sum(int((batch.targets != IGNORED).sum()) for batch in task.evaluation_batches(split, "cpu"))
     shown = said(capsys, "last", "--tokens", "100000")
     table = re.search(r"model +([\d.]+) ", shown)
     assert table is not None
@@ -230,15 +232,13 @@ def test_documents_are_read_as_they_are_trained(
     assert f"mean loss of these {few} tokens: " in said(capsys, "last", "--tokens", str(few))
     shown = said(capsys, "last", "--max-batches", "1")
     assert re.search(rf"validation: [\d,]+ tokens of {counted:,}\b", shown)
-    first = [batch for number, batch in enumerate(part.task.evaluation_batches(part.split, "cpu")) if number < 1]
+    first = [batch for number, batch in enumerate(task.evaluation_batches(split, "cpu")) if number < 1]
     unigram, bigram = unigram_and_bigram_loss(corpus.train, first, corpus.tokenizer.vocab_size)
     logged = load_training_log(run).training
     assert logged["evaluation_part/validation_bigram_loss"].values == [pytest.approx(bigram, rel=1e-9)]
     assert logged["evaluation_part/validation_unigram_loss"].values == [pytest.approx(unigram, rel=1e-9)]
     # and the run itself, over the whole split
-    whole = unigram_and_bigram_loss(
-        corpus.train, part.task.evaluation_batches(part.split, "cpu"), corpus.tokenizer.vocab_size
-    )
+    whole = unigram_and_bigram_loss(corpus.train, task.evaluation_batches(split, "cpu"), corpus.tokenizer.vocab_size)
     log = load_training_log(run).validation
     names = ("validation/unigram_loss", "validation/bigram_loss")
     assert [log[name].values[-1] for name in names] == pytest.approx(whole, rel=1e-9)
@@ -255,7 +255,7 @@ def test_samples_and_their_words(copy: Path, capsys: pytest.CaptureFixture[str])
 
 def test_how_a_token_is_shown(copy: Path) -> None:
     tokenizer = load("last").tokenizer()
-    shown = [evaluate.shown_token(tokenizer, token) for token in (97, 10, 39, 0xC3, 256, 300)]
+    shown = [shown_token(tokenizer, token) for token in (97, 10, 39, 0xC3, 256, 300)]
     assert shown == ["'a'", "'\\n'", '"\'"', "<195>", "<eos>", "<300>"]
 
 

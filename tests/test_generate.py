@@ -72,7 +72,7 @@ def test_it_ends_before_a_stop(copy: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["last"], "give --prompt TEXT, or --source NUMBERS"),
+        (["last"], "give --prompt TEXT, or --source SOURCE"),
         (["last", "--promt", "x"], "--promt: there is no such option; did you mean --prompt?"),
         (["last", "--prompt", "x", "--max_length", "3"], "did you mean --max-length?"),
         (["last", "--prompt", "x", "--tokens", "3"], "--tokens: there is no such option\n"),  # and nothing like it

@@ -116,7 +116,7 @@ def test_the_commands_work_in_any_directory(scripts: Path, tmp_path: Path) -> No
     wrong = run(scripts / "manual-backprop", "modle=tiny", cwd=tmp_path, code=2)
     assert "did you mean model?" in wrong.stderr
     assert list(tmp_path.iterdir()) == []
-    run(scripts / "python", "-m", "manual_backprop.verify", "model=tiny", "model.n_blocks=1", cwd=tmp_path)
+    run(scripts / "python", "-m", "manual_backprop.explain", "--output", "page.md", cwd=tmp_path)  # of a file beside it
 
 
 def test_a_run_and_a_sweep_write_where_the_command_is_started(scripts: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def change(file: Path, **fields: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
 
+@pytest.mark.slow
 def test_the_same_bits_in_another_process(then: Path, tmp_path: Path) -> None:
     done = command(then.name[-6:], cwd=tmp_path, module="manual_backprop.rerun")
     assert done.returncode == 0, done.stderr

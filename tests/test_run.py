@@ -128,7 +128,7 @@ def test_a_second_signal_leaves_at_once(root: Path) -> None:
         process.communicate(timeout=PATIENCE)
     # the operating system tells only of a death by a signal; a shell calls it 143
     assert process.returncode == -signal.SIGTERM
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 20  # the step would take a quarter of an hour
     (directory,) = list_runs(root / "outputs")
     assert close_dead_runs(root / "outputs") == [directory]
     assert read_run(directory)["status"] == "KILLED"
@@ -179,7 +179,8 @@ def test_a_terminal_that_cannot_show_a_character(root: Path) -> None:
 
 @pytest.mark.slow
 def test_a_network_that_does_not_fit_into_memory(root: Path) -> None:
-    done = command("model=tiny", "training=smoke", "model.d_model=1000000", "tracking=none", cwd=root)
+    text = ("dataset=text", HERE, "tokenizer=byte")
+    done = command("model=tiny", "training=smoke", "model.d_model=1000000", "tracking=none", *text, cwd=root)
     assert done.returncode == 2
     assert "does not fit into the memory of cpu" in done.stderr
     assert "Traceback" not in done.stderr

@@ -8,6 +8,7 @@ import pytest
 from command_tools import Started, command, free_port, wait_until
 from run_tools import small, write_text
 
+from manual_backprop.sync import main as sync
 from manual_backprop.tracking import load_training_log
 from manual_backprop.tracking.run_directory import list_runs, read_run
 
@@ -15,7 +16,7 @@ OPTIONS = small("dataset.path=text.txt", "tracking=mlflow", "training.save_every
 
 
 @pytest.mark.slow
-def test_everything_arrives_once(tmp_path: Path, empty_store: Path) -> None:
+def test_everything_arrives_once(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     write_text(tmp_path / "text.txt")
@@ -39,9 +40,11 @@ def test_everything_arrives_once(tmp_path: Path, empty_store: Path) -> None:
 
     store = tmp_path / "mlflow.db"
     store.write_bytes(empty_store.read_bytes())
-    for _ in range(2):  # the second time there is nothing to do
-        sent = command("last", cwd=tmp_path, module="manual_backprop.sync")
-        assert (sent.returncode, sent.stderr) == (0, "")
+    sent = command("last", cwd=tmp_path, module="manual_backprop.sync")
+    assert (sent.returncode, sent.stderr) == (0, "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert sync(["last"]) == 0  # now there is nothing to do
 
     client = MlflowClient(f"sqlite:///{store}")
     run = client.get_run(read_run(path)["mlflow"]["run_id"])

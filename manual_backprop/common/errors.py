@@ -7,7 +7,8 @@ sentence for the person who reads it: what was given, what was expected, what to
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 EXIT_DONE = 0
@@ -76,6 +77,12 @@ class StorageError(ManualBackpropError):
     exit_code = EXIT_STORAGE
 
 
+class ProcessFailed(ManualBackpropError):
+    """Another process of the same training has failed, or is gone."""
+
+    exit_code = EXIT_RANK_FAILED
+
+
 class Interrupted(ManualBackpropError):
     """A signal asked the run to stop; exit code 128 + signal, as shells expect."""
 
@@ -98,20 +105,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_errors(batch_size: int) -> Iterator[None]:
-    """Raises OutOfMemory in place of whatever says that memory ran out."""
+def memory_errors(what_to_do: Callable[[], str]) -> Iterator[None]:
+    """Raises OutOfMemory, with the words of `what_to_do`, in place of whatever says that memory ran out."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        lower = (
-            f"lower training.batch_size={batch_size} and raise training.gradient_accumulation_steps as much, which "
-            "trains the same, or choose a smaller"
-            if batch_size > 1
-            else "choose a smaller"
-        )
-        raise OutOfMemory(
-            f"The memory is not enough for this run: {lower} model.max_seq_len or model. plan=true says how much a run "
-            "needs."
-        ) from error
+        traceback.clear_frames(error.__traceback__)  # what they hold is the memory that is missing
+        raise OutOfMemory(what_to_do()) from error

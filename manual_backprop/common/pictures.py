@@ -64,6 +64,14 @@ def new_figure(width: float, height: float, dpi: int = 90) -> Figure:
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
 
 
+def drawable(text: str) -> str:
+    """The text, with the number of each character that matplotlib's font lacks in its place."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known = get_font(findfont(FontProperties())).get_charmap()
+    return "".join(letter if ord(letter) in known else f"{ord(letter):X}" for letter in text)
+
+
 def with_grid(axes: Axes, which: str = "both") -> None:
     """A pale grid in place of a frame. `which`: the axis that it is for, or both."""
     axes.grid(axis=which, alpha=0.25)  # type: ignore[arg-type]
@@ -74,6 +82,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Writes a PNG, or what else the file's name ends in. Raises StorageError."""
     content = io.BytesIO()
     _take_text_as_it_is(figure)
+    if (layout := figure.get_layout_engine()) is not None:  # or all is drawn twice, the first time for the layout alone
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     figure.savefig(content, format=path.suffix.removeprefix(".") or "png")
     with storage_errors(f"write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)

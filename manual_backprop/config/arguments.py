@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from manual_backprop.common.errors import InputError
+from manual_backprop.config.plugins import HELP, load_plugins
 from manual_backprop.config.rules import nearest
 
 
@@ -24,6 +25,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=110),
         )
+        self.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=HELP)
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         given = list(sys.argv[1:] if arguments is None else arguments)
@@ -36,6 +38,7 @@ class Parser(argparse.ArgumentParser):
         options, rest = self.parse_known_args(given)
         if rest:
             self.error(f"{rest[0]}: was not expected here; a text of several words needs quotes around it")
+        load_plugins(options.plugin)
         return options
 
     def error(self, message: str) -> NoReturn:

@@ -106,7 +106,7 @@ class Composer:
         return self.listed[group]
 
     def _options(self, group: str) -> list[str]:
-        names = [name for name in self.loader.get_group_options(group) if not name.startswith("_")]
+        names = [name for name in self.loader.repository.get_group_options(group) if not name.startswith("_")]
         if group == "model":
             sizes = model_sizes()
             return sorted(names, key=lambda name: (sizes.get(name, {}).get("d_model") or 0, name))

@@ -113,6 +113,7 @@ def help_page(command: str) -> str:
         "  -m, --multirun    one job for each combination of the values that are given as a,b or range(1,4)",
         "  --cfg job         show the composed configuration, run nothing (--resolve: with every ${...} filled in)",
         "  --config-dir DIR  a folder of your own whose experiments/NAME.yaml can be chosen",
+        "  --plugin MODULE   a module, or a file, with tasks, objectives or activations of your own",
         "  --info defaults   how Hydra composes it; also searchpath, plugins, config, all",
         "  --version, --help",
         "",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from manual_backprop.common.errors import CheckpointError, ConfigError
+from manual_backprop.common.processes import Place
 from manual_backprop.config.rules import Number, nearest
 
 if TYPE_CHECKING:
@@ -19,15 +20,17 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 
-ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "swiglu")
-PRECISIONS = ("fp64", "fp32", "bf16", "bf16_mixed")
+ACTIVATIONS = ["gelu_tanh", "gelu", "relu", "swiglu"]  # and those that are registered (models/extensions.py)
+PRECISIONS = ("fp64", "fp32", "tf32", "bf16", "bf16_mixed", "fp16_mixed")
+CPU_PRECISIONS = ("fp64", "fp32", "bf16", "bf16_mixed")  # that a CPU has fast kernels for
 COMPILE = ("auto", "always", "never")
 KERNELS = ("reference", "fused")
 RECOMPUTE = ("none", "block")
 NETWORKS = ("decoder", "encoder", "encoder_decoder")
 POSITIONS = ("none", "learned", "sinusoidal", "rotary")
 POOLINGS = ("mean", "first")
-HEAD_LOSSES = ("cross_entropy", "squared_error")
+HEAD_LOSSES = ["cross_entropy", "squared_error"]  # likewise
+OF_NUMBERS = {"squared_error"}  # of these, those whose targets are numbers
 NORM_EPSILONS = {"layer": 1e-5, "rms": 1e-6}  # where the config names none: GPT-2's, and that of the first Llama
 ROTARY_BASE = 10000.0  # likewise: Su et al. 2021, section 3.2.2
 NORM_EPSILON_RULE = Number(minimum=1e-12, below=1, optional=True)
@@ -146,7 +149,7 @@ class CustomTransformerConfig:
     label_smoothing: float = 0.0  # share of the target's probability that is spread over the vocabulary, in training
     precision: str = "fp32"
     kernels: str = "reference"
-    device: str = "cpu"  # cpu, cuda or auto
+    device: str = "cpu"  # cpu, cuda, cuda:1 or auto
     seed: int = 0  # of the initial weights and of dropout
     recompute: str = "none"  # what backward recomputes instead of keeping it: none, or each block
     network: str = "decoder"  # decoder, encoder or encoder_decoder
@@ -157,7 +160,7 @@ class CustomTransformerConfig:
     pooling: str = "mean"  # of an encoder: the mean over real positions, or the first one
     n_inputs: int | None = None  # C, numbers at each position of an encoder's input; None: it reads tokens
     n_outputs: int | None = None  # of an encoder: classes, or numbers
-    head_loss: str = "cross_entropy"  # of an encoder: cross_entropy over classes, or squared_error of numbers
+    head_loss: str = "cross_entropy"  # over tokens or classes; of an encoder also squared_error of numbers
     compile: str = "auto"  # the baseline's training step, or elementwise kernels: auto, always or never
 
     @classmethod
@@ -176,15 +179,25 @@ class CustomTransformerConfig:
     def get_device(self) -> torch.device:
         import torch
 
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda" and (place := Place.found()) is not None:  # of several processes each has its own GPU
+            name = f"cuda:{place.local_rank}"
+        return torch.device(name)
 
     def get_dtype(self) -> torch.dtype:
         """The number format of the parameters."""
         import torch
 
         return {"fp64": torch.float64, "bf16": torch.bfloat16}.get(self.precision, torch.float32)
+
+    def get_compute_dtype(self) -> torch.dtype:
+        """The number format of what enters a matrix product."""
+        import torch
+
+        mixed = {"bf16_mixed": torch.bfloat16, "fp16_mixed": torch.float16}
+        return mixed.get(self.precision, self.get_dtype())
 
     @property
     def traits(self) -> Architecture:
@@ -218,6 +231,11 @@ class CustomTransformerConfig:
     def longest(self) -> int:
         """Of sources and targets."""
         return max(self.max_seq_len, self.source_length)
+
+    @property
+    def predicts_numbers(self) -> bool:
+        """Whether the targets of an encoder are numbers, and no classes."""
+        return self.head_loss in OF_NUMBERS
 
     @property
     def tied_head(self) -> bool:
@@ -269,8 +287,12 @@ class CustomTransformerConfig:
             )
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             found.append(f"seed={self.seed!r}: must be a whole number")
-        if self.device not in ("auto", "cpu", "cuda") and not str(self.device).startswith("cuda:"):
-            found.append(f"device={self.device!r}: must be auto, cpu or cuda")
+        kind, _, index = str(self.device).partition(":")
+        if self.device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
+            mps = "; Apple's GPUs are not supported, use cpu" if kind == "mps" else ""
+            found.append(f"device={self.device!r}: must be auto, cpu, cuda, or cuda:1 for the second GPU{mps}")
+        if self.precision == "tf32" and self.device == "cpu":
+            found.append("precision=tf32: only an NVIDIA GPU has it, and this is device=cpu; use precision=fp32")
         for name in ("dropout", "label_smoothing"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:

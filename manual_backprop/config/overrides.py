@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from manual_backprop.common.errors import ConfigError
 from manual_backprop.config.composition import EXPERIMENTS, Composer, is_choice, missing_extra
-from manual_backprop.config.rules import SYNONYMS, Flag, nearest, shown
+from manual_backprop.config.rules import SYNONYMS, Flag, Words, nearest, shown
 from manual_backprop.config.validation import groups, is_text, keys, suggestion
 
 HYDRA_GROUPS = tuple(
@@ -172,6 +172,8 @@ class OverrideReader:
             return None
         if key in keys() and override.is_add():
             self.report.add(f"{shown(line)}: + adds a key, and {key} is there already; leave out the +")
+        if key in keys() and isinstance(keys()[key].metadata["rule"], Words) and _is_list_of_words(override):
+            value = f"[{value}]"  # several values of one key that takes several; a sweep of it has brackets
         is_tag = key.startswith("tags.") and key.count(".") == 1 and not key.endswith(".")
         if key in keys() or is_tag:
             # ++, since a file lists only the keys that its option uses; validation says in words which others have it.
@@ -253,12 +255,27 @@ class OverrideReader:
             text = "" if isinstance(option, list | dict) else str(option)
             meant = nearest(text, options)
             hint = f"; did you mean {meant}?" if meant else ""
+            hint = other_device(text) if group == "device" and other_device(text) else hint
             self.report.add(f"{group}={shown(option)}: must be one of {', '.join(options)}{hint}")
             if meant:
                 found.append(meant)
             else:
                 self.report.unclear.add(group)
         return self.composer.parse(f"{group}={','.join(found)}") if found else None
+
+
+def other_device(name: str) -> str:
+    """What to say to who names a device as PyTorch does; empty where it is none."""
+    kind, _, index = name.partition(":")
+    if kind == "mps":
+        return "; Apple's GPUs (mps) are not supported, use device=cpu"
+    is_numbered = kind == "cuda" and index.isdecimal()
+    return f"; the GPU number {index} is device=cuda device.index={index}" if is_numbered else ""
+
+
+def _is_list_of_words(override: Override) -> bool:
+    raw = override._value
+    return isinstance(raw, ChoiceSweep) and all(isinstance(item, str | QuotedString) for item in raw.list)
 
 
 def _with_their_values(arguments: Sequence[str]) -> list[str]:

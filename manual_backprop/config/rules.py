@@ -6,7 +6,7 @@ with the rule in words ("must be ..."). Nothing here knows a key; `schema.py` sa
 
 import math
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -51,17 +51,17 @@ SYNONYMS = {
     "exp": "experiments",
     "experiment": "experiments",
     "ffn_dim": "d_ffn",
-    "float16": "bf16",
+    "float16": "fp16_mixed",
     "float32": "fp32",
     "float64": "fp64",
-    "fp16": "bf16",
+    "fp16": "fp16_mixed",
     "gpu": "cuda",
     "grad_accum": "gradient_accumulation_steps",
     "grad_clip": "max_grad_norm",
     "grad_norm": "max_grad_norm",
     "gradient_checkpointing": "recompute",
     "gradient_clip_val": "max_grad_norm",
-    "half": "bf16",
+    "half": "fp16_mixed",
     "heads": "n_heads",
     "hidden_dim": "d_model",
     "hidden_size": "d_model",
@@ -258,7 +258,7 @@ class Number:
 class Word:
     """One of a few words."""
 
-    choices: tuple[str, ...]
+    choices: Sequence[str]
     optional: bool = False
 
     def read(self, value: Any) -> str | None:
@@ -311,6 +311,18 @@ class Flag:
 
 
 @dataclass(frozen=True)
+class FlagOrAuto:
+    """true or false, or auto, which leaves it to the program."""
+
+    optional: bool = False
+
+    def read(self, value: Any) -> bool | str:
+        if not isinstance(value, bool) and value != "auto":
+            raise ValueError("must be auto, true or false")
+        return value if isinstance(value, bool) else "auto"
+
+
+@dataclass(frozen=True)
 class Share:
     """A share of a whole, or a name; or null."""
 
@@ -348,10 +360,37 @@ class Texts:
 
     optional: bool = False
 
-    def read(self, value: Any) -> tuple[str, ...]:
+    def read(self, value: Any) -> tuple[str, ...] | None:
+        if value is None and self.optional:
+            return None
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
-            raise ValueError("must be a list of texts that are not empty, as in ['Return ','The ']")
+            raise ValueError(
+                "must be a list of texts that are not empty, as in ['Return ','The ']" + ", or null" * self.optional
+            )
         return tuple(value)
+
+
+@dataclass(frozen=True)
+class Words:
+    """Some of a list of names, each once; null is none."""
+
+    choices: tuple[str, ...]
+    optional: bool = True
+
+    def read(self, value: Any) -> tuple[str, ...] | None:
+        if value is None:
+            return None
+        words = [value] if isinstance(value, str) else value
+        if not isinstance(words, list | tuple) or not words:
+            raise ValueError(f"must be some of {', '.join(self.choices)}, as in {','.join(self.choices[:2])}, or null")
+        for word in words:
+            if word not in self.choices:
+                meant = nearest(str(word), list(self.choices))
+                hint = f"; did you mean {meant}?" if meant else ""
+                raise ValueError(f"{shown(word)} is none of {', '.join(self.choices)}{hint}")
+        if len({*words}) < len(words):
+            raise ValueError("names one of them twice")
+        return tuple(words)
 
 
 @dataclass(frozen=True)
@@ -384,4 +423,4 @@ class Tags:
         return tags
 
 
-Rule = Whole | Number | Word | Text | Flag | Share | Betas | Texts | Tags
+Rule = Whole | Number | Word | Words | Text | Flag | FlagOrAuto | Share | Betas | Texts | Tags

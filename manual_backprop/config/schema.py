@@ -8,6 +8,7 @@ A network sees only `CustomTransformerConfig` (`network.py`); the runner sees `R
 groups of `conf/`.
 """
 
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,28 @@ from manual_backprop.config.network import (
     ROTARY_BASE_RULE,
     CustomTransformerConfig,
 )
-from manual_backprop.config.rules import Betas, Flag, Number, Rule, Share, Tags, Text, Texts, Whole, Word
+from manual_backprop.config.rules import (
+    Betas,
+    Flag,
+    FlagOrAuto,
+    Number,
+    Rule,
+    Share,
+    Tags,
+    Text,
+    Texts,
+    Whole,
+    Word,
+    Words,
+)
 
 IMPLEMENTATIONS = ("custom", "torch", "baseline")
 SEQUENCES = ("reversal", "copy", "sort")  # tasks that make their own examples: a row of symbols, and what becomes of it
 NETWORKS = ("decoder", "encoder", "encoder_decoder")
-USUAL_NETWORK = {"language_model": "decoder"} | dict.fromkeys(SEQUENCES, "encoder_decoder")  # where none is named
+FORECASTING = ("forecasting",)  # tasks that read a series of numbers
+TASK_NAMES = ["language_model", *SEQUENCES, "translation", *FORECASTING, "classification"]  # and the registered ones
+USUAL_NETWORK = {"language_model": "decoder", "forecasting": "encoder", "classification": "encoder"}
+USUAL_NETWORK |= dict.fromkeys((*SEQUENCES, "translation"), "encoder_decoder")
 
 
 def setting(rule: Rule, about: str, *, default: Any = MISSING, only_for: tuple[str, ...] = ()) -> Any:
@@ -44,10 +61,20 @@ def setting(rule: Rule, about: str, *, default: Any = MISSING, only_for: tuple[s
 
 
 def option_name(*choices: str) -> Any:
+    return _named(choices)
+
+
+def _named(choices: Sequence[str]) -> Any:
     return setting(Word(choices), "set by the choice of the group")
 
 
 FILES = ("jsonl", "parquet", "saved")  # datasets in files of the user's, with columns
+PAIRS = ("pairs", "dates", "postfix")  # sources and targets
+LABELLED = ("labelled", "docstrings")  # texts with a label each
+PAIR_FORMATS = ("tsv", "jsonl", "parquet", "lines", "saved", "hub")
+SERIES = ("series", "co2")  # datasets of numbers over time
+LABELLED_FORMATS = ("jsonl", "csv", "tsv", "parquet", "saved", "hub")
+WITH_FORMAT = ("pairs", "labelled")  # the user's own, in files of several formats or on the hub
 HUB = ("hub", "tinystories", "tiny_textbooks", "tiny_strange_textbooks", "tiny_codes", "fineweb", "wikitext")
 
 # The groups of conf/, one dataclass a noun.
@@ -55,13 +82,24 @@ HUB = ("hub", "tinystories", "tiny_textbooks", "tiny_strange_textbooks", "tiny_c
 
 @dataclass(frozen=True)
 class TaskConfig:
-    name: str = option_name("language_model", *SEQUENCES)
+    name: str = _named(TASK_NAMES)
     min_length: int | None = setting(Whole(1, 10**4), "of a row's source [symbols]", only_for=SEQUENCES)
     max_length: int | None = setting(Whole(1, 10**4), "of a row's source [symbols]", only_for=SEQUENCES)
     symbols: int | None = setting(Whole(2, 10**6), "numbers from 0 on that rows are made of", only_for=SEQUENCES)
     training_rows: int | None = setting(Whole(1, 10**8), "of an epoch", only_for=SEQUENCES)
     validation_rows: int | None = setting(Whole(1, 10**6), "that choose the best checkpoint", only_for=SEQUENCES)
     test_rows: int | None = setting(Whole(1, 10**6), "that the end of a run is measured on", only_for=SEQUENCES)
+    shared_tokenizer: bool | None = setting(
+        Flag(), "one for sources and targets, learned from both; false: one for each", only_for=("translation",)
+    )
+    history: int | None = setting(
+        Whole(1, 10**5), "of a series, what a forecast is made of [steps]", only_for=FORECASTING
+    )
+    horizon: int | None = setting(Whole(1, 10**5), "that are forecast, all at once [steps]", only_for=FORECASTING)
+    season: int | None = setting(
+        Whole(1, 10**5, optional=True), "after which a series is like itself; null: none [steps]", only_for=FORECASTING
+    )
+    patch: int | None = setting(Whole(1, 10**4), "of the history that are one position [steps]", only_for=FORECASTING)
 
 
 @dataclass(frozen=True)
@@ -109,28 +147,60 @@ class ArchitectureConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    name: str = option_name("python_docs", "text", *FILES, "pretokenized", *HUB, "none")
-    path: str | None = setting(Text(), "a file or a folder", only_for=("text", *FILES, "pretokenized"))
+    name: str = option_name("python_docs", "text", *FILES, "pretokenized", *HUB, *PAIRS, *SERIES, *LABELLED, "none")
+    path: str | None = setting(
+        Text(), "a file or a folder", only_for=("text", *FILES, "pretokenized", "pairs", "series", "labelled")
+    )
     repository: str | None = setting(Text(), "OWNER/NAME on the hub; dataset.name=OWNER/NAME is the same", only_for=HUB)
-    config: str | None = setting(Text(optional=True), "where a dataset has several; null: its own", only_for=HUB)
+    config: str | None = setting(
+        Text(optional=True), "where a dataset has several; null: its own", only_for=(*HUB, *WITH_FORMAT)
+    )
     revision: str | None = setting(
-        Text(optional=True), "a commit, branch or tag of the hub; null: the newest", only_for=HUB
+        Text(optional=True), "a commit, branch or tag of the hub; null: the newest", only_for=(*HUB, *WITH_FORMAT)
     )
     streaming: bool | None = setting(
         Flag(optional=True), "take subset_size documents from the hub without downloading all", only_for=HUB
     )
-    split: str | None = setting(Text(optional=True), "to train on; null: train", only_for=("saved", *HUB))
-    text_column: str | None = setting(Text(optional=True), "holds the text; null: text", only_for=(*FILES, *HUB))
+    split: str | None = setting(Text(optional=True), "to train on; null: train", only_for=("saved", *HUB, *WITH_FORMAT))
+    text_column: str | None = setting(
+        Text(optional=True), "holds the text; null: text", only_for=(*FILES, *HUB, "labelled")
+    )
+    label_column: str | None = setting(
+        Text(optional=True), "holds the labels, texts or whole numbers; null: label", only_for=("labelled",)
+    )
+    augment: tuple[str, ...] | None = setting(
+        Words(("swap", "delete", "insert")),
+        "of training texts a tenth of the words in each epoch: swap, delete, insert, or several; null: none",
+        only_for=LABELLED,
+    )
+    format: str | None = setting(
+        Word(tuple(dict.fromkeys((*PAIR_FORMATS, *LABELLED_FORMATS))), optional=True),
+        f"of pairs {', '.join(PAIR_FORMATS)} (lines: two files, PATH.SOURCE_COLUMN and PATH.TARGET_COLUMN), of "
+        f"labelled {', '.join(LABELLED_FORMATS)}; null: by the name",
+        only_for=WITH_FORMAT,
+    )
+    source_column: str | None = setting(
+        Text(optional=True), "holds the sources: a name, in tsv also its number; null: source", only_for=("pairs",)
+    )
+    target_column: str | None = setting(
+        Text(optional=True), "holds the targets: a name, in tsv also its number; null: target", only_for=("pairs",)
+    )
+    languages: tuple[str, ...] | None = setting(
+        Texts(), "that English dates are translated to, as CLDR names them", only_for=("dates",)
+    )
     subset_size: int | None = setting(
         Whole(2, optional=True), "of training documents, the first so many; null: all", default=None
     )
     validation: float | str | None = setting(
-        Share(), "a share of the documents, or a split's name; null: the split of that kind, or a tenth", default=None
+        Share(),
+        "a share of the documents, or a split's name, of pairs and labelled also a file; null: the split of that kind, "
+        "or a tenth",
+        default=None,
     )
     test: str | None = setting(
         Text(optional=True),
         "what evaluate --split test reads: a file or a folder, of saved and hub a split's name; null: test, if there",
-        only_for=("text", *FILES, *HUB),
+        only_for=("text", *FILES, *HUB, *WITH_FORMAT),
     )
     max_length: int | None = setting(
         Whole(2, optional=True),
@@ -138,7 +208,18 @@ class DatasetConfig:
         default=None,
     )
     on_bad_row: str = setting(
-        Word(("error", "skip")), "what is no text: ends the run, or is left out and counted, up to 1 %", default="error"
+        Word(("error", "skip")),
+        "what cannot be read: ends the run, or is left out and counted; of texts up to 1 %",
+        default="error",
+    )
+    time_column: str | None = setting(Text(optional=True), "of a series; null: the first one", only_for=("series",))
+    value_columns: tuple[str, ...] | None = setting(
+        Texts(optional=True), "of a series, what is forecast; null: all but the time", only_for=("series",)
+    )
+    test_share: float | None = setting(
+        Number(above=0, below=1, optional=True),
+        "on which no run trains: of a series its last steps, of labelled texts some of each label (null: none)",
+        only_for=(*SERIES, *LABELLED),
     )
 
 
@@ -147,6 +228,9 @@ class TokenizerConfig:
     name: str = option_name("bpe", "byte", "char", "file", "gpt2", "pretokenized", "none")
     vocab_size: int | None = setting(Whole(257, 10**6), "how many tokens bpe learns, bytes included", only_for=("bpe",))
     path: str | None = setting(Text(), "a folder with tokenizer.json", only_for=("file",))
+    source_path: str | None = setting(
+        Text(optional=True), "of translation: that of the sources; null: that of the targets", only_for=("file",)
+    )
     repository: str | None = setting(Text(), "OWNER/NAME on the hub, with tokenizer.json", only_for=("gpt2",))
     revision: str | None = setting(Text(optional=True), "its commit, branch or tag", only_for=("gpt2",))
 
@@ -167,7 +251,18 @@ class PrecisionConfig:
 @dataclass(frozen=True)
 class DeviceConfig:
     name: str = option_name("auto", "cpu", "cuda")
-    threads: int | None = setting(Whole(1, 4096, optional=True), "of the CPU; null: as many as it has cores")
+    threads: int | None = setting(
+        Whole(1, 4096, optional=True), "of the CPU, of each process; null: its cores, shared among the processes"
+    )
+    processes: int = setting(
+        Whole(1, 1024),
+        "of this machine that share the training's batches; see torchrun for several machines",
+        default=1,
+    )
+    index: int | None = setting(Whole(0, 1023, optional=True), "which GPU, from 0; null: the first", only_for=("cuda",))
+    deterministic: bool | None = setting(
+        Flag(optional=True), "the same bits in every run on a GPU, which takes more time", only_for=("auto", "cuda")
+    )
 
 
 @dataclass(frozen=True)
@@ -196,6 +291,9 @@ class OptimizerConfig:
     betas: tuple[float, float] | None = setting(Betas(), "decay of the two moments", only_for=("adamw",))
     epsilon: float | None = setting(Number(above=0), "added to the root of the second moment", only_for=("adamw",))
     momentum: float | None = setting(Number(minimum=0, below=1), "share of the last step kept", only_for=("sgd",))
+    sharded: bool | str = setting(
+        FlagOrAuto(), "of several processes each keeps the moments of its part; auto: where it can", default="auto"
+    )
 
 
 @dataclass(frozen=True)
@@ -324,16 +422,20 @@ class RunConfig:
         metadata={"rule": Tags(), "about": "of the MLflow run, as in tags.note=first", "only_for": ()},
     )
     plan: bool = setting(Flag(), "say what would be run, and stop", default=False)
+    plugins: tuple[str, ...] = setting(Texts(), "modules that --plugin has named; recorded, never imported", default=())
 
     @property
     def network_name(self) -> str:
         """decoder, encoder or encoder_decoder."""
         return self.network or USUAL_NETWORK[self.task.name]
 
-    def network_config(self, vocab_size: int) -> CustomTransformerConfig:
-        """The network of this run, where `model.vocab_size` leaves it to the tokenizer: with `vocab_size` tokens."""
+    def network_config(self, vocab_size: int, **fields: Any) -> CustomTransformerConfig:
+        """The network of this run, where `model.vocab_size` leaves it to the tokenizer: with `vocab_size` tokens.
+        `fields`: what else of the network its task decides."""
         model = self.model
+        symbols = {"padding_token_id": self.task.symbols}  # where there are symbols, padding comes after them
         return CustomTransformerConfig(
+            **(symbols | fields),
             vocab_size=model.vocab_size or vocab_size,
             d_model=model.d_model,
             n_blocks=model.n_blocks,
@@ -341,7 +443,6 @@ class RunConfig:
             d_ffn=model.d_ffn,
             max_seq_len=model.max_seq_len,
             network=self.network_name,
-            padding_token_id=self.task.symbols,  # where there are symbols, padding comes after them
             n_kv_heads=model.n_kv_heads,
             n_encoder_blocks=model.n_encoder_blocks,
             positions=model.positions,
@@ -353,7 +454,7 @@ class RunConfig:
             label_smoothing=self.training.label_smoothing,
             precision=self.precision.name,
             kernels=self.kernels.name,
-            device=self.device.name,
+            device=f"cuda:{self.device.index}" if self.device.index else self.device.name,
             seed=self.seed,
             recompute=self.training.recompute,
             compile=self.implementation.compile or self.kernels.compile or "auto",

@@ -7,9 +7,30 @@ from collections.abc import Callable
 from typing import Any
 
 from manual_backprop.config.rules import shown
-from manual_backprop.config.schema import SEQUENCES, USUAL_NETWORK
+from manual_backprop.config.schema import (
+    FILES,
+    FORECASTING,
+    HUB,
+    LABELLED,
+    LABELLED_FORMATS,
+    PAIR_FORMATS,
+    PAIRS,
+    SEQUENCES,
+    SERIES,
+    USUAL_NETWORK,
+)
 
 FEWEST_ROWS = 200  # different rows that there must be, so that some are left for each split
+# Of each task: what it learns from, the usual one first
+DATASETS = {
+    "language_model": ("python_docs", "text", *FILES, "pretokenized", *HUB),
+    "translation": PAIRS,
+    "forecasting": SERIES,
+    "classification": LABELLED,
+} | dict.fromkeys(SEQUENCES, ("none",))
+USUAL_TOKENIZER = dict.fromkeys(
+    ("language_model", "translation", "classification"), "bpe"
+)  # of those that read texts; the others have none
 
 
 def sequence_vocabulary(symbols: int, network: str) -> int:
@@ -23,21 +44,21 @@ def longest_row(max_length: int, network: str) -> int:
 
 
 def examples_are_the_tasks(task: str, dataset: str, tokenizer: str, batching: str) -> list[str]:
-    """A task of texts needs a dataset and a tokenizer, one that makes its own examples has neither."""
-    given = {"dataset": dataset, "tokenizer": tokenizer}
-    if task not in SEQUENCES:
-        return [
-            f"{group}=none: task={task} learns from a text; use {group}={usual}"
-            for (group, name), usual in zip(given.items(), ("python_docs", "bpe"), strict=True)
-            if name == "none"
-        ]
-    found = [
-        f"{group}={name}: task={task} makes its own examples from the seed; leave {group} out"
-        + (", or use task=language_model for a text" if group == "dataset" else "")
-        for group, name in given.items()
-        if name != "none"
-    ]
-    if batching != "padded":
+    """A task learns from datasets of its kind, or makes its own examples; one that reads texts needs a tokenizer."""
+    found, datasets, usual = [], DATASETS[task], USUAL_TOKENIZER.get(task)
+    if dataset not in datasets:
+        others = [name for name, of_task in DATASETS.items() if dataset in of_task and dataset != "none"]
+        instead = f", or use task={others[0]}" if others else ""
+        found.append(
+            f"dataset={dataset}: task={task} makes its own examples from the seed; leave dataset out{instead}"
+            if datasets == ("none",)
+            else f"dataset={dataset}: task={task} learns from {', '.join(datasets)}; use dataset={datasets[0]}{instead}"
+        )
+    if usual is not None and tokenizer == "none":
+        found.append(f"tokenizer={tokenizer}: task={task} reads texts; use tokenizer={usual}, or another")
+    if usual is None and tokenizer != "none":
+        found.append(f"tokenizer={tokenizer}: task={task} reads no text; leave tokenizer out")
+    if batching != "padded" and not set(datasets) <= set(DATASETS["language_model"]):
         found.append(f"batching={batching}: a row of task={task} is a row of its own; leave batching out")
     return found
 
@@ -52,6 +73,72 @@ def no_text_is_cut(task: str, subset_size: Any, validation: Any, max_length: Any
         for key, value in given.items()
         if value is not None and task in SEQUENCES
     ]
+
+
+def pairs_are_not_cut(task: str, max_length: Any) -> list[str]:
+    if task != "translation" or max_length is None:
+        return []
+    return [
+        f"dataset.max_length={shown(max_length)}: a pair is taken whole or not at all; model.max_seq_len says how long "
+        "its sides may be, and dataset.on_bad_row=skip leaves longer ones out"
+    ]
+
+
+def pairs_have_two_columns(name: str, source: str | None, target: str | None) -> list[str]:
+    if name != "pairs":
+        return []
+    found = []
+    if (source or "source") == (target or "target"):
+        found.append(
+            f"dataset.target_column={shown(target)}: is the column of the sources; name another one for the targets"
+        )
+    return found
+
+
+def files_have_a_format(
+    name: str, path: str | None, form: str | None, split: str | None, config: str | None, revision: str | None
+) -> list[str]:
+    """Of datasets of the user's own, in files of several formats or on the hub."""
+    known = {"pairs": PAIR_FORMATS, "labelled": LABELLED_FORMATS}.get(name)
+    if known is None:
+        return []
+    found = []
+    if form is not None and form not in known:
+        found.append(f"dataset.format={form}: dataset={name} can have {', '.join(known)}")
+    if form not in ("saved", "hub") and split not in (None, "train"):
+        found.append(
+            f"dataset.split={shown(split)}: only dataset.format=saved or hub has splits; leave it out, or give the file"
+        )
+    found += [
+        f"dataset.{key}={shown(value)}: only a dataset of the hub has one; leave it out, or add dataset.format=hub"
+        for key, value in (("config", config), ("revision", revision))
+        if value is not None and form != "hub"
+    ]
+    if form == "hub" and path is not None and path.count("/") != 1:
+        found.append(f"dataset.path={shown(path)}: a dataset of the hub is OWNER/NAME")
+    return found
+
+
+def labels_have_a_column(name: str, text: str | None, label: str | None) -> list[str]:
+    if name != "labelled" or (text or "text") != (label or "label"):
+        return []
+    return [f"dataset.label_column={shown(label)}: is the column of the texts; name another one for the labels"]
+
+
+def shares_leave_something(name: str, validation: float | str | None, test: float | None) -> list[str]:
+    if name not in LABELLED or test is None or not isinstance(validation, float) or validation + test < 1:
+        return []
+    return [
+        f"dataset.test_share={test:g}: with dataset.validation={validation:g} nothing is left to train on; together "
+        "they must be less than 1"
+    ]
+
+
+def both_sides_have_tokenizers(task: str, shared: bool | None, source_path: str | None) -> list[str]:
+    if source_path is None or (task == "translation" and not shared):
+        return []
+    instead = "add task.shared_tokenizer=false" if task == "translation" else "leave it out"
+    return [f"tokenizer.source_path={shown(source_path)}: is for the sources' own tokenizer; {instead}"]
 
 
 def the_network_suits_the_task(task: str, network: str | None) -> list[str]:
@@ -95,15 +182,80 @@ def rows_fit_into_the_network(
     return found
 
 
-def symbols_need_no_initial_weights(task: str, init_from: str | None) -> list[str]:
-    if init_from is None or task not in SEQUENCES:
+def only_a_language_model_has_initial_weights(task: str, init_from: str | None) -> list[str]:
+    if init_from is None or task == "language_model":
         return []
     return [
-        f"init_from={shown(init_from)}: brings a model of texts and its tokenizer, and task={task} has none; leave it "
-        "out, or go on with a run of this task by resume=RUN"
+        f"init_from={shown(init_from)}: brings a language model and its tokenizer, and task={task} learns with "
+        "another network; leave it out, or go on with a run of this task by resume=RUN"
     ]
 
 
+def a_series_is_split_by_time(
+    dataset: str, subset_size: int | None, validation: float | str | None, max_length: int | None, test: float | None
+) -> list[str]:
+    if dataset not in SERIES:
+        return []
+    given = {"subset_size": subset_size, "max_length": max_length}
+    found = [
+        f"dataset.{key}={shown(value)}: a series is taken as it is; leave it out, or cut the file"
+        for key, value in given.items()
+        if value is not None
+    ]
+    if not isinstance(validation, float):
+        found.append(
+            f"dataset.validation={shown(validation)}: of a series a share of its steps validates, those before the "
+            "test's; use dataset.validation=0.1"
+        )
+    elif test is not None and validation + test >= 1:
+        found.append(
+            f"dataset.test_share={test:g}: with dataset.validation={validation:g} nothing is left to train on; "
+            "together they must be less than 1"
+        )
+    return found
+
+
+def a_window_can_be_read(
+    task: str, history: int | None, season: int | None, patch: int | None, max_seq_len: int
+) -> list[str]:
+    if task not in FORECASTING or history is None or patch is None:
+        return []
+    if history % patch:
+        near = [steps for steps in (history // patch * patch, -(-history // patch) * patch) if steps]
+        return [
+            f"task.patch={patch}: must divide task.history={history}, since every position has as many steps; use "
+            f"task.history={' or '.join(map(str, near))}, or task.patch=1"
+        ]
+    found = []
+    if season is not None and history <= season:
+        found.append(
+            f"task.season={season}: must be less than task.history={history}, or the value one season before the last "
+            f"is not in it; use task.history={-(-(season + 1) // patch) * patch} at least, or task.season=null"
+        )
+    if (positions := history // patch) > max_seq_len:
+        found.append(
+            f"model.max_seq_len={max_seq_len}: task.history={history} takes {positions} positions of "
+            f"task.patch={patch} steps; use model.max_seq_len={positions}"
+        )
+    return found
+
+
+def numbers_have_no_tokens(task: str, vocab_size: int | None, label_smoothing: float) -> list[str]:
+    if task not in FORECASTING:
+        return []
+    found = []
+    if vocab_size is not None:
+        found.append(f"model.vocab_size={vocab_size}: task={task} reads numbers, no tokens; leave it null")
+    if label_smoothing:
+        found.append(
+            f"training.label_smoothing={label_smoothing:g}: the squared error of task={task} has no labels to smooth; "
+            "leave it out"
+        )
+    return found
+
+
+_COLUMNS = ("dataset.source_column", "dataset.target_column")
+_OF_SPLITS = ("dataset.split", "dataset.config", "dataset.revision")
 _LENGTHS = ("task.min_length", "task.max_length")
 CHECKS: list[tuple[tuple[str, ...], Callable[..., list[str]]]] = [
     (("task.name", "dataset.name", "tokenizer.name", "batching.name"), examples_are_the_tasks),
@@ -117,5 +269,17 @@ CHECKS: list[tuple[tuple[str, ...], Callable[..., list[str]]]] = [
         ("task.name", "task.max_length", "task.symbols", "network", "model.max_seq_len", "model.vocab_size"),
         rows_fit_into_the_network,
     ),
-    (("task.name", "init_from"), symbols_need_no_initial_weights),
+    (("task.name", "init_from"), only_a_language_model_has_initial_weights),
+    (("task.name", "dataset.max_length"), pairs_are_not_cut),
+    (("dataset.name", *_COLUMNS), pairs_have_two_columns),
+    (("dataset.name", "dataset.path", "dataset.format", *_OF_SPLITS), files_have_a_format),
+    (("dataset.name", "dataset.text_column", "dataset.label_column"), labels_have_a_column),
+    (("dataset.name", "dataset.validation", "dataset.test_share"), shares_leave_something),
+    (("task.name", "task.shared_tokenizer", "tokenizer.source_path"), both_sides_have_tokenizers),
+    (
+        ("dataset.name", "dataset.subset_size", "dataset.validation", "dataset.max_length", "dataset.test_share"),
+        a_series_is_split_by_time,
+    ),
+    (("task.name", "task.history", "task.season", "task.patch", "model.max_seq_len"), a_window_can_be_read),
+    (("task.name", "model.vocab_size", "training.label_smoothing"), numbers_have_no_tokens),
 ]

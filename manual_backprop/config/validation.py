@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from manual_backprop.common.errors import ConfigError
 from manual_backprop.config.network import architecture_violations, positions_violations
+from manual_backprop.config.plugins import missing_plugins
 from manual_backprop.config.rules import ELSEWHERE, SYNONYMS, Tags, Text, Texts, nearest, shown, whole
 from manual_backprop.config.schema import USUAL_NETWORK, RunConfig, shipped_folder
 from manual_backprop.config.task_rules import CHECKS
@@ -45,7 +46,10 @@ def keys() -> dict[str, Field[Any]]:
 def suggestion(name: str) -> str | None:
     """The key or group that was most likely meant by an unknown one: the same name in its group, what another library
     calls so, the same name in another group, and only then one that is similar."""
-    candidates = [key for key in (*groups(), *keys(), "experiments") if not key.endswith(".name")]
+    nobody_types = ("plugins",)  # a run records them
+    candidates = [
+        key for key in (*groups(), *keys(), "experiments") if not key.endswith(".name") and key not in nobody_types
+    ]
     head, _, last = name.rpartition(".")
     if (first := name.partition(".")[0]) in keys():  # below a key that is no group, tags.a.b or seed.a
         return first
@@ -79,7 +83,8 @@ def is_text(key: str) -> bool:
 
 def validate(mapping: Mapping[str, Any]) -> RunConfig:
     """The run that a mapping describes. Raises ConfigError with one sentence for each violation: key, value, rule."""
-    violations: list[str] = []
+    if violations := missing_plugins(mapping.get("plugins")):
+        raise ConfigError(violations)
     known: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
     for name, value in mapping.items():
@@ -245,6 +250,13 @@ def across(*needed: str) -> Callable[[Check], Check]:
     return register
 
 
+@across("precision.name", "device.name")
+def the_device_has_the_precision(precision: str, device: str) -> list[str]:
+    if (precision, device) != ("tf32", "cpu"):
+        return []
+    return ["precision=tf32: only an NVIDIA GPU has it, and this is device=cpu; use precision=fp32"]
+
+
 @across("model.d_model", "model.n_heads")
 def heads_share_the_width(d_model: int, n_heads: int) -> list[str]:
     if d_model % n_heads == 0:
@@ -289,6 +301,24 @@ def the_vocabulary_holds_the_tokens(vocab_size: int | None, tokenizer: str, toke
     ]
 
 
+@across("device.processes", "training.batch_size", "training.gradient_accumulation_steps")
+def processes_share_a_step(processes: int, batch_size: int, pieces: int) -> list[str]:
+    if (batch_size * pieces) % processes == 0:
+        return []
+    rows = f"training.batch_size={batch_size}" + f" x training.gradient_accumulation_steps={pieces}" * (pieces > 1)
+    return [f"device.processes={processes}: must divide the rows of an optimizer step, {rows} = {batch_size * pieces}"]
+
+
+@across("optimizer.sharded", "implementation.name")
+def only_our_optimizers_are_sharded(sharded: bool | str, implementation: str) -> list[str]:
+    if sharded is not True or implementation == "custom":
+        return []
+    return [
+        f"optimizer.sharded=true: implementation={implementation} trains with PyTorch's own optimizer, which keeps "
+        "whole moments in every process; leave it at auto, or use implementation=custom"
+    ]
+
+
 @across("batching.name", "dataset.max_length", "model.max_seq_len")
 def a_padded_row_is_a_sequence(batching: str, max_length: int | None, max_seq_len: int) -> list[str]:
     if batching != "padded" or max_length is None or max_length <= max_seq_len:
@@ -318,7 +348,7 @@ def a_stream_has_an_end(streaming: bool | None, subset_size: int | None) -> list
 
 @across("dataset.name", "dataset.validation")
 def files_have_no_splits(name: str, validation: float | str | None) -> list[str]:
-    if not isinstance(validation, str) or name not in ("python_docs", "text", "jsonl", "parquet"):
+    if not isinstance(validation, str) or name not in ("python_docs", "text", "jsonl", "parquet", "dates", "postfix"):
         return []
     return [
         f"dataset.validation={shown(validation)}: dataset={name} has no splits with names; give the share that "

@@ -75,7 +75,7 @@ class Replay:
 
         `work` reads the inputs, reads and writes the arena's memory, and tensors that stay where they are.
         """
-        if _is_observed():
+        if is_observed():
             return work(*inputs)
         recorded: dict[Hashable, RecordedStep] = self.arena.recorded_steps
         key = signature, *[None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in inputs]
@@ -268,7 +268,7 @@ def _storages(tensors: Sequence[Tensor]) -> set[int]:
     return {x.untyped_storage()._cdata for x in tensors}
 
 
-def _is_observed() -> bool:
+def is_observed() -> bool:
     """Whether a mode of PyTorch or a profiler is active: it shall see every call."""
     modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
     return bool(modes or torch.autograd._profiler_enabled())

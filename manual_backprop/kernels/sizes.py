@@ -1,6 +1,6 @@
 """Constants that depend on a device: in which pieces its kernels take their work, and what is small there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -44,6 +44,16 @@ SIZES = {  # by device; one that is not named has the CPU's
         replayed=1 << 19,
     ),
 }
+SIZES["cuda"] = replace(  # there a launch costs what a million numbers do, and memory is plenty
+    SIZES["cpu"],
+    queries=1 << 20,
+    scores=1 << 28,
+    longest_kept=0,
+    piece=1 << 30,
+    fewest_rows=1 << 13,
+    logits=1 << 30,
+    replayed=0,
+)
 
 
 def sizes_of(x: Tensor) -> Sizes:

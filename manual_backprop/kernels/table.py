@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..config.network import CustomTransformerConfig
+from ..config.network import CPU_PRECISIONS, CustomTransformerConfig
 from ..ops import __all__ as pairs
 from .arena import Arena
-from .cpu.compiled import compiles
+from .cpu.compiled import compiled_functions, compiles
 from .replay import is_replayable
 
 
@@ -37,10 +37,18 @@ class Row(NamedTuple):
 
 
 FUSED = "manual_backprop.kernels"
-DEVICES = ("cpu", "cuda", "meta")  # where the CPU's kernels serve; another device's own stand in rows above them
+GPU = f"{FUSED}.cuda"
+TEXTBOOK = (Row("manual_backprop.ops"), Row("manual_backprop.optim.optimizers"))
+ON_CPU = ("cpu", "meta")  # where the CPU's kernels serve
 ROWS: dict[str, tuple[Row, ...]] = {  # kernels=...: the rows, from the first choice to the last
-    "reference": (Row("manual_backprop.ops"), Row("manual_backprop.optim.optimizers")),
-    "fused": (Row(FUSED, DEVICES), Row(f"{FUSED}.cpu.optimizers", DEVICES)),
+    "reference": TEXTBOOK,
+    "fused": (
+        Row(GPU, ("cuda",)),
+        Row(f"{GPU}.optimizers", ("cuda",)),
+        Row(FUSED, ON_CPU, CPU_PRECISIONS),
+        Row(f"{FUSED}.cpu.optimizers", ON_CPU, CPU_PRECISIONS),
+        *TEXTBOOK,
+    ),
 }
 
 
@@ -50,7 +58,11 @@ class Table:
 
     def __init__(self, config: CustomTransformerConfig, device: torch.device):
         self.which, self.device = config.kernels, device
-        self.modules = [import_module(row.module) for row in ROWS[self.which] if row.fits(config, device)]
+        rows = [row.module for row in ROWS[self.which] if row.fits(config, device)]
+        self.modules = [import_module(module) for module in rows]
+        for module in self.modules:
+            getattr(module, "told", set()).clear()  # what a log has been told of another network
+        self.on_cpu, self.on_gpu = FUSED in rows, GPU in rows  # whether its first choice are the kernels of that kind
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         for module in self.modules:
@@ -67,14 +79,14 @@ class Table:
 
     def calculation(self, arena: Arena | None, uses_library: bool) -> AbstractContextManager[None]:
         """What these functions want around them; `arena`: in a training step, from where their memory comes."""
-        if self.which == "reference":
-            return nullcontext()
+        if not self.on_cpu:
+            return compiled_functions(uses_library) if self.on_gpu else nullcontext()
         return self.fast(uses_library, self.device) if arena is None else self.step(arena, uses_library, self.device)
 
     def compiles(self, how: str) -> bool:
         """Whether parts of them run compiled (kernels.compile)."""
-        return self.which != "reference" and compiles(how, self.device)
+        return (self.on_cpu or self.on_gpu) and compiles(how, self.device)
 
     def is_replayable(self, size: int, dropout: float) -> bool:
         """Whether steps with activations of so many numbers are replayed."""
-        return self.which != "reference" and is_replayable(size, dropout, self.device.type)
+        return self.on_cpu and is_replayable(size, dropout, self.device.type)

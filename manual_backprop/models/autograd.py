@@ -1,10 +1,11 @@
-"""What both networks share whose gradients autograd makes: the loss, bf16_mixed as autocast, the classic pair."""
+"""What both networks share whose gradients autograd makes: the loss, mixed precision as autocast, the classic pair."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ..common.batch import AnyBatch, as_batch
 from ..common.errors import InputError
+from ..config.network import CustomTransformerConfig
 from ..ops import IGNORED
+from ..ops.numerics import float32_products, wide
 from .network import Network, block_names
 
 
@@ -25,15 +28,15 @@ def summed_loss(
 
     logits (B, T, V), targets (B, T) int64; in float32 at least. `padding` as in `ops.cross_entropy_forward`.
     """
-    wide = logits.float() if logits.dtype == torch.bfloat16 else logits
+    z = wide(logits)
     if label_smoothing and padding is not None:
-        log_probabilities, counts = wide.log_softmax(-1), targets != IGNORED
+        log_probabilities, counts = z.log_softmax(-1), targets != IGNORED
         on_target = log_probabilities.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
         others = log_probabilities.sum(-1) - log_probabilities[..., padding]
         mean = others / (logits.shape[-1] - 1)
         return torch.where(counts, -(1 - label_smoothing) * on_target - label_smoothing * mean, 0).sum() / denominator
     total = F.cross_entropy(
-        wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
+        z.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
     )
     return total / denominator
 
@@ -41,8 +44,28 @@ def summed_loss(
 def squared_errors(outputs: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
     """The sum of (outputs - targets)^2 where a target is no NaN, over `denominator`. Both (B, n_outputs)."""
     counts = ~targets.isnan()
-    wide = outputs.float() if outputs.dtype == torch.bfloat16 else outputs
-    return torch.where(counts, wide - torch.where(counts, targets, 0), 0).square().sum() / denominator
+    return torch.where(counts, wide(outputs) - torch.where(counts, targets, 0), 0).square().sum() / denominator
+
+
+# By autograd, what pairs calculate by hand; those of others come with `extensions`.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {}
+
+
+def head_loss(config: CustomTransformerConfig, outputs: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
+    """What the head of a network is trained on: outputs (B, T, V) with targets (B, T), or of an encoder (B, n_outputs)
+    with (B,) or (B, n_outputs)."""
+    if config.head_loss in OBJECTIVES:
+        return OBJECTIVES[config.head_loss](wide(outputs), targets, denominator)
+    if config.head_loss == "squared_error":
+        return squared_errors(outputs, targets, denominator)
+    if config.network == "encoder":
+        outputs, targets = outputs[:, None], targets[:, None]
+    return summed_loss(outputs, targets.long(), config.label_smoothing, denominator, config.padding_token_id)
 
 
 def block_forward(block: Callable[..., Any], recompute: bool, *inputs: Any) -> Any:
@@ -63,10 +86,17 @@ class AutogradNetwork(Network):
         """`inputs_of` a batch -> logits (B, T, V), or what the head of this network gives; `step` chooses the dropout
         masks, None for none."""
 
-    def _autocast(self) -> AbstractContextManager:
-        if self.config.precision != "bf16_mixed":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        mixed = self.compute_dtype != self.config.get_dtype()
+        autocast = torch.autocast(self.device.type, dtype=self.compute_dtype) if mixed else nullcontext()
+        with float32_products(self.config.precision), autocast:
+            yield
+
+    def _backward(self, loss: Tensor) -> None:
+        """Adds to all gradients."""
+        with float32_products(self.config.precision), self._scaled_gradients() as dloss:
+            (loss * dloss if isinstance(dloss, Tensor) else loss).backward()
 
     def _notify_gradients_complete(self) -> None:
         """Autograd's backward tells nothing on its way: all at its end."""
@@ -86,7 +116,9 @@ class AutogradNetwork(Network):
             raise InputError(
                 "backward needs the forward it belongs to: call forward(tokens) first, once for each backward."
             )
-        self._logits.backward(dlogits.to(self._logits.dtype))
+        with float32_products(self.config.precision), self._scaled_gradients() as dloss:
+            scaled = dlogits * dloss if isinstance(dloss, Tensor) else dlogits
+            self._logits.backward(scaled.to(self._logits.dtype))
         self._logits = None
         self._notify_gradients_complete()
 

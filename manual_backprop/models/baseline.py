@@ -58,6 +58,7 @@ class BaselineTransformer(AutogradNetwork):
         self._initialize()
         self.compiles = config.compile == "always" or (config.compile == "auto" and self.device.type == "cuda")
         self.compiled: bool | None = None  # whether the step is compiled; None: not yet tried
+        self.compile_mode: str | None = None  # of torch.compile
         self._loss: Any = self.module.loss
 
     # Names: where the others have query, key and value, here is one tensor
@@ -88,6 +89,9 @@ class BaselineTransformer(AutogradNetwork):
         }
 
     def gradient_tensors(self) -> list[Tensor]:
+        for parameter in self.module.parameters():
+            if parameter.grad is None:  # no backward pass since `zero_gradients`
+                parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
 
     # Forward and backward
@@ -121,7 +125,7 @@ class BaselineTransformer(AutogradNetwork):
             return loss
         with self._autocast():
             loss = self._loss(*arguments)
-        loss.backward()
+        self._backward(loss)
         self._notify_gradients_complete()
         return loss.detach()
 
@@ -130,11 +134,11 @@ class BaselineTransformer(AutogradNetwork):
         self.compiled = self.compiles
         if self.compiled:
             before = [None if p.grad is None else p.grad.clone() for p in self.module.parameters()]
-            compiled = torch.compile(self.module.loss)
+            compiled = torch.compile(self.module.loss, mode=self.compile_mode)
             try:
                 with self._autocast():
                     loss = compiled(*arguments)
-                loss.backward()
+                self._backward(loss)
                 self._loss = compiled
                 return loss.detach()
             except Exception as error:
@@ -145,7 +149,7 @@ class BaselineTransformer(AutogradNetwork):
                 log.warning("torch.compile does not work here, so the baseline runs uncompiled: %s", first_line(error))
         with self._autocast():
             loss = self._loss(*arguments)
-        loss.backward()
+        self._backward(loss)
         return loss.detach()
 
     def _outputs_of(self, inputs: tuple[Tensor | None, ...], step: int | None) -> Tensor:
@@ -174,9 +178,15 @@ class BaselineTransformer(AutogradNetwork):
                 parameter.sub_(parameter.grad, alpha=learning_rate)
 
     def adamw(self, weight_decay: float, betas: tuple[float, float], epsilon: float) -> Optimizer:
-        return TorchOptimizer(
-            torch.optim.AdamW, self.places, weight_decay, {"betas": betas, "eps": epsilon}, ("exp_avg", "exp_avg_sq")
-        )
+        settings = {"betas": betas, "eps": epsilon}
+        return self._optimizer(torch.optim.AdamW, weight_decay, settings, ("exp_avg", "exp_avg_sq"))
 
     def sgd(self, weight_decay: float, momentum: float) -> Optimizer:
-        return TorchOptimizer(torch.optim.SGD, self.places, weight_decay, {"momentum": momentum}, ("momentum_buffer",))
+        return self._optimizer(torch.optim.SGD, weight_decay, {"momentum": momentum}, ("momentum_buffer",))
+
+    def _optimizer(
+        self, kind: Any, weight_decay: float, settings: dict[str, Any], moments: tuple[str, ...]
+    ) -> Optimizer:
+        optimizer = TorchOptimizer(kind, self.places, weight_decay, settings, moments)
+        optimizer.loss_scale = self.loss_scale
+        return optimizer

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.schema import CustomTransformerConfig
-from .autograd import block_forward, squared_errors, summed_loss
+from .autograd import ACTIVATIONS, block_forward, head_loss
 
 
 def norm(config: CustomTransformerConfig) -> nn.Module:
@@ -106,11 +106,7 @@ class CrossAttention(AnyAttention):
 class FeedForward(nn.Module):
     def __init__(self, config: CustomTransformerConfig, activation: str):
         super().__init__()
-        self.activation = {
-            "gelu_tanh": nn.GELU(approximate="tanh"),
-            "gelu": nn.GELU(),
-            "relu": nn.ReLU(),
-        }[activation]
+        self.activation = ACTIVATIONS[activation]
         self.hidden = nn.Linear(config.d_model, config.d_ffn)
         self.output = nn.Linear(config.d_ffn, config.d_model)
 
@@ -187,7 +183,7 @@ class Transformer(nn.Module):
         self.table = table  # of sinusoids (T, D), or of cosines and sines (2, T, K); not a buffer: it keeps its format
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.d_model, outputs, bias=bias)
-        self.label_smoothing, self.padding = config.label_smoothing, config.padding_token_id
+        self.config = config
 
     def placed(self, x: Tensor, places: nn.Embedding | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """x (B, T, D) at its places, and by what queries and keys turn there."""
@@ -221,7 +217,7 @@ class Decoder(Transformer):
         return self.head(self.decoder(x, rotation, Keys(True, mask), *memory))
 
     def loss(self, tokens: Tensor, mask: Tensor | None, targets: Tensor, denominator: Tensor) -> Tensor:
-        return summed_loss(self(tokens, mask), targets.long(), self.label_smoothing, denominator, self.padding)
+        return head_loss(self.config, self(tokens, mask), targets, denominator)
 
 
 class EncoderDecoder(Decoder):
@@ -250,8 +246,7 @@ class EncoderDecoder(Decoder):
     def loss(  # type: ignore[override]
         self, source: Tensor, lengths: Tensor, tokens: Tensor, targets: Tensor, denominator: Tensor
     ) -> Tensor:
-        logits = self(source, lengths, tokens)
-        return summed_loss(logits, targets.long(), self.label_smoothing, denominator, self.padding)
+        return head_loss(self.config, self(source, lengths, tokens), targets, denominator)
 
 
 class Encoder(Transformer):
@@ -280,7 +275,4 @@ class Encoder(Transformer):
         return self.head(torch.where(real, x, 0).sum(1) / lengths.clamp(min=1)[:, None])
 
     def loss(self, inputs: Tensor, lengths: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
-        outputs = self(inputs, lengths)
-        if not targets.is_floating_point():
-            return summed_loss(outputs[:, None], targets[:, None].long(), self.label_smoothing, denominator)
-        return squared_errors(outputs, targets, denominator)
+        return head_loss(self.config, self(inputs, lengths), targets, denominator)

@@ -12,6 +12,7 @@ import math
 from torch import Tensor
 
 from ..ops import Visible
+from ..ops.loss import OBJECTIVES, objective_gradient, objective_loss
 from .network import DropoutSource, Memory, feed_forward_of, gated_feed_forward_of, norm_of
 from .recorder import scoped
 from .step import Cache, HandWrittenNetwork
@@ -20,9 +21,9 @@ from .step import Cache, HandWrittenNetwork
 class CustomTransformer(HandWrittenNetwork):
     """A decoder by hand. The gradient of `parameters[name]` is added into `gradients[name]`.
 
-    In bf16_mixed the residual stream x stays in float32, as autocast leaves it, and what enters a matrix product is
-    rounded: a stream in bfloat16 would be rounded at every sum, and past some 10 blocks its gradients' errors are more
-    than twice autocast's. In the other precisions `.to(self.compute_dtype)` does nothing.
+    In bf16_mixed and fp16_mixed the residual stream x stays in float32, as autocast leaves it, and what enters a matrix
+    product is rounded: a stream in 16 bits would be rounded at every sum, and past some 10 blocks its gradients' errors
+    are more than twice autocast's. In the other precisions `.to(self.compute_dtype)` does nothing.
     """
 
     def _training_step(
@@ -30,7 +31,7 @@ class CustomTransformer(HandWrittenNetwork):
     ) -> Tensor:
         x, hidden_cache = self._hidden_forward(tokens, visible, dropout)
         loss, loss_cache = self._loss_forward(x, targets, denominator)
-        dx = self._loss_backward(1.0, loss_cache)
+        dx = self._loss_backward(self.dloss, loss_cache)
         self._hidden_backward(dx, hidden_cache)
         self.on_gradients_complete(None)
         return loss
@@ -38,9 +39,21 @@ class CustomTransformer(HandWrittenNetwork):
     def _loss_forward(self, x: Tensor, targets: Tensor, denominator: int | Tensor) -> tuple[Tensor, Cache]:
         """x (B, T, D) -> the loss of the logits that the head makes of it."""
         ops, smoothing, padding = self.ops, self.config.label_smoothing, self.config.padding_token_id
+        if self.config.head_loss in OBJECTIVES:
+            logits, head_cache = ops.linear_forward(x, self.head)
+            loss, loss_cache = objective_loss(logits, targets, denominator, self.config.head_loss)
+            return loss, (None, ops.linear_backward(objective_gradient(self.dloss, loss_cache), head_cache, self.dhead))
         if ops.serves("linear_cross_entropy"):  # both halves at once: no logits have to be kept between them
             loss, dx = ops.linear_cross_entropy(
-                x, self.head, targets, denominator, smoothing, self.dhead, padding=padding, record=self.recorder
+                x,
+                self.head,
+                targets,
+                denominator,
+                smoothing,
+                self.dhead,
+                padding=padding,
+                dloss=self.dloss,
+                record=self.recorder,
             )
             return loss, (None, dx)
         loss, loss_cache = ops.linear_cross_entropy_forward(
@@ -48,7 +61,7 @@ class CustomTransformer(HandWrittenNetwork):
         )
         return loss, (loss_cache, None)
 
-    def _loss_backward(self, dloss: float, cache: Cache) -> Tensor:
+    def _loss_backward(self, dloss: float | Tensor, cache: Cache) -> Tensor:
         """dloss, one number, -> dx (B, T, D)."""
         loss_cache, dx = cache
         if loss_cache is not None:
@@ -99,12 +112,11 @@ class CustomTransformer(HandWrittenNetwork):
         x, stack_cache = self._stack_forward(x, visible, dropout, keep, stack, memory)
         return x, (embedding_cache, stack_cache)
 
-    def _hidden_backward(self, dx: Tensor, cache: Cache, stack: str = "") -> Tensor | None:
-        """dx (B, T, D) -> the gradient of the memory (B, S, D), where blocks have read one."""
+    def _hidden_backward(self, dx: Tensor, cache: Cache, stack: str = "", dmemory: Tensor | None = None) -> None:
+        """dx (B, T, D); adds to dmemory (B, S, D), where blocks have read a memory."""
         embedding_cache, stack_cache = cache
-        dx, dmemory = self._stack_backward(dx, stack_cache, stack)
+        dx = self._stack_backward(dx, stack_cache, stack, dmemory)
         self._embedding_backward(dx, embedding_cache, stack)
-        return dmemory
 
     def _stack_forward(
         self, x: Tensor, visible: Visible, dropout: DropoutSource, keep: bool, stack: str, memory: Memory | None
@@ -114,39 +126,34 @@ class CustomTransformer(HandWrittenNetwork):
         if self.config.traits.pre_norm:
             branch = None  # what the next norm adds to x before it normalizes: nothing yet
             for block in self.stacks[stack]:
-                read = None if memory is None else memory.read_by_one(keep)
-                x, branch = blocks.forward(self._pre_norm_block_forward, x, branch, block, visible, dropout, read)
+                x, branch = blocks.forward(self._pre_norm_block_forward, x, branch, block, visible, dropout, memory)
             (_, x), norm_cache = self.norm_forward(x, branch, *norm_of(self.parameters, f"{stack}final_norm"))
             self.recorder(f"{stack}final_norm.output", x)
         else:
             for block in self.stacks[stack]:
-                read = None if memory is None else memory.read_by_one(keep)
-                x = blocks.forward(self._post_norm_block_forward, x, block, visible, dropout, read)
+                x = blocks.forward(self._post_norm_block_forward, x, block, visible, dropout, memory)
         return x.to(self.compute_dtype), (blocks, norm_cache)
 
-    def _stack_backward(self, dx: Tensor, cache: Cache, stack: str) -> tuple[Tensor, Tensor | None]:
-        """dx (B, T, D) -> dx (B, T, D), and the gradient of the memory (B, S, D), to which every block adds.
+    def _stack_backward(self, dx: Tensor, cache: Cache, stack: str, dmemory: Tensor | None = None) -> Tensor:
+        """dx (B, T, D) -> dx (B, T, D); every block adds to dmemory (B, S, D).
 
         Says of every block, from the last, when its gradients are complete.
         """
         blocks, norm_cache = cache
-        dmemory: Tensor | None = None
         if self.config.traits.pre_norm:
             self.recorder(f"{stack}final_norm.doutput", dx)
             # _, x = norm(x + branch); the sum is not used again, so nothing reaches it past the norm
             dx = dbranch = self.norm_backward(None, dx, norm_cache, *norm_of(self.gradients, f"{stack}final_norm"))
             for block in reversed(self.stacks[stack]):
                 with blocks.last() as block_cache:
-                    dx, dread = self._pre_norm_block_backward(dx, dbranch, block, block_cache)
-                    dbranch, dmemory = dx, self._collected(dmemory, dread)
+                    dx = dbranch = self._pre_norm_block_backward(dx, dbranch, block, block_cache, dmemory)
                 self.on_gradients_complete(block)
         else:
             for block in reversed(self.stacks[stack]):
                 with blocks.last() as block_cache:
-                    dx, dread = self._post_norm_block_backward(dx, block, block_cache)
-                    dmemory = self._collected(dmemory, dread)
+                    dx = self._post_norm_block_backward(dx, block, block_cache, dmemory)
                 self.on_gradients_complete(block)
-        return dx, dmemory
+        return dx
 
     def _embedding_forward(self, tokens: Tensor, dropout: DropoutSource, stack: str = "") -> tuple[Tensor, Cache]:
         """tokens (B, T) -> x = dropout(scale * W[tokens] + positions) (B, T, D); rotary positions come in attention.
@@ -225,9 +232,9 @@ class CustomTransformer(HandWrittenNetwork):
         return (x, branch), (*attention_caches, cross_cache, feed_forward_norm_cache, feed_forward_cache)
 
     def _pre_norm_block_backward(
-        self, dx: Tensor, dbranch: Tensor, block: str, cache: Cache
-    ) -> tuple[Tensor, Tensor | None]:
-        """dx, dbranch (B, T, D) -> the gradient of the block's x and branch alike (B, T, D), and of its memory."""
+        self, dx: Tensor, dbranch: Tensor, block: str, cache: Cache, dmemory: Tensor | None
+    ) -> Tensor:
+        """dx, dbranch (B, T, D) -> the gradient of the block's x and branch alike (B, T, D); adds to dmemory."""
         attention_norm_cache, attention_cache, cross_cache, feed_forward_norm_cache, feed_forward_cache = cache
         d = self.block_gradients[block]
         record = scoped(self.recorder, f"{block}.")
@@ -237,11 +244,10 @@ class CustomTransformer(HandWrittenNetwork):
         # x, normed = norm(x + attended)
         dx = dattended = self.norm_backward(dx, dnormed, feed_forward_norm_cache, *norm_of(d, "feed_forward_norm"))
         record("dresidual", dx)
-        dmemory: Tensor | None = None
         if cross_cache is not None:
             cross_norm_cache, cross_attention_cache = cross_cache
             # attended = cross_attention(normed, memory)
-            dnormed, dmemory = self._cross_attention_backward(dattended, block, cross_attention_cache)
+            dnormed = self._cross_attention_backward(dattended, block, cross_attention_cache, dmemory)
             record("cross_attention_norm.doutput", dnormed)
             # x, normed = norm(x + attended)
             dx = dattended = self.norm_backward(dx, dnormed, cross_norm_cache, *norm_of(d, "cross_attention_norm"))
@@ -251,7 +257,7 @@ class CustomTransformer(HandWrittenNetwork):
         # x, normed = norm(x + branch)
         dx = self.norm_backward(dx, dnormed, attention_norm_cache, *norm_of(d, "attention_norm"))
         record("dinput", dx)
-        return dx, dmemory
+        return dx
 
     # A block, post-norm (vaswani)
 
@@ -280,8 +286,8 @@ class CustomTransformer(HandWrittenNetwork):
         attention_caches = attention_cache, attention_norm_cache
         return x, (*attention_caches, cross_cache, feed_forward_cache, feed_forward_norm_cache)
 
-    def _post_norm_block_backward(self, dx: Tensor, block: str, cache: Cache) -> tuple[Tensor, Tensor | None]:
-        """dx (B, T, D) -> dx (B, T, D), and the gradient of the block's memory."""
+    def _post_norm_block_backward(self, dx: Tensor, block: str, cache: Cache, dmemory: Tensor | None) -> Tensor:
+        """dx (B, T, D) -> dx (B, T, D); adds to dmemory."""
         attention_cache, attention_norm_cache, cross_cache, feed_forward_cache, feed_forward_norm_cache = cache
         d = self.block_gradients[block]
         record = scoped(self.recorder, f"{block}.")
@@ -290,22 +296,20 @@ class CustomTransformer(HandWrittenNetwork):
         dx = dbranch = self.norm_backward(None, dx, feed_forward_norm_cache, *norm_of(d, "feed_forward_norm"))
         # branch = feed_forward(x), and x reaches the sum as well
         dx = dx + self._feed_forward_backward(dbranch, block, feed_forward_cache)
-        dmemory: Tensor | None = None
         if cross_cache is not None:
             cross_attention_cache, cross_norm_cache = cross_cache
             record("cross_attention_norm.doutput", dx)
             # _, x = norm(x + crossed)
             dx = dcrossed = self.norm_backward(None, dx, cross_norm_cache, *norm_of(d, "cross_attention_norm"))
             # crossed = cross_attention(x, memory), and x reaches the sum as well
-            dread, dmemory = self._cross_attention_backward(dcrossed, block, cross_attention_cache)
-            dx = dx + dread
+            dx = dx + self._cross_attention_backward(dcrossed, block, cross_attention_cache, dmemory)
         record("attention_norm.doutput", dx)
         # _, x = norm(x + attended)
         dx = dattended = self.norm_backward(None, dx, attention_norm_cache, *norm_of(d, "attention_norm"))
         # attended = attention(x), and x reaches the sum as well
         dx = dx + self._attention_backward(dattended, block, attention_cache)
         record("dinput", dx)
-        return dx, dmemory
+        return dx
 
     # The sublayers, which both blocks share
 
@@ -344,7 +348,7 @@ class CustomTransformer(HandWrittenNetwork):
         record = scoped(self.recorder, f"{block}.attention.")
         record("doutput", dy)
         # y = dropout(context W_output^T + b_output)
-        dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
+        dy = ops.dropout_backward(self.narrow(dy), dropout_cache)
         dcontext = ops.linear_backward(dy, output_cache, d["attention.output.weight"], d.get("attention.output.bias"))
         record("dcontext", dcontext)
         # context = attention(qkv)
@@ -386,14 +390,14 @@ class CustomTransformer(HandWrittenNetwork):
         record("output", y)
         return y, (query_cache, key_value_cache, attention_cache, output_cache, dropout_cache)
 
-    def _cross_attention_backward(self, dy: Tensor, block: str, cache: Cache) -> tuple[Tensor, Tensor]:
-        """dy (B, T, D) -> dx (B, T, D) and dmemory (B, S, D)."""
+    def _cross_attention_backward(self, dy: Tensor, block: str, cache: Cache, dmemory: Tensor | None) -> Tensor:
+        """dy (B, T, D) -> dx (B, T, D); adds to dmemory (B, S, D), which the blocks share as they share the memory."""
         query_cache, key_value_cache, attention_cache, output_cache, dropout_cache = cache
         d, ops = self.block_gradients[block], self.ops
         record = scoped(self.recorder, f"{block}.cross_attention.")
         record("doutput", dy)
         # y = dropout(context W_output^T + b_output)
-        dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
+        dy = ops.dropout_backward(self.narrow(dy), dropout_cache)
         dcontext = ops.linear_backward(
             dy, output_cache, d["cross_attention.output.weight"], d.get("cross_attention.output.bias")
         )
@@ -402,15 +406,13 @@ class CustomTransformer(HandWrittenNetwork):
         dquery, dkey_value = ops.cross_attention_backward(dcontext, attention_cache, record=record)
         record("dquery", dquery)
         record("dkey_value", dkey_value)
+        weight, bias = d["cross_attention.key_value.weight"], d.get("cross_attention.key_value.bias")
         # key, value = memory W_key_value^T + b_key_value
-        dmemory = ops.linear_backward(
-            dkey_value, key_value_cache, d["cross_attention.key_value.weight"], d.get("cross_attention.key_value.bias")
-        )
+        ops.linear_backward(dkey_value, key_value_cache, weight, bias, dx=dmemory)
         # query = x W_query^T + b_query
-        dx = ops.linear_backward(
+        return ops.linear_backward(
             dquery, query_cache, d["cross_attention.query.weight"], d.get("cross_attention.query.bias")
         )
-        return dx, dmemory
 
     def _feed_forward_forward(self, x: Tensor, block: str, dropout: DropoutSource) -> tuple[Tensor, Cache]:
         """y = dropout(feed_forward(x)). x (B, T, D) -> y (B, T, D)."""
@@ -434,7 +436,7 @@ class CustomTransformer(HandWrittenNetwork):
         record = scoped(self.recorder, f"{block}.feed_forward.")
         record("doutput", dy)
         # y = dropout(feed_forward(x))
-        dy = ops.dropout_backward(dy.to(self.compute_dtype), dropout_cache)
+        dy = ops.dropout_backward(self.narrow(dy), dropout_cache)
         if self.config.traits.gated:
             return ops.gated_feed_forward_backward(dy, feed_forward_cache, *gated_feed_forward_of(d), record=record)
         return ops.feed_forward_backward(dy, feed_forward_cache, *feed_forward_of(d), record=record)

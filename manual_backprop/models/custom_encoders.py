@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..ops import Visible
+from ..ops.loss import OBJECTIVES, objective_gradient, objective_loss
 from .custom import CustomTransformer
 from .network import DropoutSource, Memory
 from .step import Cache
@@ -28,13 +29,12 @@ class CustomEncoderDecoder(CustomTransformer):
         dropout: DropoutSource,
     ) -> Tensor:
         memory, encoder_cache = self._hidden_forward(source, visible, dropout, stack="encoder.")
-        x, decoder_cache = self._hidden_forward(
-            tokens, Visible.within(None), dropout, stack="decoder.", memory=Memory(memory.clone(), visible)
-        )
+        read = Memory(memory.clone(), visible)
+        x, decoder_cache = self._hidden_forward(tokens, Visible.within(None), dropout, stack="decoder.", memory=read)
         loss, loss_cache = self._loss_forward(x, targets, denominator)
-        dx = self._loss_backward(1.0, loss_cache)
-        dmemory = self._hidden_backward(dx, decoder_cache, "decoder.")
-        assert dmemory is not None
+        dx = self._loss_backward(self.dloss, loss_cache)
+        dmemory = torch.zeros_like(read.states, dtype=self.config.get_dtype())  # as wide as the residual stream
+        self._hidden_backward(dx, decoder_cache, "decoder.", dmemory)
         self._hidden_backward(dmemory, encoder_cache, "encoder.")
         self.on_gradients_complete(None)
         return loss
@@ -60,14 +60,14 @@ class CustomEncoderDecoder(CustomTransformer):
         read = Memory(memory.clone(), visible)
         x, decoder_cache = self._hidden_forward(tokens, Visible.within(None), dropout, keep, "decoder.", read)
         logits, head_cache = self.ops.linear_forward(x, self.head)
-        return logits, (encoder_cache, decoder_cache, head_cache)
+        return logits, (encoder_cache, read.states, decoder_cache, head_cache)
 
     def _outputs_backward(self, dlogits: Tensor, cache: Cache) -> None:
-        encoder_cache, decoder_cache, head_cache = cache
+        encoder_cache, memory, decoder_cache, head_cache = cache
         # logits = x head^T
         dx = self.ops.linear_backward(dlogits, head_cache, self.dhead)
-        dmemory = self._hidden_backward(dx, decoder_cache, "decoder.")
-        assert dmemory is not None
+        dmemory = torch.zeros_like(memory, dtype=self.config.get_dtype())
+        self._hidden_backward(dx, decoder_cache, "decoder.", dmemory)
         self._hidden_backward(dmemory, encoder_cache, "encoder.")
         self.on_gradients_complete(None)
 
@@ -94,12 +94,15 @@ class CustomEncoder(CustomTransformer):
     ) -> Tensor:
         ops, smoothing = self.ops, self.config.label_smoothing
         outputs, cache = self._outputs_forward(inputs, lengths, dropout=dropout)
-        if self.config.head_loss == "squared_error":
+        if self.config.head_loss in OBJECTIVES:
+            loss, loss_cache = objective_loss(outputs, targets, denominator, self.config.head_loss)
+            doutputs = objective_gradient(self.dloss, loss_cache)
+        elif self.config.head_loss == "squared_error":
             loss, loss_cache = ops.squared_error_forward(outputs, targets, denominator)
-            doutputs = ops.squared_error_backward(1.0, loss_cache)
+            doutputs = ops.squared_error_backward(self.dloss, loss_cache)
         else:
             loss, loss_cache = ops.cross_entropy_forward(outputs, targets, denominator, smoothing)
-            doutputs = ops.cross_entropy_backward(1.0, loss_cache)
+            doutputs = ops.cross_entropy_backward(self.dloss, loss_cache)
         self._outputs_backward(doutputs, cache)
         return loss
 
@@ -141,6 +144,6 @@ class CustomEncoder(CustomTransformer):
             dx = self.ops.mean_pooling_backward(dpooled, pooling_cache)
         else:
             dx = self.ops.first_position_backward(dpooled, pooling_cache)
-        dx, _ = self._stack_backward(dx, stack_cache, "encoder.")
+        dx = self._stack_backward(dx, stack_cache, "encoder.")
         self._embedding_backward(dx, embedding_cache, "encoder.")
         self.on_gradients_complete(None)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import Visible
-from .autograd import summed_loss
+from .autograd import ACTIVATIONS, head_loss
 from .mirror_step import (
     MirroredNetwork,
     cross_attention_mirror,
@@ -37,9 +37,7 @@ class TorchTransformer(MirroredNetwork):
         """x (B, T, D) -> the loss of the logits that the head makes of it."""
         logits = F.linear(x, self.head)
         self._recording("logits", logits)
-        return summed_loss(
-            logits, targets.long(), self.config.label_smoothing, denominator, self.config.padding_token_id
-        )
+        return head_loss(self.config, logits, targets, denominator)
 
     def _step(
         self,
@@ -227,10 +225,7 @@ class TorchTransformer(MirroredNetwork):
             hidden_weight, hidden_bias, output_weight, output_bias = feed_forward_of(p)
             hidden = F.linear(x, hidden_weight, hidden_bias)
             record("hidden", hidden)
-            if self.activation == "relu":
-                activated = F.relu(hidden)
-            else:
-                activated = F.gelu(hidden, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+            activated = ACTIVATIONS[self.activation](hidden)
         record("activated", activated)
         y = F.linear(activated, output_weight, output_bias)
         y = dropout_mirror(y, dropout.at(place + "output"))

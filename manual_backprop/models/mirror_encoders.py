@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import Visible
-from .autograd import squared_errors, summed_loss
+from .autograd import head_loss
 from .mirror import TorchTransformer
 from .network import DropoutSource, Memory
 
@@ -75,11 +75,8 @@ class TorchEncoder(TorchTransformer):
         denominator: Tensor,
         dropout: DropoutSource,
     ) -> Tensor:
-        smoothing = self.config.label_smoothing
         outputs = self._outputs_forward(inputs, lengths, dropout=dropout)
-        if self.config.head_loss == "squared_error":
-            return squared_errors(outputs, targets, denominator)
-        return summed_loss(outputs[:, None], targets[:, None].long(), smoothing, denominator)
+        return head_loss(self.config, outputs, targets, denominator)
 
     def _step(  # type: ignore[override]
         self,

@@ -196,7 +196,7 @@ class MirroredNetwork(AutogradNetwork, FlatNetwork):
         count = self.on_device(denominator).clamp(min=1)
         with self._autocast():
             loss = self._step(*inputs, batch.targets, denominator=count, dropout=dropout)
-        loss.backward()
+        self._backward(loss)
         self._notify_gradients_complete()
         return loss.detach()
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import kernels
 from ..common.batch import AnyBatch, Batch, EncoderBatch, PairBatch
@@ -22,6 +25,7 @@ from ..common.errors import ConfigError, InputError
 from ..config.schema import CustomTransformerConfig
 from ..ops import IGNORED, Dropout, Visible, random_key, rotations, sinusoids
 from ..ops.numerics import Record, no_record
+from ..optim.loss_scale import LossScale
 from ..optim.optimizers import FlatOptimizer, Optimizer
 from ..optim.parameters import Layout, RoundedMatrices, Shape, copy_into, copy_on_cpu
 
@@ -35,6 +39,7 @@ class DropoutSource:
     config: CustomTransformerConfig
     step: int | None
     first_row: int = 0
+    keys: Mapping[str, Tensor] | None = None  # of every place, on the device: in place of those that `step` gives
 
     def at(self, place: str) -> Dropout | None:
         """For features (B, T, D)."""
@@ -47,7 +52,7 @@ class DropoutSource:
     def _of(self, place: str, sizes: tuple[int, ...]) -> Dropout | None:
         if self.step is None or self.config.dropout == 0:
             return None
-        key = random_key(self.config.seed, self.step, place)
+        key = random_key(self.config.seed, self.step, place) if self.keys is None else self.keys[place]
         return Dropout(self.config.dropout, key, sizes, (self.first_row,))
 
 
@@ -56,10 +61,6 @@ class Memory(NamedTuple):
 
     states: Tensor  # (B, S, D)
     visible: Visible  # which of its places there are
-
-    def read_by_one(self, keep: bool) -> Memory:
-        """For one block. What a cache holds is overwritten by its backward, so each block that keeps one has a copy."""
-        return Memory(self.states.clone(), self.visible) if keep else self
 
 
 def block_names(config: CustomTransformerConfig) -> list[str]:
@@ -70,6 +71,18 @@ def block_names(config: CustomTransformerConfig) -> list[str]:
     if config.network == "encoder_decoder":
         return encoder + [f"decoder.blocks.{block}" for block in range(config.n_blocks)]
     return [f"blocks.{block}" for block in range(config.n_blocks)]
+
+
+def dropout_places(config: CustomTransformerConfig) -> list[str]:
+    """Where a network by hand drops something, in training: the places of `DropoutSource`."""
+    if config.dropout == 0:
+        return []
+    places = [f"{stack}embedding" for stack in stacks_of(config)]
+    for block in block_names(config):
+        attentions = ("attention", "cross_attention") if reads_memory(config, block) else ("attention",)
+        places += [f"{block}.{name}.{what}" for name in attentions for what in ("probabilities", "output")]
+        places.append(f"{block}.feed_forward.output")
+    return places
 
 
 def stacks_of(config: CustomTransformerConfig) -> dict[str, list[str]]:
@@ -130,6 +143,17 @@ def feed_forward_of(views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor
 def gated_feed_forward_of(views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Likewise, where it has a gate."""
     return views["feed_forward.gated.weight"], views["feed_forward.output.weight"]
+
+
+@cache
+def has_float16_products() -> bool:
+    """Whether PyTorch multiplies float16 matrices on a CPU."""
+    with _disable_current_modes():  # with real numbers, also where a step is only traced
+        ones = torch.ones(2, 2, dtype=torch.float16, device="cpu")
+        try:
+            return bool(torch.addmm(ones[0], ones, ones).sum() == 12)
+        except RuntimeError:
+            return False
 
 
 def no_callback(block: str | None) -> None:
@@ -215,7 +239,10 @@ class Network(ABC):
         if violations := config.violations():
             raise ConfigError(violations)
         self.device = config.get_device()
-        self.compute_dtype = torch.bfloat16 if config.precision == "bf16_mixed" else config.get_dtype()
+        self.compute_dtype = config.get_compute_dtype()
+        self._check_precision()
+        # of fp16_mixed: its gradients are made of a loss that is so many times larger
+        self.loss_scale = LossScale(self.device) if config.precision == "fp16_mixed" else None
         self.activation = config.activation or config.traits.activation
         if config.position_kind == "sinusoidal":
             self.position_table = sinusoids(config.longest, config.d_model).to(self.device)
@@ -228,6 +255,29 @@ class Network(ABC):
         # Called in every backward pass: with a block's name once nothing more is added to its gradients, from the
         # last block to the first, and at the end with None for all others (embedding, final norm, head).
         self.on_gradients_complete: Callable[[str | None], None] = no_callback
+
+    def _check_precision(self) -> None:
+        """ConfigError for a precision that this device or this PyTorch does not have."""
+        precision, kind = self.config.precision, self.device.type
+        if precision == "tf32" and kind == "cpu":
+            raise ConfigError(["precision=tf32: only an NVIDIA GPU has it, and there is none here; use precision=fp32"])
+        if precision == "fp16_mixed" and kind == "cpu" and not has_float16_products():
+            raise ConfigError(
+                ["precision=fp16_mixed: this PyTorch multiplies no float16 matrices on a CPU; use bf16_mixed or fp32"]
+            )
+
+    @contextmanager
+    def _scaled_gradients(self) -> Iterator[float | Tensor]:
+        """Around a backward pass, which multiplies the loss's gradient by what this yields. Before and after,
+        `gradients` are as they are; between, those of activations are too large to be lost in float16."""
+        if self.loss_scale is None:
+            yield 1.0
+            return
+        factor = self.loss_scale.factor
+        if gradients := self.gradient_tensors():
+            torch._foreach_mul_(gradients, factor)
+        yield factor
+        torch._foreach_mul_(self.gradient_tensors(), 1 / factor)
 
     @torch.no_grad()
     def _initialize(self) -> None:
@@ -350,7 +400,7 @@ class Network(ABC):
                 f"The sequence has {inputs.shape[1]} positions; expected 1 to max_seq_len={config.max_seq_len}."
             )
         self._check_lengths(batch.lengths, *inputs.shape[:2])
-        numbers = config.head_loss == "squared_error"
+        numbers = config.predicts_numbers
         shape = (len(inputs), config.n_outputs) if numbers else (len(inputs),)
         if targets.shape != shape or targets.is_floating_point() != numbers:
             raise InputError(
@@ -448,6 +498,7 @@ class FlatNetwork(Network):
         make = getattr(kernels.Table(self.config, self.device), name)
         optimizer: FlatOptimizer = make(self.layout, self.flat_parameters, self.flat_gradients, *settings)
         optimizer.uses_library, optimizer.rounded = self.uses_library, self.rounded
+        optimizer.loss_scale = self.loss_scale
         return optimizer
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from .. import kernels
 from ..common.batch import AnyBatch, Batch, as_batch
 from ..common.errors import InputError
 from ..config.schema import CustomTransformerConfig
-from ..ops.numerics import no_record
+from ..ops.numerics import float32_products, no_record
 from ..optim.parameters import Flat, RoundedMatrices
 from .network import DropoutSource, FlatNetwork, block_names, no_callback, packed_names, stacks_of, tables_of
 
@@ -35,15 +35,15 @@ class HandWrittenNetwork(FlatNetwork):
         config = self.config
         blocks = block_names(config)
         self.block_parameters = {block: self._block_views(self.flat_parameters, block) for block in blocks}
+        self.ops: Any = kernels.Table(config, self.device)
         self.matrices: Mapping[str, Tensor] = self.parameters  # as products read them
         if self.compute_dtype != config.get_dtype():
-            self.rounded = RoundedMatrices(self.layout, self.flat_parameters, self.compute_dtype)
+            self.rounded = RoundedMatrices(self.layout, self.flat_parameters, self.compute_dtype, self.ops.on_gpu)
             self.matrices = self.rounded.flat.views
             for block, views in self.block_parameters.items():
                 rounded = self._block_views(self.rounded.flat, block)
-                views.update({name: view for name, view in rounded.items() if view.dim() == 2})
+                views.update({name: view for name, view in rounded.items() if self._is_read_rounded(name, view)})
         self.block_gradients = {block: self._block_views(self.flat_gradients, block) for block in blocks}
-        self.ops: Any = kernels.Table(config, self.device)
         self.arena = kernels.Arena()
         self.replay = kernels.Replay(self.arena)
         self.uses_library = self.ops.compiles(config.compile)
@@ -59,7 +59,14 @@ class HandWrittenNetwork(FlatNetwork):
         self.stacks, self.tables = stacks_of(config), tables_of(config)
         head = "token_embedding.weight" if config.tied_head else "head.weight"
         self.head, self.dhead = self.matrices[head], self.gradients[head]
+        self.dloss: float | Tensor = 1.0  # what a backward pass begins with
+        self.dropout_keys: Mapping[str, Tensor] | None = None  # of a step that reads them on the device
         self._cache: Cache = None  # of the last forward that waits for its backward
+
+    def _is_read_rounded(self, name: str, view: Tensor) -> bool:
+        """Of a block's tensor: matrices, and on a GPU what is added to a product, but for what an activation adds."""
+        added = name.endswith(".bias") and "norm" not in name and not name.startswith("feed_forward.hidden")
+        return view.dim() == 2 or (added and self.ops.on_gpu)
 
     def _block_views(self, flat: Flat, block: str) -> dict[str, Tensor]:
         """A block's tensors without `blocks.3.` before their names, and those that lie side by side as one: `qkv`."""
@@ -85,15 +92,15 @@ class HandWrittenNetwork(FlatNetwork):
     @torch.no_grad()
     def loss_and_gradients(self, batch: AnyBatch, *, denominator: int | Tensor, step: int | None) -> Tensor:
         inputs = self.inputs_of(batch)
-        dropout = DropoutSource(self.config, step, batch.first_row)
+        dropout = DropoutSource(self.config, step, batch.first_row, self.dropout_keys)
 
         def work(*tensors: Any) -> Tensor:
             *inputs, denominator = tensors
             return self._step(*inputs, denominator=denominator, dropout=dropout)
 
-        with self._calculation(training=True):
+        with self._calculation(training=True), self._scaled_gradients() as self.dloss:
             if isinstance(batch, Batch) and self._is_replayable(batch.tokens.numel()):
-                return self.replay(work, (*inputs, batch.targets, self.on_device(denominator)), self._signature())
+                return self.replay(work, (*inputs, batch.targets, self.on_device(denominator)), self.signature())
             return work(*inputs, batch.targets, denominator)
 
     @torch.no_grad()
@@ -116,8 +123,9 @@ class HandWrittenNetwork(FlatNetwork):
                 f"dlogits have shape {tuple(dlogits.shape)}; expected that of the logits, {tuple(expected)}."
             )
         self._cache = None
-        with self._calculation():
-            self._outputs_backward(dlogits.to(self.compute_dtype), cache)
+        with self._calculation(), self._scaled_gradients() as dloss:
+            scaled = dlogits * dloss if isinstance(dloss, Tensor) else dlogits
+            self._outputs_backward(scaled.to(self.compute_dtype), cache)
 
     @torch.no_grad()
     def predict(self, tokens: Tensor | AnyBatch, segments: Tensor | None = None) -> Tensor:
@@ -128,21 +136,32 @@ class HandWrittenNetwork(FlatNetwork):
 
     # Kernels, and steps that are replayed
 
-    def _calculation(self, training: bool = False) -> AbstractContextManager:
+    @contextmanager
+    def _calculation(self, training: bool = False) -> Iterator[None]:
         """What the kernels want around them; and what products read is what the parameters are now."""
         if self.rounded is not None:
             self.rounded.refresh()
-        return self.ops.calculation(self.arena if training else None, self.uses_library)
+        own = self.ops.calculation(self.arena if training else None, self.uses_library)
+        with float32_products(self.config.precision), own:
+            yield
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether a whole step may be recorded as one CUDA graph. Not where a recorder or a callback for complete
+        gradients is set: they are called by steps that run."""
+        return self.ops.on_gpu and self.config.compile != "never" and self._is_unobserved()
+
+    def _is_unobserved(self) -> bool:
+        return self.recorder is no_record and self.on_gradients_complete is no_callback
 
     def _is_replayable(self, tokens: int) -> bool:
         """Whether such a step can be replayed: see `Replay`. Not where a recorder or a callback for complete gradients
         is set: they are called by steps that run."""
         size = tokens * self.config.d_model
         replayable = self.ops.is_replayable(size, self.config.dropout)
-        unobserved = self.recorder is no_record and self.on_gradients_complete is no_callback
-        return replayable and self.compiles and unobserved
+        return replayable and self.compiles and self._is_unobserved()
 
-    def _signature(self) -> tuple[Any, ...]:
+    def signature(self) -> tuple[Any, ...]:
         """What may decide the calls of a step beside its batch: settings, and the functions that it calls here.
 
         Who puts others in their place sees the step that belongs to them; not so who changes a function inside of the
@@ -155,14 +174,11 @@ class HandWrittenNetwork(FlatNetwork):
     def compiles(self) -> bool:  # type: ignore[override]
         return self.uses_library and not kernels.compiling_failed()
 
-    # What blocks keep for their backward, and what they add to the memory's gradient
+    def narrow(self, dy: Tensor) -> Tensor:
+        """A gradient as products read it: rounded, where the kernel that made it has not done so beside it."""
+        return getattr(dy, "rounded", dy).to(self.compute_dtype)
 
-    def _collected(self, dmemory: Tensor | None, dread: Tensor | None) -> Tensor | None:
-        """The memory was read by every block: its gradient is the sum, as wide as the residual stream."""
-        if dread is None:
-            return dmemory
-        dread = dread.to(self.config.get_dtype())
-        return dread if dmemory is None else dmemory + dread
+    # What blocks keep for their backward
 
     def _blocks(self, keep: bool) -> BlockCaches:
         return BlockCaches(self.arena, keep, self.config.recompute == "block")

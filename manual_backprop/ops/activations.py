@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
 from .numerics import rows, wide
 
-ActivationCache = tuple[Tensor]
+ActivationCache = tuple  # private to its pair
 BiasGeluCache = tuple[Tensor, Tensor, bool]
 
 GATE_LINEAR = 2 * math.sqrt(2 / math.pi)
@@ -25,6 +27,12 @@ def relu_backward(dy: Tensor, cache: ActivationCache) -> Tensor:
     (x,) = cache
     # y = max(x, 0)
     return dy * (x > 0)
+
+
+# Pairs without a bias of their own, by the names of activations; those of others come with `models.extensions`.
+ELEMENTWISE: dict[str, tuple[Callable[[Tensor], tuple[Tensor, Any]], Callable[[Tensor, Any], Tensor]]] = {
+    "relu": (relu_forward, relu_backward)
+}
 
 
 def gelu_forward(x: Tensor) -> tuple[Tensor, ActivationCache]:

@@ -56,13 +56,13 @@ def learned_positions_backward(dy: Tensor, cache: LearnedPositionsCache, dweight
     return dy
 
 
-def sinusoids(length: int, d_model: int, device: torch.device | None = None) -> Tensor:
+def sinusoids(length: int, d_model: int) -> Tensor:
     """The table of Vaswani et al. 2017, section 3.5, in float64: (length, D), sines in the even columns, cosines in the
     odd ones, with wavelengths from 2 pi to 10000 * 2 pi."""
-    place = torch.arange(length, dtype=torch.float64, device=device)[:, None]
-    even = torch.arange(0, d_model, 2, dtype=torch.float64, device=device)
+    place = torch.arange(length, dtype=torch.float64)[:, None]
+    even = torch.arange(0, d_model, 2, dtype=torch.float64)
     angle = place * 10000.0 ** (-even / d_model)  # (length, ceil(D / 2))
-    table = torch.empty(length, d_model, dtype=torch.float64, device=device)
+    table = torch.empty(length, d_model, dtype=torch.float64)
     table[:, 0::2] = angle.sin()
     table[:, 1::2] = angle.cos()[:, : d_model // 2]
     return table

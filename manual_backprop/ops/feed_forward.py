@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .activations import bias_gelu_backward, bias_gelu_forward, relu_backward, relu_forward
+from .activations import ELEMENTWISE, bias_gelu_backward, bias_gelu_forward
 from .linear import LinearCache, linear_backward, linear_forward
 from .numerics import Record, no_record
 
@@ -23,19 +23,20 @@ def feed_forward_forward(
     """y = activation(x W_hidden^T + b_hidden) W_output^T + b_output.
 
     x (..., D), hidden_weight (F, D), hidden_bias (F), output_weight (D, F), output_bias (D) -> y (..., D).
-    `activation` is gelu_tanh, gelu or relu. Made of pairs, so its backward is theirs, from last to first.
+    `activation` is gelu_tanh, gelu or of ELEMENTWISE. Made of pairs, so its backward is theirs, from last to first.
     """
     activation_cache: tuple
-    if activation == "relu":
+    if activation in ELEMENTWISE:
+        activation_forward, _ = ELEMENTWISE[activation]
         hidden, hidden_cache = linear_forward(x, hidden_weight, hidden_bias)
-        activated, activation_cache = relu_forward(hidden)
+        activated, activation_cache = activation_forward(hidden)
     else:
         hidden, hidden_cache = linear_forward(x, hidden_weight)
         tanh = {"gelu_tanh": True, "gelu": False}[activation]
         activated, activation_cache = bias_gelu_forward(hidden, hidden_bias, tanh)
     y, output_cache = linear_forward(activated, output_weight, output_bias)
     if record.wants("hidden"):
-        record("hidden", hidden if activation == "relu" else hidden + hidden_bias)
+        record("hidden", hidden if activation in ELEMENTWISE else hidden + hidden_bias)
     record("activated", activated)
     return y, (hidden_cache, activation_cache, output_cache, activation)
 
@@ -59,9 +60,10 @@ def feed_forward_backward(
     # y = activated W_output^T + b_output
     dactivated = linear_backward(dy, output_cache, doutput_weight, doutput_bias, output_feedback)
     record("dactivated", dactivated)
-    if activation == "relu":
-        # activated = relu(hidden), hidden = x W_hidden^T + b_hidden
-        dhidden = relu_backward(dactivated, activation_cache)
+    if activation in ELEMENTWISE:
+        _, activation_backward = ELEMENTWISE[activation]
+        # activated = activation(hidden), hidden = x W_hidden^T + b_hidden
+        dhidden = activation_backward(dactivated, activation_cache)
         record("dhidden", dhidden)
         return linear_backward(dhidden, hidden_cache, dhidden_weight, dhidden_bias, hidden_feedback)
     # activated = gelu(hidden + b_hidden), hidden = x W_hidden^T

@@ -3,6 +3,9 @@ starts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -130,3 +133,26 @@ def squared_error_backward(dloss: float | Tensor, cache: SquaredErrorCache) -> T
     outputs, difference, denominator = cache
     # loss = sum((y - t)^2) / denominator
     return (difference * (2 * dloss / denominator)).to(outputs.dtype)
+
+
+# Objectives from outside of the package (`models.extensions`), by the names that a network's `head_loss` has for them
+
+OBJECTIVES: dict[str, tuple[Callable[..., tuple[Tensor, Any]], Callable[[float | Tensor, Any], Tensor]]] = {}
+ObjectiveCache = tuple[Tensor, Any, str]
+
+
+def objective_loss(
+    outputs: Tensor, targets: Tensor, denominator: int | Tensor, name: str
+) -> tuple[Tensor, ObjectiveCache]:
+    """loss = objective(outputs, targets, denominator), of outputs in float32 at least, and a denominator likewise."""
+    forward, _ = OBJECTIVES[name]
+    loss, cache = forward(wide(outputs), targets, one_number(denominator, wide(outputs)))
+    return loss, (outputs, cache, name)
+
+
+def objective_gradient(dloss: float | Tensor, cache: ObjectiveCache) -> Tensor:
+    """dloss, one number -> doutputs, of the outputs' shape."""
+    outputs, inner, name = cache
+    _, backward = OBJECTIVES[name]
+    # loss = objective(outputs, targets, denominator)
+    return backward(dloss, inner).to(outputs.dtype)

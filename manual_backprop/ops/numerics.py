@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -32,9 +34,26 @@ class NoRecord:
 no_record = NoRecord()
 
 
+NARROW = (torch.bfloat16, torch.float16)
+
+
 def wide(x: Tensor) -> Tensor:
-    """`x` in the format for statistics, exponentials and sums: bfloat16 widened to float32, all else as it is."""
-    return x.float() if x.dtype == torch.bfloat16 else x
+    """`x` in the format for statistics, exponentials and sums: 16 bits widened to float32, all else as it is."""
+    return x.float() if x.dtype in NARROW else x
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Around a calculation: in precision=tf32 a GPU rounds what enters a float32 product to 10 bits of mantissa."""
+    if precision != "tf32":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def one_number(value: float | Tensor, like: Tensor) -> Tensor:

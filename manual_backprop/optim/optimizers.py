@@ -12,13 +12,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..ops.numerics import NARROW, one_number
+from .loss_scale import LossScale
 from .parameters import Flat, Layout, RoundedMatrices, copy_into, copy_on_cpu
-
-CHUNK = 1 << 19  # elements: what is made of a chunk stays in the processor's cache
 
 
 class Optimizer(ABC):
     """Counts steps, and knows its state by name: everything that a later step depends on, and nothing else."""
+
+    loss_scale: LossScale | None = None  # of the network, in fp16_mixed
 
     def __init__(self, device: torch.device):
         self.counts = torch.zeros(4, dtype=torch.int64, device=device)
@@ -26,21 +28,23 @@ class Optimizer(ABC):
         self.updates, self.nonfinite_steps, self.nonfinite_in_a_row, self.nonfinite_longest = self.counts
 
     @abstractmethod
-    def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
+    def step(self, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None = None) -> Tensor:
         """One update from the gradients as they are; returns their norm before clipping, on the device.
 
         Gradients longer than `max_grad_norm` are scaled to it (Pascanu et al. 2013). If the loss or the norm is not
-        finite, nothing is updated and the step is counted.
+        finite, nothing is updated and the step is counted; not so where the loss's scale was too large for float16,
+        which is lowered then. The rate may be one number on the device, which a step that is recorded reads there.
         """
 
     @abstractmethod
     def moment_views(self) -> dict[str, Mapping[str, Tensor]]:
         """Every moment by its name, as views by the parameters' names."""
 
-    def _count(self, finite: Tensor) -> None:
+    def _count(self, finite: Tensor, loss: Tensor) -> None:
+        failed = ~finite if self.loss_scale is None else self.loss_scale.update(finite, loss)
         self.updates += finite
-        self.nonfinite_steps += ~finite
-        self.nonfinite_in_a_row.copy_(torch.where(finite, 0, self.nonfinite_in_a_row + 1))
+        self.nonfinite_steps += failed
+        self.nonfinite_in_a_row.copy_(torch.where(finite, 0, self.nonfinite_in_a_row + failed))
         self.nonfinite_longest.copy_(torch.maximum(self.nonfinite_longest, self.nonfinite_in_a_row))
 
     def reset_longest_nonfinite(self) -> None:
@@ -51,7 +55,12 @@ class Optimizer(ABC):
         """The state where it lies: `moment/parameter` for every moment, and `counts`."""
         moments = self.moment_views().items()
         named = {f"{moment}/{name}": view for moment, views in moments for name, view in views.items()}
-        return named | {"counts": self.counts}
+        return named | self.whole_views()
+
+    def whole_views(self) -> dict[str, Tensor]:
+        """Of the state what belongs to no parameter."""
+        scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale.state}
+        return {"counts": self.counts} | scale
 
     def state(self) -> dict[str, Tensor]:
         """Copies of it, on the CPU."""
@@ -69,27 +78,38 @@ class FlatOptimizer(Optimizer):
     moment_names: tuple[str, ...] = ()
     uses_library = False  # whether it runs compiled, where it can (`kernels`)
     rounded: RoundedMatrices | None = None  # what products read in place of the parameters: the kernels write both
+    chunk = 1 << 19  # elements: what is made of a chunk stays in the processor's cache
 
     def __init__(self, layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float = 0.0):
         super().__init__(parameters.buffer.device)
         self.parameters, self.gradients, self.weight_decay = parameters, gradients, weight_decay
         buffer = parameters.buffer
-        self.wide = torch.float32 if buffer.dtype == torch.bfloat16 else buffer.dtype  # moments, and what is summed
+        self.wide = torch.float32 if buffer.dtype in NARROW else buffer.dtype  # moments, and what is summed
         self.moments = {name: layout.allocate(self.wide, buffer.device) for name in self.moment_names}
+        self.part = slice(0, buffer.numel())  # of the buffers, which it updates and has moments of
+
+    def keep_part(self, part: slice) -> None:
+        """From here on it updates this part alone, and has moments of it alone: others do the rest (`sharding`). The
+        gradients' norm is still that of all."""
+        self.moments = {name: Flat(flat.buffer[part].clone(), {}, 0) for name, flat in self.moments.items()}
+        self.part = part
+
+    def moment(self, name: str, piece: slice) -> Tensor:
+        """Of a piece of the parameters."""
+        return self.moments[name].buffer[piece.start - self.part.start : piece.stop - self.part.start]
 
     def moment_views(self) -> dict[str, Mapping[str, Tensor]]:
         return {name: flat.views for name, flat in self.moments.items()}
 
     @torch.no_grad()
-    def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
+    def step(self, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None = None) -> Tensor:
         norm = self._gradient_norm()
         finite = torch.isfinite(norm) & torch.isfinite(loss)
-        self._count(finite)
+        self._count(finite, loss)
         clip = torch.ones_like(norm) if max_grad_norm is None else (max_grad_norm / (norm + 1e-6)).clamp(max=1)
-        # full_like, since torch.where of two Python numbers is a float32, whatever the format
-        rate = torch.where(finite, torch.full_like(norm, learning_rate), 0)
-        for part, decay in self._parts():
-            self._update_part(part, clip, rate, decay, finite)
+        # in the format of the norm, since torch.where of two Python numbers is a float32
+        rate = torch.where(finite, one_number(learning_rate, norm), 0)
+        self._update_all(clip, rate, finite)
         return norm
 
     def _gradient_norm(self) -> Tensor:
@@ -97,20 +117,25 @@ class FlatOptimizer(Optimizer):
         # that stay does not fit again, and of a large network that is a copy of the whole gradient
         norms = [
             torch.linalg.vector_norm(piece if piece.dtype == self.wide else self._room[: len(piece)].copy_(piece))
-            for piece in self.gradients.buffer.split(CHUNK)
+            for piece in self.gradients.buffer.split(self.chunk)
         ]
         return torch.linalg.vector_norm(torch.stack(norms))
 
     def _parts(self) -> list[tuple[slice, float]]:
         """What decays, then what does not, each with its decay."""
-        decayed, size = self.parameters.decayed_size, self.parameters.buffer.numel()
-        parts = (slice(0, decayed), self.weight_decay), (slice(decayed, size), 0.0)
+        begin, end = self.part.start, self.part.stop
+        border = min(max(self.parameters.decayed_size, begin), end)
+        parts = (slice(begin, border), self.weight_decay), (slice(border, end), 0.0)
         return [(part, decay) for part, decay in parts if part.start < part.stop]
+
+    def _update_all(self, clip: Tensor, rate: Tensor, finite: Tensor) -> None:
+        for part, decay in self._parts():
+            self._update_part(part, clip, rate, decay, finite)
 
     def _update_part(self, part: slice, clip: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         """Updates one part of the buffers, and nothing where `finite` is not."""
-        for start in range(part.start, part.stop, CHUNK):
-            piece = slice(start, min(start + CHUNK, part.stop))
+        for start in range(part.start, part.stop, self.chunk):
+            piece = slice(start, min(start + self.chunk, part.stop))
             gradient = torch.mul(self.gradients.buffer[piece], clip[None], out=self._room[: piece.stop - start])
             self._update(piece, gradient, rate, decay, finite)
 
@@ -118,7 +143,7 @@ class FlatOptimizer(Optimizer):
     def _room(self) -> Tensor:
         """For a piece of the gradient in the wide format."""
         gradient = self.gradients.buffer
-        return gradient.new_empty(min(CHUNK, gradient.numel()), dtype=self.wide)
+        return gradient.new_empty(min(self.chunk, gradient.numel()), dtype=self.wide)
 
     @abstractmethod
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
@@ -152,8 +177,8 @@ class AdamW(FlatOptimizer):
 
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         gradient = torch.where(finite, gradient, 0)
-        first = self.moments["first_moment"].buffer[piece]
-        second = self.moments["second_moment"].buffer[piece]
+        first = self.moment("first_moment", piece)
+        second = self.moment("second_moment", piece)
         p = self.parameters.buffer[piece]
         beta1, beta2 = self.betas
         # a masked step keeps its moments: m * 1 + 0
@@ -184,7 +209,7 @@ class SGD(FlatOptimizer):
 
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
         gradient = torch.where(finite, gradient, 0)
-        first = self.moments["first_moment"].buffer[piece]
+        first = self.moment("first_moment", piece)
         first.mul_(torch.where(finite, torch.full_like(rate, self.momentum), 1)).add_(gradient)
         values = self.parameters.buffer[piece].to(rate.dtype)
         self._write(piece, values * (1 - rate * decay) - first * rate)

@@ -90,14 +90,16 @@ class RoundedMatrices:
     the writes to a tensor and all of its views, but for those of its fused optimizers, of `x.data` and of `x.numpy()`:
     so a sample is looked at as well, and a single number that is written past PyTorch has to be followed by
     `torch.autograd.graph.increment_version(x)`. An optimizer that has written both says so. On a GPU, which would have
-    to be waited for, they are rounded every time.
+    to be waited for, no sample is looked at.
     """
 
     SAMPLE = 1 << 10  # numbers
 
-    def __init__(self, layout: Layout, parameters: Flat, dtype: torch.dtype):
-        self.flat = layout.allocate(dtype, parameters.buffer.device)  # of which the part that decays is in use
-        self._wide, self._narrow = (flat.buffer[: parameters.decayed_size] for flat in (parameters, self.flat))
+    def __init__(self, layout: Layout, parameters: Flat, dtype: torch.dtype, biases: bool = False):
+        """`biases`: and the rest of the parameters."""
+        self.flat = layout.allocate(dtype, parameters.buffer.device)
+        size = layout.size if biases else parameters.decayed_size
+        self._wide, self._narrow = (flat.buffer[:size] for flat in (parameters, self.flat))
         self._version: int | None = None
 
     def refresh(self) -> None:
@@ -106,8 +108,10 @@ class RoundedMatrices:
             self.is_written()
 
     def is_fresh(self) -> bool:
-        if not self._wide.is_cpu or type(self._wide) is not Tensor or self._version != self._current_version():
+        if self._version != self._current_version() or (self._wide.is_cpu and type(self._wide) is not Tensor):
             return False
+        if not self._wide.is_cpu:
+            return True
         step = len(self._wide) // self.SAMPLE + 1
         return torch.equal(self._wide[::step].to(self._narrow.dtype), self._narrow[::step])
 

@@ -46,13 +46,13 @@ class TorchOptimizer(Optimizer):
                 state[moment] = torch.zeros_like(whole, memory_format=torch.preserve_format)
 
     @torch.no_grad()
-    def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
+    def step(self, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None = None) -> Tensor:
         gradients = [whole.grad for whole in self.wholes if whole.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.wholes, max_grad_norm, norm)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
-        self._count(finite)
+        self._count(finite, loss)
         if self.weight_decay and not self.adam:
             kept = torch.where(finite, torch.full_like(norm, 1 - learning_rate * self.weight_decay), 1)
             torch._foreach_mul_(self.matrices, kept)

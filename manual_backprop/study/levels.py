@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..common.errors import CheckFailedError
-from ..config.schema import PRECISIONS, CustomTransformerConfig, model_sizes
+from ..config.network import CPU_PRECISIONS
+from ..config.schema import CustomTransformerConfig, model_sizes
 from .benchmark.cases import ONEDNN, SUBJECT, Case
 from .benchmark.measurement import MeasuredRow, Measurement, measure
 from .benchmark.page import processor_and_instructions, products_of
@@ -102,7 +103,7 @@ def gradient_errors(architecture: str) -> dict[str, dict[str, float]]:
     for seed in SEEDS:
         config = replace(small(architecture), seed=seed)
         batch = draw_batch(config, 4, 32, seed)
-        for precision in PRECISIONS:
+        for precision in CPU_PRECISIONS:
             # rounded to the precision first: the error is that of the step, not of the weights
             by_hand, _ = networks(replace(config, precision=precision))
             exact = IMPLEMENTATIONS["torch"](replace(config, precision="fp64"))
@@ -118,15 +119,15 @@ def gradient_errors(architecture: str) -> dict[str, dict[str, float]]:
                 error = float((got - want).norm() / want.norm())
                 logarithms.setdefault((level, precision), []).append(math.log(max(error, SMALLEST)))
     return {
-        level: {precision: math.exp(statistics.mean(logarithms[level, precision])) for precision in PRECISIONS}
+        level: {precision: math.exp(statistics.mean(logarithms[level, precision])) for precision in CPU_PRECISIONS}
         for level in LEVELS
     }
 
 
 def levels_table(errors: dict[str, dict[str, float]]) -> str:
     lines = [
-        "| level | | code | " + " | ".join(f"error {name}" for name in PRECISIONS) + " |",
-        "|---|---|--:|" + "--:|" * len(PRECISIONS),
+        "| level | | code | " + " | ".join(f"error {name}" for name in CPU_PRECISIONS) + " |",
+        "|---|---|--:|" + "--:|" * len(CPU_PRECISIONS),
     ]
     for level, (about, files) in LEVELS.items():
         found = [
@@ -159,7 +160,12 @@ def _cell(measured: Measurement, row: MeasuredRow) -> str:
 
 
 def page(
-    architecture: str, model: str, batch_size: int, rounds: int, threads: int, precisions: Sequence[str] = PRECISIONS
+    architecture: str,
+    model: str,
+    batch_size: int,
+    rounds: int,
+    threads: int,
+    precisions: Sequence[str] = CPU_PRECISIONS,
 ) -> str:
     """Counts, measures and writes. CheckFailedError where a row cannot be had, or its gradients disagree."""
     import torch
@@ -180,7 +186,7 @@ def page(
     command = "python -m manual_backprop.tools.levels"
     chosen = {"architecture": (architecture, "gpt2"), "model": (model, "small")}
     command += "".join(f" --{name} {value}" for name, (value, usual) in chosen.items() if value != usual)
-    command += "" if tuple(precisions) == PRECISIONS else f" --precision {' '.join(precisions)}"
+    command += "" if tuple(precisions) == CPU_PRECISIONS else f" --precision {' '.join(precisions)}"
     first = next(iter(measurements.values()))
     compiling = max(measured.rows[COMPILED].cold_seconds or 0.0 for measured in measurements.values())
     told = measurements.get("fp32", first)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,8 +41,8 @@ class Row:
 def turns(rows: int, times: int) -> Iterator[Sequence[int]]:
     """The places of all rows in the order in which they take their turns, `times` orders: there, back, there ..."""
     there = range(rows)
-    for time in range(times):
-        yield there if time % 2 == 0 else there[::-1]
+    for turn in range(times):
+        yield there if turn % 2 == 0 else there[::-1]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -63,6 +64,10 @@ def noise_floor(again: Sequence[float], first: Sequence[float]) -> float:
     return max(abs(middle - 1), (high - low) / 2)
 
 
+class NotInTime(CheckFailedError):
+    """A measuring process did not answer in the time that it had."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """What a measuring process answers in place of a measurement."""
@@ -77,11 +82,12 @@ class MeasuringProcess:
     questions there. Leaving the `with` block ends it.
     """
 
-    def __init__(self, work: Callable[..., None], *arguments: Any, advice: str = ""):
-        """`advice`: what to try where the process is killed, a sentence."""
+    def __init__(self, work: Callable[..., None], *arguments: Any, advice: str = "", until: float | None = None):
+        """`advice`: what to try where the process is killed, a sentence. `until`: the time, by time.monotonic(), after
+        which nothing is waited for."""
         context = multiprocessing.get_context("spawn")
         self.end, theirs = context.Pipe()
-        self.advice = advice
+        self.advice, self.until = advice, until
         self.process = context.Process(target=_run, args=(work, theirs, arguments), daemon=True)
         self.process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
@@ -103,6 +109,8 @@ class MeasuringProcess:
 
     def answer(self) -> Any:
         """What it says by itself. Raises as `ask` does."""
+        if self.until is not None and not self.end.poll(max(0.0, self.until - time.monotonic())):
+            raise NotInTime("A measuring process did not answer in the time that it had")
         try:
             answer = self.end.recv()
         except (EOFError, OSError):

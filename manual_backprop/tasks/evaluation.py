@@ -7,7 +7,7 @@ learned frequencies, a loss below the bigram's has learned to use context.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from ..common.batch import AnyBatch, Batch
+from ..common.processes import processes
 from ..data.tokens.token_shards import Tokens
+from ..data.tokens.tokenizer import Tokenizer
 from ..ops import IGNORED, cross_entropy_forward
 
 BIGRAM_WEIGHTS = (1, 3, 10, 30, 100)
@@ -67,7 +69,8 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[AnyBatch]) -> Evaluation:
-        """Over all targets that count; the device is waited for once, at the end. No target: loss and accuracy 0."""
+        """Over all targets that count, in the batches of all processes; the device is waited for once, at the end. No
+        target: loss and accuracy 0."""
         loss_sum: float | Tensor = 0.0
         correct: int | Tensor = 0
         count: int | Tensor = 0
@@ -78,10 +81,52 @@ class Evaluator:
             loss_sum = loss_sum + loss.double()
             correct = correct + ((logits.argmax(-1) == batch.targets) & counts).sum()
             count = count + counts.sum()
-        tokens = int(count)
-        mean = float(loss_sum) / max(1, tokens)
+        sums = torch.tensor([float(loss_sum), float(correct), float(count)], dtype=torch.float64)
+        total, right, tokens = processes().summed(sums).tolist()
+        mean = total / max(1.0, tokens)
         bits_per_byte = None if self.bytes_per_token is None else mean / math.log(2) / self.bytes_per_token
-        return Evaluation(mean, int(correct) / max(1, tokens), tokens, bits_per_byte)
+        return Evaluation(mean, right / max(1.0, tokens), int(tokens), bits_per_byte)
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """A target, and what the model expected in its place."""
+
+    target: str
+    loss: float  # nats
+    rank: int  # 1: it was the likeliest
+    likeliest: tuple[tuple[str, float], ...]  # tokens and their probabilities
+    begins: bool  # a row: the model sees nothing of the one before
+
+
+def shown_token(tokenizer: Tokenizer, token: int) -> str:
+    """As Python would quote it; bytes that are no text, and the end token, by their number."""
+    text = tokenizer.decode([token])
+    if token == tokenizer.end_token_id:
+        return "<eos>"
+    return f"<{token}>" if not text or "\ufffd" in text else repr(text)
+
+
+def shown_tokens(
+    network: Predicts, tokenizer: Tokenizer, rows: Iterable[Batch], count: int, likeliest: int
+) -> Iterator[ShownToken]:
+    """The first `count` targets of some sequences, one at a time, each with so many of the likeliest tokens."""
+    for batch in rows:
+        logarithms = network.predict(batch.tokens, batch.segments)[0].double().log_softmax(-1).cpu()  # (T, V)
+        best = logarithms.topk(min(likeliest, logarithms.shape[-1]))
+        begins = True
+        for row, target in enumerate(batch.targets[0].tolist()):
+            if target == IGNORED:
+                continue
+            if count == 0:
+                return
+            rank = int((logarithms[row] > logarithms[row, target]).sum()) + 1
+            words = (shown_token(tokenizer, token) for token in best.indices[row].tolist())
+            expected = tuple(zip(words, best.values[row].exp().tolist(), strict=True))
+            loss = -logarithms[row, target].item()
+            yield ShownToken(shown_token(tokenizer, target), loss, rank, expected, begins)
+            begins = False
+            count -= 1
 
 
 def unigram_and_bigram_loss(train: Tokens, batches: Iterable[Batch], vocab_size: int) -> tuple[float, float]:

@@ -16,16 +16,17 @@ import torch
 
 from ..common.batch import AnyBatch, Batch
 from ..common.errors import ConfigError
+from ..common.processes import processes
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.corpus import Corpus, prepare_corpus
 from ..data.tokens.order import Order, evaluation_batches, evaluation_targets, open_order
 from ..data.tokens.text_size import TextSize, text_size
 from ..data.tokens.token_cache import Split
 from ..models.wrappers.language_model import LanguageModel, build_model
-from .evaluation import Evaluation, Evaluator, unigram_and_bigram_loss
+from .evaluation import Evaluation, Evaluator, ShownToken, shown_tokens, unigram_and_bigram_loss
 from .preview import EstimatedOrder, Preview, most_tokens, rows_of_a_step
 from .samples import draw_samples, encode_prompts
-from .task import Evaluated, Task
+from .task import Evaluated, Measured, Task
 
 COUNTED_ROWS = 256  # sequences that the counting models are measured on at a time
 
@@ -33,14 +34,16 @@ COUNTED_ROWS = 256  # sequences that the counting models are measured on at a ti
 class LanguageModelTask(Task):
     """The text of a run's config."""
 
-    def __init__(self, config: RunConfig, corpus: Corpus):
-        self.config, self.corpus = config, corpus
+    evaluate_options = ("--test", "--tokens", "--generate")
+
+    def __init__(self, config: RunConfig, corpus: Corpus, cache: Path):
+        self.config, self.corpus, self.cache = config, corpus, cache
         self.digests = {"dataset_digest": corpus.dataset_digest, "tokenizer_digest": corpus.tokenizer_digest}
         self.files = tuple(corpus.tokenizer.files)
 
     @classmethod
     def open(cls, config: RunConfig, cache: Path) -> Self:
-        return cls(config, prepare_corpus(config.dataset, config.tokenizer, cache))
+        return cls(config, prepare_corpus(config.dataset, config.tokenizer, cache), cache)
 
     @classmethod
     def preview(cls, config: RunConfig, cache: Path) -> Preview:
@@ -52,7 +55,7 @@ class LanguageModelTask(Task):
         known += f"{text.vocab_size:,}" + " (not prepared yet)" * (not text.prepared)
         if text.train_tokens is None:
             known = f"not known before it is fetched; vocabulary {text.vocab_size:,}"
-        order = cls(config, text.corpus).order() if text.corpus is not None else _estimated_order(config, text)
+        order = cls(config, text.corpus, cache).order() if text.corpus is not None else _estimated_order(config, text)
         tokens = most_tokens(config) if order is None else order.tokens_per_step
         step = f"{tokens:,} tokens: {rows_of_a_step(config)} sequences of {config.model.max_seq_len}"
         if config.batching.name == "padded":
@@ -127,7 +130,7 @@ class LanguageModelTask(Task):
         """Of a model, over a split or its first `limit` batches."""
         bytes_per_token = split.text_bytes / len(split.tokens)
         batches = self.evaluation_batches(split, model.network.device, limit)
-        return Evaluator(model, bytes_per_token).evaluate(batches)
+        return Evaluator(model, bytes_per_token).evaluate(processes().part_of(batches))
 
     def counting_losses(self, split: Split, limit: int | None = None) -> tuple[float, float]:
         """Unigram and bigram loss on the same tokens as a model's."""
@@ -157,6 +160,47 @@ class LanguageModelTask(Task):
             ),
             short=f"accuracy {evaluation.accuracy:.3f}",
         )
+
+    def opened(self, split: str) -> tuple[Split, tuple[str, ...]]:
+        """train, validation or test, which no run reads; and what a reader of its numbers must know."""
+        if split != "test":
+            return self.corpus.split(split), ()
+        from ..data.tokens.test_split import open_test_split
+
+        return open_test_split(self.config.dataset, self.corpus, self.cache)
+
+    def measure_split(
+        self, model: LanguageModel, split: str, limit: int | None = None, predictions: int = 0
+    ) -> Measured:
+        """Beside the counting models on the same tokens, whose accuracy is not measured."""
+        text, notes = self.opened(split)
+        evaluation = self.measure(model, text, limit)
+        unigram, bigram = self.counting_losses(text, limit)
+        bytes_per_token = text.text_bytes / len(text.tokens)
+        compared = [
+            evaluation,
+            *(Evaluation(loss, math.nan, 0, loss / math.log(2) / bytes_per_token) for loss in (bigram, unigram)),
+        ]
+        rows = [
+            (name, f"{one.loss:.4f}", f"{one.perplexity:,.1f}", f"{one.bits_per_byte:.3f}")
+            for name, one in zip(("model", "bigram", "unigram"), compared, strict=True)
+        ]
+        assert evaluation.bits_per_byte is not None
+        values = {"loss": evaluation.loss, "perplexity": evaluation.perplexity}
+        values |= {"bits_per_byte": evaluation.bits_per_byte, "accuracy": evaluation.accuracy}
+        of = "" if limit is None else f" of {self.targets(text):,}"
+        return Measured(
+            title=f"{split}: {evaluation.tokens:,} tokens{of}",
+            headings=("", "loss", "perplexity", "bits per byte", "accuracy"),
+            rows=((*rows[0], f"{evaluation.accuracy:.1%}"), *((*row, "") for row in rows[1:])),
+            metrics=values | {"tokens": evaluation.tokens, "bigram_loss": bigram, "unigram_loss": unigram},
+            whole=limit is None,
+            notes=notes,
+        )
+
+    def token_by_token(self, model: LanguageModel, split: str, count: int, likeliest: int) -> Iterator[ShownToken]:
+        rows = self.evaluation_batches(self.opened(split)[0], model.network.device, rows=1)
+        return shown_tokens(model.network, self.corpus.tokenizer, rows, count, likeliest)
 
     @cached_property
     def prompts(self) -> list[list[int]]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config.schema import RunConfig
+from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order
 from ..optim.schedule import max_steps
 
@@ -34,6 +34,12 @@ class Preview:
     step: str  # what a step is made of, as in 2,048 tokens: 8 x 2 sequences of 128
     evaluated_tokens: int  # of the whole validation split
     written_tokens: int  # one after the other, for the predictions of an evaluation
+    network: CustomTransformerConfig | None = None  # where the config and the vocabulary alone do not say which
+
+    @property
+    def network_config(self) -> CustomTransformerConfig:
+        """What the task will build."""
+        return self.network or self.config.network_config(self.vocab_size)
 
     @property
     def steps_per_epoch(self) -> float | None:

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 
 from ..common.errors import InputError
+from ..common.processes import processes
 from ..data.tokens.corpus import Corpus
 from ..data.tokens.tokenizer import Tokenizer
 from ..models.wrappers.language_model import LanguageModel
@@ -41,18 +42,19 @@ def draw_samples(
     model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], length: int, seed: int
 ) -> list[str]:
     """Every prompt with its continuation, `length` tokens or up to the end token. The same seed, the same numbers."""
-    texts = []
-    for number, tokens in enumerate(prompts):
+
+    def text(number: int) -> str:
         drawn = model.generate(
-            torch.tensor([list(tokens)], device=model.network.device),
+            torch.tensor([list(prompts[number])], device=model.network.device),
             length,
             temperature=TEMPERATURE,
             top_k=TOP_K,
             eos_token_id=tokenizer.end_token_id,
             seed=seed + number,
         )
-        texts.append(tokenizer.decode(drawn[0].tolist()))
-    return texts
+        return tokenizer.decode(drawn[0].tolist())
+
+    return processes().mapped(text, range(len(prompts)))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..common.batch import IGNORED, PairBatch
-from ..common.pictures import new_figure, picture, save_figure
+from ..common.batch import IGNORED, AnyBatch, PairBatch
+from ..common.pictures import drawable, new_figure, picture, save_figure
 from ..models.recorder import Recorder
 from .sequence_rows import Rows
 
@@ -36,19 +36,9 @@ def look_at_cross_attention(network: Any, rows: Rows) -> CrossAttention | None:
     cross-attention, or where the network does not show it."""
     numbers = np.arange(min(ROWS, len(rows)))
     lengths = rows.source_lengths[numbers]
-    batch = rows.batch(numbers, lengths + 1, device=network.device)
-    if not isinstance(batch, PairBatch):
+    blocks = cross_attention_of(network, rows.batch(numbers, lengths + 1, device=network.device))
+    if blocks is None:
         return None
-    recorder = Recorder("*.cross_attention.probabilities")
-    before, network.recorder = network.recorder, recorder
-    try:
-        network.zero_gradients()
-        network.loss_and_gradients(batch, denominator=int((batch.targets != IGNORED).sum()), step=None)
-    finally:
-        network.recorder = before
-    if not recorder.tensors:
-        return None
-    blocks = np.stack([tensor.float().cpu().numpy() for tensor in recorder.tensors.values()])  # (blocks, B, H, T, S)
     share, sentence = None, ""
     if (places := rows.origins()) is not None:
         shares = np.stack([diagonal_shares(block, lengths, places[numbers]) for block in blocks])  # (blocks, H)
@@ -63,6 +53,23 @@ def look_at_cross_attention(network: Any, rows: Rows) -> CrossAttention | None:
     names = [str(token) for token in rows.source[row, :S]]
     predicted = [*(str(token) for token in rows.target[row, :S]), "end"]
     return CrossAttention(blocks[:, row, :, : S + 1, :S], names, predicted, share, sentence)
+
+
+def cross_attention_of(network: Any, batch: AnyBatch) -> np.ndarray | None:
+    """The probabilities (blocks, B, H, T, S) of all cross-attentions, with true tokens before each. Overwrites the
+    network's gradients. None where there are none, or where the network does not show them."""
+    if not isinstance(batch, PairBatch):
+        return None
+    recorder = Recorder("*.cross_attention.probabilities")
+    before, network.recorder = network.recorder, recorder
+    try:
+        network.zero_gradients()
+        network.loss_and_gradients(batch, denominator=int((batch.targets != IGNORED).sum()), step=None)
+    finally:
+        network.recorder = before
+    if not recorder.tensors:
+        return None
+    return np.stack([tensor.float().cpu().numpy() for tensor in recorder.tensors.values()])
 
 
 def diagonal_shares(probabilities: np.ndarray, lengths: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -83,7 +90,9 @@ def draw_cross_attention(seen: CrossAttention, path: Path, title: str) -> None:
     blocks, heads = seen.probabilities.shape[:2]
     columns = min(COLUMNS, heads)
     of_block = -(-heads // columns)
-    figure = new_figure(2.6 * columns, 0.8 + 2.6 * of_block * blocks, dpi=110)
+    width, height = (max(2.6, 0.6 + 0.11 * len(side)) for side in (seen.source, seen.predicted))
+    figure = new_figure(width * columns, 0.8 + height * of_block * blocks, dpi=110)
+    source, predicted = (list(map(drawable, side)) for side in (seen.source, seen.predicted))
     figure.suptitle(
         f"{title}: where each predicted token (row) looks at the source (column)\n{seen.sentence}", fontsize=9
     )
@@ -95,7 +104,7 @@ def draw_cross_attention(seen: CrossAttention, path: Path, title: str) -> None:
             axes = grid[block * of_block + head // columns, head % columns]
             axes.set_axis_on()
             axes.imshow(seen.probabilities[block, head], cmap="magma", vmin=0, vmax=1, interpolation="nearest")
-            axes.set_xticks(range(len(seen.source)), seen.source, fontsize=6)
-            axes.set_yticks(range(len(seen.predicted)), seen.predicted, fontsize=6)
+            axes.set_xticks(range(len(source)), source, fontsize=6)
+            axes.set_yticks(range(len(predicted)), predicted, fontsize=6)
             axes.set_title(f"block {block}, head {head}", fontsize=8)
     save_figure(figure, path)

@@ -20,16 +20,18 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from ..common.batch import AnyBatch, EncoderBatch
+from ..common.batch import IGNORED, AnyBatch, Batch, EncoderBatch, PairBatch
 from ..common.errors import ConfigError, InputError
+from ..common.processes import processes
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order, Padded, Repeated
 from ..models.wrappers.building import build_wrapper
+from .asking import Reading, Writer
 from .evaluation import Evaluation, Evaluator
 from .preview import Preview, rows_of_a_step
 from .sequence_pictures import CROSS_ATTENTION, draw_cross_attention, look_at_cross_attention
 from .sequence_rows import TRANSFORMS, Rows, Vocabulary, draw_rows
-from .task import Evaluated, Final, Task
+from .task import Evaluated, Final, Measured, Task
 
 MEASURED_ROWS = 500  # at a time
 SHOWN = 10  # predictions
@@ -38,6 +40,7 @@ SHOWN = 10  # predictions
 class SequenceTask(Task):
     """The rows of a run's config."""
 
+    asked_with = ("generate", "--source", "1 2 3 4")
     best_metric = "validation/exact_match"
     best_is_highest = True
     predictions_title = "predictions on validation rows"
@@ -124,10 +127,10 @@ class SequenceTask(Task):
     def written(self, model: Any, rows: Rows, count: int, **options: Any) -> list[list[int]]:
         """What the model makes of the first `count` rows by itself. `options` as `generate` takes them."""
         sources = rows.sources(np.arange(min(count, len(rows))))
-        found: list[list[int]] = []
-        for first in range(0, len(sources), MEASURED_ROWS):
-            found += self.answers(model, sources[first : first + MEASURED_ROWS], **options)
-        return found
+        at_once = min(MEASURED_ROWS, -(-len(sources) // processes().size) or 1)
+        parts = [sources[first : first + at_once] for first in range(0, len(sources), at_once)]
+        written = processes().mapped(lambda part: self.answers(model, part, **options), parts)
+        return [row for part in written for row in part]
 
     def symbols_of(self, text: str) -> list[int]:
         """The symbols of a row that somebody typed: numbers with blanks or commas between. Raises InputError."""
@@ -176,7 +179,7 @@ class SequenceTask(Task):
 
     def measure(self, model: Any, rows: Rows, count: int | None = None) -> tuple[Evaluation, float]:
         """Teacher-forced loss and accuracy, and the free-running exact match, of the first `count` rows."""
-        evaluation = Evaluator(model).evaluate(self.batches(rows, model.network.device, count))
+        evaluation = Evaluator(model).evaluate(processes().part_of(self.batches(rows, model.network.device, count)))
         return evaluation, self.exact_match(model, rows, count)
 
     def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:
@@ -194,6 +197,49 @@ class SequenceTask(Task):
             ),
             short=f"exact match {exact:.1%}",
         )
+
+    def measure_split(self, model: Any, split: str, limit: int | None = None, predictions: int = 0) -> Measured:
+        """With true tokens before each (accuracy, loss), and free-running (exact match)."""
+        rows = self.split(split)
+        count = len(rows) if limit is None else min(len(rows), limit * self.config.training.batch_size)
+        evaluation, exact = self.measure(model, rows, count)
+        return Measured(
+            title=f"{split}: {count:,} rows" + (f" of {len(rows):,}" if count < len(rows) else ""),
+            headings=(),
+            rows=(
+                ("exact match", f"{exact:.2%} of the rows, each token after the model's own (free-running)"),
+                ("accuracy", f"{evaluation.accuracy:.2%} of {evaluation.tokens:,} tokens, each after the true ones"),
+                ("loss", f"{evaluation.loss:.4f} nats a token, likewise"),
+            ),
+            metrics={
+                "exact_match": exact,
+                "loss": evaluation.loss,
+                "accuracy": evaluation.accuracy,
+                "rows": float(count),
+            },
+            whole=count == len(rows),
+            predictions=tuple(self.shown_rows(model, rows, predictions)),
+        )
+
+    def reading(self, model: Any, text: str, most: int) -> Reading:
+        """The numbers of a row, and what the model writes after them itself."""
+        words, row = self.words, self.symbols_of(text)
+        (written,) = self.answers(model, [row])
+
+        def named(tokens: Sequence[int]) -> list[str]:
+            return [words.words([token]) for token in tokens]
+
+        decoder = words.network == "decoder"
+        target = ([*row, words.separator, *written] if decoder else [words.beginning, *written])[:most]
+        tokens = torch.tensor([target])
+        nothing = torch.full_like(tokens, IGNORED)
+        if decoder:
+            return Reading(Batch(tokens, nothing), named(target), (), lambda token: words.words([token]))
+        batch = PairBatch(torch.tensor([row]), torch.tensor([len(row)]), tokens, nothing)
+        return Reading(batch, named(target), named(row), lambda token: words.words([token]))
+
+    def writer(self, model: Any) -> Writer:
+        return SequenceWriter(self, model)
 
     def predictions(self, model: Any) -> list[str]:
         """Ten rows, as one text: what the model writes, and whether it is right."""
@@ -269,3 +315,16 @@ class SequenceTask(Task):
     def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
         if state.get("dataset_digest") != self.digests["dataset_digest"]:
             raise ConfigError([f"task: these rows are others than those of {checkpoint}; start a new run"])
+
+
+class SequenceWriter(Writer):
+    """A row of symbols that somebody typed, and what becomes of it."""
+
+    def __init__(self, task: SequenceTask, model: Any):
+        self.task, self.model = task, model
+
+    def write(self, source: str, **drawing: Any) -> str:
+        """With the verdict whether it is right."""
+        symbols = self.task.symbols_of(source)
+        (written,) = self.task.answers(self.model, [symbols], **drawing)
+        return self.task.shown(symbols, self.task.answer_of(symbols), written)

@@ -9,7 +9,7 @@ afterwards is its own business, and so is what of it a reader gets to see.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -17,10 +17,12 @@ from typing import Any, Self
 import torch
 
 from ..common.batch import AnyBatch
+from ..common.errors import ConfigError, InputError
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order
 from ..models.wrappers.wrapper import NetworkWrapper
-from .evaluation import Evaluator
+from .asking import Predictor, Reading, Writer
+from .evaluation import Evaluator, ShownToken
 from .preview import Preview
 
 
@@ -43,9 +45,25 @@ class Final:
     pictures: tuple[Path, ...] = ()
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A trained model on one split, as `evaluate` shows and logs it."""
+
+    title: str  # which split, and how many of what
+    headings: tuple[str, ...]  # of the table's columns; none where its rows say it themselves
+    rows: tuple[tuple[str, ...], ...]
+    metrics: Mapping[str, float]  # by plain names: loss is logged as evaluation/SPLIT_loss
+    whole: bool = True  # or the first batches of the split
+    notes: tuple[str, ...] = ()  # what a reader of the numbers must know
+    predictions: tuple[str, ...] = ()  # a line each
+
+
 class Task(ABC):
     """What a run learns, opened for the config of one run. Nothing of it changes while the run goes on."""
 
+    evaluate_options: tuple[str, ...] = ("--predictions",)  # of `evaluate`, those that this task can follow
+    asked_with = ("generate", "--prompt", "Return the")  # how a trained model is asked: command, option, an example
+    signature: Mapping[str, Any] | None = None  # of MLflow's model: inputs, outputs, params; None: a text and more text
     best_metric = "validation/loss"  # of its metrics, the one that chooses the best checkpoint
     best_is_highest = False  # and whether its highest value is the best, or its lowest
     predictions_title = "a sample"
@@ -60,6 +78,12 @@ class Task(ABC):
         """With its examples out of `cache`; what is not there is prepared. Raises InputError and StorageError."""
 
     @classmethod
+    def restored(cls, config: RunConfig, directory: Path, cache: Path) -> Self:
+        """To ask a trained model without its examples, which may be gone: with what `save` wrote into the checkpoint
+        `directory`; here of a task that needs nothing to be written. Raises InputError and CheckpointError."""
+        return cls.open(config, cache)
+
+    @classmethod
     def preview(cls, config: RunConfig, cache: Path) -> Preview:
         """What is known of the examples without preparing them; here of a task that opens in no time. Raises
         InputError for what cannot be used."""
@@ -68,6 +92,7 @@ class Task(ABC):
         return Preview(
             config=config,
             vocab_size=task.network_config.vocab_size,
+            network=task.network_config,
             prepared=True,
             examples=("examples", task.about),
             order=order,
@@ -94,8 +119,7 @@ class Task(ABC):
         Raises InputError where there are too few.
         """
 
-    @abstractmethod
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  examples that are made here are as they should be
         """Before a run starts: InputError where the validation split cannot be used."""
 
     # What it measures and predicts
@@ -103,6 +127,33 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:
         """Over the validation split; with `limit`, over its first so many batches."""
+
+    def measure_split(self, model: Any, split: str, limit: int | None = None, predictions: int = 0) -> Measured:
+        """A trained model on the split train, validation or test; with `limit`, on its first so many batches, and with
+        so many `predictions`. Here, what a run measures itself. Raises InputError where there is no such split."""
+        if split != "validation":
+            raise InputError(f"task={self.config.task.name} measures its validation split alone")
+        evaluated = self.evaluate(model, limit)
+        metrics = {name.removeprefix("validation/"): value for name, value in evaluated.metrics.items()}
+        shown = tuple(self.predictions(model)[:predictions])
+        return Measured(split, (), evaluated.summary, metrics, limit is None, predictions=shown)
+
+    def token_by_token(self, model: Any, split: str, count: int, likeliest: int) -> Iterator[ShownToken]:
+        """The first `count` targets of a split, as they are evaluated: for a task with `--tokens` among its options."""
+        raise NotImplementedError
+
+    def predictor(self, model: Any) -> Predictor:
+        """What answers `predict`: of a task that says in `asked_with` that it is asked by that."""
+        raise NotImplementedError
+
+    def writer(self, model: Any) -> Writer:
+        """What answers `generate --source`, likewise."""
+        raise NotImplementedError
+
+    def reading(self, model: Any, text: str, most: int) -> Reading:
+        """How a model reads a text that somebody typed, the first `most` places of it. Raises InputError where a task
+        reads none."""
+        raise InputError(f"a model of task={self.config.task.name} reads no text that could be typed")
 
     def unsmoothed_loss(self, model: NetworkWrapper, batches: Iterable[AnyBatch]) -> float:
         """Of a training step's batches, without label smoothing and dropout: what can be compared with validation."""
@@ -136,34 +187,36 @@ class Task(ABC):
         """The examples in one line."""
 
     @property
-    @abstractmethod
     def baselines(self) -> str:
-        """What simple methods reach on the same examples, in one line."""
+        """What simple methods reach on the same examples, in one line; empty where nobody has measured it."""
+        return ""
 
     @property
-    @abstractmethod
     def notes(self) -> tuple[str, ...]:
         """What whoever reads a run's results must know of the examples."""
+        return ()
 
     @property
-    @abstractmethod
     def profile(self) -> Mapping[str, int]:
         """Numbers that depend on nothing but the data."""
+        return {}
 
     @property
-    @abstractmethod
     def data_tags(self) -> Mapping[str, str]:
         """What depends on the run's config too."""
+        return {}
 
     @property
     def source(self) -> tuple[str, str | None]:
         """What the examples are called, and where they lie, if they are the user's own."""
         return self.config.task.name, None
 
-    @abstractmethod
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path) -> None:  # noqa: B027  a task without files has nothing to write
         """Writes `files`: what a model needs beside its parameters."""
 
-    @abstractmethod
     def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
         """ConfigError where a checkpoint with this state was made with other examples than these."""
+        differing = [name.removesuffix("_digest") for name, digest in self.digests.items() if state.get(name) != digest]
+        if differing:
+            way_out = f"bring back that of {checkpoint}, or start a new run"
+            raise ConfigError([f"{name}: what this task learns from is another one; {way_out}" for name in differing])

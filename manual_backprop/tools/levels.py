@@ -12,7 +12,8 @@ from pathlib import Path
 from ..common.durable_files import storage_errors
 from ..common.exit_codes import exit_code_of
 from ..config.arguments import Parser, whole
-from ..config.schema import ARCHITECTURES, PRECISIONS, model_sizes
+from ..config.network import CPU_PRECISIONS
+from ..config.schema import ARCHITECTURES, model_sizes
 
 DEFAULT_OUTPUT = "docs/three-levels.md"
 
@@ -26,7 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), default="gpt2", help="(%(default)s)")
     parser.add_argument("--model", choices=tuple(model_sizes()), default="small", help="(%(default)s)")
     parser.add_argument(
-        "--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS, metavar="P", help="of the steps (all four)"
+        "--precision",
+        nargs="+",
+        choices=CPU_PRECISIONS,
+        default=CPU_PRECISIONS,
+        metavar="P",
+        help="of the steps (all four)",
     )
     parser.add_argument("--batch-size", type=whole(1), default=16, metavar="B", help="sequences (%(default)s)")
     parser.add_argument("--rounds", type=whole(1), default=5, metavar="R", help="turns there and back (%(default)s)")

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common.processor import processor
+from ..common.machine import processor
+from ..common.processes import processes
 
 if TYPE_CHECKING:
     from ..models.network import Network
@@ -23,6 +24,7 @@ def environment_of(network: Network) -> dict[str, Any]:
     device = network.device
     return {
         "threads": torch.get_num_threads(),
+        "processes": processes().size,
         "torch": torch.__version__,
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "compiled": network.compiles,
@@ -43,6 +45,7 @@ def code_version() -> dict[str, str]:
 
 def differing(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two environments: "threads: 2 then, 1 now". The code is `other_version`'s."""
+    then = {"processes": 1} | then  # of runs from before there were several
     return [
         f"{name}: {then.get(name)} then, {value} now"
         for name, value in now.items()

@@ -50,9 +50,10 @@ _updating = threading.Lock()  # the tracker's thread and the loop both update ru
 
 
 class RunDirectory:
-    """A run that this process owns: made by `create_run_directory` or `open_run_directory`, given back by `release`."""
+    """A run that this process owns: made by `create_run_directory` or `open_run_directory`, given back by `release`.
+    Without a lock, of a run that several processes share, it is another one's, and only read."""
 
-    def __init__(self, path: Path, lock: FileLock):
+    def __init__(self, path: Path, lock: FileLock | None):
         self.path = path
         self._lock = lock
 
@@ -100,7 +101,8 @@ class RunDirectory:
 
     def release(self) -> None:
         """Let others own the directory. The status stays as it is: `finish` of the tracker or logger sets it."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from manual_backprop.checkpoints.checkpoint import METRIC, CheckpointManager, checkpoint_name, load_checkpoint, step_of
 from manual_backprop.common.errors import CheckpointError, ConfigError, InputError
-from manual_backprop.config.schema import SEQUENCES
+from manual_backprop.config.plugins import missing_plugins
 from manual_backprop.tracking.run_directory import RUN_FILE, SWEEPS, close_dead_runs, find_run, list_runs, read_run
 from manual_backprop.trained_models.huggingface_directory import as_checkpoint, is_exported
 
@@ -78,17 +78,26 @@ class SavedModel:
         group = config.get("task") if isinstance(config, Mapping) else None
         return str(group.get("name")) if isinstance(group, Mapping) else "language_model"
 
+    @property
+    def asked_otherwise(self) -> str:
+        """How a model of its task is asked, where a command asked in another way."""
+        from manual_backprop.tasks import task_named
+
+        command, option, example = task_named(self.task_name).asked_with
+        named = self.found.checkpoint if self.found.run is None else self.found.run.name
+        return (
+            f"it was trained with task={self.task_name}; ask it by python -m manual_backprop.{command} {named} "
+            f'{option} "{example}"'
+        )
+
     def tokenizer(self) -> Tokenizer:
-        """The one that the model was trained with. Raises InputError."""
+        """The one that a model that continues texts was trained with. Raises InputError."""
         from manual_backprop.data.tokens.tokenizer import FILE_NAME, load_tokenizer
+        from manual_backprop.tasks import task_named
 
         path = self.found.checkpoint
-        if (task := self.task_name) in SEQUENCES:
-            named = path if self.found.run is None else self.found.run.name
-            raise InputError(
-                f"{path} was trained with task={task}: it reads numbers and no text, and has no tokenizer. Give it "
-                f'some: python -m manual_backprop.generate {named} --source "1 2 3 4"'
-            )
+        if task_named(self.task_name).asked_with[1] != "--prompt":
+            raise InputError(f"{path} continues no text: {self.asked_otherwise}")
         if not (path / FILE_NAME).is_file():
             raise InputError(
                 f"{path} has no {FILE_NAME}: it was saved by a program, not by a run, and reads token ids. Load it in "
@@ -131,11 +140,15 @@ class SavedModel:
             return None if path is None else str(root / Path(path).expanduser())
 
         has_test_file = dataset.path is not None and dataset.name != "saved"  # which has splits with names
+        has_test_file &= dataset.format not in ("saved", "hub")
         test = seen_from(dataset.test) if has_test_file else dataset.test
+        is_file = has_test_file and isinstance(dataset.validation, str)
+        validation = seen_from(str(dataset.validation)) if is_file else dataset.validation
+        path = dataset.path if dataset.format == "hub" else seen_from(dataset.path)
         return replace(
             config,
-            dataset=replace(dataset, path=seen_from(dataset.path), test=test),
-            tokenizer=replace(tokenizer, path=seen_from(tokenizer.path)),
+            dataset=replace(dataset, path=path, test=test, validation=validation),
+            tokenizer=replace(tokenizer, path=seen_from(tokenizer.path), source_path=seen_from(tokenizer.source_path)),
         )
 
 
@@ -248,6 +261,10 @@ def load_found(found: Found, device: str = "auto") -> SavedModel:
     else:
         saved = manager.load(found.checkpoint) if lies_in_a_run else load_checkpoint(found.checkpoint)
 
+    config = saved.state.get("config")
+    if missing := missing_plugins(config.get("plugins") if isinstance(config, Mapping) else None):
+        raise InputError(f"{found.checkpoint}: {missing[0]}")
+
     from manual_backprop.models.implementations import IMPLEMENTATIONS
     from manual_backprop.models.wrappers.building import build_wrapper
     from manual_backprop.models.wrappers.wrapper import saved_network
@@ -276,7 +293,7 @@ def _implementation(state: Mapping[str, Any]) -> str:
 
 
 def _check_device(device: str) -> None:
-    from manual_backprop.common.processor import compute_capabilities
+    from manual_backprop.common.machine import compute_capabilities
 
     if device == "cuda" and not compute_capabilities():
         raise InputError("--device cuda: no NVIDIA GPU can be used on this machine; leave it out")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, prod
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
@@ -18,6 +19,7 @@ from omegaconf import DictConfig
 from manual_backprop.common.errors import ConfigError, InputError
 from manual_backprop.config.composition import Composer, composer, is_choice
 from manual_backprop.config.overrides import OverrideReader, Report, refuse_settings_without_effect
+from manual_backprop.config.plugins import loaded_plugins
 from manual_backprop.config.rules import shown
 from manual_backprop.config.schema import CustomTransformerConfig, RunConfig
 from manual_backprop.config.task_rules import sequence_vocabulary
@@ -27,6 +29,7 @@ from manual_backprop.training.value_sources import as_meant, planned
 
 NOT_TRACKED = "tracking=none"  # what is only looked at needs no place to record it
 UNKNOWN_VOCABULARY = 257  # of a tokenizer that has not seen its corpus yet
+UNKNOWN_LABELS = 8  # likewise, of labelled texts
 DESCRIBE_A_NETWORK = (
     "task",
     "network",
@@ -99,7 +102,14 @@ def described_network(overrides: Sequence[str], command: str) -> tuple[CustomTra
     run, vocab_size = job.config, job.config.tokenizer.vocab_size or UNKNOWN_VOCABULARY
     if run.task.symbols is not None:
         vocab_size = sequence_vocabulary(run.task.symbols, run.network_name)
-    return run.network_config(vocab_size), keys_without_effect(job.overrides)
+    return run.network_config(vocab_size, **_of_examples(run)), keys_without_effect(job.overrides)
+
+
+def _of_examples(run: RunConfig) -> dict[str, Any]:
+    """What of an encoder its examples decide: of a series as if there were one, of labels as if there were so many."""
+    if run.task.horizon is not None and run.task.patch is not None:
+        return {"n_inputs": 2 * run.task.patch, "n_outputs": run.task.horizon, "head_loss": "squared_error"}
+    return {"n_outputs": UNKNOWN_LABELS} if run.network_name == "encoder" else {}
 
 
 def keys_without_effect(overrides: Sequence[str]) -> list[str]:
@@ -149,6 +159,7 @@ def check_with(
             values = [override for override in plan if not is_choice(override.key_or_group)]
             lines = tuple(line.removeprefix("++") for line in _lines(plan))
             composed = as_meant(hydra.with_values(chosen, values), lines, chosen.hydra.runtime)
+            composed["plugins"] = sorted({*composed["plugins"], *loaded_plugins()})
             config = job_config(composed, lines, Path("outputs"), base)
         except ConfigError as error:
             report.add_all(error.violations)

@@ -45,7 +45,7 @@ def described(overrides: Sequence[str]) -> Subject:
     config = described_job(overrides, "summary").config
     cache = OUTPUTS / "datasets"
     preview = preview_task(config, cache)
-    network = config.network_config(preview.vocab_size)
+    network = preview.network_config
     line = (
         f"{config.implementation.name} ({network.architecture}, {network.precision}): {parameter_count(network):,} "
         "parameters, step 0, validation loss not measured (not trained)"
@@ -113,7 +113,7 @@ def show_cost(console: Console, subject: Subject, tflops: float | None) -> None:
     token = flops_per_token(network, network.max_seq_len)
     step = token * length.tokens_per_step
     about = "" if subject.preview.prepared else "about "
-    dtype = torch.bfloat16 if network.precision == "bf16_mixed" else network.get_dtype()
+    dtype = network.get_compute_dtype()
     rate = matrix_product_rate(dtype, network.get_device()) if tflops is None else tflops * 1e12
     measured = "measured: matrix products alone reach it here, and no real step does"
     least, source = ("at least ", measured) if tflops is None else ("", "as given")

@@ -97,7 +97,7 @@ class Planner:
 
     def plan(self, config: RunConfig) -> Plan:
         preview = self._preview(config)
-        network = replace(config.network_config(preview.vocab_size), seed=0)
+        network = replace(preview.network_config, seed=0)
         shape = network, config.implementation, config.optimizer.name, config.training.batch_size, config.tracking
         if shape not in self.memories:
             self.memories[shape] = estimate_memory(config, network, preview.prepared)
@@ -178,6 +178,9 @@ def plan_page(plan: Plan) -> str:
         + ", ".join(f"{name} {duration(value)}" for name, value in seconds.items() if value)
         + f"; {plan.speed.step:.3g} s a step, {tokens_per_step / plan.speed.step:,.0f} tokens a second",
         "": plan.speed.how,
+        "processes": f"{config.device.processes} share each step; memory and time are those of one that is alone"
+        if config.device.processes > 1
+        else "",
     }
     page = [f"  {name:<12}{text}" for name, text in rows.items() if text]
     warning = too_large(memory)

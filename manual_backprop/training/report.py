@@ -30,7 +30,7 @@ from .training_progress import draw_training_progress
 
 TRAINING_PROGRESS = "training_progress.png"
 # Keys on which no number depends: two runs that are compared shall differ in what was varied, not in their names.
-NO_PARAMETERS = ("run_name", "experiment_name", "tags", "resume", "plan", "sweep", "tracking")
+NO_PARAMETERS = ("run_name", "experiment_name", "tags", "resume", "plan", "plugins", "sweep", "tracking")
 INSPECTION = "inspection"  # the folder of its pictures
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ class RunReport:
         )
         self.say(task.about)
         self.say(f"{facts.max_steps} steps of {order.tokens_per_step:,} tokens = {epochs:.1f} epochs{resumed}")
-        self.say(task.baselines)
+        if task.baselines:
+            self.say(task.baselines)
         for note in (*task.notes, *order.notes):
             self.say(note)
         if config.training.inspect_every is not None and config.implementation.name == "baseline":

@@ -4,9 +4,23 @@ import os
 from pathlib import Path
 
 from manual_backprop.common.errors import InputError
-from manual_backprop.common.processor import compute_capabilities
+from manual_backprop.common.machine import compute_capabilities
 from manual_backprop.config.rules import shown
-from manual_backprop.config.schema import RunConfig
+from manual_backprop.config.schema import WITH_FORMAT, DatasetConfig, RunConfig
+
+
+def _of_files(dataset: DatasetConfig) -> dict[str, str | None]:
+    """The paths among its keys; of two files line by line, which have a common beginning, that of the sources."""
+    if dataset.format == "hub":
+        return {"dataset.path": None}
+    keys = ("path",) if dataset.format == "saved" else ("path", "validation", "test")
+    given = {f"dataset.{key}": getattr(dataset, key) for key in keys}
+    ending = dataset.source_column or "source"
+    return {
+        key: f"{path}.{ending}" if dataset.format == "lines" or os.path.isfile(f"{path}.{ending}") else path
+        for key, path in given.items()
+        if isinstance(path, str)
+    }
 
 
 def missing_here(config: RunConfig) -> list[str]:
@@ -15,9 +29,14 @@ def missing_here(config: RunConfig) -> list[str]:
     paths = {"dataset.path": config.dataset.path, "tokenizer.path": config.tokenizer.path}
     if config.dataset.name in ("text", "jsonl", "parquet"):
         paths["dataset.test"] = config.dataset.test  # of others the name of a split
+    if config.dataset.name in WITH_FORMAT:
+        paths |= _of_files(config.dataset)
+    paths["tokenizer.source_path"] = config.tokenizer.source_path
     for key, path in paths.items():
         if path is not None and not (os.path.isfile(place := Path(path).expanduser()) or os.path.isdir(place)):
-            violations.append(f"{key}={shown(path)}: there is no such file or folder, seen from {Path.cwd()}")
+            hub = "; a dataset of the hub needs dataset.format=hub" * (key == "dataset.path" and path.count("/") == 1)
+            hub *= config.dataset.name in WITH_FORMAT
+            violations.append(f"{key}={shown(path)}: there is no such file or folder, seen from {Path.cwd()}{hub}")
     if config.resume not in (None, "last", "best"):  # for these two the checkpoints are read, by the run itself
         from manual_backprop.tracking.run_directory import find_run
 
@@ -32,9 +51,18 @@ def missing_here(config: RunConfig) -> list[str]:
                 "device=cuda: no NVIDIA GPU can be used on this machine; use device=cpu, or device=auto to take a GPU "
                 "only where there is one"
             )
-        elif config.precision.name.startswith("bf16") and capabilities[0] < (8, 0):
+        elif (index := config.device.index or 0) >= len(capabilities):
+            count = len(capabilities)
             violations.append(
-                f"precision={config.precision.name}: this GPU (compute capability {capabilities[0][0]}."
-                f"{capabilities[0][1]}) has no bfloat16, which came with 8.0; use precision=fp32"
+                f"device.index={index}: this machine has {count} GPU{'s' * (count > 1)}; use 0"
+                + f" to {count - 1}" * (count > 1)
             )
+        elif (name := config.precision.name) in ("bf16", "bf16_mixed", "tf32") and capabilities[index] < (8, 0):
+            major, minor = capabilities[index]
+            violations.append(
+                f"precision={name}: this GPU (compute capability {major}.{minor}) has no "
+                f"{'TF32' if name == 'tf32' else 'bfloat16'}, which came with 8.0; use precision=fp16_mixed or fp32"
+            )
+    elif config.precision.name == "tf32" and not compute_capabilities():
+        violations.append("precision=tf32: only an NVIDIA GPU has it, and there is none here; use precision=fp32")
     return violations

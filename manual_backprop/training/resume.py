@@ -40,7 +40,15 @@ _MAY_CHANGE = {
     *("model.dropout", "model.learning_rate", "architecture.learning_rate_scale"),
     "tokenizer.path",  # its content must stay, which is compared when it is there
 }
-NAMES_ONLY = ("resume", "run_name", "experiment_name", "tags.", "plan", "tracking.")  # no number depends on them
+NAMES_ONLY = (
+    "resume",
+    "run_name",
+    "experiment_name",
+    "tags.",
+    "plan",
+    "plugins",
+    "tracking.",
+)  # no number depends on them
 
 
 @dataclass(frozen=True)
@@ -112,14 +120,14 @@ def config_of_run(path: Path) -> RunConfig:
         raise ConfigError([f"{path / 'config.yaml'} is not the config of a run: {'; '.join(why)}"]) from error
 
 
-def open_resumed(config: RunConfig, outputs: Path) -> Resumed:
-    """Own the run that `config.resume` names, and load its checkpoint.
+def open_resumed(config: RunConfig, outputs: Path, owned: bool = True) -> Resumed:
+    """Own the run that `config.resume` names, and load its checkpoint. Not `owned`: another process of the run does.
 
     Raises RunInUseError while another process owns it, CheckpointError and ConfigError where it cannot go on.
     """
     assert config.resume is not None
     found = find_run(outputs, config.resume)
-    directory = own_run_directory(found.path)
+    directory = own_run_directory(found.path) if owned else RunDirectory(found.path, None)
     try:
         checkpoint = CheckpointManager(directory.checkpoints).load(found.checkpoint)
         refuse_another_run(config, directory.path, checkpoint.path)

@@ -42,6 +42,7 @@ def state_of(facts: RunFacts, metrics_length: int, improvement: Improvement) -> 
         "config": facts.config.to_dict(),
         "network": asdict(facts.model.config),
         **facts.task.digests,
+        **({} if facts.task.signature is None else {"signature": dict(facts.task.signature)}),
         "metrics_length": metrics_length,
         "improvement": improvement.state(),
         "made_with": environment_of(facts.model.network),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,16 +26,26 @@ from torch import Tensor
 from ..checkpoints.checkpoint import CheckpointManager
 from ..common.allocator import keep_freed_memory
 from ..common.durable_files import storage_errors
-from ..common.errors import InputError, Interrupted, NotFiniteError, StorageError, memory_errors
+from ..common.errors import (
+    CheckFailedError,
+    InputError,
+    Interrupted,
+    ManualBackpropError,
+    NotFiniteError,
+    StorageError,
+    memory_errors,
+)
 from ..common.interruption import Interruption
 from ..common.origin import Origin
+from ..common.processes import ALONE, Place, Processes, acting_as, processes
 from ..common.startup.output import enduring_output
-from ..config.schema import RunConfig
+from ..config.schema import CustomTransformerConfig, RunConfig
 from ..config.written_config import default_run_name, write_config
 from ..models.optimization import build_optimizer
+from ..models.training_step import Reduction, TrainingStep
 from ..optim.improvement import Improvement
 from ..optim.schedule import build_schedule, max_steps
-from ..study.estimates.memory import warn_if_too_large
+from ..study.estimates.memory import warn_if_too_large, what_would_fit
 from ..tasks import Evaluated, Final, open_task
 from ..tracking import (
     FAILED,
@@ -52,11 +63,16 @@ from ..tracking.run_log import run_log, warnings_to_terminal
 from ..tracking.tracker import outputs_of
 from ..trained_models.initial_weights import load_initial_weights
 from .inspection.inspector import Inspector
+from .processes.group import Group
+from .processes.reduction import GroupReduction, Nothing, Wishes, digest_of
+from .processes.start import joined, run_in_processes
 from .report import RunReport
 from .resume import Resumed, open_resumed
 from .run_facts import RunFacts
 from .run_state import report_changes, restore, state_of, tensors_of
 from .summary_page import print_summary
+
+COMPARED_EVERY = 100  # steps, beside those with a checkpoint: whether all processes have the same parameters
 
 log = logging.getLogger(__name__)
 
@@ -71,17 +87,38 @@ def run_job(
     origin = origin or Origin()
     warnings_to_terminal()
     with interruption or Interruption() as interruption:
-        outputs = root / "outputs"
-        close_dead_runs(outputs)
-        resumed = None if config.resume is None else open_resumed(config, outputs)
-        try:
-            with memory_errors(config.training.batch_size):
-                loss = Runner(config, outputs, interruption, resumed, origin).run()
-        finally:
-            if resumed is not None:
-                resumed.directory.release()
+        if config.device.processes > 1 and Place.found() is None:
+            loss = run_in_processes(config, root, origin, interruption)
+        else:
+            with joined(config) as group:
+                loss = _run_job(config, root / "outputs", origin, interruption, group)
         interruption.raise_if_received("the run had come to its end already.")  # but a sweep stops here
         return loss
+
+
+def _run_job(config: RunConfig, outputs: Path, origin: Origin, interruption: Interruption, group: Processes) -> float:
+    """In each of the processes that share the run."""
+    resumed = None
+    if group.is_first:
+        close_dead_runs(outputs)
+        resumed = None if config.resume is None else open_resumed(config, outputs)
+    group.gathered(None)  # the first has marked what is dead, and owns the run
+    if config.resume is not None and resumed is None:
+        resumed = open_resumed(config, outputs, owned=False)
+    try:
+        with memory_errors(lambda: what_would_fit(config, network_of(config, outputs))):
+            return Runner(config, outputs, interruption, resumed, origin).run()
+    finally:
+        if resumed is not None:
+            resumed.directory.release()
+
+
+def network_of(config: RunConfig, outputs: Path) -> CustomTransformerConfig | None:
+    """The network of a run, whose examples were prepared; None where they cannot be read."""
+    try:
+        return open_task(config, outputs / "datasets").network_config
+    except (ManualBackpropError, MemoryError):
+        return None
 
 
 class Runner:
@@ -99,11 +136,14 @@ class Runner:
         self.origin = origin or Origin()
         self.config, self.outputs, self.interruption, self.resumed = config, outputs, interruption, resumed
         self.started = time.monotonic()
+        self.group = processes()
         self.checkpoint = None if resumed is None else resumed.checkpoint
         self._set_threads()
+        self._set_gpu()
         torch.set_float32_matmul_precision("highest")
         keep_freed_memory()
-        self.task = open_task(config, outputs / "datasets")
+        self.task = self.group.first_alone(lambda: open_task(config, outputs / "datasets"))
+        self.group.agree(self.task.digests)
         network_config = self.task.network_config
         if self.checkpoint is not None:
             self.task.refuse_other_examples(self.checkpoint.state, self.checkpoint.path)
@@ -113,12 +153,16 @@ class Runner:
         if self.checkpoint is None and config.init_from is not None:
             load_initial_weights(network, config.init_from, self.task.digests, outputs)
         self.optimizer = build_optimizer(config, network)
+        group = self.group
+        self.reduction = GroupReduction(group, network, self._wishes) if isinstance(group, Group) else Reduction()
+        self.one_step = TrainingStep(network, self.optimizer, config.training.max_grad_norm, reduction=self.reduction)
         self.order = self.task.order(config.training.overfit_batches)
         self.task.check()
         self.max_steps = max_steps(config.training, self.order)
         self.improvement = Improvement.of(None if self.checkpoint is None else self.checkpoint.state.get("improvement"))
         # of each step, by its number from 1
         self.learning_rate = build_schedule(config, self.max_steps, self.improvement)
+        self.agreed = Wishes()  # of all processes, in the last step
         self.inspector = Inspector(network, config.training.inspect_every, self.max_steps)
         self.evaluated: tuple[int, Evaluated] | None = None  # the last evaluation, and after how many steps
         self.predictions: list[str] = []  # its texts
@@ -158,6 +202,16 @@ class Runner:
         if threads is not None:
             torch.set_num_threads(threads)
 
+    def _set_gpu(self) -> None:
+        """The one that the config names; and there the same bits each time, where it says so."""
+        device = self.config.network_config(1).get_device()
+        if device.type != "cuda":
+            return
+        torch.cuda.set_device(device)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what its products need to be reproducible
+        torch.use_deterministic_algorithms(bool(self.config.device.deterministic))
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads what it has not written
+
     def _is_due(self, every: int | str) -> bool:
         """After this step, or at the end. `every` is a number of steps, or the word epoch."""
         steps = max(1, round(self.order.steps(1))) if every == "epoch" else int(every)
@@ -165,9 +219,13 @@ class Runner:
 
     def _save_is_due(self) -> bool:
         training = self.config.training
-        minutes = training.save_every_minutes
-        late = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
-        return late or self._is_due(training.save_every)
+        return self.agreed.save or self._is_due(training.save_every)
+
+    def _wishes(self) -> Wishes:
+        """Of this process: the others have to do as it does."""
+        minutes = self.config.training.save_every_minutes
+        late = self.group.is_first and minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        return Wishes(self.interruption.received, late)
 
     # The loop
 
@@ -178,7 +236,9 @@ class Runner:
 
         From here on a signal is kept until the loop, or a moment between two parts of the start, looks at it.
         """
-        cut_short = self.resumed is not None and self.resumed.directory.read()["status"] != FINISHED
+        cut_short = self.group.from_first(
+            lambda: self.resumed is not None and self.resumed.directory.read()["status"] != FINISHED
+        )
         if self.is_over and self.step < self.max_steps and not cut_short:
             raise InputError(
                 f"The run has stopped early, after {self.step} steps: {self._without_improvement}. Give a larger "
@@ -190,11 +250,15 @@ class Runner:
                 "give a larger training.max_steps to go on."
             )
         # Room for what a run cannot do without: the newest checkpoint, and the next one while it is written.
-        self._checkpoints(self.outputs / "runs").check_free_space(
-            tensors_of(self.model, self.optimizer), copies=2 - bool(self.checkpoint)
-        )
+        tensors = tensors_of(self.model, self.optimizer)
+        if self.group.is_first:
+            checkpoints = self._checkpoints(self.outputs / "runs")
+            checkpoints.check_free_space(tensors, copies=2 - bool(self.checkpoint))
+        del tensors
         self.interruption.defer()
         self.interruption.raise_if_received("nothing was trained yet, so there was nothing to save.")
+        if not self.group.is_first:
+            return self._follow()
         directory, tracker = self._open_run()
         self.directory = directory
         report = RunReport(self.facts, directory, tracker)
@@ -223,6 +287,13 @@ class Runner:
             print_summary(self.facts, directory, self.evaluated[1], self.final, self.predictions, skipped, seconds)
         return self.evaluated[1].metrics[self.task.best_metric]
 
+    def _follow(self) -> float:
+        """What the first process does, without writing, logging and printing anything."""
+        nothing: Any = Nothing()
+        self._train(nothing, nothing, nothing)
+        assert self.evaluated is not None
+        return self.evaluated[1].metrics[self.task.best_metric]
+
     def _train(self, directory: RunDirectory, tracker: Tracker, report: RunReport) -> None:
         training = self.config.training
         seconds, steps = 0.0, 0  # of training alone, since the last log
@@ -246,6 +317,8 @@ class Runner:
             if logs:
                 self._report_step(report, loss, rate, norm, seconds / steps)
                 seconds, steps = 0.0, 0
+            if saves or self._is_due(COMPARED_EVERY):
+                self._compare_parameters()
             evaluates = self._is_due(training.eval_every)
             if evaluates:
                 self._evaluate(report)
@@ -264,8 +337,10 @@ class Runner:
         if self.evaluated is None:  # it was killed after its last save: all is logged, and only this forgotten
             self._measure()
             self._predict(report)
-        self.final = self.task.final(self.model, directory.path)
-        report.final(self.final)
+        if self.group.is_first:
+            with acting_as(ALONE):  # the others are done, and wait for this one's end
+                self.final = self.task.final(self.model, directory.path)
+            report.final(self.final)
 
     def _report_step(self, report: RunReport, loss: Tensor, rate: float, norm: Tensor, seconds: float) -> None:
         unsmoothed = None
@@ -276,6 +351,10 @@ class Runner:
 
     def interruption_point(self, directory: RunDirectory, tracker: Tracker) -> None:
         """Between two steps: a signal that came meanwhile ends the run here, with a checkpoint."""
+        if self.group.size > 1:
+            if self.agreed.signal is None:  # others may not know of it yet: after the next step they do
+                return
+            self.interruption.received = self.agreed.signal
         if self.interruption.received is None:
             return
         if self.step == self.first_step:
@@ -291,21 +370,24 @@ class Runner:
 
         Loss and norm stay on the device, which nothing here waits for.
         """
-        network, number = self.model.network, self.step + 1
+        number = self.step + 1
         rate = self.learning_rate(number)
-        tokens, batches = self.order.batches(self.step, network.device)
-        network.zero_gradients()
-        watch = self.inspector.watch(number)
-        loss = torch.zeros((), device=network.device)
-        denominator = network.on_device(tokens)  # once for all batches of the step
-        for batch in batches:
-            watch.batch(batch)
-            loss = loss + network.loss_and_gradients(batch, denominator=denominator, step=number)
-        watch.gradients()
-        norm = self.optimizer.step(loss, rate, self.config.training.max_grad_norm)
-        watch.update()
+        tokens, batches = self.order.batches(self.step, self.model.network.device)
+        loss, norm = self.one_step(batches, tokens, rate, number, self.inspector.watch(number))
+        self.agreed = self.reduction.agreed if isinstance(self.reduction, GroupReduction) else self._wishes()
         self.model.step = number
         return loss, rate, norm
+
+    def _compare_parameters(self) -> None:
+        """Raises CheckFailedError where those of the processes are not the same to the bit."""
+        if self.group.size == 1:
+            return
+        digests = self.group.gathered(digest_of(self.model.network.parameters.values()))
+        if other := [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]:
+            raise CheckFailedError(
+                f"After step {self.step} the parameters of process 0 are not those of process {', '.join(other)}: its "
+                "machine's memory is faulty, or this is a bug. Go on from an earlier checkpoint: resume=last"
+            )
 
     def _check_finite(self) -> None:
         """Raises NotFiniteError as `training.non_finite` has it."""
@@ -409,9 +491,12 @@ class Runner:
         if self.evaluated is not None and self.evaluated[0] == self.step:
             metric = self.evaluated[1].metrics[self.task.best_metric]
         try:
+            tensors = tensors_of(self.model, self.optimizer)  # of shared-out moments the others have a part
+            if not self.group.is_first:
+                return None
             path = self._checkpoints(directory.checkpoints).save(
                 self.step,
-                tensors_of(self.model, self.optimizer),
+                tensors,
                 state_of(self.facts, tracker.sync(), self.improvement),
                 metric,
                 files=[directory.path / name for name in self.task.files],

@@ -55,7 +55,9 @@ def show_step(console: Console, subject: Subject) -> None:
     task = open_task(replace(subject.config, training=one_pass), subject.cache)
     network = task.build_model().network if subject.network is None else subject.network
     count, batches = task.order().batches(0, network.device)
-    loss, seen = one_step(network, next(batches), count)
+    batch = next(batches)
+    targets = batch.targets
+    loss, seen = one_step(network, batch, count)
     table = Table(title="one step", title_justify="left", box=None)
     for column in ("name", "shape", "format", "bytes", "finite"):
         table.add_column(column, justify="right" if column == "bytes" else "left", no_wrap=True)
@@ -71,5 +73,10 @@ def show_step(console: Console, subject: Subject) -> None:
     )
     if len(seen) == len(network.gradients):
         console.print(f"{type(network).__name__} shows no activations; implementation=custom and =torch do.")
-    ignorant = math.log(network.config.vocab_size)
-    console.print(f"loss {loss:.4f}; ln V = {ignorant:.4f}, where every token is equally likely")
+    config = network.config
+    if config.predicts_numbers:
+        nothing = float(targets.square().nansum() / (~targets.isnan()).sum())
+        console.print(f"loss {loss:.4f}; {nothing:.4f} where every answer is 0")
+        return
+    ignorant, what = math.log(config.n_outputs or config.vocab_size), "label" if config.n_outputs else "token"
+    console.print(f"loss {loss:.4f}; ln V = {ignorant:.4f}, where every {what} is equally likely")

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from ..config.plugins import given_plugins
 from ..tasks import Evaluated, Final
 from ..tracking import RunDirectory
 from ..tracking.late_delivery import next_in_mlflow
@@ -47,8 +48,9 @@ def print_summary(
     console.print(table)
     console.print("\nNext:", style="bold")
     further = "training.patience=null" if early else f"training.max_steps={2 * facts.max_steps}"
+    plugins = "".join(f"--plugin {given} " for given in given_plugins())
     commands = [
-        f"python -m manual_backprop.run resume={directory.path.name} {further}",
+        f"python -m manual_backprop.run {plugins}resume={directory.path.name} {further}",
     ]
     if facts.config.tracking.name == "mlflow":
         commands.insert(0, next_in_mlflow(directory.path, "compare runs"))

@@ -6,7 +6,6 @@ inside to a recorder. Needs torch; nothing is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from manual_backprop.common.errors import InputError
 from manual_backprop.visualizer.style import safe
 
 if TYPE_CHECKING:
+    from manual_backprop.tasks import Reading
     from manual_backprop.trained_models.saved_model import Found, SavedModel
 
 LONGEST_TEXT = 10_000  # [characters]
@@ -45,16 +45,6 @@ class Seen:
     note: str
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a network is given for a text: `tokens` of the sequence whose next ones are predicted, and the `source` of
-    an encoder-decoder; `word` is a token's name."""
-
-    tokens: list[int]
-    source: list[int] | None
-    word: Callable[[int], str]
-
-
 def look(found: Found, text: str) -> Seen:
     """The model of a checkpoint at a text, on the CPU: of a model of sequences, at the numbers of a row and what it
     writes after them itself. Raises InputError."""
@@ -62,30 +52,25 @@ def look(found: Found, text: str) -> Seen:
         raise InputError(f"the text has {len(text):,} characters: give at most {LONGEST_TEXT:,}")
     import torch
 
-    from manual_backprop.common.batch import IGNORED, Batch, PairBatch
     from manual_backprop.models.implementations import build_network
     from manual_backprop.models.recorder import Recorder
     from manual_backprop.trained_models.saved_model import load_found
 
     saved = load_found(found, device="cpu")
-    reading, network = _reading(saved, text), saved.model.network
+    network = saved.model.network
+    most = min(MOST_TOKENS, network.config.max_seq_len, network.config.source_length)
+    reading, note = _reading(saved, text, most)
     if saved.implementation != "custom":
         network = build_network("custom", replace(network.config, device="cpu"))
         network.load_parameters(saved.model.network.export_parameters())
-    most = min(MOST_TOKENS, network.config.max_seq_len)
-    note = f"The first {most} of {len(reading.tokens)} tokens." if len(reading.tokens) > most else ""
-    tokens = torch.tensor([reading.tokens[:most]])
-    targets = torch.full_like(tokens, IGNORED)
-    batch: Batch | PairBatch = Batch(tokens, targets)
-    if reading.source is not None:
-        batch = PairBatch(torch.tensor([reading.source]), torch.tensor([len(reading.source)]), tokens, targets)
     network.recorder = recorder = Recorder(f"*.{PROBABILITIES}")
     with torch.no_grad():
-        logits = network.predict(batch)[0].double()  # (T, V)
+        logits = network.predict(reading.batch)[0].double()  # (T, V), or of an encoder (V,)
     if not bool(logits.isfinite().all()):
         raise InputError(f"{saved.line}: its logits are not finite, the parameters have diverged")
+    logits = logits if logits.dim() == 2 else logits[None]
     likeliest = logits.softmax(-1).topk(min(LIKELIEST, logits.shape[-1]))
-    target, source = ([reading.word(token) for token in ids] for ids in (reading.tokens[:most], reading.source or []))
+    target, source = ([shown(word) for word in side] for side in (reading.target, reading.source))
 
     def sides(layer: str) -> tuple[list[str], list[str]]:
         """Whose rows look at whose columns."""
@@ -98,33 +83,32 @@ def look(found: Found, text: str) -> Seen:
         tokens=target,
         maps={layer: Attention(tensor[0].float().numpy(), *sides(layer)) for layer, tensor in layers.items()},
         next=[
-            [(reading.word(token), float(share)) for token, share in zip(*place, strict=True)]
+            [(shown(reading.word(token)), float(share)) for token, share in zip(*place, strict=True)]
             for place in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
         ],
         note=note,
     )
 
 
-def _reading(saved: SavedModel, text: str) -> Reading:
-    from manual_backprop.config.schema import SEQUENCES
+def _reading(saved: SavedModel, text: str, most: int) -> tuple[Reading, str]:
+    """And what to know of it."""
+    import torch
 
-    if saved.task_name not in SEQUENCES:
-        from manual_backprop.trained_models.text_stream import prompt_tokens
+    from manual_backprop.common.batch import IGNORED, Batch
+    from manual_backprop.tasks import Reading, task_named
+    from manual_backprop.trained_models.evaluation import restored_task
 
-        tokenizer = saved.tokenizer()
-        return Reading(prompt_tokens(tokenizer, text), None, lambda token: shown(tokenizer.decode([token])))
-    from manual_backprop.tasks.sequences import SequenceTask
+    if task_named(saved.task_name).asked_with[1] != "--prompt":
+        return restored_task(saved).reading(saved.model, text, most), ""
+    from manual_backprop.trained_models.text_stream import prompt_tokens
 
-    task = SequenceTask.open(saved.config(), saved.found.outputs / "datasets")
-    row, words = task.symbols_of(text), task.words
-    (written,) = task.answers(saved.model, [row])
-
-    def word(token: int) -> str:
-        return words.words([token])
-
-    if words.network == "decoder":
-        return Reading([*row, words.separator, *written], None, word)
-    return Reading([words.beginning, *written], row, word)
+    tokenizer = saved.tokenizer()  # which a model of texts has, whether a run has trained it or a program
+    tokens = prompt_tokens(tokenizer, text)
+    note = f"The first {most} of {len(tokens)} tokens." if len(tokens) > most else ""
+    ids = torch.tensor([tokens[:most]])
+    words = [tokenizer.decode([token]) for token in tokens[:most]]
+    batch = Batch(ids, torch.full_like(ids, IGNORED))
+    return Reading(batch, words, (), lambda token: tokenizer.decode([token])), note
 
 
 def shown(token: str) -> str:

@@ -54,6 +54,8 @@ def _network_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
         run = validate(with_defaults(config))
         if run.task.name in SEQUENCES:
             return asdict(run.network_config(sequence_vocabulary(run.task.symbols or 0, run.network_name)))
+        if run.task.name != "language_model":  # what its examples add to the network, a run has written down
+            return asdict(run.network_config(1)) | {"vocab_size": None}
     groups = {name: value if isinstance(value, Mapping) else {} for name, value in config.items()}
     network = dict(groups["model"])
     if network.get("vocab_size") is None:

@@ -314,6 +314,7 @@ SAVER = """
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_every_point_of_a_save_leaves_a_sound_checkpoint(tmp_path: Path) -> None:
     """The child kills itself with SIGKILL before its k-th access to a file, for k = 1, 2, ... until a save ends."""
     script = (

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from manual_backprop.config.composition import Composer, composer
 from manual_backprop.config.help_page import first_comment
 from manual_backprop.config.schema import HUB, shipped_folder
+from manual_backprop.config.task_rules import DATASETS
 from manual_backprop.config.validation import groups, keys
 from manual_backprop.training.command_line import Checked, check_with
 
@@ -33,13 +34,23 @@ def compose(hydra: Composer, arguments: list[str], tmp_path: Path) -> Checked:
     path.write_text("words")
     if "dataset=pretokenized" in arguments or "tokenizer=pretokenized" in arguments:
         arguments = ["dataset=pretokenized", "tokenizer=pretokenized"]
-    files = ("text", "jsonl", "parquet", "saved", "pretokenized")
+    files = ("text", "jsonl", "parquet", "saved", "pretokenized", "pairs", "series", "labelled")
+    read = {
+        "task=translation": "pairs",
+        "task=classification": "labelled",
+    }  # what these tasks choose, which has no path
+    for task, dataset in read.items():
+        if task in arguments and not any(argument.startswith("dataset=") for argument in arguments):
+            arguments = [*arguments, f"dataset={dataset}"]
     for option in (*(f"dataset={name}" for name in files), "tokenizer=file"):
         if option in arguments or (option == "dataset=text" and "experiments=shakespeare_char" in arguments):
             arguments = [*arguments, f"{option.partition('=')[0]}.path='{path}'"]
     if "dataset=hub" in arguments:
         arguments = [*arguments, "dataset.name=owner/stories"]
     return check_with(hydra, arguments)
+
+
+OF_A_GPU = (("device", "cuda"), ("precision", "tf32"))
 
 
 def test_the_defaults(hydra: Composer, tmp_path: Path) -> None:
@@ -73,10 +84,12 @@ def test_every_group_of_the_schema_is_a_folder() -> None:
     assert {group for group, _ in OPTIONS} == set(groups())
 
 
-@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair != ("device", "cuda")])
+@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair not in OF_A_GPU])
 def test_every_option_composes(hydra: Composer, tmp_path: Path, group: str, option: str) -> None:
-    makes_its_own = ["task=sort"] if option == "none" and group in ("dataset", "tokenizer") else []
-    (job,) = compose(hydra, [f"{group}={option}", *makes_its_own], tmp_path).jobs
+    needed = ["task=sort"] if (group, option) == ("tokenizer", "none") else []
+    if group == "dataset":
+        needed = [f"task={next(task for task, datasets in DATASETS.items() if option in datasets)}"]
+    (job,) = compose(hydra, [f"{group}={option}", *needed], tmp_path).jobs
     assert job.choices[group] == option
     part = getattr(job.config, group)
     if "name" in {key.name for key in fields(part)}:

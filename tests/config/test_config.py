@@ -133,7 +133,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"architecture__norm_epsilon": float("nan")}, "architecture.norm_epsilon=nan", "must be a number"),
     ({"architecture__rotary_base": 500000}, "architecture.rotary_base=500000", "only architecture=llama"),
     ({"architecture__rope_theta": 5e5}, "architecture.rope_theta=500000.0", "architecture.rotary_base?"),
-    ({"precision": {"name": "fp16"}}, "precision.name=fp16", "bf16"),
+    ({"precision": {"name": "fp16"}}, "precision.name=fp16", "did you mean fp16_mixed?"),
     ({"dataset": {"name": "text"}}, "dataset.path", "a file or a folder"),
     ({"dataset": {"name": "text", "path": None}}, "dataset.path=null", "dataset.path=PATH"),
     (

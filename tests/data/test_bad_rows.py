@@ -129,14 +129,14 @@ def test_nothing_but_an_empty_file(name: str, content: bytes, tmp_path: Path) ->
 def test_a_line_of_ten_megabytes_without_a_space(character: str, tmp_path: Path) -> None:
     """Learning merges takes the square of a word's length."""
     size = 10_000_000 // len(character.encode())
-    begin = time.monotonic()
+    begin = time.process_time()
     corpus = prepare_corpus(
         jsonl(tmp_path, json.dumps({"text": character * size}, ensure_ascii=False).encode() + b"\n"),
         TokenizerConfig("bpe", 300),
         tmp_path / "cache",
     )
     assert character * size in texts(corpus)
-    assert time.monotonic() - begin < 60
+    assert time.process_time() - begin < 60
 
 
 def test_a_text_file_that_is_not_utf8(tmp_path: Path) -> None:

@@ -276,6 +276,7 @@ def test_what_takes_long_is_said(text: DatasetConfig, tmp_path: Path, monkeypatc
     assert "making tokens of 0 MB of text, once" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     path, cache = tmp_path / "large.txt", tmp_path / "cache"
     words = np.random.default_rng(0).integers(0, 10**6, 300_000)
@@ -320,6 +321,7 @@ def test_bad_input_leaves_no_corpus_behind(text: DatasetConfig, tmp_path: Path) 
     assert entries(cache) == []
 
 
+@pytest.mark.slow
 def test_python_docs_with_bpe(tmp_path: Path) -> None:
     config = DatasetConfig("python_docs"), TokenizerConfig("bpe", 1024)
     corpus: Corpus = prepare_corpus(*config, tmp_path)
@@ -328,9 +330,9 @@ def test_python_docs_with_bpe(tmp_path: Path) -> None:
     assert corpus.train.max() == 1023
     assert 2 < corpus.train_bytes / len(corpus.train) < 4
     assert "\n" in corpus.tokenizer.decode(corpus.validation[:300].tolist())
-    begin = time.monotonic()
+    begin = time.process_time()
     prepare_corpus(*config, tmp_path)
-    assert time.monotonic() - begin < 3  # it takes 0.05 s; making it takes 4 s
+    assert time.process_time() - begin < 2  # it takes 0.05 s; making it takes 4 s
 
 
 @pytest.mark.parametrize("tokenizer", [TokenizerConfig("byte"), TokenizerConfig("char"), TokenizerConfig("bpe", 300)])

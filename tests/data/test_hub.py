@@ -18,7 +18,10 @@ from loopback_hub import LoopbackHub
 PREPARE = """
 import json, logging, sys
 from manual_backprop.config.schema import DatasetConfig, TokenizerConfig
+from pathlib import Path
 from manual_backprop.data.tokens.corpus import prepare_corpus
+from manual_backprop.data.tokens.labelled_corpus import open_test_split as open_labelled_test, prepare_labelled
+from manual_backprop.data.tokens.pair_corpus import prepare_pairs
 from manual_backprop.data.tokens.test_split import open_test_split
 from manual_backprop.common.errors import InputError
 
@@ -27,6 +30,22 @@ for case in json.loads(sys.argv[1]):
     dataset = {"name": "hub", "split": "train", "text_column": "text", **case.get("dataset", {})}
     tokenizer = {"name": "byte", **case.get("tokenizer", {})}
     try:
+        if dataset["name"] == "pairs":
+            pairs = DatasetConfig(**{**dataset, "text_column": None})
+            corpus = prepare_pairs(pairs, TokenizerConfig("char"), True, Path(sys.argv[2]))
+            answer = {name: len(split) for name, split in corpus.splits.items()} | {"notes": corpus.notes}
+            answer |= {"where": corpus.splits["train"].where(0), "digest": corpus.dataset_digest}
+            print(json.dumps(answer), flush=True)
+            continue
+        if dataset["name"] == "labelled":
+            labelled = DatasetConfig(**{**dataset, "text_column": None})
+            corpus = prepare_labelled(labelled, TokenizerConfig(**tokenizer), Path(sys.argv[2]))
+            test, _ = open_labelled_test(labelled, corpus)
+            answer = {name: len(split) for name, split in (*corpus.splits.items(), ("test", test))}
+            first = corpus.tokenizer.decode(test.ids(0).tolist()[:-1]), corpus.labels[test.labels[0]]
+            answer |= {"labels": corpus.labels, "first": first, "digest": corpus.dataset_digest}
+            print(json.dumps(answer), flush=True)
+            continue
         corpus = prepare_corpus(DatasetConfig(**dataset), TokenizerConfig(**tokenizer), sys.argv[2])
         split = lambda tokens, offsets: [
             corpus.tokenizer.decode(tokens[a:b].tolist()) for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist())
@@ -68,6 +87,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table(owner / "late/data/validation-00000-of-00001.parquet", list(VALIDATION))
     for split, texts in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST)):
         table(owner / f"three/data/{split}-00000-of-00001.parquet", list(texts))
+    both = [{"en": text, "de": f"{text}!"} for text in TRAIN]
+    (owner / "translated/data").mkdir(parents=True)
+    translated = owner / "translated/data/train-00000-of-00001.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"translation": both}), translated)
+    classes = {
+        "label": {"names": ["odd", "even"], "_type": "ClassLabel"},
+        "text": {"dtype": "string", "_type": "Value"},
+    }
+    for split, texts in (("train", TRAIN), ("test", TEST)):
+        numbers = pyarrow.table({"text": texts, "label": [(n + 1) % 2 for n in range(len(texts))]})
+        described = numbers.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": classes}})})
+        (owner / "labelled/data").mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(described, owner / f"labelled/data/{split}-00000-of-00001.parquet")
     (owner / "lines").mkdir()
     (owner / "lines/train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TRAIN))
     table(owner / "holes/data/train-00000-of-00001.parquet", [*TRAIN, None])
@@ -84,6 +116,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+TRANSLATED = {"name": "pairs", "format": "hub", "path": "owner/translated"}
+TRANSLATED |= {"source_column": "translation.en", "target_column": "translation.de"}
+LABELLED = {"name": "labelled", "format": "hub", "path": "owner/labelled", "validation": 0.2}
 GPT2 = {"name": "gpt2", "repository": "openai/gpt2"}
 CASES: dict[str, dict[str, Any]] = {
     "stories": {"dataset": {"repository": "owner/stories"}},
@@ -111,6 +146,11 @@ CASES: dict[str, dict[str, Any]] = {
     "null": {"dataset": {"repository": "owner/holes"}},
     "trained on": {"dataset": {"repository": "owner/stories", "validation": "train"}},
     "held back alone": {"dataset": {"repository": "owner/late", "split": "validation"}},
+    "pairs": {"dataset": TRANSLATED},
+    "pairs without": {"dataset": TRANSLATED | {"source_column": "translation.fr"}},
+    "labelled": {"dataset": LABELLED},
+    "labelled without": {"dataset": LABELLED | {"label_column": "kind"}},
+    "labelled split": {"dataset": LABELLED | {"split": "tran"}},
     "endless": {"dataset": {"repository": "owner/stories", "streaming": True}},
 }
 
@@ -154,6 +194,27 @@ def test_a_dataset_with_a_validation_split(online: dict[str, Any]) -> None:
     assert online["stories"]["validation"] == VALIDATION
     assert [note for note in online["stories"]["notes"] if "split" in note] == []
     assert online["again"]["digest"] == online["stories"]["digest"]
+
+
+def test_pairs_of_the_hub(online: dict[str, Any]) -> None:
+    found = online["pairs"]
+    assert found["train"] + found["validation"] == 50
+    assert found["where"] in {f"owner/translated, split train, row {row}" for row in range(1, 9)}
+    assert "a tenth of its documents validates" in found["notes"][0]
+    assert "no column 'translation.fr', only 'translation.en', 'translation.de'" in online["pairs without"]["error"]
+    assert "dataset.source_column=NAME" in online["pairs without"]["error"]
+
+
+def test_labelled_texts_of_the_hub(online: dict[str, Any]) -> None:
+    """Numbers of classes are their names; a test split is the dataset's own."""
+    found = online["labelled"]
+    assert found["labels"] == ["even", "odd"]
+    assert [found[name] for name in ("train", "validation", "test")] == [40, 10, 40]
+    assert found["first"] == [TEST[0], "even"]
+    assert "no column 'kind', only 'label', 'text'" in online["labelled without"]["error"].replace(
+        "'text', 'label'", "'label', 'text'"
+    )
+    assert "dataset.split=tran: owner/labelled has no such split, only train, test" in online["labelled split"]["error"]
 
 
 def test_subsets_and_shares(online: dict[str, Any]) -> None:

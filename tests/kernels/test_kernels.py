@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from manual_backprop import kernels, ops, optim
 from manual_backprop.common.batch import Batch
 from manual_backprop.config.schema import ARCHITECTURES, CustomTransformerConfig
-from manual_backprop.kernels import arena, table
+from manual_backprop.kernels import arena, cuda, table
 from manual_backprop.kernels.cpu import activations, compiled, loss, optimizers, products
+from manual_backprop.kernels.cuda import optimizers as cuda_optimizers
 from manual_backprop.kernels.sizes import SIZES, sizes_of
 from manual_backprop.models.custom import CustomTransformer
 from manual_backprop.models.network import Network
@@ -81,10 +82,13 @@ def assert_ok(findings: list[Finding]) -> None:
 
 
 def test_names_and_signatures_are_those_of_the_reference() -> None:
-    for name in ops.__all__:
-        ours, theirs = getattr(kernels, name), getattr(ops, name)
-        if inspect.isfunction(theirs):
-            assert parameters_of(ours) == parameters_of(theirs), name
+    for module in (kernels, cuda):
+        for name in ops.__all__:
+            ours, theirs = getattr(module, name, None), getattr(ops, name)
+            if inspect.isfunction(theirs) and ours is not None:
+                assert parameters_of(ours) == parameters_of(theirs), name
+    name = "linear_cross_entropy"
+    assert parameters_of(getattr(cuda, name)) == parameters_of(getattr(kernels, name))
 
 
 def parameters_of(pair: Any) -> list[inspect.Parameter]:
@@ -100,14 +104,15 @@ def nothing_is_too_small_to_be_recomputed(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("which", table.ROWS)
 def test_the_table_serves_every_pair(which: str) -> None:
-    pairs = {"reference": ops, "fused": kernels}[which]
-    for device in ("cpu", "cuda"):
-        serving = kernels.Table(replace(ODD, kernels=which, precision="bf16"), torch.device(device))
+    own = {"cpu": (kernels, optimizers), "cuda": (cuda, cuda_optimizers)}
+    for device, precision in (("cpu", "bf16"), ("cpu", "fp16_mixed"), ("cuda", "bf16"), ("cuda", "fp16_mixed")):
+        serving = kernels.Table(replace(ODD, kernels=which, precision=precision), torch.device(device))
+        textbook = which == "reference" or (device, precision) == ("cpu", "fp16_mixed")
+        pairs, of_device = (ops, optim.optimizers) if textbook else own[device]
         for name in ops.__all__:
-            assert getattr(serving, name) is getattr(pairs, name)
-        assert serving.serves("linear_cross_entropy") == (which == "fused")
-        own = {"reference": optim.optimizers, "fused": optimizers}[which]
-        assert (serving.AdamW, serving.SGD) == (own.AdamW, own.SGD)
+            assert getattr(serving, name) is getattr(pairs, name, getattr(ops, name))
+        assert serving.serves("linear_cross_entropy") == (not textbook)
+        assert (serving.AdamW, serving.SGD) == (of_device.AdamW, of_device.SGD)
         with pytest.raises(AttributeError, match=f"no row of kernels={which} serves bogus on {device}"):
             _ = serving.bogus
 
@@ -361,6 +366,7 @@ def test_nothing_is_read_before_it_is_written_as_if_compiled(architecture: str, 
         assert all(torch.isfinite(tensor).all() for tensor in got.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.usefixtures("in_pieces", "fresh_memory_is_poisoned")
 def test_nothing_is_read_before_it_is_written_in_pieces(precision: str) -> None:
@@ -607,7 +613,7 @@ TWO_HUNDRED_STEPS = {
     ("gpt2", "bf16", 2): pytest.mark.nightly,
     ("gpt2", "bf16_mixed", 2): pytest.mark.slow,
     ("vaswani", "bf16", 1): pytest.mark.nightly,
-    ("llama", "fp32", 1): pytest.mark.slow,
+    ("llama", "fp32", 1): pytest.mark.nightly,
 }
 
 

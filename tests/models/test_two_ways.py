@@ -72,6 +72,7 @@ def test_ten_steps_in_float64(architecture: str) -> None:
         torch.testing.assert_close(parameter, pair[1].parameters[name], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_two_hundred_steps_in_float32(architecture: str) -> None:
     """To 1e-4 in the loss at learning rate 1e-3. Larger rates are chaotic: two right implementations, which differ by

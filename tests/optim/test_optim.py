@@ -81,7 +81,7 @@ def theirs(setup: Setup, make: Callable, settings: dict) -> tuple[dict[str, Tens
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0, 1e6])
 @pytest.mark.parametrize(("make", "settings"), KINDS)
 def test_steps_are_those_of_torch(make, settings, max_grad_norm, chunk, monkeypatch) -> None:
-    monkeypatch.setattr(optim, "CHUNK", chunk)
+    monkeypatch.setattr(optim.FlatOptimizer, "chunk", chunk)
     ours = Setup(make, **settings)
     leaves, their_optimizer = theirs(ours, make, settings)
     for step in range(12):

@@ -12,6 +12,8 @@ import tempfile
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +21,10 @@ from bench_tools import KERNELS, TINY, case_of, ready
 from torch.utils.flop_counter import FlopCounterMode
 
 from manual_backprop import bench
-from manual_backprop.common import processor
+from manual_backprop.common import machine
 from manual_backprop.common.allocator import give_back_freed_memory, keep_freed_memory, resident_bytes
 from manual_backprop.common.errors import CheckFailedError, InputError
-from manual_backprop.common.processor import compute_capabilities
+from manual_backprop.common.machine import compute_capabilities
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.kernels.cpu import products
 from manual_backprop.kernels.cpu.products import onednn_is_exact
@@ -270,13 +272,14 @@ def test_a_row_whose_switch_does_nothing_is_left_out_with_the_reason(
         assert "oneDNN" in str(cases.without_effect(name + ONEDNN, case))
     asked: list[str] = []
 
-    def start(closing: object, case: Case, name: str, work: object) -> tuple[None, MeasuredRow, Ready]:
+    def warm_up(closing: object, name: str, *how: object, restarts: bool) -> tuple[Any, MeasuredRow, Ready]:
+        assert restarts
         asked.append(name)
         if name == "baseline-eager":
             raise CheckFailedError("here it ends")
-        return None, MeasuredRow(name), Ready(1.0, {})
+        return SimpleNamespace(), MeasuredRow(name), Ready(1.0, {})
 
-    monkeypatch.setattr(measurement, "_start", start)
+    monkeypatch.setattr(measurement, "_warm_up", warm_up)
     monkeypatch.setattr(measurement, "measure_of", lambda case: None)
     with pytest.raises(CheckFailedError, match="here it ends"):
         measurement.measure(case, ["torch-eager", "torch-eager-onednn", "baseline-eager"])
@@ -365,6 +368,7 @@ def allocate(end: Connection, before: int, after: int) -> None:
     end.send(peak)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(resident_bytes("VmHWM") is None, reason="this system does not tell")
 def test_what_a_process_takes_is_what_counts() -> None:
     with MeasuringProcess(allocate, 300 * MEGABYTE, 200 * MEGABYTE) as process:
@@ -418,7 +422,7 @@ def test_the_processor_is_named_with_its_instructions(tmp_path: Path, monkeypatc
     told = tmp_path / "cpuinfo"
     one = "vendor_id : X\ncpu family : 25\nmodel : 17\nmodel name : Some CPU\nflags : sse avx2 avx512f avx512_bf16\n"
     told.write_text(one + "\n" + one)
-    monkeypatch.setattr(processor, "CPUINFO", told)
+    monkeypatch.setattr(machine, "CPUINFO", told)
     assert page.processor_and_instructions() == "Some CPU (family 25, model 17, AVX-512 with bf16)"
     told.unlink()
     assert page.processor_and_instructions() == (platform.processor() or platform.machine())

@@ -166,7 +166,7 @@ def test_a_finished_run_is_asked(finished: Path, capsys: pytest.CaptureFixture[s
     ):
         with pytest.raises(InputError, match=words):
             generate.main(["last", *arguments])
-    with pytest.raises(InputError, match="--tokens: is for texts"):
+    with pytest.raises(InputError, match="--tokens: a run of task=copy does not have this; it has --predictions"):
         evaluate.main(["last", "--tokens", "3"])
 
 
@@ -206,6 +206,7 @@ def test_an_encoder_decoder(
 LOWERS = ("schedule=plateau", "schedule.warmup_steps=2", "schedule.patience=1", "schedule.factor=0.25")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_bit_for_bit_with_what_evaluations_have_shown(tmp_path: Path) -> None:
     steps, rates = "training.max_steps=40", []
     for name, until in (("whole", 40), ("parts", 15)):

@@ -105,6 +105,7 @@ class Counting(Task):
             raise ConfigError([f"{checkpoint} counted otherwise"])
 
 
+@pytest.mark.slow
 def test_a_run_of_a_task_without_text(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,7 +155,7 @@ def test_the_model_stands_behind_the_wrapper(implementation: str, text: Path, tm
 
 
 def test_the_names_of_tasks_are_those_of_the_config() -> None:
-    assert tuple(TASKS) == TaskConfig.__dataclass_fields__["name"].metadata["rule"].choices
+    assert list(TASKS) == TaskConfig.__dataclass_fields__["name"].metadata["rule"].choices
 
 
 def test_a_config_from_before_there_were_tasks(text: Path, copy: Path, tmp_path: Path) -> None:

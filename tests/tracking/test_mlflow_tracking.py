@@ -331,7 +331,9 @@ def run_alone(
     assert "Traceback" not in complained, complained
     ended = time.time()
     trained, waited, path, finished = printed.split()
-    assert ended - float(finished) < 10, "leaving must not wait for a thread that hangs"
+    # A thread that hangs would hold it for the minute of the timeout above. To leave takes a second's work, and
+    # who gets a seventh of a core while others are busy there too has needed ten for it.
+    assert ended - float(finished) < 40, "leaving must not wait for a thread that hangs"
     return float(trained), float(waited), Path(path), complained.splitlines()
 
 
@@ -414,6 +416,7 @@ def test_a_store_whose_disk_is_full_costs_seconds(root: Path, tmp_path: Path) ->
     assert history(root, Path(path), "x") == [(step, float(step)) for step in range(1, 51)]
 
 
+@pytest.mark.slow
 def test_a_short_run_waits_for_a_store_that_is_being_created(tmp_path: Path) -> None:
     _, _, path, said = run_alone(tmp_path / "outputs", None, 0.1, mlflow="later")
     assert said == []

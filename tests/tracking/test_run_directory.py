@@ -77,6 +77,7 @@ def test_any_run_name_makes_a_directory(tmp_path: Path, name: str) -> None:
     run.release()
 
 
+@pytest.mark.slow
 def test_twenty_simultaneous_starts_get_twenty_directories(tmp_path: Path) -> None:
     script = """
         import sys

@@ -23,8 +23,9 @@ from run_tools import newest, same_process, train
 from manual_backprop.common.errors import CheckpointError, InputError, NotFiniteError
 from manual_backprop.common.uris import path_of
 from manual_backprop.tracking.late_delivery import deliver_run
-from manual_backprop.tracking.mlflow_model import ServedModel, ServedSequences, is_servable, write_model
+from manual_backprop.tracking.mlflow_model import is_servable, write_model
 from manual_backprop.tracking.run_directory import read_run
+from manual_backprop.trained_models.served import ServedModel, ServedSequences
 
 OPTIONS = ("tracking=mlflow", "training.max_steps=6", "training.save_every=2", "training.eval_every=2")
 

@@ -49,6 +49,12 @@ def root(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def arguments(name: str) -> list[str]:
     """The experiment on a text of some kilobytes; one that names its dataset and tokenizer keeps them."""
     chosen = {str(key) for option in content_of(name).get("defaults", []) for key in option}
+    if {"override /task": "translation"} in content_of(name)["defaults"]:  # of dates and expressions
+        return [f"experiments={name}", "tracking=none", "dataset.subset_size=300"]
+    if {"override /task": "classification"} in content_of(name)["defaults"]:
+        return [f"experiments={name}", "tracking=none"]
+    if {"override /task": "forecasting"} in content_of(name)["defaults"]:
+        return [f"experiments={name}", "tracking=none", "dataset.validation=0.1"]
     if "override /task" in chosen:  # which makes its own examples
         return [f"experiments={name}", "tracking=none", "task.validation_rows=20", "task.test_rows=20"]
     data = ["dataset.path=text.txt"] * (name not in FROM_THE_HUB)
@@ -87,7 +93,8 @@ def test_two_steps(name: str, root: Path, capsys: pytest.CaptureFixture[str]) ->
     """A sweep: every value of its first key, with the last value of the others, which the command line may say."""
     swept = swept_by(name)
     fewer = [f"{key}={values[-1]}" for number, (key, values) in enumerate(swept.items()) if number > 0]
-    has_rows = "task.test_rows=20" in arguments(name)  # which want their max_seq_len
+    # which want their max_seq_len
+    has_rows = {"task.test_rows=20", "dataset.subset_size=300", "dataset.validation=0.1"} & {*arguments(name)}
     short = [one for one in SHORT if not (has_rows and one.startswith("model.max_seq_len"))]
     assert main([*arguments(name), *short, *fewer]) in (None, 0)
     runs = list_runs(root / "outputs")

@@ -63,7 +63,7 @@ def kill_and_compare(tmp_path: Path, kills: int, seed: int, max_steps: int, *opt
 def test_many_kills_in_fp32_across_epochs(kills: int, tmp_path: Path) -> None:
     """Dropout, gradient accumulation, and an epoch of 12 steps."""
     options = ("kernels=fused", "precision=fp32", "model.dropout=0.2", "training.gradient_accumulation_steps=3")
-    kill_and_compare(tmp_path, kills, 1, 300, *options)
+    kill_and_compare(tmp_path, kills, 1, 150 if kills < 10 else 300, *options)
 
 
 FORMATS = {

@@ -76,6 +76,7 @@ def test_what_an_experiment_sweeps_comes_from_it(tmp_path: Path, monkeypatch: py
     assert first["seed"] == "command line"
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_sources_and_hands_them_on(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that goes on has the sources of its start, but for what its own command line names."""
     monkeypatch.chdir(tmp_path)
@@ -142,6 +143,7 @@ def test_steps_an_epoch_are_those_of_the_run(text: Path, tmp_path: Path, monkeyp
     assert plan.max_steps == -(-2 * windows // rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batching", ["packed", "padded"])
 def test_an_epoch_is_as_many_steps_as_a_run_makes(
     batching: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -43,6 +43,7 @@ SLOW = pytest.mark.slow
         ("kernels=reference", "precision=bf16", "optimizer=adamw", "architecture=vaswani"),
         ("kernels=reference", "precision=bf16_mixed", "optimizer=adamw", "training.label_smoothing=0.1"),
         ("kernels=fused", "precision=bf16", "optimizer=adamw"),
+        ("kernels=fused", "precision=fp16_mixed", "architecture=llama"),
         ("kernels=fused", "precision=fp32", "optimizer=sgd"),
         pytest.param(("kernels=fused", "precision=bf16_mixed", "architecture=llama"), marks=SLOW),
         pytest.param(("kernels=fused", "optimizer=sgd", "training.gradient_accumulation_steps=3"), marks=SLOW),

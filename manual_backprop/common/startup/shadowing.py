@@ -12,7 +12,7 @@ SCRIPT = "manual-backprop"
 DEPENDENCIES = (
     *("torch", "hydra-core", "omegaconf", "datasets", "transformers", "mlflow", "tokenizers", "safetensors", "rich"),
     *("filelock", "psutil", "matplotlib", "plotly", "starlette", "uvicorn"),
-    *("hydra-joblib-launcher", "hydra-optuna-sweeper", "hydra-submitit-launcher"),
+    *("hydra-joblib-launcher", "hydra-optuna-sweeper", "hydra-submitit-launcher", "babel"),
 )
 NEVER_IMPORTED = frozenset({"antigravity", "idlelib", "this", "turtle", "turtledemo"})  # of Python's own
 

@@ -127,9 +127,10 @@ class JsonLines(FileSource):
 
     version = "jsonl 1"
 
-    def __init__(self, path: str | Path, column: str):
+    def __init__(self, path: str | Path, column: str, key: str = "text_column"):
+        """`key`: of the dataset's config, that names the column."""
         super().__init__(find_files(path, "JSON lines", (".jsonl", ".ndjson", ".json")))
-        self.column = column
+        self.column, self.key = column, key
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"column": self.column}
@@ -173,10 +174,11 @@ class JsonLines(FileSource):
             return BadRow(where, f"this is no JSON that can be read ({error})")
         if not isinstance(row, dict):
             return BadRow(where, f"expected an object with a {self.column!r}, and this is {_kind(row)}")
+        outer, _, inner = self.column.partition(".")
+        if self.column not in row and isinstance(row.get(outer), dict) and inner in row[outer]:
+            row = {self.column: row[outer][inner]}
         if self.column not in row:
-            return BadRow(
-                where, f"there is no {self.column!r}, only {_listed(row)}; name one: dataset.text_column=NAME"
-            )
+            return BadRow(where, f"there is no {self.column!r}, only {_listed(row)}; name one: dataset.{self.key}=NAME")
         return row_of(row[self.column], name, where, self.column)
 
 
@@ -185,9 +187,9 @@ class ParquetFiles(FileSource):
 
     version = "parquet 1"
 
-    def __init__(self, path: str | Path, column: str):
+    def __init__(self, path: str | Path, column: str, key: str = "text_column"):
         super().__init__(find_files(path, "Parquet", (".parquet",)))
-        self.column = column
+        self.column, self.key = column, key
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"column": self.column}
@@ -200,9 +202,10 @@ class ParquetFiles(FileSource):
             row = 0
             try:
                 with pyarrow.parquet.ParquetFile(source.path) as file:
-                    check_column(file.schema_arrow, self.column, str(source.path))
+                    check_column(file.schema_arrow, self.column, str(source.path), self.key)
                     for batch in file.iter_batches(ROWS, columns=[self.column]):
-                        yield from rows_of(batch.column(0), source.name, str(source.path), row, self.column)
+                        column = inner_column(batch.column(0), self.column)
+                        yield from rows_of(column, source.name, str(source.path), row, self.column)
                         row += batch.num_rows
             except (pyarrow.ArrowException, OSError) as error:
                 raise InputError(
@@ -212,6 +215,16 @@ class ParquetFiles(FileSource):
 
 
 # Rows as values
+
+
+def inner_column(column: pyarrow.Array, name: str) -> pyarrow.Array:
+    """The column as it is, or what `outer.inner` names in one that has parts, as `translation.en` on the hub."""
+    import pyarrow.compute
+    import pyarrow.types
+
+    if not pyarrow.types.is_struct(column.type):
+        return column
+    return pyarrow.compute.struct_field(column, name.partition(".")[2])
 
 
 def row_of(value: Any, name: str, where: str, column: str) -> Row:
@@ -247,23 +260,29 @@ def brief(error: Exception) -> str:
     return " ".join(str(error).split())[:200].rstrip(".")
 
 
-def no_column(where: str, column: str, columns: Iterable[str]) -> InputError:
+def no_column(where: str, column: str, columns: Iterable[str], key: str = "text_column") -> InputError:
     return InputError(
-        f"{where} has no column {column!r}, only {_listed(columns)}. Name the one with the text: "
-        "dataset.text_column=NAME."
+        f"{where} has no column {column!r}, only {_listed(columns)}. Name the one with the text: dataset.{key}=NAME."
     )
 
 
-def check_column(schema: pyarrow.Schema, column: str, where: str) -> None:
-    """InputError unless the column is there and holds text."""
+def check_column(schema: pyarrow.Schema, column: str, where: str, key: str = "text_column") -> None:
+    """InputError unless the column is there and holds text. `outer.inner` is inner in a column that has parts."""
+    import pyarrow
     import pyarrow.types as types
 
+    outer = column.partition(".")[0]
+    if column not in schema.names and outer in schema.names and types.is_struct(schema.field(outer).type):
+        parts = schema.field(outer).type
+        schema = pyarrow.schema(
+            [parts.field(place).with_name(f"{outer}.{parts.field(place).name}") for place in range(parts.num_fields)]
+        )
     if column not in schema.names:
-        raise no_column(where, column, schema.names)
+        raise no_column(where, column, schema.names, key)
     if schema.names.count(column) > 1:
         raise InputError(
             f"{where} has {schema.names.count(column)} columns of the name {column!r}, and nobody can tell which is "
-            "meant: rename all but one, or name another column with text: dataset.text_column=NAME."
+            f"meant: rename all but one, or name another column with text: dataset.{key}=NAME."
         )
     kind = schema.field(column).type
     tests: tuple[Callable[[Any], bool], ...] = (types.is_string, types.is_large_string, types.is_string_view)
@@ -272,7 +291,7 @@ def check_column(schema: pyarrow.Schema, column: str, where: str) -> None:
     if not any(test(kind) for test in tests):
         raise InputError(
             f"{where}: the column {column!r} holds {kind}, not text. Name the one with the text: "
-            f"dataset.text_column=NAME, of {_listed(schema.names)}."
+            f"dataset.{key}=NAME, of {_listed(schema.names)}."
         )
 
 

@@ -18,7 +18,7 @@ from ...common.errors import InputError
 from ...config.rules import shown
 from ...config.schema import DatasetConfig
 from .documents import FileSource, Row, Source
-from .files import ROWS, check_column, find_files, no_column, row_of, rows_of
+from .files import ROWS, check_column, find_files, inner_column, no_column, row_of, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,9 @@ class HubUnavailable(InputError):
 class DatasetSplits(Source):
     """Named splits of rows with columns, whether on disk or on the hub. Subclasses open them."""
 
-    def __init__(self, dataset: DatasetConfig, where: str):
-        self.dataset, self.where = dataset, where
+    def __init__(self, dataset: DatasetConfig, where: str, key: str = "text_column"):
+        """`key`: of the dataset's config, that names the column, whose name is `dataset.text_column`."""
+        self.dataset, self.where, self.key = dataset, where, key
         self.column = dataset.text_column or "text"
         self.notes = []
         if dataset.validation == self.split:
@@ -57,7 +58,7 @@ class DatasetSplits(Source):
         """A commit does not change, nor does what `datasets` has downloaded."""
 
     def documents(self) -> Iterator[Row]:
-        self._check_split(self.split, "dataset.split")
+        self.check_split(self.split, "dataset.split")
         yield from self._rows(self.split, self.dataset.subset_size)
 
     @property
@@ -67,7 +68,7 @@ class DatasetSplits(Source):
         if isinstance(wanted, float):
             return None
         if wanted is not None:
-            self._check_split(wanted, "dataset.validation")
+            self.check_split(wanted, "dataset.validation")
             return wanted
         return next((name for name in VALIDATION_SPLITS if name in self.splits and name != self.split), None)
 
@@ -80,7 +81,7 @@ class DatasetSplits(Source):
             self.notes.append(f"{self.where} has no validation split{other}: its test split validates")
         return None if split is None else self._rows(split, smaller(self.dataset.subset_size))
 
-    def _check_split(self, name: str, key: str) -> None:
+    def check_split(self, name: str, key: str) -> None:
         if name not in self.splits:
             raise InputError(f"{key}={name}: {self.where} has no such split, only {', '.join(self.splits)}.")
 
@@ -88,26 +89,27 @@ class DatasetSplits(Source):
         """The documents of a split, the first `limit` of them."""
         rows, where = self.splits[split], f"{self.where}, split {split}"
         if hasattr(rows, "data"):  # on disk: as Arrow has it
-            check_column(rows.features.arrow_schema, self.column, where)
+            check_column(rows.features.arrow_schema, self.column, where, self.key)
             table = rows.select(range(len(rows) if limit is None else min(limit, len(rows))))
             for first in range(0, len(table), ROWS):
                 batch = table.with_format("arrow")[first : first + ROWS]
-                for chunk in batch.column(self.column).chunks:
-                    yield from rows_of(chunk, split, where, first, self.column)
+                outer = self.column if self.column in rows.column_names else self.column.partition(".")[0]
+                for chunk in batch.column(outer).chunks:
+                    yield from rows_of(inner_column(chunk, self.column), split, where, first, self.column)
                     first += len(chunk)
             return
         for number, row in enumerate(rows.take(limit), 1):
             if number == 1 and self.column not in row:
-                raise no_column(where, self.column, row)
+                raise no_column(where, self.column, row, self.key)
             yield row_of(row.get(self.column), f"{split}:{number}", f"{where}, row {number}", self.column)
 
 
 class HubSource(DatasetSplits):
     """A dataset of the hub: downloaded once, by `datasets` into its own cache, or streamed up to `subset_size`."""
 
-    def __init__(self, dataset: DatasetConfig):
+    def __init__(self, dataset: DatasetConfig, key: str = "text_column"):
         assert dataset.repository is not None
-        super().__init__(dataset, dataset.repository)
+        super().__init__(dataset, dataset.repository, key)
         self.repository = dataset.repository
         if dataset.streaming and dataset.subset_size is None:
             raise InputError(
@@ -212,8 +214,8 @@ class HubSource(DatasetSplits):
 class SavedDataset(DatasetSplits):
     """A folder that `datasets.save_to_disk` wrote: one split, or several."""
 
-    def __init__(self, path: str, dataset: DatasetConfig):
-        super().__init__(dataset, path)
+    def __init__(self, path: str, dataset: DatasetConfig, key: str = "text_column"):
+        super().__init__(dataset, path, key)
         self.path = Path(path).expanduser()
         self.on_disk = _SavedFiles(find_files(path, "what datasets.save_to_disk wrote"))
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 SHORTEST_DOCSTRING = 40  # [characters]; what is not longer says little beyond the name
 
 _TOPICS = "pydoc_data/topics.py"
-_FOREIGN_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+FOREIGN_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
 class PythonDocs(FileSource):
@@ -32,7 +32,7 @@ class PythonDocs(FileSource):
         root = Path(sysconfig.get_path("stdlib"))
         super().__init__(
             SourceFile(path.relative_to(root).as_posix(), path)
-            for path in files_below(root, lambda folder: folder in _FOREIGN_FOLDERS, follow_links=False)
+            for path in files_below(root, lambda folder: folder in FOREIGN_FOLDERS, follow_links=False)
             if path.suffix == ".py" and path.is_file()  # a distribution may have broken links
         )
         if not self.files:
@@ -49,6 +49,19 @@ def parse_python_docs(files: Iterable[tuple[str, bytes]]) -> list[Document]:
     """Documents of sources, given as name and content."""
     topics: list[Document] = []
     modules: list[Document] = []
+    for file, tree in syntax_trees(files):
+        if file == _TOPICS:
+            topics = _topics(tree)
+        else:
+            name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            text = "\n\n".join(_docstrings(tree, name))
+            if text:
+                modules.append(Document(name, [encodable(text)]))
+    return topics + modules
+
+
+def syntax_trees(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, ast.Module]]:
+    """Of sources, given as name and content; what Python cannot parse is passed over."""
     collecting = gc.isenabled()
     gc.disable()  # syntax trees are millions of small objects without a cycle: looking for cycles takes 3/4 of the time
     try:
@@ -60,17 +73,10 @@ def parse_python_docs(files: Iterable[tuple[str, bytes]]) -> list[Document]:
                 except (SyntaxError, ValueError, RecursionError) as error:  # undecodable bytes are a SyntaxError too
                     log.debug("passed over %s: %s", file, error)
                     continue
-                if file == _TOPICS:
-                    topics = _topics(tree)
-                else:
-                    name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-                    text = "\n\n".join(_docstrings(tree, name))
-                    if text:
-                        modules.append(Document(name, [_encodable(text)]))
+                yield file, tree
     finally:
         if collecting:
             gc.enable()
-    return topics + modules
 
 
 def _topics(tree: ast.Module) -> list[Document]:
@@ -83,7 +89,7 @@ def _topics(tree: ast.Module) -> list[Document]:
                 log.debug("passed over %s: %s", _TOPICS, error)
                 return []
             return [
-                Document(f"topics/{name}", [_encodable(text.strip("\n") + "\n")])
+                Document(f"topics/{name}", [encodable(text.strip("\n") + "\n")])
                 for name, text in sorted(topics.items())
             ]
     return []
@@ -91,7 +97,7 @@ def _topics(tree: ast.Module) -> list[Document]:
 
 def _docstrings(tree: ast.Module, module: str) -> Iterator[str]:
     """Each docstring under a line that says whose it is, as documentation is usually laid out."""
-    text = _docstring(tree)
+    text = docstring(tree)
     if text:
         yield f"module {module}\n\n{text}\n"
     pending: list[tuple[ast.AST, str]] = [(tree, "")]
@@ -104,14 +110,14 @@ def _docstrings(tree: ast.Module, module: str) -> Iterator[str]:
             heading = f"{prefix}{node.name}({ast.unparse(node.args)})"
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             prefix += node.name + "."
-            text = _docstring(node)
+            text = docstring(node)
             if text:
                 yield f"{heading}\n\n{text}\n"
         inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.excepthandler)]
         pending += [(child, prefix) for child in reversed(inner)]  # the order of the source
 
 
-def _docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
+def docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
     raw = ast.get_docstring(node, clean=False)
     if raw is None:
         return None
@@ -119,6 +125,6 @@ def _docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunc
     return text if len(text) > SHORTEST_DOCSTRING else None
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """A docstring may hold half of a surrogate pair, which is no text: it becomes a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")

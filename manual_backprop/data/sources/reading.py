@@ -4,23 +4,28 @@ A corpus keeps that file while it makes tokens of it (`read_documents`); what is
 has it in a temporary folder (`training_text`, `text_of_files`), and takes no memory for the text either.
 """
 
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ...common.durable_files import storage_errors
 from ...common.errors import InputError
 from ...config.schema import DatasetConfig
-from .documents import Row, Source
+from .documents import BadRow, Source
 from .registry import open_source
 from .spool import Spool
 
 VALIDATION_SHARE = 0.1  # of a source without a validation split
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 def selection(dataset: DatasetConfig, source: Source | None) -> dict[str, Any]:
@@ -52,12 +57,38 @@ def read_documents(spool: Spool, source: Source, dataset: DatasetConfig) -> dict
     return {"train": training_parts, "validation": validation_parts}
 
 
-def first_rows(rows: Iterable[Row], count: int | None) -> Iterator[Row]:
+def first_rows(rows: Iterable[T], count: int | None) -> Iterator[T]:
     """All, or not one more than `count`: a stream would fetch it."""
     for number, row in enumerate(rows, 1):
         yield row
         if number == count:
             return
+
+
+class RowReading:
+    """Takes rows in that are read one by one, and says which it has left out: with `skip` any number of them."""
+
+    def __init__(self, skip: bool):
+        self.skip, self.first, self.counts = skip, "", {"rows": 0, "bad_rows": 0}
+
+    def read(self, rows: Iterable[T | BadRow]) -> Iterator[T]:
+        for row in rows:
+            self.counts["rows"] += 1
+            if not isinstance(row, BadRow):
+                yield row
+                continue
+            if not self.skip:
+                raise InputError(
+                    f"{row}. Mend it, or leave such rows out with dataset.on_bad_row=skip, which counts them."
+                )
+            self.counts["bad_rows"] += 1
+            self.first = self.first or str(row)
+            log.info("left out: %s", row)
+
+    @property
+    def notes(self) -> list[str]:
+        bad, rows = self.counts["bad_rows"], self.counts["rows"]
+        return [f"{bad} of {rows} rows left out as bad, the first: {self.first}"] if bad else []
 
 
 # For once, in a temporary folder

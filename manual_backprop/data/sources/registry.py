@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ...common.errors import InputError
-from ...config.schema import DatasetConfig
+from ...config.schema import PAIRS, DatasetConfig
 from .documents import Source
 from .files import JsonLines, ParquetFiles, TextFiles
 from .hub import HubSource, SavedDataset
@@ -28,6 +28,8 @@ def open_source(dataset: DatasetConfig) -> Source:
         )
     if dataset.repository is not None:
         return HubSource(dataset)
+    if dataset.name in PAIRS:
+        raise InputError(f"dataset={dataset.name} holds pairs and no documents: train on it with task=translation.")
     if dataset.name not in KINDS:
         raise InputError(
             f"dataset={dataset.name}: there is no such dataset; use python_docs, {', '.join(KINDS)} or hub."

@@ -1,8 +1,9 @@
 """In which order a network sees a corpus: optimizer step number n as a function of (seed, n), and nothing else.
 
 Nothing is kept between calls, so a run that resumes after n steps goes on with what it has not seen. `Packed` cuts
-windows out of all documents together, `Padded` gives each document a row of its own. `rank` of `world_size` processes
-gets its own part of each step; all parts together are the step.
+windows out of all documents together, `Padded` gives each document a row of its own. Where several processes share a
+training (`common.processes`), each gets its own part of a step's rows: all parts together are the step, however many
+they are.
 """
 
 from abc import ABC, abstractmethod
@@ -14,6 +15,7 @@ import torch
 
 from ...common.batch import Batch
 from ...common.errors import InputError
+from ...common.processes import processes
 from ...config.schema import BatchingConfig, DatasetConfig
 from .batches import Documents, Windows, epoch_order, rows_of_documents, validation_batches
 from .corpus import Corpus
@@ -22,8 +24,17 @@ from .token_shards import Tokens
 BUCKET = 64  # optimizer steps whose rows are sorted by length together
 
 
+def share_of(rows: int) -> range:
+    """Which of a step's rows are this process': the last process may have fewer than others, or none."""
+    group = processes()
+    share = -(-rows // group.size)
+    return range(min(group.rank * share, rows), min((group.rank + 1) * share, rows))
+
+
 class Order(ABC):
-    """Batches to train on. `rows` sequences make an optimizer step of this process."""
+    """Batches to train on. `rows` sequences make an optimizer step of all processes."""
+
+    rows: int
 
     tokens_per_step: int  # targets that count in a step of all processes; of several kinds of steps, the mean
     notes: tuple[str, ...] = ()
@@ -44,10 +55,9 @@ class Order(ABC):
 class Packed(Order):
     """Windows of T tokens over all documents; see Windows."""
 
-    def __init__(self, windows: Windows, batch_size: int, pieces: int, rank: int = 0, world_size: int = 1):
-        self.windows, self.batch_size, self.pieces = windows, batch_size, pieces
-        self.rank, self.world_size = rank, world_size
-        self.rows = batch_size * pieces * world_size
+    def __init__(self, windows: Windows, batch_size: int, pieces: int):
+        self.windows, self.batch_size, self.rows = windows, batch_size, batch_size * pieces
+        self.part = share_of(self.rows)
         self.tokens_per_step = self.rows * windows.sequence_length
 
     def steps(self, epochs: float) -> float:
@@ -60,9 +70,9 @@ class Packed(Order):
         return self.tokens_per_step, self._batches(step, device)
 
     def _batches(self, step: int, device: torch.device | str) -> Iterator[Batch]:
-        mine = self.rank * self.batch_size * self.pieces
-        for row in range(mine, mine + self.batch_size * self.pieces, self.batch_size):
-            yield self.windows.batch(step * self.rows + row, self.batch_size, first_row=row, device=device)
+        for row in self.part[:: self.batch_size]:
+            count = min(self.batch_size, self.part.stop - row)
+            yield self.windows.batch(step * self.rows + row, count, first_row=row, device=device)
 
 
 class RowsOfLengths(Protocol):
@@ -91,13 +101,10 @@ class Padded(Order):
         seed: int,
         batch_size: int,
         pieces: int,
-        rank: int = 0,
-        world_size: int = 1,
         bucket: int = BUCKET,
     ):
         self.documents, self.seed, self.batch_size, self.bucket = documents, seed, batch_size, bucket
-        self.rank, self.world_size = rank, world_size
-        self.rows = batch_size * pieces * world_size
+        self.rows = batch_size * pieces
         lengths = documents.lengths - 1  # a document's first token is no target
         self.numbers = np.flatnonzero(lengths > 0)
         self.lengths = np.minimum(lengths, max_length)  # of a row
@@ -133,10 +140,9 @@ class Padded(Order):
         return int(self.lengths[rows].sum()), self._batches(rows, device)
 
     def _batches(self, rows: np.ndarray, device: torch.device | str) -> Iterator[Batch]:
-        share = -(-len(rows) // self.world_size)  # the last process may have fewer, or none
-        last = min((self.rank + 1) * share, len(rows))
-        for first in range(self.rank * share, last, self.batch_size):
-            mine = rows[first : min(first + self.batch_size, last)]
+        part = share_of(len(rows))
+        for first in part[:: self.batch_size]:
+            mine = rows[first : min(first + self.batch_size, part.stop)]
             yield self.documents.batch(mine, self.lengths[mine], first_row=first, device=device)
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,21 +189,19 @@ def open_order(
     pieces: int,
     seed: int,
     repeat: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
 ) -> Order:
-    """The order that a config means: `pieces` batches of `batch_size` rows are a process' part of an optimizer step.
+    """The order that a config means: `pieces` batches of `batch_size` rows are an optimizer step.
 
     `repeat`: only so many steps, again and again. Raises InputError for a text that is too short.
     """
     if batching.name == "padded":
         longest = min(dataset.max_length or sequence_length, sequence_length)
         documents = Documents(corpus.train, corpus.train_offsets)
-        order: Order = Padded(documents, longest, seed, batch_size, pieces, rank, world_size)
+        order: Order = Padded(documents, longest, seed, batch_size, pieces)
     else:
         mask = bool(batching.mask_documents)
         windows = Windows(corpus.train, sequence_length, seed, corpus.train_offsets, dataset.max_length, mask)
-        order = Packed(windows, batch_size, pieces, rank, world_size)
+        order = Packed(windows, batch_size, pieces)
         order.notes = windows.notes
     return order if repeat is None else Repeated(order, repeat)
 

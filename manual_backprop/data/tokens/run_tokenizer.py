@@ -1,7 +1,8 @@
 """The tokenizer that a run's config means: ready at once, or made of the run's text; and what it loses of a text."""
 
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import numpy as np
 from ...common.errors import InputError
 from ...config.schema import TokenizerConfig
 from ..sources.hub import is_commit
-from ..sources.spool import SpooledText
+from ..sources.spool import SAMPLE, SpooledText
 from .tokenizer import END_TOKENS, BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+
+log = logging.getLogger(__name__)
 
 MOST_DROPPED = 0.01  # of a text's bytes, as of its rows
 CHARACTERS_TO_JUDGE = 100_000  # of a text, that are encoded and decoded again
@@ -38,6 +41,25 @@ def make_tokenizer(config: TokenizerConfig, text: SpooledText, parts: dict[str, 
         return CharTokenizer.train(text.texts(np.concatenate([parts["train"], parts["validation"]])))
     assert config.vocab_size is not None
     return BpeTokenizer.train(text.sample(parts["train"]), config.vocab_size)
+
+
+def learned_tokenizer(config: TokenizerConfig, training: Sequence[str], everything: Iterable[str]) -> Tokenizer:
+    """Of texts in memory: BPE learns from those that train, evenly spread where they are many; characters are those of
+    all."""
+    complete = complete_tokenizer(config)
+    if complete is not None:
+        return complete
+    if config.name == CharTokenizer.name:
+        return CharTokenizer.train(everything)
+    assert config.vocab_size is not None
+    learned = BpeTokenizer.train(training[:: 1 + sum(map(len, training)) // SAMPLE], config.vocab_size)
+    if learned.vocab_size < config.vocab_size:
+        log.warning(
+            "The text is too small to learn tokenizer.vocab_size=%d tokens: the tokenizer has %d.",
+            config.vocab_size,
+            learned.vocab_size,
+        )
+    return learned
 
 
 def complete_tokenizer(config: TokenizerConfig) -> Tokenizer | None:

@@ -80,10 +80,11 @@ class Tokenizer:
         """{name: content} of what `save` writes."""
         return {FILE_NAME: self._file_content}
 
-    def save(self, directory: str | Path) -> list[Path]:
+    def save(self, directory: str | Path, prefix: str = "") -> list[Path]:
+        """`prefix`: of the files' names, where a folder has several tokenizers."""
         paths = []
         for name, content in self.files.items():
-            paths.append(path := Path(directory) / name)
+            paths.append(path := Path(directory) / f"{prefix}{name}")
             path.write_bytes(content.encode("utf-8"))
         return paths
 
@@ -315,9 +316,9 @@ class BpeTokenizer(Tokenizer):
         return self.unknown_token_id not in ids and not self._tokenizer.decode(ids, skip_special_tokens=False).strip()
 
 
-def load_tokenizer(directory: str | Path) -> Tokenizer:
-    """The tokenizer that was saved in a folder."""
-    path = Path(directory) / FILE_NAME
+def load_tokenizer(directory: str | Path, prefix: str = "") -> Tokenizer:
+    """The tokenizer that was saved in a folder, under names with this prefix."""
+    path = Path(directory) / f"{prefix}{FILE_NAME}"
     try:
         file_content = path.read_bytes().decode("utf-8")
         content: Any = json.loads(file_content)
@@ -329,11 +330,11 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         raise InputError(f"{path} is damaged: {error}. Take the tokenizer from another checkpoint.") from error
     if isinstance(content, dict) and "model" in content:
         folder, settings = path.parent, None
-        if (folder / SETTINGS_FILE).is_file():
+        if (beside := folder / f"{prefix}{SETTINGS_FILE}").is_file():
             try:
-                settings = (folder / SETTINGS_FILE).read_text(encoding="utf-8")
+                settings = beside.read_text(encoding="utf-8")
             except (OSError, ValueError) as error:
-                raise InputError(f"{folder / SETTINGS_FILE} cannot be read: {error}") from error
+                raise InputError(f"{beside} cannot be read: {error}") from error
         older = settings is None and any((folder / name).is_file() for name in OURS)
         return BpeTokenizer(file_content, settings, with_begin=not older)
     if isinstance(content, dict) and content.get("format") == _FORMAT:

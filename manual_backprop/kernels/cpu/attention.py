@@ -172,7 +172,7 @@ def library_forward(
     if forward is None:
         return None
     if any(map(record.wants, RECORDED)):  # what the library does not keep
-        textbook.attention_forward(*_turned(query, key, value, rotation), visible, dropout, record)
+        textbook.attention_forward(*turned(query, key, value, rotation), visible, dropout, record)
     B, T, H, _ = query.shape
     context, sums = kept(tuple(query.shape), query), kept((B, H, T), wide(query[:0]))
     forward((context, query, key, value), (context, sums, query, key, value))
@@ -229,7 +229,7 @@ def tiles_backward(
         assert backward is not None  # as forward has found it
         dcontext = dcontext.to(query.dtype).contiguous()
         if any(map(record.wants, RECORDED)):
-            heads = _turned(query, key, value, rotation)
+            heads = turned(query, key, value, rotation)
             _, cache = textbook.attention_forward(*heads, scores.visible, scores.dropout)
             textbook.attention_backward(dcontext, cache, record)
         backward((*gradients, dcontext, query, key, value), (*gradients, dcontext, scores.sums, query, key, value))
@@ -274,7 +274,7 @@ def tiles_backward(
     recorded.finish()
 
 
-def _turned(query: Tensor, key: Tensor, value: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def turned(query: Tensor, key: Tensor, value: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """With queries and keys turned, and a key and a value for every head: what the textbook reads."""
     if rotation is not None:
         query, key = (rotary_forward(x.flatten(2), rotation, x.shape[2])[0].view(x.shape) for x in (query, key))

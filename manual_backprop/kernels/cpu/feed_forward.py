@@ -3,16 +3,19 @@
 Everything else of that width is there for some rows at a time.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ...ops import feed_forward
 from ...ops.numerics import Record, no_record, rows
-from ..arena import Recomputable, in_place_of, kept, recomputed, saved, scratch
+from ..arena import in_place_of, kept, recomputed, saved, scratch
 from ..pieces import RecordedPieces, pieces_of
 from .activations import ACTIVATIONS
 from .products import add_product, add_sum_of_rows
 
-FeedForwardCache = tuple[Recomputable, Tensor, Tensor, Tensor, Tensor, str]
+FeedForwardCache = tuple[Any, ...]  # x, hidden weight, hidden, its bias, output weight, activation; or the reference's
 
 
 def feed_forward_forward(
@@ -25,6 +28,10 @@ def feed_forward_forward(
     record: Record = no_record,
 ) -> tuple[Tensor, FeedForwardCache]:
     """y = activation(x W_hidden^T + b_hidden) W_output^T + b_output: `ops.feed_forward_forward`. x, y (..., D)."""
+    if activation not in ACTIVATIONS:  # one of somebody's own: as it is written
+        return feed_forward.feed_forward_forward(
+            x, hidden_weight, hidden_bias, output_weight, output_bias, activation, record
+        )
     activate, _ = ACTIVATIONS[activation]
     hidden_weight, output_weight = hidden_weight.to(x.dtype), output_weight.to(x.dtype)
     x_rows = rows(x)  # (N, D)
@@ -55,6 +62,9 @@ def feed_forward_backward(
     record: Record = no_record,
 ) -> Tensor:
     """dy (..., D) -> dx (..., D); adds to the gradients of weights and biases: `ops.feed_forward_backward`."""
+    if cache[-1] not in ACTIVATIONS:
+        gradients = dhidden_weight, dhidden_bias, doutput_weight, doutput_bias
+        return feed_forward.feed_forward_backward(dy, cache, *gradients, hidden_feedback, output_feedback, record)
     saved_x, hidden_weight, hidden, hidden_bias, output_weight, activation = cache
     hidden_back = hidden_weight if hidden_feedback is None else hidden_feedback.to(dy.dtype)
     output_back = output_weight if output_feedback is None else output_feedback.to(dy.dtype)

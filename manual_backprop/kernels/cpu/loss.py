@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ... import ops
 from ...common.batch import IGNORED
-from ...ops.numerics import Record, no_record, one_number, rows, wide
+from ...ops.numerics import NARROW, Record, no_record, one_number, rows, wide
 from ...optim.parameters import PADDING
 from ..arena import in_place_of, scratch
 from ..pieces import RecordedPieces, pieces
@@ -35,17 +35,18 @@ def linear_cross_entropy(
     dweight: Tensor,
     feedback: Tensor | None = None,
     padding: int | None = None,
+    dloss: float | Tensor = 1.0,
     record: Record = no_record,
 ) -> tuple[Tensor, Tensor]:
-    """`ops.linear_cross_entropy_forward` and `_backward` at once, for a dloss of 1: loss and dx; adds to dweight.
+    """`ops.linear_cross_entropy_forward` and `_backward` at once: loss and dx; adds to dweight.
 
-    x (..., D), weight (V, D), targets (...) -> loss, one number, and dx (..., D). Where nothing is smoothed, nothing
-    depends on `padding`; where it is, small vocabularies have one, and the textbook pair is called.
+    x (..., D), weight (V, D), targets (...), dloss, one number -> loss, one number, and dx (..., D). Where nothing is
+    smoothed, nothing depends on `padding`; where it is, small vocabularies have one, and the textbook pair is called.
     """
     if label_smoothing and padding is not None:
         smoothed = targets, denominator, label_smoothing, padding
         textbook, cache = ops.linear_cross_entropy_forward(x, weight.to(x.dtype), *smoothed, record=record)
-        return textbook, ops.linear_cross_entropy_backward(1.0, cache, dweight, feedback, record=record)
+        return textbook, ops.linear_cross_entropy_backward(dloss, cache, dweight, feedback, record=record)
     weight = weight.to(x.dtype)
     back = weight if feedback is None else feedback.to(x.dtype)
     vocab_size = weight.shape[0]
@@ -54,6 +55,7 @@ def linear_cross_entropy(
     if denominator is None:
         denominator = counts.sum()
     share = 1 / one_number(denominator, wide(x_rows[:0])).clamp(min=1)
+    dshare = share * dloss if isinstance(dloss, Tensor) or dloss != 1 else share
     dx = in_place_of(x_rows)
     loss = torch.zeros_like(share)
     recorded = RecordedPieces(record, targets.shape)
@@ -67,7 +69,7 @@ def linear_cross_entropy(
             recorded.put("logits", logits)
             if width != vocab_size:
                 padded[:, vocab_size:].fill_(-math.inf)
-            part_loss, scale = _loss_and_gradient_(padded, target[part], counts[part], share, label_smoothing)
+            part_loss, scale = _loss_and_gradient_(padded, target[part], counts[part], dshare, label_smoothing)
             loss += part_loss
             if record.wants("dlogits"):
                 recorded.put("dlogits", (logits * scale).to(x.dtype))
@@ -100,7 +102,7 @@ def _loss_and_gradient_(
     losses, total = share.new_empty(2, len(logits))
     of_rows = at_target, losses, total, count, label_smoothing
     if not cross_entropy_of_rows.compiles(logits, *of_rows):
-        return _loss_and_gradient_by_pytorch_(logits, target, counts, label_smoothing), share
+        return loss_and_gradient_by_pytorch_(logits, target, counts, label_smoothing), share
     cross_entropy_of_rows(logits, *of_rows)
     if label_smoothing:
         logits -= (label_smoothing / logits.shape[1] * total[:, None]).to(logits.dtype)
@@ -108,12 +110,12 @@ def _loss_and_gradient_(
     return losses.sum(), torch.where(counts, share / total, 0)[:, None]
 
 
-def _loss_and_gradient_by_pytorch_(logits: Tensor, target: Tensor, counts: Tensor, label_smoothing: float) -> Tensor:
+def loss_and_gradient_by_pytorch_(logits: Tensor, target: Tensor, counts: Tensor, label_smoothing: float) -> Tensor:
     """The sum of the chunk's losses; `logits` (R, V) become softmax - q."""
-    if logits.dtype == torch.bfloat16:
+    if logits.dtype in NARROW:
         with scratch(tuple(logits.shape), wide(logits[:0])) as wide_logits:
             wide_logits.copy_(logits)
-            loss = _loss_and_gradient_by_pytorch_(wide_logits, target, counts, label_smoothing)
+            loss = loss_and_gradient_by_pytorch_(wide_logits, target, counts, label_smoothing)
             logits.copy_(wide_logits)
             return loss
     on_target = target.clamp(min=0)[:, None]

@@ -89,7 +89,7 @@ class OnePass(reference.FlatOptimizer):
 
     loop: CompiledFunction  # (parameters, these rounded, gradients, moments ..., finite, clip, `_numbers`)
 
-    def step(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None = None) -> Tensor:
+    def step(self, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None = None) -> Tensor:
         with fast(self.uses_library, self.counts.device):
             return super().step(loss, learning_rate, max_grad_norm)
 
@@ -124,8 +124,8 @@ class OnePass(reference.FlatOptimizer):
         """Of parameters, of what products read of them, of gradients and moments."""
         parameters, decayed = self.parameters.buffer, part.stop <= self.parameters.decayed_size
         rounded = self.rounded.flat.buffer if self.rounded is not None and decayed else parameters
-        moments = [flat.buffer for flat in self.moments.values()]
-        return [buffer[part] for buffer in (parameters, rounded, self.gradients.buffer, *moments)]
+        moments = [self.moment(name, part) for name in self.moments]
+        return [*[buffer[part] for buffer in (parameters, rounded, self.gradients.buffer)], *moments]
 
     def _widened(self, p: Tensor) -> Tensor:
         """The parameters of a piece as wide as the moments: p itself, or a copy, which the next piece overwrites."""
@@ -153,8 +153,8 @@ class AdamW(OnePass, reference.AdamW):
         torch._fused_adamw_(
             [values],
             [gradient],
-            [self.moments["first_moment"].buffer[piece]],
-            [self.moments["second_moment"].buffer[piece]],
+            [self.moment("first_moment", piece)],
+            [self.moment("second_moment", piece)],
             [],
             [self.updates.float()],
             lr=rate,
@@ -193,7 +193,7 @@ class SGD(OnePass, reference.SGD):
         torch._fused_sgd_(
             [values],
             [gradient],
-            [self.moments["first_moment"].buffer[piece]],
+            [self.moment("first_moment", piece)],
             lr=rate,
             momentum=self.momentum,
             dampening=0.0,

@@ -16,7 +16,7 @@ from manual_backprop.config.schema import NORM_EPSILON_RULE, ROTARY_BASE_RULE, C
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}  # ours: theirs
 # The same functions by other names.
 SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
-DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "bf16_mixed": "float32"}
+DTYPES = {"fp64": "float64", "bf16": "bfloat16"}  # of parameters, which else are float32
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def config_json(config: CustomTransformerConfig, end_token_id: int | None) -> di
         "bos_token_id": end_token_id,
         "eos_token_id": end_token_id,
         "pad_token_id": None,
-        "dtype": DTYPES[config.precision],
+        "dtype": DTYPES.get(config.precision, "float32"),
     }
     if layout.model_type == "gpt2":
         drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)

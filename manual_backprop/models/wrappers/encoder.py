@@ -94,7 +94,7 @@ class EncoderWrapper(NetworkWrapper):
     def _targets(self, targets: Tensor | Sequence[Any] | None, B: int) -> Tensor:
         config, n = self.config, self.config.n_outputs
         assert n is not None
-        numbers = config.head_loss == "squared_error"
+        numbers = config.predicts_numbers
         shape = (B, n) if numbers else (B,)
         if targets is None:
             return torch.full(shape, torch.nan, dtype=config.get_dtype()) if numbers else torch.full(shape, -100)

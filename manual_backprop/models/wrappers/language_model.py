@@ -186,29 +186,10 @@ class CustomTransformerWrapper(LanguageModel):
     seed ...), or a CustomTransformerConfig, or a mapping of its fields. Raises ConfigError with all that is wrong.
     """
 
-    def __init__(
-        self,
-        config: CustomTransformerConfig | Mapping[str, Any] | None = None,
-        *,
-        vocab_size: int | None = None,
-        d_model: int | None = None,
-        n_blocks: int | None = None,
-        n_heads: int | None = None,
-        d_ffn: int | None = None,
-        max_seq_len: int | None = None,
-        **others: Any,
-    ):
-        """Sizes that are not given: 50257, 256, 4, 4, 512, 256."""
-        sizes: dict[str, Any] = {
-            "vocab_size": vocab_size,
-            "d_model": d_model,
-            "n_blocks": n_blocks,
-            "n_heads": n_heads,
-            "d_ffn": d_ffn,
-            "max_seq_len": max_seq_len,
-        }
-        given = {name: value for name, value in sizes.items() if value is not None}
-        super().__init__(CustomTransformer(config_of(config, given | others)))
+    def __init__(self, config: CustomTransformerConfig | Mapping[str, Any] | None = None, **fields: Any):
+        """Sizes that are not given (vocab_size, d_model, n_blocks, n_heads, d_ffn, max_seq_len): 50257, 256, 4, 4, 512,
+        256."""
+        super().__init__(CustomTransformer(config_of(config, fields)))
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **changes: Any) -> CustomTransformerWrapper:

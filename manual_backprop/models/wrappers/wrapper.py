@@ -56,8 +56,10 @@ class NetworkWrapper:
         returns. Waits for the device."""
         gradients = self.network.gradient_tensors()
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
-        norm = torch.linalg.vector_norm(torch.stack(norms)).item()
-        loss_value = loss.item()
+        whole = torch.linalg.vector_norm(torch.stack(norms))
+        if self.network.loss_scale is not None:
+            self.network.loss_scale.update(whole.isfinite() & loss.isfinite(), loss)
+        norm, loss_value = whole.item(), loss.item()
         if not (math.isfinite(norm) and math.isfinite(loss_value)):
             return {"loss": loss_value, "grad_norm": norm, "status": "skipped"}
         if max_grad_norm is not None and norm > max_grad_norm:

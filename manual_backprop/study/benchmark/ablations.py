@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from importlib import import_module
 from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -37,13 +38,15 @@ class Optimization:
     pairs: tuple[str, ...] = ()  # replaced whole, since a cache is private to its pair
     without: Callable[[], list[Binding]] = list
     applies: Callable[[Case], bool] = lambda case: True
+    room: str = "manual_backprop.kernels"  # which the pairs are looked up in
 
     def bindings(self) -> list[Binding]:
         """The bindings that undo it in this process."""
-        from ... import kernels, ops
+        from ... import ops
 
+        room = import_module(self.room)
         halves = [f"{pair}_{way}" for pair in self.pairs for way in ("forward", "backward")]
-        return [(kernels, half, getattr(ops, half)) for half in halves] + self.without()
+        return [(room, half, getattr(ops, half)) for half in halves] + self.without()
 
 
 # Ways to undo an optimization
@@ -273,7 +276,7 @@ OPTIMIZATIONS = {
     "compiled": Optimization(
         "kernels/cpu/compiled.py",
         "What is neither a product nor one pass of PyTorch's becomes one loop over its tensors: on a CPU in C++, "
-        "compiled once for a machine, on a GPU by `torch.compile`. As it is written, every operation reads and writes "
+        "compiled once for a machine, on a GPU in Triton. As it is written, every operation reads and writes "
         "memory.",
         without=_uncompiled,
     ),

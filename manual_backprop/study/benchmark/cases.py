@@ -13,6 +13,7 @@ BY_HAND: dict[str, dict[str, str]] = {  # row: what it has in its config
     "custom-fused": {"kernels": "fused"},
     "custom-recompute": {"kernels": "fused", "recompute": "block"},
 }
+GRAPHS = "-graphs"  # after a compiled peer's name, on a GPU: its passes are CUDA graphs (mode="reduce-overhead")
 ONEDNN = "-onednn"  # after a peer's name: its float32 products are made by the library that the kernels take
 _PEERS = {
     f"{network}-{how}": network for network in ("torch", "baseline", "huggingface") for how in ("eager", "compiled")
@@ -24,9 +25,19 @@ OURS = tuple(BY_HAND)
 SUBJECT = "custom-fused"  # what all others are compared with
 
 
+def network_of(name: str) -> str:
+    """Whose network a row's is."""
+    return ROWS[name.removesuffix(GRAPHS)]
+
+
 def is_compiled(name: str) -> bool:
     """Whether a row's whole step goes through `torch.compile`."""
-    return name.removesuffix(ONEDNN).endswith("-compiled")
+    return name.removesuffix(ONEDNN).removesuffix(GRAPHS).endswith("-compiled")
+
+
+def compile_mode(name: str) -> str | None:
+    """`torch.compile`'s, of a compiled row."""
+    return "reduce-overhead" if name.endswith(GRAPHS) else None
 
 
 def takes_onednn(name: str) -> bool:

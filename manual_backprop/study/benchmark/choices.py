@@ -5,7 +5,7 @@ from argparse import Namespace
 from typing import Any
 
 from ...common.errors import InputError
-from ...common.processor import compute_capabilities
+from ...common.machine import compute_capabilities
 from ...config.arguments import Parser, whole
 from ...config.schema import ARCHITECTURES, PRECISIONS, CustomTransformerConfig, model_sizes
 from .cases import CASES, Case

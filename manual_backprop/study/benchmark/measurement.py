@@ -2,25 +2,40 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ...common.errors import CheckFailedError
-from ..paired_timing import MeasuringProcess, Row, noise_floor, ratios, turns
-from .cases import OURS, ROWS, Case, without_effect
+from ..paired_timing import MeasuringProcess, NotInTime, Row, noise_floor, ratios, turns
+from .cases import GRAPHS, OURS, ROWS, Case, without_effect
 from .rows import Answer, LeftOut, Ready, work_answer, work_products
 from .rows import work as work_row
 
 PEERS = [name for name in ROWS if name not in OURS]
 AGAIN = " again"  # behind the subject's name: it runs twice
 FEWEST, MOST = 5, 20  # rounds, where the user does not say how many
+WARMING_UP = 0.7  # of the time that a measurement has, at most; which is over then is left out
 LONGEST = 120.0  # [s] that a case's rounds may take, where the fewest do not take longer
-AGREEMENT = {"fp64": 1e-9, "fp32": 1e-4, "bf16": 0.1, "bf16_mixed": 0.1}  # of loss and gradient, relative
+AGREEMENT = {
+    "fp64": 1e-9,
+    "fp32": 1e-4,
+    "tf32": 0.05,
+    "bf16": 0.1,
+    "bf16_mixed": 0.1,
+    "fp16_mixed": 0.05,
+}  # of loss and gradient, relative
 NEGLIGIBLE = 1e-3  # a parameter with less than this share of the whole gradient is compared with that share: the key's
 # bias has a gradient of 0, of which rounding errors are all that there is
 WORST = 4.0  # times the bar that a single parameter may be off
-REDUCED = ("bf16", "bf16_mixed")  # there the measure is what autograd finds in fp32: rows err, and not all alike
+REDUCED = (
+    "tf32",
+    "bf16",
+    "bf16_mixed",
+    "fp16_mixed",
+)  # there the measure is what autograd finds in fp32: rows err, and not all alike
 ADVICE = "Was there too little memory? Try a smaller --batch-size, or fewer --rows."
 
 
@@ -72,38 +87,57 @@ class Measurement:
 
 
 def measure(
-    case: Case, names: Sequence[str], rounds: int | None = None, work: Callable[..., None] = work_row
+    case: Case,
+    names: Sequence[str],
+    rounds: int | None = None,
+    work: Callable[..., None] = work_row,
+    at_once: bool = False,
+    until: float | None = None,
 ) -> Measurement:
     """`names` of rows: the first is the subject. `rounds` of turns there and back, None: what the time allows.
 
     `work` is what a row's process runs, and knows what is behind a name: `rows.work`, or what is built upon it.
+    `at_once`: all rows warm up together, and are compared with one another only. `until`: the time, by
+    time.monotonic(), at which the answer is there, with fewer rounds if need be.
     Raises CheckFailedError where a process fails, or where gradients differ.
     """
-    true = measure_of(case)  # before there are others: it may need more memory than any of them
+    true = None if at_once else measure_of(case)  # before there are others: it may need more memory than any of them
     with ExitStack() as closing:
         processes: list[MeasuringProcess] = []
         rows: list[MeasuredRow] = []
         answers: dict[str, Ready] = {}
         left_out: dict[str, str] = {}
-        for name in (names[0], names[0] + AGAIN, *names[1:]):
-            if reason := without_effect(name, case):
-                left_out[name] = reason
+        wanted = [names[0], names[0] + AGAIN, *names[1:]]
+        left_out |= {name: reason for name in wanted if (reason := without_effect(name, case))}
+        ready_by = until and time.monotonic() + WARMING_UP * (until - time.monotonic())
+        start = partial(_start, case=case, work=work, until=ready_by)
+        begun = {name: start(name) for name in wanted if at_once and name not in left_out}
+        for process in begun.values():
+            closing.enter_context(process)
+        for name in wanted:
+            if name in left_out:
                 continue
             print(f"{case.name or case.config.precision}: starting {name}", file=sys.stderr, flush=True)
-            started = _start(closing, case, name, work)
+            try:
+                started = _warm_up(closing, name, begun.get(name), start, restarts=not at_once)
+            except NotInTime:
+                started = LeftOut("it had not warmed up in the time that there was")
+                if name in begun:
+                    begun[name].process.terminate()  # it would be waited for
             if isinstance(started, LeftOut):
-                if name == names[0]:
+                if name in wanted[:2]:
                     raise CheckFailedError(f"{name}: {started.reason}")
                 left_out[name] = started.reason
                 continue
             process, row, answers[name] = started
+            process.until = until
             processes.append(process)
             rows.append(row)
         remarks = check_agreement(case.config.precision, answers, true)
         products = Row("products alone")
-        limit = closing.enter_context(MeasuringProcess(work_products, case, advice=ADVICE))
+        limit = closing.enter_context(MeasuringProcess(work_products, case, advice=ADVICE, until=until))
         seconds = [answer.step_seconds for answer in answers.values()] + [limit.answer()]
-        rounds = rounds or rounds_for(seconds)
+        rounds = rounds or rounds_for(seconds, until)
         print(f"{case.name or case.config.precision}: {rounds} rounds", file=sys.stderr, flush=True)
         everything = [*zip(processes, rows, strict=True), (limit, products)]
         for order in turns(len(everything), 2 * rounds):
@@ -116,21 +150,29 @@ def measure(
     return Measurement(case, {row.name: row for row in (subject, *others)}, again, products, left_out, remarks)
 
 
-def _start(
-    closing: ExitStack, case: Case, name: str, work: Callable[..., None]
+def _start(name: str, case: Case, work: Callable[..., None], until: float | None) -> MeasuringProcess:
+    return MeasuringProcess(work, name.removesuffix(AGAIN), case, advice=ADVICE, until=until)
+
+
+def _warm_up(
+    closing: ExitStack,
+    name: str,
+    process: MeasuringProcess | None,
+    start: Callable[[str], MeasuringProcess],
+    restarts: bool,
 ) -> tuple[MeasuringProcess, MeasuredRow, Ready] | LeftOut:
-    """A row that has warmed up. With a cold compiler's cache it is started once more: neither the compiler's memory nor
-    its time is the step's."""
+    """A row that has warmed up, in its process where it has one. With a cold compiler's cache it is started once more
+    where it `restarts`: neither the compiler's memory nor its time is the step's."""
     cold_seconds = None
     while True:
-        process = MeasuringProcess(work, name.removesuffix(AGAIN), case, advice=ADVICE)
         with ExitStack() as this:
-            this.enter_context(process)
+            if process is None:
+                process = this.enter_context(start(name))
             answer = process.answer()
             if isinstance(answer, LeftOut):
                 return answer
-            if answer.cache == "cold" and cold_seconds is None:
-                cold_seconds = answer.first_seconds
+            if answer.cache == "cold" and cold_seconds is None and restarts:
+                cold_seconds, process = answer.first_seconds, None
                 continue
             closing.push(this.pop_all())
         row = MeasuredRow(
@@ -143,12 +185,14 @@ def _start(
         return process, row, answer
 
 
-def rounds_for(step_seconds: Sequence[float]) -> int:
-    """As many as LONGEST allows, at least FEWEST: a round is two turns of each row."""
+def rounds_for(step_seconds: Sequence[float], until: float | None = None) -> int:
+    """As many as LONGEST allows, at least FEWEST, but for what is to be there `until` then: a round is two turns of
+    each row."""
     from .rows import TURN
 
     round_seconds = sum(2 * max(TURN, seconds) for seconds in step_seconds)
-    return max(FEWEST, min(MOST, int(LONGEST / round_seconds)))
+    rounds = max(FEWEST, min(MOST, int(LONGEST / round_seconds)))
+    return rounds if until is None else max(1, min(rounds, int(0.8 * (until - time.monotonic()) / round_seconds)))
 
 
 def measure_of(case: Case) -> Answer | LeftOut | None:
@@ -195,7 +239,7 @@ def check_agreement(precision: str, answers: Mapping[str, Answer], true: Answer 
         if shares[worst] <= WORST * bar:
             continue
         how = f"gradient of {worst}: off by {shares[worst]:.2g} of its norm, at most {WORST * bar:g}"
-        if first is not true or name not in PEERS:
+        if first is not true or name.removesuffix(GRAPHS) not in PEERS:
             raise _disagreement(name, subject, how)
         count = sum(share > WORST * bar for share in shares.values())
         remarks.append(

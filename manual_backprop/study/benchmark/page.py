@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...common.machine import cpu_fields, processor
 from ...common.pictures import new_figure, picture, save_figure, with_grid
-from ...common.processor import cpu_fields, processor
 from ...models.flops import flops_per_token
 from .cases import OURS
 from .measurement import MeasuredRow, Measurement

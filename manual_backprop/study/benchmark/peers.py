@@ -60,13 +60,13 @@ class HuggingFacePeer:
             value = torch.cat([ours[name] for name in entry.ours])
             theirs[entry.theirs].copy_(value.mT if entry.turned else value)
 
-    def compile(self) -> None:
-        self.loss = torch.compile(self._loss)
+    def compile(self, mode: str | None = None) -> None:
+        self.loss = torch.compile(self._loss, mode=mode)
 
     def _autocast(self) -> AbstractContextManager:
-        if self.config.precision != "bf16_mixed":
+        if self.config.get_compute_dtype() == self.config.get_dtype():
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=self.config.get_compute_dtype())
 
     def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The targets are shifted already; nothing is kept for generation."""
@@ -83,6 +83,10 @@ class HuggingFacePeer:
     def update(self, max_grad_norm: float) -> None:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm)
         self.optimizer.step()
+
+    def step(self, batch: Batch | PairBatch, max_grad_norm: float) -> None:
+        self.loss_and_gradients(batch)
+        self.update(max_grad_norm)
 
     def gradients(self) -> dict[str, Tensor]:
         """Views under our names."""

@@ -23,7 +23,7 @@ class ProductsOfAStep:
 
     def __init__(self, config: CustomTransformerConfig, batch_size: int):
         self.device = config.get_device()
-        self.dtype = torch.bfloat16 if config.precision == "bf16_mixed" else config.get_dtype()
+        self.dtype = config.get_compute_dtype()
         self.generator = torch.Generator(self.device).manual_seed(0)
         self.runs: list[tuple[int, Run]] = []  # how often in a step, and what
         d_model, d_head, kv_width = config.d_model, config.d_head, config.kv_heads * config.d_head

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...common.allocator import give_back_freed_memory, keep_freed_memory, resident_bytes
 from ...common.errors import first_line
-from .cases import BY_HAND, ONEDNN, ROWS, Case, is_compiled, takes_onednn
+from .cases import BY_HAND, ONEDNN, Case, compile_mode, is_compiled, network_of, takes_onednn
 from .process_memory import peak_since_reset, reset_peak
 
 if TYPE_CHECKING:
@@ -79,6 +79,9 @@ class Trainer(Protocol):
 
     def update(self, max_grad_norm: float) -> None: ...
 
+    def step(self, batch: Batch | PairBatch, max_grad_norm: float) -> None:
+        """Both, as a training does it."""
+
     def gradients(self) -> Mapping[str, Tensor]: ...
 
 
@@ -88,15 +91,21 @@ class NetworkTrainer:
     def __init__(self, name: str, config: Any):
         from ...models.implementations import build_network
 
-        self.network = build_network(ROWS[name], config)
+        self.network = build_network(network_of(name), config)
         self.device = self.network.device
-        self.optimizer = fused_adamw(self.network) if ROWS[name] == "torch" else self._own_adamw()
+        self.is_whole = network_of(name) == "custom" and self.device.type == "cuda"  # its step, and so one graph
+        self.training_step: Any = None
+        self.steps = 0
+        self.optimizer = fused_adamw(self.network) if network_of(name) == "torch" else self._own_adamw()
         self.loss: Tensor | None = None
-        if ROWS[name] == "torch" and is_compiled(name):
+        if network_of(name) == "torch" and is_compiled(name):
             import torch
 
             self.network.check_tokens = torch.compiler.disable(self.network.check_tokens)  # type: ignore[method-assign]
-            self.network.loss_and_gradients = torch.compile(self.network.loss_and_gradients)  # type: ignore[method-assign]
+            compiled = torch.compile(self.network.loss_and_gradients, mode=compile_mode(name))
+            self.network.loss_and_gradients = compiled  # type: ignore[method-assign]
+        if network_of(name) == "baseline":
+            self.network.compile_mode = compile_mode(name)  # type: ignore[attr-defined]
 
     def _own_adamw(self) -> Optimizer:
         return self.network.adamw(**ADAMW, epsilon=EPSILON)
@@ -109,6 +118,19 @@ class NetworkTrainer:
     def update(self, max_grad_norm: float) -> None:
         assert self.loss is not None
         self.optimizer.step(self.loss, LEARNING_RATE, max_grad_norm=max_grad_norm)
+
+    def step(self, batch: Batch | PairBatch, max_grad_norm: float) -> None:
+        """By hand and on a GPU as one graph, as a run makes it."""
+        if not self.is_whole:
+            self.loss_and_gradients(batch)
+            self.update(max_grad_norm)
+            return
+        if self.training_step is None:
+            from ...models import training_step
+
+            self.training_step = training_step.TrainingStep(self.network, self.optimizer, max_grad_norm)
+        self.steps += 1
+        self.training_step([batch], batch.targets.numel(), LEARNING_RATE, self.steps)
 
     def gradients(self) -> Mapping[str, Tensor]:
         return self.network.gradients
@@ -133,13 +155,13 @@ def build(name: str, case: Case) -> Trainer:
     settings = BY_HAND.get(name, BY_HAND["custom-reference"])
     compiles = compiled or settings["kernels"] == "fused"  # the kernels have a few small functions that are compiled
     config = replace(case.config, compile="always" if compiles else "never", **settings)  # type: ignore[arg-type]
-    if ROWS[name] != "huggingface":
+    if network_of(name) != "huggingface":
         return NetworkTrainer(name, config)
     from .peers import HuggingFacePeer
 
     peer = HuggingFacePeer(config, LEARNING_RATE, ADAMW | {"eps": EPSILON})
     if compiled:
-        peer.compile()
+        peer.compile(compile_mode(name))
     return peer
 
 
@@ -186,7 +208,7 @@ def prepare(name: str, case: Case) -> None:
     torch.set_num_threads(case.threads)
     from ...models.implementations import build_network  # noqa: F401
 
-    if ROWS[name] == "huggingface":
+    if network_of(name) == "huggingface":
         from .peers import network_class
 
         network_class(case.config)
@@ -195,7 +217,7 @@ def prepare(name: str, case: Case) -> None:
 def work(end: Connection, name: str, case: Case) -> None:
     """A measuring process: says Ready, or LeftOut; then answers `turn` with the seconds of a step, and `peak` with the
     bytes above what the imports took, None where this system does not tell."""
-    if ROWS[name] == "huggingface":
+    if network_of(name) == "huggingface":
         from .peers import why_not
 
         if reason := why_not(case.config):
@@ -285,8 +307,7 @@ class Steps:
 
         begin = perf_counter()
         for _ in range(count):
-            self.trainer.loss_and_gradients(self.batch)
-            self.trainer.update(MAX_GRAD_NORM)
+            self.trainer.step(self.batch, MAX_GRAD_NORM)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return (perf_counter() - begin) / count

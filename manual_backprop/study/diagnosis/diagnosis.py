@@ -11,17 +11,18 @@ from ...models.implementations import build_network
 from ...models.network import Network
 from ...models.optimization import build_optimizer
 from ...optim.optimizers import Optimizer
-from ...tasks import LanguageModelTask
+from ...tasks import LanguageModelTask, Task
 from .finding import CAUSES, FOLLOWS, PASSED, Finding
 from .loader import Loader
 from .rates import RangeTest
+from .rows import RowLoader
 from .training import Training
 
 
 class Diagnosis:
-    """Of a language model's config and its text. Writes nothing; every network that a check needs is built anew."""
+    """Of a config and the examples of its task. Writes nothing; every network that a check needs is built anew."""
 
-    def __init__(self, task: LanguageModelTask):
+    def __init__(self, task: Task):
         self.task, self.config = task, task.config
         self.network_config = replace(task.network_config, label_smoothing=0.0)
         self.rate = self.config.peak_learning_rate
@@ -32,13 +33,21 @@ class Diagnosis:
         network = build_network(self.config.implementation.name, self.network_config)
         return network, build_optimizer(self.config, network)
 
-    def order(self, corpus: Corpus) -> Order:
-        """The run's own, over another text; without `training.overfit_batches`, which wants only a part of it."""
-        return LanguageModelTask(self.config, corpus).order()
+    def loader(self) -> Loader | RowLoader:
+        """The run's own order; of a text also over another one. Without `training.overfit_batches`, which wants only a
+        part of it."""
+        task = self.task
+        if not isinstance(task, LanguageModelTask):
+            return RowLoader(self.config, task.order(), self.network_config.n_outputs or self.network_config.vocab_size)
+
+        def order(corpus: Corpus) -> Order:
+            return LanguageModelTask(self.config, corpus, task.cache).order()
+
+        return Loader(self.config, task.corpus, order)
 
     def findings(self) -> Iterator[Finding]:
-        """One after the other, as they come. Raises InputError where there is too little text."""
-        loader = Loader(self.config, self.task.corpus, self.order)
+        """One after the other, as they come. Raises InputError where there are too few examples."""
+        loader = self.loader()
         yield self._judged(loader.labels())
         device = torch.device(self.network_config.get_device())
         training = Training(self.config, self.fresh, self.task.order(), device)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 PASSED, FAILED, FOLLOWS = "passed", "FAILED", "follows"  # follows: it fails too, and an earlier one's failure is why
 
 CHECKS = {
-    1: "labels are inputs shifted by one",
-    2: "the initial loss is near ln V",
+    1: "labels are what is to be learned",
+    2: "the initial loss is that of a model which knows nothing",
     3: "every gradient is finite and of sane size",
     4: "every parameter changes, by a sane ratio",
     5: "one batch can be learned by heart",

@@ -6,22 +6,27 @@ shifted here, not by the loader: what is wrong with the loader's is check 1's to
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...common.batch import Batch
+from ...common.batch import IGNORED, AnyBatch, Batch, EncoderBatch
 from ...config.schema import RunConfig
 from ...data.tokens.order import Order
 from ...models.network import Network
-from ...ops import IGNORED
 from ...optim.optimizers import Optimizer
+from ..gradient_check.network_case import wholly_zero
 from .finding import PASSED, Finding, finding
 from .rates import RangeTest, range_test
+from .rows import counted
 
 TOKENS = 256  # of a batch
 MEMORIZED_TOKENS = 32  # of the row that is to be memorized
+FEWEST_ROWS = 4  # of a batch whose rows have one answer each
+FACTOR = 4  # between the loss of numbers at the start and that of a model which answers 0
 BELOW, ABOVE = 0.5, 1.0  # [nats] from ln V: how far the initial loss may be; post-norm begins some 0.7 above
 SMALLEST, LARGEST = 1e-4, 1e4  # a tensor's gradient, root mean square, in medians of all tensors'
 GLOBAL = 1e-3, 1e3  # norm of the whole gradient
@@ -35,12 +40,58 @@ LASTING = {"adamw": 1 / 3, "sgd": 1.0}  # of the picked rate: post-norm stands s
 TOGETHER = 0.67  # of its loss that each of them has left, at most
 
 
-def samples(order: Order, device: torch.device) -> Iterator[Batch]:
-    """Batches of some 256 tokens, one of each step of the loader's, with labels of our own."""
+def samples(order: Order, device: torch.device) -> Iterator[AnyBatch]:
+    """Batches of some 256 positions, one of each step of the loader's; of a text with labels of our own."""
     for step in itertools.count():
-        batch = next(iter(order.batches(step, device)[1]))
-        rows = max(1, min(len(batch.tokens), TOKENS // batch.tokens.shape[1]))
-        yield labelled(batch, rows, batch.tokens.shape[1])
+        batch: AnyBatch = next(iter(order.batches(step, device)[1]))
+        rows = max(1, TOKENS // width_of(batch))
+        if isinstance(batch, Batch):
+            yield labelled(batch, min(len(batch.tokens), rows), batch.tokens.shape[1])
+        else:
+            yield first_rows(batch, max(FEWEST_ROWS, rows))
+
+
+def width_of(batch: AnyBatch) -> int:
+    """Positions of its rows."""
+    return (batch.inputs if isinstance(batch, EncoderBatch) else batch.tokens).shape[1]
+
+
+def first_rows(batch: AnyBatch, count: int, first: int = 0) -> AnyBatch:
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    rows: dict[str, Any] = {
+        name: value[first : first + count].contiguous() for name, value in values.items() if isinstance(value, Tensor)
+    }
+    return replace(batch, **rows, first_row=0)
+
+
+def memorable(batches: Sequence[AnyBatch]) -> AnyBatch:
+    """What is to be learned by heart: the row with the most labels, up to 32 of them; or some rows, where each has one
+    answer."""
+    if isinstance(batches[0], EncoderBatch):
+        return first_rows(batches[0], FEWEST_ROWS)
+    longest = max(batches, key=lambda batch: int(counted(batch).sum(1).max()))
+    row = first_rows(longest, 1, int(counted(longest).sum(1).argmax()))
+    if not isinstance(row, Batch):
+        return row
+    segments = None if row.segments is None else row.segments[:, :MEMORIZED_TOKENS].contiguous()
+    tokens, targets = (one[:, :MEMORIZED_TOKENS].contiguous() for one in (row.tokens, row.targets))
+    return Batch(tokens, targets, segments)
+
+
+def knows_nothing(network: Network, batches: Sequence[AnyBatch]) -> tuple[float, float, str]:
+    """Between which losses a model is that has learned nothing, and what it is beside: one that takes each answer for
+    as likely as the others, or, of numbers, answers 0."""
+    config = network.config
+    if config.network != "encoder" or config.head_loss == "cross_entropy":
+        choices = config.n_outputs if config.network == "encoder" else config.vocab_size
+        assert choices is not None
+        ignorant = math.log(choices)
+        return ignorant - BELOW, ignorant + ABOVE, f"ln V = {ignorant:.2f} for V = {choices:,}"
+    if config.head_loss == "squared_error":
+        values = torch.cat([batch.targets[counted(batch)] for batch in batches]).double()
+        scale = float(values.square().mean())
+        return scale / FACTOR, scale * FACTOR, f"{scale:.3g} for a model that answers 0"
+    return -math.inf, math.inf, f"what head_loss={config.head_loss} is at the start nobody knows"
 
 
 def labelled(batch: Batch, rows: int, length: int) -> Batch:
@@ -55,13 +106,6 @@ def labelled(batch: Batch, rows: int, length: int) -> Batch:
     return Batch(tokens, labels, segments)
 
 
-def zero_by_structure(name: str, length: int) -> bool:
-    """Softmax ignores a shift of all keys; a single position attends to itself, whatever queries and keys are."""
-    return name.endswith("attention.key.bias") or (
-        length == 1 and (".attention.query." in name or ".attention.key." in name)
-    )
-
-
 class Training:
     """`fresh` builds a network and its optimizer, as they are at the start of a run."""
 
@@ -72,25 +116,17 @@ class Training:
         self.kind = config.optimizer.name
         self.batches = list(itertools.islice(samples(order, device), SEVERAL))
         self.source = samples(order, device)
-        self.first = self.batches[0]
-        longest = max(self.batches, key=lambda batch: int((batch.targets != IGNORED).sum(1).max()))
-        row = int((longest.targets != IGNORED).sum(1).argmax())
-        segments = None if longest.segments is None else longest.segments[row : row + 1, :MEMORIZED_TOKENS]
-        self.one = Batch(
-            longest.tokens[row : row + 1, :MEMORIZED_TOKENS].contiguous(),
-            longest.targets[row : row + 1, :MEMORIZED_TOKENS].contiguous(),
-            None if segments is None else segments.contiguous(),
-        )
+        self.first, self.one = self.batches[0], memorable(self.batches)
 
-    def step(self, network: Network, optimizer: Optimizer, batch: Batch, rate: float) -> float:
+    def step(self, network: Network, optimizer: Optimizer, batch: AnyBatch, rate: float) -> float:
         """An update as in a run; the loss before it."""
         network.zero_gradients()
         loss = self.gradients(network, batch)
         optimizer.step(loss, rate, self.config.training.max_grad_norm)
         return loss.item()
 
-    def gradients(self, network: Network, batch: Batch) -> Tensor:
-        count = int((batch.targets != IGNORED).sum())
+    def gradients(self, network: Network, batch: AnyBatch) -> Tensor:
+        count = int(counted(batch).sum())
         return network.loss_and_gradients(batch, denominator=count, step=None)
 
     # Check 2
@@ -98,13 +134,14 @@ class Training:
     def initial_loss(self) -> Finding:
         network, _ = self.fresh()
         losses = [self.gradients(network, batch).item() for batch in self.batches]
-        loss, ignorant = sum(losses) / len(losses), math.log(network.config.vocab_size)
-        words = f"{loss:.2f}, and ln V = {ignorant:.2f} for V = {network.config.vocab_size:,}"
-        if -BELOW <= loss - ignorant <= ABOVE:
-            return finding(2, None, words)
+        loss = sum(losses) / len(losses)
+        least, most, known = knows_nothing(network, self.batches)
+        words = f"{loss:.2f}, and {known}"
         if not math.isfinite(loss):
             return finding(2, f"{words}: the first forward pass is not finite", "")
-        why = "the initial weights are too large" if loss > ignorant else "it knows what it has not been taught"
+        if least <= loss <= most:
+            return finding(2, None, words)
+        why = "the initial weights are too large" if loss > most else "it knows what it has not been taught"
         return finding(2, f"{words}: {why}", "")
 
     # Check 3
@@ -114,7 +151,8 @@ class Training:
         network.zero_gradients()
         self.gradients(network, self.first)
         sizes = {name: root_mean_square(gradient) for name, gradient in network.gradients.items()}
-        judged = {name: size for name, size in sizes.items() if not zero_by_structure(name, self.first.tokens.shape[1])}
+        zero = wholly_zero(network.config, self.first)
+        judged = {name: size for name, size in sizes.items() if name not in zero}
         norm = math.sqrt(sum(size**2 * network.gradients[name].numel() for name, size in sizes.items()))
         right = f"{len(sizes)} tensors, the whole gradient's norm is {norm:.2g}"
         wrong = [name for name, size in sizes.items() if not math.isfinite(size)]
@@ -139,11 +177,11 @@ class Training:
         network, optimizer = self.fresh()
         before = network.export_parameters()
         self.step(network, optimizer, self.first, rate)
-        after, gradients = network.export_parameters(), network.gradients
+        after, gradients, zero = network.export_parameters(), network.gradients, wholly_zero(network.config, self.first)
         ratios = {
             name: root_mean_square(after[name].double() - old.double()) / max(root_mean_square(old), LEAST_SIZE)
             for name, old in before.items()
-            if not zero_by_structure(name, self.first.tokens.shape[1])
+            if name not in zero
         }
         low, high = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
         right = f"by {ratios[low]:.1e} ({low}) to {ratios[high]:.1e} ({high}) of its size, at the rate {rate:.1e}"
@@ -190,8 +228,8 @@ class Training:
                 early = share
                 if early >= FIRST_SHARE:
                     break
-        tokens = int((self.one.targets != IGNORED).sum())
-        words = f"{tokens} labels: {1 - early:.0%} of the loss is gone after {soon} steps at the rate {rate:.1e}"
+        labels = int(counted(self.one).sum())
+        words = f"{labels} labels: {1 - early:.0%} of the loss is gone after {soon} steps at the rate {rate:.1e}"
         if early >= FIRST_SHARE:
             hint = "are the gradients right? python -m manual_backprop.verify"
             return finding(5, f"{words}; more than {1 - FIRST_SHARE:.0%} has to be; {hint}", "")

@@ -26,7 +26,7 @@ def full_batch(config: CustomTransformerConfig, rows: int, device: torch.device)
         if config.n_inputs is not None:
             inputs = torch.zeros(rows, T, config.n_inputs, dtype=config.get_dtype())
         targets = torch.zeros(rows, dtype=torch.int64)
-        if config.head_loss == "squared_error":
+        if config.predicts_numbers:
             targets = torch.zeros(rows, config.n_outputs or 1, dtype=config.get_dtype())
         return EncoderBatch(inputs.to(device), lengths.to(device), targets.to(device))
     tokens = (torch.arange(rows * T, device=device).view(rows, T) * 7919) % config.vocab_size

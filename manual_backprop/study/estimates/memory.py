@@ -27,6 +27,7 @@ PREPARATION = 125 * MB  # reading the built-in text and learning its tokens, the
 FRAGMENTATION = 1.35  # freed memory is kept for the next step, and has gaps (memory.keep_freed_memory)
 TRACED_BLOCKS = 8  # where a network has more than twice as many
 TRACED_SEQUENCES = 32  # likewise
+FITS = 0.9  # of the memory: what an estimate may be off by
 PIECEMEAL = 100_000_000  # parameters, from which on an update is much smaller than they are
 
 
@@ -56,7 +57,7 @@ def estimate_memory(config: RunConfig, network: CustomTransformerConfig, prepare
     process += MLFLOW if config.tracking.name == "mlflow" else 0
     process += 0 if prepared else PREPARATION
     process += COMPILER if config.implementation.name == "baseline" else 0
-    process += LOW_PRECISION if device == "cpu" and network.precision.startswith("bf16") else 0
+    process += LOW_PRECISION if device == "cpu" and network.get_compute_dtype().itemsize == 2 else 0
     state, step, evaluation = _trace(config, network)
     return MemoryEstimate(process, state, round(FRAGMENTATION * max(step, evaluation)), device)  # a save copies nothing
 
@@ -101,6 +102,56 @@ def too_large(estimate: MemoryEstimate) -> str | None:
         f"This run needs about {gigabytes(estimate.on_device)}, and {what} has {gigabytes(there)}: it will probably "
         "run out of memory. Lower training.batch_size and raise training.gradient_accumulation_steps as much, or "
         "choose a smaller model.max_seq_len or model."
+    )
+
+
+def what_would_fit(config: RunConfig, network: CustomTransformerConfig | None) -> str:
+    """What to say where memory has run out: how much there is, how much the run needs, and the keys with which it would
+    fit and train the same. Without the numbers where the network is not known, or nothing is left to find them in."""
+    training = config.training
+    lower = (
+        f"lower training.batch_size={training.batch_size} and raise training.gradient_accumulation_steps as much, "
+        "which trains the same, or choose a smaller"
+        if training.batch_size > 1
+        else "choose a smaller"
+    )
+    plain = f"{lower} model.max_seq_len or model. plan=true says how much a run needs."
+    try:
+        numbers = None if network is None else _what_would_fit(config, network)
+    except (MemoryError, OSError, RuntimeError):
+        numbers = None
+    return f"The memory is not enough for this run: {numbers or plain}"
+
+
+def _what_would_fit(config: RunConfig, network: CustomTransformerConfig) -> str:
+    training = config.training
+    B, A = training.batch_size, training.gradient_accumulation_steps
+    estimate = estimate_memory(config, network)
+    there, where = memory_of(estimate.device), "this machine" if estimate.device == "cpu" else "the GPU"
+
+    def with_batch(size: int, recompute: str) -> int:
+        changed = replace(training, batch_size=size, recompute=recompute)
+        return estimate_memory(replace(config, training=changed), replace(network, recompute=recompute)).on_device
+
+    # what a sequence adds, of the batch or of half of it, is the same: sizes between lie on a line
+    ways = []
+    for recompute in dict.fromkeys((training.recompute, "block")):
+        whole = with_batch(B, recompute)
+        one = with_batch(1, recompute) if B > 1 else whole
+        slope = (whole - one) / max(B - 1, 1)
+        fitting = [size for size in range(B, 0, -1) if B % size == 0 and one + slope * (size - 1) <= FITS * there]
+        if fitting:
+            size = fitting[0]
+            keys = "training.recompute=block " * (recompute != training.recompute)
+            keys += f"training.batch_size={size} training.gradient_accumulation_steps={A * B // size}" * (size != B)
+            ways += [f"{keys.strip()} (about {gigabytes(one + slope * (size - 1))})"] * bool(keys)
+    needs = f"it needs about {gigabytes(estimate.on_device)}, and {where} has {gigabytes(there)}"
+    if estimate.on_device <= there:
+        needs += ", of which others may hold a part"
+    if not ways:
+        return f"{needs}. Choose a smaller model.max_seq_len or model."
+    return (
+        f"{needs}. The same is trained with {', or with '.join(ways)}; or choose a smaller model.max_seq_len or model."
     )
 
 
@@ -153,7 +204,7 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
 
     from ...models.implementations import build_network
     from ...models.optimization import build_optimizer
-    from ...ops import cross_entropy_forward
+    from ...ops import cross_entropy_forward, squared_error_forward
     from .full_batch import full_batch
 
     class Living(TorchDispatchMode):
@@ -198,7 +249,10 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
             optimizer.step(loss, 1e-3, config.training.max_grad_norm)
         step = living.peak - state
         living.peak = living.now
-        logits = network.predict(batch)
-        _ = cross_entropy_forward(logits, batch.targets, denominator=1), logits.argmax(-1)
+        outputs = network.predict(batch)
+        if batch.targets.is_floating_point():
+            _ = squared_error_forward(outputs, batch.targets, denominator=1)
+        else:
+            _ = cross_entropy_forward(outputs, batch.targets, denominator=1), outputs.argmax(-1)
         evaluation = living.peak - state
     return state, step, evaluation

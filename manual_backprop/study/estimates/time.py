@@ -63,7 +63,7 @@ def measure_speed(config: RunConfig, network_config: CustomTransformerConfig, fi
         torch.set_num_threads(config.device.threads)
     keep_freed_memory()
     device = network_config.get_device()
-    dtype = torch.bfloat16 if network_config.precision == "bf16_mixed" else network_config.get_dtype()
+    dtype = network_config.get_compute_dtype()
     T = network_config.max_seq_len
     token = flops_per_token(network_config, T) / matrix_product_rate(dtype, device)  # [s] at best
     rows = min(config.training.batch_size, int(LONGEST / (2 * (WARM_UP + FEWEST) * token * T)))

@@ -146,8 +146,9 @@ def _compare(
         if own and own[-1].node is output:  # what was handed out is the last value of this very name
             own.pop()
     for name in call.buffers:
-        call.parameters[name].forward = forward.parameters[name[1:]]
-        traced.gradients.append((call.function, call.parameters[name]))
+        if name[1:] in forward.parameters:  # and is no tensor among others, as a decoder's memory is
+            call.parameters[name].forward = forward.parameters[name[1:]]
+            traced.gradients.append((call.function, call.parameters[name]))
     last: dict[str, Value] = {}
     for step in call.steps:
         for value in step.values:
@@ -156,7 +157,7 @@ def _compare(
             if not name.startswith("d") or own_name or not value.copy.is_floating_point():
                 continue
             if value.added is not None:
-                value.forward = forward.parameters[base]
+                value.forward = forward.parameters.get(base) or by_result.get(id(value.tensor))
             elif any(occurrence.node is not None for occurrence in forward.bound(base)):
                 if name in last and step.statement.continues(name):
                     last[name].part = True

@@ -35,7 +35,8 @@ class Statement:
 
     @property
     def targets(self) -> list[str]:
-        """The names that it binds, or writes into: `a, (b, c) = ...`, `a += ...`, `a[...] += ...`, `a.copy_(...)`."""
+        """The names that it binds, or writes into: `a, (b, c) = ...`, `a += ...`, `a[...] += ...`, `a.copy_(...)`,
+        `linear_backward(..., dx=a)`."""
         node = self.node
         if isinstance(node, ast.Assign):
             return [part.id for target in node.targets for part in ast.walk(target) if isinstance(part, ast.Name)]
@@ -45,8 +46,8 @@ class Statement:
             and isinstance(node.value, ast.Call)
             and isinstance(node.value.func, ast.Attribute)
         ):
-            method = node.value.func
-            written = method.value if method.attr.endswith("_") else None  # type: ignore[assignment]
+            method, total = node.value.func, [word.value for word in node.value.keywords if word.arg == "dx"]
+            written = method.value if method.attr.endswith("_") else next(iter(total), None)  # type: ignore[assignment]
         if isinstance(written, ast.Subscript):
             written = written.value  # type: ignore[assignment]
         return [written.id] if isinstance(written, ast.Name) else []
@@ -67,7 +68,8 @@ class Statement:
 
     @property
     def makes_empty(self) -> bool:
-        return any("torch.empty" in line for line in self.source)
+        """Whether numbers come later, or are added later."""
+        return any(word in line for line in self.source for word in ("torch.empty", "torch.zeros_like"))
 
 
 @dataclass(eq=False)
@@ -274,6 +276,8 @@ class Tracer:
             tensors = [output for output in call.outputs if output is not None]
             if len(tensors) == 1:
                 call.outcome = Value("", tensors[0], tensors[0].detach().clone(), key_of(tensors[0]))
+                given = next((name for name in call.buffers if call.parameters[name].tensor is tensors[0]), None)
+                call.outcome.added = call.parameters[given].added if given else None
         return self._on_line
 
     def _complete(self, call: Call, buffers: dict[str, Tensor], frame: FrameType) -> None:

@@ -10,27 +10,30 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import ops
+from ...common.batch import AnyBatch
 from ...config.schema import CustomTransformerConfig
-from .measure import LOW_PRECISION_BAR, Finding, error_of, floor_of
-from .network_case import draw_batch, wholly_zero
+from ...models.network import Network
+from .measure import AUTOGRAD_BAR, LOW_PRECISION_BAR, Finding, error_of, floor_of
+from .network_case import draw_batch, tensors_of, wholly_zero
 from .network_check import networks, step_in_place
 from .op_case import Case, Draw
 from .op_check import autograd, call, gradients_of, upstream_of
 from .op_table import Row
 
 SEEDS = range(8)
+CPU = torch.device("cpu")
 ENOUGH_TO_ROUND = CustomTransformerConfig(  # large enough that errors are averages, not accidents
     vocab_size=61, d_model=48, n_blocks=2, n_heads=4, d_ffn=96, max_seq_len=24, precision="fp64"
 )
 # Half of the distance between 1 and the next number: how near a format comes to anything.
-UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-9, "bf16_mixed": 2.0**-9}
+UNIT = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9, "bf16_mixed": 2.0**-9, "fp16_mixed": 2.0**-11}
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
 
 Errors = dict[str, tuple[float, float]]  # of each tensor, against float64: by hand, and autograd's
@@ -67,11 +70,13 @@ def draw_errors(config: CustomTransformerConfig, scale: str, B: int, T: int, pee
     """Of the loss and of every gradient that is more than rounding, at weights and tokens drawn from `config.seed`."""
     batch = draw_batch(config, B, T, config.seed)
     by_hand, mirror = networks(config, scale, peer)
-    exact = type(by_hand)(replace(config, precision="fp64"))
+    exact = type(by_hand)(replace(config, precision="fp64", device="cpu"))
     with torch.no_grad():
         exact.flat_parameters.buffer.copy_(by_hand.flat_parameters.buffer)
+    there: dict[str, Any] = {name: tensor.cpu() for name, tensor in tensors_of(batch).items()}
     (loss, got), (mirror_loss, mirrored), (want_loss, want) = (
-        step_in_place(network, batch) for network in (by_hand, mirror, exact)
+        step_on_cpu(network, one)
+        for network, one in ((by_hand, batch), (mirror, batch), (exact, replace(batch, **there)))
     )
     floor, apart = floor_of(want), wholly_zero(config, batch)
     errors = {"loss": (error_of(loss, want_loss), error_of(mirror_loss, want_loss))}
@@ -80,28 +85,41 @@ def draw_errors(config: CustomTransformerConfig, scale: str, B: int, T: int, pee
     return errors
 
 
+def step_on_cpu(network: Network, batch: AnyBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients of one step there, wherever the network is."""
+    loss, gradients = step_in_place(network, batch)
+    return loss.cpu(), {name: gradient.cpu() for name, gradient in gradients.items()}
+
+
 def check_op_precision(
-    row: Row, dtype: torch.dtype, seeds: Iterable[int] = SEEDS, pairs: ModuleType = ops
+    row: Row, dtype: torch.dtype, seeds: Iterable[int] = SEEDS, pairs: Any = ops, device: torch.device = CPU
 ) -> list[Finding]:
-    """The ratio for every output and gradient of an op's typical case, in larger sizes."""
+    """The ratio for every output and gradient of an op's typical case, in larger sizes; autograd runs on this device,
+    float64 on the CPU. In fp64 it is the error itself."""
 
     def draw(seed: int) -> Errors:
         generator = torch.Generator().manual_seed(seed)
         sizes = {"B": 4, "T": 24, "D": 48, "F": 96, "V": 61, "H": 4}
         case = next(row.cases(Draw(generator, dtype, **sizes)))
-        outputs, cache = call(row, case, pairs)
-        upstream = upstream_of(row, case, outputs, generator)
-        buffers = {f"d{name}": torch.zeros_like(parameter) for name, parameter in case.parameters.items()}
+        there = case.on(device)
+        outputs, cache = call(row, there, pairs)
+        upstream = upstream_of(row, there, outputs, generator)
+        buffers = {f"d{name}": torch.zeros_like(parameter) for name, parameter in there.parameters.items()}
         returned = getattr(pairs, f"{row.name}_backward")(**upstream, cache=cache, **buffers)
         gradients = gradients_of(row, returned)
         got = outputs | buffers | {f"d{name}": gradients[name] for name in row.returns if name in case.inputs}
-        mirrored = _together(autograd(row, case, upstream))
+        mirrored = _together(autograd(row, there, upstream))
         want = _together(autograd(row, _widened(case), {n: _wide(value) for n, value in upstream.items()}))
-        return {name: (error_of(got[name], want[name]), error_of(mirrored[name], want[name])) for name in want}
+        return {
+            name: (error_of(got[name].cpu(), want[name]), error_of(mirrored[name].cpu(), want[name])) for name in want
+        }
 
     # An output that is stored exactly as it should be has the error of its format; a few draws have none at all.
     unit = torch.finfo(dtype).eps / 2
-    subject = f"{row.name} {'bf16' if dtype == torch.bfloat16 else 'fp32'}"
+    subject = f"{row.name} {NAMES[dtype]}"
+    if dtype == torch.float64:
+        errors = [(name, by_hand) for seed in seeds for name, (by_hand, _) in draw(seed).items()]
+        return [Finding(subject, name, error, AUTOGRAD_BAR) for name, error in errors]
     ratios = median_ratios(map(draw, seeds), lambda name: unit / 8)
     return [Finding(subject, name, ratio, LOW_PRECISION_BAR) for name, ratio in ratios.items()]
 
@@ -111,9 +129,9 @@ def _together(pair: tuple[dict[str, Tensor], dict[str, Tensor]]) -> dict[str, Te
 
 
 def _wide(value: Any) -> Any:
-    if value is torch.float32 or value is torch.bfloat16:
-        return torch.float64
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+    if isinstance(value, Tensor):
+        return value.double().cpu() if value.is_floating_point() else value.cpu()
+    return torch.float64 if value in NAMES else value
 
 
 def _widened(case: Case) -> Case:

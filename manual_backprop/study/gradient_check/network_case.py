@@ -90,7 +90,7 @@ def _draw_sequences(config: CustomTransformerConfig, B: int, T: int, lengths: li
     else:
         inputs = torch.randn(B, T, config.n_inputs, generator=generator, dtype=torch.float64).to(dtype)
     outputs = config.n_outputs or 1
-    if config.head_loss == "squared_error":
+    if config.predicts_numbers:
         targets = torch.randn(B, outputs, generator=generator, dtype=torch.float64).to(dtype)
         targets[torch.rand(B, outputs, generator=generator) < 0.25] = torch.nan
         targets[0, 0] = 0.5

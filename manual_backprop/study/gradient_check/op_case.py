@@ -57,6 +57,13 @@ class Case:
     unused: tuple[str, ...] = ()  # outputs that nothing reads: None is what backward gets for them
     upstream: dict[str, Any] = field(default_factory=dict)  # instead of random numbers
 
+    def on(self, device: torch.device) -> Case:
+        """The same values there."""
+        groups = ({name: on_tensors(lambda x: x.to(device), value) for name, value in group.items()}
+                  for group in (self.inputs, self.parameters, self.settings, self.upstream))  # fmt: skip
+        inputs, parameters, settings, upstream = groups
+        return replace(self, inputs=inputs, parameters=parameters, settings=settings, upstream=upstream)
+
     def strided(self) -> Case:
         """The same values, in tensors whose memory has another order."""
         inputs = {name: _strided(tensor) for name, tensor in self.inputs.items()}

@@ -17,13 +17,13 @@ from .op_case import Case, Draw, on_tensors
 from .op_table import ROWS, Row, cases_of
 
 
-def check_ops(seed: int = 0, pairs: ModuleType = ops) -> list[Finding]:
+def check_ops(pairs: ModuleType = ops) -> list[Finding]:
     """Every case of every row."""
     return [
         finding
         for row in ROWS.values()
-        for case in cases_of(row, Draw(torch.Generator().manual_seed(seed)))
-        for finding in check_op(row, case, pairs, seed)
+        for case in cases_of(row, Draw(torch.Generator().manual_seed(0)))
+        for finding in check_op(row, case, pairs)
     ]
 
 
@@ -39,7 +39,7 @@ def upstream_of(row: Row, case: Case, outputs: dict[str, Tensor], generator: tor
     that the inputs have."""
     upstream: dict[str, Any] = {}
     for name, output in outputs.items():
-        noise = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+        noise = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
         if case.name == "non-contiguous" and noise.dim() > 1:
             noise = noise.transpose(0, -1).contiguous().transpose(0, -1)
         upstream[f"d{name}"] = None if name in case.unused else case.upstream.get(f"d{name}", noise)
@@ -54,7 +54,9 @@ def autograd(row: Row, case: Case, upstream: dict[str, Any]) -> tuple[dict[str, 
     output = row.mirror(**leaves, **case.settings)
     outputs = dict(zip(row.outputs, output if isinstance(output, tuple) else (output,), strict=True))
     used = [name for name in outputs if upstream[f"d{name}"] is not None]
-    seeds = [torch.as_tensor(upstream[f"d{name}"], dtype=outputs[name].dtype) for name in used]
+    seeds = [
+        torch.as_tensor(upstream[f"d{name}"], dtype=outputs[name].dtype, device=outputs[name].device) for name in used
+    ]
     gradients = torch.autograd.grad(
         [outputs[name] for name in used], list(leaves.values()), seeds, materialize_grads=True
     )
@@ -91,9 +93,9 @@ def tensors_in(*groups: dict[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def check_op(row: Row, case: Case, pairs: ModuleType = ops, seed: int = 0) -> list[Finding]:
+def check_op(row: Row, case: Case, pairs: ModuleType = ops) -> list[Finding]:
     """Every finding of one case; the errors of gradients are those of rule 1."""
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator().manual_seed(1)
     backward = getattr(pairs, f"{row.name}_backward")
     outputs, cache = call(row, case, pairs)
     upstream = upstream_of(row, case, outputs, generator)

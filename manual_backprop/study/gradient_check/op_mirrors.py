@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...models.mirror_step import dropout_mirror
 from ...ops import CAUSAL, EVERYTHING, IGNORED, Dropout, Visible
+from ...ops.numerics import NARROW
 
 # Embedding
 
@@ -71,15 +72,16 @@ def attention_mirror(
 ) -> Tensor:
     """In sums over indices, with a mask that is added. A query that sees no key sees all, and is multiplied by 0."""
     B, T, S = query.shape[0], query.shape[1], key.shape[1]
-    hidden = torch.zeros(B, T, S, dtype=torch.bool)
+    hidden = torch.zeros(B, T, S, dtype=torch.bool, device=query.device)
+    places, queries = (torch.arange(length, device=query.device) for length in (S, T))
     if visible.causal:  # counted from the end, where the last of both stand together
-        hidden = hidden | (torch.arange(S).flip(0) < torch.arange(T).flip(0)[:, None])
+        hidden = hidden | (places.flip(0) < queries.flip(0)[:, None])
     if visible.key_lengths is not None:
-        hidden = hidden | torch.stack([torch.arange(S) >= length for length in visible.key_lengths])[:, None]
+        hidden = hidden | torch.stack([places >= length for length in visible.key_lengths])[:, None]
     if visible.query_segments is not None and visible.key_segments is not None:
         hidden = hidden | (visible.query_segments.unsqueeze(2) != visible.key_segments.unsqueeze(1))
     some = (~hidden).any(-1)  # (B, T)
-    penalty = torch.zeros(B, T, S, dtype=query.dtype).masked_fill(hidden & some[..., None], -math.inf)[:, None]
+    penalty = torch.zeros_like(hidden, dtype=query.dtype).masked_fill(hidden & some[..., None], -math.inf)[:, None]
     scores = torch.einsum("bthk,bshk->bhts", query, key) * query.shape[-1] ** -0.5
     probabilities = F.softmax(scores + penalty, dim=-1)
     context = torch.einsum("bhts,bshk->bthk", dropout_mirror(probabilities, dropout), value)
@@ -114,7 +116,7 @@ def cross_attention_mirror(
 def rotary_mirror(qkv: Tensor, rotation: Tensor, n_turned: int) -> Tensor:
     """A pair is a complex number, and turning it a product."""
     d_head = 2 * rotation.shape[-1]
-    wide = qkv.float() if qkv.dtype == torch.bfloat16 else qkv
+    wide = qkv.float() if qkv.dtype in NARROW else qkv
     cosine, sine = rotation[:, : qkv.shape[1]].to(wide.dtype).unsqueeze(2)
     first, second = wide.reshape(*qkv.shape[:2], -1, 2, d_head // 2).unbind(3)  # (B, T, H + 2G, K / 2)
     turned = torch.view_as_real(torch.complex(first, second) * torch.complex(cosine, sine))

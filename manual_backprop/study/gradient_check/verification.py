@@ -96,8 +96,8 @@ def check_one(config: CustomTransformerConfig) -> list[Section]:
         sections.append(Section(title, [replace(f, quantity=_short(f.quantity)) for f in findings]))
     if config.precision == "fp64":
         return sections
-    dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
-    ops_title = f"every op in {'fp32' if dtype == torch.float32 else 'bf16'}: error relative to autograd's"
+    dtype = config.get_compute_dtype()
+    ops_title = f"every op in {str(dtype).removeprefix('torch.')}: error relative to autograd's"
     pairs = _pairs_of(config.kernels)
     sections.append(
         Section(ops_title, [f for row in ROWS.values() for f in check_op_precision(row, dtype, pairs=pairs)])

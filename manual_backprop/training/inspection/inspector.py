@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from ...common.batch import AnyBatch, EncoderBatch, PairBatch
+from ...common.processes import processes
 from ...models.network import Network
+from ...models.training_step import UNWATCHED, Unwatched
 from ...ops import IGNORED
 from ...ops.numerics import wide
 
@@ -64,19 +66,6 @@ def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
     for name in names:
         layers.setdefault(layer_of(name), []).append(name)
     return layers
-
-
-class Unwatched:
-    """A step that nobody looks at."""
-
-    def batch(self, batch: AnyBatch) -> None: ...
-
-    def gradients(self) -> None: ...
-
-    def update(self) -> None: ...
-
-
-UNWATCHED = Unwatched()
 
 
 class Watch(Unwatched):
@@ -125,12 +114,30 @@ class Watch(Unwatched):
         self.network.recorder = self.recorder
         for layer, norm in self._norms(self.network.gradients).items():
             self.found[f"gradient_norm/{layer}"] = norm
+        self._gather()
         for layer, sums in self.entropies.items():
             self.found[f"attention_entropy/{layer}"] = _mean(sums)
         for layer, largest in self.largest.items():
             bar = SILENT * _mean(self.squares[layer]).sqrt()
             self.found[f"dead_units/{layer}"] = (wide(largest) <= bar).double().mean()
         self.before = {name: parameter.detach().clone() for name, parameter in self.network.parameters.items()}
+
+    def _gather(self) -> None:
+        """What was seen in the batches of all processes, where there are several."""
+        if processes().size == 1:
+            return
+        sums = {"entropies": self.entropies, "squares": self.squares}
+        mine = {name: {layer: _totals(pairs).tolist() for layer, pairs in of.items()} for name, of in sums.items()}
+        parts = processes().gathered(mine | {"largest": {layer: wide(x).tolist() for layer, x in self.largest.items()}})
+        device = self.network.device
+        for name, of in sums.items():  # a process without a batch has seen no layer
+            for layer in {layer: None for part in parts for layer in part[name]}:
+                found = [torch.tensor(part[name][layer], dtype=torch.float64) for part in parts if layer in part[name]]
+                total, count = torch.stack(found).sum(0).to(device)
+                of[layer] = [(total, count)]
+        for layer in {layer: None for part in parts for layer in part["largest"]}:
+            found = [torch.tensor(part["largest"][layer]) for part in parts if layer in part["largest"]]
+            self.largest[layer] = torch.stack(found).amax(0).to(device)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -158,6 +165,11 @@ def _entropies(probabilities: Tensor) -> Tensor:
     at_once = max(1, PIECE // probabilities[0].numel())
     parts = probabilities.detach().split(at_once)
     return torch.cat([torch.special.entr(wide(part)).sum(-1) for part in parts])
+
+
+def _totals(sums: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Of several sums, each with the number of its terms: the whole sum, and all terms (2)."""
+    return torch.stack([torch.stack([number.double() for number in pair]) for pair in sums]).sum(0)
 
 
 def _mean(sums: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

@@ -105,7 +105,8 @@ class PassSnapshot:
     """
 
     def __init__(self, network: Network, batch: AnyBatch):
-        count = int((batch.targets != IGNORED).sum())
+        targets = batch.targets
+        count = int((~targets.isnan() if targets.is_floating_point() else targets != IGNORED).sum())
         before, network.recorder = network.recorder, (recorder := Recorder("*.probabilities", "*.activated"))
         try:
             network.zero_gradients()
@@ -117,15 +118,16 @@ class PassSnapshot:
         self.places = min(tokens.shape[1], MOST_TOKENS)
 
     def attention(self) -> dict[int, np.ndarray]:
-        """Of each of the decoder's blocks, (H, T, T) over the first tokens of the text; the rows see nothing behind
-        them."""
+        """Of each of the decoder's blocks, or of an encoder's where there is no decoder, (H, T, T) over the first
+        positions of the example; a decoder's rows see nothing behind them."""
+        maps = {name: tensor for name, tensor in self.recorded.items() if name.endswith(".attention.probabilities")}
+        of_decoder = {name: tensor for name, tensor in maps.items() if not name.startswith("encoder.")}
         return {
-            int(name.removeprefix("decoder.").split(".")[1]): tensor[0, :, : self.places, : self.places]
+            int(name.partition("blocks.")[2].split(".")[0]): tensor[0, :, : self.places, : self.places]
             .float()
             .cpu()
             .numpy()
-            for name, tensor in self.recorded.items()
-            if name.endswith(".attention.probabilities") and not name.startswith("encoder.")
+            for name, tensor in (of_decoder or maps).items()
         }
 
     def activated(self) -> dict[str, Tensor]:
@@ -204,7 +206,7 @@ def draw_attention(snapshot: PassSnapshot, text: str, path: Path, title: str) ->
             mosaic[row * cell : row * cell + places, head * cell : head * cell + places] = maps[block][head]
     size = max(6.0, min(2 + 1.8 * heads, 22)), min(2 + 1.8 * len(chosen), 22)
     figure = new_figure(*size, dpi=110)
-    read = shorten(f"Rows look at columns. {places} tokens of: {' '.join(text.split())}", 200, placeholder="...")
+    read = shorten(f"Rows look at columns. {places} positions of: {' '.join(text.split())}", 200, placeholder="...")
     figure.suptitle(f"{title}\n{fill(read, int(13 * size[0]))}", fontsize=9, parse_math=False)
     axes = figure.subplots()
     # the root of a probability is shown: most of them are small

@@ -45,6 +45,7 @@ class JobOrder:
     sources: dict[str, str]  # of each key: where its value was set
     prefix: str  # before each line that it prints
     main_process: int  # the sweep's own: there, or in a launcher's worker, the job is watched over
+    plugins: tuple[str, ...] = ()  # that the sweep was given
 
 
 def run_job_apart(order: JobOrder, record: JobRecord, records: Records, preload: Sequence[str]) -> JobRecord:
@@ -170,9 +171,11 @@ def _job(order: JobOrder, answers: Connection) -> None:
 def _outcome(order: JobOrder) -> dict[str, Any]:
     try:
         from manual_backprop.common.origin import Origin
+        from manual_backprop.config.plugins import load_plugins
         from manual_backprop.config.validation import validate
         from manual_backprop.training.runner import run_job
 
+        load_plugins(order.plugins)
         origin = Origin(order.overrides, order.sources, sweep=order.sweep, job=order.number)
         run_job(validate(order.mapping), order.root, origin, JobInterruption(Records(order.sweep)))
     except Interrupted as error:

@@ -22,6 +22,7 @@ from manual_backprop.common.errors import CheckFailedError, InputError, ManualBa
 from manual_backprop.common.interruption import Interruption
 from manual_backprop.common.origin import Origin
 from manual_backprop.common.startup.output import enduring_output
+from manual_backprop.config.plugins import given_plugins, loaded_plugins, missing_plugins
 from manual_backprop.tracking import (
     FAILED,
     FINISHED,
@@ -140,6 +141,7 @@ class SweepJobs:
             sources=sources,
             prefix=f"[job {record.number + 1}] " if at_once else "",
             main_process=self.main_process,
+            plugins=given_plugins(),
         )
 
 
@@ -359,7 +361,8 @@ def start_sweep(checked: Checked, root: Path, hydra_call: HydraCall, config_fold
     given = None if "run_name" in checked.swept else checked.jobs[0].config.run_name
     name = given or "sweep of " + (", ".join(short_keys(checked.swept).values()) or "one job")
     directory = create_run_directory(outputs, name, origin=Origin(), folder=SWEEPS)
-    directory.update(given={"overrides": list(checked.overrides), "config_folder": config_folder}, best=None)
+    command = {"overrides": list(checked.overrides), "config_folder": config_folder}
+    directory.update(given=command | {"plugins": list(loaded_plugins())}, best=None)
     Sweep(directory, checked, root).run(hydra_call)
 
 
@@ -388,6 +391,8 @@ def given_to(sweep: Path) -> tuple[list[str], str | None]:
     given = read_run(sweep).get("given")
     if not isinstance(given, dict) or not isinstance(given.get("overrides"), list):
         raise InputError(f"{sweep / 'run.json'} does not say which overrides the sweep was given: it cannot go on")
+    if missing := missing_plugins(given.get("plugins")):
+        raise InputError(f"{sweep}: {missing[0]}")
     return [str(line) for line in given["overrides"]], given.get("config_folder")
 
 

@@ -43,7 +43,7 @@ struct Visible {
 
 // Which probabilities are dropped: ops/dropout.py, bit for bit.
 struct Dropout {
-  float probability;
+  double probability;                   // a float has not the 31 bits of its threshold
   int64_t key, n_heads, positions;      // of the network
   int64_t first_row, first_head, first_query, first_key;
 
@@ -61,7 +61,7 @@ struct Dropout {
   // 1 where the element of this key is kept, 0 where it is dropped, for rows with these halves of their bits: the
   // finalizer of MurmurHash3.
   Vec kept(int64_t place, const uint32_t* low, const uint32_t* high) const {
-    const uint32_t start = uint32_t(first_key + place) * 0x9E3779B1u, threshold = uint32_t(double(probability) * 2147483648.0);
+    const uint32_t start = uint32_t(first_key + place) * 0x9E3779B1u, threshold = uint32_t(probability * 2147483648.0);
     alignas(64) float result[WIDTH];
     for (int64_t lane = 0; lane < WIDTH; ++lane) {
       uint32_t x = start ^ low[lane];
@@ -256,7 +256,7 @@ template <class T>
 void attention_forward_of(
     Heads<T> context, float* sums, Heads<const T> query, Heads<const T> key, Heads<const T> value, const Visible& visible,
     const Dropout& dropout, const Rotation& rotation, int64_t B, int64_t H, int64_t G, int64_t K) {
-  const float scale = 1 / std::sqrt(float(K)), share = 1 / (1 - dropout.probability);
+  const float scale = 1 / std::sqrt(float(K)), share = float(1 / (1 - dropout.probability));
   const int64_t S = visible.S, at_once = queries_of(S), S2 = padded<T>(S);
   at::parallel_for(0, B * H, 1, [&](int64_t begin, int64_t end) {
     Scratch& memory = scratch_of_thread();
@@ -347,7 +347,7 @@ void attention_backward_of(
     Heads<T> dquery, Heads<T> dkey, Heads<T> dvalue, Heads<const T> dcontext, const float* sums, Heads<const T> query,
     Heads<const T> key, Heads<const T> value, const Visible& visible, const Dropout& dropout, const Rotation& rotation, int64_t B,
     int64_t H, int64_t G, int64_t K) {
-  const float scale = 1 / std::sqrt(float(K)), share = 1 / (1 - dropout.probability);
+  const float scale = 1 / std::sqrt(float(K)), share = float(1 / (1 - dropout.probability));
   const int64_t S = visible.S, at_once = queries_of(S), S2 = padded<T>(S);
   constexpr bool wide = std::is_same_v<T, float>;
   at::parallel_for(0, B * G, 1, [&](int64_t begin, int64_t end) {

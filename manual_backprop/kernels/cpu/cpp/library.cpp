@@ -21,7 +21,7 @@ namespace {
 #define VISIBLE Visible{causal != 0, key_lengths, query_segments, key_segments, T, S}
 #define ROTATION Rotation{rotation, rotation ? rotation + angles * K / 2 : nullptr}
 #define DROPOUT \
-  Dropout{float(probability), dropout_key, n_heads, positions, first_row, first_head, first_query, first_key}
+  Dropout{probability, dropout_key, n_heads, positions, first_row, first_head, first_query, first_key}
 
 // Tensors (B, T or S, heads, K) with the strides of their first three dimensions; rotation (2, angles, K / 2).
 template <class A, class P>

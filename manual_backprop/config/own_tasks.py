@@ -1,0 +1,45 @@
+"""Tasks from outside of the package, as far as a config knows them: their names, their keys, what they learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, make_dataclass
+from typing import Any
+
+from manual_backprop.common.errors import ConfigError
+from manual_backprop.config import schema, task_rules, validation
+from manual_backprop.config.plugins import add_name
+from manual_backprop.config.rules import Rule
+
+
+def add_task(
+    name: str,
+    network: str,
+    datasets: Sequence[str],
+    tokenizer: str | None,
+    settings: Mapping[str, tuple[Rule, Any, str]],
+) -> None:
+    """Makes task=NAME: the network that it usually has, what it learns from (("none",): it makes its own examples), its
+    usual tokenizer (None: it reads no text), and keys of its own, task.KEY: rule, value, what it means. Raises
+    ConfigError."""
+    before = validation.groups()["task"]
+    known = {key.name for key in fields(before)}
+    if taken := sorted(known & set(settings)):
+        raise ConfigError([f"task {name}: task.{taken[0]} is a key already; call it otherwise"])
+    add_name(name, schema.TASK_NAMES, "task")
+    schema.USUAL_NETWORK[name], task_rules.DATASETS[name] = network, tuple(datasets)
+    if tokenizer is not None:
+        task_rules.USUAL_TOKENIZER[name] = tokenizer
+    keys = [(key, Any, schema.setting(rule, about, only_for=(name,))) for key, (rule, _, about) in settings.items()]
+    schema.RunConfig.__annotations__["task"] = make_dataclass(before.__name__, keys, bases=(before,), frozen=True)
+    validation.groups.cache_clear()
+    validation.keys.cache_clear()
+    content: dict[str, Any] = {"name": name} | {key: value for key, (_, value, _) in settings.items()}
+    if tuple(datasets) == ("none",):
+        options = {"dataset": "none", "tokenizer": tokenizer or "none", "batching": "padded"}
+        content["defaults"] = [{f"override /{group}@_global_.{group}": option} for group, option in options.items()]
+    with suppress(ImportError):  # where only torch is installed, nothing is composed
+        from hydra.core.config_store import ConfigStore
+
+        ConfigStore.instance().store(group="task", name=name, node=content)

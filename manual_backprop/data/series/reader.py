@@ -1,0 +1,359 @@
+"""A table of numbers over time, read from a CSV file: one row a step, a time and one or several values in it.
+
+    date,co2
+    1958-03-29,316.1
+    1958-04-05,
+
+A value that is empty (or nan, na, null, none) is a gap, and so is a step of which the file has no row; both are NaN
+here. Times are ISO 8601 dates (1958-03, 1958-03-29, 19580329, with or without a time of day) or numbers, each after the
+one before and equally far apart: a difference within a tenth of a whole number of steps is that number, so that months
+and years are steps too. Lines that begin with # are comments. Nothing is sorted, guessed or repaired in silence.
+"""
+
+from __future__ import annotations
+
+import calendar
+import csv
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from ...common.digests import json_digest
+from ...common.errors import InputError
+from ...config.rules import nearest
+from ...config.schema import DatasetConfig
+
+SHIPPED = {"co2": Path(__file__).with_name("co2.csv")}  # datasets that come with the package
+GAPS = ("", "nan", "na", "n/a", "null", "none")
+DELIMITERS = ",;\t"
+TOLERANCE = 0.1  # of a step
+DAY = 86400.0  # [s]
+KINDS = {"number": "a number", "month": "a month, as in 1958-03", "date": "a date", "time": "a date with a time of day"}
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How the times of a series are counted: as numbers, or in seconds since 1970; `step` is the usual difference.
+
+    kind: number, month (1958-03), date, or time (of day). months: how many of them a step is, where it is whole months;
+    their day is that of the last time, or the last of the month where `ends`.
+    """
+
+    kind: str
+    step: float
+    months: int = 0
+    ends: bool = False
+
+    def after(self, stamp: float, steps: int) -> float:
+        """The time so many steps later."""
+        if not self.months:
+            return stamp + steps * self.step
+        begin = _moment(stamp)
+        year, month = divmod(begin.year * 12 + begin.month - 1 + steps * self.months, 12)
+        longest = calendar.monthrange(year, month + 1)[1]
+        day = longest if self.ends else min(begin.day, longest)
+        return begin.replace(year=year, month=month + 1, day=day).timestamp()
+
+    def written(self, stamp: float) -> str:
+        """A time as the file has it."""
+        if self.kind == "number":
+            return f"{stamp:.10g}"
+        moment = _moment(stamp)
+        if self.kind == "month":
+            return f"{moment:%Y-%m}"
+        return moment.date().isoformat() if self.kind == "date" else moment.replace(tzinfo=None).isoformat(sep=" ")
+
+    @property
+    def about(self) -> str:
+        """A step in words."""
+        if self.kind == "number":
+            return f"{self.step:.6g}"
+        if self.months:
+            return f"{self.months} month" + "s" * (self.months > 1)
+        return f"{self.step / DAY:g} day" + "s" * (self.step != DAY) if not self.step % DAY else f"{self.step:g} s"
+
+
+def _moment(stamp: float) -> datetime:
+    return datetime.fromtimestamp(stamp, UTC)
+
+
+@dataclass(frozen=True)
+class Series:
+    """N steps of S values. times (N,), as `clock` counts them; values (N, S) float64, NaN in a gap."""
+
+    place: str  # what it was read from
+    clock: Clock
+    times: np.ndarray
+    names: tuple[str, ...]
+    values: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of times, names and values."""
+        gaps = np.nan_to_num(self.values, nan=-0.0).tobytes().hex(), np.isnan(self.values).tobytes().hex()
+        return json_digest([self.names, self.times.tobytes().hex(), *gaps])
+
+    def written(self, place: int) -> str:
+        """The time of a step as text; of one after the last, when it will come."""
+        last = len(self) - 1
+        stamp = self.times[place] if place <= last else self.clock.after(float(self.times[last]), place - last)
+        return self.clock.written(float(stamp))
+
+
+def open_series(dataset: DatasetConfig) -> Series:
+    """The series that a config means. Raises InputError, with file, line, reason and way out."""
+    path = SHIPPED.get(dataset.name) or dataset.path
+    assert path is not None
+    return read_series(path, dataset.time_column, dataset.value_columns, dataset.on_bad_row == "skip")
+
+
+def read_series(
+    path: str | Path, time_column: str | None = None, value_columns: Sequence[str] | None = None, skip: bool = False
+) -> Series:
+    """The series in a file; the rest as `series_of_lines` has it. Raises InputError."""
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            return series_of_lines(file, str(path), time_column, value_columns, skip)
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder: give the one CSV file that holds the series") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no UTF-8 (byte {error.start}): save the series as CSV in UTF-8") from error
+
+
+def series_of_lines(
+    lines: Iterable[str],
+    place: str,
+    time_column: str | None = None,
+    value_columns: Sequence[str] | None = None,
+    skip: bool = False,
+) -> Series:
+    """time_column: None is the first one. value_columns: None are all others. skip: what cannot be read is left out and
+    counted. `place` is what the lines are read from, for errors. Raises InputError, with line, reason and way out."""
+    return _Reader(place, time_column, value_columns, skip).read(lines)
+
+
+class _Reader:
+    def __init__(self, place: str, time_column: str | None, value_columns: Sequence[str] | None, skip: bool):
+        self.place, self.skip = place, skip
+        self.time_column, self.value_columns = time_column, value_columns
+        self.rows = 0
+        self.bad: list[str] = []
+
+    def read(self, lines: Iterable[str]) -> Series:
+        return self._series(self._rows_of(lines))
+
+    def _rows_of(self, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+        """Number of the line and cells, without comments and empty lines."""
+        first = True
+        delimiter = ","
+        for number, line in enumerate(lines, 1):
+            if line.startswith("#") or not line.strip():
+                continue
+            if first:
+                delimiter, first = max(DELIMITERS, key=line.count), False
+            try:
+                cells = next(csv.reader([line], delimiter=delimiter, strict=True))
+            except csv.Error as error:
+                raise InputError(f"{self.place}, line {number}: is no row of a CSV file: {error}") from error
+            yield number, [cell.strip() for cell in cells]
+
+    # Columns
+
+    def _series(self, rows: Iterator[tuple[int, list[str]]]) -> Series:
+        _, header = next(rows, (0, []))
+        if len(header) < 2:
+            raise InputError(
+                f"{self.place}: {'is empty' if not header else f'has one column, {header[0]!r}'}; a series has a line "
+                "of names, then rows with a time and at least one value, as in date,co2"
+            )
+        if all(_is_number(cell) or _parsed(cell, None) for cell in header):
+            raise InputError(
+                f"{self.place}: its first line holds values, {','.join(header)[:60]}; put the columns' names before "
+                "it, as in time,value"
+            )
+        names = list(header)
+        time = self._column("time_column", self.time_column or names[0], names)
+        wanted = self.value_columns or [name for place, name in enumerate(names) if place != time]
+        places = [self._column("value_columns", name, names) for name in wanted]
+        if time in places or len({*places}) < len(places):
+            raise InputError(
+                f"{self.place}: dataset.value_columns={','.join(wanted)} names a column twice, or the time's "
+                f"({names[time]}); name each column of values once"
+            )
+        return self._filled([names[place] for place in places], *self._read_rows(rows, time, places, header))
+
+    def _column(self, key: str, name: str, names: list[str]) -> int:
+        if name in names:
+            return names.index(name)
+        meant = nearest(name, names)
+        raise InputError(
+            f"{self.place}: has no column {name!r}; it has {', '.join(names)}"
+            + (f"; did you mean dataset.{key}={f'[{meant}]' if key == 'value_columns' else meant}?" * bool(meant))
+        )
+
+    # Rows
+
+    def _read_rows(
+        self, rows: Iterator[tuple[int, list[str]]], time: int, places: list[int], header: list[str]
+    ) -> tuple[str, list[int], list[float], list[list[float]]]:
+        """Kind of the times, numbers of the lines, times and values."""
+        kind, numbers, stamps, values = None, list[int](), list[float](), list[list[float]]()
+        for number, cells in rows:
+            self.rows += 1
+            found = self._row(cells, kind, time, places, header)
+            if isinstance(found, str):
+                self._refuse(number, found)
+                continue
+            known, stamp, numbers_of_row = found
+            if stamps and stamp <= stamps[-1]:
+                double = stamp == stamps[-1]
+                self._refuse(
+                    number,
+                    f"the time {cells[time]} "
+                    + ("is there twice" if double else "is before that of the row above")
+                    + ("; keep one row of each time" if double else "; sort the file by time"),
+                )
+                continue
+            kind = known if kind is None else kind
+            numbers.append(number)
+            stamps.append(stamp)
+            values.append(numbers_of_row)
+        if len(stamps) < 2:
+            raise InputError(
+                f"{self.place}: has {len(stamps)} row{'s' * (len(stamps) != 1)} of values; a series has at least two, "
+                "and a forecast needs task.history + task.horizon of them"
+            )
+        assert kind is not None
+        return kind, numbers, stamps, values
+
+    def _row(
+        self, cells: list[str], kind: str | None, time: int, places: list[int], header: list[str]
+    ) -> tuple[str, float, list[float]] | str:
+        """Kind of its time, time and values; or what is wrong with it."""
+        if len(cells) != len(header):
+            return f"has {len(cells)} cells, and the first line names {len(header)} columns"
+        parsed = _parsed(cells[time], kind)
+        if parsed is None:
+            wanted = KINDS.get(kind or "", "a date as in 1958-03-29 (ISO 8601), or a number")
+            return f"the time {cells[time]!r} is not {wanted}" + " as in the rows above" * (kind is not None)
+        values = []
+        for place in places:
+            cell = cells[place]
+            if cell.lower() in GAPS:
+                values.append(math.nan)
+            elif _is_number(cell):
+                values.append(float(cell))
+            else:
+                hint = "; write numbers with a decimal point and without separators" * ("," in cell)
+                return (
+                    f"{header[place]} is {cell!r:.60}, and no finite number{hint}; leave a cell empty for a gap, or "
+                    "name the columns of numbers: dataset.value_columns=[NAME]"
+                )
+        return *parsed, values
+
+    def _refuse(self, number: int, why: str) -> None:
+        said = f"{self.place}, line {number}: {why}"
+        self.bad.append(said)
+        if not self.skip:
+            raise InputError(f"{said}; or leave such rows out: dataset.on_bad_row=skip")
+
+    # Steps
+
+    def _filled(
+        self, names: list[str], kind: str, numbers: list[int], stamps: list[float], values: list[list[float]]
+    ) -> Series:
+        """With a row for each step, NaN where the file has none."""
+        step = float(np.sort(np.diff(stamps))[(len(stamps) - 2) // 2])  # of two that are equally frequent, the shorter
+        places, kept = [0], [0]
+        for row in range(1, len(stamps)):
+            steps = (stamps[row] - stamps[kept[-1]]) / step
+            whole = round(steps)
+            if whole < 1 or abs(steps - whole) > TOLERANCE:
+                clock = Clock(kind, step)
+                self._refuse(
+                    numbers[row],
+                    f"the time {clock.written(stamps[row])} is {steps:.3g} steps after the one before (most are "
+                    f"{clock.about} apart): times must be equally far apart; resample the series",
+                )
+                continue
+            if whole > max(len(stamps), 10):
+                raise InputError(
+                    f"{self.place}, line {numbers[row]}: the time {Clock(kind, step).written(stamps[row])} leaves a "
+                    f"hole of {whole - 1:,} steps, more than the series has rows; is it a slip of "
+                    "the pen? Correct it, or give the rows that are missing"
+                )
+            places.append(places[-1] + whole)
+            kept.append(row)
+        table = np.full((places[-1] + 1, len(names)), np.nan)
+        table[places] = np.array(values)[kept]
+        clock = _clock(kind, step, [stamps[row] for row in kept])
+        times = np.interp(np.arange(len(table)), places, [stamps[row] for row in kept])
+        for place, name in enumerate(names):
+            if not np.isfinite(table[:, place]).any():
+                raise InputError(f"{self.place}: the column {name!r} holds no number at all; name another one")
+        return Series(self.place, clock, times, tuple(names), table, self._notes(table, len(table) - len(kept)))
+
+    def _notes(self, table: np.ndarray, absent: int) -> tuple[str, ...]:
+        gaps = int(np.isnan(table).any(axis=1).sum())
+        notes = []
+        if gaps:
+            of_rows = f", {absent:,} of them without a row in the file" if absent else ""
+            notes.append(
+                f"{gaps:,} of {len(table):,} steps have a gap{of_rows}: filled where they are read, never a target"
+            )
+        if self.bad:
+            notes.append(
+                f"{len(self.bad)} of {self.rows:,} rows were left out (dataset.on_bad_row=skip): {self.bad[0]}"
+            )
+        return tuple(notes)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell)) and "_" not in cell
+    except ValueError:
+        return False
+
+
+def _parsed(cell: str, kind: str | None) -> tuple[str, float] | None:
+    """Kind of a time, and the time: in seconds since 1970 of a date, which without a zone is taken as of UTC."""
+    found: tuple[str, float] | None = None
+    if month := re.fullmatch(r"(\d{4})-(\d\d)", cell):
+        year, number = int(month[1]), int(month[2])
+        if year and 1 <= number <= 12:
+            found = "month", datetime(year, number, 1, tzinfo=UTC).timestamp()
+    elif _is_number(cell) and len(cell) != 8:
+        found = "number", float(cell)
+    else:
+        try:
+            moment = datetime.fromisoformat(cell)
+        except ValueError:
+            return ("number", float(cell)) if kind in (None, "number") and _is_number(cell) else None
+        kind_of_cell = "date" if len(cell) in (8, 10) else "time"
+        found = kind_of_cell, (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        if kind == "number" and _is_number(cell):
+            found = "number", float(cell)
+    return found if found is not None and kind in (None, found[0]) else None
+
+
+def _clock(kind: str, step: float, stamps: Sequence[float]) -> Clock:
+    """With steps of whole months, where all times are of one day of the month, or the last one."""
+    if kind == "number" or step < 28 * DAY * (1 - TOLERANCE):
+        return Clock(kind, step)
+    moments = [_moment(stamp) for stamp in stamps]
+    same = len({(moment.day, moment.time()) for moment in moments}) == 1
+    ends = all((moment + timedelta(days=1)).month != moment.month for moment in moments)
+    if not same and not ends:
+        return Clock(kind, step)
+    return Clock(kind, step, max(1, round(step / (365.2425 / 12 * DAY))), ends and not same)

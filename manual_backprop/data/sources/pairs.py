@@ -1,0 +1,281 @@
+"""Sources and targets, row by row: the user's own files, two files line by line, and datasets of the hub.
+
+Each side is a source of documents like any other; a row of one and the same row of the other are a pair. So a file is
+read twice, once for each of its columns. Where a pair belongs is decided by a hash of its `unit`: the source's text
+here, so that no source of the training validates, with whatever target; a day where pairs are dates (`dates`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import InputError
+from ...config.schema import DatasetConfig
+from .documents import BadRow, Document, FileSource, Row, Source, SourceFile, files_below, unreadable
+from .files import JsonLines, ParquetFiles, find_files
+from .hub import HubSource, SavedDataset
+
+FORMAT_OF = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+USUAL = ("source", "target")  # columns, where none are named
+_BYTE_ORDER_MARK = "\ufeff"
+
+
+@dataclass(frozen=True)
+class Pair:
+    source: str
+    target: str
+    where: str  # for messages: the file and the line
+    unit: str  # pairs of one unit are in one split
+    kind: str = ""  # kinds of pairs are measured apart as well
+
+
+PairRow = Pair | BadRow
+
+
+class PairSource(ABC):
+    """Where pairs come from."""
+
+    notes: tuple[str, ...] = ()  # what a reader of the run must know about how this source was read
+    test_share = 0.0  # of the units, for the test; 0: there is a test split elsewhere, or none
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """JSON that names the data: the same identity, the same pairs."""
+
+    @abstractmethod
+    def pairs(self) -> Iterator[PairRow]:
+        """Those to train on, or, where there are no `validation_pairs`, all of them."""
+
+    def validation_pairs(self) -> Iterator[PairRow] | None:
+        """Those of a validation split that comes with the data; None: a part of `pairs` is to validate."""
+        return None
+
+    def check_unchanged(self) -> None:  # noqa: B027  what is made here does not change
+        """Called when the pairs have been read: InputError where they changed meanwhile."""
+
+
+class FilePairs(PairSource):
+    """dataset=pairs: files of the user's, or a dataset of the hub."""
+
+    def __init__(self, dataset: DatasetConfig):
+        """Raises InputError where there is no such file, or where nobody can tell what its format is."""
+        if dataset.path is None:
+            raise InputError("dataset=pairs needs to know where it lies: give a file or a folder as dataset.path=PATH.")
+        form = dataset.format or format_of(dataset.path, dataset)
+        self.has_splits = form in ("saved", "hub")
+        self.sides = tuple(_side(dataset, form, key) for key in ("source_column", "target_column"))
+        self.validation: FilePairs | None = None
+        if isinstance(dataset.validation, str) and not self.has_splits:
+            self.validation = FilePairs(replace(dataset, path=dataset.validation, format=form, validation=None))
+
+    @property
+    def notes(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self.sides[0].notes)
+
+    def identity(self) -> dict[str, Any]:
+        own: dict[str, Any] = {"kind": "pairs 1"}
+        own |= dict(zip(("source", "target"), (side.identity() for side in self.sides), strict=True))
+        return own if self.validation is None else own | {"validation": self.validation.identity()}
+
+    def pairs(self) -> Iterator[PairRow]:
+        return _paired(*(side.documents() for side in self.sides))
+
+    def validation_pairs(self) -> Iterator[PairRow] | None:
+        if self.validation is not None:
+            return self.validation.pairs()
+        source, target = (side.validation_documents() for side in self.sides)
+        return None if source is None or target is None else _paired(source, target)
+
+    def check_unchanged(self) -> None:
+        for side in self.sides:
+            side.check_unchanged()
+        if self.validation is not None:
+            self.validation.check_unchanged()
+
+
+def format_of(path: str, dataset: DatasetConfig) -> str:
+    """By what the file is called, or the files in the folder."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        found = {FORMAT_OF[file.suffix.lower()] for file in files_below(place) if file.suffix.lower() in FORMAT_OF}
+        if len(found) == 1:
+            return found.pop()
+        reason = f"it holds files of several formats ({', '.join(sorted(found))})" if found else "it holds no such file"
+    elif place.is_file():
+        if (form := FORMAT_OF.get(place.suffix.lower())) is not None:
+            return form
+        reason = f"its name ends in {place.suffix}" if place.suffix else "its name has no ending"
+    elif all(_beside(path, column).is_file() for column in _columns(dataset)):
+        return "lines"
+    else:
+        both = " and ".join(str(_beside(path, column)) for column in _columns(dataset))
+        raise InputError(
+            f"dataset.path={path}: there is no such file or folder, nor {both}. Give an existing one; a dataset of the "
+            "hub is named as dataset.path=OWNER/NAME dataset.format=hub."
+        )
+    raise InputError(
+        f"dataset.path={path}: {reason}, and that does not say what is in it. Give dataset.format=tsv, jsonl, parquet "
+        "or saved."
+    )
+
+
+def _columns(dataset: DatasetConfig) -> tuple[str, str]:
+    return dataset.source_column or USUAL[0], dataset.target_column or USUAL[1]
+
+
+def _beside(path: str, ending: str) -> Path:
+    return Path(f"{path}.{ending}").expanduser()
+
+
+def _side(dataset: DatasetConfig, form: str, key: str) -> Source:
+    """The sources or the targets of a dataset."""
+    assert dataset.path is not None
+    named = getattr(dataset, key)
+    column = named or key.removesuffix("_column")
+    if form == "jsonl":
+        return JsonLines(dataset.path, column, key)
+    if form == "parquet":
+        return ParquetFiles(dataset.path, column, key)
+    if form == "tsv":
+        return TabSeparated(dataset.path, named, key)
+    if form == "lines":
+        return Lines(_beside(dataset.path, column))
+    rows = replace(dataset, name=form, text_column=column)
+    if form == "saved":
+        return SavedDataset(dataset.path, rows, key)
+    return HubSource(replace(rows, repository=dataset.path), key)
+
+
+def _paired(sources: Iterator[Row], targets: Iterator[Row]) -> Iterator[PairRow]:
+    """Raises InputError where one side has more rows than the other."""
+    for number, (source, target) in enumerate(zip_longest(sources, targets), 1):
+        if source is None or target is None:
+            there, what = (source, "target") if target is None else (target, "source")
+            raise InputError(
+                f"{there.where}: this row has no {what}: the file of the {what}s ends after {number - 1} rows. Both "
+                "sides need the same number of lines, line by line the same pair; mend the shorter file."
+            )
+        yield _pair(source, target)
+
+
+def _pair(source: Row, target: Row) -> PairRow:
+    for row in (source, target):
+        if isinstance(row, BadRow):
+            return row
+    assert isinstance(source, Document)
+    assert isinstance(target, Document)
+    texts = []
+    for side, document in (("source", source), ("target", target)):
+        text = document.text
+        if not text.strip():
+            return BadRow(document.where, f"the {side} is empty")
+        texts.append(text)
+    return Pair(texts[0], texts[1], source.where, unit=texts[0])
+
+
+class Lines(FileSource):
+    """A text a line, in one UTF-8 file."""
+
+    version = "lines 1"
+
+    def __init__(self, path: Path):
+        super().__init__(find_files(path, "a text a line"))
+
+    def documents(self) -> Iterator[Row]:
+        for number, line, where in _lines(self.files[0]):
+            yield line if isinstance(line, BadRow) else Document(f"{number}", (line,), where)
+
+
+class TabSeparated(FileSource):
+    """Lines of cells with tabs between, whose `column` is a text. A column that is named is named in the first line; a
+    number counts from 1, and the first line is a row like the others. So it is where none is given, unless that line
+    says source and target. There is no quoting: a cell is all that stands between two tabs."""
+
+    version = "tsv 1"
+
+    def __init__(self, path: str | Path, column: str | None, key: str):
+        super().__init__(find_files(path, "tab-separated values", (".tsv", ".txt")))
+        self.column, self.key = column, key
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"column": self.column}
+
+    def documents(self) -> Iterator[Row]:
+        for file in self.files:
+            place, cells = None, 0
+            for number, line, where in _lines(file):
+                row = [] if isinstance(line, BadRow) else line.split("\t")
+                if place is None:
+                    column = self.column
+                    if column is None and {*USUAL} <= {name.strip() for name in row}:
+                        column = self.key.removesuffix("_column")
+                    place, cells = self._place(column, row, where), len(row)
+                    if column is not None and not column.isdecimal():
+                        continue
+                if isinstance(line, BadRow):
+                    yield line
+                elif len(row) != cells:
+                    yield BadRow(where, f"this line has {_cells(len(row))}, and the first one {_cells(cells)}")
+                else:
+                    yield Document(f"{file.name}:{number}", (row[place],), where)
+
+    def _place(self, column: str | None, first: list[str], where: str) -> int:
+        """Of the column in a row. Raises InputError."""
+        if column is not None and not column.isdecimal():
+            names = [name.strip() for name in first]
+            if names.count(column) != 1:
+                raise InputError(
+                    f"{where}: there is no column {column!r}, only {', '.join(map(repr, names))}. Name one of "
+                    f"these, dataset.{self.key}=NAME, or, where the first line has no names, a number: "
+                    f"dataset.{self.key}=1."
+                )
+            return names.index(column)
+        number = int(column) if column else USUAL.index(self.key.removesuffix("_column")) + 1
+        if not 1 <= number <= len(first):
+            raise InputError(
+                f"{where}: there is no column {number}, the line has {_cells(len(first))}; are there tabs between "
+                f"source and target? Give dataset.{self.key}=1 to {len(first)}, or another dataset.format."
+            )
+        return number - 1
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
+
+
+def _lines(file: SourceFile) -> Iterator[tuple[int, str | BadRow, str]]:
+    """Of a file, each line with its number and where it stands; not what ends it."""
+    try:
+        with file.path.open("rb") as opened:
+            for number, line in enumerate(opened, 1):
+                where = f"{file.path}, line {number}"
+                try:
+                    text: str | BadRow = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+                except UnicodeDecodeError as error:
+                    byte = f"byte {error.start} of the line is 0x{line[error.start]:02x}"
+                    text = BadRow(where, f"{byte}, which is not UTF-8 ({error.reason})")
+                if number == 1 and isinstance(text, str):
+                    text = text.removeprefix(_BYTE_ORDER_MARK)
+                yield number, text, where
+    except OSError as error:
+        raise unreadable(file.path, error) from error
+
+
+def open_test_pairs(dataset: DatasetConfig) -> FilePairs:
+    """The test split of dataset=pairs, which no run reads. Raises InputError where there is none."""
+    if dataset.format in ("saved", "hub"):
+        name = dataset.test or "test"
+        if name == (dataset.split or "train"):
+            raise InputError(f"dataset.test={name}: is the split that is trained on. Name another one.")
+        return FilePairs(replace(dataset, split=name, validation=0.5, subset_size=None))
+    if dataset.test is None:
+        raise InputError(
+            "dataset=pairs has a train and a validation split; a test split is a file or a folder of its own: give "
+            "dataset.test=PATH to the run, or --test PATH here."
+        )
+    return FilePairs(replace(dataset, path=dataset.test, validation=None, subset_size=None))

@@ -1,0 +1,178 @@
+"""Rows with named columns, in the user's own files: JSON lines, CSV, tab-separated values, Parquet.
+
+A row is a mapping of what stands in the columns that are asked for; what cannot be read is a BadRow with its file and
+line. What the values mean is the reader's business.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import InputError
+from .documents import BadRow, FileSource, SourceFile, files_below, unreadable
+from .files import ROWS, brief, find_files
+
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+LONGEST_CELL = 2**28  # [characters] of CSV
+_BYTE_ORDER_MARK = "\ufeff"
+
+
+@dataclass(frozen=True)
+class TableRow:
+    values: Mapping[str, Any]  # by the names of the columns
+    where: str  # for messages: the file and the line
+
+
+def format_of(path: str, formats: Iterable[str]) -> str:
+    """By what a file is called, or the files in a folder. Raises InputError where that does not say."""
+    place, known = Path(path).expanduser(), ", ".join(formats)
+    if not place.exists():
+        raise InputError(
+            f"dataset.path={path}: there is no such file or folder. Give an existing one; a dataset of the hub is "
+            "named as dataset.path=OWNER/NAME dataset.format=hub."
+        )
+    files = list(files_below(place)) if place.is_dir() else [place]
+    found = {FORMATS[file.suffix.lower()] for file in files if file.suffix.lower() in FORMATS}
+    if len(found) == 1:
+        return found.pop()
+    said = f"holds files of several formats ({', '.join(sorted(found))})" if found else "is not called as one of them"
+    raise InputError(f"dataset.path={path}: {said}, and that does not say what is in it. Give dataset.format={known}.")
+
+
+class Table(FileSource):
+    """Files of one format."""
+
+    version = "table 1"
+
+    def __init__(self, path: str, form: str):
+        self.form = form
+        super().__init__(find_files(path, form, tuple(end for end, name in FORMATS.items() if name == form)))
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"format": self.form}
+
+    def documents(self) -> Iterator[Any]:
+        raise NotImplementedError("a table has rows")
+
+    def rows(self, columns: Mapping[str, str]) -> Iterator[TableRow | BadRow]:
+        """`columns`: by the key of the config that names it, the column. Raises InputError for a file that has not got
+        one of them."""
+        for file in self.files:
+            if self.form == "parquet":
+                yield from _parquet_rows(file, columns)
+            else:
+                yield from rows_of_lines(_lines(file), str(file.path), self.form, columns)
+
+
+def rows_of_lines(
+    lines: Iterable[str], where: str, form: str, columns: Mapping[str, str]
+) -> Iterator[TableRow | BadRow]:
+    """The rows of a text file (jsonl, csv or tsv) by its lines with their ends, in which bytes that are no UTF-8 are
+    surrogates."""
+    return _json_rows(lines, where, columns) if form == "jsonl" else _csv_rows(lines, where, form, columns)
+
+
+def _lines(file: SourceFile) -> Iterator[str]:
+    try:
+        with file.path.open("r", encoding="utf-8", errors="surrogateescape", newline="\n") as opened:
+            yield from opened
+    except OSError as error:
+        raise unreadable(file.path, error) from error
+
+
+def _json_rows(lines: Iterable[str], where: str, columns: Mapping[str, str]) -> Iterator[TableRow | BadRow]:
+    for number, line in enumerate(lines, 1):
+        line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+        if line.strip():
+            yield _json_row(line, f"{where}, line {number}", columns)
+
+
+def _json_row(line: str, place: str, columns: Mapping[str, str]) -> TableRow | BadRow:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return BadRow(place, f"this is no JSON ({error.msg.removesuffix(' at')} at column {error.colno})")
+    except (RecursionError, ValueError) as error:
+        return BadRow(place, f"this is no JSON that can be read ({error})")
+    if not isinstance(row, dict):
+        return BadRow(
+            place, f"expected an object, as in {{{', '.join(f'{name!r}: ...' for name in columns.values())}}}"
+        )
+    for key, column in columns.items():
+        if column not in row:
+            return BadRow(place, f"there is no {column!r}, only {_listed(row)}; name one: dataset.{key}=NAME")
+    return TableRow({column: row[column] for column in columns.values()}, place)
+
+
+def _csv_rows(lines: Iterable[str], where: str, form: str, columns: Mapping[str, str]) -> Iterator[TableRow | BadRow]:
+    """A heading, and rows of as many cells. Of tab-separated values no cell is quoted."""
+    csv.field_size_limit(LONGEST_CELL)
+    dialect: dict[str, Any] = {"strict": True} if form == "csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    reader = csv.reader(iter(lines), **dialect)
+    heading: list[str] | None = None
+    while True:
+        place = f"{where}, line {reader.line_num + 1}"
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield BadRow(place, f"this is no CSV ({error})")
+            continue
+        if not cells:
+            continue  # a blank line
+        if heading is None:
+            heading = [name.removeprefix(_BYTE_ORDER_MARK).strip() for name in cells]
+            _check_columns(heading, columns, place)
+        elif len(cells) != len(heading):
+            yield BadRow(place, f"this row has {_cells(len(cells))}, and the heading {_cells(len(heading))}")
+        else:
+            yield TableRow({column: cells[heading.index(column)] for column in columns.values()}, place)
+
+
+def _parquet_rows(file: SourceFile, columns: Mapping[str, str]) -> Iterator[TableRow | BadRow]:
+    import pyarrow
+    import pyarrow.parquet
+
+    row = 0
+    try:
+        with pyarrow.parquet.ParquetFile(file.path) as opened:
+            _check_columns(opened.schema_arrow.names, columns, str(file.path))
+            for batch in opened.iter_batches(ROWS, columns=list(columns.values())):
+                for values in batch.to_pylist():
+                    row += 1
+                    yield TableRow(values, f"{file.path}, row {row}")
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{file.path} is damaged or no Parquet file; it could be read up to row {row} ({brief(error)}). Get the "
+            "whole file again, or move it away."
+        ) from error
+
+
+def _check_columns(there: Sequence[str], columns: Mapping[str, str], where: str) -> None:
+    for key, column in columns.items():
+        if there.count(column) != 1:
+            how = "no" if column not in there else f"{there.count(column)} times the"
+            raise InputError(
+                f"{where}: there is {how} column {column!r}, only {_listed(there)}; name one: dataset.{key}=NAME"
+            )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "nothing"
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"

@@ -1,0 +1,351 @@
+"""Sources and targets as token ids, prepared once: `prepare_pairs`.
+
+Like a corpus (`corpus`), a folder of the cache for each pair of data and tokenizer. A split is two files of ids with
+two of offsets, and of each pair its place in the data, so that whoever finds a pair too long can say where it stands.
+While it is prepared, the text of all pairs is held in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from ...common.digests import json_digest
+from ...common.errors import InputError
+from ...config.schema import DatasetConfig, TokenizerConfig
+from ..sources.pairs import FilePairs, Pair, PairRow, PairSource, open_test_pairs
+from ..sources.reading import VALIDATION_SHARE, first_rows
+from .run_tokenizer import complete_tokenizer, tokenizer_identity, what_is_lost
+from .token_cache import Contents, find_prepared, prepare
+from .tokenizer import BpeTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # raised whenever the same pairs and settings would make other files
+SOURCE_PREFIX = "source_"  # of the files of a tokenizer of its own
+SAMPLE = 2**25  # [characters], evenly spread, that BPE learns from
+BATCH = 2**14  # texts that are encoded at once
+SIDES = ("source", "target")
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """One for each side; the same where they share one."""
+
+    source: Tokenizer
+    target: Tokenizer
+
+    @property
+    def shared(self) -> bool:
+        return self.source is self.target
+
+    @property
+    def digest(self) -> str:
+        return self.target.digest if self.shared else json_digest([self.source.digest, self.target.digest])
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What `save` writes."""
+        own = () if self.shared else (f"{SOURCE_PREFIX}{name}" for name in self.source.files)
+        return (*self.target.files, *own)
+
+    def save(self, directory: Path) -> None:
+        self.target.save(directory)
+        if not self.shared:
+            self.source.save(directory, SOURCE_PREFIX)
+
+    @classmethod
+    def load(cls, directory: Path, shared: bool) -> Tokenizers:
+        target = load_tokenizer(directory)
+        return cls(target if shared else load_tokenizer(directory, SOURCE_PREFIX), target)
+
+
+@dataclass(frozen=True)
+class PairSplit:
+    """Token ids of pairs, memory-mapped and read-only."""
+
+    source: np.ndarray  # (n,) uint32; that of pair i is source[source_offsets[i] : source_offsets[i + 1]]
+    source_offsets: np.ndarray  # (pairs + 1,) int64
+    target: np.ndarray
+    target_offsets: np.ndarray
+    places: np.ndarray  # (pairs, 2) int64: the number of the file in `files`, and of the line
+    kinds: np.ndarray  # (pairs,) int64: the number of the kind
+    files: tuple[str, ...]  # "/data/a.tsv, line": what stands before a line's number
+    kind_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def where(self, number: int) -> str:
+        file, line = self.places[number].tolist()
+        return f"{self.files[file]} {line}" if line else self.files[file]
+
+
+@dataclass(frozen=True)
+class PairCorpus:
+    tokenizers: Tokenizers
+    splits: dict[str, PairSplit]  # train, validation, and test where the data has its own
+    dataset_digest: str
+    notes: tuple[str, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def open_pairs(dataset: DatasetConfig) -> PairSource:
+    """The source that a config means. Raises InputError."""
+    if dataset.name == "dates":
+        from ..sources.dates import Dates
+
+        return Dates(dataset.languages or ())
+    if dataset.name == "postfix":
+        from ..sources.postfix import Postfix
+
+        return Postfix()
+    return FilePairs(dataset)
+
+
+def prepare_pairs(dataset: DatasetConfig, config: TokenizerConfig, shared: bool, cache: Path) -> PairCorpus:
+    """The pairs that a config means: out of `cache` where they are there and sound, else made and put there. Raises
+    InputError for data that cannot be used and StorageError where the cache cannot be written."""
+    source = open_pairs(dataset)
+    settings = _settings(dataset, config, shared, source)
+
+    def make(folder: Path) -> Contents:
+        return _make(folder, source, dataset, config, shared)
+
+    corpus = prepare(_folder(dataset, config, cache, settings), settings, make, _reader(shared))
+    if corpus.counts["bad_rows"] and dataset.on_bad_row != "skip":  # another run had them left out
+        raise InputError(f"{corpus.notes[0]}. Mend them, or leave them out with dataset.on_bad_row=skip.")
+    return corpus
+
+
+def preview_pairs(dataset: DatasetConfig, config: TokenizerConfig, shared: bool, cache: Path) -> PairCorpus:
+    """The same, where nothing may be written: what was not prepared before is prepared for this once."""
+    source = open_pairs(dataset)
+    settings = _settings(dataset, config, shared, source)
+    found = find_prepared(_folder(dataset, config, cache, settings), settings, _reader(shared))
+    if found is not None:
+        return found
+    with TemporaryDirectory(prefix="manual_backprop-") as folder:
+        return prepare_pairs(dataset, config, shared, Path(folder))  # whose files stay open
+
+
+def open_test_split(dataset: DatasetConfig, corpus: PairCorpus, cache: Path) -> tuple[PairSplit, tuple[str, ...]]:
+    """The test split and what its reader must know. Raises InputError where there is none."""
+    if "test" in corpus.splits:
+        return corpus.splits["test"], ()
+    source = open_test_pairs(dataset)
+    settings = {"format": FORMAT, "test": source.identity(), "tokenizers": corpus.tokenizers.digest}
+
+    def make(folder: Path) -> Contents:
+        reading = _Reading(dataset.on_bad_row == "skip")
+        pairs = list(reading.read(source.pairs()))
+        source.check_unchanged()
+        if not pairs:
+            raise InputError(f"dataset.test={dataset.test}: there are no pairs in it.")
+        contents = _written(folder, {"test": pairs}, corpus.tokenizers)
+        return contents | {"notes": [*source.notes, *reading.notes], "counts": reading.counts}
+
+    def read(folder: Path, contents: Contents) -> tuple[PairSplit, tuple[str, ...]]:
+        return _open_split(folder, contents, "test"), tuple(contents["notes"])
+
+    return prepare(cache / f"pairs-test-{json_digest(settings)[:16]}", settings, make, read)
+
+
+def _settings(dataset: DatasetConfig, config: TokenizerConfig, shared: bool, source: PairSource) -> Contents:
+    tokenizers = [tokenizer_identity(one) for one in _configs(config, shared)]
+    share = dataset.validation if isinstance(dataset.validation, float) else None
+    selected = {"source": source.identity(), "subset_size": dataset.subset_size, "validation": share}
+    return {"format": FORMAT, "dataset": selected, "tokenizers": tokenizers}
+
+
+def _folder(dataset: DatasetConfig, config: TokenizerConfig, cache: Path, settings: Contents) -> Path:
+    return cache / f"{dataset.name}-{config.name}-{json_digest(settings)[:16]}"
+
+
+def _configs(config: TokenizerConfig, shared: bool) -> list[TokenizerConfig]:
+    """Of the source's and the target's tokenizer; of one for both."""
+    own = replace(config, source_path=None)
+    return [own] if shared else [replace(own, path=config.source_path or config.path), own]
+
+
+# Reading
+
+
+class _Reading:
+    """Takes pairs in, and says which it has left out."""
+
+    def __init__(self, skip: bool):
+        self.skip, self.first, self.counts = skip, "", {"rows": 0, "bad_rows": 0}
+
+    def read(self, rows: Iterator[PairRow]) -> Iterator[Pair]:
+        for row in rows:
+            self.counts["rows"] += 1
+            if isinstance(row, Pair):
+                yield row
+                continue
+            if not self.skip:
+                raise InputError(
+                    f"{row}. Mend it, or leave such rows out with dataset.on_bad_row=skip, which counts them."
+                )
+            self.counts["bad_rows"] += 1
+            self.first = self.first or str(row)
+            log.info("left out: %s", row)
+
+    @property
+    def notes(self) -> list[str]:
+        bad, rows = self.counts["bad_rows"], self.counts["rows"]
+        return [f"{bad} of {rows} rows left out as bad, the first: {self.first}"] if bad else []
+
+
+def _make(folder: Path, source: PairSource, dataset: DatasetConfig, config: TokenizerConfig, shared: bool) -> Contents:
+    reading = _Reading(dataset.on_bad_row == "skip")
+    pairs = _split(reading, source, dataset)
+    source.check_unchanged()
+    if not pairs["train"] or not pairs["validation"]:
+        side = "training" if not pairs["train"] else "validation"
+        place = dataset.path or dataset.name
+        raise InputError(
+            f"There are no pairs for {side} in {place} (rows read: {reading.counts['rows']}, of these bad: "
+            f"{reading.counts['bad_rows']}). Give more pairs, or another dataset.validation."
+        )
+    tokenizers = _tokenizers(config, shared, pairs)
+    tokenizers.save(folder)
+    lost = [
+        f"of the {side}s, {note}"
+        for side in SIDES
+        for note in what_is_lost(getattr(tokenizers, side), (getattr(one, side) for one in pairs["train"]))
+        if "no end token" not in note  # which is given to each tokenizer here
+    ]
+    contents = _written(folder, pairs, tokenizers)
+    return contents | {"notes": [*reading.notes, *source.notes, *lost], "counts": reading.counts}
+
+
+def _split(reading: _Reading, source: PairSource, dataset: DatasetConfig) -> dict[str, list[Pair]]:
+    found = reading.read(first_rows(source.pairs(), dataset.subset_size))
+    if (validation := source.validation_pairs()) is not None:
+        return {"train": list(found), "validation": list(reading.read(validation))}
+    share = dataset.validation if isinstance(dataset.validation, float) else None
+    share = share or source.test_share or VALIDATION_SHARE
+    names = ("train", "validation", "test") if source.test_share else ("train", "validation")
+    splits: dict[str, list[Pair]] = {name: [] for name in names}
+    for pair in found:
+        place = int.from_bytes(hashlib.sha256(pair.unit.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+        if place < source.test_share:
+            splits["test"].append(pair)
+        else:
+            splits["validation" if place < source.test_share + share else "train"].append(pair)
+    return splits
+
+
+# Tokens
+
+
+def _tokenizers(config: TokenizerConfig, shared: bool, pairs: dict[str, list[Pair]]) -> Tokenizers:
+    """Learned from what trains; the characters are those of all."""
+    if shared:
+        one = _tokenizer(config, pairs, SIDES)
+        return Tokenizers(one, one)
+    source, target = (
+        _tokenizer(own, pairs, (side,)) for own, side in zip(_configs(config, shared), SIDES, strict=True)
+    )
+    return Tokenizers(source, target)
+
+
+def _tokenizer(config: TokenizerConfig, pairs: dict[str, list[Pair]], sides: Sequence[str]) -> Tokenizer:
+    complete = complete_tokenizer(config)
+    if complete is not None:
+        return complete
+    if config.name == CharTokenizer.name:
+        return CharTokenizer.train(getattr(one, side) for split in pairs.values() for one in split for side in sides)
+    texts = [getattr(one, side) for one in pairs["train"] for side in sides]
+    stride = 1 + sum(map(len, texts)) // SAMPLE
+    assert config.vocab_size is not None
+    learned = BpeTokenizer.train(texts[::stride], config.vocab_size)
+    if learned.vocab_size < config.vocab_size:
+        log.warning(
+            "The text is too small to learn tokenizer.vocab_size=%d tokens: the tokenizer has %d.",
+            config.vocab_size,
+            learned.vocab_size,
+        )
+    return learned
+
+
+def _written(folder: Path, pairs: dict[str, list[Pair]], tokenizers: Tokenizers) -> Contents:
+    """Writes the files of the splits; what the manifest says of them."""
+    sizes, files, kinds = {}, {}, {}  # type: ignore[var-annotated]
+    for name, split in pairs.items():
+        tokens = {
+            side: _write_side(folder / f"{name}.{side}", split, side, getattr(tokenizers, side)) for side in SIDES
+        }
+        places = np.empty((len(split), 3), dtype=np.int64)
+        for row, pair in enumerate(split):
+            file, _, line = pair.where.rpartition(" ")
+            if not line.isdecimal():
+                file, line = pair.where, "0"
+            places[row] = files.setdefault(file, len(files)), int(line), kinds.setdefault(pair.kind, len(kinds))
+        places.tofile(folder / f"{name}.places.bin")
+        sizes[name] = {"pairs": len(split), "tokens": sum(tokens.values()), **tokens}
+    return {"splits": sizes, "files": list(files), "kinds": list(kinds)}
+
+
+def _write_side(path: Path, split: Sequence[Pair], side: str, tokenizer: Tokenizer) -> int:
+    offsets, rows = [0], iter(split)
+    with path.with_name(f"{path.name}.bin").open("wb") as file:
+        while batch := list(islice(rows, BATCH)):
+            for ids in _encoded(tokenizer, batch, side):
+                file.write(ids.astype(np.uint32).tobytes())
+                offsets.append(offsets[-1] + len(ids))
+    np.array(offsets, dtype=np.int64).tofile(path.with_name(f"{path.name}.offsets.bin"))
+    return offsets[-1]
+
+
+def _encoded(tokenizer: Tokenizer, batch: list[Pair], side: str) -> Iterator[np.ndarray]:
+    """Raises InputError with the place of a text that has no ids."""
+    try:
+        yield from list(tokenizer.encode_many([getattr(pair, side) for pair in batch]))
+    except InputError:
+        for pair in batch:
+            try:
+                tokenizer.encode(getattr(pair, side))
+            except InputError as error:
+                raise InputError(f"{pair.where}: {error}") from error
+        raise
+
+
+def _reader(shared: bool) -> Any:
+    def read(folder: Path, contents: Contents) -> PairCorpus:
+        splits = {name: _open_split(folder, contents, name) for name in contents["splits"]}
+        digest = json_digest(contents["settings"]["dataset"])
+        notes = tuple(contents["notes"])
+        return PairCorpus(Tokenizers.load(folder, shared), splits, digest, notes, contents["counts"])
+
+    return read
+
+
+def _open_split(folder: Path, contents: Contents, name: str) -> PairSplit:
+    sizes = contents["splits"][name]
+    pairs = sizes["pairs"]
+    sides: dict[str, np.ndarray] = {}
+    for side in SIDES:
+        sides[side] = _mapped(folder / f"{name}.{side}.bin", np.uint32, sizes[side])
+        sides[f"{side}_offsets"] = _mapped(folder / f"{name}.{side}.offsets.bin", np.int64, pairs + 1)
+    places = _mapped(folder / f"{name}.places.bin", np.int64, pairs, 3)
+    return PairSplit(
+        **sides,
+        places=places[:, :2],
+        kinds=places[:, 2],
+        files=tuple(contents["files"]),
+        kind_names=tuple(contents["kinds"]),
+    )
+
+
+def _mapped(path: Path, dtype: Any, *shape: int) -> np.ndarray:
+    return np.memmap(path, dtype, mode="r", shape=shape) if shape[0] else np.empty(shape, dtype)

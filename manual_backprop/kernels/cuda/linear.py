@@ -1,0 +1,46 @@
+"""`linear` whose product adds into the gradient as it is made: one launch, sums in the gradient's own format."""
+
+import torch
+from torch import Tensor
+
+from ...ops.linear import LinearCache
+from ...ops.linear import linear_forward as textbook_forward
+from ...ops.numerics import rows
+
+aten = torch.ops.aten
+
+
+def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, LinearCache]:
+    """y = x W^T + b: `ops.linear_forward`. The cache keeps the weight as the product read it, rounded once a step."""
+    return textbook_forward(x, weight.to(x.dtype), bias)
+
+
+def linear_backward(
+    dy: Tensor,
+    cache: LinearCache,
+    dweight: Tensor,
+    dbias: Tensor | None = None,
+    feedback: Tensor | None = None,
+    dx: Tensor | None = None,
+) -> Tensor:
+    """dy (..., O) -> dx (..., I); adds to dweight (O, I) and dbias (O): `ops.linear_backward`."""
+    x, weight = cache
+    back = weight if feedback is None else feedback.to(dy.dtype)
+    dy_rows = rows(dy)
+    # y = x W^T + b
+    if dbias is not None:
+        dbias += dy_rows.sum(0, dtype=dbias.dtype)
+    add_product(dweight, dy_rows.T, rows(x))
+    if dx is not None:
+        add_product(rows(dx), dy_rows, back)
+        return dx
+    return (dy_rows @ back).view(x.shape)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left right. left (O, N), right (N, I) -> total (O, I), which may be wider: a product of 16-bit numbers
+    is added up in float32, and a float32 total takes it unrounded."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        aten.addmm.dtype_out(total, left, right, total.dtype, out=total)

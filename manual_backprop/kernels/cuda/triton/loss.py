@@ -1,0 +1,75 @@
+"""Cross-entropy in place, one launch: logits become their gradient, `cross_entropy_forward` and `_backward` at once.
+
+A program has a row, of whatever length: it goes over it in blocks, twice. Offsets are 64 bits wide, since the logits of
+a large batch are more than 2^31.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ....common.batch import IGNORED as OF_BATCHES
+from .launching import launch, operator, warps_of, wide
+from .normalization import statistics_of
+
+BLOCK = 4096  # of a row at most: a whole one of a large vocabulary does not fit into registers
+
+IGNORED = tl.constexpr(OF_BATCHES)
+
+
+@operator("logits")
+def cross_entropy_(logits: Tensor, targets: Tensor, scale: Tensor, label_smoothing: float) -> Tensor:
+    """logits (R, V), any distance between rows, become scale * (softmax - q), and rows that do not count 0.
+
+    targets (R), -100 where they do not count; scale, one number -> losses (R) = logsumexp(z) - sum_v q_v z_v, without
+    the scale, 0 where they do not count. q is 1 - s on the target plus s / V on every token.
+    """
+    assert logits.stride(1) == 1
+    rows, width = logits.shape
+    losses = logits.new_empty(rows, dtype=statistics_of(logits))
+    block = min(BLOCK, triton.next_power_of_2(width))
+    launch(
+        *(cross_entropy_kernel, (rows,), losses, logits, targets, scale, logits.stride(0), width),
+        SMOOTHING=label_smoothing,
+        BLOCK=block,
+        num_warps=max(4, warps_of(block) // 2),
+    )
+    return losses
+
+
+@triton.jit
+def cross_entropy_kernel(
+    losses_ptr, logits_ptr, targets_ptr, scale_ptr, row_stride, V, SMOOTHING: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * row_stride
+    target = tl.load(targets_ptr + row)
+    counts = target != IGNORED
+    expected = wide(tl.load(logits_ptr + tl.maximum(target, 0)))  # before anything is overwritten
+    # logsumexp = max(z) + log(sum(exp(z - max(z)))), of what was read so far
+    largest = tl.full((), float("-inf"), losses_ptr.dtype.element_ty)
+    total = tl.zeros_like(largest)
+    sum_of_logits = tl.zeros_like(largest)
+    for start in range(0, V, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        z = wide(tl.load(logits_ptr + column, mask=column < V, other=float("-inf")))
+        before, largest = largest, tl.maximum(largest, tl.max(z, 0))
+        shift = tl.where(largest == float("-inf"), 0.0, largest)  # nothing but -inf so far: exp(-inf - 0) = 0
+        total = total * tl.exp(before - shift) + tl.sum(tl.exp(z - shift), 0)
+        if SMOOTHING != 0:
+            sum_of_logits += tl.sum(tl.where(column < V, z, 0.0), 0)
+    # loss = logsumexp(z) - sum_v q_v z_v
+    share = (tl.zeros_like(total) + SMOOTHING) / V  # of q, on every token
+    expected = (1 - SMOOTHING) * expected + share * sum_of_logits
+    tl.store(losses_ptr + row, tl.where(counts, largest + tl.log(total) - expected, 0.0))
+    scale = tl.load(scale_ptr)
+    for start in range(0, V, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        z = wide(tl.load(logits_ptr + column, mask=column < V, other=float("-inf")))
+        # dz = scale (p - q), p = exp(z - logsumexp(z))
+        p = tl.exp(z - largest) / total
+        q = tl.where(column == target, 1 - SMOOTHING, tl.zeros_like(p))  # and the share
+        dz = tl.where(
+            counts, scale * (p - q - share), 0.0
+        )  # not a product: a row that does not count may hold anything
+        tl.store(logits_ptr + column, dz.to(logits_ptr.dtype.element_ty), mask=column < V)

@@ -1,0 +1,180 @@
+"""One optimizer step: the gradients of all its batches, their norm, clipping, the update.
+
+On a GPU the whole of it is one CUDA graph, where the network's kernels and the optimizer can be captured and nobody
+looks inside; elsewhere it runs as it is written. Nothing of it waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.batch import AnyBatch
+from ..kernels.cuda.graph import Graphs
+from ..ops import random_key
+from ..ops.dropout import signed
+from ..optim.optimizers import FlatOptimizer, Optimizer
+from .network import Network, dropout_places
+from .step import HandWrittenNetwork
+
+
+class Unwatched:
+    """A step that nobody looks at."""
+
+    def batch(self, batch: AnyBatch) -> None: ...
+
+    def gradients(self) -> None: ...
+
+    def update(self) -> None: ...
+
+
+UNWATCHED = Unwatched()
+
+
+class Reduction:
+    """Of one process alone, whose gradients are the sum; `training.processes` has that of several."""
+
+    shared = False
+
+    def watched(self, batches: Iterable[AnyBatch]) -> Iterable[AnyBatch]:
+        """The batches of an optimizer step; the last one's backward pass completes the gradients."""
+        return batches
+
+    def finish(self, loss: Tensor) -> Tensor:
+        """After the last backward pass: the gradients, and the loss that is returned, are those of all processes."""
+        return loss
+
+
+ALONE = Reduction()
+
+
+class TrainingStep:
+    """Steps of a network and its optimizer. `graph`: whether they may be captured, which sums of several processes
+    cannot be."""
+
+    def __init__(
+        self,
+        network: Network,
+        optimizer: Optimizer,
+        max_grad_norm: float | None = None,
+        graph: bool = True,
+        reduction: Reduction = ALONE,
+    ):
+        self.network, self.optimizer, self.max_grad_norm = network, optimizer, max_grad_norm
+        self.reduction = reduction
+        self.graphs = Graphs() if graph and not reduction.shared else None
+
+    @property
+    def uses_graph(self) -> bool:
+        """Whether there is one by now."""
+        return self.graphs is not None and bool(self.graphs.captured)
+
+    def __call__(
+        self,
+        batches: Iterable[AnyBatch],
+        denominator: int | Tensor,
+        rate: float,
+        number: int,
+        watch: Unwatched = UNWATCHED,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and gradient norm before clipping, on the device. `number` is that of the step, from 1, `denominator`
+        how many targets count in all batches together.
+        """
+        network, denominator = self.network, self.network.on_device(denominator)  # once for all batches
+        if (
+            self.graphs is not None
+            and watch is UNWATCHED
+            and isinstance(network, HandWrittenNetwork)
+            and isinstance(self.optimizer, FlatOptimizer)
+            and network.can_be_captured
+        ):
+            if network.rounded is not None:
+                network.rounded.refresh()  # which a graph takes for done
+            recorded = OfTensors.of(self, list(batches), network)
+            loss, norm = self.graphs(
+                recorded, recorded.inputs(denominator, rate, number), (recorded.signature, self.max_grad_norm)
+            )
+            return loss, norm
+        return self.run(batches, denominator, rate, number, watch)
+
+    def run(
+        self,
+        batches: Iterable[AnyBatch],
+        denominator: Tensor,
+        rate: float | Tensor,
+        number: int,
+        watch: Unwatched = UNWATCHED,
+    ) -> tuple[Tensor, Tensor]:
+        """The same as it is written."""
+        network = self.network
+        network.zero_gradients()
+        loss = torch.zeros((), device=network.device)
+        for batch in self.reduction.watched(batches):
+            watch.batch(batch)
+            loss = loss + network.loss_and_gradients(batch, denominator=denominator, step=number)
+        loss = self.reduction.finish(loss)
+        watch.gradients()
+        norm = self.optimizer.step(loss, rate, self.max_grad_norm)
+        watch.update()
+        return loss, norm
+
+
+@dataclass
+class OfTensors:
+    """A step as a function of tensors alone, as a graph replays it: all that changes from step to step is in them."""
+
+    step: TrainingStep
+    batches: Sequence[AnyBatch]
+    network: HandWrittenNetwork
+    places: Sequence[str]  # of dropout
+
+    @classmethod
+    def of(cls, step: TrainingStep, batches: Sequence[AnyBatch], network: HandWrittenNetwork) -> OfTensors:
+        return cls(step, batches, network, dropout_places(network.config))
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What decides the calls beside the inputs: the network's settings, and of each batch all but its tensors."""
+        kinds = tuple(
+            (type(batch), *[None if isinstance(value, Tensor) else value for value in _values(batch)])
+            for batch in self.batches
+        )
+        return kinds, self.network.signature(), id(self.step.optimizer), torch.are_deterministic_algorithms_enabled()
+
+    def inputs(self, denominator: Tensor, rate: float, number: int) -> list[Tensor]:
+        """All tensors of the batches, then denominator, learning rate, and 64 bits for each place that drops."""
+        device = self.network.device
+        tensors = [value for batch in self.batches for value in _values(batch) if isinstance(value, Tensor)]
+        numbers = [denominator, torch.full((), rate, dtype=torch.float64, device=device)]
+        if self.places:
+            keys = [signed(random_key(self.network.config.seed, number, place), 64) for place in self.places]
+            numbers.append(on_device(keys, device))
+        return tensors + numbers
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        given = iter(tensors)
+        batches = []
+        for batch in self.batches:
+            kind: Any = type(batch)
+            batches.append(kind(*[next(given) if isinstance(value, Tensor) else value for value in _values(batch)]))
+        denominator, rate = next(given), next(given)
+        network = self.network
+        network.dropout_keys = dict(zip(self.places, next(given), strict=True)) if self.places else None
+        try:
+            return self.step.run(batches, denominator, rate, number=0)  # which number it has, the keys say
+        finally:
+            network.dropout_keys = None
+
+
+def on_device(values: list[int], device: torch.device) -> Tensor:
+    """Whole numbers as a tensor there, by a copy from memory that the device reads by itself: nothing waits for it."""
+    there = torch.tensor(values, dtype=torch.int64, device="cpu")
+    return there.pin_memory().to(device, non_blocking=True) if torch.cuda.is_available() else there.to(device)
+
+
+def _values(batch: AnyBatch) -> list[Any]:
+    return [getattr(batch, field.name) for field in fields(batch)]

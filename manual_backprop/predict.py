@@ -1,0 +1,116 @@
+"""What a trained model makes of new inputs, as JSON lines."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from manual_backprop.common.errors import InputError
+from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.config.arguments import Parser, add_device, add_run
+from manual_backprop.trained_models.saved_model import RUN_HELP
+
+if TYPE_CHECKING:
+    from manual_backprop.tasks import Predictor
+
+DESCRIPTION = f"""\
+Writes what a trained model makes of new inputs, a JSON object a line, in the order of the inputs. For
+task=classification an input is a text, and its line has the label and the probability of each. For task=forecasting the
+whole file is one input, a CSV of a series (a time and its values a row), and a line is a step after its end: the time,
+the step and the forecast of each value.
+
+{RUN_HELP}
+
+The model needs its checkpoint alone, and none of the data that it was trained on. Which model it is stands on stderr.
+
+--file takes JSON lines (.jsonl, .ndjson), a table with a heading (.csv, .tsv), whose columns are called as in the
+training data, or plain text, each line an input. From stdin (-) come JSON lines where the first begins with {{, else
+plain text."""
+
+EPILOG = """\
+Examples
+
+  python -m manual_backprop.predict last --text "Return a new event loop."
+  python -m manual_backprop.predict last --file new.jsonl > predicted.jsonl
+  python -m manual_backprop.predict last --file history.csv                     # task=forecasting
+  cut -f2 table.tsv | python -m manual_backprop.predict last --file -
+
+Exit codes: 0 done, 2 wrong input, with its file and line (what comes before it is written), 130 interrupted."""
+
+AT_ONCE = 64  # inputs
+
+
+@contextmanager
+def opened(place: str) -> Iterator[Iterable[str]]:
+    """The lines of a file, or of stdin. InputError where there is no such file, and for what is no UTF-8."""
+    try:
+        if place == "-":
+            yield _decoded(sys.stdin.buffer, "stdin")
+        else:
+            with open(place, "rb") as file:
+                yield _decoded(file, place)
+    except OSError as error:
+        raise InputError(f"--file {place}: cannot be read ({error.strerror or error})") from error
+
+
+def _decoded(file: Iterable[bytes], where: str) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        try:
+            yield line.decode("utf-8").removeprefix("\ufeff" if number == 1 else "")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{where}, line {number}: byte {error.start} of the line is 0x{line[error.start]:02x}, which is not "
+                f"UTF-8 ({error.reason})"
+            ) from error
+
+
+def show(predictor: Predictor, inputs: Iterator[Any]) -> int:
+    """Prints the predictions as they come, and returns how many there are."""
+    count = 0
+    while some := list(islice(inputs, AT_ONCE)):
+        for prediction in predictor.predict(some):
+            print(json.dumps(prediction, ensure_ascii=False))
+            count += 1
+        sys.stdout.flush()
+    return count
+
+
+def main(arguments: Sequence[str] | None = None) -> int | None:
+    parser = Parser("predict", DESCRIPTION, EPILOG)
+    add_run(parser)
+    parser.add_argument(
+        "--text", action="append", default=[], metavar="TEXT", help="an input; may be given several times"
+    )
+    parser.add_argument("--file", metavar="FILE", help="inputs, see above; - is stdin")
+    add_device(parser)
+    options = parser.parse(arguments)
+    if bool(options.text) == (options.file is not None):
+        parser.error("give --text TEXT or --file FILE")
+
+    from manual_backprop.tasks import task_named
+    from manual_backprop.trained_models.evaluation import restored_task
+    from manual_backprop.trained_models.saved_model import load
+
+    saved = load(options.run, device=options.device)
+    print(saved.line, file=sys.stderr, flush=True)
+    if task_named(saved.task_name).asked_with[0] != "predict":
+        parser.error(f"predict: {saved.asked_otherwise}")
+    predictor = restored_task(saved).predictor(saved.model)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # as JSON is, whatever the terminal's
+    if options.file is None:
+        show(predictor, map(predictor.read_text, options.text))
+        return None
+    with opened(options.file) as lines:
+        if not show(predictor, predictor.read_lines(lines, "stdin" if options.file == "-" else options.file)):
+            raise InputError(f"--file {options.file}: holds no input")
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

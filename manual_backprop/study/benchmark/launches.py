@@ -1,0 +1,53 @@
+"""How many launches a piece of work is on a GPU: a step of many small ones is bound by them, and not by arithmetic.
+
+Calls of PyTorch's operators are counted, but for views and memory without content; a kernel of our own as often as it
+launches one. An operator may launch more than one: the count is what this project can change.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ...kernels.cuda.triton import LAUNCHES
+from ...kernels.replay import MEMORY
+
+
+class Launches(TorchDispatchMode):
+    """Counts by operator, while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = function(*args, **(kwargs or {}))
+        if not _only_looks(function, (args, kwargs), results):
+            self.counts[str(function)] += LAUNCHES.get(function.overloadpacket.__name__, 1)
+        return results
+
+
+def _only_looks(function: Any, given: Any, results: Any) -> bool:
+    """Whether a call computes nothing: a view of what is given, a detached one, or memory."""
+    if function._schema.is_mutable:
+        return False
+    if function.overloadpacket.__name__ in MEMORY or function.namespace == "prim":  # memory, or a question
+        return True
+    before = {x.untyped_storage()._cdata for x in tree_leaves(given) if isinstance(x, Tensor)}
+    made = [x for x in tree_leaves(results) if isinstance(x, Tensor)]
+    return bool(made) and all(x.untyped_storage()._cdata in before for x in made)
+
+
+def launches(work: Callable[[], Any]) -> Counter[str]:
+    """Of work(), by operator: their sum is `.total()`."""
+    with torch.no_grad(), Launches() as counted:
+        work()
+    return counted.counts

@@ -1,0 +1,375 @@
+"""task=classification: which label a text has.
+
+An encoder reads the text, the mean over its real positions goes through the head, and the loss is cross-entropy over
+the labels. Beside the model stand two simple methods on the same texts. The best checkpoint is the one with the highest
+accuracy on the validation texts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from ...common.batch import IGNORED, AnyBatch, EncoderBatch
+from ...common.errors import CheckpointError, ConfigError, InputError
+from ...common.json_files import read_object
+from ...config.schema import CustomTransformerConfig, RunConfig
+from ...data.tokens.labelled_corpus import (
+    LabelledCorpus,
+    LabelledSplit,
+    encoded,
+    open_test_split,
+    prepare_labelled,
+    preview_labelled,
+)
+from ...data.tokens.order import Order, Repeated
+from ...data.tokens.text_size import VOCABULARIES
+from ...data.tokens.tokenizer import load_tokenizer
+from ...models.wrappers.building import build_wrapper
+from ...ops import cross_entropy_forward
+from ..asking import Predictor, Reading
+from ..preview import Preview, most_tokens, rows_of_a_step
+from ..task import Evaluated, Final, Measured, Task
+from .baselines import TfIdf, majority
+from .classifier import Classifier
+from .measures import CONFUSION, Measures, draw_confusion
+from .rows import LabelledOrder, TextRows, batch_of, text_of
+
+UNKNOWN_VOCABULARY = 50257  # a guess, of a tokenizer that nobody has read
+LABELS = "labels.json"  # of a checkpoint
+SHOWN = 10  # predictions
+WIDTH = 90  # [characters] of a text in one line
+NO_TFIDF = "TF-IDF with logistic regression needs scikit-learn, which is not installed (pip install scikit-learn)"
+TEXT = [{"type": "string", "required": True}]  # as MLflow writes it
+SIGNATURE: Mapping[str, Any] = {"inputs": TEXT, "outputs": TEXT, "params": []}
+
+
+class ClassificationTask(Task):
+    """The labelled texts of a run's config."""
+
+    evaluate_options = ("--test", "--predictions")
+    asked_with = ("predict", "--text", "Return the next event.")
+    signature = SIGNATURE
+    best_metric = "validation/accuracy"
+    best_is_highest = True
+    predictions_title = "predictions on validation texts"
+
+    def __init__(self, config: RunConfig, corpus: LabelledCorpus):
+        self.config, self.corpus = config, corpus
+        self.tokenizer, self.labels = corpus.tokenizer, corpus.labels
+        self.digests = {"dataset_digest": corpus.dataset_digest, "tokenizer_digest": corpus.tokenizer.digest}
+        self.files = (*corpus.tokenizer.files, LABELS)
+
+    @classmethod
+    def open(cls, config: RunConfig, cache: Path) -> Self:
+        return cls(config, prepare_labelled(config.dataset, config.tokenizer, cache))
+
+    @classmethod
+    def restored(cls, config: RunConfig, directory: Path, cache: Path) -> Self:
+        labels = read_object(directory / LABELS, kind=CheckpointError).get("labels")
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise CheckpointError(f"{directory / LABELS} does not hold the labels: it is no file of this version")
+        return cls(config, LabelledCorpus(load_tokenizer(directory), tuple(labels), {}, ""))
+
+    @classmethod
+    def preview(cls, config: RunConfig, cache: Path) -> Preview:
+        """Of texts that are not prepared: they are read, and tokens are made of them for this once."""
+        corpus, prepared = preview_labelled(config.dataset, config.tokenizer, cache)
+        if corpus is None:
+            return cls._unknown(config)
+        task = cls(config, corpus)
+        order, validation = task.order(), corpus.splits["validation"]
+        longest = config.model.max_seq_len
+        return Preview(
+            config=config,
+            vocab_size=corpus.tokenizer.vocab_size,
+            network=task.network_config,
+            prepared=prepared,
+            examples=("texts", task.about),
+            order=order,
+            step=f"about {order.tokens_per_step:,} tokens: {rows_of_a_step(config)} texts of at most {longest}",
+            evaluated_tokens=int(np.minimum(np.diff(validation.offsets), longest).sum()),
+            written_tokens=0,
+        )
+
+    @staticmethod
+    def _unknown(config: RunConfig) -> Preview:
+        """Before texts are fetched nobody knows how many there are, nor how many labels: two at least."""
+        vocab_size = config.tokenizer.vocab_size or VOCABULARIES.get(config.tokenizer.name, UNKNOWN_VOCABULARY)
+        return Preview(
+            config=config,
+            vocab_size=vocab_size,
+            network=config.network_config(vocab_size, n_outputs=2),
+            prepared=False,
+            examples=("texts", "not known before they are fetched"),
+            order=None,
+            step=f"at most {most_tokens(config):,} tokens: {rows_of_a_step(config)} texts",
+            evaluated_tokens=0,
+            written_tokens=0,
+        )
+
+    # What a run is made of
+
+    @property
+    def network_config(self) -> CustomTransformerConfig:
+        wanted, tokens = self.config.model.vocab_size, self.tokenizer.vocab_size
+        if wanted is not None and wanted < tokens:
+            raise ConfigError(
+                [
+                    f"model.vocab_size={wanted}: the tokenizer has {tokens} tokens; give at least {tokens}, or null "
+                    "for exactly as many"
+                ]
+            )
+        return self.config.network_config(tokens, n_outputs=len(self.labels))
+
+    def build_model(self) -> Any:
+        return build_wrapper(self.config.implementation.name, self.network_config)
+
+    @cached_property
+    def training(self) -> TextRows:
+        return self.rows_of(self.corpus.splits["train"], self.config.dataset.max_length)
+
+    @cached_property
+    def validation(self) -> TextRows:
+        return self.rows_of(self.corpus.splits["validation"])
+
+    def rows_of(self, split: LabelledSplit, longest: int | None = None) -> TextRows:
+        """A text is cut at the network's length; in training at `dataset.max_length`, where that is shorter."""
+        length = self.config.model.max_seq_len
+        return TextRows(split, min(length, longest or length))
+
+    def order(self, repeat: int | None = None) -> Order:
+        config, training = self.config, self.config.training
+        order: Order = LabelledOrder(
+            self.training,
+            self.tokenizer,
+            config.dataset.augment or (),
+            config.seed,
+            training.batch_size,
+            training.gradient_accumulation_steps,
+        )
+        return order if repeat is None else Repeated(order, repeat)
+
+    def check(self) -> None:
+        """Nothing: a split that cannot be used was refused when the texts were read."""
+
+    # What it measures and predicts
+
+    def measure(self, model: Any, rows: TextRows, count: int | None = None) -> Measures:
+        """Of a model, on the first `count` rows."""
+        loss, found, network = 0.0, [], model.network
+        with torch.no_grad():
+            for batch in rows.batches(network.device, count):
+                logits = network.predict(batch)
+                loss += float(cross_entropy_forward(logits, batch.targets, denominator=1)[0])
+                found.append(logits.argmax(-1).cpu().numpy())
+        wanted = np.asarray(rows.split.labels[:count])
+        return Measures(wanted, np.concatenate(found), loss / len(wanted))
+
+    def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:
+        count = None if limit is None else limit * self.config.training.batch_size
+        measures = self.measure(model, self.validation, count)
+        metrics = {"validation/loss": measures.loss or 0.0, self.best_metric: measures.accuracy}
+        metrics |= {"validation/f1": measures.f1}
+        for name, one in self.simple_methods.items():
+            metrics |= {f"validation/{name}_accuracy": one.accuracy, f"validation/{name}_f1": one.f1}
+        return Evaluated(
+            metrics=metrics,
+            sentence=f"validation loss {measures.loss:.4f}, accuracy {measures.accuracy:.4f}, macro F1 "
+            f"{measures.f1:.4f} of {len(measures.wanted):,} texts",
+            summary=(
+                (
+                    "accuracy",
+                    f"{measures.accuracy:.2%} of {len(measures.wanted):,} validation texts; macro F1 {measures.f1:.3f}",
+                ),
+                ("", f"on the same texts: {self._compared(self.simple_methods)}"),
+            ),
+            short=f"accuracy {measures.accuracy:.1%}",
+        )
+
+    @cached_property
+    def tfidf(self) -> TfIdf | str:
+        """Or why there is none."""
+        training, validation = (self.corpus.splits[name] for name in ("train", "validation"))
+        try:
+            return TfIdf(self.texts(training), training.labels, self.texts(validation), validation.labels)
+        except ImportError:
+            return NO_TFIDF
+        except ValueError as error:
+            return f"TF-IDF with logistic regression learns nothing here ({' '.join(str(error).split())[:120]})"
+
+    @cached_property
+    def simple_methods(self) -> dict[str, Measures]:
+        """On the validation texts."""
+        return self.compared(self.corpus.splits["validation"])
+
+    def compared(self, split: LabelledSplit, count: int | None = None) -> dict[str, Measures]:
+        """What simple methods reach on the first `count` texts of a split."""
+        wanted = np.asarray(split.labels[:count])
+        found = {"majority": majority(np.asarray(self.corpus.splits["train"].labels), wanted)}
+        if isinstance(self.tfidf, TfIdf):
+            found["tfidf"] = self.tfidf.measure(self.texts(split, count), wanted)
+        return found
+
+    def _compared(self, methods: Mapping[str, Measures]) -> str:
+        words = {"majority": "the most frequent label", "tfidf": "TF-IDF with logistic regression"}
+        named = ", ".join(f"{words[name]} {one.accuracy:.2%} (F1 {one.f1:.3f})" for name, one in methods.items())
+        return named if isinstance(self.tfidf, TfIdf) else f"{named}; {self.tfidf}"
+
+    def texts(self, split: LabelledSplit, count: int | None = None) -> list[str]:
+        return [text_of(self.tokenizer, split.ids(number)) for number in range(len(split))[:count]]
+
+    def measure_split(self, model: Any, split: str, limit: int | None = None, predictions: int = 0) -> Measured:
+        """Beside the simple methods on the same texts."""
+        opened, notes = self.opened(split)
+        count = len(opened) if limit is None else min(len(opened), limit * self.config.training.batch_size)
+        rows = self.rows_of(opened)
+        measures, compared = self.measure(model, rows, count), self.compared(opened, count)
+        shown = {"model": measures, **compared}
+        values = {"loss": measures.loss or 0.0, "accuracy": measures.accuracy, "f1": measures.f1, "texts": float(count)}
+        for name, one in compared.items():
+            values |= {f"{name}_accuracy": one.accuracy, f"{name}_f1": one.f1}
+        return Measured(
+            title=f"{split}: {count:,} texts" + (f" of {len(opened):,}" if count < len(opened) else ""),
+            headings=("", "loss", "accuracy", "macro F1"),
+            rows=tuple(
+                (name, "" if one.loss is None else f"{one.loss:.4f}", f"{one.accuracy:.2%}", f"{one.f1:.3f}")
+                for name, one in shown.items()
+            ),
+            metrics=values,
+            whole=count == len(opened),
+            notes=(*notes, *([] if isinstance(self.tfidf, TfIdf) else [self.tfidf])),
+            predictions=tuple(self.shown_rows(model, opened, range(min(predictions, len(opened))))),
+        )
+
+    def opened(self, split: str) -> tuple[LabelledSplit, tuple[str, ...]]:
+        """train, validation or test, and what a reader of its numbers must know."""
+        if split == "test":
+            return open_test_split(self.config.dataset, self.corpus)
+        return self.corpus.splits[split], ()
+
+    def predictor(self, model: Any) -> Predictor:
+        if len(self.labels) != model.config.n_outputs:
+            raise CheckpointError(f"{LABELS} has {len(self.labels)} labels, and the network {model.config.n_outputs}")
+        return Classifier(model, self.tokenizer, self.labels, self.config.dataset.text_column or "text")
+
+    def reading(self, model: Any, text: str, most: int) -> Reading:
+        """All of the text has one answer, its label."""
+        (ids,) = encoded(self.tokenizer, [text])
+        if not len(ids):
+            raise InputError("an empty text: there is nothing to tell a label from")
+        batch = batch_of([ids], np.full(1, IGNORED), most)
+        words = [self.tokenizer.decode([token]) for token in ids[:most].tolist()]
+        return Reading(batch, ["the text"], words, lambda number: self.labels[number])
+
+    def shown_rows(self, model: Any, split: LabelledSplit, numbers: Iterable[int]) -> list[str]:
+        """A line each: which label was found, how sure the model is, whether it is right."""
+        numbers = list(numbers)
+        answers = self.predictor(model).predict([text_of(self.tokenizer, split.ids(number)) for number in numbers])
+        return list(map(self._shown, answers, (self.labels[split.labels[number]] for number in numbers)))
+
+    def _shown(self, answer: Mapping[str, Any], wanted: str) -> str:
+        found, text = answer["label"], " ".join(answer["text"].split())
+        verdict = "\u2713" if found == wanted else f"\u2717 expected {wanted}"
+        short = text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
+        return f"{found} {answer['probabilities'][found]:.0%} {verdict}  {short}"
+
+    def predictions(self, model: Any) -> list[str]:
+        """Ten validation texts, evenly spread, as one text."""
+        split = self.corpus.splits["validation"]
+        numbers = range(0, len(split), -(-len(split) // SHOWN))
+        return ["\n".join(self.shown_rows(model, split, numbers))]
+
+    def in_one_line(self, prediction: str) -> str:
+        return prediction.partition("\n")[0]
+
+    def final(self, model: Any, directory: Path) -> Final:
+        """The test texts, where a share of the data is kept for them, and which label is taken for which."""
+        name = "test" if "test" in self.corpus.splits else "validation"
+        split = self.corpus.splits[name]
+        measures = self.measure(model, self.rows_of(split))
+        metrics: dict[str, float] = {}
+        summary: list[tuple[str, str]] = []
+        if name == "test":
+            compared = self.compared(split)
+            metrics = {"test/loss": measures.loss or 0.0, "test/accuracy": measures.accuracy, "test/f1": measures.f1}
+            for method, one in compared.items():
+                metrics |= {f"test/{method}_accuracy": one.accuracy, f"test/{method}_f1": one.f1}
+            summary = [
+                ("test texts", f"accuracy {measures.accuracy:.2%} of {len(split):,}, macro F1 {measures.f1:.3f}"),
+                ("", f"on the same texts: {self._compared(compared)}"),
+            ]
+        path = directory / CONFUSION
+        title = f"{len(split):,} {name} texts: {measures.accuracy:.1%} have their label"
+        pictures = (path,) if draw_confusion(measures, self.labels, path, title) else ()
+        return Final(metrics, tuple(summary), pictures)
+
+    def example(self, device: torch.device) -> EncoderBatch:
+        """The first validation text."""
+        return self.validation.batch(np.arange(1), device=device)
+
+    def text(self, batch: AnyBatch, positions: int) -> str:
+        assert isinstance(batch, EncoderBatch)
+        return self.tokenizer.decode(batch.inputs[0, :positions].tolist())
+
+    # What is said and saved of it
+
+    @property
+    def about(self) -> str:
+        sizes = {name: len(split) for name, split in self.corpus.splits.items()}
+        test = f", {sizes['test']:,} for the test" if "test" in sizes else ""
+        return (
+            f"{self.config.dataset.name}: {sizes['train']:,} texts of {len(self.labels)} labels for training, "
+            f"{sizes['validation']:,} for validation{test}, vocabulary {self.tokenizer.vocab_size:,} "
+            f"({self.tokenizer.name})"
+        )
+
+    @property
+    def baselines(self) -> str:
+        return f"simple methods on the validation texts: {self._compared(self.simple_methods)}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.corpus.notes
+
+    @property
+    def profile(self) -> Mapping[str, int]:
+        return {"labels": len(self.labels), **{f"{name}_texts": len(one) for name, one in self.corpus.splits.items()}}
+
+    @property
+    def data_tags(self) -> Mapping[str, str]:
+        shown: Sequence[str] = self.labels[:50]
+        return {"labels": ", ".join(shown) + (", ..." if len(self.labels) > 50 else "")} | {
+            "tokenizer": self.tokenizer.name,
+            "vocab_size": str(self.tokenizer.vocab_size),
+        }
+
+    @property
+    def source(self) -> tuple[str, str | None]:
+        dataset = self.config.dataset
+        if dataset.format == "hub":
+            return str(dataset.path), None
+        return dataset.name, dataset.path
+
+    def save(self, directory: Path) -> None:
+        """The tokenizer's files, and labels.json: the labels in the order of the head's outputs."""
+        self.tokenizer.save(directory)
+        (directory / LABELS).write_text(
+            json.dumps({"labels": list(self.labels)}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
+
+    def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
+        way_out = f"; bring back that of {checkpoint}, or start a new run"
+        sentences = {
+            "dataset_digest": f"dataset: these texts, or their labels, are others{way_out}",
+            "tokenizer_digest": f"tokenizer: this is another one{way_out}",
+        }
+        differences = [sentence for name, sentence in sentences.items() if state.get(name) != self.digests[name]]
+        if differences:
+            raise ConfigError(differences)

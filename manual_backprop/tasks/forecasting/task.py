@@ -1,0 +1,357 @@
+"""task=forecasting: from the last `history` steps of a series to the next `horizon`, all at once.
+
+An encoder reads a window of numbers and answers with one row, which corrects a simple forecast (`data.series.windows`);
+the loss is the squared error of what is known, in units of the training part. A series is split by time: it trains on
+the first steps, validates on those that follow, and is measured on the last. A window belongs to the split that has all
+of its targets, so that none is trained on and measured; what it reads may reach back into the split before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from ...common.batch import AnyBatch, EncoderBatch
+from ...common.digests import json_digest
+from ...common.errors import ConfigError, InputError
+from ...config.schema import CustomTransformerConfig, RunConfig
+from ...data.series.reader import Series, open_series
+from ...data.series.windows import NO_WINDOW, SCALING, Scaling, Windows, forecasts_of
+from ...data.tokens.order import Order, Padded, Repeated
+from ...models.wrappers.building import build_wrapper
+from ..asking import Predictor
+from ..preview import Preview, rows_of_a_step
+from ..task import Evaluated, Final, Measured, Task
+from .baselines import MODEL, RIDGE, Compared, Ridge, errors_of, naive_errors, simple_forecasts
+from .pictures import FORECASTS, MOST_FORECASTS, draw_forecasts
+from .predictor import SeriesPredictor
+
+SHOWN = 8  # predictions
+MOST_STEPS = 26  # of the horizon, in a table
+SPLITS = ("train", "validation", "test")
+
+
+class ForecastingTask(Task):
+    """The series of a run's config."""
+
+    asked_with = ("predict", "--file", "history.csv")
+    predictions_title = "forecasts of the validation part"
+    files = (SCALING,)
+    scaling: Scaling
+
+    def __init__(self, config: RunConfig, series: Series):
+        task, dataset = config.task, config.dataset
+        assert task.history is not None
+        assert task.horizon is not None
+        assert task.patch is not None
+        assert dataset.test_share is not None
+        self.config, self.series = config, series
+        part = {"validation": dataset.validation, "test_share": dataset.test_share}
+        self.digests = {"dataset_digest": json_digest([series.digest, asdict(task), part])}
+        validation = dataset.validation if isinstance(dataset.validation, float) else 0.0
+        test = len(series) - round(dataset.test_share * len(series))
+        self.bounds = {"train": (0, test - round(validation * len(series)))}
+        self.bounds["validation"] = self.bounds["train"][1], test
+        self.bounds["test"] = test, len(series)
+        self._check_lengths(task.history, task.horizon)
+        known_values = series.values[: self.bounds["train"][1]]
+        self.scaling = Scaling.measured(
+            known_values, task.history, task.horizon, task.season, task.patch, series.names, series.clock.about
+        )
+        self.naive = naive_errors(known_values, task.season)
+
+    def _check_lengths(self, history: int, horizon: int) -> None:
+        """InputError where one of the splits holds no window."""
+        needed = {"train": history + horizon, "validation": horizon, "test": horizon}
+        steps = {name: end - begin for name, (begin, end) in self.bounds.items()}
+        if short := [name for name in SPLITS if steps[name] < needed[name]]:
+            least = max(-(-needed[name] * len(self.series) // max(steps[name], 1)) for name in short)
+            raise InputError(
+                f"{self.series.place}: {len(self.series):,} steps are too few: "
+                + ", ".join(f"{steps[name]:,} for {'training' if name == 'train' else name}" for name in SPLITS)
+                + f"; a window takes task.history={history} steps and task.horizon={horizon} targets, and each part "
+                f"needs one (training {history + horizon}, the others {horizon} steps). Give about {least:,} steps, or "
+                "a smaller history or horizon"
+            )
+
+    @classmethod
+    def open(cls, config: RunConfig, cache: Path) -> Self:
+        return cls(config, open_series(config.dataset))
+
+    @classmethod
+    def restored(cls, config: RunConfig, directory: Path, cache: Path) -> Self:
+        """With the scaling alone: there is no series, and nothing that needs one can be asked for."""
+        task = cls.__new__(cls)
+        task.config, task.scaling = config, Scaling.of_checkpoint(directory)
+        return task
+
+    @classmethod
+    def preview(cls, config: RunConfig, cache: Path) -> Preview:
+        """A series is read at once: all of it is exact."""
+        task = cls.open(config, cache)
+        order, scaling = task.order(), task.scaling
+        return Preview(
+            config=config,
+            vocab_size=1,
+            prepared=True,
+            examples=("series", task.about),
+            order=order,
+            step=f"about {order.tokens_per_step:,} values: {rows_of_a_step(config)} windows of {scaling.history} -> "
+            f"{scaling.horizon} steps",
+            evaluated_tokens=len(task.windows["validation"]) * scaling.positions,
+            written_tokens=0,
+            network=task.network_config,
+        )
+
+    # What a run is made of
+
+    @property
+    def network_config(self) -> CustomTransformerConfig:
+        scaling = self.scaling
+        return replace(
+            self.config.network_config(1),
+            n_inputs=scaling.n_inputs,
+            n_outputs=scaling.n_outputs,
+            head_loss="squared_error",
+        )
+
+    def build_model(self) -> Any:
+        return build_wrapper(self.config.implementation.name, self.network_config)
+
+    @cached_property
+    def windows(self) -> dict[str, Windows]:
+        dtype = self.network_config.get_dtype()
+        return {name: Windows(self.series.values, self.scaling, *bounds, dtype) for name, bounds in self.bounds.items()}
+
+    def order(self, repeat: int | None = None) -> Order:
+        training, scaling = self.config.training, self.scaling
+        order: Order = Padded(
+            self.windows["train"],
+            scaling.n_outputs,
+            self.config.seed,
+            training.batch_size,
+            training.gradient_accumulation_steps,
+            bucket=1,
+        )
+        return order if repeat is None else Repeated(order, repeat)
+
+    def check(self) -> None:
+        for name in ("validation", "test"):
+            if not len(self.windows[name]):
+                raise InputError(f"{self.series.place}: {NO_WINDOW.format(name)}")
+
+    # What it measures and predicts
+
+    def compared(self, model: Any, split: str, count: int | None = None, simple: bool = True) -> Compared:
+        """On the windows of a split, or its first `count`; with `simple` methods beside the model."""
+        windows = self.windows[split]
+        numbers = np.arange(len(windows))[:count]
+        history, future = windows.cut(numbers)
+        found = {MODEL: forecasts_of(model, self.scaling, history)}
+        if simple:
+            found |= self._simple(history)
+        errors = {name: errors_of(forecasts, future, self.naive) for name, forecasts in found.items()}
+        missed = (found[MODEL] - future) / self.scaling.target_scale
+        return Compared(len(numbers), len(windows), float(np.nanmean(missed**2)), errors)
+
+    def _simple(self, history: np.ndarray) -> dict[str, np.ndarray]:
+        """Of the best first, by what one expects."""
+        found = {} if self.ridge is None else {RIDGE: self.ridge.forecasts(history)}
+        return found | dict(reversed(simple_forecasts(history, self.scaling).items()))
+
+    @cached_property
+    def ridge(self) -> Ridge | None:
+        """None where it would take too long."""
+        training = self.windows["train"]
+        return Ridge(training, self.windows["validation"]) if Ridge.is_affordable(training) else None
+
+    @cached_property
+    def best_metric(self) -> str:  # type: ignore[override]
+        """Several series may have several units, which a root of squares would mix."""
+        return "validation/rmse" if len(self.series.names) == 1 else "validation/mase"
+
+    def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:
+        count = None if limit is None else limit * self.config.training.batch_size
+        measured = self.compared(model, "validation", count, simple=False)
+        found, loss = measured.model, measured.loss
+        said = f"RMSE {found.rmse:.4g}, MASE {found.mase:.3f}"
+        return Evaluated(
+            metrics={"validation/loss": loss, "validation/rmse": found.rmse, "validation/mase": found.mase},
+            sentence=f"validation loss {loss:.4f}, {said}, of {measured.windows:,} windows",
+            summary=(("validation", f"{said} of {measured.windows:,} windows ({self.baselines})"),),
+            short=said,
+        )
+
+    def measure_split(self, model: Any, split: str, limit: int | None = None, predictions: int = 0) -> Measured:
+        """The model beside simple methods, and each step of the horizon."""
+        count = None if limit is None else limit * self.config.training.batch_size
+        found = self.compared(model, split, count)
+        of = f" of {found.of:,}" if found.windows < found.of else ""
+        methods, horizon = found.errors, self.scaling.horizon
+        rows = [("RMSE", *(f"{one.rmse:.4g}" for one in methods.values()))]
+        rows.append(("MASE", *(f"{one.mase:.3f}" for one in methods.values())))
+        if len(self.scaling.names) > 1:
+            rows += [
+                (f"{name}: {title}", *(f"{one.of_series[place][number]:.4g}" for one in methods.values()))
+                for place, name in enumerate(self.scaling.names)
+                for number, title in enumerate(("RMSE", "MASE"))
+            ]
+        for step in np.unique(np.linspace(1, horizon, MOST_STEPS).astype(int)):
+            rows.append((f"RMSE, step {step}", *(f"{one.steps[step - 1]:.4g}" for one in methods.values())))
+        return Measured(
+            title=f"{split}: {found.windows:,} windows{of} of {self.about_windows}",
+            headings=("", *methods),
+            rows=tuple(rows),
+            metrics=found.metrics | {"windows": float(found.windows)},
+            whole=found.windows == found.of,
+            notes=self.notes,
+            predictions=tuple(self.shown(model, split, np.arange(min(predictions, found.of)))),
+        )
+
+    def predictor(self, model: Any) -> Predictor:
+        return SeriesPredictor(model, self.scaling, self.config.dataset)
+
+    @property
+    def signature(self) -> Mapping[str, Any]:  # type: ignore[override]
+        scaling = self.scaling
+
+        def tensor(steps: int) -> list[dict[str, Any]]:
+            shape = [-1, steps, len(scaling.names)]
+            return [{"type": "tensor", "tensor-spec": {"dtype": "float64", "shape": shape}}]
+
+        return {"inputs": tensor(scaling.history), "outputs": tensor(scaling.horizon), "params": []}
+
+    def predictions(self, model: Any) -> list[str]:
+        """Some windows, as one text."""
+        windows = self.windows["validation"]
+        numbers = np.unique(np.linspace(0, len(windows) - 1, SHOWN).astype(int))
+        return ["\n".join(self.shown(model, "validation", numbers))]
+
+    def shown(self, model: Any, split: str, numbers: np.ndarray) -> list[str]:
+        """Of windows by their numbers, a line for each series: its last value that is known beside the forecast."""
+        windows, lines = self.windows[split], []
+        history, future = windows.cut(numbers)
+        found = forecasts_of(model, self.scaling, history)
+        for row, first in enumerate(windows.first[numbers].tolist()):
+            for place, name in enumerate(self.series.names):
+                there = np.flatnonzero(np.isfinite(future[row, :, place]))
+                if not len(there):
+                    continue
+                last = int(there[-1])
+                missed = np.sqrt(np.nanmean((found[row, :, place] - future[row, :, place]) ** 2))
+                lines.append(
+                    f"{self.series.written(first + last)}, {last + 1} steps ahead: {name} "
+                    f"{found[row, last, place]:.5g}, was {future[row, last, place]:.5g}; RMSE of all steps {missed:.3g}"
+                )
+        return lines
+
+    def in_one_line(self, prediction: str) -> str:
+        return prediction.partition("\n")[0]
+
+    def final(self, model: Any, directory: Path) -> Final:
+        """The test part, beside simple methods, and as a picture."""
+        measured = self.compared(model, "test")
+        found = measured.model
+        beside = "; ".join(f"{name} {errors.rmse:.4g}" for name, errors in measured.errors.items() if name != MODEL)
+        summary = (
+            (
+                "test",
+                f"RMSE {found.rmse:.4g}, MASE {found.mase:.3f} of {measured.windows:,} windows after what it trains on",
+            ),
+            ("", f"RMSE of simple methods: {beside}"),
+        )
+        windows, path = self.windows["test"], directory / FORECASTS
+        following = np.arange(len(windows))[:: self.scaling.horizon][-MOST_FORECASTS:]
+        history, _ = windows.cut(following)
+        title = f"{self.about_windows}\nthe test part: RMSE {found.rmse:.4g}"
+        drawn = draw_forecasts(
+            self.series,
+            windows.first[following],
+            forecasts_of(model, self.scaling, history),
+            measured.errors,
+            path,
+            title,
+        )
+        return Final(
+            {f"test/{name}": value for name, value in measured.metrics.items()}, summary, (path,) if drawn else ()
+        )
+
+    def example(self, device: torch.device) -> EncoderBatch:
+        """The first validation window."""
+        windows = self.windows["validation"]
+        return windows.batch(np.arange(1), windows.lengths[:1], device=device)
+
+    def text(self, batch: AnyBatch, positions: int) -> str:
+        """What is read at each position first, relative to the last value."""
+        assert isinstance(batch, EncoderBatch)
+        return " ".join(f"{value:.2f}" for value in batch.inputs[0, :positions, 0].tolist())
+
+    # What is said and saved of it
+
+    @property
+    def about_windows(self) -> str:
+        scaling = self.scaling
+        return f"{', '.join(self.series.names)}: {scaling.history} -> {scaling.horizon} steps of {scaling.step}"
+
+    @property
+    def about(self) -> str:
+        series = self.series
+        parts = ", ".join(
+            f"{len(self.windows[name]):,} for {'training' if name == 'train' else name} "
+            f"({series.written(begin)} to {series.written(end - 1)})"
+            for name, (begin, end) in self.bounds.items()
+        )
+        return f"{self.about_windows}; windows: {parts}"
+
+    @cached_property
+    def baselines(self) -> str:  # type: ignore[override]
+        windows = self.windows["validation"]
+        history, future = windows.cut(np.arange(len(windows)))
+        found = {name: errors_of(values, future, self.naive).rmse for name, values in self._simple(history).items()}
+        return "RMSE there of " + ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+
+    @property
+    def notes(self) -> tuple[str, ...]:  # type: ignore[override]
+        learned = f"what is learned is the difference to the forecast by {self.scaling.reference}"
+        left_out = () if self.ridge is not None else ("ridge regression of so many inputs would take long: left out",)
+        return (*self.series.notes, learned, *left_out)
+
+    @property
+    def profile(self) -> Mapping[str, int]:
+        values = self.series.values
+        return {
+            "steps": len(values),
+            "series": values.shape[1],
+            "gaps": int(np.isnan(values).sum()),
+            **{f"{name}_windows": len(windows) for name, windows in self.windows.items()},
+        }
+
+    @property
+    def data_tags(self) -> Mapping[str, str]:
+        return {
+            name: str(value) for name, value in asdict(self.config.task).items() if value is not None and name != "name"
+        }
+
+    @property
+    def source(self) -> tuple[str, str | None]:
+        return self.config.dataset.name, self.config.dataset.path
+
+    def save(self, directory: Path) -> None:
+        """What of the training part a forecast needs."""
+        (directory / SCALING).write_text(json.dumps(asdict(self.scaling), indent=1) + "\n", encoding="utf-8")
+
+    def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
+        if state.get("dataset_digest") != self.digests["dataset_digest"]:
+            raise ConfigError(
+                [
+                    f"dataset: this series, its windows or its split by time are others than those of {checkpoint}; "
+                    "bring back those, or start a new run"
+                ]
+            )

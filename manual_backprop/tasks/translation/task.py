@@ -1,0 +1,406 @@
+"""task=translation: a source becomes a target, token by token.
+
+The loss is cross-entropy over the target and its end, with the true tokens before each (teacher forcing). What counts
+in the end is what the model writes by itself (free-running), as text: how much of it is right to the last character,
+and chrF, which chooses the best checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from ...common.batch import IGNORED, AnyBatch, PairBatch
+from ...common.errors import ConfigError, InputError
+from ...common.processes import processes
+from ...config.schema import CustomTransformerConfig, RunConfig
+from ...data.tokens.order import Order, Padded, Repeated
+from ...data.tokens.pair_corpus import PairCorpus, Tokenizers, open_test_split, prepare_pairs, preview_pairs
+from ...models.wrappers.building import build_wrapper
+from ..asking import Reading, Writer
+from ..evaluation import Evaluation, Evaluator
+from ..preview import Preview, rows_of_a_step
+from ..sequence_pictures import CROSS_ATTENTION, CrossAttention, cross_attention_of, draw_cross_attention
+from ..task import Evaluated, Final, Measured, Task
+from .rows import SPECIAL, PairRows, SpecialIds
+from .scores import Scores, scores_of
+from .writer import SIGNATURE, Translator
+
+MEASURED_ROWS = 500  # at a time,
+MEASURED_LOGITS = 2**26  # or as many as have so many logits
+SHOWN = 10  # predictions
+COPIED = 2000  # validation rows that the baseline is measured on
+LONGEST_SEEN = 32  # tokens of a picture's row
+
+
+class TranslationTask(Task):
+    """The pairs of a run's config."""
+
+    best_metric = "validation/chrf"
+    best_is_highest = True
+    predictions_title = "predictions on validation rows"
+    evaluate_options = ("--test", "--predictions")
+    asked_with = ("generate", "--source", "a text to translate")
+    signature = SIGNATURE
+
+    def __init__(self, config: RunConfig, tokenizers: Tokenizers, corpus: PairCorpus | None, cache: Path):
+        """`corpus` None: to use a trained model, there are no examples."""
+        self.config, self.tokenizers, self._corpus, self.cache = config, tokenizers, corpus, cache
+        self.files = tokenizers.files
+        self.digests = {"tokenizer_digest": tokenizers.digest}
+        if corpus is not None:
+            self.digests = {"dataset_digest": corpus.dataset_digest, **self.digests}
+
+    @classmethod
+    def open(cls, config: RunConfig, cache: Path) -> Self:
+        corpus = prepare_pairs(config.dataset, config.tokenizer, bool(config.task.shared_tokenizer), cache)
+        return cls(config, corpus.tokenizers, corpus, cache)
+
+    @classmethod
+    def restored(cls, config: RunConfig, directory: Path, cache: Path) -> Self:
+        return cls(config, Tokenizers.load(directory, bool(config.task.shared_tokenizer)), None, cache)
+
+    @classmethod
+    def preview(cls, config: RunConfig, cache: Path) -> Preview:
+        """Where the pairs were not prepared before, they are for this, and nothing is kept of it."""
+        corpus = preview_pairs(config.dataset, config.tokenizer, bool(config.task.shared_tokenizer), cache)
+        task = cls(config, corpus.tokenizers, corpus, cache)
+        order, rows, most = task.order(), task.rows("validation"), config.model.max_seq_len
+        return Preview(
+            config=config,
+            vocab_size=task.network_config.vocab_size,
+            prepared=True,
+            examples=("pairs", task.about),
+            order=order,
+            step=f"about {order.tokens_per_step:,} tokens: {rows_of_a_step(config)} pairs, no side longer than {most}",
+            evaluated_tokens=2 * int(rows.lengths.sum() - len(rows)),  # read once, and written once
+            written_tokens=-(-len(rows) // MEASURED_ROWS) * most,
+            network=task.network_config,
+        )
+
+    # What a run is made of
+
+    @property
+    def corpus(self) -> PairCorpus:
+        assert self._corpus is not None, "a task that was restored has no examples"
+        return self._corpus
+
+    @property
+    def network_config(self) -> CustomTransformerConfig:
+        wanted, tokens = self.config.model.vocab_size, self.tokenizers.target.vocab_size + SPECIAL
+        source = self.tokenizers.source.vocab_size
+        if wanted is not None and wanted < tokens:
+            raise ConfigError(
+                [
+                    f"model.vocab_size={wanted}: the targets' tokenizer has {tokens - SPECIAL} tokens, and padding, "
+                    f"beginning and end come on top; give at least {tokens}, or null for exactly as many"
+                ]
+            )
+        special = SpecialIds(wanted or tokens)
+        return self.config.network_config(
+            tokens,
+            padding_token_id=special.padding,
+            source_vocab_size=None if self.tokenizers.shared else source,
+        )
+
+    @property
+    def special(self) -> SpecialIds:
+        return SpecialIds(self.network_config.vocab_size)
+
+    def build_model(self) -> Any:
+        return build_wrapper(self.config.implementation.name, self.network_config)
+
+    @cached_property
+    def _rows(self) -> dict[str, PairRows]:
+        return {}
+
+    def rows(self, name: str) -> PairRows:
+        """Of train, validation or test. Raises InputError where there is no such split, or a pair is too long."""
+        if name not in self._rows:
+            split = self.corpus.splits.get(name)
+            if split is None:
+                split, _ = open_test_split(self.config.dataset, self.corpus, self.cache)
+            skip = self.config.dataset.on_bad_row == "skip"
+            self._rows[name] = PairRows(split, self.network_config, skip, name)
+        return self._rows[name]
+
+    def order(self, repeat: int | None = None) -> Order:
+        training, rows = self.config.training, self.rows("train")
+        # bucket=1: a step meets rows of all lengths, as task=reversal's do
+        order: Order = Padded(
+            rows,
+            int(rows.lengths.max()),
+            self.config.seed,
+            training.batch_size,
+            training.gradient_accumulation_steps,
+            bucket=1,
+        )
+        return order if repeat is None else Repeated(order, repeat)
+
+    def check(self) -> None:
+        self.rows("validation")
+
+    # What it measures and predicts
+
+    @cached_property
+    def _at_once(self) -> int:
+        config = self.network_config
+        return max(1, min(MEASURED_ROWS, MEASURED_LOGITS // (config.max_seq_len * config.vocab_size)))
+
+    def batches(self, rows: PairRows, device: torch.device | str, count: int | None = None) -> Iterator[PairBatch]:
+        """The first `count` rows in order (None: all)."""
+        numbers = np.arange(len(rows))[:count]
+        for part in np.split(numbers, range(self._at_once, len(numbers), self._at_once)):
+            yield rows.batch(part, rows.target_lengths[part] + 1, device=device)
+
+    def source_tokens(self, text: str) -> list[int]:
+        """Of a text that somebody gave. Raises InputError for what the network cannot read."""
+        if not text.strip():
+            raise InputError("an empty source: give the text that is to be translated")
+        tokens, most = self.tokenizers.source.encode(text), self.network_config.source_length
+        if len(tokens) > most:
+            raise InputError(f"a source of {len(tokens)} tokens: this model reads at most {most}; give a shorter one")
+        return tokens
+
+    def answers(self, model: Any, sources: Sequence[str], **options: Any) -> list[str]:
+        """What the model writes for each of the sources, until its end. `options` as `generate` takes them."""
+        return self._written(model, [self.source_tokens(source) for source in sources], **options)
+
+    def _written(self, model: Any, sources: list[list[int]], **options: Any) -> list[str]:
+        at_once = min(self._at_once, -(-len(sources) // processes().size) or 1)
+
+        def texts(first: int) -> list[str]:
+            drawn = model.generate(sources[first : first + at_once], **options)
+            return [self.text_of(row) for row in drawn.tolist()]
+
+        parts = processes().mapped(texts, range(0, len(sources), at_once))
+        return [text for part in parts for text in part]
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Of a target's ids, up to its end."""
+        return self.tokenizers.target.decode(self.special.written(tokens))
+
+    def written(self, model: Any, rows: PairRows, count: int | None = None) -> tuple[list[str], list[str]]:
+        """What the model makes of the first `count` rows by itself, and what it should be."""
+        numbers = np.arange(len(rows))[:count]
+        wanted = [self.tokenizers.target.decode(target) for target in rows.targets(numbers)]
+        return self._written(model, rows.sources(numbers)), wanted
+
+    def measure(self, model: Any, rows: PairRows, count: int | None = None) -> tuple[Evaluation, dict[str, Scores]]:
+        """Teacher-forced loss and accuracy of the first `count` rows; and how good is what the model writes by itself:
+        "" of all, and of each kind by its name."""
+        evaluation = Evaluator(model).evaluate(processes().part_of(self.batches(rows, model.network.device, count)))
+        found, wanted = self.written(model, rows, count)
+        scores, kinds = {"": scores_of(found, wanted)}, rows.kinds[: len(found)]
+        for number, name in enumerate(rows.split.kind_names):
+            if name and (kinds == number).any():
+                of_kind = np.flatnonzero(kinds == number)
+                scores[name] = scores_of([found[row] for row in of_kind], [wanted[row] for row in of_kind])
+        return evaluation, scores
+
+    def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:
+        count = None if limit is None else limit * self.config.training.batch_size
+        evaluation, scores = self.measure(model, self.rows("validation"), count)
+        metrics = {name: value for name, value in evaluation.metrics().items() if not name.endswith("perplexity")}
+        of_all, kinds = scores[""], _by_kind(scores)
+        return Evaluated(
+            metrics=metrics | metrics_of(scores, "validation/"),
+            sentence=f"validation loss {evaluation.loss:.4f}, accuracy {evaluation.accuracy:.4f} with true tokens "
+            f"before; exact match {of_all.exact_match:.1%}, chrF {of_all.chrf:.2f} of {of_all.texts:,} pairs{kinds}",
+            summary=(
+                (
+                    "exact match",
+                    f"{of_all.exact_match:.2%} of {of_all.texts:,} validation pairs, written token by token{kinds}",
+                ),
+                ("chrF", f"{of_all.chrf:.2f} of 100"),
+                ("", f"with true tokens before: accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.4f}"),
+            ),
+            short=f"exact match {of_all.exact_match:.1%}, chrF {of_all.chrf:.1f}",
+        )
+
+    def measure_split(self, model: Any, split: str, limit: int | None = None, predictions: int = 0) -> Measured:
+        """With true tokens before each (accuracy, loss), and free-running (exact match, chrF)."""
+        rows = self.rows(split)
+        count = len(rows) if limit is None else min(len(rows), limit * self.config.training.batch_size)
+        evaluation, scores = self.measure(model, rows, count)
+        values = metrics_of(scores, "")
+        kinds = tuple(
+            (kind, f"{one.exact_match:.2%} of {one.texts:,}, chrF {one.chrf:.2f}")
+            for kind, one in scores.items()
+            if kind
+        )
+        return Measured(
+            title=f"{split}: {count:,} pairs" + (f" of {len(rows):,}" if count < len(rows) else ""),
+            headings=(),
+            rows=(
+                ("exact match", f"{values['exact_match']:.2%} of the targets, written by itself (free-running)"),
+                *kinds,
+                ("chrF", f"{values['chrf']:.2f} of 100, likewise"),
+                ("accuracy", f"{evaluation.accuracy:.2%} of {evaluation.tokens:,} tokens, each after the true ones"),
+                ("loss", f"{evaluation.loss:.4f} nats a token, likewise"),
+            ),
+            metrics={"loss": evaluation.loss, "accuracy": evaluation.accuracy, "pairs": float(count)} | values,
+            whole=count == len(rows),
+            notes=self._left_out(split),
+            predictions=tuple(self.shown_rows(model, rows, predictions)),
+        )
+
+    def reading(self, model: Any, text: str, most: int) -> Reading:
+        """A source, and what the model writes of it itself."""
+        source = self.source_tokens(text)[:most]
+        (drawn,) = model.generate([source]).tolist()
+        target = [self.special.beginning, *self.special.written(drawn)][:most]
+        tokens = torch.tensor([target])
+        nothing = torch.full_like(tokens, IGNORED)
+        batch = PairBatch(torch.tensor([source]), torch.tensor([len(source)]), tokens, nothing)
+        sides = [self.token(token) for token in target], [self.token(token, "source") for token in source]
+        return Reading(batch, *sides, self.token)
+
+    def writer(self, model: Any) -> Writer:
+        return Translator(partial(self.answers, model))
+
+    def predictions(self, model: Any) -> list[str]:
+        """Ten rows, as one text: what the model writes, and whether it is right."""
+        return ["\n".join(self.shown_rows(model, self.rows("validation"), SHOWN))]
+
+    def in_one_line(self, prediction: str) -> str:
+        return prediction.partition("\n")[0]
+
+    def shown_rows(self, model: Any, rows: PairRows, count: int) -> list[str]:
+        """Of the first `count` rows, a line each."""
+        found, wanted = self.written(model, rows, count)
+        sources = [self.tokenizers.source.decode(source) for source in rows.sources(np.arange(len(found)))]
+        return list(map(shown, sources, wanted, found))
+
+    def final(self, model: Any, directory: Path) -> Final:
+        """On the test pairs that come with the data, and where one pair is looked at while it is written."""
+        metrics: dict[str, float] = {}
+        summary: list[tuple[str, str]] = []
+        rows = self.rows("test" if "test" in self.corpus.splits else "validation")
+        if "test" in self.corpus.splits:
+            _, scores = self.measure(model, rows)
+            of_all = scores[""]
+            metrics = metrics_of(scores, "test/")
+            said = f"exact match {of_all.exact_match:.2%}, chrF {of_all.chrf:.2f} of {of_all.texts:,} pairs"
+            summary.append(("test pairs", f"{said} that no run trains on{_by_kind(scores)}"))
+        path = directory / CROSS_ATTENTION
+        seen = self._cross_attention(model.network, rows)
+        drawn = seen is not None and draw_cross_attention(seen, path, self.config.dataset.name)
+        return Final(metrics, tuple(summary), (path,) if drawn else ())
+
+    def _cross_attention(self, network: Any, rows: PairRows) -> CrossAttention | None:
+        """Of the longest of the first pairs that a picture has room for."""
+        first = np.arange(min(MEASURED_ROWS, len(rows)))
+        lengths = np.maximum(rows.source_lengths[first], rows.target_lengths[first])
+        number = int(np.where(lengths <= LONGEST_SEEN, lengths, -1).argmax())
+        chosen = np.array([number])
+        blocks = cross_attention_of(network, rows.batch(chosen, rows.target_lengths[chosen] + 1, device=network.device))
+        if blocks is None:
+            return None
+        (source,), (target,) = rows.sources(chosen), rows.targets(chosen)
+        names = [self.token(token, "source") for token in source]
+        predicted = [*(self.token(token) for token in target), "end"]
+        return CrossAttention(blocks[:, 0, :, : len(predicted), : len(names)], names, predicted, None, "")
+
+    def example(self, device: torch.device) -> PairBatch:
+        """The first validation row."""
+        return next(self.batches(self.rows("validation"), device, count=1))
+
+    def text(self, batch: AnyBatch, positions: int) -> str:
+        assert isinstance(batch, PairBatch)
+        return " ".join(self.token(token) for token in batch.tokens[0, :positions].tolist())
+
+    def token(self, token: int, side: str = "target") -> str:
+        """A token as it can be seen; a blank is a character too."""
+        special = self.special
+        names = {special.padding: "<pad>", special.beginning: "<bos>", special.end: "<eos>"}
+        if side == "target" and token in names:
+            return names[token]
+        text = getattr(self.tokenizers, side).decode([token])
+        return text.replace(" ", "\u2423").replace("\n", "\u23ce").replace("\t", "\u21e5")
+
+    # What is said and saved of it
+
+    @property
+    def about(self) -> str:
+        splits = self.corpus.splits
+        tokens = f"{self.tokenizers.target.vocab_size:,} tokens ({self.tokenizers.target.name})"
+        if not self.tokenizers.shared:
+            source = self.tokenizers.source
+            tokens = f"{source.vocab_size:,} tokens ({source.name}) for sources, {tokens} for targets"
+        counts = f"{len(splits['train']):,} pairs for training, {len(splits['validation']):,} for validation"
+        test = f", {len(splits['test']):,} for the test" if "test" in splits else ""
+        return f"{counts}{test}, {tokens}"
+
+    @cached_property
+    def baselines(self) -> str:
+        rows = self.rows("validation")
+        numbers = np.arange(len(rows))[:COPIED]
+        sources = [self.tokenizers.source.decode(ids) for ids in rows.sources(numbers)]
+        targets = [self.tokenizers.target.decode(ids) for ids in rows.targets(numbers)]
+        copied = scores_of(sources, targets)
+        return f"copying the source: exact match {copied.exact_match:.1%}, chrF {copied.chrf:.1f}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self.corpus.notes, *self._left_out("train"), *self._left_out("validation"))
+
+    def _left_out(self, split: str) -> tuple[str, ...]:
+        rows = self.rows(split)
+        if not rows.left_out:
+            return ()
+        count = f"{rows.left_out:,} of {len(rows.split):,} pairs of the {split} split"
+        return (f"{count} are left out: a side is longer than the network reads",)
+
+    @property
+    def profile(self) -> Mapping[str, int]:
+        return {f"{name}_pairs": len(split) for name, split in self.corpus.splits.items()} | dict(self.corpus.counts)
+
+    @property
+    def data_tags(self) -> Mapping[str, str]:
+        sizes = {side: getattr(self.tokenizers, side).vocab_size for side in ("source", "target")}
+        return {
+            "tokenizer": self.tokenizers.target.name,
+            "shared_tokenizer": str(self.tokenizers.shared).lower(),
+            **{f"{side}_vocab_size": str(size) for side, size in sizes.items()},
+        }
+
+    @property
+    def source(self) -> tuple[str, str | None]:
+        dataset = self.config.dataset
+        return dataset.name, None if dataset.format == "hub" else dataset.path
+
+    def save(self, directory: Path) -> None:
+        """The tokenizers of both sides."""
+        self.tokenizers.save(directory)
+
+    def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
+        way_out = f"; bring back those of {checkpoint}, or start a new run"
+        sentences = {
+            "dataset_digest": f"dataset: these pairs, with their files' names, are others{way_out}",
+            "tokenizer_digest": f"tokenizer: these are others{way_out}",
+        }
+        if differences := [text for name, text in sentences.items() if state.get(name) != self.digests[name]]:
+            raise ConfigError(differences)
+
+
+def metrics_of(scores: Mapping[str, Scores], prefix: str) -> dict[str, float]:
+    """exact_match and chrf of all, exact_match_KIND of each kind."""
+    values = {"exact_match": scores[""].exact_match, "chrf": scores[""].chrf}
+    values |= {f"exact_match_{kind}": one.exact_match for kind, one in scores.items() if kind}
+    return {f"{prefix}{name}": value for name, value in values.items()}
+
+
+def _by_kind(scores: Mapping[str, Scores]) -> str:
+    kinds = [f"{kind} {one.exact_match:.2%}" for kind, one in scores.items() if kind]
+    return f" ({', '.join(kinds)})" if kinds else ""
+
+
+def shown(source: str, wanted: str, found: str) -> str:
+    verdict = "\u2713" if found == wanted else f"\u2717  expected {wanted}"
+    return f"{source} -> {found}  {verdict}"

@@ -1,0 +1,40 @@
+"""A trained translator from outside: what `generate --source` writes, and what MLflow's model answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...common.errors import InputError
+from ..asking import Writer, texts_of
+
+SERVED = {"max_length": ("long", 0), "beams": ("long", 1), "length_penalty": ("double", 0.6)}  # 0: as long as it can be
+_TEXT = [{"type": "string", "required": True}]
+SIGNATURE = {
+    "inputs": _TEXT,
+    "outputs": _TEXT,
+    "params": [
+        {"name": name, "default": default, "shape": None, "type": kind} for name, (kind, default) in SERVED.items()
+    ],
+}
+
+
+class Translator(Writer):
+    """Sources in, targets out. `answer` writes the target of each source, with the options that `generate` has."""
+
+    def __init__(self, answer: Callable[..., list[str]]):
+        self.answer = answer
+
+    def write(self, source: str, **drawing: Any) -> str:
+        return self.answer([source], **drawing)[0]
+
+    def serve(self, model_input: Any, params: Mapping[str, Any]) -> list[str]:
+        if unknown := sorted(set(params) - set(SERVED)):
+            raise InputError(f"there is no parameter {unknown[0]!r}; there are {', '.join(SERVED)}")
+        chosen = {name: default for name, (_, default) in SERVED.items()} | dict(params)
+        return self.answer(
+            texts_of(model_input),
+            max_new_tokens=int(chosen["max_length"]) or None,
+            beams=int(chosen["beams"]),
+            length_penalty=float(chosen["length_penalty"]),
+        )

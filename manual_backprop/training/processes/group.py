@@ -1,0 +1,214 @@
+"""The processes of one training, connected: sums of tensors, values for all, and whoever has failed by name.
+
+Tensors are added up by gloo, and on GPUs by NCCL; other values travel as JSON through the store by which the processes
+found each other. Nothing waits for ever: while one process waits for another it looks once a second whether that one
+still lives (`watch`), however long its work takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ...common.errors import InputError, Interrupted, ManualBackpropError, ProcessFailed
+from ...common.processes import Place, Processes
+from .watch import INTERVAL, Watch
+
+T = TypeVar("T")
+
+NEVER = timedelta(days=7)  # who is gone is seen by `Watch`; whoever works may take his time
+NO_MORE_THAN = timedelta(seconds=60)  # to find the others' store
+LAST_WORDS = timedelta(seconds=5)
+MOST_WAIT = 0.02  # [s] between two looks at a value that is not there yet
+
+
+class Sum(NamedTuple):
+    """One that is being calculated."""
+
+    work: Any
+    tensor: Tensor
+
+
+class Group(Processes):
+    """This process among the others. `connect` makes one; its methods are called by all in the same order."""
+
+    def __init__(self, place: Place, watch: Watch, store: dist.Store):
+        self.rank, self.size, self.place = place.rank, place.size, place
+        self._watch, self._store = watch, store
+        self._said = 0  # values that were exchanged so far
+
+    # Tensors
+
+    def begin_sum(self, tensor: Tensor, kind: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Sum:
+        """Starts to replace `tensor` by the sum over all processes; `wait` for it before it is read."""
+        with self._failures():
+            return Sum(dist.all_reduce(tensor, kind, async_op=True), tensor)
+
+    def wait(self, begun: Sum) -> Tensor:
+        """The tensor of a sum, complete. A GPU is not waited for: what it does next comes after the sum."""
+        self._finish(begun.work, begun.tensor.device)
+        return begun.tensor
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        return self.wait(self.begin_sum(tensor.clone()))
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        return self.wait(self.begin_sum(tensor.clone(), dist.ReduceOp.MAX))
+
+    def all_parts(self, whole: Tensor, part: Tensor) -> None:
+        with self._failures():
+            work = dist.all_gather(list(whole.split(len(part))), part, async_op=True)
+        self._finish(work, whole.device)
+
+    def parts_for_first(self, part: Tensor) -> list[Tensor] | None:
+        parts = [torch.empty_like(part) for _ in range(self.size)] if self.is_first else None
+        with self._failures():
+            work = dist.gather(part, parts, dst=0, async_op=True)
+        self._finish(work, part.device)
+        return parts
+
+    def _finish(self, work: Any, device: torch.device) -> None:
+        with self._failures():
+            if device.type != "cpu":  # NCCL: the stream waits, and its own watchdog sees who is gone
+                work.wait()
+                return
+            while True:
+                try:
+                    work.wait(timedelta(seconds=INTERVAL))
+                    return
+                except RuntimeError:
+                    if work.is_completed():
+                        raise
+                    lost = self._watch.lost
+                    if lost is not None and lost["exit_code"] is not None:
+                        work.wait(LAST_WORDS)  # it has ended by itself: what it sent before may be on its way
+                        return
+                    self.raise_if_lost()
+
+    # Other values
+
+    def gathered(self, value: Any) -> list[Any]:
+        """As JSON."""
+        self._said += 1
+        key = f"value/{self._said}"
+        with self._failures():
+            self._store.set(f"{key}/{self.rank}", json.dumps(value))
+            found = [json.loads(self._read(f"{key}/{rank}")) for rank in range(self.size)]
+            if self._said > 2:  # all have read what came two before: nobody is that far behind
+                self._store.delete_key(f"value/{self._said - 2}/{self.rank}")
+        return found
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        return self.gathered(make() if self.is_first else None)[0]
+
+    def first_alone(self, work: Callable[[], T]) -> T:
+        done = work() if self.is_first else None
+        self.gathered(None)
+        return done if self.is_first else work()  # type: ignore[return-value]
+
+    def agree(self, what: Mapping[str, Any]) -> None:
+        parts = self.gathered(dict(what))
+        for rank, part in enumerate(parts):
+            other = [
+                f"{name}: {parts[0].get(name)!r} and {part.get(name)!r}"
+                for name in {**parts[0], **part}
+                if parts[0].get(name) != part.get(name)
+            ]
+            if other:
+                raise InputError(
+                    f"processes 0 and {rank} of {self.size} do not do the same; start all of them with the same code, "
+                    f"command line and data. {'; '.join(other)}"
+                )
+
+    def _read(self, key: str) -> bytes:
+        pause = 0.001
+        while not self._store.check([key]):
+            self.raise_if_lost()
+            time.sleep(pause)
+            pause = min(2 * pause, MOST_WAIT)
+        found: bytes = self._store.get(key)
+        return found
+
+    # Failures
+
+    def raise_if_lost(self) -> None:
+        if self._watch.lost is not None:
+            raise self._error(self._watch.lost)
+
+    def _failures(self) -> _Failures:
+        return _Failures(self)
+
+    def _error(self, lost: dict[str, Any]) -> ManualBackpropError:
+        """Of another process' failure, for this one: its signal is ours too."""
+        number = (lost.get("exit_code") or 0) - 128
+        if number > 0:
+            return Interrupted(number, lost["reason"])
+        who = "another process" if lost["rank"] is None else f"process {lost['rank']} of {self.size}"
+        text = f"{who} {lost['reason']}"
+        return ProcessFailed(text + (f"\n\n{lost['traceback']}" if lost.get("traceback") else ""))
+
+    def why_broken(self) -> ManualBackpropError:
+        return self._error(self._watch.why())
+
+    def report(self, error: BaseException) -> None:
+        """Tells the others that this process fails, and why, unless it does so because of another's failure."""
+        if isinstance(error, ProcessFailed):
+            return
+        text = str(error) if isinstance(error, ManualBackpropError) else f"{type(error).__name__}: {error}"
+        shown = None if isinstance(error, ManualBackpropError) else "".join(traceback.format_exception(error))
+        code = getattr(error, "exit_code", 1)
+        try:
+            self._watch.fail(self.rank, text if code > 128 else f"has failed: {text}", code, shown)
+        except (RuntimeError, OSError):
+            return  # nobody is there to read it
+
+    def leave(self) -> None:
+        """At the end of what all have done together: waits for them. Raises what became of one that did not come."""
+        self.gathered(None)
+        self._watch.done()
+        dist.destroy_process_group()
+
+
+class _Failures:
+    """Within it, whatever torch.distributed raises becomes the error that names who has failed."""
+
+    def __init__(self, group: Group):
+        self.group = group
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, (RuntimeError, OSError)) and not isinstance(error, ManualBackpropError):
+            raise self.group.why_broken() from error
+
+
+def connect(place: Place, backend: str) -> Group:
+    """Finds the others, and waits until all are there. Raises ProcessFailed where they do not come."""
+    os.environ.setdefault("TORCHELASTIC_USE_AGENT_STORE", "True")  # whoever started us holds the store
+    if place.address in ("127.0.0.1", "localhost"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    try:
+        store: dist.Store = dist.TCPStore(
+            place.address, place.port, is_master=False, wait_for_workers=False, timeout=NO_MORE_THAN
+        )
+        # torchrun may start all processes once more, with the same store
+        store = dist.PrefixStore(f"manual_backprop/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        watch = Watch(store, place.rank, place.size)
+        dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=NEVER)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ProcessFailed(
+            f"process {place.rank} of {place.size} does not find the others at {place.address}:{place.port}: {error}"
+        ) from error
+    group = Group(place, watch, store)
+    group.gathered(None)
+    watch.start()
+    return group

@@ -1,0 +1,239 @@
+"""The processes of one machine, started here (`device.processes=4`) or by torchrun.
+
+The one that the user started checks the command line, holds the store by which the others find each other, and passes
+signals on; it trains nothing. What the processes are to do they read as JSON from their standard input. Started by
+torchrun, a process finds its place in the environment, and the store is torchrun's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+
+from ...common.errors import (
+    EXIT_DONE,
+    ConfigError,
+    Interrupted,
+    ManualBackpropError,
+    ProcessFailed,
+)
+from ...common.exit_codes import exit_code_of
+from ...common.interruption import Interruption
+from ...common.origin import Origin
+from ...common.processes import ALONE, Place, Processes, acting_as
+from ...config.plugins import given_plugins, load_plugins
+from ...config.schema import RunConfig
+from ...config.validation import validate
+from ...tracking.environment import code_digest
+from ...tracking.run_directory import close_dead_runs
+from .group import connect
+
+LOOPBACK = "127.0.0.1"
+INTERVAL = 0.05  # [s] between two looks at the processes
+GRACE = 20.0  # [s] for the others to end once one has failed; longer than `watch.PATIENCE`
+RESULT_KEY = "manual_backprop/result"
+
+
+class Failed(ManualBackpropError):
+    """What the first process has ended with."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+# In the process that the user started
+
+
+def run_in_processes(config: RunConfig, root: Path, origin: Origin, interruption: Interruption) -> float:
+    """The run of `run_job` in `config.device.processes` processes of this machine. Returns what it has reached.
+
+    Raises what the first process ended with, and ProcessFailed where that one was killed.
+    """
+    size = config.device.processes
+    listener = socket.socket()
+    listener.bind((LOOPBACK, 0))
+    listener.listen(size + 1)
+    port = listener.getsockname()[1]
+    store = dist.TCPStore(LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    order = json.dumps(
+        {
+            "config": config.to_dict(),
+            "root": str(root),
+            "argv": sys.argv,
+            "plugins": given_plugins(),
+            "overrides": list(origin.overrides),
+            "sources": dict(origin.sources),
+            "sweep": None if origin.sweep is None else str(origin.sweep),
+            "job": origin.job,
+        }
+    )
+    interruption.defer()
+    started = [_start(rank, size, port, order) for rank in range(size)]
+    try:
+        codes = _wait(started, interruption)
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        close_dead_runs(root / "outputs")
+    return _outcome(codes, store)
+
+
+def _start(rank: int, size: int, port: int, order: str) -> subprocess.Popen[bytes]:
+    place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    environment = {
+        **os.environ,
+        **{name: str(value) for name, value in place.items()},
+        "MASTER_ADDR": LOOPBACK,
+        "MANUAL_BACKPROP_PARENT": str(os.getpid()),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "manual_backprop.training.worker"],
+        stdin=subprocess.PIPE,
+        env=environment,
+        process_group=0,  # Ctrl-C goes to the process that was started by the user, which passes it on
+    )
+    assert process.stdin is not None
+    try:
+        process.stdin.write(order.encode())
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it has ended, and its exit code says how
+    return process
+
+
+def _wait(started: list[subprocess.Popen[bytes]], interruption: Interruption) -> list[int]:
+    """Their exit codes, once all have ended. A signal that comes meanwhile goes to all of them."""
+    passed_on = False
+    end = math.inf
+    while any(process.poll() is None for process in started):
+        if interruption.received is not None and not passed_on:
+            passed_on = True
+            for process in started:
+                if process.poll() is None:
+                    process.send_signal(interruption.received)
+        if any(process.poll() for process in started):
+            end = min(end, time.monotonic() + GRACE)
+        if time.monotonic() > end:
+            for process in started:
+                if process.poll() is None:
+                    process.kill()
+        time.sleep(INTERVAL)
+    return [process.wait() for process in started]
+
+
+def _outcome(codes: list[int], store: dist.Store) -> float:
+    first, size = codes[0], len(codes)
+    said: dict[str, Any] = json.loads(store.get(RESULT_KEY)) if store.check([RESULT_KEY]) else {}
+    if first == EXIT_DONE and not any(codes):
+        return float(said["reached"])
+    if first > 128:
+        raise Interrupted(first - 128, said.get("message", signal.Signals(first - 128).name))
+    if first > 0:
+        raise Failed(said.get("message", f"process 0 of {size} ended itself with exit code {first}"), first)
+    if first < 0:
+        name = signal.Signals(-first).name
+        raise ProcessFailed(
+            f"process 0 of {size} was ended by {name} (was the memory full?); what it had saved goes on with "
+            "resume=last"
+        )
+    bad = next(rank for rank, code in enumerate(codes) if code)
+    raise ProcessFailed(f"process {bad} of {size} ended with exit code {codes[bad]} after the run")
+
+
+# In each of the processes
+
+
+def work_on_order(run_job: Callable[[RunConfig, Path, Origin], float]) -> int:
+    """The main function of a process that was started here (`training.worker`): reads what to do, and does it. Returns
+    its exit code."""
+    place = Place.found()
+    assert place is not None
+    order = json.loads(sys.stdin.buffer.read())
+    sys.argv = order["argv"]
+    load_plugins(order["plugins"])
+    threading.Thread(target=_stop_when_alone, name="parent", daemon=True).start()
+    said: dict[str, Any] = {}
+
+    def work() -> None:
+        sweep = None if order["sweep"] is None else Path(order["sweep"])
+        origin = Origin(tuple(order["overrides"]), order["sources"], sweep, order["job"])
+        try:
+            said["reached"] = run_job(validate(order["config"]), Path(order["root"]), origin)
+        except ManualBackpropError as error:
+            said["message"] = str(error)
+            raise SystemExit(error.exit_code) from error
+
+    try:
+        code = exit_code_of(work)
+    except SystemExit as error:
+        code = cast(int, error.code)
+    if place.rank == 0 and said:
+        store = dist.TCPStore(place.address, place.port, is_master=False, wait_for_workers=False)
+        store.set(RESULT_KEY, json.dumps(said))
+    return code
+
+
+def _stop_when_alone() -> None:
+    parent = int(os.environ["MANUAL_BACKPROP_PARENT"])
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+# In every process of a training, whoever has started it
+
+
+@contextmanager
+def joined(config: RunConfig) -> Iterator[Processes]:
+    """The group that this process belongs to: itself alone, where nobody started it as one of several.
+
+    Whatever is raised in here is told to the others, who end as well.
+    """
+    place = Place.found()
+    if place is None:
+        yield ALONE
+        return
+    _refuse(config, place)
+    cuda = config.device.name != "cpu" and torch.cuda.is_available()
+    group = connect(place, "cpu:gloo,cuda:nccl" if cuda else "gloo")
+    if config.device.threads is None:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
+    try:
+        with acting_as(group):
+            group.agree({"code": code_digest(), "torch": torch.__version__} | config.to_dict())
+            yield group
+            group.leave()
+    except BaseException as error:
+        group.report(error)
+        raise
+
+
+def _refuse(config: RunConfig, place: Place) -> None:
+    asked, rows = config.device.processes, config.training.batch_size * config.training.gradient_accumulation_steps
+    found = []
+    if asked not in (1, place.size):
+        found.append(f"device.processes={asked}: torchrun has started {place.size} processes; leave it out")
+    if rows % place.size:
+        found.append(
+            f"training.batch_size={config.training.batch_size}: {rows} rows of an optimizer step cannot be shared by "
+            f"{place.size} processes; give a multiple"
+        )
+    if found:
+        raise ConfigError(found)

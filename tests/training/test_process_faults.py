@@ -1,0 +1,229 @@
+"""One of several processes dies, hangs, fails or is told to stop: all end, with the true status, and it is named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from process_group import PATIENCE, Together, job_of
+from run_tools import assert_same_tensors, config_of, newest, small
+
+from manual_backprop.checkpoints.checkpoint import CheckpointManager
+from manual_backprop.common.errors import EXIT_NOT_FINITE, EXIT_RANK_FAILED
+from manual_backprop.tracking.run_directory import close_dead_runs, list_runs, read_run
+
+ENDLESS = ("training.max_steps=100000", "training.save_every=5", "training.batch_size=4", "model.dropout=0.1")
+STEP = 7  # in which process 1 does what it should not
+
+
+def in_step(what: Callable[[Any], None], rank_of_it: int = 1) -> Callable[[int], None]:
+    """In process `rank_of_it`, once it has calculated a step's gradients and before they are added up: `what`."""
+
+    def change(rank: int) -> None:
+        if rank != rank_of_it:
+            return
+        from manual_backprop.training.processes.reduction import GroupReduction
+
+        whole, count = GroupReduction.finish, 0
+
+        def finish(self: Any, *arguments: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == STEP:
+                what(self)
+            return whole(self, *arguments)
+
+        GroupReduction.finish = finish  # type: ignore[method-assign]
+
+    return change
+
+
+def kill(_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop(_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def fail(_: Any) -> None:
+    raise ValueError("what nobody thought of")
+
+
+def spoil(reduction: Any) -> None:
+    reduction.network.flat_gradients.buffer[3] = float("nan")
+
+
+def dawdle(_: Any) -> None:
+    """As a disk or a tokenizer may: longer than others wait for one that does not answer."""
+    time.sleep(2 * PATIENCE)
+
+
+killed, stopped, failing, spoiled, slow = map(in_step, (kill, stop, fail, spoil, dawdle))
+first_killed = in_step(kill, 0)
+
+
+def test_a_killed_process_ends_all(text: Path, tmp_path: Path) -> None:
+    together = Together(tmp_path, 2, [job_of(config_of(text, *ENDLESS))], kill_one)
+    assert together.codes() == [EXIT_RANK_FAILED, -signal.SIGKILL]
+    run = newest(tmp_path)
+    assert read_run(run)["status"] == "FAILED"
+    assert "process 1 of 2 has ended without a word: it was killed" in together.said()
+    assert "process 1 of 2" in (run / "traceback.txt").read_text()
+    assert CheckpointManager(run / "checkpoints").latest() is not None
+
+
+def kill_one(rank: int) -> None:
+    killed(rank)
+
+
+def test_a_failure_is_told_by_the_first_with_its_traceback(text: Path, tmp_path: Path) -> None:
+    together = Together(tmp_path, 2, [job_of(config_of(text, *ENDLESS))], fail_one)
+    assert together.codes() == [EXIT_RANK_FAILED, 1]
+    assert "process 1 of 2 has failed: ValueError: what nobody thought of" in together.said()
+    kept = (newest(tmp_path) / "traceback.txt").read_text()
+    assert "in fail" in kept
+    assert "process_faults" in kept
+
+
+def fail_one(rank: int) -> None:
+    failing(rank)
+
+
+def test_a_stopped_process_is_missed(text: Path, tmp_path: Path) -> None:
+    together = Together(tmp_path, 2, [job_of(config_of(text, *ENDLESS))], stop_one)
+    together.processes[0].join(60)
+    assert together.processes[0].exitcode == EXIT_RANK_FAILED
+    assert together.processes[1].is_alive(), "it is stopped, and not dead"
+    assert f"process 1 of 2 has not answered for {PATIENCE:.0f} s" in together.said()
+    assert read_run(newest(tmp_path))["status"] == "FAILED"
+    together.codes(0)
+
+
+def stop_one(rank: int) -> None:
+    stopped(rank)
+
+
+def test_a_slow_process_is_waited_for_and_not_a_number_is_one_for_all(text: Path, tmp_path: Path) -> None:
+    ten = ("training.max_steps=10", "training.batch_size=4")
+    together = Together(tmp_path, 2, [job_of(config_of(text, *ten))], slow_one)
+    assert together.codes() == [0, 0], together.said()
+    spoiled_run = Together(tmp_path / "spoiled", 2, [job_of(config_of(text, *ten))], spoil_one)
+    assert spoiled_run.codes() == [EXIT_NOT_FINITE, EXIT_NOT_FINITE], spoiled_run.said()
+    assert "not finite in 1 of the last steps, up to step 7" in spoiled_run.said()
+
+
+def slow_one(rank: int) -> None:
+    slow(rank)
+
+
+def spoil_one(rank: int) -> None:
+    spoiled(rank)
+
+
+def test_the_first_process_is_killed(text: Path, tmp_path: Path) -> None:
+    together = Together(tmp_path, 2, [job_of(config_of(text, *ENDLESS))], kill_first)
+    assert together.codes() == [-signal.SIGKILL, EXIT_RANK_FAILED]
+    close_dead_runs(tmp_path / "outputs")
+    assert read_run(newest(tmp_path))["status"] == "KILLED"
+
+
+def kill_first(rank: int) -> None:
+    first_killed(rank)
+
+
+@pytest.mark.parametrize("whom", [(1,), pytest.param((0, 1), marks=pytest.mark.nightly)])
+def test_a_signal_to_any_saves_the_same_step_on_all(whom: tuple[int, ...], text: Path, tmp_path: Path) -> None:
+    options = ("training.max_steps=400", "training.save_every=1000", "training.batch_size=4", "model.dropout=0.1")
+    together = Together(tmp_path, 2, [job_of(config_of(text, *options))])
+    wait_for_steps(tmp_path, 20)
+    for rank in whom:
+        os.kill(together.processes[rank].pid or 0, signal.SIGTERM)
+    assert together.codes() == [128 + signal.SIGTERM] * 2, together.said()
+    run = newest(tmp_path)
+    assert read_run(run)["status"] == "KILLED"
+    assert f"go on with resume={run.name}" in together.said()
+    saved = CheckpointManager(run / "checkpoints").latest()
+    assert saved is not None
+    whole, rest = tmp_path / "whole", job_of(config_of(text, *options)) | {"resume": str(run)}
+    assert Together(whole, 2, [job_of(config_of(text, *options))]).codes() == [0, 0]
+    assert Together(tmp_path, 2, [rest]).codes() == [0, 0]
+    assert_same_tensors(newest(whole) / "checkpoints" / "step-000400", run / "checkpoints" / "step-000400")
+
+
+def wait_for_steps(root: Path, steps: int) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        runs = list_runs(root / "outputs")
+        metrics = runs[-1] / "metrics.jsonl" if runs else None
+        if metrics is not None and metrics.is_file() and metrics.read_bytes().count(b"\n") > steps:
+            return
+        time.sleep(0.02)
+    raise AssertionError("no step was made")
+
+
+def test_who_does_something_else_is_named(text: Path, tmp_path: Path) -> None:
+    together = Together(tmp_path, 2, [job_of(config_of(text, *ENDLESS))], other_seed)
+    assert together.codes() == [2, 2]
+    assert "processes 0 and 1 of 2 do not do the same" in together.said()
+    assert "code: 'another'" not in together.said(), "only rank 1's is changed"
+    assert "another" in together.said()
+    assert not list_runs(tmp_path / "outputs"), "nothing was begun"
+
+
+def other_seed(rank: int) -> None:
+    if rank == 1:
+        from manual_backprop.training.processes import start
+
+        start.code_digest = lambda: "another"
+
+
+# The two ways in which users start them
+
+
+@contextmanager
+def command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:  # what it has started sees that it is gone
+            process.kill()
+            process.wait()
+
+
+def test_the_command_starts_its_processes_and_passes_a_signal_on(text: Path, tmp_path: Path, here: None) -> None:
+    line = small(f"dataset.path='{text}'", *ENDLESS, "device.processes=2", "device.threads=null")
+    with command("-m", "manual_backprop.run", *line) as process:
+        wait_for_steps(tmp_path, 10)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    run = newest(tmp_path)
+    assert read_run(run)["status"] == "KILLED"
+    assert output.count(f"go on with resume={run.name}") == 1, output
+    assert output.count("parameters, gpt2") == 1, "one process speaks for all"
+
+
+def test_torchrun_starts_them(text: Path, tmp_path: Path, here: None) -> None:
+    line = small(f"dataset.path='{text}'", *ENDLESS)
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2")
+    with command(*torchrun, "-m", "manual_backprop.run", *line) as process:
+        wait_for_steps(tmp_path, 10)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    run = newest(tmp_path)
+    assert read_run(run)["status"] == "KILLED", output
+    assert CheckpointManager(run / "checkpoints").latest() is not None
+    assert output.count("parameters, gpt2") == 1
