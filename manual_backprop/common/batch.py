@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 IGNORED = -100  # a target that does not count: padding, or text that is only read
@@ -64,3 +65,10 @@ AnyBatch = Batch | PairBatch | EncoderBatch
 def as_batch(tokens: Tensor | AnyBatch, segments: Tensor | None) -> AnyBatch:
     """Of tokens a batch whose targets nobody asks for."""
     return Batch(tokens, tokens, segments) if isinstance(tokens, Tensor) else tokens
+
+
+def moved(x: Tensor, device: torch.device | str) -> Tensor:
+    """x, of the CPU, on a device. A GPU reads it by itself from memory that stays where it is: nothing waits for it."""
+    if not torch.cuda.is_available() or torch.device(device).type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)

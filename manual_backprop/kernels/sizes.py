@@ -13,7 +13,8 @@ class Sizes:
     scores: int  # of a tile of attention, about
     longest_kept: int  # [positions] of longer sequences probabilities are recomputed in backward: their size is T S
     piece: int  # of a wide tensor at a time
-    fewest_rows: int  # of the logits at a time: for each piece all of dW is read and written
+    fewest_rows: int  # of the logits at a time in float32, and twice as many in bfloat16: for each piece all of dW is
+    # read and written
     logits: int  # at a time, where the vocabulary is small
     even_rows: int  # that fill a product's blocks
     product: int  # at a time, of one that is added in another format: it stays in the cache
@@ -34,7 +35,7 @@ SIZES = {  # by device; one that is not named has the CPU's
         fewest_rows=256,
         logits=1 << 22,
         even_rows=128,
-        product=1 << 18,
+        product=1 << 21,
         many_rows=1024,
         uncompiled_piece=1 << 17,
         large_vocabulary=1 << 10,

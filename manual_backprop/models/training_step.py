@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.batch import AnyBatch
+from ..common.batch import AnyBatch, moved
 from ..kernels.cuda.graph import Graphs
 from ..ops import random_key
 from ..ops.dropout import signed
@@ -152,7 +152,7 @@ class OfTensors:
         numbers = [denominator, torch.full((), rate, dtype=torch.float64, device=device)]
         if self.places:
             keys = [signed(random_key(self.network.config.seed, number, place), 64) for place in self.places]
-            numbers.append(on_device(keys, device))
+            numbers.append(moved(torch.tensor(keys, dtype=torch.int64, device="cpu"), device))
         return tensors + numbers
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,12 +168,6 @@ class OfTensors:
             return self.step.run(batches, denominator, rate, number=0)  # which number it has, the keys say
         finally:
             network.dropout_keys = None
-
-
-def on_device(values: list[int], device: torch.device) -> Tensor:
-    """Whole numbers as a tensor there, by a copy from memory that the device reads by itself: nothing waits for it."""
-    there = torch.tensor(values, dtype=torch.int64, device="cpu")
-    return there.pin_memory().to(device, non_blocking=True) if torch.cuda.is_available() else there.to(device)
 
 
 def _values(batch: AnyBatch) -> list[Any]:

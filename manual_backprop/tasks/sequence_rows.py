@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..common.batch import IGNORED, AnyBatch, Batch, PairBatch
+from ..common.batch import IGNORED, AnyBatch, Batch, PairBatch, moved
 from ..common.errors import InputError
 from ..config.schema import TaskConfig
 from ..config.task_rules import sequence_vocabulary
@@ -129,9 +129,9 @@ class Rows:
         past = width[:-1] >= counts
         if words.network == "decoder":
             return self._joined(source, past, tokens, targets, first_row, device)
-        both = torch.from_numpy(np.stack([tokens, targets])).to(device)  # one transfer for both
-        padded_source = torch.from_numpy(np.where(past, words.padding, source)).to(device)
-        seen = torch.from_numpy(counts[:, 0].copy()).to(device)
+        both = moved(torch.from_numpy(np.stack([tokens, targets])), device)  # one transfer for both
+        padded_source = moved(torch.from_numpy(np.where(past, words.padding, source)), device)
+        seen = moved(torch.from_numpy(counts[:, 0].copy()), device)
         return PairBatch(padded_source, seen, both[0], both[1], first_row=first_row)
 
     def _joined(
@@ -150,7 +150,7 @@ class Rows:
         expected = np.concatenate([np.full_like(source, IGNORED), targets], axis=1)
         order = np.argsort(joined == -1, axis=1, kind="stable")  # gaps move behind what is there
         joined, expected = np.take_along_axis(joined, order, 1), np.take_along_axis(expected, order, 1)
-        both = torch.from_numpy(np.stack([np.where(joined == -1, words.padding, joined), expected])).to(device)
+        both = moved(torch.from_numpy(np.stack([np.where(joined == -1, words.padding, joined), expected])), device)
         return Batch(both[0], both[1], first_row=first_row)
 
 

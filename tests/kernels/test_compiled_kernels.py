@@ -673,10 +673,11 @@ def test_attention_hides_no_number_that_is_not_finite(which: int, dtype: torch.d
 @pytest.mark.gradients
 @pytest.mark.parametrize("dtype", UNIT)
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
-def test_rotary_attention_reads_a_key_for_all_its_queries(n_kv_heads: int, dtype: torch.dtype) -> None:
-    """In the library, without repeating it; and what is recorded is what the textbook records."""
-    qkv, dcontext = torch.randn(2, 9, 8 * (4 + 2 * n_kv_heads)).to(dtype), torch.randn(2, 9, 32).to(dtype)
-    rotation, heads = ops.rotations(9, 8), (4, n_kv_heads)
+@pytest.mark.parametrize(("T", "K"), [(9, 8), (70, 36)])
+def test_rotary_attention_reads_a_key_for_all_its_queries(T: int, K: int, n_kv_heads: int, dtype: torch.dtype) -> None:
+    """In the library, without repeating or turning it in memory; and what is recorded is what the textbook records."""
+    qkv, dcontext = torch.randn(2, T, K * (4 + 2 * n_kv_heads)).to(dtype), torch.randn(2, T, 4 * K).to(dtype)
+    rotation, heads = ops.rotations(T + 3, K), (4, n_kv_heads)
     found, records = [], []
     for pairs, x, dy in (
         (ops, qkv.double(), dcontext.double()),

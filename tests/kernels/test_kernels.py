@@ -303,6 +303,24 @@ def test_a_product_of_many_rows_is_added_in_two(
 # Memory that is reused
 
 
+def test_what_is_given_back_is_handed_out_again() -> None:
+    """What was handed out last, once, and to nobody beyond a `reuse`."""
+    memory, like = arena.Arena(), torch.empty(1)
+    with memory.step():
+        first, second = arena.kept((4,), like), arena.kept((4,), like)
+        arena.give_back(first)  # not the last one
+        arena.give_back(torch.empty(4))  # nobody's
+        third = arena.kept((4,), like)
+        arena.give_back(third)
+        arena.give_back(third)
+        with memory.reuse():
+            inside = arena.kept((2,), like)
+            arena.give_back(arena.kept((4,), like))
+        again, other = arena.kept((4,), like), arena.kept((4,), like)
+    assert third.data_ptr() == inside.data_ptr() == again.data_ptr()
+    assert len({x.data_ptr() for x in (first, second, third, other)}) == 4
+
+
 @pytest.fixture
 def fresh_memory_is_poisoned() -> Iterator[None]:
     """`torch.empty` and its like give NaN."""

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from ...common.batch import EncoderBatch
+from ...common.batch import EncoderBatch, moved
 from ...common.errors import CheckpointError, InputError
 from ...common.json_files import read_object
 
@@ -258,7 +258,7 @@ def as_batch(
         future = np.full((len(history), scaling.horizon, len(scaling.names)), math.nan)
     inputs, targets = scaling.inputs(history), scaling.targets(history, future)
     lengths = torch.full((len(history),), scaling.positions, device=device)
-    both = (torch.from_numpy(np.ascontiguousarray(numbers)).to(device, dtype) for numbers in (inputs, targets))
+    both = (moved(torch.from_numpy(np.ascontiguousarray(numbers)).to(dtype), device) for numbers in (inputs, targets))
     read, wanted = both
     return EncoderBatch(read, lengths, wanted, first_row)
 

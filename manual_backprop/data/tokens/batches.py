@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ...common.batch import IGNORED, Batch
+from ...common.batch import IGNORED, Batch, moved
 from ...common.errors import InputError
 from .token_shards import Tokens, TokenShards
 
@@ -118,7 +118,7 @@ def validation_batches(
             inputs[past] = 0
             targets[past] = IGNORED
             segments = None if offsets is None else _segments(offsets, places[:, :-1], device)
-            yield Batch(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), segments)
+            yield Batch(moved(torch.from_numpy(inputs), device), moved(torch.from_numpy(targets), device), segments)
 
     return batches()
 
@@ -151,8 +151,8 @@ class Documents:
         chunk = self.tokens[places].astype(np.int64)  # (B, longest + 1)
         past = width[:-1] >= lengths[:, None]
         inputs, targets = np.where(past, 0, chunk[:, :-1]), np.where(past, IGNORED, chunk[:, 1:])
-        moved = torch.from_numpy(np.stack([inputs, targets])).to(device)
-        return Batch(moved[0], moved[1], first_row=first_row)
+        both = moved(torch.from_numpy(np.stack([inputs, targets])), device)
+        return Batch(both[0], both[1], first_row=first_row)
 
 
 def rows_of_documents(
@@ -207,14 +207,14 @@ def _to_batch(
     chunk: np.ndarray, first_row: int, device: torch.device | str, segments: torch.Tensor | None = None
 ) -> Batch:
     """(B, T + 1) tokens as inputs and the tokens that follow them; one transfer for both."""
-    moved = torch.from_numpy(chunk).to(device)
-    return Batch(moved[:, :-1].contiguous(), moved[:, 1:].contiguous(), segments, first_row=first_row)
+    both = moved(torch.from_numpy(chunk), device)
+    return Batch(both[:, :-1].contiguous(), both[:, 1:].contiguous(), segments, first_row=first_row)
 
 
 def _segments(offsets: np.ndarray, places: np.ndarray, device: torch.device | str) -> torch.Tensor:
     """The document of each place, numbered from 0 in each row."""
     documents = np.searchsorted(offsets, places, side="right")
-    return torch.from_numpy(documents - documents[:, :1]).to(device)
+    return moved(torch.from_numpy(documents - documents[:, :1]), device)
 
 
 def _check_length(length: int, sequence_length: int, split: str) -> None:

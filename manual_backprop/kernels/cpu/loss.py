@@ -61,7 +61,8 @@ def linear_cross_entropy(
     recorded = RecordedPieces(record, targets.shape)
     sizes = sizes_of(x)
     width = _width(vocab_size, label_smoothing, sizes)
-    for part in pieces(len(x_rows), max(sizes.fewest_rows, sizes.logits // vocab_size), x):
+    fewest = sizes.fewest_rows * (2 if x.dtype == torch.bfloat16 else 1)
+    for part in pieces(len(x_rows), max(fewest, sizes.logits // vocab_size), x):
         with scratch((part.stop - part.start, width), x) as padded:
             logits = padded[:, :vocab_size]
             torch.mm(x_rows[part], weight.T, out=logits)

@@ -127,14 +127,16 @@ def _forward(
 ) -> tuple[tuple[Tensor, Tensor], Sequence[Tensor]] | None:
     """total and y, and the statistics; None where the library does not serve these."""
     dtype = dtype or x.dtype
-    branch_fits = branch is not None and branch.dtype == dtype
-    like = x if x.dtype == dtype else branch if branch_fits else x.new_empty(x.shape, dtype=dtype)
+    if x.dtype == dtype:
+        like = x
+    else:
+        like = branch if branch is not None and branch.dtype == dtype else x.new_empty(x.shape, dtype=dtype)
     statistics = torch.empty(
         norm.statistics, x.numel() // x.shape[-1], dtype=wide(x[:0]).dtype, device=x.device
     ).unbind()
     if not norm.of_rows.compiles(rows(like), *statistics, rows(x), *weights, epsilon):  # y is like that
         return None
-    if branch is not None and not branch_fits:
+    if branch is not None and branch.dtype != dtype:
         x, branch = x + branch, None  # as wide as x
     shape = tuple(x.shape)
     y = (kept if is_small(x.numel(), x) else ping_pong)(shape, like)

@@ -77,7 +77,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         for rows in _in_blocks(len(total), sizes):
             total[rows].addmm_(left[rows], right)
         return
-    for rows in _in_pieces(*total.shape, sizes):  # of a wider total
+    for rows in _in_pieces(len(total), total.shape[1], sizes):  # of a wider total
         with scratch((rows.stop - rows.start, right.shape[1]), left) as product:
             torch.mm(left[rows], right, out=product)  # rounded once,
             add_rounded(total[rows], product)  # added in its format

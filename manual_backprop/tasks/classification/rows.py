@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...common.batch import EncoderBatch
+from ...common.batch import EncoderBatch, moved
 from ...data.tokens.augmentation import augmented
 from ...data.tokens.labelled_corpus import LabelledSplit, encoded
 from ...data.tokens.order import Padded
@@ -63,7 +63,7 @@ def batch_of(
     for place, ids in enumerate(rows):
         inputs[place, : lengths[place]] = ids[: lengths[place]]
     inputs_, lengths_, targets = (
-        torch.from_numpy(array).to(device) for array in (inputs, lengths, np.array(labels, dtype=np.int64))
+        moved(torch.from_numpy(array), device) for array in (inputs, lengths, np.array(labels, dtype=np.int64))
     )
     return EncoderBatch(inputs_, lengths_, targets, first_row)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...common.batch import IGNORED, PairBatch
+from ...common.batch import IGNORED, PairBatch, moved
 from ...common.errors import InputError
 from ...config.schema import CustomTransformerConfig
 from ...data.tokens.pair_corpus import PairSplit
@@ -111,6 +111,6 @@ class PairRows:
             tokens[row, 1 : len(target) + 1] = target
             wanted[row, : len(target)] = target
             wanted[row, len(target)] = special.end
-        both = torch.from_numpy(np.stack([tokens, wanted])).to(device)  # one transfer for both
-        seen = torch.tensor(list(map(len, sources))).to(device)
-        return PairBatch(torch.from_numpy(source).to(device), seen, both[0], both[1], first_row=first_row)
+        both = moved(torch.from_numpy(np.stack([tokens, wanted])), device)  # one transfer for both
+        seen = moved(torch.tensor(list(map(len, sources))), device)
+        return PairBatch(moved(torch.from_numpy(source), device), seen, both[0], both[1], first_row=first_row)

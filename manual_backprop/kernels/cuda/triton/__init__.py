@@ -4,7 +4,8 @@ They are operators of PyTorch (`torch.ops.manual_backprop`) with versions for fa
 captured with them. Forward is followed by backward, with the lines of the textbook pair (`manual_backprop.ops`) above
 their kernel's: that pair is the oracle. Statistics and sums are float32 whatever the format. Nothing waits for the
 device, and no number that changes from step to step is a Python number. There are no atomics: sums over rows are made
-in parts, which a second launch adds up in their order, so that the same numbers give the same bits.
+in parts, which a second launch adds up in their order, so that the same numbers give the same bits. Loops are `while`,
+since with NumPy 2.4 the interpreter of Triton 3.6 has no `range` up to a number that is known when the kernel runs.
 
 What is not here: which kernel serves a pair, and whatever PyTorch has itself (products, attention).
 A function is imported when it is asked for: this room imports without Triton, its other files need it.

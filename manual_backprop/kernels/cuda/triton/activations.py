@@ -80,7 +80,8 @@ def bias_activation_backward_kernel(
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     bias = wide(tl.load(bias_ptr + column, mask=column < F, other=0.0))
     dbias = tl.zeros((ROWS, COLUMNS), bias.dtype)
-    for start in range(group * ROWS, N, groups * ROWS):
+    start = group * ROWS
+    while start < N:
         row = start + tl.arange(0, ROWS)
         inside = (row < N)[:, None] & (column < F)[None, :]
         at = row.to(tl.int64)[:, None] * F + column[None, :]
@@ -91,6 +92,7 @@ def bias_activation_backward_kernel(
         dbias += dx
         tl.store(y_ptr + at, activated(x, ACTIVATION).to(y_ptr.dtype.element_ty), mask=inside)
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+        start += groups * ROWS
     tl.store(partial_ptr + group * F + column, tl.sum(dbias, 0), mask=column < F)
 
 

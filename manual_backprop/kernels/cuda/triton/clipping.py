@@ -28,10 +28,12 @@ def gradient_norm(gradient: Tensor) -> Tensor:
 def sums_of_squares_kernel(partial_ptr, gradient_ptr, P, BLOCK: tl.constexpr):
     program, programs = tl.program_id(0), tl.num_programs(0)
     squares = tl.zeros((BLOCK,), partial_ptr.dtype.element_ty)
-    for block in range(program, tl.cdiv(P, BLOCK), programs):
+    block, blocks = program, tl.cdiv(P, BLOCK)
+    while block < blocks:
         at = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
         gradient = wide(tl.load(gradient_ptr + at, mask=at < P, other=0.0))
         squares += gradient * gradient
+        block += programs
     tl.store(partial_ptr + program, tl.sum(squares, 0))
 
 

@@ -62,10 +62,12 @@ def add_partial_sums_kernel(first_ptr, second_ptr, partial_ptr, G, C, ROWS: tl.c
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < C
     parts = tl.zeros((ROWS, COLUMNS), partial_ptr.dtype.element_ty)
-    for start in range(0, G, ROWS):
+    start = tl.full((), 0, tl.int32)
+    while start < G:
         group = start + tl.arange(0, ROWS)
         at = (which * G + group)[:, None] * C + column[None, :]
         parts += tl.load(partial_ptr + at, mask=(group < G)[:, None] & inside[None, :], other=0.0)
+        start += ROWS
     total = tl.sum(parts, 0)
     if second_ptr is None or which == 0:
         _add_to(first_ptr, column, total, inside)

@@ -50,7 +50,8 @@ def cross_entropy_kernel(
     largest = tl.full((), float("-inf"), losses_ptr.dtype.element_ty)
     total = tl.zeros_like(largest)
     sum_of_logits = tl.zeros_like(largest)
-    for start in range(0, V, BLOCK):
+    start = tl.full((), 0, tl.int32)
+    while start < V:
         column = start + tl.arange(0, BLOCK)
         z = wide(tl.load(logits_ptr + column, mask=column < V, other=float("-inf")))
         before, largest = largest, tl.maximum(largest, tl.max(z, 0))
@@ -58,12 +59,14 @@ def cross_entropy_kernel(
         total = total * tl.exp(before - shift) + tl.sum(tl.exp(z - shift), 0)
         if SMOOTHING != 0:
             sum_of_logits += tl.sum(tl.where(column < V, z, 0.0), 0)
+        start += BLOCK
     # loss = logsumexp(z) - sum_v q_v z_v
     share = (tl.zeros_like(total) + SMOOTHING) / V  # of q, on every token
     expected = (1 - SMOOTHING) * expected + share * sum_of_logits
     tl.store(losses_ptr + row, tl.where(counts, largest + tl.log(total) - expected, 0.0))
     scale = tl.load(scale_ptr)
-    for start in range(0, V, BLOCK):
+    start = tl.full((), 0, tl.int32)
+    while start < V:
         column = start + tl.arange(0, BLOCK)
         z = wide(tl.load(logits_ptr + column, mask=column < V, other=float("-inf")))
         # dz = scale (p - q), p = exp(z - logsumexp(z))
@@ -73,3 +76,4 @@ def cross_entropy_kernel(
             counts, scale * (p - q - share), 0.0
         )  # not a product: a row that does not count may hold anything
         tl.store(logits_ptr + column, dz.to(logits_ptr.dtype.element_ty), mask=column < V)
+        start += BLOCK

@@ -130,7 +130,8 @@ def residual_norm_backward_kernel(
     inside = column < D
     weight = wide(tl.load(weight_ptr + column, mask=inside, other=0.0))
     dweight, dbias = tl.zeros_like(weight), tl.zeros_like(weight)
-    for row in range(group, N, groups):
+    row = group
+    while row < N:
         at = tl.cast(row, tl.int64) * D + column
         dy = wide(tl.load(dy_ptr + at, mask=inside, other=0.0))
         x = wide(tl.load(total_ptr + at, mask=inside, other=0.0))
@@ -154,6 +155,7 @@ def residual_norm_backward_kernel(
         tl.store(dsum_ptr + at, dx.to(dsum_ptr.dtype.element_ty), mask=inside)
         if rounded_ptr is not None:
             tl.store(rounded_ptr + at, dx.to(rounded_ptr.dtype.element_ty), mask=inside)
+        row += groups
     tl.store(partial_ptr + group * D + column, dweight, mask=inside)
     if mean_ptr is not None:
         tl.store(partial_ptr + (groups + group) * D + column, dbias, mask=inside)
