@@ -140,10 +140,14 @@ class Padded(Order):
         return int(self.lengths[rows].sum()), self._batches(rows, device)
 
     def _batches(self, rows: np.ndarray, device: torch.device | str) -> Iterator[Batch]:
+        for first, mine in self._parts(rows):
+            yield self.documents.batch(mine, self.lengths[mine], first_row=first, device=device)
+
+    def _parts(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """This process' rows of a step, a batch at a time, each with its first one's place in the step."""
         part = share_of(len(rows))
         for first in part[:: self.batch_size]:
-            mine = rows[first : min(first + self.batch_size, part.stop)]
-            yield self.documents.batch(mine, self.lengths[mine], first_row=first, device=device)
+            yield first, rows[first : min(first + self.batch_size, part.stop)]
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Documents of each step of an epoch, (steps, rows), -1 for none; and the targets before each step."""

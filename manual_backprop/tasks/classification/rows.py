@@ -88,8 +88,7 @@ class LabelledOrder(Padded):
 
     def _changed(self, epoch: int, rows: np.ndarray, device: torch.device | str) -> Iterator[EncoderBatch]:
         split, longest = self.documents.split, self.documents.longest
-        for first in range(0, len(rows), self.batch_size):
-            mine = rows[first : first + self.batch_size]
+        for first, mine in self._parts(rows):
             texts = [
                 augmented(text_of(self.tokenizer, split.ids(int(row))), self.kinds, self.seed, epoch, int(row))
                 for row in mine

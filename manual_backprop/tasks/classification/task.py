@@ -20,6 +20,7 @@ import torch
 from ...common.batch import IGNORED, AnyBatch, EncoderBatch
 from ...common.errors import CheckpointError, ConfigError, InputError
 from ...common.json_files import read_object
+from ...common.processes import processes
 from ...config.schema import CustomTransformerConfig, RunConfig
 from ...data.tokens.labelled_corpus import (
     LabelledCorpus,
@@ -165,14 +166,18 @@ class ClassificationTask(Task):
 
     def measure(self, model: Any, rows: TextRows, count: int | None = None) -> Measures:
         """Of a model, on the first `count` rows."""
-        loss, found, network = 0.0, [], model.network
-        with torch.no_grad():
-            for batch in rows.batches(network.device, count):
-                logits = network.predict(batch)
-                loss += float(cross_entropy_forward(logits, batch.targets, denominator=1)[0])
-                found.append(logits.argmax(-1).cpu().numpy())
+        network = model.network
+
+        @torch.no_grad()
+        def measured(batch: EncoderBatch) -> tuple[float, list[int]]:
+            logits = network.predict(batch)
+            loss, _ = cross_entropy_forward(logits, batch.targets, denominator=1)
+            return float(loss), logits.argmax(-1).tolist()
+
+        parts = processes().mapped(measured, list(rows.batches(network.device, count)))
         wanted = np.asarray(rows.split.labels[:count])
-        return Measures(wanted, np.concatenate(found), loss / len(wanted))
+        found = np.asarray([label for _, labels in parts for label in labels])
+        return Measures(wanted, found, sum(loss for loss, _ in parts) / len(wanted))
 
     def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:
         count = None if limit is None else limit * self.config.training.batch_size
