@@ -618,8 +618,7 @@ BUGS = [
     Bug(
         "the attention's dropout forgotten",
         CUSTOM,
-        "dy = ops.dropout_backward(self.narrow(dy), dropout_cache)\n"
-        "        dcontext = ops.linear_backward(dy, out",
+        "dy = ops.dropout_backward(self.narrow(dy), dropout_cache)\n        dcontext = ops.linear_backward(dy, out",
         "dcontext = ops.linear_backward(dy, out",
     ),
     Bug(
