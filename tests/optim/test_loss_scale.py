@@ -65,16 +65,6 @@ def test_gradients_are_as_they_are_and_small_ones_are_not_lost(implementation: s
 
 
 @pytest.mark.gradients
-def test_fused_kernels_scale_the_loss_too() -> None:
-    network, wide = (
-        build_network("custom", replace(HALF, precision=name, kernels="fused")) for name in ("fp16_mixed", "fp32")
-    )
-    got, want = gradients_of(network, 10**8), gradients_of(wide, 10**8)
-    error = sum((got[name] - want[name]).square().sum() for name in want).sqrt()
-    assert error < 3e-3 * sum(gradient.square().sum() for gradient in want.values()).sqrt()
-
-
-@pytest.mark.gradients
 def test_the_gradient_of_logits_is_scaled_too() -> None:
     """One that float16 would take for zero, in the classic forward and backward."""
     batch = draw_batch(HALF, 2, 6)
