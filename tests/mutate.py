@@ -54,6 +54,7 @@ TESTS = (
     "test_kernels.py",
     "test_compiled_kernels.py",
     "test_replay.py",
+    "test_loss_scale.py",
 )  # those with this marker
 KINDS = (  # of tests, as they are to be asked: each of the last three is the only one that sees some mutants
     *("test_op[", "test_op_in_pieces", "test_op_as_if", "test_network["),
@@ -288,7 +289,8 @@ def named_mutants() -> Iterator[Mutant]:
 
 def all_mutants() -> list[Mutant]:
     paths = [*sorted((PACKAGE / "ops").glob("*.py")), *(PACKAGE / "models" / name for name in CALCULUS)]
-    paths += sorted((PACKAGE / "kernels").rglob("*.py"))
+    # but for those of a GPU, which no test of these runs
+    paths += sorted(path for path in (PACKAGE / "kernels").rglob("*.py") if "cuda" not in path.parts)
     return [*(mutant for path in paths for mutant in mechanical_mutants(path)), *named_mutants()]
 
 

@@ -64,6 +64,20 @@ def test_gradients_are_as_they_are_and_small_ones_are_not_lost(implementation: s
     assert sum(gradient.square().sum() for gradient in lost.values()) == 0
 
 
+@pytest.mark.gradients
+def test_the_gradient_of_logits_is_scaled_too() -> None:
+    """One that float16 would take for zero, in the classic forward and backward."""
+    batch = draw_batch(HALF, 2, 6)
+    dlogits = 1e-9 * torch.randn(2, 6, HALF.vocab_size)
+    network, wide = (build_network("custom", replace(HALF, precision=name)) for name in ("fp16_mixed", "fp32"))
+    for one in (network, wide):
+        one.zero_gradients()
+        one.forward(batch.tokens)
+        one.backward(dlogits)
+    error = sum((network.gradients[name] - want).square().sum() for name, want in wide.gradients.items()).sqrt()
+    assert 0 < error < 3e-3 * sum(want.square().sum() for want in wide.gradients.values()).sqrt()
+
+
 @pytest.mark.parametrize("implementation", ["custom", "baseline"])
 def test_an_overflow_changes_nothing_but_the_factor(implementation: str) -> None:
     network = build_network(implementation, HALF)
