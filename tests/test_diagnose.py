@@ -152,7 +152,7 @@ def with_gradients(change: Callable[[dict[str, Tensor]], None]) -> Plant:
 
 def with_optimizer(change: Callable[[Any], None]) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
-        from manual_backprop.models.optimization import build_optimizer
+        from manual_backprop.models.training_step import build_optimizer
 
         def build(*given: Any) -> Any:
             optimizer = build_optimizer(*given)

@@ -8,7 +8,7 @@
     implementations     all three by name
     decoding/           one token after the other: greedy, drawn, beam search, with keys and values kept
     wrappers/           models seen from outside: losses, training steps, generation, checkpoints
-    optimization        the optimizer that a run's config asks for
+    training_step       the optimizer that a run's config asks for, and one step of it
     flops               operations of a token
     huggingface/        the same weights under the names of `transformers`
 

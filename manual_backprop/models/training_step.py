@@ -1,4 +1,5 @@
-"""One optimizer step: the gradients of all its batches, their norm, clipping, the update.
+"""The optimizer that a run's config asks for, and one step of it: the gradients of all batches, their norm, clipping,
+the update.
 
 On a GPU the whole of it is one CUDA graph, where the network's kernels and the optimizer can be captured and nobody
 looks inside; elsewhere it runs as it is written. Nothing of it waits for the device.
@@ -14,12 +15,35 @@ import torch
 from torch import Tensor
 
 from ..common.batch import AnyBatch, moved
+from ..common.processes import processes
+from ..config.schema import RunConfig
 from ..kernels.cuda.graph import Graphs
 from ..ops import random_key
 from ..ops.dropout import signed
 from ..optim.optimizers import FlatOptimizer, Optimizer
-from .network import Network, dropout_places
+from ..optim.sharding import ShardedOptimizer
+from .network import FlatNetwork, Network, dropout_places
 from .step import HandWrittenNetwork
+
+
+def build_optimizer(config: RunConfig, network: Network) -> Optimizer:
+    """Sharded where several processes train (`common.processes`), the config leaves it so, and it is one of ours."""
+    optimizer, group = _build(config, network), processes()
+    if group.size == 1 or config.optimizer.sharded is False or not isinstance(optimizer, FlatOptimizer):
+        return optimizer
+    assert isinstance(network, FlatNetwork)
+    return ShardedOptimizer(optimizer, network.layout, group)
+
+
+def _build(config: RunConfig, network: Network) -> Optimizer:
+    settings = config.optimizer
+    if settings.name == "sgd":
+        return network.sgd(settings.weight_decay, settings.momentum or 0.0)
+    if settings.name != "adamw":
+        raise NotImplementedError(f"optimizer.name={settings.name}: no network has it")
+    assert settings.betas is not None
+    assert settings.epsilon is not None
+    return network.adamw(settings.weight_decay, settings.betas, settings.epsilon)
 
 
 class Unwatched:

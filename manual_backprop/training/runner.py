@@ -41,8 +41,7 @@ from ..common.processes import ALONE, Place, Processes, acting_as, processes
 from ..common.startup.output import enduring_output
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..config.written_config import default_run_name, write_config
-from ..models.optimization import build_optimizer
-from ..models.training_step import Reduction, TrainingStep
+from ..models.training_step import Reduction, TrainingStep, build_optimizer
 from ..optim.improvement import Improvement
 from ..optim.schedule import build_schedule, max_steps
 from ..study.estimates.memory import warn_if_too_large, what_would_fit

@@ -9,7 +9,7 @@ from ...data.tokens.corpus import Corpus
 from ...data.tokens.order import Order
 from ...models.implementations import build_network
 from ...models.network import Network
-from ...models.optimization import build_optimizer
+from ...models.training_step import build_optimizer
 from ...optim.optimizers import Optimizer
 from ...tasks import LanguageModelTask, Task
 from .finding import CAUSES, FOLLOWS, PASSED, Finding

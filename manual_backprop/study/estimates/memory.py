@@ -203,7 +203,7 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
     from torch.utils._pytree import tree_leaves
 
     from ...models.implementations import build_network
-    from ...models.optimization import build_optimizer
+    from ...models.training_step import build_optimizer
     from ...ops import cross_entropy_forward, squared_error_forward
     from .full_batch import full_batch
 

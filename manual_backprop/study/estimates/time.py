@@ -83,7 +83,7 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
     import torch
 
     from ...models.implementations import build_network
-    from ...models.optimization import build_optimizer
+    from ...models.training_step import build_optimizer
     from .full_batch import full_batch, next_token
 
     network = build_network(config.implementation.name, replace(network_config, seed=0))
