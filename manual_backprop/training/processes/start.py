@@ -60,7 +60,7 @@ class Failed(ManualBackpropError):
 
 
 def run_in_processes(config: RunConfig, root: Path, origin: Origin, interruption: Interruption) -> float:
-    """The run of `run_job` in as many processes of this machine as `device.processes` says. Returns what it has reached.
+    """The run of `run_job` in as many processes of this machine as `device.processes` says. Returns what it reaches.
 
     Raises what the first process ended with, and ProcessFailed where that one was killed.
     """
