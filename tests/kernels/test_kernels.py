@@ -630,3 +630,18 @@ def test_two_hundred_steps_stay_as_near_to_float64_as_the_mirror(
     )
     ratios = [ours / theirs for ours, theirs in (distances(replace(config, seed=s), 200, pieces) for s in range(3))]
     assert median(ratios) <= LOW_PRECISION_BAR, ratios
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize("dloss", [3.0, torch.tensor(0.25, dtype=torch.float64)], ids=["number", "tensor"])
+def test_a_loss_whose_gradient_is_scaled_scales_all_gradients(dloss: float | Tensor) -> None:
+    """As loss scaling has it: the loss itself stays what it is."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((2, 5, 6), (11, 6)))
+    targets = torch.randint(11, (2, 5), generator=generator)
+    dweight, want = torch.zeros_like(weight), torch.zeros_like(weight)
+    total, dx = loss.linear_cross_entropy(x.clone(), weight, targets, 7, 0.1, dweight, dloss=dloss)
+    textbook, cache = ops.linear_cross_entropy_forward(x, weight, targets, 7, 0.1)
+    torch.testing.assert_close(dx, ops.linear_cross_entropy_backward(dloss, cache, want))
+    torch.testing.assert_close(dweight, want)
+    torch.testing.assert_close(total, textbook)
