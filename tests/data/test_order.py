@@ -9,6 +9,7 @@ import torch
 
 from manual_backprop.common.batch import Batch
 from manual_backprop.common.errors import InputError
+from manual_backprop.common.processes import Processes, acting_as
 from manual_backprop.config.schema import BatchingConfig, CustomTransformerConfig, DatasetConfig
 from manual_backprop.data.tokens.batches import Documents, Windows, rows_of_documents, validation_batches
 from manual_backprop.data.tokens.corpus import Corpus
@@ -94,13 +95,20 @@ def test_pieces_make_the_same_step(batching: BatchingConfig, dataset: DatasetCon
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_have_disjoint_parts_of_a_step(batching: BatchingConfig, dataset: DatasetConfig, world_size: int) -> None:
     alone = order_of(batching, dataset, batch_size=6)
-    ranks = [
-        order_of(batching, dataset, batch_size=1, pieces=6 // world_size, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
+    shared = order_of(batching, dataset, batch_size=1, pieces=6)
     for step in range(25):
-        assert [row for order in ranks for row in step_rows(order, step)] == step_rows(alone, step)
-        assert {order.batches(step)[0] for order in ranks} == {alone.batches(step)[0]}  # of the whole step
+        found = []
+        for rank in range(world_size):
+            with acting_as(one_of(world_size, rank)):
+                found += step_rows(shared, step)
+                assert shared.batches(step)[0] == alone.batches(step)[0]  # of the whole step
+        assert found == step_rows(alone, step)
+
+
+def one_of(size: int, rank: int) -> Processes:
+    group = Processes()
+    group.size, group.rank = size, rank
+    return group
 
 
 @pytest.mark.parametrize(("batching", "dataset"), ORDERS)

@@ -102,7 +102,7 @@ def test_the_page_is_written_without_a_compiler(tmp_path: Path, monkeypatch: pyt
         return Measurement(case, rows, rows["custom-fused"], Row("products"), without)
 
     monkeypatch.setattr(levels, "measure", measured)
-    errors = {level: dict.fromkeys(levels.PRECISIONS, 0.01) for level in levels.LEVELS}
+    errors = {level: dict.fromkeys(levels.CPU_PRECISIONS, 0.01) for level in levels.LEVELS}
     monkeypatch.setattr(levels, "gradient_errors", lambda architecture: errors)
     threads = torch.get_num_threads()
     main(["--rounds", "2", "--output", str(tmp_path / "page.md")])

@@ -22,7 +22,7 @@ from manual_backprop.common.origin import SOURCES
 from manual_backprop.config.schema import RunConfig
 from manual_backprop.data.tokens.text_size import bytes_per_token, text_size
 from manual_backprop.kernels import pieces
-from manual_backprop.kernels.cpu import attention, compiled, loss, normalization
+from manual_backprop.kernels.cpu import attention, compiled, loss
 from manual_backprop.models.network import parameter_shapes
 from manual_backprop.study.estimates import time as time_estimate
 from manual_backprop.study.estimates.memory import (
@@ -405,7 +405,7 @@ def test_the_last_piece_stands_for_all(length: int, text: Path, monkeypatch: pyt
         taken.append(-(-n_rows // size))
         return pieces_as_they_are(n_rows, size)
 
-    for module in (attention, compiled, loss, normalization, pieces):
+    for module in (attention, compiled, loss, pieces):
         monkeypatch.setattr(module, "pieces", all_pieces)
     assert estimate_memory(config, config.network_config(8192)).working == pytest.approx(quick, rel=0.01)
     assert max(taken) > 1

@@ -142,8 +142,9 @@ def kill_first(rank: int) -> None:
 
 @pytest.mark.parametrize("whom", [(1,), pytest.param((0, 1), marks=pytest.mark.nightly)])
 def test_a_signal_to_any_saves_the_same_step_on_all(whom: tuple[int, ...], text: Path, tmp_path: Path) -> None:
-    options = ("training.max_steps=400", "training.save_every=1000", "training.batch_size=4", "model.dropout=0.1")
-    together = Together(tmp_path, 2, [job_of(config_of(text, *options))])
+    options = ("training.save_every=100000", "training.batch_size=4", "model.dropout=0.1", "schedule=constant")
+    endless = config_of(text, *options, "training.max_steps=100000", "schedule.warmup_ratio=0")
+    together = Together(tmp_path, 2, [job_of(endless)])
     wait_for_steps(tmp_path, 20)
     for rank in whom:
         os.kill(together.processes[rank].pid or 0, signal.SIGTERM)
@@ -153,10 +154,12 @@ def test_a_signal_to_any_saves_the_same_step_on_all(whom: tuple[int, ...], text:
     assert f"go on with resume={run.name}" in together.said()
     saved = CheckpointManager(run / "checkpoints").latest()
     assert saved is not None
-    whole, rest = tmp_path / "whole", job_of(config_of(text, *options)) | {"resume": str(run)}
-    assert Together(whole, 2, [job_of(config_of(text, *options))]).codes() == [0, 0]
-    assert Together(tmp_path, 2, [rest]).codes() == [0, 0]
-    assert_same_tensors(newest(whole) / "checkpoints" / "step-000400", run / "checkpoints" / "step-000400")
+    steps = int(saved.name.removeprefix("step-")) + 5
+    whole = job_of(config_of(text, *options, f"training.max_steps={steps}", "schedule.warmup_ratio=0"))
+    assert Together(tmp_path / "whole", 2, [whole]).codes() == [0, 0]
+    assert Together(tmp_path, 2, [whole | {"resume": str(run)}]).codes() == [0, 0]
+    last = Path("checkpoints") / f"step-{steps:06d}"
+    assert_same_tensors(newest(tmp_path / "whole") / last, run / last)
 
 
 def wait_for_steps(root: Path, steps: int) -> None:

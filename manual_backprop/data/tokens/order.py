@@ -57,7 +57,6 @@ class Packed(Order):
 
     def __init__(self, windows: Windows, batch_size: int, pieces: int):
         self.windows, self.batch_size, self.rows = windows, batch_size, batch_size * pieces
-        self.part = share_of(self.rows)
         self.tokens_per_step = self.rows * windows.sequence_length
 
     def steps(self, epochs: float) -> float:
@@ -70,8 +69,9 @@ class Packed(Order):
         return self.tokens_per_step, self._batches(step, device)
 
     def _batches(self, step: int, device: torch.device | str) -> Iterator[Batch]:
-        for row in self.part[:: self.batch_size]:
-            count = min(self.batch_size, self.part.stop - row)
+        part = share_of(self.rows)
+        for row in part[:: self.batch_size]:
+            count = min(self.batch_size, part.stop - row)
             yield self.windows.batch(step * self.rows + row, count, first_row=row, device=device)
 
 

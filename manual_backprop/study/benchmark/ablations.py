@@ -87,12 +87,12 @@ def _loss_by_halves() -> list[Binding]:
     from ...ops.numerics import no_record
 
     def linear_cross_entropy(
-        *inputs: Any, padding: int | None = None, record: Any = no_record
+        *inputs: Any, padding: int | None = None, dloss: float | Tensor = 1.0, record: Any = no_record
     ) -> tuple[Tensor, Tensor]:
         x, weight, targets, denominator, smoothing, dweight = inputs
         forward = kernels.linear_cross_entropy_forward
         loss, cache = forward(x, weight, targets, denominator, smoothing, padding, record=record)
-        return loss, kernels.linear_cross_entropy_backward(1.0, cache, dweight, record=record)
+        return loss, kernels.linear_cross_entropy_backward(dloss, cache, dweight, record=record)
 
     return [(kernels, "linear_cross_entropy", linear_cross_entropy)]
 
