@@ -61,8 +61,7 @@ def linear_cross_entropy(
     recorded = RecordedPieces(record, targets.shape)
     sizes = sizes_of(x)
     width = _width(vocab_size, label_smoothing, sizes)
-    fewest = sizes.fewest_rows * (2 if x.dtype == torch.bfloat16 else 1)
-    for part in pieces(len(x_rows), max(fewest, sizes.logits // vocab_size), x):
+    for part in pieces(len(x_rows), _rows_at_once(x, vocab_size, sizes), x):
         with scratch((part.stop - part.start, width), x) as padded:
             logits = padded[:, :vocab_size]
             torch.mm(x_rows[part], weight.T, out=logits)
@@ -79,6 +78,11 @@ def linear_cross_entropy(
             dx[part].mul_(scale)  # `*=` would copy the product onto itself
     recorded.finish()
     return loss * share, dx.view(x.shape)
+
+
+def _rows_at_once(x: Tensor, vocab_size: int, sizes: Sizes) -> int:
+    """Of a chunk: so many that its logits stay near the processor, and as many as products want, narrow ones more."""
+    return max(sizes.fewest_rows * (2 if x.dtype == torch.bfloat16 else 1), sizes.logits // vocab_size)
 
 
 def _width(vocab_size: int, label_smoothing: float, sizes: Sizes) -> int:
