@@ -77,7 +77,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         for rows in _in_blocks(len(total), sizes):
             total[rows].addmm_(left[rows], right)
         return
-    for rows in _in_pieces(len(total), total.shape[1], sizes):  # of a wider total
+    for rows in _in_pieces(total, sizes):  # of a wider total
         with scratch((rows.stop - rows.start, right.shape[1]), left) as product:
             torch.mm(left[rows], right, out=product)  # rounded once,
             add_rounded(total[rows], product)  # added in its format
@@ -101,8 +101,9 @@ def _in_blocks(n_rows: int, sizes: Sizes) -> list[slice]:
     return [rows for rows in (slice(0, even), slice(even, n_rows)) if rows.start < rows.stop]
 
 
-def _in_pieces(n_rows: int, width: int, sizes: Sizes) -> list[slice]:
-    """All of them, some at a time, which fill blocks."""
+def _in_pieces(total: Tensor, sizes: Sizes) -> list[slice]:
+    """All rows of total (O, I), some at a time, which fill blocks."""
+    n_rows, width = total.shape
     at_once = max(1, sizes.product // width // sizes.even_rows) * sizes.even_rows
     return [slice(start, min(start + at_once, n_rows)) for start in range(0, n_rows, at_once)]
 
