@@ -688,8 +688,8 @@ BUGS = [
     Bug(
         "fused: the last rows have no loss",
         FUSED_LOSS,
-        "pieces(len(x_rows), max(",
-        "pieces(max(1, len(x_rows) - 1), max(",
+        "pieces(len(x_rows), _rows",
+        "pieces(max(1, len(x_rows) - 1), _rows",
     ),
     Bug("fused: all that is kept in one place", ARENA, "self._next, self._next + 1", "self._next, 1"),
     Bug("fused: the stack does not grow", ARENA, "self._top = block, start + size,", "self._top = block, start,"),
