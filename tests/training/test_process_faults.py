@@ -25,23 +25,23 @@ STEP = 7  # in which process 1 does what it should not
 
 
 def in_step(what: Callable[[Any], None], rank_of_it: int = 1) -> Callable[[int], None]:
-    """In process `rank_of_it`, once it has calculated a step's gradients and before they are added up: `what`."""
+    """In process `rank_of_it`: `what`, once it has calculated a step's last gradients and before these are sent."""
 
     def change(rank: int) -> None:
         if rank != rank_of_it:
             return
-        from manual_backprop.training.processes.reduction import GroupReduction
+        from manual_backprop.training.processes.reduction import REST, GroupReduction
 
-        whole, count = GroupReduction.finish, 0
+        whole, count = GroupReduction._complete, 0
 
-        def finish(self: Any, *arguments: Any) -> Any:
+        def complete(self: Any, block: str | None) -> None:
             nonlocal count
-            count += 1
-            if count == STEP:
+            count += block is REST
+            if block is REST and count == STEP:
                 what(self)
-            return whole(self, *arguments)
+            whole(self, block)
 
-        GroupReduction.finish = finish  # type: ignore[method-assign]
+        GroupReduction._complete = complete  # type: ignore[method-assign]
 
     return change
 
@@ -59,7 +59,10 @@ def fail(_: Any) -> None:
 
 
 def spoil(reduction: Any) -> None:
-    reduction.network.flat_gradients.buffer[3] = float("nan")
+    """Of what is not sent yet: a sum that is under way would take it or not, as luck has it."""
+    from manual_backprop.training.processes.reduction import REST
+
+    reduction._gradients(REST)[0][3] = float("nan")
 
 
 def dawdle(_: Any) -> None:
