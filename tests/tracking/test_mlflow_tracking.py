@@ -416,7 +416,7 @@ def test_a_store_whose_disk_is_full_costs_seconds(root: Path, tmp_path: Path) ->
     assert history(root, Path(path), "x") == [(step, float(step)) for step in range(1, 51)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_short_run_waits_for_a_store_that_is_being_created(tmp_path: Path) -> None:
     _, _, path, said = run_alone(tmp_path / "outputs", None, 0.1, mlflow="later")
     assert said == []
@@ -451,7 +451,7 @@ def test_a_store_is_created_where_it_is_named(place: str, tmp_path: Path, monkey
     assert {path.name for path in root.parent.iterdir()} == {"mlflow.db", "mlflow.db.lock", "outputs"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_kill_while_the_store_is_created_harms_no_later_run(tmp_path: Path) -> None:
     root = tmp_path / "outputs"
     killed = creating(root, "30", "imported")
@@ -463,7 +463,7 @@ def test_a_kill_while_the_store_is_created_harms_no_later_run(tmp_path: Path) ->
     assert {file.name for file in tmp_path.glob("mlflow.db*")} == {"mlflow.db", "mlflow.db.lock"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_short_run_waits_for_a_store_that_another_run_creates(tmp_path: Path) -> None:
     root = tmp_path / "outputs"
     other = creating(root, "0.1", "imported")
@@ -481,7 +481,7 @@ def test_a_short_run_waits_for_a_store_that_another_run_creates(tmp_path: Path) 
     assert len(history(root, Path(printed.split()[2]), "x")) == 50
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_busy_machine_is_no_tracker_that_does_not_answer(root: Path) -> None:
     """MLflow computes for a second before the store is asked first, and here it gets a seventh of a core."""
     _, _, path, said = run_alone(root, None, 0.1, mlflow="starved")

@@ -59,7 +59,7 @@ def kill_and_compare(tmp_path: Path, kills: int, seed: int, max_steps: int, *opt
     assert len(CheckpointManager(killed / "checkpoints").list()) <= 2  # the newest and the best
 
 
-@pytest.mark.parametrize("kills", [pytest.param(6, marks=SLOW), pytest.param(24, marks=NIGHTLY)])
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=SLOW), pytest.param(24, marks=NIGHTLY)])
 def test_many_kills_in_fp32_across_epochs(kills: int, tmp_path: Path) -> None:
     """Dropout, gradient accumulation, and an epoch of 12 steps."""
     options = ("kernels=fused", "precision=fp32", "model.dropout=0.2", "training.gradient_accumulation_steps=3")
@@ -75,7 +75,11 @@ FORMATS = {
 
 
 @pytest.mark.parametrize(
-    "options", [pytest.param(options, marks=mark, id=" ".join(options)) for options, mark in FORMATS.items()]
+    ("kills", "options"),
+    [
+        pytest.param(6 if mark is NIGHTLY else 3, options, marks=mark, id=" ".join(options))
+        for options, mark in FORMATS.items()
+    ],
 )
-def test_kills_with_either_kernels_in_other_formats(options: tuple[str, ...], tmp_path: Path) -> None:
-    kill_and_compare(tmp_path, 6, 2, 100, "model.dropout=0.2", *options)
+def test_kills_with_either_kernels_in_other_formats(kills: int, options: tuple[str, ...], tmp_path: Path) -> None:
+    kill_and_compare(tmp_path, kills, 2, 20 * kills, "model.dropout=0.2", *options)

@@ -43,7 +43,7 @@ def first_step(root: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    "moments", [pytest.param(6, marks=pytest.mark.slow), pytest.param(24, marks=pytest.mark.nightly)]
+    "moments", [pytest.param(4, marks=pytest.mark.slow), pytest.param(24, marks=pytest.mark.nightly)]
 )
 def test_a_signal_at_any_moment(moments: int, tmp_path: Path) -> None:
     write_text(tmp_path / "text.txt")

@@ -332,7 +332,7 @@ def test_jobs_at_once_on_a_fresh_store(root: Path) -> None:
     assert one_round(root, 3) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_search_survives_what_diverges(root: Path) -> None:
     """Optuna: a failed trial is one among others; the same seed chooses the same again, so that a resume finds it."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
@@ -351,7 +351,7 @@ def test_a_search_survives_what_diverges(root: Path) -> None:
     assert Records(the_sweep(root)).read_all()[-1].overrides == records[-1].overrides
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_local_executor_of_submitit(root: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     done = command("-m", *SMALL, "hydra/launcher=cluster_here", "seed=1,2", cwd=root)

@@ -18,18 +18,21 @@ import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...common.allocator import keep_freed_memory
 from ...common.processes import ALONE, Place, acting_as
 from ...config.arguments import Parser, whole
-from ...study.benchmark.cases import CASES, Case
+from ...study.benchmark.cases import CASES, SUBJECT, Case
 from ...study.paired_timing import MeasuringProcess, Row, noise_floor, ratios
 from .turns import table, take_turns
 
 if TYPE_CHECKING:
     from ...common.batch import AnyBatch
+    from ...models.network import Network
     from ..processes.group import Group
 
 SIZE = 2  # processes
@@ -116,12 +119,9 @@ def work(end: Connection, case: Case, threads: int, rank: int, size: int, port: 
 
 
 def answer(end: Connection, case: Case, group: Group | None) -> None:
-    import torch
-
-    from ...common.batch import Batch
-    from ...models.implementations import build_network
     from ...models.network import no_callback
     from ...models.training_step import Reduction, TrainingStep, sharded
+    from ...study.benchmark.rows import ADAMW, EPSILON, LEARNING_RATE, MAX_GRAD_NORM, build, random_batch
     from ..processes.reduction import GroupReduction, Wishes
 
     class AtTheEnd(GroupReduction):
@@ -129,27 +129,27 @@ def answer(end: Connection, case: Case, group: Group | None) -> None:
             self.network.on_gradients_complete = no_callback
             return iter(batches)
 
-    network = build_network("custom", case.config)
-    optimizer = sharded(network.adamw(0.1, (0.9, 0.99), 1e-8), network)
+    keep_freed_memory()
+    network: Network = build(SUBJECT, case).network  # type: ignore[attr-defined]
+    optimizer = sharded(network.adamw(**ADAMW, epsilon=EPSILON), network)
     ways: dict[str, Reduction] = {"one process": Reduction(), "not added up": Reduction()}
     if group is not None:
         ways |= {"at the end": AtTheEnd(group, network, Wishes), "as they come": GroupReduction(group, network, Wishes)}
-    steps = {way: TrainingStep(network, optimizer, 1.0, graph=False, reduction=one) for way, one in ways.items()}
+    steps = {
+        way: TrainingStep(network, optimizer, MAX_GRAD_NORM, graph=False, reduction=one) for way, one in ways.items()
+    }
     rows = case.batch_size // (1 if group is None else group.size)
-    generator = torch.Generator().manual_seed(0)
-    shape = (rows, case.config.max_seq_len + 1)
-    tokens = torch.randint(case.config.vocab_size, shape, generator=generator)
-    batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-    denominator = case.batch_size * case.config.max_seq_len
+    batch = random_batch(replace(case, batch_size=rows), network.device)
+    denominator = case.tokens
     for way in steps:
         for number in range(WARM_UP):
-            steps[way]([batch], denominator, 1e-4, number + 1)
+            steps[way]([batch], denominator, LEARNING_RATE, number + 1)
     end.send(None)
     while (question := end.recv()) is not None:
         way, count = question
         start, processor = time.perf_counter(), time.process_time()
         for number in range(count):
-            loss, _ = steps[way]([batch], denominator, 1e-4, WARM_UP + number)
+            loss, _ = steps[way]([batch], denominator, LEARNING_RATE, WARM_UP + number)
         loss.item()
         end.send(((time.perf_counter() - start) / count, (time.process_time() - processor) / count))
     if group is not None:
