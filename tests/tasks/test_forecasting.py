@@ -17,6 +17,7 @@ from manual_backprop import convert, evaluate, generate, predict
 from manual_backprop.checkpoints.checkpoint import load_checkpoint
 from manual_backprop.common.batch import EncoderBatch
 from manual_backprop.common.errors import CheckpointError, ConfigError, InputError
+from manual_backprop.common.processes import Processes, acting_as
 from manual_backprop.config.schema import RunConfig
 from manual_backprop.config.task_rules import only_a_language_model_has_initial_weights
 from manual_backprop.data.series.reader import read_series
@@ -156,6 +157,26 @@ def test_what_is_learned_is_the_difference_to_the_best_simple_forecast() -> None
     assert Scaling.measured(values, 24, 6, None, 1, ("a",), "1").reference == "persistence"
     long = seasonal_with_drift(np.arange(30.0)[None, :, None], 30, 12)
     assert np.allclose(long[0, :, 0], np.arange(30.0, 60.0))
+
+
+def test_several_processes_forecast_a_part_of_the_windows_each(tmp_path: Path) -> None:
+    """Together they make all of them; a process without a window makes none."""
+
+    class OneOf(Processes):
+        def __init__(self, rank: int, size: int):
+            self.rank, self.size = rank, size
+
+    task = opened(write(tmp_path / "a.csv", table(), gaps=(140,)), "precision=fp64")
+    model, history = task.build_model(), task.windows["test"].cut(np.arange(5))[0]
+    whole = task.forecasts(model, history)
+    for size in (2, 3, 7):
+        parts = []
+        for rank in range(size):
+            with acting_as(OneOf(rank, size)):
+                parts.append(task.forecasts(model, history))
+        for rank, part in enumerate(parts):
+            assert np.flatnonzero(part.any(axis=(1, 2))).tolist() == list(range(rank, 5, size))
+        assert np.allclose(sum(parts), whole, rtol=1e-12, atol=0)
 
 
 # Measures
