@@ -368,6 +368,46 @@ def test_predict_says_what_is_wrong_with_a_file(in_its_folder: Path, tmp_path: P
         predict.main([str(in_its_folder), "--text", "warmer"])
 
 
+def test_a_series_that_is_typed_is_looked_at(in_its_folder: Path) -> None:
+    """Where every head looks, and the forecast of all of it: that of `predict`."""
+    from manual_backprop.trained_models.saved_model import find
+    from manual_backprop.visualizer.model_view import look
+
+    saved = load(str(in_its_folder))
+    values = np.concatenate([[[9.0, 9.0]], table()[100:124]])
+    values[5] = math.nan
+    typed = [",".join(f"{value!r}" for value in row) for row in values.tolist()]
+    seen = look(find(str(in_its_folder)), " ".join(typed).replace("nan,nan", "nan"))
+    assert (seen.tokens, seen.title) == (["the␣series"], "Forecast, in steps of 1 month")
+    scaling = opened(in_its_folder.parents[2] / "series.csv").scaling
+    (found,) = forecasts_of(saved.model, scaling, values[None, 1:])
+    assert seen.next == [
+        [
+            (f"{step}␣ahead:␣{name}␣{value:.5g}", None)
+            for step, row in enumerate(found.tolist(), 1)
+            for name, value in zip("ab", row, strict=True)
+        ]
+    ]
+    (attention,) = seen.maps.values()
+    assert attention.heads.shape == (2, 6, 6)
+    assert (
+        attention.rows
+        == attention.columns
+        == [f"{value:.5g}" if value == value else "gap" for value in values[1::4, 0]]
+    )
+    for text, why in (
+        (
+            "warmer",
+            r"a series of 1 steps: this model reads 24; give the last 24 steps of a, b, as in 1.5,20 1.5,20 nan",
+        ),
+        ("1,2 " * 23 + "3", r"step 24, '3': has 1 values, and this model reads 2 in each step"),
+        ("1,2 " * 23 + "3,mild", r"step 24, '3,mild': 'mild' is no finite number; write nan for a gap"),
+        ("nan " * 24, "a series without a value in its last 24 steps"),
+    ):
+        with pytest.raises(InputError, match=why):
+            look(find(str(in_its_folder)), text)
+
+
 def test_a_checkpoint_without_its_scaling(in_its_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"scaling\.json cannot be read"):
         Scaling.of_checkpoint(tmp_path)

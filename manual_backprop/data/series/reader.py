@@ -177,7 +177,7 @@ class _Reader:
                 f"{self.place}: {'is empty' if not header else f'has one column, {header[0]!r}'}; a series has a line "
                 "of names, then rows with a time and at least one value, as in date,co2"
             )
-        if all(_is_number(cell) or _parsed(cell, None) for cell in header):
+        if all(is_number(cell) or _parsed(cell, None) for cell in header):
             raise InputError(
                 f"{self.place}: its first line holds values, {','.join(header)[:60]}; put the columns' names before "
                 "it, as in time,value"
@@ -252,7 +252,7 @@ class _Reader:
             cell = cells[place]
             if cell.lower() in GAPS:
                 values.append(math.nan)
-            elif _is_number(cell):
+            elif is_number(cell):
                 values.append(float(cell))
             else:
                 hint = "; write numbers with a decimal point and without separators" * ("," in cell)
@@ -319,7 +319,7 @@ class _Reader:
         return tuple(notes)
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
     try:
         return math.isfinite(float(cell)) and "_" not in cell
     except ValueError:
@@ -333,16 +333,16 @@ def _parsed(cell: str, kind: str | None) -> tuple[str, float] | None:
         year, number = int(month[1]), int(month[2])
         if year and 1 <= number <= 12:
             found = "month", datetime(year, number, 1, tzinfo=UTC).timestamp()
-    elif _is_number(cell) and len(cell) != 8:
+    elif is_number(cell) and len(cell) != 8:
         found = "number", float(cell)
     else:
         try:
             moment = datetime.fromisoformat(cell)
         except ValueError:
-            return ("number", float(cell)) if kind in (None, "number") and _is_number(cell) else None
+            return ("number", float(cell)) if kind in (None, "number") and is_number(cell) else None
         kind_of_cell = "date" if len(cell) in (8, 10) else "time"
         found = kind_of_cell, (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-        if kind == "number" and _is_number(cell):
+        if kind == "number" and is_number(cell):
             found = "number", float(cell)
     return found if found is not None and kind in (None, found[0]) else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ...common.errors import InputError
 from ...config.schema import DatasetConfig
-from ...data.series.reader import Series, series_of_lines
+from ...data.series.reader import GAPS, Series, is_number, series_of_lines
 from ...data.series.windows import Scaling, forecasts_of
 from ..asking import Predictor
 
@@ -60,3 +61,30 @@ class SeriesPredictor(Predictor):
     def serve(self, model_input: Any, params: Mapping[str, Any]) -> np.ndarray:
         """(B, history, S) of values, NaN in a gap -> (B, horizon, S)."""
         return forecasts_of(self.model, self.scaling, np.asarray(model_input, dtype=np.float64))
+
+
+def typed_history(text: str, scaling: Scaling) -> np.ndarray:
+    """What somebody has typed, as in "316.1 317.3 nan 317.5": the last steps of a series with blanks between, nan in a
+    gap, the values of several series with commas. (1, H, S). Raises InputError."""
+    width, steps = len(scaling.names), text.split()
+    example = ",".join(["1.5", "20", "300"][: min(width, 3)])
+    usage = f"give the last {scaling.history} steps of {', '.join(scaling.names)}, as in {f'{example} ' * 2}nan"
+    if len(steps) < scaling.history:
+        raise InputError(f"a series of {len(steps)} steps: this model reads {scaling.history}; {usage}")
+    values = [_values_of(step, number, width) for number, step in enumerate(steps, 1)]
+    history = np.array(values[-scaling.history :], dtype=np.float64)
+    if not np.isfinite(history).any(axis=0).all():
+        raise InputError(f"a series without a value in its last {scaling.history} steps; {usage}")
+    return history[None]
+
+
+def _values_of(step: str, number: int, width: int) -> list[float]:
+    cells = [cell.strip() for cell in step.split(",")]
+    if step.lower() in GAPS:
+        return [math.nan] * width
+    if len(cells) != width:
+        raise InputError(f"step {number}, {step!r}: has {len(cells)} values, and this model reads {width} in each step")
+    for cell in cells:
+        if cell.lower() not in GAPS and not is_number(cell):
+            raise InputError(f"step {number}, {step!r}: {cell!r} is no finite number; write nan for a gap")
+    return [math.nan if cell.lower() in GAPS else float(cell) for cell in cells]

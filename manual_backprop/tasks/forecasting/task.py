@@ -9,6 +9,7 @@ of its targets, so that none is trained on and measured; what it reads may reach
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -24,15 +25,15 @@ from ...common.errors import ConfigError, InputError
 from ...common.processes import processes
 from ...config.schema import CustomTransformerConfig, RunConfig
 from ...data.series.reader import Series, open_series
-from ...data.series.windows import NO_WINDOW, SCALING, Scaling, Windows, forecasts_of
+from ...data.series.windows import NO_WINDOW, SCALING, Scaling, Windows, as_batch, forecasts_of
 from ...data.tokens.order import Order, Padded, Repeated
 from ...models.wrappers.building import build_wrapper
-from ..asking import Predictor
+from ..asking import Predictor, Reading
 from ..preview import Preview, rows_of_a_step
 from ..task import Evaluated, Final, Measured, Task
 from .baselines import MODEL, RIDGE, Compared, Ridge, errors_of, mean_where, naive_errors, simple_forecasts
 from .pictures import FORECASTS, MOST_FORECASTS, draw_forecasts
-from .predictor import SeriesPredictor
+from .predictor import SeriesPredictor, typed_history
 
 SHOWN = 8  # predictions
 MOST_STEPS = 26  # of the horizon, in a table
@@ -228,6 +229,25 @@ class ForecastingTask(Task):
 
     def predictor(self, model: Any) -> Predictor:
         return SeriesPredictor(model, self.scaling, self.config.dataset)
+
+    def reading(self, model: Any, text: str, most: int) -> Reading:
+        """The last values of a series, typed: all of the horizon has one answer."""
+        scaling, network = self.scaling, model.network
+        history = typed_history(text, scaling)
+        batch = as_batch(scaling, history, None, network.config.get_dtype(), network.device)
+        first = history[0, :: scaling.patch, 0].tolist()  # of each position
+        places = ["gap" if math.isnan(value) else f"{value:.5g}" for value in first]
+        several = len(scaling.names) > 1
+
+        def said(outputs: np.ndarray) -> list[str]:
+            (found,) = scaling.forecasts(history, outputs[None])
+            return [
+                f"{step} ahead: {f'{name} ' if several else ''}{value:.5g}"
+                for step, row in enumerate(found.tolist(), 1)
+                for name, value in zip(scaling.names, row, strict=True)
+            ]
+
+        return Reading(batch, ["the series"], places, str, said, title=f"Forecast, in steps of {scaling.step}")
 
     @property
     def signature(self) -> Mapping[str, Any]:  # type: ignore[override]
