@@ -349,8 +349,11 @@ def test_predict_goes_on_after_the_end(in_its_folder: Path, tmp_path: Path, caps
             "month,a,b\n2000-01,1,2\n2000-02,1,2\n",
             "has 2 steps, and this model reads the last 24; give at least as many",
         ),
-        ("month,a\n2000-01,1\n", "has no column 'b'; it has month, a"),
-        ("month,a,b\n2000-01,1,2\n2000-02,1,mild\n", "line 3: b is 'mild', and no finite number"),
+        ("month,a\n2000-01,1\n", "has no column 'b'; it has month, a; this model needs that column"),
+        (
+            "month,a,b\n2000-01,1,2\n2000-02,1,mild\n",
+            "line 3: b is 'mild', and no finite number; leave a cell empty for a gap",
+        ),
         (
             "day,a,b\n2000-01-01,1,2\n2000-01-02,1,3\n",
             "its steps are 1 day, and this model has learned steps of 1 month",
@@ -475,6 +478,8 @@ def test_a_series_that_cannot_be_learned(tmp_path: Path) -> None:
         InputError, match=r"a\.csv: 40 steps are too few: 28 for training, 4 for validation, 8 for test; a "
     ):
         opened(write(tmp_path / "a.csv", table(40)))
+    with pytest.raises(InputError, match=r"b changes by more than 1e\+150, of which there is no mean square"):
+        opened(write(tmp_path / "a.csv", table() * [1, 1e300]))
     flat = table()
     flat[:120, 1] = 5
     with pytest.raises(

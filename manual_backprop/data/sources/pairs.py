@@ -113,10 +113,13 @@ def format_of(path: str, dataset: DatasetConfig) -> str:
     elif all(_beside(path, column).is_file() for column in _columns(dataset)):
         return "lines"
     else:
-        both = " and ".join(str(_beside(path, column)) for column in _columns(dataset))
+        both = [_beside(path, column) for column in _columns(dataset)]
+        if there := [file for file in both if file.is_file()]:
+            (missing,) = set(both) - set(there)
+            raise InputError(f"dataset.path={path}: there is {there[0]}, and no {missing} beside it. Give both files.")
         raise InputError(
-            f"dataset.path={path}: there is no such file or folder, nor {both}. Give an existing one; a dataset of the "
-            "hub is named as dataset.path=OWNER/NAME dataset.format=hub."
+            f"dataset.path={path}: there is no such file or folder, nor {both[0]} and {both[1]}. Give an existing one; "
+            "a dataset of the hub is named as dataset.path=OWNER/NAME dataset.format=hub."
         )
     raise InputError(
         f"dataset.path={path}: {reason}, and that does not say what is in it. Give dataset.format=tsv, jsonl, parquet "
@@ -210,7 +213,7 @@ class TabSeparated(FileSource):
             place, cells = None, 0
             for number, line, where in _lines(file):
                 row = [] if isinstance(line, BadRow) else line.split("\t")
-                if place is None:
+                if place is None and row:
                     column = self.column
                     if column is None and {*USUAL} <= {name.strip() for name in row}:
                         column = self.key.removesuffix("_column")
@@ -219,7 +222,7 @@ class TabSeparated(FileSource):
                         continue
                 if isinstance(line, BadRow):
                     yield line
-                elif len(row) != cells:
+                elif len(row) != cells or place is None:
                     yield BadRow(where, f"this line has {_cells(len(row))}, and the first one {_cells(cells)}")
                 else:
                     yield Document(f"{file.name}:{number}", (row[place],), where)

@@ -30,7 +30,8 @@ class SeriesPredictor(Predictor):
     def read_lines(self, lines: Iterable[str], where: str) -> Iterator[Series]:
         """One: all lines are one series, with the columns of the training."""
         time, skip = self.dataset.time_column, self.dataset.on_bad_row == "skip"
-        series, scaling = series_of_lines(lines, where, time, self.scaling.names, skip), self.scaling
+        scaling = self.scaling
+        series = series_of_lines(lines, where, time, scaling.names, skip, configured=False)
         if series.clock.about != scaling.step:
             raise InputError(
                 f"{where}: its steps are {series.clock.about}, and this model has learned steps of {scaling.step}; "

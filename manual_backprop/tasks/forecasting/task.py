@@ -80,8 +80,8 @@ class ForecastingTask(Task):
                 f"{self.series.place}: {len(self.series):,} steps are too few: "
                 + ", ".join(f"{steps[name]:,} for {'training' if name == 'train' else name}" for name in SPLITS)
                 + f"; a window takes task.history={history} steps and task.horizon={horizon} targets, and each part "
-                f"needs one (training {history + horizon}, the others {horizon} steps). Give about {least:,} steps, or "
-                "a smaller history or horizon"
+                f"needs one (training {history + horizon}, the others {horizon} steps). Give about {least:,} steps, a "
+                "smaller history or horizon, or other shares (dataset.validation, dataset.test_share)"
             )
 
     @classmethod
