@@ -16,7 +16,7 @@ from run_tools import metric, newest, resume
 from manual_backprop import convert, evaluate, generate, predict
 from manual_backprop.checkpoints.checkpoint import load_checkpoint
 from manual_backprop.common.batch import EncoderBatch
-from manual_backprop.common.errors import CheckpointError, ConfigError, InputError
+from manual_backprop.common.errors import CheckpointError, ConfigError, InputError, NotFiniteError
 from manual_backprop.common.processes import Processes, acting_as
 from manual_backprop.config.schema import RunConfig
 from manual_backprop.config.task_rules import only_a_language_model_has_initial_weights
@@ -359,6 +359,12 @@ def test_predict_goes_on_after_the_end(in_its_folder: Path, tmp_path: Path, caps
             "its steps are 1 day, and this model has learned steps of 1 month",
         ),
         ("", "is empty"),
+        (
+            "month,a,b\n"
+            + "".join(f"2000-{month:02},{1 if month < 3 else ''},2\n" for month in range(1, 13))
+            + "".join(f"200{year}-{month:02},,{month}\n" for year in (1, 2, 3) for month in range(1, 13)),
+            "a has no value in its last 24 steps, which this model reads",
+        ),
     ],
 )
 def test_predict_says_what_is_wrong_with_a_file(in_its_folder: Path, tmp_path: Path, text: str, why: str) -> None:
@@ -369,6 +375,14 @@ def test_predict_says_what_is_wrong_with_a_file(in_its_folder: Path, tmp_path: P
     assert why in str(caught.value)
     with pytest.raises(InputError, match="a forecast is made of a series; give a CSV file with its last 24 steps"):
         predict.main([str(in_its_folder), "--text", "warmer"])
+
+
+def test_a_forecast_that_is_no_number_is_refused(in_its_folder: Path, tmp_path: Path) -> None:
+    """JSON has no NaN."""
+    values = table()[:24]
+    values[20] = 1e300
+    with pytest.raises(NotFiniteError, match="The forecast is not finite: a value is too large for the model"):
+        predict.main([str(in_its_folder), "--file", str(write(tmp_path / "new.csv", values))])
 
 
 def test_a_series_that_is_typed_is_looked_at(in_its_folder: Path) -> None:

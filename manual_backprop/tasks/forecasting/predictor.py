@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...common.errors import InputError
+from ...common.errors import InputError, NotFiniteError
 from ...config.schema import DatasetConfig
 from ...data.series.reader import GAPS, Series, is_number, series_of_lines
 from ...data.series.windows import Scaling, forecasts_of
@@ -42,13 +42,19 @@ class SeriesPredictor(Predictor):
                 f"{where}: has {len(series):,} steps, and this model reads the last {scaling.history}; give at least "
                 "as many"
             )
+        known = np.isfinite(series.values[-scaling.history :]).any(axis=0)
+        if not known.all():
+            raise InputError(
+                f"{where}: {scaling.names[int(known.argmin())]} has no value in its last {scaling.history} steps, "
+                "which this model reads; give a series with at least one there"
+            )
         yield series
 
     def predict(self, inputs: Sequence[Series]) -> list[dict[str, Any]]:
         """For each step of the horizon {"time", "step", "forecast": {name: value}}."""
         scaling, lines = self.scaling, []
         for series in inputs:
-            (found,) = forecasts_of(self.model, scaling, series.values[None, -scaling.history :])
+            (found,) = self._forecasts(series.values[None, -scaling.history :])
             lines += [
                 {
                     "time": series.written(len(series) - 1 + step),
@@ -61,7 +67,17 @@ class SeriesPredictor(Predictor):
 
     def serve(self, model_input: Any, params: Mapping[str, Any]) -> np.ndarray:
         """(B, history, S) of values, NaN in a gap -> (B, horizon, S)."""
-        return forecasts_of(self.model, self.scaling, np.asarray(model_input, dtype=np.float64))
+        return self._forecasts(np.asarray(model_input, dtype=np.float64))
+
+    def _forecasts(self, history: np.ndarray) -> np.ndarray:
+        """(B, history, S) -> (B, horizon, S). Raises NotFiniteError where there is no such number."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = forecasts_of(self.model, self.scaling, history)
+        if not np.isfinite(found).all():
+            raise NotFiniteError(
+                "The forecast is not finite: a value is too large for the model, or its parameters have diverged."
+            )
+        return found
 
 
 def typed_history(text: str, scaling: Scaling) -> np.ndarray:
