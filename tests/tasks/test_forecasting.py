@@ -340,6 +340,14 @@ def test_predict_goes_on_after_the_end(in_its_folder: Path, tmp_path: Path, caps
         served.predict(history[:, 1:])
     with pytest.raises(InputError, match="a window without a value"):
         served.predict(np.full((1, 24, 2), math.nan))
+    for wrong, params, why in (
+        ("warmer", {}, r"expected numbers, \(windows, 24, series\)"),
+        ([[[1.0, 2.0]], []], {}, r"expected numbers, \(windows, 24, series\)"),
+        (np.where(history < 0, math.inf, history), {}, "a value is infinite; give NaN where a value is missing"),
+        (history, {"horizon": 3}, "there is no parameter 'horizon': a window has one forecast"),
+    ):
+        with pytest.raises(InputError, match=why):
+            served.predict(wrong, params)
 
 
 @pytest.mark.parametrize(

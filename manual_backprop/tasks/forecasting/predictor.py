@@ -66,8 +66,16 @@ class SeriesPredictor(Predictor):
         return lines
 
     def serve(self, model_input: Any, params: Mapping[str, Any]) -> np.ndarray:
-        """(B, history, S) of values, NaN in a gap -> (B, horizon, S)."""
-        return self._forecasts(np.asarray(model_input, dtype=np.float64))
+        """(B, history, S) of values, NaN in a gap -> (B, horizon, S). Raises InputError for anything else."""
+        if params:
+            raise InputError(f"there is no parameter {next(iter(params))!r}: a window has one forecast")
+        try:
+            history = np.asarray(model_input, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"expected numbers, (windows, {self.scaling.history}, series): {error}") from error
+        if np.isinf(history).any():
+            raise InputError("a value is infinite; give NaN where a value is missing")
+        return self._forecasts(history)
 
     def _forecasts(self, history: np.ndarray) -> np.ndarray:
         """(B, history, S) -> (B, horizon, S). Raises NotFiniteError where there is no such number."""
