@@ -2,6 +2,8 @@
 
 import math
 
+import torch
+
 from ... import ops
 from ...common.batch import EncoderBatch
 from .numbers import decimal
@@ -33,39 +35,27 @@ class EncoderPage(Page):
 
     def _beside_the_loss(self) -> str:
         if self._predicts_numbers:
-            nothing = ops.squared_error_forward(self.batch.targets * 0, self.batch.targets)[0]
-            return f"The simple forecast, which is to say 0, would cost {decimal(float(nothing))}."
+            simple, _ = ops.squared_error_forward(torch.zeros_like(self.batch.targets), self.batch.targets)
+            return f"The simple forecast, which is to say 0, would cost {decimal(float(simple))}."
         labels = len(self.names.outputs)
         return f"Guessing among {labels} labels would cost log {labels} = {decimal(math.log(labels))}."
 
     def _introduction(self) -> list[str]:
         config, read, outputs = self.traced.network.config, self.names.read, self.names.outputs
-        sizes = {
-            "1": "series" if self._predicts_numbers else "text",
-            str(len(read)): "positions",
-            **({str(config.n_inputs): "numbers read at each"} if config.n_inputs else {}),
-            str(config.d_model): "numbers in its vector",
-        }
-        written_sizes = [f"{size} {what}" for size, what in sizes.items()]
-        written_sizes += [
-            f"{config.n_heads} heads",
-            f"{config.d_head} numbers in a head",
-            f"{config.d_ffn} hidden units",
-        ]
-        if not self._predicts_numbers:
-            written_sizes.append(f"{len(self.names.vocabulary)} words")
-        written_sizes += [
-            f"{len(outputs)} {'steps ahead' if self._predicts_numbers else 'labels'}",
-            f"B T = {len(read)} positions in all",
-        ]
-        facts = {"sizes": f"| {' | '.join(written_sizes)} |"}
-        if self._predicts_numbers:
+        numbers, words = self._predicts_numbers, self.names.vocabulary
+        sizes = ["1 series" if numbers else "1 text", f"{len(read)} positions"]
+        sizes += [f"{config.n_inputs} numbers read at each"] if numbers else []
+        sizes += [f"{config.d_model} numbers in its vector", f"{config.n_heads} heads"]
+        sizes += [f"{config.d_head} numbers in a head", f"{config.d_ffn} hidden units"]
+        sizes += [f"{len(outputs)} steps ahead"] if numbers else [f"{len(words)} words", f"{len(outputs)} labels"]
+        facts = {"sizes": f"| {' | '.join(sizes)} | B T = {len(read)} positions in all |"}
+        if numbers:
             return self._introducing("introduction_of_series", facts)
         facts |= {
             "text": " ".join(read),
             "label": outputs[int(self.batch.targets)],
             "labels": ", ".join(f"`{label}`" for label in outputs),
-            "vocabulary": vocabulary(self.names.vocabulary, read),
+            "vocabulary": vocabulary(words, read),
         }
         return self._introducing("introduction_of_labels", facts)
 
