@@ -33,9 +33,9 @@ folder that dataset.test named when the run was started, or that --test names he
 
 A run of task=reversal, copy or sort is measured on rows instead: accuracy and loss with the true tokens before each
 (teacher forcing), and exact match, the share of rows that the model writes without a mistake, token by token after its
-own (free-running). Its test rows are those that no run trains on. So are pairs of task=translation, and by chrF.
-task=classification has loss, accuracy and macro F1, task=forecasting RMSE and MASE, over all and for each step; beside
-both stand simple methods on the same examples.
+own (free-running). Its test rows are those that no run trains on. Pairs of task=translation are measured likewise, and
+by chrF. Of task=classification there are loss, accuracy and macro F1, of task=forecasting RMSE and MASE, over all and
+for each step, beside simple methods on the same examples.
 
 The values are added to the run's metrics.jsonl at the checkpoint's step, and to MLflow where the run was tracked there,
 as evaluation/SPLIT_loss, evaluation/SPLIT_perplexity and so on; with --max-batches as evaluation_part/SPLIT_loss. Doing
