@@ -108,7 +108,10 @@ def _values_of(step: str, number: int, width: int) -> list[float]:
     if step.lower() in GAPS:
         return [math.nan] * width
     if len(cells) != width:
-        raise InputError(f"step {number}, {step!r}: has {len(cells)} values, and this model reads {width} in each step")
+        raise InputError(
+            f"step {number}, {step!r}: has {len(cells)} values, and this model reads {width} in each step; put blanks "
+            "between steps, commas between the values of one, and a decimal point into a number"
+        )
     for cell in cells:
         if cell.lower() not in GAPS and not is_number(cell):
             raise InputError(f"step {number}, {step!r}: {cell!r} is no finite number; write nan for a gap")

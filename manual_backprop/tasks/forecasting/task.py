@@ -237,7 +237,8 @@ class ForecastingTask(Task):
         batch = as_batch(scaling, history, None, network.config.get_dtype(), network.device)
         first = history[0, :: scaling.patch, 0].tolist()  # of each position
         places = ["gap" if math.isnan(value) else f"{value:.5g}" for value in first]
-        several = len(scaling.names) > 1
+        several, cut = len(scaling.names) > 1, scaling.positions > most
+        note = f"The first {most} of {scaling.positions} positions are drawn." if cut else ""
 
         def said(outputs: np.ndarray) -> list[str]:
             (found,) = scaling.forecasts(history, outputs[None])
@@ -247,7 +248,8 @@ class ForecastingTask(Task):
                 for name, value in zip(scaling.names, row, strict=True)
             ]
 
-        return Reading(batch, ["the series"], places, str, said, title=f"Forecast, in steps of {scaling.step}")
+        title = f"Forecast, in steps of {scaling.step}"
+        return Reading(batch, ["the series"], places, str, said, title=title, note=note)
 
     @property
     def signature(self) -> Mapping[str, Any]:  # type: ignore[override]
