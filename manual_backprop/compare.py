@@ -26,8 +26,9 @@ RUN is `last`, a run's id or its six last characters, or the path of its directo
   {COMMAND} outputs/sweeps/SWEEP --picture comparison.png
   {COMMAND} outputs/sweeps/SWEEP --csv runs.csv
 
-The table has a column for each key of which the runs have different values, the lowest validation loss first; a run
-that did not come to its end stands last. The differences are those of the highest and the lowest curve, at the steps
+The table has a column for each key of which the runs have different values, the lowest validation loss first, and
+beside it what else chooses the best checkpoint of a task (accuracy, exact match, chrF, RMSE); a run that did not come
+to its end stands last. The differences are those of the highest and the lowest curve, at the steps
 that all runs have logged. The picture shows the final loss over the number that was swept, where there are three
 values of it or more, and else the curves; where the runs differ in nothing but what must not change what is learned
 ({", ".join(ALIKE)}), the differences too. The CSV file has a line for each run: its summary and its whole config, keys

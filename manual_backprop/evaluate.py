@@ -33,7 +33,9 @@ folder that dataset.test named when the run was started, or that --test names he
 
 A run of task=reversal, copy or sort is measured on rows instead: accuracy and loss with the true tokens before each
 (teacher forcing), and exact match, the share of rows that the model writes without a mistake, token by token after its
-own (free-running). Its test rows are those that no run trains on.
+own (free-running). Its test rows are those that no run trains on. Pairs of task=translation are measured likewise, and
+by chrF. Of task=classification there are loss, accuracy and macro F1, of task=forecasting RMSE and MASE, over all and
+for each step, beside simple methods on the same examples.
 
 The values are added to the run's metrics.jsonl at the checkpoint's step, and to MLflow where the run was tracked there,
 as evaluation/SPLIT_loss, evaluation/SPLIT_perplexity and so on; with --max-batches as evaluation_part/SPLIT_loss. Doing
@@ -47,9 +49,9 @@ Examples
   python -m manual_backprop.evaluate last --split test --test held-out.txt
   python -m manual_backprop.evaluate last --generate
   python -m manual_backprop.evaluate last --tokens 40
-  python -m manual_backprop.evaluate last --split test --predictions 10      # of task=reversal, copy or sort
+  python -m manual_backprop.evaluate last --split test --predictions 10      # not of a language model
 
-Exit codes: 0 done, 2 wrong input; the text is no longer there, or is another one now. That MLflow is down is only
+Exit codes: 0 done, 2 wrong input; the examples are no longer there, or are others now. That MLflow is down is only
 said: python -m manual_backprop.sync RUN delivers the values later."""
 
 SPLITS = ("train", "validation", "test")  # the last is read here only

@@ -1,5 +1,5 @@
 """`python -m manual_backprop.explain` writes docs/one-step.md: one step of backpropagation, number by number; with
-`--task reversal` that of an encoder-decoder, docs/one-step-encoder-decoder.md.
+`--task reversal` that of an encoder-decoder, docs/one-step-encoder-decoder.md; and steps of the other tasks.
 
 A network small enough to print makes one training step; the page shows every line of code that runs, every tensor that
 it makes, forward and backward, and autograd's number beside every gradient.
@@ -15,8 +15,9 @@ from manual_backprop.config.arguments import Parser
 from manual_backprop.config.schema import ARCHITECTURES
 
 OUTPUTS = {"language_model": "docs/one-step.md", "reversal": "docs/one-step-encoder-decoder.md"}
+OUTPUTS |= {task: f"one-step-{task}.md" for task in ("translation", "classification", "forecasting")}
 DESCRIPTION = """\
-Writes one step of backpropagation down, number by number: a network of one block, three words and four dimensions;
+Writes one step of backpropagation down, number by number: a network of one block, a few words and four dimensions;
 every line of code that runs, every tensor that it makes, and autograd's number beside every gradient. Takes a few
 seconds, is the same at each run, and trains nothing."""
 EPILOG = """\
@@ -38,13 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choices=tuple(OUTPUTS),
         default="language_model",
         help="language_model: a decoder says which word comes next; reversal: an encoder and a decoder, of one block "
-        "each, turn a sequence round (default: %(default)s)",
+        "each, turn a sequence round; translation: likewise, an English text becomes a French one; classification: an "
+        "encoder says which label a text has; forecasting: likewise, the next weeks of CO2 (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help=f"the page (default: {OUTPUTS['language_model']}, and for reversal {OUTPUTS['reversal']})",
+        help=f"the page (default: {OUTPUTS['language_model']}, for reversal {OUTPUTS['reversal']}, for the others "
+        "one-step-TASK.md)",
     )
     chosen = parser.parse(arguments)
     from manual_backprop.study.explain.example import explain  # torch, only now

@@ -55,6 +55,8 @@ def write_source(parser: Parser, options: Namespace) -> None:
         parser.error("--stop, --max-length: are for prompts; what becomes of a source ends where the model ends it")
     given = read_text(options.source, "--source")
     sources = given.splitlines() if options.source == "-" else [given]
+    if not sources:
+        raise InputError("--source -: nothing came in on stdin; give a source on each line")
 
     from manual_backprop.tasks import task_named
     from manual_backprop.trained_models.evaluation import restored_task
@@ -69,10 +71,13 @@ def write_source(parser: Parser, options: Namespace) -> None:
     temperature = (1.0 if draws else 0.0) if options.temperature is None else options.temperature
     drawing = {"temperature": temperature, "top_k": options.top_k, "top_p": options.top_p}
     search = {"beams": options.beams, "length_penalty": options.length_penalty}
-    for source in sources:
-        for sample in range(options.num_samples):
-            seed = None if options.seed is None else options.seed + sample
-            print(writer.write(source, **drawing, **search, seed=seed), flush=True)
+    for number, source in enumerate(sources, 1):
+        try:
+            for sample in range(options.num_samples):
+                seed = None if options.seed is None else options.seed + sample
+                print(writer.write(source, **drawing, **search, seed=seed), flush=True)
+        except InputError as error:
+            raise InputError(f"stdin, line {number}: {error}" if options.source == "-" else str(error)) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int | None:

@@ -6,7 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -48,14 +48,32 @@ AT_ONCE = 64  # inputs
 @contextmanager
 def opened(place: str) -> Iterator[Iterable[str]]:
     """The lines of a file, or of stdin. InputError where there is no such file, and for what is no UTF-8."""
+    if place == "-":
+        yield _decoded(sys.stdin.buffer, "stdin")
+        return
+    with ExitStack() as stack:
+        with _reading(place):
+            file = stack.enter_context(open(place, "rb"))
+        yield _decoded(_lines(file, place), place)
+
+
+@contextmanager
+def _reading(place: str) -> Iterator[None]:
+    """Around what reads, and nothing else: a pipe that breaks while predictions are written is no fault of the file."""
     try:
-        if place == "-":
-            yield _decoded(sys.stdin.buffer, "stdin")
-        else:
-            with open(place, "rb") as file:
-                yield _decoded(file, place)
+        yield
     except OSError as error:
         raise InputError(f"--file {place}: cannot be read ({error.strerror or error})") from error
+
+
+def _lines(file: Iterable[bytes], place: str) -> Iterator[bytes]:
+    lines = iter(file)
+    while True:
+        with _reading(place):
+            line = next(lines, None)
+        if line is None:
+            return
+        yield line
 
 
 def _decoded(file: Iterable[bytes], where: str) -> Iterator[str]:

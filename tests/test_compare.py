@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -41,6 +42,21 @@ def write_run(root: Path, *overrides: str, losses: Sequence[float] = (5.0, 4.0),
     logger.finish(status)
     directory.release()
     return directory.path
+
+
+def test_what_else_a_task_measures_has_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lowest loss comes first; the metric that chooses the best checkpoint stands beside it."""
+    paths = [write_run(tmp_path, f"seed={seed}", losses=[5.0 - seed]) for seed in (1, 2)]
+    logger = TrainingLogger(paths[0])
+    logger.log_validation(1, {"exact_match": 0.875})
+    logger.finish()
+    for path, metric in zip(paths, ("validation/exact_match", "validation/loss"), strict=True):
+        content = json.loads((path / "run.json").read_text())
+        (path / "run.json").write_text(json.dumps(content | {"best_metric": metric}))
+    assert main([str(path) for path in paths]) == 0
+    heading, first, second = capsys.readouterr().out.splitlines()[:3]
+    assert heading.split()[:6] == ["seed", "validation", "loss", "validation", "exact", "match"]
+    assert (first.split()[:3], second.split()[:3]) == (["2", "3.5000", "-"], ["1", "4.5000", "0.875"])
 
 
 def test_what_sets_runs_apart_and_nothing_that_follows_from_it(tmp_path: Path) -> None:

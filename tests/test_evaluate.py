@@ -271,7 +271,7 @@ def test_the_text_is_no_longer_there(copy: Path, tmp_path: Path, capsys: pytest.
     moved = {**saved.state, "config": saved.state["config"] | {"dataset": {"name": "text", "path": str(other)}}}
     manager = CheckpointManager(copy / "checkpoints", keep=None)
     manager.save(9, saved.tensors, moved, files=[copy / "tokenizer.json"])
-    assert "The text of this run (dataset=text) cannot be read any more: " in refused(capsys, "last@9")
+    assert "What this run has learned from (dataset=text) cannot be read any more: " in refused(capsys, "last@9")
     other.write_text("another text, in which other things are said. " * 20)
     told = refused(capsys, "last@9")
     assert f"{other} is not what this model was trained on: the dataset's digest is" in told

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from manual_backprop import explain, ops
-from manual_backprop.common.batch import Batch
+from manual_backprop.common.batch import Batch, EncoderBatch
 from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.schema import CustomTransformerConfig
 from manual_backprop.models.custom import CustomTransformer
@@ -150,12 +150,13 @@ def test_watching_changes_no_bit() -> None:
     assert not watched.flat_gradients.buffer.requires_grad
 
 
+@pytest.mark.parametrize("task", ["language_model", "forecasting"])
 def test_a_wrong_backward_is_found_named_and_exits_1(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # the product's rows are a thousandth too large: right for what it was given, wrong for dweight, which is of both
     monkeypatch.setattr("manual_backprop.ops.linear.rows", lambda x: 1.001 * x.reshape(-1, x.shape[-1]))
-    assert exit_code_of(lambda: explain.main(["--output", str(tmp_path / "page.md")])) == 1
+    assert exit_code_of(lambda: explain.main(["--task", task, "--output", str(tmp_path / "page.md")])) == 1
     said = capsys.readouterr().err
     assert "one is not autograd's: " in said
     assert "weight" in said
@@ -201,6 +202,44 @@ def test_the_page_of_an_encoder_decoder_is_what_the_command_writes(tmp_path: Pat
         assert f": {title}\n" in page
     assert "probabilities (B, H, T, S)" in page
     assert "dmemory" in page
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("task", ["translation", "classification", "forecasting"])
+def test_a_step_of_each_task_is_written_whole_and_is_autograds(task: str, architecture: str, tmp_path: Path) -> None:
+    """No committed pages: each parameter, each link, every difference from autograd's, and the fall of the loss."""
+    explain.main(["--task", task, "--architecture", architecture, "--output", str(tmp_path / "page.md")])
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    _, _, differences = without_numbers(page)
+    assert len(differences) > 60
+    assert max(differences) <= example.TOLERANCE
+    for name in example.small_network(architecture, task).parameters:
+        assert f"`{name}`" in page
+    headings = {slug(line.lstrip("# ")) for line in page.splitlines() if re.match(r"#+ [A-Z]", line)}
+    assert set(re.findall(r"\]\(#([^)]*)\)", page)) <= headings
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.M | re.S)
+    assert not re.search(r"\{\w+\}", prose), "a fact that nobody has given"
+    outcomes = {
+        "translation": "| begin le chat | **et** |",
+        "classification": "| **blame** |",
+        "forecasting": "| 04-11 |",
+    }
+    assert outcomes[task] in page
+    promised, fell = promised_and_fell(page)
+    assert fell == pytest.approx(promised, rel=0.2)
+
+
+def test_the_forecast_that_is_explained_is_of_real_weeks() -> None:
+    """With a gap in what is read, which is marked, and one in what is to be said, which does not count."""
+    weeks = example.weeks_of_co2()
+    assert isinstance(weeks.batch, EncoderBatch)
+    assert weeks.batch.inputs[0, :, 1].tolist() == [0, 1, 0, 0, 0]
+    assert weeks.batch.targets.isnan().tolist() == [[False, True, False, False, False, False]]
+    assert weeks.denominator == 5
+    traced = trace_step(example.small_network("gpt2", "forecasting"), weeks.batch, weeks.denominator)
+    doutputs = next(value for function, value in traced.gradients if value.name == "doutputs")
+    assert doutputs.numbers[0, 1] == 0
+    assert bool((doutputs.numbers[0, [0, 2, 3, 4, 5]] != 0).all())
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -283,10 +322,15 @@ def test_every_tensor_is_printed_once(pages: dict[str, str]) -> None:
 
 def test_the_step_taken_lowers_the_loss_as_promised(pages: dict[str, str]) -> None:
     for page in pages.values():
-        found = re.search(r"(\S+) is\s+promised, and\s+the\s+loss\s+falls\s+by\s+(\d\.\d+)", page)
-        assert found is not None
-        promised, fell = map(float, found.groups())
+        promised, fell = promised_and_fell(page)
         assert fell == pytest.approx(promised, rel=0.2)
+
+
+def promised_and_fell(page: str) -> tuple[float, float]:
+    """By how much the loss should fall, and how much it does."""
+    found = re.search(r"(\S+) is\s+promised, and\s+the\s+loss\s+falls\s+by\s+(\d\.\d+)", page)
+    assert found is not None
+    return float(found[1]), float(found[2])
 
 
 # The command

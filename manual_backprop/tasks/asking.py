@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..common.batch import AnyBatch
 from ..common.errors import InputError
 
@@ -16,12 +18,17 @@ from ..common.errors import InputError
 @dataclass(frozen=True)
 class Reading:
     """What a network reads, to be looked at meanwhile: a `batch` of one row. `source`: what stands at the places that
-    an encoder reads, `target` at those that have an answer each; `word` is an answer's name."""
+    an encoder reads, `target` at those that have an answer each; `word` is an answer's name. `said`: where answers are
+    numbers and no words, what the outputs (O,) of the network say. `title` stands above the answers; `note` says what
+    of the input is not read."""
 
     batch: AnyBatch
     target: Sequence[str]
     source: Sequence[str]
     word: Callable[[int], str]
+    said: Callable[[np.ndarray], list[str]] | None = None
+    title: str = "Likeliest next tokens"
+    note: str = ""
 
 
 class Predictor(ABC):

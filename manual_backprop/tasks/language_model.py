@@ -18,6 +18,7 @@ from ..common.batch import AnyBatch, Batch
 from ..common.errors import ConfigError
 from ..common.processes import processes
 from ..config.schema import CustomTransformerConfig, RunConfig
+from ..config.validation import BYTE_TOKENS, GPT2_TOKENS
 from ..data.tokens.corpus import Corpus, prepare_corpus
 from ..data.tokens.order import Order, evaluation_batches, evaluation_targets, open_order
 from ..data.tokens.text_size import TextSize, text_size
@@ -28,6 +29,7 @@ from .preview import EstimatedOrder, Preview, most_tokens, rows_of_a_step
 from .samples import draw_samples, encode_prompts
 from .task import Evaluated, Measured, Task
 
+SAME_EVERYWHERE = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}  # tokenizers and their vocabularies
 COUNTED_ROWS = 256  # sequences that the counting models are measured on at a time
 
 
@@ -75,6 +77,12 @@ class LanguageModelTask(Task):
         )
 
     # What a run is made of
+
+    @classmethod
+    def network_before_examples(cls, config: RunConfig) -> CustomTransformerConfig | None:
+        """With a vocabulary that the config names, or of a tokenizer that is the same everywhere."""
+        vocab_size = config.model.vocab_size or SAME_EVERYWHERE.get(config.tokenizer.name)
+        return None if vocab_size is None else config.network_config(vocab_size)
 
     @property
     def network_config(self) -> CustomTransformerConfig:

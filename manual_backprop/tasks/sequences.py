@@ -74,6 +74,10 @@ class SequenceTask(Task):
 
     # What a run is made of
 
+    @classmethod
+    def network_before_examples(cls, config: RunConfig) -> CustomTransformerConfig:
+        return cls(config).network_config
+
     @property
     def network_config(self) -> CustomTransformerConfig:
         return self.config.network_config(self.words.size)

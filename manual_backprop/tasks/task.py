@@ -103,6 +103,11 @@ class Task(ABC):
 
     # What a run is made of
 
+    @classmethod
+    def network_before_examples(cls, config: RunConfig) -> CustomTransformerConfig | None:
+        """The network of a run, where its config alone says it; None where its examples add to it."""
+        return None
+
     @property
     @abstractmethod
     def network_config(self) -> CustomTransformerConfig:

@@ -25,7 +25,7 @@ def open_trained_task(saved: SavedModel, test: str | None = None) -> Task:
         task = kind.open(config, cache)
     except InputError as error:
         raise InputError(
-            f"The text of this run (dataset={config.dataset.name}) cannot be read any more: {error}"
+            f"What this run has learned from (dataset={config.dataset.name}) cannot be read any more: {error}"
         ) from error
     for tag, digest in task.digests.items():
         recorded, what = saved.state.get(tag), tag.removesuffix("_digest")
@@ -34,7 +34,7 @@ def open_trained_task(saved: SavedModel, test: str | None = None) -> Task:
             where = path or {"python_docs": "the documentation in this Python"}.get(name, name)
             raise InputError(
                 f"{where} is not what this model was trained on: the {what}'s digest is {digest[:12]} now and was "
-                f"{str(recorded)[:12]}. Evaluate where the old text is, or train on the new one."
+                f"{str(recorded)[:12]}. Evaluate where the old data is, or train on the new one."
             )
     return task
 

@@ -36,18 +36,20 @@ class Attention:
 
 @dataclass(frozen=True)
 class Seen:
-    """`next`: for each place of the text the likeliest tokens after it, with their probabilities."""
+    """`next`: for each place of the text the likeliest tokens after it, with their probabilities; of a whole text or
+    series its likeliest labels, or the forecast, which has none."""
 
     model: str  # which model it is, in a line
     tokens: list[str]
     maps: dict[str, Attention]  # by the layer's name
-    next: list[list[tuple[str, float]]]
+    title: str  # of `next`
+    next: list[list[tuple[str, float | None]]]
     note: str
 
 
 def look(found: Found, text: str) -> Seen:
     """The model of a checkpoint at a text, on the CPU: of a model of sequences, at the numbers of a row and what it
-    writes after them itself. Raises InputError."""
+    writes after them itself; of one that forecasts, at the last values of a series. Raises InputError."""
     if len(text) > LONGEST_TEXT:
         raise InputError(f"the text has {len(text):,} characters: give at most {LONGEST_TEXT:,}")
     import torch
@@ -59,17 +61,15 @@ def look(found: Found, text: str) -> Seen:
     saved = load_found(found, device="cpu")
     network = saved.model.network
     most = min(MOST_TOKENS, network.config.max_seq_len, network.config.source_length)
-    reading, note = _reading(saved, text, most)
+    reading = _reading(saved, text, most)
     if saved.implementation != "custom":
         network = build_network("custom", replace(network.config, device="cpu"))
         network.load_parameters(saved.model.network.export_parameters())
     network.recorder = recorder = Recorder(f"*.{PROBABILITIES}")
     with torch.no_grad():
-        logits = network.predict(reading.batch)[0].double()  # (T, V), or of an encoder (V,)
-    if not bool(logits.isfinite().all()):
-        raise InputError(f"{saved.line}: its logits are not finite, the parameters have diverged")
-    logits = logits if logits.dim() == 2 else logits[None]
-    likeliest = logits.softmax(-1).topk(min(LIKELIEST, logits.shape[-1]))
+        outputs = network.predict(reading.batch)[0].double()  # logits (T, V), or of an encoder (V,), or numbers (O,)
+    if not bool(outputs.isfinite().all()):
+        raise InputError(f"{saved.line}: its outputs are not finite, the parameters have diverged")
     target, source = ([shown(word) for word in side] for side in (reading.target, reading.source))
 
     def sides(layer: str) -> tuple[list[str], list[str]]:
@@ -77,21 +77,31 @@ def look(found: Found, text: str) -> Seen:
         reads_source = layer.startswith("encoder.") or layer.endswith(".cross_attention")
         return source if layer.startswith("encoder.") else target, source if reads_source else target
 
+    answers: list[list[tuple[str, float | None]]]
+    if reading.said is not None:
+        answers = [[(shown(word), None) for word in reading.said(outputs.numpy())]]
+    else:
+        logits = outputs if outputs.dim() == 2 else outputs[None]
+        likeliest = logits.softmax(-1).topk(min(LIKELIEST, logits.shape[-1]))
+        answers = [
+            [(shown(reading.word(token)), float(share)) for token, share in zip(*place, strict=True)]
+            for place in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        ]
     layers = {name.removesuffix(f".{PROBABILITIES}"): tensor for name, tensor in recorder.tensors.items()}
     return Seen(
         model=saved.line,
         tokens=target,
-        maps={layer: Attention(tensor[0].float().numpy(), *sides(layer)) for layer, tensor in layers.items()},
-        next=[
-            [(shown(reading.word(token)), float(share)) for token, share in zip(*place, strict=True)]
-            for place in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-        ],
-        note=note,
+        maps={
+            layer: Attention(tensor[0, :, :most, :most].float().numpy(), *(side[:most] for side in sides(layer)))
+            for layer, tensor in layers.items()
+        },
+        title=reading.title,
+        next=answers,
+        note=reading.note,
     )
 
 
-def _reading(saved: SavedModel, text: str, most: int) -> tuple[Reading, str]:
-    """And what to know of it."""
+def _reading(saved: SavedModel, text: str, most: int) -> Reading:
     import torch
 
     from manual_backprop.common.batch import IGNORED, Batch
@@ -99,7 +109,7 @@ def _reading(saved: SavedModel, text: str, most: int) -> tuple[Reading, str]:
     from manual_backprop.trained_models.evaluation import restored_task
 
     if task_named(saved.task_name).asked_with[1] != "--prompt":
-        return restored_task(saved).reading(saved.model, text, most), ""
+        return restored_task(saved).reading(saved.model, text, most)
     from manual_backprop.trained_models.text_stream import prompt_tokens
 
     tokenizer = saved.tokenizer()  # which a model of texts has, whether a run has trained it or a program
@@ -108,7 +118,7 @@ def _reading(saved: SavedModel, text: str, most: int) -> tuple[Reading, str]:
     ids = torch.tensor([tokens[:most]])
     words = [tokenizer.decode([token]) for token in tokens[:most]]
     batch = Batch(ids, torch.full_like(ids, IGNORED))
-    return Reading(batch, words, (), lambda token: tokenizer.decode([token])), note
+    return Reading(batch, words, (), lambda token: tokenizer.decode([token]), note=note)
 
 
 def shown(token: str) -> str:

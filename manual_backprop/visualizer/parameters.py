@@ -7,13 +7,10 @@ from typing import Any
 
 from manual_backprop.common.errors import ConfigError, InputError
 from manual_backprop.config.network import CustomTransformerConfig
-from manual_backprop.config.schema import SEQUENCES
-from manual_backprop.config.task_rules import sequence_vocabulary
-from manual_backprop.config.validation import BYTE_TOKENS, GPT2_TOKENS, validate, with_defaults
+from manual_backprop.config.validation import validate, with_defaults
 from manual_backprop.tracking import TrainingLog
 
 SIZES = ("vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len")
-TOKENS = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}  # tokenizers that are the same everywhere
 
 
 def estimate_model_params(config: Any) -> int:
@@ -49,17 +46,18 @@ def estimate_model_params(config: Any) -> int:
 
 
 def _network_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run's whole config; what its text adds to it, a run alone can tell."""
+    """Of a run's whole config; what its examples add to it, a run alone can tell."""
+    from manual_backprop.tasks import task_named  # torch
+    from manual_backprop.tasks.language_model import SAME_EVERYWHERE
+
     with suppress(ConfigError):
         run = validate(with_defaults(config))
-        if run.task.name in SEQUENCES:
-            return asdict(run.network_config(sequence_vocabulary(run.task.symbols or 0, run.network_name)))
-        if run.task.name != "language_model":  # what its examples add to the network, a run has written down
-            return asdict(run.network_config(1)) | {"vocab_size": None}
+        known = task_named(run.task.name).network_before_examples(run)
+        return asdict(run.network_config(1)) | {"vocab_size": None} if known is None else asdict(known)
     groups = {name: value if isinstance(value, Mapping) else {} for name, value in config.items()}
     network = dict(groups["model"])
     if network.get("vocab_size") is None:
-        network["vocab_size"] = TOKENS.get(str(groups.get("tokenizer", {}).get("name")))
+        network["vocab_size"] = SAME_EVERYWHERE.get(str(groups.get("tokenizer", {}).get("name")))
     architecture = groups.get("architecture", {})
     named = {"architecture": "name", "activation": "activation"}
     return network | {name: architecture[key] for name, key in named.items() if key in architecture}

@@ -171,6 +171,7 @@ class Session:
             "model": seen.model,
             "note": seen.note,
             "tokens": seen.tokens,
+            "title": seen.title,
             "next": seen.next,
             "maps": [
                 {"name": name, "columns": min(COLUMNS, len(one.heads)), "figure": attention_map(one)}

@@ -173,6 +173,10 @@ def test_a_row_that_is_no_pair_is_named_and_may_be_left_out(tmp_path: Path) -> N
         assert corpus.counts == {"rows": 61, "bad_rows": 1}
         with pytest.raises(InputError, match="1 of 61 rows left out as bad"):  # also where another run has skipped it
             prepared(path, tmp_path / "cache")
+    (tmp_path / "first.tsv").write_bytes(b"\xff\n" + b"".join(b"%d\tx\n" % n for n in range(60)))
+    with pytest.raises(InputError, match=r"first\.tsv, line 1: byte 0 of the line is 0xff, which is not UTF-8"):
+        prepared(tmp_path / "first.tsv", tmp_path / "cache")
+    assert prepared(tmp_path / "first.tsv", tmp_path / "cache", on_bad_row="skip").counts["bad_rows"] == 1
     (tmp_path / "e.jsonl").write_text('{"source": "a", "target": null}\n{"source": "a"}\n')
     with pytest.raises(InputError, match=r"e\.jsonl, line 1: 'target' should be text and is null"):
         prepared(tmp_path / "e.jsonl", tmp_path / "cache")
@@ -193,6 +197,7 @@ def test_files_that_cannot_be_understood(tmp_path: Path) -> None:
     write_tsv(tmp_path / "named.tsv", PAIRS, "en\tde\n")
     write_tsv(tmp_path / "one.tsv", [("a",)])
     (tmp_path / "p.dat").write_text("a\tb\n")
+    (tmp_path / "half.target").write_text("a\n")
     (tmp_path / "mixed").mkdir()
     write_tsv(tmp_path / "mixed/a.tsv"), (tmp_path / "mixed/b.jsonl").write_text("{}")
     cases: list[tuple[str, dict[str, Any], str]] = [
@@ -202,6 +207,7 @@ def test_files_that_cannot_be_understood(tmp_path: Path) -> None:
         ("mixed", {}, r"files of several formats \(jsonl, tsv\)"),
         ("gone", {}, r"gone: there is no such file or folder, nor .*gone\.source and .*gone\.target.*format=hub"),
         ("p.dat", {"format": "parquet"}, "damaged or no Parquet file"),
+        ("half", {}, r"half: there is .*half\.target, and no .*half\.source beside it\. Give both files"),
     ]
     for name, keys, said in cases:
         with pytest.raises(InputError, match=said):

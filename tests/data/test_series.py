@@ -82,6 +82,7 @@ GOOD = ("2020-01-01,1,2", "2020-01-02,2,3", "2020-01-03,3,4")
         ((*GOOD, "5,4,5"), 5, "the time '5' is not a date as in the rows above"),
         ((*GOOD, "2020-01-04,4"), 5, "has 2 cells, and the first line names 3 columns"),
         ((*GOOD, "2020-01-04,4,5,6"), 5, "has 4 cells"),
+        ((*GOOD, '2020-01-04,"4,5'), 5, "is no row of a CSV file (unexpected end of data); close its quotation marks"),
     ],
 )
 def test_a_row_that_cannot_be_used(tmp_path: Path, rows: tuple[str, ...], line: int, why: str) -> None:
@@ -126,7 +127,8 @@ def test_steps_of_other_lengths(tmp_path: Path) -> None:
             {"time_column": "dat"},
             "has no column 'dat'; it has date, a, b; did you mean dataset.time_column=d",
         ),
-        (dated(*GOOD), {"value_columns": ["c"]}, "has no column 'c'; it has date, a, b"),
+        (dated(*GOOD), {"value_columns": ["c"]}, "it has date, a, b; name one of them: dataset.value_columns=[NAME]"),
+        ("date,,b\n2020-01-01,1,2\n2020-01-02,1,2\n", {}, "column 2 has no name; name each column of values"),
         (dated(*GOOD), {"value_columns": ["a", "a"]}, "names a column twice"),
         (dated(*GOOD), {"value_columns": ["date"]}, "names a column twice, or the time's"),
         ("date,a\n2020-01-01,\n2020-01-02,nan\n", {}, "the column 'a' holds no number at all"),

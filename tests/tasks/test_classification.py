@@ -143,7 +143,7 @@ GOOD = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label
         ("a.csv", "text,label\nx,cat\ny,cat\nz,cat\n", r"all \d training rows have the label 'cat', and a classifier"),
         ("a.csv", "text,label\na,1\nb,2\nc,3\nd,4\n", r"4 different labels in 4 training rows; is it the text\?"),
         ("a.csv", "text,label\n", r"There are no texts for training in .*rows read: 0"),
-        ("a.txt", "x", r"is not called as one of them.*Give dataset.format=jsonl, csv, tsv, parquet, saved, hub"),
+        ("a.txt", "x", r"ends in none of .jsonl, .*Give dataset.format=jsonl, csv, tsv, parquet, saved, hub"),
         ("a.parquet", "x", r"is damaged or no Parquet file"),
     ],
 )
@@ -325,7 +325,7 @@ def test_it_is_measured_again(run: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--tokens", "3"], "--tokens: a run of task=classification does not have this; it has --test, --predictions"),
         (
             ["--split", "test", "--test", "absent.jsonl"],
-            "--split test: dataset.path=absent.jsonl: there is no such file",
+            "--split test: dataset.test=absent.jsonl: there is no such file",
         ),
     ):
         with pytest.raises(InputError, match=words):

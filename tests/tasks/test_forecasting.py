@@ -16,7 +16,8 @@ from run_tools import metric, newest, resume
 from manual_backprop import convert, evaluate, generate, predict
 from manual_backprop.checkpoints.checkpoint import load_checkpoint
 from manual_backprop.common.batch import EncoderBatch
-from manual_backprop.common.errors import CheckpointError, ConfigError, InputError
+from manual_backprop.common.errors import CheckpointError, ConfigError, InputError, NotFiniteError
+from manual_backprop.common.processes import Processes, acting_as
 from manual_backprop.config.schema import RunConfig
 from manual_backprop.config.task_rules import only_a_language_model_has_initial_weights
 from manual_backprop.data.series.reader import read_series
@@ -156,6 +157,26 @@ def test_what_is_learned_is_the_difference_to_the_best_simple_forecast() -> None
     assert Scaling.measured(values, 24, 6, None, 1, ("a",), "1").reference == "persistence"
     long = seasonal_with_drift(np.arange(30.0)[None, :, None], 30, 12)
     assert np.allclose(long[0, :, 0], np.arange(30.0, 60.0))
+
+
+def test_several_processes_forecast_a_part_of_the_windows_each(tmp_path: Path) -> None:
+    """Together they make all of them; a process without a window makes none."""
+
+    class OneOf(Processes):
+        def __init__(self, rank: int, size: int):
+            self.rank, self.size = rank, size
+
+    task = opened(write(tmp_path / "a.csv", table(), gaps=(140,)), "precision=fp64")
+    model, history = task.build_model(), task.windows["test"].cut(np.arange(5))[0]
+    whole = task.forecasts(model, history)
+    for size in (2, 3, 7):
+        parts = []
+        for rank in range(size):
+            with acting_as(OneOf(rank, size)):
+                parts.append(task.forecasts(model, history))
+        for rank, part in enumerate(parts):
+            assert np.flatnonzero(part.any(axis=(1, 2))).tolist() == list(range(rank, 5, size))
+        assert np.allclose(sum(parts), whole, rtol=1e-12, atol=0)
 
 
 # Measures
@@ -319,6 +340,14 @@ def test_predict_goes_on_after_the_end(in_its_folder: Path, tmp_path: Path, caps
         served.predict(history[:, 1:])
     with pytest.raises(InputError, match="a window without a value"):
         served.predict(np.full((1, 24, 2), math.nan))
+    for wrong, params, why in (
+        ("warmer", {}, r"expected numbers, \(windows, 24, series\)"),
+        ([[[1.0, 2.0]], []], {}, r"expected numbers, \(windows, 24, series\)"),
+        (np.where(history < 0, math.inf, history), {}, "a value is infinite; give NaN where a value is missing"),
+        (history, {"horizon": 3}, "there is no parameter 'horizon': a window has one forecast"),
+    ):
+        with pytest.raises(InputError, match=why):
+            served.predict(wrong, params)
 
 
 @pytest.mark.parametrize(
@@ -328,13 +357,22 @@ def test_predict_goes_on_after_the_end(in_its_folder: Path, tmp_path: Path, caps
             "month,a,b\n2000-01,1,2\n2000-02,1,2\n",
             "has 2 steps, and this model reads the last 24; give at least as many",
         ),
-        ("month,a\n2000-01,1\n", "has no column 'b'; it has month, a"),
-        ("month,a,b\n2000-01,1,2\n2000-02,1,mild\n", "line 3: b is 'mild', and no finite number"),
+        ("month,a\n2000-01,1\n", "has no column 'b'; it has month, a; this model needs that column"),
+        (
+            "month,a,b\n2000-01,1,2\n2000-02,1,mild\n",
+            "line 3: b is 'mild', and no finite number; leave a cell empty for a gap",
+        ),
         (
             "day,a,b\n2000-01-01,1,2\n2000-01-02,1,3\n",
             "its steps are 1 day, and this model has learned steps of 1 month",
         ),
         ("", "is empty"),
+        (
+            "month,a,b\n"
+            + "".join(f"2000-{month:02},{1 if month < 3 else ''},2\n" for month in range(1, 13))
+            + "".join(f"200{year}-{month:02},,{month}\n" for year in (1, 2, 3) for month in range(1, 13)),
+            "a has no value in its last 24 steps, which this model reads",
+        ),
     ],
 )
 def test_predict_says_what_is_wrong_with_a_file(in_its_folder: Path, tmp_path: Path, text: str, why: str) -> None:
@@ -345,6 +383,54 @@ def test_predict_says_what_is_wrong_with_a_file(in_its_folder: Path, tmp_path: P
     assert why in str(caught.value)
     with pytest.raises(InputError, match="a forecast is made of a series; give a CSV file with its last 24 steps"):
         predict.main([str(in_its_folder), "--text", "warmer"])
+
+
+def test_a_forecast_that_is_no_number_is_refused(in_its_folder: Path, tmp_path: Path) -> None:
+    """JSON has no NaN."""
+    values = table()[:24]
+    values[20] = 1e300
+    with pytest.raises(NotFiniteError, match="The forecast is not finite: a value is too large for the model"):
+        predict.main([str(in_its_folder), "--file", str(write(tmp_path / "new.csv", values))])
+
+
+def test_a_series_that_is_typed_is_looked_at(in_its_folder: Path) -> None:
+    """Where every head looks, and the forecast of all of it: that of `predict`."""
+    from manual_backprop.trained_models.saved_model import find
+    from manual_backprop.visualizer.model_view import look
+
+    saved = load(str(in_its_folder))
+    values = np.concatenate([[[9.0, 9.0]], table()[100:124]])
+    values[5] = math.nan
+    typed = [",".join(f"{value!r}" for value in row) for row in values.tolist()]
+    seen = look(find(str(in_its_folder)), " ".join(typed).replace("nan,nan", "nan"))
+    assert (seen.tokens, seen.title) == (["the␣series"], "Forecast, in steps of 1 month")
+    scaling = opened(in_its_folder.parents[2] / "series.csv").scaling
+    (found,) = forecasts_of(saved.model, scaling, values[None, 1:])
+    assert seen.next == [
+        [
+            (f"{step}␣ahead:␣{name}␣{value:.5g}", None)
+            for step, row in enumerate(found.tolist(), 1)
+            for name, value in zip("ab", row, strict=True)
+        ]
+    ]
+    (attention,) = seen.maps.values()
+    assert attention.heads.shape == (2, 6, 6)
+    assert (
+        attention.rows
+        == attention.columns
+        == [f"{value:.5g}" if value == value else "gap" for value in values[1::4, 0]]
+    )
+    for text, why in (
+        (
+            "warmer",
+            r"a series of 1 steps: this model reads 24; give the last 24 steps of a, b, as in 1.5,20 1.5,20 nan",
+        ),
+        ("1,2 " * 23 + "3", r"step 24, '3': has 1 values, and this model reads 2 in each step"),
+        ("1,2 " * 23 + "3,mild", r"step 24, '3,mild': 'mild' is no finite number; write nan for a gap"),
+        ("nan " * 24, "a series without a value in its last 24 steps"),
+    ):
+        with pytest.raises(InputError, match=why):
+            look(find(str(in_its_folder)), text)
 
 
 def test_a_checkpoint_without_its_scaling(in_its_folder: Path, tmp_path: Path) -> None:
@@ -414,6 +500,8 @@ def test_a_series_that_cannot_be_learned(tmp_path: Path) -> None:
         InputError, match=r"a\.csv: 40 steps are too few: 28 for training, 4 for validation, 8 for test; a "
     ):
         opened(write(tmp_path / "a.csv", table(40)))
+    with pytest.raises(InputError, match=r"b changes by more than 1e\+150, of which there is no mean square"):
+        opened(write(tmp_path / "a.csv", table() * [1, 1e300]))
     flat = table()
     flat[:120, 1] = 5
     with pytest.raises(

@@ -198,6 +198,10 @@ def test_it_is_asked_where_the_data_is_gone(
     ):
         with pytest.raises(InputError, match=said):
             generate.main([str(copied), "--source", text])
+    for given, said in ((b"ai ia\n\nbj jb\n", "stdin, line 2: an empty source"), (b"", "nothing came in on stdin")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+        with pytest.raises(InputError, match=said):
+            generate.main([str(copied), "--source", "-"])
     with pytest.raises(InputError, match=r"continues no text: .* --source"):
         generate.main([str(copied), "--prompt", "ai"])
     with pytest.raises(InputError, match="network=encoder_decoder cannot be exported"):

@@ -43,7 +43,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "own"), [("tinystories", "tokenizer.vocab_size=300"), ("tiny_textbooks", "tokenizer.revision=null")]
+    ("name", "own"),
+    [
+        ("tinystories", "tokenizer.vocab_size=300"),
+        ("tiny_textbooks", "tokenizer.revision=null"),
+        pytest.param("tinystories_char", "dataset.subset_size=null", marks=pytest.mark.nightly),
+    ],
 )
 def test_two_steps(name: str, own: str, folder: Path, tmp_path: Path) -> None:
     with LoopbackHub(folder) as hub:

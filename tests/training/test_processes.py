@@ -31,6 +31,11 @@ CASES: dict[str, tuple[str, ...]] = {
         *("training.recompute=block", "dataset=jsonl", "model.dropout=0.2", "training.inspect_every=10"),
     ),
     "pairs": ("task=reversal", ROWS, "model.dropout=0.1", "model.max_seq_len=24", *TINY_ROWS),
+    "series": (
+        *("task=forecasting", "task.history=24", "task.horizon=6", "task.season=12", "task.patch=4", ROWS),
+        *("training.num_epochs=null", "model.dropout=0.1"),
+    ),
+    "labels": ("task=classification", "dataset=labelled", ROWS, "tokenizer=byte", "training.num_epochs=null"),
     "torch": ("implementation=torch", ROWS, "model.dropout=0.1"),
     "baseline": ("implementation=baseline", ROWS, "implementation.compile=never"),
     "sgd": ("optimizer=sgd", "kernels=reference", ROWS, "architecture=vaswani", "batching.mask_documents=true"),
@@ -41,6 +46,8 @@ NOT_THE_SAME = re.compile(r"system/|tokens_per_second|peak_share")
 
 def write_documents(folder: Path) -> None:
     """Of very different lengths, and few, so that the last step of an epoch is ragged: some processes have no row."""
+    rows = [(n * n % 3, f"the {('cat', 'dog', 'owl')[n * n % 3]} saw {n} mice") for n in range(80)]
+    (folder / "labelled.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for label, text in rows))
     texts = [" ".join(f"word{n * n % 11}" for n in range(1 + 7 * k % 23)) for k in range(26)]
     (folder / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (folder / "text.txt").write_text(
@@ -54,7 +61,8 @@ def jobs(folder: Path, names: list[str], *more: str) -> list[Job]:
         options = (*STEPS, *CASES[name], *more)
         last = {option.partition("=")[0]: option for option in options}  # of an option that is given twice
         options = tuple(last.values())
-        if "task=reversal" in options:
+        if any(option.startswith("task=") for option in options):
+            options += (f"dataset.path='{folder / 'labelled.csv'}'",) * ("dataset=labelled" in options)
             network = ("model=tiny", "model.d_model=16", "model.n_heads=2", "model.d_ffn=24", "tracking=none")
             given = [*network, *options, "device=cpu", "device.threads=1"]
         else:
@@ -120,7 +128,7 @@ def by_one(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 @pytest.mark.parametrize(
     ("size", "names"),
     [
-        (2, ["packed", "pairs", "torch"]),
+        (2, ["packed", "pairs", "series", "torch"]),
         (4, ["padded"]),
         *[pytest.param(size, list(CASES), marks=pytest.mark.nightly) for size in (2, 3, 4)],
     ],

@@ -16,10 +16,18 @@ import pytest
 from command_tools import PATIENCE, Started, command, steps_of, wait_until
 from run_tools import small, write_text
 
-from manual_backprop.tracking import load_training_log
+from manual_backprop.tracking import TrainingLogger, create_run_directory, load_training_log
 from manual_backprop.tracking.run_directory import FINISHED, SWEEPS, close_dead_runs, list_runs, read_run
 from manual_backprop.training.sweeps.processors import cores, jobs_at_once, threads_of_a_job
-from manual_backprop.training.sweeps.records import JobRecord, Records, best_first, best_of, job_name, runs_of_sweep
+from manual_backprop.training.sweeps.records import (
+    JobRecord,
+    Records,
+    best_first,
+    best_of,
+    job_name,
+    measured,
+    runs_of_sweep,
+)
 from manual_backprop.training.sweeps.table import as_csv, as_markdown, as_text
 
 HERE = ("dataset.path=text.txt", "device.threads=null")  # threads are the launcher's to divide
@@ -225,6 +233,28 @@ def test_cells_of_the_table_have_no_quotes_of_the_command_line() -> None:
     assert r"| tags.a=it's \| 1e3 run_name=two words | 1.0000 |" in as_markdown([record])
     (line,) = csv.DictReader(io.StringIO(as_csv([record])))
     assert (line["tags.a"], line["run_name"]) == ("it's | 1e3", "two words")
+
+
+def test_what_else_a_task_measures_has_a_column(tmp_path: Path) -> None:
+    """The loss ranks; the metric that chooses the best checkpoint stands beside it, where that is another one."""
+    run = create_run_directory(tmp_path / "outputs", "labels")
+    logger = TrainingLogger(run.path)
+    logger.log_validation(1, {"loss": 0.5, "accuracy": 0.25})
+    logger.log_validation(2, {"loss": 0.25, "accuracy": 0.75})
+    run.update(best_metric="validation/accuracy", best_is_highest=True)
+    run.release()
+    found = measured(record(0, "FINISHED", None, "seed=1"), run.path)
+    assert (found.validation_loss, found.metric, found.metric_value) == (0.25, "validation/accuracy", 0.75)
+    records = [found, record(1, "FINISHED", 0.125, "seed=2"), record(2, "WAITING")]
+    heading, first, second, _ = as_text(records).splitlines()
+    assert heading.split("  ")[0] == "overrides"
+    assert "validation loss  validation accuracy  tokens a second" in heading
+    assert (first.split()[:2], second.split()[:3]) == (["seed=2", "0.1250"], ["seed=1", "0.2500", "0.75"])
+    assert "| overrides | validation loss | validation accurac" in as_markdown(records, directories=False)
+    assert as_markdown(records, directories=False).splitlines()[3] == "| seed=1 | 0.2500 | 0.75 |  | FINISHED |"
+    rows = list(csv.DictReader(io.StringIO(as_csv(records))))
+    assert [row["validation_accuracy"] for row in rows] == ["", "0.75", ""]
+    assert "accuracy" not in as_text(records[1:])
 
 
 def test_a_record_comes_back(tmp_path: Path) -> None:

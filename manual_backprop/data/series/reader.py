@@ -137,15 +137,19 @@ def series_of_lines(
     time_column: str | None = None,
     value_columns: Sequence[str] | None = None,
     skip: bool = False,
+    configured: bool = True,
 ) -> Series:
     """time_column: None is the first one. value_columns: None are all others. skip: what cannot be read is left out and
-    counted. `place` is what the lines are read from, for errors. Raises InputError, with line, reason and way out."""
-    return _Reader(place, time_column, value_columns, skip).read(lines)
+    counted. `place` is what the lines are read from, for errors, which name keys of the config where it is
+    `configured`. Raises InputError, with line, reason and way out."""
+    return _Reader(place, time_column, value_columns, skip, configured).read(lines)
 
 
 class _Reader:
-    def __init__(self, place: str, time_column: str | None, value_columns: Sequence[str] | None, skip: bool):
-        self.place, self.skip = place, skip
+    def __init__(
+        self, place: str, time_column: str | None, value_columns: Sequence[str] | None, skip: bool, configured: bool
+    ):
+        self.place, self.skip, self.configured = place, skip, configured
         self.time_column, self.value_columns = time_column, value_columns
         self.rows = 0
         self.bad: list[str] = []
@@ -165,7 +169,9 @@ class _Reader:
             try:
                 cells = next(csv.reader([line], delimiter=delimiter, strict=True))
             except csv.Error as error:
-                raise InputError(f"{self.place}, line {number}: is no row of a CSV file: {error}") from error
+                self.rows += 1
+                self._refuse(number, f"is no row of a CSV file ({error}); close its quotation marks")
+                continue
             yield number, [cell.strip() for cell in cells]
 
     # Columns
@@ -177,7 +183,7 @@ class _Reader:
                 f"{self.place}: {'is empty' if not header else f'has one column, {header[0]!r}'}; a series has a line "
                 "of names, then rows with a time and at least one value, as in date,co2"
             )
-        if all(_is_number(cell) or _parsed(cell, None) for cell in header):
+        if all(is_number(cell) or _parsed(cell, None) for cell in header):
             raise InputError(
                 f"{self.place}: its first line holds values, {','.join(header)[:60]}; put the columns' names before "
                 "it, as in time,value"
@@ -186,6 +192,8 @@ class _Reader:
         time = self._column("time_column", self.time_column or names[0], names)
         wanted = self.value_columns or [name for place, name in enumerate(names) if place != time]
         places = [self._column("value_columns", name, names) for name in wanted]
+        if not all(wanted):
+            raise InputError(f"{self.place}: column {names.index('') + 1} has no name; name each column of values")
         if time in places or len({*places}) < len(places):
             raise InputError(
                 f"{self.place}: dataset.value_columns={','.join(wanted)} names a column twice, or the time's "
@@ -197,9 +205,12 @@ class _Reader:
         if name in names:
             return names.index(name)
         meant = nearest(name, names)
+        written = f"[{meant or 'NAME'}]" if key == "value_columns" else meant or "NAME"
+        setting = f"dataset.{key}={written}"
+        way_out = f"did you mean {setting}?" if meant else f"name one of them: {setting}"
         raise InputError(
-            f"{self.place}: has no column {name!r}; it has {', '.join(names)}"
-            + (f"; did you mean dataset.{key}={f'[{meant}]' if key == 'value_columns' else meant}?" * bool(meant))
+            f"{self.place}: has no column {name!r}; it has {', '.join(names)}; "
+            + (way_out if self.configured else "this model needs that column: name one of them so")
         )
 
     # Rows
@@ -252,21 +263,20 @@ class _Reader:
             cell = cells[place]
             if cell.lower() in GAPS:
                 values.append(math.nan)
-            elif _is_number(cell):
+            elif is_number(cell):
                 values.append(float(cell))
             else:
                 hint = "; write numbers with a decimal point and without separators" * ("," in cell)
-                return (
-                    f"{header[place]} is {cell!r:.60}, and no finite number{hint}; leave a cell empty for a gap, or "
-                    "name the columns of numbers: dataset.value_columns=[NAME]"
-                )
+                columns = ", or name the columns of numbers: dataset.value_columns=[NAME]" * self.configured
+                why = f"{header[place]} is {cell!r:.60}, and no finite number{hint}"
+                return f"{why}; leave a cell empty for a gap{columns}"
         return *parsed, values
 
     def _refuse(self, number: int, why: str) -> None:
         said = f"{self.place}, line {number}: {why}"
         self.bad.append(said)
         if not self.skip:
-            raise InputError(f"{said}; or leave such rows out: dataset.on_bad_row=skip")
+            raise InputError(said + "; or leave such rows out: dataset.on_bad_row=skip" * self.configured)
 
     # Steps
 
@@ -319,7 +329,7 @@ class _Reader:
         return tuple(notes)
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
     try:
         return math.isfinite(float(cell)) and "_" not in cell
     except ValueError:
@@ -333,16 +343,16 @@ def _parsed(cell: str, kind: str | None) -> tuple[str, float] | None:
         year, number = int(month[1]), int(month[2])
         if year and 1 <= number <= 12:
             found = "month", datetime(year, number, 1, tzinfo=UTC).timestamp()
-    elif _is_number(cell) and len(cell) != 8:
+    elif is_number(cell) and len(cell) != 8:
         found = "number", float(cell)
     else:
         try:
             moment = datetime.fromisoformat(cell)
         except ValueError:
-            return ("number", float(cell)) if kind in (None, "number") and _is_number(cell) else None
+            return ("number", float(cell)) if kind in (None, "number") and is_number(cell) else None
         kind_of_cell = "date" if len(cell) in (8, 10) else "time"
         found = kind_of_cell, (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-        if kind == "number" and _is_number(cell):
+        if kind == "number" and is_number(cell):
             found = "number", float(cell)
     return found if found is not None and kind in (None, found[0]) else None
 

@@ -31,6 +31,7 @@ NO_WINDOW = (
     "gaps, or a longer task.history"
 )
 MOST_MEASURED = 4096  # windows of the training part, evenly spread, that the scales are measured on
+LARGEST = 1e150  # whose squares are numbers still
 SMALLEST = 1e-6  # of the scale of what is read: differences below are rounding, and not to be learned
 
 
@@ -129,8 +130,14 @@ class Scaling:
         wanted = wanted[np.unique(np.linspace(0, len(wanted) - 1, MOST_MEASURED).astype(int))]
         read, future = cut(values, wanted, history, horizon)
         read = filled(read)
-        scale = _root_mean_square(read - read[:, -1:])
+        with np.errstate(over="ignore"):
+            scale = _root_mean_square(read - read[:, -1:])
         for name, size in zip(names, scale, strict=True):
+            if not np.isfinite(size):
+                raise InputError(
+                    f"{name} changes by more than {LARGEST:.0e}, of which there is no mean square; give it in a larger "
+                    "unit"
+                )
             if not size > 0:
                 raise InputError(
                     f"{name} does not change in the {len(values):,} steps of the training part: there is nothing to "

@@ -87,7 +87,7 @@ def open_test_rows(dataset: DatasetConfig) -> LabelledSource:
             "dataset=labelled has a train and a validation split; a test split is a file or a folder of its own: give "
             "dataset.test=PATH to the run, or --test PATH here; or a share, dataset.test_share=0.1, to a new run."
         )
-    return LabelledFiles(replace(dataset, path=dataset.test, format=None, validation=None), None)
+    return LabelledFiles(replace(dataset, path=dataset.test, format=None, validation=None), None, "test")
 
 
 def columns_of(dataset: DatasetConfig) -> dict[str, str]:
@@ -97,13 +97,16 @@ def columns_of(dataset: DatasetConfig) -> dict[str, str]:
 class LabelledFiles(LabelledSource):
     """Files of one format, with a column of texts and one of labels."""
 
-    def __init__(self, dataset: DatasetConfig, form: str | None):
+    def __init__(self, dataset: DatasetConfig, form: str | None, key: str = "path"):
+        """`key`: of dataset, where the path stands."""
         assert dataset.path is not None
-        self.table = Table(dataset.path, form or format_of(dataset.path, FORMATS))
+        self.table = Table(dataset.path, form or format_of(dataset.path, FORMATS, key))
         self.columns = columns_of(dataset)
         self.validation: LabelledFiles | None = None
         if isinstance(dataset.validation, str):
-            self.validation = LabelledFiles(replace(dataset, path=dataset.validation, validation=None), None)
+            self.validation = LabelledFiles(
+                replace(dataset, path=dataset.validation, validation=None), None, "validation"
+            )
 
     def identity(self) -> dict[str, Any]:
         own = self.table.identity() | self.columns
@@ -217,7 +220,7 @@ def texts_in_lines(lines: Iterator[str], where: str, column: str) -> Iterator[st
         plain = ((number, line.rstrip("\r\n")) for number, line in enumerate(rows, 1))
         read = (TableRow({column: line}, f"{where}, line {number}") for number, line in plain if line.strip())
     else:
-        read = rows_of_lines(rows, where, form, {"text_column": column})
+        read = rows_of_lines(rows, where, form, {"": column})
     for row in read:
         bad = row if isinstance(row, BadRow) else bad_text(row.values[column], column, row.where)
         if bad is not None or isinstance(row, BadRow):

@@ -62,16 +62,18 @@ class PairSource(ABC):
 class FilePairs(PairSource):
     """dataset=pairs: files of the user's, or a dataset of the hub."""
 
-    def __init__(self, dataset: DatasetConfig):
-        """Raises InputError where there is no such file, or where nobody can tell what its format is."""
+    def __init__(self, dataset: DatasetConfig, key: str = "path"):
+        """`key`: of dataset, where the path stands. Raises InputError where there is no such file, or where nobody can
+        tell what its format is."""
         if dataset.path is None:
             raise InputError("dataset=pairs needs to know where it lies: give a file or a folder as dataset.path=PATH.")
-        form = dataset.format or format_of(dataset.path, dataset)
+        form = dataset.format or format_of(dataset.path, dataset, key)
         self.has_splits = form in ("saved", "hub")
         self.sides = tuple(_side(dataset, form, key) for key in ("source_column", "target_column"))
         self.validation: FilePairs | None = None
         if isinstance(dataset.validation, str) and not self.has_splits:
-            self.validation = FilePairs(replace(dataset, path=dataset.validation, format=form, validation=None))
+            validation = replace(dataset, path=dataset.validation, format=form, validation=None)
+            self.validation = FilePairs(validation, "validation")
 
     @property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -98,7 +100,7 @@ class FilePairs(PairSource):
             self.validation.check_unchanged()
 
 
-def format_of(path: str, dataset: DatasetConfig) -> str:
+def format_of(path: str, dataset: DatasetConfig, key: str) -> str:
     """By what the file is called, or the files in the folder."""
     place = Path(path).expanduser()
     if place.is_dir():
@@ -113,13 +115,16 @@ def format_of(path: str, dataset: DatasetConfig) -> str:
     elif all(_beside(path, column).is_file() for column in _columns(dataset)):
         return "lines"
     else:
-        both = " and ".join(str(_beside(path, column)) for column in _columns(dataset))
+        both = [_beside(path, column) for column in _columns(dataset)]
+        if there := [file for file in both if file.is_file()]:
+            (missing,) = set(both) - set(there)
+            raise InputError(f"dataset.{key}={path}: there is {there[0]}, and no {missing} beside it. Give both files.")
         raise InputError(
-            f"dataset.path={path}: there is no such file or folder, nor {both}. Give an existing one; a dataset of the "
-            "hub is named as dataset.path=OWNER/NAME dataset.format=hub."
+            f"dataset.{key}={path}: there is no such file or folder, nor {both[0]} and {both[1]}. Give an existing "
+            "one; a dataset of the hub is named as dataset.path=OWNER/NAME dataset.format=hub."
         )
     raise InputError(
-        f"dataset.path={path}: {reason}, and that does not say what is in it. Give dataset.format=tsv, jsonl, parquet "
+        f"dataset.{key}={path}: {reason}, and that does not say what is in it. Give dataset.format=tsv, jsonl, parquet "
         "or saved."
     )
 
@@ -210,7 +215,7 @@ class TabSeparated(FileSource):
             place, cells = None, 0
             for number, line, where in _lines(file):
                 row = [] if isinstance(line, BadRow) else line.split("\t")
-                if place is None:
+                if place is None and row:
                     column = self.column
                     if column is None and {*USUAL} <= {name.strip() for name in row}:
                         column = self.key.removesuffix("_column")
@@ -219,7 +224,7 @@ class TabSeparated(FileSource):
                         continue
                 if isinstance(line, BadRow):
                     yield line
-                elif len(row) != cells:
+                elif len(row) != cells or place is None:
                     yield BadRow(where, f"this line has {_cells(len(row))}, and the first one {_cells(cells)}")
                 else:
                     yield Document(f"{file.name}:{number}", (row[place],), where)
@@ -278,4 +283,4 @@ def open_test_pairs(dataset: DatasetConfig) -> FilePairs:
             "dataset=pairs has a train and a validation split; a test split is a file or a folder of its own: give "
             "dataset.test=PATH to the run, or --test PATH here."
         )
-    return FilePairs(replace(dataset, path=dataset.test, validation=None, subset_size=None))
+    return FilePairs(replace(dataset, path=dataset.test, validation=None, subset_size=None), "test")

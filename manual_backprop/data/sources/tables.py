@@ -35,20 +35,24 @@ class TableRow:
     where: str  # for messages: the file and the line
 
 
-def format_of(path: str, formats: Iterable[str]) -> str:
-    """By what a file is called, or the files in a folder. Raises InputError where that does not say."""
+def format_of(path: str, formats: Iterable[str], key: str = "path") -> str:
+    """By what a file is called, or the files in a folder. `key`: of dataset, where the path stands. Raises InputError
+    where that does not say."""
     place, known = Path(path).expanduser(), ", ".join(formats)
     if not place.exists():
         raise InputError(
-            f"dataset.path={path}: there is no such file or folder. Give an existing one; a dataset of the hub is "
+            f"dataset.{key}={path}: there is no such file or folder. Give an existing one; a dataset of the hub is "
             "named as dataset.path=OWNER/NAME dataset.format=hub."
         )
     files = list(files_below(place)) if place.is_dir() else [place]
     found = {FORMATS[file.suffix.lower()] for file in files if file.suffix.lower() in FORMATS}
     if len(found) == 1:
         return found.pop()
-    said = f"holds files of several formats ({', '.join(sorted(found))})" if found else "is not called as one of them"
-    raise InputError(f"dataset.path={path}: {said}, and that does not say what is in it. Give dataset.format={known}.")
+    endings = ", ".join(ending for ending, form in FORMATS.items() if form in formats)
+    said = f"holds no file that ends in {endings}" if place.is_dir() else f"ends in none of {endings}"
+    said = f"holds files of several formats ({', '.join(sorted(found))})" if found else said
+    way_out = f"Give dataset.format={known}" if key == "path" else "Rename it, or give another"
+    raise InputError(f"dataset.{key}={path}: {said}, and that does not say what is in it. {way_out}.")
 
 
 class Table(FileSource):
@@ -80,7 +84,7 @@ def rows_of_lines(
     lines: Iterable[str], where: str, form: str, columns: Mapping[str, str]
 ) -> Iterator[TableRow | BadRow]:
     """The rows of a text file (jsonl, csv or tsv) by its lines with their ends, in which bytes that are no UTF-8 are
-    surrogates."""
+    surrogates. `columns`: by the key of the config that names it, or "" where there is none, the column."""
     return _json_rows(lines, where, columns) if form == "jsonl" else _csv_rows(lines, where, form, columns)
 
 
@@ -112,7 +116,7 @@ def _json_row(line: str, place: str, columns: Mapping[str, str]) -> TableRow | B
         )
     for key, column in columns.items():
         if column not in row:
-            return BadRow(place, f"there is no {column!r}, only {_listed(row)}; name one: dataset.{key}=NAME")
+            return BadRow(place, f"there is no {column!r}, only {_listed(row)}{_way_out(key)}")
     return TableRow({column: row[column] for column in columns.values()}, place)
 
 
@@ -165,9 +169,12 @@ def _check_columns(there: Sequence[str], columns: Mapping[str, str], where: str)
     for key, column in columns.items():
         if there.count(column) != 1:
             how = "no" if column not in there else f"{there.count(column)} times the"
-            raise InputError(
-                f"{where}: there is {how} column {column!r}, only {_listed(there)}; name one: dataset.{key}=NAME"
-            )
+            raise InputError(f"{where}: there is {how} column {column!r}, only {_listed(there)}{_way_out(key)}")
+
+
+def _way_out(key: str) -> str:
+    """Of a column that is not there: a key of the config names another one, where there is a config."""
+    return f"; name one: dataset.{key}=NAME" if key else "; call the column so, as in the training data"
 
 
 def _listed(names: Iterable[str]) -> str:

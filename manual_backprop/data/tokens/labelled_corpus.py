@@ -187,8 +187,8 @@ def _split(reading: RowReading, source: LabelledSource, dataset: DatasetConfig) 
         shares["validation"] = dataset.validation if isinstance(dataset.validation, float) else VALIDATION_SHARE
     if sum(shares.values()) >= 1:
         raise InputError(
-            f"dataset.test_share={dataset.test_share} and dataset.validation={dataset.validation}: together they leave "
-            "nothing to train on; they must be less than 1."
+            f"dataset.test_share={dataset.test_share}: with a share of {shares['validation']:g} for validation nothing "
+            "is left to train on; together they must be less than 1."
         )
     held_out = _held_out(rows, shares)
     splits: dict[str, list[Labelled]] = {name: [] for name in SPLITS if name != "test" or dataset.test_share}

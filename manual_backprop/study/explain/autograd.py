@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...common.batch import Batch, PairBatch
+from ...common.batch import AnyBatch, EncoderBatch, PairBatch
 from ...models.custom import CustomTransformer
 from ...models.network import DropoutSource, Memory
 from ...ops import Visible
@@ -28,7 +28,7 @@ class TracedStep:
     """One step by hand, every gradient beside autograd's."""
 
     network: CustomTransformer
-    batch: Batch | PairBatch
+    batch: AnyBatch
     root: Call
     loss: Tensor
     autograd_loss: Tensor
@@ -52,9 +52,19 @@ def difference(value: Value) -> float:
     return value.difference
 
 
-def loss_by_autograd(network: CustomTransformer, batch: Batch | PairBatch, denominator: int) -> Tensor:
+def loss_by_autograd(network: CustomTransformer, batch: AnyBatch, denominator: int) -> Tensor:
     """The forward half of `_training_step`, its names included; the backward half is autograd's."""
     dropout, seen = DropoutSource(network.config, None), Visible.within(getattr(batch, "segments", None))
+    if isinstance(batch, EncoderBatch):
+        inputs = batch.inputs.clone().requires_grad_(batch.inputs.is_floating_point())  # numbers have a gradient too
+        outputs, _ = network._outputs_forward(inputs, batch.lengths, dropout=dropout)
+        if network.config.head_loss == "squared_error":
+            loss, _ = network.ops.squared_error_forward(outputs, batch.targets, denominator)
+        else:
+            loss, _ = network.ops.cross_entropy_forward(
+                outputs, batch.targets, denominator, network.config.label_smoothing
+            )
+        return loss
     if isinstance(batch, PairBatch):
         visible = Visible(causal=False, key_lengths=batch.source_lengths)
         memory, _ = network._hidden_forward(batch.source, visible, dropout, stack="encoder.")
@@ -81,7 +91,7 @@ def with_leaf(network: CustomTransformer) -> tuple[CustomTransformer, Tensor]:
     return twin, leaf
 
 
-def trace_step(network: CustomTransformer, batch: Batch | PairBatch, denominator: int) -> TracedStep:
+def trace_step(network: CustomTransformer, batch: AnyBatch, denominator: int) -> TracedStep:
     """One step of `network` (its gradients must be zero; they are filled, its parameters stay), seen from inside.
 
     Dropout is left out: step None.

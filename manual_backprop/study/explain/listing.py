@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...common.batch import Batch, PairBatch
 from ...models.network import block_names, packed_names
 from .autograd import TracedStep
-from .numbers import WIDTH, Numbers, decimal, scientific
+from .numbers import WIDTH, Names, Numbers, decimal, scientific
 from .trace import PACKAGE, Call, Step, Value
 from .words import words_of
 
+ALONE = {"decoder": "", "encoder": "encoder alone"}  # what words.toml calls the one stack of a network
 FIXED = "position_embedding, fixed"  # the sinusoids, or cosines and sines, which nobody learns
 
 
@@ -69,19 +69,13 @@ def together(names: Sequence[str]) -> str:
     return ".".join(same[0] if len(set(same)) == 1 else "{" + ",".join(same) + "}" for same in zip(*parts, strict=True))
 
 
-def source_of(batch: Batch | PairBatch) -> list[int]:
-    """The tokens of the first row's source; none where a batch has no sources."""
-    return batch.source[0].tolist() if isinstance(batch, PairBatch) else []
-
-
 class Listings:
     """The sections of a step. Remembers which numbers stand where, so that none is printed twice."""
 
-    def __init__(self, traced: TracedStep, words: Sequence[str]):
+    def __init__(self, traced: TracedStep, names: Names):
         self.traced = traced
         network, config = traced.network, traced.network.config
-        read, source = traced.batch.tokens[0].tolist(), source_of(traced.batch)
-        self.numbers = Numbers(config, [words[token] for token in read], words, [words[token] for token in source])
+        self.numbers = Numbers(config, names)
         self.where: dict[tuple, tuple[str, str]] = {}  # a tensor's key -> its name, and the section that prints it
         self.printed: dict[str, tuple] = {}  # rows of numbers -> the key of the tensor that was printed so
         self.explained: set[str] = set()  # functions whose formula or derivation stands already
@@ -129,8 +123,9 @@ class Listings:
         assert stack is not None
         first = re.sub(r"^((encoder|decoder)\.)?(blocks\.\d+\.)?(source_)?", "", first)
         architecture = self.traced.network.config.architecture
-        if not isinstance(self.traced.batch, PairBatch):
-            return words_of(architecture, call.base, first)
+        network = self.traced.network.config.network
+        if network != "encoder_decoder":
+            return words_of(architecture, call.base, first, ALONE[network])
         if not call.backward:  # what names no stack belongs to that of the pair before
             read = sum(section.call.function == "token_embedding_forward" for section in self.sections)
             before = self.stacks[number - 2] if number > 1 else "encoder."
@@ -341,4 +336,6 @@ def outcome_name(node: ast.Return, call: Call) -> str:
         returned = returned.func if isinstance(returned, ast.Call) else returned.value
     if isinstance(returned, ast.Name) and returned.id in call.names() - set(call.parameters):
         return returned.id
-    return f"d{call.pair.passed[0]}" if call.pair is not None else "y"
+    if call.pair is not None:
+        return f"d{call.pair.passed[0]}"
+    return call.base if "y" in call.names() else "y"

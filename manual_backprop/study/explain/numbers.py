@@ -5,6 +5,7 @@ side by side. So nearly every activation of a step is three rows, and columns th
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -25,17 +26,31 @@ def scientific(number: float) -> str:
     return f"{number:.0e}" if number else "0"
 
 
-class Numbers:
-    """Of a network with these sizes, which has read `read`, and of an encoder-decoder before that `source`. All sizes
-    that may stand beside one another in a shape must differ, lengths included."""
+@dataclass(frozen=True)
+class Names:
+    """What stands at the places of an example's tensors: `read` at the positions T, `source` at those of an
+    encoder-decoder's source S, `vocabulary` at the rows of the embedding table, `inputs` at the numbers of a position
+    where there is no table, `outputs` at those of the head of an encoder, whose head is no vocabulary."""
 
-    def __init__(
-        self, config: CustomTransformerConfig, read: Sequence[str], words: Sequence[str], source: Sequence[str] = ()
-    ):
-        self.config, self.words = config, list(words)
-        self.places = {len(read): ("T", list(read))}  # length of a sequence -> its letter, and what stands there
-        if source:
-            self.places[len(source)] = ("S", list(source))
+    read: Sequence[str]
+    source: Sequence[str] = ()
+    vocabulary: Sequence[str] = ()
+    inputs: Sequence[str] = ()
+    outputs: Sequence[str] = ()
+
+
+class Numbers:
+    """Of a network with these sizes. All sizes that may stand beside one another in a shape must differ, lengths
+    included."""
+
+    def __init__(self, config: CustomTransformerConfig, names: Names):
+        self.config = config
+        self.rows_named = {len(side): list(side) for side in (names.inputs, names.outputs, names.vocabulary) if side}
+        self.columns_named = {len(side): list(side) for side in (names.outputs, names.vocabulary) if side}
+        # length of a sequence -> its letter, and what stands there
+        self.places = {len(names.read): ("T", list(names.read))}
+        if names.source:
+            self.places[len(names.source)] = ("S", list(names.source))
         self.tensors = 0  # printed so far
 
     def letters(self, tensor: Tensor, places: bool = False) -> str:
@@ -46,6 +61,7 @@ class Numbers:
             rows = {length: f"B{letter}" for length, (letter, _) in self.places.items()}
         names = {**rows, config.d_model: "D", config.vocab_size: "V"}
         names |= {config.d_ffn: "F", 3 * config.d_model: "3D", 1: "1"}
+        names |= {size: letter for size, letter in ((config.n_inputs, "C"), (config.n_outputs, "O")) if size}
         if self._two_stacks:
             names[2 * config.d_model] = "2D"
         if config.traits.gated:
@@ -55,8 +71,10 @@ class Numbers:
         letters = [names.get(size, str(size)) for size in shape]
         if len(shape) == 2 and all(size in self.places for size in shape):
             letters = [self.places[size][0] for size in shape]
-        if shape[0] == 1 and (len(shape) > 2 or shape[1] in self.places):
+        if len(shape) > 1 and shape[0] == 1 and (len(shape) > 2 or shape[1] in self.places):
             letters = ["B", self.places[shape[1]][0]] if len(shape) == 2 else ["B", *letters[1:]]
+        elif shape[0] == 1 and config.network == "encoder":  # which answers each sequence once
+            letters = ["B", *letters[1:]]
         if self._heads_inside(tensor):
             letters[2] = "H" if shape[2] == config.n_heads else str(shape[2])
             letters[-1] = {config.d_head: "K", config.d_head // 2: "K/2"}.get(shape[-1], letters[-1])
@@ -102,7 +120,7 @@ class Numbers:
 
     def labels(self, tensor: Tensor) -> list[str]:
         count = self.pieces(tensor)[0].shape[0]
-        return {len(self.words): self.words}.get(count) or self._read(count) or [""] * count
+        return self.rows_named.get(count) or self._read(count) or [""] * count
 
     def _read(self, length: int) -> list[str]:
         """What stands at the places of the sequence that is so long."""
@@ -112,8 +130,8 @@ class Numbers:
         """The line above the columns, where words, heads or query, key and value stand there."""
         pieces = self.pieces(tensor)
         count, width = pieces[0].shape
-        if width == len(self.words) or (width in self.places and (count == 1 or count in self.places)):
-            words = self.words if width == len(self.words) else self._read(width)
+        if width in self.columns_named or (width in self.places and (count == 1 or count in self.places)):
+            words = self.columns_named.get(width) or self._read(width)
             return [" |".join("".join(word.rjust(NUMBER) for word in words) for _ in pieces)]
         names = [f"head {number}" for number in range(len(pieces))] if tensor.dim() >= 4 else []
         if len(pieces) > 1 and tensor.dim() < 4:

@@ -5,37 +5,44 @@ parameters, and the loss after the update.
 """
 
 import inspect
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ... import ops
-from ...common.batch import PairBatch
+from ...common.batch import Batch
 from ...models.custom import CustomTransformer
 from ...models.network import block_names, packed_names
 from .autograd import TracedStep
-from .listing import Listings, slug, source_of, together
-from .numbers import LABEL, decimal, scientific
+from .listing import Listings, slug, together
+from .numbers import LABEL, Names, decimal, scientific
 from .words import ARCHITECTURES, TEXTS, filled
 
 PERTURBATION = 1e-6
 
 
 class Page:
-    """`text()` is the page; `tensors` how many it prints, once it has been made."""
+    """`text()` is the page; `tensors` how many it prints, once it has been made. Of a network that says which token
+    comes next; that of an encoder alone is `encoder_page`'s."""
 
-    def __init__(self, traced: TracedStep, words: Sequence[str], learning_rate: float, command: str):
-        """`words`: the vocabulary."""
-        self.traced, self.words = traced, words
+    updated = "token_embedding.weight"  # the parameter whose update is printed
+    outcome = "outcome"  # of words.toml, above what the network says with the new parameters
+
+    def __init__(self, traced: TracedStep, names: Names, facts: Mapping[str, str], learning_rate: float, command: str):
+        """`facts`: what the example says of itself, for the texts of words.toml."""
+        self.traced, self.names = traced, names
         self.learning_rate, self.command = learning_rate, command
-        self.listings = Listings(traced, words)
+        self.listings = Listings(traced, names)
         self.twin = type(traced.network)(traced.network.config)  # for what is tried out
-        self.read, self.targets = (
-            [words[token] for token in ids[0].tolist()] for ids in (traced.batch.tokens, traced.batch.targets)
-        )
-        self.source = [words[token] for token in source_of(traced.batch)]
-        self.repeated = next(word for word in self.read if self.read.count(word) > 1)
+        repeated = next((word for word in names.read if names.read.count(word) > 1), "")
+        self.facts = {
+            "repeated_word": repeated,
+            "repeated": f"`{repeated}` was read twice and gets two terms",
+            "item": "word",
+            **facts,
+        }
 
     @property
     def tensors(self) -> int:
@@ -51,8 +58,7 @@ class Page:
             "## Forward",
             "",
             *forward,
-            f"The loss is **{decimal(float(self.traced.loss))}**. Guessing among {len(self.words)} words would cost "
-            f"log {len(self.words)} = {decimal(torch.tensor(len(self.words)).double().log().item())}.",
+            f"The loss is **{decimal(float(self.traced.loss))}**. {self._beside_the_loss()}",
             "",
             "## Backward",
             "",
@@ -60,33 +66,47 @@ class Page:
             *self._parameters(),
             *self._update(),
         ]
-        facts = {"repeated_word": self.repeated, "repeated": f"`{self.repeated}` was read twice and gets two terms"}
-        return filled("\n".join(lines), facts).rstrip() + "\n"
+        return filled("\n".join(lines), self.facts).rstrip() + "\n"
+
+    # What is learned
+
+    @property
+    def targets(self) -> list[str]:
+        return [self.names.vocabulary[token] for token in self.traced.batch.targets[0].tolist()]
+
+    def _beside_the_loss(self) -> str:
+        words = len(self.names.vocabulary)
+        return f"Guessing among {words} words would cost log {words} = {decimal(math.log(words))}."
 
     def _introduction(self) -> list[str]:
-        config, read, source = self.traced.network.config, self.read, self.source
-        sections = self.listings.sections
-        never = " and ".join(f"`{word}`" for word in self.words if word not in (*source, *read, *self.targets))
+        config, read, source = self.traced.network.config, self.names.read, self.names.source
+        words, targets = self.names.vocabulary, self.targets
         facts = {
-            "command": self.command,
             "source": " ".join(source),
-            "text": " ".join((*read, self.targets[-1])),
+            "text": " ".join((*read, targets[-1])),
             "tokens": " ".join(read),
-            "targets": " ".join(self.targets),
+            "targets": " ".join(targets),
             "task": "\n".join(
-                f"| {place} | {' '.join(read[: place + 1])} | **{target}** |"
-                for place, target in enumerate(self.targets)
+                f"| {place} | {' '.join(read[: place + 1])} | **{target}** |" for place, target in enumerate(targets)
             ),
-            "vocabulary": ", ".join(f"`{word}`" for word in self.words) + f"; {never} do not occur",
-            "architecture": ARCHITECTURES[config.architecture],
-            "count": str(self.traced.network.count_parameters()),
-            "last": str(max(section.number for section in sections)),
+            "vocabulary": vocabulary(words, {*source, *read, *targets}),
             "sizes": f"| 1 text | {f'{len(source)} places of the source | ' if source else ''}{len(read)} places"
             f"{' of the target' if source else ''} | {config.d_model} numbers at each place "
             f"| {config.n_heads} heads | {config.d_head} numbers in a head | {config.d_ffn} hidden units "
-            f"| {len(self.words)} words | B T = {len(read)} places in all |",
+            f"| {len(words)} words | B T = {len(read)} places in all |",
         }
-        return filled(TEXTS["introduction_of_pairs" if source else "introduction"], facts).splitlines()
+        return self._introducing("introduction_of_pairs" if source else "introduction", facts)
+
+    def _introducing(self, text: str, facts: Mapping[str, str]) -> list[str]:
+        """A text of words.toml, then how to read the page, with these facts and those that every introduction has."""
+        network = self.traced.network
+        known = {
+            "command": self.command,
+            "architecture": ARCHITECTURES[network.config.architecture],
+            "count": str(network.count_parameters()),
+            "last": str(max(section.number for section in self.listings.sections)),
+        }
+        return filled(f"{TEXTS[text]}\n{TEXTS['how_to_read']}", known | dict(facts)).splitlines()
 
     def _map(self) -> list[str]:
         """One row for each pair of sections: the table of contents."""
@@ -111,28 +131,28 @@ class Page:
                 f"| [Backward {section.number}]({back.link}) | {dmade} | {scientific(worst)} |"
             )
         ends = ("The parameters' gradients", "The update")
+        calling = [call for call in self.traced.root.walk() if call.path.parent.name != "ops"]
+        files = sorted({call.path.name for call in calling[1:]})
         lines += ["", "Then " + ", and ".join(f"[{title.lower()}](#{slug(title)})" for title in ends) + ".", ""]
         lines += [
             "Dropout is off: `dropout_forward` and `dropout_backward` hand on what they get, and are not shown. The "
-            "functions of `models/custom.py` that only call others ("
-            + ", ".join(f"`{name}`" for name in self._network_functions())
+            f"functions of {' and '.join(f'`models/{file}`' for file in files)} that only call others ("
+            + ", ".join(f"`{name}`" for name in dict.fromkeys(call.function for call in calling))
             + ") show through their lines above each listing.",
             "",
         ]
         return lines
 
-    def _network_functions(self) -> list[str]:
-        return list(dict.fromkeys(c.function for c in self.traced.root.walk() if c.path.parent.name != "ops"))
-
     # The parameters
 
     def _loss(self) -> float:
         smoothing = self.traced.network.config.label_smoothing
-        return float(ops.cross_entropy_forward(self._logits(), self.traced.batch.targets, None, smoothing)[0])
+        return float(ops.cross_entropy_forward(self._outputs(), self.traced.batch.targets, None, smoothing)[0])
 
-    def _logits(self) -> Tensor:
+    def _outputs(self) -> Tensor:
+        """What the twin's head gives: logits, or numbers."""
         batch = self.traced.batch
-        return self.twin.predict(batch if isinstance(batch, PairBatch) else batch.tokens)
+        return self.twin.predict(batch.tokens if isinstance(batch, Batch) else batch)
 
     def _finite_difference(self, name: str, index: tuple[int, ...]) -> float:
         """dloss / d(one number of one parameter), without any calculus."""
@@ -167,7 +187,7 @@ class Page:
         biases = self.traced.network.config.traits.biases
         lines += ["", *(TEXTS["zero_by_structure"] if biases else TEXTS["no_biases"]).splitlines(), ""]
         if self.traced.network.config.tied_head:
-            lines += [*TEXTS["tied_in_pairs" if self.source else "tied"].splitlines(), "", *self._tied(), ""]
+            lines += [*TEXTS["tied_in_pairs" if self.names.source else "tied"].splitlines(), "", *self._tied(), ""]
         return lines
 
     def _source(self, name: str) -> str:
@@ -194,20 +214,27 @@ class Page:
         return self._beside([*parts, total])
 
     def _beside(self, parts: list[tuple[str, Tensor]]) -> list[str]:
-        """Tensors of the vocabulary's shape, side by side."""
+        """Tensors of one shape, side by side."""
+        labels = self.listings.numbers.labels(parts[0][1])
         columns = [self.listings.numbers.rows(tensor) for _, tensor in parts]
         width = len(columns[0][0])
         lines = ["```text", " " * LABEL + "   ".join(title.rjust(width) for title, _ in parts)]
-        for word, *rows in zip(self.words, *columns, strict=True):
+        for word, *rows in zip(labels, *columns, strict=True):
             lines.append(f"{word:<{LABEL}}" + "   ".join(rows))
         return [*lines, "```"]
 
     # The update
 
-    def _probabilities(self) -> list[float]:
-        """Of each target."""
-        logits = self._logits()[0]
-        return logits.softmax(-1).gather(1, self.traced.batch.targets[0][:, None])[:, 0].tolist()
+    def _said(self) -> list[float]:
+        """By the twin of what it should say: the probability of each target."""
+        return self._outputs()[0].softmax(-1).gather(1, self.traced.batch.targets[0][:, None])[:, 0].tolist()
+
+    def _said_before_and_after(self, before: list[float], after: list[float]) -> list[str]:
+        lines = ["| it has read | it should say | probability before | after |", "|---|---|--:|--:|"]
+        for place, (old, new) in enumerate(zip(before, after, strict=True)):
+            read = " ".join(self.names.read[: place + 1])
+            lines.append(f"| {read} | **{self.targets[place]}** | {decimal(old)} | {decimal(new)} |")
+        return lines
 
     def _after(self, learning_rate: float) -> float:
         """The loss after one update; the twin keeps the new parameters."""
@@ -218,10 +245,9 @@ class Page:
         return self._loss()
 
     def _update(self) -> list[str]:
-        network = self.traced.network
-        name = "token_embedding.weight"
+        network, name = self.traced.network, self.updated
         self.twin.load_parameters(network.parameters)
-        loss, probabilities = self._loss(), self._probabilities()
+        loss, said = self._loss(), self._said()
         small_rate = self.learning_rate / 10
         small = self._after(small_rate)
         after = self._after(self.learning_rate)
@@ -240,16 +266,7 @@ class Page:
                 ("after", self.twin.parameters[name]),
             ]
         )
-        lines += [
-            "",
-            *TEXTS["outcome"].splitlines(),
-            "",
-            "| it has read | it should say | probability before | after |",
-            "|---|---|--:|--:|",
-        ]
-        for place, (old, new) in enumerate(zip(probabilities, self._probabilities(), strict=True)):
-            read = " ".join(self.read[: place + 1])
-            lines.append(f"| {read} | **{self.targets[place]}** | {decimal(old)} | {decimal(new)} |")
+        lines += ["", *TEXTS[self.outcome].splitlines(), "", *self._said_before_and_after(said, self._said())]
         square = float(network.flat_gradients.buffer.square().sum())
         facts = {
             "before": decimal(loss),
@@ -263,3 +280,10 @@ class Page:
             "small_promised": decimal(small_rate * square, 6),
         }
         return [*lines, "", *filled(TEXTS["promise"], facts).splitlines()]
+
+
+def vocabulary(words: Sequence[str], used: Collection[str]) -> str:
+    """All words, and which of them do not occur."""
+    never = [f"`{word}`" for word in words if word not in used]
+    listed = ", ".join(f"`{word}`" for word in words)
+    return f"{listed}; {' and '.join(never)} do{'es' * (len(never) == 1)} not occur"

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 PACKAGE = Path(__file__).resolve().parents[2]
+NETWORKS = {PACKAGE / "models" / name for name in ("custom.py", "custom_encoders.py")}
 ROOTS = ("_training_step", "loss_by_autograd")
 
 
@@ -207,8 +208,7 @@ def statements(path: Path) -> dict[int, Statement]:
 def is_traced(code: CodeType) -> bool:
     path = Path(code.co_filename)
     return code.co_name in ROOTS or (
-        code.co_name.endswith(("_forward", "_backward"))
-        and (path.parent == PACKAGE / "ops" or path == PACKAGE / "models" / "custom.py")
+        code.co_name.endswith(("_forward", "_backward")) and (path.parent == PACKAGE / "ops" or path in NETWORKS)
     )
 
 

@@ -273,7 +273,10 @@ class ClassificationTask(Task):
             raise InputError("an empty text: there is nothing to tell a label from")
         batch = batch_of([ids], np.full(1, IGNORED), most)
         words = [self.tokenizer.decode([token]) for token in ids[:most].tolist()]
-        return Reading(batch, ["the text"], words, lambda number: self.labels[number])
+        note = f"The first {most} of {len(ids)} tokens." if len(ids) > most else ""
+        return Reading(
+            batch, ["the text"], words, lambda number: self.labels[number], title="Likeliest labels", note=note
+        )
 
     def shown_rows(self, model: Any, split: LabelledSplit, numbers: Iterable[int]) -> list[str]:
         """A line each: which label was found, how sure the model is, whether it is right."""

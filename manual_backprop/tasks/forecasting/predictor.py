@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ...common.errors import InputError
+from ...common.errors import InputError, NotFiniteError
 from ...config.schema import DatasetConfig
-from ...data.series.reader import Series, series_of_lines
+from ...data.series.reader import GAPS, Series, is_number, series_of_lines
 from ...data.series.windows import Scaling, forecasts_of
 from ..asking import Predictor
 
@@ -29,7 +30,8 @@ class SeriesPredictor(Predictor):
     def read_lines(self, lines: Iterable[str], where: str) -> Iterator[Series]:
         """One: all lines are one series, with the columns of the training."""
         time, skip = self.dataset.time_column, self.dataset.on_bad_row == "skip"
-        series, scaling = series_of_lines(lines, where, time, self.scaling.names, skip), self.scaling
+        scaling = self.scaling
+        series = series_of_lines(lines, where, time, scaling.names, skip, configured=False)
         if series.clock.about != scaling.step:
             raise InputError(
                 f"{where}: its steps are {series.clock.about}, and this model has learned steps of {scaling.step}; "
@@ -40,13 +42,19 @@ class SeriesPredictor(Predictor):
                 f"{where}: has {len(series):,} steps, and this model reads the last {scaling.history}; give at least "
                 "as many"
             )
+        known = np.isfinite(series.values[-scaling.history :]).any(axis=0)
+        if not known.all():
+            raise InputError(
+                f"{where}: {scaling.names[int(known.argmin())]} has no value in its last {scaling.history} steps, "
+                "which this model reads; give a series with at least one there"
+            )
         yield series
 
     def predict(self, inputs: Sequence[Series]) -> list[dict[str, Any]]:
         """For each step of the horizon {"time", "step", "forecast": {name: value}}."""
         scaling, lines = self.scaling, []
         for series in inputs:
-            (found,) = forecasts_of(self.model, scaling, series.values[None, -scaling.history :])
+            (found,) = self._forecasts(series.values[None, -scaling.history :])
             lines += [
                 {
                     "time": series.written(len(series) - 1 + step),
@@ -58,5 +66,53 @@ class SeriesPredictor(Predictor):
         return lines
 
     def serve(self, model_input: Any, params: Mapping[str, Any]) -> np.ndarray:
-        """(B, history, S) of values, NaN in a gap -> (B, horizon, S)."""
-        return forecasts_of(self.model, self.scaling, np.asarray(model_input, dtype=np.float64))
+        """(B, history, S) of values, NaN in a gap -> (B, horizon, S). Raises InputError for anything else."""
+        if params:
+            raise InputError(f"there is no parameter {next(iter(params))!r}: a window has one forecast")
+        try:
+            history = np.asarray(model_input, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"expected numbers, (windows, {self.scaling.history}, series): {error}") from error
+        if np.isinf(history).any():
+            raise InputError("a value is infinite; give NaN where a value is missing")
+        return self._forecasts(history)
+
+    def _forecasts(self, history: np.ndarray) -> np.ndarray:
+        """(B, history, S) -> (B, horizon, S). Raises NotFiniteError where there is no such number."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = forecasts_of(self.model, self.scaling, history)
+        if not np.isfinite(found).all():
+            raise NotFiniteError(
+                "The forecast is not finite: a value is too large for the model, or its parameters have diverged."
+            )
+        return found
+
+
+def typed_history(text: str, scaling: Scaling) -> np.ndarray:
+    """What somebody has typed, as in "316.1 317.3 nan 317.5": the last steps of a series with blanks between, nan in a
+    gap, the values of several series with commas. (1, H, S). Raises InputError."""
+    width, steps = len(scaling.names), text.split()
+    example = ",".join(["1.5", "20", "300"][: min(width, 3)])
+    usage = f"give the last {scaling.history} steps of {', '.join(scaling.names)}, as in {f'{example} ' * 2}nan"
+    if len(steps) < scaling.history:
+        raise InputError(f"a series of {len(steps)} steps: this model reads {scaling.history}; {usage}")
+    values = [_values_of(step, number, width) for number, step in enumerate(steps, 1)]
+    history = np.array(values[-scaling.history :], dtype=np.float64)
+    if not np.isfinite(history).any(axis=0).all():
+        raise InputError(f"a series without a value in its last {scaling.history} steps; {usage}")
+    return history[None]
+
+
+def _values_of(step: str, number: int, width: int) -> list[float]:
+    cells = [cell.strip() for cell in step.split(",")]
+    if step.lower() in GAPS:
+        return [math.nan] * width
+    if len(cells) != width:
+        raise InputError(
+            f"step {number}, {step!r}: has {len(cells)} values, and this model reads {width} in each step; put blanks "
+            "between steps, commas between the values of one, and a decimal point into a number"
+        )
+    for cell in cells:
+        if cell.lower() not in GAPS and not is_number(cell):
+            raise InputError(f"step {number}, {step!r}: {cell!r} is no finite number; write nan for a gap")
+    return [math.nan if cell.lower() in GAPS else float(cell) for cell in cells]

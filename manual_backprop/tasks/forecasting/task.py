@@ -9,6 +9,7 @@ of its targets, so that none is trained on and measured; what it reads may reach
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -21,17 +22,18 @@ import torch
 from ...common.batch import AnyBatch, EncoderBatch
 from ...common.digests import json_digest
 from ...common.errors import ConfigError, InputError
+from ...common.processes import processes
 from ...config.schema import CustomTransformerConfig, RunConfig
 from ...data.series.reader import Series, open_series
-from ...data.series.windows import NO_WINDOW, SCALING, Scaling, Windows, forecasts_of
+from ...data.series.windows import NO_WINDOW, SCALING, Scaling, Windows, as_batch, forecasts_of
 from ...data.tokens.order import Order, Padded, Repeated
 from ...models.wrappers.building import build_wrapper
-from ..asking import Predictor
+from ..asking import Predictor, Reading
 from ..preview import Preview, rows_of_a_step
 from ..task import Evaluated, Final, Measured, Task
 from .baselines import MODEL, RIDGE, Compared, Ridge, errors_of, mean_where, naive_errors, simple_forecasts
 from .pictures import FORECASTS, MOST_FORECASTS, draw_forecasts
-from .predictor import SeriesPredictor
+from .predictor import SeriesPredictor, typed_history
 
 SHOWN = 8  # predictions
 MOST_STEPS = 26  # of the horizon, in a table
@@ -78,8 +80,8 @@ class ForecastingTask(Task):
                 f"{self.series.place}: {len(self.series):,} steps are too few: "
                 + ", ".join(f"{steps[name]:,} for {'training' if name == 'train' else name}" for name in SPLITS)
                 + f"; a window takes task.history={history} steps and task.horizon={horizon} targets, and each part "
-                f"needs one (training {history + horizon}, the others {horizon} steps). Give about {least:,} steps, or "
-                "a smaller history or horizon"
+                f"needs one (training {history + horizon}, the others {horizon} steps). Give about {least:,} steps, a "
+                "smaller history or horizon, or other shares (dataset.validation, dataset.test_share)"
             )
 
     @classmethod
@@ -155,13 +157,21 @@ class ForecastingTask(Task):
         windows = self.windows[split]
         numbers = np.arange(len(windows))[:count]
         history, future = windows.cut(numbers)
-        found = {MODEL: forecasts_of(model, self.scaling, history)}
+        found = {MODEL: self.forecasts(model, history)}
         if simple:
             found |= self._simple(history)
         errors = {name: errors_of(forecasts, future, self.naive) for name, forecasts in found.items()}
         missed = (found[MODEL] - future) / self.scaling.target_scale
         loss = float(mean_where(np.isfinite(future), missed**2, (0, 1, 2)))
         return Compared(len(numbers), len(windows), loss, errors)
+
+    def forecasts(self, model: Any, history: np.ndarray) -> np.ndarray:
+        """history (B, H, S) -> (B, O, S), in float64. Each of several processes makes those of every `size`-th window;
+        the others are 0 there, so that the sum has all of them, bit for bit."""
+        group = processes()
+        found = np.zeros((len(history), self.scaling.horizon, len(self.scaling.names)))
+        found[group.rank :: group.size] = forecasts_of(model, self.scaling, history[group.rank :: group.size])
+        return group.summed(torch.from_numpy(found)).numpy()
 
     def _simple(self, history: np.ndarray) -> dict[str, np.ndarray]:
         """Of the best first, by what one expects."""
@@ -219,6 +229,27 @@ class ForecastingTask(Task):
 
     def predictor(self, model: Any) -> Predictor:
         return SeriesPredictor(model, self.scaling, self.config.dataset)
+
+    def reading(self, model: Any, text: str, most: int) -> Reading:
+        """The last values of a series, typed: all of the horizon has one answer."""
+        scaling, network = self.scaling, model.network
+        history = typed_history(text, scaling)
+        batch = as_batch(scaling, history, None, network.config.get_dtype(), network.device)
+        first = history[0, :: scaling.patch, 0].tolist()  # of each position
+        places = ["gap" if math.isnan(value) else f"{value:.5g}" for value in first]
+        several, cut = len(scaling.names) > 1, scaling.positions > most
+        note = f"The first {most} of {scaling.positions} positions are drawn." if cut else ""
+
+        def said(outputs: np.ndarray) -> list[str]:
+            (found,) = scaling.forecasts(history, outputs[None])
+            return [
+                f"{step} ahead: {f'{name} ' if several else ''}{value:.5g}"
+                for step, row in enumerate(found.tolist(), 1)
+                for name, value in zip(scaling.names, row, strict=True)
+            ]
+
+        title = f"Forecast, in steps of {scaling.step}"
+        return Reading(batch, ["the series"], places, str, said, title=title, note=note)
 
     @property
     def signature(self) -> Mapping[str, Any]:  # type: ignore[override]

@@ -252,14 +252,16 @@ class TranslationTask(Task):
 
     def reading(self, model: Any, text: str, most: int) -> Reading:
         """A source, and what the model writes of it itself."""
-        source = self.source_tokens(text)[:most]
+        whole = self.source_tokens(text)
+        source = whole[:most]
         (drawn,) = model.generate([source]).tolist()
         target = [self.special.beginning, *self.special.written(drawn)][:most]
         tokens = torch.tensor([target])
         nothing = torch.full_like(tokens, IGNORED)
         batch = PairBatch(torch.tensor([source]), torch.tensor([len(source)]), tokens, nothing)
         sides = [self.token(token) for token in target], [self.token(token, "source") for token in source]
-        return Reading(batch, *sides, self.token)
+        note = f"The first {most} of {len(whole)} tokens of the source." if len(whole) > most else ""
+        return Reading(batch, *sides, self.token, note=note)
 
     def writer(self, model: Any) -> Writer:
         return Translator(partial(self.answers, model))

@@ -40,7 +40,16 @@ class Compared:
     @property
     def loss(self) -> float:
         """The last validation loss; infinite where the run did not come to its end."""
-        series = self.log.validation.get("validation/loss")
+        return self.last("validation/loss")
+
+    @property
+    def metric(self) -> str:
+        """That which chooses the best checkpoint of its task."""
+        return str(self.log.run.get("best_metric") or "validation/loss")
+
+    def last(self, metric: str) -> float:
+        """Likewise."""
+        series = self.log.validation.get(metric)
         value = series.values[-1] if series is not None and self.status == FINISHED else math.inf
         return value if math.isfinite(value) else math.inf
 
@@ -109,15 +118,18 @@ def difference_lines(logs: Sequence[TrainingLog]) -> list[str]:
 
 
 def table_lines(runs: Sequence[Compared]) -> list[str]:
-    """The best first. As wide as it has to be: a run's name that is cut in half finds no run."""
+    """The lowest loss first. As wide as it has to be: a run's name that is cut in half finds no run."""
     names = list(runs[0].settings)
-    rows = [[*names, "validation loss", "steps", "status", "run"]]
+    metrics = list(dict.fromkeys(run.metric for run in runs if run.metric != "validation/loss"))
+    measured = [metric.replace("/", " ").replace("_", " ") for metric in metrics]
+    rows = [[*names, "validation loss", *measured, "steps", "status", "run"]]
     for run in sorted(runs, key=lambda run: run.loss):
         steps = max((series.steps[-1] for series in {**run.log.training, **run.log.validation}.values()), default=0)
         loss = f"{run.loss:.4f}" if math.isfinite(run.loss) else "-"
-        rows.append(
-            [*(_typed(run.settings[name]) for name in names), loss, str(steps), run.status, _short_path(run.log.path)]
-        )
+        values = [run.last(metric) if metric == run.metric else math.inf for metric in metrics]
+        others = [f"{value:.4g}" if math.isfinite(value) else "-" for value in values]
+        settings = [_typed(run.settings[name]) for name in names]
+        rows.append([*settings, loss, *others, str(steps), run.status, _short_path(run.log.path)])
     return columns(rows)
 
 

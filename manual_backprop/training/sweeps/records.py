@@ -32,6 +32,7 @@ from manual_backprop.tracking.run_directory import (
 )
 
 WAITING = "WAITING"
+LOSS = "validation/loss"
 LONGEST_NAME = 100  # of a run_name
 
 
@@ -43,6 +44,8 @@ class JobRecord:
     status: str = WAITING  # WAITING, RUNNING, FINISHED, FAILED, KILLED
     run_directory: str | None = None  # None: it did not get so far
     validation_loss: float | None = None
+    metric: str | None = None  # what else chooses the best checkpoint of its task; None: the loss does
+    metric_value: float | None = None  # at its end
     tokens_per_second: float | None = None  # the median of those that were logged
     exit_code: int | None = None  # as a run by itself would have had
     error: str | None = None
@@ -158,19 +161,24 @@ def run_of_job(outputs: Path, sweep: Path, number: int) -> Path | None:
 
 
 def measured(record: JobRecord, run: Path | None) -> JobRecord:
-    """The record with what its run's directory says about loss and speed."""
+    """The record with what its run's directory says about loss, speed and what else its task measures."""
     from manual_backprop.tracking.training_log import load_training_log
 
     if run is None or not (run / "metrics.jsonl").is_file():
         return replace(record, run_directory=None if run is None else str(run))
     log = load_training_log(run)
-    losses = log.validation.get("validation/loss")
-    speeds = log.training.get("tokens_per_second")
-    loss = losses.values[-1] if losses and losses.values and math.isfinite(losses.values[-1]) else None
+    speeds, metric = log.training.get("tokens_per_second"), str(log.run.get("best_metric") or LOSS)
+
+    def last(name: str) -> float | None:
+        series = log.validation.get(name)
+        return series.values[-1] if series and series.values and math.isfinite(series.values[-1]) else None
+
     return replace(
         record,
         run_directory=str(run),
-        validation_loss=loss,
+        validation_loss=last(LOSS),
+        metric=None if metric == LOSS else metric,
+        metric_value=None if metric == LOSS else last(metric),
         tokens_per_second=statistics.median(speeds.values) if speeds and speeds.values else None,
     )
 

@@ -91,7 +91,8 @@ class SweepJobs:
         in_all = max(int(settings.sweeper.get("n_trials") or 0), len(records.read_all()), number + 1)
         say = f"job {number + 1} of {in_all}"
         print(f"{say} starts: {before.title}", flush=True)
-        record = replace(before, run_directory=None, validation_loss=None, tokens_per_second=None, error=None)
+        nothing = {"validation_loss": None, "metric_value": None, "tokens_per_second": None}
+        record = replace(before, run_directory=None, error=None, **nothing)
         try:
             order = self._order(composed, record, before.status in (RUNNING, KILLED), in_all)
             record = run_job_apart(order, record, records, PRELOADED + MLFLOW_MODULES * self.mlflow)
@@ -252,7 +253,11 @@ class Sweep:
         self._mark_the_best(best_of(records))
         done = sum(record.status == FINISHED for record in records)
         tracker.set_tags(
-            {"jobs": len(records), "jobs_finished": done, "mlflow.note.content": as_markdown(records, columns=4)}
+            {
+                "jobs": len(records),
+                "jobs_finished": done,
+                "mlflow.note.content": as_markdown(records, directories=False),
+            }
         )
         self.table = "\n".join([as_text(records), *self._compare(records, tracker, title)])
         log.info("%s", self.table)

@@ -1,4 +1,4 @@
-"""A sweep as a table, best first: for the terminal, and as table.csv and table.md."""
+"""A sweep as a table, the lowest loss first: for the terminal, and as table.csv and table.md."""
 
 import csv
 import io
@@ -9,33 +9,52 @@ from manual_backprop.common.columns import columns
 from manual_backprop.common.plain_text import visible
 from manual_backprop.training.sweeps.records import FINISHED, JobRecord, best_first, swept_values
 
-COLUMNS = ("overrides", "validation loss", "tokens a second", "status", "run directory")
-NUMBERS = {1, 2}  # columns that are set flush right
+
+def metrics_of(records: Sequence[JobRecord]) -> list[str]:
+    """Those besides the loss that choose the best checkpoint of some job."""
+    return list(dict.fromkeys(record.metric for record in records if record.metric is not None))
 
 
 def rows(records: Sequence[JobRecord]) -> list[tuple[str, ...]]:
-    """A row a job, best first; what a job did not get to is empty."""
+    """The heading, then a row a job, the lowest loss first; what a job did not get to is empty. The directories, which
+    are long, come last."""
+    metrics = metrics_of(records)
+    measured = [metric.replace("/", " ").replace("_", " ") for metric in metrics]
+    heading = ("overrides", "validation loss", *measured, "tokens a second", "status", "run directory")
     return [
-        (
-            record.title,
-            "" if record.validation_loss is None else f"{record.validation_loss:.4f}",
-            "" if record.tokens_per_second is None else f"{record.tokens_per_second:,.0f}",
-            record.status,
-            "" if record.run_directory is None else os.path.relpath(record.run_directory),
-        )
-        for record in best_first(records)
+        heading,
+        *(
+            (
+                record.title,
+                "" if record.validation_loss is None else f"{record.validation_loss:.4f}",
+                *(_shown(record, metric) for metric in metrics),
+                "" if record.tokens_per_second is None else f"{record.tokens_per_second:,.0f}",
+                record.status,
+                "" if record.run_directory is None else os.path.relpath(record.run_directory),
+            )
+            for record in best_first(records)
+        ),
     ]
 
 
+def _shown(record: JobRecord, metric: str) -> str:
+    return f"{record.metric_value:.4g}" if record.metric == metric and record.metric_value is not None else ""
+
+
+def _numbers(records: Sequence[JobRecord]) -> range:
+    """Columns that are set flush right."""
+    return range(1, 3 + len(metrics_of(records)))
+
+
 def as_text(records: Sequence[JobRecord]) -> str:
-    """The directories, which are long, come last."""
-    return "\n".join(columns([tuple(map(visible, line)) for line in (COLUMNS, *rows(records))], right=NUMBERS))
+    return "\n".join(columns([tuple(map(visible, line)) for line in rows(records)], right=_numbers(records)))
 
 
-def as_markdown(records: Sequence[JobRecord], columns: int = len(COLUMNS)) -> str:
-    """The first columns of the table."""
-    marks = [" ---: " if column in NUMBERS else " --- " for column in range(columns)]
-    cells = [[visible(cell).replace("|", "\\|") for cell in line[:columns]] for line in (COLUMNS, *rows(records))]
+def as_markdown(records: Sequence[JobRecord], directories: bool = True) -> str:
+    cells = [
+        [visible(cell).replace("|", "\\|") for cell in (line if directories else line[:-1])] for line in rows(records)
+    ]
+    marks = [" ---: " if column in _numbers(records) else " --- " for column in range(len(cells[0]))]
     lines = [f"| {' | '.join(line)} |" for line in cells]
     return "\n".join([lines[0], f"|{'|'.join(marks)}|", *lines[1:]]) + "\n"
 
@@ -43,12 +62,16 @@ def as_markdown(records: Sequence[JobRecord], columns: int = len(COLUMNS)) -> st
 def as_csv(records: Sequence[JobRecord]) -> str:
     """Unrounded, and a column for each key that was swept."""
     keys = list(dict.fromkeys(line.partition("=")[0] for record in records for line in record.swept))
+    metrics = metrics_of(records)
+    named = [metric.replace("/", "_") for metric in metrics]
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(["job", *keys, "validation_loss", "tokens_per_second", "status", "run_directory", "error"])
+    writer.writerow(["job", *keys, "validation_loss", *named, "tokens_per_second", "status", "run_directory", "error"])
     for record in best_first(records):
         values = swept_values(record)
-        results = (record.validation_loss, record.tokens_per_second, record.status, record.run_directory, record.error)
+        measured = [record.metric_value if record.metric == metric else None for metric in metrics]
+        ended = (record.tokens_per_second, record.status, record.run_directory, record.error)
+        results = (record.validation_loss, *measured, *ended)
         writer.writerow([record.number, *(values.get(key, "") for key in keys), *results])
     return written.getvalue()
 

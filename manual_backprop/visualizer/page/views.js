@@ -176,10 +176,10 @@ async function look() {
 
 function drawModel(seen) {
   $("model-line").textContent = [seen.name + ":", seen.model, seen.note, answers ? `Text: ${seen.text}` : ""].filter(Boolean).join(" ");
-  $("next").replaceChildren(element("h2", {}, "Likeliest next tokens"), element("table", {},
+  $("next").replaceChildren(element("h2", {}, seen.title), element("table", {},
     element("tr", {}, element("th", {}, "place"), element("th", {}, "after"), ...seen.next[0].map((_, place) => element("th", {}, place + 1))),
     ...seen.tokens.map((token, place) => element("tr", {}, element("td", {}, place), element("td", {}, token),
-      ...seen.next[place].map(([text, share]) => element("td", {}, text, element("span", {}, (100 * share).toFixed(share < 0.1 ? 1 : 0) + " %")))))));
+      ...seen.next[place].map(([text, share]) => element("td", {}, text, share === null ? "" : element("span", {}, (100 * share).toFixed(share < 0.1 ? 1 : 0) + " %")))))));
   $("maps").replaceChildren();
   for (const map of seen.maps) {
     const place = element("div", { role: "figure", "aria-label": map.name, style: `height:${map.figure.layout.height}px;max-width:${320 * map.columns}px` });
