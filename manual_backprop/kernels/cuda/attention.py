@@ -191,7 +191,8 @@ def _choose(query: Tensor, key: Tensor, visible: Visible, dropout: Dropout | Non
         return None, f"no kernel takes {str(query.dtype).removeprefix('torch.')}"
     kind = "efficient"
     if narrow:
-        kind = "cudnn" if H == G and 2 * K <= WIDEST and _prefers_cudnn(query.device) else "flash"
+        # cuDNN takes no single key (PyTorch's can_use_cudnn_attention)
+        kind = "cudnn" if H == G and S > 1 and 2 * K <= WIDEST and _prefers_cudnn(query.device) else "flash"
     if K % 8 or K > WIDEST:
         return None, f"a head of {K} is no multiple of 8 up to {WIDEST} (model.d_model / model.n_heads)"
     if kind == "efficient" and torch.are_deterministic_algorithms_enabled():
