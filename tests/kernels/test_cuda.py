@@ -138,7 +138,12 @@ def test_where_cudnn_is_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [name for name, *_ in calls[0].made]
     for way in ("", "_backward"):
         assert made.count(f"aten._scaled_dot_product_cudnn_attention{way}.default") == 1
-    for keys, heads, width, kind in ((5, 4, 64, "cudnn"), (1, 4, 64, "flash"), (5, 2, 64, "flash"), (5, 4, 136, "flash")):
+    for keys, heads, width, kind in (
+        (5, 4, 64, "cudnn"),
+        (1, 4, 64, "flash"),
+        (5, 2, 64, "flash"),
+        (5, 4, 136, "flash"),
+    ):
         query, key = (torch.empty(2, T, H, width, dtype=torch.bfloat16) for T, H in ((5, 4), (keys, heads)))
         assert attention._choose(query, key, Visible(causal=False), None) == (kind, ""), (keys, heads, width)
 

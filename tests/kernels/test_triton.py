@@ -52,7 +52,9 @@ def test_planted_bugs_have_a_place() -> None:
 @pytest.mark.nightly
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_a_planted_bug_is_noticed(bug: Bug, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "manual_backprop", tmp_path / "manual_backprop", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "manual_backprop", tmp_path / "manual_backprop", ignore=shutil.ignore_patterns("__pycache__")
+    )
     file = tmp_path / KERNELS / bug.file
     file.write_text(file.read_text().replace(bug.old, bug.new))
     done = interpreted(tmp_path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -46,8 +46,8 @@ TILES: dict[str, dict[str, int]] = {  # so small that the shapes below are sever
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, sizes in TILES.items():
-        for constant, size in sizes.items():
+    for name, tile in TILES.items():
+        for constant, size in tile.items():
             monkeypatch.setattr(importlib.import_module(f"{room.__name__}.{name}"), constant, size)
 
 
@@ -250,7 +250,12 @@ class FusedAttention:
     """In place of aten's fused attention of a kind, which a CPU does not have: the textbook's pair. What forward gives
     beside the context, backward has to get back under the names of PyTorch's schemas."""
 
-    SAME = {"log_sumexp": "logsumexp", "rng_state": "philox_seed", "unused": "philox_offset", "grad_out_": "grad_out"}
+    SAME: ClassVar = {
+        "log_sumexp": "logsumexp",
+        "rng_state": "philox_seed",
+        "unused": "philox_offset",
+        "grad_out_": "grad_out",
+    }
 
     def __init__(self, kind: str):
         pair = (f"_scaled_dot_product_{kind}_attention{way}" for way in ("", "_backward"))
