@@ -148,6 +148,16 @@ def test_where_cudnn_is_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
         assert attention._choose(query, key, Visible(causal=False), None) == (kind, ""), (keys, heads, width)
 
 
+def test_which_attention_an_older_gpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flash attention needs Ampere; its backward for the widest heads more shared memory than a card for games has."""
+    for capability, width, kind in (
+        ((7, 5), 64, "efficient"), ((8, 0), 256, "flash"), ((8, 6), 192, "flash"), ((8, 6), 224, None), ((12, 0), 128, "flash"),
+    ):  # fmt: skip
+        monkeypatch.setattr(attention, "_capability", lambda device, capability=capability: capability)
+        query = torch.empty(2, 5, 4, width, dtype=torch.float16)
+        assert attention._choose(query, query, Visible(), None)[0] == kind, (capability, width)
+
+
 def test_tf32_is_set_around_a_calculation() -> None:
     """In a way that torch.compile can read, which fails where it finds PyTorch's two settings apart."""
     settings = torch.backends.cuda.matmul
