@@ -199,7 +199,7 @@ def _choose(query: Tensor, key: Tensor, visible: Visible, dropout: Dropout | Non
         kind = "cudnn" if H == G and S > 1 and 2 * K <= WIDEST and _prefers_cudnn(query.device) else "flash"
     large = kind == "efficient" or capability in (FLASH_FROM, *FASTER_CUDNN)
     widest = WIDEST if large else WIDEST_ELSEWHERE
-    if K % 8 or K > widest:
+    if K % 8 or widest < K:
         return None, f"a head of {K} is no multiple of 8 up to {widest} (model.d_model / model.n_heads)"
     if kind == "efficient" and torch.are_deterministic_algorithms_enabled():
         return None, f"in {dtype} no kernel promises the same bits each time on this GPU (device.deterministic)"
