@@ -160,6 +160,8 @@ def measure(
             longest = max(longest, time.monotonic() - begin)
         for process, row in zip(processes, rows, strict=True):
             row.peak_bytes = process.ask("peak")
+        for process in (*processes, limit):
+            process.end.close()  # all end at the same time: a GPU's take a second each
     subject, again, *others = rows
     found = {row.name: row for row in (subject, *others)}
     return Measurement(case, found, again, products, left_out, remarks, disagreeing)

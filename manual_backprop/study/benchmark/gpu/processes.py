@@ -37,6 +37,8 @@ def each(function: Function, items: Sequence[Any], setting: Setting) -> Iterator
                 except CheckFailedError as error:  # it was killed, or its time is over
                     answer = Failed(str(error), ends=True, late=isinstance(error, NotInTime))
                 alive = not (isinstance(answer, Failed) and answer.ends)
+                if isinstance(answer, Failed) and answer.late:
+                    process.process.terminate()  # it would be waited for
                 yield waiting.pop(0), answer
 
 
