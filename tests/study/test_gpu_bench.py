@@ -205,6 +205,22 @@ def test_what_there_was_no_time_for_is_not_wrong(late: bool, monkeypatch: pytest
     assert "for the others there was no time" in table.remarks[0]
 
 
+@pytest.mark.parametrize(
+    ("message", "late", "wrong"),
+    [("OutOfMemoryError: CUDA out of memory.", False, False), ("KeyError: 3", False, True), ("no answer", True, False)],
+)
+def test_memory_is_over_and_something_is_wrong(
+    message: str, late: bool, wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two things: the second one counts."""
+    failed = processes.Failed(message, late=late)
+    monkeypatch.setattr(comparison, "each", lambda peak, points, setting: [(points[0], 1.5), (points[1], failed)])
+    (table,) = comparison.memory(Setting("cpu", "", 0.0))
+    assert table.rows == [("custom-reference", 1.5, None)]
+    said = table.failures if wrong else table.remarks
+    assert said == [f"custom-reference, B=4: {message}"]
+
+
 class Doubled:
     """An end of a pipe, through which a loss comes twice as large."""
 

@@ -176,7 +176,9 @@ def memory(setting: Setting) -> Part:
         peaks: list[float | str | None] = []
         for point, found in each(peak, [Point(name, size) for size in sizes], setting):
             if isinstance(found, Failed):
-                table.remarks.append(f"{name}, B={point.batch_size}: {found.message}")
+                expected = found.late or "out of memory" in found.message.lower()
+                said = table.remarks if expected else table.failures
+                said.append(f"{name}, B={point.batch_size}: {found.message}")
                 break
             peaks.append(found)
         table.rows.append((name, *peaks, *[None] * (len(sizes) - len(peaks))))
