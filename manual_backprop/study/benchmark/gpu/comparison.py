@@ -16,7 +16,7 @@ from ....common.errors import CheckFailedError, first_line
 from ....config.schema import CustomTransformerConfig
 from .. import rows
 from ..ablations import WITHOUT, ablated
-from ..cases import CASES, GRAPHS, SUBJECT, Case
+from ..cases import CASES, GRAPHS, SUBJECT, Case, network_of
 from ..measurement import Measurement, measure
 from ..page import as_json
 from .optimizations import OPTIMIZATIONS
@@ -169,10 +169,15 @@ class Point(NamedTuple):
 
 def memory(setting: Setting) -> Part:
     """The largest sum of tensors in a step of G1, for batches that grow until they do not fit."""
+    from ..peers import why_not
+
     sizes = (2, 4) if setting.small else BATCH_SIZES
     names = TRIED[:1] if setting.small else OF_MEMORY
     table = Table("G1: peak GiB over the batch size", ("row", *(f"B={size}" for size in sizes)))
     for name in names:
+        if network_of(name) == "huggingface" and (reason := why_not(cases(setting)["G1"].config)):
+            table.remarks.append(f"{name} was left out: {reason}")
+            continue
         peaks: list[float | str | None] = []
         for point, found in each(peak, [Point(name, size) for size in sizes], setting):
             if isinstance(found, Failed):
