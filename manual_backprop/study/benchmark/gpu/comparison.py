@@ -30,7 +30,7 @@ PEERS = ("baseline-compiled", "huggingface-compiled")
 OF_SMALL_ONES = (PEERS[0], *(f"{name}{GRAPHS}" for name in PEERS))
 ABLATED = {"G3": 1.5, "G1": 2.0}  # likewise
 TRIED = ("custom-reference", "baseline-eager")  # on a CPU, where nothing is worth compiling
-BATCH_SIZES = (8, 16, 32, 64, 96, 128, 192, 256)
+BATCH_SIZES = (16, 64, 128, 256)
 OF_MEMORY = (SUBJECT, "custom-recompute", "baseline-eager", "huggingface-eager")
 # What rows of G1 take beside one another [bytes], estimated: each of them, and for a sequence of the batch all of them.
 OF_A_ROW = 2.5e9
