@@ -44,16 +44,19 @@ def wide(x: Tensor) -> Tensor:
 
 @contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """Around a calculation: in precision=tf32 a GPU rounds what enters a float32 product to 10 bits of mantissa."""
+    """Around a calculation: in precision=tf32 a GPU rounds what enters a float32 product to 10 bits of mantissa.
+
+    By the older of PyTorch's two settings: `torch.compile` reads that one, and fails where only the newer one is set.
+    """
     if precision != "tf32":
         yield
         return
     matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    before, matmul.allow_tf32 = matmul.allow_tf32, True
     try:
         yield
     finally:
-        matmul.fp32_precision = before
+        matmul.allow_tf32 = before
 
 
 def one_number(value: float | Tensor, like: Tensor) -> Tensor:

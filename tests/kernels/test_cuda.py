@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +16,11 @@ from fake_cuda import Calls, fake_gpu
 from manual_backprop.common.batch import AnyBatch, Batch, EncoderBatch, PairBatch
 from manual_backprop.config.network import ARCHITECTURES, PRECISIONS
 from manual_backprop.config.schema import CustomTransformerConfig
-from manual_backprop.kernels.cuda import triton
+from manual_backprop.kernels.cuda import attention, graph, triton
 from manual_backprop.models.implementations import build_network
 from manual_backprop.models.training_step import OfTensors, TrainingStep
+from manual_backprop.ops import Visible
+from manual_backprop.ops.numerics import float32_products
 from manual_backprop.study.benchmark import rows
 from manual_backprop.study.benchmark.ablations import ablated
 from manual_backprop.study.benchmark.cases import CASES, SUBJECT
@@ -124,6 +128,102 @@ def test_documents_several_batches_and_another_optimizer() -> None:
     config = CustomTransformerConfig(TINY | {"precision": "bf16_mixed"})
     assert_capturable(calls_of_a_step(config, segments=True, optimizer="sgd", batches=2))
     assert_capturable(calls_of_a_step(replace(config, kernels="reference")))
+
+
+def test_where_cudnn_is_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step can be captured with its attention, too; and what it does not take, flash attention does."""
+    monkeypatch.setattr(attention, "_has_fast_cudnn", lambda device: True)
+    calls = calls_of_a_step(CustomTransformerConfig(TINY | {"precision": "bf16_mixed"}))
+    assert_capturable(calls)
+    made = [name for name, *_ in calls[0].made]
+    for way in ("", "_backward"):
+        assert made.count(f"aten._scaled_dot_product_cudnn_attention{way}.default") == 1
+    for keys, heads, width, kind in (
+        (5, 4, 64, "cudnn"),
+        (1, 4, 64, "flash"),
+        (5, 2, 64, "flash"),
+        (5, 4, 136, "flash"),
+    ):
+        query, key = (torch.empty(2, T, H, width, dtype=torch.bfloat16) for T, H in ((5, 4), (keys, heads)))
+        assert attention._choose(query, key, Visible(causal=False), None) == (kind, ""), (keys, heads, width)
+
+
+def test_which_attention_an_older_gpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flash attention needs Ampere; its backward for the widest heads more shared memory than a card for games has."""
+    expected = [((7, 5), 64, "efficient"), ((8, 0), 256, "flash"), ((8, 6), 192, "flash"), ((8, 6), 224, None)]
+    for capability, width, kind in expected:
+        monkeypatch.setattr(attention, "_capability", lambda device, capability=capability: capability)
+        query = torch.empty(2, 5, 4, width, dtype=torch.float16)
+        assert attention._choose(query, query, Visible(), None)[0] == kind, (capability, width)
+
+
+def test_tf32_is_set_around_a_calculation() -> None:
+    """In a way that torch.compile can read, which fails where it finds PyTorch's two settings apart."""
+    settings = torch.backends.cuda.matmul
+    with float32_products("tf32"):
+        assert torch.get_float32_matmul_precision() == "high"
+        assert settings.fp32_precision == "tf32"
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert settings.fp32_precision != "tf32"
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["too little memory", "a call that waits"])
+def test_a_step_that_cannot_be_captured_runs_as_it_is(
+    ends: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And leaves PyTorch as it was. Around a capture stands what `torch.cuda.graph` does there: where CUDA refuses to
+    end it, an error of its own, another stream, and an allocator that knows of no end."""
+    usual, own = SimpleNamespace(device_index=0), SimpleNamespace(device_index=0, device=None)
+    cuda = SimpleNamespace(stream=usual, captured=0, underway=[], released=[])
+
+    @contextlib.contextmanager
+    def capture(_: Any, pool: Any, stream: Any) -> Iterator[None]:
+        cuda.stream, cuda.captured = stream, cuda.captured + 1
+        cuda.underway.append(pool)
+        try:
+            yield
+        finally:
+            if not ends:
+                raise RuntimeError("operation failed due to a previous error during capture")
+            cuda.underway.remove(pool)
+            cuda.stream = usual
+
+    def end(device: int, pool: Any) -> None:
+        if pool not in cuda.underway:
+            raise RuntimeError("not currently recording to mempool_id")
+        cuda.underway.remove(pool)
+
+    def empty_cache() -> None:
+        assert not cuda.underway, "captures_underway.empty() INTERNAL ASSERT FAILED"
+
+    def work(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if cuda.stream is not usual:
+            raise RuntimeError("not permitted when stream is capturing")
+        return (2 * x,)
+
+    for name, stand_in in (
+        ("graph", capture),
+        ("device", lambda device: contextlib.nullcontext()),
+        ("CUDAGraph", object),
+        ("Stream", lambda device: own),
+        ("graph_pool_handle", lambda: "pool"),
+        ("empty_cache", empty_cache),
+        ("current_stream", lambda: cuda.stream),
+        ("set_stream", partial(setattr, cuda, "stream")),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *what: cuda.released.append(what), raising=False)
+    graphs = graph.Graphs()
+    for number in range(graph.WARM_UP + 3):
+        (doubled,) = graphs(work, [torch.tensor(number)], "step")
+        assert doubled == 2 * number
+    assert cuda.captured == 1
+    assert (cuda.stream, cuda.underway) == (usual, [])
+    assert cuda.released == ([] if ends else [(0, "pool")])
+    (said,) = [record.message for record in caplog.records]
+    assert said.endswith("waits for Python: not permitted when stream is capturing")
+    assert graphs.refusal == "not permitted when stream is capturing"
 
 
 def test_a_step_of_gpt2_has_few_launches() -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,22 +19,46 @@ import pytest
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton_bugs import BUGS, Bug
 
 from manual_backprop.kernels.cuda import triton as room
 
 ROOT = Path(__file__).parents[2]
+KERNELS = Path("manual_backprop", "kernels", "cuda")
 fp32, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
+
+
+def interpreted(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The tests of that file, with the package that lies in a folder."""
+    words = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-m", ""]
+    settings = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    return subprocess.run(
+        [*words, str(Path(__file__).with_name("triton_interpreted.py"))],
+        cwd=folder, env=os.environ | settings, capture_output=True, text=True,
+    )  # fmt: skip
 
 
 def test_under_the_interpreter() -> None:
     """Numbers: what is tested is in that file."""
-    words = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", ""]
-    settings = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*words, str(Path(__file__).with_name("triton_interpreted.py"))],
-        cwd=ROOT, env=os.environ | settings, capture_output=True, text=True,
-    )  # fmt: skip
+    done = interpreted(ROOT)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_planted_bugs_have_a_place() -> None:
+    for bug in BUGS:
+        assert (ROOT / KERNELS / bug.file).read_text().count(bug.old) == 1, bug.name
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_a_planted_bug_is_noticed(bug: Bug, tmp_path: Path) -> None:
+    shutil.copytree(
+        ROOT / "manual_backprop", tmp_path / "manual_backprop", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    file = tmp_path / KERNELS / bug.file
+    file.write_text(file.read_text().replace(bug.old, bug.new))
+    done = interpreted(tmp_path)
+    assert (done.returncode, "1 failed" in done.stdout) == (1, True), done.stdout[-2000:] + done.stderr[-2000:]
 
 
 # Compiled
@@ -99,6 +125,9 @@ def test_compiled_for_gpt2_nothing_spills(compiled: list[Any], tmp_path: Path) -
     assert {kernel.name for kernel in compiled} >= {"residual_norm_kernel", "adamw_kernel", "cross_entropy_kernel"}
     for kernel in compiled:
         assert_no_spills(kernel, tmp_path)
+    (loss,) = [kernel for kernel in compiled if kernel.name == "cross_entropy_kernel"]
+    offsets = re.findall(r"tt\.addptr .* : !tt\.ptr<bf16>, (\w+)", loss.asm["ttir"])
+    assert set(offsets) == {"i64"}, "the logits of a large batch are more than 2^31"
 
 
 @pytest.mark.nightly

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from manual_backprop import ops, optim
 from manual_backprop.config.schema import CustomTransformerConfig
-from manual_backprop.kernels import table
+from manual_backprop.kernels import sizes, table
 from manual_backprop.kernels.cuda import attention, linear
 from manual_backprop.kernels.cuda import triton as room
 from manual_backprop.models.custom import CustomTransformer
@@ -45,8 +46,8 @@ TILES: dict[str, dict[str, int]] = {  # so small that the shapes below are sever
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, sizes in TILES.items():
-        for constant, size in sizes.items():
+    for name, tile in TILES.items():
+        for constant, size in tile.items():
             monkeypatch.setattr(importlib.import_module(f"{room.__name__}.{name}"), constant, size)
 
 
@@ -98,6 +99,8 @@ def check_residual_norm(
         assert total.numel() == 0
         summed = x
     forward, backward = (getattr(ops, f"{kind}_norm_{way}") for way in ("forward", "backward"))
+    if kind == "layer":
+        assert_near(mean, summed.double().mean(1), sums=width)  # of the sum as it is kept
     want, cache = forward(summed.double(), *parameters, epsilon=1e-3)
     assert y.dtype == multiplied
     assert_near(y, want)
@@ -124,6 +127,7 @@ def check_residual_norm(
 @pytest.mark.usefixtures("small_tiles")
 def test_bias_activation(activation: str, dtype: torch.dtype) -> None:
     x, dy, bias = normal(9, 37, dtype=dtype, scale=2), normal(9, 37, dtype=dtype), normal(37, dtype=fp32)
+    x[0] = -bias  # where a ReLU has its corner
     dbias = normal(37, dtype=fp64 if dtype == fp64 else fp32)
     want_dbias = dbias.double()
     summed = x.double() + bias.double()
@@ -210,7 +214,8 @@ def test_adamw(dtype: torch.dtype, narrow: torch.dtype | None) -> None:
     parameters, gradients, want, want_gradients = flats
     parameters.buffer.copy_(normal(layout.size))
     want.buffer.copy_(parameters.buffer)
-    textbook = optim.optimizers.AdamW(layout, want, want_gradients, 0.1, (0.9, 0.99), 1e-8)
+    epsilon = 1e-3  # so large that it counts
+    textbook = optim.optimizers.AdamW(layout, want, want_gradients, 0.1, (0.9, 0.99), epsilon)
     wide = fp64 if dtype == fp64 else fp32
     first, second = torch.zeros(2, layout.size, dtype=wide)
     beside = None if narrow is None else torch.zeros(layout.size, dtype=narrow)
@@ -225,7 +230,7 @@ def test_adamw(dtype: torch.dtype, narrow: torch.dtype | None) -> None:
         before = [one.clone() for one in (parameters.buffer, first, second)]
         numbers = torch.tensor(counts, dtype=wide)
         moments = first, second
-        settings = layout.decayed_size, 0.9, 0.99, 1e-8, 0.1
+        settings = layout.decayed_size, 0.9, 0.99, epsilon, 0.1
         room.adamw_(parameters.buffer, gradients.buffer, *moments, beside, numbers, *settings)
         if step == 2:
             assert all(torch.equal(*pair) for pair in zip(before, (parameters.buffer, *moments), strict=True))
@@ -241,56 +246,107 @@ def test_adamw(dtype: torch.dtype, narrow: torch.dtype | None) -> None:
 # A whole step
 
 
+class FusedAttention:
+    """In place of aten's fused attention of a kind, which a CPU does not have: the textbook's pair. What forward gives
+    beside the context, backward has to get back under the names of PyTorch's schemas."""
+
+    SAME: ClassVar = {
+        "log_sumexp": "logsumexp",
+        "rng_state": "philox_seed",
+        "unused": "philox_offset",
+        "grad_out_": "grad_out",
+    }
+
+    def __init__(self, kind: str):
+        pair = (f"_scaled_dot_product_{kind}_attention{way}" for way in ("", "_backward"))
+        self.schemas = [getattr(torch.ops.aten, name).default._schema for name in pair]
+
+    def named(self, schema: Any, values: Any, settings: dict[str, Any]) -> dict[str, Any]:
+        names = [self.SAME.get(argument.name, argument.name) for argument in schema.arguments]
+        usual = {name: one.default_value for name, one in zip(names, schema.arguments, strict=True)}
+        return usual | dict(zip(names, values, strict=False)) | settings
+
+    def forward(self, *values: Any, **settings: Any) -> Any:
+        given = self.named(self.schemas[0], values, settings)
+        assert (given["dropout_p"], given.get("compute_log_sumexp", True)) == (0, True)
+        query, key, value = (given[name].transpose(1, 2) for name in ("query", "key", "value"))
+        shared = query.shape[2] // key.shape[2]  # by so many queries in a row
+        inputs = query * self.factor(given), *(x.repeat_interleave(shared, 2) for x in (key, value))
+        context, cache = ops.attention_forward(*inputs, ops.Visible(given["is_causal"]))
+        made = [self.SAME.get(one.name, one.name) for one in self.schemas[0].returns]
+        kept = {name: SimpleNamespace() for name in made} | {"output": context.transpose(1, 2)}
+        kept["logsumexp"].call = given, kept, cache, shared
+        return tuple(kept.values())
+
+    def backward(self, *values: Any, **settings: Any) -> Any:
+        given = self.named(self.schemas[1], values, settings)
+        before, kept, cache, shared = given["logsumexp"].call
+        for name in given.keys() & kept.keys():
+            assert given[name] is kept[name], name
+        for name in ("is_causal", "dropout_p", "scale"):
+            assert given[name] == before[name], name
+        assert torch.equal(given["out"], kept["output"])
+        assert given.get("attn_bias") is None
+        dquery, dkey, dvalue = ops.attention_backward(given["grad_out"].transpose(1, 2), cache)
+        dkey, dvalue = (x.unflatten(2, (-1, shared)).sum(3) for x in (dkey, dvalue))
+        found = [x.transpose(1, 2) for x in (dquery * self.factor(given), dkey, dvalue)]
+        return found if len(self.schemas[1].returns) == 3 else [*found, None]
+
+    @staticmethod
+    def factor(given: dict[str, Any]) -> float:
+        """By which the scores are another multiple than the textbook's."""
+        return given["scale"] * given["query"].shape[-1] ** 0.5
+
+
 class CudaOnly:
     """`torch.ops.aten` where what a CPU does not have is made of the textbook's pair of that name."""
 
+    def __init__(self) -> None:
+        self.attention = {kind: FusedAttention(kind) for kind in ("cudnn", "flash", "efficient")}
+        self.used: set[str] = set()
+
     def __getattr__(self, name: str) -> Any:
-        for pair in ("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"):
-            if name == pair:
-                return self.attention_forward
-            if name == f"{pair}_backward":
-                return self.attention_backward
+        for kind, pair in self.attention.items():
+            if name.startswith(f"_scaled_dot_product_{kind}_attention"):
+                self.used.add(kind)
+                return pair.backward if name.endswith("_backward") else pair.forward
         if name == "addmm":
             return self
         return getattr(torch.ops.aten, name)
 
-    def attention_forward(self, query: Tensor, key: Tensor, value: Tensor, *settings: Any, scale: float) -> Any:
-        """In place of the statistics stands the textbook's cache: 3 they are, or 7 and a mask to look at."""
-        causal = settings[1 if settings[0] is not None else 3]
-        inputs = (x.transpose(1, 2) for x in (query, key, value))
-        context, cache = ops.attention_forward(*inputs, ops.Visible(causal))
-        places = (cache, 0, 0) if settings[0] is None else (cache, 0, 0, 0, 0, 0, 0, None)
-        return context.transpose(1, 2), *places
-
-    def attention_backward(self, dcontext: Tensor, *inputs: Any, **settings: Any) -> Any:
-        cache = next(one for one in inputs if isinstance(one, tuple))
-        gradients = ops.attention_backward(dcontext.transpose(1, 2), cache)
-        found = [gradient.transpose(1, 2) for gradient in gradients]
-        return (*found, None) if inputs[3] is None else found
-
     def dtype_out(self, total: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype, *, out: Tensor) -> None:
         """`linear_backward`: dweight += dy^T x, added up in the wide format."""
+        assert out is total
+        assert left.dtype == right.dtype
         out += left.to(dtype) @ right.to(dtype)
 
 
 @pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks on the CPU have the kernels of a GPU, all of Triton's among them."""
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> CudaOnly:
+    """Networks on the CPU have the kernels of a GPU, all of Triton's among them; a loss is made in several chunks."""
     rows = [row._replace(devices=None) for row in table.ROWS["fused"]]
     monkeypatch.setitem(table.ROWS, "fused", tuple(rows))
+    monkeypatch.setitem(sizes.SIZES, "cpu", replace(sizes.SIZES["cpu"], fewest_rows=4, logits=1))
+    of_a_gpu = CudaOnly()
     for module in (attention, linear):
-        monkeypatch.setattr(module, "aten", CudaOnly())
+        monkeypatch.setattr(module, "aten", of_a_gpu)
+    return of_a_gpu
 
 
 @pytest.mark.parametrize(
-    ("architecture", "precision", "bar"),
-    [("llama", "fp32", 1e-5), ("vaswani", "fp32", 1e-5), ("gpt2", "bf16_mixed", 0.1)],
+    ("architecture", "precision", "kind", "bar"),
+    [
+        ("llama", "fp32", "efficient", 1e-5),
+        ("vaswani", "fp32", "efficient", 1e-5),
+        ("gpt2", "bf16_mixed", "cudnn", 0.1),
+        ("llama", "fp16_mixed", "flash", 0.02),  # whose heads share keys
+    ],
 )
-@pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_step_with_all_of_them(
-    architecture: str, precision: str, bar: float, monkeypatch: pytest.MonkeyPatch
+    architecture: str, precision: str, kind: str, bar: float, monkeypatch: pytest.MonkeyPatch, as_on_a_gpu: CudaOnly
 ) -> None:
     """Loss, gradients and updated parameters, beside those of the textbook in float64."""
+    monkeypatch.setattr(attention, "_has_fast_cudnn", lambda device: kind == "cudnn")
     called: set[str] = set()
     for name in room.FILES:
         own = getattr(room, name)
@@ -298,7 +354,7 @@ def test_a_step_with_all_of_them(
         monkeypatch.setattr(room, name, told, raising=False)
     config = CustomTransformerConfig(
         vocab_size=17, d_model=24, n_blocks=1, n_heads=3, d_ffn=22, max_seq_len=7, architecture=architecture,
-        precision=precision, kernels="fused",
+        precision=precision, kernels="fused", n_kv_heads=1 if kind == "flash" else None,
     )  # fmt: skip
     exact = replace(config, precision="fp64", kernels="reference")
     networks = [CustomTransformer(one) for one in (config, exact)]
@@ -320,6 +376,7 @@ def test_a_step_with_all_of_them(
     activation = "swiglu" if architecture == "llama" else "bias_activation"
     both = {name for pair in (activation, "residual_norm") for name in (pair, f"{pair}_backward")}
     assert called >= {"adamw_", "cross_entropy_"} | both
+    assert as_on_a_gpu.used == {kind}
 
 
 # Of all of them

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from configparser import ConfigParser
+from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,8 @@ import torch
 from manual_backprop import bench
 from manual_backprop.common.errors import CheckFailedError, InputError
 from manual_backprop.common.machine import compute_capabilities
+from manual_backprop.kernels import replay
+from manual_backprop.kernels.cuda import graph
 from manual_backprop.study import paired_timing
 from manual_backprop.study.benchmark import measurement, rows
 from manual_backprop.study.benchmark.cases import GRAPHS, compile_mode, is_compiled, network_of
@@ -91,12 +97,56 @@ def test_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < trained[5] < math.log(20)
 
 
+@pytest.fixture
+def bare_machine(tmp_path: Path) -> dict[str, str]:
+    """The environment of a Python that finds of this project's libraries PyTorch, transformers and what these need."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    names = re.findall(r"^[\w-]+", config["options"]["install_requires"], re.MULTILINE)
+    there = {"torch", "transformers", "tokenizers", "safetensors", "filelock"}
+    missing = {name.removesuffix("-core") for name in names} - there
+    assert {"hydra", "omegaconf", "mlflow", "rich", "psutil", "matplotlib"} <= missing
+    (tmp_path / "sitecustomize.py").write_text(
+        f"""
+import sys
+
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {missing}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+
+sys.meta_path.insert(0, Missing())
+"""
+    )
+    return os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+
+
+def test_where_there_is_pytorch_alone(bare_machine: dict[str, str]) -> None:
+    """What the commands and their parts import."""
+    parts = {part.function.partition(".")[0] for part in session.PARTS.values()}
+    room = session.__package__
+    modules = [
+        "manual_backprop.bench",
+        "manual_backprop.kernels.cuda.optimizers",
+        *(f"{room}.{part}" for part in parts),
+    ]
+    asks = "import importlib.util; assert importlib.util.find_spec('torch')"
+    for library in ("hydra", "mlflow"):
+        asks += f"\ntry: import {library}\nexcept ImportError: pass\nelse: raise AssertionError"
+    words = [sys.executable, "-c", f"import {', '.join(modules)}\n{asks}"]
+    done = subprocess.run(words, cwd=ROOT, env=bare_machine, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.nightly
-def test_all_of_it_as_a_user_gives_it(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "manual_backprop.bench", "--gpu", "--device", "cpu", "--output", str(tmp_path)]
-    done = subprocess.run([*words, "--minutes", "15"], cwd=ROOT, capture_output=True, text=True)
+def test_all_of_it_as_a_user_gives_it(tmp_path: Path, bare_machine: dict[str, str]) -> None:
+    folder = tmp_path / "results"
+    words = [sys.executable, "-m", "manual_backprop.bench", "--gpu", "--device", "cpu", "--output", str(folder)]
+    done = subprocess.run([*words, "--minutes", "15"], cwd=ROOT, env=bare_machine, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    content = json.loads((tmp_path / "results.json").read_text())
+    content = json.loads((folder / "results.json").read_text())
     assert [len(part["tables"]) for part in content["parts"].values()] == [1, 1, 5, 1, 1]
 
 
@@ -138,9 +188,89 @@ def test_after_an_error_of_the_gpu_comes_a_new_process() -> None:
     answers = dict(found)
     assert answers["wrong"] == processes.Failed("ValueError: no such thing")
     assert answers["device"].ends
+    assert not answers["device"].late
     first, second, third = (answers[item].partition(" in ")[2] for item in ("first", "second", "third"))
     assert first == second != third
     assert "did not answer in the time" in answers["slow"].message
+    assert answers["slow"].late
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_there_was_no_time_for_is_not_wrong(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = processes.Failed("it did not answer", ends=True, late=late)
+    monkeypatch.setattr(correctness, "each", lambda check, wanted, setting: [(wanted[0], failed)])
+    (table,) = correctness.correctness(Setting("cpu", "", 0.0))
+    assert bool(table.failures) == (not late)
+    assert "0 of 5 measured" in table.remarks[0]
+    assert "for the others there was no time" in table.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("message", "late", "wrong"),
+    [("OutOfMemoryError: CUDA out of memory.", False, False), ("KeyError: 3", False, True), ("no answer", True, False)],
+)
+def test_memory_is_over_and_something_is_wrong(
+    message: str, late: bool, wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two things: the second one counts."""
+    failed = processes.Failed(message, late=late)
+    monkeypatch.setattr(comparison, "each", lambda peak, points, setting: [(points[0], 1.5), (points[1], failed)])
+    (table,) = comparison.memory(Setting("cpu", "", 0.0))
+    assert table.rows == [("custom-reference", 1.5, None)]
+    said = table.failures if wrong else table.remarks
+    assert said == [f"custom-reference, B=4: {message}"]
+
+
+class Doubled:
+    """An end of a pipe, through which a loss comes twice as large."""
+
+    def __init__(self, end: Any):
+        self.end, self.recv = end, end.recv
+
+    def send(self, answer: Any) -> None:
+        self.end.send(replace(answer, loss=2 * answer.loss) if isinstance(answer, rows.Ready) else answer)
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_a_peer_that_fails_or_disagrees_ends_no_comparison() -> None:
+    def work(end: Any, name: str, case: Any) -> None:
+        if name == "baseline-eager":
+            raise ValueError("no such kernel")
+        rows.work(Doubled(end) if name == "torch-eager" else end, name, case)
+
+    case = comparison.cases(Setting("cpu", "", 0.0))["G4"]
+    names = ["custom-reference", "baseline-eager", "torch-eager"]
+    measured = measurement.measure(case, names, rounds=1, work=work, at_once=True)
+    assert list(measured.rows) == ["custom-reference"]
+    assert measured.left_out == {"baseline-eager": "A measuring process failed: ValueError: no such kernel"}
+    assert measured.disagreeing.keys() == {"torch-eager"}
+    table = comparison.table_of("G4", measured)
+    assert [row[0] for row in table.rows] == ["custom-reference", "custom-reference again"]
+    assert "torch-eager and custom-reference disagree" in table.failures[0]
+
+
+def test_a_table_that_fails_ends_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*inputs: Any, **settings: Any) -> Any:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(comparison, "measure", fails)
+    tables = list(comparison.comparison(Setting("cpu", "", time.monotonic() + 60)))
+    assert [table.failures for table in tables] == [["ZeroDivisionError: division by zero"]] * 5
+
+
+def test_what_is_measured_at_once_fits_into_the_memory() -> None:
+    """Of an H100, an H200, and a GPU that holds everything."""
+    batches = {}
+    for memory in (80e9, 150e9, 500e9):
+        planned = [one for one in comparison.plan(Setting("cuda", "", 0.0), int(memory)) if one.title.startswith("G1")]
+        batches[memory] = [one.case.batch_size for one in planned]
+        for one in planned:  # the bar holds for the case's own batch, and beside peers
+            assert (one.case.bar is None) == (one.case.batch_size < 64 or "without" in one.title)
+    assert batches == {80e9: [16, 8], 150e9: [32, 64, 16], 500e9: [64, 64]}
+
+
+def test_a_step_is_captured_before_it_is_timed() -> None:
+    assert max(graph.WARM_UP, replay.WARM_UP) <= rows.WARM_UP
 
 
 @pytest.mark.parametrize(
@@ -180,13 +310,17 @@ def test_on_a_gpu_everything_is_tried() -> None:
             item._replace(precision=item.precision if item.kind != "pair" else "fp32"), torch.device("cpu")
         )
     assert {item.precision for item in wanted if item.kind == "network"} == set(correctness.PRECISIONS)
+    configs = [correctness.config_of(item, torch.device("cuda")) for item in wanted if item.kind == "network"]
+    assert all(config.d_head % 8 == 0 for config in configs), "fused attention takes no others"
+    assert {config.kv_heads for config in configs} == {2, 4}
+    assert all(not config.violations() for config in configs)
     found = comparison.cases(Setting("cuda", "", 0.0))
     assert [case.batch_size for case in found.values()] == [64, 12, 64]
     for name in (*comparison.PEERS, *comparison.OF_SMALL_ONES, *comparison.OF_MEMORY):
         assert network_of(name) in ("custom", "baseline", "huggingface")
     assert all(is_compiled(name) and compile_mode(name) is None for name in comparison.PEERS)
-    assert {compile_mode(name) for name in comparison.OF_SMALL_ONES} == {"reduce-overhead"}
-    assert all(name.endswith(GRAPHS) for name in comparison.OF_SMALL_ONES)
+    assert [compile_mode(name) for name in comparison.OF_SMALL_ONES] == [None, "reduce-overhead", "reduce-overhead"]
+    assert [name.endswith(GRAPHS) for name in comparison.OF_SMALL_ONES] == [False, True, True]
     for optimization in OPTIMIZATIONS.values():
         for module, name, _ in optimization.bindings():
             assert hasattr(module, name), f"{module.__name__} has no {name}"

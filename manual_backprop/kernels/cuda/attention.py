@@ -1,8 +1,9 @@
 """Attention by PyTorch's fused kernels, forward and backward called by name, with the log-sum-exp as cache.
 
-cuDNN's or flash attention for 16-bit numbers, the memory-efficient one for float32. What these do not take (a document
-mask, padding, dropout of the probabilities with this project's masks, odd head sizes, float64) runs as products of
-PyTorch's, some sequences at a time (`kernels.cpu.attention`), and the run's log says so once.
+cuDNN's or flash attention for 16-bit numbers, the memory-efficient one for float32 and on GPUs before Ampere. What
+these do not take (a document mask, padding, dropout of the probabilities with this project's masks, odd head sizes,
+float64) runs as products of PyTorch's, some sequences at a time (`kernels.cpu.attention`), and the run's log says so
+once.
 """
 
 import functools
@@ -23,9 +24,12 @@ from ..cpu import attention as tiles
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
 
-CUDNN_FROM = (9, 0)  # compute capability, from which cuDNN's is the faster one (PyTorch chooses it there, too)
-CUDNN_VERSION = 91500
+# As PyTorch chooses (sdp_utils.cpp), by compute capability
+FLASH_FROM = (8, 0)
+FASTER_CUDNN = ((9, 0), (10, 0), (10, 3))  # than flash attention
+CUDNN_VERSION = 91501  # the first one that is right for lengths that are no multiple of 128
 WIDEST = 256  # head; of cuDNN's kernel half as wide
+WIDEST_ELSEWHERE = 192  # where there is less shared memory than on a data center's GPU: 8.6, 8.9, 12.0
 
 told: set[str] = set()  # why attention is not fused, as far as the log says it: cleared for each network
 
@@ -186,18 +190,21 @@ def _choose(query: Tensor, key: Tensor, visible: Visible, dropout: Dropout | Non
         return None, f"its probabilities are dropped (model.dropout={dropout.probability})"
     if visible.causal and T != S:
         return None, f"{T} queries see {S} keys causally"
-    narrow = query.dtype in (torch.float16, torch.bfloat16)
+    narrow, dtype = query.dtype in (torch.float16, torch.bfloat16), str(query.dtype).removeprefix("torch.")
     if not narrow and query.dtype != torch.float32:
-        return None, f"no kernel takes {str(query.dtype).removeprefix('torch.')}"
-    kind = "efficient"
-    if narrow:
-        kind = "cudnn" if H == G and 2 * K <= WIDEST and _prefers_cudnn(query.device) else "flash"
-    if K % 8 or K > WIDEST:
-        return None, f"a head of {K} is no multiple of 8 up to {WIDEST} (model.d_model / model.n_heads)"
+        return None, f"no kernel takes {dtype}"
+    kind, capability = "efficient", _capability(query.device)
+    if narrow and capability >= FLASH_FROM:
+        # cuDNN takes no single key (PyTorch's can_use_cudnn_attention)
+        kind = "cudnn" if H == G and S > 1 and 2 * K <= WIDEST and _prefers_cudnn(query.device) else "flash"
+    large = kind == "efficient" or capability in (FLASH_FROM, *FASTER_CUDNN)
+    widest = WIDEST if large else WIDEST_ELSEWHERE
+    if K % 8 or widest < K:
+        return None, f"a head of {K} is no multiple of 8 up to {widest} (model.d_model / model.n_heads)"
     if kind == "efficient" and torch.are_deterministic_algorithms_enabled():
-        return None, "in float32 no kernel promises the same bits each time (device.deterministic)"
+        return None, f"in {dtype} no kernel promises the same bits each time on this GPU (device.deterministic)"
     if kind == "efficient" and H != G:
-        return None, "in float32, keys and values that several queries share are repeated for each"
+        return None, f"in {dtype}, keys and values that several queries share are repeated for each on this GPU"
     return kind, ""
 
 
@@ -211,4 +218,10 @@ def _has_fast_cudnn(device: torch.device) -> bool:
     if not torch.cuda.is_available() or not torch.backends.cudnn.is_available():
         return False
     version = torch.backends.cudnn.version() or 0
-    return torch.cuda.get_device_capability(device) >= CUDNN_FROM and version >= CUDNN_VERSION
+    return _capability(device) in FASTER_CUDNN and version >= CUDNN_VERSION
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    """Where there is no GPU, and a step is only traced, that of an H100."""
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (9, 0)

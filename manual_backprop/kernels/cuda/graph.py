@@ -7,7 +7,8 @@ is compiled and planned, and nothing is computed while it is: the step is its fi
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,17 +29,47 @@ Work = Callable[..., tuple[Tensor, ...]]
 class Captured:
     """One graph, where its inputs are read, and where its results lie."""
 
-    def __init__(self, work: Work, inputs: Sequence[Tensor], pool: Any):
+    def __init__(self, work: Work, inputs: Sequence[Tensor], pool: Any, stream: torch.cuda.Stream):
         self.inputs = [x.clone() for x in inputs]
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
-            self.results = work(*self.inputs)
+        with torch.cuda.device(stream.device):
+            self.graph = torch.cuda.CUDAGraph()
+            with _cleaned_up(pool), torch.cuda.graph(self.graph, pool=pool, stream=stream):
+                self.results = work(*self.inputs)
 
     def replay(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)
         self.graph.replay()
         return tuple(result.clone() for result in self.results)
+
+
+@contextmanager
+def _cleaned_up(pool: Any) -> Iterator[None]:
+    """Around a capture: where it fails, steps go on without it.
+
+    `torch.cuda.graph` leaves its own stream as the current one then. Where CUDA refuses to end the capture, as after a
+    call that waits for the device, PyTorch's allocator believes that the capture still goes on: it frees nothing more,
+    and `empty_cache` is an internal error.
+    """
+    stream = torch.cuda.current_stream()
+    try:
+        yield
+    except BaseException:
+        torch.cuda.set_stream(stream)
+        try:
+            torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+        except RuntimeError:  # it has ended
+            pass
+        else:
+            torch._C._cuda_releasePool(stream.device_index, pool)
+        raise
+
+
+def _first_cause(error: Exception) -> Exception:
+    """What has made a capture fail: its end fails as well, and says no more than that."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return error
 
 
 class Graphs:
@@ -49,6 +80,8 @@ class Graphs:
         self._seen: Counter[Hashable] = Counter()
         self._refused: set[Hashable] = set()
         self._pool: Any = None  # of memory: the graphs run one after the other
+        self._stream: torch.cuda.Stream | None = None  # on which they are captured, of the device of their inputs
+        self.refusal = ""  # why the last one that was tried is not there
 
     def __call__(self, work: Work, inputs: Sequence[Tensor], signature: Hashable) -> tuple[Tensor, ...]:
         """work(*inputs), new tensors. `signature`: all that decides what `work` does, beside the inputs."""
@@ -73,12 +106,13 @@ class Graphs:
             del self.captured[oldest], self._seen[oldest]
         torch.cuda.empty_cache()  # what the steps so far have left: a graph has memory of its own
         try:
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            self.captured[key] = Captured(work, inputs, self._pool)
+            if self._stream is None:
+                self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(inputs[0].device)
+            self.captured[key] = Captured(work, inputs, self._pool, self._stream)
+            return True
         except RuntimeError as error:  # what cannot be captured, or does not fit beside what is there
             self._refused.add(key)
-            log.warning("the step runs without a CUDA graph, and waits for Python: %s", first_line(error))
-            torch.cuda.empty_cache()
-            return False
-        return True
+            self.refusal = first_line(_first_cause(error))
+            log.warning("the step runs without a CUDA graph, and waits for Python: %s", self.refusal)
+        torch.cuda.empty_cache()  # here, where the error no longer holds what the attempt has made
+        return False

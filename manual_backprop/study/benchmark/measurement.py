@@ -17,7 +17,7 @@ from .rows import work as work_row
 PEERS = [name for name in ROWS if name not in OURS]
 AGAIN = " again"  # behind the subject's name: it runs twice
 FEWEST, MOST = 5, 20  # rounds, where the user does not say how many
-WARMING_UP = 0.7  # of the time that a measurement has, at most; which is over then is left out
+WARMING_UP = 0.75  # of the time that a measurement has, at most; which is over then is left out
 LONGEST = 120.0  # [s] that a case's rounds may take, where the fewest do not take longer
 AGREEMENT = {
     "fp64": 1e-9,
@@ -58,6 +58,7 @@ class Measurement:
     products: Row  # a step's matrix products alone
     left_out: dict[str, str] = field(default_factory=dict)  # rows that cannot be had here, and why
     remarks: list[str] = field(default_factory=list)  # on gradients of peers
+    disagreeing: dict[str, str] = field(default_factory=dict)  # peers whose gradients are others; they were not timed
 
     @property
     def subject(self) -> MeasuredRow:
@@ -97,8 +98,8 @@ def measure(
     """`names` of rows: the first is the subject. `rounds` of turns there and back, None: what the time allows.
 
     `work` is what a row's process runs, and knows what is behind a name: `rows.work`, or what is built upon it.
-    `at_once`: all rows warm up together, and are compared with one another only. `until`: the time, by
-    time.monotonic(), at which the answer is there, with fewer rounds if need be.
+    `at_once`: all rows warm up together, and are compared with the subject only; one that fails or differs is left out.
+    `until`: the time, by time.monotonic(), at which the answer is there, with fewer rounds if need be.
     Raises CheckFailedError where a process fails, or where gradients differ.
     """
     true = None if at_once else measure_of(case)  # before there are others: it may need more memory than any of them
@@ -124,6 +125,10 @@ def measure(
                 started = LeftOut("it had not warmed up in the time that there was")
                 if name in begun:
                     begun[name].process.terminate()  # it would be waited for
+            except CheckFailedError as error:
+                if not at_once:
+                    raise
+                started = LeftOut(str(error))
             if isinstance(started, LeftOut):
                 if name in wanted[:2]:
                     raise CheckFailedError(f"{name}: {started.reason}")
@@ -133,21 +138,33 @@ def measure(
             process.until = until
             processes.append(process)
             rows.append(row)
-        remarks = check_agreement(case.config.precision, answers, true)
+        disagreeing = _disagreeing(case.config.precision, answers) if at_once else {}
+        agreeing = {name: answer for name, answer in answers.items() if name not in disagreeing}
+        remarks = check_agreement(case.config.precision, agreeing, true)
+        timed = [place for place, row in enumerate(rows) if row.name in agreeing]
+        processes, rows = [processes[place] for place in timed], [rows[place] for place in timed]
         products = Row("products alone")
         limit = closing.enter_context(MeasuringProcess(work_products, case, advice=ADVICE, until=until))
-        seconds = [answer.step_seconds for answer in answers.values()] + [limit.answer()]
+        seconds = [answer.step_seconds for answer in agreeing.values()] + [limit.answer()]
         rounds = rounds or rounds_for(seconds, until)
         print(f"{case.name or case.config.precision}: {rounds} rounds", file=sys.stderr, flush=True)
         everything = [*zip(processes, rows, strict=True), (limit, products)]
+        longest = 0.0  # [s] that a turn of all has taken
         for order in turns(len(everything), 2 * rounds):
+            begin = time.monotonic()
+            if until is not None and products.seconds and begin + longest > until:
+                break
             for place in order:
                 process, measured = everything[place]
                 measured.seconds.append(process.ask("turn"))
+            longest = max(longest, time.monotonic() - begin)
         for process, row in zip(processes, rows, strict=True):
             row.peak_bytes = process.ask("peak")
+        for process in (*processes, limit):
+            process.end.close()  # all end at the same time: a GPU's take a second each
     subject, again, *others = rows
-    return Measurement(case, {row.name: row for row in (subject, *others)}, again, products, left_out, remarks)
+    found = {row.name: row for row in (subject, *others)}
+    return Measurement(case, found, again, products, left_out, remarks, disagreeing)
 
 
 def _start(name: str, case: Case, work: Callable[..., None], until: float | None) -> MeasuringProcess:
@@ -251,6 +268,18 @@ def check_agreement(precision: str, answers: Mapping[str, Answer], true: Answer 
 
 def _disagreement(name: str, subject: str, how: str) -> CheckFailedError:
     return CheckFailedError(f"{name} and {subject} disagree, so nothing was measured: {how}")
+
+
+def _disagreeing(precision: str, answers: Mapping[str, Answer]) -> dict[str, str]:
+    """The peers whose loss or gradients are not those of the subject, which comes first, and how."""
+    (subject, first), _, *others = answers.items()
+    found = {}
+    for name, answer in others:
+        try:
+            check_agreement(precision, {subject: first, name: answer})
+        except CheckFailedError as error:
+            found[name] = str(error)
+    return found
 
 
 def _distance(mine: Sequence[float], its: Sequence[float]) -> float:

@@ -86,7 +86,7 @@ class ProductsOfAStep:
         self.runs.append((2 * count, lambda: torch.bmm(probabilities.mT, query, out=context)))
 
     def _matrices(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, device=self.device).to(self.dtype)
+        return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)
 
     def _faster(self, *ways: Run) -> Run:
         return min(ways, key=self._seconds)

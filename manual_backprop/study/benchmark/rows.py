@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ...models.network import Network
     from ...optim.optimizers import Optimizer
 
-WARM_UP = 2  # steps, after the first two: one may compile, and the one after replay.WARM_UP of them is recorded
+WARM_UP = 3  # steps, after the first two: one may compile, and one is recorded (replay.py) or captured (graph.py)
 TURN = 0.3  # [s] that a turn takes at least: it is as many steps as that needs
 LEARNING_RATE, MAX_GRAD_NORM = 1e-4, 1.0
 ADAMW: dict[str, Any] = {"weight_decay": 0.1, "betas": (0.9, 0.99)}

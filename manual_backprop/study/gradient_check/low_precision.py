@@ -8,7 +8,7 @@ for one of them. So the ratio of a tensor is the median over several networks an
 
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ CPU = torch.device("cpu")
 ENOUGH_TO_ROUND = CustomTransformerConfig(  # large enough that errors are averages, not accidents
     vocab_size=61, d_model=48, n_blocks=2, n_heads=4, d_ffn=96, max_seq_len=24, precision="fp64"
 )
+SIZES = {"B": 4, "T": 24, "D": 48, "F": 96, "V": 61, "H": 4}  # of an op's case, likewise
 # Half of the distance between 1 and the next number: how near a format comes to anything.
 UNIT = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9, "bf16_mixed": 2.0**-9, "fp16_mixed": 2.0**-11}
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
@@ -92,14 +93,18 @@ def step_on_cpu(network: Network, batch: AnyBatch) -> tuple[Tensor, dict[str, Te
 
 
 def check_op_precision(
-    row: Row, dtype: torch.dtype, seeds: Iterable[int] = SEEDS, pairs: Any = ops, device: torch.device = CPU
+    row: Row,
+    dtype: torch.dtype,
+    seeds: Iterable[int] = SEEDS,
+    pairs: Any = ops,
+    device: torch.device = CPU,
+    sizes: Mapping[str, int] = SIZES,
 ) -> list[Finding]:
-    """The ratio for every output and gradient of an op's typical case, in larger sizes; autograd runs on this device,
+    """The ratio for every output and gradient of an op's typical case, in larger `sizes`; autograd runs on this device,
     float64 on the CPU. In fp64 it is the error itself."""
 
     def draw(seed: int) -> Errors:
         generator = torch.Generator().manual_seed(seed)
-        sizes = {"B": 4, "T": 24, "D": 48, "F": 96, "V": 61, "H": 4}
         case = next(row.cases(Draw(generator, dtype, **sizes)))
         there = case.on(device)
         outputs, cache = call(row, there, pairs)

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ....common.errors import CheckFailedError, first_line
-from ...paired_timing import MeasuringProcess
+from ...paired_timing import MeasuringProcess, NotInTime
 from .tables import Setting
 
 Function = Callable[[Any, Setting], Any]
@@ -22,6 +22,7 @@ class Failed:
 
     message: str
     ends: bool = False  # whether its process ended with it
+    late: bool = False  # whether the time was over, and nothing is known of it
 
 
 def each(function: Function, items: Sequence[Any], setting: Setting) -> Iterator[tuple[Any, Any]]:
@@ -34,8 +35,10 @@ def each(function: Function, items: Sequence[Any], setting: Setting) -> Iterator
                 try:
                     answer = process.answer()
                 except CheckFailedError as error:  # it was killed, or its time is over
-                    answer = Failed(str(error), ends=True)
+                    answer = Failed(str(error), ends=True, late=isinstance(error, NotInTime))
                 alive = not (isinstance(answer, Failed) and answer.ends)
+                if isinstance(answer, Failed) and answer.late:
+                    process.process.terminate()  # it would be waited for
                 yield waiting.pop(0), answer
 
 

@@ -81,7 +81,7 @@ def training(setting: Setting) -> Part:
         return
     for one, found in each(train, (TINY,) if setting.small else TRAININGS, setting):
         if isinstance(found, Failed):
-            table.failures.append(f"{one.name}: {found.message}")
+            (table.remarks if found.late else table.failures).append(f"{one.name}: {found.message}")
             continue
         steps, seconds, losses = found
         best = min(losses, key=losses.__getitem__)
