@@ -130,7 +130,14 @@ def takes_a_mapping(cls: type[Config]) -> type[Config]:
 class CustomTransformerConfig:
     """A network: its sizes, architecture and number formats. Every implementation takes the same one.
 
-    Made of keywords, or of one mapping: `CustomTransformerConfig({"d_model": 64})`.
+    Made of keywords, or of one mapping: `CustomTransformerConfig({"d_model": 64})`. Whoever builds a network of it raises
+    ConfigError with all `violations`.
+
+    >>> config = CustomTransformerConfig(vocab_size=65, d_model=64, n_heads=4)
+    >>> config.d_head, config.violations()
+    (16, [])
+    >>> CustomTransformerConfig({"d_model": 64, "n_heads": 5}).violations()
+    ['d_model=64: must be divisible by n_heads=5, since every head gets an equal share; ...']
     """
 
     vocab_size: int = 128  # V [tokens]
