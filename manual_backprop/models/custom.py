@@ -19,7 +19,8 @@ from .step import Cache, HandWrittenNetwork
 
 
 class CustomTransformer(HandWrittenNetwork):
-    """A decoder by hand. The gradient of `parameters[name]` is added into `gradients[name]`.
+    """A decoder by hand. The gradient of `parameters[name]` is added into `gradients[name]`. Raises ConfigError for a
+    config that no decoder can be built from, and InputError for a batch that it cannot read.
 
     In bf16_mixed and fp16_mixed the residual stream x stays in float32, as autocast leaves it, and what enters a matrix
     product is rounded: a stream in 16 bits would be rounded at every sum, and past some 10 blocks its gradients' errors

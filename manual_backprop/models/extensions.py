@@ -52,7 +52,8 @@ def register_objective(
     loss, cache = forward(outputs, targets, denominator) and doutputs = backward(dloss, cache), and loss =
     mirror(outputs, targets, denominator) for autograd: a sum over the targets that count (-100 does not, of numbers
     NaN) over `denominator`, that of the whole optimizer step. outputs (B, T, V) with targets (B, T), or of an encoder
-    (B, n_outputs) with classes (B,), or `of_numbers` with (B, n_outputs). Raises ConfigError as above.
+    (B, n_outputs) with classes (B,), or `of_numbers` with (B, n_outputs). Raises ConfigError where the name is no word,
+    or is another one's.
 
     >>> def absolute_error_forward(outputs, targets, denominator):
     ...     difference = torch.where(targets.isnan(), 0, outputs - targets)

@@ -25,7 +25,8 @@ from .recorder import scoped
 
 
 class TorchTransformer(MirroredNetwork):
-    """A decoder by autograd, which adds into the same `gradients` that the hand-written backward adds into.
+    """A decoder by autograd, which adds into the same `gradients` that the hand-written backward adds into. Raises as
+    CustomTransformer.
 
     >>> from manual_backprop.common.batch import Batch
     >>> sizes = {"vocab_size": 16, "d_model": 16, "n_blocks": 1, "n_heads": 2, "d_ffn": 32, "precision": "fp64"}

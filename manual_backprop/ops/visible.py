@@ -35,6 +35,7 @@ class Visible(NamedTuple):
 
     @property
     def is_only_causal(self) -> bool:
+        """Whether a key's place alone decides."""
         return self.causal and self.key_lengths is None and self.query_segments is None
 
     def may_leave_none(self, T: int, S: int) -> bool:

@@ -42,6 +42,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
+        """exp(loss); infinite where that is too large for a float."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def metrics(self) -> dict[str, float]:

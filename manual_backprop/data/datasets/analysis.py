@@ -35,8 +35,8 @@ def analyze_dataset(
     """Which tokenizer suits the training documents of a dataset, or the first `subset_size`: a report to be read, and
     the recommended vocab_size and max_seq_len [tokens].
 
-    `name` is a name in conf/dataset, OWNER/NAME on the hub, or a file or folder. `vocab_sizes` [tokens] are compared; with
-    `tokenizer`, its file or folder, that one alone is looked at. Raises InputError for data that cannot be used.
+    `name` is a name in conf/dataset, OWNER/NAME on the hub, or a file or folder. `vocab_sizes` [tokens] are compared;
+    with `tokenizer`, its file or folder, that one alone is looked at. Raises InputError for data that cannot be used.
 
     >>> _ = Path("text.txt").write_text("to be or not to be, that is the question. " * 200)
     >>> report, recommended = analyze_dataset("text.txt", vocab_sizes=[270])

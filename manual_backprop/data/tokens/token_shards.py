@@ -65,9 +65,11 @@ class TokenShards:
 
     @property
     def documents(self) -> int:
+        """How many there are."""
         return len(self.offsets) - 1
 
     def document(self, number: int) -> np.ndarray:
+        """The tokens of one, its end token too."""
         if not 0 <= number < self.documents:
             raise IndexError(f"document {number} of {self.documents}")
         found: np.ndarray = self[int(self.offsets[number]) : int(self.offsets[number + 1])]

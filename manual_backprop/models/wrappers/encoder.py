@@ -29,7 +29,7 @@ class EncoderWrapper(NetworkWrapper):
     `implementation` calculates: custom, torch or baseline. Raises ConfigError with everything that is wrong.
 
     >>> model = EncoderWrapper(vocab_size=11, n_outputs=2, d_model=16, n_blocks=1, n_heads=2, d_ffn=32, max_seq_len=8)
-    >>> for step in range(100):
+    >>> for step in range(50):
     ...     result = model.train_step([[1, 2, 3], [4, 5]], targets=[0, 1], learning_rate=0.3)
     >>> model.predict([[1, 2, 3], [4, 5]]).argmax(-1)
     tensor([0, 1])

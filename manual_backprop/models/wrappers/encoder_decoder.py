@@ -38,7 +38,7 @@ class EncoderDecoderWrapper(NetworkWrapper):
     this order (V - 3, V - 2, V - 1), unless they are given.
 
     >>> model = EncoderDecoderWrapper(vocab_size=9, d_model=32, n_blocks=1, n_heads=4, d_ffn=64, max_seq_len=8)
-    >>> for step in range(100):
+    >>> for step in range(60):
     ...     result = model.train_step([[1, 2, 3], [4, 5]], [[3, 2, 1], [5, 4]], learning_rate=0.3)
     >>> model.generate([[1, 2, 3], [4, 5]], beams=4)  # 8 is the end, 6 is padding
     tensor([[3, 2, 1, 8], [5, 4, 8, 6]])

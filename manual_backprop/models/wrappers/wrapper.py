@@ -70,6 +70,7 @@ class NetworkWrapper:
     # What it is
 
     def count_parameters(self) -> int:
+        """A head that is tied to the embedding counts once."""
         return self.network.count_parameters()
 
     def get_model_info(self) -> dict[str, Any]:
