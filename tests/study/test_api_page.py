@@ -1,4 +1,4 @@
-"""docs/api.md is what the docstrings say, and they say enough. Their examples are run by test_documents_for_people.py."""
+"""docs/api.md is what the docstrings say, and they say enough. test_documents_for_people.py runs their examples."""
 
 from __future__ import annotations
 
