@@ -85,7 +85,7 @@ class StatefulOptimizer(Protocol):
 class CheckpointManager:
     """The checkpoints of one run: the newest `keep` and the one with the best metric.
 
-    One process saves; any number may read meanwhile. With a model, a wrapper as CustomTransformerWrapper is one:
+    One process saves; any number may read meanwhile. With a model, which is a wrapper such as CustomTransformerWrapper:
 
     >>> model = CustomTransformerWrapper(vocab_size=8, d_model=8, n_blocks=1, n_heads=2, d_ffn=8, max_seq_len=4)
     >>> checkpoints = CheckpointManager("my_run/checkpoints", keep=2)
@@ -189,11 +189,11 @@ class CheckpointManager:
         state: Mapping[str, Any] | None = None,
         optimizer: StatefulOptimizer | None = None,
     ) -> Path:
-        """`save` of a model, and of what `model.network.adamw` or `sgd` returned, if that trains it.
+        """Save a model, and the optimizer that trains it: what `model.network.adamw` or `sgd` returned.
 
-        `step` is what the checkpoint is named after, None: the model's own count. `state` is JSON of the caller's,
-        beside the model's. Raises InputError for what is no model, CheckpointError where a key of `state` is one of the
-        model's, StorageError as `save`.
+        The checkpoint is named after `step`, None: the model's own count. `state` is JSON that the caller adds to the
+        model's. Raises InputError for what is no model, CheckpointError where `state` has a key of the model's,
+        StorageError as `save`.
         """
         _check_restorable(model)
         tensors, own = model.tensors_and_state()
@@ -206,11 +206,11 @@ class CheckpointManager:
     def load_checkpoint(
         self, model: Restorable, path: str | Path | None = None, optimizer: StatefulOptimizer | None = None
     ) -> Checkpoint:
-        """`load`, and put the checkpoint's parameters and step into `model`, and its moments into `optimizer`.
+        """Load a checkpoint (None: the latest) into `model`, and its moments into `optimizer`.
 
         Returns the checkpoint, whose `state` has what `save_checkpoint` was given. Raises InputError for what is no
-        model, CheckpointError for a checkpoint that is damaged, or of another network or optimizer; then neither
-        is changed.
+        model, CheckpointError for a checkpoint that is damaged, or of another network or optimizer: then neither model
+        nor optimizer is changed.
         """
         _check_restorable(model)
         checkpoint = self.load(path)
@@ -350,8 +350,8 @@ class CheckpointManager:
 def _check_restorable(model: object) -> None:
     if not hasattr(model, "restore") or not hasattr(model, "tensors_and_state"):
         raise InputError(
-            f"model is a {type(model).__name__}; expected a wrapper, as CustomTransformerWrapper is one. A network by "
-            "itself is wrapped by it, and tensors of any kind are saved by `save`."
+            f"model is a {type(model).__name__}; expected a wrapper such as CustomTransformerWrapper. Put a network into "
+            "one, or save tensors of any kind with `save`."
         )
 
 

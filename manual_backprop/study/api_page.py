@@ -319,10 +319,15 @@ def split(docstring: str) -> tuple[str, str]:
 
 
 def markdown(docstring: str) -> str:
-    """A docstring as Markdown: what is indented, and examples, in blocks; the lines of a paragraph joined."""
+    """A docstring as Markdown: what is indented, and examples, in blocks; the lines of a paragraph, or of a list's item,
+    joined."""
     parts = []
     for paragraph in inspect.cleandoc(docstring).split("\n\n"):
         kind, lines = "", list[str]()
+        if paragraph.startswith("- "):
+            items = re.split(r"\n(?=- )", paragraph)
+            parts.append("\n".join(block("", item.splitlines()) for item in items))
+            continue
         for line in paragraph.splitlines():
             new = "pycon" if kind == "pycon" or line.startswith(">>> ") else "text" if line.startswith("    ") else ""
             if new != kind and lines:

@@ -60,12 +60,12 @@ class Predicts(Protocol):
 
 
 class Evaluator:
-    """The loss and the accuracy of a model on batches that it has not seen, without dropout and label smoothing.
+    """Measures the loss and the accuracy of a model, without dropout and label smoothing.
 
-    `model` is a wrapper, as CustomTransformerWrapper is one, or a network, as CustomTransformer is one.
-    `bytes_per_token` of the text turns nats a token into bits a byte, which tokenizers cannot change. `device` is where
-    to calculate (cpu, cuda, cuda:1 or auto): None is where the model is; elsewhere a copy of it is made for each
-    evaluation. Raises InputError for a model that predicts nothing, ConfigError for a device that it cannot have.
+    `model` is a wrapper such as CustomTransformerWrapper, or a network such as CustomTransformer. `bytes_per_token` of
+    the text turns nats a token into bits a byte, which can be compared between tokenizers. `device` is where to
+    calculate (cpu, cuda, cuda:1 or auto): None means where the model is; for another one, each evaluation copies the
+    model there. Raises InputError for a model that predicts nothing, ConfigError for a device that there is not.
 
     >>> model = CustomTransformerWrapper(vocab_size=8, d_model=8, n_blocks=1, n_heads=2, d_ffn=8, max_seq_len=4)
     >>> for parameter in model.network.parameters.values():
@@ -80,8 +80,8 @@ class Evaluator:
         self.network: Predicts = getattr(model, "network", model)
         if not callable(getattr(self.network, "predict", None)):
             raise InputError(
-                f"model is a {type(model).__name__}; expected a network, as CustomTransformer is one, or a wrapper "
-                "around one, as CustomTransformerWrapper is one."
+                f"model is a {type(model).__name__}; expected a network such as CustomTransformer, or a wrapper such as "
+                "CustomTransformerWrapper."
             )
         self.bytes_per_token = bytes_per_token
         self._model = model
@@ -89,12 +89,18 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[AnyBatch | Mapping[str, Any]]) -> Evaluation:
-        """Over all targets that count, in the batches of all processes; the device is waited for once, at the end. No
-        target: loss and accuracy 0.
+        """The means over all targets that count, in the batches of all processes; 0 where there is none. The device is
+        waited for once, at the end.
 
-        `batches` is any iterable, a DataLoader too: of mappings as transformers' datasets and collators give them
-        (input_ids, labels, where -100 does not count, and attention_mask; `models.wrappers.mappings` has what they mean
-        to which model), or of Batch, PairBatch and EncoderBatch. Raises InputError for what the model cannot read.
+        `batches` is any iterable, such as a list or a DataLoader. A batch is a mapping, as transformers' datasets and
+        collators give it, or a Batch, PairBatch or EncoderBatch. Values of a mapping are tensors, arrays or lists:
+
+        - input_ids: (B, T) token ids; of an encoder-decoder (B, S), the source.
+        - labels: of a decoder (B, T), usually input_ids, shifted inside; of an encoder-decoder (B, T), the target
+          without its beginning; of an encoder (B,), the classes. -100 does not count.
+        - attention_mask, if there is one: 1 for real tokens, 0 for padding.
+
+        Raises InputError for what the model cannot read.
         """
         network, reader = self._there()
         loss_sum: float | Tensor = 0.0

@@ -66,7 +66,10 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     checkpoints, model = CheckpointManager(tmp_path), CustomTransformerWrapper(**SIZES)
     for wrong in (model.network, torch.nn.Linear(2, 2)):
         for use in (checkpoints.save_checkpoint, checkpoints.load_checkpoint):
-            with pytest.raises(InputError, match=rf"model is a {type(wrong).__name__}; expected a wrapper"):
+            with pytest.raises(
+                InputError,
+                match=rf"model is a {type(wrong).__name__}; expected a wrapper such as CustomTransformerWrapper",
+            ):
                 use(wrong)  # type: ignore[operator]
     with pytest.raises(CheckpointError, match="state has network, which the model writes itself"):
         checkpoints.save_checkpoint(model, state={"network": {}})

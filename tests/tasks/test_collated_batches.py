@@ -136,7 +136,7 @@ def test_padding_on_the_left_is_refused_where_lengths_count() -> None:
 
 
 def test_a_model_and_a_device_that_cannot_be_are_refused(model: CustomTransformerWrapper) -> None:
-    with pytest.raises(InputError, match="model is a Linear; expected a network, as CustomTransformer is one"):
+    with pytest.raises(InputError, match="model is a Linear; expected a network such as CustomTransformer"):
         Evaluator(torch.nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="device='mps': must be auto, cpu, cuda"):
         Evaluator(model, device="mps")
