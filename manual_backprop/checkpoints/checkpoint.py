@@ -350,8 +350,8 @@ class CheckpointManager:
 def _check_restorable(model: object) -> None:
     if not hasattr(model, "restore") or not hasattr(model, "tensors_and_state"):
         raise InputError(
-            f"model is a {type(model).__name__}; expected a wrapper such as CustomTransformerWrapper. Put a network into "
-            "one, or save tensors of any kind with `save`."
+            f"model is a {type(model).__name__}; expected a wrapper such as CustomTransformerWrapper. Put a network "
+            "into one, or save tensors of any kind with `save`."
         )
 
 

@@ -1,8 +1,8 @@
 """Attention that knows distances and shares keys and values: rotary positions (Su et al. 2021), grouped queries.
 
-Two small pairs before the attention of `ops/attention.py`: `rotary` turns queries and keys by angles that grow with their
-position, so that a score depends on how far apart two positions are; `repeat_heads` lets H / G queries read the same
-key and value (Ainslie et al. 2023). `rotary_attention` is all three, the pair that a network calls.
+Two small pairs before the attention of `ops/attention.py`: `rotary` turns queries and keys by angles that grow with
+their position, so that a score depends on how far apart two positions are; `repeat_heads` lets H / G queries read the
+same key and value (Ainslie et al. 2023). `rotary_attention` is all three, the pair that a network calls.
 """
 
 from __future__ import annotations

@@ -80,8 +80,8 @@ class Evaluator:
         self.network: Predicts = getattr(model, "network", model)
         if not callable(getattr(self.network, "predict", None)):
             raise InputError(
-                f"model is a {type(model).__name__}; expected a network such as CustomTransformer, or a wrapper such as "
-                "CustomTransformerWrapper."
+                f"model is a {type(model).__name__}; expected a network such as CustomTransformer, or a wrapper such "
+                "as CustomTransformerWrapper."
             )
         self.bytes_per_token = bytes_per_token
         self._model = model
