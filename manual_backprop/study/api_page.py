@@ -319,7 +319,7 @@ def split(docstring: str) -> tuple[str, str]:
 
 
 def markdown(docstring: str) -> str:
-    """A docstring as Markdown: what is indented, and examples, in blocks; the lines of a paragraph or an item joined."""
+    """A docstring as Markdown: what is indented, and examples, in blocks; lines of a paragraph or an item joined."""
     parts = []
     for paragraph in inspect.cleandoc(docstring).split("\n\n"):
         kind, lines = "", list[str]()
