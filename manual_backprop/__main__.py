@@ -46,7 +46,7 @@ GROUPS = {
         ),
     },
     "Measure, and write pages": {
-        "tools.cost": ("measure what logging, inspection and preparing data cost", "tracking"),
+        "tools.cost": ("measure what logging, inspection, data and several processes cost", "tracking"),
         "tools.kernel_gains": ("measure what each optimization of the kernels brings", "--case C1 C2 --rounds 3"),
         "tools.levels": ("measure the three levels of one network side by side", ""),
         "tools.api_page": ("write docs/api.md from the docstrings", ""),
