@@ -13,8 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Where each public name lives.
-_HOMES = {
+# Where each public name lives. Type checkers read the same in __init__.pyi.
+HOMES = {
     "BaselineTransformer": "models.baseline",
     "CheckpointManager": "checkpoints.checkpoint",
     "CustomTransformer": "models.custom",
@@ -36,14 +36,14 @@ _HOMES = {
     "train_tokenizer_from_files": "data.datasets.tokenizer_training",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *HOMES]
 
 
 def __getattr__(name: str) -> "Any":
     if name == "__version__":
         value: Any = _version()
-    elif name in _HOMES:
-        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    elif name in HOMES:
+        value = getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

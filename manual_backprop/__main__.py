@@ -1,25 +1,75 @@
-"""`python -m manual_backprop` lists the commands of the package; each is a module with a `main`."""
+"""`python -m manual_backprop` lists the commands of the package, in groups, each with an example."""
 
 import sys
 from pathlib import Path
 
-COMMANDS = {
-    "run": "train a model, or a sweep of them",
-    "evaluate": "measure a trained model, beside models that only count",
-    "predict": "let a trained model label texts, or forecast, as JSON lines",
-    "generate": "let a trained model continue a text",
-    "chat": "write a text, and let a trained model go on with it",
-    "convert": "bring a model to transformers, or one from there",
-    "summary": "show what a model is made of, and what it costs",
-    "diagnose": "find out why a loss does not fall, and which learning rate suits",
-    "verify": "compare every hand-written gradient with autograd's",
-    "explain": "write one step of backpropagation down, number by number",
-    "bench": "time the implementations against one another, in pairs",
-    "rerun": "make a run again, and compare its losses bit by bit",
-    "compare": "set runs side by side: what sets them apart, and how far their curves part",
-    "visualize": "overlay runs in the browser: curves, equal compute, tables, samples, attention",
-    "sync": "bring to MLflow what runs could not send",
+# A command is a module with a `main`: what it does, and an example, which README.md or a page of docs/ has as well.
+GROUPS = {
+    "Train": {
+        "run": ("train a model, or a sweep of them", "model=small"),
+        "rerun": ("make a run again, and compare its losses bit by bit", "last"),
+        "sync": ("bring to MLflow what runs could not send", "last"),
+        "diagnose": (
+            "find out why a loss does not fall, and which learning rate suits",
+            "model=tiny dataset=text dataset.path=FILE tokenizer=char",
+        ),
+    },
+    "Use a trained model": {
+        "evaluate": ("measure a trained model, beside models that only count", "last --generate --tokens 20"),
+        "predict": (
+            "let a trained model label texts, or forecast, as JSON lines",
+            'last --text "Run the event loop until it is stopped."',
+        ),
+        "generate": (
+            "let a trained model continue a text",
+            'last --prompt "Return the" --temperature 0.8 --stop "."',
+        ),
+        "chat": ("write a text, and let a trained model go on with it", "last"),
+        "convert": ("bring a model to transformers, or one from there", "to-hf last exported"),
+        "summary": ("show what a model is made of, and what it costs", "last --shapes"),
+    },
+    "Compare runs": {
+        "compare": ("set runs side by side: what sets them apart, and how far their curves part", "last"),
+        "visualize": ("overlay runs in the browser: curves, equal compute, tables, samples, attention", ""),
+    },
+    "Look into backpropagation": {
+        "verify": ("compare every hand-written gradient with autograd's", ""),
+        "explain": ("write one step of backpropagation down, number by number", ""),
+        "bench": ("time the implementations against one another, in pairs", "--case C1"),
+    },
+    "Prepare data": {
+        "tools.download_dataset": ("fetch a dataset of the hub, or list what there is", "--list"),
+        "tools.inspect": ("show splits, columns, sizes and rows of a dataset", "FOLDER --rows 2"),
+        "tools.tokenization": (
+            "learn a tokenizer, advise on its size, prepare tokens",
+            "train registry python_docs 1024",
+        ),
+    },
+    "Measure, and write pages": {
+        "tools.cost": ("measure what logging, inspection, data and several processes cost", "tracking"),
+        "tools.kernel_gains": ("measure what each optimization of the kernels brings", "--case C1 C2 --rounds 3"),
+        "tools.levels": ("measure the three levels of one network side by side", ""),
+        "tools.api_page": ("write docs/api.md from the docstrings", ""),
+    },
 }
+COMMANDS = {name: about for group in GROUPS.values() for name, (about, _) in group.items() if "." not in name}
+
+
+def page() -> str:
+    """The list of those that are there: a part of the package runs where only torch is installed."""
+    folder = Path(__file__).parent
+    lines = ["A laboratory for backpropagation: a transformer whose backward pass is written by hand."]
+    for title, group in GROUPS.items():
+        there = {name: one for name, one in group.items() if (folder / f"{name.replace('.', '/')}.py").is_file()}
+        lines += ["", title] if there else []
+        for name, (about, example) in there.items():
+            lines += [f"  {name:<23} {about}", f"{'':<26}{example_of(name, example)}"]
+    return "\n".join([*lines, "", "Each takes --help. This one takes --version."])
+
+
+def example_of(name: str, arguments: str) -> str:
+    """As it is typed."""
+    return f"python -m manual_backprop.{name} {arguments}".rstrip()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,24 +79,16 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"manual_backprop {__version__}")
         return 0
-    folder = Path(__file__).parent
-    there = {name: about for name, about in COMMANDS.items() if (folder / f"{name}.py").is_file()}
-    listed = [
-        "A laboratory for backpropagation: a transformer whose backward pass is written by hand.",
-        "",
-        *(f"  python -m manual_backprop.{name:<10} {about}" for name, about in there.items()),
-        "",
-        "Each takes --help. This one takes --version.",
-    ]
     if given and given not in (["--help"], ["-h"]):
         from manual_backprop.common.errors import EXIT_BAD_INPUT
         from manual_backprop.config.rules import nearest
 
-        meant = given[0] if given[0] in there else nearest(given[0], list(there))
+        names = [name for group in GROUPS.values() for name in group]
+        meant = given[0] if given[0] in names else nearest(given[0], names)
         way_out = f"; did you mean python -m manual_backprop.{meant}?" if meant else ""
-        print(f"{given[0]}: there is no such option{way_out}\n", *listed, sep="\n", file=sys.stderr)
+        print(f"{given[0]}: there is no such option{way_out}\n", page(), sep="\n", file=sys.stderr)
         return EXIT_BAD_INPUT
-    print("\n".join(listed))
+    print(page())
     return 0
 
 

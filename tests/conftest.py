@@ -46,6 +46,7 @@ TOGETHER = {  # in one process, which imports that library: 9 s
         "test_gpu_bench",
         "test_pretrained",
         "test_data_tools",
+        "test_collated_batches",
     ),
     "datasets": ("test_hub", "test_hub_tools", "test_inspect"),
 }

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manual_backprop.__main__ import COMMANDS
+from command_tools import ROOT
+
+from manual_backprop.__main__ import GROUPS, example_of
 from manual_backprop.checkpoints.checkpoint import CheckpointManager, load_checkpoint, verify
 from manual_backprop.config.schema import HUB, model_sizes, shipped_folder
 from manual_backprop.data.series.reader import SHIPPED
@@ -515,6 +517,14 @@ def check_explained(page: str, network: str) -> Callable[[Outcome], None]:
     return check_page_is_written
 
 
+def check_page_of_names(outcome: Outcome) -> None:
+    """It is the page that lies here."""
+    page = "docs/api.md"
+    assert page in outcome.written
+    assert outcome.said == f"wrote {page}\n"
+    assert (outcome.place / page).read_text(encoding="utf-8") == (ROOT / page).read_text(encoding="utf-8")
+
+
 # Data
 
 
@@ -586,8 +596,12 @@ def check_imported(outcome: Outcome) -> None:
 
 
 def check_commands_are_listed(outcome: Outcome) -> None:
-    for name, about in COMMANDS.items():
-        assert re.search(rf"^  python -m manual_backprop\.{name} +{about}$", outcome.said, flags=re.M), name
+    """In groups, each with an example."""
+    for title, group in GROUPS.items():
+        assert f"\n{title}\n" in outcome.said
+        for name, (about, example) in group.items():
+            lines = rf"^  {name} +{re.escape(about)}\n +{re.escape(example_of(name, example))}$"
+            assert re.search(lines, outcome.said, flags=re.M), name
 
 
 def check_help(outcome: Outcome) -> None:
@@ -677,6 +691,7 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     rf"{TOOLS}\.tokenization train file": check_tokenizer("README.md-512", 512),
     rf"{TOOLS}\.tokenization pretokenize": check_pretokenized,
     rf"{TOOLS}\.cost preparing": check_speed,
+    rf"{TOOLS}\.api_page": check_page_of_names,
     r"python -m manual_backprop\.convert to-hf": check_exported,
     r"python -m manual_backprop\.convert from-hf": check_imported,
     r"python -m manual_backprop$": check_commands_are_listed,

@@ -26,6 +26,7 @@ from documented_commands import AFTER, CHECKS, PREPARED, Outcome, checks_of, fil
 from warm_python import WarmPython
 
 from manual_backprop import bench
+from manual_backprop.__main__ import GROUPS, example_of
 from manual_backprop.study.benchmark.choices import cases_of
 from manual_backprop.tracking.run_directory import list_runs, read_run
 from manual_backprop.training import command_line
@@ -241,13 +242,19 @@ def test_every_command_has_a_check_of_its_own_and_every_check_a_command() -> Non
     assert {*AFTER, *AFTER.values(), *PREPARED} <= set(commands)
 
 
+def test_the_example_of_a_command_is_one_of_the_documents() -> None:
+    """Where it is run, and what it does is compared with what is promised."""
+    listed = [example_of(name, arguments) for group in GROUPS.values() for name, (_, arguments) in group.items()]
+    assert [example for example in listed if example not in written()] == []
+
+
 # A part of each Python block: what it prints.
 BLOCKS: dict[str, tuple[str, ...]] = {
     "analyze_dataset(": (
         r"python_docs: recommended\n +vocab_size +\d+ .*\n +max_seq_len +\d+ ",
         r"\n\[(?:\s*\d+){20}\] \[[\s\d.]+\] \[memmap\(\[[\s\S]+\)\]\n$",
     ),
-    "CustomTransformerWrapper(": (
+    "bytes(model.generate(": (
         r"^\{'loss': 0\.\d+, 'grad_norm': [\d.e-]+, 'status': 'success'\}\n",
         r"\nb'to be or not to be, that is the '\n",  # what it was trained on
         r"\ntorch\.Size\(\[64, 64\]\) \{'model_type': 'custom_transformer', .*'parameters': 118592\}\n$",
@@ -260,7 +267,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         rf"(?:^|\n)blocks\.1\.attention\.{name} \(4, 4, 16, 16\)\n" for name in ("probabilities", "dprobabilities")
     ),
     "find_crossover_points(": (r"^above 5\.0e11 FLOPs small leads tiny\nLoss over compute\n$",),
-    "CheckpointManager(": (r"^\[1\.0, 0\.5, 0\.333\d+\]\ntensor\(\[\[1\., 1\.\],\s+\[1\., 1\.\]\]\)\n$",),
+    "CheckpointManager(": (r"^\[10, 20\] step-000020\nTrue\n$",),
     "mlflow.pyfunc.load_model(": (r"^\[['\"].+['\"]\]\n$",),
 }
 
@@ -291,6 +298,29 @@ def test_python_blocks_about_a_run(block: str, place: Path, warm: WarmPython) ->
     done = warm.run(["-c", block.replace("RUN_ID", mlflow_id(place))], place, 120)
     assert done.returncode == 0, done.stderr
     check_block(block, done.stdout)
+
+
+EXAMPLES = """
+import doctest, sys
+from manual_backprop.study.api_page import SET_UP, examples
+
+scope = {}
+exec(SET_UP.replace(">>> ", ""), scope)
+runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+for one in examples():
+    test = doctest.DocTestParser().get_doctest(one.docstring, scope, one.name, str(one.path), one.node.lineno)
+    assert test.examples, one.name
+    runner.run(test)
+print(runner.tries, file=sys.stderr)
+sys.exit(runner.failures > 0)
+"""
+
+
+def test_the_examples_of_the_api_run(tmp_path: Path, warm: WarmPython) -> None:
+    """Those of docs/api.md, which are doctests of what the package and `ops` export."""
+    done = warm.run(["-c", EXAMPLES], tmp_path, 120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stderr.splitlines()[-1]) > 150
 
 
 # Once where a reader's own words make two commands the same.

@@ -1,4 +1,5 @@
-"""The package in fresh environments, as a wheel and as an editable install: works in any directory, with completion.
+"""The package in fresh environments, as a wheel, from an sdist and as an editable install: builds without a warning,
+works in any directory, with completion and with its types.
 
 The environments see the libraries of the one that runs the tests, and nothing else of it: neither this project nor its
 plugins. What installing the libraries takes is tried by .ci/run, with README.md's own command.
@@ -6,7 +7,9 @@ plugins. What installing the libraries takes is tried by .ci/run, with README.md
 
 from __future__ import annotations
 
+import email
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,7 +69,20 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.fixture(scope="module", params=[pytest.param("wheel", marks=SLOW), pytest.param("editable", marks=NIGHTLY)])
+@pytest.fixture(scope="module")
+def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with what `python -m build` makes: an sdist, and of that a wheel."""
+    folder = tmp_path_factory.mktemp("dist")
+    isolation = ["--no-isolation"] if find_spec("setuptools") else []
+    done = run(sys.executable, "-m", "build", "--outdir", folder, *isolation, source, cwd=folder)
+    assert re.findall(r".*(?:warning|deprecat).*", done.stdout + done.stderr, flags=re.IGNORECASE) == []
+    return folder
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("wheel", marks=SLOW), *(pytest.param(n, marks=NIGHTLY) for n in ("editable", "sdist"))],
+)
 def scripts(
     request: pytest.FixtureRequest, source: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -80,14 +96,17 @@ def scripts(
     # A folder that a .pth file adds is searched for modules only: its own .pth files, as of an editable install,
     # are not read.
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    target = [wheel] if request.param == "wheel" else ["--editable", source]
+    if request.param == "sdist":
+        target: list[str | Path] = [*request.getfixturevalue("built").glob("*.tar.gz")]
+    else:
+        target = [wheel] if request.param == "wheel" else ["--editable", source]
     run(
         *(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--ignore-installed"),
         *(["--no-build-isolation"] if find_spec("setuptools") else []),
         *target,
         cwd=folder,
     )
-    home = packages if request.param == "wheel" else source
+    home = source if request.param == "editable" else packages
     found = run(python, "-c", "import manual_backprop; print(manual_backprop.__file__)", cwd=folder).stdout.strip()
     assert Path(found).is_relative_to(home)
     return folder / "bin"
@@ -105,6 +124,74 @@ def test_configs_and_experiments_travel_inside_the_wheel(wheel: Path) -> None:
     assert {"manual_backprop/ops/linear.py", "manual_backprop/study/levels.md"} <= names
     assert names <= inside, "every subpackage is listed in setup.cfg, and what it has beside modules"
     assert not any(name.startswith(("tests/", "conf/", "experiments/", "outputs/")) for name in inside)
+
+
+@SLOW
+def test_the_metadata_says_what_it_is(wheel: Path) -> None:
+    """And nothing that is not so: there is no page of the project, and no licence."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    assert metadata["Name"] == "manual-backprop"
+    assert metadata["Summary"].startswith("A laboratory for backpropagation")
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert "# manual_backprop" in metadata.get_payload()
+    low, high = re.findall(r"3\.(\d+)", metadata["Requires-Python"])
+    versions = [f"Programming Language :: Python :: 3.{minor}" for minor in range(int(low), int(high))]
+    classifiers = metadata.get_all("Classifier", [])
+    assert [one for one in classifiers if re.search(r":: 3\.\d", one)] == versions
+    assert "Typing :: Typed" in classifiers
+    assert not {"License", "License-Expression", "Project-URL", "Home-page"} & set(metadata.keys())
+
+
+@NIGHTLY
+def test_the_wheel_of_the_sdist_is_that_of_the_checkout(built: Path, wheel: Path) -> None:
+    (of_the_sdist,) = built.glob("*.whl")
+    with zipfile.ZipFile(of_the_sdist) as one, zipfile.ZipFile(wheel) as other:
+        assert sorted(one.namelist()) == sorted(other.namelist())
+        assert [name for name in one.namelist() if one.read(name) != other.read(name)] == []
+
+
+PROGRAM = """\
+from pathlib import Path
+
+import torch
+
+from manual_backprop import CheckpointManager, CustomTransformer, CustomTransformerWrapper, Evaluator
+from manual_backprop import EncoderWrapper, TrainingLogger, load_training_log
+from manual_backprop.ops import linear_backward, linear_forward
+
+model = CustomTransformerWrapper(vocab_size=16, d_model=16)
+ids = torch.tensor([[1, 2, 3]])
+result: dict[str, float | str] = model.train_step(ids, labels=ids, learning_rate=0.1)
+loss: float = Evaluator(model, device="cpu").evaluate([{"input_ids": ids, "labels": ids}]).loss
+TrainingLogger("run", config=model.config).log_step(1, {"train/loss": loss})
+path: Path = CheckpointManager("checkpoints").save_checkpoint(model, metric=loss)
+steps: list[int] = load_training_log("run").training["train/loss"].steps
+y, cache = linear_forward(torch.ones(2, 3), torch.ones(4, 3))
+dx: torch.Tensor = linear_backward(y, cache, torch.zeros(4, 3))
+CustomTransformer(model.config).update_parameters(learning_rate=0.1)
+EncoderWrapper(vocab_size=16, n_outputs=2).predict([[1, 2]]).argmax(-1)
+"""
+WRONG = {
+    'model.train_step(ids, labels=ids, learning_rate="fast")': "arg-type",
+    "Evaluator(model).evaluate(3)": "arg-type",
+    "linear_forward(torch.ones(2, 3))": "call-arg",
+    "CheckpointManager(1.5)": "arg-type",
+    "loss.upper()": "attr-defined",
+    "from manual_backprop import CustomTransfomer": "attr-defined",
+}
+
+
+@NIGHTLY
+def test_a_program_of_a_user_is_checked_against_the_types(scripts: Path, tmp_path: Path) -> None:
+    """What is right passes, strictly; each wrong line is an error of its kind."""
+    (tmp_path / "program.py").write_text(PROGRAM + "\n".join(WRONG) + "\n")
+    mypy = (sys.executable, "-m", "mypy", "--strict", "--python-executable", scripts / "python", "--no-error-summary")
+    done = run(*mypy, "program.py", cwd=tmp_path, code=1, seconds=600)
+    found = re.findall(r"^program\.py:(\d+): error: .*\[([\w-]+)\]$", done.stdout, flags=re.MULTILINE)
+    first = PROGRAM.count("\n") + 1
+    assert found == [(str(first + number), kind) for number, kind in enumerate(WRONG.values())], done.stdout
 
 
 def test_the_commands_work_in_any_directory(scripts: Path, tmp_path: Path) -> None:

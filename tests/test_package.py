@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import manual_backprop
+from manual_backprop.__main__ import COMMANDS, GROUPS, main
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,6 +51,33 @@ def test_every_public_name_is_there() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'CustomTransfomer'"):
         manual_backprop.CustomTransfomer  # noqa: B018
+
+
+def test_the_commands_are_listed_at_once() -> None:
+    """Half a second of the processor at most: nothing of a library is imported."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "manual_backprop"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.startswith("A laboratory for backpropagation")
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_every_command_is_listed_in_one_group() -> None:
+    tools = [path for path in (ROOT / "manual_backprop" / "tools").glob("*.py") if "\ndef main(" in path.read_text()]
+    there = [*COMMANDS, *(f"tools.{path.stem}" for path in tools)]
+    assert sorted(name for group in GROUPS.values() for name in group) == sorted(there)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("evalute", "evaluate"), ("chat", "chat"), ("tools.inspct", "tools.inspect")]
+)
+def test_what_is_no_option_is_told_the_command(capsys: pytest.CaptureFixture[str], typed: str, meant: str) -> None:
+    assert main([typed]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{typed}: there is no such option; did you mean python -m manual_backprop.{meant}?\n")
+    assert "\nTrain\n" in said
 
 
 def test_the_version_is_that_of_the_checkout() -> None:

@@ -28,11 +28,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from manual_backprop.common.digests import file_digest
 from manual_backprop.common.durable_files import process_is_alive, storage_errors, sync_directory, sync_file
-from manual_backprop.common.errors import CheckpointError, StorageError
+from manual_backprop.common.errors import CheckpointError, InputError, StorageError
 from manual_backprop.common.json_files import read_object
 
 if TYPE_CHECKING:
@@ -64,19 +64,49 @@ class Checkpoint:
     metric_name: str = METRIC
 
 
+class Restorable(Protocol):
+    """A model that a checkpoint can hold."""
+
+    step: int
+
+    def tensors_and_state(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]: ...
+
+    def restore(self, checkpoint: Checkpoint) -> None: ...
+
+
+class StatefulOptimizer(Protocol):
+    """Of `optim`: its state by name, where it lies."""
+
+    def state_views(self) -> dict[str, Tensor]: ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
 class CheckpointManager:
     """The checkpoints of one run: the newest `keep` and the one with the best metric.
 
-        checkpoints = CheckpointManager("my_run/checkpoints", keep=2)
-        checkpoints.save(100, {"parameters": network.parameters}, {"seed": 1}, metric=3.21)
-        checkpoint = checkpoints.load()                      # the latest; or load(checkpoints.best())
-        network.parameters[name].copy_(checkpoint.tensors["parameters"][name])
+    One process saves; any number may read meanwhile. With a model, which is a wrapper such as CustomTransformerWrapper:
 
-    One process saves; any number may read meanwhile.
+    >>> model = CustomTransformerWrapper(vocab_size=8, d_model=8, n_blocks=1, n_heads=2, d_ffn=8, max_seq_len=4)
+    >>> checkpoints = CheckpointManager("my_run/checkpoints", keep=2)
+    >>> checkpoints.save_checkpoint(model, step=100, metric=3.21, state={"epoch": 1}).name
+    'step-000100'
+    >>> checkpoint = checkpoints.load_checkpoint(model)  # the latest
+    >>> checkpoint.step, checkpoint.metric, checkpoint.state["epoch"]
+    (100, 3.21, 1)
+
+    And with tensors of any kind, in groups:
+
+    >>> checkpoints.save(200, {"parameters": {"weight": torch.ones(2)}}, {"seed": 1}, metric=4.5).name
+    'step-000200'
+    >>> checkpoints.load().tensors["parameters"]["weight"]
+    tensor([1., 1.])
+    >>> checkpoints.best().name, checkpoints.latest().name
+    ('step-000100', 'step-000200')
     """
 
     def __init__(self, directory: str | Path, keep: int | None = 2):
-        """`keep` None: nothing is ever removed."""
+        """`keep` None: nothing is ever removed. Raises CheckpointError where it is less than 1."""
         if keep is not None and keep < 1:
             raise CheckpointError(f"keep={keep}: at least 1 checkpoint is kept, or a run could not be resumed")
         self.directory = Path(directory)
@@ -148,6 +178,52 @@ class CheckpointManager:
             sound = self.newest_sound()
             offer = f"the newest sound checkpoint is {sound}" if sound else "there is no sound checkpoint beside it"
             raise CheckpointError(f"{error}; {offer}") from error
+
+    # With a model
+
+    def save_checkpoint(
+        self,
+        model: Restorable,
+        step: int | None = None,
+        metric: float | None = None,
+        state: Mapping[str, Any] | None = None,
+        optimizer: StatefulOptimizer | None = None,
+    ) -> Path:
+        """Save a model, and the optimizer that trains it: what `model.network.adamw` or `sgd` returned.
+
+        The checkpoint is named after `step`, None: the model's own count. `state` is JSON that the caller adds to the
+        model's. Raises InputError for what is no model, CheckpointError where `state` has a key of the model's,
+        StorageError as `save`.
+        """
+        _check_restorable(model)
+        tensors, own = model.tensors_and_state()
+        if taken := sorted(own.keys() & (state or {}).keys()):
+            raise CheckpointError(f"state has {', '.join(taken)}, which the model writes itself: use another name")
+        if optimizer is not None:
+            tensors = tensors | {"optimizer": optimizer.state_views()}
+        return self.save(model.step if step is None else step, tensors, own | dict(state or {}), metric)
+
+    def load_checkpoint(
+        self, model: Restorable, path: str | Path | None = None, optimizer: StatefulOptimizer | None = None
+    ) -> Checkpoint:
+        """Load a checkpoint (None: the latest) into `model`, and its moments into `optimizer`.
+
+        Returns the checkpoint, whose `state` has what `save_checkpoint` was given. Raises InputError for what is no
+        model, CheckpointError for a checkpoint that is damaged, or of another network or optimizer: then neither model
+        nor optimizer is changed.
+        """
+        _check_restorable(model)
+        checkpoint = self.load(path)
+        saved = checkpoint.tensors.get("optimizer", {})
+        if optimizer is not None and saved.keys() != optimizer.state_views().keys():
+            raise CheckpointError(
+                f"{checkpoint.path} holds {'the state of another optimizer' if saved else 'no optimizer'}: expected "
+                "what save_checkpoint writes where it is given this one"
+            )
+        model.restore(checkpoint)
+        if optimizer is not None:
+            optimizer.load_state(saved)
+        return checkpoint
 
     # Writing
 
@@ -269,6 +345,14 @@ class CheckpointManager:
             match = _STAGING.fullmatch(path.name)
             if match and (int(match[1]) == os.getpid() or not process_is_alive(int(match[1]))):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_restorable(model: object) -> None:
+    if not hasattr(model, "restore") or not hasattr(model, "tensors_and_state"):
+        raise InputError(
+            f"model is a {type(model).__name__}; expected a wrapper such as CustomTransformerWrapper. Put a network "
+            "into one, or save tensors of any kind with `save`."
+        )
 
 
 def checkpoint_name(step: int) -> str:

@@ -130,7 +130,14 @@ def takes_a_mapping(cls: type[Config]) -> type[Config]:
 class CustomTransformerConfig:
     """A network: its sizes, architecture and number formats. Every implementation takes the same one.
 
-    Made of keywords, or of one mapping: `CustomTransformerConfig({"d_model": 64})`.
+    Made of keywords, or of one mapping: `CustomTransformerConfig({"d_model": 64})`. To build a network of it raises
+    ConfigError with all `violations`.
+
+    >>> config = CustomTransformerConfig(vocab_size=65, d_model=64, n_heads=4)
+    >>> config.d_head, config.violations()
+    (16, [])
+    >>> CustomTransformerConfig({"d_model": 64, "n_heads": 5}).violations()
+    ['d_model=64: must be divisible by n_heads=5, since every head gets an equal share; ...']
     """
 
     vocab_size: int = 128  # V [tokens]
@@ -141,14 +148,14 @@ class CustomTransformerConfig:
     max_seq_len: int = 128  # longest T [tokens]
     n_kv_heads: int | None = None  # G, heads of keys and values, each shared by H / G queries (llama); None: H
     dropout: float = 0.0  # probability that an element is dropped, in training
-    architecture: str = "gpt2"
+    architecture: str = "gpt2"  # gpt2, vaswani or llama
     activation: str | None = None  # None: the architecture's own
     norm_epsilon: float | None = None  # added to the variance (layer) or mean square (rms); None: the norm's usual one
     rotary_base: float | None = None  # pair i of a head turns by base^(-2i / K) a position (llama); None: 10000
     padding_token_id: int | None = None  # a token that is never a target, to which label smoothing gives nothing
     label_smoothing: float = 0.0  # share of the target's probability that is spread over the vocabulary, in training
-    precision: str = "fp32"
-    kernels: str = "reference"
+    precision: str = "fp32"  # fp64, fp32, bf16, bf16_mixed; on a GPU also tf32 and fp16_mixed
+    kernels: str = "reference"  # or fused: the fast pairs
     device: str = "cpu"  # cpu, cuda, cuda:1 or auto
     seed: int = 0  # of the initial weights and of dropout
     recompute: str = "none"  # what backward recomputes instead of keeping it: none, or each block
@@ -177,6 +184,7 @@ class CustomTransformerConfig:
         return getattr(self, name) if name in self.__dataclass_fields__ else default
 
     def get_device(self) -> torch.device:
+        """Where the network is: of `auto`, a GPU if there is one."""
         import torch
 
         name = self.device
@@ -201,6 +209,7 @@ class CustomTransformerConfig:
 
     @property
     def traits(self) -> Architecture:
+        """What makes its architecture: norm, positions, activation, biases."""
         return ARCHITECTURES[self.architecture]
 
     @property
@@ -215,6 +224,7 @@ class CustomTransformerConfig:
 
     @property
     def encoder_blocks(self) -> int:
+        """How many blocks an encoder has."""
         return self.n_encoder_blocks or self.n_blocks
 
     @property

@@ -33,7 +33,15 @@ FUSED = {"attention": "qkv", "cross_attention": "key_value", "feed_forward": "ga
 class BaselineTransformer(AutogradNetwork):
     """`Network` by autograd, with `torch.nn` and without a line of this project's calculus.
 
-    Gradients are made anew in each step, as `zero_grad(set_to_none=True)` has it; `gradients` looks at them.
+    Gradients are made anew in each step, as `zero_grad(set_to_none=True)` has it; `gradients` looks at them. Raises as
+    CustomTransformer.
+
+    >>> sizes = {"vocab_size": 16, "d_model": 16, "n_blocks": 1, "n_heads": 2, "d_ffn": 32, "precision": "fp64"}
+    >>> by_hand, baseline = CustomTransformer(sizes), BaselineTransformer(sizes)
+    >>> baseline.load_parameters(by_hand.export_parameters())
+    >>> tokens = torch.tensor([[1, 2, 3]])
+    >>> torch.allclose(baseline.predict(tokens), by_hand.predict(tokens))
+    True
     """
 
     parameters: Mapping[str, Tensor]

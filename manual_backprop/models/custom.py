@@ -19,11 +19,29 @@ from .step import Cache, HandWrittenNetwork
 
 
 class CustomTransformer(HandWrittenNetwork):
-    """A decoder by hand. The gradient of `parameters[name]` is added into `gradients[name]`.
+    """A decoder by hand. The gradient of `parameters[name]` is added into `gradients[name]`. Raises ConfigError for a
+    config that no decoder can be built from, and InputError for a batch that it cannot read.
 
     In bf16_mixed and fp16_mixed the residual stream x stays in float32, as autocast leaves it, and what enters a matrix
     product is rounded: a stream in 16 bits would be rounded at every sum, and past some 10 blocks its gradients' errors
     are more than twice autocast's. In the other precisions `.to(self.compute_dtype)` does nothing.
+
+    >>> from manual_backprop.common.batch import Batch
+    >>> network = CustomTransformer({"vocab_size": 16, "d_model": 16, "n_blocks": 1, "n_heads": 2, "d_ffn": 32})
+    >>> batch = Batch(tokens=torch.tensor([[1, 2, 3]]), targets=torch.tensor([[2, 3, -100]]))
+    >>> loss = network.loss_and_gradients(batch, denominator=2, step=1)
+    >>> network.gradients["blocks.0.attention.query.weight"].shape
+    torch.Size([16, 16])
+    >>> network.update_parameters(learning_rate=0.1)
+    >>> bool(network.loss_and_gradients(batch, denominator=2, step=2) < loss)
+    True
+
+    The classic three, for a loss of your own:
+
+    >>> network.zero_gradients()
+    >>> logits = network.forward(torch.tensor([[1, 2, 3]]))  # (B, T, V)
+    >>> network.backward(torch.ones_like(logits))
+    >>> network.update_parameters(learning_rate=0.1)
     """
 
     def _training_step(

@@ -26,7 +26,16 @@ def register_activation(
     mirror: Callable[[Tensor], Tensor],
 ) -> None:
     """Makes architecture.activation=NAME: y, cache = forward(x), dx = backward(dy, cache), element by element, and
-    y = mirror(x) for autograd. Raises ConfigError where the name is no word, or is another one's."""
+    y = mirror(x) for autograd. Raises ConfigError where the name is no word, or is another one's.
+
+    >>> def cube_forward(x):
+    ...     return x**3, x
+    >>> def cube_backward(dy, x):
+    ...     return dy * 3 * x**2
+    >>> register_activation("cube", cube_forward, cube_backward, mirror=lambda x: x**3)
+    >>> CustomTransformer({"d_model": 8, "n_blocks": 1, "activation": "cube"}).activation
+    'cube'
+    """
     add_name(name, network.ACTIVATIONS, "activation")
     ELEMENTWISE[name], autograd.ACTIVATIONS[name] = (forward, backward), mirror
 
@@ -43,7 +52,22 @@ def register_objective(
     loss, cache = forward(outputs, targets, denominator) and doutputs = backward(dloss, cache), and loss =
     mirror(outputs, targets, denominator) for autograd: a sum over the targets that count (-100 does not, of numbers
     NaN) over `denominator`, that of the whole optimizer step. outputs (B, T, V) with targets (B, T), or of an encoder
-    (B, n_outputs) with classes (B,), or `of_numbers` with (B, n_outputs). Raises ConfigError as above.
+    (B, n_outputs) with classes (B,), or `of_numbers` with (B, n_outputs). Raises ConfigError where the name is no word,
+    or is another one's.
+
+    >>> def absolute_error_forward(outputs, targets, denominator):
+    ...     difference = torch.where(targets.isnan(), 0, outputs - targets)
+    ...     return difference.abs().sum() / denominator, (difference, denominator)
+    >>> def absolute_error_backward(dloss, cache):
+    ...     difference, denominator = cache
+    ...     return dloss * difference.sign() / denominator
+    >>> def absolute_error_mirror(outputs, targets, denominator):
+    ...     return torch.where(targets.isnan(), 0, (outputs - targets).abs()).sum() / denominator
+    >>> pair = absolute_error_forward, absolute_error_backward
+    >>> register_objective("absolute_error", *pair, absolute_error_mirror, of_numbers=True)
+    >>> model = EncoderWrapper(vocab_size=8, d_model=8, n_blocks=1, n_outputs=1, head_loss="absolute_error")
+    >>> model.train_step([[1, 2, 3]], targets=[[0.5]], learning_rate=0.1)["status"]
+    'success'
     """
     add_name(name, network.HEAD_LOSSES, "objective")
     OBJECTIVES[name], autograd.OBJECTIVES[name] = (forward, backward), mirror

@@ -25,7 +25,18 @@ from .recorder import scoped
 
 
 class TorchTransformer(MirroredNetwork):
-    """A decoder by autograd, which adds into the same `gradients` that the hand-written backward adds into."""
+    """A decoder by autograd, which adds into the same `gradients` that the hand-written backward adds into. Raises as
+    CustomTransformer.
+
+    >>> from manual_backprop.common.batch import Batch
+    >>> sizes = {"vocab_size": 16, "d_model": 16, "n_blocks": 1, "n_heads": 2, "d_ffn": 32, "precision": "fp64"}
+    >>> by_hand, by_autograd = CustomTransformer(sizes), TorchTransformer(sizes)  # the same initial weights
+    >>> batch = Batch(tokens=torch.tensor([[1, 2, 3]]), targets=torch.tensor([[2, 3, -100]]))
+    >>> for network in (by_hand, by_autograd):
+    ...     loss = network.loss_and_gradients(batch, denominator=2, step=1)
+    >>> all(torch.allclose(by_hand.gradients[name], want) for name, want in by_autograd.gradients.items())
+    True
+    """
 
     def _training_step(
         self, tokens: Tensor, targets: Tensor, visible: Visible, denominator: Tensor, dropout: DropoutSource

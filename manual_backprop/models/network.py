@@ -323,7 +323,8 @@ class Network(ABC):
         raise InputError(f"network={self.config.network} reads no source.")
 
     @abstractmethod
-    def zero_gradients(self) -> None: ...
+    def zero_gradients(self) -> None:
+        """Before the first batch of a step, since gradients are added."""
 
     @abstractmethod
     def update_parameters(self, learning_rate: float) -> None:
@@ -351,6 +352,7 @@ class Network(ABC):
         copy_into(self.parameters, parameters)
 
     def count_parameters(self) -> int:
+        """A head that is tied to the embedding counts once."""
         return sum(parameter.numel() for parameter in self.parameters.values())
 
     def on_device(self, number: int | Tensor) -> Tensor:

@@ -18,7 +18,12 @@ GATE_CUBIC = 0.044715 * GATE_LINEAR
 
 
 def relu_forward(x: Tensor) -> tuple[Tensor, ActivationCache]:
-    """y = max(x, 0), element by element. The slope is 1 where x > 0 and 0 elsewhere (at 0 too, as PyTorch has it)."""
+    """y = max(x, 0), element by element. The slope is 1 where x > 0 and 0 elsewhere (at 0 too, as PyTorch has it).
+
+    >>> y, cache = relu_forward(torch.tensor([-1.0, 2.0]))
+    >>> y, relu_backward(torch.tensor([10.0, 10.0]), cache)
+    (tensor([0., 2.]), tensor([ 0., 10.]))
+    """
     return x.clamp(min=0), (x,)
 
 
@@ -39,6 +44,10 @@ def gelu_forward(x: Tensor) -> tuple[Tensor, ActivationCache]:
     """y = x Phi(x), with Phi(x) = (1 + erf(x / sqrt(2))) / 2, the normal distribution's cumulative function.
 
     Its derivative is the normal density phi(x) = exp(-x^2 / 2) / sqrt(2 pi), so dx = dy (Phi(x) + x phi(x)).
+
+    >>> y, cache = gelu_forward(torch.tensor([0.0, 100.0]))
+    >>> y, gelu_backward(torch.ones(2), cache)
+    (tensor([  0., 100.]), tensor([0.5000, 1.0000]))
     """
     x_wide = wide(x)
     cumulative = (x_wide * math.sqrt(0.5)).erf_().add_(1).mul_(0.5)
@@ -63,6 +72,10 @@ def gelu_tanh_forward(x: Tensor) -> tuple[Tensor, ActivationCache]:
     from the slope of a sigmoid, dgate/dx = gate (1 - gate) d(2u)/dx, where d(2u)/dx = 2 sqrt(2 / pi)
     (1 + 3 * 0.044715 x^2),
         dx = dy (gate + x gate (1 - gate) d(2u)/dx)
+
+    >>> y, cache = gelu_tanh_forward(torch.tensor([0.0, 100.0]))
+    >>> y, gelu_tanh_backward(torch.ones(2), cache)
+    (tensor([  0., 100.]), tensor([0.5000, 1.0000]))
     """
     x_wide = wide(x)
     gate = x_wide.square().mul_(GATE_CUBIC).add_(GATE_LINEAR).mul_(x_wide).sigmoid_()  # 2u = x (linear + cubic x^2)
@@ -87,6 +100,12 @@ def bias_gelu_forward(x: Tensor, bias: Tensor, tanh: bool = True) -> tuple[Tenso
 
     x (..., F), bias (F) -> y (..., F). One pass where the sum is not stored; the cache keeps x alone, and backward adds
     the bias again. Every row adds the same bias, so dbias is the sum over rows of dx.
+
+    >>> y, cache = bias_gelu_forward(torch.zeros(3, 2), bias=torch.tensor([0.0, 100.0]))
+    >>> dbias = torch.zeros(2)
+    >>> dx = bias_gelu_backward(torch.ones(3, 2), cache, dbias)
+    >>> y[0], dx[0], dbias
+    (tensor([  0., 100.]), tensor([0.5000, 1.0000]), tensor([1.5000, 3.0000]))
     """
     gelu = gelu_tanh_forward if tanh else gelu_forward
     y, _ = gelu(wide(x) + wide(bias))

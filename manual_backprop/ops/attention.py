@@ -24,7 +24,11 @@ CrossAttentionCache = tuple[AttentionCache, int, int]
 
 
 class AttentionGradients(NamedTuple):
-    """Of the three inputs, each in the shape of its own."""
+    """Of the three inputs, each in the shape of its own.
+
+    >>> AttentionGradients(dquery=torch.zeros(2), dkey=torch.zeros(2), dvalue=torch.ones(2)).dvalue
+    tensor([1., 1.])
+    """
 
     dquery: Tensor
     dkey: Tensor
@@ -32,7 +36,11 @@ class AttentionGradients(NamedTuple):
 
 
 class CrossAttentionGradients(NamedTuple):
-    """Of both inputs, each in the shape of its own."""
+    """Of both inputs, each in the shape of its own.
+
+    >>> CrossAttentionGradients(dquery=torch.zeros(2), dkey_value=torch.ones(4)).dkey_value
+    tensor([1., 1., 1., 1.])
+    """
 
     dquery: Tensor
     dkey_value: Tensor
@@ -57,6 +65,13 @@ def attention_forward(
     A masked score is the constant -inf. Its probability is exactly 0, and with it its gradient: softmax_backward
     multiplies by the probability, so backward needs no mask. A query that sees no key has nothing but such scores: its
     probabilities are all 0, and so are its context and its gradient.
+
+    >>> query, key, value = torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 1, 1), torch.tensor([[[[1.0]], [[3.0]]]])
+    >>> context, cache = attention_forward(query, key, value)
+    >>> context.flatten()  # the first query sees the first key alone, the second one sees both alike
+    tensor([1., 2.])
+    >>> attention_backward(torch.ones(1, 2, 1, 1), cache).dvalue.flatten()
+    tensor([1.5000, 0.5000])
     """
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (B, H, T or S, K)
     scale = 1 / math.sqrt(query.shape[-1])
@@ -108,6 +123,11 @@ def self_attention_forward(
     """context = attention(query, key, value), which lie side by side in qkv.
 
     qkv (B, T, 3D): each of the three has H heads of K = D / H -> context (B, T, D).
+
+    >>> qkv = torch.tensor([[[0.0, 0.0, 1.0], [0.0, 0.0, 3.0]]])  # query and key are 0, the values 1 and 3
+    >>> context, cache = self_attention_forward(qkv, n_heads=1)
+    >>> context.flatten(), self_attention_backward(torch.ones(1, 2, 1), cache)[0, :, 2]
+    (tensor([1., 2.]), tensor([1.5000, 0.5000]))
     """
     query, key, value = split_heads(qkv, n_heads)
     context, attention_cache = attention_forward(query, key, value, visible, dropout, record)
@@ -141,6 +161,11 @@ def cross_attention_forward(
 
     query (B, T, H K), key_value (B, S, 2 G K): each of the G heads of keys and values serves H / G queries -> context
     (B, T, H K). The gradient of what serves several queries is the sum of theirs.
+
+    >>> key_value = torch.tensor([[[0.0, 1.0], [0.0, 3.0]]])  # keys are 0, the values 1 and 3
+    >>> context, cache = cross_attention_forward(torch.zeros(1, 1, 1), key_value, n_heads=1, n_kv_heads=1)
+    >>> context, cross_attention_backward(torch.ones(1, 1, 1), cache).dkey_value
+    (tensor([[[2.]]]), tensor([[[0.0000, 0.5000], [0.0000, 0.5000]]]))
     """
     heads = query.unflatten(2, (n_heads, -1))  # (B, T, H, K)
     shared = key_value.unflatten(2, (2, n_kv_heads, -1))  # (B, S, 2, G, K)

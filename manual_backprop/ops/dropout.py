@@ -19,6 +19,12 @@ class Dropout(NamedTuple):
 
     An element has an index: its row in the batch of the whole optimizer step, then head and position, or position
     alone, then key or feature. `sizes` are those of the network, not of a tensor.
+
+    >>> dropout = Dropout(0.5, random_key(seed=0, step=1, place="embedding"), sizes=(4,))
+    >>> whole = keep_mask((1, 4, 8), dropout, torch.device("cpu"))
+    >>> second_half = keep_mask((1, 2, 8), dropout.tile(0, 2), torch.device("cpu"))
+    >>> torch.equal(whole[:, 2:], second_half)
+    True
     """
 
     probability: float  # that an element is dropped, in [0, 1)
@@ -34,7 +40,13 @@ class Dropout(NamedTuple):
 
 
 def random_key(seed: int, step: int, place: str) -> int:
-    """64 bits that any change of the seed, the optimizer step or the place in the network changes."""
+    """64 bits that any change of the seed, the optimizer step or the place in the network changes.
+
+    >>> random_key(0, 1, "embedding") == random_key(0, 1, "embedding"), random_key(0, 1, "embedding") < 2**64
+    (True, True)
+    >>> random_key(0, 1, "embedding") == random_key(0, 2, "embedding")
+    False
+    """
     return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{place}".encode(), digest_size=8).digest(), "little")
 
 
@@ -74,6 +86,11 @@ def keep_mask(shape: tuple[int, ...], dropout: Dropout, device: torch.device) ->
     Each row of the mask has 64 bits of its own, and the element's place in the row is mixed with their two halves by
     multiplications and shifts in 32-bit integers that wrap (the finalizer of MurmurHash3, with the second half between
     its rounds), which every device computes alike. So no number of elements is too large for the 32 bits.
+
+    >>> dropout = Dropout(0.25, random_key(0, 1, "embedding"), sizes=(100,))
+    >>> mask = keep_mask((10, 100, 100), dropout, torch.device("cpu"))
+    >>> mask.shape, round(mask.double().mean().item(), 2)
+    (torch.Size([10, 100, 100]), 0.75)
     """
     keys = _row_keys(shape, dropout, device)[..., None]
     low, high = keys.to(torch.int32), (keys >> 32).to(torch.int32)  # `to` keeps the lower bits
@@ -91,6 +108,11 @@ def dropout_forward(x: Tensor, dropout: Dropout | None) -> tuple[Tensor, Dropout
 
     x (B, ...) -> y (B, ...). Without a Dropout, or with p = 0, y is x itself. The mask does not depend on x, so
     dx = dy * mask / (1 - p).
+
+    >>> dropout = Dropout(0.5, random_key(0, 1, "embedding"), sizes=(3,))
+    >>> y, cache = dropout_forward(torch.ones(2, 3, 4), dropout)
+    >>> y.unique(), torch.equal(dropout_backward(torch.ones(2, 3, 4), cache), y)
+    (tensor([0., 2.]), True)
     """
     if dropout is None or dropout.probability == 0:
         return x, None

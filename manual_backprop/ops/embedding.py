@@ -21,6 +21,13 @@ def token_embedding_forward(tokens: Tensor, weight: Tensor, scale: float = 1.0) 
     A row is read once for each occurrence of its token, so its gradient is the sum over these occurrences:
         dW_v = scale * sum over (b, t) with token_bt = v of dy_bt
     Tokens are not numbers to be differentiated by, so nothing flows further back.
+
+    >>> weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> y, cache = token_embedding_forward(torch.tensor([[1, 1]]), weight)
+    >>> dweight = torch.zeros_like(weight)
+    >>> token_embedding_backward(torch.ones(1, 2, 2), cache, dweight)
+    >>> y, dweight
+    (tensor([[[3., 4.], [3., 4.]]]), tensor([[0., 0.], [2., 2.]]))
     """
     y = weight[tokens]  # (B, T, D)
     if scale != 1.0:
@@ -45,6 +52,13 @@ def learned_positions_forward(x: Tensor, weight: Tensor) -> tuple[Tensor, Learne
     x (B, T, D), weight (max_seq_len, D) with max_seq_len >= T -> y (B, T, D).
 
     P_t is added in every sequence of the batch, so dP_t = sum_b dy_bt; and dx = dy.
+
+    >>> weight = torch.tensor([[1.0], [2.0], [3.0]])
+    >>> y, cache = learned_positions_forward(torch.zeros(4, 2, 1), weight)
+    >>> dweight = torch.zeros_like(weight)
+    >>> dx = learned_positions_backward(torch.ones(4, 2, 1), cache, dweight)
+    >>> y[0].flatten(), dweight.flatten()
+    (tensor([1., 2.]), tensor([4., 4., 0.]))
     """
     return x + weight[: x.shape[1]].to(x.dtype), ()
 
@@ -58,7 +72,11 @@ def learned_positions_backward(dy: Tensor, cache: LearnedPositionsCache, dweight
 
 def sinusoids(length: int, d_model: int) -> Tensor:
     """The table of Vaswani et al. 2017, section 3.5, in float64: (length, D), sines in the even columns, cosines in the
-    odd ones, with wavelengths from 2 pi to 10000 * 2 pi."""
+    odd ones, with wavelengths from 2 pi to 10000 * 2 pi.
+
+    >>> sinusoids(2, d_model=2).float()
+    tensor([[0.0000, 1.0000], [0.8415, 0.5403]])
+    """
     place = torch.arange(length, dtype=torch.float64)[:, None]
     even = torch.arange(0, d_model, 2, dtype=torch.float64)
     angle = place * 10000.0 ** (-even / d_model)  # (length, ceil(D / 2))
@@ -72,6 +90,10 @@ def sinusoidal_positions_forward(x: Tensor, table: Tensor) -> tuple[Tensor, Sinu
     """y_bt = x_bt + S_t with the fixed table S of `sinusoids`.
 
     x (B, T, D), table (max_seq_len, D) with max_seq_len >= T -> y (B, T, D). S does not depend on anything, so dx = dy.
+
+    >>> y, cache = sinusoidal_positions_forward(torch.zeros(1, 2, 2), sinusoids(5, d_model=2))
+    >>> y, sinusoidal_positions_backward(torch.ones(1, 2, 2), cache).sum()
+    (tensor([[[0.0000, 1.0000], [0.8415, 0.5403]]]), tensor(4.))
     """
     return x + table[: x.shape[1]].to(x.dtype), ()
 

@@ -24,6 +24,12 @@ def feed_forward_forward(
 
     x (..., D), hidden_weight (F, D), hidden_bias (F), output_weight (D, F), output_bias (D) -> y (..., D).
     `activation` is gelu_tanh, gelu or of ELEMENTWISE. Made of pairs, so its backward is theirs, from last to first.
+
+    >>> x, output_weight = torch.tensor([[1.0, -1.0]]), torch.tensor([[2.0, 3.0], [4.0, 5.0]])
+    >>> y, cache = feed_forward_forward(x, torch.eye(2), torch.zeros(2), output_weight, torch.zeros(2), "relu")
+    >>> gradients = torch.zeros(2, 2), torch.zeros(2), torch.zeros(2, 2), torch.zeros(2)
+    >>> y, feed_forward_backward(torch.ones(1, 2), cache, *gradients)
+    (tensor([[2., 4.]]), tensor([[6., 0.]]))
     """
     activation_cache: tuple
     if activation in ELEMENTWISE:

@@ -17,6 +17,10 @@ def swiglu_forward(x: Tensor) -> tuple[Tensor, SwigluCache]:
 
     x (..., 2F) -> y (..., F). From the slope of a sigmoid, s' = s (1 - s), that of silu is s + gate s (1 - s), so
         dgate = dy hidden s (1 + gate (1 - s))      dhidden = dy silu(gate)
+
+    >>> y, cache = swiglu_forward(torch.tensor([0.0, 100.0, 3.0, 5.0]))  # two gates, then what they let through
+    >>> y, swiglu_backward(torch.ones(2), cache)
+    (tensor([  0., 500.]), tensor([  1.5000,   5.0000,   0.0000, 100.0000]))
     """
     gate, hidden = wide(x).chunk(2, dim=-1)
     y = gate * gate.sigmoid() * hidden
@@ -42,6 +46,12 @@ def gated_feed_forward_forward(
 
     x (..., D), gated_weight (2F, D): W_gate above W_hidden, so that one product serves both; output_weight (D, F)
     -> y (..., D). No biases. Made of pairs, so its backward is theirs, from last to first.
+
+    >>> gated_weight, output_weight = torch.tensor([[100.0], [3.0]]), torch.tensor([[2.0]])
+    >>> y, cache = gated_feed_forward_forward(torch.ones(1, 1), gated_weight, output_weight)
+    >>> dgated_weight, doutput_weight = torch.zeros(2, 1), torch.zeros(1, 1)
+    >>> y, gated_feed_forward_backward(torch.ones(1, 1), cache, dgated_weight, doutput_weight), doutput_weight
+    (tensor([[600.]]), tensor([[1200.]]), tensor([[300.]]))
     """
     gated, gated_cache = linear_forward(x, gated_weight)  # (..., 2F)
     activated, swiglu_cache = swiglu_forward(gated)

@@ -20,6 +20,13 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tup
         dx_ni = sum_o dy_no W_oi      dx = dy W
         dW_oi = sum_n dy_no x_ni      dW = dy^T x
         db_o  = sum_n dy_no           db = column sums of dy
+
+    >>> x, weight, bias = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]), torch.tensor([5.0])
+    >>> y, cache = linear_forward(x, weight, bias)
+    >>> dweight, dbias = torch.zeros_like(weight), torch.zeros_like(bias)
+    >>> dx = linear_backward(torch.ones_like(y), cache, dweight, dbias)
+    >>> y, dx, dweight, dbias
+    (tensor([[16.]]), tensor([[3., 4.]]), tensor([[1., 2.]]), tensor([1.]))
     """
     transposed = weight.to(x.dtype).T
     # addmm: product and sum in one pass

@@ -36,6 +36,10 @@ def cross_entropy_forward(
     With p = softmax(z), d logsumexp(z) / dz = p and sum_v q_v = 1, so for each row that counts
         dz = dloss (p - q) / denominator
     The cache keeps the logits and one number a row, from which p = exp(z - logsumexp(z)).
+
+    >>> loss, cache = cross_entropy_forward(torch.zeros(2, 2), torch.tensor([0, -100]))
+    >>> loss, cross_entropy_backward(1.0, cache)
+    (tensor(0.6931), tensor([[-0.5000,  0.5000], [ 0.0000,  0.0000]]))
     """
     z, target = rows(logits), targets.reshape(-1)  # (N, V), (N)
     counts = target != IGNORED
@@ -84,6 +88,11 @@ def linear_cross_entropy_forward(
 
     x (..., D), weight (V, D), targets (...) -> loss, one number. One pair because the logits are the largest tensor of
     a step: a fast version never holds all of them.
+
+    >>> loss, cache = linear_cross_entropy_forward(torch.tensor([[2.0, 2.0]]), torch.eye(2), torch.tensor([0]))
+    >>> dweight = torch.zeros(2, 2)
+    >>> loss, linear_cross_entropy_backward(1.0, cache, dweight), dweight
+    (tensor(0.6931), tensor([[-0.5000,  0.5000]]), tensor([[-1., -1.], [ 1.,  1.]]))
     """
     logits, linear_cache = linear_forward(x, weight)  # (..., V)
     loss, loss_cache = cross_entropy_forward(logits, targets, denominator, label_smoothing, padding)
@@ -118,6 +127,10 @@ def squared_error_forward(
     outputs y, targets t (..., n); a target of NaN does not count -> loss, one number. The denominator is the number of
     targets that count in the whole optimizer step (of this call where None), as in `cross_entropy_forward`.
         dy = dloss 2 (y - t) / denominator
+
+    >>> loss, cache = squared_error_forward(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, torch.nan]]))
+    >>> loss, squared_error_backward(1.0, cache)
+    (tensor(1.), tensor([[2., 0.]]))
     """
     y, t = wide(outputs), wide(targets)
     counts = ~t.isnan()

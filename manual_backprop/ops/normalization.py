@@ -27,6 +27,12 @@ def layer_norm_forward(
     since d(mean)/dx_j = 1/D and d(rstd)/dx_j = -rstd^3 (x_j - mean) / D = -rstd^2 n_j / D. Summed against dn:
         dx = rstd (dn - mean(dn) - n mean(dn * n))
     that is, dn less its part along the all-ones vector and along n, the two directions that normalization removes.
+
+    >>> y, cache = layer_norm_forward(torch.tensor([[1.0, 3.0]]), torch.ones(2), torch.zeros(2), epsilon=0.0)
+    >>> dweight, dbias = torch.zeros(2), torch.zeros(2)
+    >>> dx = layer_norm_backward(torch.ones(1, 2), cache, dweight, dbias)
+    >>> y, dx, dweight, dbias
+    (tensor([[-1.,  1.]]), tensor([[0., 0.]]), tensor([-1.,  1.]), tensor([1., 1.]))
     """
     x_wide = wide(x)
     mean = x_wide.mean(-1, keepdim=True)  # (..., 1)
@@ -70,6 +76,12 @@ def residual_layer_norm_forward(
 
     total reaches the loss directly and through y, so dtotal is the sum of both; and a sum hands its gradient to each
     of its terms: dx = dbranch = dtotal.
+
+    >>> x, branch, weight, bias = torch.ones(1, 2), torch.tensor([[0.0, 2.0]]), torch.ones(2), torch.zeros(2)
+    >>> (total, y), cache = residual_layer_norm_forward(x, branch, weight, bias, epsilon=0.0)
+    >>> dtotal, dy, dweight, dbias = torch.full((1, 2), 5.0), torch.ones(1, 2), torch.zeros(2), torch.zeros(2)
+    >>> total, y, residual_layer_norm_backward(dtotal, dy, cache, dweight, dbias)
+    (tensor([[1., 3.]]), tensor([[-1.,  1.]]), tensor([[5., 5.]]))
     """
     total = x if branch is None else x + branch
     y, cache = layer_norm_forward(total, weight, bias, epsilon)

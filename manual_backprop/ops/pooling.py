@@ -13,6 +13,11 @@ def mean_pooling_forward(x: Tensor, lengths: Tensor) -> tuple[Tensor, MeanPoolin
     x (B, T, D), lengths (B) of whole numbers up to T -> y (B, D); 0 for an empty sequence. What is padded may hold
     anything, NaN too. Each real position gets the same share of the gradient, the others none:
         dx_bt = dy_b / lengths_b for t < lengths_b, else 0
+
+    >>> x = torch.tensor([[[1.0], [3.0], [torch.nan]]])
+    >>> y, cache = mean_pooling_forward(x, lengths=torch.tensor([2]))
+    >>> y, mean_pooling_backward(torch.ones(1, 1), cache).flatten()
+    (tensor([[2.]]), tensor([0.5000, 0.5000, 0.0000]))
     """
     real = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]  # (B, T, 1)
     count = lengths.clamp(min=1)[:, None].to(x.dtype)  # (B, 1)
@@ -28,7 +33,12 @@ def mean_pooling_backward(dy: Tensor, cache: MeanPoolingCache) -> Tensor:
 
 
 def first_position_forward(x: Tensor) -> tuple[Tensor, FirstPositionCache]:
-    """y_b = x_b0. x (B, T, D) -> y (B, D). All positions but the first get no gradient."""
+    """y_b = x_b0. x (B, T, D) -> y (B, D). All positions but the first get no gradient.
+
+    >>> y, cache = first_position_forward(torch.tensor([[[1.0], [3.0]]]))
+    >>> y, first_position_backward(torch.ones(1, 1), cache).flatten()
+    (tensor([[1.]]), tensor([1., 0.]))
+    """
     return x[:, 0].clone(), x.shape
 
 

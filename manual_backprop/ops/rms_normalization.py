@@ -25,6 +25,12 @@ def rms_norm_forward(x: Tensor, weight: Tensor, epsilon: float = RMS_EPSILON) ->
         dx = rrms (dn - n mean(dn * n))
     that is, dn less its part along n, the one direction that normalization removes; layer norm removes a second one,
     the mean.
+
+    >>> y, cache = rms_norm_forward(torch.tensor([[2.0, -2.0]]), torch.ones(2), epsilon=0.0)
+    >>> dweight = torch.zeros(2)
+    >>> dx = rms_norm_backward(torch.ones(1, 2), cache, dweight)
+    >>> y, dx, dweight
+    (tensor([[ 1., -1.]]), tensor([[0.5000, 0.5000]]), tensor([ 1., -1.]))
     """
     x_wide = wide(x)
     rrms = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + epsilon)  # (..., 1)
@@ -59,6 +65,11 @@ def residual_rms_norm_forward(
     x, branch (..., D), weight (D) -> (total, y), both (..., D). The first norm of a network has no branch yet: None,
     and total is x. `dtype`: what y is rounded to, where the products that read it are narrower than the residual stream
     (bf16_mixed). total reaches the loss directly and through y, so dtotal is the sum of both; dx = dbranch = dtotal.
+
+    >>> x, branch = torch.ones(1, 2), torch.tensor([[1.0, -3.0]])
+    >>> (total, y), cache = residual_rms_norm_forward(x, branch, torch.ones(2), epsilon=0.0)
+    >>> total, y, residual_rms_norm_backward(torch.ones(1, 2), torch.ones(1, 2), cache, torch.zeros(2))
+    (tensor([[ 2., -2.]]), tensor([[ 1., -1.]]), tensor([[1.5000, 1.5000]]))
     """
     total = x if branch is None else x + branch
     y, cache = rms_norm_forward(total, weight, epsilon)

@@ -1,8 +1,8 @@
 """Attention that knows distances and shares keys and values: rotary positions (Su et al. 2021), grouped queries.
 
-Two small pairs before the attention of `attention.py`: `rotary` turns queries and keys by angles that grow with their
-position, so that a score depends on how far apart two positions are; `repeat_heads` lets H / G queries read the same
-key and value (Ainslie et al. 2023). `rotary_attention` is all three, the pair that a network calls.
+Two small pairs before the attention of `ops/attention.py`: `rotary` turns queries and keys by angles that grow with
+their position, so that a score depends on how far apart two positions are; `repeat_heads` lets H / G queries read the
+same key and value (Ainslie et al. 2023). `rotary_attention` is all three, the pair that a network calls.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ def rotations(length: int, d_head: int, base: float = BASE) -> Tensor:
     The slowest pair turns once in about 2 pi base positions: networks for long texts have a larger base.
 
     In float32, as in Touvron et al.'s code: weights that were trained elsewhere were trained with these very angles.
+
+    >>> cosines, sines = rotations(2, d_head=2)
+    >>> cosines.flatten(), sines.flatten()
+    (tensor([1.0000, 0.5403]), tensor([0.0000, 0.8415]))
     """
     even = torch.arange(0, d_head, 2, dtype=torch.float32)
     speed = 1 / base ** (even / d_head)
@@ -59,6 +63,13 @@ def rotary_forward(qkv: Tensor, rotation: Tensor, n_turned: int) -> tuple[Tensor
         dfirst = dturned_1 cos + dturned_2 sin      dsecond = dturned_2 cos - dturned_1 sin
     Query t turned by t a and key s by s a have the product of query and key turned by (t - s) a: only the distance is
     left.
+
+    >>> qkv = torch.tensor([[[1.0, 0.0, 1.0, 0.0, 7.0, 8.0]]]).expand(1, 2, 6)  # the same at both positions
+    >>> y, cache = rotary_forward(qkv, rotations(2, d_head=2), n_turned=2)
+    >>> y[0, 1]  # query and key are turned by 1, and the value stays
+    tensor([0.5403, 0.8415, 0.5403, 0.8415, 7.0000, 8.0000])
+    >>> torch.allclose(rotary_backward(y, cache), qkv)
+    True
     """
     first, second, values = halves(wide(qkv), 2 * rotation.shape[-1], n_turned)
     cosine, sine = rotation[:, : qkv.shape[1], None].to(first.dtype)  # (T, 1, K / 2) each
@@ -83,6 +94,10 @@ def repeat_heads_forward(qkv: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Te
 
     qkv (B, T, (H + 2G) K) -> (B, T, 3 H K). Query head h reads key and value head h // (H / G). A head that is read
     H / G times gets the sum of these many gradients. Where G = H, y is qkv itself.
+
+    >>> y, cache = repeat_heads_forward(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), n_heads=2, n_kv_heads=1)
+    >>> y, repeat_heads_backward(torch.ones(1, 1, 6), cache)
+    (tensor([[[1., 2., 3., 3., 4., 4.]]]), tensor([[[1., 1., 2., 2.]]]))
     """
     if n_kv_heads == n_heads:
         return qkv, (n_heads, n_kv_heads)
@@ -118,6 +133,11 @@ def rotary_attention_forward(
 
     qkv (B, T, (H + 2G) K): H query, G key and G value heads side by side; rotation (2, max_seq_len, K / 2); `visible`
     says which keys a query may see -> context (B, T, H K).
+
+    >>> qkv = torch.ones(1, 2, 8)  # two query heads, one key head and one value head of K = 2
+    >>> context, cache = rotary_attention_forward(qkv, rotations(2, d_head=2), n_heads=2, n_kv_heads=1)
+    >>> context.shape, rotary_attention_backward(torch.ones(1, 2, 4), cache).shape
+    (torch.Size([1, 2, 4]), torch.Size([1, 2, 8]))
     """
     turned, rotary_cache = rotary_forward(qkv, rotation, n_heads + n_kv_heads)
     repeated, repeat_cache = repeat_heads_forward(turned, n_heads, n_kv_heads)

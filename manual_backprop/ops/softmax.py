@@ -18,6 +18,10 @@ def softmax_forward(x: Tensor) -> tuple[Tensor, SoftmaxCache]:
     least exp(0) = 1, but in a row of -inf alone.
 
     dy_i/dx_j = y_i (delta_ij - y_j), so dx_j = y_j (dy_j - sum_i dy_i y_i): the cache needs the output alone.
+
+    >>> y, cache = softmax_forward(torch.tensor([0.0, 0.0, -torch.inf]))
+    >>> y, softmax_backward(torch.tensor([1.0, 0.0, 1.0]), cache)
+    (tensor([0.5000, 0.5000, 0.0000]), tensor([ 0.2500, -0.2500,  0.0000]))
     """
     x_wide = wide(x)
     largest = x_wide.amax(-1, keepdim=True).clamp(min=torch.finfo(x_wide.dtype).min)  # -inf - -inf would be NaN

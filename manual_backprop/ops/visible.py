@@ -16,6 +16,11 @@ class Visible(NamedTuple):
     causal: no key after the query's own place. The last query stands beside the last key, so that T queries may follow
     S - T keys of earlier positions. key_lengths (B): how many keys of a sequence are there, the rest is padding.
     query_segments (B, T) with key_segments (B, S): both have the same number (documents; padding is one of its own).
+
+    >>> Visible(causal=True).mask(2, 3, torch.device("cpu"))[0, 0]
+    tensor([[ True,  True, False], [ True,  True,  True]])
+    >>> Visible(causal=False, key_lengths=torch.tensor([2])).mask(1, 3, torch.device("cpu"))[0, 0]
+    tensor([[ True,  True, False]])
     """
 
     causal: bool = True
@@ -30,6 +35,7 @@ class Visible(NamedTuple):
 
     @property
     def is_only_causal(self) -> bool:
+        """Whether a key's place alone decides."""
         return self.causal and self.key_lengths is None and self.query_segments is None
 
     def may_leave_none(self, T: int, S: int) -> bool:

@@ -7,18 +7,24 @@ learned frequencies, a loss below the bigram's has learned to use context.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.batch import AnyBatch, Batch
+from ..common.batch import AnyBatch, Batch, EncoderBatch, PairBatch
+from ..common.errors import ConfigError, InputError
 from ..common.processes import processes
 from ..data.tokens.token_shards import Tokens
 from ..data.tokens.tokenizer import Tokenizer
+from ..models.network import Network
+from ..models.wrappers.language_model import LanguageModel
+from ..models.wrappers.mappings import batch_of
+from ..models.wrappers.wrapper import NetworkWrapper
 from ..ops import IGNORED, cross_entropy_forward
 
 BIGRAM_WEIGHTS = (1, 3, 10, 30, 100)
@@ -36,6 +42,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
+        """exp(loss); infinite where that is too large for a float."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def metrics(self) -> dict[str, float]:
@@ -53,29 +60,55 @@ class Predicts(Protocol):
 
 
 class Evaluator:
-    """`Evaluator(model).evaluate(batches)` with a network or a wrapper around one.
+    """Measures the loss and the accuracy of a model, without dropout and label smoothing.
 
-    `bytes_per_token` of the text turns nats a token into bits a byte, which tokenizers cannot change.
+    `model` is a wrapper such as CustomTransformerWrapper, or a network such as CustomTransformer. `bytes_per_token` of
+    the text turns nats a token into bits a byte, which can be compared between tokenizers. `device` is where to
+    calculate (cpu, cuda, cuda:1 or auto): None means where the model is; for another one, each evaluation copies the
+    model there. Raises InputError for a model that predicts nothing, ConfigError for a device that there is not.
+
+    >>> model = CustomTransformerWrapper(vocab_size=8, d_model=8, n_blocks=1, n_heads=2, d_ffn=8, max_seq_len=4)
+    >>> for parameter in model.network.parameters.values():
+    ...     _ = parameter.zero_()
+    >>> batch = {"input_ids": [[1, 2, 3, 4]], "labels": [[1, 2, 3, -100]]}
+    >>> found = Evaluator(model).evaluate([batch])
+    >>> found.tokens, round(found.perplexity, 3)  # it knows nothing: all 8 tokens are equally likely
+    (2, 8.0)
     """
 
-    def __init__(self, model: Any, bytes_per_token: float | None = None):
+    def __init__(self, model: Any, bytes_per_token: float | None = None, *, device: str | torch.device | None = None):
         self.network: Predicts = getattr(model, "network", model)
+        if not callable(getattr(self.network, "predict", None)):
+            raise InputError(
+                f"model is a {type(model).__name__}; expected a network such as CustomTransformer, or a wrapper such "
+                "as CustomTransformerWrapper."
+            )
         self.bytes_per_token = bytes_per_token
-
-    def _predict(self, batch: AnyBatch) -> Tensor:
-        if isinstance(batch, Batch):
-            return self.network.predict(batch.tokens, batch.segments)
-        return self.network.predict(batch)
+        self._model = model
+        self._device = None if device is None else _checked_device(self.network, str(device))
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[AnyBatch]) -> Evaluation:
-        """Over all targets that count, in the batches of all processes; the device is waited for once, at the end. No
-        target: loss and accuracy 0."""
+    def evaluate(self, batches: Iterable[AnyBatch | Mapping[str, Any]]) -> Evaluation:
+        """The means over all targets that count, in the batches of all processes; 0 where there is none. The device is
+        waited for once, at the end.
+
+        `batches` is any iterable, such as a list or a DataLoader. A batch is a mapping, as transformers' datasets and
+        collators give it, or a Batch, PairBatch or EncoderBatch. Values of a mapping are tensors, arrays or lists:
+
+        - input_ids: (B, T) token ids; of an encoder-decoder (B, S), the source.
+        - labels: of a decoder (B, T), usually input_ids, shifted inside; of an encoder-decoder (B, T), the target
+          without its beginning; of an encoder (B,), the classes. -100 does not count.
+        - attention_mask, if there is one: 1 for real tokens, 0 for padding.
+
+        Raises InputError for what the model cannot read.
+        """
+        network, reader = self._there()
         loss_sum: float | Tensor = 0.0
         correct: int | Tensor = 0
         count: int | Tensor = 0
-        for batch in batches:
-            logits = self._predict(batch)  # (B, T, V)
+        for given in _iterated(batches):
+            batch = self._read(given, reader)
+            logits = _predict(network, batch)  # (B, T, V)
             counts = batch.targets != IGNORED
             loss, _ = cross_entropy_forward(logits, batch.targets, denominator=1)
             loss_sum = loss_sum + loss.double()
@@ -86,6 +119,64 @@ class Evaluator:
         mean = total / max(1.0, tokens)
         bits_per_byte = None if self.bytes_per_token is None else mean / math.log(2) / self.bytes_per_token
         return Evaluation(mean, right / max(1.0, tokens), int(tokens), bits_per_byte)
+
+    def _there(self) -> tuple[Predicts, NetworkWrapper | None]:
+        """The network, and what reads mappings for it; None: nothing does."""
+        network, model = self.network, self._model
+        if isinstance(network, Network) and self._device not in (None, network.device):
+            here, network = network, type(network)(replace(network.config, device=str(self._device)))
+            network.load_parameters(here.parameters)
+        if isinstance(model, NetworkWrapper):
+            model = copy(model)
+            model.network = network
+            return network, model
+        decoder = isinstance(network, Network) and network.config.network == LanguageModel.kind
+        return network, LanguageModel(network) if decoder else None
+
+    def _read(self, given: Any, reader: NetworkWrapper | None) -> AnyBatch:
+        if isinstance(given, Batch | PairBatch | EncoderBatch):
+            if given.targets.is_floating_point():
+                raise InputError("The targets are numbers; an Evaluator measures the loss of tokens or classes.")
+            return given if self._device is None else _moved(given, self._device)
+        if not isinstance(given, Mapping):
+            raise InputError(
+                f"A batch is a {type(given).__name__}; expected a mapping with input_ids and labels, or a Batch."
+            )
+        if reader is None:
+            raise InputError(
+                f"{type(self.network).__name__} reads no mappings: give the Evaluator the wrapper around it "
+                "(EncoderDecoderWrapper, EncoderWrapper), or batches of its own kind."
+            )
+        return batch_of(reader, given)
+
+
+def _predict(network: Predicts, batch: AnyBatch) -> Tensor:
+    return network.predict(batch.tokens, batch.segments) if isinstance(batch, Batch) else network.predict(batch)
+
+
+def _iterated(batches: Any) -> Iterator[Any]:
+    """Raises InputError for one batch in place of several, and for what cannot be iterated over."""
+    if isinstance(batches, Mapping | Tensor | Batch | PairBatch | EncoderBatch) or not isinstance(batches, Iterable):
+        raise InputError(f"batches is a {type(batches).__name__}; expected several batches: put one into a list.")
+    return iter(batches)
+
+
+def _checked_device(network: Predicts, name: str) -> torch.device:
+    """Raises ConfigError for one that there is not, or that this network cannot be on."""
+    if not isinstance(network, Network):
+        raise InputError(f"device={name}: {type(network).__name__} stays where it is; leave device out.")
+    config = replace(network.config, device=name)
+    if violations := config.violations():
+        raise ConfigError(violations)
+    device = config.get_device()
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError([f"device={name}: PyTorch sees {torch.cuda.device_count()} GPUs here; use cpu or auto"])
+    return device
+
+
+def _moved(batch: AnyBatch, device: torch.device) -> AnyBatch:
+    tensors = {name: one.to(device) for name, one in vars(batch).items() if isinstance(one, Tensor)}
+    return replace(batch, **tensors)
 
 
 @dataclass(frozen=True)

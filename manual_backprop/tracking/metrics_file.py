@@ -89,10 +89,15 @@ class MetricsFile:
         return self._length
 
     def append(self, step: int, metrics: Mapping[str, SupportsFloat], time_ms: int | None = None) -> None:
-        """Write one entry. Numbers may be anything that `float` takes, such as a tensor of one element."""
-        if step < 0:
-            raise InputError(f"step={step}: expected the number of completed optimizer steps, at least 0")
-        numbers = {name: _as_json_number(value) for name, value in metrics.items()}
+        """Write one entry. Numbers may be anything that `float` takes, such as a tensor of one element. Raises
+        InputError for what is no step and no number, and where the file is closed."""
+        if self._file.closed:
+            raise InputError(f"{self.path} is closed, and takes no metrics any more: open it again")
+        if isinstance(step, float | str) or step < 0:
+            raise InputError(f"step={step!r}: expected the number of completed optimizer steps, at least 0")
+        if not isinstance(metrics, Mapping):
+            raise InputError(f"metrics={metrics!r}: expected a mapping of names to numbers, as {{'train/loss': 3.2}}")
+        numbers = {name: _as_json_number(name, value) for name, value in metrics.items()}
         when = int(time.time() * 1000) if time_ms is None else time_ms
         line = _as_line({"step": int(step), "time_ms": when, "metrics": numbers})
         with self._lock:
@@ -221,10 +226,13 @@ def _as_line(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, allow_nan=False) + "\n").encode()
 
 
-def _as_json_number(value: SupportsFloat) -> int | float | str:
+def _as_json_number(name: str, value: SupportsFloat) -> int | float | str:
     if isinstance(value, int):
         return int(value)
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # the last one is torch's, of several elements
+        raise InputError(f"{name}={value!r:.80}: expected one number, or a tensor of one element") from error
     if math.isfinite(number):
         return number
     return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"

@@ -1,12 +1,5 @@
 """Writing and reading a run's metrics: `TrainingLogger` and `load_training_log`, of use without the Runner too.
 
-    logger = TrainingLogger("my_run", config=model.config)
-    logger.log_step(1, {"train/loss": loss, "learning_rate": 1e-3})
-    logger.log_validation(1, {"loss": 5.1})            # validation/loss
-    logger.finish("FINISHED")
-    log = load_training_log("my_run")
-    plt.plot(log.training["train/loss"].steps, log.training["train/loss"].values)
-
 `LogReader` is the same for whoever follows a run: it reads only what is new.
 
 Needs no Hydra, no MLflow and no torch. The schema of the file is described in metrics_file.py.
@@ -16,7 +9,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -38,8 +31,18 @@ _LATER = "evaluation/"  # of a checkpoint that may be an early one: it overwrite
 class TrainingLogger:
     """Appends metrics to `<directory>/metrics.jsonl`; in a run's directory, `finish` writes the status into run.json.
 
-    `keep` cuts the file back to the length that a checkpoint remembers: what lies beyond is moved to superseded.jsonl.
-    `config`, a mapping or a dataclass such as the model's own config, is written into `<directory>/config.yaml`.
+    `keep` [bytes] cuts the file back to the length that a checkpoint remembers: what lies beyond is moved to
+    superseded.jsonl. `config`, a mapping or a dataclass such as the model's own config, is written into
+    `<directory>/config.yaml`; what is in it may be nested. Raises StorageError where the directory cannot be written,
+    InputError for a file that is there and holds no metrics, and for a config of another kind.
+
+    >>> logger = TrainingLogger("logged", config={"seed": 1, "model": {"d_model": 64}})
+    >>> for step in range(1, 4):
+    ...     logger.log_step(step, {"train/loss": 1 / step, "learning_rate": 1e-3})
+    >>> logger.log_validation(3, {"loss": 0.4})  # validation/loss
+    >>> logger.finish()
+    >>> load_training_log("logged").validation["validation/loss"].values
+    [0.4]
     """
 
     def __init__(self, directory: str | Path, keep: int | None = None, config: Any = None):
@@ -48,13 +51,15 @@ class TrainingLogger:
         with storage_errors(f"create {self.directory}"):
             self.directory.mkdir(parents=True, exist_ok=True)
         if plain is not None:  # JSON, which is YAML as well
-            write_atomically(self.directory / CONFIG_FILE, (json.dumps(plain, indent=1, default=str) + "\n").encode())
+            text = json.dumps(plain, indent=1, default=_plain) + "\n"
+            write_atomically(self.directory / CONFIG_FILE, text.encode())
         self._file = MetricsFile(self.directory / METRICS)
         if keep is not None:
             self._file.truncate(keep)
 
     @property
     def path(self) -> Path:
+        """Of metrics.jsonl."""
         return self._file.path
 
     @property
@@ -63,11 +68,14 @@ class TrainingLogger:
         return self._file.length
 
     def log_step(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Metrics of training after `step` completed steps. Values are anything that `float` takes."""
+        """Metrics of training after `step` completed steps. Values are anything that `float` takes.
+
+        Raises InputError for others, for a step below 0, and after `finish`. A full disk keeps them in memory.
+        """
         self._file.append(step, metrics)
 
     def log_validation(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Metrics of an evaluation; a name without `validation/` gets it."""
+        """Metrics of an evaluation; a name without `validation/` gets it. Raises InputError as `log_step`."""
         self._file.append(
             step, {name if name.startswith(_VALIDATION) else _VALIDATION + name: metrics[name] for name in metrics}
         )
@@ -246,7 +254,16 @@ class LogReader:
 def load_training_log(run: str | Path, root: str | Path = "outputs") -> TrainingLog:
     """Read a finished, running or broken run: its directory, its metrics.jsonl, or its id below the outputs `root`.
 
-    Where a step was logged twice (before and after a resume), the last value counts. Raises InputError.
+    Where a step was logged twice (before and after a resume), the last value counts. Raises InputError where there is
+    no such run, or its metrics are of another version.
+
+    >>> logger = TrainingLogger("finished")
+    >>> for step in range(1, 4):
+    ...     logger.log_step(step, {"train/loss": 1 / step})
+    >>> logger.finish()
+    >>> log = load_training_log("finished")
+    >>> log.training["train/loss"].steps, log.training["train/loss"].values
+    ([1, 2, 3], [1.0, 0.5, 0.3333333333333333])
     """
     path = Path(run)
     if path.name == METRICS and path.is_file():
@@ -291,13 +308,21 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain_config(config: Any) -> dict[str, Any]:
-    if hasattr(config, "to_dict"):  # a run's config
-        config = config.to_dict()
-    elif is_dataclass(config) and not isinstance(config, type):
-        config = asdict(config)
-    if not isinstance(config, Mapping):
+    plain = _plain(config)
+    if not isinstance(plain, dict):
         raise InputError(f"config={config!r}: expected a mapping or a dataclass, as a model's own config is one")
-    return {str(key): value for key, value in config.items()}
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """A part of a config that JSON does not know: as a dict, a list, or else as text."""
+    if hasattr(value, "to_dict"):  # a run's config
+        value = value.to_dict()
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): one for key, one in value.items()}
+    return [*value] if isinstance(value, Sequence | Set) and not isinstance(value, str | bytes) else str(value)
 
 
 def _tags(tracked: Mapping[str, Any]) -> dict[str, str]:

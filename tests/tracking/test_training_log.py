@@ -1,9 +1,12 @@
 """TrainingLogger and load_training_log, as somebody without the Runner uses them."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from manual_backprop.common.errors import InputError
 from manual_backprop.tracking import TrainingLogger, create_run_directory, load_training_log
@@ -91,3 +94,41 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="status='DONE'"):
         logger.finish("DONE")
     run.release()
+
+
+def test_a_config_of_any_kind_is_written_whole(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    @dataclass
+    class Sizes:
+        d_model: int = 64
+        folder: Path = Path("data")
+
+    config = {"model": Sizes(), "optimizer": OmegaConf.create({"betas": [0.9, 0.95]}), "splits": ("train",), 1: None}
+    TrainingLogger(tmp_path, config=config).finish()
+    assert load_training_log(tmp_path).config == {
+        "model": {"d_model": 64, "folder": "data"},
+        "optimizer": {"betas": [0.9, 0.95]},
+        "splits": ["train"],
+        "1": None,
+    }
+    for wrong in ("model=tiny", [1], 3):
+        with pytest.raises(InputError, match="expected a mapping or a dataclass"):
+            TrainingLogger(tmp_path, config=wrong)
+
+
+def test_what_cannot_be_logged_is_named(tmp_path: Path) -> None:
+    logger = TrainingLogger(tmp_path)
+    logger.log_step(1, {"x": torch.tensor([2.5]), "y": np.float32(0.5)})
+    for value in ("three", None, torch.ones(2)):
+        with pytest.raises(InputError, match=r"x=.*: expected one number, or a tensor of one element"):
+            logger.log_step(2, {"x": value})  # type: ignore[dict-item]
+    for step in (-1, 1.5, "1"):
+        with pytest.raises(InputError, match=r"expected the number of completed optimizer steps"):
+            logger.log_step(step, {"x": 1})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected a mapping of names to numbers"):
+        logger.log_step(2, 3.2)  # type: ignore[arg-type]
+    logger.finish()
+    with pytest.raises(InputError, match="is closed, and takes no metrics any more"):
+        logger.log_step(2, {"x": 1})
+    assert load_training_log(tmp_path).training["x"].values == [2.5]

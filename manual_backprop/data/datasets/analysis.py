@@ -32,7 +32,17 @@ def analyze_dataset(
     vocab_sizes: Sequence[int] = VOCAB_SIZES,
     tokenizer: str | Path | None = None,
 ) -> tuple[Report, Recommendations]:
-    """Of the training documents of a dataset, or the first `subset_size`. Raises InputError."""
+    """Which tokenizer suits the training documents of a dataset, or the first `subset_size`: a report to be read, and
+    the recommended vocab_size and max_seq_len [tokens].
+
+    `name` is a name in conf/dataset, OWNER/NAME on the hub, or a file or folder. `vocab_sizes` [tokens] are compared;
+    with `tokenizer`, its file or folder, that one alone is looked at. Raises InputError for data that cannot be used.
+
+    >>> _ = Path("text.txt").write_text("to be or not to be, that is the question. " * 200)
+    >>> report, recommended = analyze_dataset("text.txt", vocab_sizes=[270])
+    >>> recommended.vocab_size, "recommended" in report.summary()
+    (270, True)
+    """
     if not vocab_sizes:
         raise InputError("No vocab_sizes were given to compare: give one at least.")
     for size in vocab_sizes:

@@ -47,6 +47,8 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Recommendations:
+    """What to take for a dataset, and why. Sizes in tokens."""
+
     vocab_size: int
     max_seq_len: int
     embedding_parameters_saved: int  # against GPT-2's vocabulary, at D = D_MODEL, output tied to it
@@ -55,6 +57,8 @@ class Recommendations:
 
 @dataclass(frozen=True)
 class Report:
+    """What was found in a dataset. text_bytes [bytes]."""
+
     title: str
     documents: int
     text_bytes: int
@@ -71,6 +75,7 @@ class Report:
         return self.vocabularies[sizes.index(wanted) if wanted in sizes else 0]
 
     def summary(self) -> str:
+        """Tables for a terminal."""
         return summary([self])
 
 

@@ -61,8 +61,15 @@ def pretokenize_dataset(
 ) -> Path:
     """The folder with the token shards of both splits; made now, unless it is there and sound.
 
-    With `max_length`, a longer document is cut there; its end token follows all the same. Raises InputError for data
-    that cannot be used and StorageError where the folder cannot be written.
+    With `max_length` [tokens], a longer document is cut there; its end token follows all the same. `tokenizer` is its
+    folder, or one that `train_tokenizer` has made; `workers` are processes, None: as many as there are cores. Raises
+    InputError for data that cannot be used and StorageError where the folder cannot be written.
+
+    >>> _ = Path("text.txt").write_text("to be or not to be, that is the question. " * 200)
+    >>> tokenizer = train_tokenizer("text.txt", vocab_size=270)
+    >>> folder = pretokenize_dataset("text.txt", tokenizer, output="shards", workers=1)
+    >>> folder.name, load_pretokenized(folder, "validation").document(0).size > 0
+    ('shards', True)
     """
     from filelock import FileLock
 

@@ -37,7 +37,17 @@ def train_tokenizer(
     min_frequency: int = MIN_FREQUENCY,
     output: str | Path | None = None,
 ) -> Path:
-    """Byte-level BPE of the training documents of a dataset; the folder that holds it."""
+    """Byte-level BPE of the training documents of a dataset; the folder that holds it, which `transformers` loads too.
+
+    `name` is a name in conf/dataset, OWNER/NAME on the hub, or a file or folder. `vocab_size` [tokens] is at least 260;
+    a text that is too small gives fewer, with a warning. `min_frequency` is how often a pair occurs that is merged;
+    `output` None: outputs/tokenizers/NAME-VOCAB_SIZE. Raises InputError for data that cannot be used, and where another
+    tokenizer lies there; StorageError where the folder cannot be written.
+
+    >>> _ = Path("text.txt").write_text("to be or not to be, that is the question. " * 200)
+    >>> train_tokenizer("text.txt", vocab_size=270).as_posix()
+    'outputs/tokenizers/text-270'
+    """
     _check(vocab_size, min_frequency)
     dataset = name if isinstance(name, DatasetConfig) else dataset_named(name, subset_size=subset_size)
     folder = _place(output, title_of(dataset), vocab_size, min_frequency, dataset.subset_size)
@@ -55,7 +65,15 @@ def train_tokenizer_from_files(
     min_frequency: int = MIN_FREQUENCY,
     output: str | Path | None = None,
 ) -> Path:
-    """The same of .txt, .jsonl and .parquet files (or folders of them), all their documents."""
+    """The same of .txt, .jsonl and .parquet files (or folders of them), all their documents.
+
+    `text_column` is that of rows. Raises as `train_tokenizer`, and where a file is not there.
+
+    >>> for name in ("one.txt", "two.txt"):
+    ...     _ = Path(name).write_text("to be or not to be, that is the question. " * 100)
+    >>> train_tokenizer_from_files(["one.txt", "two.txt"], vocab_size=270, output="tokenizer").name
+    'tokenizer'
+    """
     _check(vocab_size, min_frequency)
     check_whole("subset_size", subset_size, 1)
     given = [paths] if isinstance(paths, str | Path) else list(paths)

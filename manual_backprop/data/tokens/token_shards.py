@@ -65,9 +65,11 @@ class TokenShards:
 
     @property
     def documents(self) -> int:
+        """How many there are."""
         return len(self.offsets) - 1
 
     def document(self, number: int) -> np.ndarray:
+        """The tokens of one, its end token too."""
         if not 0 <= number < self.documents:
             raise IndexError(f"document {number} of {self.documents}")
         found: np.ndarray = self[int(self.offsets[number]) : int(self.offsets[number + 1])]
@@ -78,7 +80,17 @@ Tokens = np.ndarray | TokenShards  # of a split: what can be read by places
 
 
 def load_pretokenized(path: str | Path, split: str = "train") -> TokenShards:
-    """A split of what `pretokenize_dataset` made, checked against the digests in the manifest. Raises InputError."""
+    """A split of what `pretokenize_dataset` made, memory-mapped: a sequence of token ids, with its documents.
+
+    Every file is compared with the digests in the manifest. Raises InputError where one differs, and where `path` holds
+    no such tokens or not this split.
+
+    >>> _ = Path("text.txt").write_text("to be or not to be, that is the question. " * 200)
+    >>> tokenizer = train_tokenizer("text.txt", vocab_size=270)
+    >>> tokens = load_pretokenized(pretokenize_dataset("text.txt", tokenizer, workers=1), split="train")
+    >>> len(tokens) > 1000, tokens[:3].tolist() == tokens.document(0)[:3].tolist()
+    (True, True)
+    """
     folder = Path(path).expanduser()
     contents = manifest_of(folder)
     if split not in contents["splits"]:

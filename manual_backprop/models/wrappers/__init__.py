@@ -5,4 +5,5 @@ language_model      a decoder: continues texts
 encoder_decoder     sources and targets, of token ids
 encoder             a row of numbers for each sequence; `rows` pads sequences of different lengths
 building            the one that a config asks for
+mappings            batches as transformers has them: input_ids, labels, attention_mask
 """

@@ -25,12 +25,14 @@ from .wrapper import NetworkWrapper, config_of
 class EncoderWrapper(NetworkWrapper):
     """An encoder that answers each sequence with n_outputs numbers.
 
-        model = EncoderWrapper(vocab_size=11, n_outputs=2, d_model=32, n_blocks=1, n_heads=4, d_ffn=64, max_seq_len=16)
-        model.train_step([[1, 2, 3], [4, 5]], [0, 1], learning_rate=0.1)
-        model.predict([[1, 2, 3]]).argmax(-1)
-
     Takes a CustomTransformerConfig with network=encoder, a mapping of its fields, or its fields as keywords; and which
     `implementation` calculates: custom, torch or baseline. Raises ConfigError with everything that is wrong.
+
+    >>> model = EncoderWrapper(vocab_size=11, n_outputs=2, d_model=16, n_blocks=1, n_heads=2, d_ffn=32, max_seq_len=8)
+    >>> for step in range(50):
+    ...     result = model.train_step([[1, 2, 3], [4, 5]], targets=[0, 1], learning_rate=0.3)
+    >>> model.predict([[1, 2, 3], [4, 5]]).argmax(-1)
+    tensor([0, 1])
     """
 
     kind = "encoder"

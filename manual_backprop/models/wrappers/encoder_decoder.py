@@ -31,15 +31,17 @@ from .wrapper import NetworkWrapper, config_of
 class EncoderDecoderWrapper(NetworkWrapper):
     """An encoder-decoder that learns to turn a source into a target.
 
-        model = EncoderDecoderWrapper(vocab_size=13, d_model=64, n_blocks=1, n_heads=4, d_ffn=128, max_seq_len=20)
-        model.train_step([[1, 2, 3], [4, 5]], [[3, 2, 1], [5, 4]], learning_rate=0.1)
-        model.generate([[1, 2, 3]], beams=4)
-
     Takes a CustomTransformerConfig with network=encoder_decoder, a mapping of its fields, or its fields as keywords;
     and which `implementation` calculates: custom, torch or baseline. Raises ConfigError with everything that is wrong.
 
     Three ids of the target's vocabulary stand for no symbol: padding, beginning and end. They are its last three, in
     this order (V - 3, V - 2, V - 1), unless they are given.
+
+    >>> model = EncoderDecoderWrapper(vocab_size=9, d_model=32, n_blocks=1, n_heads=4, d_ffn=64, max_seq_len=8)
+    >>> for step in range(60):
+    ...     result = model.train_step([[1, 2, 3], [4, 5]], [[3, 2, 1], [5, 4]], learning_rate=0.3)
+    >>> model.generate([[1, 2, 3], [4, 5]], beams=4)  # 8 is the end, 6 is padding
+    tensor([[3, 2, 1, 8], [5, 4, 8, 6]])
     """
 
     kind = "encoder_decoder"

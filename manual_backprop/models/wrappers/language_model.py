@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
+from ...common.batch import Batch
 from ...common.errors import InputError
 from ...config.schema import CustomTransformerConfig
 from ...ops import IGNORED
@@ -77,6 +78,13 @@ class LanguageModel(NetworkWrapper):
         dlogits = ops.cross_entropy_backward(1.0, loss_cache)
         network.backward(dlogits)
         return self._update(loss, learning_rate, max_grad_norm)
+
+    def batch(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None) -> Batch:
+        """What the network learns from, on its device; the arguments are those of `forward`. Raises InputError."""
+        tokens, targets, segments = self._read(input_ids, labels, attention_mask)
+        if targets is None:
+            raise InputError("labels are None: expected a tensor, usually input_ids themselves.")
+        return Batch(tokens, targets, segments)
 
     def generate(
         self,
@@ -178,12 +186,21 @@ class LanguageModel(NetworkWrapper):
 class CustomTransformerWrapper(LanguageModel):
     """The hand-written transformer as a language model.
 
-        model = CustomTransformerWrapper(vocab_size=256, d_model=64, n_blocks=2, n_heads=4, d_ffn=256, max_seq_len=64)
-        model.train_step(input_ids, labels=input_ids, learning_rate=0.1)
-        model.generate(input_ids[:, :8], max_length=20, temperature=0.8)
-
     Takes keywords, the sizes and any other field of CustomTransformerConfig (architecture, precision, dropout, device,
     seed ...), or a CustomTransformerConfig, or a mapping of its fields. Raises ConfigError with all that is wrong.
+
+    >>> model = CustomTransformerWrapper(vocab_size=16, d_model=16, n_blocks=1, n_heads=2, d_ffn=32, max_seq_len=8)
+    >>> input_ids = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
+    >>> for step in range(60):
+    ...     result = model.train_step(input_ids, labels=input_ids, learning_rate=0.3)
+    >>> result["status"], result["loss"] < 0.5
+    ('success', True)
+    >>> model.generate(input_ids[:, :4], max_length=4, temperature=0)
+    tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
+    >>> model.save_checkpoint("counting").name
+    'step-000060'
+    >>> CustomTransformerWrapper.from_checkpoint("counting").get_model_info()["parameters"]
+    2640
     """
 
     def __init__(self, config: CustomTransformerConfig | Mapping[str, Any] | None = None, **fields: Any):

@@ -70,6 +70,7 @@ class NetworkWrapper:
     # What it is
 
     def count_parameters(self) -> int:
+        """A head that is tied to the embedding counts once."""
         return self.network.count_parameters()
 
     def get_model_info(self) -> dict[str, Any]:
@@ -91,6 +92,10 @@ class NetworkWrapper:
         """What a checkpoint says beside the parameters."""
         return {"network": asdict(self.config), "training_steps": self.step}
 
+    def tensors_and_state(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
+        """What a checkpoint of this model holds: the parameters where they lie, and what says how to read them."""
+        return {"parameters": self.network.parameters}, self._state()
+
     def save_checkpoint(self, directory: str | Path) -> Path:
         """Writes `directory/step-NNNNNN/` (safetensors, JSON, checksums) and returns its path. Others stay.
 
@@ -98,8 +103,7 @@ class NetworkWrapper:
         """
         from ...checkpoints.checkpoint import CheckpointManager
 
-        manager = CheckpointManager(directory, keep=None)
-        return manager.save(self.step, {"parameters": self.network.parameters}, self._state())
+        return CheckpointManager(directory, keep=None).save_checkpoint(self)
 
     def load_checkpoint(self, path: str | Path) -> None:
         """Replaces the parameters by those of a checkpoint, or of the newest one in a directory of checkpoints.
