@@ -21,7 +21,6 @@ class Row:
     hand: Statement | None
     autograd: Statement | None
     of: Statement | None = None
-    backward: bool = False
 
     @property
     def same(self) -> bool:
@@ -66,9 +65,9 @@ def aligned(left: Sequence[Statement], right: Sequence[Statement]) -> list[Row]:
     return rows[::-1]
 
 
-def beside(left: Sequence[Statement], right: Sequence[Statement], backward: bool = False) -> list[Row]:
-    """One below the other, whatever they say: of functions that say the same in other words."""
-    return [Row(a, b, backward=backward) for a, b in zip_longest(left, right)]
+def beside(left: Sequence[Statement], right: Sequence[Statement]) -> list[Row]:
+    """In their order, whatever they say: of functions that say the same in other words."""
+    return [Row(a, b) for a, b in zip_longest(left, right)]
 
 
 def backward_rows(backward: Sequence[Statement], forward: Sequence[Row]) -> list[Row]:
@@ -87,7 +86,7 @@ def backward_rows(backward: Sequence[Statement], forward: Sequence[Row]) -> list
         of = next(
             (row.autograd for name in names if (row := _the_one(made.get(name, []), statement)) is not None), None
         )
-        rows.append(Row(statement, None, of, backward=True))
+        rows.append(Row(statement, None, of))
     return rows
 
 

@@ -68,7 +68,9 @@ def _section(section: Section) -> Iterator[str]:
 
 
 def _beside(row: Row) -> str:
-    return f"<small>of</small> {_cell(row.of)}" if row.of is not None else _cell(row.autograd)
+    if row.of is None:
+        return _cell(row.autograd)
+    return f"<small>of</small> <code>{escape(row.of.text)}</code>"
 
 
 def _cell(statement: Statement | None) -> str:

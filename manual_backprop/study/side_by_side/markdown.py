@@ -59,7 +59,7 @@ def _section(section: Section) -> Iterator[str]:
 
 
 def _beside(row: Row) -> str:
-    return f"of {_cell(row.of)}" if row.of is not None else _cell(row.autograd)
+    return f"*of* {_code(row.of)}" if row.of is not None else _cell(row.autograd)
 
 
 def _cell(statement: Statement | None) -> str:
@@ -67,8 +67,11 @@ def _cell(statement: Statement | None) -> str:
         return ""
     indent = "&emsp;" * statement.depth
     comment = f"{indent}*{_escaped(statement.comment)}*<br>" if statement.comment else ""
-    code = statement.text.replace("|", "\\|")
-    return f"{comment}{indent}`{code}`"
+    return f"{comment}{indent}{_code(statement)}"
+
+
+def _code(statement: Statement) -> str:
+    return "`" + statement.text.replace("|", "\\|") + "`"
 
 
 def _escaped(text: str) -> str:

@@ -28,8 +28,8 @@ INTRODUCTION = (
     "is left out, and so are docstrings; a statement stands on one line, however many it has in its file.",
     "Forward, both sides say the same. The left one also keeps a *cache*: what its backward will need. "
     "Under *backward* the right side has no code: autograd has kept the graph, and walks it by itself. There the "
-    "right column names the forward statement whose derivative the left one computes, found by the cache that both "
-    "use. What has nothing beside it is bookkeeping that autograd does too: to unpack what was kept, to go through "
+    "right column names the forward statement that autograd differentiates at this point: the one whose cache the left "
+    "side reads. What has nothing beside it is bookkeeping that autograd does too: to unpack what was kept, to go through "
     "the blocks in reverse, to add up gradients that arrive on two paths.",
 )
 NETWORK = (
@@ -129,7 +129,7 @@ def _of_pair(name: str) -> Section:
         _first_sentence(forward),
         (_file_of(forward), _file_of(mirror)),
         beside(statements_of(forward), statements_of(mirror)),
-        beside(statements_of(backward), [Statement(node) for node in found.nodes], backward=True),
+        beside(statements_of(backward), [Statement(node) for node in found.nodes]),
         found,
     )
 

@@ -81,6 +81,8 @@ def _head(node: ast.stmt, lines: list[str]) -> str:
         last = node.items[-1].optional_vars or node.items[-1].context_expr
     elif isinstance(node, ast.FunctionDef):
         last = node.returns or node.args.args[-1]
+    elif hasattr(node, "body"):
+        raise NotImplementedError(f"{type(node).__name__} in line {node.lineno}: nobody has said where its head ends")
     end_line, end_column = last.end_lineno, last.end_col_offset  # type: ignore[attr-defined]
     code = lines[node.lineno - 1 : end_line]
     code[-1] = code[-1].encode()[:end_column].decode()  # ast counts bytes
