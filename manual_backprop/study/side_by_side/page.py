@@ -26,11 +26,12 @@ INTRODUCTION = (
     f"This page is written by `{COMMAND}` from the sources: no line of code on it is typed in. On the left stands the "
     "network by hand, on the right the same one under autograd, statement beside statement. What records activations "
     "is left out, and so are docstrings; a statement stands on one line, however many it has in its file.",
-    "Forward, both sides say the same. The left one also keeps a *cache*: what its backward will need. "
-    "Under *backward* the right side has no code: autograd has kept the graph, and walks it by itself. There the "
-    "right column names the forward statement that autograd differentiates at this point: the one whose cache the left "
-    "side reads. What has nothing beside it is bookkeeping that autograd does too: to unpack what was kept, to go through "
-    "the blocks in reverse, to add up gradients that arrive on two paths.",
+    "Forward, both sides say the same. The left one also keeps a *cache*: what its backward will need. Under "
+    "*backward* the right side has no code: autograd has kept the graph, and walks it by itself. There the right "
+    "column names the forward statement that autograd differentiates at this point: the one whose cache the left "
+    "side reads. What has nothing beside it is bookkeeping that autograd does too: to unpack what was kept, to go "
+    "through the blocks in reverse, to add up gradients that arrive on two paths. Where the mirror spells a pair out "
+    "in several statements, none of them is named.",
 )
 NETWORK = (
     "First the functions of the network. They only call pairs, and add up what comes together; the calculus is inside "
