@@ -10,7 +10,8 @@ from .statements import Statement
 
 STYLE = """\
 :root { color-scheme: light dark; --line: #8884; --back: #2f81f71a; --other: #d2992214; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1500px; padding: 1rem 1.5rem; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1500px; padding: 1rem 1.5rem;
+  overflow-wrap: anywhere; }
 code { font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; }
 nav { columns: 14rem; margin: 1rem 0; }
 nav a { display: block; }
@@ -19,7 +20,7 @@ h3 { font-size: 17px; margin: 2.5rem 0 0.3rem; }
 table { border-collapse: collapse; table-layout: fixed; width: 100%; }
 th, td { border: 1px solid var(--line); padding: 0.15rem 0.5rem; text-align: left; vertical-align: top; width: 50%; }
 th { font-weight: 600; }
-td code { white-space: pre-wrap; overflow-wrap: anywhere; }
+td code { white-space: pre-wrap; }
 tr.different { background: var(--other); }
 tr.backward { background: var(--back); }
 small { color: #777; }
