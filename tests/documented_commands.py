@@ -525,6 +525,17 @@ def check_page_of_names(outcome: Outcome) -> None:
     assert (outcome.place / page).read_text(encoding="utf-8") == (ROOT / page).read_text(encoding="utf-8")
 
 
+def check_both_sides(outcome: Outcome) -> None:
+    """Every pair beside its mirror, on both pages."""
+    pages = {"docs/guide/side-by-side.md", "outputs/side-by-side.html"}
+    assert outcome.written == pages
+    for page in pages:
+        assert f"wrote {page}: " in outcome.said
+        text = (outcome.place / page).read_text(encoding="utf-8")
+        assert "self_attention_backward" in text
+        assert "SoftmaxBackward0" in text
+
+
 # Data
 
 
@@ -684,6 +695,7 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
         "docs/one-step-encoder-decoder.md", "attention of the target with the source"
     ),
     r"python -m manual_backprop\.explain --architecture llama": check_explained("llama-step.md", "as in LLaMA"),
+    rf"{TOOLS}\.side_by_side": check_both_sides,
     rf"{TOOLS}\.download_dataset --list": check_listed,
     rf"{TOOLS}\.inspect": check_inspected_rows,
     rf"{TOOLS}\.tokenization analyze": check_analyzed,

@@ -4,7 +4,8 @@ somewhere, and a number has its command beside it.
 A training is run with fewer steps, on fewer documents, and otherwise as it stands; each command is a process, forked
 where torch and MLflow are imported already, and what it leaves and says is compared with what the documents promise
 (documented_commands.py). What is not run here is run by `.ci/run`, and that is checked. The listings in
-docs/one-step*.md are no commands: `explain` writes them, and test_explain.py compares them.
+docs/one-step*.md are no commands: `explain` writes them, and test_explain.py compares them. The blocks of docs/course
+go on from one another, and say what they print (course_blocks.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from command_tools import ROOT, environment, free_port, serving
+from course_blocks import CHAPTERS, alike, expected, program
 from documented_commands import AFTER, CHECKS, PREPARED, Outcome, checks_of, files_in, words_of
 from warm_python import WarmPython
 
@@ -34,7 +36,9 @@ from manual_backprop.training import command_line
 PAGES = (
     *("README.md", "CONTRIBUTING.md"),
     *sorted(
-        str(path.relative_to(ROOT)) for pattern in ("*.md", "guide/**/*.md") for path in (ROOT / "docs").glob(pattern)
+        str(path.relative_to(ROOT))
+        for pattern in ("*.md", "guide/**/*.md", "course/*.md")
+        for path in (ROOT / "docs").glob(pattern)
     ),
 )
 SET_UP = "python3 -m venv"  # the two commands that .ci/run and a new user type
@@ -69,9 +73,8 @@ FEW_DOCUMENTS = 20  # of the built-in corpus: a run evaluates the whole validati
 
 
 def blocks(language: str, pages: tuple[str, ...] = PAGES) -> list[str]:
-    text = "\n".join(
-        (ROOT / page).read_text(encoding="utf-8") for page in pages if not page.startswith("docs/one-step")
-    )
+    apart = ("docs/one-step", "docs/course") if language == "python" else ("docs/one-step",)
+    text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in pages if not page.startswith(apart))
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -323,6 +326,49 @@ def test_the_examples_of_the_api_run(tmp_path: Path, warm: WarmPython) -> None:
     assert int(done.stderr.splitlines()[-1]) > 150
 
 
+def test_the_blocks_of_the_course_print_what_stands_in_them(tmp_path: Path, warm: WarmPython) -> None:
+    """All chapters in one process, from first to last, with the solutions of their exercises."""
+    done = warm.run(["-c", program()], tmp_path, 120)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert len(printed) == len(CHAPTERS) >= 4
+    for chapter, lines in expected().items():
+        assert len(lines) >= 10
+        assert len(printed[chapter]) == len(lines), f"{chapter}: run tests/course_blocks.py"
+        differing = [pair for pair in zip(lines, printed[chapter], strict=True) if not alike(*pair)]
+        assert not differing, f"{chapter}: run tests/course_blocks.py"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "said", "same"),
+    [
+        ("a 0.50", "a 0.51", True),  # the last digit
+        ("a 0.50", "a 0.52", False),
+        ("a 0.50", "b 0.50", False),
+        ("wrong by 2e-10", "wrong by 3e-10", True),
+        ("wrong by 2e-10", "wrong by 2e-09", False),
+        ("684 parameters", "685 parameters", False),
+        ("[-0.01, 0.01]", "[0.01, 0.01]", False),
+        ("True", "False", False),
+    ],
+)
+def test_what_a_block_prints_is_compared_with_what_stands_in_it(line: str, said: str, same: bool) -> None:
+    assert alike(line, said) == same
+
+
+def test_each_chapter_of_the_course_has_exercises_with_solutions_and_a_place_in_the_index() -> None:
+    index = (CHAPTERS[0].parent / "index.md").read_text(encoding="utf-8")
+    for number, chapter in enumerate(CHAPTERS, 1):
+        text = chapter.read_text(encoding="utf-8")
+        assert text.startswith(f"# {number}. ")
+        assert f"\n{number}. [{text.splitlines()[0].partition('. ')[2]}]({chapter.name})" in index
+        asked = re.findall(r"^\*\*(\d)\. ", text.partition("## Exercises")[2], flags=re.MULTILINE)
+        assert asked == [str(n) for n in range(1, len(asked) + 1)]
+        assert len(asked) >= 4
+        assert len(asked) == text.count("<details><summary>Solution</summary>\n\n") == text.count("\n\n</details>\n")
+
+
 # Once where a reader's own words make two commands the same.
 SHOWN = {" ".join(arguments_of(command, ROOT)): command for command in of_kind("shown")}
 
@@ -468,6 +514,7 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         text = re.sub(r"^```.*?^```|^ {4}[^\n]*$", "", text, flags=re.DOTALL | re.MULTILINE)  # no code
+        text = re.sub(r"`[^`\n]+`", "", text)
         for target in re.findall(r"\]\(([^)#]+)", text):
             if not target.startswith(("http:", "https:")):
                 assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"

@@ -1,4 +1,5 @@
-"""Studying a network and its training: gradient check, benchmark, estimates, diagnosis, one step explained.
+"""Studying a network and its training: gradient check, benchmark, estimates, diagnosis, one step explained, both
+networks side by side.
 
 `paired_timing` is how everything is timed; `levels` and `kernel_gains` are measured pages, `api_page` is one that is
 made of docstrings.

@@ -1,0 +1,83 @@
+"""What autograd records when a mirror runs, and what is kept for the backward pass: by autograd, and by hand."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import ops
+from ..gradient_check import ROWS, Draw, cases_of
+from ..gradient_check.op_check import call
+
+# Nodes that compute nothing: numbers get another shape, order or place.
+MOVES = re.compile(
+    r"(Reshape|ReshapeAlias|View|UnsafeView|Permute|Transpose|T|Unsqueeze|Squeeze|Clone|Split|Slice|Select|Unbind|Cat|"
+    r"Stack|Expand|ViewAsReal|Complex)Backward\d"
+)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Of one pair, at one case; numbers are counted in whole tensors, parameters left out."""
+
+    nodes: tuple[str, ...]  # of autograd's graph that compute, in the order in which its backward pass runs them
+    moves: int  # and how many only move numbers
+    kept_by_hand: int
+    kept_by_autograd: int
+
+
+def recorded(name: str) -> Recorded:
+    """Of the pair `name`, at the first case of its row in the table of the gradient check."""
+    row = ROWS[name]
+    case = cases_of(row, Draw(torch.Generator().manual_seed(0)))[0]
+    _, cache = call(row, case, ops)
+    leaves = {k: x.detach().clone().requires_grad_() for k, x in (case.inputs | case.parameters).items()}
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = row.mirror(**leaves, **case.settings)
+    outputs = output if isinstance(output, tuple) else (output,)
+    parameters = [leaves[k] for k in case.parameters]
+    nodes = _nodes(outputs)
+    computing = [node for node in nodes if not MOVES.fullmatch(node)]
+    return Recorded(
+        tuple(computing),
+        len(nodes) - len(computing),
+        _numbers(list(_tensors(cache)), list(case.parameters.values())),
+        _numbers(saved, parameters),
+    )
+
+
+def _tensors(cache: Any) -> Iterator[Tensor]:
+    if isinstance(cache, Tensor):
+        yield cache
+    elif isinstance(cache, tuple):
+        for part in cache:
+            yield from _tensors(part)
+
+
+def _numbers(tensors: list[Tensor], parameters: list[Tensor]) -> int:
+    """In the memory that these tensors keep alive: views of one memory count once, and all of it."""
+    there = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() // x.element_size() for x in tensors}
+    for parameter in parameters:
+        there.pop(parameter.untyped_storage().data_ptr(), None)
+    return sum(there.values())
+
+
+def _nodes(outputs: tuple[Tensor, ...]) -> list[str]:
+    """Those that compute; what only adds into a leaf's gradient is left out."""
+    waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    found: dict[Any, int] = {}
+    while waiting:
+        node = waiting.pop()
+        if node not in found and "AccumulateGrad" not in node.name():
+            found[node] = node._sequence_nr()
+            waiting += [before for before, _ in node.next_functions if before is not None]
+    return [node.name() for node in sorted(found, key=lambda node: -found[node])]

@@ -1,0 +1,35 @@
+"""`python -m manual_backprop.tools.side_by_side` writes docs/guide/side-by-side.md: the network by hand and the same
+one under autograd, statement beside statement; and the same as one HTML file. Takes a second, and trains nothing."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..common.durable_files import storage_errors
+from ..common.exit_codes import exit_code_of
+from ..config.arguments import Parser
+
+MARKDOWN = "docs/guide/side-by-side.md"
+HTML = "outputs/side-by-side.html"
+EPILOG = "Exit codes: 0 done, 2 a wrong option, 4 a page cannot be written."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = Parser("tools.side_by_side", __doc__ or "", EPILOG)
+    parser.add_argument("--markdown", type=Path, default=Path(MARKDOWN), metavar="FILE", help="(%(default)s)")
+    parser.add_argument("--html", type=Path, default=Path(HTML), metavar="FILE", help="(%(default)s)")
+    chosen = parser.parse(arguments)
+    from ..study.side_by_side.html import html  # torch, only now
+    from ..study.side_by_side.markdown import markdown
+    from ..study.side_by_side.page import made_page
+
+    page = made_page()
+    for path, write in ((chosen.markdown, markdown), (chosen.html, html)):
+        with storage_errors(f"write {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(write(page), encoding="utf-8")
+        print(f"wrote {path}: {len(page.network)} functions of the network, {len(page.pairs)} pairs")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
