@@ -14,6 +14,7 @@ INSTEAD = {
     "compile=true": "implementation=baseline implementation.compile=always",
     "debug=default": "training=smoke",
     "debug=fdr": "training=smoke",
+    "debug=limit": "training=smoke",
     "debug=overfit": "experiments=overfit_one_batch",
     "decay_lr=false": "schedule=constant",
     "dtype=bfloat16": "precision=bf16_mixed",
@@ -23,6 +24,7 @@ INSTEAD = {
     "fp16=true": "precision=fp16_mixed",
     "gradient_checkpointing=true": "training.recompute=block",
     "hparams_search": "hydra/sweeper=search",
+    "init_from=resume": "resume=last",
     "mixed_precision=bf16": "precision=bf16_mixed",
     "norm_first=false": "architecture=vaswani",
     "norm_first=true": "architecture=gpt2",
@@ -44,6 +46,7 @@ INSTEAD = {
 
 _IN_PROCESS = "batches are made in the run's own process, from tokens in memory-mapped files"
 _BY_DEVICE = "processes exchange gradients by NCCL on GPUs and by gloo on CPUs"
+_CONVERTED = "convert from-hf makes a folder of it, which init_from takes"
 # Likewise: why nothing is to be typed.
 WITHOUT = {
     "always_save_checkpoint": "the newest checkpoints and the best one are always kept",
@@ -51,6 +54,8 @@ WITHOUT = {
     "backend=nccl": _BY_DEVICE,
     "dataloader_num_workers": _IN_PROCESS,
     "ddp_backend": _BY_DEVICE,
+    **dict.fromkeys((f"init_from={name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")), _CONVERTED),
+    "init_from=scratch": "a run begins with new weights where init_from is left out",
     "load_best_model_at_end": "the best checkpoint is always kept, and evaluate, generate and chat read it",
     "metric_for_best_model": "the task says which metric chooses the best checkpoint",
     "num_nodes": "torchrun starts the processes of several machines",

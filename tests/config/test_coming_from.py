@@ -1,8 +1,8 @@
-"""docs/guide/coming_from.md tells the truth: what stands on the right is what a run is made of, and whoever types what
-stands on the left is told so.
+"""docs/guide/coming_from.md tells the truth: what stands on the right composes to what it says, and whoever types what
+stands on the left is told the right.
 
-The page is what is read: a row that is written there is a case here. Its commands are run by
-test_documents_for_people.py, as those of every document.
+The page is what is read: each row is a case. Its commands are run by test_documents_for_people.py, as those of every
+document.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def test_what_stands_on_the_left_is_answered_with_the_right(hydra: Composer, row
     (setting,) = in_code(row.there)
     given = typed(setting)
     name = given.partition("=")[0]
-    if name in keys() or is_choice(name):  # it is called so here as well
-        assert any(text.partition("=")[0] == name or name == "init_from" for text in in_code(row.here)[0].split())
+    if (name in keys() or is_choice(name)) and name != "init_from":  # it is called so here as well
+        assert name in [text.partition("=")[0] for text in in_code(row.here)[0].split()]
         return
     found = refused(hydra, [given, f"--{given}"])  # as a key and as an option
     for violation in (next(one for one in found if one.startswith(start)) for start in (given, f"--{given}")):
