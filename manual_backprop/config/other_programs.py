@@ -1,11 +1,11 @@
-"""What users of other programs type, where that is more than another name for a key: a flag that is a value here, a
-setting that another command has, one that nothing corresponds to.
+"""Settings of other programs that are more than another name for a key: a flag that is a value here, a setting of
+another command, one without a counterpart.
 
-Plain other names (`n_layer` for `model.n_blocks`) stand in `rules.py`, in SYNONYMS and ELSEWHERE. The pages of
-docs/guide/coming_from.md show both, and tests/config/test_coming_from.py compares them.
+Other names for a key (`n_layer` for `model.n_blocks`) are in `rules.py`, SYNONYMS and ELSEWHERE. The tables of
+docs/guide/coming_from.md show all of them, and tests/config/test_coming_from.py compares.
 """
 
-# NAME=VALUE in small letters, or NAME where the value does not matter: what to type here.
+# NAME=VALUE in small letters, or NAME if the value does not matter: what to type instead.
 INSTEAD = {
     "bf16=true": "precision=bf16_mixed",
     "bias=false": "architecture=llama",
@@ -47,7 +47,7 @@ INSTEAD = {
 _IN_PROCESS = "batches are made in the run's own process, from tokens in memory-mapped files"
 _BY_DEVICE = "processes exchange gradients by NCCL on GPUs and by gloo on CPUs"
 _CONVERTED = "convert from-hf makes a folder of it, which init_from takes"
-# Likewise: why nothing is to be typed.
+# The same: why nothing is to be typed.
 WITHOUT = {
     "always_save_checkpoint": "the newest checkpoints and the best one are always kept",
     "backend=gloo": _BY_DEVICE,
@@ -67,14 +67,14 @@ WITHOUT = {
 
 
 def known_elsewhere(name: str, value: str | None) -> str | None:
-    """How a sentence about an unknown setting ends: with what to type in its place, or why there is nothing to type.
-    None where the setting is not one of these; `value` is None for a flag without one."""
+    """The end of a sentence about an unknown setting: what to type instead, or why nothing is to be typed.
+
+    None if the setting is not one of these. `value` is None for a flag without a value.
+    """
     plain = name.lower().replace("-", "_")
     text = "true" if value is None else value.lower()
     parts = plain.split(".")
-    for first in range(
-        len(parts)
-    ):  # trainer.strategy is strategy, callbacks.early_stopping.patience its last two parts
+    for first in range(len(parts)):  # of callbacks.early_stopping.patience all, the last two, the last
         last = ".".join(parts[first:])
         for setting in (f"{last}={text}", last):
             if setting in INSTEAD:
