@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -46,6 +47,7 @@ TOOLS = ("levels", "kernel_gains", "cost tracking", "cost inspection", "cost loa
 BENCH = "python -m manual_backprop.bench --"
 GROWTH = f"{BENCH}model small --grow"
 PAGE_OF_RUNS = "python -m manual_backprop.visualize"
+TROUBLES = "docs/guide/hyperparameters.md"  # each is brought about and mended by test_hyperparameters.py
 MEASURES = (
     GROWTH,
     *(f"python -m manual_backprop.tools.{name}" for name in TOOLS),
@@ -87,8 +89,15 @@ def written() -> list[str]:
     return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
 
 
+@cache
+def of_troubles() -> frozenset[str]:
+    return frozenset(line for block in blocks("bash", (TROUBLES,)) for line in block.splitlines())
+
+
 def kind(command: str) -> str:
     """Who runs it."""
+    if command in of_troubles():
+        return "trouble"
     if command.startswith(SET_UP):
         return "set-up"
     if command.startswith(("python -m pytest", "ruff ", "python tests/mutate.py", *MEASURES)):

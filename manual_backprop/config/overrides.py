@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from manual_backprop.common.errors import ConfigError
 from manual_backprop.config.composition import EXPERIMENTS, Composer, is_choice, missing_extra
+from manual_backprop.config.other_programs import known_elsewhere
 from manual_backprop.config.rules import SYNONYMS, Flag, Words, nearest, shown
 from manual_backprop.config.validation import groups, is_text, keys, suggestion
 
@@ -92,10 +93,11 @@ class OverrideReader:
         key, equals, value = argument.partition("=")
         if argument.startswith("-"):
             key, space, text = argument.partition(" ") if " " in argument.partition("=")[0] else (key, equals, value)
-            meant = self._meant_by_option(key.lstrip("-"), text if space else None)
-            self.report.add(
-                f"{shown(argument)}: there is no such option" + (f"; did you mean {shown(meant)}?" if meant else "")
-            )
+            name, given = key.lstrip("-"), text if space else None
+            ending = known_elsewhere(name, given)
+            if ending is None:
+                ending = f"; did you mean {shown(meant)}?" if (meant := self._meant_by_option(name, given)) else ""
+            self.report.add(f"{shown(argument)}: there is no such option{ending}")
             return None
         if not key or (not equals and not argument.startswith("~")):
             meant = self._option(key) or _example(key)
@@ -178,6 +180,9 @@ class OverrideReader:
         if key in keys() or is_tag:
             # ++, since a file lists only the keys that its option uses; validation says in words which others have it.
             return self.composer.parse(f"++{key}={value}")
+        if (ending := known_elsewhere(key, value)) is not None:
+            self.report.add(f"{shown(line)}: there is no such key{ending}")
+            return None
         if key.partition("/")[0] in groups():
             meant: str | None = key.partition("/")[0]
         else:

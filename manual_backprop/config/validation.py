@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from manual_backprop.common.errors import ConfigError
 from manual_backprop.config.network import architecture_violations, positions_violations
+from manual_backprop.config.other_programs import known_elsewhere
 from manual_backprop.config.plugins import missing_plugins
 from manual_backprop.config.rules import ELSEWHERE, SYNONYMS, Tags, Text, Texts, nearest, shown, whole
 from manual_backprop.config.schema import USUAL_NETWORK, RunConfig, shipped_folder
@@ -160,8 +161,10 @@ def _shipped(name: str) -> dict[str, Any]:
 
 
 def unknown(name: str, value: Any) -> str:
-    meant = suggestion(name)
-    return f"{shown(name)}={shown(value)}: there is no such key" + (f"; did you mean {meant}?" if meant else "")
+    ending = known_elsewhere(name, shown(value))
+    if ending is None:
+        ending = f"; did you mean {meant}?" if (meant := suggestion(name)) else ""
+    return f"{shown(name)}={shown(value)}: there is no such key{ending}"
 
 
 def _read_group(group: str, mapping: Any, known: dict[str, Any], violations: list[str]) -> Any:
@@ -230,7 +233,7 @@ def _way_out(name: str, value: Any) -> str:
     if name == "dataset.repository" and value is None:
         return "; say which dataset of the hub: dataset.name=OWNER/NAME"
     if name == "schedule.warmup_ratio" and (whole(value) or 0) >= 1:
-        return "; it is a share of all steps, not a number of steps: 0.05 warms up for a twentieth of them"
+        return f"; it is a share of all steps; did you mean schedule.warmup_steps={whole(value)}?"
     if name == "tokenizer.vocab_size":
         return "; a byte-level tokenizer needs the 256 bytes and an end token"
     return ""

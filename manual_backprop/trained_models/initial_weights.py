@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from manual_backprop.checkpoints.checkpoint import load_checkpoint, read_state
 from manual_backprop.common.errors import ConfigError, InputError
 from manual_backprop.config.network import network_of_state
+from manual_backprop.config.other_programs import known_elsewhere
 from manual_backprop.config.rules import shown
 from manual_backprop.config.schema import CustomTransformerConfig, option_values
 from manual_backprop.config.validation import BYTE_TOKENS, GPT2_TOKENS
@@ -89,7 +90,8 @@ def with_initial_model(mapping: dict[str, Any], overrides: Sequence[str], output
     try:
         model = initial_model(which, outputs)
     except InputError as error:
-        raise ConfigError([f"init_from={shown(which)}: {' '.join(str(error).split())}"]) from error
+        hint = known_elsewhere("init_from", which) or ""
+        raise ConfigError([f"init_from={shown(which)}: {' '.join(str(error).split())}{hint}"]) from error
     named = {override.partition("=")[0].lstrip("+") for override in overrides}
     filled = {name: dict(value) if isinstance(value, Mapping) else value for name, value in mapping.items()}
     problems = []

@@ -216,6 +216,10 @@ MEANT = [
     ("training.optimizer=sgd", "optimizer"),
     ("data.dataset=tinystories", "dataset"),
     ("model.dtype=bf16", "precision"),
+    ("dtype=bfloat16", "precision=bf16_mixed"),
+    ("trainer.callbacks.early_stopping.patience=3", "training.patience"),
+    ("warmup_iters=100", "schedule.warmup_steps"),
+    ("--eval_only", "python -m manual_backprop.evaluate last"),
     ("lr=1e-3", "optimizer.learning_rate"),
     ("lr_decay=linear", "schedule"),
     ("epochs=3", "training.num_epochs"),
@@ -238,7 +242,7 @@ MEANT = [
     ("--model-type gpt2", "architecture=gpt2"),
     ("--dtype float16", "precision=fp16_mixed"),
     ("--optim AdamW", "optimizer=adamw"),
-    ("--bf16", "precision=bf16"),
+    ("--bf16", "precision=bf16_mixed"),
     ("--gpu", "device=cuda"),
 ]
 

@@ -1,0 +1,84 @@
+"""Settings of other programs that are more than another name for a key: a flag that is a value here, a setting of
+another command, one without a counterpart.
+
+Other names for a key (`n_layer` for `model.n_blocks`) are in `rules.py`, SYNONYMS and ELSEWHERE. The tables of
+docs/guide/coming_from.md show all of them, and tests/config/test_coming_from.py compares.
+"""
+
+# NAME=VALUE in small letters, or NAME if the value does not matter: what to type instead.
+INSTEAD = {
+    "bf16=true": "precision=bf16_mixed",
+    "bias=false": "architecture=llama",
+    "check_val_every_n_epoch": "training.eval_every=epoch",
+    "compile=false": "kernels.compile=never",
+    "compile=true": "implementation=baseline implementation.compile=always",
+    "debug=default": "training=smoke",
+    "debug=fdr": "training=smoke",
+    "debug=limit": "training=smoke",
+    "debug=overfit": "experiments=overfit_one_batch",
+    "decay_lr=false": "schedule=constant",
+    "dtype=bfloat16": "precision=bf16_mixed",
+    "early_stopping.patience": "training.patience",
+    "eval_only=true": "python -m manual_backprop.evaluate last",
+    "fast_dev_run=true": "training=smoke",
+    "fp16=true": "precision=fp16_mixed",
+    "gradient_checkpointing=true": "training.recompute=block",
+    "hparams_search": "hydra/sweeper=search",
+    "init_from=resume": "resume=last",
+    "mixed_precision=bf16": "precision=bf16_mixed",
+    "norm_first=false": "architecture=vaswani",
+    "norm_first=true": "architecture=gpt2",
+    "preload=latest": "resume=last",
+    "qkv_bias=false": "architecture=llama",
+    "report_to=tensorboard": "tracking=mlflow",
+    "report_to=wandb": "tracking=mlflow",
+    "resume_from_checkpoint=true": "resume=last",
+    "start": "python -m manual_backprop.generate last --prompt TEXT",
+    "tf32=true": "precision=tf32",
+    "tie_word_embeddings=true": "architecture=gpt2",
+    "torch_compile=true": "implementation=baseline implementation.compile=always",
+    "trainer=cpu": "device=cpu",
+    "trainer=ddp": "device.processes=2",
+    "trainer=gpu": "device=cuda",
+    "wandb_log=false": "tracking=none",
+    "wandb_log=true": "tracking=mlflow",
+}
+
+_IN_PROCESS = "batches are made in the run's own process, from tokens in memory-mapped files"
+_BY_DEVICE = "processes exchange gradients by NCCL on GPUs and by gloo on CPUs"
+_CONVERTED = "convert from-hf makes a folder of it, which init_from takes"
+# The same: why nothing is to be typed.
+WITHOUT = {
+    "always_save_checkpoint": "the newest checkpoints and the best one are always kept",
+    "backend=gloo": _BY_DEVICE,
+    "backend=nccl": _BY_DEVICE,
+    "dataloader_num_workers": _IN_PROCESS,
+    "ddp_backend": _BY_DEVICE,
+    **dict.fromkeys((f"init_from={name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")), _CONVERTED),
+    "init_from=scratch": "a run begins with new weights where init_from is left out",
+    "load_best_model_at_end": "the best checkpoint is always kept, and evaluate, generate and chat read it",
+    "metric_for_best_model": "the task says which metric chooses the best checkpoint",
+    "num_nodes": "torchrun starts the processes of several machines",
+    "num_workers": _IN_PROCESS,
+    "pin_memory": _IN_PROCESS,
+    "push_to_hub": "convert to-hf writes a folder that hf upload takes",
+    "strategy": "device.processes, or torchrun, says how many processes share a training",
+}
+
+
+def known_elsewhere(name: str, value: str | None) -> str | None:
+    """The end of a sentence about an unknown setting: what to type instead, or why nothing is to be typed.
+
+    None if the setting is not one of these. `value` is None for a flag without a value.
+    """
+    plain = name.lower().replace("-", "_")
+    text = "true" if value is None else value.lower()
+    parts = plain.split(".")
+    for first in range(len(parts)):  # of callbacks.early_stopping.patience all, the last two, the last
+        last = ".".join(parts[first:])
+        for setting in (f"{last}={text}", last):
+            if setting in INSTEAD:
+                return f"; did you mean {INSTEAD[setting]}?"
+            if setting in WITHOUT:
+                return f"; {WITHOUT[setting]}"
+    return None
