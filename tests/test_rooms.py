@@ -48,7 +48,9 @@ def test_each_room_at_the_top_is_a_layer_and_stands_in_the_picture() -> None:
 
 def test_the_table_of_rooms_has_the_order_of_the_layers() -> None:
     root = PACKAGE.parent
-    contracts = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    contracts = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
     table = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
     rooms = re.findall(r"^\| `manual_backprop/(\w+)/` \|", table, flags=re.MULTILINE)
     assert rooms == contracts[0]["layers"][2:], "below __main__ and the commands"
@@ -99,7 +101,7 @@ def test_each_path_in_the_documents_is_there(document: Path) -> None:
     for word in {*re.findall(r"`([\w./*-]+)`", text)} - of_a_run:
         if word.endswith(".py") or ("/" in word and word.partition("/")[0] in folders):
             pattern = word.replace("NAME", "*")
-            if not any(found for place in (root, PACKAGE) for found in place.glob(pattern)):
+            if not any(itertools.chain(root.glob(pattern), PACKAGE.rglob(pattern))):
                 missing.append(word)
     assert missing == []
 
