@@ -452,7 +452,8 @@ def anchors(page: Path) -> set[str]:
 def test_links_lead_somewhere() -> None:
     led = 0
     for page in PAGES:
-        for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", prose(page)):
+        text = re.sub(r"`[^`\n]+`", "", prose(page))
+        for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", text):
             if not target.startswith(("http:", "https:")):
                 path = (ROOT / page).parent / target if target else ROOT / page
                 assert path.exists(), f"{page} links to {target}"
@@ -462,10 +463,11 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_map_names_every_page() -> None:
-    """docs/index.md, beside itself."""
+    """The map is docs/index.md. The chapters of the course have an index of their own."""
     links = re.findall(r"\]\(([^)#]+\.md)", prose("docs/index.md"))
     named = {os.path.relpath(ROOT / "docs" / link, ROOT) for link in links}
-    assert {*PAGES} - {"docs/index.md"} - named == set()
+    pages = {page for page in PAGES if not page.startswith("docs/course/")} | {"docs/course/index.md"}
+    assert pages - {"docs/index.md"} - named == set()
 
 
 def test_the_readme_is_short() -> None:
