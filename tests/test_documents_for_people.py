@@ -470,8 +470,11 @@ def test_the_map_names_every_page() -> None:
     assert pages - {"docs/index.md"} - named == set()
 
 
-def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+def test_the_readme_is_short_and_quotes_what_stands_in_the_code() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MOST_LINES
+    (quoted,) = re.findall(r"\(\[softmax\.py\]\((.+)\)\):\n\n((?:    .+\n)+)", text)
+    assert quoted[1] in (ROOT / quoted[0]).read_text(encoding="utf-8")
 
 
 def test_each_measurement_has_its_command_beside_it() -> None:
