@@ -1,4 +1,4 @@
-"""A table in Markdown of files that `bench --json` wrote: each case and precision, with its fastest peer."""
+"""The table of README.md, from files that `bench --json` wrote: each case and precision, with its fastest peer."""
 
 import json
 from collections.abc import Sequence
