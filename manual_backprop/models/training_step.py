@@ -27,9 +27,15 @@ from .step import HandWrittenNetwork
 
 
 def build_optimizer(config: RunConfig, network: Network) -> Optimizer:
-    """Sharded where several processes train (`common.processes`), the config leaves it so, and it is one of ours."""
-    optimizer, group = _build(config, network), processes()
-    if group.size == 1 or config.optimizer.sharded is False or not isinstance(optimizer, FlatOptimizer):
+    optimizer = _build(config, network)
+    return optimizer if config.optimizer.sharded is False else sharded(optimizer, network)
+
+
+def sharded(optimizer: Optimizer, network: Network) -> Optimizer:
+    """One that keeps this process' part of the moments alone, where several train (`common.processes`) and it is one
+    of ours."""
+    group = processes()
+    if group.size == 1 or not isinstance(optimizer, FlatOptimizer):
         return optimizer
     assert isinstance(network, FlatNetwork)
     return ShardedOptimizer(optimizer, network.layout, group)
