@@ -48,6 +48,8 @@ BENCH = "python -m manual_backprop.bench --"
 GROWTH = f"{BENCH}model small --grow"
 PAGE_OF_RUNS = "python -m manual_backprop.visualize"
 TROUBLES = "docs/guide/hyperparameters.md"  # each is brought about and mended by test_hyperparameters.py
+ARCHITECTURE = "python docs/architecture.py"  # test_rooms.py draws the picture again
+MOST_LINES = 150  # of README.md
 MEASURES = (
     GROWTH,
     *(f"python -m manual_backprop.tools.{name}" for name in TOOLS),
@@ -100,7 +102,7 @@ def kind(command: str) -> str:
         return "trouble"
     if command.startswith(SET_UP):
         return "set-up"
-    if command.startswith(("python -m pytest", "ruff ", "python tests/mutate.py", *MEASURES)):
+    if command.startswith(("python -m pytest", "ruff ", "python tests/mutate.py", ARCHITECTURE, *MEASURES)):
         return "checked in .ci/run"
     if command.startswith("mlflow ui"):
         return "server"
@@ -507,6 +509,7 @@ def test_the_rest_is_run_by_ci() -> None:
         "python -m pytest -m slow": "-m 'not nightly'" in ci,
         "python -m pytest -m gradients": "pytest.mark.gradients" in tests,  # a part of the first
         "python tests/mutate.py": "mutate(seconds=" in tests,  # one of the slow ones
+        ARCHITECTURE: '"architecture.py"' in tests,
         "ruff format . && ruff check . && lint-imports && mypy": all(
             word in ci for word in ("ruff format", "ruff check", "lint-imports", "mypy")
         ),
@@ -518,29 +521,66 @@ def test_the_rest_is_run_by_ci() -> None:
         assert here[measure], command
 
 
+def prose(page: str) -> str:
+    """A page without its code."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.sub(r"^```.*?^```|^ {4}[^\n]*$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link can name after a #: a heading in small letters, without punctuation, with hyphens for spaces."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    heads = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
 def test_links_lead_somewhere() -> None:
     led = 0
     for page in PAGES:
-        text = (ROOT / page).read_text(encoding="utf-8")
-        text = re.sub(r"^```.*?^```|^ {4}[^\n]*$", "", text, flags=re.DOTALL | re.MULTILINE)  # no code
-        text = re.sub(r"`[^`\n]+`", "", text)
-        for target in re.findall(r"\]\(([^)#]+)", text):
+        text = re.sub(r"`[^`\n]+`", "", prose(page))
+        for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", text):
             if not target.startswith(("http:", "https:")):
-                assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+                path = (ROOT / page).parent / target if target else ROOT / page
+                assert path.exists(), f"{page} links to {target}"
+                assert path.suffix != ".md" or not anchor or anchor in anchors(path), f"{page}: {target}#{anchor}"
                 led += 1
     assert led > 10
 
 
-def test_each_number_of_the_readme_has_its_command_beside_it() -> None:
-    """In the tables of numbers, in its row."""
-    numbers = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The numbers")[2]
-    heads = re.findall(r"^\| .+ \|(?=\n\|---)", numbers, flags=re.MULTILINE)
-    rows = [row for row in re.findall(r"^\| .+ \|$", numbers, flags=re.MULTILINE) if row not in heads]
-    assert len(rows) > len(heads) > 0
+def test_the_map_names_every_page() -> None:
+    """The map is docs/index.md. The chapters of the course have an index of their own."""
+    links = re.findall(r"\]\(([^)#]+\.md)", prose("docs/index.md"))
+    named = {os.path.relpath(ROOT / "docs" / link, ROOT) for link in links}
+    pages = {page for page in PAGES if not page.startswith("docs/course/")} | {"docs/course/index.md"}
+    assert pages - {"docs/index.md"} - named == set()
+
+
+def test_the_readme_is_short_and_quotes_what_stands_in_the_code() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MOST_LINES
+    (quoted,) = re.findall(r"\(\[softmax\.py\]\((.+)\)\):\n\n((?:    .+\n)+)", text)
+    assert quoted[1] in (ROOT / quoted[0]).read_text(encoding="utf-8")
+
+
+def test_each_measurement_has_its_command_beside_it() -> None:
+    """In the tables, in its row; elsewhere in its paragraph."""
+    text = (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^\| .+ with \|\n\|[-:|]+\|\n((?:\| .+ \|\n)+)", text, flags=re.MULTILINE)
+    rows = [row for table in tables for row in table.splitlines()]
+    assert len(rows) > len(tables) > 3
     for row in rows:
         measured, _, beside = row.strip("| ").rpartition("|")
         assert re.search(r"\d", measured), row
-        assert re.search(r"`(python|manual-backprop) ", beside), row
+        assert re.search(r"`(python |manual-backprop |tests/)", beside), row
+
+
+def test_each_number_of_the_readme_has_its_command_beside_it() -> None:
+    """A number with a fraction is measured, unless it is a version."""
+    text = re.sub(r"^\| (Python|PyTorch) \| .*$", "", prose("README.md"), flags=re.MULTILINE)
+    paragraphs = [part for part in text.split("\n\n") if re.search(r"\d\.\d", part)]
+    assert paragraphs
+    for paragraph in paragraphs:
+        assert re.search(r"`(python|manual-backprop) ", paragraph), paragraph
 
 
 def test_what_torchrun_is_to_start_is_a_run(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -33,17 +35,32 @@ def test_a_room_says_what_it_is_for_and_is_no_warehouse(room: Path) -> None:
     assert len(list(room.glob("*.py"))) - 1 <= MOST_FILES
 
 
-def test_each_room_at_the_top_is_a_layer_and_stands_in_the_drawing() -> None:
+def test_each_room_at_the_top_is_a_layer_and_stands_in_the_picture() -> None:
     root = PACKAGE.parent
     layers = (root / "pyproject.toml").read_text(encoding="utf-8").partition("layers = [")[2].partition("]")[0]
-    drawing = (
-        (root / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## The rooms")[2].partition("## An op")[0]
-    )
+    picture = (root / "docs" / "architecture.svg").read_text(encoding="utf-8")
     names = [room.name for room in ROOMS if room.parent == PACKAGE]
     assert 10 < len(names) < 16
     for name in names:
         assert f'"{name}"' in layers, name
-        assert f"\n{name} " in drawing, name
+        assert f">{name}/</text>" in picture, name
+
+
+def test_the_table_of_rooms_has_the_order_of_the_layers() -> None:
+    root = PACKAGE.parent
+    contracts = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    table = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"^\| `manual_backprop/(\w+)/` \|", table, flags=re.MULTILINE)
+    assert rooms == contracts[0]["layers"][2:], "below __main__ and the commands"
+
+
+def test_the_picture_is_what_its_script_draws() -> None:
+    folder = PACKAGE.parent / "docs"
+    drawn = runpy.run_path(str(folder / "architecture.py"))["picture"]()
+    there = (folder / "architecture.svg").read_text(encoding="utf-8")
+    assert there == drawn, "docs/architecture.svg is old: run `python docs/architecture.py`"
 
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if room.parent == PACKAGE], ids=lambda room: room.name)
@@ -67,12 +84,14 @@ def test_what_a_room_says_it_may_import_is_what_lint_holds(room: Path) -> None:
     assert said == [name for name in below if name not in forbidden]
 
 
-DOCUMENTS = [PACKAGE.parent / "README.md", PACKAGE.parent / "CONTRIBUTING.md", *(PACKAGE.parent / "docs").glob("*.md")]
+DOCUMENTS = [PACKAGE.parent / "README.md", PACKAGE.parent / "CONTRIBUTING.md"]
+DOCUMENTS += sorted(path for folder in ("", "guide/**/") for path in (PACKAGE.parent / "docs").glob(f"{folder}*.md"))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_each_path_in_the_documents_is_there(document: Path) -> None:
-    """In backticks: files of Python, and whatever begins with a folder of the project or a room of the package."""
+    """In backticks: files of Python, and whatever begins with a folder of the project or a room of the package. Of a
+    file of the package the end of its path is enough."""
     text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
     root = PACKAGE.parent
     rooms = {room.name for room in ROOMS if room.parent == PACKAGE}
@@ -82,7 +101,7 @@ def test_each_path_in_the_documents_is_there(document: Path) -> None:
     for word in {*re.findall(r"`([\w./*-]+)`", text)} - of_a_run:
         if word.endswith(".py") or ("/" in word and word.partition("/")[0] in folders):
             pattern = word.replace("NAME", "*")
-            if not any(found for place in (root, PACKAGE) for found in place.glob(pattern)):
+            if not any(itertools.chain(root.glob(pattern), PACKAGE.rglob(pattern))):
                 missing.append(word)
     assert missing == []
 

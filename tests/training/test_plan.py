@@ -356,7 +356,7 @@ PEAKS = {
 
 @pytest.mark.parametrize("overrides", [pytest.param(text.split(), marks=mark, id=text) for text, mark in PEAKS.items()])
 def test_the_memory_is_within_a_fifth_of_the_measured_peak(overrides: list[str], tmp_path: Path) -> None:
-    pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "CONTRIBUTING.md"))
+    pages = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "guide").rglob("*.md")))
     (tmp_path / "text.txt").write_text(3 * pages, encoding="utf-8")
     short = ["training.max_steps=6", "training.eval_every=3", "training.save_every=3", "training.sample_length=8"]
     data = ["dataset=text", "dataset.path=text.txt", "device=cpu", "device.threads=1"]
