@@ -1,12 +1,12 @@
 """The calculus: forward and backward pairs on raw tensors, textbook clear.
 
 A pair is `y, cache = name_forward(x, ...)` and `dx = name_backward(dy, cache, dweight, ...)`. The gradient of `x` is
-`dx` and has its shape. Gradients of parameters are added (`+=`) into the buffers that are passed; nothing else that is
-passed is changed. A cache is private to its pair. Statistics, exponentials and sums of bfloat16 run in float32.
+`dx` and has its shape. A backward adds (`+=`) the gradients of parameters into the buffers that the caller passes, and
+changes no other argument. A cache is private to its pair. Statistics, exponentials and sums of bfloat16 run in float32.
 
-Read in the order in which a network uses them: embedding, normalization, linear, softmax, dropout, attention,
+Read the files in the order in which a network uses them: embedding, normalization, linear, softmax, dropout, attention,
 activations, feed_forward, loss. A llama has three parts of its own: rms_normalization, rotary_attention,
-gated_feed_forward; an encoder that answers with one vector ends with pooling.
+gated_feed_forward. An encoder whose output is one vector ends with pooling.
 May import: common.
 """
 

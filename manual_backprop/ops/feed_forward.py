@@ -23,7 +23,7 @@ def feed_forward_forward(
     """y = activation(x W_hidden^T + b_hidden) W_output^T + b_output.
 
     x (..., D), hidden_weight (F, D), hidden_bias (F), output_weight (D, F), output_bias (D) -> y (..., D).
-    `activation` is gelu_tanh, gelu or of ELEMENTWISE. Made of pairs, so its backward is theirs, from last to first.
+    `activation` is gelu_tanh, gelu or a key of ELEMENTWISE. Backward calls the backwards of its pairs, last to first.
     """
     activation_cache: tuple
     if activation in ELEMENTWISE:

@@ -15,7 +15,8 @@ GatedFeedForwardCache = tuple[LinearCache, SwigluCache, LinearCache]
 def swiglu_forward(x: Tensor) -> tuple[Tensor, SwigluCache]:
     """y = silu(gate) * hidden, with silu(gate) = gate sigmoid(gate); x is gate and hidden side by side.
 
-    x (..., 2F) -> y (..., F). From the slope of a sigmoid, s' = s (1 - s), that of silu is s + gate s (1 - s), so
+    x (..., 2F) -> y (..., F). With s = sigmoid(gate) and s' = s (1 - s), the derivative of silu is s + gate s (1 - s),
+    so
         dgate = dy hidden s (1 + gate (1 - s))      dhidden = dy silu(gate)
     """
     gate, hidden = wide(x).chunk(2, dim=-1)
@@ -28,7 +29,7 @@ def swiglu_backward(dy: Tensor, cache: SwigluCache) -> Tensor:
     (x,) = cache
     dy_wide = wide(dy)
     gate, hidden = wide(x).chunk(2, dim=-1)
-    opening, rest = gate.sigmoid(), gate.neg().sigmoid()  # s, and 1 - s, whose difference would cancel
+    opening, rest = gate.sigmoid(), gate.neg().sigmoid()  # s, and 1 - s without cancellation
     # y = silu(gate) * hidden
     dgate = dy_wide * hidden * opening * (1 + gate * rest)
     dhidden = dy_wide * gate * opening
@@ -41,7 +42,7 @@ def gated_feed_forward_forward(
     """y = (silu(x W_gate^T) * (x W_hidden^T)) W_output^T.
 
     x (..., D), gated_weight (2F, D): W_gate above W_hidden, so that one product serves both; output_weight (D, F)
-    -> y (..., D). No biases. Made of pairs, so its backward is theirs, from last to first.
+    -> y (..., D). No biases. Backward calls the backwards of its pairs, last to first.
     """
     gated, gated_cache = linear_forward(x, gated_weight)  # (..., 2F)
     activated, swiglu_cache = swiglu_forward(gated)
