@@ -75,7 +75,7 @@ class Optimizer(ABC):
 
 
 class FlatOptimizer(Optimizer):
-    """Over flat buffers: norm, checks and counts; then the update, of each part or of its pieces."""
+    """An optimizer over flat buffers: norm, checks and counts, then the update of each part, in pieces."""
 
     moment_names: tuple[str, ...] = ()
     uses_library = False  # whether it runs compiled where possible (`kernels`)

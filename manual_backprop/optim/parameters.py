@@ -15,7 +15,7 @@ from ..common.errors import InputError
 
 PADDING = 32  # elements: entries start at multiples of 64 bytes even in 16-bit dtypes
 
-WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # prefixes that torch adds, anywhere in a name
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # torch's prefixes
 OUTER = ("module.", "model.")
 
 Shape = tuple[int, ...]

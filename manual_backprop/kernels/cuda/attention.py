@@ -1,8 +1,8 @@
 """Attention by PyTorch's fused kernels, forward and backward called by name, with the log-sum-exp as cache.
 
-cuDNN's or flash attention for 16-bit numbers, the memory-efficient one for float32. What these do not take (a document
-mask, padding, dropout of the probabilities with this project's masks, odd head sizes, float64) runs as products of
-PyTorch's, some sequences at a time (`kernels.cpu.attention`), and the run's log says so once.
+16-bit numbers use cuDNN's attention or flash attention, float32 the memory-efficient kernel. What these do not support
+(a document mask, padding, dropout of the probabilities with this project's masks, odd head sizes, float64) runs as
+products of PyTorch, some sequences at a time (`kernels.cpu.attention`), and the run's log says so once.
 """
 
 import functools
@@ -23,15 +23,15 @@ from ..cpu import attention as tiles
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
 
-CUDNN_FROM = (9, 0)  # compute capability, from which cuDNN's is the faster one (PyTorch chooses it there, too)
+CUDNN_FROM = (9, 0)  # compute capability from which cuDNN's kernel is faster (PyTorch also chooses it there)
 CUDNN_VERSION = 91500
-WIDEST = 256  # head; of cuDNN's kernel half as wide
+WIDEST = 256  # largest head size; half of it for cuDNN's kernel
 
-told: set[str] = set()  # why attention is not fused, as far as the log says it: cleared for each network
+told: set[str] = set()  # reasons, already logged, why attention is not fused; cleared for each network
 
 
 class Fused(NamedTuple):
-    """What a fused forward leaves to its backward. All (B, T, H, K), key and value (B, S, G, K)."""
+    """The cache of a fused forward. All (B, T, H, K), key and value (B, S, G, K)."""
 
     kind: str
     query: Tensor
@@ -39,7 +39,7 @@ class Fused(NamedTuple):
     value: Tensor
     context: Tensor
     causal: bool
-    statistics: tuple[Any, ...]  # the log-sum-exp, and what a kernel wants back besides
+    statistics: tuple[Any, ...]  # the log-sum-exp, and what else the kernel's backward takes
 
 
 AttentionCache = Fused | tuple[Any, ...]
@@ -123,15 +123,15 @@ def cross_attention_backward(
 def fused_forward(
     query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None, record: Record
 ) -> Fused | None:
-    """query (B, T, H, K), key and value (B, S, G, K), each for H / G queries in a row -> the context and what backward
-    needs; None where no fused kernel serves these, and the reason is in the log."""
+    """query (B, T, H, K), key and value (B, S, G, K), each for H / G consecutive query heads -> the context and the
+    cache. None if no fused kernel supports these; the log gives the reason."""
     kind, reason = _choose(query, key, visible, dropout)
     if kind is None:
         if reason not in told:
             told.add(reason)
             log.warning("attention takes more time and memory than fused: %s", reason)
         return None
-    if any(map(record.wants, tiles.RECORDED)):  # what a fused kernel does not keep
+    if any(map(record.wants, tiles.RECORDED)):  # a fused kernel does not store these
         textbook.attention_forward(*tiles.turned(query, key, value, None), visible, dropout, record)
     by_head = [x.transpose(1, 2) for x in (query, key, value)]  # (B, H, T, K)
     causal, scale = visible.causal, 1 / math.sqrt(query.shape[-1])
@@ -176,7 +176,7 @@ def fused_backward(dcontext: Tensor, cache: Fused, record: Record) -> AttentionG
 
 
 def _choose(query: Tensor, key: Tensor, visible: Visible, dropout: Dropout | None) -> tuple[str | None, str]:
-    """Which kernel serves these, or why none does."""
+    """The kernel that supports these, or the reason why none does."""
     (_, T, H, K), (S, G) = query.shape, key.shape[1:3]
     if visible.query_segments is not None:
         return None, "documents are masked (batching.mask_documents=false trains without)"
@@ -202,7 +202,7 @@ def _choose(query: Tensor, key: Tensor, visible: Visible, dropout: Dropout | Non
 
 
 def _prefers_cudnn(device: torch.device) -> bool:
-    """Not where the same bits are wanted each time: flash attention promises them."""
+    """Whether to use cuDNN's kernel: not in deterministic mode, where flash attention guarantees the same bits."""
     return not torch.are_deterministic_algorithms_enabled() and _has_fast_cudnn(device)
 
 
