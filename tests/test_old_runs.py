@@ -176,7 +176,7 @@ def test_a_killed_run_goes_on(project: Path, capsys: pytest.CaptureFixture[str])
     assert record["status"] == "FINISHED"
     said = f"code: unknown version, commit {COMMIT} then, {code_version()['version']}, commit "
     (line,) = [line for line in capsys.readouterr().err.splitlines() if said in line]
-    assert line.startswith("Another version goes on with this run, and bits are promised within one only: ")
+    assert line.startswith("Another version resumes this run, and the same bits are promised within one only: ")
     (entry,) = record["resumes"]
     assert entry["previous_status"] == "KILLED"
     assert any(sentence.startswith(said) for sentence in entry["changed"]["made_with"])
@@ -194,9 +194,9 @@ def test_a_run_is_rerun(project: Path, capsys: pytest.CaptureFixture[str], name:
     again = newest(project)
     said = capsys.readouterr().out
     now = code_version()
-    assert f"  not as it was: code: unknown version, commit {COMMIT} then, {now['version']}, commit " in said
-    drifts = [line for line in said.splitlines() if line.startswith("  not as it was: ")]
-    named = {line.removeprefix("  not as it was: ").partition(":")[0] for line in drifts}
+    assert f"  changed since: code: unknown version, commit {COMMIT} then, {now['version']}, commit " in said
+    drifts = [line for line in said.splitlines() if line.startswith("  changed since: ")]
+    named = {line.removeprefix("  changed since: ").partition(":")[0] for line in drifts}
     assert not named & keys().keys(), "what did not exist then has its default"
     assert metric(again, "train/loss") == pytest.approx(metric(then, "train/loss"), rel=tolerance)
     assert metric(again, "validation/loss") == pytest.approx(metric(then, "validation/loss"), rel=tolerance)
@@ -344,7 +344,7 @@ def test_a_sweep_goes_on(in_mlflow: Path, capsys: pytest.CaptureFixture[str], mo
         return ended
 
     monkeypatch.chdir(in_mlflow)
-    monkeypatch.setattr(sweep_module, "run_job_apart", run_job_here)
+    monkeypatch.setattr(sweep_module, "run_job_in_process", run_job_here)
     (sweep,) = list_runs(in_mlflow / "outputs", SWEEPS)
     before = Records(sweep).read_all()
     assert [record.status for record in before] == ["FINISHED", "KILLED", "WAITING"]

@@ -96,7 +96,7 @@ def test_shapes_of_one_step(text: Path, capsys: pytest.CaptureFixture[str], impl
     found = {name: (shape, int(size.replace(",", "")), finite) for name, shape, _, size, finite in rows}
     assert found["token_embedding.dweight"] == ("257 x 16", 257 * 16 * 4, "yes")
     assert ("blocks.1.attention.probabilities" in found) == (implementation != "baseline")
-    assert ("shows no activations" in shown) == (implementation == "baseline")
+    assert ("records no activations" in shown) == (implementation == "baseline")
     if implementation != "baseline":
         assert found["blocks.1.attention.dscores"] == ("4 x 2 x 8 x 8", 4 * 2 * 8 * 8 * 4, "yes")
         assert found["logits"] == ("4 x 8 x 257", 4 * 8 * 257 * 4, "yes")

@@ -206,8 +206,8 @@ def recomputable(x: Tensor, recompute: Callable[[], Tensor]) -> Tensor:
 
 
 def is_small(size: int, like: Tensor, weights: int = 0) -> bool:
-    """Whether a tensor of `size` numbers, the product with `weights` weights, is so small that it is kept and not
-    recomputed."""
+    """Whether a tensor of `size` numbers, computed with `weights` weights, is small enough to keep instead of
+    recomputing it."""
     sizes = sizes_of(like)
     return size <= max(sizes.small, sizes.small_beside_weights * weights)
 

@@ -31,8 +31,8 @@ def rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 class Keys(NamedTuple):
     """The visible keys: `mask` (B, 1, T or 1, S), or None for all keys, or all up to the query's position (causal).
 
-    SDPA returns NaN where a query sees no key. So in `mask` such a row sees all keys, and `there` (B, 1, 1, 1) sets its
-    output to 0.
+    SDPA may return NaN where a query sees no key. So in `mask` such a row sees all keys, and `there` (B, 1, 1, 1) sets
+    its output to 0.
     """
 
     causal: bool = False

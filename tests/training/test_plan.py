@@ -180,7 +180,7 @@ def test_documents_that_nobody_has_counted(tmp_path: Path, monkeypatch: pytest.M
     given = ("dataset=jsonl", "batching=padded", "training.max_steps=null", "training.num_epochs=1")
     plan = Planner().plan(config_of(rows, *given))
     assert (plan.preview.steps_per_epoch, plan.preview.max_steps) == (None, None)
-    with pytest.raises(InputError, match=r"num_epochs=1: how long an epoch of this text is will be known when it was"):
+    with pytest.raises(InputError, match=r"num_epochs=1: the length of an epoch is not known before the text is"):
         plan_page(plan)
 
 

@@ -79,7 +79,7 @@ def test_a_killed_process_ends_all(text: Path, tmp_path: Path) -> None:
     assert together.codes() == [EXIT_RANK_FAILED, -signal.SIGKILL]
     run = newest(tmp_path)
     assert read_run(run)["status"] == "FAILED"
-    assert "process 1 of 2 has ended without a word: it was killed" in together.said()
+    assert "process 1 of 2 has ended without a message: it was killed" in together.said()
     assert "process 1 of 2" in (run / "traceback.txt").read_text()
     assert CheckpointManager(run / "checkpoints").latest() is not None
 

@@ -258,7 +258,7 @@ def test_a_killed_job_stops_no_other(root: Path) -> None:
         out, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, errors
     assert statuses(root) == ["KILLED", "FINISHED"]
-    assert "SIGKILL ended its process" in errors
+    assert "SIGKILL killed its process" in errors
     assert str(directory.name) in errors
     close_dead_runs(root / "outputs")
     assert read_run(directory)["status"] == "KILLED"

@@ -355,7 +355,7 @@ class _Tile:
         return mask, 1 - self.dropout.probability
 
     def mask_(self, scores: Tensor) -> None:
-        """Sets hidden scores (b, H, t, s) to -inf. Where possible it adds a mask, which is faster than filling."""
+        """Sets hidden scores (b, H, t, s) to -inf, by adding a mask of 0 and -inf: this is faster than filling."""
         if self.corner is not None:
             size = self.rows.stop - self.rows.start
             scores[..., self.seen - size :].add_(self.corner[:size, :size])

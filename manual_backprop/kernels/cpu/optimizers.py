@@ -111,9 +111,7 @@ class OnePass(reference.FlatOptimizer):
             self.loop(*buffers, finite, clip, *self._numbers(rate, decay))
         else:
             super()._update_part(part, clip, rate, decay, finite)
-        increment_version(
-            self.parameters.buffer
-        )  # neither the library nor PyTorch's fused optimizers do this
+        increment_version(self.parameters.buffer)  # neither the library nor PyTorch's fused optimizers do this
         if rounded is not None and fresh and compiles:
             rounded.is_written()
 

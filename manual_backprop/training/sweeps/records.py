@@ -1,13 +1,13 @@
-"""What became of each job of a sweep: one file a job, written by whichever process watches over it.
+"""The outcome of each job of a sweep: one file per job, written by the process that supervises it.
 
     outputs/sweeps/<time>-<name>-<6 hex>/
-        run.json  tracking.json  run.log      as in a run's directory: the sweep is a run of its own, the parent
+        run.json  tracking.json  run.log      as in a run's directory: the sweep itself is a run, the parent
         jobs/0003.json                        a `JobRecord`
         stop                                  one line for each signal that asked the sweep to end
         table.csv  table.md  curves.png  heat_map.png  comparison.png
 
-Jobs may run in other processes and on other machines that share the directory, so a file is replaced at once and read
-anew each time. Standard library only.
+Jobs may run in other processes and on other machines that share the directory, so a file is replaced atomically and
+read again each time. Standard library only.
 """
 
 import json
@@ -39,12 +39,12 @@ LONGEST_NAME = 100  # of a run_name
 class JobRecord:
     number: int  # from 0, as Hydra counts
     overrides: tuple[str, ...]  # KEY=VALUE, all of them
-    swept: tuple[str, ...]  # those that set this job apart from the others
+    swept: tuple[str, ...]  # those that differ between the jobs
     status: str = WAITING  # WAITING, RUNNING, FINISHED, FAILED, KILLED
-    run_directory: str | None = None  # None: it did not get so far
+    run_directory: str | None = None  # None: it has not been created
     validation_loss: float | None = None
-    tokens_per_second: float | None = None  # the median of those that were logged
-    exit_code: int | None = None  # as a run by itself would have had
+    tokens_per_second: float | None = None  # the median of the logged values
+    exit_code: int | None = None  # the same as for a single run
     error: str | None = None
 
     @property
@@ -82,8 +82,8 @@ class Records:
         return [record for number in numbers if (record := self.read(number)) is not None]
 
     def _where_it_is(self, run: str | None) -> str | None:
-        """The run's directory beside this sweep, also where the project was moved or copied since the record was
-        written: a copy's sweep leaves the runs of the other alone."""
+        """The run's directory next to this sweep. If the project was moved or copied after the record was written, it
+        is the one in the new place: a copied sweep does not touch the runs of the original."""
         return None if run is None else str(self.sweep.parent.parent / RUNS / Path(run).name)
 
     def _file(self, number: int) -> Path:
@@ -92,7 +92,7 @@ class Records:
     # Requests to stop
 
     def request_stop(self) -> None:
-        """Whoever watches over a job passes it on. May be called by a signal's handler."""
+        """Asks all jobs to stop; the processes that supervise them forward it. May be called in a signal handler."""
         with (self.sweep / "stop").open("a", encoding="utf-8") as file:
             file.write("stop\n")
 
@@ -111,15 +111,15 @@ def swept_part(overrides: Sequence[str], keys: Sequence[str]) -> tuple[str, ...]
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """optimizer.learning_rate -> learning_rate, where no other of the keys would be called so too: names of runs have
-    little room in MLflow's columns."""
+    """optimizer.learning_rate -> learning_rate, unless another key has the same last part. MLflow's columns have little
+    room for names of runs."""
     last = [key.rpartition(".")[2] for key in keys]
     return {key: short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)}
 
 
 def job_name(number: int, swept: Sequence[str]) -> str | None:
-    """The name of a job's run, model=tiny,learning_rate=0.001; None where nothing was swept. A name that was swept
-    is one already."""
+    """The name of a job's run: model=tiny,learning_rate=0.001. None if nothing was swept. A swept run_name is used as
+    it is."""
     values = _values(swept)
     if "run_name=null" in swept:
         del values["run_name"]
@@ -132,7 +132,7 @@ def job_name(number: int, swept: Sequence[str]) -> str | None:
 
 
 def swept_values(record: JobRecord) -> dict[str, str]:
-    """{key: value} of what sets a job apart; a text without the quotes that the command line's grammar wants."""
+    """{key: value} of a job's swept keys; text without the quotes of the command line's grammar."""
     return _values(record.swept)
 
 
@@ -144,12 +144,12 @@ def _unquoted(value: str) -> str:
     quote = value[:1]
     if len(value) < 2 or quote not in ("'", '"') or value[-1] != quote:
         return value
-    # Backslashes before a quote, or at the end, are doubled, and one more stands before a quote inside.
+    # Backslashes before a quote or at the end are doubled, and a quote inside has one more before it.
     return re.sub(rf"(\\+)({quote}|$)", lambda found: "\\" * (len(found[1]) // 2) + found[2], value[1:-1])
 
 
 def run_of_job(outputs: Path, sweep: Path, number: int) -> Path | None:
-    """The newest run that says it is this job of this sweep."""
+    """The newest run whose run.json names this job of this sweep."""
     for path in reversed(list_runs(outputs)):
         origin = read_run(path).get("sweep") or {}
         if origin.get("run_id") == sweep.name and origin.get("job") == number:
@@ -158,7 +158,7 @@ def run_of_job(outputs: Path, sweep: Path, number: int) -> Path | None:
 
 
 def measured(record: JobRecord, run: Path | None) -> JobRecord:
-    """The record with what its run's directory says about loss and speed."""
+    """The record with loss and speed from its run's directory."""
     from manual_backprop.tracking.training_log import load_training_log
 
     if run is None or not (run / "metrics.jsonl").is_file():
@@ -176,23 +176,23 @@ def measured(record: JobRecord, run: Path | None) -> JobRecord:
 
 
 def current_record(record: JobRecord, outputs: Path, sweep: Path) -> JobRecord:
-    """A record that says RUNNING although whoever watched over the job has died: what the job's run says itself."""
+    """The record, corrected from the job's run if it says RUNNING although the supervising process has died."""
     if record.status != RUNNING:
         return record
     run = run_of_job(outputs, sweep, record.number)
     status = read_run(run)["status"] if run is not None else KILLED
-    error = "the process that watched over it ended" if status in (RUNNING, KILLED) else None
+    error = "the process that supervised it ended" if status in (RUNNING, KILLED) else None
     return measured(replace(record, status=status, error=error), run)
 
 
 def best_of(records: Sequence[JobRecord]) -> JobRecord | None:
-    """The job with the lowest validation loss at its end."""
+    """The job with the lowest final validation loss."""
     done = [record for record in records if record.status == FINISHED and record.validation_loss is not None]
     return min(done, key=lambda record: (record.validation_loss, record.number), default=None)
 
 
 def best_first(records: Sequence[JobRecord]) -> list[JobRecord]:
-    """By validation loss; jobs that did not finish come last, by number."""
+    """Sorted by validation loss; unfinished jobs come last, by number."""
 
     def place(record: JobRecord) -> tuple[Any, ...]:
         finished = record.status == FINISHED and record.validation_loss is not None
@@ -202,6 +202,6 @@ def best_first(records: Sequence[JobRecord]) -> list[JobRecord]:
 
 
 def runs_of_sweep(sweep: Path) -> list[Path]:
-    """The directories of a sweep's runs that are there, in the order of the jobs."""
+    """The existing directories of a sweep's runs, in the order of the jobs."""
     named = [Path(record.run_directory) for record in Records(sweep).read_all() if record.run_directory is not None]
     return [path for path in named if path.is_dir()]

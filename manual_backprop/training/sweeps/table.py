@@ -10,11 +10,11 @@ from manual_backprop.common.plain_text import visible
 from manual_backprop.training.sweeps.records import FINISHED, JobRecord, best_first, swept_values
 
 COLUMNS = ("overrides", "validation loss", "tokens a second", "status", "run directory")
-NUMBERS = {1, 2}  # columns that are set flush right
+NUMBERS = {1, 2}  # right-aligned columns
 
 
 def rows(records: Sequence[JobRecord]) -> list[tuple[str, ...]]:
-    """A row a job, best first; what a job did not get to is empty."""
+    """One row per job, best first; missing results are empty."""
     return [
         (
             record.title,
@@ -28,12 +28,12 @@ def rows(records: Sequence[JobRecord]) -> list[tuple[str, ...]]:
 
 
 def as_text(records: Sequence[JobRecord]) -> str:
-    """The directories, which are long, come last."""
+    """The table for the terminal; the directories, which are long, come last."""
     return "\n".join(columns([tuple(map(visible, line)) for line in (COLUMNS, *rows(records))], right=NUMBERS))
 
 
 def as_markdown(records: Sequence[JobRecord], columns: int = len(COLUMNS)) -> str:
-    """The first columns of the table."""
+    """The first `columns` columns of the table in Markdown."""
     marks = [" ---: " if column in NUMBERS else " --- " for column in range(columns)]
     cells = [[visible(cell).replace("|", "\\|") for cell in line[:columns]] for line in (COLUMNS, *rows(records))]
     lines = [f"| {' | '.join(line)} |" for line in cells]
@@ -41,7 +41,7 @@ def as_markdown(records: Sequence[JobRecord], columns: int = len(COLUMNS)) -> st
 
 
 def as_csv(records: Sequence[JobRecord]) -> str:
-    """Unrounded, and a column for each key that was swept."""
+    """The table as CSV: unrounded, with a column for each swept key."""
     keys = list(dict.fromkeys(line.partition("=")[0] for record in records for line in record.swept))
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
