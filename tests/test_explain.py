@@ -157,7 +157,7 @@ def test_a_wrong_backward_is_found_named_and_exits_1(
     monkeypatch.setattr("manual_backprop.ops.linear.rows", lambda x: 1.001 * x.reshape(-1, x.shape[-1]))
     assert exit_code_of(lambda: explain.main(["--output", str(tmp_path / "page.md")])) == 1
     said = capsys.readouterr().err
-    assert "one is not autograd's: " in said
+    assert "one differs from autograd's: " in said
     assert "weight" in said
     assert (tmp_path / "page.md").is_file()  # it shows what is wrong
 

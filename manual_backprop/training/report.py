@@ -165,8 +165,8 @@ class RunReport:
         and does not raise its peak of memory. If the memory of a GPU does not suffice, the check is skipped."""
         give_back_freed_memory()
         network = self.facts.model.network
-        room = below_the_peak() if network.device.type == "cpu" else None
-        check = check_of_run(self.facts.config, network.config, room)
+        limit = below_the_peak() if network.device.type == "cpu" else None
+        check = check_of_run(self.facts.config, network.config, limit)
         path = self.directory.path / GRADIENT_CHECK
         with storage_errors(f"write {path}"):
             path.write_text(check.page, encoding="utf-8")

@@ -207,6 +207,6 @@ def _check_metrics(run: Path, length: int) -> None:
             f"{file} cannot be read ({error.strerror}): a run resumes with its own metrics"
         ) from error
     raise CheckpointError(
-        f"{file} has no line that ends at byte {length}, the length that the checkpoint recorded: it is not the file of "
-        "this checkpoint's run"
+        f"{file} has no line that ends at byte {length}, the length that the checkpoint recorded: it is not the file "
+        "of this checkpoint's run"
     )

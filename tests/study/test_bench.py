@@ -455,7 +455,7 @@ def test_the_table_of_the_readme_comes_from_what_was_written(
         "Ours is slower than the fastest peer in C1 in bf16_mixed (0.75)."
     )
     assert len({line.count("|") for line in lines[:5]}) == 1
-    with pytest.raises(InputError, match="C1 fp32 is in another of the files"):
+    with pytest.raises(InputError, match="C1 fp32 is also in another of the files"):
         markdown.page([files[-1], files[-1]])
 
 

@@ -81,7 +81,7 @@ def test_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[5] for row in tables["a"][0]["rows"]] == [True] * len(correctness.items(small=True))
     assert {row[0].partition(" ")[0] for row in tables["b"][0]["rows"]} == {"copy", "product", "all", "cudnn", "flash"}
     titles = [table["title"].partition(":")[0] for table in tables["c"]]
-    beside = [f"{name} beside its peers" for name in ("G1", "G4", "G3")]
+    beside = [f"{name} compared with its peers" for name in ("G1", "G4", "G3")]
     assert titles == [*beside, "G3 without graph", "G1 without graph"]
     names = [row[0] for row in tables["c"][0]["rows"]]
     assert names == ["custom-reference", "custom-reference again", "baseline-eager"]
@@ -140,7 +140,7 @@ def test_after_an_error_of_the_gpu_comes_a_new_process() -> None:
     assert answers["device"].ends
     first, second, third = (answers[item].partition(" in ")[2] for item in ("first", "second", "third"))
     assert first == second != third
-    assert "did not answer in the time" in answers["slow"].message
+    assert "did not answer in time" in answers["slow"].message
 
 
 @pytest.mark.parametrize(

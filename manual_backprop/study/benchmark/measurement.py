@@ -1,4 +1,4 @@
-"""All rows of a case in turns, each in a process of its own; and nothing is timed before their gradients agree."""
+"""Measures all rows of a case in turns, each in its own process. Nothing is timed before their gradients agree."""
 
 import math
 import sys
@@ -15,10 +15,10 @@ from .rows import Answer, LeftOut, Ready, work_answer, work_products
 from .rows import work as work_row
 
 PEERS = [name for name in ROWS if name not in OURS]
-AGAIN = " again"  # behind the subject's name: it runs twice
-FEWEST, MOST = 5, 20  # rounds, where the user does not say how many
-WARMING_UP = 0.7  # of the time that a measurement has, at most; which is over then is left out
-LONGEST = 120.0  # [s] that a case's rounds may take, where the fewest do not take longer
+AGAIN = " again"  # after the subject's name: it runs twice
+FEWEST, MOST = 5, 20  # rounds, if the user does not give a number
+WARMING_UP = 0.7  # largest share of a measurement's time; a row that takes longer to warm up is left out
+LONGEST = 120.0  # [s] that a case's rounds may take, unless the fewest rounds take longer
 AGREEMENT = {
     "fp64": 1e-9,
     "fp32": 1e-4,
@@ -27,36 +27,36 @@ AGREEMENT = {
     "bf16_mixed": 0.1,
     "fp16_mixed": 0.05,
 }  # of loss and gradient, relative
-NEGLIGIBLE = 1e-3  # a parameter with less than this share of the whole gradient is compared with that share: the key's
-# bias has a gradient of 0, of which rounding errors are all that there is
-WORST = 4.0  # times the bar that a single parameter may be off
+NEGLIGIBLE = 1e-3  # errors of a parameter are relative to at least this share of the whole gradient, since the key's
+# bias, for example, has a gradient of 0 and only rounding errors
+WORST = 4.0  # a single parameter may be off by so many times the bar
 REDUCED = (
     "tf32",
     "bf16",
     "bf16_mixed",
     "fp16_mixed",
-)  # there the measure is what autograd finds in fp32: rows err, and not all alike
+)  # there rows are compared with autograd in fp32, since their rounding errors differ
 ADVICE = "Was there too little memory? Try a smaller --batch-size, or fewer --rows."
 
 
 @dataclass
 class MeasuredRow(Row):
-    """`seconds` of a step, by turns."""
+    """A row with the seconds of a step for each turn, and its memory."""
 
-    first_seconds: float = 0.0  # of the first forward and backward pass, with the compiler's cache as it then was
-    cold_seconds: float | None = None  # likewise, where the cache was cold and the row was started again
-    cache: str = "none"  # of the compiler, when the steps were measured, as in `rows.Ready`
-    products: str = "unknown"  # the library that makes its matrix products, likewise
-    peak_bytes: int | None = None  # above what the imports took; None where the system does not tell
+    first_seconds: float = 0.0  # of the first forward and backward pass, with the compiler's cache in its current state
+    cold_seconds: float | None = None  # the same, if the cache was cold and the row was restarted
+    cache: str = "none"  # state of the compiler's cache during the measurement, as in `rows.Ready`
+    products: str = "unknown"  # the library of its matrix products, as in `rows.Ready`
+    peak_bytes: int | None = None  # without the memory of imports; None if the system does not report it
 
 
 @dataclass
 class Measurement:
     case: Case
     rows: dict[str, MeasuredRow]  # the subject comes first
-    again: MeasuredRow  # the subject once more
+    again: MeasuredRow  # the subject, measured a second time
     products: Row  # a step's matrix products alone
-    left_out: dict[str, str] = field(default_factory=dict)  # rows that cannot be had here, and why
+    left_out: dict[str, str] = field(default_factory=dict)  # rows that cannot run here, and why
     remarks: list[str] = field(default_factory=list)  # on gradients of peers
 
     @property
@@ -73,7 +73,7 @@ class Measurement:
         return min(peers, key=lambda row: self.time_ratio(row)[1], default=None)
 
     def time_ratio(self, row: Row) -> tuple[float, float, float]:
-        """row / subject, quartiles of the turns."""
+        """row / subject, quartiles over the turns."""
         return ratios(row.seconds, self.subject.seconds)
 
     def memory_ratio(self, row: MeasuredRow) -> float | None:
@@ -82,7 +82,7 @@ class Measurement:
         return mine / its if mine and its else None
 
     def share_of_limit(self, row: Row) -> float:
-        """The time of the products alone over that of the row, turn by turn."""
+        """The time of the matrix products alone divided by that of the row; median over the turns."""
         return ratios(self.products.seconds, row.seconds)[1]
 
 
@@ -94,14 +94,15 @@ def measure(
     at_once: bool = False,
     until: float | None = None,
 ) -> Measurement:
-    """`names` of rows: the first is the subject. `rounds` of turns there and back, None: what the time allows.
+    """Measures rows. The first of `names` is the subject. A round is a turn of each row in order and one in reverse;
+    `rounds` None: as many as the time allows.
 
-    `work` is what a row's process runs, and knows what is behind a name: `rows.work`, or what is built upon it.
-    `at_once`: all rows warm up together, and are compared with one another only. `until`: the time, by
-    time.monotonic(), at which the answer is there, with fewer rounds if need be.
-    Raises CheckFailedError where a process fails, or where gradients differ.
+    `work` runs in the process of a row and knows its name: `rows.work`, or a function that calls it. `at_once`: all
+    rows warm up together, and their gradients are compared only with each other. `until`: the deadline by
+    time.monotonic(); if necessary there are fewer rounds.
+    Raises CheckFailedError if a process fails, or if gradients differ.
     """
-    true = None if at_once else measure_of(case)  # before there are others: it may need more memory than any of them
+    true = None if at_once else measure_of(case)  # before other processes start: it may need the most memory
     with ExitStack() as closing:
         processes: list[MeasuringProcess] = []
         rows: list[MeasuredRow] = []
@@ -121,9 +122,9 @@ def measure(
             try:
                 started = _warm_up(closing, name, begun.get(name), start, restarts=not at_once)
             except NotInTime:
-                started = LeftOut("it had not warmed up in the time that there was")
+                started = LeftOut("it had not warmed up in the given time")
                 if name in begun:
-                    begun[name].process.terminate()  # it would be waited for
+                    begun[name].process.terminate()  # otherwise its end would be waited for
             if isinstance(started, LeftOut):
                 if name in wanted[:2]:
                     raise CheckFailedError(f"{name}: {started.reason}")
@@ -161,8 +162,8 @@ def _warm_up(
     start: Callable[[str], MeasuringProcess],
     restarts: bool,
 ) -> tuple[MeasuringProcess, MeasuredRow, Ready] | LeftOut:
-    """A row that has warmed up, in its process where it has one. With a cold compiler's cache it is started once more
-    where it `restarts`: neither the compiler's memory nor its time is the step's."""
+    """Warms up a row, in `process` if it is given. With a cold compiler's cache and `restarts` the row starts a second
+    time, so that neither the memory nor the time of the compiler counts."""
     cold_seconds = None
     while True:
         with ExitStack() as this:
@@ -186,7 +187,7 @@ def _warm_up(
 
 
 def rounds_for(step_seconds: Sequence[float], until: float | None = None) -> int:
-    """As many as LONGEST allows, at least FEWEST, but for what is to be there `until` then: a round is two turns of
+    """The number of rounds that LONGEST and `until` allow, at least FEWEST without `until`. A round is two turns of
     each row."""
     from .rows import TURN
 
@@ -196,7 +197,7 @@ def rounds_for(step_seconds: Sequence[float], until: float | None = None) -> int
 
 
 def measure_of(case: Case) -> Answer | LeftOut | None:
-    """Loss and gradients that all rows are compared with: autograd's in fp32, where the case's own format is coarser.
+    """The loss and gradients that all rows are compared with: autograd's in fp32 if the case has a lower precision.
     None: those of the first row."""
     if case.config.precision not in REDUCED:
         return None
@@ -207,10 +208,10 @@ def measure_of(case: Case) -> Answer | LeftOut | None:
 
 
 def check_agreement(precision: str, answers: Mapping[str, Answer], true: Answer | LeftOut | None = None) -> list[str]:
-    """CheckFailedError unless all rows have the true loss and gradients, or where there are none, those of the first.
+    """Raises CheckFailedError unless all rows have the loss and gradients `true`, or without it those of the first row.
 
-    A peer may be wrong in a single parameter of which little depends: PyTorch sums the gradients of a layer norm in
-    bf16 on a CPU, and is off by half of them after a thousand tokens. Such gradients are what is returned, in words.
+    A peer may be wrong in a single parameter that matters little: PyTorch sums the gradients of a layer norm in bf16 on
+    a CPU, and after a thousand tokens is off by half of them. Returns remarks about such gradients.
     """
     remarks = []
     if isinstance(true, LeftOut):
@@ -254,6 +255,6 @@ def _disagreement(name: str, subject: str, how: str) -> CheckFailedError:
 
 
 def _distance(mine: Sequence[float], its: Sequence[float]) -> float:
-    """Of two gradients, from their sketches: |g - h|, estimated."""
+    """|g - h| of two gradients, estimated from their sketches."""
     differences = [one - other for one, other in zip(mine[1:], its[1:], strict=True)]
     return math.hypot(*differences) / math.sqrt(len(differences))

@@ -1,8 +1,8 @@
-"""What a check has found."""
+"""The result of a check."""
 
 from dataclasses import dataclass
 
-PASSED, FAILED, FOLLOWS = "passed", "FAILED", "follows"  # follows: it fails too, and an earlier one's failure is why
+PASSED, FAILED, FOLLOWS = "passed", "FAILED", "follows"  # follows: it fails because an earlier check failed
 
 CHECKS = {
     1: "labels are what is to be learned",
@@ -30,5 +30,5 @@ class Finding:
 
 
 def finding(check: int, wrong: str | None, right: str) -> Finding:
-    """Of a check that says what is wrong, or nothing."""
+    """The finding of a check: failed with the reason `wrong`, or passed with the reason `right` if `wrong` is None."""
     return Finding(check, PASSED if wrong is None else FAILED, right if wrong is None else wrong)

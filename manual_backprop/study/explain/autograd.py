@@ -1,10 +1,10 @@
 """One step by hand, and autograd's number for every gradient in it.
 
-`trace_step` runs the real `CustomTransformer._training_step` under the tracer, then the same forward functions once
-more with autograd recording. There, every name that a statement binds becomes a node of its own, so `.grad` of it is
-the gradient through this name, in this function, from this line on: exactly what the hand-written code calls `dname`.
-The alphabet does the pairing: `dname` of `x_backward` belongs to `name` of `x_forward`. Nothing of the calculus is
-written here a second time.
+`trace_step` runs the real `CustomTransformer._training_step` under the tracer, then the same forward functions again
+with autograd recording. In that second run every name that a statement binds becomes a node of its own, so its `.grad`
+is the gradient through this name, in this function, from this line on: exactly what the hand-written code calls
+`dname`. The names give the pairing: `dname` of `x_backward` belongs to `name` of `x_forward`. No calculus is repeated
+here.
 
 For networks small enough to print, on the CPU in float64, without dropout.
 """
@@ -25,7 +25,7 @@ from .trace import Call, Tracer, Value
 
 @dataclass(eq=False)
 class TracedStep:
-    """One step by hand, every gradient beside autograd's."""
+    """One step by hand, with autograd's number for every gradient."""
 
     network: CustomTransformer
     batch: Batch | PairBatch
@@ -33,7 +33,7 @@ class TracedStep:
     loss: Tensor
     autograd_loss: Tensor
     autograd_gradients: dict[str, Tensor]  # of the parameters, by name
-    gradients: list[tuple[str, Value]]  # (function, value) of everything that was compared, in the order of time
+    gradients: list[tuple[str, Value]]  # (function, value) of everything that was compared, in order of execution
     alone: dict[str, str]  # `function.name` of each gradient that autograd has no number for -> why
 
     @property
@@ -67,7 +67,7 @@ def loss_by_autograd(network: CustomTransformer, batch: Batch | PairBatch, denom
 
 
 def with_leaf(network: CustomTransformer) -> tuple[CustomTransformer, Tensor]:
-    """A network of the same values whose parameters are views of one leaf, as they are views of one buffer."""
+    """A copy of a network whose parameters are views of one leaf of autograd, as they are views of one buffer."""
     twin = type(network)(network.config)
     leaf = network.flat_parameters.buffer.detach().clone().requires_grad_()
     views = {
@@ -82,9 +82,9 @@ def with_leaf(network: CustomTransformer) -> tuple[CustomTransformer, Tensor]:
 
 
 def trace_step(network: CustomTransformer, batch: Batch | PairBatch, denominator: int) -> TracedStep:
-    """One step of `network` (its gradients must be zero; they are filled, its parameters stay), seen from inside.
+    """Traces one step of `network`. Its gradients must be zero before and are filled; its parameters do not change.
 
-    Dropout is left out: step None.
+    There is no dropout: step is None.
     """
     with Tracer() as by_hand:
         loss = network.loss_and_gradients(batch, denominator=denominator, step=None)
@@ -107,10 +107,10 @@ def trace_step(network: CustomTransformer, batch: Batch | PairBatch, denominator
 def _pair(call: Call, forward: Call, received: dict[int, Value], traced: TracedStep) -> None:
     """Finds the forward call of every backward call below `call`, and autograd's number for every gradient in it.
 
-    `call` is a backward or the root. Calls of a backward mirror those of its forward from last to first.
+    `call` is a backward or the root. The calls of a backward mirror those of its forward, from last to first.
     """
     open_calls = list(forward.calls)
-    by_result: dict[int, Value] = {}  # id of a tensor that a backward call returned -> what it is the gradient of
+    by_result: dict[int, Value] = {}  # id of a tensor returned by a backward call -> the value whose gradient it is
     for inner in call.calls:
         if not inner.backward:
             continue
@@ -130,23 +130,23 @@ def _pair(call: Call, forward: Call, received: dict[int, Value], traced: TracedS
 def _compare(
     call: Call, forward: Call, received: dict[int, Value], by_result: dict[int, Value], traced: TracedStep
 ) -> None:
-    """Gives every gradient that `call` binds the value of `forward` that it belongs to."""
+    """Assigns every gradient that `call` binds to its value in `forward`."""
     names = forward.names()
-    waiting = {name: forward.bound(name) for name in names}  # values whose gradient is still to come; the last is next
+    waiting = {name: forward.bound(name) for name in names}  # values whose gradient comes later; the last one is next
     for name, output in zip(call.upstream, forward.outputs if call.backward else [], strict=True):
         value = call.parameters.get(name)
         if value is None or output is None:
-            continue  # dloss = 1.0, and the dtotal of a sum that nobody else reads
+            continue  # dloss = 1.0, and the dtotal of a sum that nothing else reads
         outside = received[id(output)].node
         assert outside is not None, f"{call.function}: {name} is the gradient of something that no gradient reaches"
         assert outside.grad is not None, f"{call.function}: {name} is the gradient of something that the loss ignores"
         value.upstream = outside.grad.reshape(value.copy.shape)
         traced.gradients.append((call.function, value))
         own = waiting.get(name[1:], [])
-        if own and own[-1].node is output:  # what was handed out is the last value of this very name
+        if own and own[-1].node is output:  # the returned tensor is the last value of this name
             own.pop()
     for name in call.buffers:
-        if name[1:] in forward.parameters:  # and is no tensor among others, as a decoder's memory is
+        if name[1:] in forward.parameters:  # and is not one of several tensors, like a decoder's memory
             call.parameters[name].forward = forward.parameters[name[1:]]
             traced.gradients.append((call.function, call.parameters[name]))
     last: dict[str, Value] = {}

@@ -1,6 +1,6 @@
-"""The step that `python -m manual_backprop.explain` explains: the text, the sizes, the weights; and its page, written.
+"""The step that `python -m manual_backprop.explain` explains: its text, sizes and weights; writes the page.
 
-How it is watched: trace.py; how it is laid out: page.py.
+trace.py records the step, and page.py lays it out.
 """
 
 from pathlib import Path
@@ -21,16 +21,17 @@ TEXT = ("round", "and", "round", "we")  # the last is only a target; the first i
 SYMBOLS = ("1", "2", "3", "4", "padding", "begin", "end")
 SOURCE = ("3", "1", "4", "1", "2")  # one symbol is read twice
 LEARNING_RATE = 0.01
-SEED = 202  # of weights whose numbers are worth reading: no probability near 0 or 1, few gradients near 0
-TOLERANCE = 1e-12  # of a number by hand against autograd's, in float64
+SEED = 202  # gives readable numbers: no probability near 0 or 1, few gradients near 0
+TOLERANCE = 1e-12  # between a number by hand and autograd's, in float64
 
 
 def small_network(architecture: str, task: str = "language_model") -> CustomTransformer:
-    """One block of D = 4 (one in the encoder and one in the decoder), in float64, with parameters in whole tenths,
-    which a page can print in full. All sizes differ, so that a shape says what it is.
+    """One block of D = 4 (one in the encoder and one in the decoder), in float64. The parameters are multiples of 0.1,
+    which a page can print in full. All sizes differ, so that a shape is unambiguous.
 
-    Not the initial values of training: there, gains are 1, biases 0 and matrices tiny, and half of the calculus would
-    not show. Matrices have standard deviation 1 / sqrt(inputs), tables and heads 1, gains 1 + 0.3 e, biases 0.3 e.
+    The parameters are not the initial values of training: there, gains are 1, biases 0 and matrices tiny, and half of
+    the calculus would not show. Matrices have standard deviation 1 / sqrt(inputs), tables and heads 1, gains 1 + 0.3 e,
+    biases 0.3 e.
     """
     if task == "reversal":
         sizes = {"vocab_size": len(SYMBOLS), "d_ffn": 9, "max_seq_len": len(SOURCE) + 1, "network": "encoder_decoder"}
@@ -72,7 +73,8 @@ def write(path: Path, page: str) -> None:
 
 
 def explain(architecture: str, output: Path, task: str = "language_model") -> str:
-    """Write the page; return the sentence that says so. CheckFailedError where by hand and autograd differ."""
+    """Writes the page and returns a sentence about it. Raises CheckFailedError if the gradients differ from
+    autograd's."""
     batch = small_batch(task)
     traced = trace_step(small_network(architecture, task), batch, denominator=batch.targets.numel())
     options = "" if task == "language_model" else f" --task {task}"
@@ -83,7 +85,7 @@ def explain(architecture: str, output: Path, task: str = "language_model") -> st
     counts = f"{page.tensors} tensors, {len(traced.gradients)} gradients"
     if not worst <= TOLERANCE:
         raise CheckFailedError(
-            f"Wrote {output}: {counts}, and one is not autograd's: {where} differs by {worst:.1e}, "
+            f"Wrote {output}: {counts}, and one differs from autograd's: {where} by {worst:.1e}, "
             f"more than {TOLERANCE:.0e}. `python -m manual_backprop.verify` shows which pair is wrong."
         )
     return f"wrote {output}: {counts}, the worst {worst:.1e} from autograd's ({where})"

@@ -1,7 +1,7 @@
-"""A traced step as listings: each pair that the network calls a section, each statement with the numbers that it made.
+"""A traced step as listings: a section for each pair that the network calls; below each statement are its numbers.
 
-The numbers are `trace.py`'s, their layout is `numbers.py`'s, the words are those of words.toml; the page around the
-sections is `page.py`'s.
+The numbers come from `trace.py`, their layout from `numbers.py`, the words from words.toml; `page.py` writes the rest
+of the page.
 """
 
 import ast
@@ -18,12 +18,12 @@ from .numbers import WIDTH, Numbers, decimal, scientific
 from .trace import PACKAGE, Call, Step, Value
 from .words import words_of
 
-FIXED = "position_embedding, fixed"  # the sinusoids, or cosines and sines, which nobody learns
+FIXED = "position_embedding, fixed"  # the sinusoids, or cosines and sines, which are not learned
 
 
 @dataclass
 class Section:
-    """One pair that the network calls, with what the network does to its result."""
+    """One pair that the network calls, and what the network does with its result."""
 
     number: int
     call: Call
@@ -49,7 +49,7 @@ class Section:
 
     @property
     def made(self) -> list[str]:
-        """What the network calls the results."""
+        """The network's names for the results."""
         for _, step in self.network_steps:
             names = [name for name in step.statement.targets if name != "_" and not name.endswith("cache")]
             if names:
@@ -70,12 +70,12 @@ def together(names: Sequence[str]) -> str:
 
 
 def source_of(batch: Batch | PairBatch) -> list[int]:
-    """The tokens of the first row's source; none where a batch has no sources."""
+    """The tokens of the first row's source; empty if a batch has no sources."""
     return batch.source[0].tolist() if isinstance(batch, PairBatch) else []
 
 
 class Listings:
-    """The sections of a step. Remembers which numbers stand where, so that none is printed twice."""
+    """The sections of a step. It remembers where numbers are printed, so that none is printed twice."""
 
     def __init__(self, traced: TracedStep, words: Sequence[str]):
         self.traced = traced
@@ -83,8 +83,8 @@ class Listings:
         read, source = traced.batch.tokens[0].tolist(), source_of(traced.batch)
         self.numbers = Numbers(config, [words[token] for token in read], words, [words[token] for token in source])
         self.where: dict[tuple, tuple[str, str]] = {}  # a tensor's key -> its name, and the section that prints it
-        self.printed: dict[str, tuple] = {}  # rows of numbers -> the key of the tensor that was printed so
-        self.explained: set[str] = set()  # functions whose formula or derivation stands already
+        self.printed: dict[str, tuple] = {}  # rows of numbers -> the key of the tensor that was printed
+        self.explained: set[str] = set()  # functions whose formula or derivation is printed already
         self.parameter_names: dict[tuple, str] = {}
         for flat in (network.flat_parameters, network.flat_gradients):
             entries = list(flat.views.items())
@@ -95,18 +95,18 @@ class Listings:
             table = network.position_table
             self.parameter_names[table.data_ptr(), table.numel()] = FIXED
         self.sections: list[Section] = []
-        self.stacks: list[str] = []  # of the forward sections, where there are two
+        self.stacks: list[str] = []  # of the forward sections, if there are two stacks
         self._cut(traced.root)
 
     # The step, cut into sections
 
     def _cut(self, call: Call) -> None:
-        """A section for each pair that the network's own functions call, in the order of time."""
+        """Makes a section for each pair that the network's functions call, in order of execution."""
         for step in call.steps:
             for inner in step.calls:
                 if inner.path.parent.name != "ops":
                     self._cut(inner)
-                elif inner.base != "dropout":  # it is off, and hands on what it gets
+                elif inner.base != "dropout":  # dropout is off: it returns its input
                     number = self._number(inner)
                     title, forward, backward = self._words(inner, abs(number))
                     self.sections.append(
@@ -131,7 +131,7 @@ class Listings:
         architecture = self.traced.network.config.architecture
         if not isinstance(self.traced.batch, PairBatch):
             return words_of(architecture, call.base, first)
-        if not call.backward:  # what names no stack belongs to that of the pair before
+        if not call.backward:  # a pair without a stack belongs to that of the pair before
             read = sum(section.call.function == "token_embedding_forward" for section in self.sections)
             before = self.stacks[number - 2] if number > 1 else "encoder."
             if call.base == "token_embedding":
@@ -144,10 +144,10 @@ class Listings:
     def parameter_name(self, tensor: Tensor) -> str | None:
         return self.parameter_names.get((tensor.data_ptr(), tensor.numel()))
 
-    # What stands where
+    # Where numbers are printed
 
     def _known(self, value: Value) -> tuple[str, str] | None:
-        """The name under which these numbers stand already, and the section where they do."""
+        """The name under which these numbers are printed already, and the section; None if they are new."""
         if value.key not in self.where and value.copy.is_floating_point() and bool(value.numbers.any()):
             same = self.printed.get(self.numbers.fingerprint(value.numbers))
             if same is not None:
@@ -161,11 +161,11 @@ class Listings:
     def _notes(
         self, notes: Iterable[tuple[Value, tuple[str, str]]], indent: str, section: Section, given: bool = False
     ) -> list[str]:
-        """`# x = total of forward 9; mean, rstd of forward 9`: where numbers stand that are not printed again.
+        """`# x = total of forward 9; mean, rstd of forward 9`: where numbers are printed that are not repeated here.
 
-        With autograd's judgement on those that are gradients, unless they are only `given` to a function.
+        Gradients also show their difference from autograd, unless they are only `given` to a function.
         """
-        names_of_note: dict[str, list[str]] = {}  # what stands after the names -> the names
+        names_of_note: dict[str, list[str]] = {}  # the text after the names -> the names
         within: dict[str, float] = {}
         for value, (name, place) in notes:
             there = name if not place else f"{name} {self._place(place, section)}"
@@ -187,10 +187,10 @@ class Listings:
     def _place(self, place: str, section: Section) -> str:
         return "above" if place == section.name else f"of {place}"
 
-    # Code with its numbers
+    # Code with numbers
 
     def section(self, section: Section) -> list[str]:
-        """Its heading, its words, the derivations that have not stood before, and the code with its numbers."""
+        """A section: heading, words, derivations that were not printed before, and the code with its numbers."""
         call = section.call
         caller, first = section.network_steps[0]
         lines = [f"### {section.heading}", "", section.about, ""]
@@ -217,7 +217,7 @@ class Listings:
         return ["```text", *lines, "```", ""] if lines else []
 
     def _listing(self, call: Call, indent: str, section: Section, caller: Call | None = None) -> list[str]:
-        """A function: where it stands, what is given, then its statements with their numbers."""
+        """A function: its file, its arguments, then its statements with their numbers."""
         lines = [f"{indent}# {call.path.relative_to(PACKAGE)}, {call.function}"]
         if not call.backward and call.function not in self.explained:
             self.explained.add(call.function)
@@ -235,7 +235,8 @@ class Listings:
         return lines
 
     def _given(self, call: Call, indent: str, section: Section, caller: Call | None) -> list[str]:
-        """What the parameters hold, unless the caller's line says so: by the same name, or above as the section's."""
+        """The arguments, unless the caller's line already shows them: by the same name, or at the start of the
+        section."""
         lines, notes = [], []
         there = {(value.name, value.key) for value in caller.values()} if caller else set()
         listed = {self.parameter_name(value.tensor) for value in section.call.parameters.values()} if caller else set()
@@ -247,7 +248,7 @@ class Listings:
             if known is None:
                 self._remember(value, parameter or value.name, section)
                 if parameter:
-                    self.where[value.key] = (parameter, "")  # its name says where it stands
+                    self.where[value.key] = (parameter, "")  # its name says where it is printed
                 title = f"{value.name}{{shape}}" + (f" = {parameter}" if parameter else "")
                 decimals = 1 if parameter and parameter != FIXED else 4
                 lines += self.numbers.block(value, title, indent, parameter, decimals)
@@ -256,7 +257,7 @@ class Listings:
         return self._notes(notes, indent, section, given=True) + lines
 
     def _step(self, step: Step, call: Call, indent: str, section: Section) -> list[str]:
-        """The lines of a statement, of what it calls, and of what it made; nothing where there is nothing to see."""
+        """The lines of a statement, of its calls and of its results; empty if there is nothing to show."""
         statement = step.statement
         if not statement.simple or any(line.startswith("record(") for line in statement.source):
             return []
@@ -280,15 +281,15 @@ class Listings:
     def _made(
         self, values: Sequence[Value], call: Call, indent: str, section: Section, outside: bool = False
     ) -> list[str]:
-        """What names hold after their statement: the numbers and autograd's, or where they stand already.
+        """The values of names after their statement: the numbers and autograd's, or where they are printed already.
 
-        `outside`: the statement is the network's, and its names are the ones that later sections know.
+        `outside`: the statement belongs to the network, and later sections use its names.
         """
         lines, notes = [], []
         for value in values:
             parameter = self.parameter_name(value.tensor)
             if not value.meaningful or value.name == "_" or (parameter and value.added is None):
-                continue  # a parameter is printed where it is given
+                continue  # a parameter is printed where it is passed
             known = None if parameter else self._known(value)
             if known is None:
                 lines += self._new(value, parameter, indent, call, section)
@@ -306,8 +307,8 @@ class Listings:
             if place == section.name and not alias and value is not call.outcome:
                 self.where[value.key] = (value.name, place)
         if outside and all(value.name == known[0] for value, known in notes):
-            notes = []  # one name for one thing, which stands right above
-        # of several names for one thing, later sections know it by the first
+            notes = []  # a single name, whose value is printed right above
+        # if a tensor has several names, later sections use the first
         for value, known in reversed(notes):
             if known[1] == section.name:
                 self.where[value.key] = (value.name, section.name)
@@ -322,7 +323,7 @@ class Listings:
             if step.statement.writes_in_place and v.tensor.untyped_storage().data_ptr() == storage and v.added is None
         ]
         self._remember(value, value.name, section)
-        if value.name not in views and len(set(views)) > 1:  # dqkv, of which dquery, dkey and dvalue are printed
+        if value.name not in views and len(set(views)) > 1:  # dqkv: its parts dquery, dkey and dvalue are printed
             order = sorted(set(views), key=lambda name: [v.tensor.storage_offset() for v in call.bound(name)])
             within = f" (autograd, within {scientific(value.difference)})" if value.difference is not None else ""
             return [
@@ -333,7 +334,8 @@ class Listings:
 
 
 def outcome_name(node: ast.Return, call: Call) -> str:
-    """`return context.transpose(...)` gives context another layout; `return x + weight` makes y, or dx."""
+    """The name of a returned value: `return context.transpose(...)` is context in another layout; `return x + weight`
+    is y, or dx."""
     returned: ast.expr | None = node.value
     if isinstance(returned, ast.Tuple):
         returned = returned.elts[0]

@@ -1,7 +1,7 @@
-"""How tensors of a step look as text: comment lines under the line of code that made them, autograd's numbers beside.
+"""Prints the tensors of a step as comment lines below their line of code, next to autograd's numbers.
 
-A row for each place that was read (or word of the vocabulary), labelled with its word; heads, and query, key and value,
-side by side. So nearly every activation of a step is three rows, and columns that belong together stand together.
+There is a row for each position (or word of the vocabulary), labelled with its word; heads, and query, key and value,
+are side by side. So nearly every activation of a step has three rows, and related columns are next to each other.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 from ...config.schema import CustomTransformerConfig
 from .trace import Value
 
-WIDTH = 120  # of a line: what a page shows without scrolling
+WIDTH = 120  # of a line: a page shows it without scrolling
 LABEL = 6  # of a row
 NUMBER = 8  # a sign, two digits, the point, four decimals
 
@@ -26,20 +26,21 @@ def scientific(number: float) -> str:
 
 
 class Numbers:
-    """Of a network with these sizes, which has read `read`, and of an encoder-decoder before that `source`. All sizes
-    that may stand beside one another in a shape must differ, lengths included."""
+    """Prints the tensors of a network that has read the words `read`, and for an encoder-decoder first `source`. All
+    sizes that may occur together in a shape must differ, lengths included."""
 
     def __init__(
         self, config: CustomTransformerConfig, read: Sequence[str], words: Sequence[str], source: Sequence[str] = ()
     ):
         self.config, self.words = config, list(words)
-        self.places = {len(read): ("T", list(read))}  # length of a sequence -> its letter, and what stands there
+        self.places = {len(read): ("T", list(read))}  # length of a sequence -> its letter, and its words
         if source:
             self.places[len(source)] = ("S", list(source))
         self.tensors = 0  # printed so far
 
     def letters(self, tensor: Tensor, places: bool = False) -> str:
-        """(B, T, D): a shape in the alphabet. `places`: a matrix's rows are places T, else rows N of all texts."""
+        """A shape in letters: (B, T, D). `places`: the rows of a matrix are positions T, otherwise rows N of all
+        texts."""
         config, shape = self.config, list(tensor.shape)
         rows = {length: letter if places or len(shape) > 2 else "N" for length, (letter, _) in self.places.items()}
         if not (places or len(shape) > 2) and self._two_stacks:
@@ -66,7 +67,7 @@ class Numbers:
         return f"({', '.join(letters)})"
 
     def pieces(self, tensor: Tensor) -> list[Tensor]:
-        """The matrices that stand side by side: heads, or query, key and value, or the one that it is."""
+        """The matrices to print side by side: heads, or query, key and value, or the tensor itself."""
         if self._heads_inside(tensor):
             return list(tensor[0].flatten(1, -2).unbind(1))
         if tensor.dim() == 4:
@@ -75,11 +76,11 @@ class Numbers:
         return list(matrix.split(self.config.d_model, dim=-1)) if self._packed(matrix) else [matrix]
 
     def _heads_inside(self, tensor: Tensor) -> bool:
-        """(B, T, heads, K), where attention has (B, H, T, K)."""
+        """Whether its shape is (B, T, heads, K) and not (B, H, T, K)."""
         return tensor.dim() > 3 and tensor.shape[1] in self.places and tensor.shape[1] != self.config.n_heads
 
     def _packed(self, matrix: Tensor) -> list[str]:
-        """What lies side by side in it: query, key and value; or, of a memory, key and value."""
+        """The names of its parts: query, key and value; for a memory, key and value."""
         many = matrix.shape[-1] / self.config.d_model
         return ["query", "key", "value"] if many == 3 else ["key", "value"] if many == 2 and self._two_stacks else []
 
@@ -97,7 +98,7 @@ class Numbers:
         return [" |".join("".join(map(written, row)) for row in side) for side in zip(*pieces, strict=True)]
 
     def fingerprint(self, tensor: Tensor) -> str:
-        """Equal for tensors that print alike, heads side by side or not."""
+        """A string that is equal for tensors with the same printed numbers, with heads side by side or not."""
         return "\n".join(self.rows(tensor)).replace(" |", "") if tensor.dim() else f"one number {float(tensor)}"
 
     def labels(self, tensor: Tensor) -> list[str]:
@@ -105,11 +106,11 @@ class Numbers:
         return {len(self.words): self.words}.get(count) or self._read(count) or [""] * count
 
     def _read(self, length: int) -> list[str]:
-        """What stands at the places of the sequence that is so long."""
+        """The words of the sequence of this length."""
         return self.places[length][1] if length in self.places else []
 
     def head(self, tensor: Tensor) -> list[str]:
-        """The line above the columns, where words, heads or query, key and value stand there."""
+        """The line above the columns, if these are words, heads, or query, key and value."""
         pieces = self.pieces(tensor)
         count, width = pieces[0].shape
         if width == len(self.words) or (width in self.places and (count == 1 or count in self.places)):
@@ -123,11 +124,11 @@ class Numbers:
     def block(
         self, value: Value, title: str, indent: str, parameter: str | None = None, decimals: int = 4
     ) -> list[str]:
-        """Comment lines: the numbers, what they are behind the first line; or, of a gradient, what it is above, and
-        autograd's numbers beside it (below where that is too wide).
+        """Comment lines with the numbers, and the title after the first line. For a gradient the title comes above, and
+        autograd's numbers are next to it (or below, if the line would be too wide).
 
-        `{shape}` in the title becomes the shape. `parameter` is what it is, or what it is added to the gradient of: a
-        product's weight is printed transposed, a column for each output.
+        `{shape}` in the title becomes the shape. `parameter` names the parameter that the value is, or to whose
+        gradient it is added: the weight of a product is printed transposed, with a column for each output.
         """
         self.tensors += 1
         tensor, autograd = value.numbers, None if value.part else value.autograd

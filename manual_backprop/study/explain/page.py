@@ -1,7 +1,7 @@
 """The page about one step: introduction, map, the sections forward and backward, the parameters' gradients, the update.
 
-The sections are `listing.py`'s. What is computed here is only what a step does not do itself: the loss of nudged
-parameters, and the loss after the update.
+`listing.py` writes the sections. This file computes only what is not part of a step: the loss of nudged parameters, and
+the loss after the update.
 """
 
 import inspect
@@ -23,14 +23,14 @@ PERTURBATION = 1e-6
 
 
 class Page:
-    """`text()` is the page; `tensors` how many it prints, once it has been made."""
+    """The page: `text()` returns it; afterwards `tensors` is the number of printed tensors."""
 
     def __init__(self, traced: TracedStep, words: Sequence[str], learning_rate: float, command: str):
         """`words`: the vocabulary."""
         self.traced, self.words = traced, words
         self.learning_rate, self.command = learning_rate, command
         self.listings = Listings(traced, words)
-        self.twin = type(traced.network)(traced.network.config)  # for what is tried out
+        self.twin = type(traced.network)(traced.network.config)  # a copy for nudged and updated parameters
         self.read, self.targets = (
             [words[token] for token in ids[0].tolist()] for ids in (traced.batch.tokens, traced.batch.targets)
         )
@@ -89,7 +89,7 @@ class Page:
         return filled(TEXTS["introduction_of_pairs" if source else "introduction"], facts).splitlines()
 
     def _map(self) -> list[str]:
-        """One row for each pair of sections: the table of contents."""
+        """The table of contents, with one row for each pair of sections."""
         sections = self.listings.sections
         backward = {section.number: section for section in sections if section.call.backward}
         lines = [
@@ -113,7 +113,7 @@ class Page:
         ends = ("The parameters' gradients", "The update")
         lines += ["", "Then " + ", and ".join(f"[{title.lower()}](#{slug(title)})" for title in ends) + ".", ""]
         lines += [
-            "Dropout is off: `dropout_forward` and `dropout_backward` hand on what they get, and are not shown. The "
+            "Dropout is off: `dropout_forward` and `dropout_backward` return their input, and are not shown. The "
             "functions of `models/custom.py` that only call others ("
             + ", ".join(f"`{name}`" for name in self._network_functions())
             + ") show through their lines above each listing.",
@@ -135,7 +135,7 @@ class Page:
         return self.twin.predict(batch if isinstance(batch, PairBatch) else batch.tokens)
 
     def _finite_difference(self, name: str, index: tuple[int, ...]) -> float:
-        """dloss / d(one number of one parameter), without any calculus."""
+        """dloss / d(one number of one parameter), by central differences."""
         parameter = self.twin.parameters[name]
         losses = []
         for perturbation in (PERTURBATION, -PERTURBATION):
@@ -153,7 +153,7 @@ class Page:
         lines += ["|---|---|---|--:|---|--:|--:|--:|--:|"]
         for name, gradient in self.traced.network.gradients.items():
             autograd = self.traced.autograd_gradients[name]
-            # rounded first: among elements that are equal but for rounding, the first on every machine
+            # rounded first, so that among nearly equal elements every machine takes the first
             place = int((gradient.abs() * 1e6).round().argmax())
             index = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), gradient.shape))
             shape = self.listings.numbers.letters(gradient, places=True)
@@ -183,7 +183,7 @@ class Page:
         raise AssertionError(f"no section adds to the gradient of {name}")
 
     def _tied(self) -> list[str]:
-        """The embedding table's gradient: from scoring, from reading, and their sum."""
+        """The embedding table's gradient: the parts from scoring and from reading, and their sum."""
         uses = {"linear_cross_entropy_backward": "as head", "token_embedding_backward": "as table"}
         parts = [
             (f"{uses[section.call.function]} (backward {section.number})", section.call.parameters["dweight"].numbers)
@@ -205,12 +205,12 @@ class Page:
     # The update
 
     def _probabilities(self) -> list[float]:
-        """Of each target."""
+        """The probability of each target."""
         logits = self._logits()[0]
         return logits.softmax(-1).gather(1, self.traced.batch.targets[0][:, None])[:, 0].tolist()
 
     def _after(self, learning_rate: float) -> float:
-        """The loss after one update; the twin keeps the new parameters."""
+        """The loss after one update; the copy keeps the new parameters."""
         network = self.traced.network
         self.twin.load_parameters(network.parameters)
         self.twin.flat_gradients.buffer.copy_(network.flat_gradients.buffer)

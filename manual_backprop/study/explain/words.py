@@ -1,4 +1,4 @@
-"""What a page about one step says in words (words.toml); numbers and code come from the step itself (`page.py`)."""
+"""The words of the page about one step (words.toml); numbers and code come from the step itself (`page.py`)."""
 
 import tomllib
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ TEXTS: dict[str, str] = WORDS["texts"]
 
 
 def words_of(architecture: str, pair: str, parameter: str, stack: str = "") -> tuple[str, str, str]:
-    """Title, what happens forward, what happens backward; `stack` of an encoder-decoder. LookupError where a pair has
-    no words."""
+    """The title, the text about forward and the text about backward; `stack` is that of an encoder-decoder. Raises
+    LookupError if a pair has no words."""
     for section in WORDS["sections"]:
         place = section.get("architecture", architecture), section.get("stack", stack)
         if (section["pair"], section["parameter"], *place) == (pair, parameter, architecture, stack):
@@ -20,7 +20,7 @@ def words_of(architecture: str, pair: str, parameter: str, stack: str = "") -> t
 
 
 def filled(text: str, facts: Mapping[str, str]) -> str:
-    """With each {name} in it replaced by its fact."""
+    """The text with each {name} replaced by its fact."""
     for name, fact in facts.items():
         text = text.replace("{" + name + "}", fact)
     return text

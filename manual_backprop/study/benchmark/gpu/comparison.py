@@ -1,7 +1,8 @@
-"""(c) Steps beside those of the peers, in turns, and without each optimization; (d) memory over the batch size.
+"""(c) Steps compared with those of the peers, and without each optimization; (d) memory over the batch size.
 
-Rows and turns are those of the bench, but here all rows of a case warm up at once, since their compilers need the
-processors and not the GPU, and gradients are compared among rows only: (a) has compared them with the truth.
+Rows and turns are those of the bench, with two differences. All rows of a case warm up at once, since their compilers
+need the processors and not the GPU. And gradients are compared only with each other: (a) has compared them with
+float64.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from .tables import Part, Setting, Table
 
 SHARES = {"G1": 5.0, "G4": 2.0, "G3": 2.0}  # of the time, to warm up and to measure
 PEERS = ("baseline-compiled", "huggingface-compiled")
-OF_SMALL_ONES = tuple(f"{name}{GRAPHS}" for name in PEERS)  # launches count there, and memory does not
-ABLATED = {"G3": (1.5, 8), "G1": (2.0, 4)}  # likewise, and how many rows are there beside one another
-TRIED = ("custom-reference", "baseline-eager")  # on a CPU, where nothing is worth compiling
+OF_SMALL_ONES = tuple(f"{name}{GRAPHS}" for name in PEERS)  # there launches limit the time, and memory is small
+ABLATED = {"G3": (1.5, 8), "G1": (2.0, 4)}  # share of the time, and the number of rows that are measured together
+TRIED = ("custom-reference", "baseline-eager")  # on a CPU, where compiling is not worth it
 BATCH_SIZES = (8, 16, 32, 64, 96, 128, 192, 256)
 OF_MEMORY = (SUBJECT, "custom-recompute", "baseline-eager", "huggingface-eager")
 TINY = CustomTransformerConfig(vocab_size=37, d_model=24, n_blocks=1, n_heads=4, d_ffn=52, max_seq_len=16)
 
 
 def cases(setting: Setting) -> dict[str, Case]:
-    """In the order in which they are measured."""
+    """The cases, in the order in which they are measured."""
     found = {name: CASES[name].case(name, "bf16_mixed", 1, None) for name in ("G1", "G4", "G3")}
     if not setting.small:
         return found
@@ -57,7 +58,7 @@ def comparison(setting: Setting) -> Part:
 
     for name, case in found.items():
         peers = TRIED[1:] if setting.small else PEERS if name == "G1" else PEERS + OF_SMALL_ONES
-        yield _measured(f"{name} beside its peers", case, [subject, *peers], part_of_time(SHARES[name]))
+        yield _measured(f"{name} compared with its peers", case, [subject, *peers], part_of_time(SHARES[name]))
     for name, (share, at_once) in ABLATED.items():
         until = part_of_time(share)
         wanted = [one for one, optimization in OPTIMIZATIONS.items() if optimization.applies(found[name])]
@@ -83,7 +84,7 @@ def _measured(title: str, case: Case, names: Sequence[str], until: float) -> Tab
 
 
 def work(end: Connection, name: str, case: Case) -> None:
-    """`rows.work` of a row, or of the subject without an optimization."""
+    """`rows.work` of a row, or of the subject without one optimization."""
     if name.startswith(WITHOUT):
         subject = TRIED[0] if case.config.device == "cpu" else SUBJECT
         rows.prepare(subject, case)
@@ -145,7 +146,7 @@ def memory(setting: Setting) -> Part:
 
 
 def peak(point: Point, setting: Setting) -> float | None:
-    """[GiB] of some steps; None where the system does not tell."""
+    """The peak memory of some steps [GiB]; None if the system does not report it."""
     import gc
 
     import torch

@@ -1,8 +1,8 @@
-"""(a) Right, or not: on this device, with its kernels, in every precision, against float64 on the CPU.
+"""(a) Correctness on this device, with its kernels, in every precision, compared with float64 on the CPU.
 
-A pair's or a network's error is told beside that of PyTorch's autograd in the same precision on the same device, as in
-`study/gradient_check/low_precision.py`: at most twice as large, in the median of a few draws. In fp64 the error itself
-is bounded.
+The error of a pair or a network is relative to that of PyTorch's autograd in the same precision on the same device, as
+in `study/gradient_check/low_precision.py`: at most twice as large, in the median of a few draws. In fp64 the error
+itself is bounded.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .processes import Failed, each
 from .tables import Part, Setting, Table
 
 SEEDS = range(3)
-STEPS = 8  # with a graph and without: some run as they are, one is captured, the others are its replays
+STEPS = 8  # with a graph and without: some run eagerly, one is captured, the others are replays
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-UPDATES_BAR = 1e-5  # relative error of parameters after some updates in float32, against the textbook's in float64
+UPDATES_BAR = 1e-5  # relative error of parameters after some float32 updates, against `optim` in float64
 
 
 class Item(NamedTuple):
@@ -39,7 +39,7 @@ class Item(NamedTuple):
 
 
 def items(small: bool) -> list[Item]:
-    """In the order of importance; `small`: of each kind one or two."""
+    """The items, most important first; `small`: one or two of each kind."""
     networks = [f"{architecture} decoder" for architecture in ARCHITECTURES]
     others = [f"gpt2 {network}" for network in ("encoder_decoder", "encoder")]
     if small:
@@ -86,16 +86,16 @@ def correctness(setting: Setting) -> Part:
     tried = len(table.rows) + len(table.failures)
     table.remarks = [
         f"{len(table.rows)} of {len(wanted)} measured, {len(table.failures)} wrong"
-        + ("" if tried >= len(wanted) else "; for the others there was no time"),
-        "errors: of fp64 relative to float64 on the CPU, of other precisions relative to that of autograd here; "
-        "of updates relative to the textbook's in float64; of graphs tensors whose bits differ",
+        + ("" if tried >= len(wanted) else "; there was no time for the others"),
+        "errors: in fp64 relative to float64 on the CPU, in other precisions relative to the error of autograd here; "
+        "for updates relative to the textbook optimizer in float64; for graphs the number of tensors whose bits differ",
         f"{graphs} of the steps compared were graphs",
     ]
     yield table
 
 
 def check(item: Item, setting: Setting) -> tuple[list[Finding], bool]:
-    """What was measured, and whether a graph was made."""
+    """The findings of an item, and whether a graph was captured."""
     device = torch.device(setting.device)
     if item.kind == "graph":
         return check_graph(item, device)
@@ -109,7 +109,7 @@ def config_of(item: Item, device: torch.device) -> CustomTransformerConfig:
     dropout = 0.1 if "dropout" in rest else 0.0
     name = architecture.rstrip(",") if item.kind != "update" else "gpt2"
     small = replace(ENOUGH_TO_ROUND, architecture=name, network=network, dropout=dropout, **settings)
-    compile_ = "never" if device.type == "cpu" else "auto"  # it would take longer than all else here
+    compile_ = "never" if device.type == "cpu" else "auto"  # compiling would take longer than everything else here
     return replace(small, precision=item.precision, device=str(device), kernels="fused", compile=compile_)
 
 
@@ -123,7 +123,7 @@ def check_pair(item: Item, device: torch.device) -> list[Finding]:
 def check_network(item: Item, device: torch.device) -> list[Finding]:
     config = config_of(item, device)
     if item.precision != "fp64":
-        # an encoder has a target a row: of few, each has so much of the loss that float16 overflows
+        # an encoder has one target per row: with few rows each has so large a share of the loss that float16 overflows
         return check_network_precision(config, "proof", SEEDS, B=32 if config.network == "encoder" else 4)
     errors = draw_errors(config, "proof", B=4, T=config.max_seq_len, peer="torch")
     return [Finding(item.name, name, by_hand, AUTOGRAD_BAR) for name, (by_hand, _) in errors.items()]
@@ -131,7 +131,7 @@ def check_network(item: Item, device: torch.device) -> list[Finding]:
 
 @torch.no_grad()
 def check_update(item: Item, device: torch.device) -> list[Finding]:
-    """Some steps of the same gradients, clipped, by the optimizer of this device; one of them is not finite."""
+    """Checks some clipped steps of this device's optimizer with given gradients; one of them is not finite."""
     config = config_of(item, device)
     own = build_network("custom", config)
     exact = build_network("custom", replace(config, precision="fp64", device="cpu", kernels="reference"))
@@ -157,7 +157,7 @@ def check_update(item: Item, device: torch.device) -> list[Finding]:
 
 
 def check_graph(item: Item, device: torch.device) -> tuple[list[Finding], bool]:
-    """The same steps with a graph and without: every loss, norm and parameter, bit by bit."""
+    """Compares the same steps with a graph and without: every loss, norm and parameter, bit by bit."""
     config = config_of(item, device)
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,5 +1,5 @@
-"""Items in a process of their own, one after the other. An error of the GPU leaves its process of no use, so the items
-after it get a new one; and what takes too long is ended."""
+"""Runs items one after the other in a separate process. After an error of the GPU its process is unusable, so the next
+items get a new one. An item that takes too long is ended."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Function = Callable[[Any, Setting], Any]
 
 @dataclass(frozen=True)
 class Failed:
-    """What an item gives that raised an error."""
+    """The result of an item that raised an error."""
 
     message: str
-    ends: bool = False  # whether its process ended with it
+    ends: bool = False  # whether it ended its process
 
 
 def each(function: Function, items: Sequence[Any], setting: Setting) -> Iterator[tuple[Any, Any]]:
-    """function(item, setting) of each item, or Failed, in order; no more items once the time is over."""
+    """function(item, setting) of each item, or Failed, in order; stops when the time is over."""
     waiting = list(items)
     while waiting and time.monotonic() < setting.until:
         with MeasuringProcess(work, function, list(waiting), setting, until=setting.until) as process:
@@ -33,7 +33,7 @@ def each(function: Function, items: Sequence[Any], setting: Setting) -> Iterator
             while waiting and alive:
                 try:
                     answer = process.answer()
-                except CheckFailedError as error:  # it was killed, or its time is over
+                except CheckFailedError as error:  # the process was killed, or its time is over
                     answer = Failed(str(error), ends=True)
                 alive = not (isinstance(answer, Failed) and answer.ends)
                 yield waiting.pop(0), answer
@@ -43,7 +43,7 @@ def work(end: Connection, function: Function, items: Sequence[Any], setting: Set
     for item in items:
         try:
             answer = function(item, setting)
-        except Exception as error:  # whatever it is, it is that item's result
+        except Exception as error:  # any error is the result of its item
             answer = Failed(f"{type(error).__name__}: {first_line(error)}", ends=_is_of_the_gpu(error))
         end.send(answer)
         if isinstance(answer, Failed) and answer.ends:
@@ -51,7 +51,7 @@ def work(end: Connection, function: Function, items: Sequence[Any], setting: Set
 
 
 def _is_of_the_gpu(error: Exception) -> bool:
-    """Whether nothing more can be done on the GPU in this process, as after an address that is not there."""
+    """Whether the GPU is unusable in this process after the error, for example after an illegal memory access."""
     import torch
 
     kinds = tuple(kind for kind in (getattr(torch, "AcceleratorError", None),) if kind is not None)
