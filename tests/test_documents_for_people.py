@@ -37,7 +37,7 @@ PAGES = (
     ),
 )
 SET_UP = "python3 -m venv"  # the two commands that .ci/run and a new user type
-TOOLS = ("levels", "kernel_gains", "cost tracking", "cost inspection", "cost loading")
+TOOLS = ("levels", "kernel_gains", "cost tracking", "cost inspection", "cost loading", "cost reduction")
 BENCH = "python -m manual_backprop.bench --"
 GROWTH = f"{BENCH}model small --grow"
 PAGE_OF_RUNS = "python -m manual_backprop.visualize"

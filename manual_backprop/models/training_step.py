@@ -27,10 +27,16 @@ from .step import HandWrittenNetwork
 
 
 def build_optimizer(config: RunConfig, network: Network) -> Optimizer:
-    """The optimizer of a config. It is sharded if several processes train (`common.processes`), the config allows it,
-    and it is one of ours and not PyTorch's."""
-    optimizer, group = _build(config, network), processes()
-    if group.size == 1 or config.optimizer.sharded is False or not isinstance(optimizer, FlatOptimizer):
+    """The optimizer of a config, sharded over the processes unless the config says otherwise."""
+    optimizer = _build(config, network)
+    return optimizer if config.optimizer.sharded is False else sharded(optimizer, network)
+
+
+def sharded(optimizer: Optimizer, network: Network) -> Optimizer:
+    """`optimizer`, or one that keeps only this process's part of the moments, if several processes train
+    (`common.processes`) and it is one of ours and not PyTorch's."""
+    group = processes()
+    if group.size == 1 or not isinstance(optimizer, FlatOptimizer):
         return optimizer
     assert isinstance(network, FlatNetwork)
     return ShardedOptimizer(optimizer, network.layout, group)

@@ -1,4 +1,4 @@
-"""What things cost on this machine: logging, inspection and loading in a training step, preparing, runs in parallel."""
+"""What things cost on this machine: logging, inspection, loading, preparing, runs in parallel, several processes."""
 
 import sys
 import tempfile
@@ -8,7 +8,7 @@ from pathlib import Path
 from ..common.errors import EXIT_DONE, EXIT_FAILED
 from ..common.exit_codes import exit_code_of
 from ..config.arguments import Parser, sub_command
-from ..training.cost import inspection, loading, parallel, preparing, tracking
+from ..training.cost import inspection, loading, parallel, preparing, reduction, tracking
 
 COMMAND = "python -m manual_backprop.tools.cost"
 COSTS = {
@@ -17,6 +17,7 @@ COSTS = {
     "loading": loading,
     "preparing": preparing,
     "parallel": parallel,
+    "reduction": reduction,
 }
 
 

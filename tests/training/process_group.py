@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 
 from manual_backprop.common.exit_codes import exit_code_of
+from manual_backprop.common.interruption import SIGNALS
 from manual_backprop.training import report
 from manual_backprop.training.processes import watch
 from manual_backprop.training.runner import run_job
@@ -74,6 +75,7 @@ def _run(
 ) -> None:
     from manual_backprop.config.validation import validate
 
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked where a sweep's test has started the forkserver
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     sys.stdout = sys.stderr = (root / f"output-{rank}.txt").open("w", encoding="utf-8", buffering=1)

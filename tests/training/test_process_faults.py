@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from process_group import PATIENCE, Together, job_of
-from run_tools import assert_same_tensors, config_of, newest, small
+from run_tools import assert_same_tensors, config_of, metric, newest, small
 
 from manual_backprop.checkpoints.checkpoint import CheckpointManager
-from manual_backprop.common.errors import EXIT_NOT_FINITE, EXIT_RANK_FAILED
+from manual_backprop.common.errors import EXIT_NOT_FINITE, EXIT_RANK_FAILED, InputError, ProcessFailed
+from manual_backprop.common.processes import Place
+from manual_backprop.run import main
 from manual_backprop.tracking.run_directory import close_dead_runs, list_runs, read_run
+from manual_backprop.training.processes import group
 
 ENDLESS = ("training.max_steps=100000", "training.save_every=5", "training.batch_size=4", "model.dropout=0.1")
 STEP = 7  # in which process 1 does what it should not
@@ -192,7 +197,30 @@ def other_seed(rank: int) -> None:
         start.code_digest = lambda: "another"
 
 
-# The two ways in which users start them
+def test_a_port_that_another_program_has_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "LIMIT", timedelta(seconds=0.5))
+    monkeypatch.setattr(group, "LAST_MESSAGE_TIMEOUT", timedelta(seconds=0.5))
+    with socket.socket() as other:  # takes what comes and says nothing, as many servers do
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(
+            ProcessFailed,
+            match=f"process 1 of 2 does not find the others at 127.0.0.1:{port}: another program listens there",
+        ):
+            group.connect(Place(1, 2, 1, 2, "127.0.0.1", port), "gloo")
+
+
+def test_a_sweep_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": 29500}
+    for name, value in {**place, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, str(value))
+    for asked in (["-m", "model=tiny", "seed=0,1"], ["sweep.resume=last"]):
+        with pytest.raises(InputError, match="start it without torchrun"):
+            main(asked)
+
+
+# The ways in which users start them
 
 
 @contextmanager
@@ -233,3 +261,14 @@ def test_torchrun_starts_them(text: Path, tmp_path: Path, here: None) -> None:
     assert read_run(run)["status"] == "KILLED", output
     assert CheckpointManager(run / "checkpoints").latest() is not None
     assert output.count("parameters, gpt2") == 1
+
+
+@pytest.mark.nightly
+def test_jobs_of_a_sweep_start_them(text: Path, tmp_path: Path, here: None) -> None:
+    line = small(f"dataset.path='{text}'", "training.max_steps=3", "training.batch_size=4", "device.processes=2")
+    with command("-m", "manual_backprop.run", "-m", *line, "device.threads=1", "seed=0,1") as process:
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    runs = list_runs(tmp_path / "outputs")
+    assert [read_run(one)["status"] for one in runs] == ["FINISHED"] * 2
+    assert len({float(metric(one, "validation/loss")[-1]) for one in runs}) == 2, "two seeds"

@@ -40,12 +40,12 @@ def table(title: str, rows: Sequence[Row]) -> str:
     """A table with one line per row, each compared with the first row."""
     first = rows[0]
     heads = "ms a step", f"time / {first.name}", "quartiles", f"processor time / {first.name}"
-    lines = ["{:<16}{:>11}{:>16}{:>17}{:>27}".format(title, *heads)]
+    lines = ["{:<16}{:>11}{:>21}{:>17}{:>31}".format(title, *heads)]
     for row in rows:
         low, middle, high = ratios(row.seconds, first.seconds)
         processor = ratios(row.processor, first.processor)[1]
         lines.append(
-            f"{row.name:<16}{1e3 * row.median:>11.2f}{middle:>16.4f}{f'{low:.4f} - {high:.4f}':>17}{processor:>27.4f}"
+            f"{row.name:<16}{1e3 * row.median:>11.2f}{middle:>21.4f}{f'{low:.4f} - {high:.4f}':>17}{processor:>31.4f}"
         )
     return "\n".join(lines)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import queue
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -26,7 +28,7 @@ from .watch import INTERVAL, Watch
 T = TypeVar("T")
 
 NEVER = timedelta(days=7)  # no timeout: `Watch` notices dead processes, and work may take long
-NO_MORE_THAN = timedelta(seconds=60)  # to find the others' store
+LIMIT = timedelta(seconds=25)  # to find the others' store
 LAST_MESSAGE_TIMEOUT = timedelta(seconds=5)
 MOST_WAIT = 0.02  # [s] longest pause between two checks for a value that is still missing
 
@@ -88,7 +90,8 @@ class Group(Processes):
                     return
                 except RuntimeError:
                     if work.is_completed():
-                        raise
+                        work.wait()  # it was, a moment after the time had passed; or raises what became of it
+                        return
                     lost = self._watch.lost
                     if lost is not None and lost["exit_code"] is not None:
                         work.wait(LAST_MESSAGE_TIMEOUT)  # it ended by itself; its last message may still arrive
@@ -198,11 +201,9 @@ def connect(place: Place, backend: str) -> Group:
     if place.address in ("127.0.0.1", "localhost"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
-        store: dist.Store = dist.TCPStore(
-            place.address, place.port, is_master=False, wait_for_workers=False, timeout=NO_MORE_THAN
-        )
         # torchrun may restart all processes with the same store
-        store = dist.PrefixStore(f"manual_backprop/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+        store = dist.PrefixStore(f"manual_backprop/{restart}", _store(place))
         watch = Watch(store, place.rank, place.size)
         dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=NEVER)
     except (RuntimeError, OSError, ValueError) as error:
@@ -213,3 +214,23 @@ def connect(place: Place, backend: str) -> Group:
     group.gathered(None)
     watch.start()
     return group
+
+
+def _store(place: Place) -> dist.Store:
+    """Raises TimeoutError where something else listens at that port, which may never answer: PyTorch would wait."""
+    found: queue.SimpleQueue[dist.Store | Exception] = queue.SimpleQueue()
+
+    def find() -> None:
+        try:
+            found.put(dist.TCPStore(place.address, place.port, is_master=False, wait_for_workers=False, timeout=LIMIT))
+        except Exception as error:
+            found.put(error)
+
+    threading.Thread(target=find, name="store", daemon=True).start()
+    try:
+        store = found.get(timeout=(LIMIT + LAST_MESSAGE_TIMEOUT).total_seconds())
+    except queue.Empty:
+        raise TimeoutError("another program listens there; choose another port") from None
+    if isinstance(store, Exception):
+        raise store
+    return store
