@@ -33,8 +33,7 @@ def build_optimizer(config: RunConfig, network: Network) -> Optimizer:
 
 
 def sharded(optimizer: Optimizer, network: Network) -> Optimizer:
-    """`optimizer`, or one that keeps only this process's part of the moments, if several processes train
-    (`common.processes`) and it is one of ours and not PyTorch's."""
+    """`optimizer`, sharded if several processes train (`common.processes`) and it is one of ours and not PyTorch's."""
     group = processes()
     if group.size == 1 or not isinstance(optimizer, FlatOptimizer):
         return optimizer

@@ -1,7 +1,7 @@
-"""A trained model seen at a text: where every head looks, and the five likeliest next tokens at every place.
+"""A trained model on a text: the attention of every head, and the five likeliest next tokens at every position.
 
-The hand-written network is asked, whichever implementation has trained the weights: all have the same, and it shows its
-inside to a recorder. Needs torch; nothing is written.
+It runs the hand-written network, whichever implementation has trained the weights: the weights are the same, and this
+network supports a recorder. Needs torch; writes nothing.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from manual_backprop.trained_models.saved_model import Found, SavedModel
 
 LONGEST_TEXT = 10_000  # [characters]
-MOST_TOKENS = 64  # of a text: a map has as many squares, squared
+MOST_TOKENS = 64  # of a text: a map has the square of this number of cells
 LIKELIEST = 5
-COLUMNS = 4  # maps beside each other
+COLUMNS = 4  # maps side by side
 PROBABILITIES = "probabilities"
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Of one layer: probabilities (H, T, S), and the tokens of its T rows and S columns; rows look at columns."""
+    """The attention of one layer: probabilities (H, T, S), and the tokens of its T rows (queries) and S columns
+    (keys)."""
 
     heads: np.ndarray
     rows: list[str]
@@ -36,9 +37,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class Seen:
-    """`next`: for each place of the text the likeliest tokens after it, with their probabilities."""
+    """The view of a model. `next`: for each position of the text the likeliest next tokens, with their
+    probabilities."""
 
-    model: str  # which model it is, in a line
+    model: str  # a description of the model in one line
     tokens: list[str]
     maps: dict[str, Attention]  # by the layer's name
     next: list[list[tuple[str, float]]]
@@ -46,8 +48,8 @@ class Seen:
 
 
 def look(found: Found, text: str) -> Seen:
-    """The model of a checkpoint at a text, on the CPU: of a model of sequences, at the numbers of a row and what it
-    writes after them itself. Raises InputError."""
+    """Runs the model of a checkpoint on a text, on the CPU. For a model of sequences the text is the numbers of a
+    source, and the model generates the target itself. Raises InputError."""
     if len(text) > LONGEST_TEXT:
         raise InputError(f"the text has {len(text):,} characters: give at most {LONGEST_TEXT:,}")
     import torch
@@ -73,7 +75,7 @@ def look(found: Found, text: str) -> Seen:
     target, source = ([shown(word) for word in side] for side in (reading.target, reading.source))
 
     def sides(layer: str) -> tuple[list[str], list[str]]:
-        """Whose rows look at whose columns."""
+        """The tokens of a layer's rows, and of its columns."""
         reads_source = layer.startswith("encoder.") or layer.endswith(".cross_attention")
         return source if layer.startswith("encoder.") else target, source if reads_source else target
 
@@ -91,7 +93,7 @@ def look(found: Found, text: str) -> Seen:
 
 
 def _reading(saved: SavedModel, text: str, most: int) -> tuple[Reading, str]:
-    """And what to know of it."""
+    """The reading of a text, cut to `most` tokens, and a note about it."""
     import torch
 
     from manual_backprop.common.batch import IGNORED, Batch
@@ -102,7 +104,7 @@ def _reading(saved: SavedModel, text: str, most: int) -> tuple[Reading, str]:
         return restored_task(saved).reading(saved.model, text, most), ""
     from manual_backprop.trained_models.text_stream import prompt_tokens
 
-    tokenizer = saved.tokenizer()  # which a model of texts has, whether a run has trained it or a program
+    tokenizer = saved.tokenizer()  # every model of texts has one
     tokens = prompt_tokens(tokenizer, text)
     note = f"The first {most} of {len(tokens)} tokens." if len(tokens) > most else ""
     ids = torch.tensor([tokens[:most]])
@@ -112,14 +114,14 @@ def _reading(saved: SavedModel, text: str, most: int) -> tuple[Reading, str]:
 
 
 def shown(token: str) -> str:
-    """A token as it can be seen: blanks and line ends are characters too."""
+    """A token with visible blanks and line ends."""
     visible = token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
     return "".join(char if char.isprintable() else "·" for char in visible) or "∅"
 
 
 def attention_map(seen: Attention) -> dict[str, Any]:
-    """All heads of one layer as a plotly figure, four beside each other. A square's colour is the root of its
-    probability, since most of them are small; where nothing can be seen, there is none."""
+    """All heads of one layer as a plotly figure, four side by side. The colour of a cell is the square root of its
+    probability, since most of them are small; masked cells are empty."""
     heads = seen.heads
     count, places, _ = heads.shape
     columns = min(COLUMNS, count)

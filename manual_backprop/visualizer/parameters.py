@@ -1,4 +1,4 @@
-"""How many parameters a network has, from its config alone: nothing is built, and nothing is assumed."""
+"""The number of parameters of a network, from its config alone: no network is built, and no size is assumed."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,14 +13,14 @@ from manual_backprop.config.validation import BYTE_TOKENS, GPT2_TOKENS, validate
 from manual_backprop.tracking import TrainingLog
 
 SIZES = ("vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len")
-TOKENS = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}  # tokenizers that are the same everywhere
+TOKENS = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}  # tokenizers with a fixed vocabulary
 
 
 def estimate_model_params(config: Any) -> int:
-    """As many as `count_parameters()` of the network counts.
+    """The number of parameters, equal to `count_parameters()` of the network.
 
-    `config` is a CustomTransformerConfig or a mapping of its fields, the `model` of a log (or the log itself), or the
-    config of a run whose vocabulary it tells. Raises InputError where a size is missing: no vocabulary is assumed.
+    `config` is a CustomTransformerConfig, a mapping of its fields, the `model` of a log, the log itself, or the config
+    of a run that fixes the vocabulary. Raises InputError if a size is missing: no vocabulary is assumed.
     """
     if isinstance(config, TrainingLog):
         config = config.model or config.config
@@ -30,9 +30,9 @@ def estimate_model_params(config: Any) -> int:
     if not isinstance(config, Mapping):
         raise InputError(f"config={config!r}: expected a CustomTransformerConfig, a mapping or a training log")
     if isinstance(config.get("parameters"), int):
-        return int(config["parameters"])  # a run counted them
+        return int(config["parameters"])  # counted by the run
     network = _network_of_run(config) if isinstance(config.get("model"), Mapping) else dict(config)
-    needed = [name for name in SIZES if name != "vocab_size" or network.get("n_inputs") is None]  # which reads numbers
+    needed = [name for name in SIZES if name != "vocab_size" or network.get("n_inputs") is None]  # or it reads numbers
     if missing := [name for name in needed if network.get(name) is None]:
         raise InputError(
             f"the config does not say {', '.join(missing)}: give the network's own config (model.config), or the "
@@ -49,12 +49,12 @@ def estimate_model_params(config: Any) -> int:
 
 
 def _network_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run's whole config; what its text adds to it, a run alone can tell."""
+    """The network's fields in the config of a run. What the text adds to them, only the run itself knows."""
     with suppress(ConfigError):
         run = validate(with_defaults(config))
         if run.task.name in SEQUENCES:
             return asdict(run.network_config(sequence_vocabulary(run.task.symbols or 0, run.network_name)))
-        if run.task.name != "language_model":  # what its examples add to the network, a run has written down
+        if run.task.name != "language_model":  # there the examples add sizes, which only the run has recorded
             return asdict(run.network_config(1)) | {"vocab_size": None}
     groups = {name: value if isinstance(value, Mapping) else {} for name, value in config.items()}
     network = dict(groups["model"])

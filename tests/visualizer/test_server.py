@@ -346,7 +346,7 @@ def test_share_listens_everywhere_behind_a_random_token_and_warns(root: Path, mo
         assert started[-1][1][0] == address
         (url,) = (line for line in said if line.startswith("http://"))
         assert bool(re.search(r"/[\w-]{32}/$", url)) == shared
-        assert any(line.startswith("Warning: whoever has this address") for line in said) == shared
+        assert any(line.startswith("Warning: anyone who has this address") for line in said) == shared
         assert re.fullmatch(r"read 4 runs: 12 rows, 0\.0 MB, in \d+\.\d s", said[0])
     assert started[1][0] is not started[2][0]
 

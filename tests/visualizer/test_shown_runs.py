@@ -318,7 +318,7 @@ def test_runs_that_only_mlflow_has(empty_store: Path, tmp_path: Path, monkeypatc
         log.tags,
     )
     as_json([session.curves([run], View()), session.compute([run]), session.tables([run])])
-    with pytest.raises(InputError, match="its checkpoints are not at hand"):
+    with pytest.raises(InputError, match="its checkpoints are not available here"):
         session.model(run, "x")
     assert (tmp_path / "mlflow.db").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == there

@@ -177,8 +177,8 @@ OPTIMIZATIONS = {
     # pairs
     "chunked-loss": Optimization(
         "kernels/cpu/loss.py",
-        "A chunk of rows gives logits, their loss and, in the same memory, softmax - q up to a factor per row; its parts "
-        "of dx and dW follow at once. So the forward pass computes the gradient, with one exponential per "
+        "A chunk of rows gives logits, their loss and, in the same memory, softmax - q up to a factor per row; its "
+        "parts of dx and dW follow at once. So the forward pass computes the gradient, with one exponential per "
         "logit: no tensor of N V numbers is kept or read again, and a chunk stays in the cache through all of its "
         "passes.",
         pairs=("linear_cross_entropy",),

@@ -1,9 +1,10 @@
-"""What it costs to add up the gradients of two processes, and how much of it the backward pass hides.
+"""The time to sum the gradients of two processes, and how much of it the backward pass hides.
 
-One process on all threads takes turns with two that share the rows of the same step and have half of the threads each
-(`device.processes=2`). The two do their steps in four ways: their gradients are not added up at all (each trains
-alone), all of them when the backward pass has ended, each block's while the block below is calculated, as a run does
-it, and not at all once more, for the noise. The optimizer is the sharded one each time. Tokens are random.
+One process with all threads takes turns with two processes that share the rows of the same step and have half of the
+threads each (`device.processes=2`). The two processes run their steps in four ways: without summing gradients (each
+trains alone); summing all gradients after the backward pass; summing those of each block while the backward pass of the
+block below runs, as in a run; and without summing again, for the noise. The optimizer is always sharded. Tokens are
+random.
 
 Example: python -m manual_backprop.tools.cost reduction --case C1 --rounds 2
 
@@ -70,13 +71,13 @@ def measure(options: Namespace, folder: Path) -> bool:
             process.end.send(None)
         for process in together:
             process.answer()
-        del store  # by which the two have found each other
+        del store  # needed until here: the two processes have found each other through it
     print(case.describe(), table("reduction", rows), verdict(rows), sep="\n\n")
     return True
 
 
 def verdict(rows: list[Row]) -> str:
-    """In numbers of a step in which gradients are added up as they come."""
+    """A sentence with the costs as shares of a step that sums gradients as they come."""
     _, without, at_end, as_they_come, again = rows
     step = as_they_come.seconds
     whole_cost = ratios([one - other for one, other in zip(at_end.seconds, without.seconds, strict=True)], step)[1]
@@ -90,7 +91,7 @@ def verdict(rows: list[Row]) -> str:
 
 
 def _store() -> tuple[int, Any]:
-    """By which the processes find each other, and its port on this machine."""
+    """The store through which the processes find each other: its port on this machine, and the store."""
     import torch.distributed as dist
 
     listener = socket.socket()
@@ -103,7 +104,8 @@ def _store() -> tuple[int, Any]:
 
 
 def work(end: Connection, case: Case, threads: int, rank: int, size: int, port: int) -> None:
-    """A measuring process: seconds and processor's seconds of a step, for each question of a way and a number."""
+    """A measuring process: for each question (way, number of steps) it answers with the wall-clock and processor
+    seconds of a step."""
     import torch
 
     from ..processes.group import connect
@@ -133,7 +135,10 @@ def answer(end: Connection, case: Case, group: Group | None) -> None:
     optimizer = sharded(network.adamw(0.1, (0.9, 0.99), 1e-8), network)
     ways: dict[str, Reduction] = {"one process": Reduction(), "not added up": Reduction()}
     if group is not None:
-        ways |= {"at the end": AtTheEnd(group, network, Requests), "as they come": GroupReduction(group, network, Requests)}
+        ways |= {
+            "at the end": AtTheEnd(group, network, Requests),
+            "as they come": GroupReduction(group, network, Requests),
+        }
     steps = {way: TrainingStep(network, optimizer, 1.0, graph=False, reduction=one) for way, one in ways.items()}
     rows = case.batch_size // (1 if group is None else group.size)
     generator = torch.Generator().manual_seed(0)

@@ -90,7 +90,7 @@ class Group(Processes):
                     return
                 except RuntimeError:
                     if work.is_completed():
-                        work.wait()  # it was, a moment after the time had passed; or raises what became of it
+                        work.wait()  # it completed just after the timeout; if it failed, this raises its error
                         return
                     lost = self._watch.lost
                     if lost is not None and lost["exit_code"] is not None:
@@ -217,7 +217,8 @@ def connect(place: Place, backend: str) -> Group:
 
 
 def _store(place: Place) -> dist.Store:
-    """Raises TimeoutError where something else listens at that port, which may never answer: PyTorch would wait."""
+    """The store of the group. Raises TimeoutError if another program listens at that port and never answers, since
+    PyTorch would wait for it."""
     found: queue.SimpleQueue[dist.Store | Exception] = queue.SimpleQueue()
 
     def find() -> None:
