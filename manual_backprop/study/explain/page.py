@@ -81,10 +81,10 @@ class Page:
             "architecture": ARCHITECTURES[config.architecture],
             "count": str(self.traced.network.count_parameters()),
             "last": str(max(section.number for section in sections)),
-            "sizes": f"| 1 text | {f'{len(source)} places of the source | ' if source else ''}{len(read)} places"
-            f"{' of the target' if source else ''} | {config.d_model} numbers at each place "
+            "sizes": f"| 1 text | {f'{len(source)} positions of the source | ' if source else ''}{len(read)} positions"
+            f"{' of the target' if source else ''} | {config.d_model} numbers at each position "
             f"| {config.n_heads} heads | {config.d_head} numbers in a head | {config.d_ffn} hidden units "
-            f"| {len(self.words)} words | B T = {len(read)} places in all |",
+            f"| {len(self.words)} words | B T = {len(read)} positions in all |",
         }
         return filled(TEXTS["introduction_of_pairs" if source else "introduction"], facts).splitlines()
 
@@ -244,7 +244,7 @@ class Page:
             "",
             *TEXTS["outcome"].splitlines(),
             "",
-            "| it has read | it should say | probability before | after |",
+            "| it has read | it should predict | probability before | after |",
             "|---|---|--:|--:|",
         ]
         for place, (old, new) in enumerate(zip(probabilities, self._probabilities(), strict=True)):
