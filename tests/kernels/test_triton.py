@@ -1,6 +1,6 @@
-"""The kernels in Triton, where there is no GPU: interpreted, and compiled for two generations of GPUs.
+"""The Triton kernels without a GPU: interpreted, and compiled for two generations of GPUs.
 
-Triton is required: `pip install 'manual-backprop[triton]'`, which [test] holds.
+Triton is required: `pip install 'manual-backprop[triton]'`, which is part of [test].
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ fp32, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
 
 
 def test_under_the_interpreter() -> None:
-    """Numbers: what is tested is in that file."""
+    """Runs triton_interpreted.py, which compares the numbers."""
     words = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", ""]
     settings = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -39,7 +39,7 @@ def test_under_the_interpreter() -> None:
 
 
 class Driver:
-    """As the driver of a GPU that is not here: the kernels are compiled for it and not launched."""
+    """The driver of a GPU that does not exist: kernels are compiled for it and not launched."""
 
     def __init__(self, capability: int):
         self.target = GPUTarget("cuda", capability, 32)
@@ -56,7 +56,7 @@ class Driver:
 
 @pytest.fixture(params=[80, 90])
 def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Any]]:
-    """What was compiled, in place of every launch."""
+    """The compiled kernels; every launch only compiles."""
     found: list[Any] = []
 
     def compile_only(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -76,7 +76,7 @@ def empty(*shape: int, dtype: torch.dtype = bf16) -> torch.Tensor:
 
 
 def step_of_gpt2(rows: int, width: int, vocab_size: int, narrow: torch.dtype = bf16) -> None:
-    """What a step calls, of each kind once."""
+    """Calls each kernel of a step once."""
     stream, gain = empty(rows, width, dtype=fp32), empty(width, dtype=fp32)
     branch, hidden, hidden_bias = empty(rows, width, dtype=narrow), empty(rows, 4 * width), empty(4 * width, dtype=fp32)
     _, _, mean, rstd = room.residual_norm(stream, branch, gain, gain, 1e-5, narrow)
@@ -103,7 +103,7 @@ def test_compiled_for_gpt2_nothing_spills(compiled: list[Any], tmp_path: Path) -
 
 @pytest.mark.nightly
 def test_compiled_for_other_networks_nothing_spills(compiled: list[Any], tmp_path: Path) -> None:
-    """The small ones of nanoGPT, a width of 1,600 and of 8,192, fp16_mixed, fp32, bf16, and what a llama has."""
+    """The small networks of nanoGPT, widths of 1,600 and 8,192, fp16_mixed, fp32, bf16, and the kernels of a llama."""
     for width, vocab_size in ((128, 65), (384, 8192), (1600, 50_257), (8192, 128_256)):
         step_of_gpt2(4096, width, vocab_size, fp16 if width == 384 else bf16)
     for dtype in (fp32, bf16, fp16):
@@ -122,7 +122,7 @@ def test_compiled_for_other_networks_nothing_spills(compiled: list[Any], tmp_pat
 
 
 def assert_no_spills(kernel: Any, folder: Path) -> None:
-    """Numbers that did not fit into registers lie on the stack."""
+    """No numbers are on the stack because they did not fit into registers."""
     binary = folder / "kernel.cubin"
     binary.write_bytes(kernel.asm["cubin"])
     tool = triton.knobs.nvidia.cuobjdump.path

@@ -1,8 +1,8 @@
 """Each Triton kernel against its textbook pair, under Triton's interpreter: test_triton.py runs this file in a process
 of its own, with TRITON_INTERPRET=1, which Triton reads when a kernel is defined.
 
-The textbook runs in float64 on the same numbers. What a kernel writes may be off by the rounding of its format, no
-more: inside it calculates in float32, or in float64 where that is the format.
+The textbook pair runs in float64 on the same numbers. A kernel's output may differ by the rounding of its dtype and not
+more: inside it computes in float32, or in float64 for that dtype.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def normal(*shape: int, dtype: torch.dtype = fp64, scale: float = 1.0) -> Tensor
 
 
 def assert_near(got: Tensor, want: Tensor, sums: int = 1) -> None:
-    """`sums`: of so many numbers, each as coarse as float32 at best."""
+    """`sums`: the number of terms of a sum, each with at least the rounding error of float32."""
     assert torch.isfinite(got).all()
     unit = torch.finfo(got.dtype).eps
     inside = torch.finfo(fp64 if got.dtype == fp64 else fp32).eps
@@ -144,7 +144,7 @@ def test_bias_activation(activation: str, dtype: torch.dtype) -> None:
 
 
 def test_what_is_not_finite_stays_so() -> None:
-    """A loss would be finite that should not be, and the step would count."""
+    """Otherwise a loss would be finite that must not be, and the step would count."""
     x = torch.tensor([[torch.nan, torch.inf, 1.0]])
     for activation in ("gelu_tanh", "gelu", "relu"):
         y = room.bias_activation(x, torch.zeros(3), activation)
@@ -169,7 +169,7 @@ def test_swiglu(dtype: torch.dtype) -> None:
 )
 @pytest.mark.usefixtures("small_tiles")
 def test_cross_entropy(width: int, smoothing: float, dtype: torch.dtype) -> None:
-    """Rows lie apart, as those of padded logits; one that does not count holds anything; no logit is too large."""
+    """Rows have a stride, like padded logits; a row that does not count may contain anything; no logit is too large."""
     padded = torch.full((7, width + 3), 5.0, dtype=dtype)
     padded[:, :width] = normal(7, width, dtype=dtype, scale=3)
     logits, targets = padded[:, :width], torch.randint(width, (7,))
@@ -242,7 +242,7 @@ def test_adamw(dtype: torch.dtype, narrow: torch.dtype | None) -> None:
 
 
 class CudaOnly:
-    """`torch.ops.aten` where what a CPU does not have is made of the textbook's pair of that name."""
+    """`torch.ops.aten`, where the textbook pairs replace operators that do not exist on a CPU."""
 
     def __getattr__(self, name: str) -> Any:
         for pair in ("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"):
@@ -275,7 +275,7 @@ class CudaOnly:
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks on the CPU have the kernels of a GPU, all of Triton's among them."""
+    """Networks on the CPU use the kernels of a GPU, with all Triton kernels."""
     rows = [row._replace(devices=None) for row in table.ROWS["fused"]]
     monkeypatch.setitem(table.ROWS, "fused", tuple(rows))
     for module in (attention, linear):
@@ -290,7 +290,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_step_with_all_of_them(
     architecture: str, precision: str, bar: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Loss, gradients and updated parameters, beside those of the textbook in float64."""
+    """Compares loss, gradients and updated parameters with those of the textbook in float64."""
     called: set[str] = set()
     for name in room.FILES:
         own = getattr(room, name)

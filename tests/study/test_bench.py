@@ -1,4 +1,4 @@
-"""The bench: what it measures, that rows which disagree are not timed, what counts as memory, and what it writes."""
+"""The bench: its cases and rows, no timing of rows whose gradients disagree, the measured memory, and its output."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ def test_a_row_whose_switch_does_nothing_is_left_out_with_the_reason(
 
 
 def products_of_steps(end: Connection, name: str, case: Case) -> None:
-    """How many of a row's float32 products oneDNN makes in a step, as it says itself."""
+    """The number of a row's float32 products in a step that run in oneDNN, from its own log."""
     rows.prepare(name, case)
     with rows.switches(name, case), tempfile.TemporaryFile("w+") as heard:
         steps = rows.Steps(name, case)
@@ -324,7 +324,7 @@ def test_a_peer_s_products_are_made_by_the_library_that_its_row_says(name: str) 
 
 
 def test_where_onednn_rounds_a_row_by_it_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a processor with AMX, where ours takes PyTorch's choice, too."""
+    """As on a processor with AMX, where the kernels use PyTorch's default library too."""
     said: list[object] = []
 
     class End:
@@ -356,7 +356,7 @@ MEGABYTE = 1_000_000
 
 
 def allocate(end: Connection, before: int, after: int) -> None:
-    """Frees `before` bytes, then resets the peak and takes `after` bytes: says what counts."""
+    """Frees `before` bytes, resets the peak, and allocates `after` bytes. Sends the measured peak."""
     keep_freed_memory()
     after_imports = resident_bytes("VmRSS")
     pieces = [torch.ones(MEGABYTE // 4) for _ in range(before // MEGABYTE)]  # small enough to stay on the heap

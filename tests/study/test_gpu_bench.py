@@ -1,4 +1,4 @@
-"""`bench --gpu`, tried on a CPU at small sizes: every part, what it writes, and what happens where one fails."""
+"""`bench --gpu`, on a CPU with small sizes: every part, what it writes, and what happens if one fails."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "as_written")
 
 
 class Thread(threading.Thread):
-    """A measuring process in this one, whose imports are done."""
+    """A measuring process as a thread of this process, which has imported everything."""
 
     exitcode = 0
 
@@ -172,7 +172,7 @@ def test_results_are_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_on_a_gpu_everything_is_tried() -> None:
-    """By name: what could be misspelt where it is not tried."""
+    """Checks names that could be misspelled without a GPU to try them."""
     wanted = correctness.items(small=False)
     assert len(set(wanted)) == len(wanted)
     for item in wanted:

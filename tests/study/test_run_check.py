@@ -1,4 +1,4 @@
-"""The gradient check at the end of a run: what it says, and that it would say otherwise."""
+"""The gradient check at the end of a run: it passes for right gradients and fails for wrong ones."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_wrong_arguments(arguments: list[str], words: str) -> None:
 
 @pytest.mark.slow
 def test_a_measurement(tmp_path: Path) -> None:
-    """By the command, of three pairs: whatever it finds in so few."""
+    """By the command, with three pairs: too few for a meaningful result."""
     given = ("loading", "--model", "tiny", "--pairs", "3")
     done = command(*given, cwd=tmp_path, module="manual_backprop.tools.cost")
     assert done.returncode == (0 if "\nok:" in done.stdout else 1), done.stderr
