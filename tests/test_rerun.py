@@ -1,4 +1,5 @@
-"""`python -m manual_backprop.rerun`: the same bits in another process, every drift named, and a bug told as one."""
+"""`python -m manual_backprop.rerun`: the same bits in another process, every change named, other differences
+reported."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 @pytest.fixture(scope="module")
 def original(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 4 steps, made as by a command: the gradient check and all."""
+    """A run of 4 steps, made like by the command, with the gradient check."""
     root = tmp_path_factory.mktemp("original")
     with same_process():
         os.chdir(root)
@@ -101,7 +102,7 @@ def test_a_run_that_went_on_with_other_settings(then: Path, tmp_path: Path, caps
 def test_losses_that_differ_for_no_reason_are_a_bug(
     then: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One bit of one loss: the smallest difference that there is."""
+    """One bit of one loss: the smallest possible difference."""
     metrics = then / "metrics.jsonl"
     loss = metric(then, "train/loss")[2]
     metrics.write_text(metrics.read_text().replace(repr(loss), repr(loss * (1 + 2**-52))))
