@@ -71,7 +71,7 @@ class Calls(TorchDispatchMode):
 
 
 def is_indexing_with_numbers(function: Any, args: Any) -> bool:
-    """Whether it is an indexing whose result size does not depend on values."""
+    """Whether it is indexing with integer tensors; with a mask the size of the result would depend on values."""
     return function is torch.ops.aten.index.Tensor and all(
         x.dtype in (torch.int64, torch.int32) for x in tree_leaves(args[1]) if isinstance(x, Tensor)
     )

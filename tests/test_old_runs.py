@@ -96,7 +96,7 @@ def move_artifacts(store: Path, before: str, after: str) -> None:
 
 
 def emptied(store: Path) -> Path:
-    """An empty store, made from a copy: creating one with MLflow takes seconds."""
+    """Empties a copied store and returns it: creating one with MLflow takes seconds."""
     with sqlite3.connect(store) as database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         for table in tables - {"alembic_version", "workspaces"}:
