@@ -39,10 +39,12 @@ def rerun(which: str, overrides: Sequence[str], root: Path) -> None:
     with Interruption() as interruption:
         close_dead_runs(outputs)
         runner = Runner(config, outputs, interruption, origin=Origin(overrides=tuple(overrides)))
-        drifts = drifts_of(then, runner)
-        print(f"{then.name} again:" if drifts else f"{then.name} again; nothing has changed since, as far as is known.")
-        for drift in drifts:
-            print(f"  changed since: {drift}")
+        changes = changes_since(then, runner)
+        print(
+            f"{then.name} again:" if changes else f"{then.name} again; nothing has changed since, as far as is known."
+        )
+        for change in changes:
+            print(f"  changed since: {change}")
         print(flush=True)
         try:
             runner.run()
@@ -52,9 +54,9 @@ def rerun(which: str, overrides: Sequence[str], root: Path) -> None:
             raise
     assert runner.directory is not None
     same, sentence = _verdict(then, runner.directory.path)
-    if not same and not drifts:
+    if not same and not changes:
         raise CheckFailedError(f"\n{sentence} Nothing else differs between the two runs, so this is a bug.")
-    print(f"\n{sentence}" + (f" See above for what has changed ({len(drifts)})." if drifts and not same else ""))
+    print(f"\n{sentence}" + (f" See above for what has changed ({len(changes)})." if changes and not same else ""))
 
 
 def _config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
@@ -70,7 +72,7 @@ def _config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
     return replace(config, tags=config.tags | {"rerun_of": path.name}, plan=False)
 
 
-def drifts_of(then: Path, runner: Runner) -> list[str]:
+def changes_since(then: Path, runner: Runner) -> list[str]:
     """Everything known to differ between a run and its repetition, in sentences."""
     from manual_backprop.tracking.environment import differing, environment_of
     from manual_backprop.tracking.tracker import environment_of_run

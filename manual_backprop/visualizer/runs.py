@@ -32,7 +32,7 @@ class Reader(Protocol):
     def read(self) -> TrainingLog: ...
 
 
-class Elsewhere(Protocol):
+class OtherRuns(Protocol):
     """A source of runs that are not directories of `outputs`."""
 
     def rows(self) -> list[dict[str, Any]]: ...
@@ -43,7 +43,7 @@ class Elsewhere(Protocol):
 class Runs:
     """All known runs, by id. `extra` are directories given by their paths."""
 
-    def __init__(self, root: str | Path, extra: Iterable[Path] = (), elsewhere: Elsewhere | None = None):
+    def __init__(self, root: str | Path, extra: Iterable[Path] = (), elsewhere: OtherRuns | None = None):
         self.root = Path(root).absolute()
         self.elsewhere = elsewhere
         self._paths: dict[str, Path] = {}

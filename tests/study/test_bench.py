@@ -41,7 +41,7 @@ from manual_backprop.study.benchmark.cases import (
     Bar,
     Case,
     is_compiled,
-    takes_onednn,
+    uses_onednn,
 )
 from manual_backprop.study.benchmark.measurement import MeasuredRow, Measurement, check_agreement
 from manual_backprop.study.benchmark.peers import why_not
@@ -51,7 +51,7 @@ from manual_backprop.study.benchmark.rows import Ready
 from manual_backprop.study.paired_timing import MeasuringProcess, Row
 
 ROOT = Path(__file__).parents[2]
-UNCOMPILED = [name for name in ROWS if not is_compiled(name) and not takes_onednn(name)]
+UNCOMPILED = [name for name in ROWS if not is_compiled(name) and not uses_onednn(name)]
 PEERS = [name for name in ROWS if name not in OURS and not name.endswith(ONEDNN)]
 
 
@@ -250,11 +250,11 @@ def test_without_transformers_its_rows_are_left_out(monkeypatch: pytest.MonkeyPa
 
 def test_every_peer_has_a_row_with_the_products_of_the_kernels() -> None:
     assert [name for name in ROWS if name.endswith(ONEDNN)] == [name + ONEDNN for name in PEERS]
-    assert [name for name in OURS if takes_onednn(name)] == KERNELS
+    assert [name for name in OURS if uses_onednn(name)] == KERNELS
     for name in PEERS:
         assert ROWS[name + ONEDNN] == ROWS[name]
         assert is_compiled(name + ONEDNN) == is_compiled(name)
-        assert not takes_onednn(name)
+        assert not uses_onednn(name)
     case = case_of(precision="fp32")
     found = measured()
     found.rows["baseline-compiled-onednn"] = MeasuredRow("baseline-compiled-onednn", [0.008] * 4)

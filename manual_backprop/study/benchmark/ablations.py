@@ -102,7 +102,7 @@ def _allocated(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 @contextmanager
-def _allocated_for_a_while(shape: tuple[int, ...], like: Tensor) -> Iterator[Tensor]:
+def _allocated_scratch(shape: tuple[int, ...], like: Tensor) -> Iterator[Tensor]:
     yield like.new_empty(shape)
 
 
@@ -230,7 +230,7 @@ OPTIMIZATIONS = {
         "allocation, no page faults, no fragmentation. In this measurement, as in a run, the C library keeps freed "
         "memory. Otherwise, and for blocks above 32 MB, which it always returns, the difference is larger.",
         without=lambda: (
-            _shared(kept=_allocated, ping_pong=_allocated, scratch=_allocated_for_a_while)() + _without_replay()
+            _shared(kept=_allocated, ping_pong=_allocated, scratch=_allocated_scratch)() + _without_replay()
         ),
     ),
     "replay": Optimization(

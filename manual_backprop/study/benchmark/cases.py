@@ -40,7 +40,7 @@ def compile_mode(name: str) -> str | None:
     return "reduce-overhead" if name.endswith(GRAPHS) else None
 
 
-def takes_onednn(name: str) -> bool:
+def uses_onednn(name: str) -> bool:
     """Whether a row requests oneDNN's float32 products; whether it gets them depends on the processor."""
     return name.endswith(ONEDNN) or BY_HAND.get(name, {}).get("kernels") == "fused"
 

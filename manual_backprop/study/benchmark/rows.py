@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...common.allocator import give_back_freed_memory, keep_freed_memory, resident_bytes
 from ...common.errors import first_line
-from .cases import BY_HAND, ONEDNN, Case, compile_mode, is_compiled, network_of, takes_onednn
+from .cases import BY_HAND, ONEDNN, Case, compile_mode, is_compiled, network_of, uses_onednn
 from .process_memory import peak_since_reset, reset_peak
 
 if TYPE_CHECKING:
@@ -327,7 +327,7 @@ def library_of_products(name: str, case: Case) -> str:
     reduced = case.config.precision in ("bf16", "bf16_mixed")
     if reduced and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "oneDNN"
-    if case.config.precision == "fp32" and takes_onednn(name) and onednn_is_exact():
+    if case.config.precision == "fp32" and uses_onednn(name) and onednn_is_exact():
         return "oneDNN"
     return "MKL" if torch.backends.mkl.is_available() and not reduced else "PyTorch's own"
 

@@ -64,7 +64,7 @@ def first_rows(batch: AnyBatch, count: int, first: int = 0) -> AnyBatch:
     return replace(batch, **rows, first_row=0)
 
 
-def memorable(batches: Sequence[AnyBatch]) -> AnyBatch:
+def batch_to_memorize(batches: Sequence[AnyBatch]) -> AnyBatch:
     """The batch to be memorized: the row with the most labels, up to 32 of them; or some rows if each has one
     answer."""
     if isinstance(batches[0], EncoderBatch):
@@ -78,7 +78,7 @@ def memorable(batches: Sequence[AnyBatch]) -> AnyBatch:
     return Batch(tokens, targets, segments)
 
 
-def knows_nothing(network: Network, batches: Sequence[AnyBatch]) -> tuple[float, float, str]:
+def untrained_loss(network: Network, batches: Sequence[AnyBatch]) -> tuple[float, float, str]:
     """The lowest and highest plausible loss of an untrained model, and a description of the reference: a model for
     which all answers are equally likely, or one that predicts the number 0."""
     config = network.config
@@ -116,7 +116,7 @@ class Training:
         self.kind = config.optimizer.name
         self.batches = list(itertools.islice(samples(order, device), SEVERAL))
         self.source = samples(order, device)
-        self.first, self.one = self.batches[0], memorable(self.batches)
+        self.first, self.one = self.batches[0], batch_to_memorize(self.batches)
 
     def step(self, network: Network, optimizer: Optimizer, batch: AnyBatch, rate: float) -> float:
         """Makes an update as in a run; returns the loss before it."""
@@ -135,7 +135,7 @@ class Training:
         network, _ = self.fresh()
         losses = [self.gradients(network, batch).item() for batch in self.batches]
         loss = sum(losses) / len(losses)
-        least, most, known = knows_nothing(network, self.batches)
+        least, most, known = untrained_loss(network, self.batches)
         words = f"{loss:.2f}, and {known}"
         if not math.isfinite(loss):
             return finding(2, f"{words}: the first forward pass is not finite", "")

@@ -207,7 +207,7 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
     from ...ops import cross_entropy_forward, squared_error_forward
     from .full_batch import full_batch
 
-    class Living(TorchDispatchMode):
+    class LiveTensors(TorchDispatchMode):
         """Tracks every tensor from the operation that creates it until it is freed."""
 
         def __init__(self) -> None:
@@ -233,7 +233,7 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
         def _end(self, place: int) -> None:
             self.now -= self.sizes.pop(place)
 
-    living = Living()
+    living = LiveTensors()
     T = network_config.max_seq_len
     with FakeTensorMode(), living:
         name = config.implementation.name

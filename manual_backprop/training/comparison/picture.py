@@ -43,7 +43,7 @@ def draw_comparison(runs: Sequence[Compared], path: Path, title: str) -> None:
     save_figure(figure, path)
 
 
-def says_more_than_curves(runs: Sequence[Compared]) -> bool:
+def adds_to_curves(runs: Sequence[Compared]) -> bool:
     """Whether this picture shows more than the curves of a sweep."""
     return should_coincide(runs) or swept_number(runs) is not None
 

@@ -40,7 +40,7 @@ def add_options(parser: Parser) -> None:
 def measure(options: Namespace, folder: Path) -> bool:
     path, size = folder / "text.jsonl", 0
     with storage_errors(f"write the text to {path}"), path.open("w", encoding="utf-8") as file:
-        for document in made_up_documents(options.megabytes):
+        for document in synthetic_documents(options.megabytes):
             size += len(document)
             file.write(json.dumps({"text": document}) + "\n")
     print(f"{size / 1e6:,.0f} MB of text in {path}", flush=True)
@@ -59,7 +59,7 @@ def measure(options: Namespace, folder: Path) -> bool:
     return True
 
 
-def made_up_documents(megabytes: int) -> Iterator[str]:
+def synthetic_documents(megabytes: int) -> Iterator[str]:
     """Synthetic documents of about this size together."""
     import numpy as np
 

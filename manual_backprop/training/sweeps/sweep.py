@@ -261,11 +261,11 @@ class Sweep:
     def _compare(self, records: Sequence[JobRecord], tracker: Tracker, title: str) -> list[str]:
         """Draws the loss over a swept number, or the differences of curves that should coincide. Returns these
         differences in words."""
-        from manual_backprop.training.comparison.picture import draw_comparison, says_more_than_curves
+        from manual_backprop.training.comparison.picture import adds_to_curves, draw_comparison
         from manual_backprop.training.comparison.runs import compare_directories, difference_lines, should_coincide
 
         runs = compare_directories([record.run_directory for record in records if record.run_directory is not None])
-        if says_more_than_curves(runs):
+        if adds_to_curves(runs):
             picture = self.directory.path / "comparison.png"
             if draw_comparison(runs, picture, title):
                 tracker.log_artifact(picture)
