@@ -5,12 +5,12 @@ from dataclasses import dataclass
 PASSED, FAILED, FOLLOWS = "passed", "FAILED", "follows"  # follows: it fails because an earlier check failed
 
 CHECKS = {
-    1: "labels are what is to be learned",
-    2: "the initial loss is that of a model which knows nothing",
+    1: "the labels are right",
+    2: "the initial loss is that of an untrained model",
     3: "every gradient is finite and of sane size",
     4: "every parameter changes, by a sane ratio",
-    5: "one batch can be learned by heart",
-    6: "several batches go down together",
+    5: "one batch can be memorized",
+    6: "the losses of several batches fall together",
     7: "batching, shuffling and masking",
 }
 CAUSES = {4: (3,), 5: (3, 4), 6: (3, 4, 5)}  # checks that cannot pass where one of these fails

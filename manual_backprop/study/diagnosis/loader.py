@@ -115,7 +115,7 @@ class Loader:
                 targets, where = batch.targets.numpy(), places.targets.numpy()
                 counted = (targets != IGNORED) & (where != IGNORED)
                 if (targets[counted] != self.corpus.train[where[counted]]).any():
-                    return f"in step {step + 1} labels are not the tokens that stand there in the text"
+                    return f"in step {step + 1} labels are not the tokens at these positions of the text"
         return None
 
     def _real_batches(self) -> Iterator[tuple[int, Batch, Batch]]:
@@ -214,7 +214,7 @@ class Loader:
         again = [batch.tokens[:, 0].numpy() for step in (0, count - 1) for batch in self._step(step)[1]]
         first = [batch.tokens[:, 0].numpy() for step in (0, count - 1) for batch in self.steps[step][1]]
         if any(not np.array_equal(one, other) for one, other in zip(first, again, strict=True)):
-            return "the same step has another batch each time it is asked for: no run could be resumed or repeated"
+            return "the same step has another batch each time it is read: no run could be resumed or repeated"
         both = [batch.tokens[:, 0].numpy() for step in range(2 * count) for batch in self._step(step)[1]]
         second = np.concatenate(both)[len(starts) : 2 * len(starts)]
         shift = starts.min() - second.min()  # the windows of another epoch may be shifted
@@ -225,7 +225,7 @@ class Loader:
     def _other_inputs(self) -> str | None:
         for step, batch, places in self._real_batches():
             if not self._same_inputs(batch, places):
-                return f"in step {step + 1} inputs are not the tokens that stand there in the text"
+                return f"in step {step + 1} inputs are not the tokens at these positions of the text"
         return None
 
 

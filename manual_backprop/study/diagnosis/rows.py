@@ -51,7 +51,7 @@ class RowLoader:
         if isinstance(batches[0], EncoderBatch):
             different = len(values.unique())
             words = f"{total:,} answers, {different:,} different ones"
-            return finding(1, f"{words}: there is nothing to tell apart" if different < 2 else None, words)
+            return finding(1, f"{words}: there is nothing to distinguish" if different < 2 else None, words)
         return finding(1, None, f"{total:,} labels, each of them the next input of its row")
 
     def _wrong_labels(self, batch: AnyBatch) -> str | None:
@@ -71,7 +71,7 @@ class RowLoader:
     def order_and_masks(self) -> Finding:
         wrong = self._wrong_batches() or self._wrong_lengths() or self._wrong_shuffling()
         rows = sum(len(batch.targets) for _, step in self.steps for batch in step)
-        return finding(7, wrong, f"{rows:,} rows of an epoch, in a new order each time; what is padded does not count")
+        return finding(7, wrong, f"{rows:,} rows of an epoch, in a new order each time; padding does not count")
 
     def _wrong_batches(self) -> str | None:
         """What is wrong with the row at which a batch begins, its size, or the divisor of the loss; or None."""
@@ -101,7 +101,7 @@ class RowLoader:
     def _wrong_shuffling(self) -> str | None:
         for step in range(min(COMPARED, len(self.steps))):
             if not _same(self.steps[step][1], self._step(step)[1]):
-                return "the same step has another batch each time it is asked for: no run could be resumed or repeated"
+                return "the same step has another batch each time it is read: no run could be resumed or repeated"
         if self.per_epoch > COMPARED:
             again = [self._step(self.per_epoch + step)[1] for step in range(COMPARED)]
             if all(_same(self.steps[step][1], batches) for step, batches in enumerate(again)):
