@@ -1,4 +1,4 @@
-"""A case so small that a row of the bench answers at once, in the process of a test."""
+"""A very small case, with which a row of the bench runs quickly in the process of a test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def case_of(**changed: object) -> Case:
 
 
 def ready(name: str, case: Case) -> Ready:
-    """Of a row: loss and gradients of its first step."""
+    """The loss and gradients of a row's first step."""
     trainer = rows.build(name, case)
     loss = trainer.loss_and_gradients(rows.random_batch(case, trainer.device)).item()
     return Ready(loss, rows.sketch_of(trainer.gradients()))

@@ -1,6 +1,6 @@
-"""For the tests of command lines: commands as processes, started and waited for, and what the check says about one.
+"""Tools for tests of command lines: runs commands as processes, and waits for them.
 
-A real interpreter each; what is the same in one that has imported torch already: warm_python.py.
+Each command gets a new interpreter. warm_python.py forks from one that has imported torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PATIENCE = 120.0  # [s]
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Of a command: this package, one thread, output at once, and no setting of MLflow, whatever this process has."""
+    """The environment of a command: this package, one thread, unbuffered output, and no settings of MLflow."""
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     given = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     return given | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | changes
@@ -47,7 +47,7 @@ def command(
     seconds: float = PATIENCE,
     **changes: str,
 ) -> subprocess.CompletedProcess[str]:
-    """`python *flags -m module *arguments`, waited for; `changes` are variables of its environment."""
+    """Runs `python *flags -m module *arguments` to its end; `changes` are variables of its environment."""
     return subprocess.run(
         words_of(module, arguments, flags),
         cwd=cwd,
@@ -69,7 +69,7 @@ def imported(done: subprocess.CompletedProcess[str]) -> set[str]:
 
 
 class Started:
-    """A command that runs while the test looks at it; killed at the end, whatever happens."""
+    """A command that runs in the background; it is killed at the end of the test in any case."""
 
     def __init__(self, *arguments: str, cwd: Path, module: str = "manual_backprop.run", **changes: str):
         self.words, self.cwd, self.changes = words_of(module, arguments), cwd, changes
@@ -87,7 +87,8 @@ class Started:
 
 
 def wait_until(condition: Callable[[], Any], interval: float = 0.02) -> Any:
-    """What `condition` returns as soon as that is true. Asked every `interval` seconds, for PATIENCE."""
+    """Calls `condition` every `interval` seconds until it returns a true value, at most for PATIENCE. Returns the
+    value."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if found := condition():
@@ -97,13 +98,13 @@ def wait_until(condition: Callable[[], Any], interval: float = 0.02) -> Any:
 
 
 def steps_of(run: Path) -> int:
-    """How many lines its metrics have by now: each step's, after the header."""
+    """The number of steps in the metrics of a run: its lines without the header."""
     file = run / "metrics.jsonl"
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def free_port() -> int:
-    """At 127.0.0.1, where nobody listens now."""
+    """A port of 127.0.0.1 that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -111,8 +112,8 @@ def free_port() -> int:
 
 @contextmanager
 def serving(*arguments: str, module: str, cwd: Path, address: str, **changes: str) -> Iterator[str]:
-    """`python -m module *arguments`, a server, from its first answer at `address` on: that answer. It ends, and every
-    process that it started, with the context."""
+    """A context with a running server, `python -m module *arguments`. It waits for the first answer at `address` and
+    yields it. At the end the server and all processes that it started are stopped."""
     with tempfile.TemporaryFile("w+") as said:
         server = subprocess.Popen(
             words_of(module, arguments),
@@ -142,9 +143,10 @@ def refused(hydra: Composer, arguments: list[str], multirun: bool = False) -> li
 
 
 def run_compiling(script: str, compiler: str, folder: Path | None, *arguments: str) -> tuple[str, list[str]]:
-    """A script that compiles, with its cache in `folder` or the user's; a C++ compiler is `there` or `missing`.
+    """Runs a script that compiles, with its cache in `folder` or the user's cache; a C++ compiler is `there` or
+    `missing`.
 
-    Its output, and the lines that say that compiling does not work.
+    Returns its output, and the lines that report that compiling does not work.
     """
     given = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
     if folder is not None:

@@ -1,4 +1,4 @@
-"""What several files of tests share: a small text, a finished run of it, a folder to give commands in."""
+"""What several test files share: a small text, a finished run on it, and a folder to run commands in."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside others, threads that wait for 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-# Files that take long, the longest first: what comes last must be short, or the other processes wait for it.
+# Files that take long, the longest first: the last ones must be short, or the other processes wait for them.
 LONG = (
     *("test_planted_bugs", "test_documents_for_people", "test_measuring_commands", "test_kill", "test_sweeps"),
     *("test_mlflow_tracking", "test_installed", "test_convert", "test_signals", "test_quality", "test_hub_experiments"),
@@ -32,7 +32,7 @@ LONG = (
     *("test_run_ends", "test_runner", "test_resume", "test_diagnose", "test_data_runs", "test_rerun"),
     *("test_gradients", "test_replay"),
 )
-# Their tests share nothing that is costly to make, and are handed out one by one; those of other files together.
+# Their tests share no expensive fixtures and are distributed one by one; the tests of other files stay together.
 ONE_BY_ONE = (
     *("test_planted_bugs", "test_measuring_commands", "test_kill", "test_mlflow_tracking", "test_kernels", "test_plan"),
     *("test_compiled_kernels", "test_experiments", "test_run", "test_run_ends", "test_runner", "test_resume"),
@@ -55,8 +55,8 @@ COMPILING = pytest.StashKey[subprocess.Popen[bytes]]()
 
 @pytest.hookimpl(optionalhook=True)  # mutate.py loads no plugins
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Tests wait, for processes and for MLflow's patience, so that one more of them keeps the cores busy. Gradients
-    wait for nothing."""
+    """One worker more than there are cores, since tests also wait for processes and for MLflow. `-m gradients` has no
+    such waiting and no additional worker."""
     from manual_backprop.training.sweeps.processors import cores
 
     return cores() + (config.option.markexpr != "gradients")
@@ -64,7 +64,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """What each process is given next, in the order in which tests are collected."""
+    """The scheduler, which distributes tests in the order in which they are collected."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadScopeScheduling
@@ -81,7 +81,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """`-m gradients` imports only the files that mark a test so: to import the others takes longer than many tests."""
+    """With `-m gradients` only files with such a mark are imported: importing the others takes longer than many
+    tests."""
     is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
     if config.option.markexpr == "gradients" and is_test and b"mark.gradients" not in collection_path.read_bytes():
         return True
@@ -89,7 +90,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests come first, files with one among them too; within a file the order stays."""
+    """Runs slow tests first, and so files that contain one; within a file the order does not change."""
     order = {name: place for place, name in enumerate(LONG)}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
 
@@ -102,8 +103,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Where most tests are asked for, the library of kernels is compiled by a process of its own. Whoever needs it
-    meanwhile waits for it."""
+    """If most tests run, starts a process that compiles the library of kernels. Tests that need it wait for it."""
     config = session.config
     everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr != "gradients"
     if everything and not config.option.collectonly and "PYTEST_XDIST_WORKER" not in os.environ:
@@ -123,7 +123,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True)
 def seeded(request: pytest.FixtureRequest) -> None:
-    """Whatever a test draws without a generator of its own depends on its name alone: not on what ran before it."""
+    """Seeds the random generators from the test's name, so that random numbers do not depend on earlier tests."""
     import random
     import zlib
 
@@ -138,7 +138,7 @@ def seeded(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Tensors are small here: several threads would spend their time waiting for one another."""
+    """One thread: with small tensors several threads would only wait for each other."""
     import torch
 
     threads = torch.get_num_threads()
@@ -149,7 +149,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def as_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is compiled, also where it could be."""
+    """Kernels run uncompiled, even if they could be compiled."""
     from contextlib import nullcontext
 
     monkeypatch.setattr("manual_backprop.kernels.compiled_functions", lambda wanted: nullcontext())
@@ -176,13 +176,13 @@ def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(finished: Path, tmp_path: Path) -> Path:
-    """That run in a folder of its own."""
+    """A copy of that run in its own folder."""
     return Path(shutil.copytree(finished.parent.parent, tmp_path / "outputs")) / "runs" / finished.name
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Commands are given in `tmp_path`, and the process is as it was afterwards."""
+    """Commands run in `tmp_path`; the state of the process is restored afterwards."""
     from run_tools import same_process
 
     with same_process():
@@ -192,7 +192,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database that nobody has used. Copy it: to create one takes seconds."""
+    """An empty MLflow database. Copy it: creating one takes seconds."""
     from manual_backprop.tracking.mlflow_delivery import prepare_environment
 
     prepare_environment()
@@ -205,7 +205,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A headless Chromium, where there is one."""
+    """A headless Chromium, if installed."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("there is no chromium here; Debian has it: apt-get install chromium")

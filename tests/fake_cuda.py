@@ -1,8 +1,8 @@
-"""A GPU without a GPU: PyTorch's fake tensors on the device `cuda`, which have shapes and formats, and no numbers.
+"""A simulated GPU: PyTorch's fake tensors on the device `cuda`, with shapes and dtypes but without numbers.
 
-PyTorch asks the guard of a device what its current stream is; one that does nothing is registered, in a few lines of
-C++. Every operator then says what it would make, and where: tensors of two devices do not mix, and what would need a
-number fails.
+PyTorch asks the guard of a device for its current stream; a few lines of C++ register a guard that does nothing. Every
+operator then computes the shape, dtype and device of its results: mixing tensors of two devices fails, and so does
+reading a number.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def pretend_there_is_a_gpu() -> None:
 
 
 class Calls(TorchDispatchMode):
-    """Every call of an operator: what a GPU would wait for, what is not on it, and the numbers that a graph keeps."""
+    """Records calls of operators: those that wait for the GPU, tensors on other devices, and Python numbers that a
+    graph would freeze."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,14 +71,14 @@ class Calls(TorchDispatchMode):
 
 
 def is_indexing_with_numbers(function: Any, args: Any) -> bool:
-    """Its result's size depends on masks only."""
+    """Whether it is indexing with integer tensors; with a mask the size of the result would depend on values."""
     return function is torch.ops.aten.index.Tensor and all(
         x.dtype in (torch.int64, torch.int32) for x in tree_leaves(args[1]) if isinstance(x, Tensor)
     )
 
 
 def place() -> str:
-    """Where in the package."""
+    """The file and line of the package that made the current call."""
     lines = [frame for frame in traceback.extract_stack() if "manual_backprop/" in frame.filename]
     return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(lines[-3:]))
 

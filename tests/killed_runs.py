@@ -2,11 +2,10 @@
 
     python killed_runs.py FOLDER KILLS SEED MAX_STEPS KEY=VALUE ...
 
-FOLDER/whole holds the run that is left alone, FOLDER/killed the one that is not. torch is imported once; each attempt
-is a process of its own, forked before torch has started a thread. A third of the attempts is killed at a random moment
-from the start on, a third after a random number of steps, and a third kills itself before a random one of its fsyncs
-and renames: those of run.json, of cutting metrics.jsonl back, and of the points inside a save. Prints how many of each
-kind there were.
+FOLDER/whole has the uninterrupted run, FOLDER/killed the killed one. torch is imported once; each attempt is a process
+of its own, forked before torch has started a thread. A third of the attempts are killed at a random moment, a third
+after a random number of steps, and a third kill themselves before a random fsync or rename: of run.json, when
+metrics.jsonl is truncated, or inside a save. Prints how many of each kind there were.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ LONGEST = 300  # [s] of an attempt
 
 
 def start(root: Path, overrides: list[str], prepare: Callable[[], None] = lambda: None) -> int:
-    """Fork a process that makes the run; return its id."""
+    """Forks a process that makes the run. Returns its id."""
     child = os.fork()
     if child:
         return child
@@ -53,7 +52,7 @@ def start(root: Path, overrides: list[str], prepare: Callable[[], None] = lambda
 
 
 def dies_at(point: int) -> None:
-    """This process kills itself instead of its fsync or rename number `point`."""
+    """Makes this process kill itself instead of its fsync or rename number `point`."""
     left = [point]
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,7 +77,7 @@ def lines(root: Path) -> int:
 
 
 def attempt(root: Path, overrides: list[str], kind: str, rng: random.Random, most_steps: int) -> int:
-    """One process, until it is killed or ends (as one of kind `none` does); its exit code."""
+    """Runs one process until it is killed or ends (kind `none` always ends). Returns its exit code."""
     point = rng.randrange(1, 120)
     moment = time.monotonic() + (rng.uniform(0, 2) if kind == "moment" else LONGEST)
     enough = rng.randrange(1, most_steps) if kind != "none" else sys.maxsize

@@ -1,4 +1,4 @@
-"""A small dataset hub on this machine: what the `datasets` and `huggingface_hub` libraries ask of one, from a folder.
+"""A small dataset hub on this machine: serves a folder to the `datasets` and `huggingface_hub` libraries.
 
     with LoopbackHub(folder) as hub:  # folder/datasets/OWNER/NAME/FILES and folder/models/OWNER/NAME/FILES
         ...  # in processes with HF_ENDPOINT=hub.url
@@ -35,7 +35,7 @@ class LoopbackHub:
         self.server.server_close()
 
     def environment(self, home: Path) -> dict[str, str]:
-        """What a process needs to meet this hub and no other, with its cache in `home`."""
+        """The environment of a process that uses only this hub, with its cache in `home`."""
         return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
 
     def files(self, kind: str, name: str) -> dict[str, bytes]:
@@ -84,7 +84,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
 
 
 def _answer(hub: LoopbackHub, target: str, body: str) -> tuple[int, dict[str, str], bytes]:
-    """/api/datasets/OWNER/NAME[/...] for what is there, /datasets/OWNER/NAME/resolve/REVISION/FILE for a file."""
+    """Answers /api/datasets/OWNER/NAME[/...] with a listing, /datasets/OWNER/NAME/resolve/REVISION/FILE with a file."""
     parts = [unquote(part) for part in urlsplit(target).path.strip("/").split("/")]
     api = parts[:1] == ["api"]
     parts = parts[1:] if api else parts

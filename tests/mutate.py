@@ -1,17 +1,16 @@
-"""Breaks every backward pass in every small way, and asks `pytest -m gradients` whether it notices.
+"""Mutation test of the backward passes: `pytest -m gradients` must fail for every mutant.
 
     python tests/mutate.py            all mutants; exit 1 if one that is not listed as equivalent survives
     python tests/mutate.py TEXT ...   those with one of these texts in their names
     python tests/mutate.py --list     their names
-    python tests/mutate.py --write    all, and caught_by.json is written anew: which test is to be asked first
+    python tests/mutate.py --write    all; updates caught_by.json, which says which test runs first
 
-The mechanical ones are made from the syntax tree of every function named `*_backward` in ops/, kernels/ and
-models/custom*.py and step.py, and of the kernels' other functions that make gradients:
-signs, operators, missing terms, transpositions, axes, constants, comparisons, `+=` and calls. The named ones are those
-of `planted_bugs.py`. One process collects the tests; it forks for each mutant, puts the broken code into the functions
-that are there (so that every module that imported them gets it) and runs the tests: first the one that caught this
-mutant the last time, then the mutated op's. At the end those tests that noticed something run without any mutant: they
-must pass.
+Mechanical mutants come from the syntax tree of every function named `*_backward` in ops/, kernels/ and
+models/custom*.py and step.py, and of the kernels' other functions that compute gradients. They change signs, operators,
+missing terms, transpositions, axes, constants, comparisons, `+=` and calls. Named mutants are those of
+`planted_bugs.py`. One process collects the tests. It forks for each mutant, replaces the code of the existing functions
+(so that every module that imported them gets it) and runs the tests: first the one that caught this mutant the last
+time, then those of the mutated op. At the end all tests that caught something run without a mutant and must pass.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other packages' plugins wo
 
 from planted_bugs import BUGS  # noqa: E402
 
-# A mutant that takes longer hangs, and counts as caught: in seconds of its own work, so that a busy machine catches
-# nothing, and in seconds with those that it waits.
+# A mutant that takes longer hangs, and counts as caught: in seconds of processor time, which a busy machine does not
+# change, and in seconds of wall-clock time.
 LIMITS = {signal.ITIMER_PROF: 100, signal.ITIMER_REAL: 900}
 
 TESTS = (
@@ -60,14 +59,14 @@ KINDS = (  # of tests, as they are to be asked: each of the last three is the on
     *("test_op[", "test_op_in_pieces", "test_op_as_if", "test_network["),
     *("test_a_product_is_added", "test_backward_belongs", "test_an_ignored_row"),
 )
-# Tests, and the mutants that they caught when all were last judged with --write. An entry that is out of date costs
-# time and nothing else: if that test passes, all others are asked, those first that caught others of the same function.
+# Tests, and the mutants that they caught at the last --write. An outdated entry only costs time: if that test passes,
+# all others run, first those that caught other mutants of the same function.
 CAUGHT_BY = Path(__file__).with_name("caught_by.json")
-STALE = 0.1  # of the mutants may be caught by another test than stands there, before somebody is told to write it anew
+STALE = 0.1  # if a larger share of the mutants is caught by another test, an update is requested
 ONLY_COMPILED = ("kernels/cpu/rowwise.py",)  # never runs as it is written, but in a test of its own
 
 CALCULUS = ("custom.py", "custom_encoders.py", "step.py")  # of models/
-# Mutants that compute the same, and why. One that is caught after all, or is no more, is an error. Tests of KINDS look.
+# Equivalent mutants, and why. One that is caught, or no longer exists, is an error. Tests of KINDS check this.
 EQUIVALENT: dict[str, str] = {
     "models/custom.py, _embedding_backward: self.config.position_kind == 'sinusoidal' -> "
     "self.config.position_kind != 'sinusoidal'": "the backward of fixed positions hands on what it gets",
@@ -119,12 +118,12 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """In CAUGHT_BY: the name without the file, which may move."""
+        """The key in CAUGHT_BY: the name without the file, which may move."""
         return self.name.removeprefix(f"{self.file}, ")
 
     @property
     def function(self) -> str:
-        """Of a mechanical one; a named one has none."""
+        """The function of a mechanical mutant; empty for a named one."""
         return self.key.partition(": ")[0]
 
 
@@ -135,7 +134,7 @@ def functions_of(tree: ast.Module) -> Iterator[ast.FunctionDef]:
 
 
 def nodes_of(function: ast.FunctionDef) -> list[ast.AST]:
-    """What the function does: its body, without its signature."""
+    """The nodes of a function's body, without its signature."""
     return [node for statement in function.body for node in ast.walk(statement)]
 
 
@@ -144,7 +143,7 @@ def other_axis(axis: int) -> int:
 
 
 def as_axis(node: ast.expr) -> int | None:
-    """The whole number that is written there, or None."""
+    """The integer that the expression is, or None."""
     try:
         value = ast.literal_eval(node)
     except ValueError:
@@ -153,14 +152,14 @@ def as_axis(node: ast.expr) -> int | None:
 
 
 def scaled_constant(node: ast.expr) -> ast.Constant | None:
-    """A number a quarter larger (1 in the place of 0), or None where no number is written."""
+    """The number a quarter larger (1 instead of 0), or None if the node is no number."""
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return ast.Constant(node.value * 1.25 or 1)
     return None
 
 
 def replacements(node: ast.AST) -> Iterator[ast.AST]:
-    """Everything that may stand in the place of one node: expressions and statements, each broken in one way."""
+    """All mutations of one node: expressions and statements, each broken in one way."""
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
         yield ast.BinOp(node.left, OPERATORS[type(node.op)](), node.right)
         if isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
@@ -295,7 +294,7 @@ def all_mutants() -> list[Mutant]:
 
 
 def plant(mutant: Mutant) -> None:
-    """Gives the module's functions the mutant's code, in place. At least one of them must change."""
+    """Replaces the code of the module's functions by the mutant's, in place. At least one function must change."""
     module = importlib.import_module("manual_backprop." + mutant.file.removesuffix(".py").replace("/", "."))
     codes = dict(codes_in(mutant.code()))
     changed = 0
@@ -322,13 +321,13 @@ def codes_in(code: CodeType) -> Iterator[tuple[str, CodeType]]:
 
 
 def fingerprint(code: CodeType) -> tuple:
-    """What a function does, without where it stands."""
+    """The code of a function without its line numbers."""
     constants = tuple(fingerprint(c) if isinstance(c, CodeType) else (type(c), repr(c)) for c in code.co_consts)
     return code.co_code, code.co_names, code.co_varnames, constants
 
 
 def likely_first(mutant: Mutant) -> Callable[[Any], tuple[bool, int, int]]:
-    """The order of the tests: those that most likely notice come first."""
+    """The sort key of tests: those that most likely catch the mutant come first."""
     fused, caught_by = mutant.file.startswith("kernels/"), last_caught_by().get(mutant.key, Counter())
     beside = last_caught_by().get(mutant.function, Counter())
 
@@ -351,7 +350,7 @@ def likely_first(mutant: Mutant) -> Callable[[Any], tuple[bool, int, int]]:
 
 
 def is_reached(mutant: Mutant, item: Any) -> bool:
-    """Whether a test is one of KINDS, and runs that code: a pair runs no network, a textbook pair no kernel."""
+    """Whether a test is one of KINDS and runs the mutated code: a test of a pair runs no network, for example."""
     if mutant.file.startswith("models/"):
         return item.name.startswith(tuple(kind for kind in KINDS if not kind.startswith("test_op")))
     fused = "fused" in item.name or item.path.name == "test_kernels.py"
@@ -360,7 +359,7 @@ def is_reached(mutant: Mutant, item: Any) -> bool:
 
 @cache
 def last_caught_by() -> dict[str, Counter[str]]:
-    """By the key of a mutant, and by the function: how many such mutants a test caught, of several files maybe."""
+    """How many mutants each test caught, by the key of a mutant and by its function."""
     tests = json.loads(CAUGHT_BY.read_text(encoding="utf-8")) if CAUGHT_BY.exists() else {}
     found: dict[str, Counter[str]] = {}
     for test, keys in tests.items():
@@ -376,13 +375,13 @@ def write_caught_by(caught_by: dict[str, set[str]]) -> None:
 
 
 def short_name(nodeid: str) -> str:
-    """Of a test: without its folder, which may move."""
+    """The id of a test without its folder, which may move."""
     file, _, rest = nodeid.partition("::")
     return f"{Path(file).name}::{rest}"
 
 
 class Judge:
-    """A pytest plugin: in place of the tests' loop, one such loop for each mutant, in a fork of its own."""
+    """A pytest plugin that runs the loop of tests once for each mutant, each time in a fork."""
 
     def __init__(self, mutants: list[Mutant], workers: int):
         self.mutants, self.workers = mutants, workers
@@ -434,7 +433,7 @@ def show(line: str) -> None:
 
 
 def run_tests(session: Any, mutant: Mutant | None, output: int) -> int:
-    """In a process of its own: 1 where a test fails, and then it is the last word of the output."""
+    """Runs the tests in a forked process. Returns 1 if a test fails; its name is then the last word of the output."""
     from _pytest.main import pytest_runtestloop
 
     os.dup2(output, 1)
@@ -454,7 +453,7 @@ def run_tests(session: Any, mutant: Mutant | None, output: int) -> int:
 
 
 class FirstFailure:
-    """A pytest plugin that knows which test failed."""
+    """A pytest plugin that remembers which test failed."""
 
     test = ""
 
@@ -471,7 +470,7 @@ class Verdict:
 
 
 def run_all(mutants: Sequence[Mutant | None], workers: int, session: Any) -> Iterator[tuple[Mutant | None, Verdict]]:
-    """Each in a fork, `workers` at a time; in the order in which they end."""
+    """Runs each mutant in a fork, `workers` at a time; yields in the order in which they end."""
     waiting = list(reversed(mutants))
     running: dict[int, tuple[Mutant | None, float, tempfile._TemporaryFileWrapper]] = {}
     while waiting or running:
@@ -512,7 +511,7 @@ def verdict_of(status: int, said: str, seconds: float) -> Verdict:
 
 
 def judge(mutants: list[Mutant], workers: int) -> Judge:
-    """Runs the tests on them."""
+    """Runs the tests for the mutants."""
     import pytest
     import torch
 

@@ -4,9 +4,9 @@
     python tests/mutate_kernels.py TEXT ...   those with one of these texts in their names
     python tests/mutate_kernels.py --list     their names
 
-All of them are switches (kernels/switches.h) in one library, which is compiled once, with AddressSanitizer; the number
-in the environment's MUTANT says which expression is the wrong one. The tests of the kernels in that file are asked in a
-fork for each, since a mutant may write anywhere, or never end.
+All of them are switches (kernels/switches.h) in one library, which is compiled once, with AddressSanitizer. The
+variable MUTANT of the environment has the number of the active mutant. The tests of the kernels in its file run in a
+fork, since a mutant may write anywhere, or never end.
 """
 
 from __future__ import annotations

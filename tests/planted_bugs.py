@@ -1,7 +1,7 @@
-"""Named bugs that a backward pass by hand tends to have: each a text of the package, and what to write in its place.
+"""Named bugs that hand-written backward passes tend to have: each is a text of the package and its replacement.
 
-`mutate.py` plants them one at a time; `pytest -m gradients` must catch every one. The old text stands in its file
-exactly once, inside a function, so that a bug that has lost its place is noticed.
+`mutate.py` plants them one at a time; `pytest -m gradients` must catch every one. The old text occurs exactly once in
+its file, inside a function, so that a bug whose text no longer exists is noticed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small runs for the tests of runs: train, resume, look at what they left."""
+"""Small runs for tests: train, resume, and read what they wrote."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_text(path: Path, sentences: int = 300) -> Path:
 
 
 def small(*overrides: str) -> list[str]:
-    """SMALL, but for the keys that `overrides` name, and these."""
+    """`overrides`, and those of SMALL whose keys they do not set."""
     chosen = {override.partition("=")[0] for override in overrides}
     return [*(override for override in SMALL if override.partition("=")[0] not in chosen), *overrides]
 
@@ -48,7 +48,7 @@ def train(root: Path, text: Path, *overrides: str) -> Path:
 
 
 def resume(root: Path, *overrides: str) -> float:
-    """As the command does it, in the folder `root`."""
+    """Resumes a run like the command, in the folder `root`."""
     os.chdir(root)
     return run_job(check(overrides).jobs[0].config, root, Origin(overrides=tuple(overrides)))
 
@@ -64,7 +64,7 @@ def metric(run: Path, name: str) -> list[float]:
 
 
 def assert_same_tensors(one: Path, other: Path) -> None:
-    """Every bit of parameters and optimizer state of two checkpoints."""
+    """Parameters and optimizer state of two checkpoints have the same bits."""
     first, second = load_checkpoint(one).tensors, load_checkpoint(other).tensors
     assert set(first) == set(second) == {"parameters", "optimizer"}
     for group, named in first.items():
@@ -76,7 +76,7 @@ def assert_same_tensors(one: Path, other: Path) -> None:
 
 @contextmanager
 def same_process() -> Iterator[None]:
-    """A run sets threads and log handlers of its process, and this process runs other tests too."""
+    """Restores threads and log handlers, which a run sets, for the other tests in this process."""
     package, threads = logging.getLogger("manual_backprop"), torch.get_num_threads()
     handlers, propagate, folder = list(package.handlers), package.propagate, Path.cwd()
     package.handlers[:], package.propagate = [], True  # as in a process of its own, whatever ran before
@@ -89,7 +89,7 @@ def same_process() -> Iterator[None]:
 
 
 def stumbling(runner: Runner, steps: set[int], gradient: bool) -> None:
-    """In these steps the loss, or one gradient, is not finite."""
+    """Makes the loss, or one gradient, non-finite in these steps."""
     healthy = runner.model.network.loss_and_gradients
 
     def loss_and_gradients(batch: Any, *, denominator: Tensor, step: int) -> Tensor:

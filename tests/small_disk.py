@@ -1,7 +1,7 @@
 """A disk of a few megabytes that really becomes full, for scripts that tests run.
 
-A tmpfs in a mount namespace of its own: with root, or as an unprivileged user in a user namespace. Where a container
-forbids both, its /dev/shm is a small tmpfs already (64 MB, as container runtimes make it) and is filled up to the size.
+It is a tmpfs in a mount namespace of its own: as root, or as an unprivileged user in a user namespace. If a container
+forbids both, its /dev/shm is already a small tmpfs (64 MB by default), which is filled up to the wanted size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LARGEST_SHARED_MEMORY = 512 << 20  # [bytes]; a host's own is half of its memory
 
 
 def run_on_small_disk(script: str, folder: Path, megabytes: int) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own; `sys.argv[1]` is an empty directory on the small disk."""
+    """Runs a Python script in a process; its `sys.argv[1]` is an empty directory on the small disk."""
     file, disk = folder / "on_small_disk.py", folder / "disk"
     file.write_text(textwrap.dedent(script))
     disk.mkdir()

@@ -23,7 +23,7 @@ UP, CTRL_A, CTRL_C, CTRL_D = "\x1b[A", "\x01", "\x03", "\x04"
 
 
 class Terminal:
-    """A command behind a pseudo-terminal, and what it has shown since the last look."""
+    """A command behind a pseudo-terminal, with the output since the last check."""
 
     def __init__(self, command: list[str], folder: Path, environment: dict[str, str]):
         self.ours, theirs = pty.openpty()
@@ -44,7 +44,7 @@ class Terminal:
         os.write(self.ours, text.encode())
 
     def until(self, pattern: str) -> str:
-        """What is shown up to the end of `pattern`."""
+        """The output up to the end of `pattern`."""
         end = time.monotonic() + PATIENCE
         while (found := re.search(pattern, self.shown)) is None:
             assert time.monotonic() < end, f"{pattern!r} is not in {self.shown!r}"
@@ -96,7 +96,7 @@ def test_a_conversation(terminal: Terminal) -> None:
 
 
 def lines(monkeypatch: pytest.MonkeyPatch, *typed: str) -> None:
-    """What is typed, in this process."""
+    """Simulates typed lines, in this process."""
     waiting = iter(typed)
 
     def read(prompt: str) -> str:

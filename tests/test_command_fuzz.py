@@ -1,4 +1,4 @@
-"""Command lines by the hundred, right and wrong: a config or a report that names the mistake, nothing else ever."""
+"""Hundreds of right and wrong command lines: each gives a config, or a report that names the mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command as a user meets it, a process: wrong input ends fast and leaves nothing, options do what they say."""
+"""The command as a process: wrong input ends fast and writes nothing, options do what their help says."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ for line in sys.argv[1:]:
 
 
 def test_no_command_imports_something_slow_to_help_or_to_refuse(tmp_path: Path) -> None:
-    """All of them in one interpreter."""
+    """All commands in one interpreter."""
     files = sorted((ROOT / "manual_backprop/tools").glob("*.py"))
     tools = [f"tools.{path.stem}" for path in files if "\ndef main(" in path.read_text(encoding="utf-8")]
     assert len(tools) > 4
@@ -78,7 +78,7 @@ def test_no_command_imports_something_slow_to_help_or_to_refuse(tmp_path: Path) 
 
 @pytest.mark.parametrize("arguments", [["model=smal"], ["--help"]], ids=" ".join)
 def test_an_answer_without_a_run_comes_at_once(tmp_path: Path, arguments: list[str]) -> None:
-    """Half a second on a quiet machine. Of the processor, and with room for a slower one."""
+    """It takes half a second on an idle machine. The limit is processor time, with a margin for slower machines."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = command(*arguments, cwd=tmp_path)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -29,7 +29,7 @@ def composed(*choices: str) -> DictConfig:
 
 
 def write_run(root: Path, *overrides: str, losses: Sequence[float] = (5.0, 4.0), status: str = FINISHED) -> Path:
-    """A run of as many steps as there are losses; its validation loss is 0.5 above the last one."""
+    """Writes a run with one step per loss; its validation loss is the last loss plus 0.5."""
     directory = create_run_directory(root / "outputs", "a run")
     choices = [one for one in overrides if is_choice(one.partition("=")[0])]
     values = [one for one in overrides if one not in choices]
@@ -60,7 +60,7 @@ def test_what_else_a_task_measures_has_a_column(tmp_path: Path, capsys: pytest.C
 
 
 def test_what_sets_runs_apart_and_nothing_that_follows_from_it(tmp_path: Path) -> None:
-    """With the model go its width, heads and the rest; with the architecture its activation."""
+    """Sizes follow from the model, and the activation from the architecture, so they are not listed."""
     paths = [
         write_run(tmp_path, "model=tiny", "architecture=gpt2"),
         write_run(tmp_path, "model=small", "architecture=gpt2", "run_name=another", "tags.note=x"),
@@ -143,7 +143,7 @@ def test_each_kind_of_picture_is_drawn(tmp_path: Path, swept: Sequence[tuple[str
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The best first, one that failed last; a run is named by its directory or its id."""
+    """The best run comes first, a failed one last. A run is named by its directory or its id."""
     monkeypatch.chdir(tmp_path)
     failed = write_run(tmp_path, "optimizer.learning_rate=1", losses=(5.0, 1.0), status=FAILED)
     worse = write_run(tmp_path, "optimizer.learning_rate=0.1", losses=(5.0, 4.5))
@@ -184,7 +184,8 @@ def test_wrong_input_is_one_sentence(
 
 
 def test_text_in_a_picture_is_text(tmp_path: Path) -> None:
-    """No formula, no control character, no line without an end; the numbers of a logarithmic axis stay formulas."""
+    """It is not read as a formula, has no control characters and is cut if too long; the numbers of a logarithmic axis
+    remain formulas."""
     figure = new_figure(4, 3)
     axes = figure.subplots()
     axes.plot([1, 2], [1, 1000], label="$x_{$")

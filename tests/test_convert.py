@@ -71,7 +71,7 @@ def theirs_of(folder: Path) -> Any:
 
 
 def save_theirs(config: CustomTransformerConfig, folder: Path, **options: Any) -> Any:
-    """A model that transformers made and filled, with every weight at a size that matters."""
+    """A model built by transformers, with weights large enough that each one matters."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     content = layouts.config_json(config, None) | {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
@@ -87,7 +87,7 @@ def save_theirs(config: CustomTransformerConfig, folder: Path, **options: Any) -
 
 
 def batch_of(config: CustomTransformerConfig, T: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, targets and lengths of three rows; the last two end in padding that counts nowhere."""
+    """Tokens, targets and lengths of three rows; the last two end in padding, which does not count."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(config.vocab_size, (3, T), generator=generator)
     targets = torch.randint(config.vocab_size, (3, T), generator=generator)
@@ -96,7 +96,7 @@ def batch_of(config: CustomTransformerConfig, T: int, seed: int = 0) -> tuple[Te
 
 
 def step_of_theirs(model: Any, tokens: Tensor, targets: Tensor, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """transformers' own loss is float32, so that it is made of the logits here."""
+    """The loss is computed here from the logits, since that of transformers is float32."""
     model.zero_grad()
     logits = model(tokens, attention_mask=real).logits
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / (targets >= 0).sum()
@@ -134,7 +134,7 @@ def test_exported_logits_are_ours(shape: dict[str, Any], precision: str, tmp_pat
 
 
 def test_without_exact_norms_a_llama_in_float64_has_seven_digits(tmp_path: Path) -> None:
-    """What the model card says. Should it fail, transformers has changed, and the card can say less."""
+    """The model card says so. If this test fails, transformers has changed, and the card can be simplified."""
     from transformers import AutoModelForCausalLM
 
     config = config_of(SHAPES[3], "fp64")
@@ -190,7 +190,7 @@ def test_the_base_is_found_where_transformers_finds_it(changes: dict[str, Any]) 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]])
 def test_imported_gradients_in_float32_err_no_more_than_twice_as_much(shape: dict[str, Any], tmp_path: Path) -> None:
-    """Against float64: medians over draws, since one draw of rounding errors is luck."""
+    """Against float64: medians over draws, since a single draw of rounding errors is random."""
     config = config_of(shape, "fp32")
     theirs = save_theirs(config, tmp_path / "theirs")
     main(["from-hf", "theirs", "mine"])
@@ -212,7 +212,7 @@ def test_imported_gradients_in_float32_err_no_more_than_twice_as_much(shape: dic
 
 
 def test_weights_in_several_files_without_prefix_and_with_masks(tmp_path: Path) -> None:
-    """As the first checkpoints of GPT-2 on the hub are: a bare model, the masks among the weights."""
+    """Like the first checkpoints of GPT-2 on the hub: a model without head, with masks among the weights."""
     from safetensors.torch import load_file, save_file
 
     config = config_of(TINY)
@@ -290,7 +290,7 @@ def test_every_unsupported_option_is_named_at_once(tmp_path: Path) -> None:
 
 
 def published(*values: Any, **more: Any) -> dict[str, Any]:
-    """A config.json as it lies on the hub: sizes in the order of its keys, and what else is there."""
+    """A config.json from the hub: sizes in the order of its keys, and other keys."""
     keys = ("hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers")
     sizes = dict(zip((*keys, "num_key_value_heads", "rms_norm_eps", "vocab_size"), values, strict=True))
     usual = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "use_cache": True}

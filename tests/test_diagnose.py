@@ -88,7 +88,7 @@ PARTS = "manual_backprop.study.diagnosis.diagnosis."
 
 
 def with_batches(change: Callable[[Batch], Batch], counted: bool = False) -> Plant:
-    """A loader that changes its batches; `counted`: and counts the labels as they are then."""
+    """A loader that changes its batches; `counted`: it counts the changed labels."""
 
     class Changed(Order):
         def __init__(self, order: Order):
@@ -135,7 +135,7 @@ def with_network(change: Callable[[Network], None]) -> Plant:
 
 
 def with_gradients(change: Callable[[dict[str, Tensor]], None]) -> Plant:
-    """A backward pass that leaves other gradients."""
+    """A backward pass that changes the gradients."""
 
     def spoil(network: Network) -> None:
         right = network.loss_and_gradients
@@ -226,14 +226,14 @@ def uphill(gradients: dict[str, Tensor]) -> None:
 
 
 def anywhere(gradients: dict[str, Tensor]) -> None:
-    """Of the right size, in a direction that has nothing to do with the loss."""
+    """Gradients of the right size in a random direction."""
     generator = torch.Generator().manual_seed(0)
     for gradient in gradients.values():
         gradient.copy_(torch.randn(gradient.shape, generator=generator) * gradient.norm() / gradient.numel() ** 0.5)
 
 
 def gains_and_biases_forgotten(optimizer: Any) -> None:
-    """The slice of the buffer that does not decay is never updated."""
+    """The parameters without weight decay are never updated."""
     right = optimizer._update_part
 
     def update_part(part: slice, *rest: Any) -> None:
@@ -253,7 +253,8 @@ def rate_forgotten(optimizer: Any) -> None:
 
 
 def first_batch_for_ever(network: Network) -> None:
-    """A cache that is never renewed: the loss is this batch's, the gradients are the first one's."""
+    """A cache that is never replaced: the loss is that of the current batch, the gradients are those of the first
+    one."""
     right, kept = network.loss_and_gradients, []
 
     def loss_and_gradients(batch: Batch, **named: Any) -> Tensor:

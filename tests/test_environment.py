@@ -1,4 +1,4 @@
-"""What a user's machine may be like: files beside the command, settings of matplotlib, no home directory, no name."""
+"""Unusual machines: files next to the command, settings of matplotlib, no home directory, no user name."""
 
 import io
 import os
@@ -119,7 +119,7 @@ def test_pictures_are_drawn_whatever_matplotlib_is_told(settings: bytes, tmp_pat
 def test_a_picture_that_fails_costs_one_warning(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    """And no step of a run: twice it was to be drawn."""
+    """It costs no step of the run, although the run draws it twice."""
     monkeypatch.setattr("manual_backprop.training.training_progress.with_grid", lambda axes: 1 / 0)
     monkeypatch.setattr(pictures, "_failed", set())
     from run_tools import same_process
@@ -149,7 +149,7 @@ NAMES = ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME")
 
 
 def test_a_user_whom_the_machine_does_not_know_has_a_home() -> None:
-    """Without it MLflow cannot be imported, and no kernel be kept."""
+    """Without a home directory MLflow could not be imported, and no kernel be cached."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o777)
         given = {name: value for name, value in environment(TMPDIR=folder).items() if name not in NAMES}

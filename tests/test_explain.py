@@ -1,4 +1,4 @@
-"""docs/one-step.md: true to the code, true to autograd, complete, the same at each run."""
+"""docs/one-step.md agrees with the code and with autograd, is complete, and is the same in each run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "one-step.md"
 PAIRS_PAGE = PAGE.with_name("one-step-encoder-decoder.md")
 ARCHITECTURES = ("gpt2", "vaswani", "llama")
 
-# What the backward functions call d... and autograd has no number for, with the reason that the trace gives.
+# Names d... in backward functions for which autograd has no number, with the reason from the trace.
 ALONE = {
     "linear_backward.dy_rows": "the numbers of dy, seen in another shape or format",
     "layer_norm_backward.dy_wide": "the numbers of dy, seen in another shape or format",
@@ -158,7 +158,7 @@ def test_a_wrong_backward_is_found_named_and_exits_1(
     monkeypatch.setattr("manual_backprop.ops.linear.rows", lambda x: 1.001 * x.reshape(-1, x.shape[-1]))
     assert exit_code_of(lambda: explain.main(["--task", task, "--output", str(tmp_path / "page.md")])) == 1
     said = capsys.readouterr().err
-    assert "one is not autograd's: " in said
+    assert "one differs from autograd's: " in said
     assert "weight" in said
     assert (tmp_path / "page.md").is_file()  # it shows what is wrong
 
@@ -167,7 +167,7 @@ def test_a_wrong_backward_is_found_named_and_exits_1(
 
 
 def without_numbers(page: str) -> tuple[list[str], list[float], list[float]]:
-    """The text, line by line; the numbers in it; the differences from autograd's in it."""
+    """The lines of the text without numbers, the numbers, and the differences from autograd."""
     difference = r"(?<=within )(?:0|\de-\d+)|(?<=\| )(?:0|\de-\d+)(?= \|$)"
     differences = [float(found) for found in re.findall(difference, page, flags=re.M)]
     page = re.sub(difference, "~", page, flags=re.M)
@@ -184,7 +184,7 @@ def test_the_committed_page_is_what_the_command_writes(pages: dict[str, str]) ->
 
 
 def test_the_page_of_an_encoder_decoder_is_what_the_command_writes(tmp_path: Path) -> None:
-    """As committed; each parameter and each section of both stacks stands there, and each link leads to a heading."""
+    """The committed page is up to date, has every parameter and section of both stacks, and all links are right."""
     explain.main(["--task", "reversal", "--output", str(tmp_path / "page.md")])
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     text, numbers, differences = without_numbers(page)
@@ -313,7 +313,7 @@ def test_views_are_printed_and_the_whole_is_said_to_be_them(pages: dict[str, str
 
 
 def test_every_tensor_is_printed_once(pages: dict[str, str]) -> None:
-    """No two activations of the page have the same rows: what stands already is named, not printed again."""
+    """No two activations have the same rows: numbers that are printed already are referred to."""
     listings = re.findall(r"^```python\n(.*?)^```", pages["gpt2"].split("## Backward")[0], flags=re.M | re.S)
     rows = [line for listing in listings for line in re.findall(r"# round ((?: +-?\d+\.\d{4}){4})  ", listing)]
     assert len(rows) > 10

@@ -1,8 +1,9 @@
-"""A project that older code made keeps working: every command that reads runs, on what lies in `old_runs/`.
+"""A project that an older version has written still works: every command that reads runs, with the files in
+`old_runs/`.
 
-The project was made elsewhere and lies in another folder now, as after a user has moved it: run directories are found
-by where they are, and nothing of them is rewritten here. MLflow's database has absolute places of artifacts, which
-MLflow does not move; that is done as a user has to do it (`move_artifacts`).
+The project was written in another folder, as if a user has moved it: run directories are found at their current place,
+and nothing in them is rewritten. MLflow's database has absolute paths of artifacts, which MLflow does not move; the
+test does it as a user has to (`move_artifacts`).
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ OLD = Path(__file__).parent / "old_runs"
 THEN: dict[str, Any] = json.loads((OLD / "557d51a.json").read_text(encoding="utf-8"))
 COMMIT = THEN["commit"][:12]
 PROMPT = ("--prompt", "the cat", "--max-length", "12", "--temperature", "0")
-# The bits are those of one version, on one machine; the losses are the same for every version and machine.
+# Bits are the same only for one version on one machine; losses are the same for every version and machine.
 FP32, BF16 = 1e-4, 2e-2
-MASKS = 5e-2  # dropout has drawn others since (CHANGELOG.md): the same training, another draw
+MASKS = 5e-2  # tolerance with dropout, whose masks have changed since (CHANGELOG.md)
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -63,7 +64,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in which a user gives commands, without MLflow."""
+    """The folder of the project, without MLflow."""
     left_out = shutil.ignore_patterns("mlflow.db", "artifacts")
     shutil.copytree(unpacked, tmp_path, ignore=left_out, dirs_exist_ok=True)
     return tmp_path
@@ -71,7 +72,7 @@ def project(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def in_mlflow(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The whole project, its store moved with it; the tests that share it come one after another."""
+    """The whole project with its store; tests share it one after another."""
     folder = tmp_path_factory.mktemp("in_mlflow")
     shutil.copytree(unpacked, folder, dirs_exist_ok=True)
     move_artifacts(folder / "mlflow.db", THEN["place"], str(folder))
@@ -83,7 +84,7 @@ def in_mlflow(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def move_artifacts(store: Path, before: str, after: str) -> None:
-    """What a user does who moves a project: MLflow looks for artifacts where its database says."""
+    """Updates the paths of artifacts, as a user does after moving a project: MLflow reads them from its database."""
     with sqlite3.connect(store) as database:
         for table, column in (
             ("experiments", "artifact_location"),
@@ -95,7 +96,7 @@ def move_artifacts(store: Path, before: str, after: str) -> None:
 
 
 def emptied(store: Path) -> Path:
-    """Nobody has used it. To have MLflow create one takes seconds."""
+    """Empties a copied store and returns it: creating one with MLflow takes seconds."""
     with sqlite3.connect(store) as database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         for table in tables - {"alembic_version", "workspaces"}:
@@ -119,7 +120,7 @@ def printed(capsys: pytest.CaptureFixture[str], main: Callable[[Sequence[str]], 
 
 
 def logged(run: Path, name: str) -> dict[int, float]:
-    """A metric by step; what was made twice counts as it was made last."""
+    """A metric by step; of a step that was made twice the last value."""
     series = (log := load_training_log(run)).training.get(name) or log.validation[name]
     return dict(zip(series.steps, series.values, strict=True))
 
@@ -176,7 +177,7 @@ def test_a_killed_run_goes_on(project: Path, capsys: pytest.CaptureFixture[str])
     assert record["status"] == "FINISHED"
     said = f"code: unknown version, commit {COMMIT} then, {code_version()['version']}, commit "
     (line,) = [line for line in capsys.readouterr().err.splitlines() if said in line]
-    assert line.startswith("Another version goes on with this run, and bits are promised within one only: ")
+    assert line.startswith("Another version resumes this run, and the same bits are promised within one only: ")
     (entry,) = record["resumes"]
     assert entry["previous_status"] == "KILLED"
     assert any(sentence.startswith(said) for sentence in entry["changed"]["made_with"])
@@ -194,9 +195,9 @@ def test_a_run_is_rerun(project: Path, capsys: pytest.CaptureFixture[str], name:
     again = newest(project)
     said = capsys.readouterr().out
     now = code_version()
-    assert f"  not as it was: code: unknown version, commit {COMMIT} then, {now['version']}, commit " in said
-    drifts = [line for line in said.splitlines() if line.startswith("  not as it was: ")]
-    named = {line.removeprefix("  not as it was: ").partition(":")[0] for line in drifts}
+    assert f"  changed since: code: unknown version, commit {COMMIT} then, {now['version']}, commit " in said
+    drifts = [line for line in said.splitlines() if line.startswith("  changed since: ")]
+    named = {line.removeprefix("  changed since: ").partition(":")[0] for line in drifts}
     assert not named & keys().keys(), "what did not exist then has its default"
     assert metric(again, "train/loss") == pytest.approx(metric(then, "train/loss"), rel=tolerance)
     assert metric(again, "validation/loss") == pytest.approx(metric(then, "validation/loss"), rel=tolerance)
@@ -263,7 +264,7 @@ def test_the_served_model_is_loaded(in_mlflow: Path) -> None:
 
 
 def test_the_loader_that_a_model_names_stays(unpacked: Path, tmp_path: Path) -> None:
-    """Wherever the code moves: MLflow imports it by the name that is written there, and new models get the same."""
+    """Even if the code moves: MLflow imports the recorded name, and new models record the same name."""
     found = [json.loads(file.read_text()) for file in unpacked.glob("outputs/artifacts/models/*/artifacts/MLmodel")]
     loaders = {one["flavors"]["python_function"]["loader_module"] for one in found}
     assert loaders == {"manual_backprop.served_model"}
@@ -335,7 +336,7 @@ def test_an_old_run_comes_into_a_new_store(
 
 @pytest.mark.slow
 def test_a_sweep_goes_on(in_mlflow: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process: that a job has one of its own is tested in test_sweeps.py, and costs seconds."""
+    """In this process: test_sweeps.py tests jobs in their own processes, which costs seconds."""
 
     def run_job_here(order: Any, record: JobRecord, records: Records, preload: Sequence[str]) -> JobRecord:
         answer = sweep_job._outcome(order)
@@ -344,7 +345,7 @@ def test_a_sweep_goes_on(in_mlflow: Path, capsys: pytest.CaptureFixture[str], mo
         return ended
 
     monkeypatch.chdir(in_mlflow)
-    monkeypatch.setattr(sweep_module, "run_job_apart", run_job_here)
+    monkeypatch.setattr(sweep_module, "run_job_in_process", run_job_here)
     (sweep,) = list_runs(in_mlflow / "outputs", SWEEPS)
     before = Records(sweep).read_all()
     assert [record.status for record in before] == ["FINISHED", "KILLED", "WAITING"]
@@ -373,7 +374,7 @@ def test_a_sweep_goes_on(in_mlflow: Path, capsys: pytest.CaptureFixture[str], mo
 
 
 def without(file: Path, *names: str) -> dict[str, Any]:
-    """The config without these groups and keys; what is left."""
+    """Removes these groups and keys from the config. Returns the rest."""
     config = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(config, dict)
     left = stripped({str(key): value for key, value in config.items()}, names)
@@ -394,7 +395,7 @@ def stripped(config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def defaults() -> dict[str, Any]:
-    """What the command line makes of nothing."""
+    """The config of an empty command line."""
     return check([]).jobs[0].config.to_dict()
 
 
@@ -420,7 +421,7 @@ def test_what_every_run_had_is_not_guessed(defaults: dict[str, Any], name: str) 
 
 
 def test_a_run_without_them_goes_on(project: Path) -> None:
-    """Neither its config nor its checkpoint has them, and it is still the same run."""
+    """A run whose config and checkpoint lack these keys is still the same run."""
     names = ("batching", "sweep", "dataset.on_bad_row", "training.recompute", "model.n_kv_heads")
     run = run_of(project, "killed")
     without(run / "config.yaml", *names)
@@ -444,7 +445,7 @@ class RuleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LaterConfig(RunConfig):
-    """With a group that is made for this test."""
+    """A config with an additional group, for this test."""
 
     learning: RuleConfig
 
@@ -476,7 +477,7 @@ def test_a_group_of_a_later_version(unpacked: Path, tmp_path: Path, monkeypatch:
 
 
 def test_the_names_on_disk_are_those_of_then(project: Path, text: Path) -> None:
-    """A new run's files hold what an old one's hold, under the same names; more may come."""
+    """The files of a new run have all names of an old run's files, and maybe more."""
     old = run_of(project, "finished")
     new = train(project, text, "training.max_steps=1", "kernels.compile=never")
     for then, now in (

@@ -1,4 +1,4 @@
-"""What reads a command's output may go: a pipe's other end, a terminal, room on a disk."""
+"""The reader of a command's output may disappear: the other end of a pipe, a terminal, space on a disk."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ each_end = pytest.mark.parametrize("end", STREAMS)
 
 
 def nobody_reads(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this process prints from here on. In the test itself: pytest sets the streams after the fixtures."""
+    """Replaces the output streams of this process. Called in the test, since pytest sets them after the fixtures."""
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, STREAMS[end]())
 
@@ -121,7 +121,8 @@ def test_what_a_cluster_sends_before_it_takes_a_machine(number: signal.Signals) 
 
 
 def test_a_signal_that_a_cluster_sends_to_every_process_is_one_request(tmp_path: Path) -> None:
-    """A job has it by itself, and once more by way of its sweep: at its end it saves. A second one leaves at once."""
+    """A job receives it directly and again through its sweep: it counts once, and the job saves. A second signal ends
+    it at once."""
     for first, requests, same in (("SIGUSR1", 0, True), ("SIGTERM", 1, True), ("SIGTERM", 0, False)):
         records = Records(tmp_path / f"{first}-{requests}")
         records.sweep.mkdir()

@@ -1,4 +1,4 @@
-"""`import manual_backprop` is light; its public names come from where they live."""
+"""`import manual_backprop` is fast; public names are imported from their modules on first use."""
 
 from __future__ import annotations
 

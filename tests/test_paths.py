@@ -1,4 +1,4 @@
-"""A path is a path, whatever it is called: only a run's own places are touched, and MLflow finds what is there."""
+"""Paths with any characters: a run writes only its own files, and MLflow finds them."""
 
 import ast
 import os
@@ -37,7 +37,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 def decoys(folder: Path, name: str) -> dict[str, bytes | None]:
-    """Beside `name`, a project for each way to misread it; their content."""
+    """Creates next to `name` a project for each way to misread that name. Returns their content."""
     cut = {name.partition(mark)[0] for mark in name if not mark.isalnum()}
     read = {
         unquote(name),
@@ -55,7 +55,7 @@ def decoys(folder: Path, name: str) -> dict[str, bytes | None]:
 
 
 def quoted(path: Path) -> str:
-    """As Hydra's grammar wants it."""
+    """A path, quoted for Hydra's grammar."""
     return "'" + str(path).replace("'", "\\'") + "'"
 
 
@@ -66,7 +66,7 @@ def no_store_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_path_and_its_uris(name: str, tmp_path: Path) -> None:
-    """As MLflow, SQLAlchemy before and since 2.1, and sqlite read them."""
+    """As MLflow, SQLAlchemy (before and since 2.1) and sqlite read them."""
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import append_to_uri_path, extract_db_type_from_uri
 
@@ -82,7 +82,7 @@ def test_a_path_and_its_uris(name: str, tmp_path: Path) -> None:
 def test_a_uri_for_a_database_library_that_decodes_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQLAlchemy before 2.1 takes what stands before the question mark, and sqlite decodes it where that is asked."""
+    """SQLAlchemy before 2.1 takes the text before the question mark, and sqlite decodes it on request."""
     monkeypatch.setattr(uris, "_version", lambda library: (2, 0))
     (tmp_path / name).mkdir()
     before, _, query = uris.sqlite_uri(tmp_path / name / "x.db").removeprefix("sqlite+pysqlite:///").partition("?")
@@ -92,7 +92,7 @@ def test_a_uri_for_a_database_library_that_decodes_nothing(
 
 
 def test_what_may_be_given_as_a_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path to a database means that database; whatever else is MLflow's to understand."""
+    """A path to a database means that database; anything else is passed to MLflow."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "store").write_bytes(b"")
@@ -124,8 +124,8 @@ def test_one_place_makes_uris_of_paths() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_a_run_stays_in_its_folder_whatever_that_is_called(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    """Its store is created there too. The whole name of a folder stands in both forms of é, with every mark, and 200
-    bytes long."""
+    """Its store is created there too. The name of the folder contains both forms of é and every special character, and
+    has 200 bytes."""
     from mlflow import MlflowClient
 
     beside = decoys(tmp_path, MARKS)
@@ -192,7 +192,7 @@ def test_a_sweep_stays_in_its_folder(tmp_path: Path) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """With a run in MLflow; the process is in it."""
+    """A project with a run in MLflow, as the working directory."""
     folder = tmp_path / "my project"
     folder.mkdir()
     shutil.copy(empty_store, folder / "mlflow.db")
@@ -226,7 +226,7 @@ def artifacts(run: Path, project: Path) -> list[str]:
 def test_a_project_that_was_moved_tells_what_brings_its_artifacts(
     project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """MLflow keeps an experiment's location: nothing appears again where the project was, until its user says so."""
+    """MLflow keeps an experiment's location: nothing is written to the old place until the user says so."""
     moved = project.rename(project.with_name("moved #1"))
     monkeypatch.chdir(moved)
     old, new = newest(moved), finished_run(moved)
@@ -260,7 +260,7 @@ def test_a_project_that_was_copied_leaves_the_other_alone(
 
 
 def test_a_run_is_the_same_by_the_way_of_a_symbolic_link(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`outputs` on another disk: the run's store and address stay those of the project."""
+    """`outputs` is on another disk: the run's store and address are still those of the project."""
     disk = project.parent / "disk"
     disk.mkdir()
     shutil.move(project / "outputs", disk / "outputs")

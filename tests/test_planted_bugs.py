@@ -12,7 +12,7 @@ from planted_bugs import BUGS
 
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "manual_backprop"
-# One of each kind, a few seconds in all; the slow test runs every one.
+# One of each kind, in a few seconds; the slow test runs all of them.
 A_FEW = (
     "weight gradient assigned",
     "the cached probabilities changed",
@@ -69,7 +69,8 @@ def test_a_wrong_argument_is_reported(arguments: tuple[str, ...], words: str) ->
 
 
 def test_who_caught_a_mutant_last_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before those that most likely notice: by its name without a folder, and the mutant's without a file."""
+    """Before the tests that most likely catch it; identified by the test's name without a folder and the mutant's name
+    without a file."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # mutate sets both, for a process of its own
     monkeypatch.setattr(sys, "path", list(sys.path))
     import mutate
@@ -128,7 +129,7 @@ BUGS[:] = [Bug('harmless', broken.file, 'y_wide * (dy_wide - weighted_mean)', 'y
     ids=["changes nothing", "is no code", "is there without it"],
 )
 def test_a_mutant_that_prints_nothing_is_reported(plants: str, said: str, caught: int) -> None:
-    """So that "caught" means something: the command must be able to fail. Asked are the tests of one file."""
+    """So that "caught" means something, the command must be able to fail. It runs the tests of one file."""
     script = f"""
 import mutate, sys
 from planted_bugs import BUGS, Bug

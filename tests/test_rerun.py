@@ -1,4 +1,5 @@
-"""`python -m manual_backprop.rerun`: the same bits in another process, every drift named, and a bug told as one."""
+"""`python -m manual_backprop.rerun`: the same bits in another process, every change named, other differences
+reported."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 @pytest.fixture(scope="module")
 def original(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 4 steps, made as by a command: the gradient check and all."""
+    """A run of 4 steps, made like by the command, with the gradient check."""
     root = tmp_path_factory.mktemp("original")
     with same_process():
         os.chdir(root)
@@ -59,8 +60,8 @@ def test_the_same_bits_in_another_process(then: Path, tmp_path: Path) -> None:
 def test_what_the_command_line_changes_is_named(then: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rerun(str(then), ["seed=6", "training.max_steps=2"], tmp_path)
     printed = capsys.readouterr().out
-    assert "not as it was: seed: 5 then, 6 now" in printed
-    assert "not as it was: training.max_steps: 4 then, 2 now" in printed
+    assert "changed since: seed: 5 then, 6 now" in printed
+    assert "changed since: training.max_steps: 4 then, 2 now" in printed
     assert "The losses differ in 2 of the 2 steps that both logged, first at step 1: train/loss 5." in printed
 
 
@@ -88,20 +89,20 @@ def test_every_drift_is_named(then: Path, text: Path, tmp_path: Path, capsys: py
         "package vanished: 1.0 then, absent now",
         "training.max_steps: 4 then, 1 now",
     ):
-        assert f"not as it was: {words}" in printed, words
+        assert f"changed since: {words}" in printed, words
 
 
 def test_a_run_that_went_on_with_other_settings(then: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     resume(tmp_path, "resume=last", "training.max_steps=6", "optimizer.learning_rate=1e-4")
     rerun("last", [], tmp_path)
     printed = capsys.readouterr().out
-    assert "the run went on after step 4 with other optimizer.learning_rate, training.max_steps" in printed
+    assert "the run was resumed after step 4 with other optimizer.learning_rate, training.max_steps" in printed
 
 
 def test_losses_that_differ_for_no_reason_are_a_bug(
     then: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One bit of one loss: the smallest difference that there is."""
+    """One bit of one loss: the smallest possible difference."""
     metrics = then / "metrics.jsonl"
     loss = metric(then, "train/loss")[2]
     metrics.write_text(metrics.read_text().replace(repr(loss), repr(loss * (1 + 2**-52))))
@@ -115,7 +116,7 @@ def test_losses_that_differ_for_no_reason_are_a_bug(
 def test_what_cannot_be_rerun(then: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no run 'elephant'"):
         rerun("elephant", [], tmp_path)
-    with pytest.raises(ConfigError, match="starts at its first step"):
+    with pytest.raises(ConfigError, match="starts at the first step"):
         rerun("last", ["resume=best"], tmp_path)
     with pytest.raises(ConfigError, match="did you mean seed"):
         rerun("last", ["sede=1"], tmp_path)

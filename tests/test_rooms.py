@@ -1,4 +1,4 @@
-"""The package has rooms, and what stands where. That they are layers without a cycle: `lint-imports` (.ci/run)."""
+"""The rooms of the package and their files. `lint-imports` (.ci/run) checks that they are layers without cycles."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_FILES = 15  # in a room, its own __init__ not counted
 
 
 def test_the_top_level_holds_the_commands_and_nothing_else() -> None:
-    """But for `served_model`, which models in MLflow name."""
+    """Except `served_model`, whose name is recorded in MLflow's models."""
     files = {path.stem for path in PACKAGE.glob("*.py")}
     assert files == {*COMMANDS, "__init__", "__main__", "served_model"}
 
@@ -110,7 +110,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def test_each_file_that_the_sources_name_is_there() -> None:
-    """`NAME.py` in a comment, a docstring or a page: the end of the path of a file of the package, or of a test."""
+    """`NAME.py` in a comment, a docstring or a page is the end of the path of an existing file."""
     elsewhere = {"pydoc_data/topics.py"}  # Python's own
     there = [f"/{path.as_posix()}" for path in (*MODULES, *(PACKAGE.parent / "tests").rglob("*.py"))]
     stale = []
@@ -123,7 +123,7 @@ def test_each_file_that_the_sources_name_is_there() -> None:
 
 
 def test_each_module_that_a_docstring_names_is_there() -> None:
-    """`room.module` or `room.module.name`, where it is no key of a run's config and no field of a network's."""
+    """`room.module` or `room.module.name`, unless it is a config key or a field of a network."""
     rooms = {room.name for room in ROOMS if room.parent == PACKAGE}
     keys = {f"{group}.{key}" for group, its in groups().items() for key in its.__dataclass_fields__} | {"config.yaml"}
     keys |= {f"config.{key}" for one in (RunConfig, CustomTransformerConfig) for key in one.__dataclass_fields__}

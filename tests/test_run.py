@@ -25,13 +25,13 @@ ENDLESS = small(*FOR_EVER, "training.save_every=1000000")
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Where the commands are given."""
+    """The folder in which the commands run."""
     write_text(tmp_path / "text.txt")
     return tmp_path
 
 
 def wait_for_steps(root: Path, steps: int) -> Path:
-    """The run's directory, as soon as it has made some."""
+    """Waits until the run has made so many steps. Returns its directory."""
 
     def found() -> Path | None:
         runs = list_runs(root / "outputs")
@@ -80,7 +80,7 @@ def test_storage(root: Path) -> None:
 
 
 def signalled(root: Path, number: signal.Signals) -> None:
-    """A signal ends a run with a checkpoint, and `resume=last` with nothing repeated but its length finishes it."""
+    """A signal ends a run with a checkpoint; `resume=last` with only its length finishes it."""
     with Started(*ENDLESS, cwd=root) as process:
         directory = wait_for_steps(root, 5)
         process.send_signal(number)
@@ -113,7 +113,7 @@ def test_sigint(root: Path) -> None:
 
 @pytest.mark.slow
 def test_a_second_signal_leaves_at_once(root: Path) -> None:
-    """The first waits for the step to end; here it has a million batches. The second does not."""
+    """The first signal waits for the end of the step, which has a million batches here. The second one does not."""
     with Started(*ENDLESS, "training.gradient_accumulation_steps=1000000", cwd=root) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -146,7 +146,7 @@ def test_text_that_is_too_short(root: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_without_warning(root: Path) -> None:
-    """kill -9: the last checkpoint is there, the next command tells the truth about the run, and it can go on."""
+    """After kill -9 the last checkpoint exists, the next command marks the run as KILLED, and it can be resumed."""
     with Started(*small(*FOR_EVER, "training.save_every=5"), cwd=root) as process:
         directory = wait_for_steps(root, 12)
         process.kill()

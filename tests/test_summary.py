@@ -1,4 +1,4 @@
-"""The command that shows what a model is made of and what it costs."""
+"""The command that shows a model's parameters, FLOPs and memory."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_a_run_may_have_any_name(copy: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_of_a_command_line(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The rate is measured where none is given; the text is not prepared, and nothing is written. In bf16 weights and
-    gradients have 2 bytes, the two moments 4 each; what a step keeps is what the row is for."""
+    """The rate is measured if it is not given; the text is not prepared, and nothing is written. In bf16 weights and
+    gradients have 2 bytes, the two moments 4 each."""
     sizes = ("model.d_model=64", "model.d_ffn=256", "model.max_seq_len=64", "training.batch_size=16")
     shown = said(capsys, *described(text, "architecture=llama", "model.n_kv_heads=1", "precision=bf16", *sizes))
     assert shown.startswith("custom (llama, bf16): ")
@@ -96,7 +96,7 @@ def test_shapes_of_one_step(text: Path, capsys: pytest.CaptureFixture[str], impl
     found = {name: (shape, int(size.replace(",", "")), finite) for name, shape, _, size, finite in rows}
     assert found["token_embedding.dweight"] == ("257 x 16", 257 * 16 * 4, "yes")
     assert ("blocks.1.attention.probabilities" in found) == (implementation != "baseline")
-    assert ("shows no activations" in shown) == (implementation == "baseline")
+    assert ("records no activations" in shown) == (implementation == "baseline")
     if implementation != "baseline":
         assert found["blocks.1.attention.dscores"] == ("4 x 2 x 8 x 8", 4 * 2 * 8 * 8 * 4, "yes")
         assert found["logits"] == ("4 x 8 x 257", 4 * 8 * 257 * 4, "yes")

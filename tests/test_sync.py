@@ -1,4 +1,4 @@
-"""A run that MLflow never heard of, killed and resumed: afterwards `sync` delivers all of it, and nothing twice."""
+"""`sync` delivers a run that was never in MLflow, killed and resumed: all of it, and nothing twice."""
 
 from __future__ import annotations
 

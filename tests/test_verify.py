@@ -1,5 +1,5 @@
-"""`python -m manual_backprop.verify`: its tables, its verdict and its exit codes. All of it, which takes long, is run
-once, as the documents give it (documented_commands.py)."""
+"""`python -m manual_backprop.verify`: its tables, its verdict and its exit codes. The complete check takes long; the
+test of the documents runs it once (documented_commands.py)."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ RELU = CustomTransformerConfig(
 
 
 def test_one_bad_draw_of_rounding_errors_is_luck_and_a_bug_is_in_all() -> None:
-    """A number that rounding carries over the kink of a ReLU is an error of another size, for one side alone."""
+    """A number that rounding moves across the kink of a ReLU is a much larger error, and only for one side."""
     fair = [{"dx": (1e-7, 1.1e-7)}] * 6
     assert median_ratios([*fair, {"dx": (1e-3, 1e-7)}, {"dx": (1e-3, 1e-7)}], lambda _: 0)["dx"] < 1
     assert median_ratios([{"dx": (3 * mine, its)} for mine, its in (draw["dx"] for draw in fair)], lambda _: 0)[

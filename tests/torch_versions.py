@@ -1,10 +1,10 @@
-"""The kernels' tests with every version of PyTorch that setup.cfg allows, each in an environment of its own.
+"""Runs the tests of the kernels with every version of PyTorch that setup.cfg allows, each in its own environment.
 
     python tests/torch_versions.py [VERSION ...]      all, or some: 2.10
 
-A version can be had where pip finds a build for CPUs, in its configuration's places (PIP_EXTRA_INDEX_URL for example):
-a build for GPUs brings gigabytes. What cannot be had is named and skipped, and is an error where TORCH_VERSIONS=all:
-CONTRIBUTING.md says when that must be.
+A version is available if pip finds a build for CPUs in its configured indexes (PIP_EXTRA_INDEX_URL for example): builds
+for GPUs have gigabytes. Unavailable versions are named and skipped; with TORCH_VERSIONS=all they are an error.
+CONTRIBUTING.md says when that is required.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def allowed() -> list[str]:
 
 
 def why_not(version: str) -> str | None:
-    """Why no build for CPUs can be had. pip reads what the packages say of themselves, and downloads none."""
+    """Why no build for CPUs is available, or None. pip reads the metadata of packages and downloads none."""
     words = ["install", "--dry-run", "--quiet", "--ignore-installed", "--report", "-", f"torch=={version}.*"]
     done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, timeout=300)
     if done.returncode:
@@ -45,7 +45,7 @@ def why_not(version: str) -> str | None:
 
 
 def passes(version: str, folder: Path) -> bool:
-    """PyTorch alone is of the environment's own; all else is that of this one."""
+    """Whether the tests pass. The new environment has only its own PyTorch; everything else is from this one."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     words = ["install", "--quiet", "--no-deps", f"torch=={version}.*"]

@@ -1,11 +1,10 @@
-"""`python -m MODULE ...`, or `-c CODE`, as a process that does not import torch and MLflow once more: it is forked from
-one that has.
+"""Runs `python -m MODULE ...` or `-c CODE` in a process that is forked from one that has imported torch and MLflow.
 
-Importing them is most of what a short command takes. Nothing of this project is imported before the fork, so that a
-command finds, reads and registers its own modules as ever; its arguments, folder, output, environment and exit code are
-its own too. What depends on a fresh interpreter (signals at startup, what is imported when) needs a real one.
+Importing them is most of the time of a short command. Nothing of this project is imported before the fork, so a command
+imports and registers its modules as usual; it also has its own arguments, folder, output, environment and exit code.
+Tests that depend on a new interpreter (signals at start-up, order of imports) need a real one.
 
-This file is both sides: `WarmPython` for the tests, and the program that forks, which is started by it.
+This file has both sides: `WarmPython` for the tests, and the program that forks, which it starts.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ LIBRARIES = ("torch", "hydra", "matplotlib.pyplot", "mlflow", "mlflow.store.trac
 
 
 class WarmPython:
-    """Runs commands one after the other. A context: at its end the process that forks them is gone."""
+    """Runs commands one after the other. It is a context, which stops the forking process at its end."""
 
     def __init__(self, environment: Mapping[str, str]):
         self.environment = dict(environment) | {"MLFLOW_DISABLE_TELEMETRY": "true"}  # which would start a thread
@@ -43,7 +42,7 @@ class WarmPython:
         self._kill()
 
     def run(self, words: Sequence[str], cwd: Path, seconds: float) -> subprocess.CompletedProcess[str]:
-        """`python *words`, where `words` begin with -m or -c. Raises subprocess.TimeoutExpired after `seconds`."""
+        """Runs `python *words`, where `words` begin with -m or -c. Raises subprocess.TimeoutExpired after `seconds`."""
         if words[0] not in ("-m", "-c"):
             raise ValueError(f"{words[0]}: expected -m and a module, or -c and code")
         server = self._started()
@@ -78,7 +77,7 @@ class WarmPython:
 
 
 def serve() -> None:
-    """For each order on stdin fork the command, and tell its exit code on stdout. Returns at the end of the orders."""
+    """Forks a command for each request on stdin, and writes its exit code to stdout. Returns at the end of stdin."""
     for name in LIBRARIES:
         importlib.import_module(name)
     assert threading.active_count() == 1, "a process with threads must not be forked"
@@ -94,7 +93,7 @@ def serve() -> None:
 
 
 def become(flag: str, what: str, arguments: list[str], cwd: str, output: str) -> None:
-    """This process is from now on `python flag what *arguments`, and ends as that ends."""
+    """Turns this process into `python flag what *arguments`, including its exit code."""
     os.chdir(cwd)
     for number, file in enumerate((os.devnull, f"{output}/stdout", f"{output}/stderr")):
         opened = os.open(file, os.O_RDWR | os.O_CREAT)

@@ -1,10 +1,10 @@
 """The pairs of `manual_backprop.ops` as fast as the machine allows: the same names, signatures, formulas and tests.
 
-`kernels=fused` calls these. A pair that has no faster version is the reference's own. Each file says what its pairs
-save.
+`kernels=fused` calls these. A pair without a faster version is that of `ops`. The docstring of each file says what its
+pairs save.
 
-A network calls them inside `with step(arena, uses_library, device):` (`arena`, `cpu.products`, `cpu.compiled`); outside
-of it they are functions like any other, which allocate what they need and run as they are written.
+A network calls them inside `with step(arena, uses_library, device):` (`arena`, `cpu.products`, `cpu.compiled`). Outside
+of it they are ordinary functions: they allocate their memory and run uncompiled.
 May import: optim and below.
 """
 
@@ -46,7 +46,7 @@ from .table import Table
 
 
 def __getattr__(name: str) -> Any:
-    """A pair that has no faster version is the reference's own."""
+    """A pair without a faster version: that of `ops`."""
     if name in ops.__all__:
         return getattr(ops, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -54,13 +54,13 @@ def __getattr__(name: str) -> Any:
 
 @contextmanager
 def fast(uses_library: bool, device: torch.device) -> Iterator[None]:
-    """Around a calculation: the fastest matrix products, and the library where `uses_library`."""
+    """A context with the fastest matrix products, and with `uses_library` the compiled library."""
     with fastest_products() if device.type == "cpu" else nullcontext(), compiled_functions(uses_library):
         yield
 
 
 @contextmanager
 def step(arena: Arena, uses_library: bool, device: torch.device) -> Iterator[None]:
-    """Around a training step, forward and backward: `fast`, and memory from the arena."""
+    """The context of a training step, forward and backward: `fast`, and memory from the arena."""
     with arena.step(), fast(uses_library, device):
         yield

@@ -1,24 +1,24 @@
-"""Memory that a step hands out in the same order as the step before, and never gives back.
+"""An arena: memory that every training step uses in the same order, and that is not returned to the system.
 
-A training step asks for the same tensors again and again. From the system each of them costs a page fault for every
-4 KiB (glibc returns blocks above 32 MB at once), and freed ones leave holes. Inside `with arena.step():` a kernel's
-big tensors come from here:
+A training step allocates the same tensors again and again. From the system each of them costs a page fault for every
+4 KiB (glibc returns blocks above 32 MB at once), and freed ones fragment the memory. Inside `with arena.step():` the
+large tensors of the kernels come from here:
 
-- `kept(...)`: lives until the step ends. The n-th request of a step gets the n-th block.
-- `ping_pong(...)`: one of two buffers by turns, for what only the next pairs read: the request after the next one gets
-  the same memory.
-- `give_back(x)`: what was kept last is not needed any longer: the next request gets its memory.
-- `with scratch(...) as buffer:` lives inside the `with`. A stack: the next request gets the same memory.
+- `kept(...)`: memory until the step ends. The n-th request of a step gets the n-th block.
+- `ping_pong(...)`: one of two alternating buffers, for a tensor that only the next pairs read: the request after the
+  next one gets the same memory.
+- `give_back(x)`: the last `kept` tensor is no longer needed; the next request gets its memory.
+- `with scratch(...) as buffer:` memory inside the `with`. It is a stack: the next request gets the same memory.
 
-Two more ways to have less, which need no memory of their own:
+Two more functions save memory without owning any:
 
-- `in_place_of(x)`: a gradient has the shape of its tensor, and is made when that is read for the last time: inside a
-  step it takes its place. What a pair's cache holds therefore belongs to that pair's backward.
-- `saved(x)` and `recomputed(...)`: where that is cheap, a cache keeps a function that recomputes a tensor in place of
-  the tensor.
+- `in_place_of(x)`: the gradient of x has the shape of x and is written when x is read for the last time, so inside a
+  step it overwrites x. Therefore only the backward of a pair may read the tensors in its cache.
+- `saved(x)` and `recomputed(...)`: where recomputing is cheap, a cache keeps a function that recomputes a tensor
+  instead of the tensor.
 
-A block grows to the largest request it has met and stays, so memory is bounded by the largest step, whatever the order
-of batch sizes and lengths. Outside of a step all of them allocate afresh, so that a kernel can be called like any
+A block grows to the largest request so far and stays, so memory is bounded by the largest step, whatever the order of
+batch sizes and lengths. Outside of a step these functions allocate new memory, so a kernel can be called like any
 function.
 """
 
@@ -37,32 +37,32 @@ from .sizes import sizes_of
 
 _current: ContextVar[Arena | None] = ContextVar("arena", default=None)
 
-MOST_VIEWS = 4096  # that are cached; where lengths change, there is a new set of them for each
-LINE = 64  # bytes of a cache line: every tensor on the stack starts at one, and so suits every format and vector
+MOST_VIEWS = 4096  # cached views; every new length needs a new set of them
+LINE = 64  # bytes of a cache line: every tensor on the stack starts at one, aligned for all dtypes and vectors
 
 
 class Arena:
-    """The blocks of one network. `poisoned`: every byte handed out is NaN first, which tests use to show that no kernel
-    reads what it has not written."""
+    """The memory blocks of one network. `poisoned`: all memory is filled with NaN first; tests use this to show that no
+    kernel reads uninitialized memory."""
 
     def __init__(self, poisoned: bool = False):
         self.poisoned = poisoned
-        self.generation = 0  # of its blocks: another one where any of them was made anew
-        self.recorded_steps: dict[Any, Any] = {}  # by signature (replay.py); the last used one comes last
+        self.generation = 0  # increases whenever a block is reallocated
+        self.recorded_steps: dict[Any, Any] = {}  # by signature (replay.py), least recently used first
         self._kept: list[Tensor] = []  # bytes
         self._scratch: list[Tensor] = []
         self._next = 0  # of _kept
-        self._last = 0  # the number of the block that was handed out last
-        self._free: list[int] = []  # of those, what was given back
-        self._ping_pong: list[Tensor] = []  # two, by turns
+        self._last = 0  # the number of the block returned last
+        self._free: list[int] = []  # blocks of _kept that were given back
+        self._ping_pong: list[Tensor] = []  # two, alternating
         self._turn = 0
         self._top = (0, 0, 0)  # of the stack in _scratch: block, byte in it, and bytes below in all blocks
-        self._highest = 0  # that the stack has ever been [bytes]
-        self._views: dict[tuple[Any, ...], Tensor] = {}  # of blocks, as they were asked for before
+        self._highest = 0  # the largest size of the stack so far [bytes]
+        self._views: dict[tuple[Any, ...], Tensor] = {}  # cached views of blocks, by request
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """What was kept in the step before is overwritten from here on."""
+        """The context of a step. It reuses the memory of the step before."""
         self._next, self._free, self._top = 0, [], (0, 0, 0)
         token = _current.set(self)
         try:
@@ -77,7 +77,7 @@ class Arena:
 
     @contextmanager
     def reuse(self) -> Iterator[None]:
-        """What is kept inside lives no longer than that: the next one gets the same memory."""
+        """A context whose `kept` tensors end with it: the memory is reused afterwards."""
         before = self._next, list(self._free)
         try:
             yield
@@ -103,11 +103,11 @@ class Arena:
             self._ping_pong = [torch.empty(0, dtype=torch.uint8, device=like.device) for _ in range(2)]
         if not _same_memory(self._ping_pong[1 - self._turn], like):
             self._turn = 1 - self._turn
-        tensor = self._new_view(self._ping_pong, self._turn, 0, shape, like)  # a new view: `recomputable` writes on it
+        tensor = self._new_view(self._ping_pong, self._turn, 0, shape, like)  # new: `recomputable` sets an attribute
         return tensor.fill_(math.nan) if self.poisoned else tensor
 
     def _push(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """On top of the stack, in the block that is there if it fits; a block that is empty may grow."""
+        """A tensor on top of the stack, in the current block if it fits; an empty block may grow."""
         block, start, below = self._top
         size = -(-_bytes(shape, like) // LINE) * LINE
         if start and start + size > self._scratch[block].numel():
@@ -117,9 +117,9 @@ class Arena:
         return self._view(self._scratch, block, start, shape, like)
 
     def _view(self, blocks: list[Tensor], block: int, start: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """From byte `start` of a block, which is made or made larger where it does not reach.
+        """A view from byte `start` of a block, which is allocated or enlarged if it is too small.
 
-        A step asks for the same views as the step before, and to make one takes longer than a small product.
+        A step asks for the same views as the step before, and creating a view takes longer than a small product.
         """
         key = id(blocks), block, start, shape, like.dtype
         tensor = self._views.get(key)
@@ -136,12 +136,12 @@ class Arena:
             blocks.append(torch.empty(0, dtype=torch.uint8, device=like.device))
         if blocks[block].numel() < end:
             self._forget_views()
-            blocks[block] = torch.empty(0, dtype=torch.uint8, device=like.device)  # the old one first: both never fit
+            blocks[block] = torch.empty(0, dtype=torch.uint8, device=like.device)  # free first: both may not fit
             blocks[block] = torch.empty(end, dtype=torch.uint8, device=like.device)
         return blocks[block][start:end].view(like.dtype).view(shape)
 
     def _forget_views(self) -> None:
-        """They would hold a block that is made anew, and so would recorded steps."""
+        """Drops views and recorded steps: they would keep the memory of a reallocated block alive."""
         self.generation += 1
         self._views.clear()
         self.recorded_steps.clear()
@@ -156,28 +156,28 @@ def _bytes(shape: tuple[int, ...], like: Tensor) -> int:
 
 
 def kept(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """An uninitialized tensor of `like`'s format and device that lives until the step ends."""
+    """An uninitialized tensor of `like`'s dtype and device that lives until the step ends."""
     arena = _current.get()
     return like.new_empty(shape) if arena is None else arena._keep(shape, like)
 
 
 def give_back(x: Tensor) -> None:
-    """What `kept` has handed out last is not read again; of anything else nothing is known, and it stays."""
+    """Frees x for the next request if it is the tensor that `kept` returned last; does nothing for any other."""
     arena = _current.get()
     if arena is not None:
         arena._give_back(x)
 
 
 def ping_pong(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """An uninitialized tensor of `like`'s format and device, in one of two buffers by turns. It lives until the next
-    but one is asked for, or the next one where the other buffer is that of `like`, which is being read."""
+    """An uninitialized tensor of `like`'s dtype and device, in one of two alternating buffers. The request after the
+    next one overwrites it. If the other buffer is that of `like`, which is still read, the next request does."""
     arena = _current.get()
     return like.new_empty(shape) if arena is None else arena._alternate(shape, like)
 
 
 @contextmanager
 def scratch(shape: tuple[int, ...], like: Tensor) -> Iterator[Tensor]:
-    """An uninitialized tensor of `like`'s format and device that lives inside the `with`; no view of it may get out."""
+    """An uninitialized tensor of `like`'s dtype and device that lives inside the `with`; no view of it may leave it."""
     arena = _current.get()
     if arena is None:
         yield like.new_empty(shape)
@@ -190,7 +190,7 @@ def scratch(shape: tuple[int, ...], like: Tensor) -> Iterator[Tensor]:
 
 
 def in_place_of(x: Tensor) -> Tensor:
-    """Where to write the gradient of x, once x is not read again: inside a step over x, outside beside it."""
+    """The memory for the gradient of x when x is not read again: inside a step x itself, outside of it a new tensor."""
     return x.new_empty(x.shape) if _current.get() is None or not x.is_contiguous() else x
 
 
@@ -198,21 +198,22 @@ Recomputable = Tensor | Callable[[], Tensor]  # a tensor, or a function that rec
 
 
 def recomputable(x: Tensor, recompute: Callable[[], Tensor]) -> Tensor:
-    """x, for which a cache shall keep `recompute`, which returns the same numbers. Inside a step only: a tensor that is
-    returned elsewhere is the caller's, and holds nothing else alive."""
+    """x, marked so that a cache keeps `recompute`, which returns the same numbers, instead of x. Only inside a step:
+    elsewhere x belongs to the caller and must not keep other tensors alive."""
     if _current.get() is not None:
         x.recompute = recompute  # type: ignore[attr-defined]
     return x
 
 
 def is_small(size: int, like: Tensor, weights: int = 0) -> bool:
-    """Whether a tensor of so many numbers, made with so many weights, is kept although it could be recomputed."""
+    """Whether a tensor of `size` numbers, computed with `weights` weights, is small enough to keep instead of
+    recomputing it."""
     sizes = sizes_of(like)
     return size <= max(sizes.small, sizes.small_beside_weights * weights)
 
 
 def persistent(x: Tensor) -> Tensor:
-    """x, or a copy where it lies in a ping-pong buffer, for a cache that keeps x itself."""
+    """x, or a copy if x lies in a ping-pong buffer: for a cache that keeps x itself."""
     arena = _current.get()
     if arena is None or not any(_same_memory(x, block) for block in arena._ping_pong):
         return x
@@ -220,7 +221,7 @@ def persistent(x: Tensor) -> Tensor:
 
 
 def saved(x: Tensor) -> Recomputable:
-    """What a cache keeps of x: the function that recomputes it, where there is one, else x."""
+    """What a cache keeps of x: the function that recomputes it if there is one, else x."""
     return getattr(x, "recompute", x)
 
 

@@ -1,4 +1,5 @@
-"""Some rows at a time: what is wide is there for a piece of the batch, and still in the cache when it is read again."""
+"""Splits rows into pieces: a wide tensor exists only for a piece of the batch, and stays in the cache until it is
+read."""
 
 from collections.abc import Iterator
 
@@ -11,10 +12,10 @@ from .sizes import sizes_of
 
 
 def pieces(n_rows: int, size: int, of: Tensor | None = None) -> Iterator[slice]:
-    """0 to n_rows in the fewest slices of at most `size`, which are as long as one another, or longer by one.
+    """0 to n_rows in the fewest slices of at most `size`. Their lengths differ by at most one.
 
-    `of`: what is taken in pieces, each in the same memory. Where it has a shape and no numbers, by which a step's
-    memory is estimated, the last piece stands for all: none is longer.
+    `of` is the tensor that is split; all pieces use the same memory. If it is a fake tensor, with which a step's memory
+    is estimated, the last piece alone stands for all of them: none is longer.
     """
     count = -(-n_rows // size)
     for number in range(max(count - 1, 0) if type(of) is FakeTensor else 0, count):
@@ -27,7 +28,7 @@ def pieces_of(x: Tensor) -> Iterator[slice]:
 
 
 class RecordedPieces:
-    """Concatenates pieces of rows for a recorder that wants them by this name."""
+    """Concatenates pieces of rows for a recorder that wants the whole tensor."""
 
     def __init__(self, record: Record, shape: torch.Size):
         self.record, self.shape = record, shape
@@ -35,7 +36,7 @@ class RecordedPieces:
         self.filled: dict[str, int] = {}  # rows
 
     def put(self, name: str, piece: Tensor) -> None:
-        """The next rows, (R, width), or all at once."""
+        """Adds the next rows, (R, width), or all rows at once."""
         if self.record.wants(name):
             if name not in self.wholes:
                 self.wholes[name], self.filled[name] = piece.new_empty(self.shape.numel(), piece.shape[1]), 0

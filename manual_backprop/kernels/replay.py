@@ -1,14 +1,14 @@
 """A step's calls, recorded once and replayed.
 
-Of a small network's step an eighth is no arithmetic: Python, and some 400 views. But a step asks for the same memory as
-the step before (arena.py), so that all of its calls have the same arguments, too. One step is recorded as PyTorch's
-dispatcher sees it, without the views; the next ones only make its calls. A CUDA graph is the same thing on a GPU.
+In a small network an eighth of a step is not arithmetic but Python and some 400 views. A step uses the same memory as
+the step before (arena.py), so all of its calls have the same arguments. One step is recorded at PyTorch's dispatcher,
+without the views; the next steps only repeat its calls. A CUDA graph is the same thing on a GPU.
 
-The same calls in the same order give the same bits. A replay repeats what was recorded, so a step is replayed only
-where its signature, which is all that decides its calls, is that of the recorded step: the network, which owns a
-Replay, says what that is. A step that waits for a number, draws one, or calls what cannot be recorded always runs
-eagerly; and so does every step while a profiler or one of PyTorch's modes is active. What no dispatcher sees,
-`x.tolist()` or `x.numpy()`, has no place in a step: it would not be noticed.
+The same calls in the same order give the same bits. A step is replayed only if it has the signature of the recorded
+step. The signature is everything that decides the calls of a step; the network, which owns a Replay, defines it. A step
+that reads a number on the host, draws a random number, or makes a call that cannot be recorded, always runs eagerly. So
+does every step while a profiler or one of PyTorch's modes is active. A step must not call what the dispatcher does not
+see, such as `x.tolist()` or `x.numpy()`: a replay would skip it silently.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from torch.utils._pytree import tree_leaves
 from .arena import Arena
 from .sizes import SIZES
 
-WARM_UP = 2  # steps of a signature before one is recorded: by then all is compiled, and memory has its size
-MOST_STEPS = 4  # that stay recorded
-MOST_BYTES = 1 << 24  # of a recorded step: its tensors that are not the arena's
-MOST_SIGNATURES = 100  # that are counted, or known not to be replayable
+WARM_UP = 2  # steps of a signature before one is recorded: then everything is compiled, and memory has its final size
+MOST_STEPS = 4  # recorded at once
+MOST_BYTES = 1 << 24  # of a recorded step: of its tensors outside the arena
+MOST_SIGNATURES = 100  # counted, or known not to be replayable
 
 Call = tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]
 
 _recording: ContextVar[RecordedStep | None] = ContextVar("recording", default=None)
 
 _aten = torch.ops.aten
-WITHOUT_SCHEMA: dict[Any, Callable[..., Any]] = {  # the same, called without the operator's schema
+WITHOUT_SCHEMA: dict[Any, Callable[..., Any]] = {  # the same functions, called without the operator's schema
     _aten.mm.out: torch.mm,
     _aten.addmm.out: torch.addmm,
     _aten.addmm_.default: Tensor.addmm_,
@@ -50,20 +50,20 @@ NOT_REPLAYABLE = (
     torch.Tag.data_dependent_output,
     torch.Tag.dynamic_output_shape,
     torch.Tag.nondeterministic_seeded,
-    torch.Tag.inplace_view,  # changes the form of a tensor, each time
+    torch.Tag.inplace_view,  # changes the shape of a tensor at every call
 )
 COPIES = (_aten._to_copy.default, _aten.clone.default)
-CONSTANTS = (_aten.lift_fresh.default, _aten.lift_fresh_copy.default)  # of Python's numbers
-MEMORY = ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided")  # has no content yet
+CONSTANTS = (_aten.lift_fresh.default, _aten.lift_fresh_copy.default)  # tensors made from Python numbers
+MEMORY = ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided")  # uninitialized
 
 
 def is_replayable(size: int, dropout: float, device_type: str) -> bool:
-    """Whether steps with activations of so many numbers make the same calls each time, and it saves time to know."""
+    """Whether steps whose activations have `size` numbers always make the same calls, and replaying saves time."""
     return device_type == "cpu" and size <= SIZES[device_type].replayed and not dropout  # dropout's masks are drawn
 
 
 class Replay:
-    """Records and replays the steps of one network. `arena`: where their memory comes from."""
+    """Records and replays the steps of one network. `arena` provides their memory."""
 
     def __init__(self, arena: Arena):
         self.arena = arena
@@ -71,9 +71,9 @@ class Replay:
         self._not_replayable: set[Hashable] = set()
 
     def __call__(self, work: Callable[..., Tensor], inputs: Sequence[Tensor | None], signature: Hashable) -> Tensor:
-        """work(*inputs), a new tensor. `signature`: all that decides what `work` does, beside the inputs.
+        """work(*inputs), as a new tensor. `signature`: everything besides the inputs that decides what `work` does.
 
-        `work` reads the inputs, reads and writes the arena's memory, and tensors that stay where they are.
+        `work` reads the inputs, and reads and writes memory of the arena and tensors that keep their address.
         """
         if is_observed():
             return work(*inputs)
@@ -91,9 +91,9 @@ class Replay:
         return self._record(work, inputs, key)
 
     def _record(self, work: Callable[..., Tensor], inputs: Sequence[Tensor | None], key: Hashable) -> Tensor:
-        """A step that runs and is recorded."""
+        """Runs a step and records it."""
         generation, step = self.arena.generation, RecordedStep(inputs)
-        self._not_replayable.add(key)  # should it fail
+        self._not_replayable.add(key)  # in case it fails
         result = step.record(work)
         recorded = self.arena.recorded_steps
         if step.complete:
@@ -106,7 +106,7 @@ class Replay:
         return result
 
     def replays(self) -> int:
-        """How many recorded steps there are."""
+        """The number of recorded steps."""
         return len(self.arena.recorded_steps)
 
 
@@ -115,16 +115,16 @@ class RecordedStep(TorchDispatchMode):
 
     def __init__(self, inputs: Sequence[Tensor | None]):
         super().__init__()
-        self.inputs = [None if x is None else x.clone() for x in inputs]  # where the calls find them
+        self.inputs = [None if x is None else x.clone() for x in inputs]  # the calls read the inputs here
         self.calls: list[Call] = []
         self.complete = True
         self.result: Tensor | None = None
         self._constants: list[Tensor] = []
-        self._changed: set[int] = set()  # storages that a call writes into
-        self._bytes = 0  # of tensors that are not the arena's
+        self._changed: set[int] = set()  # storages that calls write into
+        self._bytes = 0  # of tensors outside the arena
 
     def record(self, work: Callable[..., Tensor]) -> Tensor:
-        """Runs a step, and records it."""
+        """Runs a step and records its calls."""
         token = _recording.set(self)
         try:
             with self:
@@ -135,7 +135,7 @@ class RecordedStep(TorchDispatchMode):
         return self.result.clone()
 
     def _drop_constant_calls(self) -> None:
-        """Tensors that depend on nothing, and that nothing changes, need not be recomputed: a mask."""
+        """Drops calls whose results are constant, such as a mask: they depend on nothing, and nothing changes them."""
         stay: set[int] = set()
         calls, self.calls = self.calls, []
         for function, args, kwargs in calls:
@@ -149,7 +149,7 @@ class RecordedStep(TorchDispatchMode):
                 self.calls.append(_replayed_call(*args))
 
     def replay(self, inputs: Sequence[Tensor | None]) -> Tensor:
-        """The same step of other inputs."""
+        """The same step with other inputs."""
         for mine, given in zip(self.inputs, inputs, strict=True):
             if mine is not None and given is not None:
                 mine.copy_(given)
@@ -160,7 +160,8 @@ class RecordedStep(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: PyTorch would import its compiler, 75 MB and a second, to keep it away from the function below."""
+        """False. Otherwise PyTorch would import its compiler (75 MB, a second) only to disable it for the method
+        below."""
         return False
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -177,12 +178,12 @@ class RecordedStep(TorchDispatchMode):
         elif function._schema.is_mutable:
             written = _storages(_mutated(function, args, kwargs))
             if written & _storages(self._constants) or not _storages(made) <= written:
-                self._give_up()  # it changes what is not recorded, or makes something besides
+                self._give_up()  # it changes a tensor that is not recorded, or returns more than tensors
             else:
                 self._changed |= written
                 self.calls.append((WITHOUT_SCHEMA.get(function, function), args, kwargs))
         elif not made:
-            self._give_up()  # a number, for Python
+            self._give_up()  # it returns a Python number
         elif _storages(made) <= _storages(given):
             pass  # a view
         elif _storages(made) & _storages(given):
@@ -195,13 +196,13 @@ class RecordedStep(TorchDispatchMode):
                 self.calls.append((_recompute_into, (function, args, kwargs, made), {}))
 
     def _give_up(self) -> None:
-        """A step that cannot be recorded whole is not replayed, and holds no tensors."""
+        """Stops recording and frees the tensors: a step that cannot be recorded completely is not replayed."""
         self.complete = False
         self.calls.clear()
 
 
 def call_library(kernel: Callable[..., None], tensors: Sequence[Tensor | None], numbers: Sequence[int | float]) -> None:
-    """kernel(addresses of the tensors, 0 for none ..., numbers ...), which no dispatcher sees."""
+    """kernel(addresses of the tensors, 0 for None ..., numbers ...). The dispatcher does not see this call."""
     arguments = [*[0 if x is None else x.data_ptr() for x in tensors], *numbers]
     kernel(*arguments)
     if (step := _recording.get()) is not None and step.complete:
@@ -212,18 +213,18 @@ def call_library(kernel: Callable[..., None], tensors: Sequence[Tensor | None], 
 def _call_at_addresses(
     kernel: Callable[..., None], arguments: Sequence[int | float], tensors: Sequence[Tensor | None]
 ) -> None:
-    """The tensors are here so that their memory stays."""
+    """kernel(*arguments). `tensors` only keeps their memory alive."""
     kernel(*arguments)
 
 
 def _recompute_into(function: Callable[..., Any], args: Any, kwargs: dict[str, Any], made: Sequence[Tensor]) -> None:
-    """New tensors, put where the later calls find them."""
+    """Calls the function and copies its results into `made`, where later calls read them."""
     for x, result in zip(made, _tensors(function(*args, **kwargs)), strict=True):
         x.copy_(result)
 
 
 def _replayed_call(function: Any, args: Any, kwargs: dict[str, Any], made: Sequence[Tensor]) -> Call:
-    """`_recompute_into`, at once where the operator can write into tensors that are there."""
+    """`_recompute_into`, without the copy if the operator can write into existing tensors."""
     if function in COPIES:
         return Tensor.copy_, (made[0], args[0]), {}
     into = _out_variant(function)
@@ -235,7 +236,7 @@ def _replayed_call(function: Any, args: Any, kwargs: dict[str, Any], made: Seque
 
 @cache
 def _out_variant(function: Any) -> tuple[Any, list[str]] | None:
-    """The operator's variant that takes its results' memory, and what these arguments are called."""
+    """The operator's variant with arguments for its results, and the names of these arguments."""
     wanted = [(one.name, str(one.type)) for one in function._schema.arguments]
     for name in function.overloadpacket.overloads():
         variant = getattr(function.overloadpacket, name)
@@ -247,14 +248,14 @@ def _out_variant(function: Any) -> tuple[Any, list[str]] | None:
 
 
 def _mutated(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The arguments that it writes into."""
+    """The arguments that the operator writes into."""
     arguments = function._schema.arguments
     given = dict(zip([argument.name for argument in arguments], args, strict=False)) | kwargs
     return _tensors([given.get(one.name) for one in arguments if one.is_write])
 
 
 def _is_replayable_operator(function: Any, given: Sequence[Tensor]) -> bool:
-    """Whether the operator makes the same call whatever the numbers, each time."""
+    """Whether the operator makes the same call every time, whatever the numbers."""
     if function is _aten.index.Tensor and all(x.dtype in (torch.int64, torch.int32) for x in given[1:]):
         return True  # its size depends on masks only
     return not any(tag in function.tags for tag in NOT_REPLAYABLE)
@@ -269,6 +270,6 @@ def _storages(tensors: Sequence[Tensor]) -> set[int]:
 
 
 def is_observed() -> bool:
-    """Whether a mode of PyTorch or a profiler is active: it shall see every call."""
+    """Whether a profiler or one of PyTorch's modes is active, which must see every call."""
     modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
     return bool(modes or torch.autograd._profiler_enabled())

@@ -1,4 +1,4 @@
-"""Constants that depend on a device: in which pieces its kernels take their work, and what is small there."""
+"""Constants of each device: the sizes of pieces and tiles in its kernels, and the limits of what counts as small."""
 
 from dataclasses import dataclass, replace
 
@@ -7,27 +7,26 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sizes:
-    """In numbers of a tensor, unless another unit is given."""
+    """Sizes for one device, counted in numbers (elements of a tensor) unless another unit is given."""
 
     queries: int  # of a tile of attention [positions]
     scores: int  # of a tile of attention, about
-    longest_kept: int  # [positions] of longer sequences probabilities are recomputed in backward: their size is T S
+    longest_kept: int  # [positions] for longer sequences backward recomputes the probabilities, whose size is T S
     piece: int  # of a wide tensor at a time
-    fewest_rows: int  # of the logits at a time in float32, and twice as many in bfloat16: for each piece all of dW is
-    # read and written
-    logits: int  # at a time, where the vocabulary is small
-    even_rows: int  # that fill a product's blocks
-    product: int  # at a time, of one that is added in another format: it stays in the cache
-    many_rows: int  # of more, a product takes up to twice its time where they do not fill the blocks, as 50257 do not
-    uncompiled_piece: int  # that a function which could be compiled, and is not, takes at a time
-    large_vocabulary: int  # of which as many numbers more as fill up a row are a few percent
-    small: int  # too little memory for the time that it takes to recompute it
-    small_beside_weights: float  # likewise, as a share of the weights: a small batch of a network that is not
-    replayed: int  # of an activation: in larger steps all that is no arithmetic is less than a hundredth of the time
+    fewest_rows: int  # of logits at a time in float32, twice as many in bfloat16: each piece reads and writes all of dW
+    logits: int  # at a time, for a small vocabulary
+    even_rows: int  # multiples of this fill a product's blocks
+    product: int  # at a time, for a product that is added in another dtype: it stays in the cache
+    many_rows: int  # beyond this, a product takes up to twice as long if the rows do not fill its blocks (50257 do not)
+    uncompiled_piece: int  # at a time, for a function that could be compiled but is not
+    large_vocabulary: int  # from here on padding a row costs only a few percent
+    small: int  # tensors up to this size are kept: recomputing them saves too little memory for its time
+    small_beside_weights: float  # the same as a share of the weights, for small batches of large networks
+    replayed: int  # largest activation of replayed steps: in larger ones less than 1 % of the time is not arithmetic
 
 
-SIZES = {  # by device; one that is not named has the CPU's
-    "cpu": Sizes(  # a tile and a piece fit into a core's cache; oneDNN's blocks
+SIZES = {  # by device; other devices have those of the CPU
+    "cpu": Sizes(  # a tile and a piece fit into a core's cache; rows fill oneDNN's blocks
         queries=128,
         scores=1 << 20,
         longest_kept=128,
@@ -44,7 +43,7 @@ SIZES = {  # by device; one that is not named has the CPU's
         replayed=1 << 19,
     ),
 }
-SIZES["cuda"] = replace(  # there a launch costs what a million numbers do, and memory is plenty
+SIZES["cuda"] = replace(  # there a launch costs as much as a million numbers, and memory is plenty
     SIZES["cpu"],
     queries=1 << 20,
     scores=1 << 28,
@@ -57,5 +56,5 @@ SIZES["cuda"] = replace(  # there a launch costs what a million numbers do, and 
 
 
 def sizes_of(x: Tensor) -> Sizes:
-    """Those of the device that x lies on."""
+    """The sizes of the device of x."""
     return SIZES.get(x.device.type, SIZES["cpu"])

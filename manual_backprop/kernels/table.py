@@ -1,9 +1,9 @@
-"""Which function serves a pair, and which class an optimizer: one table, by what was asked for, the device, the
-precision and the network's sizes.
+"""The table that chooses the function for a pair, and the class for an optimizer, by kernels=..., device, precision and
+the network's sizes.
 
-A network calls `table.linear_forward(...)`. The first row that fits and has a function of that name serves it, so that
-a kernel for one device or one precision is one more row, above those that it stands in for. The constants of each
-device are in `sizes.py`.
+A network calls `table.linear_forward(...)`. The first row that fits and has a function of that name serves the call. So
+a kernel for one device or one precision is one more row, above the rows that it replaces. The constants of each device
+are in `sizes.py`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -21,12 +21,12 @@ from .replay import is_replayable
 
 
 class Row(NamedTuple):
-    """The functions of a module, under the names of the pairs, and the networks that it serves (None: all)."""
+    """A module with functions named like the pairs, and conditions on the networks that it serves (None: all)."""
 
     module: str
     devices: Collection[str] | None = None
     precisions: Collection[str] | None = None
-    at_most: Mapping[str, int] | None = None  # sizes, under their names in a network's config: {"d_head": 128}
+    at_most: Mapping[str, int] | None = None  # largest sizes, by their names in a network's config: {"d_head": 128}
 
     def fits(self, config: CustomTransformerConfig, device: torch.device) -> bool:
         return (
@@ -53,16 +53,16 @@ ROWS: dict[str, tuple[Row, ...]] = {  # kernels=...: the rows, from the first ch
 
 
 class Table:
-    """The rows of ROWS that fit a network on a device. The functions are looked up when they are called: who puts
-    another one in its module is heard."""
+    """The rows of ROWS that fit a network on a device. A function is looked up at every call, so replacing it in its
+    module takes effect."""
 
     def __init__(self, config: CustomTransformerConfig, device: torch.device):
         self.which, self.device = config.kernels, device
         rows = [row.module for row in ROWS[self.which] if row.fits(config, device)]
         self.modules = [import_module(module) for module in rows]
         for module in self.modules:
-            getattr(module, "told", set()).clear()  # what a log has been told of another network
-        self.on_cpu, self.on_gpu = FUSED in rows, GPU in rows  # whether its first choice are the kernels of that kind
+            getattr(module, "told", set()).clear()  # reasons logged for another network
+        self.on_cpu, self.on_gpu = FUSED in rows, GPU in rows  # whether the kernels of that device are the first choice
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         for module in self.modules:
@@ -74,11 +74,11 @@ class Table:
         return any(hasattr(module, name) for module in self.modules)
 
     def functions(self) -> list[Any]:
-        """Everything that a network may call, as it is now."""
+        """All functions that a network may call at present."""
         return [getattr(self, name) for name in (*pairs, "linear_cross_entropy") if self.serves(name)]
 
     def calculation(self, arena: Arena | None, uses_library: bool) -> AbstractContextManager[None]:
-        """What these functions want around them; `arena`: in a training step, from where their memory comes."""
+        """The context that these functions need. `arena`: the memory of a training step."""
         if not self.on_cpu:
             return compiled_functions(uses_library) if self.on_gpu else nullcontext()
         return self.fast(uses_library, self.device) if arena is None else self.step(arena, uses_library, self.device)
@@ -88,5 +88,5 @@ class Table:
         return (self.on_cpu or self.on_gpu) and compiles(how, self.device)
 
     def is_replayable(self, size: int, dropout: float) -> bool:
-        """Whether steps with activations of so many numbers are replayed."""
+        """Whether steps whose activations have `size` numbers are replayed."""
         return self.on_cpu and is_replayable(size, dropout, self.device.type)

@@ -1,4 +1,4 @@
-"""What both networks share whose gradients autograd makes: the loss, mixed precision as autocast, the classic pair."""
+"""What the two autograd networks share: the loss, mixed precision by autocast, and `forward` with `backward`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def summed_loss(
 ) -> Tensor:
     """The cross-entropy of the targets that count, over `denominator`, one number.
 
-    logits (B, T, V), targets (B, T) int64; in float32 at least. `padding` as in `ops.cross_entropy_forward`.
+    logits (B, T, V), targets (B, T) int64; computed in float32 or wider. `padding` as in `ops.cross_entropy_forward`.
     """
     z = wide(logits)
     if label_smoothing and padding is not None:
@@ -42,12 +42,12 @@ def summed_loss(
 
 
 def squared_errors(outputs: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
-    """The sum of (outputs - targets)^2 where a target is no NaN, over `denominator`. Both (B, n_outputs)."""
+    """The sum of (outputs - targets)^2 over targets that are not NaN, divided by `denominator`. Both (B, n_outputs)."""
     counts = ~targets.isnan()
     return torch.where(counts, wide(outputs) - torch.where(counts, targets, 0), 0).square().sum() / denominator
 
 
-# By autograd, what pairs calculate by hand; those of others come with `extensions`.
+# Autograd's versions of the hand-written pairs. `extensions` registers those of users here.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "gelu": F.gelu,
@@ -57,8 +57,8 @@ OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {}
 
 
 def head_loss(config: CustomTransformerConfig, outputs: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
-    """What the head of a network is trained on: outputs (B, T, V) with targets (B, T), or of an encoder (B, n_outputs)
-    with (B,) or (B, n_outputs)."""
+    """The loss of a network's head. Outputs (B, T, V) with targets (B, T); an encoder's outputs (B, n_outputs) with
+    targets (B,) or (B, n_outputs)."""
     if config.head_loss in OBJECTIVES:
         return OBJECTIVES[config.head_loss](wide(outputs), targets, denominator)
     if config.head_loss == "squared_error":
@@ -69,22 +69,23 @@ def head_loss(config: CustomTransformerConfig, outputs: Tensor, targets: Tensor,
 
 
 def block_forward(block: Callable[..., Any], recompute: bool, *inputs: Any) -> Any:
-    """block(*inputs). To `recompute` it, autograd keeps its inputs alone, and backward runs it once more (Chen et al.
-    2016), with the same dropout: torch's generator is put back to where it stood."""
+    """block(*inputs). With `recompute`, autograd keeps only its inputs, and backward runs the block again (Chen et al.
+    2016) with the same dropout: torch's generator is reset to its earlier state."""
     if not (recompute and torch.is_grad_enabled()):
         return block(*inputs)
     return checkpoint(block, *inputs, use_reentrant=False)
 
 
 class AutogradNetwork(Network):
-    """Where `forward` leaves a graph, and `backward` is its `.backward()`. Subclasses say what the logits are."""
+    """A network whose `forward` builds a graph and whose `backward` is its `.backward()`. Subclasses define the
+    logits."""
 
-    _logits: Tensor | None = None  # of the last forward that waits for its backward
+    _logits: Tensor | None = None  # of the last forward, until its backward
 
     @abstractmethod
     def _outputs_of(self, inputs: tuple[Tensor | None, ...], step: int | None) -> Tensor:
-        """`inputs_of` a batch -> logits (B, T, V), or what the head of this network gives; `step` chooses the dropout
-        masks, None for none."""
+        """`inputs_of` a batch -> logits (B, T, V), or the other outputs of this network's head. `step` chooses the
+        dropout masks; None: no dropout."""
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -99,7 +100,7 @@ class AutogradNetwork(Network):
             (loss * dloss if isinstance(dloss, Tensor) else loss).backward()
 
     def _notify_gradients_complete(self) -> None:
-        """Autograd's backward tells nothing on its way: all at its end."""
+        """Reports all gradients at the end: autograd reports none of them earlier."""
         for block in reversed(block_names(self.config)):
             self.on_gradients_complete(block)
         self.on_gradients_complete(None)

@@ -1,8 +1,8 @@
 """The same network as PyTorch users write it: `torch.nn` (baseline_modules.py), and here `torch.compile` around it.
 
-The peer of every measurement, so as fast as PyTorch makes it. Its weights have the names and values of the others
-where they come and go (`parameters`, `gradients`, the optimizer's state); inside they are fused as PyTorch likes them.
-Its dropout is torch's own: as much as by hand, at other places.
+It is the peer in every measurement, so it is as fast as PyTorch makes it. `parameters`, `gradients` and the optimizer's
+state have the names and values of the other implementations; inside, its weights are fused for PyTorch. Dropout is
+torch's: the same probability as by hand, other masks.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from .network import parameter_shapes
 log = logging.getLogger(__name__)
 
 MODULES: dict[str, Any] = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
-FUSED = {"attention": "qkv", "cross_attention": "key_value", "feed_forward": "gated"}  # several matrices in one
+FUSED = {"attention": "qkv", "cross_attention": "key_value", "feed_forward": "gated"}  # several matrices as one
 
 
 class BaselineTransformer(AutogradNetwork):
-    """`Network` by autograd, with `torch.nn` and without a line of this project's calculus.
+    """A `Network` by autograd, with `torch.nn` and without this project's calculus.
 
-    Gradients are made anew in each step, as `zero_grad(set_to_none=True)` has it; `gradients` looks at them. Raises as
-    CustomTransformer.
+    Each step allocates new gradients, as after `zero_grad(set_to_none=True)`; `gradients` returns views of them. Raises
+    the errors of CustomTransformer.
 
     >>> sizes = {"vocab_size": 16, "d_model": 16, "n_blocks": 1, "n_heads": 2, "d_ffn": 32, "precision": "fp64"}
     >>> by_hand, baseline = CustomTransformer(sizes), BaselineTransformer(sizes)
@@ -53,7 +53,7 @@ class BaselineTransformer(AutogradNetwork):
         if config.position_kind == "rotary":
             assert table is not None
             table = table.repeat(1, 1, 2)  # cosines and sines of both elements of a pair, (2, max_seq_len, K)
-        with torch.device("meta"):  # nothing is allocated or drawn twice
+        with torch.device("meta"):  # nothing is allocated or initialized twice
             self.module = MODULES[config.network](config, self.activation, table)
         for part in self.module.modules():  # not `to_empty`, which cannot be estimated (memory_estimate: fake tensors)
             for name, parameter in part.named_parameters(recurse=False):
@@ -69,16 +69,16 @@ class BaselineTransformer(AutogradNetwork):
         self.compile_mode: str | None = None  # of torch.compile
         self._loss: Any = self.module.loss
 
-    # Names: where the others have query, key and value, here is one tensor
+    # Names: query, key and value of the other implementations are one tensor here
 
     def _places(self) -> dict[str, tuple[nn.Parameter, slice]]:
-        """Every parameter's name -> the module's tensor that holds it, and which of its rows."""
-        alone = "decoder." if self.config.network == "decoder" else ""  # its blocks have no name before theirs
+        """Every parameter's name -> the module's tensor that contains it, and its rows there."""
+        alone = "decoder." if self.config.network == "decoder" else ""  # the blocks of a decoder alone have no prefix
         wholes = {
             name.removeprefix(alone): whole for name, whole in self.module.named_parameters(remove_duplicate=False)
         }
         places: dict[str, tuple[nn.Parameter, slice]] = {}
-        rows = dict.fromkeys(wholes, 0)  # that have a name already
+        rows = dict.fromkeys(wholes, 0)  # rows that already have a name
         for name, shape in parameter_shapes(self.config).items():
             whole = name
             if name not in wholes:
@@ -90,7 +90,7 @@ class BaselineTransformer(AutogradNetwork):
 
     @property
     def gradients(self) -> dict[str, Tensor]:  # type: ignore[override]
-        """Views of what autograd left, zeros where it left nothing."""
+        """Views of autograd's gradients; zeros where there is none yet."""
         return {
             name: torch.zeros_like(self.parameters[name]) if whole.grad is None else whole.grad[rows]
             for name, (whole, rows) in self.places.items()
@@ -105,7 +105,7 @@ class BaselineTransformer(AutogradNetwork):
     # Forward and backward
 
     def _arguments(self, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        """What the module's `forward` takes: a decoder's mask in place of its segments."""
+        """The arguments of the module's `forward`: a decoder's mask replaces its segments."""
         if self.config.network != "decoder":
             return inputs
         tokens, segments = inputs
@@ -114,7 +114,7 @@ class BaselineTransformer(AutogradNetwork):
         return tokens, None if segments is None else Visible.within(segments).mask(T, T, self.device)
 
     def _set_training(self, step: int | None, first_row: int = 0) -> None:
-        """Dropout in training only; its generator is set anew in each step, so that a resumed run draws the same."""
+        """Dropout in training only. Its generator is seeded in each step, so that a resumed run has the same masks."""
         training = step is not None and self.config.dropout > 0
         if self.module.training != training:
             self.module.train(training)
@@ -138,7 +138,7 @@ class BaselineTransformer(AutogradNetwork):
         return loss.detach()
 
     def _first_step(self, arguments: tuple) -> Tensor:
-        """Tries the compiled step, where it is wanted; goes on without where it cannot be had (no C++ compiler)."""
+        """Tries the compiled step, if asked for, and continues without it if it fails (no C++ compiler)."""
         self.compiled = self.compiles
         if self.compiled:
             before = [None if p.grad is None else p.grad.clone() for p in self.module.parameters()]
@@ -150,7 +150,7 @@ class BaselineTransformer(AutogradNetwork):
                 self._loss = compiled
                 return loss.detach()
             except Exception as error:
-                # whatever the compiler raises; what is wrong with the network itself raises again below
+                # the compiler may raise anything; an error of the network itself is raised again below
                 self.compiled = self.compiles = False
                 for parameter, gradient in zip(self.module.parameters(), before, strict=True):
                     parameter.grad = gradient
@@ -161,7 +161,7 @@ class BaselineTransformer(AutogradNetwork):
         return loss.detach()
 
     def _outputs_of(self, inputs: tuple[Tensor | None, ...], step: int | None) -> Tensor:
-        """Never compiled: evaluation and generation come in many shapes, and each would be compiled again."""
+        """Never compiled: evaluation and generation have many shapes, and each of them would be compiled."""
         self._set_training(step)
         return self.module(*self._arguments(inputs))
 

@@ -1,6 +1,6 @@
 """The modules of the baseline: `torch.nn`, one product for query, key and value, SDPA.
 
-Their parameters' names are those of the hand-written network, but for what is fused here: `qkv`, `key_value`, `gated`.
+Their parameters have the names of the hand-written network, except the fused ones: `qkv`, `key_value`, `gated`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ def norm(config: CustomTransformerConfig) -> nn.Module:
 
 
 def rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """x (B, heads, T, K), cosine and sine (T, K)."""
+    """x with rotary positions. x (B, heads, T, K), cosine and sine (T, K)."""
     first, second = x.chunk(2, dim=-1)
     return x * cosine + torch.cat((-second, first), dim=-1) * sine
 
 
 class Keys(NamedTuple):
-    """Which keys are seen: `mask` (B, 1, T or 1, S) or None for all, or for all up to a query's own place (causal).
+    """The visible keys: `mask` (B, 1, T or 1, S), or None for all keys, or all up to the query's position (causal).
 
-    A row without any key sees all of them in `mask`, and `there` (B, 1, 1, 1) makes nothing of that.
+    SDPA may return NaN where a query sees no key. So in `mask` such a row sees all keys, and `there` (B, 1, 1, 1) sets
+    its output to 0.
     """
 
     causal: bool = False
@@ -40,14 +41,14 @@ class Keys(NamedTuple):
 
     @classmethod
     def of_lengths(cls, lengths: Tensor, S: int) -> Keys:
-        """The first so many of S keys, in every row."""
+        """The first `lengths[b]` of S keys are visible in row b."""
         mask = torch.arange(S, device=lengths.device) < lengths[:, None]
         there = (lengths > 0)[:, None]
         return cls(False, (mask | ~there)[:, None, None], there[:, None, None])
 
 
 class AnyAttention(nn.Module):
-    """What attention has in common, wherever its keys come from."""
+    """What self-attention and cross-attention share."""
 
     def __init__(self, config: CustomTransformerConfig):
         super().__init__()
@@ -72,7 +73,7 @@ class AnyAttention(nn.Module):
 
 
 class Attention(AnyAttention):
-    """Of a sequence with itself."""
+    """Self-attention."""
 
     def __init__(self, config: CustomTransformerConfig):
         super().__init__(config)
@@ -89,7 +90,7 @@ class Attention(AnyAttention):
 
 
 class CrossAttention(AnyAttention):
-    """Of the target with the memory, which the encoder has made of the source."""
+    """Attention of the target to the memory, the encoder's output for the source."""
 
     def __init__(self, config: CustomTransformerConfig):
         super().__init__(config)
@@ -115,7 +116,7 @@ class FeedForward(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """SwiGLU, gate and hidden layer in one product."""
+    """SwiGLU, with gate and hidden layer in one product."""
 
     def __init__(self, config: CustomTransformerConfig):
         super().__init__()
@@ -158,7 +159,7 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Blocks one after the other, and the norm behind them."""
+    """A stack of blocks, and the norm after them."""
 
     def __init__(self, config: CustomTransformerConfig, activation: str, n_blocks: int, reads_memory: bool = False):
         super().__init__()
@@ -167,26 +168,26 @@ class Blocks(nn.Module):
         self.final_norm = norm(config) if config.traits.pre_norm else nn.Identity()
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, keys: Keys, *memory: Tensor | Keys) -> Tensor:
-        """x (B, T, D) -> (B, T, D); `memory` and which of its places are seen, for blocks that read one."""
+        """x (B, T, D) -> (B, T, D); `memory` and its visible positions, for blocks with cross-attention."""
         for block in self.blocks:
             x = block_forward(block, self.recompute, x, rotation, keys, *memory)
         return self.final_norm(x)
 
 
 class Transformer(nn.Module):
-    """What a decoder, an encoder and both together have in common: vectors at places, and a head."""
+    """What decoder, encoder and encoder-decoder share: embeddings, positions, and a head."""
 
     def __init__(self, config: CustomTransformerConfig, table: Tensor | None, outputs: int, bias: bool = False):
         super().__init__()
         self.scale = math.sqrt(config.d_model) if config.traits.scaled_embedding else 1.0
         self.positions, self.reads_tokens = config.position_kind, config.n_inputs is None
-        self.table = table  # of sinusoids (T, D), or of cosines and sines (2, T, K); not a buffer: it keeps its format
+        self.table = table  # sinusoids (T, D), or cosines and sines (2, T, K); not a buffer, so that it keeps its dtype
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.d_model, outputs, bias=bias)
         self.config = config
 
     def placed(self, x: Tensor, places: nn.Embedding | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """x (B, T, D) at its places, and by what queries and keys turn there."""
+        """x (B, T, D) with positions added, and the rotation of queries and keys (rotary positions)."""
         length, rotation = x.shape[1], None
         if self.scale != 1.0 and self.reads_tokens:
             x = x * self.scale
@@ -221,7 +222,7 @@ class Decoder(Transformer):
 
 
 class EncoderDecoder(Decoder):
-    """Sources and the beginnings of targets to logits, and to the loss."""
+    """Sources and shifted targets to logits, and to the loss."""
 
     def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
         super().__init__(config, activation, table)
@@ -250,7 +251,7 @@ class EncoderDecoder(Decoder):
 
 
 class Encoder(Transformer):
-    """A sequence, of tokens or of rows of numbers, to one row of numbers, and to the loss."""
+    """A sequence of tokens, or of rows of numbers, to one row of numbers, and to the loss."""
 
     def __init__(self, config: CustomTransformerConfig, activation: str, table: Tensor | None):
         assert config.n_outputs is not None

@@ -1,8 +1,8 @@
 """The transformer whose backward pass is written by hand: raw tensors, no autograd anywhere.
 
-Every forward function is followed by its backward, which reads it from the last line to the first. `mirror.py` has the
-same functions in the same order for autograd; the difference between the two files is what autograd does. Which kernels
-serve the pairs, in which memory, and which steps are replayed, is the business of `step.py`.
+Every forward function is followed by its backward, which goes through it from the last line to the first. `mirror.py`
+has the same functions in the same order for autograd; the difference between the two files is what autograd does.
+`step.py` decides which kernels serve the pairs, in which memory, and which steps are replayed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ class CustomTransformer(HandWrittenNetwork):
     """A decoder by hand. The gradient of `parameters[name]` is added into `gradients[name]`. Raises ConfigError for a
     config that no decoder can be built from, and InputError for a batch that it cannot read.
 
-    In bf16_mixed and fp16_mixed the residual stream x stays in float32, as autocast leaves it, and what enters a matrix
-    product is rounded: a stream in 16 bits would be rounded at every sum, and past some 10 blocks its gradients' errors
-    are more than twice autocast's. In the other precisions `.to(self.compute_dtype)` does nothing.
+    In bf16_mixed and fp16_mixed the residual stream x stays in float32, as in autocast, and the inputs of matrix
+    products are rounded. A 16-bit stream would be rounded at every sum: in networks of more than some 10 blocks the
+    errors of the gradients would be more than twice autocast's. In the other precisions `.to(self.compute_dtype)` does
+    nothing.
 
     >>> from manual_backprop.common.batch import Batch
     >>> network = CustomTransformer({"vocab_size": 16, "d_model": 16, "n_blocks": 1, "n_heads": 2, "d_ffn": 32})
@@ -55,13 +56,13 @@ class CustomTransformer(HandWrittenNetwork):
         return loss
 
     def _loss_forward(self, x: Tensor, targets: Tensor, denominator: int | Tensor) -> tuple[Tensor, Cache]:
-        """x (B, T, D) -> the loss of the logits that the head makes of it."""
+        """x (B, T, D) -> the loss of its logits, one number."""
         ops, smoothing, padding = self.ops, self.config.label_smoothing, self.config.padding_token_id
         if self.config.head_loss in OBJECTIVES:
             logits, head_cache = ops.linear_forward(x, self.head)
             loss, loss_cache = objective_loss(logits, targets, denominator, self.config.head_loss)
             return loss, (None, ops.linear_backward(objective_gradient(self.dloss, loss_cache), head_cache, self.dhead))
-        if ops.serves("linear_cross_entropy"):  # both halves at once: no logits have to be kept between them
+        if ops.serves("linear_cross_entropy"):  # both halves at once: no logits are kept between them
             loss, dx = ops.linear_cross_entropy(
                 x,
                 self.head,
@@ -80,7 +81,7 @@ class CustomTransformer(HandWrittenNetwork):
         return loss, (loss_cache, None)
 
     def _loss_backward(self, dloss: float | Tensor, cache: Cache) -> Tensor:
-        """dloss, one number, -> dx (B, T, D)."""
+        """dloss, one number -> dx (B, T, D)."""
         loss_cache, dx = cache
         if loss_cache is not None:
             dx = self.ops.linear_cross_entropy_backward(dloss, loss_cache, self.dhead, record=self.recorder)
@@ -122,16 +123,16 @@ class CustomTransformer(HandWrittenNetwork):
         stack: str = "",
         memory: Memory | None = None,
     ) -> tuple[Tensor, Cache]:
-        """tokens (B, T) -> what the vocabulary projection reads, x (B, T, D). `keep` the caches, for backward.
+        """tokens (B, T) -> the last hidden state x (B, T, D). `keep`: keep the caches for backward.
 
-        `stack` is what the names of its blocks begin with; `memory` what they read in their cross-attention.
+        `stack` is the prefix of the blocks' names; `memory` is what their cross-attention reads.
         """
         x, embedding_cache = self._embedding_forward(tokens, dropout, stack)
         x, stack_cache = self._stack_forward(x, visible, dropout, keep, stack, memory)
         return x, (embedding_cache, stack_cache)
 
     def _hidden_backward(self, dx: Tensor, cache: Cache, stack: str = "", dmemory: Tensor | None = None) -> None:
-        """dx (B, T, D); adds to dmemory (B, S, D), where blocks have read a memory."""
+        """dx (B, T, D); adds to dmemory (B, S, D), if the blocks read a memory."""
         embedding_cache, stack_cache = cache
         dx = self._stack_backward(dx, stack_cache, stack, dmemory)
         self._embedding_backward(dx, embedding_cache, stack)
@@ -139,10 +140,10 @@ class CustomTransformer(HandWrittenNetwork):
     def _stack_forward(
         self, x: Tensor, visible: Visible, dropout: DropoutSource, keep: bool, stack: str, memory: Memory | None
     ) -> tuple[Tensor, Cache]:
-        """x (B, T, D) -> x (B, T, D): all blocks, and the norm behind them."""
+        """x (B, T, D) -> x (B, T, D): all blocks, and the norm after them."""
         blocks, norm_cache = self._blocks(keep), None
         if self.config.traits.pre_norm:
-            branch = None  # what the next norm adds to x before it normalizes: nothing yet
+            branch = None  # the next norm adds it to x first; before the first block there is none
             for block in self.stacks[stack]:
                 x, branch = blocks.forward(self._pre_norm_block_forward, x, branch, block, visible, dropout, memory)
             (_, x), norm_cache = self.norm_forward(x, branch, *norm_of(self.parameters, f"{stack}final_norm"))
@@ -155,12 +156,12 @@ class CustomTransformer(HandWrittenNetwork):
     def _stack_backward(self, dx: Tensor, cache: Cache, stack: str, dmemory: Tensor | None = None) -> Tensor:
         """dx (B, T, D) -> dx (B, T, D); every block adds to dmemory (B, S, D).
 
-        Says of every block, from the last, when its gradients are complete.
+        Reports every block, from the last to the first, when its gradients are complete.
         """
         blocks, norm_cache = cache
         if self.config.traits.pre_norm:
             self.recorder(f"{stack}final_norm.doutput", dx)
-            # _, x = norm(x + branch); the sum is not used again, so nothing reaches it past the norm
+            # _, x = norm(x + branch); the sum is not used again, so its gradient comes only through the norm
             dx = dbranch = self.norm_backward(None, dx, norm_cache, *norm_of(self.gradients, f"{stack}final_norm"))
             for block in reversed(self.stacks[stack]):
                 with blocks.last() as block_cache:
@@ -180,7 +181,7 @@ class CustomTransformer(HandWrittenNetwork):
         """
         table, places = self.tables[stack]
         if self.config.n_inputs is not None:
-            # a copy: kernels write a gradient in the place of what they read
+            # a copy: kernels overwrite what they read with a gradient
             numbers = tokens.to(self.compute_dtype, copy=True)
             x, token_cache = self.ops.linear_forward(numbers, self.matrices[table], self.parameters["input.bias"])
             x = x.to(self.config.get_dtype())
@@ -226,8 +227,8 @@ class CustomTransformer(HandWrittenNetwork):
     ) -> tuple[tuple[Tensor, Tensor], Cache]:
         """x += branch; x += attention(norm(x)); x += cross_attention(norm(x), memory); branch = feed_forward(norm(x)).
 
-        Without a memory there is no cross-attention. The last sum is left to the next block, whose first norm reads it:
-        sum and norm are one pair.
+        Without a memory there is no cross-attention. The next block computes the last sum, since its first norm reads
+        it: sum and norm are one pair.
         x, branch (B, T, D) -> x, branch (B, T, D).
         """
         p = self.block_parameters[block]
@@ -252,7 +253,7 @@ class CustomTransformer(HandWrittenNetwork):
     def _pre_norm_block_backward(
         self, dx: Tensor, dbranch: Tensor, block: str, cache: Cache, dmemory: Tensor | None
     ) -> Tensor:
-        """dx, dbranch (B, T, D) -> the gradient of the block's x and branch alike (B, T, D); adds to dmemory."""
+        """dx, dbranch (B, T, D) -> the gradient of the block's x, and also of its branch (B, T, D); adds to dmemory."""
         attention_norm_cache, attention_cache, cross_cache, feed_forward_norm_cache, feed_forward_cache = cache
         d = self.block_gradients[block]
         record = scoped(self.recorder, f"{block}.")
@@ -336,7 +337,7 @@ class CustomTransformer(HandWrittenNetwork):
     ) -> tuple[Tensor, Cache]:
         """y = dropout(attention(x W_qkv^T + b_qkv) W_output^T + b_output). x (B, T, D) -> y (B, T, D).
 
-        Where an architecture has no biases, `get` finds None, which is what `linear` takes for none.
+        In an architecture without biases `get` returns None, and `linear` adds none.
         """
         p, ops = self.block_parameters[block], self.ops
         place = f"{block}.attention."
@@ -382,7 +383,7 @@ class CustomTransformer(HandWrittenNetwork):
         self, x: Tensor, memory: Memory, block: str, dropout: DropoutSource
     ) -> tuple[Tensor, Cache]:
         """y = dropout(attention(x W_query^T, memory W_key_value^T) W_output^T). x (B, T, D), memory (B, S, D) ->
-        y (B, T, D). Nothing is turned here: a place in the target says nothing of one in the source."""
+        y (B, T, D). No rotary positions here: positions of the target and of the source cannot be compared."""
         p, ops = self.block_parameters[block], self.ops
         place = f"{block}.cross_attention."
         record = scoped(self.recorder, place)
@@ -409,7 +410,7 @@ class CustomTransformer(HandWrittenNetwork):
         return y, (query_cache, key_value_cache, attention_cache, output_cache, dropout_cache)
 
     def _cross_attention_backward(self, dy: Tensor, block: str, cache: Cache, dmemory: Tensor | None) -> Tensor:
-        """dy (B, T, D) -> dx (B, T, D); adds to dmemory (B, S, D), which the blocks share as they share the memory."""
+        """dy (B, T, D) -> dx (B, T, D); adds to dmemory (B, S, D), which all blocks share, like the memory."""
         query_cache, key_value_cache, attention_cache, output_cache, dropout_cache = cache
         d, ops = self.block_gradients[block], self.ops
         record = scoped(self.recorder, f"{block}.cross_attention.")

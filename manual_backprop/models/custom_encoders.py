@@ -1,5 +1,5 @@
-"""The encoder-decoder by hand (Vaswani et al. 2017, section 3): two stacks of the blocks of `custom.py`; and an encoder
-alone, which answers each sequence with one row of numbers."""
+"""The encoder-decoder by hand (Vaswani et al. 2017, section 3), two stacks of the blocks of `custom.py`; and an encoder
+alone, whose output is one row of numbers for each sequence."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .step import Cache
 
 
 class CustomEncoderDecoder(CustomTransformer):
-    """Sources and the beginnings of targets -> logits. The gradient of the memory collects from all of the decoder's
-    blocks before it goes through the encoder."""
+    """Sources and shifted targets -> logits. The gradient of the memory is the sum over all blocks of the decoder; then
+    it goes through the encoder."""
 
     kind = "encoder_decoder"
 
@@ -80,7 +80,7 @@ class CustomEncoderDecoder(CustomTransformer):
 
 
 class CustomEncoder(CustomTransformer):
-    """Sequences of tokens, or of rows of numbers -> the logits of classes, or numbers that are predicted."""
+    """Sequences of tokens, or of rows of numbers -> the logits of classes, or predicted numbers."""
 
     kind = "encoder"
 
@@ -139,7 +139,7 @@ class CustomEncoder(CustomTransformer):
         # outputs = pooled head^T + bias
         dpooled = self.ops.linear_backward(doutputs, head_cache, self.dhead, self.gradients["head.bias"])
         self.recorder("dpooled", dpooled)
-        # pooled = mean(x) over the real positions, or x at the first one
+        # pooled = mean(x) over the real positions, or x at the first position
         if self.config.pooling == "mean":
             dx = self.ops.mean_pooling_backward(dpooled, pooling_cache)
         else:

@@ -1,8 +1,8 @@
-"""Activations and learning objectives from outside of the package: a pair by hand, and its mirror for autograd, under a
-name that a config can have.
+"""Activations and objectives (loss functions) that users register: a pair by hand, its mirror for autograd, and the
+name that a config uses.
 
-Whoever registers one does so before a network is built, in a module that is imported or named by `--plugin`. The check
-of gradients at the end of each run compares the two, and `python -m manual_backprop.verify` does.
+Register them before a network is built, in a module that is imported or named by `--plugin`. The gradient check at the
+end of each run compares the pair with its mirror, and so does `python -m manual_backprop.verify`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def register_activation(
     backward: Callable[[Tensor, Any], Tensor],
     mirror: Callable[[Tensor], Tensor],
 ) -> None:
-    """Makes architecture.activation=NAME: y, cache = forward(x), dx = backward(dy, cache), element by element, and
-    y = mirror(x) for autograd. Raises ConfigError where the name is no word, or is another one's.
+    """Makes architecture.activation=NAME available: y, cache = forward(x), dx = backward(dy, cache), element by
+    element, and y = mirror(x) for autograd. Raises ConfigError if the name is not a word or is taken.
 
     >>> def cube_forward(x):
     ...     return x**3, x
@@ -47,13 +47,13 @@ def register_objective(
     mirror: Callable[[Tensor, Tensor, Any], Tensor],
     of_numbers: bool = False,
 ) -> None:
-    """Makes head_loss=NAME of a network's config, which a task asks for in its `network_config`.
+    """Makes head_loss=NAME available in a network's config; a task asks for it in its `network_config`.
 
-    loss, cache = forward(outputs, targets, denominator) and doutputs = backward(dloss, cache), and loss =
-    mirror(outputs, targets, denominator) for autograd: a sum over the targets that count (-100 does not, of numbers
-    NaN) over `denominator`, that of the whole optimizer step. outputs (B, T, V) with targets (B, T), or of an encoder
-    (B, n_outputs) with classes (B,), or `of_numbers` with (B, n_outputs). Raises ConfigError where the name is no word,
-    or is another one's.
+    loss, cache = forward(outputs, targets, denominator) and doutputs = backward(dloss, cache), and for autograd
+    loss = mirror(outputs, targets, denominator). The loss is a sum over the targets that count, divided by
+    `denominator`, which is that of the whole optimizer step. A target of -100 does not count, nor does a number that is
+    NaN. outputs (B, T, V) with targets (B, T); an encoder's (B, n_outputs) with classes (B,), or with `of_numbers` with
+    (B, n_outputs). Raises ConfigError as above.
 
     >>> def absolute_error_forward(outputs, targets, denominator):
     ...     difference = torch.where(targets.isnan(), 0, outputs - targets)

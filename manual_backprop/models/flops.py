@@ -1,4 +1,4 @@
-"""How much arithmetic a step is, and how much of it this machine does in a second.
+"""The FLOPs of a training step, and the FLOP/s that this machine reaches.
 
 FLOPs of a token: 6 x (weights that enter a matrix product, the vocabulary projection included even when tied)
 + 12 L D T, where L counts attentions.
@@ -20,10 +20,10 @@ SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}  # of the square matrices who
 
 
 def flops_per_token(config: CustomTransformerConfig, sequence_length: int) -> int:
-    """Of one token in one training step, forward and backward [FLOPs]; of an encoder-decoder, of one token of the
-    target and one of the source, both sequences being equally long.
+    """FLOPs of one token in one training step, forward and backward. For an encoder-decoder: of one token of the target
+    and one of the source, for sequences of equal length.
 
-    There the decoder's cross-attention is one more attention to each of its blocks: as many weights, as many scores.
+    The decoder's cross-attention counts as one more attention in each of its blocks: as many weights, as many scores.
     """
     d_model, blocks, attentions = config.d_model, config.n_blocks, config.n_blocks
     of_encoder = config.encoder_blocks
@@ -40,11 +40,11 @@ def flops_per_token(config: CustomTransformerConfig, sequence_length: int) -> in
 
 
 def matrix_product_rate(dtype: torch.dtype, device: torch.device, seconds: float = 0.1) -> float:
-    """What this machine reaches on matrix products alone, in this format and with the threads torch has now [FLOP/s],
-    by the library that the kernels take.
+    """The FLOP/s that this machine reaches on matrix products alone, in this dtype, with torch's current number of
+    threads and the library that the kernels use.
 
-    The best of many products x @ weight.T of several sizes: a small one may end before another program takes the
-    processor away, and a GPU needs large ones. Measured once in a process.
+    It is the best of many products x @ weight.T of several sizes: a small one may end before another program takes the
+    processor away, and a GPU needs large ones. Measured once per process.
     """
     return _measured_rate(dtype, device, torch.get_num_threads(), seconds)
 
@@ -55,7 +55,7 @@ def _measured_rate(dtype: torch.dtype, device: torch.device, threads: int, secon
     best = 0.0
     for side in SIDES[device.type]:
         a, b = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
-        product = torch.empty_like(a)  # a new one each time would cost page faults
+        product = torch.empty_like(a)  # allocating it each time would cost page faults
         with fastest_products() if device.type == "cpu" else nullcontext():
             torch.mm(a, b.T, out=product)
             start = time.perf_counter()

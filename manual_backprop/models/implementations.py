@@ -1,4 +1,4 @@
-"""The networks of `implementation=NAME`: three levels of the same thing, behind one seam."""
+"""The networks of `implementation=NAME`: three implementations of the same network behind one interface."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .mirror import TorchTransformer
 from .mirror_encoders import TorchEncoder, TorchEncoderDecoder
 from .network import Network
 
-IMPLEMENTATIONS: dict[str, type[Network]] = {  # of a decoder; the baseline's is that of every network
+IMPLEMENTATIONS: dict[str, type[Network]] = {  # of a decoder; the baseline's class serves every kind of network
     "custom": CustomTransformer,
     "torch": TorchTransformer,
     "baseline": BaselineTransformer,
@@ -24,6 +24,6 @@ OTHERS: dict[tuple[str, str], type[Network]] = {
 
 
 def build_network(implementation: str, config: CustomTransformerConfig) -> Network:
-    """The network of `implementation=NAME` and network=KIND. Raises ConfigError for a config that none can be built
-    from."""
+    """The network of `implementation=NAME` and network=KIND. Raises ConfigError if none can be built from the
+    config."""
     return OTHERS.get((implementation, config.network), IMPLEMENTATIONS[implementation])(config)

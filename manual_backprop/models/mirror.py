@@ -1,7 +1,7 @@
 """The same network in plain PyTorch, line for line beside `custom.py`, with gradients by autograd: the proof.
 
-What is missing here is what autograd does: no caches, no backward functions. What PyTorch users would write instead of
-this is another file's business; here every name is the hand-written one's.
+What is missing here is what autograd does: there are no caches and no backward functions. Every name is that of the
+hand-written network; `baseline.py` is the network as PyTorch users would write it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .recorder import scoped
 
 
 class TorchTransformer(MirroredNetwork):
-    """A decoder by autograd, which adds into the same `gradients` that the hand-written backward adds into. Raises as
+    """A decoder by autograd. It adds into the same `gradients` as the hand-written backward. Raises the errors of
     CustomTransformer.
 
     >>> from manual_backprop.common.batch import Batch
@@ -45,7 +45,7 @@ class TorchTransformer(MirroredNetwork):
         return self._loss_forward(x, targets, denominator)
 
     def _loss_forward(self, x: Tensor, targets: Tensor, denominator: Tensor) -> Tensor:
-        """x (B, T, D) -> the loss of the logits that the head makes of it."""
+        """x (B, T, D) -> the loss of its logits, one number."""
         logits = F.linear(x, self.head)
         self._recording("logits", logits)
         return head_loss(self.config, logits, targets, denominator)
@@ -75,9 +75,9 @@ class TorchTransformer(MirroredNetwork):
         stack: str = "",
         memory: Memory | None = None,
     ) -> Tensor:
-        """tokens (B, T) -> what the vocabulary projection reads, x (B, T, D).
+        """tokens (B, T) -> the last hidden state x (B, T, D).
 
-        `stack` is what the names of its blocks begin with; `memory` what they read in their cross-attention.
+        `stack` is the prefix of the blocks' names; `memory` is what their cross-attention reads.
         """
         x = self._embedding_forward(tokens, dropout, stack)
         return self._stack_forward(x, visible, dropout, stack, memory)
@@ -85,9 +85,9 @@ class TorchTransformer(MirroredNetwork):
     def _stack_forward(
         self, x: Tensor, visible: Visible, dropout: DropoutSource, stack: str, memory: Memory | None
     ) -> Tensor:
-        """x (B, T, D) -> x (B, T, D): all blocks, and the norm behind them."""
+        """x (B, T, D) -> x (B, T, D): all blocks, and the norm after them."""
         if self.config.traits.pre_norm:
-            branch = None  # what the next norm adds to x before it normalizes: nothing yet
+            branch = None  # the next norm adds it to x first; before the first block there is none
             for block in self.stacks[stack]:
                 x, branch = self.block_forward(self._pre_norm_block_forward, x, branch, block, visible, dropout, memory)
             _, x = self.norm_forward(x, branch, *norm_of(self.leaves, f"{stack}final_norm"))
@@ -131,8 +131,8 @@ class TorchTransformer(MirroredNetwork):
     ) -> tuple[Tensor, Tensor]:
         """x += branch; x += attention(norm(x)); x += cross_attention(norm(x), memory); branch = feed_forward(norm(x)).
 
-        Without a memory there is no cross-attention. The last sum is left to the next block, whose first norm reads it:
-        sum and norm are one pair.
+        Without a memory there is no cross-attention. The next block computes the last sum, since its first norm reads
+        it: sum and norm are one pair.
         x, branch (B, T, D) -> x, branch (B, T, D).
         """
         p = self.block_parameters[block]
@@ -180,7 +180,7 @@ class TorchTransformer(MirroredNetwork):
     def _attention_forward(self, x: Tensor, block: str, visible: Visible, dropout: DropoutSource) -> Tensor:
         """y = dropout(attention(x W_qkv^T + b_qkv) W_output^T + b_output). x (B, T, D) -> y (B, T, D).
 
-        Where an architecture has no biases, `get` finds None, which is what `linear` takes for none.
+        In an architecture without biases `get` returns None, and `linear` adds none.
         """
         p = self.block_parameters[block]
         place = f"{block}.attention."
@@ -201,7 +201,7 @@ class TorchTransformer(MirroredNetwork):
 
     def _cross_attention_forward(self, x: Tensor, memory: Memory, block: str, dropout: DropoutSource) -> Tensor:
         """y = dropout(attention(x W_query^T, memory W_key_value^T) W_output^T). x (B, T, D), memory (B, S, D) ->
-        y (B, T, D). Nothing is turned here: a place in the target says nothing of one in the source."""
+        y (B, T, D). No rotary positions here: positions of the target and of the source cannot be compared."""
         p, config = self.block_parameters[block], self.config
         place = f"{block}.cross_attention."
         record = scoped(self._recording, place)

@@ -1,4 +1,4 @@
-"""The encoder-decoder and the encoder by autograd, which follow `custom_encoders.py` name for name."""
+"""The encoder-decoder and the encoder by autograd. This file follows `custom_encoders.py` name for name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .network import DropoutSource, Memory
 
 
 class TorchEncoderDecoder(TorchTransformer):
-    """Sources and the beginnings of targets -> logits."""
+    """Sources and shifted targets -> logits."""
 
     kind = "encoder_decoder"
 
@@ -63,7 +63,7 @@ class TorchEncoderDecoder(TorchTransformer):
 
 
 class TorchEncoder(TorchTransformer):
-    """Sequences of tokens, or of rows of numbers -> the logits of classes, or numbers that are predicted."""
+    """Sequences of tokens, or of rows of numbers -> the logits of classes, or predicted numbers."""
 
     kind = "encoder"
 

@@ -1,7 +1,7 @@
-"""What the mirror has around its calculus: leaves over flat buffers, and what PyTorch has no one function for.
+"""The machinery around the mirror's calculus: leaves over flat buffers, and functions that PyTorch lacks.
 
-It is to `mirror.py` what `step.py` and the pairs of `ops/` are to `custom.py`: the leaves and the step, and attention
-and dropout with the masks of `ops/`, whose randomness is no part of the calculus.
+This file is to `mirror.py` what `step.py` and `ops/` are to `custom.py`: the leaves and the step, and attention and
+dropout with the masks of `ops/`. The random masks are shared, since they are not part of the calculus.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .recorder import gradient_name
 
 
 def dropout_mirror(x: Tensor, dropout: Dropout | None) -> Tensor:
-    """The same mask as by hand: dropout's randomness is no part of the calculus."""
+    """Dropout with the mask of the hand-written network: the random mask is not part of the calculus."""
     if dropout is None:
         return x
     return x * keep_mask(tuple(x.shape), dropout, x.device) / (1 - dropout.probability)
@@ -38,7 +38,7 @@ def self_attention_mirror(
     dropout: Dropout | None = None,
     record: Record = no_record,
 ) -> Tensor:
-    """PyTorch's own fused attention; spelled out where its probabilities are dropped by our mask, or looked at."""
+    """PyTorch's fused attention; written out where our dropout mask or a recorder needs the probabilities."""
     if visible.key_lengths is not None:
         return cross_attention_mirror(*split_heads(qkv, n_heads), visible, dropout, record)
     query, key, value = (x.transpose(1, 2) for x in split_heads(qkv, n_heads))
@@ -67,7 +67,8 @@ def cross_attention_mirror(
     dropout: Dropout | None = None,
     record: Record = no_record,
 ) -> Tensor:
-    """Spelled out: query (B, T, H, K), key and value (B, S, G, K) -> context (B, T, H K). Without a key it is 0."""
+    """Written out. query (B, T, H, K), key and value (B, S, G, K) -> context (B, T, H K), 0 for a query without
+    keys."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     shared = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
@@ -76,7 +77,7 @@ def cross_attention_mirror(
     mask = visible.mask(query.shape[2], key.shape[2], query.device)
     if mask is not None:
         there = mask.any(-1, keepdim=True)
-        scores = scores.masked_fill(~(mask | ~there), -math.inf)  # without a key as if all were there, and 0 below
+        scores = scores.masked_fill(~(mask | ~there), -math.inf)  # a query without keys sees all, and gets 0 below
     probabilities = F.softmax(scores, dim=-1).to(value.dtype)
     if mask is not None:
         probabilities = probabilities.masked_fill(~there, 0)
@@ -94,7 +95,7 @@ def rotary_attention_mirror(
     dropout: Dropout | None = None,
     record: Record = no_record,
 ) -> Tensor:
-    """Pairs are turned as complex numbers are multiplied; then the attention above, with keys and values repeated."""
+    """Rotates pairs as products of complex numbers; then the attention above, with keys and values repeated."""
     heads = qkv.unflatten(2, (n_heads + 2 * n_kv_heads, -1))  # (B, T, H + 2G, K)
     query, key, value = heads.split((n_heads, n_kv_heads, n_kv_heads), dim=2)
     cosine, sine = rotation[:, : qkv.shape[1], None].to(qkv.dtype).repeat(1, 1, 1, 2)  # (T, 1, K) each
@@ -113,7 +114,7 @@ def rotary_attention_mirror(
 
 
 class WithGradients:
-    """Records activations as they are made, and their gradients as autograd makes them."""
+    """Records activations when they are computed, and their gradients when autograd computes them."""
 
     def __init__(self, record: Record):
         self.record = record
@@ -128,7 +129,7 @@ class WithGradients:
 
 
 class BlockLeaves(Mapping[str, Tensor]):
-    """A block's leaves without `blocks.3.` before their names; those that lie side by side by hand, joined: `qkv`."""
+    """A block's leaves, named without the prefix `blocks.3.`; tensors that lie side by side are one: `qkv`."""
 
     def __init__(self, leaves: Mapping[str, Tensor], config: CustomTransformerConfig, block: str):
         self.leaves, self.prefix, self.packed = leaves, f"{block}.", packed_names(config, block)
@@ -147,8 +148,8 @@ class BlockLeaves(Mapping[str, Tensor]):
 
 
 class MirroredNetwork(AutogradNetwork, FlatNetwork):
-    """Parameters are leaves over the flat buffer, and their `.grad` is the flat gradient's view, so that autograd adds
-    into the same `gradients` that the hand-written backward adds into."""
+    """A network whose parameters are leaves over the flat buffer. Their `.grad` are views of the flat gradient, so that
+    autograd adds into the same `gradients` as the hand-written backward."""
 
     def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
         super().__init__(config)
@@ -162,24 +163,24 @@ class MirroredNetwork(AutogradNetwork, FlatNetwork):
         self.stacks, self.tables = stacks_of(self.config), tables_of(self.config)
         self.head = self.leaves["token_embedding.weight" if config.tied_head else "head.weight"]
 
-    # The calculus, which a subclass brings
+    # The calculus, defined by a subclass
 
     # inputs_of a batch, the targets last, denominator=, dropout= -> loss, one number with a graph
     _step: Callable[..., Tensor]
-    # inputs_of a batch, dropout= -> logits (B, T, V), or what the head of this network gives
+    # inputs_of a batch, dropout= -> logits (B, T, V), or the other outputs of this network's head
     _outputs_forward: Callable[..., Tensor]
 
     def block_forward(self, block: Callable[..., Any], x: Tensor, *inputs: Any) -> Any:
-        """block(x, *inputs), which backward recomputes where the config says so."""
+        """block(x, *inputs), which backward recomputes if the config says so."""
         recompute = self.config.recompute == "block"
-        if recompute and isinstance(inputs[0], Tensor):  # a branch, which the block adds to x first
-            x, inputs = x + inputs[0], (None, *inputs[1:])  # one tensor to keep in place of two
+        if recompute and isinstance(inputs[0], Tensor):  # a branch: the block adds it to x first
+            x, inputs = x + inputs[0], (None, *inputs[1:])  # keep one tensor instead of two
         return block_forward(block, recompute, x, *inputs)
 
     def norm_forward(
         self, x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """x + branch, and its norm, the one of this architecture."""
+        """x + branch, and its norm (layer norm or RMS norm, as the architecture has it)."""
         total = x if branch is None else x + branch
         if bias is None:
             return total, F.rms_norm(total, weight.shape, weight, self.config.epsilon)

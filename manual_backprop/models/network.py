@@ -1,7 +1,7 @@
-"""The seam between a network and everything else: batches in, a loss and named gradients out.
+"""The interface between a network and everything else: batches in, a loss and named gradients out.
 
-Holds what all implementations share (parameters, their initial values, checks of what comes in); no forward and no
-backward.
+Here is what all implementations share: parameters, their initial values, and checks of inputs. There is no forward and
+no backward.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ KINDS = {Batch: "decoder", PairBatch: "encoder_decoder", EncoderBatch: "encoder"
 
 @dataclass(frozen=True)
 class DropoutSource:
-    """Gives every place of the network its own mask in this step, or none in evaluation (step None)."""
+    """Gives every place of the network its own dropout mask in this step; none in evaluation (step None)."""
 
     config: CustomTransformerConfig
     step: int | None
     first_row: int = 0
-    keys: Mapping[str, Tensor] | None = None  # of every place, on the device: in place of those that `step` gives
+    keys: Mapping[str, Tensor] | None = None  # by place, on the device; they replace the keys of `step`
 
     def at(self, place: str) -> Dropout | None:
         """For features (B, T, D)."""
@@ -57,14 +57,14 @@ class DropoutSource:
 
 
 class Memory(NamedTuple):
-    """What an encoder has made of the sources, for the cross-attention of a decoder's blocks."""
+    """The encoder's output for the sources: the cross-attention of the decoder's blocks reads it."""
 
     states: Tensor  # (B, S, D)
-    visible: Visible  # which of its places there are
+    visible: Visible  # its real positions
 
 
 def block_names(config: CustomTransformerConfig) -> list[str]:
-    """Of all blocks, in the order in which a step meets them: blocks.0, or encoder.blocks.0 and decoder.blocks.0."""
+    """The names of all blocks, in the order of a forward pass: blocks.0, or encoder.blocks.0 and decoder.blocks.0."""
     encoder = [f"encoder.blocks.{block}" for block in range(config.encoder_blocks)]
     if config.network == "encoder":
         return encoder
@@ -74,7 +74,7 @@ def block_names(config: CustomTransformerConfig) -> list[str]:
 
 
 def dropout_places(config: CustomTransformerConfig) -> list[str]:
-    """Where a network by hand drops something, in training: the places of `DropoutSource`."""
+    """The places where a hand-written network applies dropout in training, as `DropoutSource` names them."""
     if config.dropout == 0:
         return []
     places = [f"{stack}embedding" for stack in stacks_of(config)]
@@ -86,7 +86,7 @@ def dropout_places(config: CustomTransformerConfig) -> list[str]:
 
 
 def stacks_of(config: CustomTransformerConfig) -> dict[str, list[str]]:
-    """Names of blocks by what they begin with: of a decoder alone nothing, else encoder. and decoder."""
+    """Names of blocks by their prefix: empty for a decoder alone, else "encoder." and "decoder."."""
     stacks: dict[str, list[str]] = {}
     for block in block_names(config):
         stacks.setdefault(block.partition("blocks.")[0], []).append(block)
@@ -94,7 +94,7 @@ def stacks_of(config: CustomTransformerConfig) -> dict[str, list[str]]:
 
 
 def tables_of(config: CustomTransformerConfig) -> dict[str, tuple[str, str]]:
-    """By stack: the parameters that make vectors of its tokens and of its places, where these are learned."""
+    """By stack: the names of its token embedding and of its position embedding, if positions are learned."""
     tables = dict.fromkeys(stacks_of(config), ("token_embedding.weight", "position_embedding.weight"))
     if config.n_inputs is not None:
         tables["encoder."] = "input.weight", "position_embedding.weight"
@@ -111,7 +111,7 @@ def reads_memory(config: CustomTransformerConfig, block: str) -> bool:
 
 
 def packed_names(config: CustomTransformerConfig, block: str) -> dict[str, list[str]]:
-    """Parameters of a block that lie side by side, so that one product serves all of them: by the name of the whole."""
+    """Parameters of a block that lie side by side, so that one product serves them: {name of the whole: its parts}."""
     kinds = ("weight", "bias") if config.traits.biases else ("weight",)
     groups: list[tuple[str, str, tuple[str, ...]]] = [("attention", "qkv", ("query", "key", "value"))]
     if reads_memory(config, block):
@@ -130,7 +130,7 @@ def packed_names(config: CustomTransformerConfig, block: str) -> dict[str, list[
 
 
 def norm_of(views: Mapping[str, Tensor], name: str) -> list[Tensor]:
-    """The parameters of a norm, or their gradients: weight, and bias where it has one."""
+    """The parameters of a norm, or their gradients: weight, and bias if it has one."""
     return [views[f"{name}.{kind}"] for kind in ("weight", "bias") if f"{name}.{kind}" in views]
 
 
@@ -141,14 +141,14 @@ def feed_forward_of(views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor
 
 
 def gated_feed_forward_of(views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Likewise, where it has a gate."""
+    """The parameters of a block's gated feed-forward network, or their gradients."""
     return views["feed_forward.gated.weight"], views["feed_forward.output.weight"]
 
 
 @cache
 def has_float16_products() -> bool:
     """Whether PyTorch multiplies float16 matrices on a CPU."""
-    with _disable_current_modes():  # with real numbers, also where a step is only traced
+    with _disable_current_modes():  # with real tensors, also when a step is only traced
         ones = torch.ones(2, 2, dtype=torch.float16, device="cpu")
         try:
             return bool(torch.addmm(ones[0], ones, ones).sum() == 12)
@@ -157,7 +157,7 @@ def has_float16_products() -> bool:
 
 
 def no_callback(block: str | None) -> None:
-    """The callback of a network that nobody asked to report complete gradients."""
+    """Does nothing: the default callback for complete gradients."""
 
 
 def parameter_shapes(config: CustomTransformerConfig) -> dict[str, Shape]:
@@ -204,12 +204,12 @@ def parameter_shapes(config: CustomTransformerConfig) -> dict[str, Shape]:
 
 
 def initial_standard_deviation(name: str, shape: Shape, config: CustomTransformerConfig) -> float:
-    """Of a matrix's normal distribution at the start.
+    """The standard deviation of a matrix's initial values.
 
-    gpt2, llama: 0.02 at GPT-2's width of 768 and as 1 / sqrt(D) at others, and less for what is added to the residual
-    stream, since 2L terms add up there, with cross-attention 3L (Radford et al. 2019, section 2.3). vaswani: embeddings
-    1 / sqrt(D), so that their scaled values are of size 1; others keep the variance of what passes through them (Glorot
-    and Bengio 2010, equation 16).
+    gpt2, llama: 0.02 at GPT-2's width of 768, scaled with 1 / sqrt(D) for other widths. It is smaller for matrices
+    whose product is added to the residual stream, where 2L terms add up, or 3L with cross-attention (Radford et al.
+    2019, section 2.3). vaswani: 1 / sqrt(D) for embeddings, so that their scaled values are of size 1; other matrices
+    preserve the variance of their inputs (Glorot and Bengio 2010, equation 16).
     """
     if config.traits.pre_norm:
         base = 0.02 * math.sqrt(768 / config.d_model)
@@ -224,40 +224,40 @@ def initial_standard_deviation(name: str, shape: Shape, config: CustomTransforme
 
 
 class Network(ABC):
-    """A transformer: a decoder, an encoder, or both. Subclasses bring parameters, the calculation and its gradients.
+    """A transformer: a decoder, an encoder, or both. Subclasses define parameters, the computation and its gradients.
 
-    `parameters` and `gradients` have the same names, whatever an implementation keeps them in.
+    `parameters` and `gradients` have the same names in every implementation, however it stores them.
     """
 
     parameters: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor]
-    compiles = False  # whether parts of its training step run compiled, if they can be: it changes the last bits
+    compiles = False  # whether parts of its training step run compiled where possible: it changes the last bits
 
     def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
-        """Raises ConfigError with everything that no network can be built from."""
+        """Raises ConfigError with every setting that a network cannot be built from."""
         self.config = config = CustomTransformerConfig.of(config)
         if violations := config.violations():
             raise ConfigError(violations)
         self.device = config.get_device()
         self.compute_dtype = config.get_compute_dtype()
         self._check_precision()
-        # of fp16_mixed: its gradients are made of a loss that is so many times larger
+        # of fp16_mixed: backward multiplies the loss by it
         self.loss_scale = LossScale(self.device) if config.precision == "fp16_mixed" else None
         self.activation = config.activation or config.traits.activation
         if config.position_kind == "sinusoidal":
             self.position_table = sinusoids(config.longest, config.d_model).to(self.device)
         elif config.traits.positions == "rotary":
             table = rotations(config.longest, config.d_head, config.base).to(self.device)
-            if config.position_kind == "none":  # turned by nothing: cosines of 1, sines of 0
+            if config.position_kind == "none":  # rotated by angle 0: cosines of 1, sines of 0
                 table[0], table[1] = 1, 0
             self.position_table = table
         self.recorder: Record = no_record
-        # Called in every backward pass: with a block's name once nothing more is added to its gradients, from the
-        # last block to the first, and at the end with None for all others (embedding, final norm, head).
+        # Called in every backward pass: with a block's name when its gradients are complete, from the last block to
+        # the first, and at the end with None for all others (embedding, final norm, head).
         self.on_gradients_complete: Callable[[str | None], None] = no_callback
 
     def _check_precision(self) -> None:
-        """ConfigError for a precision that this device or this PyTorch does not have."""
+        """Raises ConfigError for a precision that this device or this PyTorch does not support."""
         precision, kind = self.config.precision, self.device.type
         if precision == "tf32" and kind == "cpu":
             raise ConfigError(["precision=tf32: only an NVIDIA GPU has it, and there is none here; use precision=fp32"])
@@ -268,8 +268,8 @@ class Network(ABC):
 
     @contextmanager
     def _scaled_gradients(self) -> Iterator[float | Tensor]:
-        """Around a backward pass, which multiplies the loss's gradient by what this yields. Before and after,
-        `gradients` are as they are; between, those of activations are too large to be lost in float16."""
+        """A context for a backward pass; it yields the factor of dloss. Inside, the gradients are multiplied by the
+        loss scale, so that those of activations are not lost in float16; at the end `gradients` are unscaled."""
         if self.loss_scale is None:
             yield 1.0
             return
@@ -281,7 +281,7 @@ class Network(ABC):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """Fills the parameters: the same numbers on every device, each a function of (seed, name) alone."""
+        """Fills the parameters with the same numbers on every device: each is a function of (seed, name) alone."""
         for name, parameter in self.parameters.items():
             if name.endswith("norm.weight"):
                 parameter.fill_(1)
@@ -297,29 +297,29 @@ class Network(ABC):
     def loss_and_gradients(self, batch: AnyBatch, *, denominator: int | Tensor, step: int | None) -> Tensor:
         """Forward and backward: adds to `gradients` and returns the loss, one number that stays on the device.
 
-        The loss is the sum over the batch's targets that count, divided by `denominator`: their number in the whole
-        optimizer step, a Python number or, once for all batches of a step, `on_device` of it. `step` is the optimizer
-        step that is being made (it chooses the dropout masks), None for none.
+        The loss is the sum over the batch's targets that count, divided by `denominator`, their number in the whole
+        optimizer step: a Python number, or its `on_device`, converted once for all batches of a step. `step` is the
+        number of the current optimizer step and chooses the dropout masks; None: no dropout.
         """
 
     @abstractmethod
     def forward(self, tokens: Tensor | AnyBatch, segments: Tensor | None = None, step: int | None = None) -> Tensor:
-        """tokens (B, T) -> logits (B, T, V). What backward needs is kept until `backward` or the next forward.
+        """tokens (B, T) -> logits (B, T, V). The caches are kept until `backward` or the next forward.
 
         An encoder-decoder takes a PairBatch, an encoder an EncoderBatch, which gives (B, n_outputs).
         """
 
     @abstractmethod
     def backward(self, dlogits: Tensor) -> None:
-        """dlogits (B, T, V): adds to `gradients`, for the last `forward`, once."""
+        """dlogits (B, T, V): adds to `gradients`. To be called once after each `forward`."""
 
     @abstractmethod
     def predict(self, tokens: Tensor | AnyBatch, segments: Tensor | None = None) -> Tensor:
-        """As `forward`, and nothing is kept: for evaluation and generation."""
+        """Like `forward`, but keeps no caches: for evaluation and generation."""
 
     def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
-        """source (B, S), of which the first lengths (B,) count -> memory (B, S, D), what a decoder's blocks read; of
-        an encoder-decoder."""
+        """source (B, S), with lengths (B,) of its real tokens -> memory (B, S, D), the output of the encoder. For an
+        encoder-decoder."""
         raise InputError(f"network={self.config.network} reads no source.")
 
     @abstractmethod
@@ -332,23 +332,23 @@ class Network(ABC):
 
     @abstractmethod
     def gradient_tensors(self) -> list[Tensor]:
-        """All gradients in as few tensors as there are, for what is done to all of them alike."""
+        """All gradients in as few tensors as possible, for operations over all of them."""
 
     @abstractmethod
     def adamw(self, weight_decay: float, betas: tuple[float, float], epsilon: float) -> Optimizer:
-        """The optimizer of this network's parameters; matrices decay, the rest does not."""
+        """AdamW over this network's parameters; weight decay applies to matrices only."""
 
     @abstractmethod
     def sgd(self, weight_decay: float, momentum: float) -> Optimizer:
         """Likewise."""
 
     def export_parameters(self) -> dict[str, Tensor]:
-        """Copies of all parameters by name, on the CPU, in their own format."""
+        """Copies of all parameters by name, on the CPU, in their own dtype."""
         return {name: copy_on_cpu(parameter) for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
-        """Copies in values by name. InputError, and nothing changed, where a name or a shape differs."""
+        """Copies values into the parameters by name. Raises InputError, without changes, if names or shapes differ."""
         copy_into(self.parameters, parameters)
 
     def count_parameters(self) -> int:
@@ -356,13 +356,13 @@ class Network(ABC):
         return sum(parameter.numel() for parameter in self.parameters.values())
 
     def on_device(self, number: int | Tensor) -> Tensor:
-        """`number` as one number on this network's device. A Python number is filled in there, which waits for nothing;
-        `torch.as_tensor` would copy it there from the host."""
+        """`number` as a tensor on this network's device. A Python number is filled in there and nothing waits for it;
+        `torch.as_tensor` would copy it from the host."""
         return number.to(self.device) if isinstance(number, Tensor) else torch.full((), number, device=self.device)
 
     def inputs_of(self, batch: AnyBatch, targets: bool = True) -> tuple[Tensor | None, ...]:
-        """What this network reads of a batch, checked: tokens and segments; source, its lengths and tokens; or inputs
-        and their lengths. InputError for a batch of another kind, or one that cannot be read."""
+        """The checked inputs of a batch: tokens and segments; source, its lengths and tokens; or inputs and their
+        lengths. `targets`: and the targets, last. Raises InputError for a batch of another kind or a malformed one."""
         kind = KINDS[type(batch)]
         if kind != self.config.network:
             raise InputError(
@@ -379,7 +379,7 @@ class Network(ABC):
         return batch.tokens, batch.segments
 
     def check_source(self, source: Tensor, lengths: Tensor, B: int) -> None:
-        """InputError for sources that this network cannot read."""
+        """Raises InputError for sources that this network cannot read."""
         config = self.config
         vocab_size = config.source_vocab_size or config.vocab_size
         self._check_rows("source", source, config.source_length, "max_source_len", vocab_size)
@@ -388,7 +388,7 @@ class Network(ABC):
         self._check_lengths(lengths, *source.shape)
 
     def check_inputs(self, batch: EncoderBatch) -> None:
-        """InputError for what this encoder cannot read, or cannot be asked for."""
+        """Raises InputError for inputs or targets that this encoder cannot use."""
         config, inputs, targets = self.config, batch.inputs, batch.targets
         if config.n_inputs is None:
             self._check_rows("inputs", inputs, config.max_seq_len, "max_seq_len", config.vocab_size)
@@ -430,10 +430,10 @@ class Network(ABC):
             raise InputError(f"lengths are {lengths.tolist()}; expected 0 to {T}.")
 
     def check_tokens(self, tokens: Tensor, targets: Tensor | None = None, segments: Tensor | None = None) -> None:
-        """InputError for tokens that this network cannot read. A negative index would wrap around in silence.
+        """Raises InputError for tokens that this network cannot read. A negative index would wrap around in silence.
 
-        On the CPU only: on a GPU the comparison would make the step wait for the device, so there the corpus is checked
-        when it is opened, and the wrapper checks what it is given before it moves it.
+        The values are checked on the CPU only: on a GPU the step would wait for the comparison. There the corpus is
+        checked when it is opened, and the wrapper checks its arguments before it moves them to the device.
         """
         config = self.config
         if tokens.dim() != 2 or tokens.numel() == 0:
@@ -460,11 +460,11 @@ class Network(ABC):
 
 
 class FlatNetwork(Network):
-    """Parameters and gradients are views of one flat buffer each, over which an optimizer goes as a whole."""
+    """A network whose parameters are views of one flat buffer, and whose gradients are views of another."""
 
-    uses_library = False  # whether kernels run in the library, where there is one
-    rounded: RoundedMatrices | None = None  # what products read, where it is not the parameters
-    kind = "decoder"  # as config.network has it
+    uses_library = False  # whether kernels run in the compiled library, if there is one
+    rounded: RoundedMatrices | None = None  # what products read, if not the parameters themselves
+    kind = "decoder"  # as in config.network
 
     def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
         super().__init__(config)
@@ -505,7 +505,7 @@ class FlatNetwork(Network):
 
 
 def check_ids(what: str, ids: Tensor, vocab_size: int, ignored: bool = False) -> None:
-    """InputError unless all ids are in [0, vocab_size); -100 may stand among them where `ignored`."""
+    """Raises InputError unless all ids are in [0, vocab_size); with `ignored`, -100 is allowed too."""
     wrong = (ids < 0) | (ids >= vocab_size)
     if ignored:
         wrong &= ids != IGNORED

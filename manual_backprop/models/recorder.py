@@ -1,4 +1,4 @@
-"""Looking inside a step: copies of activations and gradients, by name, for whoever asked for them."""
+"""Records intermediate tensors of a step: copies of activations and gradients whose names match a pattern."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..ops.numerics import Record, no_record
 class Recorder:
     """`network.recorder = Recorder("blocks.0.*")` keeps what the next steps record under a matching name.
 
-    Activations have their name in the network (`blocks.0.attention.probabilities`), gradients the same with a d before
-    its last part (`blocks.0.attention.dprobabilities`). A later step overwrites an earlier one. The copies change no
-    bit of the step.
+    An activation has its name in the network (`blocks.0.attention.probabilities`); its gradient has the same name with
+    a d before the last part (`blocks.0.attention.dprobabilities`). A later step overwrites an earlier one. Recording
+    changes no bit of the step.
     """
 
     def __init__(self, *patterns: str):
@@ -30,7 +30,7 @@ class Recorder:
 
 
 class Scoped:
-    """Puts `scope` before every name that `record` is asked for or given."""
+    """A recorder that passes everything to `record`, with `scope` before every name."""
 
     def __init__(self, record: Record, scope: str):
         self.record, self.scope = record, scope
@@ -49,5 +49,5 @@ def gradient_name(name: str) -> str:
 
 
 def scoped(record: Record, scope: str) -> Record:
-    """A recorder that puts `scope` before every name; the null recorder stays itself."""
+    """`record` with `scope` before every name; the null recorder itself where nothing is recorded."""
     return no_record if record is no_record else Scoped(record, scope)

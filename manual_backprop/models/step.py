@@ -1,7 +1,7 @@
-"""What a hand-written network has around its calculus: kernels, memory, recorded steps, recomputed blocks.
+"""The machinery around the calculus of a hand-written network: kernels, memory, recorded steps, recomputed blocks.
 
-`custom.py` says what is computed, forward and backward; this file says in which memory, by which functions, and whether
-it runs or is replayed. Nothing here is differentiated.
+`custom.py` defines what is computed, forward and backward. This file decides in which memory and by which kernels, and
+whether a step runs or is replayed. Nothing here is differentiated.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ..ops.numerics import float32_products, no_record
 from ..optim.parameters import Flat, RoundedMatrices
 from .network import DropoutSource, FlatNetwork, block_names, no_callback, packed_names, stacks_of, tables_of
 
-Cache = Any  # private to the pair that made it
+Cache = Any  # private to the pair that returned it
 
 
 class HandWrittenNetwork(FlatNetwork):
-    """`Network` by hand; a subclass brings the calculus. The gradient of `parameters[name]` is added into
+    """A hand-written `Network`; a subclass defines the calculus. The gradient of `parameters[name]` is added into
     `gradients[name]`."""
 
     def __init__(self, config: CustomTransformerConfig | Mapping[str, Any]):
@@ -47,36 +47,37 @@ class HandWrittenNetwork(FlatNetwork):
         self.arena = kernels.Arena()
         self.replay = kernels.Replay(self.arena)
         self.uses_library = self.ops.compiles(config.compile)
-        # a norm behind a residual sum, the one of this architecture
+        # the residual norm of this architecture
         norm = f"residual_{config.traits.norm}_norm"
         self.norm_forward: Callable[..., Any] = partial(
             getattr(self.ops, f"{norm}_forward"),
             epsilon=config.epsilon,
-            # a post-norm's output is the residual stream, which stays as wide as the parameters
+            # a post-norm's output is the residual stream, which keeps the dtype of the parameters
             dtype=self.compute_dtype if config.traits.pre_norm else None,
         )
         self.norm_backward: Callable[..., Tensor] = getattr(self.ops, f"{norm}_backward")
         self.stacks, self.tables = stacks_of(config), tables_of(config)
         head = "token_embedding.weight" if config.tied_head else "head.weight"
         self.head, self.dhead = self.matrices[head], self.gradients[head]
-        self.dloss: float | Tensor = 1.0  # what a backward pass begins with
-        self.dropout_keys: Mapping[str, Tensor] | None = None  # of a step that reads them on the device
-        self._cache: Cache = None  # of the last forward that waits for its backward
+        self.dloss: float | Tensor = 1.0  # the gradient that starts a backward pass
+        self.dropout_keys: Mapping[str, Tensor] | None = None  # set by a step that reads them on the device
+        self._cache: Cache = None  # of the last forward, until its backward
 
     def _is_read_rounded(self, name: str, view: Tensor) -> bool:
-        """Of a block's tensor: matrices, and on a GPU what is added to a product, but for what an activation adds."""
+        """Whether products read a rounded copy of a block's tensor: matrices, and on a GPU the biases of products too,
+        except those that an activation adds."""
         added = name.endswith(".bias") and "norm" not in name and not name.startswith("feed_forward.hidden")
         return view.dim() == 2 or (added and self.ops.on_gpu)
 
     def _block_views(self, flat: Flat, block: str) -> dict[str, Tensor]:
-        """A block's tensors without `blocks.3.` before their names, and those that lie side by side as one: `qkv`."""
+        """A block's tensors, named without the prefix `blocks.3.`; tensors that lie side by side are one: `qkv`."""
         prefix = f"{block}."
         views = {name.removeprefix(prefix): view for name, view in flat.views.items() if name.startswith(prefix)}
         for whole, names in packed_names(self.config, block).items():
             views[whole.removeprefix(prefix)] = flat.packed(names)
         return views
 
-    # The calculus, which a subclass brings
+    # The calculus, defined by a subclass
 
     # `inputs_of` a batch, then the targets and the rest -> loss, one number; adds to all gradients
     _step: Callable[..., Tensor]
@@ -85,7 +86,7 @@ class HandWrittenNetwork(FlatNetwork):
 
     @abstractmethod
     def _outputs_backward(self, doutputs: Tensor, cache: Cache) -> None:
-        """The gradient of these; adds to all gradients."""
+        """The backward of `_outputs_forward`; adds to all gradients."""
 
     # The network, seen from outside
 
@@ -134,11 +135,11 @@ class HandWrittenNetwork(FlatNetwork):
             outputs, _ = self._outputs_forward(*inputs, dropout=DropoutSource(self.config, None), keep=False)
         return outputs
 
-    # Kernels, and steps that are replayed
+    # Kernels and replayed steps
 
     @contextmanager
     def _calculation(self, training: bool = False) -> Iterator[None]:
-        """What the kernels want around them; and what products read is what the parameters are now."""
+        """The context that the kernels need. It also refreshes the rounded matrices from the current parameters."""
         if self.rounded is not None:
             self.rounded.refresh()
         own = self.ops.calculation(self.arena if training else None, self.uses_library)
@@ -147,25 +148,25 @@ class HandWrittenNetwork(FlatNetwork):
 
     @property
     def can_be_captured(self) -> bool:
-        """Whether a whole step may be recorded as one CUDA graph. Not where a recorder or a callback for complete
-        gradients is set: they are called by steps that run."""
+        """Whether a whole step may be captured as one CUDA graph. Not if a recorder or a callback for complete
+        gradients is set: a replay does not call them."""
         return self.ops.on_gpu and self.config.compile != "never" and self._is_unobserved()
 
     def _is_unobserved(self) -> bool:
         return self.recorder is no_record and self.on_gradients_complete is no_callback
 
     def _is_replayable(self, tokens: int) -> bool:
-        """Whether such a step can be replayed: see `Replay`. Not where a recorder or a callback for complete gradients
-        is set: they are called by steps that run."""
+        """Whether a step of so many tokens can be replayed (see `Replay`). Not if a recorder or a callback for complete
+        gradients is set: a replay does not call them."""
         size = tokens * self.config.d_model
         replayable = self.ops.is_replayable(size, self.config.dropout)
         return replayable and self.compiles and self._is_unobserved()
 
     def signature(self) -> tuple[Any, ...]:
-        """What may decide the calls of a step beside its batch: settings, and the functions that it calls here.
+        """Everything besides the batch that may decide the calls of a step: settings, and the functions called here.
 
-        Who puts others in their place sees the step that belongs to them; not so who changes a function inside of the
-        kernels after some steps (kernels.compile=never lets every step run).
+        A function that is replaced here takes effect at once, because the signature changes. A function that is
+        replaced inside the kernels is not noticed after some steps; with kernels.compile=never every step runs.
         """
         settings = self.config, self.activation, self.arena.poisoned, torch.get_num_threads()
         return *settings, self.norm_forward, self.norm_backward, *self.ops.functions()
@@ -175,10 +176,10 @@ class HandWrittenNetwork(FlatNetwork):
         return self.uses_library and not kernels.compiling_failed()
 
     def narrow(self, dy: Tensor) -> Tensor:
-        """A gradient as products read it: rounded, where the kernel that made it has not done so beside it."""
+        """`dy` in the dtype that products read: the copy that its kernel has rounded already, or else a new one."""
         return getattr(dy, "rounded", dy).to(self.compute_dtype)
 
-    # What blocks keep for their backward
+    # What the blocks keep for backward
 
     def _blocks(self, keep: bool) -> BlockCaches:
         return BlockCaches(self.arena, keep, self.config.recompute == "block")
@@ -187,8 +188,8 @@ class HandWrittenNetwork(FlatNetwork):
 class BlockCaches:
     """What every block keeps for its backward: its cache, or (recompute=block) a function that recomputes it.
 
-    The second is gradient checkpointing (Chen et al. 2016): of each block only its inputs are kept, and its forward
-    runs once more before its backward. The same functions of the same numbers, dropout's masks included: the same bits.
+    Recomputing is gradient checkpointing (Chen et al. 2016): a block keeps only its inputs, and its forward runs again
+    before its backward. It gives the same bits: the same functions of the same numbers, dropout masks included.
     """
 
     def __init__(self, arena: kernels.Arena, keep: bool, recompute: bool):
@@ -196,15 +197,15 @@ class BlockCaches:
         self._kept: list[Any] = []
 
     def forward(self, block_forward: Callable[..., tuple[Any, Cache]], x: Tensor, *inputs: Any) -> Any:
-        """The outputs of block_forward(x, *inputs), whose cache waits here."""
+        """The outputs of block_forward(x, *inputs); keeps its cache for `last`."""
         if not self.keep:
             return block_forward(x, *inputs)[0]
         if not self.recompute:
             outputs, cache = block_forward(x, *inputs)
             self._kept.append(cache)
             return outputs
-        if isinstance(inputs[0], Tensor):  # a branch, which the block adds to x first
-            x, inputs = x + inputs[0], (None, *inputs[1:])  # one tensor to keep in place of two
+        if isinstance(inputs[0], Tensor):  # a branch: the block adds it to x first
+            x, inputs = x + inputs[0], (None, *inputs[1:])  # keep one tensor instead of two
         self._kept.append(partial(block_forward, x, *inputs))
         with self.arena.reuse():
             # copies: they lie in memory that is reused
@@ -213,7 +214,7 @@ class BlockCaches:
 
     @contextmanager
     def last(self) -> Iterator[Cache]:
-        """The cache of the last block that is left, for its backward: what it kept is freed as soon as that is done."""
+        """The cache of the last remaining block, for its backward; it is freed at the end of this context."""
         kept = self._kept.pop()
         if not self.recompute:
             yield kept

@@ -1,8 +1,8 @@
 """The optimizer that a run's config asks for, and one step of it: the gradients of all batches, their norm, clipping,
 the update.
 
-On a GPU the whole of it is one CUDA graph, where the network's kernels and the optimizer can be captured and nobody
-looks inside; elsewhere it runs as it is written. Nothing of it waits for the device.
+On a GPU the whole step is one CUDA graph, if the network's kernels and the optimizer can be captured and no recorder is
+set. Otherwise its calls run one by one. The step never waits for the device.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from .step import HandWrittenNetwork
 
 
 def build_optimizer(config: RunConfig, network: Network) -> Optimizer:
+    """The optimizer of a config, sharded over the processes unless the config says otherwise."""
     optimizer = _build(config, network)
     return optimizer if config.optimizer.sharded is False else sharded(optimizer, network)
 
 
 def sharded(optimizer: Optimizer, network: Network) -> Optimizer:
-    """One that keeps this process' part of the moments alone, where several train (`common.processes`) and it is one
-    of ours."""
+    """`optimizer`, sharded if several processes train (`common.processes`) and it is one of ours and not PyTorch's."""
     group = processes()
     if group.size == 1 or not isinstance(optimizer, FlatOptimizer):
         return optimizer
@@ -53,7 +53,7 @@ def _build(config: RunConfig, network: Network) -> Optimizer:
 
 
 class Unwatched:
-    """A step that nobody looks at."""
+    """The default watch of a step: it observes nothing."""
 
     def batch(self, batch: AnyBatch) -> None: ...
 
@@ -66,16 +66,16 @@ UNWATCHED = Unwatched()
 
 
 class Reduction:
-    """Of one process alone, whose gradients are the sum; `training.processes` has that of several."""
+    """Sums gradients over one process: there is nothing to do. `training.processes` has the one for several."""
 
     shared = False
 
     def watched(self, batches: Iterable[AnyBatch]) -> Iterable[AnyBatch]:
-        """The batches of an optimizer step; the last one's backward pass completes the gradients."""
+        """The batches of an optimizer step; the backward pass of the last one completes the gradients."""
         return batches
 
     def finish(self, loss: Tensor) -> Tensor:
-        """After the last backward pass: the gradients, and the loss that is returned, are those of all processes."""
+        """Called after the last backward pass: sums gradients and loss over all processes. Returns the loss."""
         return loss
 
 
@@ -83,8 +83,8 @@ ALONE = Reduction()
 
 
 class TrainingStep:
-    """Steps of a network and its optimizer. `graph`: whether they may be captured, which sums of several processes
-    cannot be."""
+    """Optimizer steps of a network. `graph`: whether they may be captured as CUDA graphs; the sums of several processes
+    cannot."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class TrainingStep:
 
     @property
     def uses_graph(self) -> bool:
-        """Whether there is one by now."""
+        """Whether a CUDA graph has been captured."""
         return self.graphs is not None and bool(self.graphs.captured)
 
     def __call__(
@@ -111,8 +111,8 @@ class TrainingStep:
         number: int,
         watch: Unwatched = UNWATCHED,
     ) -> tuple[Tensor, Tensor]:
-        """Loss and gradient norm before clipping, on the device. `number` is that of the step, from 1, `denominator`
-        how many targets count in all batches together.
+        """One step. Returns the loss and the gradient norm before clipping, on the device. `number` is that of the
+        step, from 1; `denominator` is the number of targets that count in all batches together.
         """
         network, denominator = self.network, self.network.on_device(denominator)  # once for all batches
         if (
@@ -123,7 +123,7 @@ class TrainingStep:
             and network.can_be_captured
         ):
             if network.rounded is not None:
-                network.rounded.refresh()  # which a graph takes for done
+                network.rounded.refresh()  # a graph does not do this itself
             recorded = OfTensors.of(self, list(batches), network)
             loss, norm = self.graphs(
                 recorded, recorded.inputs(denominator, rate, number), (recorded.signature, self.max_grad_norm)
@@ -139,7 +139,7 @@ class TrainingStep:
         number: int,
         watch: Unwatched = UNWATCHED,
     ) -> tuple[Tensor, Tensor]:
-        """The same as it is written."""
+        """The same step, call by call."""
         network = self.network
         network.zero_gradients()
         loss = torch.zeros((), device=network.device)
@@ -155,7 +155,7 @@ class TrainingStep:
 
 @dataclass
 class OfTensors:
-    """A step as a function of tensors alone, as a graph replays it: all that changes from step to step is in them."""
+    """A step as a function of tensors, which a graph can replay: whatever changes between steps is in these tensors."""
 
     step: TrainingStep
     batches: Sequence[AnyBatch]
@@ -168,7 +168,7 @@ class OfTensors:
 
     @property
     def signature(self) -> tuple[Any, ...]:
-        """What decides the calls beside the inputs: the network's settings, and of each batch all but its tensors."""
+        """What decides the calls, apart from the inputs: the network's settings, and each batch without its tensors."""
         kinds = tuple(
             (type(batch), *[None if isinstance(value, Tensor) else value for value in _values(batch)])
             for batch in self.batches
@@ -176,7 +176,7 @@ class OfTensors:
         return kinds, self.network.signature(), id(self.step.optimizer), torch.are_deterministic_algorithms_enabled()
 
     def inputs(self, denominator: Tensor, rate: float, number: int) -> list[Tensor]:
-        """All tensors of the batches, then denominator, learning rate, and 64 bits for each place that drops."""
+        """All tensors of the batches, then denominator, learning rate, and a 64-bit key for each place with dropout."""
         device = self.network.device
         tensors = [value for batch in self.batches for value in _values(batch) if isinstance(value, Tensor)]
         numbers = [denominator, torch.full((), rate, dtype=torch.float64, device=device)]
@@ -195,7 +195,7 @@ class OfTensors:
         network = self.network
         network.dropout_keys = dict(zip(self.places, next(given), strict=True)) if self.places else None
         try:
-            return self.step.run(batches, denominator, rate, number=0)  # which number it has, the keys say
+            return self.step.run(batches, denominator, rate, number=0)  # the dropout keys replace the step's number
         finally:
             network.dropout_keys = None
 

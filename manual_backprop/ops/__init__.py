@@ -1,8 +1,8 @@
 """The calculus: forward and backward pairs on raw tensors, textbook clear.
 
 A pair is `y, cache = name_forward(x, ...)` and `dx = name_backward(dy, cache, dweight, ...)`. The gradient of `x` is
-`dx` and has its shape. Gradients of parameters are added (`+=`) into the buffers that are passed; nothing else that is
-passed is changed. A cache is private to its pair. Statistics, exponentials and sums of bfloat16 run in float32.
+`dx` and has its shape. A backward adds (`+=`) the gradients of parameters into the buffers that the caller passes, and
+changes no other argument. A cache is private to its pair. Statistics, exponentials and sums of bfloat16 run in float32.
 
 Tensors may have any floating-point format and be on any device. A pair does not check its arguments: shapes that do not
 fit raise PyTorch's own errors (RuntimeError, IndexError), and an activation that there is not raises KeyError. The
@@ -10,7 +10,7 @@ example of a pair stands with its forward.
 
 Read in the order in which a network uses them: embedding, normalization, linear, softmax, dropout, attention,
 activations, feed_forward, loss. A llama has three parts of its own: rms_normalization, rotary_attention,
-gated_feed_forward; an encoder that answers with one vector ends with pooling.
+gated_feed_forward. An encoder whose output is one vector ends with pooling.
 May import: common.
 """
 

@@ -1,4 +1,4 @@
-"""What makes a feed-forward network more than one matrix: ReLU and GELU (Hendrycks and Gimpel 2016)."""
+"""The activation functions ReLU and GELU (Hendrycks and Gimpel 2016)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GATE_CUBIC = 0.044715 * GATE_LINEAR
 
 
 def relu_forward(x: Tensor) -> tuple[Tensor, ActivationCache]:
-    """y = max(x, 0), element by element. The slope is 1 where x > 0 and 0 elsewhere (at 0 too, as PyTorch has it).
+    """y = max(x, 0), element by element. The derivative is 1 where x > 0 and 0 elsewhere (also at 0, as in PyTorch).
 
     >>> y, cache = relu_forward(torch.tensor([-1.0, 2.0]))
     >>> y, relu_backward(torch.tensor([10.0, 10.0]), cache)
@@ -34,7 +34,7 @@ def relu_backward(dy: Tensor, cache: ActivationCache) -> Tensor:
     return dy * (x > 0)
 
 
-# Pairs without a bias of their own, by the names of activations; those of others come with `models.extensions`.
+# Pairs that add no bias, by the name of the activation. `models.extensions` registers the activations of users here.
 ELEMENTWISE: dict[str, tuple[Callable[[Tensor], tuple[Tensor, Any]], Callable[[Tensor, Any], Tensor]]] = {
     "relu": (relu_forward, relu_backward)
 }
@@ -68,9 +68,9 @@ def gelu_backward(dy: Tensor, cache: ActivationCache) -> Tensor:
 def gelu_tanh_forward(x: Tensor) -> tuple[Tensor, ActivationCache]:
     """y = x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3): GPT-2's approximation of x Phi(x).
 
-    (1 + tanh u) / 2 = sigmoid(2u) =: gate, which is cheaper, and exact where 1 + tanh u cancels. So y = x gate, and
-    from the slope of a sigmoid, dgate/dx = gate (1 - gate) d(2u)/dx, where d(2u)/dx = 2 sqrt(2 / pi)
-    (1 + 3 * 0.044715 x^2),
+    (1 + tanh u) / 2 = sigmoid(2u) =: gate. The sigmoid is cheaper, and accurate where 1 + tanh u cancels. So y = x
+    gate. The derivative of a sigmoid gives dgate/dx = gate (1 - gate) d(2u)/dx, with
+    d(2u)/dx = 2 sqrt(2 / pi) (1 + 3 * 0.044715 x^2). Therefore
         dx = dy (gate + x gate (1 - gate) d(2u)/dx)
 
     >>> y, cache = gelu_tanh_forward(torch.tensor([0.0, 100.0]))
@@ -89,17 +89,17 @@ def gelu_tanh_backward(dy: Tensor, cache: ActivationCache) -> Tensor:
     squared = x_wide.square()
     slope = (squared * (3 * GATE_CUBIC)).add_(GATE_LINEAR)  # d(2u)/dx
     twice_u = squared.mul_(GATE_CUBIC).add_(GATE_LINEAR).mul_(x_wide)
-    gate, rest = twice_u.sigmoid(), twice_u.neg_().sigmoid_()  # rest = 1 - gate, whose difference would cancel
+    gate, rest = twice_u.sigmoid(), twice_u.neg_().sigmoid_()  # rest = 1 - gate, without cancellation
     # y = x gate
     dx = rest.mul_(slope).mul_(x_wide).add_(1).mul_(gate).mul_(wide(dy))  # dy gate (1 + x rest slope)
     return dx.to(x.dtype)
 
 
 def bias_gelu_forward(x: Tensor, bias: Tensor, tanh: bool = True) -> tuple[Tensor, BiasGeluCache]:
-    """y = gelu(x + bias), the tanh approximation or the exact one.
+    """y = gelu(x + bias), the tanh approximation or the exact function.
 
-    x (..., F), bias (F) -> y (..., F). One pass where the sum is not stored; the cache keeps x alone, and backward adds
-    the bias again. Every row adds the same bias, so dbias is the sum over rows of dx.
+    x (..., F), bias (F) -> y (..., F). The cache keeps x and not the sum: backward adds the bias again, so that a fast
+    version needs one pass. Every row adds the same bias, so dbias is the sum of dx over rows.
 
     >>> y, cache = bias_gelu_forward(torch.zeros(3, 2), bias=torch.tensor([0.0, 100.0]))
     >>> dbias = torch.zeros(2)

@@ -1,8 +1,8 @@
 """Multi-head attention between its projections (Vaswani et al. 2017, section 3.2).
 
-`attention` takes any queries and any keys with their values. `self_attention` is the one of a sequence with itself, for
-which one matrix product makes all three; `cross_attention` that of a sequence with another one, of which one product
-makes keys and values.
+`attention` takes any queries and any keys with their values. In `self_attention` a sequence attends to itself: one
+matrix product has computed query, key and value. In `cross_attention` a sequence attends to another one, from which one
+matrix product has computed keys and values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CrossAttentionCache = tuple[AttentionCache, int, int]
 
 
 class AttentionGradients(NamedTuple):
-    """Of the three inputs, each in the shape of its own.
+    """The gradients of the three inputs, each in the shape of its input.
 
     >>> AttentionGradients(dquery=torch.zeros(2), dkey=torch.zeros(2), dvalue=torch.ones(2)).dvalue
     tensor([1., 1.])
@@ -36,7 +36,7 @@ class AttentionGradients(NamedTuple):
 
 
 class CrossAttentionGradients(NamedTuple):
-    """Of both inputs, each in the shape of its own.
+    """The gradients of both inputs, each in the shape of its input.
 
     >>> CrossAttentionGradients(dquery=torch.zeros(2), dkey_value=torch.ones(4)).dkey_value
     tensor([1., 1., 1., 1.])
@@ -59,12 +59,12 @@ def attention_forward(
     query (B, T, H, K), key and value (B, S, H, K); `visible` says which keys a query may see -> context (B, T, H, K).
     The cache keeps the inputs and the probabilities (B, H, T, S).
 
-    From the last line to the first, each a product or a pair of its own:
+    Backward goes from the last line to the first. Dropout and softmax are pairs; the two products have the gradients
         context = dropped value       ddropped = dcontext value^T,  dvalue = dropped^T dcontext
         scores = query key^T scale    dquery = scale dscores key,   dkey = scale dscores^T query
-    A masked score is the constant -inf. Its probability is exactly 0, and with it its gradient: softmax_backward
-    multiplies by the probability, so backward needs no mask. A query that sees no key has nothing but such scores: its
-    probabilities are all 0, and so are its context and its gradient.
+    A masked score is the constant -inf, and its probability is exactly 0. So is its gradient, because softmax_backward
+    multiplies by the probability: backward needs no mask. Where a query sees no key, all its scores are masked: its
+    probabilities, its context and its gradient are 0.
 
     >>> query, key, value = torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 1, 1), torch.tensor([[[[1.0]], [[3.0]]]])
     >>> context, cache = attention_forward(query, key, value)
@@ -138,7 +138,7 @@ def self_attention_backward(dcontext: Tensor, cache: SelfAttentionCache, record:
     """dcontext (B, T, D) -> dqkv (B, T, 3D)."""
     qkv, attention_cache, n_heads = cache
     dqkv = torch.empty_like(qkv)
-    dquery, dkey, dvalue = split_heads(dqkv, n_heads)  # views: what is written here is written there
+    dquery, dkey, dvalue = split_heads(dqkv, n_heads)  # views of dqkv: writing to them fills it
     dcontext = dcontext.unflatten(2, (n_heads, -1))  # (B, T, H, K)
     # context = attention(query, key, value)
     gradients = attention_backward(dcontext, attention_cache, record)
@@ -157,10 +157,10 @@ def cross_attention_forward(
     dropout: Dropout | None = None,
     record: Record = no_record,
 ) -> tuple[Tensor, CrossAttentionCache]:
-    """context = attention(query, key, value), of which key and value lie side by side and come from another sequence.
+    """context = attention(query, key, value), where key and value lie side by side in key_value, of another sequence.
 
-    query (B, T, H K), key_value (B, S, 2 G K): each of the G heads of keys and values serves H / G queries -> context
-    (B, T, H K). The gradient of what serves several queries is the sum of theirs.
+    query (B, T, H K), key_value (B, S, 2 G K) -> context (B, T, H K). Each of the G key and value heads serves H / G
+    query heads, so its gradient is the sum of H / G gradients.
 
     >>> key_value = torch.tensor([[[0.0, 1.0], [0.0, 3.0]]])  # keys are 0, the values 1 and 3
     >>> context, cache = cross_attention_forward(torch.zeros(1, 1, 1), key_value, n_heads=1, n_kv_heads=1)
@@ -181,6 +181,6 @@ def cross_attention_backward(
     attention_cache, n_heads, n_kv_heads = cache
     # context = attention(query, key, value)
     dquery, dkey, dvalue = attention_backward(dcontext.unflatten(2, (n_heads, -1)), attention_cache, record)
-    # key, value = shared, H / G times: the sum in a wide format, rounded once
+    # key, value = shared, repeated H / G times: sum in float32 or wider, round once
     by_reader = wide(torch.stack((dkey, dvalue), dim=2)).unflatten(3, (n_kv_heads, -1))  # (B, S, 2, G, H / G, K)
     return CrossAttentionGradients(dquery.flatten(2), by_reader.sum(4).flatten(2).to(dcontext.dtype))

@@ -1,8 +1,8 @@
-"""Dropout whose mask is a function of (seed, step, place, element), so that nothing has to be stored.
+"""Dropout (Srivastava et al. 2014) whose mask is a function of (seed, step, place, element) and is never stored.
 
-Backward computes the mask again; a resumed run, another device, another number of workers, another padding, or another
-split of the batch into pieces or of the scores into tiles sees the same one (Srivastava et al. 2014; the division by
-the keep probability happens in training).
+Backward recomputes the mask. The mask is the same in a resumed run, on another device, with another number of workers,
+with another padding, and for another split of the batch into pieces or of the scores into tiles. Training divides by
+the keep probability.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Dropout(NamedTuple):
-    """Which mask: all that `dropout_backward` needs to draw the same one again.
+    """Identifies a mask: all that `dropout_backward` needs to recompute it.
 
     An element has an index: its row in the batch of the whole optimizer step, then head and position, or position
     alone, then key or feature. `sizes` are those of the network, not of a tensor.
@@ -30,17 +30,17 @@ class Dropout(NamedTuple):
     probability: float  # that an element is dropped, in [0, 1)
     key: int | Tensor  # 64 random bits of (seed, step, place): `random_key`; as a tensor int64, on the mask's device
     sizes: tuple[int, ...]  # of the dimensions between the first and the last: (n_heads, max_seq_len) or (max_seq_len,)
-    first: tuple[int, ...] = ()  # index of the tensor's first element; what is not given is 0
+    first: tuple[int, ...] = ()  # index of the tensor's first element; missing dimensions are 0
 
     def tile(self, *steps: int) -> Dropout:
-        """The mask of a part of the tensor, which begins so many elements further on in each dimension."""
+        """The mask of a part of the tensor; the part begins `steps` elements further on in each dimension."""
         old = (*self.first, *[0] * len(steps))[: max(len(self.first), len(steps))]
         new = (*steps, *[0] * len(old))
         return self._replace(first=tuple(map(sum, zip(old, new, strict=False))))
 
 
 def random_key(seed: int, step: int, place: str) -> int:
-    """64 bits that any change of the seed, the optimizer step or the place in the network changes.
+    """A 64-bit hash of the seed, the optimizer step and the place in the network.
 
     >>> random_key(0, 1, "embedding") == random_key(0, 1, "embedding"), random_key(0, 1, "embedding") < 2**64
     (True, True)
@@ -51,21 +51,21 @@ def random_key(seed: int, step: int, place: str) -> int:
 
 
 def signed(value: int, bits: int) -> int:
-    """The whole number of so many bits, the first of which is a sign."""
+    """`value`, an unsigned integer of `bits` bits, read as a signed integer (two's complement)."""
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >> (bits - 1) else value
 
 
 def _shifted(x: Tensor, distance: int, bits: int) -> Tensor:
-    """x >> distance as if x had no sign: `>>` copies the sign bit in."""
+    """x >> distance of an unsigned x: the `>>` of signed integers would copy the sign bit."""
     return (x >> distance).bitwise_and_((1 << (bits - distance)) - 1)
 
 
 def _row_keys(shape: tuple[int, ...], dropout: Dropout, device: torch.device) -> Tensor:
     """64 bits for every row of a mask (all dimensions but the last): shape[:-1] of int64.
 
-    The row's number, counted in the network's sizes, is mixed with the key by the finalizer of SplitMix64 (Steele, Lea
-    and Flood 2014): one for one, so that no two rows of a mask have the same bits.
+    The finalizer of SplitMix64 (Steele, Lea and Flood 2014) mixes the row's number, counted in the network's sizes,
+    with the key. It is a bijection, so no two rows of a mask have the same bits.
     """
     number = torch.zeros((), dtype=torch.int64, device=device)
     for dimension, (size, length) in enumerate(zip((1, *dropout.sizes), shape[:-1], strict=True)):
@@ -83,9 +83,10 @@ def _row_keys(shape: tuple[int, ...], dropout: Dropout, device: torch.device) ->
 def keep_mask(shape: tuple[int, ...], dropout: Dropout, device: torch.device) -> Tensor:
     """True where an element is kept: (...) of bool, with probability 1 - p, independently.
 
-    Each row of the mask has 64 bits of its own, and the element's place in the row is mixed with their two halves by
-    multiplications and shifts in 32-bit integers that wrap (the finalizer of MurmurHash3, with the second half between
-    its rounds), which every device computes alike. So no number of elements is too large for the 32 bits.
+    Each row of the mask has its own 64 bits. The finalizer of MurmurHash3, with multiplications and shifts of 32-bit
+    integers that wrap, mixes the element's place in the row with both halves of these bits: the second half enters
+    between its rounds. Every device computes the same integers. The 32 bits count only within a row, so the number of
+    elements has no limit.
 
     >>> dropout = Dropout(0.25, random_key(0, 1, "embedding"), sizes=(100,))
     >>> mask = keep_mask((10, 100, 100), dropout, torch.device("cpu"))
@@ -104,7 +105,7 @@ def keep_mask(shape: tuple[int, ...], dropout: Dropout, device: torch.device) ->
 
 
 def dropout_forward(x: Tensor, dropout: Dropout | None) -> tuple[Tensor, Dropout | None]:
-    """y = x * mask / (1 - p): each element is dropped with probability p, and the mean stays.
+    """y = x * mask / (1 - p): each element is dropped with probability p; the expected value stays the same.
 
     x (B, ...) -> y (B, ...). Without a Dropout, or with p = 0, y is x itself. The mask does not depend on x, so
     dx = dy * mask / (1 - p).

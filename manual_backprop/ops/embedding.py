@@ -1,4 +1,4 @@
-"""Where tokens become vectors, and where vectors learn their place."""
+"""Embeddings of tokens and of positions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SinusoidalPositionsCache = tuple[()]
 def token_embedding_forward(tokens: Tensor, weight: Tensor, scale: float = 1.0) -> tuple[Tensor, TokenEmbeddingCache]:
     """y_bt = scale * W[token_bt]: a row of the table for each token.
 
-    tokens (B, T) of whole numbers in [0, V), weight (V, D) -> y (B, T, D).
+    tokens (B, T) of integers in [0, V), weight (V, D) -> y (B, T, D).
     The scale is sqrt(D) in Vaswani et al. 2017, section 3.4, and 1 in GPT-2.
 
     A row is read once for each occurrence of its token, so its gradient is the sum over these occurrences:
         dW_v = scale * sum over (b, t) with token_bt = v of dy_bt
-    Tokens are not numbers to be differentiated by, so nothing flows further back.
+    Tokens are integers and have no gradient, so backward ends here.
 
     >>> weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     >>> y, cache = token_embedding_forward(torch.tensor([[1, 1]]), weight)
@@ -38,8 +38,8 @@ def token_embedding_forward(tokens: Tensor, weight: Tensor, scale: float = 1.0) 
 def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Tensor) -> None:
     """dy (B, T, D): adds to dweight (V, D)."""
     tokens, scale = cache
-    # y = scale * W[tokens]. A frequent token sums thousands of rows: in a wide format, then rounded once. index_add_ is
-    # bitwise the same with any number of CPU threads, which an accumulating index_put_ is not.
+    # y = scale * W[tokens]. A frequent token sums thousands of rows: sum in float32 or wider, then round once. The bits
+    # of index_add_ do not depend on the number of CPU threads; those of an accumulating index_put_ do.
     dy_rows = rows(wide(dy)) * scale
     drows = torch.zeros(dweight.shape, dtype=dy_rows.dtype, device=dy.device)
     drows.index_add_(0, tokens.reshape(-1), dy_rows)
@@ -47,7 +47,7 @@ def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Te
 
 
 def learned_positions_forward(x: Tensor, weight: Tensor) -> tuple[Tensor, LearnedPositionsCache]:
-    """y_bt = x_bt + P_t: every place has a trained vector.
+    """y_bt = x_bt + P_t: every position has a trained vector.
 
     x (B, T, D), weight (max_seq_len, D) with max_seq_len >= T -> y (B, T, D).
 
@@ -89,7 +89,7 @@ def sinusoids(length: int, d_model: int) -> Tensor:
 def sinusoidal_positions_forward(x: Tensor, table: Tensor) -> tuple[Tensor, SinusoidalPositionsCache]:
     """y_bt = x_bt + S_t with the fixed table S of `sinusoids`.
 
-    x (B, T, D), table (max_seq_len, D) with max_seq_len >= T -> y (B, T, D). S does not depend on anything, so dx = dy.
+    x (B, T, D), table (max_seq_len, D) with max_seq_len >= T -> y (B, T, D). S is a constant, so dx = dy.
 
     >>> y, cache = sinusoidal_positions_forward(torch.zeros(1, 2, 2), sinusoids(5, d_model=2))
     >>> y, sinusoidal_positions_backward(torch.ones(1, 2, 2), cache).sum()

@@ -23,7 +23,7 @@ def feed_forward_forward(
     """y = activation(x W_hidden^T + b_hidden) W_output^T + b_output.
 
     x (..., D), hidden_weight (F, D), hidden_bias (F), output_weight (D, F), output_bias (D) -> y (..., D).
-    `activation` is gelu_tanh, gelu or of ELEMENTWISE. Made of pairs, so its backward is theirs, from last to first.
+    `activation` is gelu_tanh, gelu or a key of ELEMENTWISE. Backward calls the backwards of its pairs, last to first.
 
     >>> x, output_weight = torch.tensor([[1.0, -1.0]]), torch.tensor([[2.0, 3.0], [4.0, 5.0]])
     >>> y, cache = feed_forward_forward(x, torch.eye(2), torch.zeros(2), output_weight, torch.zeros(2), "relu")

@@ -15,7 +15,8 @@ GatedFeedForwardCache = tuple[LinearCache, SwigluCache, LinearCache]
 def swiglu_forward(x: Tensor) -> tuple[Tensor, SwigluCache]:
     """y = silu(gate) * hidden, with silu(gate) = gate sigmoid(gate); x is gate and hidden side by side.
 
-    x (..., 2F) -> y (..., F). From the slope of a sigmoid, s' = s (1 - s), that of silu is s + gate s (1 - s), so
+    x (..., 2F) -> y (..., F). With s = sigmoid(gate) and s' = s (1 - s), the derivative of silu is s + gate s (1 - s),
+    so
         dgate = dy hidden s (1 + gate (1 - s))      dhidden = dy silu(gate)
 
     >>> y, cache = swiglu_forward(torch.tensor([0.0, 100.0, 3.0, 5.0]))  # two gates, then what they let through
@@ -32,7 +33,7 @@ def swiglu_backward(dy: Tensor, cache: SwigluCache) -> Tensor:
     (x,) = cache
     dy_wide = wide(dy)
     gate, hidden = wide(x).chunk(2, dim=-1)
-    opening, rest = gate.sigmoid(), gate.neg().sigmoid()  # s, and 1 - s, whose difference would cancel
+    opening, rest = gate.sigmoid(), gate.neg().sigmoid()  # s, and 1 - s without cancellation
     # y = silu(gate) * hidden
     dgate = dy_wide * hidden * opening * (1 + gate * rest)
     dhidden = dy_wide * gate * opening
@@ -45,7 +46,7 @@ def gated_feed_forward_forward(
     """y = (silu(x W_gate^T) * (x W_hidden^T)) W_output^T.
 
     x (..., D), gated_weight (2F, D): W_gate above W_hidden, so that one product serves both; output_weight (D, F)
-    -> y (..., D). No biases. Made of pairs, so its backward is theirs, from last to first.
+    -> y (..., D). No biases. Backward calls the backwards of its pairs, last to first.
 
     >>> gated_weight, output_weight = torch.tensor([[100.0], [3.0]]), torch.tensor([[2.0]])
     >>> y, cache = gated_feed_forward_forward(torch.ones(1, 1), gated_weight, output_weight)

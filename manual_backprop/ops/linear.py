@@ -13,10 +13,11 @@ LinearCache = tuple[Tensor, Tensor]
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, LinearCache]:
     """y = x W^T + b, for every row of x.
 
-    x (..., I), weight (O, I), bias (O) -> y (..., O). A product runs in the format of x: weights that are kept in a
-    wider one (bf16_mixed) are rounded first.
+    x (..., I), weight (O, I), bias (O) -> y (..., O). The product runs in the dtype of x: a weight in a wider dtype
+    (bf16_mixed) is rounded first.
 
-    In indices, y_no = sum_i x_ni W_oi + b_o. Each factor gets dy times the other one, summed over what it meets:
+    In indices, y_no = sum_i x_ni W_oi + b_o. The gradient of a factor is dy times the other factor, summed over the
+    index that they share:
         dx_ni = sum_o dy_no W_oi      dx = dy W
         dW_oi = sum_n dy_no x_ni      dW = dy^T x
         db_o  = sum_n dy_no           db = column sums of dy
@@ -44,9 +45,9 @@ def linear_backward(
 ) -> Tensor:
     """dy (..., O) -> dx (..., I); adds to dweight (O, I) and, where the forward had a bias, to dbias (O).
 
-    `feedback` (O, I) is the weight that dx goes through: the forward's own, or what a learning rule puts there in its
-    place (a fixed random one: Lillicrap et al. 2016). `dx` (..., I), where x is read by other products too: their sum,
-    to which this one's part is added, and which is returned.
+    `feedback` (O, I) is the weight that dx goes through: by default the forward's weight; a learning rule passes
+    another one (feedback alignment, Lillicrap et al. 2016: a fixed random matrix). `dx` (..., I) is given where other
+    products read x too: it holds the sum of their gradients; this gradient is added to it, and it is returned.
     """
     x, weight = cache
     back = weight if feedback is None else feedback

@@ -1,5 +1,4 @@
-"""Cross-entropy: how surprised the network is by the next token; squared error: how far it is off. Where every gradient
-starts."""
+"""The losses: cross-entropy of the next token, and squared error. Every backward pass starts here."""
 
 from __future__ import annotations
 
@@ -27,15 +26,15 @@ def cross_entropy_forward(
 ) -> tuple[Tensor, CrossEntropyCache]:
     """loss = sum over the targets that count of (logsumexp(z) - sum_v q_v z_v) / denominator.
 
-    logits (..., V), targets (...) of whole numbers in [0, V), or -100 where they do not count -> loss, one number.
+    logits (..., V), targets (...) of integers in [0, V), or -100 where they do not count -> loss, one number.
     q is the target distribution: 1 - s on the target plus s / V on every token, with s = `label_smoothing` (Szegedy et
-    al. 2016, section 7); where `padding` is a token that is never a target, s / (V - 1) on every token but that, which
-    gets nothing. The denominator is the number of targets that count in the whole optimizer step (of this call
-    where None); a batch in several pieces then adds up to the loss of the whole. No target counts: loss 0, gradients 0.
+    al. 2016, section 7). `padding` is a token that is never a target: it gets 0, and every other token s / (V - 1).
+    The denominator is the number of targets that count in the whole optimizer step (None: in this call), so that the
+    losses of the pieces of a batch add up to its loss. Where no target counts, loss and gradients are 0.
 
     With p = softmax(z), d logsumexp(z) / dz = p and sum_v q_v = 1, so for each row that counts
         dz = dloss (p - q) / denominator
-    The cache keeps the logits and one number a row, from which p = exp(z - logsumexp(z)).
+    The cache keeps the logits and one number a row; backward computes p = exp(z - logsumexp(z)).
 
     >>> loss, cache = cross_entropy_forward(torch.zeros(2, 2), torch.tensor([0, -100]))
     >>> loss, cross_entropy_backward(1.0, cache)
@@ -71,7 +70,7 @@ def cross_entropy_backward(dloss: float | Tensor, cache: CrossEntropyCache) -> T
     on_target = target.clamp(min=0)[:, None]
     dz.scatter_add_(1, on_target, torch.full_like(on_target, label_smoothing - 1, dtype=dz.dtype))  # p - q
     dz *= dloss / denominator
-    dz.masked_fill_(~counts, 0)  # not a product: a row that does not count may hold anything, and NaN times 0 is NaN
+    dz.masked_fill_(~counts, 0)  # a product with 0 would keep the NaN that an ignored row may hold
     return dz.to(logits.dtype).view(logits.shape)
 
 
@@ -86,8 +85,8 @@ def linear_cross_entropy_forward(
 ) -> tuple[Tensor, LinearCrossEntropyCache]:
     """loss = cross_entropy(x W^T, targets): the vocabulary projection and the loss in one pair.
 
-    x (..., D), weight (V, D), targets (...) -> loss, one number. One pair because the logits are the largest tensor of
-    a step: a fast version never holds all of them.
+    x (..., D), weight (V, D), targets (...) -> loss, one number. It is one pair because the logits are the largest
+    tensor of a step: a fast version never stores all of them.
 
     >>> loss, cache = linear_cross_entropy_forward(torch.tensor([[2.0, 2.0]]), torch.eye(2), torch.tensor([0]))
     >>> dweight = torch.zeros(2, 2)
@@ -137,7 +136,7 @@ def squared_error_forward(
     if denominator is None:
         denominator = counts.sum()
     denominator = one_number(denominator, y).clamp(min=1)
-    difference = torch.where(counts, y - t, 0)  # an output whose target does not count may be anything
+    difference = torch.where(counts, y - t, 0)  # not a product with 0: an ignored output may be NaN
     return difference.square().sum() / denominator, (outputs, difference, denominator)
 
 
@@ -148,7 +147,7 @@ def squared_error_backward(dloss: float | Tensor, cache: SquaredErrorCache) -> T
     return (difference * (2 * dloss / denominator)).to(outputs.dtype)
 
 
-# Objectives from outside of the package (`models.extensions`), by the names that a network's `head_loss` has for them
+# Loss functions that users register (`models.extensions`), by name: a network's `head_loss` names one of them
 
 OBJECTIVES: dict[str, tuple[Callable[..., tuple[Tensor, Any]], Callable[[float | Tensor, Any], Tensor]]] = {}
 ObjectiveCache = tuple[Tensor, Any, str]
@@ -157,7 +156,7 @@ ObjectiveCache = tuple[Tensor, Any, str]
 def objective_loss(
     outputs: Tensor, targets: Tensor, denominator: int | Tensor, name: str
 ) -> tuple[Tensor, ObjectiveCache]:
-    """loss = objective(outputs, targets, denominator), of outputs in float32 at least, and a denominator likewise."""
+    """loss = objective(outputs, targets, denominator), with outputs and denominator in float32 or wider."""
     forward, _ = OBJECTIVES[name]
     loss, cache = forward(wide(outputs), targets, one_number(denominator, wide(outputs)))
     return loss, (outputs, cache, name)

@@ -1,4 +1,4 @@
-"""Layer normalization, alone and behind a residual sum (Ba et al. 2016, section 3)."""
+"""Layer normalization, alone and after a residual sum (Ba et al. 2016, section 3)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def layer_norm_forward(
 
     x (..., D), weight (D), bias (D) -> y (..., D). mean = sum(x) / D,
     rstd = 1 / sqrt(sum((x - mean)^2) / D + epsilon): epsilon keeps a row of equal numbers from a division by zero.
-    The cache keeps x and two numbers a row; backward computes `normalized` again.
+    The cache keeps x and two numbers a row; backward recomputes `normalized`.
 
     Write n for a row of `normalized` and dn = dy * weight. Then dweight = sum over rows of dy * n, dbias = sum of dy.
     For dx, n depends on x directly, through the mean and through rstd:
@@ -72,10 +72,10 @@ def residual_layer_norm_forward(
     x, branch (..., D), weight (D), bias (D) -> (total, y), both (..., D). Pre-norm networks go on with both outputs,
     post-norm ones with y alone. The first norm of a pre-norm network has no branch yet: None, and total is x.
 
-    `dtype`: what y is rounded to, where the products that read it are narrower than the residual stream (bf16_mixed).
+    `dtype` is that of y, where the products that read y are narrower than the residual stream (bf16_mixed).
 
-    total reaches the loss directly and through y, so dtotal is the sum of both; and a sum hands its gradient to each
-    of its terms: dx = dbranch = dtotal.
+    total reaches the loss directly and through y, so dtotal is the sum of both gradients. A sum passes its gradient to
+    each of its terms: dx = dbranch = dtotal.
 
     >>> x, branch, weight, bias = torch.ones(1, 2), torch.tensor([[0.0, 2.0]]), torch.ones(2), torch.zeros(2)
     >>> (total, y), cache = residual_layer_norm_forward(x, branch, weight, bias, epsilon=0.0)
@@ -91,9 +91,9 @@ def residual_layer_norm_forward(
 def residual_layer_norm_backward(
     dtotal: Tensor | None, dy: Tensor, cache: LayerNormCache, dweight: Tensor, dbias: Tensor
 ) -> Tensor:
-    """dtotal, dy (..., D) -> the gradient of x and of branch alike (..., D); adds to dweight (D) and dbias (D).
+    """dtotal, dy (..., D) -> dx = dbranch (..., D); adds to dweight (D) and dbias (D).
 
-    `dtotal` is what reaches the sum past the norm; None where the forward's total was not used.
+    `dtotal` is the gradient that reaches the sum without passing the norm; None where the forward's total was not used.
     """
     # y = layer_norm(total)
     dsum = layer_norm_backward(dy, cache, dweight, dbias)

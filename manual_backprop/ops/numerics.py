@@ -1,4 +1,4 @@
-"""What every pair shares: which number format a reduction runs in, how a tensor is seen as rows, who looks inside."""
+"""What every pair shares: the dtype of reductions, a tensor as rows, and the recorder of intermediate tensors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class Record(Protocol):
-    """Who looks inside a step. A pair calls `record(name, tensor)` for what is worth seeing inside it.
+    """Receives intermediate tensors of a step. A pair calls `record(name, tensor)` for those that are worth seeing.
 
-    What it has anyway it may offer under any name: who does not want that does nothing with it. What it would compute
-    or copy for the record alone, it does only where `record.wants(name)`.
+    A tensor that the pair computes anyway is passed without asking; the recorder ignores the names it does not want.
+    A tensor that would be computed or copied only for the record is computed only if `record.wants(name)`.
     """
 
     def wants(self, name: str) -> bool: ...
@@ -23,7 +23,7 @@ class Record(Protocol):
 
 
 class NoRecord:
-    """The recorder that nobody reads."""
+    """A recorder that wants nothing and does nothing."""
 
     def wants(self, name: str) -> bool:
         return False
@@ -38,7 +38,7 @@ NARROW = (torch.bfloat16, torch.float16)
 
 
 def wide(x: Tensor) -> Tensor:
-    """`x` in the format for statistics, exponentials and sums: 16 bits widened to float32, all else as it is."""
+    """`x` in the dtype for statistics, exponentials and sums: 16 bits become float32; wider dtypes stay."""
     return x.float() if x.dtype in NARROW else x
 
 
@@ -60,11 +60,11 @@ def float32_products(precision: str) -> Iterator[None]:
 
 
 def one_number(value: float | Tensor, like: Tensor) -> Tensor:
-    """`value` as one number in the format and on the device of `like`.
+    """`value` as a tensor with one number, in the dtype and on the device of `like`.
 
-    A number of Python is filled in on the device: `torch.as_tensor` would copy it there from the host, and a GPU's step
-    would wait for that. A tensor that lies there already is not copied, so that it may change from step to step where a
-    step's calls are recorded.
+    A Python number is filled in on the device: `torch.as_tensor` would copy it from the host, and the step of a GPU
+    would wait for the copy. A tensor that is already on the device is not copied: in a recorded step its value may
+    change from step to step.
     """
     return value.to(like) if isinstance(value, Tensor) else like.new_full((), value)
 

@@ -10,8 +10,8 @@ FirstPositionCache = torch.Size
 def mean_pooling_forward(x: Tensor, lengths: Tensor) -> tuple[Tensor, MeanPoolingCache]:
     """y_b = sum over t < lengths_b of x_bt / lengths_b.
 
-    x (B, T, D), lengths (B) of whole numbers up to T -> y (B, D); 0 for an empty sequence. What is padded may hold
-    anything, NaN too. Each real position gets the same share of the gradient, the others none:
+    x (B, T, D), lengths (B) of integers up to T -> y (B, D); 0 for an empty sequence. Padded positions may hold
+    anything, also NaN. Each real position gets the same share of the gradient, a padded one gets 0:
         dx_bt = dy_b / lengths_b for t < lengths_b, else 0
 
     >>> x = torch.tensor([[[1.0], [3.0], [torch.nan]]])

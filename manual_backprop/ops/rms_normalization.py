@@ -1,4 +1,4 @@
-"""RMS normalization, alone and behind a residual sum (Zhang and Sennrich 2019): layer norm without mean and bias."""
+"""RMS normalization, alone and after a residual sum (Zhang and Sennrich 2019): layer norm without mean and bias."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .numerics import rows, wide
 
-RMS_EPSILON = 1e-6  # of the first Llama and of transformers; 1e-5 since Llama 2
+RMS_EPSILON = 1e-6  # as in the first Llama and in transformers; Llama 2 and later have 1e-5
 
 RmsNormCache = tuple[Tensor, Tensor, Tensor]
 
@@ -16,7 +16,7 @@ def rms_norm_forward(x: Tensor, weight: Tensor, epsilon: float = RMS_EPSILON) ->
     """y = normalized * weight, with normalized = x * rrms over the last dimension.
 
     x (..., D), weight (D) -> y (..., D). rrms = 1 / sqrt(sum(x^2) / D + epsilon), one over the root of the mean
-    square. The cache keeps x and one number a row; backward computes `normalized` again.
+    square. The cache keeps x and one number a row; backward recomputes `normalized`.
 
     Write n for a row of `normalized` and dn = dy * weight. Then dweight = sum over rows of dy * n.
     For dx, n depends on x directly and through rrms:
@@ -63,8 +63,9 @@ def residual_rms_norm_forward(
     """total = x + branch, y = rms_norm(total): the end of one sublayer and the start of the next.
 
     x, branch (..., D), weight (D) -> (total, y), both (..., D). The first norm of a network has no branch yet: None,
-    and total is x. `dtype`: what y is rounded to, where the products that read it are narrower than the residual stream
-    (bf16_mixed). total reaches the loss directly and through y, so dtotal is the sum of both; dx = dbranch = dtotal.
+    and total is x. `dtype` is that of y, where the products that read y are narrower than the residual stream
+    (bf16_mixed). total reaches the loss directly and through y, so dtotal is the sum of both gradients, and
+    dx = dbranch = dtotal.
 
     >>> x, branch = torch.ones(1, 2), torch.tensor([[1.0, -3.0]])
     >>> (total, y), cache = residual_rms_norm_forward(x, branch, torch.ones(2), epsilon=0.0)
@@ -77,9 +78,9 @@ def residual_rms_norm_forward(
 
 
 def residual_rms_norm_backward(dtotal: Tensor | None, dy: Tensor, cache: RmsNormCache, dweight: Tensor) -> Tensor:
-    """dtotal, dy (..., D) -> the gradient of x and of branch alike (..., D); adds to dweight (D).
+    """dtotal, dy (..., D) -> dx = dbranch (..., D); adds to dweight (D).
 
-    `dtotal` is what reaches the sum past the norm; None where the forward's total was not used.
+    `dtotal` is the gradient that reaches the sum without passing the norm; None where the forward's total was not used.
     """
     # y = rms_norm(total)
     dsum = rms_norm_backward(dy, cache, dweight)

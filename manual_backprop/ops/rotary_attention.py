@@ -1,4 +1,4 @@
-"""Attention that knows distances and shares keys and values: rotary positions (Su et al. 2021), grouped queries.
+"""Attention with rotary positions (Su et al. 2021) and grouped queries (Ainslie et al. 2023).
 
 Two small pairs before the attention of `ops/attention.py`: `rotary` turns queries and keys by angles that grow with
 their position, so that a score depends on how far apart two positions are; `repeat_heads` lets H / G queries read the
@@ -23,11 +23,11 @@ RotaryAttentionCache = tuple[RotaryCache, RepeatHeadsCache, SelfAttentionCache]
 
 
 def rotations(length: int, d_head: int, base: float = BASE) -> Tensor:
-    """Cosines and sines of position t times the speed base^(-2i / K) of pair i -> (2, length, K / 2).
+    """Cosines and sines of the angle of pair i at position t, t base^(-2i / K) -> (2, length, K / 2).
 
-    The slowest pair turns once in about 2 pi base positions: networks for long texts have a larger base.
+    The slowest pair makes one turn in about 2 pi base positions: networks for long texts have a larger base.
 
-    In float32, as in Touvron et al.'s code: weights that were trained elsewhere were trained with these very angles.
+    In float32, as in Touvron et al.'s code: weights that were trained elsewhere were trained with these angles.
 
     >>> cosines, sines = rotations(2, d_head=2)
     >>> cosines.flatten(), sines.flatten()
@@ -48,21 +48,21 @@ def halves(qkv: Tensor, d_head: int, n_turned: int) -> tuple[Tensor, Tensor, Ten
 
 
 def joined(first: Tensor, second: Tensor, rest: Tensor) -> Tensor:
-    """What `halves` took apart."""
+    """The inverse of `halves`: its three parts side by side, (B, T, (H + 2G) K)."""
     return torch.cat((torch.cat((first, second), dim=-1), rest), dim=2).flatten(2)
 
 
 def rotary_forward(qkv: Tensor, rotation: Tensor, n_turned: int) -> tuple[Tensor, RotaryCache]:
-    """turned_1 = first cos - second sin, turned_2 = second cos + first sin: every pair (first_i, second_i) is turned.
+    """turned_1 = first cos - second sin, turned_2 = second cos + first sin: every pair (first_i, second_i) is rotated.
 
-    qkv (B, T, (H + 2G) K): query, key and value heads side by side, of which the first `n_turned` = H + G are turned
-    and the values stay; rotation (2, max_seq_len, K / 2) of `rotations` -> (B, T, (H + 2G) K). Element i of a head is
-    paired with element i + K / 2, as in transformers.
+    qkv (B, T, (H + 2G) K): query, key and value heads side by side. The first `n_turned` = H + G heads are rotated, the
+    values are not. rotation (2, max_seq_len, K / 2) of `rotations` -> (B, T, (H + 2G) K). Element i of a head is paired
+    with element i + K / 2, as in transformers.
 
-    A rotation is an orthogonal matrix, whose transpose turns back: the gradient is turned by the angle's negative.
+    A rotation is an orthogonal matrix, and its transpose rotates back: the gradient is rotated by the negative angle.
         dfirst = dturned_1 cos + dturned_2 sin      dsecond = dturned_2 cos - dturned_1 sin
-    Query t turned by t a and key s by s a have the product of query and key turned by (t - s) a: only the distance is
-    left.
+    The product of query t, rotated by the angle t a, and key s, rotated by s a, depends on the positions only through
+    (t - s) a: on their distance.
 
     >>> qkv = torch.tensor([[[1.0, 0.0, 1.0, 0.0, 7.0, 8.0]]]).expand(1, 2, 6)  # the same at both positions
     >>> y, cache = rotary_forward(qkv, rotations(2, d_head=2), n_turned=2)
@@ -90,10 +90,10 @@ def rotary_backward(dy: Tensor, cache: RotaryCache) -> Tensor:
 
 
 def repeat_heads_forward(qkv: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Tensor, RepeatHeadsCache]:
-    """y = every query head, and every key and value head H / G times: what attention reads.
+    """y = every query head once, and every key and value head H / G times: the input of attention.
 
-    qkv (B, T, (H + 2G) K) -> (B, T, 3 H K). Query head h reads key and value head h // (H / G). A head that is read
-    H / G times gets the sum of these many gradients. Where G = H, y is qkv itself.
+    qkv (B, T, (H + 2G) K) -> (B, T, 3 H K). Query head h reads key and value head h // (H / G). The gradient of a key
+    or value head is the sum over its H / G copies. Where G = H, y is qkv itself.
 
     >>> y, cache = repeat_heads_forward(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), n_heads=2, n_kv_heads=1)
     >>> y, repeat_heads_backward(torch.ones(1, 1, 6), cache)
@@ -114,7 +114,7 @@ def repeat_heads_backward(dy: Tensor, cache: RepeatHeadsCache) -> Tensor:
         return dy
     by_head = dy.unflatten(2, (3 * n_heads, -1))  # (B, T, 3H, K)
     dquery, drepeated = by_head[:, :, :n_heads], by_head[:, :, n_heads:]
-    # repeated = shared, H / G times: the sum in a wide format, rounded once
+    # repeated = shared, repeated H / G times: sum in float32 or wider, round once
     by_reader = wide(drepeated).unflatten(2, (2 * n_kv_heads, -1))  # (B, T, 2G, H / G, K)
     dshared = by_reader.sum(3).to(dy.dtype)
     return torch.cat((dquery, dshared), dim=2).flatten(2)

@@ -13,9 +13,9 @@ SoftmaxCache = tuple[Tensor]
 def softmax_forward(x: Tensor) -> tuple[Tensor, SoftmaxCache]:
     """y_i = exp(x_i) / sum_j exp(x_j).
 
-    x (..., S) -> y (..., S), rows that sum to 1. Entries of -inf get exactly 0; so does a row that has no others.
-    The largest entry is subtracted first: it cancels in the quotient, and no exponential overflows. The sum then is at
-    least exp(0) = 1, but in a row of -inf alone.
+    x (..., S) -> y (..., S), rows that sum to 1. Entries of -inf get exactly 0; a row of nothing but -inf is all 0.
+    The largest entry is subtracted first: it cancels in the quotient, and no exponential overflows. The sum is then at
+    least exp(0) = 1, except in a row of nothing but -inf.
 
     dy_i/dx_j = y_i (delta_ij - y_j), so dx_j = y_j (dy_j - sum_i dy_i y_i): the cache needs the output alone.
 

@@ -1,4 +1,4 @@
-"""Which keys a query may see: a small description, of which every tile of the scores makes its own mask."""
+"""Which keys a query may see: a small description, from which every tile of the scores computes its own mask."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ ALL = slice(None)
 
 
 class Visible(NamedTuple):
-    """A key is visible to a query where every condition that is given holds. No mask of all (T, S) is ever needed.
+    """A key is visible to a query where all given conditions hold. No mask of the whole (T, S) is ever needed.
 
-    causal: no key after the query's own place. The last query stands beside the last key, so that T queries may follow
-    S - T keys of earlier positions. key_lengths (B): how many keys of a sequence are there, the rest is padding.
-    query_segments (B, T) with key_segments (B, S): both have the same number (documents; padding is one of its own).
+    causal: the key does not come after the query. The last query has the position of the last key, so T queries may
+    follow S - T earlier keys. key_lengths (B): the number of real keys of each sequence; the others are padding.
+    query_segments (B, T) with key_segments (B, S): query and key are in the same segment (a document; padding is a
+    segment of its own).
 
     >>> Visible(causal=True).mask(2, 3, torch.device("cpu"))[0, 0]
     tensor([[ True,  True, False], [ True,  True,  True]])
@@ -30,7 +31,7 @@ class Visible(NamedTuple):
 
     @classmethod
     def within(cls, segments: Tensor | None) -> Visible:
-        """What a decoder sees of itself: no later position, and only its own segment. segments (B, T) or None."""
+        """What the self-attention of a decoder sees: no later position, and only its own segment. segments (B, T)."""
         return cls(True, None, segments, segments)
 
     @property
@@ -39,13 +40,13 @@ class Visible(NamedTuple):
         return self.causal and self.key_lengths is None and self.query_segments is None
 
     def may_leave_none(self, T: int, S: int) -> bool:
-        """Whether there may be queries that see no key at all. Where causal queries are the keys, each sees itself."""
+        """Whether a query may see no key at all. In causal self-attention every query sees at least itself."""
         if self.key_lengths is not None or (self.causal and T > S):
             return True
         return self.query_segments is not None and (self.query_segments is not self.key_segments or T != S)
 
     def keys_up_to(self, query: int, T: int, S: int) -> int:
-        """How many of the keys, from the first, the queries before place `query` can see at most."""
+        """The number of keys, from the first, that the queries before position `query` can see at most."""
         return min(max(query + S - T, 0), S) if self.causal else S
 
     def mask(
@@ -57,9 +58,9 @@ class Visible(NamedTuple):
         queries: slice = ALL,
         keys: slice = ALL,
     ) -> Tensor | None:
-        """True where a key is visible, for one tile of the scores of T queries and S keys; None where all are.
+        """True where a key is visible, for one tile of the scores of T queries and S keys; None where all are visible.
 
-        -> (b, 1, t, s), with b = 1 where all sequences are alike.
+        -> (b, 1, t, s), with b = 1 where all sequences have the same mask.
         """
         query = torch.arange(T, device=device)[queries, None]  # (t, 1)
         key = torch.arange(S, device=device)[keys]  # (s)

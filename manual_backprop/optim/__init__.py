@@ -1,5 +1,5 @@
-"""Optimization: flat parameters, AdamW and SGD over them, PyTorch's own optimizers behind the same seam, schedules.
+"""Optimization: flat parameters, AdamW and SGD over them, PyTorch's optimizers behind the same interface, schedules.
 
-Not here: compiled updates (`kernels.cpu.optimizers`) and the loop that calls them (`training.runner`).
+Not here: compiled updates (`kernels.cpu.optimizers`) and the training loop (`training.runner`).
 May import: ops and below.
 """

@@ -1,5 +1,5 @@
-"""Does what chooses the best checkpoint still improve? Counted in evaluations: for schedule=plateau, which lowers the
-rate when it does not, and for training.patience, which ends the run."""
+"""Counts evaluations without improvement of the metric that chooses the best checkpoint. schedule=plateau then lowers
+the learning rate, and training.patience ends the run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 
 @dataclass
 class Improvement:
-    """What evaluations have shown so far. All of it is in a checkpoint's state, so that a resumed run goes on alike."""
+    """The best value so far, and counts of evaluations since. A checkpoint saves all of it for a resumed run."""
 
     best: float | None = None
     since_best: int = 0  # evaluations
-    since_lowered: int = 0  # evaluations without improvement that the rate has not been lowered for
-    lowered: int = 0  # how often the rate was
+    since_lowered: int = 0  # evaluations without improvement since the rate was last lowered
+    lowered: int = 0  # how often the rate was lowered
 
     def see(self, value: float, higher_is_better: bool, rate_patience: int | None) -> None:
-        """One evaluation. Equal is no improvement. `rate_patience`: of so many without one the rate is lowered."""
+        """Counts one evaluation. An equal value is no improvement. After `rate_patience` evaluations without
+        improvement the rate is lowered."""
         if self.best is None or (value > self.best if higher_is_better else value < self.best):
             self.best, self.since_best, self.since_lowered = value, 0, 0
             return
@@ -36,7 +37,7 @@ class Improvement:
 
     @classmethod
     def of(cls, state: Mapping[str, Any] | None) -> Improvement:
-        """From a checkpoint; those of older versions have none. Raises ValueError for what is none."""
+        """Restores it from a checkpoint's state; those of older versions have None. Raises ValueError if malformed."""
         if state is None:
             return cls()
         best = state.get("best")

@@ -1,8 +1,8 @@
-"""AdamW and SGD over flat buffers; a step that is not finite changes nothing, and nothing waits to find out.
+"""AdamW and SGD over flat buffers. A step that is not finite changes nothing, and the host does not wait to find out.
 
-Loss, gradient norm and counts stay on the device. Whether a step counts is one boolean there: where it is False, the
-gradient becomes 0 by `torch.where` (NaN times 0 is NaN), the decay rates 1 and the learning rate 0, so that parameters,
-moments and their step count keep every bit.
+Loss, gradient norm and counts stay on the device. Whether a step counts is one boolean there. If it is False, the
+gradient becomes 0 by `torch.where` (NaN times 0 is NaN), the decay rates of the moments 1 and the learning rate 0, so
+that parameters, moments and their step count keep every bit.
 """
 
 import functools
@@ -18,7 +18,7 @@ from .parameters import Flat, Layout, RoundedMatrices, copy_into, copy_on_cpu
 
 
 class Optimizer(ABC):
-    """Counts steps, and knows its state by name: everything that a later step depends on, and nothing else."""
+    """Counts steps and exposes its state by name: everything that later steps depend on, and nothing else."""
 
     loss_scale: LossScale | None = None  # of the network, in fp16_mixed
 
@@ -29,16 +29,17 @@ class Optimizer(ABC):
 
     @abstractmethod
     def step(self, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None = None) -> Tensor:
-        """One update from the gradients as they are; returns their norm before clipping, on the device.
+        """One update from the current gradients; returns their norm before clipping, on the device.
 
-        Gradients longer than `max_grad_norm` are scaled to it (Pascanu et al. 2013). If the loss or the norm is not
-        finite, nothing is updated and the step is counted; not so where the loss's scale was too large for float16,
-        which is lowered then. The rate may be one number on the device, which a step that is recorded reads there.
+        Gradients whose norm exceeds `max_grad_norm` are scaled to it (Pascanu et al. 2013). If the loss or the norm is
+        not finite, nothing is updated and the step is counted as non-finite. If only the loss scale was too large for
+        float16, the step is not counted and the scale is lowered. The rate may be a number on the device: a recorded
+        step reads it there.
         """
 
     @abstractmethod
     def moment_views(self) -> dict[str, Mapping[str, Tensor]]:
-        """Every moment by its name, as views by the parameters' names."""
+        """{name of a moment: {name of a parameter: view}}."""
 
     def _count(self, finite: Tensor, loss: Tensor) -> None:
         failed = ~finite if self.loss_scale is None else self.loss_scale.update(finite, loss)
@@ -48,54 +49,55 @@ class Optimizer(ABC):
         self.nonfinite_longest.copy_(torch.maximum(self.nonfinite_longest, self.nonfinite_in_a_row))
 
     def reset_longest_nonfinite(self) -> None:
-        """What was judged is not judged again: the longest row of non-finite steps is the one that still goes on."""
+        """Resets the longest run of consecutive non-finite steps to the current one: the caller has seen the
+        earlier."""
         self.nonfinite_longest.copy_(self.nonfinite_in_a_row)
 
     def state_views(self) -> dict[str, Tensor]:
-        """The state where it lies: `moment/parameter` for every moment, and `counts`."""
+        """The state, not copied: `moment/parameter` for every moment, and `counts`."""
         moments = self.moment_views().items()
         named = {f"{moment}/{name}": view for moment, views in moments for name, view in views.items()}
         return named | self.whole_views()
 
     def whole_views(self) -> dict[str, Tensor]:
-        """Of the state what belongs to no parameter."""
+        """The part of the state that belongs to no parameter."""
         scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale.state}
         return {"counts": self.counts} | scale
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of it, on the CPU."""
+        """Copies of the state, on the CPU."""
         return {name: copy_on_cpu(view) for name, view in self.state_views().items()}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """InputError, and nothing changed, where a name or a shape differs."""
+        """Copies a state in. Raises InputError, and changes nothing, if names or shapes differ."""
         copy_into(self.state_views(), state, what="optimizer state")
 
 
 class FlatOptimizer(Optimizer):
-    """Over flat buffers: norm, checks and counts; then the update, of each part or of its pieces."""
+    """An optimizer over flat buffers: norm, checks and counts, then the update of each part, in pieces."""
 
     moment_names: tuple[str, ...] = ()
-    uses_library = False  # whether it runs compiled, where it can (`kernels`)
-    rounded: RoundedMatrices | None = None  # what products read in place of the parameters: the kernels write both
-    chunk = 1 << 19  # elements: what is made of a chunk stays in the processor's cache
+    uses_library = False  # whether it runs compiled where possible (`kernels`)
+    rounded: RoundedMatrices | None = None  # products read these instead of the parameters; the kernels write both
+    chunk = 1 << 19  # elements: intermediate results of a chunk stay in the processor's cache
 
     def __init__(self, layout: Layout, parameters: Flat, gradients: Flat, weight_decay: float = 0.0):
         super().__init__(parameters.buffer.device)
         self.parameters, self.gradients, self.weight_decay = parameters, gradients, weight_decay
         buffer = parameters.buffer
-        self.wide = torch.float32 if buffer.dtype in NARROW else buffer.dtype  # moments, and what is summed
+        self.wide = torch.float32 if buffer.dtype in NARROW else buffer.dtype  # the dtype of moments and sums
         self.moments = {name: layout.allocate(self.wide, buffer.device) for name in self.moment_names}
-        self.part = slice(0, buffer.numel())  # of the buffers, which it updates and has moments of
+        self.part = slice(0, buffer.numel())  # of the buffers: it updates this part and has moments for it
 
     def keep_part(self, part: slice) -> None:
-        """From here on it updates this part alone, and has moments of it alone: others do the rest (`sharding`). The
-        gradients' norm is still that of all."""
+        """From now on it updates only this part, and has moments only for it: other processes update the rest
+        (`sharding`). The gradient norm is still that of all parameters."""
         self.moments = {name: Flat(flat.buffer[part].clone(), {}, 0) for name, flat in self.moments.items()}
         self.part = part
 
     def moment(self, name: str, piece: slice) -> Tensor:
-        """Of a piece of the parameters."""
+        """The moment of a piece of the parameters."""
         return self.moments[name].buffer[piece.start - self.part.start : piece.stop - self.part.start]
 
     def moment_views(self) -> dict[str, Mapping[str, Tensor]]:
@@ -107,14 +109,14 @@ class FlatOptimizer(Optimizer):
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         self._count(finite, loss)
         clip = torch.ones_like(norm) if max_grad_norm is None else (max_grad_norm / (norm + 1e-6)).clamp(max=1)
-        # in the format of the norm, since torch.where of two Python numbers is a float32
+        # in the dtype of the norm: torch.where of two Python numbers would be float32
         rate = torch.where(finite, one_number(learning_rate, norm), 0)
         self._update_all(clip, rate, finite)
         return norm
 
     def _gradient_norm(self) -> Tensor:
-        # in pieces, since a piece may be copied to the wide format, into one place: what is freed between small tensors
-        # that stay does not fit again, and of a large network that is a copy of the whole gradient
+        # In pieces, because a piece may be converted to the wide dtype, always into the same buffer: a whole copy would
+        # be as large as the gradient, and pieces that are freed between small live tensors fragment the memory.
         norms = [
             torch.linalg.vector_norm(piece if piece.dtype == self.wide else self._room[: len(piece)].copy_(piece))
             for piece in self.gradients.buffer.split(self.chunk)
@@ -122,7 +124,7 @@ class FlatOptimizer(Optimizer):
         return torch.linalg.vector_norm(torch.stack(norms))
 
     def _parts(self) -> list[tuple[slice, float]]:
-        """What decays, then what does not, each with its decay."""
+        """The part with weight decay, then the part without, each with its decay."""
         begin, end = self.part.start, self.part.stop
         border = min(max(self.parameters.decayed_size, begin), end)
         parts = (slice(begin, border), self.weight_decay), (slice(border, end), 0.0)
@@ -133,7 +135,7 @@ class FlatOptimizer(Optimizer):
             self._update_part(part, clip, rate, decay, finite)
 
     def _update_part(self, part: slice, clip: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
-        """Updates one part of the buffers, and nothing where `finite` is not."""
+        """Updates one part of the buffers; changes nothing if `finite` is False."""
         for start in range(part.start, part.stop, self.chunk):
             piece = slice(start, min(start + self.chunk, part.stop))
             gradient = torch.mul(self.gradients.buffer[piece], clip[None], out=self._room[: piece.stop - start])
@@ -141,13 +143,14 @@ class FlatOptimizer(Optimizer):
 
     @functools.cached_property
     def _room(self) -> Tensor:
-        """For a piece of the gradient in the wide format."""
+        """A buffer for a piece of the gradient in the wide dtype."""
         gradient = self.gradients.buffer
         return gradient.new_empty(min(self.chunk, gradient.numel()), dtype=self.wide)
 
     @abstractmethod
     def _update(self, piece: slice, gradient: Tensor, rate: Tensor, decay: float, finite: Tensor) -> None:
-        """Updates one piece of the buffers with a gradient that is clipped and wide, and anything where not finite."""
+        """Updates one piece of the buffers with a clipped gradient in the wide dtype; may write anything if `finite` is
+        False."""
 
     def _write(self, piece: slice, values: Tensor) -> None:
         self.parameters.buffer[piece].copy_(values)
@@ -181,7 +184,7 @@ class AdamW(FlatOptimizer):
         second = self.moment("second_moment", piece)
         p = self.parameters.buffer[piece]
         beta1, beta2 = self.betas
-        # a masked step keeps its moments: m * 1 + 0
+        # a non-finite step keeps the moments: m * 1 + 0
         first.mul_(torch.where(finite, torch.full_like(rate, beta1), 1)).add_(gradient, alpha=1 - beta1)
         second.mul_(torch.where(finite, torch.full_like(rate, beta2), 1)).addcmul_(gradient, gradient, value=1 - beta2)
         updates = self.updates.clamp(min=1).double()
@@ -194,7 +197,7 @@ class AdamW(FlatOptimizer):
 
 
 class SGD(FlatOptimizer):
-    """Gradient descent with momentum (Sutskever et al. 2013, as PyTorch has it) and decoupled weight decay.
+    """Gradient descent with momentum (Sutskever et al. 2013, in PyTorch's form) and decoupled weight decay.
 
     m = momentum m + g;  p = p - rate (decay p + m)
     """

@@ -1,7 +1,7 @@
 """Parameters, gradients and moments: mappings with the same keys, each a set of views into one flat buffer.
 
-So an optimizer, a norm, an all-reduce or a checkpoint is one operation over one tensor, and a name finds the same thing
-in all of them. This file knows shapes and places; what the numbers mean is the networks' and the optimizers' business.
+So an optimizer, a norm, an all-reduce or a checkpoint is one operation over one tensor, and a name means the same
+parameter in all of them. This file knows shapes and offsets; networks and optimizers know what the numbers mean.
 """
 
 import math
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..common.errors import InputError
 
-PADDING = 32  # elements: entries start at multiples of 64 bytes in the narrowest format, bfloat16
+PADDING = 32  # elements: entries start at multiples of 64 bytes even in 16-bit dtypes
 
-WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of torch, within names
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # torch's prefixes
 OUTER = ("module.", "model.")
 
 Shape = tuple[int, ...]
@@ -23,18 +23,18 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Flat:
-    """One flat buffer and its named views. `decayed` is the part that weight decay applies to: its first slice."""
+    """One flat buffer and its named views. `decayed`, its first slice, is the part with weight decay."""
 
     buffer: Tensor
     views: dict[str, Tensor]
     decayed_size: int
 
     def packed(self, names: Sequence[str]) -> Tensor:
-        """Entries that lie side by side, as one tensor: their first dimensions joined."""
+        """Entries that lie side by side, as one tensor: concatenated along the first dimension, without a copy."""
         first = self.views[names[0]]
         length = sum(self.views[name].numel() for name in names)
         start = first.storage_offset()
-        for name in names:  # what was laid out side by side stays so
+        for name in names:  # the layout has placed them side by side
             assert self.views[name].storage_offset() == start, f"{name} does not follow its neighbour"
             start += self.views[name].numel()
         offset = first.storage_offset()
@@ -45,7 +45,7 @@ class Layout:
     """Where each parameter lies: decayed matrices first, then the rest; the names of a group side by side."""
 
     def __init__(self, shapes: Mapping[str, Shape], groups: Sequence[Sequence[str]] = ()):
-        """`shapes` in the order of the network; `groups` are names of equal rank that must not be padded apart."""
+        """`shapes` in the order of the network; `groups` are names of tensors that must lie without padding between."""
         self.shapes = dict(shapes)
         group_of = {group[0]: tuple(group) for group in groups}
         followers = {name for group in groups for name in group[1:]}
@@ -84,19 +84,19 @@ class Layout:
 
 
 class RoundedMatrices:
-    """The matrices of a network once more, in the narrower format in which products read them (bf16_mixed).
+    """Copies of a network's matrices, rounded to the narrower dtype in which products read them (bf16_mixed).
 
-    Before each calculation `refresh` rounds them again if anything has written to the parameters since. PyTorch counts
-    the writes to a tensor and all of its views, but for those of its fused optimizers, of `x.data` and of `x.numpy()`:
-    so a sample is looked at as well, and a single number that is written past PyTorch has to be followed by
-    `torch.autograd.graph.increment_version(x)`. An optimizer that has written both says so. On a GPU, which would have
-    to be waited for, no sample is looked at.
+    Before each calculation `refresh` rounds them again if the parameters have changed since. PyTorch counts the writes
+    to a tensor and all of its views, except those of its fused optimizers and those through `x.data` or `x.numpy()`. So
+    a sample of the numbers is compared as well. Whoever writes a single number in such a way calls
+    `torch.autograd.graph.increment_version(x)` afterwards. An optimizer that has written both calls `is_written`. On a
+    GPU no sample is compared, since the host would wait for it.
     """
 
     SAMPLE = 1 << 10  # numbers
 
     def __init__(self, layout: Layout, parameters: Flat, dtype: torch.dtype, biases: bool = False):
-        """`biases`: and the rest of the parameters."""
+        """`biases`: also round the other parameters."""
         self.flat = layout.allocate(dtype, parameters.buffer.device)
         size = layout.size if biases else parameters.decayed_size
         self._wide, self._narrow = (flat.buffer[:size] for flat in (parameters, self.flat))
@@ -116,7 +116,7 @@ class RoundedMatrices:
         return torch.equal(self._wide[::step].to(self._narrow.dtype), self._narrow[::step])
 
     def is_written(self) -> None:
-        """They are what the parameters are, as far as these have been written."""
+        """Marks the copies as up to date with the parameters."""
         self._version = self._current_version()
 
     def _current_version(self) -> int:
@@ -124,12 +124,12 @@ class RoundedMatrices:
 
 
 def unwrapped(tensors: Mapping[str, Tensor], is_known: Callable[[str], bool]) -> dict[str, Tensor]:
-    """The tensors by the names that they had before a module was wrapped, where none of them `is_known` as it is:
-    torch.compile writes `_orig_mod.` before them, DataParallel `module.`, a module around the model `model.`."""
+    """The tensors without the prefixes that wrappers put before their names, unless a name `is_known` as it is:
+    torch.compile adds `_orig_mod.`, DataParallel `module.`, a module around the model `model.`."""
     names = list(tensors)
     if any(map(is_known, names)):
         return dict(tensors)
-    for wrapper in WRAPPERS:  # anywhere, since parts of a model are wrapped as well
+    for wrapper in WRAPPERS:  # anywhere in a name, since parts of a model may be wrapped
         names = [name.replace(wrapper, "") for name in names]
     while names and not any(map(is_known, names)):
         outer = next((one for one in OUTER if all(name.startswith(one) for name in names)), None)
@@ -140,10 +140,10 @@ def unwrapped(tensors: Mapping[str, Tensor], is_known: Callable[[str], bool]) ->
 
 
 def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: str = "parameter") -> None:
-    """Copies every entry of `source` into the entry of `target` with its name; converts formats. Names may have what a
-    wrapper of the module puts before them.
+    """Copies every entry of `source` into the entry of `target` with the same name, and converts dtypes. Names may have
+    the prefix of a wrapper (see `unwrapped`).
 
-    Raises InputError, and changes nothing, unless the names and shapes are the same.
+    Raises InputError, and changes nothing, unless names and shapes are the same.
     """
     source = unwrapped(source, target.__contains__)
     problems = [f"{what} {name} is missing" for name in target.keys() - source.keys()]
@@ -162,5 +162,5 @@ def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: 
 
 
 def copy_on_cpu(tensor: Tensor) -> Tensor:
-    """A copy on the CPU, made once wherever the tensor lies: `.cpu().clone()` makes two of what a GPU holds."""
+    """One copy on the CPU: `.cpu().clone()` would copy a tensor of a GPU twice."""
     return tensor.detach().to("cpu", copy=True)

@@ -1,7 +1,7 @@
 """The learning rate as a function of the step, and how many steps a run has.
 
-A schedule is a linear rise, then one of SHAPES down to a floor. plateau does not know where it falls: evaluations say
-it (`improvement.py`).
+A schedule is a linear warm-up, then one of SHAPES down to a floor. For plateau, evaluations decide when the rate falls
+(`improvement.py`).
 """
 
 import math
@@ -27,11 +27,11 @@ def _constant(progress: float, peak: float, floor: float, warmups: float) -> flo
 
 
 def _noam(progress: float, peak: float, floor: float, warmups: float) -> float:
-    """With one over the root of the step (Vaswani et al. 2017, equation 3, whose highest rate is `peak`)."""
+    """Proportional to 1 / sqrt(step) (Vaswani et al. 2017, equation 3, scaled so that its highest rate is `peak`)."""
     return peak / math.sqrt(1 + progress * warmups)
 
 
-# Of progress in [0, 1] after warm-up, peak, floor, and how many times as long as the warm-up that is.
+# The arguments are progress in [0, 1] after warm-up, peak, floor, and the length of the rest in units of the warm-up.
 SHAPES: dict[str, Callable[[float, float, float, float], float]] = {
     "cosine": _cosine,
     "linear": _linear,
@@ -44,10 +44,10 @@ SHAPES: dict[str, Callable[[float, float, float, float], float]] = {
 def learning_rate(
     name: str, step: int, *, max_steps: int, peak: float, floor: float = 0.0, warmup_steps: int = 0
 ) -> float:
-    """Of the optimizer step number `step`, counted from 1. KeyError for a name that is not in SHAPES.
+    """The learning rate of optimizer step number `step`, from 1. Raises KeyError for a name that is not in SHAPES.
 
-    Rises in `warmup_steps` equal parts to `peak`, then follows the shape; cosine and linear reach `floor` in the last
-    step.
+    It rises in `warmup_steps` equal parts to `peak`, then follows the shape. cosine and linear reach `floor` in the
+    last step.
     """
     shape = SHAPES[name]
     if step <= warmup_steps:
@@ -57,8 +57,8 @@ def learning_rate(
 
 
 def build_schedule(config: RunConfig, max_steps: int, improvement: Improvement | None = None) -> Callable[[int], float]:
-    """The learning rate of each optimizer step, by its number from 1. For schedule=plateau it depends on what the
-    evaluations so far have shown too. Raises ConfigError for a warm-up longer than the run."""
+    """A function from the number of an optimizer step, from 1, to its learning rate. With schedule=plateau the rate
+    also depends on `improvement`. Raises ConfigError for a warm-up longer than the run."""
     schedule, seen = config.schedule, improvement or Improvement()
     warmup = warmup_steps(config, max_steps)
     if warmup >= max_steps:
@@ -80,19 +80,19 @@ def build_schedule(config: RunConfig, max_steps: int, improvement: Improvement |
 
 
 def warmup_steps(config: RunConfig, max_steps: int) -> int:
-    """As given, or the share of all steps."""
+    """The number of warm-up steps: as given, or as a share of all steps."""
     schedule = config.schedule
     return schedule.warmup_steps if schedule.warmup_steps is not None else round(schedule.warmup_ratio * max_steps)
 
 
 class Paced(Protocol):
-    """What knows how long an epoch is: an order, or an estimate of one."""
+    """Knows the length of an epoch: a data order, or an estimate of one."""
 
     def steps(self, epochs: float) -> float: ...
 
 
 def max_steps(training: TrainingConfig, order: Paced) -> int:
-    """Optimizer steps of a whole run: as given, or those of `training.num_epochs` times through the text."""
+    """The number of optimizer steps of a run: as given, or those of `training.num_epochs` epochs."""
     if training.max_steps is not None:
         return training.max_steps
     assert training.num_epochs is not None

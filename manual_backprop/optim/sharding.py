@@ -1,9 +1,9 @@
-"""An optimizer whose moments are shared out: each process updates its part of the parameters and keeps the moments of
-that part alone (Rajbhandari et al. 2020, ZeRO stage 1).
+"""An optimizer whose moments are sharded: each process updates its part of the parameters and keeps the moments of that
+part alone (Rajbhandari et al. 2020, ZeRO stage 1).
 
-Every process has the whole gradient, and of it the whole norm, so that the parameters have the bits that one optimizer
-for all of them would give them. After an update each process hands its part of the parameters to the others. A
-checkpoint holds whole moments: those of any number of processes go on with any other number.
+Every process has the whole gradient and computes its whole norm, so the parameters have the same bits as with one
+optimizer for all of them. After an update each process sends its part of the parameters to the others. A checkpoint
+contains whole moments, so a run can resume with any other number of processes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .parameters import PADDING, Layout, copy_into
 
 
 class ShardedOptimizer(Optimizer):
-    """`optimizer`, which has made no step yet, of whose moments each process of `group` keeps its part."""
+    """Shards the moments of `optimizer`, which has made no step yet, over the processes of `group`."""
 
     def __init__(self, optimizer: FlatOptimizer, layout: Layout, group: Processes):
         super().__init__(optimizer.counts.device)
@@ -27,7 +27,7 @@ class ShardedOptimizer(Optimizer):
         self.counts, self.loss_scale = optimizer.counts, optimizer.loss_scale
         self.updates, self.nonfinite_steps, self.nonfinite_in_a_row, self.nonfinite_longest = self.counts
         size = layout.size
-        self.length = -(-size // group.size // PADDING) * PADDING  # of a part; the last ones may have less, or nothing
+        self.length = -(-size // group.size // PADDING) * PADDING  # of a part; the last parts may be shorter, or empty
         begin = min(group.rank * self.length, size)
         self.part = slice(begin, min(begin + self.length, size))
         optimizer.keep_part(self.part)
@@ -46,7 +46,7 @@ class ShardedOptimizer(Optimizer):
         return padded
 
     def moment_views(self) -> dict[str, Mapping[str, Tensor]]:
-        """Whole moments in the first process, as they are now, and nothing in the others: all of them call it."""
+        """The whole moments in the first process, nothing in the others. All processes must call it."""
         found: dict[str, Mapping[str, Tensor]] = {}
         for name, moment in self.optimizer.moments.items():
             parts = self.group.parts_for_first(self._padded(moment.buffer))

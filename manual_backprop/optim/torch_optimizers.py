@@ -1,7 +1,7 @@
-"""PyTorch's own optimizers, fused, behind the interface of `optimizers.py`: what the baseline network trains with.
+"""PyTorch's fused optimizers behind the interface of `optimizers.py`: the baseline network trains with them.
 
-A step that is not finite is masked on the device by `found_inf`, the way in which `torch.amp.GradScaler` tells a fused
-optimizer to leave everything as it is.
+A step that is not finite is masked on the device by `found_inf`, as `torch.amp.GradScaler` does it: a fused optimizer
+then changes nothing.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from torch.autograd.graph import increment_version
 from ..ops.numerics import one_number
 from .optimizers import Optimizer
 
-# A state's name in torch -> its name here, where implementations exchange it.
+# The name of a moment in torch -> its name here, under which implementations exchange it.
 MOMENTS = {"exp_avg": "first_moment", "exp_avg_sq": "second_moment", "momentum_buffer": "first_moment"}
 
 
 class TorchOptimizer(Optimizer):
-    """`places` are a network's parameter names, each with the tensor that holds it and the rows of it that it is."""
+    """One of torch's optimizers. `places`: {parameter name: (the module's tensor that contains it, its rows there)}."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class TorchOptimizer(Optimizer):
         decay = weight_decay if self.adam else 0.0  # torch's SGD adds the decay to the gradient; see `step`
         groups = [{"params": self.matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
         self.torch_optimizer: Any = kind([group for group in groups if group["params"]], fused=True, **settings)
-        for whole in wholes:  # torch makes them in the first step; a checkpoint may want them before
+        for whole in wholes:  # torch creates them in the first step; a checkpoint may need them before
             state = self.torch_optimizer.state[whole]
             if self.adam:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=whole.device)
@@ -61,7 +61,7 @@ class TorchOptimizer(Optimizer):
             group["lr"] = learning_rate
         self.torch_optimizer.found_inf = (~finite).float()
         self.torch_optimizer.step()
-        increment_version(self.wholes)  # which its fused optimizers do not
+        increment_version(self.wholes)  # torch's fused optimizers do not do this
         return norm
 
     def moment_views(self) -> dict[str, Mapping[str, Tensor]]:

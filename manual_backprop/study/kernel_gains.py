@@ -1,7 +1,7 @@
-"""What each optimization of the kernels brings, alone: a step without one of them at a time beside the whole step.
+"""Measures what each optimization of the kernels gains: a step without one of them, compared with the whole step.
 
-The ablations are those of `benchmark/ablations.py`, measured by the bench's processes and in its way. `page` is
-docs/kernels.md, which `python -m manual_backprop.tools.kernel_gains` writes.
+The ablations are those of `benchmark/ablations.py`, measured by the processes of the bench. `page` is docs/kernels.md,
+which `python -m manual_backprop.tools.kernel_gains` writes.
 """
 
 import statistics
@@ -15,15 +15,15 @@ from .benchmark.cases import SUBJECT, Case
 from .benchmark.measurement import MeasuredRow, Measurement, measure
 
 NONE_OF_THEM, RECOMPUTED = "custom-reference", "custom-recompute"  # rows of the bench
-AT_ONCE = 6  # rows that take turns with each other and with the subject: a process each, and all of them in memory
+AT_ONCE = 6  # rows that take turns with the subject: each is a process, and all are in memory
 WIDTH = 120
 
-PAGE = Path(__file__).with_suffix(".md")  # the page, with a {name} for each part that is made here
+PAGE = Path(__file__).with_suffix(".md")  # the page, with a {name} for each generated part
 
 
 @dataclass(frozen=True)
 class Gain:
-    """A row beside the subject of its own turns. Bytes are None where the system does not tell."""
+    """A row compared with the subject in the same turns. Bytes are None if the system does not report them."""
 
     row: MeasuredRow
     time: tuple[float, float, float]  # row / subject, quartiles of the turns
@@ -32,18 +32,19 @@ class Gain:
 
 @dataclass(frozen=True)
 class Gains:
-    """Of one case: the rows of all groups, and what a difference has to exceed."""
+    """The gains of one case: the rows of all groups, and the noise that a difference has to exceed."""
 
     case: Case
-    subjects: list[MeasuredRow]  # one of each group, and once more
+    subjects: list[MeasuredRow]  # two of each group
     gains: dict[str, Gain]  # by the name of the row
     noise: float  # of a ratio of times
     noise_bytes: int
-    left_out: dict[str, str]  # rows that cannot be had here, and why
+    left_out: dict[str, str]  # rows that cannot run here, and why
 
 
 def measure_gains(case: Case, optimizations: Sequence[str], rounds: int) -> Gains:
-    """Every optimization that applies to this case, and the two rows below them, in groups of at most AT_ONCE."""
+    """Measures every given optimization that applies to this case, and the two rows without an optimization of their
+    own, in groups of at most AT_ONCE."""
     names = [WITHOUT + name for name in optimizations if OPTIMIZATIONS[name].applies(case)] + [NONE_OF_THEM, RECOMPUTED]
     count = -(-len(names) // AT_ONCE)
     return gains_of([measure(case, [SUBJECT, *names[place::count]], rounds, work) for place in range(count)])
@@ -72,7 +73,7 @@ def _difference(row: MeasuredRow, subject: MeasuredRow) -> int | None:
 
 
 def section(measured: Gains) -> str:
-    """A case: what was measured, the table, and the noise."""
+    """The section of a case: its description, the table, and the noise."""
     lines = [
         "| without | lives in | time, without / with | more MB |",
         "|---|---|--:|--:|",
@@ -133,5 +134,5 @@ def _pairs(optimization: Optimization) -> str:
 
 
 def _filled(part: str) -> str:
-    """A paragraph in lines of WIDTH; tables, headings and commands stay."""
+    """A paragraph wrapped to WIDTH; tables, headings and commands are not changed."""
     return part if part.startswith(("|", "#", "```")) else textwrap.fill(part, WIDTH, break_on_hyphens=False)

@@ -1,7 +1,7 @@
-"""The three levels of one network side by side: lines of code, errors of the gradients, time and memory of a step.
+"""Compares the three levels of one network: lines of code, errors of the gradients, time and memory of a step.
 
-Lines are counted in the sources, time and memory are measured in pairs (`study.benchmark`), errors against float64.
-`page` is docs/three-levels.md, which `python -m manual_backprop.tools.levels` writes.
+Lines are counted in the sources, time and memory measured in pairs (`study.benchmark`), errors measured against
+float64. `page` is docs/three-levels.md, which `python -m manual_backprop.tools.levels` writes.
 """
 
 import ast
@@ -23,7 +23,7 @@ from .benchmark.page import processor_and_instructions, products_of
 
 PACKAGE = Path(__file__).resolve().parent.parent
 OPTIMIZER = "optim/optimizers.py"
-LEVELS = {  # a level, and the custom one's kind of kernels: what it is, and the files that a reader of it reads
+LEVELS = {  # a level, and for custom its kernels: a description, and the files of its code
     "custom, kernels=reference": (
         "gradients by hand, by the textbook pairs",
         ("models/custom.py", "models/step.py", "ops/*.py", OPTIMIZER),
@@ -42,7 +42,7 @@ LEVELS = {  # a level, and the custom one's kind of kernels: what it is, and the
     ),
 }
 COMPILED = "baseline-compiled"
-MEASURED = {  # row of the bench: what it is called here
+MEASURED = {  # row of the bench: its name here
     SUBJECT: "custom, kernels=fused",
     "custom-reference": "custom, kernels=reference",
     "torch-eager": "torch",
@@ -53,14 +53,14 @@ MEASURED = {  # row of the bench: what it is called here
     "baseline-compiled-onednn": "baseline, compiled, products by oneDNN",
 }
 WIDTH = 120
-SEEDS = range(4)  # one draw of rounding errors is luck
-SMALLEST = 2.0**-53  # half of the distance between 1 and the next number of float64: no error is said to be smaller
+SEEDS = range(4)  # a single draw of rounding errors would be random
+SMALLEST = 2.0**-53  # half of the distance between 1 and the next float64: no smaller error is reported
 
-PAGE = Path(__file__).with_suffix(".md")  # the page, with a {name} for each part that is made here
+PAGE = Path(__file__).with_suffix(".md")  # the page, with a {name} for each generated part
 
 
 def code_lines(source: str) -> int:
-    """Lines that hold code: not empty, no comment, no docstring."""
+    """The number of lines of code: not empty, no comment, no docstring."""
     docstrings: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
@@ -75,7 +75,8 @@ def code_lines(source: str) -> int:
 
 
 def code_of(patterns: Sequence[str]) -> int:
-    """The lines of code in the files of the package that the patterns match. LookupError where one matches none."""
+    """The number of lines of code in the files of the package that match. Raises LookupError if a pattern matches
+    none."""
     files: set[Path] = set()
     for pattern in patterns:
         matched = set(PACKAGE.glob(pattern))
@@ -104,7 +105,7 @@ def gradient_errors(architecture: str) -> dict[str, dict[str, float]]:
         config = replace(small(architecture), seed=seed)
         batch = draw_batch(config, 4, 32, seed)
         for precision in CPU_PRECISIONS:
-            # rounded to the precision first: the error is that of the step, not of the weights
+            # weights are rounded to the precision first: the error is that of the step, not of the weights
             by_hand, _ = networks(replace(config, precision=precision))
             exact = IMPLEMENTATIONS["torch"](replace(config, precision="fp64"))
             exact.load_parameters(by_hand.parameters)
@@ -139,7 +140,8 @@ def levels_table(errors: dict[str, dict[str, float]]) -> str:
 
 
 def steps_table(measurements: dict[str, Measurement]) -> str:
-    """By precision; a row that is left out in one of them has no cell there, and one that is everywhere no line."""
+    """The table of steps, with a column for each precision. A row that is left out has an empty cell; if it is left out
+    in all of them, it has no line."""
     lines = ["| step | " + " | ".join(measurements) + " |", "|---|" + "--:|" * len(measurements)]
     for name, words in MEASURED.items():
         rows = [measured.rows.get(name) for measured in measurements.values()]
@@ -167,7 +169,7 @@ def page(
     threads: int,
     precisions: Sequence[str] = CPU_PRECISIONS,
 ) -> str:
-    """Counts, measures and writes. CheckFailedError where a row cannot be had, or its gradients disagree."""
+    """Counts and measures; returns the page. Raises CheckFailedError if a row cannot run, or its gradients disagree."""
     import torch
 
     size = {name: value for name, value in model_sizes()[model].items() if name != "learning_rate"}
@@ -189,7 +191,7 @@ def page(
     command += "" if tuple(precisions) == CPU_PRECISIONS else f" --precision {' '.join(precisions)}"
     first = next(iter(measurements.values()))
     compiling = max(measured.rows[COMPILED].cold_seconds or 0.0 for measured in measurements.values())
-    told = measurements.get("fp32", first)
+    shown = measurements.get("fp32", first)
     written = PAGE.read_text(encoding="utf-8").format(
         command=command,
         levels=levels_table(gradient_errors(architecture)),
@@ -207,11 +209,11 @@ def page(
             for low, middle, high in [measured.time_ratio(measured.again)]
         ),
         compiling=f" Compiling the baseline took up to {compiling:.0f} s." if compiling else "",
-        precision=told.case.config.precision,
-        products=products_of(told),
+        precision=shown.case.config.precision,
+        products=products_of(shown),
         onednn=next(
-            (f"Rows with oneDNN are left out: {reason}." for reason in told.left_out.values()),
-            "MKL is PyTorch's own choice, and leaves speed unused on processors that are not Intel's: in fp32 "
+            (f"Rows with oneDNN are left out: {reason}." for reason in shown.left_out.values()),
+            "MKL is PyTorch's default, and leaves speed unused on processors that are not from Intel: in fp32 "
             "compare `kernels=fused` with the rows by oneDNN.",
         ),
         draws=len(SEEDS),

@@ -1,8 +1,8 @@
-"""Measurements in pairs: what is compared takes turns, and its ratios are taken turn by turn. Standard library only.
+"""Paired measurements: the compared rows take turns, and ratios are taken turn by turn. Standard library only.
 
-Rows go in the order A B C, C B A, A B C ..., so that a machine that slows down slows all of them alike. A row that
-appears twice gives the noise floor: no smaller difference may be claimed. What each row does in its turn, and what is
-good enough, is said where this is used; what needs a process of its own for each row finds it here.
+Rows run in the order A B C, C B A, A B C ..., so that a machine that slows down slows all of them alike. A row that
+appears twice gives the noise floor: no smaller difference may be claimed. The caller defines what a row does in its
+turn, and the limits. `MeasuringProcess` is a process for a row that needs its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHUTDOWN_TIMEOUT = 10.0  # [s] for a measuring process to end by itself
 
 @dataclass
 class Row:
-    """Of each turn the seconds a step, and the processor's seconds a step where they are measured."""
+    """The seconds a step of each turn, and the processor seconds a step if they are measured."""
 
     name: str
     seconds: list[float] = field(default_factory=list)
@@ -39,14 +39,14 @@ class Row:
 
 
 def turns(rows: int, times: int) -> Iterator[Sequence[int]]:
-    """The places of all rows in the order in which they take their turns, `times` orders: there, back, there ..."""
+    """The indices of all rows in the order of their turns, `times` times: forward, backward, forward ..."""
     there = range(rows)
     for turn in range(times):
         yield there if turn % 2 == 0 else there[::-1]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile; of one value it is each of them."""
+    """Lower quartile, median, upper quartile; a single value is all three."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -59,38 +59,39 @@ def ratios(mine: Sequence[float], its: Sequence[float]) -> tuple[float, float, f
 
 
 def noise_floor(again: Sequence[float], first: Sequence[float]) -> float:
-    """Of one thing measured twice: how far its ratio to itself is from 1, or how far it scatters, whichever is more."""
+    """The noise of a row that was measured twice: the distance of its ratio from 1, or the spread of the ratio,
+    whichever is larger."""
     low, middle, high = ratios(again, first)
     return max(abs(middle - 1), (high - low) / 2)
 
 
 class NotInTime(CheckFailedError):
-    """A measuring process did not answer in the time that it had."""
+    """A measuring process did not answer in time."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What a measuring process answers in place of a measurement."""
+    """The answer of a measuring process that failed."""
 
     message: str
 
 
 class MeasuringProcess:
-    """A process that measures when it is asked, started afresh: nothing of this process is in it.
+    """A new process that measures on request. It shares no state with this process.
 
-    It runs `work(end, *arguments)`, a function of a module, which sends its answers through `end` and receives the
-    questions there. Leaving the `with` block ends it.
+    It runs `work(end, *arguments)`, a function of a module, which receives questions and sends answers through `end`.
+    Leaving the `with` block ends the process.
     """
 
     def __init__(self, work: Callable[..., None], *arguments: Any, advice: str = "", until: float | None = None):
-        """`advice`: what to try where the process is killed, a sentence. `until`: the time, by time.monotonic(), after
-        which nothing is waited for."""
+        """`advice`: a sentence on what to try if the process is killed. `until`: the deadline, by time.monotonic(), for
+        its answers."""
         context = multiprocessing.get_context("spawn")
         self.end, theirs = context.Pipe()
         self.advice, self.until = advice, until
         self.process = context.Process(target=_run, args=(work, theirs, arguments), daemon=True)
         self.process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+        theirs.close()  # so that the pipe closes when the process ends
 
     def __enter__(self) -> MeasuringProcess:
         return self
@@ -102,15 +103,15 @@ class MeasuringProcess:
         self.process.join()
 
     def ask(self, question: Any) -> Any:
-        """Its answer. Raises CheckFailedError if it failed, or ended."""
-        with suppress(OSError):  # it has ended: `answer` says how
+        """The answer to a question. Raises CheckFailedError if the process failed or ended."""
+        with suppress(OSError):  # the process has ended: `answer` reports how
             self.end.send(question)
         return self.answer()
 
     def answer(self) -> Any:
-        """What it says by itself. Raises as `ask` does."""
+        """The next answer, without a question. Raises CheckFailedError like `ask`."""
         if self.until is not None and not self.end.poll(max(0.0, self.until - time.monotonic())):
-            raise NotInTime("A measuring process did not answer in the time that it had")
+            raise NotInTime("A measuring process did not answer in time")
         try:
             answer = self.end.recv()
         except (EOFError, OSError):
@@ -127,14 +128,14 @@ def _run(work: Callable[..., None], end: Connection, arguments: tuple[Any, ...])
     try:
         work(end, *arguments)
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        pass  # nobody asks any more
+        pass  # the other end is closed
     except Exception as error:
         end.send(Failure(f"{type(error).__name__}: {error}"))
 
 
 def check_output(option: str, path: Path | None) -> None:
-    """InputError, before anything is measured, where the result could not be written afterwards. What is to be written
-    does not depend on who reads what is printed."""
+    """Raises InputError before anything is measured if the result could not be written afterwards. What is written does
+    not depend on whether the output is read."""
     if path is None:
         return
     if path.is_dir() or not path.absolute().parent.is_dir():

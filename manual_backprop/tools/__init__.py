@@ -1,5 +1,5 @@
-"""Commands around data and measurements: `python -m manual_backprop.tools.NAME`; each takes --help.
+"""Commands for data and measurements: `python -m manual_backprop.tools.NAME`; each takes --help.
 
-Not here: what they measure and do, which lies in `data` and `study`.
+Not here: the code that they call, in `data`, `study` and `training.cost`.
 May import: visualizer and below.
 """

@@ -1,4 +1,4 @@
-"""What things cost on this machine: logging, inspection, loading, preparing, runs in parallel, several processes."""
+"""Measures overhead on this machine: logging, inspection, loading, preparing, parallel runs, several processes."""
 
 import sys
 import tempfile
@@ -22,7 +22,7 @@ COSTS = {
 
 
 def overview() -> str:
-    """Each command with the first sentence of its module."""
+    """The help: each command with the first line of its module's docstring."""
     lines = [f"  {name:<12}{str(cost.__doc__).splitlines()[0]}" for name, cost in COSTS.items()]
     return "\n".join((f"{__doc__}\n\n{COMMAND} and one of\n", *lines, "\nEach takes --help."))
 

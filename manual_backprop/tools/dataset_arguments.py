@@ -1,4 +1,4 @@
-"""What the tools for data have in common on their command lines: how a dataset is named, and how they end."""
+"""What the command lines of the data tools share: how a dataset is named, and how they handle errors and signals."""
 
 import argparse
 import re
@@ -13,9 +13,9 @@ from ..config.schema import DatasetConfig
 
 DATASETS = """\
 DATASET is a name in conf/dataset (python_docs, tinystories, wikitext, ...; tools.download_dataset --list shows all),
-OWNER/NAME on the hub, or a file or folder of yours: .jsonl, .parquet, what datasets.save_to_disk wrote, else text."""
+OWNER/NAME on the hub, or your own file or folder: .jsonl, .parquet, a folder of datasets.save_to_disk, else text."""
 
-# Errors of the data layer name keys of `run`; these tools have options or other words for them.
+# Errors of the data room name config keys of `run`; these tools have options or other words instead.
 _OPTION_OF_KEY = {
     "use dataset=text dataset.path=PATH with text of your own": "give the path of text of your own",
     "use dataset=jsonl, parquet, saved or text with dataset.path=PATH": "give its path instead of the name",
@@ -38,7 +38,7 @@ _NO_TEXT = re.compile(r"null|true|false|[+-]?(inf|nan|[\d._]+(e[+-]?\d+)?)", re.
 
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--text-key", metavar="NAME", help="the column or JSON key that holds the text (text)")
+    parser.add_argument("--text-key", metavar="NAME", help="the column or JSON key of the text (text)")
     parser.add_argument("--config", metavar="NAME", help="of a hub dataset that has several")
     parser.add_argument("--revision", metavar="COMMIT", help="of a hub dataset (the pinned one, or the newest)")
 
@@ -48,7 +48,7 @@ def add_subset(parser: argparse.ArgumentParser) -> None:
 
 
 def add_skip_bad_rows(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that are no text, up to 1 %%")
+    parser.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that are not text, up to 1 %%")
 
 
 def dataset_of(name: str, options: argparse.Namespace) -> DatasetConfig:
@@ -66,7 +66,7 @@ def dataset_of(name: str, options: argparse.Namespace) -> DatasetConfig:
 
 
 def datasets_of(names: list[str], options: argparse.Namespace) -> list[DatasetConfig]:
-    """Several at once: --text-key is for those that have columns, if there is one at least."""
+    """The datasets of these names. --text-key applies to those with columns, of which there must be at least one."""
     from ..data.datasets.named import dataset_named, has_columns
 
     columns = [has_columns(dataset_named(name)) for name in names]
@@ -79,7 +79,7 @@ def datasets_of(names: list[str], options: argparse.Namespace) -> list[DatasetCo
 
 @contextmanager
 def errors_name_options() -> Iterator[None]:
-    """Inside, sentences of errors name the options of these tools in place of keys of the configuration."""
+    """A context in which error messages name the options of these tools instead of config keys."""
     try:
         yield
     except InputError as error:
@@ -93,11 +93,11 @@ def with_options_for_keys(message: str) -> str:
 
 
 def pasted(key: str, value: object) -> str:
-    """KEY=VALUE to be pasted into a shell, for a command whose grammar wants quotes around what is not plain."""
+    """KEY=VALUE that can be pasted into a shell, quoted as the grammar of `run` requires."""
     text = str(value)
     if _PLAIN.fullmatch(text) and not _NO_TEXT.fullmatch(text):
         return f"{key}={text}"
-    text = re.sub(r"(\\*)'", r"\1\1\\'", text)  # what stands before a quote is written twice
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)  # backslashes before a quote are doubled
     text = re.sub(r"(\\+)$", r"\1\1", text)
     quoted = f"{key}='{text}'"
     return shlex.quote(quoted) if set(quoted) & set('"$`\\!') else f'"{quoted}"'
@@ -105,7 +105,8 @@ def pasted(key: str, value: object) -> str:
 
 @contextmanager
 def interruptible(left_behind: str) -> Iterator[None]:
-    """Inside it a signal unwinds the work, so that what is half made is removed; `left_behind` says what remains."""
+    """A context in which a signal stops the work, and incomplete results are removed. `left_behind` is a sentence about
+    what remains."""
     from ..common.interruption import Interruption
 
     with Interruption():

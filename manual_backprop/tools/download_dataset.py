@@ -1,4 +1,4 @@
-"""A dataset of the hub as a folder on this machine, or what there is to download."""
+"""Downloads a dataset of the hub into a folder, or lists the known datasets."""
 
 import sys
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ COMMAND = "python -m manual_backprop.tools.download_dataset"
 DESCRIPTION = """\
 Downloads a dataset of the hub into a folder that dataset=saved reads, on this machine or on one without a network.
 
-NAME is a name in conf/dataset (--list shows them) or OWNER/NAME, which for one of these means the same. How many bytes
-there are to download is said first. Files lie in the cache of the `datasets` library as well (HF_HOME), where an
-interrupted download goes on and a repeated one finds everything. With --subset, and always where the entry says so
-(fineweb), rows are streamed up to that number, and an interrupted stream goes on at the last ten thousand documents.
-The folder appears when it is complete."""
+NAME is a name in conf/dataset (--list shows them) or OWNER/NAME on the hub; a named dataset may be given either way.
+The size of the download is printed first. Files are also kept in the cache of the `datasets` library (HF_HOME), so an
+interrupted download continues and a repeated one finds everything. With --subset, and always for some datasets
+(fineweb), rows are streamed up to that number, and an interrupted stream continues from the last multiple of ten
+thousand documents. The folder appears when it is complete."""
 
 EPILOG = f"""\
 Examples
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = Parser("tools.download_dataset", DESCRIPTION, EPILOG)
     parser.add_argument("name", nargs="?", metavar="NAME", help="see above")
-    parser.add_argument("--list", action="store_true", help="what has a name here, and what is downloaded")
-    parser.add_argument("--split", metavar="NAME", help="only this one (all)")
+    parser.add_argument("--list", action="store_true", help="list the named datasets and their downloads")
+    parser.add_argument("--split", metavar="NAME", help="only this split (all)")
     add_subset(parser)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="to write (outputs/datasets/NAME)")
     add_dataset_options(parser)

@@ -1,4 +1,4 @@
-"""What is in a dataset: its splits, columns and sizes, and some rows."""
+"""Shows a dataset: its splits, columns and sizes, and some rows."""
 
 import sys
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from .dataset_arguments import (
 COMMAND = "python -m manual_backprop.tools.inspect"
 
 DESCRIPTION = f"""\
-Shows the splits of a dataset, their columns and sizes, and some rows: raw, as they are stored, and decoded, as the text
-that a model would read. Of a dataset on the hub only these rows are fetched.
+Shows the splits of a dataset, their columns and sizes, and some rows: raw, as stored, and decoded, as the text that a
+model would read. From a dataset on the hub only these rows are downloaded.
 
 {DATASETS}
-A folder that tools.tokenization pretokenize wrote is shown too: raw are the token ids."""
+It also shows a folder of tools.tokenization pretokenize; its raw rows are token ids."""
 
 EPILOG = f"""\
 Examples
@@ -58,9 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="see above")
     parser.add_argument("--rows", type=whole(0), default=3, metavar="N", help="of each split (3)")
     parser.add_argument("--width", type=whole(1), default=400, metavar="N", help="characters of each (400)")
-    parser.add_argument(
-        "--tokenizer", metavar="TOKENIZER", help="show its tokens as well: a folder, byte, gpt2, OWNER/NAME"
-    )
+    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="also show tokens: a folder, byte, gpt2, OWNER/NAME")
     add_dataset_options(parser)
     options = parser.parse(arguments)
 
@@ -86,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if tokenizer is not None and not text.startswith(NO_TEXT):
                 try:
                     ids = tokenizer.encode(text[: options.width])
-                except InputError as error:  # a character that it does not know
+                except InputError as error:  # an unknown character
                     print(f"  no tokens\n{_indented(str(error))}")
                     continue
                 pieces = "|".join(tokenizer.decode([token]) for token in ids)
@@ -96,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _indented(text: str) -> str:
-    """Its lines, which only a line feed ends; what a terminal would obey is made visible."""
+    """The lines of a text, indented. Only a line feed ends a line; control characters are made visible."""
     return "\n".join(f"    {visible(line, kept=TAB)}" for line in text.removesuffix("\n").split("\n"))
 
 

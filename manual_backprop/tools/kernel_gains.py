@@ -1,8 +1,8 @@
-"""`python -m manual_backprop.tools.kernel_gains` writes docs/kernels.md: what each optimization of the kernels brings.
+"""`python -m manual_backprop.tools.kernel_gains` writes docs/kernels.md: what each optimization of the kernels gains.
 
-A whole training step with `kernels=fused` is measured against the same step without one of them at a time
-(`study/benchmark/ablations.py`), by the bench's processes and in its way: in turns, with the noise floor, the peak
-memory, and gradients that agree before anything is timed. Nothing on the page is typed in.
+A whole training step with `kernels=fused` is compared with the same step without one optimization at a time
+(`study/benchmark/ablations.py`). The processes of the bench measure it: in turns, with the noise floor and the peak
+memory, after a check that the gradients agree. All numbers on the page are measured.
 """
 
 import shlex
@@ -24,14 +24,14 @@ DEFAULT_OUTPUT = Path("docs/kernels.md")
 ROUNDS = 5
 
 DESCRIPTION = f"""\
-Measures what each optimization of the kernels brings, alone: an ablation. A whole training step with kernels=fused,
-against the same step without one of them at a time. Writes {DEFAULT_OUTPUT}: time and memory with and without, the
-noise floor, and what each saves and why. Rows are measured as `python -m manual_backprop.bench` does; its --help says
-how. Minutes for each case and precision; run it on a machine that does nothing else."""
+Measures what each optimization of the kernels gains: an ablation. A whole training step with kernels=fused is compared
+with the same step without one optimization at a time. Writes {DEFAULT_OUTPUT}: time and memory with and without it, the
+noise floor, and what each optimization saves and why. Rows are measured as in `python -m manual_backprop.bench`; see
+its --help. Takes minutes for each case and precision; run it on an idle machine."""
 
 EXAMPLES = f"""\
 Examples
-  {COMMAND}                               # all cases of a CPU, the page
+  {COMMAND}                               # all CPU cases, the whole page
   {COMMAND} --case C1 --precision fp32 --output c1.md
   {COMMAND} --model tiny --means arena compiled --output tiny.md
 
@@ -39,7 +39,7 @@ Exit codes: 0 written, 1 gradients disagree or a process failed, 2 wrong input, 
 
 
 def command_of(options: Namespace) -> str:
-    """What was typed, but for where the page goes."""
+    """The command line without --output."""
     words = [COMMAND]
     for name in ("case", "model", "architecture", "vocab_size", "batch_size", "precision", "device", "means"):
         value = getattr(options, name)

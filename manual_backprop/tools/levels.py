@@ -1,7 +1,7 @@
-"""`python -m manual_backprop.tools.levels` writes docs/three-levels.md: the three levels of one network, side by side.
+"""`python -m manual_backprop.tools.levels` writes docs/three-levels.md: a comparison of three levels of one network.
 
-Lines of code are counted in the sources, step time and memory are measured in pairs (as `bench` does), the gradients'
-errors against float64. Nothing on the page is typed in. Takes minutes; run it on a machine that does nothing else.
+Lines of code are counted in the sources. Step time and memory are measured in pairs, as in `bench`, and the errors of
+gradients against float64. All numbers on the page are measured. Takes minutes; run it on an idle machine.
 """
 
 import os

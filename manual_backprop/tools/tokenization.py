@@ -1,7 +1,7 @@
-"""Tokenizers and datasets: which vocabulary suits a text, learning a tokenizer, and tokens prepared once as shards.
+"""Tokenizers for datasets: choose a vocabulary size, train a tokenizer, and write tokens as shards.
 
-The functions of the same purpose, for Python, are `analyze_dataset`, `train_tokenizer`, `train_tokenizer_from_files`,
-`pretokenize_dataset` and `load_pretokenized`, here and in `manual_backprop`.
+The same for Python: `analyze_dataset`, `train_tokenizer`, `train_tokenizer_from_files`, `pretokenize_dataset` and
+`load_pretokenized`, here and in `manual_backprop`.
 """
 
 import sys
@@ -35,7 +35,7 @@ COMMAND = "python -m manual_backprop.tools.tokenization"
 PICTURES = Path("outputs/analysis")
 
 OVERVIEW = f"""\
-Which vocabulary suits a text, learning a tokenizer, and tokens prepared once. Give one of
+Chooses a vocabulary size, trains a tokenizer, and writes tokens as shards. Give one of
 
   {COMMAND} analyze DATASET ...
   {COMMAND} train registry DATASET VOCAB_SIZE
@@ -46,21 +46,21 @@ Each takes --help.
 
 {DATASETS}
 
-Nothing is downloaded but what you name, and what was downloaded once is used offline.
+Only the datasets that you name are downloaded; later they are used offline.
 Exit codes: 0 done, 2 wrong input, 4 the disk is full or read-only, 130 interrupted."""
 
 ANALYZE = f"""\
-Counts what byte-pair encodings of several sizes make of a dataset, and says which size and which sequence length to
-take: tokens and bytes a token, how much of the vocabulary occurs, how many tokens make 90 to 99.9 % of the text, what
-they are, and how long documents are. The encodings are learned here, from the training documents; no network is needed
-for a text of yours. Several datasets are set side by side, in one table and one picture.
+Compares byte-pair encodings of several sizes on a dataset, and recommends a vocabulary size and a sequence length. It
+shows tokens, bytes per token, the share of the vocabulary that occurs, how many tokens cover 90 to 99.9 % of the text
+and which they are, and the lengths of documents. The encodings are trained here, from the training documents; your own
+text needs no network. Several datasets are compared in one table and one picture.
 
 {DATASETS}"""
 
 ANALYZE_EPILOG = f"""\
-The recommended vocabulary is the largest for which a tenth of the learned tokens at most occur less than 100 times,
-and each doubling up to it saves 5 % of the tokens or more. max_seq_len is the smallest power of two, from 64 to 1024,
-that holds 95 % of the documents whole.
+The recommended vocabulary is the largest for which at most a tenth of the learned tokens occur less than 100 times, and
+each doubling up to it saves at least 5 % of the tokens. max_seq_len is the smallest power of two, from 64 to 1024, that
+fits 95 % of the documents.
 
 Examples
 
@@ -69,7 +69,7 @@ Examples
   {COMMAND} analyze notes/ --tokenizer gpt2 --picture notes.png"""
 
 TRAIN = f"""\
-Learns a byte-level byte-pair encoding with <unk> <pad> <bos> <eos>, and writes a folder that
+Trains a byte-level byte-pair encoding with <unk> <pad> <bos> <eos>, and writes a folder that
 transformers.AutoTokenizer.from_pretrained and tokenizer=file tokenizer.path=FOLDER load.
 
   {COMMAND} train registry DATASET VOCAB_SIZE  its training documents
@@ -78,8 +78,8 @@ transformers.AutoTokenizer.from_pretrained and tokenizer=file tokenizer.path=FOL
 {DATASETS}"""
 
 TRAIN_EPILOG = f"""\
-Of more than 32 MB of text, pieces from all over it that have about that are learned from. A folder that is there
-already stays as it is; another tokenizer in it is an error.
+From more than 32 MB of text a sample of about that size is used, in pieces from all over it. An existing folder is not
+changed; if it contains another tokenizer, that is an error.
 
 Examples
 
@@ -89,8 +89,8 @@ Examples
 
 PRETOKENIZE = f"""\
 Writes a dataset's training and validation tokens as memory-mapped shards, with a manifest: source, revision, digest of
-the tokenizer, counts, SHA-256 of each file. The same input makes the same bytes, whatever the number of workers. Given
-again, it finds its work done; after an interruption, it goes on.
+the tokenizer, counts, SHA-256 of each file. The same input gives the same bytes, whatever the number of workers. A
+repeated command finds the finished shards; after an interruption it continues.
 
 {DATASETS}
 
@@ -148,7 +148,7 @@ def train(arguments: Sequence[str]) -> None:
     parser.add_argument("vocab_size", type=whole(1), metavar="VOCAB_SIZE", help="tokens, 260 at least")
     add_subset(parser)
     parser.add_argument(
-        "--min-frequency", type=whole(1), default=2, metavar="N", help="a pair must occur so often to be merged (2)"
+        "--min-frequency", type=whole(1), default=2, metavar="N", help="merge pairs that occur at least N times (2)"
     )
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="to write (outputs/tokenizers/NAME-VOCAB_SIZE...)"
@@ -184,7 +184,7 @@ def pretokenize(arguments: Sequence[str]) -> None:
     parser.add_argument("tokenizer", metavar="TOKENIZER", help="see above")
     add_subset(parser)
     parser.add_argument(
-        "--max-length", type=whole(1), metavar="N", help="longer documents are cut there, and counted (never)"
+        "--max-length", type=whole(1), metavar="N", help="cut longer documents to N tokens, and count them (never)"
     )
     parser.add_argument("--workers", type=whole(1), metavar="N", help="threads that encode (one for each core)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="to write (outputs/pretokenized/...)")

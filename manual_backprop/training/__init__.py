@@ -1,9 +1,9 @@
 """Training: the runner and its loop, resume, reports, plan, command line of a run, comparison of runs, sweeps.
 
-`runner` builds everything from a config and owns the loop; `run_state` is what a checkpoint of a run holds; `run_facts`
-is what report, state and summary know of it; `reproduction` makes a run a second time; `processes` and `worker` train
-one run on several processes and machines, `sweeps` starts many runs, `comparison` sets finished ones side by side,
-`inspection` looks into the network, `cost` measures what things cost.
-Not here: what is learned (`tasks`) and where it is written (`tracking`).
+`runner` builds everything from a config and owns the loop. `run_state` is the content of a run's checkpoint,
+`run_facts` what report, state and summary know of a run. `reproduction` repeats a run. `processes` and `worker` train
+one run on several processes and machines, `sweeps` starts many runs, `comparison` compares finished runs. `inspection`
+records statistics of the layers, `cost` measures the overhead of tracking, inspection and loading.
+Not here: what is learned (`tasks`) and where results are written (`tracking`).
 May import: trained_models and below.
 """

@@ -1,7 +1,7 @@
 """The command line of a run: read by Hydra's own parser, checked for all jobs of a sweep before anything is built.
 
 `check` composes every job and returns its RunConfig, or raises one ConfigError that lists everything that is wrong:
-keys and options that do not exist (with the nearest that does), values, and what only shows across keys. It runs
+unknown keys and options (with the nearest that exists), bad values, and keys that contradict one another. It runs
 nothing, writes nothing and does not import torch. `run.py` runs what it returns.
 """
 
@@ -27,9 +27,9 @@ from manual_backprop.training.requirements import missing_here
 from manual_backprop.training.resume import job_config
 from manual_backprop.training.value_sources import as_meant, planned
 
-NOT_TRACKED = "tracking=none"  # what is only looked at needs no place to record it
-UNKNOWN_VOCABULARY = 257  # of a tokenizer that has not seen its corpus yet
-UNKNOWN_LABELS = 8  # likewise, of labelled texts
+NOT_TRACKED = "tracking=none"  # a config that is only inspected needs no tracking
+UNKNOWN_VOCABULARY = 257  # vocabulary size assumed for a tokenizer that is not trained yet
+UNKNOWN_LABELS = 8  # number of classes assumed for labelled texts that are not read yet
 DESCRIBE_A_NETWORK = (
     "task",
     "network",
@@ -42,7 +42,7 @@ DESCRIBE_A_NETWORK = (
     "seed",
     "experiments",
 )
-MOST_JOBS = 1000  # of a sweep; more is a range that was mistyped
+MOST_JOBS = 1000  # of a sweep; more is probably a mistyped range
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ class Job:
 
     @property
     def runtime(self) -> DictConfig:
-        """Hydra's own account: the option of each group, and the folders of the files."""
+        """Hydra's `hydra.runtime`: the option of each group, and the folders of the files."""
         return self.hydra.runtime
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A command line without a fault."""
+    """A valid command line."""
 
-    overrides: tuple[str, ...]  # as Hydra is to be given them
+    overrides: tuple[str, ...]  # to be passed to Hydra
     multirun: bool
     jobs: tuple[Job, ...]
     swept: tuple[str, ...]  # keys with several values
-    searches: bool  # a sweeper chooses among the jobs, or their values, as it goes
+    searches: bool  # the sweeper chooses jobs or values from the results so far
 
 
 def check(
@@ -74,15 +74,15 @@ def check(
 ) -> Checked:
     """Compose and validate every job that the overrides ask for. Raises ConfigError with all violations.
 
-    `base` is the directory of a run whose config the overrides change, instead of the defaults. What is only
-    `displayed` may have settings of Hydra that one job does not obey.
+    `base` is the directory of a run: the overrides then change its config instead of the defaults. A config that is
+    only `displayed` may have settings of Hydra that a single job ignores.
     """
     with composer() as hydra:
         return check_with(hydra, arguments, multirun, base, displayed)
 
 
 def described_job(overrides: Sequence[str], command: str) -> Job:
-    """The one job that overrides describe, for a command that looks at it and makes no run of it.
+    """The one job that overrides describe, for a command that inspects it without running it.
 
     Raises InputError, in one line, with everything that is wrong.
     """
@@ -97,7 +97,8 @@ def described_job(overrides: Sequence[str], command: str) -> Job:
 
 
 def described_network(overrides: Sequence[str], command: str) -> tuple[CustomTransformerConfig, list[str]]:
-    """The network that a run with these overrides would train, and their keys that say nothing of it. InputError."""
+    """The network that a run with these overrides would train, and the overridden keys that do not affect it. Raises
+    InputError."""
     job = described_job(overrides, command)
     run, vocab_size = job.config, job.config.tokenizer.vocab_size or UNKNOWN_VOCABULARY
     if run.task.symbols is not None:
@@ -106,14 +107,14 @@ def described_network(overrides: Sequence[str], command: str) -> tuple[CustomTra
 
 
 def _of_examples(run: RunConfig) -> dict[str, Any]:
-    """What of an encoder its examples decide: of a series as if there were one, of labels as if there were so many."""
+    """The sizes of an encoder that depend on its examples, with assumed values: one series, UNKNOWN_LABELS classes."""
     if run.task.horizon is not None and run.task.patch is not None:
         return {"n_inputs": 2 * run.task.patch, "n_outputs": run.task.horizon, "head_loss": "squared_error"}
     return {"n_outputs": UNKNOWN_LABELS} if run.network_name == "encoder" else {}
 
 
 def keys_without_effect(overrides: Sequence[str]) -> list[str]:
-    """What says how a network is trained, and not what it is."""
+    """The overridden keys that say how a network is trained, and not what it is."""
     named = [override.lstrip("+").partition("=")[0] for override in overrides if override != NOT_TRACKED]
     return [
         key
@@ -145,7 +146,7 @@ def check_with(
         if multirun:
             if parameters := master.hydra.sweeper.get("params"):
                 ours = _with_planned(hydra, planned(parameters, master.hydra.runtime), ours, report)
-                settings.append(hydra.parse("hydra.sweeper.params=null"))  # they stand among the overrides now
+                settings.append(hydra.parse("hydra.sweeper.params=null"))  # they are among the overrides now
             plans = _sweep(hydra, master, ours, report)
         else:
             _no_sweep(ours, report)
@@ -190,7 +191,7 @@ def _no_sweep(overrides: Sequence[Override], report: Report) -> None:
 def _with_planned(
     hydra: Composer, parameters: Mapping[str, str], overrides: list[Override], report: Report
 ) -> list[Override]:
-    """What an experiment's file sweeps, and the command line's overrides, which replace it key by key."""
+    """The overrides of the command line, and the sweeps of the experiment's file for keys that it does not override."""
     planned = OverrideReader(hydra, report).read([f"{key}={value}" for key, value in parameters.items()])
     return list({override.key_or_group: override for override in [*planned, *overrides]}.values())
 
@@ -199,12 +200,10 @@ def _sweep(hydra: Composer, master: DictConfig, wanted: list[Override], report: 
     """The overrides of each job, split by the sweeper that comes with Hydra."""
     endless = [override for override in wanted if override.is_sweep_override() and not override.is_discrete_sweep()]
     if endless and not str(master.hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
-        wanted = [override for override in wanted if override not in endless]  # its sweeper will choose the values
+        wanted = [override for override in wanted if override not in endless]  # their sweeper chooses the values
     elif endless:
         for override in endless:
-            report.add(
-                f"{_as_typed(override)}: has no end of values; give a list, as in 1,2,3, or range(START,STOP,STEP)"
-            )
+            report.add(f"{_as_typed(override)}: has no end; give a list, as in 1,2,3, or range(START,STOP,STEP)")
         return []
     sweeps = [override for override in wanted if override.is_sweep_override()]
     n_jobs = prod(_count(override, hydra) for override in sweeps)
@@ -220,7 +219,7 @@ def _as_typed(override: Override) -> str:
 
 
 def _count(override: Override, hydra: Composer) -> int:
-    """How many values a sweep has, without listing them."""
+    """The number of values of a sweep, without listing them."""
     raw = override._value
     if isinstance(raw, ChoiceSweep):
         return len(raw.list)

@@ -1,4 +1,4 @@
-"""What a model is made of and what it costs: its parameters, its arithmetic and its memory, as tables."""
+"""Tables of a model's parameters, arithmetic (FLOPs) and memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ LEVELS = {"custom": "by hand", "torch": "the same under autograd", "baseline": "
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at: a config, its network's config, what is known of its examples; trained, its network."""
+    """The model of a summary: its config, its network's config, what is known of its examples; the network if
+    trained."""
 
     line: str
     config: RunConfig
@@ -67,13 +68,13 @@ def trained(which: str) -> Subject:
 
 
 def block_of(name: str) -> str:
-    """blocks.3, or encoder.blocks.3, for what lies in one."""
+    """The block of a parameter: blocks.3, or encoder.blocks.3; empty outside of blocks."""
     before, blocks, rest = name.partition("blocks.")
     return f"{before}{blocks}{rest.partition('.')[0]}" if blocks else ""
 
 
 def show_parameters(console: Console, config: CustomTransformerConfig) -> None:
-    """Blocks are alike: the first is shown tensor by tensor, all of them as sums."""
+    """Prints a table of the parameters. The first block is shown tensor by tensor, all blocks as sums."""
     from manual_backprop.models.network import parameter_shapes
 
     sizes = {name: (shape, math.prod(shape)) for name, shape in parameter_shapes(config).items()}
@@ -93,7 +94,7 @@ def show_parameters(console: Console, config: CustomTransformerConfig) -> None:
     table.add_row("in all", "", f"{total:,}", "100.0%", style="bold")
     console.print(table)
     if config.tied_head:
-        console.print("token_embedding.weight is the vocabulary projection too, and counted once.")
+        console.print("token_embedding.weight is also the vocabulary projection; it is counted once.")
 
 
 # Arithmetic and memory
@@ -115,7 +116,7 @@ def show_cost(console: Console, subject: Subject, tflops: float | None) -> None:
     about = "" if subject.preview.prepared else "about "
     dtype = network.get_compute_dtype()
     rate = matrix_product_rate(dtype, network.get_device()) if tflops is None else tflops * 1e12
-    measured = "measured: matrix products alone reach it here, and no real step does"
+    measured = "measured with matrix products alone; a real step is slower"
     least, source = ("at least ", measured) if tflops is None else ("", "as given")
     rows = {
         "a token": f"{token:,} FLOPs, forward and backward",
@@ -138,7 +139,7 @@ def show_cost(console: Console, subject: Subject, tflops: float | None) -> None:
 
 
 def show_memory(console: Console, subject: Subject) -> None:
-    """What lives at the peak of a step, for each level."""
+    """Prints the memory at the peak of a step, for each implementation."""
     config, network = subject.config, subject.network_config
     width = {"fp64": 8, "bf16": 2}.get(network.precision, 4)
     weights = parameter_count(network) * width
@@ -153,7 +154,7 @@ def show_memory(console: Console, subject: Subject) -> None:
         table.add_row(f"{name}: {LEVELS[name]}", *(f"{size / 1e6:,.1f} MB" for size in (*parts, sum(parts))))
     console.print()
     console.print(table)
-    console.print("Estimated from the tensors that live at the same time; Python and PyTorch themselves come on top.")
+    console.print("Estimated from the tensors that exist at the same time, without the memory of Python and PyTorch.")
 
 
 def _implementation(name: str) -> dict[str, str]:

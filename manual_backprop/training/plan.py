@@ -1,4 +1,4 @@
-"""plan=true: what a run, or each job of a sweep, would be, without making it. Prints, and writes nothing."""
+"""plan=true: prints what a run, or each job of a sweep, would do and cost. It starts nothing and writes nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,12 +27,12 @@ OUTPUTS = Path("outputs")
 
 @dataclass(frozen=True)
 class Plan:
-    """What follows from a config, on this machine."""
+    """Steps, memory and time of a config on this machine."""
 
     config: RunConfig
     network: CustomTransformerConfig
     preview: Preview
-    first_step: int  # steps that the run which goes on has made already
+    first_step: int  # steps that a resumed run has made already
     memory: MemoryEstimate
     speed: Speed
 
@@ -41,24 +41,24 @@ class Plan:
         steps = self.preview.max_steps
         if steps is None:
             raise InputError(
-                f"training.num_epochs={self.config.training.num_epochs:g}: how long an epoch of this text is will be "
-                "known when it was prepared; plan with training.max_steps, or run it first"
+                f"training.num_epochs={self.config.training.num_epochs:g}: the length of an epoch is not known before "
+                "the text is prepared; plan with training.max_steps, or run it first"
             )
         return steps
 
     @property
     def steps(self) -> int:
-        """Still to be made."""
+        """The number of remaining steps."""
         return max(0, self.max_steps - self.first_step)
 
     def times(self, every: int | str) -> int:
-        """How often something is done that is due every so many steps and at the end."""
+        """How often something happens that is due every `every` steps and at the end."""
         steps = max(1, round(self.preview.steps_per_epoch or self.max_steps)) if every == "epoch" else int(every)
         return self.max_steps // steps - self.first_step // steps + (self.max_steps % steps > 0)
 
     @property
     def evaluated_tokens(self) -> int:
-        """Of all evaluations; the last is over the whole split."""
+        """The tokens of all evaluations; the last one is over the whole split."""
         training, whole = self.config.training, self.preview.evaluated_tokens
         part = whole
         if training.eval_batches is not None:
@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """Of all seconds, which scatter as the steps do; None where no step was timed."""
+        """The lower and upper bound of all seconds, from the spread of the steps; None if no step was timed."""
         least, step, most = self.speed.least, self.speed.step, self.speed.most
         if least is None or most is None:
             return None
@@ -88,7 +88,7 @@ class Plan:
 
 
 class Planner:
-    """Makes plans; what several jobs of a sweep have in common is found out once."""
+    """Makes plans; measures what several jobs of a sweep share only once."""
 
     def __init__(self) -> None:
         self.previews: dict[object, Preview] = {}
@@ -116,7 +116,7 @@ class Planner:
 
 
 def _first_step(config: RunConfig) -> int:
-    """After how many steps a run goes on: those of the checkpoint that it resumes."""
+    """The step of the checkpoint that a run resumes; 0 for a new run."""
     if config.resume is None:
         return 0
     from ..checkpoints.checkpoint import step_of
@@ -124,13 +124,13 @@ def _first_step(config: RunConfig) -> int:
 
     found = find_run(OUTPUTS, config.resume)
     if found.checkpoint is None:
-        raise InputError(f"resume={shown(config.resume)}: {found.path} has no checkpoint to go on from")
+        raise InputError(f"resume={shown(config.resume)}: {found.path} has no checkpoint to resume from")
     return step_of(found.checkpoint)
 
 
 def print_plans(jobs: Sequence[Job]) -> None:
-    """One job in full, with the source of each value; the jobs of a sweep in a line each, and their sum."""
-    import manual_backprop.training.runner  # noqa: F401  what a run imports takes memory, which is measured
+    """Prints one job in full, with the source of each value; or a line for each job of a sweep, and their sum."""
+    import manual_backprop.training.runner  # noqa: F401  the memory of a run's imports is measured
 
     planner = Planner()
     if len(jobs) == 1:
@@ -142,7 +142,7 @@ def print_plans(jobs: Sequence[Job]) -> None:
 
 
 def sources_page(job: Job) -> str:
-    """Every key of a job with its value and where that was set."""
+    """Every key of a job with its value and the source of the value."""
     sources = value_sources(job.config, job.overrides, job.runtime, OUTPUTS)
     lines = [f"Would run with: {' '.join(job.overrides) or 'the defaults'}", ""]
     for key, value in flattened(job.config.to_dict()):
@@ -178,7 +178,7 @@ def plan_page(plan: Plan) -> str:
         + ", ".join(f"{name} {duration(value)}" for name, value in seconds.items() if value)
         + f"; {plan.speed.step:.3g} s a step, {tokens_per_step / plan.speed.step:,.0f} tokens a second",
         "": plan.speed.how,
-        "processes": f"{config.device.processes} share each step; memory and time are those of one that is alone"
+        "processes": f"{config.device.processes} share each step; memory and time are those of one process alone"
         if config.device.processes > 1
         else "",
     }
@@ -211,14 +211,14 @@ def print_sweep(planner: Planner, jobs: Sequence[Job]) -> None:
 
 
 def between(bounds: tuple[float, float] | None) -> str:
-    """Where the two are not the same in words."""
+    """The two bounds in words; empty if they read the same."""
     if bounds is None or duration(bounds[0]) == duration(bounds[1]):
         return ""
     return f" ({duration(bounds[0])} to {duration(bounds[1])})"
 
 
 def duration(seconds: float) -> str:
-    """As one would say it: 0.4 s, 71 s, 12 min, 3.4 h, 12 days."""
+    """A readable duration: 0.4 s, 71 s, 12 min, 3.4 h, 12 days."""
     for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
         if seconds < limit:
             return f"{seconds / size:.1f} {unit}" if seconds / size < 10 else f"{seconds / size:.0f} {unit}"

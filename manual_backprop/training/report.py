@@ -1,4 +1,4 @@
-"""What a run says while it goes on: to the terminal, run.log, metrics.jsonl and MLflow."""
+"""Reports a run: on the terminal, in run.log, in metrics.jsonl and in MLflow."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .run_facts import RunFacts
 from .training_progress import draw_training_progress
 
 TRAINING_PROGRESS = "training_progress.png"
-# Keys on which no number depends: two runs that are compared shall differ in what was varied, not in their names.
+# Keys that affect no result. They are left out, so that compared runs differ only in what was varied.
 NO_PARAMETERS = ("run_name", "experiment_name", "tags", "resume", "plan", "plugins", "sweep", "tracking")
 INSPECTION = "inspection"  # the folder of its pictures
 
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class RunReport:
-    """Follows one run. Nothing here changes what is trained."""
+    """Reports one run. Nothing here changes the training."""
 
     peak_rate: float  # of matrix products on this machine [FLOP/s], once `start` has measured it
 
@@ -48,11 +48,11 @@ class RunReport:
         self.system = SystemMetrics(gpu=network.device.type == "cuda")
         self.flops_per_token = flops_per_token(network.config, facts.config.model.max_seq_len)
         self.steps_per_epoch, self.train_loss = order.steps(1), math.nan
-        self._untold: list[Callable[[], None]] = []  # what is logged, and to be printed
+        self._unprinted: list[Callable[[], None]] = []  # logged, but not yet printed
         self.reported = facts.first_step, order.tokens_before(facts.first_step)  # steps, and tokens in them
 
     def start(self) -> None:
-        """Parameters, tags, and the run in five lines."""
+        """Logs parameters and tags, and prints the run in five lines."""
         facts, config, task, order = self.facts, self.facts.config, self.facts.task, self.facts.order
         network, parameters = facts.model.network, facts.model.count_parameters()
         settings = {key: value for key, value in config.to_dict().items() if key not in NO_PARAMETERS}
@@ -70,7 +70,7 @@ class RunReport:
         self.peak_rate = matrix_product_rate(network.compute_dtype, network.device)
         written = write_provenance(self.directory.path, facts.first_step)
         for file in (*(self.directory.path / name for name in ("config.yaml", SOURCES, *task.files)), *written):
-            if file.is_file():  # a run of the library has no command line to tell of
+            if file.is_file():  # a run started from Python has no command line
                 self.tracker.log_artifact(file)
         epochs = facts.max_steps / order.steps(1)
         resumed = f", resumed after step {facts.first_step}" if facts.first_step else ""
@@ -97,8 +97,8 @@ class RunReport:
         nonfinite_steps: int,
         unsmoothed: float | None = None,
     ) -> None:
-        """Of the last step; seconds are the mean since the last one that was reported, and nonfinite_steps all.
-        Logged now, printed by `tell`."""
+        """Logs the last step; `print_pending` prints it. `seconds_per_step` is the mean since the last report,
+        `nonfinite_steps` the total."""
         step = self.facts.model.step
         tokens_seen = self.facts.order.tokens_before(step)
         tokens_per_step = (tokens_seen - self.reported[1]) / (step - self.reported[0])
@@ -122,7 +122,7 @@ class RunReport:
             },
         )
         shown = step, loss, learning_rate, gradient_norm, tokens_per_second
-        self._untold.append(partial(self.progress.update, *shown))
+        self._unprinted.append(partial(self.progress.update, *shown))
 
     def evaluation(self, evaluated: Evaluated) -> None:
         step = self.facts.model.step
@@ -131,23 +131,24 @@ class RunReport:
         losses = {"train loss": self.train_loss, "validation loss": evaluated.metrics.get("validation/loss", math.nan)}
         values = [f"{name} {value:.4f}" for name, value in losses.items() if not math.isnan(value)]
         line = " | ".join((f"epoch {epoch}/{epochs}", *values, *filter(None, [evaluated.short])))
-        self._untold += [partial(self.say, line), partial(log.info, "step %d: %s", step, evaluated.sentence)]
+        self._unprinted += [partial(self.say, line), partial(log.info, "step %d: %s", step, evaluated.sentence)]
 
-    def tell(self) -> None:
-        """Print the steps and evaluations since the last call: a terminal that waits holds no checkpoint back."""
-        untold, self._untold = self._untold, []
+    def print_pending(self) -> None:
+        """Prints the steps and evaluations since the last call. Called after a save, so that a blocked terminal delays
+        no checkpoint."""
+        untold, self._unprinted = self._unprinted, []
         for say in untold:
             say()
 
     def final(self, final: Final) -> None:
-        """What the task adds at the end of a run."""
+        """Logs what the task adds at the end of a run."""
         if final.metrics:
             self.tracker.log(self.facts.model.step, final.metrics)
         for picture in final.pictures:
             self.tracker.log_artifact(picture)
 
     def samples(self, texts: Sequence[str]) -> None:
-        """The samples of this step, and the picture of the run so far."""
+        """Writes the samples of this step, and the picture of the run so far."""
         path = self.directory.samples / f"step-{self.facts.model.step:06d}.txt"
         with storage_errors(f"write {path}"):
             path.write_text(SEPARATOR.join(texts) + "\n", encoding="utf-8")
@@ -160,12 +161,12 @@ class RunReport:
             self.say("  " + visible(self.facts.task.in_one_line(text))[:110])
 
     def gradient_check(self) -> None:
-        """At the end of a run: are the gradients of a network like its own right? Nothing of the run changes, and its
-        peak of memory stays what the training made it; a GPU refuses what does not fit, and that costs no run."""
+        """Checks at the end of a run the gradients of a small network like the run's. It changes nothing in the run,
+        and does not raise its peak of memory. If the memory of a GPU does not suffice, the check is skipped."""
         give_back_freed_memory()
         network = self.facts.model.network
-        room = below_the_peak() if network.device.type == "cpu" else None
-        check = check_of_run(self.facts.config, network.config, room)
+        limit = below_the_peak() if network.device.type == "cpu" else None
+        check = check_of_run(self.facts.config, network.config, limit)
         path = self.directory.path / GRADIENT_CHECK
         with storage_errors(f"write {path}"):
             path.write_text(check.page, encoding="utf-8")
@@ -176,9 +177,9 @@ class RunReport:
             log.warning("%s See %s.", check.line, path)
 
     def inspection(self, whole: bool) -> None:
-        """At the end of a run of which `training.inspect_every` is given: pictures of what was seen in every layer.
+        """Draws the pictures of `training.inspect_every` at the end of a run.
 
-        `whole`: of the network as it is now too, whose gradients are no longer needed. A run can do without them.
+        `whole`: also those of the final network, whose gradients are no longer needed. Errors are only logged.
         """
         facts, folder = self.facts, self.directory.path / INSPECTION
         if facts.config.training.inspect_every is None:
@@ -188,11 +189,11 @@ class RunReport:
             network = facts.model.network if whole else None
             for path in draw_inspection(load_training_log(self.directory.path), folder, title, network, facts.task):
                 self.tracker.log_artifact(path, INSPECTION)
-        except Exception as error:  # pictures, whatever is wrong with them, are not what a run is for
+        except Exception as error:  # a failed picture must not fail the run
             log.warning("The pictures of training.inspect_every cannot be drawn: %s. The run goes on without.", error)
 
     def failure(self, error: BaseException) -> None:
-        """Its traceback, in run.log and as an artifact."""
+        """Writes the traceback of an error to run.log and as an artifact."""
         text = "".join(traceback.format_exception(error))
         log.error(text)
         path = self.directory.path / "traceback.txt"
@@ -203,7 +204,7 @@ class RunReport:
             log.warning("%s cannot be written.", path)
 
     def end(self, status: str) -> None:
-        self.tell()
+        self.print_pending()
         self.progress.close()
         try:
             self.inspection(whole=status != FAILED)
@@ -226,6 +227,6 @@ class RunReport:
         )
 
     def say(self, line: str) -> None:
-        """A line for the terminal and run.log."""
+        """Prints a line on the terminal and writes it to run.log."""
         log.info(line)
         self.progress.say(line)

@@ -1,7 +1,7 @@
-"""A run made again: with its own config, and the comparison of both, bit by bit.
+"""Repeats a run with its own config, and compares both runs bit by bit.
 
-Everything is named that is not as it was then: code, packages, data, machine, and what the caller changes. What is
-found different without any of that is a bug.
+It names everything that has changed since: code, packages, data, machine, and what the caller overrides. If nothing has
+changed and the results still differ, that is a bug.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ COMPARED = ("train/loss", "gradient_norm", "validation/loss")
 
 
 def rerun(which: str, overrides: Sequence[str], root: Path) -> None:
-    """Raises CheckFailedError where the losses differ and nothing explains it."""
+    """Repeats a run, and prints the comparison. Raises CheckFailedError if the losses differ and nothing has
+    changed."""
     outputs = root / "outputs"
     then = find_run(outputs, which).path
     config = _config_of(then, overrides)
@@ -38,10 +39,12 @@ def rerun(which: str, overrides: Sequence[str], root: Path) -> None:
     with Interruption() as interruption:
         close_dead_runs(outputs)
         runner = Runner(config, outputs, interruption, origin=Origin(overrides=tuple(overrides)))
-        drifts = drifts_of(then, runner)
-        print(f"{then.name} again:" if drifts else f"{then.name} again; nothing has changed since, as far as is known.")
-        for drift in drifts:
-            print(f"  not as it was: {drift}")
+        changes = changes_since(then, runner)
+        print(
+            f"{then.name} again:" if changes else f"{then.name} again; nothing has changed since, as far as is known."
+        )
+        for change in changes:
+            print(f"  changed since: {change}")
         print(flush=True)
         try:
             runner.run()
@@ -51,17 +54,17 @@ def rerun(which: str, overrides: Sequence[str], root: Path) -> None:
             raise
     assert runner.directory is not None
     same, sentence = _verdict(then, runner.directory.path)
-    if not same and not drifts:
+    if not same and not changes:
         raise CheckFailedError(f"\n{sentence} Nothing else differs between the two runs, so this is a bug.")
-    print(f"\n{sentence}" + (f" See above for what is not as it was ({len(drifts)})." if drifts and not same else ""))
+    print(f"\n{sentence}" + (f" See above for what has changed ({len(changes)})." if changes and not same else ""))
 
 
 def _config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
-    """The run's own config with what `overrides` name, the threads it had, and a tag. Raises ConfigError."""
+    """The run's own config with these `overrides`, its number of threads, and a tag. Raises ConfigError."""
     from manual_backprop.training import command_line
 
     if starts := [line for line in overrides if line.lstrip("+~").startswith("resume")]:
-        raise ConfigError([f"{starts[0]}: a run that is made again starts at its first step; leave it out"])
+        raise ConfigError([f"{starts[0]}: a rerun starts at the first step; leave it out"])
     config = command_line.check(overrides, base=path).jobs[0].config
     threads = (read_run(path).get("made_with") or {}).get("threads")
     if not any(line.partition("=")[0] in ("device", "device.threads") for line in overrides):
@@ -69,8 +72,8 @@ def _config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
     return replace(config, tags=config.tags | {"rerun_of": path.name}, plan=False)
 
 
-def drifts_of(then: Path, runner: Runner) -> list[str]:
-    """Everything that is known to differ between a run and the one that is to make it again, in sentences."""
+def changes_since(then: Path, runner: Runner) -> list[str]:
+    """Everything known to differ between a run and its repetition, in sentences."""
     from manual_backprop.tracking.environment import differing, environment_of
     from manual_backprop.tracking.tracker import environment_of_run
     from manual_backprop.training.resume import NAMES_ONLY, config_of_run
@@ -89,7 +92,7 @@ def drifts_of(then: Path, runner: Runner) -> list[str]:
     ]
     for resume in run["resumes"]:
         if resume.get("changed"):
-            found.append(f"the run went on after step {resume['step']} with other {', '.join(resume['changed'])}")
+            found.append(f"the run was resumed after step {resume['step']} with other {', '.join(resume['changed'])}")
     return found
 
 
@@ -129,7 +132,7 @@ def _tags_of(path: Path) -> dict[str, str]:
 
 
 def _verdict(then: Path, now: Path) -> tuple[bool, str]:
-    """Whether everything that both runs logged is the same, and the sentence that says so."""
+    """Whether everything that both runs logged is the same, and a sentence about it."""
     first, second = load_training_log(then), load_training_log(now)
     compared, differences = compare(first, second)
     if not compared:
@@ -145,7 +148,7 @@ def _verdict(then: Path, now: Path) -> tuple[bool, str]:
 
 
 def compare(then: TrainingLog, now: TrainingLog) -> tuple[int, list[tuple[int, str, float, float]]]:
-    """How many steps both logged, and where they differ: (step, metric, then, now)."""
+    """The number of steps that both logged, and their differences: (step, metric, then, now)."""
     steps: set[int] = set()
     differences = []
     for name in COMPARED:

@@ -1,4 +1,4 @@
-"""What a run needs and this machine lacks: a text, a run to go on with, a GPU. Needs no torch."""
+"""Checks that this machine has what a run needs: files, a run to resume, a GPU. Needs no torch."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from manual_backprop.config.schema import WITH_FORMAT, DatasetConfig, RunConfig
 
 
 def _of_files(dataset: DatasetConfig) -> dict[str, str | None]:
-    """The paths among its keys; of two files line by line, which have a common beginning, that of the sources."""
+    """The keys of a dataset that are paths; for two parallel files with a common prefix, the path of the sources."""
     if dataset.format == "hub":
         return {"dataset.path": None}
     keys = ("path",) if dataset.format == "saved" else ("path", "validation", "test")
@@ -24,11 +24,11 @@ def _of_files(dataset: DatasetConfig) -> dict[str, str | None]:
 
 
 def missing_here(config: RunConfig) -> list[str]:
-    """One sentence for each thing; the run is to start in the working directory."""
+    """A sentence for each missing thing, for a run that starts in the working directory."""
     violations = []
     paths = {"dataset.path": config.dataset.path, "tokenizer.path": config.tokenizer.path}
     if config.dataset.name in ("text", "jsonl", "parquet"):
-        paths["dataset.test"] = config.dataset.test  # of others the name of a split
+        paths["dataset.test"] = config.dataset.test  # for other formats it is the name of a split
     if config.dataset.name in WITH_FORMAT:
         paths |= _of_files(config.dataset)
     paths["tokenizer.source_path"] = config.tokenizer.source_path
@@ -37,7 +37,7 @@ def missing_here(config: RunConfig) -> list[str]:
             hub = "; a dataset of the hub needs dataset.format=hub" * (key == "dataset.path" and path.count("/") == 1)
             hub *= config.dataset.name in WITH_FORMAT
             violations.append(f"{key}={shown(path)}: there is no such file or folder, seen from {Path.cwd()}{hub}")
-    if config.resume not in (None, "last", "best"):  # for these two the checkpoints are read, by the run itself
+    if config.resume not in (None, "last", "best"):  # these two need the checkpoints, which the run itself reads
         from manual_backprop.tracking.run_directory import find_run
 
         try:

@@ -1,8 +1,8 @@
-"""Going on with a run: which one, with which config, and whether it is still the same run. Needs no torch to refuse.
+"""Resumes a run: which one, with which config, and whether it is still the same run. Refusing needs no torch.
 
-A run goes on with its own config; only what the command line names is taken from there. The network, the data and
-their order must stay what they were. What the steps to come are made with may change: the learning rate and its
-schedule, the number of steps, weight decay and the like, dropout, label smoothing, the device.
+A run resumes with its own config; the command line overrides single keys. The network, the data and their order must
+not change. Settings of the remaining steps may: the learning rate and its schedule, the number of steps, weight decay
+and the like, dropout, label smoothing, the device.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from ..tracking.run_directory import own_run_directory
 from ..tracking.training_log import load_config
 from ..trained_models.initial_weights import with_initial_model
 
-# What the state of a run's checkpoint holds beside its tensors, whatever it learns; run_state.py writes it. What else
-# its examples depend on is the task's (`Task.digests`).
+# The state in every run's checkpoint, besides its tensors; run_state.py writes it. A task adds the digests of what its
+# examples depend on (`Task.digests`).
 STATE = {
     "config": dict,
     "network": dict,
@@ -38,7 +38,7 @@ _MUST_STAY = (
 )
 _MAY_CHANGE = {
     *("model.dropout", "model.learning_rate", "architecture.learning_rate_scale"),
-    "tokenizer.path",  # its content must stay, which is compared when it is there
+    "tokenizer.path",  # its content must not change, which is checked when it is loaded
 }
 NAMES_ONLY = (
     "resume",
@@ -48,12 +48,12 @@ NAMES_ONLY = (
     "plan",
     "plugins",
     "tracking.",
-)  # no number depends on them
+)  # no result depends on them
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """A run that this process owns, and the checkpoint that it goes on from."""
+    """A run that this process owns, and the checkpoint that it resumes from."""
 
     directory: RunDirectory
     checkpoint: Checkpoint
@@ -62,10 +62,9 @@ class Resumed:
 def job_config(
     composed: dict[str, Any], overrides: Sequence[str], outputs: Path, base: Path | None = None
 ) -> RunConfig:
-    """The config of a job: what the command line composed. Where that resumes a run: the run's own, with what
-    `overrides` (KEY=VALUE) name, and the checkpoint's path as `resume`. Raises ConfigError with everything that is
-    wrong with it. A run that is not there is left to others to report. `base` is the directory of a run that is to be
-    made again with its own config.
+    """The config of a job: what the command line composed. If it resumes a run, the run's own config with the
+    `overrides` (KEY=VALUE), and the checkpoint's path as `resume`. Raises ConfigError with everything that is wrong
+    with it. A missing run is reported elsewhere. `base` is the directory of a run that is repeated with its own config.
     """
     if base is not None:
         return validate(with_overrides(base, composed, overrides) | {"resume": None})
@@ -86,13 +85,13 @@ def job_config(
 
 
 def with_overrides(path: Path, composed: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The config of the run in `path`, with what `overrides` (KEY=VALUE) name taken from `composed`."""
+    """The config of the run in `path`; the keys that `overrides` (KEY=VALUE) name have their value from `composed`."""
     mapping = config_of_run(path).to_dict()
     for override in overrides:
         key = override.partition("=")[0]
         group, _, inner = key.partition(".")
         if key == "experiments":
-            raise ConfigError([f"{override}: a run goes on with its own config; leave out experiments"])
+            raise ConfigError([f"{override}: a run resumes with its own config; leave out experiments"])
         if inner and group in groups():
             mapping[group][inner] = composed[group].get(inner)
         elif group == "tags":
@@ -100,7 +99,7 @@ def with_overrides(path: Path, composed: dict[str, Any], overrides: Sequence[str
         else:
             mapping[group] = composed[group]
     named = {override.partition("=")[0] for override in overrides}
-    # config.yaml has values only; what follows from another key in conf/ follows from it here too
+    # config.yaml has values only; a key that conf/ derives from another key is derived here too
     takes_the_models = mapping["optimizer"]["name"] == "adamw"
     if takes_the_models and "model.learning_rate" in named and not named & {"optimizer", "optimizer.learning_rate"}:
         mapping["optimizer"]["learning_rate"] = mapping["model"]["learning_rate"]
@@ -121,9 +120,10 @@ def config_of_run(path: Path) -> RunConfig:
 
 
 def open_resumed(config: RunConfig, outputs: Path, owned: bool = True) -> Resumed:
-    """Own the run that `config.resume` names, and load its checkpoint. Not `owned`: another process of the run does.
+    """Takes ownership of the run that `config.resume` names, and loads its checkpoint. `owned=False`: another process
+    of the run owns it.
 
-    Raises RunInUseError while another process owns it, CheckpointError and ConfigError where it cannot go on.
+    Raises RunInUseError while another process owns it, CheckpointError and ConfigError if it cannot be resumed.
     """
     assert config.resume is not None
     found = find_run(outputs, config.resume)
@@ -140,8 +140,8 @@ def open_resumed(config: RunConfig, outputs: Path, owned: bool = True) -> Resume
 
 
 def refuse_another_run(config: RunConfig, run: Path, checkpoint: Path) -> None:
-    """Raise ConfigError with every difference that a run cannot go on with, as far as they show without building it;
-    CheckpointError where the checkpoint, which is sound, was not saved by a run, or not by this one."""
+    """Raises ConfigError with every difference that prevents resuming, as far as it shows without building the run;
+    CheckpointError if the checkpoint, though intact, was not saved by a run, or not by this one."""
     content = read_state(checkpoint)
     state = content["state"]
     if wrong := sorted(name for name, kind in STATE.items() if not isinstance(state.get(name), kind)):
@@ -155,7 +155,7 @@ def refuse_another_run(config: RunConfig, run: Path, checkpoint: Path) -> None:
     before, now = flatten(with_defaults(state["config"])), flatten(config.to_dict())
     before["model.vocab_size"] = state["network"].get("vocab_size")
     if now.get("model.vocab_size") is None:
-        now["model.vocab_size"] = before["model.vocab_size"]  # the tokenizer's: compared when that is there
+        now["model.vocab_size"] = before["model.vocab_size"]  # set by the tokenizer: checked when that is loaded
     as_in = f"as in {checkpoint.name} of {run.name}; for another one start a new run"
     differences = [
         f"{name.removesuffix('.name')}={shown(now.get(name))}: must stay {shown(before.get(name))}, {as_in}"
@@ -168,7 +168,7 @@ def refuse_another_run(config: RunConfig, run: Path, checkpoint: Path) -> None:
 
 
 def changed_settings(config: RunConfig, checkpoint: Checkpoint) -> dict[str, tuple[Any, Any]]:
-    """What the steps to come are made with and those before were not: {key: (before, now)}."""
+    """The settings that change for the remaining steps: {key: (before, now)}."""
     before, now = flatten(with_defaults(checkpoint.state["config"])), flatten(config.to_dict())
     return {
         name: (before.get(name), now.get(name)) for name in _differing(before, now) if not name.startswith(NAMES_ONLY)
@@ -176,7 +176,7 @@ def changed_settings(config: RunConfig, checkpoint: Checkpoint) -> dict[str, tup
 
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The keys of two flat configs that say something else: null and the value that it stands for say the same."""
+    """The keys whose meaning differs between two flat configs; null equals the value that it stands for."""
     meant_before, meant_now = _meant(before), _meant(now)
     return [
         name
@@ -187,7 +187,7 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _meant(flat: dict[str, Any]) -> dict[str, Any]:
     usual = {"model.n_kv_heads": flat.get("model.n_heads"), "architecture.rotary_base": ROTARY_BASE}
-    usual["task.name"] = RunConfig.task.name  # of runs from before there were tasks
+    usual["task.name"] = RunConfig.task.name  # runs of versions without tasks
     usual["network"] = USUAL_NETWORK.get(flat.get("task.name") or RunConfig.task.name)
     if traits := ARCHITECTURES.get(flat.get("architecture.name", "")):
         usual["architecture.norm_epsilon"] = NORM_EPSILONS[traits.norm]
@@ -195,7 +195,7 @@ def _meant(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_metrics(run: Path, length: int) -> None:
-    """metrics.jsonl must have what the checkpoint remembers of it, before anything is changed."""
+    """Raises an error unless metrics.jsonl has the length that the checkpoint recorded; changes nothing."""
     file = run / "metrics.jsonl"
     try:
         with file.open("rb") as metrics:
@@ -204,9 +204,9 @@ def _check_metrics(run: Path, length: int) -> None:
                 return
     except OSError as error:
         raise CheckpointError(
-            f"{file} cannot be read ({error.strerror}): a run goes on with its own metrics"
+            f"{file} cannot be read ({error.strerror}): a run resumes with its own metrics"
         ) from error
     raise CheckpointError(
-        f"{file} has no line that ends at byte {length}, which the checkpoint remembers: it is not the file that this "
-        "checkpoint was saved with"
+        f"{file} has no line that ends at byte {length}, the length that the checkpoint recorded: it is not the file "
+        "of this checkpoint's run"
     )

@@ -1,4 +1,4 @@
-"""What a run is, for those who report, save and summarize it: they know these facts, and no Runner."""
+"""The facts of a run. Report, state and summary depend on these facts and not on the Runner."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..tasks import Task
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Known before the first step. How far the run has come is the model's to say: `model.step`."""
+    """The facts of a run that are known before its first step. `model.step` counts the steps."""
 
     config: RunConfig
     task: Task

@@ -1,8 +1,8 @@
-"""What a checkpoint of a run holds, and how a run is put back to where it was made.
+"""The content of a run's checkpoint, and how a run is restored from it.
 
-The tensors are the parameters and everything of the optimizer. All else follows from the config and the step: which
-windows come next, at which learning rate, with which dropout masks. The state says what the config cannot: what the
-data was, how long metrics.jsonl was, and with how many threads sums were made.
+The tensors are the parameters and the whole state of the optimizer. Config and step determine the rest: the next
+windows, the learning rate, the dropout masks. The state records what is not in the config: digests of the data, the
+length of metrics.jsonl, and the number of threads, on which sums depend.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from .run_facts import RunFacts
 
 log = logging.getLogger(__name__)
 
-HIGHER = 1.1  # times the rate that would have come: worth a word
+HIGHER = 1.1  # times the rate that would have come: from here on a jump is reported
 
 
 def tensors_of(model: NetworkWrapper, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
-    """Where they lie, and no copies: a save ends before the next step begins."""
+    """The tensors of a checkpoint, not copied: a save ends before the next step begins."""
     return {"parameters": dict(model.network.parameters), "optimizer": optimizer.state_views()}
 
 
 def state_of(facts: RunFacts, metrics_length: int, improvement: Improvement) -> dict[str, Any]:
-    """What `resume.STATE` asks for, and the task's digests. `network` is for readers that have no config."""
+    """The state with the keys of `resume.STATE`, and the task's digests. `network` is for readers without the
+    config."""
     return {
         "config": facts.config.to_dict(),
         "network": asdict(facts.model.config),
@@ -50,7 +51,7 @@ def state_of(facts: RunFacts, metrics_length: int, improvement: Improvement) -> 
 
 
 def restore(model: NetworkWrapper, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
-    """Put parameters, optimizer and step back. Raises InputError, and changes nothing, where they do not fit."""
+    """Restores parameters, optimizer and step. Raises InputError, and changes nothing, if they do not fit."""
     model.network.load_parameters(checkpoint.tensors["parameters"])
     optimizer.load_state(checkpoint.tensors["optimizer"])
     optimizer.reset_longest_nonfinite()
@@ -58,7 +59,7 @@ def restore(model: NetworkWrapper, optimizer: Optimizer, checkpoint: Checkpoint)
 
 
 def report_changes(facts: RunFacts, checkpoint: Checkpoint, directory: RunDirectory) -> None:
-    """A run goes on: what is not as it was, on the terminal and in run.json."""
+    """Reports what has changed in a resumed run, on the terminal and in run.json."""
     settings = changed_settings(facts.config, checkpoint)
     now = environment_of(facts.model.network)
     around = differing(checkpoint.state["made_with"], now)
@@ -69,16 +70,16 @@ def report_changes(facts: RunFacts, checkpoint: Checkpoint, directory: RunDirect
     if jump := _jump_of_the_rate(facts, checkpoint):
         log.warning("%s", jump)
     if version:
-        log.warning("Another version goes on with this run, and bits are promised within one only: %s.", version)
+        log.warning("Another version resumes this run, and the same bits are promised within one only: %s.", version)
     if around:
-        log.warning("The last bits will differ from those of a run that was never stopped: %s.", "; ".join(around))
+        log.warning("The last bits will differ from those of an uninterrupted run: %s.", "; ".join(around))
     around += [version] if version else []
     changed = {key: list(pair) for key, pair in settings.items()} | ({"made_with": around} if around else {})
     directory.resume(facts.first_step, changed)
 
 
 def _jump_of_the_rate(facts: RunFacts, checkpoint: Checkpoint) -> str | None:
-    """What to know where the learning rate is suddenly a higher one, as when a schedule that had ended got longer."""
+    """A warning if the learning rate jumps up, as when a schedule that had ended is extended; else None."""
     saved, step = validate(with_defaults(checkpoint.state["config"])), facts.first_step
     steps_before = max_steps(saved.training, facts.order)
     before, now = build_schedule(saved, steps_before), build_schedule(facts.config, facts.max_steps)
@@ -88,6 +89,6 @@ def _jump_of_the_rate(facts: RunFacts, checkpoint: Checkpoint) -> str | None:
     low = before(step) / facts.config.architecture.learning_rate_scale
     return (
         f"The learning rate rises from {before(step):.3g} in step {step} to {now(step + 1):.3g} in step {step + 1}"
-        f"{longer * (facts.max_steps != steps_before)}; the loss may rise with it. To go on with the low one: "
+        f"{longer * (facts.max_steps != steps_before)}; the loss may rise with it. To keep the low rate: "
         f"schedule=constant schedule.warmup_ratio=0 optimizer.learning_rate={low:.6g}"
     )

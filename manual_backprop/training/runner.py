@@ -2,10 +2,10 @@
 
     RunConfig -> task -> model, optimizer, order of batches -> run directory, tracker -> loop -> summary
 
-What is learned is the task's business (`tasks/`), what a step computes the network's, and what is told of it the
-report's, which is handed the facts and not the Runner.
-The loop reads a value from the device only every `log_every` steps, at saves and at the end. A run is resumed from
-nothing but its checkpoint: the step says which windows, which learning rate and which dropout masks come next.
+The task (`tasks/`) defines what is learned, the network what a step computes, and the report what is logged; it gets
+the facts of a run and not the Runner.
+The loop reads a value from the device only every `log_every` steps, at saves and at the end. A run resumes from its
+checkpoint alone: the step determines the next windows, learning rate and dropout masks.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from ..tracking.tracker import outputs_of
 from ..trained_models.initial_weights import load_initial_weights
 from .inspection.inspector import Inspector
 from .processes.group import Group
-from .processes.reduction import GroupReduction, Nothing, Wishes, digest_of
+from .processes.reduction import GroupReduction, NullObject, Requests, digest_of
 from .processes.start import joined, run_in_processes
 from .report import RunReport
 from .resume import Resumed, open_resumed
@@ -71,7 +71,7 @@ from .run_facts import RunFacts
 from .run_state import report_changes, restore, state_of, tensors_of
 from .summary_page import print_summary
 
-COMPARED_EVERY = 100  # steps, beside those with a checkpoint: whether all processes have the same parameters
+COMPARED_EVERY = 100  # steps between two checks that all processes have the same parameters; also before each save
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +79,9 @@ log = logging.getLogger(__name__)
 def run_job(
     config: RunConfig, root: Path, origin: Origin | None = None, interruption: Interruption | None = None
 ) -> float:
-    """One run in the folder `root`: `root/outputs` and `root/mlflow.db`. Returns what it has reached, as `run` does.
+    """One run in the folder `root`: `root/outputs` and `root/mlflow.db`. Returns its final value, as `Runner.run` does.
 
-    Raises ManualBackpropError of the kind that fits; the run's status is written before it gets here.
+    Raises the fitting ManualBackpropError, after the run's status is written.
     """
     origin = origin or Origin()
     warnings_to_terminal()
@@ -91,17 +91,17 @@ def run_job(
         else:
             with joined(config) as group:
                 loss = _run_job(config, root / "outputs", origin, interruption, group)
-        interruption.raise_if_received("the run had come to its end already.")  # but a sweep stops here
+        interruption.raise_if_received("the run had come to its end already.")  # only a sweep stops here
         return loss
 
 
 def _run_job(config: RunConfig, outputs: Path, origin: Origin, interruption: Interruption, group: Processes) -> float:
-    """In each of the processes that share the run."""
+    """`run_job` in each of the processes that share the run."""
     resumed = None
     if group.is_first:
         close_dead_runs(outputs)
         resumed = None if config.resume is None else open_resumed(config, outputs)
-    group.gathered(None)  # the first has marked what is dead, and owns the run
+    group.gathered(None)  # the first has marked dead runs, and owns this one
     if config.resume is not None and resumed is None:
         resumed = open_resumed(config, outputs, owned=False)
     try:
@@ -113,7 +113,7 @@ def _run_job(config: RunConfig, outputs: Path, origin: Origin, interruption: Int
 
 
 def network_of(config: RunConfig, outputs: Path) -> CustomTransformerConfig | None:
-    """The network of a run, whose examples were prepared; None where they cannot be read."""
+    """The network of a run with prepared examples; None if they cannot be read."""
     try:
         return open_task(config, outputs / "datasets").network_config
     except (ManualBackpropError, MemoryError):
@@ -121,7 +121,7 @@ def network_of(config: RunConfig, outputs: Path) -> CustomTransformerConfig | No
 
 
 class Runner:
-    """One run. What it has built stands as attributes, for whoever wants to look at or change a part of it."""
+    """One run. Its parts are attributes, which a caller may inspect or replace before `run`."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class Runner:
         resumed: Resumed | None = None,
         origin: Origin | None = None,
     ):
-        """`resumed` is the run to go on with. Writes nothing but the examples' cache."""
+        """`resumed` is a run to resume. Writes nothing except the cache of the examples."""
         self.origin = origin or Origin()
         self.config, self.outputs, self.interruption, self.resumed = config, outputs, interruption, resumed
         self.started = time.monotonic()
@@ -153,17 +153,17 @@ class Runner:
             load_initial_weights(network, config.init_from, self.task.digests, outputs)
         self.optimizer = build_optimizer(config, network)
         group = self.group
-        self.reduction = GroupReduction(group, network, self._wishes) if isinstance(group, Group) else Reduction()
+        self.reduction = GroupReduction(group, network, self._requests) if isinstance(group, Group) else Reduction()
         self.one_step = TrainingStep(network, self.optimizer, config.training.max_grad_norm, reduction=self.reduction)
         self.order = self.task.order(config.training.overfit_batches)
         self.task.check()
         self.max_steps = max_steps(config.training, self.order)
         self.improvement = Improvement.of(None if self.checkpoint is None else self.checkpoint.state.get("improvement"))
-        # of each step, by its number from 1
+        # the learning rate of each step, by its number from 1
         self.learning_rate = build_schedule(config, self.max_steps, self.improvement)
-        self.agreed = Wishes()  # of all processes, in the last step
+        self.agreed = Requests()  # of all processes, in the last step
         self.inspector = Inspector(network, config.training.inspect_every, self.max_steps)
-        self.evaluated: tuple[int, Evaluated] | None = None  # the last evaluation, and after how many steps
+        self.evaluated: tuple[int, Evaluated] | None = None  # the step of the last evaluation, and its result
         self.predictions: list[str] = []  # its texts
         self.final = Final()  # what the task adds at the end
         self.directory: RunDirectory | None = None  # once it runs
@@ -174,7 +174,7 @@ class Runner:
 
     @property
     def step(self) -> int:
-        """Optimizer steps completed, which the model counts: each has its own dropout masks."""
+        """The number of completed optimizer steps. The model counts them, since each has its own dropout masks."""
         return self.model.step
 
     @property
@@ -183,7 +183,7 @@ class Runner:
 
     @property
     def is_over(self) -> bool:
-        """No step is left, or evaluations have not improved for too long."""
+        """Whether no step is left, or evaluations have not improved for too long."""
         return self.step >= self.max_steps or self.improvement.is_over(self.config.training.patience)
 
     @property
@@ -191,10 +191,10 @@ class Runner:
         seen = self.improvement
         return f"{seen.since_best} evaluations without a better {self.task.best_metric} than {seen.best:.4f}"
 
-    # What a run is made of
+    # Building
 
     def _set_threads(self) -> None:
-        """As the config has it, or else as the checkpoint was made with: sums depend on the number of threads."""
+        """Sets the number of threads: that of the config, or else of the checkpoint, since sums depend on it."""
         threads = self.config.device.threads
         if threads is None and self.checkpoint is not None:
             threads = self.checkpoint.state["made_with"].get("threads")
@@ -202,19 +202,19 @@ class Runner:
             torch.set_num_threads(threads)
 
     def _set_gpu(self) -> None:
-        """The one that the config names; and there the same bits each time, where it says so."""
+        """Selects the GPU of the config, and turns on deterministic algorithms if it says so."""
         device = self.config.network_config(1).get_device()
         if device.type != "cuda":
             return
         if device.index is not None:
             torch.cuda.set_device(device)
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what its products need to be reproducible
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required for reproducible products
         torch.use_deterministic_algorithms(bool(self.config.device.deterministic))
         deterministic: Any = torch.utils.deterministic
-        deterministic.fill_uninitialized_memory = False  # nothing reads what it has not written
+        deterministic.fill_uninitialized_memory = False  # no kernel reads uninitialized memory
 
     def _is_due(self, every: int | str) -> bool:
-        """After this step, or at the end. `every` is a number of steps, or the word epoch."""
+        """Whether something is due after this step, or at the end. `every` is a number of steps, or the word epoch."""
         steps = max(1, round(self.order.steps(1))) if every == "epoch" else int(every)
         return self.step % steps == 0 or self.step == self.max_steps
 
@@ -222,20 +222,20 @@ class Runner:
         training = self.config.training
         return self.agreed.save or self._is_due(training.save_every)
 
-    def _wishes(self) -> Wishes:
-        """Of this process: the others have to do as it does."""
+    def _requests(self) -> Requests:
+        """The requests of this process, which all processes follow."""
         minutes = self.config.training.save_every_minutes
         late = self.group.is_first and minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
-        return Wishes(self.interruption.received, late)
+        return Requests(self.interruption.received, late)
 
     # The loop
 
     @enduring_output()
     def run(self) -> float:
-        """Train to the end, or to an exception; the run's status says which. Returns the final validation loss, or
-        what other metric of the task chooses the best checkpoint.
+        """Trains to the end, or until an exception; the run's status says which. Returns the final validation loss, or
+        the other metric by which the task chooses the best checkpoint.
 
-        From here on a signal is kept until the loop, or a moment between two parts of the start, looks at it.
+        From here on a signal is deferred until the loop, or a point between two parts of the start, handles it.
         """
         cut_short = self.group.from_first(
             lambda: self.resumed is not None and self.resumed.directory.read()["status"] != FINISHED
@@ -250,7 +250,7 @@ class Runner:
                 f"The run has made {self.step} steps already and training.max_steps is {self.max_steps}: "
                 "give a larger training.max_steps to go on."
             )
-        # Room for what a run cannot do without: the newest checkpoint, and the next one while it is written.
+        # The disk must have room for two checkpoints: the newest one, and the next one while it is written.
         tensors = tensors_of(self.model, self.optimizer)
         if self.group.is_first:
             checkpoints = self._checkpoints(self.outputs / "runs")
@@ -283,21 +283,21 @@ class Runner:
         finally:
             directory.release()
         assert self.evaluated is not None
-        if self.origin.sweep is None:  # which has a table of all its jobs instead
+        if self.origin.sweep is None:  # a sweep prints a table of all its jobs instead
             skipped, seconds = int(self.optimizer.nonfinite_steps), time.monotonic() - self.started
             print_summary(self.facts, directory, self.evaluated[1], self.final, self.predictions, skipped, seconds)
         return self.evaluated[1].metrics[self.task.best_metric]
 
     def _follow(self) -> float:
-        """What the first process does, without writing, logging and printing anything."""
-        nothing: Any = Nothing()
+        """Trains like the first process, but writes, logs and prints nothing."""
+        nothing: Any = NullObject()
         self._train(nothing, nothing, nothing)
         assert self.evaluated is not None
         return self.evaluated[1].metrics[self.task.best_metric]
 
     def _train(self, directory: RunDirectory, tracker: Tracker, report: RunReport) -> None:
         training = self.config.training
-        seconds, steps = 0.0, 0  # of training alone, since the last log
+        seconds, steps = 0.0, 0  # of training only, since the last log
         self.saved_at = time.monotonic()
         while not self.is_over:
             self.interruption_point(directory, tracker)
@@ -310,7 +310,7 @@ class Runner:
             logs, saves = self._is_due(training.log_every), self._save_is_due()
             if logs or saves:
                 try:
-                    self._check_finite()  # waits for the device, so that the time below is the steps' own
+                    self._check_finite()  # waits for the device, so that the time below covers the steps
                 except NotFiniteError:
                     self._report_step(report, loss, rate, norm, (seconds + time.perf_counter() - begin) / (steps + 1))
                     raise
@@ -330,16 +330,16 @@ class Runner:
                 directory.update(stopped_early=self.step)
             if saves or self.is_over:
                 self._save(directory, tracker)
-            report.tell()
+            report.print_pending()
             if self.is_over and self.step < self.max_steps:
                 report.say(f"stopped early after step {self.step}: {self._without_improvement}")
             if evaluates:
                 self._predict(report)
-        if self.evaluated is None:  # it was killed after its last save: all is logged, and only this forgotten
+        if self.evaluated is None:  # the run was killed after its last save: everything else is logged already
             self._measure()
             self._predict(report)
         if self.group.is_first:
-            with acting_as(ALONE):  # the others are done, and wait for this one's end
+            with acting_as(ALONE):  # the other processes are done, and wait for this one
                 self.final = self.task.final(self.model, directory.path)
             report.final(self.final)
 
@@ -351,16 +351,16 @@ class Runner:
         report.step(loss.item(), rate, norm.item(), seconds, int(self.optimizer.nonfinite_steps), unsmoothed)
 
     def interruption_point(self, directory: RunDirectory, tracker: Tracker) -> None:
-        """Between two steps: a signal that came meanwhile ends the run here, with a checkpoint."""
+        """Called between two steps: a signal received meanwhile ends the run here, with a checkpoint."""
         if self.group.size > 1:
-            if self.agreed.signal is None:  # others may not know of it yet: after the next step they do
+            if self.agreed.signal is None:  # the other processes learn of it in the next step
                 return
             self.interruption.received = self.agreed.signal
         if self.interruption.received is None:
             return
         if self.step == self.first_step:
             self.interruption.raise_if_received("no step was made, so there was nothing to save.")
-        self._check_finite()  # or a resume would not know that this run was to end at such a step
+        self._check_finite()  # before saving: a resumed run would not know of these steps
         path = self._save(directory, tracker)
         self.interruption.raise_if_received(
             f"saved {path} after {self.step} steps; go on with resume={directory.run_id}"
@@ -369,18 +369,18 @@ class Runner:
     def train_step(self) -> tuple[Tensor, float, Tensor]:
         """One update from `gradient_accumulation_steps` batches: loss, learning rate, gradient norm before clipping.
 
-        Loss and norm stay on the device, which nothing here waits for.
+        Loss and norm stay on the device; nothing here waits for it.
         """
         number = self.step + 1
         rate = self.learning_rate(number)
         tokens, batches = self.order.batches(self.step, self.model.network.device)
         loss, norm = self.one_step(batches, tokens, rate, number, self.inspector.watch(number))
-        self.agreed = self.reduction.agreed if isinstance(self.reduction, GroupReduction) else self._wishes()
+        self.agreed = self.reduction.agreed if isinstance(self.reduction, GroupReduction) else self._requests()
         self.model.step = number
         return loss, rate, norm
 
     def _compare_parameters(self) -> None:
-        """Raises CheckFailedError where those of the processes are not the same to the bit."""
+        """Raises CheckFailedError unless all processes have bitwise the same parameters."""
         if self.group.size == 1:
             return
         digests = self.group.gathered(digest_of(self.model.network.parameters.values()))
@@ -391,7 +391,7 @@ class Runner:
             )
 
     def _check_finite(self) -> None:
-        """Raises NotFiniteError as `training.non_finite` has it."""
+        """Raises NotFiniteError after non-finite steps, as set by `training.non_finite`."""
         _, total, _, longest = self.optimizer.counts.tolist()
         training = self.config.training
         new = total - self.nonfinite_before
@@ -409,7 +409,7 @@ class Runner:
             )
         self.optimizer.reset_longest_nonfinite()
 
-    # What it writes down
+    # Writing
 
     def _open_run(self) -> tuple[RunDirectory, Tracker]:
         config = self.config
@@ -440,20 +440,20 @@ class Runner:
                 metrics_length,
             )
         except BaseException:
-            with suppress(StorageError):  # the disk that is full, perhaps: the next command sees that the run is dead
+            with suppress(StorageError):  # the disk may be full; the next command notices that the run is dead
                 end_run(directory.path, FAILED)
             directory.release()
             raise
         return directory, tracker
 
     def _model(self) -> dict[str, Any]:
-        """The network as it was built, for whoever reads run.json: what the tokenizer, say, has added to the config."""
+        """The network as it was built, for run.json: with what the tokenizer, for example, has added to the config."""
         network = self.model.network
         built = {"implementation": self.config.implementation.name, "parameters": network.count_parameters()}
         return asdict(network.config) | built
 
     def _evaluate(self, report: RunReport) -> None:
-        """Metrics on the validation split."""
+        """Evaluates on the validation split, and reports the metrics."""
         task, schedule = self.task, self.config.schedule
         evaluated = self._measure()
         self.improvement.see(evaluated.metrics[task.best_metric], task.best_is_highest, schedule.patience)
@@ -472,27 +472,27 @@ class Runner:
         self._tolerating_storage_errors(lambda: report.samples(self.predictions))
 
     def _measure(self) -> Evaluated:
-        """The last evaluation of a run is over the whole split."""
+        """Evaluates; the last evaluation of a run is over the whole split."""
         limit = None if self.is_over else self.config.training.eval_batches
         evaluated = self.task.evaluate(self.model, limit)
         self.evaluated = self.step, evaluated
         return evaluated
 
     def _tolerating_storage_errors(self, write: Callable[[], None]) -> None:
-        """What a run can do without."""
+        """Writes something that is not essential: a StorageError is only logged."""
         try:
             write()
         except StorageError as error:
             log.warning("%s. The run goes on without it.", error)
 
     def _save(self, directory: RunDirectory, tracker: Tracker) -> Path | None:
-        """The new checkpoint; None where the disk did not take it and the run can go on without."""
+        """Saves a checkpoint and returns its path; None if the disk was full and the run can continue without it."""
         self.saved_at = time.monotonic()
         metric = None
         if self.evaluated is not None and self.evaluated[0] == self.step:
             metric = self.evaluated[1].metrics[self.task.best_metric]
         try:
-            tensors = tensors_of(self.model, self.optimizer)  # of shared-out moments the others have a part
+            tensors = tensors_of(self.model, self.optimizer)  # collects the parts of sharded moments from all processes
             if not self.group.is_first:
                 return None
             path = self._checkpoints(directory.checkpoints).save(

@@ -1,4 +1,4 @@
-"""One training step, tensor by tensor: what each is, how large, and whether it is finite. No tensor is kept."""
+"""One training step, tensor by tensor: name, shape, size, and whether it is finite. No tensor is kept."""
 
 import math
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class Seen:
 
 
 class Watcher:
-    """A recorder that keeps what is told about a tensor, and no tensor."""
+    """A recorder that keeps facts about tensors, and no tensor."""
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
@@ -39,7 +39,8 @@ class Watcher:
 
 
 def one_step(network: Network, batch: AnyBatch, count: int) -> tuple[float, list[Seen]]:
-    """Loss and gradients of a batch with `count` targets: what the network records, then each parameter's gradient."""
+    """The loss of a batch with `count` targets, and the tensors of the step: those that the network records, then the
+    gradient of each parameter."""
     watcher = Watcher()
     network.zero_gradients()
     network.recorder = watcher
@@ -72,7 +73,7 @@ def show_step(console: Console, subject: Subject) -> None:
         + (f"{wrong} of them are not finite" if wrong else "all of them finite")
     )
     if len(seen) == len(network.gradients):
-        console.print(f"{type(network).__name__} shows no activations; implementation=custom and =torch do.")
+        console.print(f"{type(network).__name__} records no activations; implementation=custom and =torch do.")
     config = network.config
     if config.predicts_numbers:
         nothing = float(targets.square().nansum() / (~targets.isnan()).sum())

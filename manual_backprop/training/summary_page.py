@@ -1,4 +1,4 @@
-"""The last thing a run prints: what was learned, where it lies, what to type next."""
+"""The summary at the end of a run: results, where they are stored, and the next commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def print_summary(
     skipped: int,
     seconds: float,
 ) -> None:
-    """`skipped`: steps that were not finite; `seconds`: of this process, since the run was built."""
+    """Prints the summary. `skipped`: steps that were not finite; `seconds`: since the run was built in this process."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")

@@ -17,7 +17,7 @@ SHARES = {"accuracy": ("accuracy", VALIDATION, "o"), "exact_match": ("exact matc
 
 @picture
 def draw_training_progress(log: TrainingLog, path: Path, title: str) -> None:
-    """Writes a PNG: losses [nats a token], beside what counting models reach, and shares of what is right, if any."""
+    """Writes a PNG: losses [nats a token] with those of the count-based models, and accuracies if there are any."""
     shares = [name for name in SHARES if log.validation.get(f"validation/{name}") is not None]
     figure = new_figure(12 if shares else 8, 4.8, dpi=120)
     figure.suptitle(title, fontsize=11, parse_math=False)

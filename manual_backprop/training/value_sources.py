@@ -1,7 +1,7 @@
 """Where each value of a run was set: by a default, the option of a group, an experiment, or the command line.
 
-`plan=true` shows it, and every run keeps it as `config_sources.json` beside its config. A value that another key gives,
-as in `learning_rate: ${model.learning_rate}`, is followed to where that one was set.
+`plan=true` shows it, and every run keeps it as `config_sources.json` beside its config. A value that refers to another
+key, as in `learning_rate: ${model.learning_rate}`, has the source of that key.
 """
 
 import json
@@ -24,7 +24,7 @@ from manual_backprop.config.validation import groups, is_text, keys
 from manual_backprop.trained_models.initial_weights import SET_HERE
 
 COMMAND_LINE = "command line"
-RESUMED = "the run that goes on"
+RESUMED = "the resumed run"
 INITIAL = "init_from"
 LENGTHS = ("training.max_steps", "training.num_epochs")  # a run has one of them
 _PARAMETERS = "hydra.sweeper.params."
@@ -34,9 +34,9 @@ _REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # ${other.key}
 def value_sources(
     config: RunConfig, overrides: Sequence[str], runtime: DictConfig, outputs: Path | None = None
 ) -> dict[str, str]:
-    """The source of every dotted key of a job. `overrides` are its KEY=VALUE, `runtime` is Hydra's `hydra.runtime`,
-    which knows the option of each group and the folders that the files came from; `outputs` is where a run that goes
-    on is looked for."""
+    """The source of every dotted key of a job. `overrides` are its KEY=VALUE. `runtime` is Hydra's `hydra.runtime`,
+    with the option of each group and the folders of the files. `outputs` is the folder in which a resumed run is
+    found."""
     layers = _Layers(overrides, runtime)
     keys = [key for key, _ in flattened(config.to_dict())]
     sources = {key: layers.source(key) for key in keys}
@@ -53,9 +53,9 @@ def value_sources(
 
 
 def as_meant(composed: Mapping[str, Any], overrides: Sequence[str], runtime: DictConfig) -> dict[str, Any]:
-    """What Hydra composed for a job, with what its files say as text (YAML takes 2024_01_15 for a number), and with one
-    length: where max_steps and num_epochs are set in different places, as by the command line and by a default, the
-    one that was named last sets the other aside."""
+    """What Hydra composed for a job, with two corrections. Keys that are text get the text of their file (YAML reads
+    2024_01_15 as a number). And of max_steps and num_epochs only the one with the stronger source remains: the command
+    line overrides an experiment, for example, and an experiment a default."""
     layers = _Layers(overrides, runtime)
     mapping = {name: dict(value) if isinstance(value, Mapping) else value for name, value in composed.items()}
     for key in _text_keys(mapping):
@@ -70,7 +70,7 @@ def as_meant(composed: Mapping[str, Any], overrides: Sequence[str], runtime: Dic
 
 
 def _text_keys(mapping: Mapping[str, Any]) -> list[str]:
-    """The keys of a mapping that are text, tags one by one."""
+    """The keys of a mapping whose values are text; tags one by one."""
     tags = mapping.get("tags")
     inner = [f"tags.{name}" for name in tags] if isinstance(tags, Mapping) else []
     own = [key for key in keys() if key != "tags" and is_text(key)]
@@ -78,24 +78,24 @@ def _text_keys(mapping: Mapping[str, Any]) -> list[str]:
 
 
 def planned(parameters: Mapping[str, Any], runtime: DictConfig) -> dict[str, str]:
-    """What the experiment sweeps (`hydra.sweeper.params`), as its file says it."""
+    """What the experiment sweeps (`hydra.sweeper.params`), as written in its file."""
     there = _Layers((), runtime).parameters
     return {str(key): str(there.get(key, value)) for key, value in parameters.items()}
 
 
 def _kept_sources(outputs: Path | None, resume: str) -> dict[str, str]:
-    """What the run that goes on wrote down when it started."""
+    """The sources that the resumed run recorded when it started."""
     from manual_backprop.tracking.run_directory import find_run
 
     try:
         path = find_run(outputs or Path("outputs"), resume).path / SOURCES
         return {str(key): str(source) for key, source in json.loads(path.read_text(encoding="utf-8")).items()}
     except (InputError, OSError, ValueError, AttributeError):
-        return {}  # an older run, or none: the run itself says what is wrong with it
+        return {}  # an older run, or a missing one, which is reported elsewhere
 
 
 class _Layers:
-    """What sets values, from the last word to the first: the command line, an experiment, options, conf/config.yaml."""
+    """The layers that set values, strongest first: the command line, an experiment, options, conf/config.yaml."""
 
     def __init__(self, overrides: Sequence[str], runtime: DictConfig):
         pairs = [override.lstrip("+").partition("=") for override in overrides]
@@ -117,11 +117,11 @@ class _Layers:
         return key.partition(".")[0] in self.options or self._commanded(key) is not None
 
     def written(self, key: str) -> Any:
-        """What a file says of a key; None where the command line says it."""
+        """The value of a key as written in a file; None if the command line sets it."""
         return None if self._commanded(key) is not None else self._layer(key)[1]
 
     def other_length(self) -> tuple[str, str] | None:
-        """Of the two lengths the one that is set aside, and the one that sets it aside."""
+        """(the overridden length, the overriding length) of max_steps and num_epochs; None if there is no conflict."""
         places = [2 if self._commanded(key) is not None else int(key in self.experimental) for key in LENGTHS]
         values = [self._layer(key)[1] for key in LENGTHS]
         if places[0] == places[1] or any(value is None or value == "null" for value in values):
@@ -131,12 +131,12 @@ class _Layers:
     def source(self, key: str, depth: int = 0) -> str:
         source, raw = self._layer(key)
         reference = _REFERENCE.search(raw) if isinstance(raw, str) else None
-        if reference is None or depth > 5:  # a circle was refused when the config was composed
+        if reference is None or depth > 5:  # composing the config has refused cycles
             return source
         return f"{source}: {reference[0]}, from {self.source(reference[1], depth + 1)}"
 
     def _layer(self, key: str) -> tuple[str, Any]:
-        """Who set a key last, and what is written there."""
+        """The layer that set a key last, and the value written there."""
         commanded = self._commanded(key)
         if commanded is not None:
             return (f"{self.experiment}, swept" if commanded in self.swept else COMMAND_LINE), self.commanded[commanded]
@@ -157,7 +157,7 @@ class _Layers:
         return source, self._file(f"{group}/{self.choices[group]}").get(inner)
 
     def _commanded(self, key: str) -> str | None:
-        """The key that the command line names: this one, or a whole mapping as in tags={note:first}."""
+        """The key on the command line that sets this one: itself, or a whole mapping as in tags={note:first}."""
         return next((given for given in self.commanded if key == given or key.startswith(given + ".")), None)
 
     def _file(self, name: str) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class _Layers:
 
 
 def _overridden(content: dict[str, Any]) -> set[str]:
-    """The groups of which a file chooses the option; takes its list of defaults out of the content."""
+    """The groups whose option a file chooses; removes its list of defaults from the content."""
     return {
         str(key).removeprefix("override ").removeprefix("/").partition("@")[0]
         for entry in content.pop("defaults", None) or []
@@ -176,7 +176,7 @@ def _overridden(content: dict[str, Any]) -> set[str]:
 
 @lru_cache(maxsize=256)
 def _content(name: str, folders: tuple[Path, ...]) -> dict[str, Any]:
-    """A file of `conf/` or `experiments/` as it is written, from the first folder that has it."""
+    """The content of a file of `conf/` or `experiments/`, from the first folder that has it."""
     path = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
     try:
         if path is None:
@@ -190,7 +190,7 @@ def _content(name: str, folders: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _with_text(content: dict[Any, Any], node: Any, prefix: str) -> dict[str, Any]:
-    """A mapping that was read from YAML, with text where a key is text: as it is written there."""
+    """A mapping read from YAML, with the written text for keys that are text."""
     nodes = {key.value: value for key, value in node.value} if isinstance(node, yaml.MappingNode) else {}
     read = {}
     for key, value in content.items():

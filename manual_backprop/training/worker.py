@@ -10,10 +10,10 @@ if __name__ == "__main__":
     import os
     import sys
 
-    from manual_backprop.training.processes.start import work_on_order
+    from manual_backprop.training.processes.start import run_worker
     from manual_backprop.training.runner import run_job
 
-    code = work_on_order(run_job)
+    code = run_worker(run_job)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # threads of torch.distributed wait for a process that is gone
+    os._exit(code)  # threads of torch.distributed would wait for a dead process

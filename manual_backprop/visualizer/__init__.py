@@ -1,15 +1,15 @@
-"""Runs compared where MLflow's page stops: curves, equal compute, tables, samples, and a trained model seen at a text.
+"""Compares runs in ways that MLflow's page does not: curves, equal compute, tables, samples, and a model's attention.
 
-    series          metrics as arrays: against what they are drawn, smoothed, reduced to a screen's points
-    figures         curves as plotly figures; style: their colours, axes and names; marks: what curves do not show
-    equal_compute   loss over FLOPs, who leads from where on
+    series          metrics as arrays: the values of an x-axis, smoothing, reduction to the resolution of a screen
+    figures         curves as plotly figures; style: their colours, axes and names; marks: events that curves do not
+    show equal_compute   loss over FLOPs, and which run leads from where on
     tables          summaries and configs side by side
-    parameters      how many parameters a config means
+    parameters      the number of parameters of a config
     model_view      attention maps and likeliest tokens of a trained model
-    runs            the runs of an outputs directory by id; mlflow_store: those that only MLflow has
-    session         the page's questions and their answers; server: how a browser gets them; guard: which browser may;
-                    export: one file of all
-    page/           what runs in the browser: HTML, CSS and a script without a framework
+    runs            the runs of an outputs directory by id; mlflow_store: runs that are only in MLflow
+    session         the answers to the page's requests; server: sends them to a browser; guard: refuses other browsers;
+                    export: the page as one file
+    page/           the code for the browser: HTML, CSS and a script without a framework
 
 The same functions draw for the page and in a notebook, from logs by name:
 
@@ -23,7 +23,7 @@ May import: training and below.
 from importlib import import_module
 from typing import Any
 
-# Where each public name lives.
+# The module of each public name.
 _HOMES = {
     "create_app": "server",
     "create_flops_normalized_loss": "equal_compute",

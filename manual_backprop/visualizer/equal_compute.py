@@ -1,7 +1,7 @@
-"""Runs at equal compute: loss over the FLOPs that were logged, and who leads from where on.
+"""Compares runs at equal compute: loss over the logged FLOPs, and which run leads from where on.
 
-Between two measurements a loss is interpolated, in proportion to the FLOPs, on the values as they were logged; before
-the first and past the last nothing is said. Compute is what runs have logged as `flops`; a run without is left out.
+Between two measurements the loss is interpolated linearly over FLOPs, from the logged values; there is no value before
+the first and after the last one. Compute is the logged metric `flops`; runs without it are left out.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from manual_backprop.visualizer.style import STRONG, Logs, layout, loss_unit, sa
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-BUDGETS = 401  # places of the slider
-LEVELS = 5  # lines of equal loss, about
-BETWEEN = 8  # points drawn between two measurements: what is straight over FLOPs is none over their logarithm
+BUDGETS = 401  # positions of the slider
+LEVELS = 5  # approximate number of lines of equal loss
+BETWEEN = 8  # points drawn between two measurements: a line over FLOPs is curved over their logarithm
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's measurements: `losses[i]` at `flops[i]`, which rise."""
+    """A run's measurements: `losses[i]` at `flops[i]`, in increasing order of FLOPs."""
 
     flops: np.ndarray
     losses: np.ndarray
 
     def at(self, flops: float) -> float | None:
-        """The loss at this compute; None where nothing was measured before or after it."""
+        """The loss at this compute; None outside the measured range."""
         if not len(self.flops) or not self.flops[0] <= flops <= self.flops[-1]:
             return None
         return float(np.interp(flops, self.flops, self.losses))
 
     def reaches(self, loss: float) -> float | None:
-        """The compute at which the loss comes down to this for the first time; None where it has not been above it,
-        or does not come so far."""
+        """The compute at which the loss first falls to this value; None if it was never above it, or never falls so
+        far."""
         below = np.flatnonzero(self.losses <= loss)
         if not len(below) or below[0] == 0:
             return None
@@ -65,7 +65,7 @@ class Crossing:
 
 
 def compute_metric(logs: Logs) -> str:
-    """What can be compared: bits a byte where tokenizers differ, else the loss on the validation split."""
+    """The metric that can be compared: bits per byte if tokenizers differ, else the validation loss."""
     having = {
         name: [log for log in logs.values() if (one := series_of(log, name)) is not None and one.steps]
         for name in ("validation/bits_per_byte", "validation/loss")
@@ -84,15 +84,15 @@ def curve_of(log: Any, metric: str) -> Curve:
     kept = np.isfinite(points.y) & (points.x > 0)
     flops, losses = points.x[kept], points.y[kept]
     if len(flops):
-        last = np.append(np.diff(flops) > 0, True)  # two at one place: the later
+        last = np.append(np.diff(flops) > 0, True)  # of two at the same FLOPs, the later one
         flops, losses = flops[last], losses[last]
     return Curve(flops, losses)
 
 
 def find_crossover_points(logs: Logs, metric: str | None = None) -> list[Crossing]:
-    """Where the curves of each two runs cross, within the compute that both were measured over, in order of FLOPs.
+    """The points where the curves of any two runs cross, within the range that both cover, in order of FLOPs.
 
-    A curve that only touches another does not cross it. `metric`: see `compute_metric`.
+    A curve that only touches another one does not cross it. `metric`: see `compute_metric`.
     """
     metric = metric or compute_metric(logs)
     curves = {name: curve_of(log, metric) for name, log in logs.items()}
@@ -105,8 +105,8 @@ def _crossings(a: str, one: Curve, b: str, other: Curve) -> list[Crossing]:
     if not len(places):
         return []
     first, second = (np.interp(places, curve.flops, curve.losses) for curve in (one, other))
-    gap = first - second  # piecewise linear, and all its corners are in `places`
-    apart = np.flatnonzero(gap)  # where one leads; curves that touch lead to neither side of it
+    gap = first - second  # piecewise linear, with all its corners in `places`
+    apart = np.flatnonzero(gap)  # places where one run leads
     found = []
     for turn in np.flatnonzero(np.diff(np.sign(gap[apart]))):
         before, after = apart[turn], apart[turn + 1]
@@ -114,14 +114,14 @@ def _crossings(a: str, one: Curve, b: str, other: Curve) -> list[Crossing]:
             share = gap[before] / (gap[before] - gap[after])
             at = places[before] + share * (places[after] - places[before])
         else:
-            at = places[before + 1]  # they meet there
+            at = places[before + 1]  # the curves meet there
         leader, behind = (a, b) if gap[after] < 0 else (b, a)
         found.append(Crossing(float(at), float(np.interp(at, one.flops, one.losses)), leader, behind))
     return found
 
 
 def _common(one: Curve, other: Curve) -> np.ndarray:
-    """Every place where either was measured, within the compute that both cover."""
+    """All FLOPs at which either run was measured, within the range that both cover."""
     if not len(one.flops) or not len(other.flops):
         return np.empty(0)
     low, high = max(one.flops[0], other.flops[0]), min(one.flops[-1], other.flops[-1])
@@ -132,7 +132,7 @@ def _common(one: Curve, other: Curve) -> np.ndarray:
 
 
 def sentences(logs: Logs, metric: str | None = None) -> list[str]:
-    """Of each two runs: who leads from where on, and where nothing can be said."""
+    """Sentences about any two runs: which one leads from where on, or why they cannot be compared."""
     metric = metric or compute_metric(logs)
     curves = {name: curve_of(log, metric) for name, log in logs.items()}
     said = []
@@ -172,7 +172,8 @@ def scientific(flops: float) -> str:
 
 
 def budget_table(logs: Logs, metric: str | None = None) -> dict[str, Any]:
-    """For the slider: budgets [FLOPs], and every run's value at each of them, None where it was not measured."""
+    """The data of the slider: budgets [FLOPs], and every run's value at each budget, None outside the measured
+    range."""
     metric = metric or compute_metric(logs)
     curves = {name: curve_of(log, metric) for name, log in logs.items()}
     ends = [edge for curve in curves.values() if len(curve.flops) for edge in (curve.flops[0], curve.flops[-1])]
@@ -195,8 +196,8 @@ def budget_table(logs: Logs, metric: str | None = None) -> dict[str, Any]:
 def create_flops_normalized_loss(
     logs: Logs, metric: str | None = None, budget: float | None = None, *, strong: int = STRONG
 ) -> Figure:
-    """Loss over cumulated FLOPs (logarithmic), with lines of equal loss and the compute at which each run reaches them;
-    a `budget` [FLOPs] is drawn as a vertical line."""
+    """Loss over cumulative FLOPs (logarithmic), with lines of equal loss and the compute at which each run reaches
+    them. A `budget` [FLOPs] is drawn as a vertical line."""
     return figure_of(compute_curves(logs, metric, budget, strong))
 
 
@@ -259,7 +260,7 @@ def iso_levels(losses: Sequence[np.ndarray]) -> list[float]:
 
 
 def _between(flops: np.ndarray) -> np.ndarray:
-    """The measurements, and places between them, evenly in the logarithm."""
+    """The FLOPs of the measurements, and of points between them, evenly spaced in the logarithm."""
     if not 1 < len(flops) < 500:
         return flops
     logarithms = np.log(flops)

@@ -1,4 +1,4 @@
-"""The page as one file that opens from a disk, without a network: its scripts and all answers are inside."""
+"""Exports the page as one file that opens from a disk without a network: it contains the scripts and all data."""
 
 import base64
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ MOST_STEPS = 50  # of samples
 
 
 def page_file(name: str) -> bytes | None:
-    """A file of the page, by its name; None where there is no such one. plotly's script is that of its package."""
+    """A file of the page by its name; None if there is none. plotly's script comes from its package."""
     if name == PLOTLY:
         return (files("plotly") / "package_data" / PLOTLY).read_bytes()
     return (files(__package__) / "page" / name).read_bytes() if name in OWN else None
@@ -36,7 +36,8 @@ def exported(
     state: str = "",
     model: dict[str, Any] | None = None,
 ) -> bytes:
-    """The whole file. `state` is the part of the page's address behind #, and `model` an answer of `session.model`."""
+    """The content of the file. `state` is the part of the page's address after #, `model` an answer of
+    `session.model`."""
     run_ids = [*run_ids] or session.chosen()
     if not run_ids:
         raise InputError("there are no runs here to export")
@@ -66,7 +67,7 @@ def exported(
 
 
 def write_export(session: Session, path: Path, text: str | None = None) -> None:
-    """The runs that the session begins with. Raises InputError and StorageError."""
+    """Exports the runs that the session starts with. Raises InputError and StorageError."""
     ids = session.chosen()
     model = None if text is None else session.model(ids[0], text) if ids else None
     write_atomically(path, exported(session, ids, View(), state="tab=model" if model else "", model=model))

@@ -1,10 +1,10 @@
-"""Curves of runs as plotly figures: what the page shows, and what a notebook draws.
+"""Curves of runs as plotly figures, for the page and for notebooks.
 
     logs = {"tiny": load_training_log("4f1c2a"), "small": load_training_log("91be03")}
     create_loss_curves(logs, x="flops", log_x=True, smoothing=50).show()
 
-Each takes logs by name, in the order of their colours, and the fields of `View`. The first STRONG runs are drawn in
-full, the others faintly. What is not finite, was skipped or resumed is marked at the foot of the picture.
+Each function takes logs by name, in the order of their colours, and the fields of `View`. The first STRONG runs are
+drawn in full, the others faintly. Marks at the bottom show non-finite values, skipped steps and resumes.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from manual_backprop.visualizer.style import (
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-PALE = 0.6  # and of training loss, one batch a step
-NOISY = ("train/", "gradient_norm", "tokens_per_second", "peak_share", "system/", "inspect/")  # what smoothing is for
-SINGLE = 60  # from so many points on a line has no markers
+PALE = 0.6  # opacity of the training loss, which is noisy
+NOISY = ("train/", "gradient_norm", "tokens_per_second", "peak_share", "system/", "inspect/")  # are smoothed
+SINGLE = 60  # a line with at least so many points has no markers
 UNDRAWN = ("validation/loss", "validation/perplexity", "validation/unigram_loss", "validation/bigram_loss")
 
 
@@ -47,7 +47,7 @@ def create_loss_curves(logs: Logs, *, strong: int = STRONG, **view: Any) -> Figu
 
 
 def create_validation_curves(logs: Logs, *, strong: int = STRONG, **view: Any) -> Figure:
-    """Validation loss, with its perplexity exp(loss) on a second axis that cannot part from the first."""
+    """Validation loss, with its perplexity exp(loss) on a second axis that always matches the first."""
     return figure_of(validation_curves(logs, View(**view), strong))
 
 
@@ -64,7 +64,7 @@ def create_throughput_plot(logs: Logs, *, strong: int = STRONG, **view: Any) -> 
 def create_metric_plot(logs: Logs, metric: str, *, strong: int = STRONG, **view: Any) -> Figure:
     """Any metric that runs have logged, by its name: `gradient_norm`, `validation/exact_match`, ...
 
-    Raises InputError where none of them has it, with what there is.
+    Raises InputError with the existing metrics if no run has it.
     """
     if not any(series_of(log, metric) for log in logs.values()):
         there = sorted({name for log in logs.values() for name in (*log.training, *log.validation, *log.system)})
@@ -78,7 +78,7 @@ def figure_of(figure: dict[str, Any]) -> Figure:
     return Figure(figure)
 
 
-# The same as plain mappings, {"data": traces, "layout": ...}, which are made in a tenth of the time
+# The same as plain mappings, {"data": traces, "layout": ...}, which take a tenth of the time
 
 
 def loss_curves(logs: Logs, view: View, strong: int = STRONG) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def validation_curves(logs: Logs, view: View, strong: int = STRONG) -> dict[str,
             "title": {"text": "perplexity"},
             "overlaying": "y",
             "side": "right",
-            "matches": "y",  # one range for both: loss is what is drawn, and perplexity how it is labelled
+            "matches": "y",  # one range for both axes: the loss is drawn, the second axis labels perplexities
             "type": "log" if view.log_y else "linear",
             "tickvals": list(ticks),
             "ticktext": list(ticks.values()),
@@ -123,7 +123,7 @@ def validation_curves(logs: Logs, view: View, strong: int = STRONG) -> dict[str,
 
 
 def perplexity_ticks(low: float, high: float) -> dict[float, str]:
-    """Round perplexities between two losses, by the loss at which they stand; some six of them."""
+    """About six round perplexities between two losses, by their loss."""
     low, high = min(low, 600.0), min(high, 600.0)
     pad = 0.1 * (high - low) + 1e-3
     for factors in (
@@ -157,7 +157,7 @@ def metric_curves(logs: Logs, metric: str, view: View, strong: int = STRONG) -> 
 
 
 def task_metrics(logs: Logs) -> list[str]:
-    """What tasks measure beside the loss, in the order in which runs have logged it."""
+    """The metrics of tasks besides the loss, in the order in which runs have logged them."""
     found = [name for log in logs.values() for name in log.validation if name not in UNDRAWN]
     return list(dict.fromkeys(found))
 
@@ -172,9 +172,9 @@ def curve(
     markers: bool = False,
     perplexity: bool = False,
 ) -> list[dict[str, Any]]:
-    """One metric of one run; with smoothing the raw curve stays, faintly, below the smoothed one."""
+    """One metric of one run; with smoothing the raw curve is drawn faintly below the smoothed one."""
     drawn = partial(_curve, name, log, metric, view, style, about, markers, perplexity)
-    if view.low is not None or view.low_y is not None:  # nobody comes back to just this part
+    if view.low is not None or view.low_y is not None:  # a zoomed part is not requested again, so it is not cached
         return drawn()
     key = "curve", metric, view, style, markers, perplexity, name
     if key not in log.memo:
@@ -187,7 +187,7 @@ def _curve(
 ) -> list[dict[str, Any]]:
     points = points_of(log, metric, view.x)
     smooth = view.smoothing > 1 and metric.startswith(NOISY)
-    kinds = [(points, "", PALE if metric == "train/loss" else 1.0)]  # validation lies over it
+    kinds = [(points, "", PALE if metric == "train/loss" else 1.0)]  # the validation loss is drawn over it
     if smooth:
         finer = smoothed(log, metric, points, view.smoothing)
         kinds = [(points, "", 0.28), (finer, f", smoothed over {view.smoothing:g}", 1.0)]
@@ -228,7 +228,7 @@ def _trace(
 
 
 def legend_once(data: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each run stands once in the legend, by its strongest trace."""
+    """The traces, with each run only once in the legend, by its strongest trace."""
     best: dict[str, tuple[float, int]] = {}
     for place, trace in enumerate(data):
         group = trace.get("legendgroup")

@@ -1,8 +1,8 @@
-"""In front of the page's server: who may ask, and what every answer says to the browser.
+"""Protects the page's server: which requests are answered, and the security headers of every response.
 
-A request must name this machine as its host and come from this page: a page of another site that is open in the same
-browser can neither read from here nor have its name point here. Where the server can be reached from other machines,
-every address begins with a random token.
+A request must name this machine as its host and come from this page. So a page of another site in the same browser can
+neither read from this server nor use DNS rebinding. If the server can be reached from other machines, every address
+begins with a random token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ HEADERS = {
 
 
 class Guard:
-    """Around an application. `host`: its name beside this machine's own; with a `token`, it is under any name."""
+    """An ASGI application that protects another one. `host` is its name besides those of this machine; with a `token`
+    it answers under any name."""
 
     def __init__(self, app: ASGIApp, host: str, token: str | None):
         self.app, self.hosts, self.token = app, {*LOOPBACK, host.lower()}, token
@@ -46,7 +47,7 @@ class Guard:
                 refusal = "This page needs the whole address that was printed where it was started."
             else:
                 scope = {**scope, "path": f"/{rest}", "raw_path": f"/{rest}".encode()}
-                if not slash:  # the page's own addresses are relative
+                if not slash:  # the addresses in the page are relative
                     await Response(status_code=307, headers={"location": f"/{self.token}/"})(scope, receive, send)
                     return
 
@@ -74,10 +75,10 @@ class Guard:
 
 
 def _host_name(host: str) -> str:
-    """Without a port; empty for what is no host."""
+    """The host name without a port; empty if malformed."""
     try:
         named = urlsplit(f"//{host}")
-        _ = named.port  # which may be none
+        _ = named.port  # raises ValueError if it is not a port
         return "" if "@" in host else named.hostname or ""
     except ValueError:
         return ""

@@ -1,4 +1,4 @@
-"""Marks at the foot of a picture, for what a curve does not show: what is not finite, skipped steps, resumes."""
+"""Marks at the bottom of a picture for events that a curve does not show: non-finite values, skipped steps, resumes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ MOST_MARKS = 50  # of a run, in one picture
 def marks(
     name: str, log: TrainingLog, metrics: Sequence[str], view: View, style: Style, skipped: bool = False
 ) -> list[dict[str, Any]]:
-    """At the foot: values that are not finite, steps that were skipped, and where a resume went on."""
+    """The marks of a run: non-finite values, skipped steps, and resumes."""
     key = "marks", tuple(metrics), view.x, view.log_x, style, skipped, name
     if key not in log.memo:
         found = [mark for metric in metrics for mark in _not_finite(log, metric, view.x)]
@@ -55,7 +55,7 @@ def _marks(name: str, found: list[tuple[float, str, str]], style: Style) -> list
 
 
 def _not_finite(log: TrainingLog, metric: str, x: str) -> list[tuple[float, str, str]]:
-    """Rows in a row are one mark."""
+    """A mark for each stretch of consecutive non-finite rows."""
     points = points_of(log, metric, x)
     bad = ~np.isfinite(points.y)
     if not bad.any():
@@ -84,7 +84,7 @@ def _skipped(log: TrainingLog, x: str) -> list[tuple[float, str, str]]:
 
 
 def _resumes(log: TrainingLog, x: str) -> list[tuple[float, str, str]]:
-    """Where the first row after it stands that the run has."""
+    """A mark for each resume, at the first row after it."""
     metric = "train/loss" if "train/loss" in log.training else next(iter(log.training or log.validation), "")
     points, found = points_of(log, metric, x), []
     for step in log.resumes:

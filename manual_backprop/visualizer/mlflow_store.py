@@ -1,7 +1,7 @@
-"""Runs that only an MLflow store has: copied from another machine, or logged by another program.
+"""Runs that are only in an MLflow store: copied from another machine, or logged by another program.
 
-A database in a file is opened for reading alone and without MLflow, whose own client would bring its tables up to date;
-a server is asked through MLflow.
+A database file is opened read-only and without MLflow, whose client would migrate its tables. A server is queried
+through MLflow.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from manual_backprop.tracking.mlflow_delivery import RUN_ID_TAG, prepare_environ
 from manual_backprop.tracking.training_log import Metrics
 
 BEST = "validation/loss"
-INFINITE = 1.79e308  # what MLflow stores for it, or more
+INFINITE = 1.79e308  # MLflow stores infinity as this value or a larger one
 STATUSES = {"SCHEDULED": "RUNNING"}
 
 
 def open_store(uri: str) -> SqliteStore | ServerStore | None:
-    """The store at `uri`; None where there is none (a database that nobody has made)."""
+    """The store at `uri`; None if there is none (a database that does not exist)."""
     _, database = sqlite_database(uri)
     if database is not None:
         return SqliteStore(database) if database.is_file() else None
@@ -35,7 +35,7 @@ def open_store(uri: str) -> SqliteStore | ServerStore | None:
 
 
 class _Reader:
-    """Follows one run: all of its points are fetched anew when there are more of them."""
+    """Reads one run; fetches all of its points again when there are new ones."""
 
     def __init__(self, store: SqliteStore | ServerStore, run_id: str):
         self.store, self.run_id = store, run_id
@@ -247,7 +247,7 @@ def _log(
 
 
 def _value(text: str) -> Any:
-    """MLflow keeps parameters as texts: None, True, numbers and lists as Python or JSON writes them."""
+    """The value of a parameter. MLflow stores parameters as text: None, True, numbers and lists in Python or JSON."""
     with suppress(ValueError):
         return json.loads({"None": "null", "True": "true", "False": "false"}.get(text, text))
     return text

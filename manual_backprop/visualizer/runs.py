@@ -1,7 +1,7 @@
-"""The runs of an outputs directory, and those that only an MLflow store has, by id; all of it is read, nothing written.
+"""The runs of an outputs directory, and those that are only in an MLflow store, by id. It only reads.
 
-`Runs.rows()` is the table of all of them: of each run's metrics it looks only at the lines of evaluations and at the
-last one, and the next time at what is new.
+`Runs.rows()` is the table of all runs. From each run's metrics it reads only the lines of evaluations and the last one,
+and the next time only new lines.
 """
 
 import json
@@ -22,18 +22,18 @@ from manual_backprop.tracking.run_directory import RUN_FILE, RUNNING, SWEEPS, fi
 from manual_backprop.tracking.training_log import TRACKING_FILE, load_config
 from manual_backprop.training.sweeps.records import runs_of_sweep
 
-BEST_METRIC = "validation/loss"  # of a run that does not say which of its metrics chooses the best checkpoint
-DEAD = "DEAD"  # its file says RUNNING, and its process is gone
+BEST_METRIC = "validation/loss"  # for a run that does not record which metric chooses its best checkpoint
+DEAD = "DEAD"  # run.json says RUNNING, but the process is gone
 
 
 class Reader(Protocol):
-    """Where a run's log comes from."""
+    """Reads the log of a run."""
 
     def read(self) -> TrainingLog: ...
 
 
-class Elsewhere(Protocol):
-    """Runs that are no directories of `outputs`."""
+class OtherRuns(Protocol):
+    """A source of runs that are not directories of `outputs`."""
 
     def rows(self) -> list[dict[str, Any]]: ...
 
@@ -41,9 +41,9 @@ class Elsewhere(Protocol):
 
 
 class Runs:
-    """`extra` are directories that were named by their paths, wherever they lie."""
+    """All known runs, by id. `extra` are directories given by their paths."""
 
-    def __init__(self, root: str | Path, extra: Iterable[Path] = (), elsewhere: Elsewhere | None = None):
+    def __init__(self, root: str | Path, extra: Iterable[Path] = (), elsewhere: OtherRuns | None = None):
         self.root = Path(root).absolute()
         self.elsewhere = elsewhere
         self._paths: dict[str, Path] = {}
@@ -54,29 +54,29 @@ class Runs:
         self.refresh()
 
     def refresh(self) -> None:
-        """Looks for runs that have come or gone."""
+        """Updates the list of runs."""
         folder = self.root / "runs"
         found = {}
         with suppress(OSError), os.scandir(folder) as entries:
             found = {entry.name: folder / entry.name for entry in entries if (folder / entry.name / RUN_FILE).is_file()}
         for path in self._extra:
             name = path.name
-            while found.get(name, path) != path:  # two folders of one name
+            while found.get(name, path) != path:  # two folders with the same name
                 name = f"{path.parent.name}-{name}"
             found[name] = path
         self._paths = found
 
     def rows(self) -> list[dict[str, Any]]:
-        """Of every run what the table shows, the newest start first."""
+        """The rows of the table, newest start first."""
         self.refresh()
         rows = []
         for run_id, path in self._paths.items():
             scan = self._scans.setdefault(path, Scan(path))
-            with suppress(InputError, OSError):  # a run that is being made, or damaged: the others are shown
+            with suppress(InputError, OSError):  # a run that is just being created, or damaged: the others are shown
                 rows.append({"id": run_id} | scan.row())
         if self.elsewhere is not None:
             known = {row["id"] for row in rows}
-            with suppress(InputError):  # a store that cannot be read: a run that is named there says why
+            with suppress(InputError):  # an unreadable store; opening one of its runs shows the error
                 rows += [row for row in self.elsewhere.rows() if row.get("local") not in known]
         rows.sort(key=lambda row: (row["started"] or "", row["id"]), reverse=True)
         self._rows = {row["id"]: row for row in rows}
@@ -89,7 +89,7 @@ class Runs:
         return run_id in self._paths or run_id in self._rows
 
     def path(self, run_id: str) -> Path | None:
-        """The directory of a run that is known; None of one that only MLflow has. Raises InputError."""
+        """The directory of a run; None if it is only in MLflow. Raises InputError for an unknown id."""
         if run_id not in self:
             self.rows()
         if run_id not in self:
@@ -97,7 +97,7 @@ class Runs:
         return self._paths.get(run_id)
 
     def log(self, run_id: str) -> TrainingLog:
-        """As far as it has come; the same object as long as nothing has changed. Raises InputError."""
+        """The current log of a run; the same object as long as nothing has changed. Raises InputError."""
         path = self.path(run_id)
         if run_id not in self._readers:
             if path is None:
@@ -109,7 +109,8 @@ class Runs:
 
 
 def labels_of(logs: Mapping[str, TrainingLog]) -> dict[str, str]:
-    """A name for each run, by id or path: its own, and where two have the same one, its last six characters too."""
+    """A name for each run, by id or path: its own; if two runs have the same name, with the last six characters of the
+    id."""
     names = {run_id: str(log.run.get("run_name") or log.path.name or run_id) for run_id, log in logs.items()}
     count = Counter(names.values())
     labels = {run_id: name if count[name] == 1 else f"{name} ({run_id[-6:]})" for run_id, name in names.items()}
@@ -118,22 +119,22 @@ def labels_of(logs: Mapping[str, TrainingLog]) -> dict[str, str]:
 
 
 def status_of(run: Mapping[str, Any]) -> str:
-    """What run.json says; DEAD where it says RUNNING and its process of this machine is gone. Empty: it has none."""
+    """The status in run.json; DEAD if it is RUNNING but the process on this machine is gone; empty if there is none."""
     status, owner = str(run.get("status", "")), run.get("owner") or {}
     here = owner.get("host") == socket.gethostname() and isinstance(owner.get("pid"), int)
     return DEAD if status == RUNNING and here and not process_is_alive(owner["pid"]) else status
 
 
 def named_runs(which: Sequence[str], root: Path) -> list[Path]:
-    """The directories that a command line names: runs, sweeps (all their runs), folders of a TrainingLogger; each
-    once. Raises InputError."""
+    """The directories named on a command line: runs, sweeps (all their runs), folders of a TrainingLogger; each once.
+    Raises InputError."""
     found: list[Path] = []
     for one in which:
         path = Path(one).expanduser()
         if (path / "jobs").is_dir() or _is_sweep(one, root):
             sweep = path if (path / "jobs").is_dir() else find_sweep(root, one)
             if not (jobs := runs_of_sweep(sweep)):
-                raise InputError(f"{one}: none of the runs of this sweep is there")
+                raise InputError(f"{one}: no run of this sweep exists")
             found += jobs
         elif path.name == METRICS and path.is_file():
             found.append(path.parent)
@@ -183,7 +184,7 @@ class Scan:
         }
 
     def _settings(self, run: Mapping[str, Any]) -> dict[str, Any]:
-        """The flat parameters that a run tracks; or of its config, which takes ten times as long to read."""
+        """The flat parameters that a run has tracked; or its config, which takes ten times as long to read."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             tracked = json.loads((self.path / TRACKING_FILE).read_text(encoding="utf-8"))["parameters"]
             if "architecture.name" in tracked:

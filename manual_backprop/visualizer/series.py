@@ -1,8 +1,8 @@
-"""Series as arrays: against what they are drawn, smoothed, reduced to what a screen can show.
+"""Series as arrays: their values on an x-axis, smoothing, and reduction to the resolution of a screen.
 
-Everything is computed from all points that were logged. What is reduced keeps the least and the largest value of each
-bucket, so that a spike of one step stays visible; smoothing looks only at what came before, so that a curve does not
-change when its run grows, and starts at the first value, so that it is not bent at its ends.
+Everything is computed from all logged points. Reduction keeps the smallest and the largest value of each bucket, so
+that a spike of one step stays visible. Smoothing uses only earlier values, so that a curve does not change when its run
+grows, and it is corrected at the start, so that the curve begins at the first value.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import numpy as np
 from manual_backprop.common.errors import InputError
 from manual_backprop.tracking import Series, TrainingLog
 
-# What is drawn against: the name in an address, and what stands below the axis.
+# The x-axes: the name in an address, and the label below the axis.
 AXES = {
     "step": "optimizer steps",
     "relative": "share of the run's steps",
@@ -24,9 +24,9 @@ AXES = {
     "seconds": "seconds of running",
     "epochs": "epochs",
 }
-BUCKETS = 600  # two points each: more than a screen's columns show
-FEW = 2 * BUCKETS  # as many are drawn as they are
-LINE = 1e-9  # relative: from which on compute is no multiple of the steps
+BUCKETS = 600  # with two points each: more than a screen has columns
+FEW = 2 * BUCKETS  # so many points are drawn without reduction
+LINE = 1e-9  # relative deviation up to which compute counts as proportional to the steps
 
 
 class Points(NamedTuple):
@@ -37,8 +37,8 @@ class Points(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """How curves are drawn. `smoothing` is a span in logged points, as of an exponential mean; 0: none. `low`, `high`
-    are of the x-axis, where one has zoomed in; `low_y`, `high_y` likewise."""
+    """How curves are drawn. `smoothing` is the span of an exponential mean in logged points; 0: none. `low`, `high` are
+    the zoomed range of the x-axis, `low_y`, `high_y` that of the y-axis."""
 
     x: str = "step"
     log_x: bool = False
@@ -65,7 +65,7 @@ def metrics_of(log: TrainingLog) -> list[str]:
 
 
 class _Column:
-    """A growing list as an array: only what is new is converted."""
+    """A growing list as an array: only new values are converted."""
 
     def __init__(self, kind: type) -> None:
         self.kept: np.ndarray = np.empty(1024, kind)
@@ -82,7 +82,7 @@ class _Column:
 
 
 def arrays(series: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """steps, values, times [ms], as they are in the list now."""
+    """steps, values, times [ms], as they are in the lists now."""
     columns = series.memo.get("columns")
     if columns is None or columns[0] != series.revision:
         columns = series.memo["columns"] = (
@@ -90,15 +90,15 @@ def arrays(series: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             *(_Column(kind) for kind in (np.int64, np.float64, np.int64)),
         )
     _, steps, values, times = columns
-    count = len(series.steps)  # the reader appends to all three before anybody else looks
+    count = len(series.steps)  # the three lists have the same length: the reader appends to all of them at once
     return steps.of(series.steps[:count]), values.of(series.values), times.of(series.times_ms)
 
 
 def points_of(log: TrainingLog, metric: str, x: str = "step") -> Points:
-    """All points of a metric that belong to the run, against `x`; empty where it has none, or no such axis.
+    """All points of a metric over the x-axis `x`; empty if the run has no such metric, or nothing for this axis.
 
-    What a resume has left behind is dropped. x does not fall; where two points lie at one place of another axis than
-    steps, both stay.
+    Points that a resume has overwritten are dropped. x never decreases; two points with the same x are both kept,
+    unless x is the step.
     """
     key = "points", metric, x
     if key not in log.memo:
@@ -125,7 +125,7 @@ def _points_of(log: TrainingLog, metric: str, x: str) -> Points:
 
 
 def places_of(log: TrainingLog, steps: np.ndarray, times: np.ndarray, x: str) -> np.ndarray:
-    """Where steps stand on an axis; NaN where the run has logged nothing that tells."""
+    """The positions of steps on an axis; NaN where the run has not logged what is needed."""
     if x == "step":
         return steps.astype(float)
     if x == "relative":
@@ -139,8 +139,8 @@ def places_of(log: TrainingLog, steps: np.ndarray, times: np.ndarray, x: str) ->
 
 
 def _logged(log: TrainingLog, metric: str, steps: np.ndarray) -> np.ndarray:
-    """What was logged as tokens or compute, at these steps: between two rows in proportion to the steps, from 0 at step
-    0. Past the last row nothing is known, unless every row says the same amount a step."""
+    """The logged tokens or FLOPs at these steps, from 0 at step 0: interpolated linearly between two rows. After the
+    last row they are unknown, unless all rows have the same amount per step."""
     known = points_of(log, metric)
     at, amounts = known.steps[np.isfinite(known.y)], known.y[np.isfinite(known.y)]
     if not len(at):
@@ -157,7 +157,8 @@ def _logged(log: TrainingLog, metric: str, steps: np.ndarray) -> np.ndarray:
 
 
 def planned_steps(log: TrainingLog) -> int:
-    """What the run's config says; where it says none, or the run has gone further, the last step that was logged."""
+    """The number of steps in the run's config; the last logged step if there is none, or if the run has gone
+    further."""
     last = last_step(log)
     training = log.config.get("training")
     planned = training.get("max_steps") if isinstance(training, dict) else None
@@ -171,7 +172,7 @@ def last_step(log: TrainingLog) -> int:
 
 
 def _seconds(log: TrainingLog, times: np.ndarray) -> np.ndarray:
-    """Since the run began, without the time between an end and the resume after it [s]."""
+    """The seconds since the run began, without pauses between an end and a resume."""
     begun = _milliseconds(log.run.get("created_at"))
     main = [series for part in (log.training, log.validation) for series in part.values() if series.times_ms]
     if begun is None:
@@ -196,10 +197,10 @@ def _milliseconds(text: object) -> float | None:
 
 
 class Smoothing:
-    """The exponential mean of what came before, with the weights adding up to 1 from the first value on (as Adam's
-    moments are corrected); decay 1 - 2 / (span + 1). A value that is not finite is left out, and stays where it is.
+    """An exponential mean with decay 1 - 2 / (span + 1). Its weights sum to 1 from the first value on (the bias
+    correction of Adam). A non-finite value is skipped, and is itself not changed.
 
-    `of(values)` goes on where it ended, when only new values have come.
+    `of(values)` continues from its last call if values were only appended.
     """
 
     def __init__(self, span: float):
@@ -219,9 +220,9 @@ class Smoothing:
 
 
 def smoothed(log: TrainingLog, metric: str, points: Points, span: float) -> Points:
-    """`points`, all that a metric has, with their values smoothed."""
+    """`points`, which are all points of a metric, with smoothed values."""
     series = series_of(log, metric)
-    if series is None or len(points.y) != len(series.values):  # some are dropped, and which may change
+    if series is None or len(points.y) != len(series.values):  # some points are dropped, and later others may be
         return points._replace(y=Smoothing(span).of(points.y))
     key = "smoothing", span
     revision, smoothing = series.memo.get(key, (-1, None))
@@ -232,11 +233,11 @@ def smoothed(log: TrainingLog, metric: str, points: Points, span: float) -> Poin
 
 
 def reduced(points: Points, view: View) -> Points:
-    """As many points as a screen can show: of each bucket the least and the largest, and both ends; all of them where
-    they are few, or one has zoomed in. Points that are not finite are left out (marks show them)."""
+    """As many points as a screen can show: the smallest and the largest of each bucket, and both ends; all points if
+    they are few, or few remain after zooming. Non-finite points are left out (marks show them)."""
     x, y = points.x, points.y
     if view.low is not None and view.high is not None and len(x):
-        # one point more at either side: a line leaves the picture, and does not end in it
+        # one more point on either side, so that lines continue to the edge of the picture
         first = max(0, int(np.searchsorted(x, view.low)) - 1)
         last = int(np.searchsorted(x, view.high, side="right")) + 1
         points = Points(x[first:last], y[first:last], points.steps[first:last])

@@ -1,4 +1,4 @@
-"""The page's server: on this machine alone, for reading alone (`guard` says whom it answers)."""
+"""The page's server: read-only, and by default only for this machine (`guard` checks requests)."""
 
 import asyncio
 import json
@@ -34,19 +34,19 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 
 
 def open_session(which: Sequence[str] = (), root: str | Path = "outputs") -> Session:
-    """The runs below `root`, and those of MLflow that are not there; `which` are the ones that the page begins with.
+    """A session with the runs below `root`, and those that are only in MLflow. The page starts with the runs `which`.
 
-    Raises InputError where one of them is nowhere.
+    Raises InputError if one of them does not exist.
     """
     from manual_backprop.visualizer.mlflow_store import open_store
 
     root = Path(root).absolute()
     local = Runs(root)
     uri = tracking_uri(root)
-    # A server is asked only where there is nothing else: it may be far away.
+    # An MLflow server is queried only if needed: it may be slow.
     store = open_store(uri) if uri.startswith("sqlite") or not local.rows() else None
     runs, folder = Runs(root, elsewhere=store), (root / "runs").resolve()
-    named: list[str | Path] = []  # an id, or a directory that lies elsewhere
+    named: list[str | Path] = []  # an id, or a directory elsewhere
     for one in which:
         try:
             for path in named_runs([one], root):
@@ -70,8 +70,8 @@ def create_app(
     host: str = "127.0.0.1",
     token: str | None = None,
 ) -> Starlette:
-    """The page as an ASGI application. `host` is the name, beside this machine's own, under which it is asked; with a
-    `token` it answers, under any name, only to addresses that begin with it."""
+    """The page as an ASGI application. `host` is its name besides those of this machine. With a `token` it answers
+    under any name, but only to addresses that begin with the token."""
     session = runs if isinstance(runs, Session) else open_session(runs, root)
 
     def answering(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
@@ -189,9 +189,9 @@ def launch(
     share: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve the page until it is interrupted; in a notebook, whose own loop must go on, until its kernel ends.
+    """Serves the page until it is interrupted; in a notebook in the background, until its kernel ends.
 
-    `share`: on all interfaces, behind a random token. Raises InputError.
+    `share`: on all interfaces, protected by a random token. Raises InputError.
     """
     import uvicorn
 
@@ -206,8 +206,8 @@ def launch(
     say(f"http://{name}:{port}/{f'{token}/' if token else ''}")
     if token:
         say(
-            "Warning: whoever has this address and can reach this machine sees every run here, and what they type is "
-            "computed here. It is sent unencrypted; no tunnel is opened."
+            "Warning: anyone who has this address and can reach this machine sees every run here, and their texts are "
+            "computed here. The connection is not encrypted; no tunnel is opened."
         )
     app = create_app(session, host=host, token=token)
     config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off", server_header=False)
@@ -221,7 +221,7 @@ def launch(
 
 
 def read(session: Session, say: Callable[[str], None]) -> None:
-    """The runs that the page begins with, so that its first picture waits for nothing; a line says how long it took."""
+    """Reads the runs that the page starts with, so that its first picture appears at once; prints a line about it."""
     begin, ids, size, rows = time.perf_counter(), session.chosen(), 0, 0
     for place, run_id in enumerate(ids, start=1):
         if sys.stderr.isatty():
@@ -234,7 +234,7 @@ def read(session: Session, say: Callable[[str], None]) -> None:
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     with suppress(InputError):
-        session.curves(ids, View())  # what the page shows first
+        session.curves(ids, View())  # the first view of the page
         session.compute(ids)
     seconds = time.perf_counter() - begin
     say(f"read {len(ids)} {'run' if len(ids) == 1 else 'runs'}: {rows:,} rows, {size / 1e6:.1f} MB, in {seconds:.1f} s")

@@ -1,6 +1,6 @@
-"""What the page asks for, as plain mappings: the server sends them, and an export holds them.
+"""The answers to the page's requests, as plain mappings: the server sends them, and an export contains them.
 
-A run is known by its id, which is looked up among the runs that are there: nothing that a browser sends becomes a path.
+A request names a run by its id, which is looked up among the known runs: no text from a browser becomes a path.
 """
 
 import base64
@@ -31,7 +31,7 @@ _SAMPLE = re.compile(r"step-(\d+)\.txt")
 
 
 class Session:
-    """One page, or several, on the runs of one outputs directory. Methods may be called by several threads."""
+    """The data for one page or several, from the runs of one outputs directory. Its methods are thread-safe."""
 
     def __init__(self, runs: Runs, chosen: Sequence[str] = ()):
         self.runs = runs
@@ -41,7 +41,7 @@ class Session:
         self._versions: dict[str, tuple[TrainingLog, int]] = {}
 
     def chosen(self) -> list[str]:
-        """What the command line names, or the newest runs."""
+        """The runs named on the command line, or the newest ones."""
         return self._chosen or [row["id"] for row in self.runs.rows()[:STRONG]]
 
     def table(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Session:
             return {"runs": rows, "chosen": chosen, "named": self.named, "axes": AXES, "colours": style.COLOURS}
 
     def tick(self, run_ids: Sequence[str]) -> dict[str, Any]:
-        """How far runs are: `version` grows whenever there is something new to draw."""
+        """The progress of runs: `version` increases whenever there is something new to draw."""
         with self._lock:
             answer = {}
             for run_id, log in self._logs(run_ids).items():
@@ -70,7 +70,7 @@ class Session:
     def curves(
         self, run_ids: Sequence[str], view: View, strong: int = STRONG, also: Sequence[str] = (), only: str = ""
     ) -> dict[str, Any]:
-        """Every picture of the curves, or the `only` one; `also` are metrics that are asked for by name."""
+        """All pictures of curves, or only the one named `only`; `also` are additional metrics by name."""
         with self._lock:
             logs = self._labelled(run_ids)
             drawn: dict[str, Callable[[], dict[str, Any]]] = {
@@ -120,7 +120,7 @@ class Session:
             }
 
     def samples(self, run_ids: Sequence[str], step: int | None = None) -> dict[str, Any]:
-        """What each run wrote after `step` steps, or the last time before; without a step, its last."""
+        """The samples of each run at `step`, or the last ones before it; without a step, its last ones."""
         with self._lock:
             logs = self._labelled(run_ids)
             files = {name: self._sample_files(log.path) for name, log in logs.items()}
@@ -145,7 +145,7 @@ class Session:
             return {"runs": found}
 
     def picture(self, run_id: str, name: str) -> bytes:
-        """A PNG that belongs to a run. Raises InputError where it is none of those that `pictures` lists."""
+        """A PNG of a run. Raises InputError if `pictures` does not list it."""
         with self._lock:
             path = self.runs.path(run_id)
             files = {} if path is None else self._picture_files(path)
@@ -154,7 +154,7 @@ class Session:
         return files[name].read_bytes()
 
     def model(self, run_id: str, text: str) -> dict[str, Any]:
-        """A text with the run's best checkpoint. Raises InputError where it has none."""
+        """The view of the run's best checkpoint on a text. Raises InputError if the run has none."""
         from manual_backprop.trained_models.saved_model import find
         from manual_backprop.visualizer.model_view import COLUMNS, attention_map, look
 
@@ -162,7 +162,7 @@ class Session:
             path = self.runs.path(run_id)
             label = labels_of({run_id: self.runs.log(run_id)})[run_id]
         if path is None:
-            raise InputError("this run lies in MLflow alone: its checkpoints are not at hand")
+            raise InputError("this run is only in MLflow: its checkpoints are not available here")
         seen = look(find(str(path), self.runs.root), text)
         return {
             "id": run_id,
@@ -182,7 +182,7 @@ class Session:
     # Runs by id
 
     def _logs(self, run_ids: Sequence[str]) -> dict[str, TrainingLog]:
-        """Each once, in the order in which they are asked for."""
+        """The logs of these runs, each once, in the given order."""
         ids = [*dict.fromkeys(run_ids)]
         if len(ids) > MOST_CHOSEN:
             raise InputError(f"{len(ids)} runs were chosen: at most {MOST_CHOSEN} can be drawn over each other")
@@ -211,7 +211,7 @@ class Session:
 
 
 def _inside(file: Path, folder: Path) -> bool:
-    """A link that leads out of a run's directory is no file of it."""
+    """Whether a file is inside the folder; a link that leads out of it is not."""
     return file.is_file() and file.resolve().is_relative_to(folder.resolve())
 
 
@@ -223,12 +223,12 @@ def _read(file: Path) -> str:
 
 
 def _number_or_word(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """The value, with NaN and infinity as words, since JSON has neither."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_json(answer: Any) -> str:
-    """Arrays as plotly.js reads them: their bytes. No number is rounded."""
+    """An answer as JSON. Arrays are sent as bytes, as plotly.js reads them; no number is rounded."""
     return json.dumps(answer, default=_array, allow_nan=False, separators=(",", ":"))
 
 
@@ -240,4 +240,4 @@ def _array(value: Any) -> Any:
         return packed | ({"shape": ", ".join(map(str, value.shape))} if value.ndim > 1 else {})
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{type(value).__name__} is nothing that a page can be sent")
+    raise TypeError(f"{type(value).__name__} cannot be sent to a page")

@@ -1,4 +1,4 @@
-"""How pictures of runs look: colours, names as text, axes, notes about what is not in them."""
+"""The style of pictures of runs: colours, names, axes, and notes about missing runs."""
 
 import html
 import math
@@ -14,7 +14,8 @@ Logs = Mapping[str, TrainingLog]
 STRONG = 4  # runs drawn in full, unless more are asked for
 LONGEST_NAME = 48  # in a picture; hovering shows all of it
 LONGEST_HOVER = 90
-# Told apart with any kind of colour vision (after Okabe and Ito 2008), on white and on black; with them go symbols.
+# Distinguishable with any kind of colour vision (after Okabe and Ito 2008), on white and on black, and used with
+# symbols.
 COLOURS = ("#2f7fc1", "#e08a00", "#009e73", "#cc5f9f", "#56b4e9", "#d55e00", "#8c79d9", "#8a8f98")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down")
 FAINT = 0.35  # opacity of a run that is not drawn in full
@@ -49,7 +50,7 @@ def words(metric: str) -> str:
 
 
 def layout(title: str, unit: str, view: View, logs: Logs, metrics: Sequence[str]) -> dict[str, Any]:
-    """Quiet, without a background: it lies on the page's own, dark or light."""
+    """A plain layout without a background, for a dark or a light page."""
     grid = {"gridcolor": "rgba(128,128,128,0.18)", "zeroline": False, "linecolor": "rgba(128,128,128,0.5)"}
     x_axis = grid | {"title": {"text": AXES[view.x]}, "type": "log" if view.log_x else "linear", "showline": True}
     y_axis = grid | {"title": {"text": unit}, "type": "log" if view.log_y else "linear"}
@@ -84,7 +85,7 @@ def layout(title: str, unit: str, view: View, logs: Logs, metrics: Sequence[str]
 
 
 def _note(view: View, logs: Logs, metrics: Sequence[str]) -> str:
-    """Which runs are not in the picture, and why."""
+    """A note about runs that are not in the picture, with the reason."""
     absent, unplaced = [], []
     for name, log in logs.items():
         there = [metric for metric in metrics if (one := series_of(log, metric)) is not None and one.steps]
@@ -109,7 +110,7 @@ def safe_part(name: str) -> str:
 
 
 def safe(text: str, longest: int = LONGEST_NAME) -> str:
-    """A name as text: plotly reads HTML's tags, $ for formulas and %{...} for values in what it is given."""
+    """A name as plain text: plotly would interpret HTML tags, $ for formulas and %{...} for values."""
     if len(text) > longest:
         text = f"{text[: longest - 13]}…{text[-12:]}"
     return html.escape(text).replace("$", "&#36;").replace("%", "&#37;")

@@ -1,4 +1,4 @@
-"""Runs side by side as tables: what they are and have reached, and their configs, what differs first.
+"""Tables of runs: their summaries, and their configs with differing keys first.
 
 The page shows them, and `compare RUNS --csv FILE` writes them.
 """
@@ -35,7 +35,7 @@ def highest_is_best(log: TrainingLog) -> bool:
 
 
 def best_value(log: TrainingLog, metric: str) -> tuple[float, int] | None:
-    """The best value that is a number, and its first step: the lowest, of what is no score."""
+    """The best finite value and its first step: the lowest value, or the highest if the metric is a score."""
     sign = -1 if highest_is_best(log) and metric == best_metric(log) else 1
     points = points_of(log, metric)
     known = zip(points.y.tolist(), points.steps.tolist(), strict=True)
@@ -44,19 +44,19 @@ def best_value(log: TrainingLog, metric: str) -> tuple[float, int] | None:
 
 
 def best_run(logs: Logs) -> str | None:
-    """Who has the best value, of a metric that can be compared; None where runs measure different things."""
+    """The run with the best value of a comparable metric; None if the runs have different metrics."""
     metrics = {(best_metric(log), highest_is_best(log)) for log in logs.values()}
     if len(metrics) > 1:
         return None
     ((metric, highest),) = metrics or {(BEST_METRIC, False)}
     if metric == BEST_METRIC:
-        metric = compute_metric(logs)  # bits a byte, where tokenizers differ
+        metric = compute_metric(logs)  # bits per byte if tokenizers differ
     reached = {name: found[0] for name, log in logs.items() if (found := best_value(log, metric)) is not None}
     return (max if highest else min)(reached, key=reached.__getitem__) if len(reached) > 1 else None
 
 
 def summary(log: TrainingLog) -> dict[str, Any]:
-    """What a run is and has reached; numbers as numbers, None where nothing is known."""
+    """The summary of a run; numbers are not formatted, unknown values are None."""
     metric = best_metric(log)
     best, values = best_value(log, metric), points_of(log, metric).y
     speeds = [speed for speed in points_of(log, "tokens_per_second").y.tolist() if math.isfinite(speed)]
@@ -90,7 +90,7 @@ def _last(log: TrainingLog, metric: str) -> float | None:
 
 
 def _duration(log: TrainingLog) -> float | None:
-    """Of running, without what lay between an end and a resume [s]."""
+    """The duration of a run [s], without pauses between an end and a resume."""
     import numpy as np
 
     main = [series for part in (log.training, log.validation) for series in part.values() if series.times_ms]
@@ -107,8 +107,8 @@ def _machine(log: TrainingLog, made: Mapping[str, Any]) -> str | None:
 
 
 def configs(logs: Logs) -> list[dict[str, Any]]:
-    """A row for each key: its value in every run and where that came from (`config_sources.json`); those first that
-    are not the same in all runs."""
+    """A row for each key, with its value in every run and the source of the value (`config_sources.json`). Keys that
+    differ between runs come first."""
     flat = {
         name: flatten(with_defaults(log.config) if "training" in log.config else log.config)
         for name, log in logs.items()
@@ -138,8 +138,8 @@ def as_text(value: Any) -> str:
 
 
 def write_csv(logs: Logs, path: Path) -> None:
-    """A line for each run: the summary, whether it is the best, its config, keys that differ first, and after each of
-    them where its value came from. Raises StorageError."""
+    """Writes a line for each run: its summary, whether it is the best, and its config with differing keys first, each
+    followed by the source of its value. Raises StorageError."""
     rows, settings, best = {name: summary(log) for name, log in logs.items()}, configs(logs), best_run(logs)
     columns = [
         "name",
@@ -158,5 +158,5 @@ def write_csv(logs: Logs, path: Path) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula is quoted."""
+    """The value; a text that a spreadsheet would read as a formula is quoted."""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "@", "\t", "\r") else value

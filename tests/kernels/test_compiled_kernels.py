@@ -1,4 +1,4 @@
-"""The library of kernels: right in every format, size and number of threads, and what happens without it."""
+"""The compiled library of kernels: its results in every dtype, size and number of threads, and its absence."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    """Nothing was loaded or has failed before. The library is the one that this machine has, or gets now."""
+    """A state in which nothing has been loaded or has failed. The library is that of this machine, or compiled now."""
     forget()
     yield
     forget()
@@ -76,7 +76,7 @@ def forget() -> None:
 
 
 def draw(function: CompiledFunction, sizes: tuple[int, ...], kinds: dict[str, torch.dtype]) -> list[Tensor | float]:
-    """Arguments for it: normal numbers, larger ones among them, and squares where only they make sense."""
+    """Arguments for a function: normal numbers, some of them larger, and squares where numbers must not be negative."""
     generator = torch.Generator().manual_seed(sum(sizes))
     names = dict.fromkeys(letter for argument in function.arguments for _, letter in argument.dimensions)
     letters = dict(zip(names, sizes[: len(names)], strict=True))
@@ -93,7 +93,7 @@ def draw(function: CompiledFunction, sizes: tuple[int, ...], kinds: dict[str, to
 
 
 def results(function: CompiledFunction, arguments: list[Tensor | float], exact: bool = False) -> list[Tensor]:
-    """All its tensors after a call."""
+    """All tensor arguments after a call."""
     copies = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
     if exact:
         copies = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in copies]
@@ -102,7 +102,7 @@ def results(function: CompiledFunction, arguments: list[Tensor | float], exact: 
 
 
 def expected(name: str, precision: str) -> list[tuple[list[Tensor | float], list[Tensor], list[Tensor]]]:
-    """For each size: arguments, and the results of the function as it is written, rounded and exact."""
+    """For each size: arguments, and the results of the Python function, rounded and exact."""
     function = FUNCTIONS[name]
     drawn = [draw(function, sizes, FORMATS[precision]) for sizes in (*SIZES, (3, 4096), (16999, 17))]
     return [(one, results(function, one), results(function, one, exact=True)) for one in drawn]
@@ -116,7 +116,7 @@ def error(got: Tensor, want: Tensor) -> float:
 @pytest.mark.parametrize("precision", FORMATS)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written(name: str, precision: str) -> None:
-    """In every size and with any number of threads, which give the same bits."""
+    """In every size; any number of threads gives the same bits."""
     function = FUNCTIONS[name]
     for arguments, written, exact in expected(name, precision):
         with compiled_functions(True):
@@ -133,14 +133,14 @@ def test_a_kernel_is_as_near_to_float64_as_the_function_as_it_is_written(name: s
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the libraries, with nothing in it."""
+    """An empty folder for libraries."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return library.places()[0]
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is compiled is a library that serves nothing: some milliseconds."""
+    """Compiles an empty library, which takes some milliseconds."""
     command = library._command
     monkeypatch.setattr(library, "_command", lambda target: _of_nothing(command(target)))
 
@@ -164,7 +164,7 @@ assert not [name for name in sys.modules if name.startswith(("torch._inductor", 
 
 @pytest.mark.slow
 def test_a_library_is_loaded_without_a_compiler() -> None:
-    """By another process, which finds it."""
+    """In another process, which finds the library."""
     assert library.find() or library.build()
     given = environment(CXX="/nowhere/c++")
     done = subprocess.run([sys.executable, "-c", RELU], env=given, capture_output=True, text=True, cwd=ROOT)
@@ -185,8 +185,8 @@ def test_a_damaged_library_is_made_anew(damage: str, cache: Path, quick: None) -
 
 @pytest.mark.slow
 def test_of_processes_that_miss_the_library_one_compiles(tmp_path: Path) -> None:
-    """As the first jobs of a sweep do on a new machine. Folders may have blanks in their names. The compiler is one
-    that takes two seconds: it hands out the library that is there."""
+    """Like the first jobs of a sweep on a new machine. Names of folders contain blanks. The compiler is a script that
+    takes two seconds and copies the existing library."""
     folder = tmp_path / "a folder"
     folder.mkdir()
     compiler, calls = folder / "compiler", folder / "calls"
@@ -202,7 +202,7 @@ def test_of_processes_that_miss_the_library_one_compiles(tmp_path: Path) -> None
 
 
 def test_a_compiler_that_fails_is_asked_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not by every run; another compiler is another matter."""
+    """Not every run tries it again; another compiler is tried."""
     for name in ("one", "other"):
         (tmp_path / name).write_text(
             f"#!/bin/sh\necho >> {tmp_path}/calls\necho 'vec.h: fatal error: no such file' >&2\nexit 1\n"
@@ -229,7 +229,7 @@ def test_a_compiler_that_is_killed_is_asked_again(cache: Path, tmp_path: Path, m
 
 
 def test_a_library_that_cannot_be_loaded_says_why(cache: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a folder that does not allow to execute."""
+    """As in a folder that is mounted noexec."""
 
     def refuse(path: str) -> None:
         raise OSError(f"{path}: failed to map segment from shared object")
@@ -242,7 +242,7 @@ def test_a_library_that_cannot_be_loaded_says_why(cache: Path, quick: None, monk
 
 
 def test_what_no_kernel_serves_runs_as_it_is_written(cache: Path) -> None:
-    """float64, tensors that are not contiguous or fit only by broadcasting: nothing is asked of a compiler."""
+    """float64, tensors that are not contiguous, or that need broadcasting: no compiler is called."""
     x, bias = torch.randn(4, 6), torch.randn(6)
     for one, other in (
         (x.double(), bias.double()),
@@ -299,7 +299,7 @@ def test_without_a_folder_the_reason_says_where_to_put_one(tmp_path: Path, monke
 
 
 def test_where_nothing_runs_nothing_is_kept(cache: Path, quick: None, tmp_path: Path, monkeypatch: Any) -> None:
-    """As on a mount with noexec. What lies in the other place is found; the reason tells where both are so."""
+    """As on a mount with noexec. The library in the other folder is found; if both are noexec, the error says so."""
     other, before = tmp_path / f"manual_backprop-{os.getuid()}" / "kernels", os.statvfs
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert library.folder() == cache
@@ -345,7 +345,7 @@ def test_an_environment_in_a_path_with_spaces_compiles(tmp_path: Path) -> None:
 
 
 def test_a_network_that_could_not_compile_says_that_it_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its bits are those without: a run writes that down."""
+    """It has the bits of an uncompiled run, and the run records that."""
     monkeypatch.setattr(compiled, "build", lambda: (_ for _ in ()).throw(OSError("no room")))
     monkeypatch.setattr(compiled, "find", lambda: None)
     config = CustomTransformerConfig(vocab_size=11, d_model=8, n_heads=2, max_seq_len=6, compile="always")
@@ -384,7 +384,7 @@ def test_libraries_are_called_in_replayed_steps(
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_step_without_numbers_asks_no_compiler(device: str) -> None:
-    """By which a run's memory is estimated, before anything is there: nothing fails by it either."""
+    """Such steps estimate a run's memory before the library exists; they do not count as a failed compilation."""
     with FakeTensorMode(), compiled_functions(True):
         x, bias = torch.empty(4, 6, device=device), torch.empty(6, device=device)
         activations.bias_relu(torch.empty_like(x), x, bias)
@@ -394,7 +394,7 @@ def test_a_step_without_numbers_asks_no_compiler(device: str) -> None:
 
 @pytest.mark.slow
 def test_addresses_are_those_of_the_processor_s_memory() -> None:
-    """Also where another device is the usual one."""
+    """Also when another device is torch's default."""
     logits, at_target, counts = torch.randn(4, 6), torch.randn(4), torch.tensor([1.0, 1, 1, 0])
     loss, total = torch.empty(2, 4)
     with compiled_functions(True), torch.device("meta"):  # it has memory of its own, and a number
@@ -407,7 +407,7 @@ def test_addresses_are_those_of_the_processor_s_memory() -> None:
 @pytest.mark.parametrize("where", ["as_written", pytest.param("compiled", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_the_slope_of_gelu_is_that_of_the_reference_far_from_zero_too(where: str, sign: int) -> None:
-    """One exponential serves gate and 1 - gate, which overflows nowhere."""
+    """gate and 1 - gate come from one exponential, which never overflows."""
     x = sign * torch.tensor([[0.0, 1e-6, 0.3, 2, 5, 9, 30, 1e3, 1e6]])
     y, dx = torch.empty_like(x), torch.ones_like(x)
     with compiled_functions(where == "compiled"):
@@ -421,7 +421,7 @@ def test_the_slope_of_gelu_is_that_of_the_reference_far_from_zero_too(where: str
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("where", ["as_written", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_cross_entropy_of_rows(where: str, dtype: torch.dtype) -> None:
-    """A row that does not count may hold anything, large numbers overflow nowhere, and one of -inf is no harm."""
+    """A row that does not count may contain anything, large numbers do not overflow, and -inf is allowed."""
     z, counts = torch.randn(7, 43).to(dtype), torch.tensor([1, 1, 0, 1, 1, 0, 1], dtype=dtype)
     z[1] += 1024
     z[3, 10] = -torch.inf
@@ -447,7 +447,7 @@ def test_cross_entropy_of_rows(where: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("where", ["as_written", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_a_smoothed_target(where: str, dtype: torch.dtype) -> None:
-    """A part of its probability belongs to all columns."""
+    """A part of the target's probability is spread over all columns."""
     z, target, counts = torch.randn(7, 43).to(dtype), torch.arange(7), torch.ones(7, dtype=dtype)
     losses, total = torch.empty(2, 7)
     want, cache = ops.cross_entropy_forward(z.double(), target, 1, 0.2)
@@ -494,7 +494,7 @@ def test_columns_that_fill_a_line_change_nothing(dtype: torch.dtype, monkeypatch
 @pytest.mark.slow
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_a_chunk_of_logits_takes_no_memory_of_its_size(label_smoothing: float) -> None:
-    """Where formats meet, or indices, PyTorch may copy all of it to a wider one."""
+    """With mixed dtypes or indices PyTorch may copy a whole tensor to a wider dtype."""
     logits, target = torch.randn(64, 4096).bfloat16(), torch.arange(64)
     counts, share = target >= 0, torch.tensor(1 / 64)
     size = logits.nbytes

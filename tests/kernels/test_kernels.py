@@ -1,6 +1,6 @@
-"""What only the fused kernels can get wrong: tiles, memory that is reused, shapes that change.
+"""Errors that only the fused kernels can have: in tiles, reused memory, changing shapes.
 
-Their gradients are tested where those of the reference are (test_gradients.py, each test for both).
+test_gradients.py tests their gradients, together with those of the reference.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def test_names_and_signatures_are_those_of_the_reference() -> None:
 
 
 def parameters_of(pair: Any) -> list[inspect.Parameter]:
-    """What is in a cache is private to a pair."""
+    """The parameters of a pair without the cache, which is private to it."""
     parameters = inspect.signature(pair, eval_str=True).parameters
     return [one.replace(annotation=Any) if name == "cache" else one for name, one in parameters.items()]
 
@@ -118,8 +118,7 @@ def test_the_table_serves_every_pair(which: str) -> None:
 
 
 def test_the_first_row_of_the_table_that_fits_serves_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a kernel of one device in some precisions and sizes stands in for what is below it; a network calls what it
-    serves."""
+    """Like a kernel for one device, some precisions and some sizes, above the general kernel."""
     row = table.Row(loss.__name__, devices=("cpu",), precisions=("fp64", "bf16"), at_most={"d_head": 6, "n_blocks": 2})
     monkeypatch.setitem(table.ROWS, "reference", (row, *table.ROWS["reference"]))
     for device, module, changes in (
@@ -155,8 +154,8 @@ def test_a_device_has_its_own_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["one query at a time", "probabilities kept", "sequences in twos", "chunks of 4 rows"])
 def in_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes at which 5 to 9 positions of 2 to 8 sequences are cut up, into pieces that differ by one; and the logits of
-    any vocabulary as those of a large one."""
+    """Sizes so small that 5 to 9 positions of 2 to 8 sequences are split into several pieces, whose lengths differ by
+    one, and that every vocabulary counts as large."""
     block, tile, longest_kept, chunk = {
         "one query at a time": (1, 1, 0, 1),
         "probabilities kept": (4, 1, 100, 3),
@@ -172,7 +171,7 @@ def in_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("pairs", [ops, kernels], ids=["reference", "fused"])
 @pytest.mark.parametrize("wide", [False, True], ids=["its own format", "a wider sum"])
 def test_a_gradient_is_added_to_that_of_other_readers(pairs: Any, wide: bool) -> None:
-    """x itself stays what it is: they read it later."""
+    """x itself does not change: the other products read it later."""
     dtype = torch.bfloat16 if wide else torch.float64
     x, dy, weight = torch.randn(2, 5, 7).to(dtype), torch.randn(2, 5, 3).to(dtype), torch.randn(3, 7).to(dtype)
     arena = kernels.Arena()
@@ -239,7 +238,7 @@ def as_if_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["residual_layer_norm", "residual_rms_norm", "linear_cross_entropy"])
 @pytest.mark.usefixtures("as_if_compiled")
 def test_op_as_if_compiled(name: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """... and as if there were so many rows and so large a vocabulary that they are cut up and filled up."""
+    """Also with sizes at which rows are split into chunks, and the vocabulary is padded."""
     if size == "large":
         monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], large_vocabulary=1, small=0))
     for case in cases_of(ROWS[name], Draw(torch.Generator().manual_seed(0))):
@@ -252,7 +251,7 @@ def test_op_as_if_compiled(name: str, size: str, monkeypatch: pytest.MonkeyPatch
 def test_logits_become_their_loss_and_their_gradient(
     way: str, label_smoothing: float, request: pytest.FixtureRequest
 ) -> None:
-    """A row that does not count may hold anything, large logits overflow nowhere, and one of -inf is no harm."""
+    """A row that does not count may contain anything, large logits do not overflow, and -inf is allowed."""
     if way == "as_if_compiled":
         request.getfixturevalue(way)
     logits, target = torch.randn(7, 11, dtype=torch.float64), torch.randint(10, (7,))
@@ -304,7 +303,7 @@ def test_a_product_of_many_rows_is_added_in_two(
 
 
 def test_what_is_given_back_is_handed_out_again() -> None:
-    """What was handed out last, once, and to nobody beyond a `reuse`."""
+    """Only the tensor returned last can be given back, only once, and not across a `reuse`."""
     memory, like = arena.Arena(), torch.empty(1)
     with memory.step():
         first, second = arena.kept((4,), like), arena.kept((4,), like)
@@ -323,7 +322,7 @@ def test_what_is_given_back_is_handed_out_again() -> None:
 
 @pytest.fixture
 def fresh_memory_is_poisoned() -> Iterator[None]:
-    """`torch.empty` and its like give NaN."""
+    """`torch.empty` and similar functions return NaN."""
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -333,7 +332,7 @@ def fresh_memory_is_poisoned() -> Iterator[None]:
 
 
 def three_steps(network: CustomTransformer, batch: Batch) -> list[dict[str, Tensor]]:
-    """The second is another batch: what the third finds in memory is not its own."""
+    """Three steps; the second has another batch, so that the third one finds foreign numbers in its memory."""
     flipped = replace(batch, tokens=batch.tokens.flip(0, 1), targets=batch.targets.flip(0, 1))
     return [step(network, one) for one in (batch, flipped, batch)]
 
@@ -358,7 +357,7 @@ def test_nothing_is_read_before_it_is_written(
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.usefixtures("as_if_compiled", "fresh_memory_is_poisoned")
 def test_nothing_is_read_before_it_is_written_as_if_compiled(architecture: str, recompute: str) -> None:
-    """The norm's output lives in a ping-pong buffer, and a post-norm block reads it as the residual stream as well."""
+    """The norm's output is in a ping-pong buffer, and a post-norm block also reads it as the residual stream."""
     config = replace(ODD, architecture=architecture, recompute=recompute)
     poisoned, batch = fused(config), draw_batch(config, 3, 9)
     poisoned.arena.poisoned = True
@@ -393,8 +392,8 @@ def test_blocks_that_run_twice_give_the_same_bits(
 
 
 def test_attention_of_one_sequence_to_another_in_a_step() -> None:
-    """Keys and values that lie in a ping-pong buffer, as a wide product's output does, are there for backward; what
-    is contiguous makes place for its gradient."""
+    """Keys and values in a ping-pong buffer, like the output of a wide product, are still valid in backward; a
+    contiguous input is overwritten by its gradient."""
     generator = torch.Generator().manual_seed(0)
     query, x, weight, dcontext = (
         torch.randn(shape, generator=generator) for shape in ((2, 5, 3, 4), (2, 8, 12), (24, 12), (2, 5, 3, 4))
@@ -433,7 +432,7 @@ def test_a_kernel_that_reads_before_it_writes_is_seen(monkeypatch: pytest.Monkey
 @pytest.mark.gradients
 @pytest.mark.parametrize("vocab_size", [5, 100], ids=["few tokens", "more tokens than there are"])
 def test_a_narrow_gradient_of_the_embedding_is_rounded_once(vocab_size: int) -> None:
-    """Where the table of sums is the smaller one, and where sums of the tokens that occur are."""
+    """Both when the table (V, D) is smaller, and when the sums of the tokens that occur are."""
     tokens = torch.tensor([[0, 3, 3, 4, 0, 0], [2, 4, 3, 0, 0, 4]]) * (vocab_size // 5)
     dy, before = torch.randn(2, 6, 8).bfloat16(), torch.randn(vocab_size, 8).bfloat16()
     dweight = before.clone()
@@ -445,7 +444,7 @@ def test_a_narrow_gradient_of_the_embedding_is_rounded_once(vocab_size: int) -> 
 
 
 def test_what_a_network_hands_out_is_a_tensor_and_nothing_else(tmp_path: Path) -> None:
-    """Outside of a step nothing is recomputed, so logits hold neither a function nor the hidden states alive."""
+    """Outside of a step nothing is recomputed, so logits keep neither a function nor hidden states alive."""
     network, batch = fused(replace(ODD, vocab_size=8192)), draw_batch(ODD, 2, 7)
     for logits in (network.predict(batch.tokens), network.forward(batch.tokens)):
         assert not vars(logits)
@@ -454,7 +453,7 @@ def test_what_a_network_hands_out_is_a_tensor_and_nothing_else(tmp_path: Path) -
 
 @pytest.mark.skipif(not products.onednn_is_exact(), reason="products are those of PyTorch here")
 def test_the_setting_of_products_is_the_process_s_and_is_put_back() -> None:
-    """The first to come sets it, and the last to go, of whatever thread, puts it back."""
+    """The first context changes the setting, and the last one, in any thread, restores it."""
     before = torch.backends.mkldnn.matmul.fp32_precision, torch.get_float32_matmul_precision()
     first, second = products.fastest_products(), products.fastest_products()
     first.__enter__()
@@ -466,7 +465,7 @@ def test_the_setting_of_products_is_the_process_s_and_is_put_back() -> None:
 
 
 def test_a_step_that_was_broken_off_leaves_nothing_behind() -> None:
-    """An exception in the middle, here of whoever looks on: the next step is that of a fresh network."""
+    """After an exception in the middle of a step, here in the recorder, the next step is that of a new network."""
     network, batch = fused(), draw_batch(ODD, 2, 7)
 
     class Interrupting(Recorder):
@@ -505,7 +504,7 @@ def shapes(config: CustomTransformerConfig) -> list[Batch]:
 @pytest.mark.parametrize(("precision", "recompute"), PATHS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_step_does_not_depend_on_what_was_before(architecture: str, precision: str, recompute: str) -> None:
-    """Other shapes, an evaluation, a text, or the classic forward and backward: each as in a fresh network."""
+    """After other shapes, an evaluation, a generation, or `forward` and `backward`, a step is that of a new network."""
     config = replace(ODD, architecture=architecture, precision=precision, recompute=recompute, dropout=0.2)
     network, batches = fused(config), shapes(config)
     for batch in (*batches, batches[0]):
@@ -527,7 +526,7 @@ def test_a_step_does_not_depend_on_what_was_before(architecture: str, precision:
 
 
 def test_what_is_small_beside_its_weight_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Query, key and value of fewer rows than the width: one product less a block."""
+    """Query, key and value with fewer rows than the width are kept: one product less in each block."""
     N, D = 5, ODD.d_model
     counts = []
     for share in (0, 1):
@@ -543,7 +542,7 @@ def test_what_is_small_beside_its_weight_is_kept(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_alternating_shapes_take_no_more_memory(architecture: str) -> None:
-    """Each block is as large as its largest request, so all shapes together take less than all of their own."""
+    """A block has the size of its largest request, so all shapes together need less memory than the sum over shapes."""
     config = replace(ODD, architecture=architecture)
     network, batches = fused(config), shapes(config)
     alone = 0
@@ -575,7 +574,7 @@ def test_the_same_seed_gives_the_same_bits(precision: str, threads: int) -> None
 
 
 def losses_of(network: Network, batches: list[Batch], steps: int, pieces: int = 1) -> Tensor:
-    """Of training with AdamW, each step's batch in so many pieces."""
+    """The losses of a training with AdamW, with the batch of each step in `pieces` pieces."""
     optimizer = network.adamw(weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-8)
     losses = []
     for number in range(steps):
@@ -593,7 +592,7 @@ def losses_of(network: Network, batches: list[Batch], steps: int, pieces: int = 
 
 
 def distances(config: CustomTransformerConfig, steps: int, pieces: int) -> tuple[float, float]:
-    """By how much the losses are off float64's, root mean square over the steps: by hand, and the mirror's."""
+    """The root mean square over the steps of the losses' errors against float64: by hand, and of the mirror."""
     by_hand, mirror = networks(config, "initial")
     exact = fused(replace(config, precision="fp64"), "initial")
     exact.flat_parameters.buffer.copy_(by_hand.flat_parameters.buffer)
@@ -624,7 +623,7 @@ TWO_HUNDRED_STEPS = {
 def test_two_hundred_steps_stay_as_near_to_float64_as_the_mirror(
     architecture: str, precision: str, pieces: int
 ) -> None:
-    """Of the same data, at once or in halves: the error of the losses is at most twice autograd's."""
+    """With whole batches or halves: the error of the losses is at most twice autograd's."""
     config = replace(
         ENOUGH_TO_ROUND, architecture=architecture, precision=precision, kernels="fused", n_blocks=1, dropout=0.1
     )
@@ -635,7 +634,7 @@ def test_two_hundred_steps_stay_as_near_to_float64_as_the_mirror(
 @pytest.mark.gradients
 @pytest.mark.parametrize("dloss", [3.0, torch.tensor(0.25, dtype=torch.float64)], ids=["number", "tensor"])
 def test_a_loss_whose_gradient_is_scaled_scales_all_gradients(dloss: float | Tensor) -> None:
-    """As loss scaling has it: the loss itself stays what it is."""
+    """As in loss scaling: the loss itself does not change."""
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((2, 5, 6), (11, 6)))
     targets = torch.randint(11, (2, 5), generator=generator)

@@ -1,6 +1,6 @@
-"""Replayed steps: to the bit what a step is that runs, and not replayed where that would be wrong.
+"""Replayed steps have the bits of eager steps, and steps are not replayed where that would be wrong.
 
-With functions as they are written; with libraries in test_compiled_kernels.py.
+Here with uncompiled functions; test_compiled_kernels.py has the library.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STEPS = WARM_UP + 5  # of which the last four are replayed
 
 
 class Plain(Replay):
-    """Replays nothing."""
+    """A Replay that never replays."""
 
     def __call__(self, work: Callable[..., Tensor], inputs: Any, signature: Any) -> Tensor:
         return work(*inputs)
@@ -60,7 +60,7 @@ def step(network: CustomTransformer, batch: Batch, number: int = 1, denominator:
 
 
 def train(network: CustomTransformer, of: Sequence[Batch]) -> list[Tensor]:
-    """Of every step: its loss as it was handed out, and copies of its gradients and of the new parameters."""
+    """For every step: its loss as returned, and copies of its gradients and of the new parameters."""
     optimizer = network.adamw(weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-8)
     seen = []
     for number, batch in enumerate(of):
@@ -83,7 +83,7 @@ def assert_same(got: list[Tensor], want: list[Tensor]) -> None:
 @pytest.mark.parametrize("recompute", ["none", "block"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_training_has_the_bits_of_one_that_replays_nothing(architecture: str, precision: str, recompute: str) -> None:
-    """Networks that together take every path, but for dropout."""
+    """With networks that together cover every path except dropout."""
     for name, config, batch, _ in odd_cases(architecture):
         config = replace(config, precision=precision, recompute=recompute, dropout=0.0)
         other = replace(batch, tokens=batch.tokens.flip(0, 1), targets=batch.targets.flip(0, 1))
@@ -118,7 +118,7 @@ def test_gradients_are_added_to_what_is_there() -> None:
 
 
 def test_steps_of_many_kinds_in_any_order() -> None:
-    """Shapes, segments, denominators, evaluations; late a larger batch, for which the arena's blocks are made anew."""
+    """Shapes, segments, denominators, evaluations; finally a larger batch, for which the arena reallocates blocks."""
     network, plain = network_of(), network_of(replays=False)
     small = [(draw_batch(ODD, rows, T, rows, segments=bool(rows % 2)), 10 + rows) for rows in (1, 2, 3)]
     large = [(draw_batch(ODD, 7, T, 8), 5)]
@@ -136,7 +136,7 @@ def test_steps_of_many_kinds_in_any_order() -> None:
 
 
 def test_no_compiler_is_imported() -> None:
-    """A second, and 75 MB."""
+    """Importing one would take a second and 75 MB."""
     script = (
         "import sys, torch; from manual_backprop.kernels.arena import Arena; "
         "from manual_backprop.kernels.replay import Replay; replay = Replay(Arena()); "
@@ -161,7 +161,7 @@ def test_recorded_steps_are_few_and_the_least_recently_used_goes() -> None:
 
 
 def test_a_step_that_holds_too_much_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """llama's norm and rotary positions make tensors that are not the arena's."""
+    """llama's norm and rotary positions allocate tensors outside the arena."""
     replays = []
     for limit in (replay.MOST_BYTES, 1000):
         monkeypatch.setattr(replay, "MOST_BYTES", limit)
@@ -269,7 +269,7 @@ def test_who_changes_a_network_sees_it(place: str, monkeypatch: pytest.MonkeyPat
 
 
 def is_replayed(work: Callable[[Tensor], Tensor]) -> bool:
-    """Whether steps of `work` are; that all of them are right, in either case."""
+    """Whether steps of `work` are replayed; it also checks that all of them are right in either case."""
     arena = Arena()
     replaying = Replay(arena)
     for number in range(STEPS):

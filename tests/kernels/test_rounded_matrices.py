@@ -1,4 +1,4 @@
-"""bf16_mixed: what products read is what the parameters are, whoever has written these."""
+"""bf16_mixed: the rounded matrices always match the parameters, whoever has changed these."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def step(network: HandWrittenNetwork) -> Tensor:
 
 
 def assert_reads_its_parameters(network: HandWrittenNetwork) -> None:
-    """The same bits as a network that was made with these parameters."""
+    """The network has the same bits as a new one with these parameters."""
     other = type(network)(network.config)
     other.load_parameters(network.export_parameters())
     assert torch.equal(step(network), step(other))
@@ -44,14 +44,14 @@ def adamw(network: HandWrittenNetwork) -> Optimizer:
 
 
 def unknown_adamw(network: HandWrittenNetwork) -> Optimizer:
-    """Which nobody has told of the rounded matrices."""
+    """An AdamW that does not know the rounded matrices."""
     optimizer = optimizers.AdamW(network.layout, network.flat_parameters, network.flat_gradients)
     optimizer.uses_library = True
     return optimizer
 
 
 def by_pytorch(network: HandWrittenNetwork, fused: bool) -> None:
-    """A fused optimizer of PyTorch counts no writes."""
+    """Writes with a fused optimizer of PyTorch, which does not count writes."""
     parameters = [nn.Parameter(view) for view in network.parameters.values()]
     for parameter, gradient in zip(parameters, network.gradients.values(), strict=True):
         parameter.grad = gradient
@@ -92,7 +92,7 @@ def test_products_read_what_was_written(writer: str, kernels: str) -> None:
 @pytest.mark.parametrize("compile", ["never", pytest.param("always", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_products_read_what_an_optimizer_has_written(name: str, compile: str) -> None:
-    """After a step, after one that is not finite, and after one before which somebody else has written."""
+    """After a step, after a non-finite step, and after a step before which other code has changed parameters."""
     network = CustomTransformer(replace(CONFIG, compile=compile))
     optimizer = OPTIMIZERS[name](network)
     for change in (None, "not finite", "a view", None):
@@ -111,7 +111,7 @@ def test_products_read_what_an_optimizer_has_written(name: str, compile: str) ->
 
 @pytest.mark.parametrize("kernels", ["fused", "reference"])
 def test_only_matrices_of_products_are_rounded(kernels: str) -> None:
-    """And in the other precisions nothing is there twice."""
+    """In the other precisions there are no copies."""
     network = CustomTransformer(replace(CONFIG, kernels=kernels))
     narrow = {name for name, view in network.block_parameters["blocks.0"].items() if view.dtype == torch.bfloat16}
     assert narrow == {name for name, view in network.block_parameters["blocks.0"].items() if view.dim() == 2}

@@ -1,4 +1,4 @@
-"""The baseline: the numbers of the hand-written network, PyTorch's own optimizer, the same loop around it."""
+"""The baseline has the numbers of the hand-written network, PyTorch's optimizer, and the same training loop."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_language_model() -> None:
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_steps_of_the_optimizer(architecture: str, kind: str) -> None:
-    """Fused and by name or flat: the same parameters and the same state, with a step in between that is not finite."""
+    """PyTorch's fused optimizer and the flat one have the same parameters and state, also after a non-finite step."""
     config = replace(ODD, architecture=architecture)
     pair = networks(config, "proof", "baseline")
     if kind == "adamw":
@@ -235,7 +235,7 @@ print("compiled" if network.compiled else "eager", eager.compiled)
     "compiler", [pytest.param("there", marks=pytest.mark.nightly), pytest.param("missing", marks=pytest.mark.slow)]
 )
 def test_compiled_or_not_the_numbers_are_the_same(compiler: str, tmp_path: Path) -> None:
-    """Where compiling fails, one line says so and the step goes on without."""
+    """If compiling fails, one line reports it and the step runs uncompiled."""
     output, said = run_compiling(COMPILED, compiler, tmp_path)
     if compiler == "missing":
         assert output.split() == ["eager", "False"]

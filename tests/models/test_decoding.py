@@ -1,4 +1,4 @@
-"""Writing token by token with kept keys and values, against the forward of the whole window."""
+"""Decoding with a key-value cache, against the forward of the whole window."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def prompt_of(length: int, rows: int = 3, vocab_size: int = VOCAB) -> Tensor:
 
 
 def windows_by_hand(network: Network, prompt: Tensor, length: int) -> tuple[Tensor, list[Tensor]]:
-    """Greedy, without anything kept: the tokens, and the logits that each was chosen from. A window that is full moves
-    on by half its length."""
+    """Greedy decoding without a cache: the tokens, and the logits from which each was chosen. A full window moves on by
+    half its length."""
     ids, longest = prompt, network.config.max_seq_len
     start, chosen_from = max(0, prompt.shape[1] - longest), []
     for _ in range(length):
@@ -93,8 +93,8 @@ def test_logits_are_those_of_the_whole_window(architecture: str, n_kv_heads: int
 def test_low_precision_differs_by_rounding_only(
     implementation: str, architecture: str, n_kv_heads: int | None, precision: str
 ) -> None:
-    """Reading what the other path has drawn: its logits are no further from the exact ones than that path's own are,
-    by more than half; and it says another token only where the two best were closer together than that."""
+    """The cached path reads the tokens of the other path. Its logits are at most 1.5 times as far from the exact ones
+    as those of the other path, and it chooses another token only if the two best logits were closer than that."""
     network = lively(architecture, n_kv_heads, implementation, precision=precision)
     exact = lively(architecture, n_kv_heads, precision="fp64")
     exact.load_parameters(network.export_parameters())

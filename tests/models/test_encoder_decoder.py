@@ -1,6 +1,6 @@
-"""The encoder-decoder from outside: teacher forcing, decoding, checkpoints; and that of an encoder.
+"""The interface of the encoder-decoder: teacher forcing, decoding, checkpoints; and that of an encoder.
 
-That the gradients are right is proved elsewhere (test_gradients.py); here it is what the interface promises.
+test_gradients.py proves the gradients; here is what the interface promises.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PADDING, BEGIN, END = 10, 11, 12
 def model_of(
     architecture: str = "gpt2", n_kv_heads: int | None = None, implementation: str = "custom", **more: Any
 ) -> EncoderDecoderWrapper:
-    """With larger parameters than the initial ones, so that it says more than one thing."""
+    """A model with larger parameters than the initial ones, so that its outputs vary."""
     fields = SIZES | {"architecture": architecture, "n_kv_heads": n_kv_heads} | more
     model = EncoderDecoderWrapper(implementation=implementation, **fields)
     generator = torch.Generator().manual_seed(5)
@@ -49,7 +49,7 @@ def model_of(
 
 
 class Whole:
-    """Nothing kept: source and target are read as a whole for every token."""
+    """Decodes without a cache: it reads the whole source and target for every token."""
 
     def __init__(self, model: EncoderDecoderWrapper, sources: list[list[int]]):
         self.model = model
@@ -78,7 +78,7 @@ class Kept(IncrementalDecoder):
 
 
 def both(model: EncoderDecoderWrapper, sources: list[list[int]]) -> tuple[Kept, Whole, Tensor]:
-    """What reads with and without kept keys and values, and the beginnings."""
+    """A decoder with a cache, one without, and the beginning tokens."""
     whole = Whole(model, sources)
     memory = model.network.encode(whole.source, whole.lengths)
     kept = Kept(model.network, len(sources), memory, whole.lengths)
@@ -302,7 +302,7 @@ def test_a_checkpoint_is_the_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["encoder_decoder", "encoder"])
 def test_a_checkpoint_is_found_by_its_path(kind: str, tmp_path: Path) -> None:
-    """As `RUN` of every command: in the wrapper of its kind; transformers has no such network."""
+    """As `RUN` of every command, in the wrapper of its kind. transformers has no such network."""
     sizes = {**SIZES, "n_encoder_blocks": None}
     model = (
         EncoderDecoderWrapper(**sizes, bos_token_id=3) if kind != "encoder" else EncoderWrapper(**sizes, n_outputs=3)

@@ -43,7 +43,7 @@ def test_formula_is_the_count(architecture: str, n_kv_heads: int | None, network
 
 @pytest.mark.parametrize(("architecture", "n_kv_heads"), [("gpt2", None), ("vaswani", None), ("llama", 2)])
 def test_the_formula_counts_two_stacks(architecture: str, n_kv_heads: int | None) -> None:
-    """Exactly as well, for sources as long as targets."""
+    """Also exactly, for sources as long as targets."""
     config = CustomTransformerConfig(
         vocab_size=37,
         d_model=24,

@@ -1,4 +1,4 @@
-"""Beam search against exhaustive enumeration, against greedy, and with and without kept keys and values."""
+"""Beam search against exhaustive enumeration, against greedy decoding, and with and without a key-value cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PENALTIES = [0.0, 0.6, 1.0, 3.0]
 
 
 class Scripted:
-    """A decoder whose logits are random numbers that all tokens so far determine."""
+    """A decoder whose logits are random numbers, determined by all tokens so far."""
 
     def __init__(self, seed: int, V: int = 4, spread: float = 2.0):
         self.seed, self.V, self.spread = seed, V, spread
@@ -44,7 +44,7 @@ class Scripted:
 
 
 class Table(Scripted):
-    """Probabilities that are given for some prefixes; behind any other the end is certain."""
+    """A decoder with given probabilities after some prefixes; after any other the end is certain."""
 
     def __init__(self, table: dict[tuple[int, ...], list[float]]):
         super().__init__(0, V=3)
@@ -71,7 +71,7 @@ def best_of(found: dict[tuple[int, ...], float], penalty: float) -> list[int]:
 
 
 def to_the_end(decoder: Scripted, prompt: tuple[int, ...], length: int, beams: int, penalty: float) -> list[int]:
-    """The same beams, followed until none is open: a search that stops earlier must find the same."""
+    """The same beam search without early stopping: a search that stops earlier must find the same."""
     found: dict[tuple[int, ...], float] = {}
     left: dict[tuple[int, ...], float] = {(): 0.0}
     for new in range(1, length + 1):
@@ -114,8 +114,8 @@ def test_a_search_that_stops_early_misses_nothing(beams: int, penalty: float) ->
 
 
 def test_an_open_beam_that_can_win_is_followed() -> None:
-    """Likeliest at first is the end at once; what wins with a penalty is longer, and is behind until its last token.
-    Who stops at the first end, at as many ends as beams, or where no open beam is ahead, loses it."""
+    """The end at once is likeliest at first. With a penalty a longer continuation wins, which is behind until its last
+    token. A search that stops at the first end, at as many ends as beams, or when no open beam leads, misses it."""
     table = {
         (): [0.40, 0.35, 0.25],
         (1,): [0.10, 0.85, 0.05],
@@ -181,7 +181,7 @@ def test_of_equal_candidates_the_first_comes_first() -> None:
 
 
 class Whole:
-    """Nothing kept: the whole window is read for every token. A window that is full moves on by half its length."""
+    """Decodes without a cache: it reads the whole window for every token. A full window moves on by half its length."""
 
     def __init__(self, network: Network):
         self.network = network
@@ -207,7 +207,7 @@ class Watched(IncrementalDecoder):
 
 @pytest.mark.parametrize(("architecture", "n_kv_heads"), CASES)
 def test_kept_keys_change_no_beam(architecture: str, n_kv_heads: int | None) -> None:
-    """Every logit of the search, past the window too."""
+    """Compares every logit of the search, also beyond the window."""
     network = lively(architecture, n_kv_heads, precision="fp64")
     kept, whole, prompt = Watched(network, batch_size=3), Whole(network), prompt_of(4)
     found, want = (beam_search(decoder, prompt, LONGEST + 5, 3, 0.6, 7) for decoder in (kept, whole))

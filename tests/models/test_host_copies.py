@@ -1,7 +1,7 @@
-"""A step waits for nothing and copies nothing from the host to its device, beside the batch.
+"""A step waits for nothing, and copies nothing from the host to its device except the batch.
 
-A GPU is stood in for by PyTorch's device `meta`, whose tensors have no numbers: what asks for one fails, and what comes
-from the CPU is seen.
+PyTorch's device `meta` replaces a GPU. Its tensors have no numbers: code that reads a number fails, and copies from the
+CPU are recorded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OF_PYTHONS_NUMBERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar
 
 
 class HostCopies(TorchFunctionMode):
-    """The calls that bring numbers from the host to the device `meta`."""
+    """Records the calls that copy numbers from the host to the device `meta`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def test_the_loss_alone_and_by_autograd(monkeypatch: pytest.MonkeyPatch) -> None
 def test_all_batches_of_a_step_are_given_one_denominator_on_the_device(
     implementation: str, text: Path, tmp_path: Path
 ) -> None:
-    """The same tensor: a number of Python would be filled in for each, and stay as it is in a step that is recorded."""
+    """The same tensor: a Python number would be filled in for each batch, and would be constant in a recorded step."""
     config = config_of(text, f"implementation={implementation}", "training.gradient_accumulation_steps=3")
     with Interruption() as interruption:
         runner = Runner(config, tmp_path / "outputs", interruption)

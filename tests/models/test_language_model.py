@@ -1,6 +1,6 @@
-"""The wrapper: what a language model looks like from outside, for both architectures.
+"""The wrapper of a language model, for both architectures.
 
-That the gradients are right is proved elsewhere (test_gradients.py); here it is what the interface promises.
+test_gradients.py proves the gradients; here is what the interface promises.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def test_forward_pass(architecture: str) -> None:
 
 
 def test_forward_with_labels(architecture: str) -> None:
-    """The loss is transformers': logits at t against the label at t + 1, the mean over those that are not -100."""
+    """The loss is that of transformers: logits at t predict the label at t + 1; the mean over labels that are not
+    -100."""
     model = lively(wrapper(architecture, precision="fp64"))
     input_ids, labels = random_ids(3, 7), random_ids(3, 7, seed=1)
     labels[0, :4] = -100
@@ -164,7 +165,7 @@ def test_padding_leaves_no_gradient(architecture: str) -> None:
 
 
 def test_train_step(architecture: str) -> None:
-    """Clipped gradient descent, as autograd and three lines of PyTorch have it."""
+    """Clipped gradient descent gives the same as autograd and three lines of PyTorch."""
     model = lively(wrapper(architecture, precision="fp64"))
     ids, before = random_ids(3, 8), model.network.export_parameters()
     mirror = TorchTransformer(model.config)
@@ -277,7 +278,7 @@ def test_a_skipped_step_costs_no_healthy_one(architecture: str) -> None:
 
 
 class NothingRequiresGrad(TorchFunctionMode):
-    """Looks at every tensor that any torch function returns."""
+    """Checks every tensor that any torch function returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -352,7 +353,7 @@ def test_config_object_or_keywords(architecture: str) -> None:
 
 
 def test_a_config_may_be_a_mapping(architecture: str) -> None:
-    """For the config, every network and the wrapper: the same as by keywords, whatever kind of mapping it is."""
+    """The config, every network and the wrapper accept any kind of mapping, with the same result as keywords."""
     sizes = SIZES | {"architecture": architecture}
     config = CustomTransformerConfig(**sizes)
     read_only = MappingProxyType(sizes)
@@ -594,7 +595,7 @@ def test_foreign_checkpoint_changes_nothing(architecture: str, tmp_path: Path) -
     ],
 )
 def test_checkpoint_of_something_else(state: dict[str, Any], words: str, tmp_path: Path) -> None:
-    """Sound by its manifest, and yet nothing that a model can be made of."""
+    """Intact by its manifest, but not usable for a model."""
     model = wrapper()
     CheckpointManager(tmp_path).save(1, {"parameters": model.network.parameters}, state)
     with pytest.raises(InputError, match=words):
@@ -680,7 +681,7 @@ def test_generate_greedy(architecture: str) -> None:
 
 
 def test_generate_past_the_longest_sequence(architecture: str) -> None:
-    """The window moves on, and is right: what is drawn is what a fresh forward of its tokens says."""
+    """The window moves on correctly: the tokens are those of a forward of the window."""
     model, prompt = lively(wrapper(architecture)), random_ids(2, 7)
     assert torch.equal(model.generate(prompt, 15, temperature=0), greedy_by_hand(model, prompt, 15))
     long_prompt = random_ids(2, 23)

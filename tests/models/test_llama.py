@@ -1,4 +1,4 @@
-"""The llama by hand is the llama of `transformers`, and what its config refuses."""
+"""The hand-written llama equals that of `transformers`; and what its config refuses."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def config_of(**changes: object) -> CustomTransformerConfig:
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 def test_logits_and_gradients_are_those_of_transformers(n_kv_heads: int) -> None:
-    """In float64, to 1e-12. `transformers` rounds its norms to float32 whatever the model's format is, so torch's own
-    RMSNorm, with the same weights, stands in their place; and its loss is float32, so that ours is made of its logits.
+    """In float64, to 1e-12. The norms of `transformers` round to float32 in every dtype, so torch's RMSNorm with the
+    same weights replaces them. Its loss is float32, so the loss is computed from its logits.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -90,7 +90,7 @@ def test_logits_and_gradients_are_those_of_transformers(n_kv_heads: int) -> None
 
 
 def test_scores_depend_on_distances_alone() -> None:
-    """The same words later in the window give the same logits, once nothing before them is seen."""
+    """The same words later in the window give the same logits if nothing before them is visible."""
     network = CustomTransformer(config_of(n_kv_heads=2))
     set_proof_scale(network)
     words = torch.tensor([[3, 1, 4, 1, 5, 9]])

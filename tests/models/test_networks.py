@@ -1,5 +1,5 @@
-"""Encoders and encoder-decoders by hand: against PyTorch's own stacks of layers, padding that nothing feels, and what
-each network refuses. Their gradients against the mirror are in test_gradients.py."""
+"""Encoders and encoder-decoders by hand: compared with PyTorch's layers, invariance to padding, and refused input.
+test_gradients.py compares their gradients with the mirror."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class TorchStacks(nn.Module):
 @pytest.mark.parametrize("architecture", ["gpt2", "vaswani"])
 @pytest.mark.parametrize("kind", ["encoder_decoder", "encoder"])
 def test_stacks_of_torch_layers_give_the_same(kind: str, architecture: str, activation: str) -> None:
-    """gpt2 is norm_first=True with a norm behind the stack, vaswani norm_first=False without."""
+    """gpt2 is norm_first=True with a norm after the stack, vaswani norm_first=False without one."""
     config = replace(KINDS[kind], architecture=architecture, activation=activation)
     network, _ = networks(config)
     batch = draw_batch(config, 4, 7)
@@ -176,7 +176,7 @@ def only(batch: AnyBatch, row: int) -> AnyBatch:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_is_the_same_alone_and_padded(kind: str, architecture: str, which: str) -> None:
-    """Its loss and all its gradients, with dropout, whatever stands beside it and behind its end; and its outputs."""
+    """Its outputs, loss and gradients, with dropout, do not depend on the other rows or on padding."""
     config = replace(KINDS[kind], architecture=architecture, dropout=0.3, kernels=which.replace("torch", "reference"))
     network = build_network("torch" if which == "torch" else "custom", config)
     set_proof_scale(network)
@@ -204,7 +204,7 @@ def test_a_row_is_the_same_alone_and_padded(kind: str, architecture: str, which:
 @pytest.mark.parametrize("kernels", ["reference", "fused"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_empty_source_says_nothing(architecture: str, kernels: str) -> None:
-    """Context and probabilities are exactly 0, and nothing at all reaches what only an encoder has."""
+    """Context and probabilities are exactly 0, and parameters of the encoder get no gradient."""
     config = replace(PAIR, architecture=architecture, kernels=kernels, source_vocab_size=12)
     network, _ = networks(config)
     batch = draw_batch(config, 3, 6, S=4, lengths=[4, 0, 2])

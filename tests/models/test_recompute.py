@@ -1,4 +1,4 @@
-"""recompute=block under autograd: the numbers of a step that keeps everything, and less memory."""
+"""recompute=block with autograd: the same numbers as a step that keeps everything, with less memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AUTOGRAD = [name for name in IMPLEMENTATIONS if name != "custom"]
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("implementation", AUTOGRAD)
 def test_a_recomputed_block_has_the_same_bits(implementation: str, architecture: str, precision: str) -> None:
-    """Dropout's masks are those of the first time, though the blocks behind have drawn theirs since then."""
+    """Dropout has the masks of the first time, although later blocks have drawn their masks in between."""
     config = replace(
         ODD, architecture=architecture, n_blocks=3, dropout=0.3, precision=precision, compile="never", recompute="block"
     )
@@ -49,7 +49,7 @@ def test_a_recomputed_block_has_the_same_bits(implementation: str, architecture:
 
 
 class Living(TorchDispatchMode):
-    """The bytes of all tensors that operations have made and that are still there, at most."""
+    """The peak of the bytes of all live tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Living(TorchDispatchMode):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("implementation", AUTOGRAD)
 def test_less_is_alive_at_the_peak_of_a_step(implementation: str, architecture: str) -> None:
-    """Six blocks: what one of them works on, and six inputs, in place of six times all of it."""
+    """For six blocks: the tensors of one block and six inputs, instead of the tensors of six blocks."""
     config = CustomTransformerConfig(
         vocab_size=16,
         d_model=32,
@@ -97,7 +97,7 @@ def test_less_is_alive_at_the_peak_of_a_step(implementation: str, architecture: 
 
 @pytest.mark.nightly
 def test_a_compiled_step_recomputes_with_the_same_dropout() -> None:
-    """The compiler draws its own masks: the gradient is held against the loss along one direction."""
+    """The compiler draws its own masks, so the gradient is compared with the loss along one direction."""
     config = replace(ODD, dropout=0.3, compile="always", recompute="block")
     network, batch = build_network("baseline", config), draw_batch(config, 3, 7)
 

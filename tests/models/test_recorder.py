@@ -1,4 +1,4 @@
-"""Looking inside a step: every activation and gradient by name, and no bit of the step changed."""
+"""The recorder gets every activation and gradient by name, and changes no bit of the step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FEED_FORWARD = ("hidden", "activated", "output")
 
 
 def names(architecture: str) -> set[str]:
-    """What both implementations record, forward; each has a gradient as well."""
+    """The activations that both implementations record; each has a gradient as well."""
     found = {"embedding.output", "logits"}
     for block in range(2):
         found |= {f"blocks.{block}.{name}" for name in ("input", "attention_norm.output", "feed_forward_norm.output")}
@@ -175,7 +175,7 @@ def test_scopes_are_asked_as_they_are_told() -> None:
 
 @pytest.mark.parametrize(("kind", "kernels"), NETWORKS[:2])
 def test_an_inspected_step_needs_little_more_memory(kind: Any, kernels: str) -> None:
-    """What it looks at of one block at a time, and the parameters before the update: no logits, no scores."""
+    """It needs the inspected tensors of one block at a time, and a copy of the parameters, but no logits or scores."""
     B, T, V, D, F = 16, 64, 500, 32, 48
     network = network_of(kind, kernels, vocab_size=V, d_model=D, d_ffn=F, max_seq_len=T)
     tokens = torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""How a token is drawn: temperature, top_k and top_p, with ties; and planted bugs, each of which must be noticed."""
+"""Sampling a token: temperature, top_k and top_p, with ties; and planted bugs that the tests must notice."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def check_top_p_of_top_k(sample: Sample) -> None:
 
 
 def check_equal_logits_and_top_k(sample: Sample) -> None:
-    """Of equal ones as many as there is room for, whichever they are; and those above them always."""
+    """Of equal logits any that fit into top_k; larger ones always."""
     for top_k in (1, 3, 50):
         assert len(drawn(sample, torch.zeros(50), top_k=top_k).unique()) == top_k
     one_above = torch.zeros(50)
@@ -100,14 +100,14 @@ def check_a_set_that_reaches_top_p_exactly(sample: Sample) -> None:
 
 
 def check_temperature_0(sample: Sample) -> None:
-    """The likeliest in each row, the first of equal ones, whatever else is given."""
+    """The likeliest token in each row, the first of equal ones, whatever top_k and top_p are."""
     logits = torch.tensor([[1.0, 3.0, 2.0, 3.0], [5.0, 5.0, 5.0, 5.0], [-9.0, -8.0, -7.0, -6.0]]).double()
     for top_k, top_p in ((None, None), (2, None), (None, 0.5)):
         assert sample(logits, 0, top_k, top_p, torch.Generator()).tolist() == [[1], [0], [3]]
 
 
 def check_a_tiny_temperature(sample: Sample) -> None:
-    """Greedy as well: whatever the logits divided by it are, nothing overflows, in no row."""
+    """It is greedy: dividing the logits by it overflows in no row."""
     logits = torch.tensor([[1.0, 3.0, 2.0], [900.0, 700.0, 800.0], [-800.0, -900.0, -700.0]]).double()
     for temperature in (1e-3, 1e-310):
         assert sample(logits, temperature, None, None, torch.Generator()).tolist() == [[1], [0], [2]]
@@ -213,6 +213,6 @@ def test_a_planted_bug_is_noticed(name: str) -> None:
 
 
 def test_sample_as_it_is_passes_where_bugs_are_planted() -> None:
-    """What is noticed above is the bug, and not the way in which it is planted."""
+    """The checks above notice the bug and not the way in which it is planted."""
     for check in CHECKS:
         check(broken("-> Tensor", "-> Tensor"))

@@ -52,8 +52,8 @@ def losses_of(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_ten_steps_in_float64(architecture: str) -> None:
-    """To 1e-10 in every loss and every parameter. The bias of the keys is left out of the update: its gradient is
-    rounding around zero, and Adam divides a gradient by its own size, so that rounding would move it a whole step."""
+    """To 1e-10 in every loss and every parameter. The bias of the keys is not updated: its gradient is only rounding
+    errors, and Adam divides a gradient by its own size, so the bias would move by whole steps at random."""
     config = replace(ODD, architecture=architecture, dropout=0.1)
     pair = networks(config, "proof")
     optimizers = [optimizer_of(network) for network in pair]
@@ -75,8 +75,8 @@ def test_ten_steps_in_float64(architecture: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_two_hundred_steps_in_float32(architecture: str) -> None:
-    """To 1e-4 in the loss at learning rate 1e-3. Larger rates are chaotic: two right implementations, which differ by
-    rounding alone, part by 5e-7 in 200 steps at 1e-3 and by up to 3.5e-2 at 5e-3."""
+    """To 1e-4 in the loss at learning rate 1e-3. Larger rates are chaotic: two correct implementations, which differ
+    only by rounding, diverge by 5e-7 in 200 steps at 1e-3 and by up to 3.5e-2 at 5e-3."""
     config = CustomTransformerConfig(
         vocab_size=40,
         d_model=32,
@@ -123,7 +123,7 @@ def test_masks_do_not_depend_on_how_the_batch_is_split() -> None:
 
 
 def test_any_tile_of_a_mask_is_drawn_alone() -> None:
-    """Rows, heads, positions and keys; of a batch that is padded, or not: only the index of an element counts."""
+    """Of rows, heads, positions and keys, with padding or without: only the index of an element counts."""
     shape, sizes = (4, 3, 10, 12), (3, 16)
     whole = mask(shape=shape, sizes=sizes, first=(5,))
     dropout = Dropout(0.3, random_key(1, 2, "here"), sizes, (5,))
@@ -147,7 +147,7 @@ def test_a_key_on_the_device_gives_the_same_mask() -> None:
 
 
 def test_elements_whose_number_is_beyond_32_bits_are_independent() -> None:
-    """Of a network of 64 heads and 65,536 positions: parts that 32-bit numbers could not tell apart, and large ones."""
+    """In a network with 64 heads and 65,536 positions: elements whose numbers agree in 32 bits, and large numbers."""
     sizes, shape = (64, 1 << 16), (1, 4, 50, 100)
     firsts = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 4, 0, 0), (0, 0, 1 << 15, 0), (1 << 20, 32, 0, 1 << 15), (1 << 26,)]
     drawn = [mask(0.5, shape=shape, sizes=sizes, first=first).double().flatten() - 0.5 for first in firsts]

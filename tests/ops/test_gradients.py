@@ -1,6 +1,6 @@
 """Every backward pass against autograd and central differences, in float64 (`pytest -m gradients`; DESIGN.md, rule 1).
 
-`mutate.py` runs these tests on broken copies of the backward passes; one that they let through is a hole here.
+`mutate.py` runs these tests on broken copies of the backward passes; a copy that passes shows a missing test.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def test_op(name: str, which: str) -> None:
 
 @pytest.mark.parametrize("base", [None, 30.0, 500000.0])
 def test_rotary_positions_turn_by_powers_of_the_base(base: float | None) -> None:
-    """Every level has the same table, so that it is compared with the formula itself: angles are float32."""
+    """All implementations share this table, so it is compared with the formula itself. The angles are float32."""
     config = replace(ODD, architecture="llama", rotary_base=base)
     K, T = config.d_head, config.max_seq_len
     want = [[cmath.exp(1j * t * (base or 10000) ** (-2 * i / K)) for i in range(K // 2)] for t in range(T)]
@@ -91,7 +91,7 @@ def test_every_op_has_a_row() -> None:
 
 
 def test_every_pair_is_exported() -> None:
-    """So that the test before this one sees all of them."""
+    """Otherwise the test before this one would miss a pair."""
     seen = set()
     for module in vars(ops).values():
         if inspect.ismodule(module) and module.__name__.startswith(f"{ops.__name__}."):
@@ -158,7 +158,7 @@ def test_an_ignored_row_may_hold_anything() -> None:
 @BOTH
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_backward_belongs_to_one_forward(architecture: str, which: str) -> None:
-    """A second forward replaces the first; a backward uses it up."""
+    """A second forward replaces the first one; a forward allows one backward."""
     config = replace(ODD, architecture=architecture, kernels=which)
     batch, other = draw_batch(config, 2, 5), draw_batch(config, 3, 4, seed=1)
     network, mirror = networks(config)
@@ -192,7 +192,7 @@ def test_the_future_is_not_seen(architecture: str, which: str) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_is_broken_is_seen(architecture: str) -> None:
-    """The tester is tested: a gradient that is off by one part in 10^9, in the smallest tensor, is over its bar."""
+    """Tests the tester: a gradient that is wrong by one part in 10^9, in the smallest tensor, exceeds its bar."""
     config = replace(ODD, architecture=architecture)
     batch = draw_batch(config, 2, 7)
     network, mirror = networks(config)
@@ -238,8 +238,8 @@ def test_every_pair_that_multiplies_by_a_weight_says_through_which_its_gradient_
 def test_a_gradient_goes_through_the_weight_that_is_given(
     name: str, which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Autograd finds the same where each product has the value of its weight and the slope of the other one; and the
-    pair's own weights change nothing."""
+    """Autograd gives the same gradient if each product has the value of its weight but the derivative of the other
+    weight. The pair's own weights do not change it."""
     row, pairs, plain_linear = ROWS[name], PAIRS[which], torch.nn.functional.linear
     for case in cases_of(row, fresh_draw()):
         draw = Draw(torch.Generator().manual_seed(3))
@@ -281,7 +281,7 @@ def test_a_gradient_goes_through_the_weight_that_is_given(
 )
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_block_says_when_its_gradients_are_complete(architecture: str, implementation: str, changed: dict) -> None:
-    """From the last block to the first, and then the rest; in every step, also where others like it are replayed."""
+    """From the last block to the first, then the rest; in every step, also when similar steps are replayed."""
     config = replace(ODD, architecture=architecture, n_blocks=3, **({"compile": "always"} | changed))
     network, batch = IMPLEMENTATIONS[implementation](config), draw_batch(config, 2, 5)
     seen: list[tuple[str | None, dict[str, torch.Tensor]]] = []

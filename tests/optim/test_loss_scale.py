@@ -52,7 +52,8 @@ def gradients_of(network: Network, denominator: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("implementation", ["custom", "torch", "baseline"])
 def test_gradients_are_as_they_are_and_small_ones_are_not_lost(implementation: str) -> None:
-    """They are added up over two batches, each divided by so much that float16 would have nothing but zeros."""
+    """Gradients are summed over two batches. The loss is divided by so large a number that float16 gradients would be
+    0."""
     network = build_network(implementation, HALF)
     wide = build_network(implementation, replace(HALF, precision="fp32"))
     got, want = gradients_of(network, 10**8), gradients_of(wide, 10**8)
@@ -66,7 +67,7 @@ def test_gradients_are_as_they_are_and_small_ones_are_not_lost(implementation: s
 
 @pytest.mark.gradients
 def test_the_gradient_of_logits_is_scaled_too() -> None:
-    """One that float16 would take for zero, in the classic forward and backward."""
+    """A gradient of logits that would be 0 in float16, with `forward` and `backward`."""
     batch = draw_batch(HALF, 2, 6)
     dlogits = 1e-9 * torch.randn(2, 6, HALF.vocab_size)
     network, wide = (build_network("custom", replace(HALF, precision=name)) for name in ("fp16_mixed", "fp32"))

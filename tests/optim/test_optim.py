@@ -1,4 +1,4 @@
-"""AdamW and SGD against torch.optim, and what a step that is not finite leaves untouched."""
+"""AdamW and SGD against torch.optim; a step that is not finite changes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FINITE = torch.tensor(1.0, dtype=torch.float64)
 
 
 class Setup:
-    """An optimizer over random parameters, and gradients to come, the same for the same seed."""
+    """An optimizer over random parameters, with a sequence of random gradients that depends on the seed."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ def test_sgd_decays_matrices_alone_and_decoupled(make) -> None:
 )
 @pytest.mark.parametrize(("make", "settings"), KINDS + ONE_PASS)
 def test_a_step_that_is_not_finite_changes_no_bit(make, settings, where, value, dtype, monkeypatch) -> None:
-    """... and the steps after it are those of a run in which it never was."""
+    """The later steps are those of a run without the non-finite step."""
     monkeypatch.setattr(optimizers, "ROW", 16)
     ours, other = Setup(make, dtype, **settings), Setup(make, dtype, **settings)
     for setup in (ours, other):
@@ -172,7 +172,7 @@ def test_kernels_choose_the_optimizer(kernels: str, kinds: list[type]) -> None:
     ],
 )
 def test_both_kinds_keep_the_same_state(reference, fused, settings) -> None:
-    """So that a run may go on with the other kernels, and with another momentum."""
+    """So a run can resume with the other kernels, and with another momentum."""
     pair = [Setup(make, weight_decay=0.1, **settings) for make in (reference, fused)]
     for loss in (1.0, math.nan, 1.0, 1.0):
         for setup in pair:

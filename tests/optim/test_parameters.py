@@ -1,4 +1,4 @@
-"""Where parameters lie: every one in one place, decayed ones first, groups side by side, entries padded."""
+"""The layout of parameters: each has one place, those with weight decay first, groups side by side, entries padded."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_copying_is_all_or_nothing() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_copy_on_the_cpu_is_made_once(device: str) -> None:
-    """A GPU's tensor is a fake one, of which the operations are seen."""
+    """The GPU tensor is a fake tensor, whose operations are recorded."""
 
     class Operations(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -58,7 +58,7 @@ def test_the_shortest_runs(name: str, max_steps: int, warmup_steps: int) -> None
 
 
 def test_no_step_is_without_a_rate() -> None:
-    """The first step learns, whatever the warm-up; the last one reaches the floor and not less."""
+    """The first step has a rate above 0 with any warm-up; the last one reaches the floor."""
     for name in NAMES:
         assert learning_rate(name, 1, max_steps=1000, peak=1.0, warmup_steps=500) == pytest.approx(1 / 500)
     assert learning_rate("cosine", 1000, max_steps=1000, peak=1.0, floor=0.1) == pytest.approx(0.1)

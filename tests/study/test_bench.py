@@ -1,4 +1,4 @@
-"""The bench: what it measures, that rows which disagree are not timed, what counts as memory, and what it writes."""
+"""The bench: its cases and rows, no timing of rows whose gradients disagree, the measured memory, and its output."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from manual_backprop.study.benchmark.cases import (
     Bar,
     Case,
     is_compiled,
-    takes_onednn,
+    uses_onednn,
 )
 from manual_backprop.study.benchmark.measurement import MeasuredRow, Measurement, check_agreement
 from manual_backprop.study.benchmark.peers import why_not
@@ -51,7 +51,7 @@ from manual_backprop.study.benchmark.rows import Ready
 from manual_backprop.study.paired_timing import MeasuringProcess, Row
 
 ROOT = Path(__file__).parents[2]
-UNCOMPILED = [name for name in ROWS if not is_compiled(name) and not takes_onednn(name)]
+UNCOMPILED = [name for name in ROWS if not is_compiled(name) and not uses_onednn(name)]
 PEERS = [name for name in ROWS if name not in OURS and not name.endswith(ONEDNN)]
 
 
@@ -250,11 +250,11 @@ def test_without_transformers_its_rows_are_left_out(monkeypatch: pytest.MonkeyPa
 
 def test_every_peer_has_a_row_with_the_products_of_the_kernels() -> None:
     assert [name for name in ROWS if name.endswith(ONEDNN)] == [name + ONEDNN for name in PEERS]
-    assert [name for name in OURS if takes_onednn(name)] == KERNELS
+    assert [name for name in OURS if uses_onednn(name)] == KERNELS
     for name in PEERS:
         assert ROWS[name + ONEDNN] == ROWS[name]
         assert is_compiled(name + ONEDNN) == is_compiled(name)
-        assert not takes_onednn(name)
+        assert not uses_onednn(name)
     case = case_of(precision="fp32")
     found = measured()
     found.rows["baseline-compiled-onednn"] = MeasuredRow("baseline-compiled-onednn", [0.008] * 4)
@@ -287,7 +287,7 @@ def test_a_row_whose_switch_does_nothing_is_left_out_with_the_reason(
 
 
 def products_of_steps(end: Connection, name: str, case: Case) -> None:
-    """How many of a row's float32 products oneDNN makes in a step, as it says itself."""
+    """The number of a row's float32 products in a step that run in oneDNN, from its own log."""
     rows.prepare(name, case)
     with rows.switches(name, case), tempfile.TemporaryFile("w+") as heard:
         steps = rows.Steps(name, case)
@@ -324,7 +324,7 @@ def test_a_peer_s_products_are_made_by_the_library_that_its_row_says(name: str) 
 
 
 def test_where_onednn_rounds_a_row_by_it_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a processor with AMX, where ours takes PyTorch's choice, too."""
+    """As on a processor with AMX, where the kernels use PyTorch's default library too."""
     said: list[object] = []
 
     class End:
@@ -356,7 +356,7 @@ MEGABYTE = 1_000_000
 
 
 def allocate(end: Connection, before: int, after: int) -> None:
-    """Frees `before` bytes, then resets the peak and takes `after` bytes: says what counts."""
+    """Frees `before` bytes, resets the peak, and allocates `after` bytes. Sends the measured peak."""
     keep_freed_memory()
     after_imports = resident_bytes("VmRSS")
     pieces = [torch.ones(MEGABYTE // 4) for _ in range(before // MEGABYTE)]  # small enough to stay on the heap
@@ -455,7 +455,7 @@ def test_the_table_of_the_readme_comes_from_what_was_written(
         "Ours is slower than the fastest peer in C1 in bf16_mixed (0.75)."
     )
     assert len({line.count("|") for line in lines[:5]}) == 1
-    with pytest.raises(InputError, match="C1 fp32 is in another of the files"):
+    with pytest.raises(InputError, match="C1 fp32 is also in another of the files"):
         markdown.page([files[-1], files[-1]])
 
 

@@ -1,4 +1,4 @@
-"""What the kernels bring, each optimization alone: an ablation undoes that one, and the page that is made of it."""
+"""What each optimization of the kernels gains: an ablation undoes exactly one, and the page shows the results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ARCHITECTURES = ("gpt2", "vaswani", "llama")
 
 @pytest.fixture(autouse=True)
 def short_steps(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No step here is worth a compiler's time; and they are long enough for everything that long ones have."""
+    """Steps without compilation, with sizes at which short steps take every code path of long ones."""
     ((module, name, value),) = OPTIMIZATIONS["compiled"].bindings()
     monkeypatch.setattr(module, name, value)
     recomputed = {"small": 0, "small_beside_weights": 0}  # tiny cases keep it else
@@ -64,7 +64,7 @@ def test_without_each_optimization_the_gradients_are_the_same(
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZATIONS.keys() - {"rows-at-a-time"}))
 def test_a_step_without_an_optimization_calls_what_is_in_its_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each function that stands in is called by a step, in one architecture at least."""
+    """A step calls each replacement function, in at least one architecture."""
     monkeypatch.setattr(
         CompiledFunction, "compiles", lambda self, *args: True
     )  # else fewer tensors lie in ping-pong buffers
@@ -89,7 +89,7 @@ def test_a_step_without_an_optimization_calls_what_is_in_its_place(name: str, mo
 
 
 class Products(TorchDispatchMode):
-    """Counts them inside: of two matrices, and batched."""
+    """Counts matrix products, plain and batched."""
 
     def __init__(self) -> None:
         super().__init__()

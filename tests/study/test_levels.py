@@ -1,4 +1,4 @@
-"""The table of the three levels: what is counted, what is measured, and the page that it becomes."""
+"""The page about the three levels: the counted lines, the measurements, and the text."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_table_of_steps_says_which_kernels_they_are_and_leaves_out_what_was_
 
 
 def test_the_page_is_written_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its wiring: what it asks the bench for, and where the answers stand."""
+    """Checks the arguments of the bench, and where its results are on the page."""
     asked: list[tuple[str, int]] = []
 
     def measured(case: Case, names: list[str], rounds: int) -> Measurement:

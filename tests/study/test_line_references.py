@@ -1,6 +1,6 @@
-"""Pages that quote the code by file and line quote what stands there.
+"""References to lines of the code in the documents are right.
 
-Where lines have moved, `python tests/study/test_line_references.py` writes the numbers anew.
+After lines have moved, `python tests/study/test_line_references.py` updates the numbers.
 """
 
 from __future__ import annotations

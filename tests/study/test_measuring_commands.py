@@ -1,4 +1,4 @@
-"""The commands that measure steps, each once as it is given; what each row needs of a real compiler: .ci/nightly."""
+"""The commands that measure steps, each run once; .ci/nightly runs every row with a real compiler."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from manual_backprop.study.benchmark import growth, measurement, page
 from manual_backprop.study.benchmark.cases import ONEDNN, OURS, ROWS, SUBJECT, Case, is_compiled
 
 SMALL = ("--model", "tiny", "--batch-size", "2", "--threads", "1", "--rounds", "1")
-# Measuring processes are forked from one that has imported what they need, and not started afresh; and what PyTorch
-# would compile runs as it is written. That is a tenth of the time, and says nothing about compilers: .ci/nightly does.
+# Measuring processes are forked from one that has imported what they need, and PyTorch does not compile. This takes a
+# tenth of the time. .ci/nightly tests with compilers.
 FORKING = """
 import multiprocessing, runpy, sys
 import torch, torch._dynamo, torch._inductor.compile_fx
@@ -40,7 +40,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 @pytest.fixture
 def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all compilers, empty."""
+    """Empty caches for all compilers."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "caches"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.setenv("TORCHINDUCTOR_DEBUG_COMPILE", "1")  # nothing is optimized: a third less time
@@ -55,7 +55,7 @@ def forking(module: str, *arguments: str | Path, cwd: Path, first: str = "") -> 
 
 
 def check_measurement(printed: str, folder: Path, rows: Sequence[str], compiled: bool) -> None:
-    """Of these rows, as printed, drawn and written. Whoever came first compiled, and was started again."""
+    """Checks the measurement of these rows, as printed, drawn and written. A row that compiled was restarted."""
     assert "fastest peer: " in printed
     assert f"{SUBJECT}: where" in printed
     assert (folder / "bench.png").stat().st_size > 1000
@@ -106,7 +106,7 @@ def test_a_measurement_of_a_row_of_each_kind(tmp_path: Path, caches: None) -> No
 def test_every_row_with_its_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caches: None
 ) -> None:
-    """Of one block: a compiler takes as much longer as there are more of them."""
+    """With one block, since the compiler's time grows with the number of blocks."""
     cases_of = bench.cases_of
 
     def of_one_block(options: argparse.Namespace) -> list[Case]:

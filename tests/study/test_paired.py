@@ -1,4 +1,4 @@
-"""Measurements in pairs: whose turn it is, what a ratio is, and what becomes of a process that fails."""
+"""Paired measurements: the order of turns, ratios, and processes that fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gradient check at the end of a run: what it says, and that it would say otherwise."""
+"""The gradient check at the end of a run: it passes for right gradients and fails for wrong ones."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_wrong_gradient_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_checked_says_why() -> None:
     check = checked("torch")
     assert check.status == "skipped"
-    assert check.line == "gradient check: skipped (implementation=torch: nothing in it is written by hand)"
+    assert check.line == "gradient check: skipped (implementation=torch: none of its gradients is written by hand)"
     check = checked(vocab_size=50257, d_model=1024, n_blocks=2, n_heads=16, d_ffn=64, max_seq_len=8)
     assert check.status == "skipped"
     assert "above 50,000,000" in check.line

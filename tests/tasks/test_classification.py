@@ -503,8 +503,8 @@ def test_a_diagnosis_of_rows(root: Path, one_thread: None) -> None:
     task = open_task(config, root / "outputs/datasets")
     assert [finding.status for finding in Diagnosis(task).findings()] == ["passed"] * 7
     for wrong, check_1, check_7 in (
-        (lambda batch, _: replace(batch, targets=batch.targets * 0), "there is nothing to tell apart", None),
-        (lambda batch, _: replace(batch, targets=batch.targets + 1), "none of the 3 that the network can answer", None),
+        (lambda batch, _: replace(batch, targets=batch.targets * 0), "there is nothing to distinguish", None),
+        (lambda batch, _: replace(batch, targets=batch.targets + 1), "not among the 3 outputs of the network", None),
         (lambda batch, _: replace(batch, first_row=3), None, "says that it begins at row 3; it is row 0"),
         (lambda batch, _: replace(batch, lengths=batch.lengths - 1), None, "its longest row has"),
         (lambda batch, call: replace(batch, inputs=batch.inputs + call), None, "another batch each time"),

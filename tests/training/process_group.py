@@ -1,5 +1,5 @@
-"""Real processes that share a training, for tests: forked from one that has imported torch, each told its place as
-torchrun would tell it."""
+"""Real processes that share a training, for tests. They are forked from a process that has imported torch, and get
+their rank like under torchrun."""
 
 from __future__ import annotations
 

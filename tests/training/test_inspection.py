@@ -1,4 +1,4 @@
-"""`training.inspect_every`: numbers and pictures of every layer, and not a bit of what is trained."""
+"""`training.inspect_every`: numbers and pictures of every layer, without changing a bit of the training."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_a_unit_that_only_padding_wakes_is_dead() -> None:
 
 @pytest.mark.parametrize("options", [("batching=padded",), ("batching.mask_documents=true",)], ids=" ".join)
 def test_the_snapshot_is_of_a_row_as_it_is_evaluated(options: tuple[str, ...], tmp_path: Path) -> None:
-    """No attention between documents where the network has learned without, and none of padding."""
+    """No attention between documents if the network was trained so, and none to padding."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": "ab" * (n % 3 + 1)}) + "\n" for n in range(80)))
     runner = Runner(config_of(rows, "dataset=jsonl", *options), tmp_path / "outputs", Interruption())
@@ -238,7 +238,7 @@ def test_layers() -> None:
 
 @pytest.mark.slow
 def test_the_measurement_of_what_it_costs(text: Path, tmp_path: Path) -> None:
-    """By the command, of a few steps: whatever it finds in so few."""
+    """By the command, with a few steps: too few for a meaningful result."""
     small = [*(one for one in SMALL if not one.startswith("tracking")), f"dataset.path={text}"]
     given = ("inspection", *small, "--every", "2", "--looks", "1", "--rounds", "1")
     done = command(*given, cwd=tmp_path, module="manual_backprop.tools.cost")

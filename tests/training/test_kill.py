@@ -1,4 +1,5 @@
-"""kill -9 at random moments and at every kind of point: after all resumes, every bit is that of a run left alone."""
+"""kill -9 at random moments and at every kind of point: after all resumes, every bit is that of an uninterrupted
+run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""plan=true says what a run would be, and where its values come from; it writes nothing; its memory is about right."""
+"""plan=true prints what a run would do and the sources of its values; it writes nothing; its memory estimate is
+close."""
 
 from __future__ import annotations
 
@@ -78,7 +79,7 @@ def test_what_an_experiment_sweeps_comes_from_it(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.slow
 def test_a_run_keeps_the_sources_and_hands_them_on(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that goes on has the sources of its start, but for what its own command line names."""
+    """A resumed run has the sources of its start, except for keys on its own command line."""
     monkeypatch.chdir(tmp_path)
     small = [*RUN, f"dataset.path='{text}'", "training.max_steps=2"]
     done = command(*small, cwd=tmp_path)
@@ -148,7 +149,7 @@ def test_steps_an_epoch_are_those_of_the_run(text: Path, tmp_path: Path, monkeyp
 def test_an_epoch_is_as_many_steps_as_a_run_makes(
     batching: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of documents of 1 to 24 words, before the text is prepared (about), after it, and in the run itself."""
+    """For documents of 1 to 24 words: estimated before the text is prepared, exact after it and in the run itself."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "texts"
     folder.mkdir()
@@ -180,7 +181,7 @@ def test_documents_that_nobody_has_counted(tmp_path: Path, monkeypatch: pytest.M
     given = ("dataset=jsonl", "batching=padded", "training.max_steps=null", "training.num_epochs=1")
     plan = Planner().plan(config_of(rows, *given))
     assert (plan.preview.steps_per_epoch, plan.preview.max_steps) == (None, None)
-    with pytest.raises(InputError, match=r"num_epochs=1: how long an epoch of this text is will be known when it was"):
+    with pytest.raises(InputError, match=r"num_epochs=1: the length of an epoch is not known before the text is"):
         plan_page(plan)
 
 
@@ -240,7 +241,7 @@ def test_steps_are_timed_until_it_is_known_how_far_they_scatter(text: Path) -> N
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.skipif(time_estimate.waited_for_processor() is None, reason="this system does not tell")
 def test_beside_other_processes_a_step_is_what_it_is_without_them(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are real, one for each processor; and it is said that they were there."""
+    """The other processes are real, one for each processor; the plan reports them."""
     monkeypatch.setattr(time_estimate, "LONGEST", 0.4)
     overrides = ("device.threads=2", "model.max_seq_len=64")  # of threads that wait for one another
     alone = speed_of(text, *overrides)
@@ -331,7 +332,7 @@ print("peak", Planner().plan(config).memory.peak // 1024)
 
 
 def peak(script: str, arguments: list[str], cwd: Path) -> int:
-    """In a process of its own [KiB]."""
+    """The peak memory of a script in its own process [KiB]."""
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         cwd=cwd,

@@ -1,4 +1,4 @@
-"""One of several processes dies, hangs, fails or is told to stop: all end, with the true status, and it is named."""
+"""One of several processes dies, hangs, fails or gets a signal: all end with the true status, and name that process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STEP = 7  # in which process 1 does what it should not
 
 
 def in_step(what: Callable[[Any], None], rank_of_it: int = 1) -> Callable[[int], None]:
-    """In process `rank_of_it`: `what`, once it has calculated a step's last gradients and before these are sent."""
+    """Calls `what` in process `rank_of_it`, after a step's last gradients are computed and before they are sent."""
 
     def change(rank: int) -> None:
         if rank != rank_of_it:
@@ -64,14 +64,14 @@ def fail(_: Any) -> None:
 
 
 def spoil(reduction: Any) -> None:
-    """Of what is not sent yet: a sum that is under way would take it or not, as luck has it."""
+    """Spoils gradients that are not sent yet: whether a running sum would include the fault would be random."""
     from manual_backprop.training.processes.reduction import REST
 
     reduction._gradients(REST)[0][3] = float("nan")
 
 
 def dawdle(_: Any) -> None:
-    """As a disk or a tokenizer may: longer than others wait for one that does not answer."""
+    """Takes longer than the others wait for a process that does not respond, as a disk or a tokenizer may."""
     time.sleep(2 * PATIENCE)
 
 
@@ -84,7 +84,7 @@ def test_a_killed_process_ends_all(text: Path, tmp_path: Path) -> None:
     assert together.codes() == [EXIT_RANK_FAILED, -signal.SIGKILL]
     run = newest(tmp_path)
     assert read_run(run)["status"] == "FAILED"
-    assert "process 1 of 2 has ended without a word: it was killed" in together.said()
+    assert "process 1 of 2 has ended without a message: it was killed" in together.said()
     assert "process 1 of 2" in (run / "traceback.txt").read_text()
     assert CheckpointManager(run / "checkpoints").latest() is not None
 
@@ -199,7 +199,7 @@ def other_seed(rank: int) -> None:
 
 def test_a_port_that_another_program_has_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group, "LIMIT", timedelta(seconds=0.5))
-    monkeypatch.setattr(group, "LAST_WORDS", timedelta(seconds=0.5))
+    monkeypatch.setattr(group, "LAST_MESSAGE_TIMEOUT", timedelta(seconds=0.5))
     with socket.socket() as other:  # takes what comes and says nothing, as many servers do
         other.bind(("127.0.0.1", 0))
         other.listen()

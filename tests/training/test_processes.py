@@ -1,4 +1,4 @@
-"""Several real processes train what one does: the same losses and parameters, whatever is trained and how."""
+"""Several real processes train like one: the same losses and parameters, for every task and setting."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def alone(root: Path, wanted: list[Job]) -> list[Path]:
 
 
 def assert_same_training(one: Path, other: Path) -> None:
-    """Losses, norms, metrics and parameters to SAME; but for keys' biases, whose gradient is 0 and rounding alone."""
+    """Compares losses, norms, metrics and parameters to SAME, except the keys' biases, whose gradient is only
+    rounding."""
     first, second = (
         [
             {name: value for name, value in json.loads(line)["metrics"].items() if not NOT_THE_SAME.search(name)}
@@ -148,7 +149,7 @@ def test_several_processes_train_what_one_does(
 
 
 def test_the_bits_are_those_of_as_many_processes(folder: Path, tmp_path: Path) -> None:
-    """Twice the same; and sharded or not; in the precisions that people train in."""
+    """Two runs have the same bits, sharded or not, in the usual precisions for training."""
     mixed = ("precision=bf16_mixed", "training.max_steps=6")
     fp32 = ("precision=fp32", "training.max_steps=6")
     wanted = [

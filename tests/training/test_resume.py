@@ -1,4 +1,4 @@
-"""Going on with a run, in this process: exactly as if it had not stopped, or refused. Real kills: test_kill.py."""
+"""Resuming a run, in this process: exactly as if it had not stopped, or refused. Real kills: test_kill.py."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SLOW = pytest.mark.slow
     ids=" ".join,
 )
 def test_exact_resume(options: Sequence[str], text: Path, tmp_path: Path) -> None:
-    """From the checkpoint in the middle, the second half is again what it was, bit by bit, in all that was logged."""
+    """From a checkpoint in the middle the second half repeats bit by bit, in everything that was logged."""
     run = train(tmp_path, text, *options, "model.dropout=0.2", "training.max_steps=8", "training.save_every=4")
     before = shutil.copytree(run, tmp_path / "before")
     # other options on the command line than those of the run: they must not count
@@ -69,7 +69,7 @@ def test_exact_resume(options: Sequence[str], text: Path, tmp_path: Path) -> Non
 
 
 def test_resume_takes_only_what_the_command_line_names(copy: Path, tmp_path: Path) -> None:
-    """A run of other sizes than the defaults needs no repetition of them; training.max_steps makes it longer."""
+    """The command line need not repeat a run's settings; training.max_steps makes the run longer."""
     resume(tmp_path, "resume=last", "training.max_steps=10", "training.log_every=2", "tags.more=y")
     log = load_training_log(copy)
     assert list(log.training["train/loss"].steps) == [*range(1, 9), 10]
@@ -83,7 +83,7 @@ def test_resume_takes_only_what_the_command_line_names(copy: Path, tmp_path: Pat
 
 
 def test_resume_last_reads_its_checkpoint_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the command: composed twice, verified, owned and loaded, every byte is compared with the manifest once."""
+    """By the command, which composes twice, verifies, owns and loads: every byte is compared with the manifest once."""
     counted: Counter[Path] = Counter()
     real = hashlib.file_digest
 
@@ -100,7 +100,7 @@ def test_resume_last_reads_its_checkpoint_once(copy: Path, monkeypatch: pytest.M
 
 
 def test_what_is_saved_is_not_copied_first(text: Path, tmp_path: Path) -> None:
-    """Neither to see whether it fits on the disk, nor to write it."""
+    """Neither to check that it fits on the disk, nor to write it."""
     with Interruption() as interruption:
         runner = Runner(config_of(text), tmp_path / "outputs", interruption)
     buffers = [runner.model.network.flat_parameters, *runner.optimizer.moments.values()]
@@ -194,7 +194,7 @@ REFUSED = {
 
 
 def test_a_run_killed_after_its_last_save_is_finished(copy: Path, tmp_path: Path) -> None:
-    """All its steps are done and logged; what is missing is only that it says so."""
+    """All its steps are done and logged; only its status is missing."""
     loss, before = metric(copy, "validation/loss"), metric(copy, "train/loss")
     update_run(copy, lambda run: run.update(status="KILLED"))
     assert resume(tmp_path, "resume=last") == loss[-1]
@@ -207,7 +207,7 @@ def assert_unchanged(run: Path, before: dict[Path, bytes]) -> None:
 
 
 def test_another_run_is_refused_with_every_difference_in_one_message(copy: Path, tmp_path: Path) -> None:
-    """Before anything is built, by the command line and, for who does not use that, by the runner."""
+    """Before anything is built: by the command line, and for Python callers by the runner."""
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError) as caught:
         check(["resume=last", "training.max_steps=9", *REFUSED])
@@ -234,7 +234,7 @@ def test_what_does_not_fit_a_run_is_refused_before_torch_is_imported(key: str, c
 
 
 def test_another_text_is_refused_before_anything_is_built(text: Path, tmp_path: Path) -> None:
-    """Its content counts, not the config."""
+    """The content of the text counts, not the config."""
     mine = tmp_path / "mine.txt"
     shutil.copy(text, mine)
     run = train(tmp_path, mine, "training.max_steps=1", "tokenizer=char")
@@ -248,7 +248,7 @@ def test_another_text_is_refused_before_anything_is_built(text: Path, tmp_path: 
 
 
 def test_a_tokenizer_may_lie_elsewhere(text: Path, tmp_path: Path) -> None:
-    """It is the same where its content is: another one is refused."""
+    """A tokenizer with the same content is accepted, another one is refused."""
     first, other = (train_tokenizer_from_files([text], size, output=tmp_path / f"own-{size}") for size in (270, 271))
     run = train(tmp_path, text, "training.max_steps=1", "tokenizer=file", f"tokenizer.path='{first}'")
     moved = first.rename(tmp_path / "moved")
@@ -261,7 +261,7 @@ def test_a_tokenizer_may_lie_elsewhere(text: Path, tmp_path: Path) -> None:
 def test_a_value_that_null_stands_for_is_no_difference(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor is it told as a change; another one is refused."""
+    """It is not reported as a change; another value is refused."""
     run = train(tmp_path, text, "architecture=llama", "training.max_steps=1")
     usual = ("architecture.norm_epsilon=1e-6", "architecture.rotary_base=10000", "model.n_kv_heads=2")
     capsys.readouterr()
@@ -302,7 +302,8 @@ def test_what_may_change_is_said_and_written_down(
 
 
 def test_threads_belong_to_the_state(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A resume has as many as the checkpoint, whatever the machine would give it, or says that bits will differ."""
+    """A resume uses the number of threads of the checkpoint, whatever the machine has, or warns that bits will
+    differ."""
     torch.set_num_threads(2)
     run = train(tmp_path, text, "device.threads=null", "training.max_steps=2")
     torch.set_num_threads(1)
@@ -325,7 +326,7 @@ def test_resume_of_nothing(tmp_path: Path) -> None:
 
 
 def test_resume_of_a_damaged_checkpoint(copy: Path, tmp_path: Path) -> None:
-    """It is named, and so is the one to use instead; that one works."""
+    """The error names the damaged checkpoint and the one to use instead; that one works."""
     file = copy / "checkpoints/step-000008/optimizer.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -371,7 +372,7 @@ def test_a_run_whose_config_is_gone_or_damaged(copy: Path, tmp_path: Path) -> No
 
 
 def reseal(checkpoint: Path) -> None:
-    """Make the manifest vouch for what lies there now."""
+    """Rewrites the manifest for the current files."""
     (checkpoint / "manifest.json").unlink()
     (checkpoint / "manifest.json").write_bytes(_manifest_of(checkpoint))
 
@@ -444,7 +445,7 @@ def test_every_tensor_of_a_checkpoint_matters(copy: Path, tmp_path: Path) -> Non
 
 
 def test_a_step_that_is_another_changes_what_follows(copy: Path, tmp_path: Path) -> None:
-    """The step is the whole of the randomness: it is also the checkpoint's name, and stands in the state."""
+    """The step determines all randomness. It is also the checkpoint's name, and part of the state."""
     checkpoint = copy / "checkpoints/step-000004"
     state = json.loads((checkpoint / "state.json").read_text())
     (checkpoint / "state.json").write_text(json.dumps(state | {"step": 5}))
@@ -466,7 +467,7 @@ class Bomb:
     ["parameters.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "manifest.json", "extra.pkl"],
 )
 def test_a_planted_pickle_never_runs(name: str, copy: Path, tmp_path: Path) -> None:
-    """In place of each file, and beside them, where the manifest knows nothing of it and where it vouches for it."""
+    """Instead of each file and as an additional file, with and without an entry in the manifest."""
     checkpoint = copy / "checkpoints/step-000008"
     (checkpoint / name).write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
     with pytest.raises(InputError, match=name):
@@ -493,7 +494,7 @@ def test_a_checkpoint_that_no_run_saved_is_refused(copy: Path, tmp_path: Path) -
 
 
 def test_skipped_steps_are_judged_once(text: Path, tmp_path: Path) -> None:
-    """A resume with a lower limit does not end at steps that were skipped, and judged, before it."""
+    """A resume with a lower limit does not fail because of steps that were skipped before it."""
     config = config_of(text, "training.max_steps=4", "training.non_finite=skip", "training.non_finite_limit=3")
     with Interruption() as interruption:
         runner = Runner(config, tmp_path / "outputs", interruption)
@@ -504,7 +505,7 @@ def test_skipped_steps_are_judged_once(text: Path, tmp_path: Path) -> None:
 
 
 def test_resume_checks_against_the_runs_own_config(text: Path, tmp_path: Path) -> None:
-    """Keys that only its optimizer has, and the length that it counts in."""
+    """Keys of the run's own optimizer, and its unit of length (steps or epochs)."""
     train(tmp_path, text, "optimizer=sgd", "training.max_steps=null", "training.num_epochs=0.1")
     config = check(["resume=last", "optimizer.momentum=0.8", "training.num_epochs=0.3"]).jobs[0].config
     assert (config.optimizer.name, config.optimizer.momentum) == ("sgd", 0.8)

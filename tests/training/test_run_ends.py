@@ -1,4 +1,4 @@
-"""How runs end before their time, in this process: signals, numbers that are not finite, a disk that refuses."""
+"""How runs end early, in this process: signals, non-finite numbers, a full disk."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_signal_saves_and_the_rest_is_exact(number: int, text: Path, tmp_path:
 
 
 def test_a_signal_before_the_first_step(text: Path, tmp_path: Path) -> None:
-    """While things are built, a signal ends the program where it is; nothing claims to run afterwards."""
+    """During set-up a signal ends the program at once; afterwards no run has the status RUNNING."""
     config = config_of(text)
     timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGTERM))
     with Interruption() as interruption:
@@ -108,7 +108,7 @@ def test_what_nohup_ignores_stays_ignored() -> None:
 
 
 def test_a_signal_when_the_run_is_done_ends_the_command(text: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """The run is finished and says so; but what would come after it, another job perhaps, is not begun."""
+    """The run is FINISHED, but nothing after it, such as another job, starts."""
     config = config_of(text, "training.max_steps=1")
     monkeypatch.setattr(
         "manual_backprop.training.runner.print_summary", lambda *given: os.kill(os.getpid(), signal.SIGTERM)
@@ -148,7 +148,8 @@ def test_a_diverging_run_that_skips_ends_at_its_limit(optimizer: str, text: Path
     "options", [("training.eval_every=1",), ("training.max_steps=1", "training.sample_prompts=[]")]
 )
 def test_a_diverged_model_is_not_called_finished(options: Sequence[str], text: Path, tmp_path: Path) -> None:
-    """Its last step was finite; what the update made of the parameters shows only when they are used."""
+    """Its last step was finite, but its update has made the parameters non-finite, which shows only when they are
+    used."""
     with pytest.raises(NotFiniteError, match="validation loss after step 1 is nan"):
         train(tmp_path, text, *DIVERGING, *options)
 
@@ -286,8 +287,8 @@ ON_A_FULL_DISK = """
 
 @pytest.mark.slow
 def test_a_full_disk_costs_the_save_and_nothing_else(tmp_path: Path) -> None:
-    """A small disk is full for a while; until the end, where only the final save is told as a failure; and from the
-    start, where nothing is begun. The run that it ended goes on afterwards as if nothing had been."""
+    """A small disk is full for a while; or until the end, when only the final save is an error; or from the start, when
+    no run starts. A run that failed can be resumed afterwards."""
     done = run_on_small_disk(ON_A_FULL_DISK, tmp_path, megabytes=8)
     assert done.returncode == 0, done.stdout + done.stderr
     told = [line for line in done.stdout.splitlines() if line.startswith(("code ", "sound "))]

@@ -12,7 +12,7 @@ import torch
 
 @pytest.mark.parametrize("case", ["first", "second"])
 def test_numbers_are_those_of_the_name(case: str) -> None:
-    """Whatever ran before, in this process or not at all."""
+    """Whatever other tests ran before in this process."""
     seed = zlib.crc32(f"test_seeds.py::test_numbers_are_those_of_the_name[{case}]".encode())
     assert random.random() == random.Random(seed).random()
     assert np.random.random() == np.random.RandomState(seed).random()

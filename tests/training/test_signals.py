@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM at random moments of a real command, from its first line on: it says so and leaves, in order."""
+"""SIGINT and SIGTERM at random moments of a real command, from its first line on: it reports them and exits cleanly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENDLESS = small(
 
 
 def start(root: Path) -> subprocess.Popen[str]:
-    """The command, as soon as a line of it has run: before that, a signal meets Python itself."""
+    """Starts the command and waits until its first line has run: before that, Python itself handles signals."""
     pipe = subprocess.PIPE
     command = words_of("manual_backprop.run", tuple(ENDLESS))
     process = subprocess.Popen(command, cwd=root, env=environment(), stdout=pipe, stderr=pipe, text=True)

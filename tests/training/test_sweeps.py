@@ -37,7 +37,7 @@ ENDLESS = small(*HERE, "training.max_steps=1000000", "training.eval_every=100000
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Where the commands are given."""
+    """The folder in which the commands run."""
     write_text(tmp_path / "text.txt")
     return tmp_path
 
@@ -48,7 +48,7 @@ def the_sweep(root: Path) -> Path:
 
 
 def running_job(root: Path, number: int, steps: int = 3) -> Path:
-    """Wait until this job has made some steps; its run's directory."""
+    """Waits until this job has made some steps. Returns the directory of its run."""
 
     def found() -> Path | None:
         for path in list_runs(root / "outputs"):
@@ -68,7 +68,7 @@ def statuses(root: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Two keys; the absurd rate diverges. In MLflow."""
+    """A sweep over two keys, tracked in MLflow; the absurd rate diverges."""
     root = tmp_path_factory.mktemp("swept")
     write_text(root / "text.txt")
     rates = "optimizer.learning_rate=1e30,1e-2"
@@ -150,7 +150,7 @@ def test_mlflow_knows_the_family(swept: tuple[Path, subprocess.CompletedProcess[
 
 @pytest.mark.slow
 def test_resume_runs_only_what_has_not_finished(swept: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    """Of a copy: the two that failed start anew (and fail again); the two that finished are what they were."""
+    """In a copy: the two failed jobs start again (and fail again); the two finished ones do not change."""
     root, _ = swept
     other = root.parent / "resumed"
     shutil.copytree(root, other)
@@ -281,14 +281,14 @@ def test_threads_are_divided() -> None:
 
 @pytest.mark.slow
 def test_a_killed_job_stops_no_other(root: Path) -> None:
-    """kill -9 of the one that would never end."""
+    """kill -9 of a job that would never end."""
     with Started("-m", *small(*HERE, "training.max_steps=1000000,4"), cwd=root) as process:
         directory = running_job(root, 0)
         os.kill(read_run(directory)["owner"]["pid"], signal.SIGKILL)
         out, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, errors
     assert statuses(root) == ["KILLED", "FINISHED"]
-    assert "SIGKILL ended its process" in errors
+    assert "SIGKILL killed its process" in errors
     assert str(directory.name) in errors
     close_dead_runs(root / "outputs")
     assert read_run(directory)["status"] == "KILLED"
@@ -299,7 +299,8 @@ def test_a_killed_job_stops_no_other(root: Path) -> None:
     "launcher", [pytest.param("basic", marks=pytest.mark.slow), pytest.param("parallel", marks=pytest.mark.nightly)]
 )
 def test_interrupted_and_resumed(root: Path, launcher: str) -> None:
-    """A signal: what runs saves, what waits is not started; then sweep.resume goes on from the checkpoints."""
+    """After a signal running jobs save and waiting jobs do not start; then sweep.resume continues from the
+    checkpoints."""
     if launcher == "parallel":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     at_once = [f"hydra/launcher={launcher}", *(["hydra.launcher.n_jobs=2"] if launcher == "parallel" else [])]
@@ -336,7 +337,8 @@ def test_interrupted_and_resumed(root: Path, launcher: str) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_that_was_killed(root: Path) -> None:
-    """kill -9 of the command: its job saves and ends, what waits waits, and the next command closes the parent."""
+    """After kill -9 of the command its job saves and ends, waiting jobs stay waiting, and the next command closes the
+    parent run."""
     with Started("-m", *ENDLESS, "seed=1,2", cwd=root) as process:
         directory = running_job(root, 0)
         process.kill()
@@ -355,7 +357,7 @@ def test_a_sweep_that_was_killed(root: Path) -> None:
 
 @pytest.mark.nightly
 def test_jobs_at_once_on_a_fresh_store(root: Path) -> None:
-    """Finished runs, and every metric of each is in MLflow. Eight at once, ten times: .ci/nightly."""
+    """All runs finish, and every metric of each is in MLflow. Eight at once, ten times: .ci/nightly."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     from manual_backprop.training.cost.parallel import one_round
 
@@ -364,7 +366,8 @@ def test_jobs_at_once_on_a_fresh_store(root: Path) -> None:
 
 @pytest.mark.nightly
 def test_a_search_survives_what_diverges(root: Path) -> None:
-    """Optuna: a failed trial is one among others; the same seed chooses the same again, so that a resume finds it."""
+    """Optuna: a failed trial does not end the search. The same seed chooses the same values, so that a resume finds
+    them."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     rates = "optimizer.learning_rate=1e30,1e-2"
     search = ("hydra/sweeper=search", "hydra.sweeper.n_trials=5", "schedule.warmup_ratio=0")

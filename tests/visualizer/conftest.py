@@ -1,4 +1,4 @@
-"""Some runs that the tests of the visualizer look at."""
+"""Some runs for the tests of the visualizer."""
 
 from pathlib import Path
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from manual_backprop.tracking import FINISHED, TrainingLog, TrainingLogger, create_run_directory, load_training_log
 
-RATE = 1e9  # FLOPs a step, of every run that is not told otherwise
+RATE = 1e9  # FLOPs a step, by default
 
 
 def write_run(
@@ -25,8 +25,8 @@ def write_run(
     settings: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Path:
-    """A row of training every `every` steps, evaluations at the steps that `validation` names. `status` None: it is
-    still running. `settings` are its tracked parameters, `fields` go into run.json."""
+    """Writes a run with a training row every `every` steps and evaluations at the steps in `validation`. `status` None:
+    it is still running. `settings` are its tracked parameters, `fields` go into run.json."""
     directory = create_run_directory(root / "outputs", name)
     logger = TrainingLogger(directory.path, config=config)
     measured = dict({every * len(losses): losses[-1]} if validation is None and losses else validation or {})
@@ -54,5 +54,5 @@ def log_of(root: Path, *arguments: Any, **named: Any) -> TrainingLog:
 
 
 def by_legend(figure: Any) -> dict[str, Any]:
-    """The trace of each run that stands in the legend."""
+    """The trace of each run in the legend."""
     return {trace.name: trace for trace in figure.data if trace.showlegend}

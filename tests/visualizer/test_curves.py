@@ -1,4 +1,4 @@
-"""Curves say what was logged: every point, once, at its place, and what a screen cannot show is not lost."""
+"""Curves show what was logged: every point once and in its place, and reduction loses no spike."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_validation_point_where_no_training_row_has_its_step(tmp_path: Path) -
 
 
 def test_compute_is_what_was_logged_and_no_number_of_rows(tmp_path: Path) -> None:
-    """Two runs that logged differently often stand at the same compute; one that logged none is named."""
+    """Runs that logged at different intervals have the same compute; a run without logged compute is named."""
     often, seldom = log_of(tmp_path, losses=[5.0] * 40, every=1), log_of(tmp_path, losses=[5.0] * 4, every=10)
     assert [points_of(log, "train/loss", "flops").x[-1] for log in (often, seldom)] == [40 * RATE, 40 * RATE]
     figure = create_loss_curves({"with": often, "without": log_of(tmp_path, rate=None)}, x="flops")
@@ -53,7 +53,7 @@ def test_compute_is_what_was_logged_and_no_number_of_rows(tmp_path: Path) -> Non
 
 
 def test_past_the_last_row_nothing_is_guessed(tmp_path: Path) -> None:
-    """Steps of unequal compute tell nothing about later ones."""
+    """If steps differ in compute, later steps are unknown."""
     logger = TrainingLogger(tmp_path)
     for step, flops in ((1, 10.0), (2, 40.0), (3, 50.0)):
         logger.log_step(step, {"train/loss": 3.0, "flops": flops})
@@ -94,8 +94,8 @@ def test_an_axis_that_is_none() -> None:
 
 
 def test_a_resume_makes_no_zigzag(tmp_path: Path) -> None:
-    """Rows of every step up to 9; gone on after 4 with rows of every other step: 5, 7 and 9 of the first try belong to
-    what was given up."""
+    """A run has rows for every step up to 9, and was resumed after 4 with rows for every other step: steps 5, 7 and 9
+    of the first attempt are dropped."""
     logger = TrainingLogger(tmp_path)
     for step in range(1, 10):
         logger.log_step(step, {"train/loss": float(step)})
@@ -258,7 +258,7 @@ def test_a_spike_of_one_step_stays_and_all_points_come_when_one_zooms_in(tmp_pat
 
 
 def test_loss_and_perplexity_have_one_range(tmp_path: Path) -> None:
-    """The second axis is bound to the first, and is labelled where exp(loss) is what it says."""
+    """The second axis matches the first, and its labels are exp(loss)."""
     logger = TrainingLogger(tmp_path)
     for step, loss in ((1, 6.0), (2, 4.5), (3, 3.2)):
         logger.log_validation(step, {"loss": loss, "perplexity": math.exp(loss)})

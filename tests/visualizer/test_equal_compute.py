@@ -1,4 +1,4 @@
-"""Runs at equal compute, and what a config weighs: numbers that can be checked by hand."""
+"""Runs at equal compute, and the number of parameters of a config: numbers that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_between_two_measurements_and_nowhere_else(tmp_path: Path) -> None:
 
 
 def test_the_compute_at_which_a_loss_is_reached() -> None:
-    """The first time, of a curve that rises in between; numpy.interp over falling losses would say 4.0 for 2.5."""
+    """The first time, for a curve that rises in between; numpy.interp over falling losses would give 4.0 for 2.5."""
     curve = Curve(np.array([1.0, 4.0, 6.0, 8.0]), np.array([5.0, 2.0, 3.0, 1.0]))
     assert curve.reaches(3.5) == pytest.approx(2.5)
     assert curve.reaches(2.5) == pytest.approx(3.5)
@@ -170,7 +170,7 @@ def test_no_vocabulary_is_assumed(finished: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_says_what_it_has_built(finished: Path) -> None:
-    """Its own number, and the one that follows from its network."""
+    """The number that it has recorded, and the one computed from its network."""
     log = load_training_log(finished)
     without = {name: value for name, value in log.model.items() if name != "parameters"}
     assert log.model["vocab_size"] == 257

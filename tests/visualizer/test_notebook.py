@@ -1,4 +1,4 @@
-"""The notebook of the visualizer is executed: its cells run, print what they printed, and draw as many figures."""
+"""Executes the notebook of the visualizer: its cells run, print the same, and draw the same number of figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FIGURE = "application/vnd.plotly.v1+json"
 
 
 def outcome(cells: list[dict[str, Any]]) -> list[tuple[str, Any]]:
-    """What stands below the cells: printed lines, and of a figure its title and whose curves it has."""
+    """The outputs of the cells: printed lines, and for a figure its title and the names of its curves."""
     found: list[tuple[str, Any]] = []
     for one in (output for cell in cells for output in cell.get("outputs", [])):
         if one["output_type"] == "stream" and one["name"] == "stdout":

@@ -1,7 +1,7 @@
-"""The visualizer's page as a person uses it, in a real headless Chromium. Skips, and says why, where there is none.
+"""The visualizer's page in a real headless Chromium, used like by a person. Skipped with a reason without Chromium.
 
-Every page must leave its console empty and ask nothing of any other machine. What the server answers, without a
-browser: test_server.py.
+Every page must leave the console empty and send no request to another machine. test_server.py tests the server without
+a browser.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def losses(start: float, end: float, steps: int) -> list[float]:
 
 @pytest.fixture(scope="module")
 def root(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six runs; a larger one begins worse and ends better."""
+    """Six runs; a larger model starts worse and ends better."""
     root = tmp_path_factory.mktemp("page")
     for number, name in enumerate(["oldest", "older", EVIL, "n" * 300, "tiny", "small"]):
         size, steps = number + 1, 400
@@ -51,7 +51,7 @@ def address(root: Path) -> Iterator[str]:
 
 
 class Seen:
-    """A page that is looked at; `end` says what it must not have done."""
+    """An open page; `end` checks that it has logged no errors and sent no foreign requests."""
 
     def __init__(self, browser: Any, **context: Any):
         self.context = browser.new_context(**{"viewport": {"width": 1300, "height": 900}} | context)
@@ -74,7 +74,7 @@ class Seen:
         self.page.locator(f"body[data-shown^='{tab}']" if tab else "body[data-shown]").wait_for()
 
     def drawn(self, place: str) -> Any:
-        """What plotly has drawn there."""
+        """What plotly has drawn in an element."""
         self.page.locator(f"{place} .main-svg").first.wait_for(state="attached")
         return self.page.evaluate(DRAWN, place)
 
@@ -344,7 +344,7 @@ def test_an_export_opens_without_a_network(browser: Any, seen: Seen, address: st
 
 
 def test_a_model_at_a_text(browser: Any, finished: Path, tmp_path: Path) -> None:
-    """Typed, looked at, and its attention hovered over."""
+    """Types a text, looks at the result, and hovers over the attention map."""
     address = f"http://127.0.0.1:{(port := free_port())}/"
     given = ("--port", str(port), str(finished))
     with serving(*given, module="manual_backprop.visualize", cwd=finished.parent.parent.parent, address=address):
@@ -373,7 +373,7 @@ def test_a_model_at_a_text(browser: Any, finished: Path, tmp_path: Path) -> None
 
 
 def test_four_long_runs_are_there_at_once(browser: Any, tmp_path: Path) -> None:
-    """100,000 rows each: the first picture within 2 seconds once they are read; a spike of one step is in it."""
+    """With 100,000 rows each the first picture appears within 2 seconds after reading; it shows a spike of one step."""
     for number in range(4):
         path = write_run(tmp_path, f"long {number}", losses=[], validation={})
         with (path / "metrics.jsonl").open("a") as file:

@@ -1,4 +1,4 @@
-"""The page's server, over real HTTP: what it answers, and whom it refuses. A browser looks at it in test_page.py."""
+"""The page's server over real HTTP: its answers, and refused requests. test_page.py tests it with a browser."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_what_is_asked_wrongly_is_answered_in_a_sentence(site: Site) -> None:
 
 
 def test_nothing_is_written(root: Path, site: Site) -> None:
-    """Also of a run whose process is gone: it is shown so, and its file still says RUNNING."""
+    """Also for a run whose process is gone: the page shows DEAD, and its file still says RUNNING."""
 
     def state() -> dict[str, tuple[int, int]]:
         return {str(path): (path.lstat().st_mtime_ns, path.lstat().st_size) for path in root.rglob("*")}
@@ -275,7 +275,7 @@ def test_a_run_grows_and_says_how_it_ends(tmp_path: Path) -> None:
 
 
 def test_a_tick_of_a_long_run_reads_only_what_is_new(tmp_path: Path) -> None:
-    """100,000 rows: the next one costs a small part of what the first reading did, pictures included."""
+    """With 100,000 rows, reading the next one costs a small part of the first reading, pictures included."""
     path = write_run(tmp_path, losses=[], validation={}, status=None)
     row = '{"step": %d, "time_ms": %d, "metrics": {"train/loss": %f, "flops": %d}}\n'
     with (path / "metrics.jsonl").open("a") as file:
@@ -300,7 +300,7 @@ def test_a_tick_of_a_long_run_reads_only_what_is_new(tmp_path: Path) -> None:
 
 
 def test_from_a_notebook(root: Path) -> None:
-    """Whose loop is running: the page is served, and the next cell can be run."""
+    """A notebook's event loop is running: the page is served, and the next cell can run."""
 
     async def cell() -> list[str]:
         said: list[str] = []
@@ -346,13 +346,13 @@ def test_share_listens_everywhere_behind_a_random_token_and_warns(root: Path, mo
         assert started[-1][1][0] == address
         (url,) = (line for line in said if line.startswith("http://"))
         assert bool(re.search(r"/[\w-]{32}/$", url)) == shared
-        assert any(line.startswith("Warning: whoever has this address") for line in said) == shared
+        assert any(line.startswith("Warning: anyone who has this address") for line in said) == shared
         assert re.fullmatch(r"read 4 runs: 12 rows, 0\.0 MB, in \d+\.\d s", said[0])
     assert started[1][0] is not started[2][0]
 
 
 def test_quotes_of_ids(site: Site) -> None:
-    """Whatever an id is, what is said of it is text."""
+    """Whatever an id contains, it is shown as text."""
     status, content, headers = site.get("/api/tables?run=" + quote("<img src=x onerror=alert(1)>"))
     assert status == 404
     assert headers["content-type"] == "application/json"

@@ -1,4 +1,4 @@
-"""Which runs are shown, and what of them: the command, tables, exports, a model at a text, MLflow."""
+"""The shown runs: the command, tables, exports, a model on a text, MLflow."""
 
 from __future__ import annotations
 
@@ -165,8 +165,8 @@ def test_an_export_holds_everything(
 
 
 def test_a_model_at_a_text(finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Attention of every head adds up to 1 and looks at nothing that comes later; the five likeliest are those of the
-    model's own logits. With a file in place of a browser."""
+    """The attention of every head sums to 1 and sees no later position; the five likeliest tokens are those of the
+    model's logits. The page is exported to a file."""
     from manual_backprop.trained_models.saved_model import load
 
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
@@ -202,7 +202,7 @@ def test_a_model_at_a_text(finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize("implementation", ["torch", "baseline"])
 def test_a_model_that_another_implementation_has_trained(implementation: str, finished: Path, tmp_path: Path) -> None:
-    """The same weights under another name: what is seen is the same."""
+    """The same weights with another implementation give the same view."""
     run = Path(shutil.copytree(finished.parent.parent, tmp_path / "outputs")) / "runs" / finished.name
     from manual_backprop.checkpoints.checkpoint import CheckpointManager
 
@@ -226,7 +226,7 @@ def test_a_model_that_another_implementation_has_trained(implementation: str, fi
 
 @pytest.mark.parametrize("network", ["encoder_decoder", "decoder"])
 def test_a_model_of_sequences(network: str, tmp_path: Path) -> None:
-    """Numbers, and what the model writes after them; of an encoder-decoder the cross-attention, too."""
+    """Numbers, and what the model generates from them; for an encoder-decoder also the cross-attention."""
     options = ("model=tiny", "model.d_model=16", "model.n_heads=2", "model.d_ffn=16", "training.max_steps=2")
     options += ("task=reversal", f"network={network}", "tracking=none", "device=cpu", "kernels.compile=never")
     rows = [f"task.{split}_rows=8" for split in ("training", "validation", "test")]
@@ -265,7 +265,7 @@ def test_a_model_of_sequences(network: str, tmp_path: Path) -> None:
 
 
 def test_runs_that_only_mlflow_has(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From its database, which is not changed: what the run's directory said, and no run twice."""
+    """From its database, which is not changed: the same as from the run's directory, and no run twice."""
     from manual_backprop.tracking.mlflow_delivery import MlflowDelivery
     from manual_backprop.tracking.tracker import LocalTracker
 
@@ -318,7 +318,7 @@ def test_runs_that_only_mlflow_has(empty_store: Path, tmp_path: Path, monkeypatc
         log.tags,
     )
     as_json([session.curves([run], View()), session.compute([run]), session.tables([run])])
-    with pytest.raises(InputError, match="its checkpoints are not at hand"):
+    with pytest.raises(InputError, match="its checkpoints are not available here"):
         session.model(run, "x")
     assert (tmp_path / "mlflow.db").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == there
@@ -332,7 +332,7 @@ def test_a_store_of_something_else_is_left_alone(tmp_path: Path, monkeypatch: py
 
 
 def test_two_hundred_runs(tmp_path: Path) -> None:
-    """In the table within a second, cold: of each run only its evaluations and its last line are looked at."""
+    """In the table within a second without a cache: only the evaluations and the last line of each run are read."""
     first = write_run(tmp_path, losses=[3.0] * 300, every=1, validation=dict.fromkeys(range(10, 301, 10), 2.0))
     for number in range(199):
         shutil.copytree(first, first.with_name(f"20260101-000000-run-{number:06d}"))

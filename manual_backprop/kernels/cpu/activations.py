@@ -1,6 +1,6 @@
-"""Activations behind a bias, one pass each way; backward recomputes the activated values in the pass of the gradient.
+"""Activations of x + bias, one pass forward and one backward, which also recomputes the activated values.
 
-Sums in the wide format, as in `ops.activations`, whose formulas these are.
+The formulas are those of `ops.activations`; sums are in float32 or wider.
 """
 
 import math
@@ -14,7 +14,7 @@ from .compiled import compiled
 
 
 def gate_and_rest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """sigmoid(x) and 1 - sigmoid(x), both exact where they are small, from one exponential that cannot overflow."""
+    """sigmoid(x) and 1 - sigmoid(x), both accurate where they are small, from one exponential that cannot overflow."""
     decay = torch.exp(-x.abs())
     large = 1 / (1 + decay)
     small = decay * large
@@ -31,7 +31,7 @@ def bias_gelu_tanh(y: Tensor, x: Tensor, bias: Tensor) -> None:
 
 @compiled("N F", "N F", "F: parameter", "N F", "F: parameter", by_rows=True)
 def bias_gelu_tanh_gradient(y: Tensor, dx: Tensor, dbias: Tensor, x: Tensor, bias: Tensor) -> None:
-    """y = gelu(x + bias), dx, which holds dy, becomes the gradient of x, and is added to dbias (F) over the rows."""
+    """y = gelu(x + bias); dx, which contains dy, becomes the gradient of x; dbias (F) += its sum over the rows."""
     z = wide(x) + wide(bias)
     squared = z * z
     gate, rest = gate_and_rest(z * (GATE_LINEAR + GATE_CUBIC * squared))
@@ -67,7 +67,7 @@ def bias_relu_gradient(y: Tensor, dx: Tensor, dbias: Tensor, x: Tensor, bias: Te
 
 
 def _give(dx: Tensor, dbias: Tensor, gradient: Tensor) -> None:
-    """dx (N, F) = the gradient, dbias (F) += its sum over the rows, before it is rounded."""
+    """dx (N, F) = gradient, dbias (F) += its sum over the rows; the sum reads the gradient before it is rounded."""
     dx.copy_(gradient)
     dbias += gradient.sum(0).to(dbias.dtype)
 

@@ -1,13 +1,13 @@
-"""Attention in tiles: a few sequences, a block of queries, and only the keys that these may see.
+"""Attention in tiles: a few sequences, a block of queries, and only the keys that they may see.
 
-Where the library is there, cpp/attention.h does this for each head, and keeps one number a query for backward. Below
-are its calls, and the same tiles as products of PyTorch's, for where there is no compiler.
+With the compiled library, cpp/attention.h computes this for each head, and keeps one number per query for backward.
+This file has its calls, and the same tiles as products of PyTorch for machines without a compiler.
 
-What a causal mask hides is never computed, but for the corner of a tile: where T queries see as many keys, tiles of Q
-queries make the work T (T + Q) / 2, where one product with a mask takes T^2. A tile's scores stay in the cache from
-their product through the softmax to the next product. Each tile makes its own mask, and its own part of dropout's.
-PyTorch's flash attention has tiles as well, which suit long sequences; on a CPU these products are several times faster
-at a few hundred positions.
+What a causal mask hides is not computed, except the corner of a tile: for T queries and T keys, tiles of Q queries take
+T (T + Q) / 2 products, where one product with a mask takes T^2. A tile's scores stay in the processor's cache from
+their product through the softmax to the next product. Each tile computes its own part of the mask and of dropout's
+mask. PyTorch's flash attention has tiles too, but they suit long sequences; on a CPU these products are several times
+faster at a few hundred positions.
 """
 
 import math
@@ -36,14 +36,14 @@ RECORDED = ("scores", "probabilities", "dprobabilities", "dscores")
 
 
 class Scores(NamedTuple):
-    """What decides the probabilities, and those of short sequences; or of the library's, what they were divided by."""
+    """What backward needs to recompute the probabilities, and the kept probabilities of short sequences."""
 
     visible: Visible
     dropout: Dropout | None
-    corner: Tensor | None  # what is added to scores where only causality hides any: alike in all tiles
-    saved: list[list[Tensor]]  # tile by tile, of some sequences each
-    sums: Tensor | None = None  # (B, H, T): the logarithm of the sum of each query's exponentials
-    rotation: Tensor | None = None  # by which the library turns queries and keys
+    corner: Tensor | None  # a causal mask to be added to scores, the same in all tiles; None for other masks
+    saved: list[list[Tensor]]  # kept probabilities: for some sequences each, tile by tile
+    sums: Tensor | None = None  # (B, H, T): log-sum-exp of each query, from the library
+    rotation: Tensor | None = None  # the library rotates queries and keys by it
 
 
 AttentionCache = tuple[Tensor, Tensor, Tensor, Scores]
@@ -96,7 +96,7 @@ def self_attention_backward(dcontext: Tensor, cache: SelfAttentionCache, record:
     saved_qkv, scores, n_heads = cache
     qkv = recomputed(saved_qkv)
     dqkv = in_place_of(qkv)
-    gradients = AttentionGradients(*split_heads(dqkv, n_heads))  # views: what is written there is written here
+    gradients = AttentionGradients(*split_heads(dqkv, n_heads))  # views of dqkv: writing to them fills it
     dcontext = dcontext.unflatten(2, (n_heads, -1))
     tiles_backward(gradients, dcontext, *split_heads(qkv, n_heads), scores, record)
     return dqkv
@@ -149,7 +149,7 @@ def _halves(key_value: Tensor, n_kv_heads: int) -> tuple[Tensor, Tensor]:
 def tiles_forward(
     query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None, record: Record
 ) -> tuple[Tensor, Scores]:
-    """context (B, T, H, K), and what backward needs to know of the probabilities."""
+    """context (B, T, H, K), and what backward needs to recompute the probabilities."""
     found = library_forward(query, key, value, visible, dropout, record)
     return found or _tiles_forward(query, key, value, visible, dropout, record)
 
@@ -163,15 +163,15 @@ def library_forward(
     record: Record,
     rotation: Tensor | None = None,
 ) -> tuple[Tensor, Scores] | None:
-    """Likewise, by the library; None where it does not serve these.
+    """The same, by the library; None if it does not support these arguments.
 
-    It reads a key where it is for all its queries: key and value may have fewer heads than the query, of which each
-    serves as many in a row. rotation (2, max_seq_len, K / 2): queries and keys are turned when they are read.
+    key and value may have fewer heads than the query: each serves as many consecutive query heads, without a copy.
+    rotation (2, max_seq_len, K / 2): queries and keys are rotated when they are read.
     """
     forward = _kernel("forward", query, key, value, visible, dropout, rotation)
     if forward is None:
         return None
-    if any(map(record.wants, RECORDED)):  # what the library does not keep
+    if any(map(record.wants, RECORDED)):  # the library does not store these
         textbook.attention_forward(*turned(query, key, value, rotation), visible, dropout, record)
     B, T, H, _ = query.shape
     context, sums = kept(tuple(query.shape), query), kept((B, H, T), wide(query[:0]))
@@ -182,7 +182,7 @@ def library_forward(
 def _tiles_forward(
     query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None, record: Record
 ) -> tuple[Tensor, Scores]:
-    """Likewise, by PyTorch's products."""
+    """The same, by PyTorch's products."""
     (B, T, H, K), S = query.shape, key.shape[1]
     context = kept((B, T, H, K), query)
     scores = Scores(visible, dropout, _corner(visible, T, S, query), [])
@@ -219,14 +219,14 @@ def tiles_backward(
     scores: Scores,
     record: Record,
 ) -> None:
-    """Writes all three gradients. Their memory may be that of the inputs: of some sequences at a time copies are made.
+    """Writes all three gradients. They may overwrite the inputs, which are copied for some sequences at a time.
 
-    The blocks of queries are taken from the last, which sees all keys: it writes the sums that the others add to.
+    The blocks of queries run from last to first. The last block sees all keys and writes the sums; the others add.
     """
     if scores.sums is not None:
         rotation = scores.rotation
         backward = _kernel("backward", query, key, value, scores.visible, scores.dropout, rotation)
-        assert backward is not None  # as forward has found it
+        assert backward is not None  # since the forward was there
         dcontext = dcontext.to(query.dtype).contiguous()
         if any(map(record.wants, RECORDED)):
             heads = turned(query, key, value, rotation)
@@ -275,7 +275,7 @@ def tiles_backward(
 
 
 def turned(query: Tensor, key: Tensor, value: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """With queries and keys turned, and a key and a value for every head: what the textbook reads."""
+    """Queries and keys rotated, and keys and values repeated for every head: the inputs of the textbook pair."""
     if rotation is not None:
         query, key = (rotary_forward(x.flatten(2), rotation, x.shape[2])[0].view(x.shape) for x in (query, key))
     times = query.shape[2] // key.shape[2]
@@ -291,14 +291,14 @@ def _kernel(
     dropout: Dropout | None,
     rotation: Tensor | None,
 ) -> Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None:
-    """The library's forward or backward, called with the tensors that have strides and with all tensors; None where it
-    cannot serve these."""
+    """The library's forward or backward as a function of (the tensors with strides, all tensors); None if the library
+    does not support these arguments."""
     (B, T, H, K), (S, G) = query.shape, key.shape[1:3]
     formats = FORMATS.get((query.dtype, query.dtype))
     lie_well = query.is_cpu and all(x.dtype == query.dtype and x.stride(-1) == 1 for x in (query, key, value))
     if formats is None or not lie_well or K % 2 or H % G:
         return None
-    if type(query) is FakeTensor:  # a step's memory is estimated
+    if type(query) is FakeTensor:  # when a step's memory is estimated
         return (lambda strided, tensors: None) if library_is_wanted() else None
     pointers, strides = (9, 12) if which == "forward" else (12, 21)
     address = kernel(f"attention_{which}_{formats}", pointers, strides + 15, 1)
@@ -317,7 +317,7 @@ def _kernel(
 
 
 class _RecordedTiles:
-    """Puts tiles together to (B, H, T, S), for whoever records them; 0 where there was no tile."""
+    """Collects tiles in a (B, H, T, S) tensor for the recorder; 0 where there was no tile."""
 
     def __init__(self, record: Record, like: Tensor, shape: tuple[int, ...]):
         self.record, self.like, self.shape = record, like, shape
@@ -335,7 +335,7 @@ class _RecordedTiles:
 
 
 class _Tile:
-    """The scores of some sequences' queries `rows`, of which the last sees the first `seen` keys."""
+    """The scores of the queries `rows` of some sequences; the last of these queries sees the first `seen` keys."""
 
     def __init__(self, scores: Scores, T: int, S: int, sequences: slice, rows: slice):
         self.visible, self.corner, self.T, self.S = scores.visible, scores.corner, T, S
@@ -348,14 +348,14 @@ class _Tile:
         return self.sequences.stop - self.sequences.start, n_heads, self.rows.stop - self.rows.start, self.seen
 
     def dropout_mask(self, probabilities: Tensor) -> tuple[Tensor | None, float]:
-        """Which of them dropout keeps, None where it keeps all, and their share 1 - p."""
+        """Dropout's mask of this tile, None without dropout, and the keep probability 1 - p."""
         if self.dropout is None or self.dropout.probability == 0:
             return None, 1.0
         mask = keep_mask(tuple(probabilities.shape), self.dropout, probabilities.device)
         return mask, 1 - self.dropout.probability
 
     def mask_(self, scores: Tensor) -> None:
-        """Hidden scores (b, H, t, s) become -inf: a number is added, which is faster than to fill them."""
+        """Sets hidden scores (b, H, t, s) to -inf, by adding a mask of 0 and -inf: this is faster than filling."""
         if self.corner is not None:
             size = self.rows.stop - self.rows.start
             scores[..., self.seen - size :].add_(self.corner[:size, :size])
@@ -364,18 +364,18 @@ class _Tile:
                 scores.add_(penalty.zero_().masked_fill_(hidden, -math.inf))
 
     def empty_(self, probabilities: Tensor) -> None:
-        """Where a query sees no key, all are 0."""
+        """Sets the probabilities of queries that see no key to 0."""
         if self.visible.may_leave_none(self.T, self.S) and (hidden := self._hidden(probabilities.device)) is not None:
             probabilities.masked_fill_(hidden.all(-1, keepdim=True), 0)
 
     def _hidden(self, device: torch.device) -> Tensor | None:
-        """(b or 1, 1, t, s), or None where all is seen."""
+        """True where a key is hidden, (b or 1, 1, t, s); None if all are visible."""
         seen = self.visible.mask(self.T, self.S, device, self.sequences, self.rows, slice(self.seen))
         return None if seen is None else ~seen
 
 
 def _corner(visible: Visible, T: int, S: int, like: Tensor) -> Tensor | None:
-    """-inf above the diagonal, 0 elsewhere, for as many queries as a tile has; None where masks are not that alone."""
+    """-inf above the diagonal, 0 elsewhere, for the queries of one tile; None if the mask is not only causal."""
     if not visible.is_only_causal or T > S:
         return None
     size = min(T, sizes_of(like).queries)
@@ -383,11 +383,11 @@ def _corner(visible: Visible, T: int, S: int, like: Tensor) -> Tensor | None:
 
 
 def _some_sequences(query: Tensor, S: int) -> Iterator[slice]:
-    """At a time: as many as have a tile's scores."""
+    """Slices of sequences, so large that the scores of a tile have their usual size."""
     batch, T, n_heads, _ = query.shape
     sizes = sizes_of(query)
     at_once = max(1, sizes.scores // (n_heads * S * min(T, sizes.queries)))
-    may_be_kept = max(T, S) <= sizes.longest_kept  # the probabilities, of each
+    may_be_kept = max(T, S) <= sizes.longest_kept  # the probabilities of a sequence
     return pieces(batch, at_once, None if may_be_kept else query)
 
 
@@ -401,7 +401,7 @@ def _by_head(x: Tensor) -> Iterator[Tensor]:
 
 @contextmanager
 def _from_heads(x: Tensor) -> Iterator[Tensor]:
-    """What is written into a matrix for each head, (b H, T, K), is in x (b, T, H, K) at the end."""
+    """A matrix for each head, (b H, T, K), to write into; at the end its content is in x (b, T, H, K)."""
     by_head = x.transpose(1, 2)
     with scratch(tuple(by_head.shape), x) as copy:
         yield matrices(copy)
@@ -411,12 +411,12 @@ def _from_heads(x: Tensor) -> Iterator[Tensor]:
 def _memory(
     kept_tiles: list[Tensor], number: int, shape: tuple[int, ...], like: Tensor
 ) -> AbstractContextManager[Tensor]:
-    """The probabilities that are kept, or memory to recompute them."""
+    """Memory for a tile of probabilities: kept for backward, or scratch memory to recompute them."""
     return nullcontext(kept_tiles[number]) if kept_tiles else scratch(shape, like)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, adds: bool, scale: float = 1) -> None:
-    """total (b H, S, K) = scale left right, or += it; of the first keys, where no others are seen."""
+    """total (b H, S, K) = scale left right, or +=, in the rows of the visible keys."""
     seen = left.shape[1]
     if not adds:
         scaled_product(left, right, scale, total)

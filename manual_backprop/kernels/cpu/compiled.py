@@ -1,8 +1,8 @@
-"""Functions that run as one kernel of the library in C++, and as they are written where they cannot.
+"""Functions that run as one kernel of the C++ library, or in Python where the library is missing.
 
-`@compiled("N F", "N F", "F")`, above a function that writes into tensors it is given and returns nothing, says the
-dimensions of each tensor: as many numbers follow the addresses in the kernel's arguments as there are letters. The
-function and the kernel of its name (cpp/) are the same formula. On a GPU it is left to `torch.compile`.
+`@compiled("N F", "N F", "F")` marks a function that writes into its arguments and returns nothing. It names the
+dimensions of each tensor; the kernel's arguments are the addresses, then one number per letter. The function and the
+kernel of its name (cpp/) compute the same formula. On a GPU `torch.compile` compiles the function.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from .library import CompilerError, build, compiler, find, folder, why_elsewhere
 
 log = logging.getLogger(__name__)
 
-MOST_CALLS = 4096  # calls, by their shapes, of which it is known how they run
+MOST_CALLS = 4096  # cached ways to run a call, by the shapes of its tensors
 FIXED = {"float32": torch.float32}
 NUMBERS = {"float": torch.float32}
-TENSORS = (Tensor, torch.nn.Parameter, FakeTensor)  # and nothing else that only looks like one
-FORMATS = {  # of activations and parameters, and how a kernel for them is called; float64 runs as written
+TENSORS = (Tensor, torch.nn.Parameter, FakeTensor)  # no other subclasses
+FORMATS = {  # dtypes of activations and parameters -> the end of a kernel's name; float64 runs in Python
     (torch.float32, torch.float32): "fp32",
     (torch.bfloat16, torch.bfloat16): "bf16",
     (torch.bfloat16, torch.float32): "bf16_mixed",
 }
 
 _wanted: ContextVar[bool] = ContextVar("compiled", default=False)
-_failed: list[str] = []  # why compilation does not work in this process
-_made: list[float] = []  # how long a compiler has worked for this process [s]
+_failed: list[str] = []  # why compilation failed in this process
+_made: list[float] = []  # duration of compilations in this process [s]
 _loaded: list[ctypes.CDLL] = []
 
 
 @contextmanager
 def compiled_functions(wanted: bool) -> Iterator[None]:
-    """Inside, functions marked with `compiled` run compiled where they can, or as they are written."""
+    """A context in which functions marked with `compiled` run compiled where possible (`wanted`), or in Python."""
     token = _wanted.set(wanted)
     try:
         yield
@@ -56,35 +56,35 @@ def compiled_functions(wanted: bool) -> Iterator[None]:
 
 
 def compiles(how: str, device: torch.device) -> bool:
-    """Whether to try it. `auto`: where there is what it takes; without a C++ compiler no word is lost about it."""
+    """Whether to try compilation. `auto`: if its tools are installed; no warning without a C++ compiler."""
     return how == "always" or (how == "auto" and (device.type == "cuda" or compiler() is not None))
 
 
 def compiling_failed() -> bool:
-    """Whether it has failed in this process: everything runs as it is written then."""
+    """Whether compilation has failed in this process: then everything runs uncompiled."""
     return bool(_failed)
 
 
 def newly_compiled() -> bool:
-    """Whether a compiler has worked for this process: the library was not there before."""
+    """Whether this process has compiled the library, because it was missing."""
     return bool(_made)
 
 
 def library_is_wanted() -> bool:
-    """And has not failed so far."""
+    """Whether the library is to be used, and has not failed so far."""
     return _wanted.get() and not _failed
 
 
 def kernel(name: str, pointers: int, sizes: int, numbers: int = 0) -> Callable[..., None] | None:
-    """The library's function of that name: of addresses, then whole numbers, then doubles. None where there is no
-    library, or where it is not wanted; it is compiled where it is missing."""
+    """The library's function of that name; its arguments are addresses, then integers, then doubles. A missing library
+    is compiled. None if there is no library or it is not to be used."""
     if not library_is_wanted():
         return None
     try:
         if not _loaded:
             _loaded.append(find() or _compile())
         return _function(_loaded[0], name, pointers, sizes, numbers)
-    except Exception as error:  # whatever the compiler or the loader raises
+    except Exception as error:  # the compiler and the loader may raise anything
         _give_up(error)
         return None
 
@@ -100,10 +100,10 @@ def _function(library: ctypes.CDLL, name: str, pointers: int, sizes: int, number
 
 @dataclass(frozen=True)
 class Argument:
-    """A tensor's dimensions, as letters that may have a factor ("N 2F"), and where its format comes from.
+    """A tensor's dimensions, as letters that may have a factor ("N 2F"), and its kind of dtype.
 
-    `kind`, behind a colon: `parameter` for the format of the parameters, `float32` for that format always; with none it
-    is the format of the activations. "float" is a number, of Python's or a tensor's.
+    `kind` comes after a colon: `parameter` for the dtype of the parameters, `float32` for float32 always; without it,
+    the dtype of the activations. "float" is a number: of Python, or a tensor with one number.
     """
 
     dimensions: tuple[tuple[int, str], ...]
@@ -118,16 +118,16 @@ class Argument:
 
 
 def compiled(*arguments: str, by_rows: bool = False) -> Callable[[Callable[..., None]], CompiledFunction]:
-    """Marks a function of a module, with positional arguments: tensors, described as `Argument` says, then numbers.
+    """Marks a function with positional arguments: tensors, each described as in `Argument`, then numbers.
 
-    `by_rows`: no row, along the first dimension, depends on another. Tensors may share memory only where each element
-    is read and written at the same place.
+    `by_rows`: no row, along the first dimension, depends on another. Tensors may share memory only if each element is
+    read and written at the same place.
     """
     return lambda function: CompiledFunction(function, tuple(Argument.of(text) for text in arguments), by_rows)
 
 
 class CompiledFunction:
-    """Calls the compiled function where that is wanted and can be had, and the function as it is written elsewhere."""
+    """Calls the compiled function if compilation is on and possible, else the Python function."""
 
     __name__: str
 
@@ -135,14 +135,14 @@ class CompiledFunction:
         functools.update_wrapper(self, function)
         self.function, self.arguments, self.by_rows = function, arguments, by_rows
         self.tensors = sum(argument.kind not in NUMBERS for argument in arguments)
-        self.calls: dict[Any, Callable[..., None]] = {}  # by all that is known of the tensors but their content
+        self.calls: dict[Any, Callable[..., None]] = {}  # by everything known of the tensors except their content
 
     def __call__(self, *args: Any) -> None:
         return self._call_of(args)(*args)
 
     def compiles(self, *args: Any) -> bool:
-        """Whether such a call runs in a library, which is loaded or made now. If not, where PyTorch has kernels of its
-        own for it, those are faster than what is written here."""
+        """Whether such a call runs in the library, which is loaded or compiled now. If not, the caller should use
+        PyTorch's kernels, if there are any: they are faster than the Python function."""
         return not args[0].is_cuda and self._call_of(args) != self._as_written
 
     def _call_of(self, args: tuple[Any, ...]) -> Callable[..., None]:
@@ -166,7 +166,7 @@ class CompiledFunction:
             self.function(*(x[part] if split else x for x, split in zip(args, in_rows, strict=True)))
 
     def _choose(self, tensors: tuple[Tensor, ...]) -> Callable[..., None]:
-        """How calls with such tensors run, in this process."""
+        """The function that serves calls with such tensors, in this process."""
         on_gpu, fake = any(x.is_cuda for x in tensors), any(type(x) is FakeTensor for x in tensors)
         if on_gpu:
             return _nothing if fake else self._on_gpu
@@ -179,7 +179,7 @@ class CompiledFunction:
         return self._as_written if address is None else self._bound(address, list(sizes.values()))
 
     def _formats(self, tensors: tuple[Tensor, ...]) -> str | None:
-        """Of activations and parameters, as a kernel's name ends; None where there is no such kernel."""
+        """The dtypes of activations and parameters, as a kernel's name ends; None if there is no such kernel."""
         found: dict[str, torch.dtype] = {}
         for x, argument in zip(tensors, self.arguments, strict=False):
             if found.setdefault(argument.kind, FIXED.get(argument.kind, x.dtype)) != x.dtype:
@@ -188,7 +188,7 @@ class CompiledFunction:
         return FORMATS.get((found.get("activation", parameter), parameter))  # type: ignore[arg-type]
 
     def _sizes(self, tensors: tuple[Tensor, ...]) -> dict[str, int] | None:
-        """Of each letter; None where the tensors do not have that form, contiguous and in the CPU's memory."""
+        """The size of each letter; None unless the tensors have these dimensions, are contiguous and on the CPU."""
         sizes: dict[str, int] = {}
         for x, argument in zip(tensors, self.arguments, strict=False):
             if type(x) not in TENSORS or not x.is_cpu or not x.is_contiguous() or x.dim() != len(argument.dimensions):
@@ -211,7 +211,7 @@ class CompiledFunction:
     def _on_gpu(self, *args: Any) -> None:
         try:
             self._compiled_for_gpu(*args)
-        except Exception as error:  # whatever the compiler raises; a fault of the function itself raises again below
+        except Exception as error:  # the compiler may raise anything; an error of the function is raised below
             _give_up(error)
             self.function(*args)
 
@@ -221,12 +221,12 @@ class CompiledFunction:
 
 
 def _nothing(*args: Any) -> None:
-    """Of tensors without numbers, by which a step's memory is estimated: a library takes none."""
+    """Does nothing: for fake tensors, with which a step's memory is estimated."""
 
 
 @functools.lru_cache(maxsize=1024)
 def _number(value: float, dtype: torch.dtype) -> Tensor:
-    """Where a kernel finds it."""
+    """`value` in memory, so that a kernel can read it by address."""
     return torch.tensor(value, dtype=dtype, device="cpu")
 
 
@@ -249,6 +249,6 @@ def _compile() -> ctypes.CDLL:
 
 
 def _give_up(error: Exception) -> None:
-    reason = str(error) if isinstance(error, CompilerError) else first_line(error)  # ours ends with what to do
+    reason = str(error) if isinstance(error, CompilerError) else first_line(error)  # a CompilerError says what to do
     _failed.append(reason)
     log.warning("compiling does not work here, so the kernels run uncompiled: %s", reason)

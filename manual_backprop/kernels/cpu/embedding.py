@@ -1,4 +1,4 @@
-"""The token embedding, whose gradient touches the rows of the tokens that are there, and no others."""
+"""The token embedding, whose backward touches only the rows of tokens in the batch."""
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from ..arena import scratch
 def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Tensor) -> None:
     """dy (B, T, D): adds to dweight (V, D): `ops.token_embedding_backward`.
 
-    Saves a table of zeros of (V, D) and two passes over it. A narrow dweight gets sums made in the wide format, of the
-    tokens that occur where these are fewer than there are. `index_add_` is bitwise the same with any number of threads.
+    Saves a table of zeros (V, D) and two passes over it. For a 16-bit dweight the sums run in float32, in a table with
+    a row for each token of the batch if that is smaller than (V, D). The bits of `index_add_` do not depend on the
+    number of threads.
     """
     tokens, scale = cache
     token = tokens.reshape(-1)
@@ -28,20 +29,20 @@ def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Te
     shape = tuple(dy_rows.shape)
     with scratch(shape, wide(dy[:0])) as wide_rows, scratch(shape, wide(dy[:0])) as drows:
         drows.zero_().index_add_(0, place, wide_rows.copy_(dy_rows), alpha=scale)
-        # a place that no group has belongs to the first group: it writes what that one writes
+        # unused rows of the table belong to the first group, and write the same sum as that group
         there = (place.max() >= torch.arange(len(token), device=token.device))[:, None]
         torch.where(there, drows, drows[:1], out=wide_rows)
         dweight[owner] = wide_rows.add_(dweight[owner]).to(dweight.dtype)
 
 
 def _table_is_smaller(weight: Tensor, token: Tensor) -> bool:
-    """Than a row for each token."""
+    """Whether (V, D) is smaller than a row for each token of the batch."""
     return len(weight) < len(token)
 
 
 def _groups(token: Tensor) -> tuple[Tensor, Tensor]:
-    """Equal tokens are a group: each token's group, and each group's token, (N) each. Sizes do not depend on values, so
-    that no device is waited for."""
+    """Groups equal tokens: each token's group, and each group's token, (N) each. The sizes do not depend on the values,
+    so the host never waits for the device."""
     ordered, order = token.sort()
     starts = torch.ones_like(ordered, dtype=torch.bool)
     starts[1:] = ordered[1:] != ordered[:-1]

@@ -1,6 +1,6 @@
-"""The feed-forward network, of which one tensor of its width is kept: the hidden layer before bias and activation.
+"""The feed-forward network with one kept tensor of its width: the hidden layer before bias and activation.
 
-Everything else of that width is there for some rows at a time.
+All other tensors of that width are computed for some rows at a time.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ def feed_forward_forward(
     record: Record = no_record,
 ) -> tuple[Tensor, FeedForwardCache]:
     """y = activation(x W_hidden^T + b_hidden) W_output^T + b_output: `ops.feed_forward_forward`. x, y (..., D)."""
-    if activation not in ACTIVATIONS:  # one of somebody's own: as it is written
+    if activation not in ACTIVATIONS:  # a user's activation: the textbook pair
         return feed_forward.feed_forward_forward(
             x, hidden_weight, hidden_bias, output_weight, output_bias, activation, record
         )

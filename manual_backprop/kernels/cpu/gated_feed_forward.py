@@ -1,4 +1,5 @@
-"""The gated feed-forward network, of which gate and hidden layer are kept; one pass each way for SwiGLU."""
+"""The gated feed-forward network. It keeps gate and hidden layer, and SwiGLU takes one pass forward and one
+backward."""
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def swiglu(y: Tensor, x: Tensor) -> None:
 
 @compiled("N F", "N 2F", "N F", "N 2F", by_rows=True)
 def swiglu_gradient(y: Tensor, dx: Tensor, dy: Tensor, x: Tensor) -> None:
-    """y = silu(gate) * hidden once more, (N, F), and from dy (N, F) dgate and dhidden side by side, dx (N, 2F):
+    """Recomputes y = silu(gate) * hidden, (N, F); from dy (N, F), dx (N, 2F) = dgate and dhidden side by side:
     `ops.swiglu_backward`."""
     width = y.shape[1]
     gate, hidden, upstream = wide(x[:, :width]), wide(x[:, width:]), wide(dy)

@@ -1,9 +1,9 @@
-"""The kernels in C++ (cpp/) as one library, compiled once for a machine by the compiler that is there.
+"""The C++ kernels (cpp/) as one library, compiled once per machine by the installed compiler.
 
-It is kept in the user's cache folder, or where nothing can be written or run there, in a folder of the user's own among
-the temporary ones, under a name that says for which sources, version of PyTorch, processor and
-compiler it was made, and what it holds: one that was damaged counts as none. Where it cannot be made or loaded, the
-reason is kept beside it, and is not found out again by every run.
+It is cached in the user's cache folder, or, if nothing can be written or executed there, in a temporary folder of the
+user. Its name contains digests of what it depends on (sources, version of PyTorch, processor and compiler) and of its
+content: a damaged file counts as missing. If it cannot be compiled or loaded, the reason is written beside it, so that
+not every run tries again.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from ...common.startup.home import private_folder
 
 PACKAGE = __name__.partition(".")[0]
 SOURCES = Path(__file__).with_name("cpp")
-PASSING = ("no space left", "memory", "quota")  # words of a failure that may pass by itself
-LONGEST_WAIT = 120.0  # [s] for another process that compiles
+PASSING = ("no space left", "memory", "quota")  # words in the message of a temporary failure
+LONGEST_WAIT = 120.0  # [s] for another process that is compiling
 CAPABILITIES = (
     "AVX512",
     "AVX2",
-)  # vectors that PyTorch's headers are told of; elsewhere they take those of the compiler
+)  # vector extensions to select in PyTorch's headers; on other processors the compiler's default
 
 
 class CompilerError(ManualBackpropError):
-    """The library cannot be made or loaded here."""
+    """The library cannot be compiled or loaded here."""
 
 
 class CompilerKilled(CompilerError):
-    """By a signal, or for want of room: it may end well another time."""
+    """The compiler was killed by a signal, or memory or disk was full: it may succeed another time."""
 
 
 def find() -> ctypes.CDLL | None:
-    """The library as it was compiled before, on this machine; None where there is none, or not as it was written.
+    """The library as it was compiled earlier on this machine; None if it is missing or damaged.
 
-    Raises CompilerError where it is there and cannot be loaded, or could not be made before.
+    Raises CompilerError if it cannot be loaded, or if an earlier compilation failed.
     """
     for place in places():
         for path in sorted(place.glob(f"{_name()}-*.so")):
@@ -64,9 +64,9 @@ def find() -> ctypes.CDLL | None:
 
 
 def build() -> ctypes.CDLL:
-    """Compiles it where it is missing. Raises CompilerError, OSError.
+    """The library, compiled if it is missing. Raises CompilerError, OSError.
 
-    Of processes that miss it, as the jobs of a sweep do, one compiles, and the others wait for it.
+    If several processes need it, like the jobs of a sweep, one compiles and the others wait.
     """
     if compiler() is None:
         named = os.environ.get("CXX")
@@ -91,9 +91,9 @@ def build() -> ctypes.CDLL:
 
 
 def places() -> list[Path]:
-    """Where the library may be kept: in the user's cache, else among the temporary folders."""
+    """The folders where the library may be cached: in the user's cache, else among the temporary folders."""
     found = []
-    with suppress(RuntimeError):  # no HOME, and a user whom nobody knows
+    with suppress(RuntimeError):  # no HOME, and a user without an entry in passwd
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         found.append(cache.absolute() / PACKAGE / "kernels")
     with suppress(OSError):
@@ -102,7 +102,7 @@ def places() -> list[Path]:
 
 
 def folder() -> Path:
-    """The first of these in which a library can be kept and run, made where it is missing. Raises CompilerError."""
+    """The first of `places` where a library can be written and executed; created if missing. Raises CompilerError."""
     reasons = []
     for place in places():
         if (reason := _unusable(place)) is None:
@@ -116,7 +116,7 @@ def folder() -> Path:
 
 
 def why_elsewhere() -> str | None:
-    """Where the library is kept and why, if not in the user's cache. Raises CompilerError."""
+    """A sentence that says where the library is cached and why, if not in the user's cache. Raises CompilerError."""
     place = folder()
     usual = places()[0]
     return None if place == usual else f"compiled kernels are kept in {place}: {usual} is usual, but {_unusable(usual)}"
@@ -157,7 +157,7 @@ def _load(path: Path) -> ctypes.CDLL:
 
 @cache
 def _name() -> str:
-    """Of all that the library depends on."""
+    """The beginning of the library's file name: a digest of everything that it depends on."""
     sources = {
         path.name: path.read_text(encoding="utf-8")
         for path in sorted(SOURCES.iterdir())
@@ -173,7 +173,7 @@ def _name() -> str:
 
 
 def _failure(place: Path) -> Path:
-    """Why it could not be made by the compiler that is there."""
+    """The file with the reason why the installed compiler failed."""
     found = compiler() or ""
     seen = [found, os.stat(found).st_mtime if found else 0]
     return place / f"{_name()}-{json_digest(seen)[:8]}.failed"
@@ -181,7 +181,7 @@ def _failure(place: Path) -> Path:
 
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """But not for ever: who waits too long compiles as well, which harms nobody."""
+    """A lock on compiling. After LONGEST_WAIT a process stops waiting and compiles too, which does no harm."""
     from filelock import FileLock, Timeout  # torch needs it too
 
     lock = FileLock(place / ".lock")
@@ -194,7 +194,7 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 def _compile(place: Path) -> Path:
-    """Into a folder beside the libraries, and from there to its name."""
+    """Compiles into a temporary folder beside the libraries, then renames the result to its final name."""
     with (
         tempfile.TemporaryDirectory(prefix="compiling-", dir=place) as working,
         Path(working, "log").open("w+b") as log,
@@ -206,8 +206,8 @@ def _compile(place: Path) -> Path:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=os.environ | {"LC_ALL": "C"},  # in which a compiler says "error"
-            start_new_session=True,  # Ctrl-C is for the run, which finishes its step
+            env=os.environ | {"LC_ALL": "C"},  # so that messages contain "error"
+            start_new_session=True,  # Ctrl-C goes to the run only, which finishes its step
         )
         try:
             ended = process.wait()
@@ -238,13 +238,13 @@ def _command(target: Path) -> list[str]:
     libraries = torch_folder / "lib"
     return [
         found,
-        # no sum and product become one where they are not written so: the same numbers in forward and in backward
+        # no fused multiply-add unless it is written: backward must recompute exactly the numbers of forward
         *("-O3", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-w"),
         "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native",
         *(definitions if capability in CAPABILITIES else ["-DCPU_CAPABILITY=DEFAULT"]),
         *(f"-I{torch_folder.joinpath(*parts)}" for parts in (["include"], ["include/torch/csrc/api/include"])),
         str(SOURCES / "library.cpp"),
         *("-o", str(target), f"-L{libraries}", "-ltorch_cpu", "-lc10"),
-        *map(str, sorted(libraries.glob("libgomp*"))),  # PyTorch's own threads, and no others beside them
+        *map(str, sorted(libraries.glob("libgomp*"))),  # share PyTorch's threads instead of starting others
         *(["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-Wl,--as-needed", "-fopenmp"]),
     ]

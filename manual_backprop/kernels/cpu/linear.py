@@ -1,8 +1,8 @@
-"""`linear` with the gradient's product added where it belongs, and its input's gradient in the input's place.
+"""`linear` whose product adds directly into dweight, and whose dx overwrites x.
 
-An output that is wider than the input (query, key and value) is recomputed where backward wants it: the input is
-there anyhow, one more product costs a twelfth of a block's, and a third of what a block would keep is saved. Where it
-is small beside its weight, it is kept.
+An output that is wider than the input (query, key and value) is recomputed in backward: the input is kept anyway, one
+more product costs a twelfth of a block's products, and it saves a third of the memory that a block would keep. An
+output that is small compared with its weight is kept.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ LinearCache = tuple[Recomputable, Tensor]
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, LinearCache]:
-    """y = x W^T + b: `ops.linear_forward`. The cache keeps the weight as the product read it, rounded once a step."""
+    """y = x W^T + b: `ops.linear_forward`. The cache keeps the weight that the product read, rounded once per step."""
     weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
     saved_x = saved(x)
@@ -39,8 +39,9 @@ def linear_backward(
 ) -> Tensor:
     """dy (..., O) -> dx (..., I); adds to dweight (O, I) and dbias (O): `ops.linear_backward`.
 
-    Saves a tensor of the weight's size and two passes over it, as the product adds into the buffer itself, and one of
-    the input's size: dx takes the place of x. Not so where it is added to a `dx` that is there: x is read by others.
+    The product adds into dweight itself, which saves a tensor of the weight's size and two passes over it. dx
+    overwrites x, which saves a tensor of the input's size; not if it is added to a given `dx`, since other products
+    read x too.
     """
     x, back = recomputed(cache[0]), cache[1] if feedback is None else feedback.to(dy.dtype)
     dy_rows = rows(dy)

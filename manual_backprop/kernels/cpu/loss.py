@@ -1,10 +1,11 @@
-"""The vocabulary projection and the loss, a few rows at a time: all logits are never there at once.
+"""The vocabulary projection and the loss, a few rows at a time, so that the full logits are never stored.
 
-A chunk's logits become its loss, then their own gradient in place, then its part of dx and dW. So the gradient is made
-in the forward pass, while the chunk is in the cache, and the largest tensor of a step shrinks from (N, V) to a chunk.
+The logits of a chunk give its loss, then become their own gradient in place, then give the chunk's part of dx and dW.
+So the forward pass computes the gradient while the chunk is in the processor's cache, and the largest tensor of a step
+shrinks from (N, V) to a chunk.
 
-Where it is compiled, one exponential is made of each logit, e = exp(z - max(z)). softmax(z) is e / sum(e), and as the
-sum is one number a row, it divides the rows of x that make dW and those of dx, in place of the logits.
+The compiled version computes one exponential for each logit, e = exp(z - max(z)), with softmax(z) = e / sum(e). The sum
+is one number a row, so the rows of x (for dW) and of dx are divided by it instead of the logits.
 """
 
 import math
@@ -40,8 +41,9 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """`ops.linear_cross_entropy_forward` and `_backward` at once: loss and dx; adds to dweight.
 
-    x (..., D), weight (V, D), targets (...), dloss, one number -> loss, one number, and dx (..., D). Where nothing is
-    smoothed, nothing depends on `padding`; where it is, small vocabularies have one, and the textbook pair is called.
+    x (..., D), weight (V, D), targets (...), dloss, one number -> loss, one number, and dx (..., D). Without label
+    smoothing nothing depends on `padding`. With label smoothing and `padding` the textbook pair is called: such
+    vocabularies are small.
     """
     if label_smoothing and padding is not None:
         smoothed = targets, denominator, label_smoothing, padding
@@ -81,14 +83,16 @@ def linear_cross_entropy(
 
 
 def _rows_at_once(x: Tensor, vocab_size: int, sizes: Sizes) -> int:
-    """Of a chunk: so many that its logits stay near the processor, and as many as products want, narrow ones more."""
+    """The rows of a chunk: few enough that its logits stay in the cache, but enough for efficient products; 16-bit
+    products need more."""
     return max(sizes.fewest_rows * (2 if x.dtype == torch.bfloat16 else 1), sizes.logits // vocab_size)
 
 
 def _width(vocab_size: int, label_smoothing: float, sizes: Sizes) -> int:
-    """Of a chunk: columns of -inf, of which the exponential is 0, make rows start at a cache line, as products like it.
+    """The columns of a chunk: V and some columns of -inf, whose exponential is 0, so that rows start at a cache line
+    and products are faster.
 
-    None where the vocabulary is small, or where a smoothed target gives each column its share.
+    None are added if the vocabulary is small, or with label smoothing, where every column has a share of the target.
     """
     return vocab_size if label_smoothing or vocab_size < sizes.large_vocabulary else -(-vocab_size // PADDING) * PADDING
 
@@ -96,10 +100,10 @@ def _width(vocab_size: int, label_smoothing: float, sizes: Sizes) -> int:
 def _loss_and_gradient_(
     logits: Tensor, target: Tensor, counts: Tensor, share: Tensor, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """The sum of the chunk's losses, and scale, one number or (R, 1): the gradient is scale times what `logits` become,
-    which is 0 in rows that do not count.
+    """The sum of the chunk's losses, and scale, one number or (R, 1). `logits` are overwritten; the gradient is scale
+    times their new content, which is 0 in rows that do not count.
 
-    logits (R, V), or more columns, of -inf, where nothing is smoothed: a smoothed target belongs to V of them.
+    logits (R, V), or without label smoothing with more columns, of -inf.
     """
     on_target = torch.arange(len(logits), device=logits.device), target.clamp(min=0)
     at_target, count = logits[on_target], counts.to(logits.dtype)
@@ -110,7 +114,7 @@ def _loss_and_gradient_(
     cross_entropy_of_rows(logits, *of_rows)
     if label_smoothing:
         logits -= (label_smoothing / logits.shape[1] * total[:, None]).to(logits.dtype)
-    logits[on_target] = at_target  # `scatter_`, and above two formats, would copy all logits where they are bfloat16
+    logits[on_target] = at_target  # `scatter_`, or mixed dtypes, would copy all logits in bfloat16
     return losses.sum(), torch.where(counts, share / total, 0)[:, None]
 
 
@@ -128,13 +132,13 @@ def loss_and_gradient_by_pytorch_(logits: Tensor, target: Tensor, counts: Tensor
     if label_smoothing:
         expected += label_smoothing * logits.mean(-1, keepdim=True)
     p = torch.softmax(logits, -1, out=logits)
-    # softmax = exp(z - logsumexp), read where it is largest and so never 0
+    # softmax = exp(z - logsumexp), read at its largest entry, which is never 0
     logsumexp = largest - p.gather(1, place).log()
     loss = torch.where(counts[:, None], logsumexp - expected, 0).sum()
     if label_smoothing:
         p -= label_smoothing / p.shape[1]
     p.scatter_add_(1, on_target, torch.full_like(expected, label_smoothing - 1))
-    p.masked_fill_(~counts[:, None], 0)  # not a product: a row that does not count may hold anything, NaN too
+    p.masked_fill_(~counts[:, None], 0)  # a product with 0 would keep the NaN that an ignored row may hold
     return loss
 
 
@@ -147,7 +151,7 @@ def linear_cross_entropy_forward(
     padding: int | None = None,
     record: Record = no_record,
 ) -> tuple[Tensor, LinearCrossEntropyCache]:
-    """The two halves of `linear_cross_entropy`, for whoever has another gradient of the loss than 1."""
+    """`linear_cross_entropy` as a pair, for a gradient of the loss other than 1."""
     dweight = torch.zeros_like(weight)
     inputs = x.clone(), weight, targets, denominator, label_smoothing, padding  # x itself becomes dx
     settings = targets, denominator, label_smoothing
@@ -165,7 +169,7 @@ def linear_cross_entropy_backward(
     """dloss, one number -> dx (..., D); adds to dweight (V, D)."""
     dx, dweight_of_one, inputs = cache
     dweight += dloss * dweight_of_one
-    if feedback is not None:  # the forward has gone through the weight itself: once more
+    if feedback is not None:  # the forward computed dx with the weight itself: compute it again
         x, weight, targets, denominator, label_smoothing, padding = inputs
         once_more = torch.zeros_like(dweight)
         _, dx = linear_cross_entropy(x, weight, targets, denominator, label_smoothing, once_more, feedback, padding)

@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm over rows, one call each way, of which only the input and its statistics are kept."""
+"""Layer norm and RMS norm over rows, one call forward and one backward. They keep only the input and its statistics."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 
 class _Norm(NamedTuple):
-    """Its kernels. Each takes as many statistics of a row, and as many weights, as the norm has."""
+    """The kernels of a norm. A layer norm has two statistics and two weights, an RMS norm one of each."""
 
     statistics: int
     of_sum: CompiledFunction
@@ -46,7 +46,8 @@ RMS = _Norm(
 def layer_norm_forward(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float = EPSILON
 ) -> tuple[Tensor, LayerNormCache]:
-    """`ops.layer_norm_forward` by PyTorch's own kernel: statistics and output of a row while it is in the cache."""
+    """`ops.layer_norm_forward` by PyTorch's kernel: it computes a row's statistics and output while it is in the
+    cache."""
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     normalize = partial(aten.native_layer_norm, x, x.shape[-1:], weight, bias, epsilon)
     y, mean, rstd = normalize()
@@ -74,8 +75,8 @@ def residual_layer_norm_forward(
 ) -> tuple[tuple[Tensor, Tensor], LayerNormCache]:
     """total = x + branch, y = layer_norm(total): `ops.residual_layer_norm_forward`.
 
-    Nothing reads the branch again, so inside a step the total takes its place, or where that is too narrow, somebody
-    else does.
+    Nothing reads the branch again, so inside a step the total overwrites it. If the branch is in a narrower dtype, its
+    memory is given back.
     """
     found = _forward(LAYER, x, branch, (weight, bias), epsilon, dtype)
     if found is not None:
@@ -91,7 +92,7 @@ def residual_layer_norm_forward(
 def residual_layer_norm_backward(
     dtotal: Tensor | None, dy: Tensor, cache: LayerNormCache, dweight: Tensor, dbias: Tensor
 ) -> Tensor:
-    """dtotal, dy (..., D) -> the gradient of x and of branch alike: `ops.residual_layer_norm_backward`."""
+    """dtotal, dy (..., D) -> dx = dbranch (..., D): `ops.residual_layer_norm_backward`."""
     total, mean, rstd, weight, _ = cache
     if mean.dim() > 1:  # PyTorch's
         dsum = layer_norm_backward(dy.to(total.dtype), cache, dweight, dbias)
@@ -106,7 +107,7 @@ def residual_rms_norm_forward(
     epsilon: float = RMS_EPSILON,
     dtype: torch.dtype | None = None,
 ) -> tuple[tuple[Tensor, Tensor], RmsNormCache]:
-    """total = x + branch, y = rms_norm(total), likewise: `ops.residual_rms_norm_forward`."""
+    """total = x + branch, y = rms_norm(total): `ops.residual_rms_norm_forward`."""
     found = _forward(RMS, x, branch, (weight,), epsilon, dtype)
     if found is None:
         return ops.residual_rms_norm_forward(x, branch, weight, epsilon, dtype)
@@ -115,7 +116,7 @@ def residual_rms_norm_forward(
 
 
 def residual_rms_norm_backward(dtotal: Tensor | None, dy: Tensor, cache: RmsNormCache, dweight: Tensor) -> Tensor:
-    """dtotal, dy (..., D) -> the gradient of x and of branch alike: `ops.residual_rms_norm_backward`."""
+    """dtotal, dy (..., D) -> dx = dbranch (..., D): `ops.residual_rms_norm_backward`."""
     total, rrms, weight = cache
     if rrms.dim() > 1:
         return ops.residual_rms_norm_backward(dtotal, dy, cache, dweight)
@@ -125,7 +126,7 @@ def residual_rms_norm_backward(dtotal: Tensor | None, dy: Tensor, cache: RmsNorm
 def _forward(
     norm: _Norm, x: Tensor, branch: Tensor | None, weights: Sequence[Tensor], epsilon: float, dtype: torch.dtype | None
 ) -> tuple[tuple[Tensor, Tensor], Sequence[Tensor]] | None:
-    """total and y, and the statistics; None where the library does not serve these."""
+    """(total, y), and the statistics; None if the library does not support these arguments."""
     dtype = dtype or x.dtype
     if x.dtype == dtype:
         like = x
@@ -134,7 +135,7 @@ def _forward(
     statistics = torch.empty(
         norm.statistics, x.numel() // x.shape[-1], dtype=wide(x[:0]).dtype, device=x.device
     ).unbind()
-    if not norm.of_rows.compiles(rows(like), *statistics, rows(x), *weights, epsilon):  # y is like that
+    if not norm.of_rows.compiles(rows(like), *statistics, rows(x), *weights, epsilon):  # `like` stands for y
         return None
     if branch is not None and branch.dtype != dtype:
         x, branch = x + branch, None  # as wide as x
@@ -165,7 +166,7 @@ def _backward(
     weight: Tensor,
     dweights: Sequence[Tensor],
 ) -> Tensor:
-    """The gradient of the sum, in the place of dtotal, or where nothing has reached that, of total."""
+    """The gradient of the sum. It overwrites dtotal, or if that is None, total."""
     if dtotal is None:
         dsum = in_place_of(total)
     else:

@@ -1,9 +1,9 @@
-"""AdamW and SGD as `kernels=fused` has them: the gradient is read twice, everything else once.
+"""AdamW and SGD of `kernels=fused`. They read the gradient twice and everything else once.
 
-An update is bound by memory: of a network of 124M parameters in bfloat16 it moves 2.7 GB. Where it can be compiled, one
-loop clips, decays, updates both moments and the parameter, and writes each number once, in bf16_mixed also as products
-read it. Elsewhere PyTorch's own kernels
-update pieces that fit into the cache, of which wide copies are made.
+An update is bound by memory: for 124M parameters in bfloat16 it moves 2.7 GB. In the compiled version one loop clips,
+decays, and updates both moments and the parameter, and writes each number once; in bf16_mixed it also writes the
+rounded parameter that products read. Without a compiler, PyTorch's kernels update pieces that fit into the cache, in
+float32 copies.
 """
 
 import functools
@@ -19,7 +19,7 @@ from .. import fast
 from .compiled import CompiledFunction, compiled
 
 Number = float | Tensor
-ROW = 1 << 12  # numbers whose squares are added up one after the other
+ROW = 1 << 12  # numbers whose squares are summed sequentially
 
 
 @compiled("R: float32", "R C: parameter")
@@ -46,11 +46,11 @@ def adamw_step(
     rate: Number,
     root_of_correction: Number,
 ) -> None:
-    """`optim.AdamW` for all parameters (P) that decay alike; nothing changes where `finite` is 0.
+    """`optim.AdamW` for parameters (P) with the same decay; if `finite` is 0 nothing changes.
 
-    `share` is 1 - beta, of which float32 would lose a few digits here; `decay` is times the learning rate, and `rate`
-    that over the correction of the first moment's bias. `rounded` (P) is the parameter once more, in the format of the
-    products, or the parameter itself.
+    `share` is 1 - beta, passed because float32 would lose a few of its digits here. `decay` is multiplied by the
+    learning rate already; `rate` is the learning rate divided by the bias correction of the first moment. `rounded` (P)
+    is a copy of the parameter in the dtype of the products, or the parameter itself.
     """
     counts = torch.as_tensor(finite, device=parameter.device) > 0
     p, g = wide(parameter), clip * wide(gradient)
@@ -85,7 +85,7 @@ def sgd_step(
 
 
 class OnePass(reference.FlatOptimizer):
-    """What both kinds share."""
+    """What AdamW and SGD share: one pass over the buffers."""
 
     loop: CompiledFunction  # (parameters, these rounded, gradients, moments ..., finite, clip, `_numbers`)
 
@@ -111,9 +111,7 @@ class OnePass(reference.FlatOptimizer):
             self.loop(*buffers, finite, clip, *self._numbers(rate, decay))
         else:
             super()._update_part(part, clip, rate, decay, finite)
-        increment_version(
-            self.parameters.buffer
-        )  # which neither a library's writes do nor those of PyTorch's fused ones
+        increment_version(self.parameters.buffer)  # neither the library nor PyTorch's fused optimizers do this
         if rounded is not None and fresh and compiles:
             rounded.is_written()
 
@@ -121,14 +119,14 @@ class OnePass(reference.FlatOptimizer):
     def _numbers(self, rate: Tensor, decay: float) -> tuple[Number, ...]: ...
 
     def _buffers(self, part: slice) -> list[Tensor]:
-        """Of parameters, of what products read of them, of gradients and moments."""
+        """The part of parameters, rounded parameters, gradients and moments."""
         parameters, decayed = self.parameters.buffer, part.stop <= self.parameters.decayed_size
         rounded = self.rounded.flat.buffer if self.rounded is not None and decayed else parameters
         moments = [self.moment(name, part) for name in self.moments]
         return [*[buffer[part] for buffer in (parameters, rounded, self.gradients.buffer)], *moments]
 
     def _widened(self, p: Tensor) -> Tensor:
-        """The parameters of a piece as wide as the moments: p itself, or a copy, which the next piece overwrites."""
+        """The parameters of a piece in the dtype of the moments: p itself, or a copy that the next piece overwrites."""
         return p if p.dtype == self.wide else self._wide_parameters[: len(p)].copy_(p)
 
     @functools.cached_property
@@ -173,8 +171,8 @@ class AdamW(OnePass, reference.AdamW):
 class SGD(OnePass, reference.SGD):
     """`optim.SGD`.
 
-    PyTorch's kernel adds a decay to the gradient, which is not the decoupled one: this one is made before. Without
-    momentum it keeps no moment, which a resume with another momentum would miss: it is not called then.
+    PyTorch's kernel adds the weight decay to the gradient, which is not decoupled: here the decay is applied before.
+    Without momentum PyTorch's kernel keeps no moment, and a resume with momentum would miss it: then it is not called.
     """
 
     loop = sgd_step

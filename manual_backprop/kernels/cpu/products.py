@@ -1,11 +1,11 @@
-"""Matrix products by the fastest way that has their precision, into memory that is there, added where it belongs.
+"""Matrix products by the fastest library of full precision, written or added into existing memory.
 
-PyTorch has two libraries for a float32 product on a CPU, MKL and oneDNN, and takes MKL. On processors that are not
-Intel's, oneDNN is twice as fast. It is reached by allowing it reduced precision, of which it makes use only where the
-processor has tiles for it (AMX); whether it does is measured once, with numbers that bfloat16 would round.
+PyTorch has two libraries for a float32 product on a CPU, MKL and oneDNN, and calls MKL. On processors that are not from
+Intel, oneDNN is twice as fast. PyTorch calls oneDNN if reduced precision is allowed. oneDNN then reduces the precision
+only on processors with AMX; whether it does is measured once, with numbers that bfloat16 would round.
 
-A bfloat16 product for a float32 gradient (bf16_mixed) is made for some rows at a time, and added while it is in the
-cache: PyTorch would make a float32 copy of it first.
+A bfloat16 product for a float32 gradient (bf16_mixed) is computed for some rows at a time and added while it is in the
+cache: PyTorch would first make a float32 copy of it.
 """
 
 import threading
@@ -26,13 +26,13 @@ from .compiled import compiled
 _mkldnn: Any = torch.backends.mkldnn
 
 _lock = threading.Lock()
-_inside = 0  # how many calculations are, in all threads: the setting is the process's
-_before: str = "none"  # the setting as it was found
+_inside = 0  # number of active contexts in all threads: the setting belongs to the process
+_before: str = "none"  # the setting before the first of them
 
 
 @contextmanager
 def fastest_products() -> Iterator[None]:
-    """Inside, float32 products on the CPU run in oneDNN, if they are float32 products there."""
+    """A context in which float32 products on the CPU run in oneDNN, if it computes them in float32."""
     if not onednn_is_exact():
         yield
         return
@@ -60,10 +60,10 @@ def _reduced_precision_allowed() -> Iterator[None]:
 
 @cache
 def onednn_is_exact() -> bool:
-    """Whether float32 stays float32 in oneDNN when it may be less: True without AMX, False where oneDNN is missing."""
+    """Whether oneDNN computes in float32 even when it may reduce precision: True without AMX, False without oneDNN."""
     if not _mkldnn.is_available() or not hasattr(_mkldnn.matmul, "fp32_precision"):
         return False
-    with _reduced_precision_allowed(), _disable_current_modes():  # with real numbers, also where a step is only traced
+    with _reduced_precision_allowed(), _disable_current_modes():  # with real tensors, also when a step is only traced
         generator = torch.Generator().manual_seed(0)
         left, right = torch.randn(2, 256, 256, generator=generator, device="cpu")
         got, want = left @ right, left.double() @ right.double()
@@ -71,21 +71,21 @@ def onednn_is_exact() -> bool:
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left right, in one pass where the formats agree. left (O, N), right (N, I) -> total (O, I)."""
+    """total += left right, in one pass if the dtypes are equal. left (O, N), right (N, I) -> total (O, I)."""
     sizes = sizes_of(total)
     if total.dtype == left.dtype:
         for rows in _in_blocks(len(total), sizes):
             total[rows].addmm_(left[rows], right)
         return
-    for rows in _in_pieces(total, sizes):  # of a wider total
+    for rows in _in_pieces(total, sizes):  # total has a wider dtype
         with scratch((rows.stop - rows.start, right.shape[1]), left) as product:
             torch.mm(left[rows], right, out=product)  # rounded once,
-            add_rounded(total[rows], product)  # added in its format
+            add_rounded(total[rows], product)  # added in the dtype of total
 
 
 @compiled("R C: parameter", "R C")
 def add_rounded(total: Tensor, product: Tensor) -> None:
-    """total (R, C) += product (R, C), which may be narrower."""
+    """total (R, C) += product (R, C), which may have a narrower dtype."""
     total += product
 
 
@@ -96,13 +96,13 @@ def add_sum_of_rows(total: Tensor, x: Tensor) -> None:
 
 
 def _in_blocks(n_rows: int, sizes: Sizes) -> list[slice]:
-    """All of them, in one or in two: those that fill blocks, and the rest."""
+    """All rows in one slice or two: the rows that fill whole blocks, and the rest."""
     even = n_rows // sizes.even_rows * sizes.even_rows if n_rows > sizes.many_rows else 0
     return [rows for rows in (slice(0, even), slice(even, n_rows)) if rows.start < rows.stop]
 
 
 def _in_pieces(total: Tensor, sizes: Sizes) -> list[slice]:
-    """All rows of total (O, I), some at a time, which fill blocks."""
+    """All rows of total (O, I) in slices that fill whole blocks."""
     n_rows, width = total.shape
     at_once = max(1, sizes.product // width // sizes.even_rows) * sizes.even_rows
     return [slice(start, min(start + at_once, n_rows)) for start in range(0, n_rows, at_once)]
@@ -111,11 +111,11 @@ def _in_pieces(total: Tensor, sizes: Sizes) -> list[slice]:
 def scaled_product(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:
     """out = scale left right for many matrices: left (M, R, S), right (M, S, C) -> out (M, R, C).
 
-    `out` may hold anything, NaN too. The scale belongs to the product, so that no pass over memory is spent on it.
+    `out` may contain anything before, also NaN. The scale is part of the product and costs no extra pass.
     """
     torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
 
 
 def matrices(x: Tensor) -> Tensor:
-    """(b, H, R, C) -> (b H, R, C), a view: the product of each head is one of many."""
+    """(b, H, R, C) -> (b H, R, C), a view, for a batched product over all heads."""
     return x.flatten(0, 1)

@@ -1,5 +1,5 @@
-"""Rotary positions and grouped queries around attention. The library turns what it reads, and reads a key where it is,
-for all its queries."""
+"""Attention with rotary positions and grouped queries. The library rotates queries and keys when it reads them, and
+reads each key for all its queries without copies."""
 
 from torch import Tensor
 
@@ -66,12 +66,12 @@ def rotary_attention_backward(dcontext: Tensor, cache: RotaryAttentionCache, rec
         saved_qkv, n_heads, n_kv_heads, scores = cache
         qkv = recomputed(saved_qkv)
         dqkv = in_place_of(qkv)
-        gradients = AttentionGradients(*_split_groups(dqkv, n_heads, n_kv_heads))  # views of it, which are written
+        gradients = AttentionGradients(*_split_groups(dqkv, n_heads, n_kv_heads))  # views: writing to them fills dqkv
         dcontext = dcontext.unflatten(2, (n_heads, -1))
         tiles_backward(gradients, dcontext, *_split_groups(qkv, n_heads, n_kv_heads), scores, record)
         if record.wants("dturned"):
             assert scores.rotation is not None
-            record("dturned", rotary_forward(dqkv, scores.rotation, n_heads + n_kv_heads)[0])  # turned once more
+            record("dturned", rotary_forward(dqkv, scores.rotation, n_heads + n_kv_heads)[0])  # rotated forward again
         return dqkv
     rotary_cache, repeat_cache, attention_cache = cache
     drepeated = self_attention_backward(dcontext, attention_cache, record)

@@ -1,6 +1,7 @@
-"""Functions that read a row for its sums, and again for what these make of it, compiled to two or three passes.
+"""Functions that read a row twice, first for its sums, then to compute with them: two or three passes when compiled.
 
-Only for where they are compiled: as they are written they take more passes than PyTorch's own. Sums in the wide format.
+They are called only where they are compiled: in Python they take more passes than PyTorch's kernels. Sums are in
+float32 or wider.
 """
 
 import torch
@@ -16,13 +17,14 @@ def cross_entropy_of_rows(
 ) -> None:
     """logits z (R, V) become e = exp(z - max(z)), and total (R) their sums: softmax(z) = e / total.
 
-    at_target (R), the logit of each row's target, becomes the gradient there, times total: e - total q, where q is 1 -
-    label_smoothing + label_smoothing / V. loss (R) = logsumexp(z) - sum_v q_v z_v, from z - max(z), since a common
-    summand of z changes nothing. All of them are 0 where counts (R) is 0, which else is 1, whatever the row held.
+    at_target (R), the logit of each row's target, becomes total times the gradient there: e - total q, where q is 1 -
+    label_smoothing + label_smoothing / V. loss (R) = logsumexp(z) - sum_v q_v z_v, computed from z - max(z), since a
+    constant added to z changes nothing. counts (R) is 1 or 0; where it is 0, all results are 0 whatever the row
+    contains.
 
-    One pass makes e, adds it up and writes it. Inductor (torch 2.13) takes 32 bfloat16 numbers at a time in it and not
-    16, which is twice as fast, where sum and copy both read something in that format, `counts`, and each by itself: of
-    what they share it makes a tensor.
+    One pass computes e, sums it and writes it. Inductor (torch 2.13) processes 32 bfloat16 numbers at a time instead of
+    16, which is twice as fast, if both the sum and the copy read a bfloat16 tensor, `counts`. Each reads it separately,
+    because Inductor would store a shared result as a tensor.
     """
     smoothed = torch.as_tensor(label_smoothing, device=logits.device)
     z, count = wide(logits), counts > 0
@@ -32,14 +34,14 @@ def cross_entropy_of_rows(
     total.copy_(sums)
     logits.copy_(torch.where((counts <= 0)[:, None], 0, e))
     z_target = wide(at_target) - largest
-    # average: -inf where a logit is, and 0 times that is NaN
+    # the average is -inf if a logit is, and 0 times -inf is NaN
     expected = (1 - label_smoothing) * z_target + torch.where(smoothed > 0, label_smoothing * (average - largest), 0)
     loss.copy_(torch.where(count, sums.log() - expected, 0))
     q = 1 - label_smoothing + label_smoothing / logits.shape[1]
     at_target.copy_(torch.where(count, torch.exp(z_target) - q * sums, 0))
 
 
-STREAM, WEIGHT, OF_ROW = "N D: parameter", "D: parameter", "N: float32"  # the residual stream is as wide as parameters
+STREAM, WEIGHT, OF_ROW = "N D: parameter", "D: parameter", "N: float32"  # the residual stream has their dtype
 
 
 @compiled("N D", STREAM, OF_ROW, OF_ROW, STREAM, "N D", WEIGHT, WEIGHT, "float")
@@ -54,11 +56,11 @@ def add_and_normalize(
     bias: Tensor,
     epsilon: float,
 ) -> None:
-    """total (N, D) = x + branch, in whose place it may be, and y = layer_norm(total); mean, rstd (N), wide.
+    """total (N, D) = x + branch, which may share the memory of branch; y = layer_norm(total); mean, rstd (N), wide.
 
     `ops.residual_layer_norm_forward`.
     """
-    summed = (wide(x) + wide(branch)).to(total.dtype)  # rounded: what is kept of it is what is normalized
+    summed = (wide(x) + wide(branch)).to(total.dtype)  # rounded before it is normalized, as backward reads it
     total.copy_(summed)
     _normalize(y, mean, rstd, summed, weight, bias, epsilon)
 
@@ -67,7 +69,7 @@ def add_and_normalize(
 def normalize_rows(
     y: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 ) -> None:
-    """y = layer_norm(x), where nothing is added: bit for bit `add_and_normalize` of a sum that was made before."""
+    """y = layer_norm(x): the same bits as `add_and_normalize` with x as the sum."""
     _normalize(y, mean, rstd, x, weight, bias, epsilon)
 
 
@@ -83,7 +85,7 @@ def _normalize(y: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, weight: Tensor,
 
 @compiled("N D", STREAM, OF_ROW, OF_ROW, WEIGHT, WEIGHT)
 def normalize(y: Tensor, total: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """y = layer_norm(total) once more, from its statistics."""
+    """Recomputes y = layer_norm(total) from its statistics."""
     y.copy_((wide(total) - mean[:, None]) * rstd[:, None] * wide(weight) + wide(bias))
 
 
@@ -99,8 +101,9 @@ def add_normalization_gradient(
     weight: Tensor,
     adds: float,
 ) -> None:
-    """dtotal (N, D) += the gradient of `total` through y = layer_norm(total), from dy (N, D); = where `adds` is 0, and
-    then it may be in the place of total. dweight, dbias (D) += theirs. `ops.residual_layer_norm_backward`.
+    """dtotal (N, D) += the gradient of `total` through y = layer_norm(total), from dy (N, D). If `adds` is 0, dtotal =
+    that gradient, and may share the memory of total. dweight, dbias (D) += their gradients.
+    `ops.residual_layer_norm_backward`.
     """
     scale = rstd[:, None]
     normalized = (wide(total) - mean[:, None]) * scale
@@ -114,7 +117,7 @@ def add_normalization_gradient(
 
 
 def _add_or_write(total: Tensor, part: Tensor, adds: float) -> None:
-    """total += part, or = part where `adds` is 0, and total may hold anything."""
+    """total += part, or if `adds` is 0, total = part, whatever total contained."""
     before = torch.where(torch.as_tensor(adds, device=total.device) > 0, wide(total), 0)
     total.copy_(before + part)
 
@@ -123,7 +126,7 @@ def _add_or_write(total: Tensor, part: Tensor, adds: float) -> None:
 def add_and_rms_normalize(
     y: Tensor, total: Tensor, rrms: Tensor, x: Tensor, branch: Tensor, weight: Tensor, epsilon: float
 ) -> None:
-    """total = x + branch, and y = rms_norm(total), likewise; rrms (N), wide: `ops.residual_rms_norm_forward`."""
+    """total = x + branch, y = rms_norm(total); rrms (N), wide: `ops.residual_rms_norm_forward`."""
     summed = (wide(x) + wide(branch)).to(total.dtype)
     total.copy_(summed)
     _rms_normalize(y, rrms, summed, weight, epsilon)
@@ -131,7 +134,7 @@ def add_and_rms_normalize(
 
 @compiled("N D", OF_ROW, STREAM, WEIGHT, "float")
 def rms_normalize_rows(y: Tensor, rrms: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> None:
-    """y = rms_norm(x), where nothing is added."""
+    """y = rms_norm(x)."""
     _rms_normalize(y, rrms, x, weight, epsilon)
 
 
@@ -144,7 +147,7 @@ def _rms_normalize(y: Tensor, rrms: Tensor, x: Tensor, weight: Tensor, epsilon: 
 
 @compiled("N D", STREAM, OF_ROW, WEIGHT)
 def rms_normalize(y: Tensor, total: Tensor, rrms: Tensor, weight: Tensor) -> None:
-    """y = rms_norm(total) once more."""
+    """Recomputes y = rms_norm(total)."""
     y.copy_(wide(total) * rrms[:, None] * wide(weight))
 
 
@@ -152,7 +155,7 @@ def rms_normalize(y: Tensor, total: Tensor, rrms: Tensor, weight: Tensor) -> Non
 def add_rms_normalization_gradient(
     dtotal: Tensor, dweight: Tensor, dy: Tensor, total: Tensor, rrms: Tensor, weight: Tensor, adds: float
 ) -> None:
-    """As `add_normalization_gradient`, of an RMS norm: `ops.residual_rms_norm_backward`."""
+    """`add_normalization_gradient` for an RMS norm: `ops.residual_rms_norm_backward`."""
     scale = rrms[:, None]
     normalized = wide(total) * scale
     dnormalized = wide(dy) * wide(weight)

@@ -1,8 +1,8 @@
-"""The fast pairs for an NVIDIA GPU: few launches, by what PyTorch has there already, called by name.
+"""The fast pairs for an NVIDIA GPU: few launches, mostly of PyTorch's own kernels, called by name.
 
-One file a pair, under the name that it has in `ops`; a pair that is not here is the textbook's. A step of them copies
-nothing from the host and waits for nothing, so that it can be captured as one CUDA graph (`graph`). Memory comes from
-PyTorch's allocator: it gives back at once, and a graph keeps what it needs.
+Every pair has a file with the name that it has in `ops`; a pair that is missing here is that of `ops`. A step copies
+nothing from the host and never waits, so that it can be captured as one CUDA graph (`graph`). Memory comes from
+PyTorch's allocator, which reuses freed memory at once; a graph keeps its own.
 No line of it has run on a GPU yet: docs/guide/cuda.md says what has been proved, and how.
 """
 

@@ -31,11 +31,11 @@ CUDNN_VERSION = 91501  # the first one that is right for lengths that are no mul
 WIDEST = 256  # head; of cuDNN's kernel half as wide
 WIDEST_ELSEWHERE = 192  # where there is less shared memory than on a data center's GPU: 8.6, 8.9, 12.0
 
-told: set[str] = set()  # why attention is not fused, as far as the log says it: cleared for each network
+told: set[str] = set()  # reasons, already logged, why attention is not fused; cleared for each network
 
 
 class Fused(NamedTuple):
-    """What a fused forward leaves to its backward. All (B, T, H, K), key and value (B, S, G, K)."""
+    """The cache of a fused forward. All (B, T, H, K), key and value (B, S, G, K)."""
 
     kind: str
     query: Tensor
@@ -43,7 +43,7 @@ class Fused(NamedTuple):
     value: Tensor
     context: Tensor
     causal: bool
-    statistics: tuple[Any, ...]  # the log-sum-exp, and what a kernel wants back besides
+    statistics: tuple[Any, ...]  # the log-sum-exp, and what else the kernel's backward takes
 
 
 AttentionCache = Fused | tuple[Any, ...]
@@ -127,15 +127,15 @@ def cross_attention_backward(
 def fused_forward(
     query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: Dropout | None, record: Record
 ) -> Fused | None:
-    """query (B, T, H, K), key and value (B, S, G, K), each for H / G queries in a row -> the context and what backward
-    needs; None where no fused kernel serves these, and the reason is in the log."""
+    """query (B, T, H, K), key and value (B, S, G, K), each for H / G consecutive query heads -> the context and the
+    cache. None if no fused kernel supports these; the log gives the reason."""
     kind, reason = _choose(query, key, visible, dropout)
     if kind is None:
         if reason not in told:
             told.add(reason)
             log.warning("attention takes more time and memory than fused: %s", reason)
         return None
-    if any(map(record.wants, tiles.RECORDED)):  # what a fused kernel does not keep
+    if any(map(record.wants, tiles.RECORDED)):  # a fused kernel does not store these
         textbook.attention_forward(*tiles.turned(query, key, value, None), visible, dropout, record)
     by_head = [x.transpose(1, 2) for x in (query, key, value)]  # (B, H, T, K)
     causal, scale = visible.causal, 1 / math.sqrt(query.shape[-1])
@@ -180,7 +180,7 @@ def fused_backward(dcontext: Tensor, cache: Fused, record: Record) -> AttentionG
 
 
 def _choose(query: Tensor, key: Tensor, visible: Visible, dropout: Dropout | None) -> tuple[str | None, str]:
-    """Which kernel serves these, or why none does."""
+    """The kernel that supports these, or the reason why none does."""
     (_, T, H, K), (S, G) = query.shape, key.shape[1:3]
     if visible.query_segments is not None:
         return None, "documents are masked (batching.mask_documents=false trains without)"
@@ -209,7 +209,7 @@ def _choose(query: Tensor, key: Tensor, visible: Visible, dropout: Dropout | Non
 
 
 def _prefers_cudnn(device: torch.device) -> bool:
-    """Not where the same bits are wanted each time: flash attention promises them."""
+    """Whether to use cuDNN's kernel: not in deterministic mode, where flash attention guarantees the same bits."""
     return not torch.are_deterministic_algorithms_enabled() and _has_fast_cudnn(device)
 
 

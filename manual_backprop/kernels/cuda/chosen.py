@@ -1,4 +1,4 @@
-"""Whether Triton's kernels serve: where they are wanted (kernels.compile), installed, and work on this machine."""
+"""Decides whether Triton kernels are used: if kernels.compile allows it, and Triton is installed and works here."""
 
 import functools
 import logging
@@ -18,7 +18,7 @@ FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def triton_for(x: Tensor) -> Any | None:
-    """The module with Triton's kernels, if they are to be called for tensors like x."""
+    """The module with the Triton kernels if they are used for tensors like x, else None."""
     if not library_is_wanted() or x.dtype not in FORMATS or not triton.installed():
         return None
     return triton if isinstance(x, FakeTensor) or _works(x.device) else None
@@ -29,7 +29,7 @@ def _works(device: torch.device) -> bool:
     """Tried once: Triton wants a C compiler and a GPU that it knows."""
     try:
         triton.gradient_norm(torch.ones(32, device=device))
-    except Exception as error:  # whatever a compiler raises
+    except Exception as error:  # a compiler may raise anything
         log.warning("Triton does not work here, so more of a step runs in PyTorch's kernels: %s", first_line(error))
         return False
     return True

@@ -1,4 +1,4 @@
-"""The token embedding, whose gradient touches the rows of the tokens that are there, and no others."""
+"""The token embedding, whose backward touches only the rows of tokens in the batch."""
 
 from torch import Tensor
 
@@ -10,8 +10,8 @@ from ...ops.numerics import rows, wide
 def token_embedding_backward(dy: Tensor, cache: TokenEmbeddingCache, dweight: Tensor) -> None:
     """dy (B, T, D): adds to dweight (V, D): `ops.token_embedding_backward`.
 
-    A narrow dweight is the textbook's business: its sums need a table in the wide format. In which order `index_add_`
-    adds, a GPU decides anew each time, unless PyTorch's deterministic algorithms are chosen (device.deterministic).
+    A 16-bit dweight uses the pair of `ops`, since its sums need a float32 table. On a GPU the order of the sums in
+    `index_add_` varies, unless PyTorch's deterministic algorithms are on (device.deterministic).
     """
     tokens, scale = cache
     if dweight.dtype != wide(dy[:0]).dtype:

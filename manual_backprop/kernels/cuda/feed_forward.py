@@ -1,7 +1,7 @@
-"""The feed-forward networks, of which one tensor of their width is kept: the hidden layer before its activation.
+"""The feed-forward networks with one kept tensor of their width: the hidden layer before its activation.
 
-Backward recomputes the activated values in the pass of the gradient. Triton's kernels add the bias on their way, and
-its gradient up; to PyTorch's the hidden layer comes with its bias.
+Backward recomputes the activated values in the same pass as the gradient. The Triton kernels also add the bias, and sum
+its gradient; for PyTorch's kernels the hidden layer already includes the bias.
 """
 
 from typing import Any
@@ -46,7 +46,7 @@ def feed_forward_forward(
 ) -> tuple[Tensor, FeedForwardCache]:
     """y = activation(x W_hidden^T + b_hidden) W_output^T + b_output: `ops.feed_forward_forward`. x, y (..., D)."""
     hidden_weight, output_weight = hidden_weight.to(x.dtype), output_weight.to(x.dtype)
-    if activation not in ACTIVATIONS:  # one of somebody's own
+    if activation not in ACTIVATIONS:  # a user's activation
         parameters = hidden_weight, hidden_bias, output_weight, output_bias
         return ops.feed_forward_forward(x, *parameters, activation, record)
     bias_apart: Tensor | None = None

@@ -1,8 +1,8 @@
-"""A whole step as one CUDA graph: what `kernels.replay` is on a CPU, of all that a step does, for each shape of it.
+"""A whole step as one CUDA graph, for each shape of a step. `kernels.replay` does the same on a CPU.
 
-A graph makes the same launches with the same numbers and the same memory each time, without Python: so whatever changes
-from step to step has to come in a tensor. It is captured after some steps that have run as they are, by which time all
-is compiled and planned, and nothing is computed while it is: the step is its first replay.
+A graph repeats the same launches with the same arguments and the same memory, without Python. So whatever changes from
+step to step has to be in a tensor. A graph is captured after some eager steps, when everything is compiled and planned.
+Capturing computes nothing: the step itself is the first replay.
 """
 
 import logging
@@ -20,14 +20,14 @@ from ..replay import is_observed
 log = logging.getLogger(__name__)
 
 WARM_UP = 3  # steps of a signature before one is captured
-MOST_GRAPHS = 4  # that are kept
-MOST_SIGNATURES = 100  # that are counted, or known not to be capturable
+MOST_GRAPHS = 4  # kept at once
+MOST_SIGNATURES = 100  # counted, or known not to be capturable
 
 Work = Callable[..., tuple[Tensor, ...]]
 
 
 class Captured:
-    """One graph, where its inputs are read, and where its results lie."""
+    """One graph with the memory of its inputs and of its results."""
 
     def __init__(self, work: Work, inputs: Sequence[Tensor], pool: Any, stream: torch.cuda.Stream):
         self.inputs = [x.clone() for x in inputs]
@@ -76,7 +76,7 @@ class Graphs:
     """Captures and replays the steps of one network on a GPU."""
 
     def __init__(self) -> None:
-        self.captured: dict[Hashable, Captured] = {}  # the last used one comes last
+        self.captured: dict[Hashable, Captured] = {}  # least recently used first
         self._seen: Counter[Hashable] = Counter()
         self._refused: set[Hashable] = set()
         self._pool: Any = None  # of memory: the graphs run one after the other
@@ -84,7 +84,7 @@ class Graphs:
         self.refusal = ""  # why the last one that was tried is not there
 
     def __call__(self, work: Work, inputs: Sequence[Tensor], signature: Hashable) -> tuple[Tensor, ...]:
-        """work(*inputs), new tensors. `signature`: all that decides what `work` does, beside the inputs."""
+        """work(*inputs), as new tensors. `signature`: everything besides the inputs that decides what `work` does."""
         if is_observed():
             return work(*inputs)
         key = signature, *[(x.shape, x.stride(), x.dtype, x.device) for x in inputs]
@@ -100,11 +100,11 @@ class Graphs:
         return self.captured[key].replay(inputs)
 
     def _capture(self, work: Work, inputs: Sequence[Tensor], key: Hashable) -> bool:
-        """Whether there is a graph now. Where there is none, the log says why and steps run as they are."""
+        """Captures a graph and returns whether it succeeded. If not, the log says why, and steps run eagerly."""
         if len(self.captured) == MOST_GRAPHS:
             oldest = next(iter(self.captured))
             del self.captured[oldest], self._seen[oldest]
-        torch.cuda.empty_cache()  # what the steps so far have left: a graph has memory of its own
+        torch.cuda.empty_cache()  # free the cached memory of eager steps: a graph has its own
         try:
             if self._stream is None:
                 self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(inputs[0].device)

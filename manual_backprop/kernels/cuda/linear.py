@@ -1,4 +1,4 @@
-"""`linear` whose product adds into the gradient as it is made: one launch, sums in the gradient's own format."""
+"""`linear` whose product adds directly into dweight: one launch, with sums in the dtype of dweight."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ aten = torch.ops.aten
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, LinearCache]:
-    """y = x W^T + b: `ops.linear_forward`. The cache keeps the weight as the product read it, rounded once a step."""
+    """y = x W^T + b: `ops.linear_forward`. The cache keeps the weight that the product read, rounded once per step."""
     return textbook_forward(x, weight.to(x.dtype), bias)
 
 
@@ -38,8 +38,8 @@ def linear_backward(
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left right. left (O, N), right (N, I) -> total (O, I), which may be wider: a product of 16-bit numbers
-    is added up in float32, and a float32 total takes it unrounded."""
+    """total += left right. left (O, N), right (N, I) -> total (O, I), which may have a wider dtype: a product of 16-bit
+    numbers is summed in float32, and added to a float32 total without rounding."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:

@@ -1,7 +1,7 @@
-"""The vocabulary projection and the loss, at least 8,192 rows at a time: all logits are never there at once.
+"""The vocabulary projection and the loss, at least 8,192 rows at a time, so that the full logits are never stored.
 
-A chunk's logits become their own gradient in place, then its part of dx and dW. The chunk is large because each one
-reads and writes all of dW, and no larger, so that no number of logits comes near what 32 bits count.
+The logits of a chunk become their own gradient in place, then give the chunk's part of dx and dW. A chunk is large
+because each one reads and writes all of dW. It is not larger, so that the number of its logits stays below 2^31.
 """
 
 from typing import Any
@@ -36,8 +36,9 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """`ops.linear_cross_entropy_forward` and `_backward` at once: loss and dx; adds to dweight.
 
-    x (..., D), weight (V, D), targets (...) -> loss, one number, and dx (..., D), times `dloss`. Where nothing is
-    smoothed, nothing depends on `padding`; where it is, small vocabularies have one, and the textbook pair is called.
+    x (..., D), weight (V, D), targets (...) -> loss, one number, and dx (..., D), times `dloss`. Without label
+    smoothing nothing depends on `padding`. With label smoothing and `padding` the pair of `ops` is called: such
+    vocabularies are small.
     """
     weight = weight.to(x.dtype)
     if label_smoothing and padding is not None:
@@ -54,7 +55,7 @@ def linear_cross_entropy(
     scale = share * dloss
     dx, losses, triton = torch.empty_like(x_rows), [], triton_for(x)
     recorded, sizes = RecordedPieces(record, targets.shape), sizes_of(x)
-    width = -(-vocab_size // PADDING) * PADDING  # rows of logits that start where a product likes them to
+    width = -(-vocab_size // PADDING) * PADDING  # aligned rows of logits make products faster
     for part in pieces(len(x_rows), max(sizes.fewest_rows, sizes.logits // vocab_size)):
         logits = x.new_empty(part.stop - part.start, width)[:, :vocab_size]
         torch.mm(x_rows[part], weight.T, out=logits)
@@ -82,7 +83,7 @@ def linear_cross_entropy_forward(
     padding: int | None = None,
     record: Record = no_record,
 ) -> tuple[Tensor, LinearCrossEntropyCache]:
-    """The two halves of `linear_cross_entropy`, for whoever has another gradient of the loss than 1: the textbook's."""
+    """The pair of `ops`, for a gradient of the loss other than 1."""
     return ops.linear_cross_entropy_forward(
         x, weight.to(x.dtype), targets, denominator, label_smoothing, padding, record
     )

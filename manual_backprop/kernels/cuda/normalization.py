@@ -1,7 +1,7 @@
-"""Norms with their statistics as cache: a residual sum and its norm in one launch of Triton's, or in two of PyTorch's,
+"""Norms whose cache is their statistics. A residual sum and its norm are one launch with Triton, or two with PyTorch's
 `native_layer_norm` and `_fused_rms_norm`.
 
-A norm without bias is one without mean: the same functions serve both.
+A norm without bias is an RMS norm: the same functions serve both.
 """
 
 import torch
@@ -12,7 +12,7 @@ from ...ops.numerics import rows
 from ...ops.rms_normalization import RMS_EPSILON
 from .chosen import triton_for
 
-# x, mean, 1 / standard deviation, weight, bias, and what y was rounded to
+# x, mean, 1 / standard deviation, weight, bias, and the dtype of y
 NormCache = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None, torch.dtype]
 
 aten = torch.ops.aten
@@ -66,7 +66,7 @@ def residual_layer_norm_forward(
 def residual_layer_norm_backward(
     dtotal: Tensor | None, dy: Tensor, cache: NormCache, dweight: Tensor, dbias: Tensor
 ) -> Tensor:
-    """dtotal, dy (..., D) -> the gradient of x and of branch alike: `ops.residual_layer_norm_backward`."""
+    """dtotal, dy (..., D) -> dx = dbranch (..., D): `ops.residual_layer_norm_backward`."""
     return _backward(dtotal, dy, cache, dweight, dbias)
 
 
@@ -82,7 +82,7 @@ def residual_rms_norm_forward(
 
 
 def residual_rms_norm_backward(dtotal: Tensor | None, dy: Tensor, cache: NormCache, dweight: Tensor) -> Tensor:
-    """dtotal, dy (..., D) -> the gradient of x and of branch alike: `ops.residual_rms_norm_backward`."""
+    """dtotal, dy (..., D) -> dx = dbranch (..., D): `ops.residual_rms_norm_backward`."""
     return _backward(dtotal, dy, cache, dweight, None)
 
 
@@ -104,12 +104,12 @@ def _forward(
 
 def _backward(dtotal: Tensor | None, dy: Tensor, cache: NormCache, dweight: Tensor, dbias: Tensor | None) -> Tensor:
     total, mean, rstd, weight, _, dtype = cache
-    if rstd.dim() == 1 and (triton := triton_for(total)) is not None:  # as its forward leaves it
+    if rstd.dim() == 1 and (triton := triton_for(total)) is not None:  # the statistics of Triton's forward
         past = None if dtotal is None else rows(dtotal).contiguous()
         given = rows(dy).contiguous(), rows(total).contiguous(), weight, mean, rstd
         dsum, rounded = triton.residual_norm_backward(past, *given, dweight, dbias, dtype)
         dsum = dsum.view(total.shape)
-        if dtype != total.dtype:  # the branch's products read it so
+        if dtype != total.dtype:  # the products of the branch read this dtype
             dsum.rounded = rounded.view(total.shape)
         return dsum
     of_norm = dy, cache, dweight

@@ -1,6 +1,6 @@
-"""AdamW and SGD on a GPU, over the flat buffers as a whole: AdamW in one launch, where Triton's kernel serves.
+"""AdamW and SGD on a GPU, over whole flat buffers. With Triton, AdamW is one launch.
 
-It writes each parameter twice, as it is kept and as products read it.
+That kernel writes each parameter twice: in its own dtype, and rounded as products read it.
 """
 
 import torch
@@ -12,15 +12,15 @@ from .chosen import triton_for
 
 
 class OnDevice(reference.FlatOptimizer):
-    """What both kinds share."""
+    """What AdamW and SGD share."""
 
-    chunk = 1 << 25  # elements: of these the textbook's update makes some copies
+    chunk = 1 << 25  # elements: the update of `optim` makes some copies of a chunk
 
     def step(self, loss: Tensor, learning_rate: float | Tensor, max_grad_norm: float | None = None) -> Tensor:
         with compiled_functions(self.uses_library):
             norm = super().step(loss, learning_rate, max_grad_norm)
         if self.rounded is not None:
-            self.rounded.refresh()  # where no kernel has written them
+            self.rounded.refresh()  # if no kernel has written them
         return norm
 
     def _gradient_norm(self) -> Tensor:

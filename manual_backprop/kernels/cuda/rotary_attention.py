@@ -1,4 +1,4 @@
-"""Rotary positions and grouped queries around attention, which reads a key where it is for all its queries."""
+"""Attention with rotary positions and grouped queries. It reads each key for all its queries without copies."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from .attention import (
     self_attention_forward,
 )
 
-RotaryAttentionCache = tuple[RotaryCache, tuple[Any, Any]]  # of attention, as it is served
+RotaryAttentionCache = tuple[RotaryCache, tuple[Any, Any]]  # the cache of `rotary`, and that of attention, fused or not
 
 
 def rotary_attention_forward(

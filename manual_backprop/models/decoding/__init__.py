@@ -1,2 +1,2 @@
-"""One token after the other: `incremental` keeps keys and values between two of them, `generation` chooses them (the
-likeliest, drawn ones, beam search)."""
+"""Text token by token: `incremental` computes logits with a key-value cache, `generation` chooses the tokens (greedy,
+sampling, beam search)."""

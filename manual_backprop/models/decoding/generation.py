@@ -1,7 +1,7 @@
-"""From logits to tokens: the likeliest one, one that is drawn, or the best of several continuations (beam search).
+"""From logits to tokens: greedy decoding, sampling, and beam search.
 
-What is read and kept between two tokens is the decoder's business (`incremental.py`); here it is only asked for the
-logits of what follows.
+The decoder (`incremental.py`) reads tokens and keeps keys and values. This file only asks it for the logits of the next
+token.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ LENGTH_PENALTY = 0.6  # Vaswani et al. 2017, section 6.1
 
 
 class Decoder(Protocol):
-    """What reads tokens for several rows at once, and remembers what it has read."""
+    """Reads tokens for several rows at once, and remembers them."""
 
     def read(self, tokens: Tensor) -> Tensor:
-        """tokens (R, t), which follow those that were read before -> logits (R, V) of the token behind them."""
+        """tokens (R, t), which follow the tokens read so far -> logits (R, V) of the next token."""
 
     def select(self, rows: Tensor) -> None:
-        """Goes on with these of its rows, in this order; some may be repeated, others left out. rows (R') int64."""
+        """Continues with these rows, in this order; some may be repeated, others dropped. rows (R') int64."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How one token is chosen among the likely ones. InputError for what cannot be."""
+    """How a token is sampled: temperature, top-k, top-p and seed. Raises InputError for a value out of range."""
 
-    temperature: float = 0.0  # 0: the likeliest; the higher, the more unlikely ones
-    top_k: int | None = None  # draw among so many likeliest; None or 0: all
-    top_p: float | None = None  # of these, among the likeliest that have this share of probability; None: all
+    temperature: float = 0.0  # 0: the likeliest token; the higher, the more often an unlikely one
+    top_k: int | None = None  # sample among the k likeliest; None or 0: all
+    top_p: float | None = None  # of these, among the likeliest that together have this probability; None: all
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class Drawing:
             raise InputError(f"top_p={self.top_p}: expected a share of probability, more than 0 and at most 1.")
 
     def generator(self) -> torch.Generator:
-        """The same seed gives the same numbers."""
+        """A random generator: the same seed gives the same numbers."""
         generator = torch.Generator()
         if self.seed is None:
             generator.seed()
@@ -87,18 +87,18 @@ def check_beams(beams: int, length_penalty: float) -> None:
 def sample(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
 ) -> Tensor:
-    """logits (B, V) -> one token id for each row, (B, 1). Raises NotFiniteError: from NaN nothing can be drawn."""
+    """logits (B, V) -> one token id for each row, (B, 1). Raises NotFiniteError if logits are not finite."""
     _check_finite(logits)
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0: nothing overflows
     if top_k:
-        likeliest = logits.topk(min(top_k, logits.shape[-1]))  # of equal ones, as many as there is room for
+        likeliest = logits.topk(min(top_k, logits.shape[-1]))  # of equal logits, as many as fit
         logits = torch.full_like(logits, float("-inf")).scatter(-1, likeliest.indices, likeliest.values)
     probabilities = logits.softmax(-1)
     if top_p is not None and top_p < 1:
         ordered, places = probabilities.sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # what likelier tokens have already: the first is always kept
+        before = ordered.cumsum(-1) - ordered  # probability of the likelier tokens: the first token is always kept
         ordered = ordered.masked_fill(before >= top_p, 0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, places, ordered)
     return torch.multinomial(probabilities, 1, generator=generator)
@@ -114,8 +114,8 @@ def one_by_one(
 ) -> Iterator[Tensor]:
     """The next `length` tokens of each row, (B, 1) at a time, as soon as they are chosen.
 
-    unread (B, t): what comes before. A row that has chosen `end` gets `padding` from then on (None: `end` again), and
-    when all have, this is over. Raises NotFiniteError.
+    unread (B, t): the prompt. A row that has chosen `end` gets `padding` from then on (None: `end` again); when all
+    rows have chosen it, generation ends. Raises NotFiniteError.
     """
     generator = drawing.generator()
     finished = torch.zeros(len(unread), 1, dtype=torch.bool)
@@ -132,7 +132,7 @@ def one_by_one(
 
 
 def normalizer(length: int, length_penalty: float) -> float:
-    """By what a log-probability is divided, so that long continuations can be compared with short ones:
+    """The divisor of a log-probability that makes long and short continuations comparable:
     ((5 + length) / 6)^length_penalty (Wu et al. 2016, "Google's Neural Machine Translation System", equation 14)."""
     return ((5 + length) / 6) ** length_penalty
 
@@ -140,16 +140,16 @@ def normalizer(length: int, length_penalty: float) -> float:
 def beam_search(
     decoder: Decoder, unread: Tensor, length: int, beams: int, length_penalty: float, end: int | None
 ) -> list[Tensor]:
-    """Of each row the continuation with the best score among those that are found: its new tokens, `end` included.
+    """The best continuation that the search finds for each row: its new tokens, `end` included. The best has the
+    highest
 
         score = log p(tokens) / ((5 + number of tokens) / 6)^length_penalty
 
-    unread (B, t): what comes before, the same number in every row; a continuation is complete with `end`, or with
-    `length` tokens. In every step the `beams` likeliest continuations of a row, longer by one token than those of the
-    step before, are followed; those that are complete are set aside. A longer continuation is never more probable, so
-    an open one of log-probability s reaches s / ((5 + length) / 6)^length_penalty at best: a row's search is over when
-    none of its open ones can win any more. Of equal scores the one that is found first wins. beams=1 chooses the
-    likeliest token each time. Raises NotFiniteError.
+    unread (B, t): the prompts, all of the same length. A continuation is complete with `end`, or with `length` tokens.
+    Every step extends the open continuations of a row by one token and keeps the `beams` likeliest; complete ones are
+    set aside. A longer continuation is never more probable, so an open one with log-probability s can reach at best
+    s / ((5 + length) / 6)^length_penalty: the search of a row ends when none of its open ones can win any more. Of
+    equal scores the first one wins. beams=1 chooses the likeliest token each time. Raises NotFiniteError.
 
     -> a tensor for each row, on the CPU.
     """
@@ -189,8 +189,8 @@ def beam_search(
 
 
 def likeliest(candidates: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """The largest `number` of each row of (B, C) and their places, (B, number) each; of equal ones the first, which
-    `topk` does not promise."""
+    """The largest `number` entries of each row of (B, C) and their indices, (B, number) each. Of equal entries the
+    first comes first, which `topk` does not guarantee."""
     values, places, left = [], [], candidates.clone()
     for _ in range(number):
         value, place = left.amax(-1, keepdim=True), left.argmax(-1, keepdim=True)

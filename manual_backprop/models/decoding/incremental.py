@@ -1,9 +1,9 @@
-"""Writing text token by token: the forward of `custom.py`, with the keys and values of earlier positions kept.
+"""Decoding with a key-value cache: the forward of `custom.py`, one token at a time.
 
-A position sees only itself and what came before, so what the earlier ones gave to attention never changes: their keys
-and values are computed once, and the next token costs one row instead of a window. Nothing here is differentiated. It
-reads a network's parameters by name, so every implementation is decoded by this one file; what it must agree with is
-`network.predict` of the whole window.
+A position sees only itself and earlier ones, so the keys and values of earlier positions never change: they are
+computed once, and the next token costs one row instead of a whole window. Nothing here is differentiated. This file
+reads a network's parameters by name and decodes for every implementation; it must agree with `network.predict` of the
+whole window.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from ..network import FlatNetwork, Network, feed_forward_of, gated_feed_forward_
 
 
 class IncrementalDecoder:
-    """`decoder.read(prompt)`, then `decoder.read(token)` again and again: logits of what follows, each time.
+    """Gives the logits of the next token: call `decoder.read(prompt)`, then `decoder.read(token)` for each new token.
 
-    A network sees `max_seq_len` tokens. Where the next one does not fit, the window moves on by half its length and is
-    read again: learned positions belong to places in the window, so no key could stay; and half, since a window that
-    moves with every token would be read again with every token. On average that is one row more for each token.
+    A network sees `max_seq_len` tokens. When the next one does not fit, the window moves on by half its length and is
+    read again, since positions count from the start of the window and no key stays valid. It moves by half: if it moved
+    by one token, every token would read the whole window. On average this costs one more row for each token.
 
-    The products are those of `predict`, of one row in place of many. In fp64 and fp32 their sums differ in the last
-    bits only. In bf16 and bf16_mixed a logit is rounded to some 3 digits, so that the two best can be equal in one and
-    a rounding step apart in the other: there the tokens agree wherever the best stands out by more than such a step.
+    The products are those of `predict`, for one row instead of many. In fp64 and fp32 their sums differ in the last
+    bits only. In bf16 and bf16_mixed a logit is rounded to some 3 digits: the two best logits can be equal in one
+    computation and a rounding step apart in the other. There the tokens agree if the best logit leads by more than such
+    a step.
     """
 
     def __init__(
@@ -37,9 +38,9 @@ class IncrementalDecoder:
         memory: Tensor | None = None,
         source_lengths: Tensor | None = None,
     ):
-        """For an encoder-decoder, what the encoder has made of the sources, memory (B, S, D), and how long each is (B).
-        Its keys and values are computed here, once for each source, however many rows go on from it: rows of one source
-        lie side by side, equally many of each."""
+        """An encoder-decoder passes the memory (B, S, D), the encoder's output, and the lengths of the sources (B).
+        Keys and values of the memory are computed here, once for each source, however many rows share it. The rows of
+        one source lie side by side, the same number for each source."""
         config = network.config
         self.network, self.config = network, config
         self.stack = "" if memory is None else "decoder."
@@ -51,7 +52,7 @@ class IncrementalDecoder:
             epsilon=config.epsilon,
         )
         shape = (2, batch_size, config.kv_heads, config.max_seq_len, config.d_head)
-        self.kept = [  # keys and values of each block: (2, B, G, max_seq_len, K), of which `length` positions are known
+        self.kept = [  # keys and values of each block: (2, B, G, max_seq_len, K), filled up to position `length`
             torch.empty(shape, dtype=network.compute_dtype, device=network.device) for _ in range(config.n_blocks)
         ]
         self.of_memory: list[tuple[Tensor, Tensor]] = []  # key and value of each block's cross-attention: (B, S, H, K)
@@ -62,7 +63,7 @@ class IncrementalDecoder:
         self.length = 0
 
     def _block_parameters(self, block: str) -> dict[str, Tensor]:
-        """As CustomTransformer has them, with the matrices already in the format of the products."""
+        """The parameters of a block as in CustomTransformer, with the matrices already in the dtype of the products."""
         network, prefix = self.network, f"{block}."
         found = {name: p for name, p in network.parameters.items() if name.startswith(prefix)}
         for whole, names in packed_names(self.config, block).items():
@@ -77,7 +78,7 @@ class IncrementalDecoder:
 
     @torch.no_grad()
     def read(self, tokens: Tensor) -> Tensor:
-        """tokens (B, t), which follow those that were read before -> logits (B, V) of the token behind them.
+        """tokens (B, t), which follow the tokens read so far -> logits (B, V) of the next token.
 
         Raises InputError for tokens that the network cannot read, and for more than max_seq_len at once.
         """
@@ -93,7 +94,7 @@ class IncrementalDecoder:
         return logits
 
     def select(self, rows: Tensor) -> None:
-        """Goes on with these rows, in this order; some may be repeated, others left out. rows (R) int64."""
+        """Continues with these rows, in this order; some may be repeated, others dropped. rows (R) int64."""
         self.window = self.window[rows]
         for block, kept in enumerate(self.kept):
             known = kept[:, rows, :, : self.length]
@@ -102,7 +103,7 @@ class IncrementalDecoder:
             kept[:, :, :, : self.length] = known
 
     def _hidden(self, tokens: Tensor) -> Tensor:
-        """tokens (B, t) -> x (B, t, D), which the vocabulary projection reads."""
+        """tokens (B, t) -> the last hidden state x (B, t, D)."""
         x = self._embedding(tokens)
         if self.config.traits.pre_norm:
             branch = None
@@ -115,7 +116,7 @@ class IncrementalDecoder:
         return x
 
     def _embedding(self, tokens: Tensor) -> Tensor:
-        """The positions of a table are those behind what was read before."""
+        """tokens (B, t) -> x (B, t, D); their positions follow those of the tokens read so far."""
         scale = math.sqrt(self.config.d_model) if self.config.traits.scaled_embedding else 1.0
         x, _ = ops.token_embedding_forward(tokens, self.network.parameters["token_embedding.weight"], scale)
         if self.config.position_kind == "learned":
@@ -148,7 +149,7 @@ class IncrementalDecoder:
         return x
 
     def _attention(self, x: Tensor, block: int) -> Tensor:
-        """x (B, t, D) -> (B, t, D). Queries of the t new positions, keys and values of all that are in the window."""
+        """x (B, t, D) -> (B, t, D). Queries of the t new positions; keys and values of all positions in the window."""
         p, heads, kv_heads = self.blocks[block], self.config.n_heads, self.config.kv_heads
         qkv, _ = ops.linear_forward(
             x.to(self.network.compute_dtype), p["attention.qkv.weight"], p.get("attention.qkv.bias")
@@ -178,7 +179,7 @@ class IncrementalDecoder:
         return parts[:, :, 0], parts[:, :, 1]
 
     def _cross_attention(self, x: Tensor, block: int) -> Tensor:
-        """x (R, t, D) -> (R, t, D). The rows of a source are more queries of it, so that no key is copied for them."""
+        """x (R, t, D) -> (R, t, D). All rows of a source are queries of its one set of keys, so no key is copied."""
         p, (key, value) = self.blocks[block], self.of_memory[block]
         x = x.to(self.network.compute_dtype)
         query, _ = ops.linear_forward(x, p["cross_attention.query.weight"], p.get("cross_attention.query.bias"))
@@ -200,8 +201,8 @@ class IncrementalDecoder:
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """context = softmax(mask(query key^T / sqrt(K))) value, for the last t of S positions.
 
-    query (B, H, t, K), key and value (B, G, S, K) -> context (B, H, t, K). The H / G queries that share a key are
-    rows of one product, so that no key is copied for them.
+    query (B, H, t, K), key and value (B, G, S, K) -> context (B, H, t, K). The H / G query heads that share a key head
+    are rows of one product, so no key is copied.
     """
     heads, shared, t, S = query.shape[1], key.shape[1], query.shape[2], key.shape[2]
     rows = (query * (1 / math.sqrt(query.shape[-1]))).unflatten(1, (shared, heads // shared)).flatten(2, 3)

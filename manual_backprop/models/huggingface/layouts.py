@@ -1,6 +1,7 @@
-"""The layouts of `transformers` that this project has by hand, GPT-2's and Llama's: config.json and names of weights.
+"""The layouts of GPT-2 and Llama in `transformers`: config.json, and the names and shapes of weights.
 
-Standard library only. What here would calculate something else than `transformers` does is refused by its name there.
+Standard library only. A setting that would compute something else here than in `transformers` is refused by its name in
+config.json.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from manual_backprop.config.schema import NORM_EPSILON_RULE, ROTARY_BASE_RULE, C
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}  # ours: theirs
 # The same functions by other names.
 SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
-DTYPES = {"fp64": "float64", "bf16": "bfloat16"}  # of parameters, which else are float32
+DTYPES = {"fp64": "float64", "bf16": "bfloat16"}  # of parameters; float32 in the other precisions
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A weight of theirs: ours, one below the other, and turned where theirs is (inputs, outputs)."""
+    """A weight of theirs and ours: ours stacked by rows, and transposed where theirs is (inputs, outputs)."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -30,14 +31,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """One architecture there. `sizes`: their keys of ours; `demanded`: values that ours has built in."""
+    """One architecture of theirs. `sizes`: our keys -> theirs; `demanded`: values that our network has built in."""
 
     model_type: str
     architecture: str  # ours
     class_name: str
-    prefix: str  # of all weights but the head's; a bare model's file has none
+    prefix: str  # of all weights except the head's; the file of a model without head has none
     sizes: Mapping[str, str]
-    epsilon: str  # their key of the norms' epsilon; where it is left out, both take the usual one
+    epsilon: str  # their key of the norms' epsilon; if it is missing, both use the usual one
     defaults: Mapping[str, Any]  # of keys that config.json may leave out
     demanded: Mapping[str, Any]
 
@@ -90,7 +91,7 @@ LAYOUTS = {
 
 
 def layout_of(config: CustomTransformerConfig) -> Layout:
-    """Raises InputError for a network that `transformers` does not have."""
+    """The layout of a network of ours. Raises InputError for a network that `transformers` does not have."""
     if config.network != "decoder":
         raise InputError(
             f"network={config.network} cannot be exported: transformers has no encoder or encoder-decoder of these "
@@ -114,7 +115,7 @@ def layout_of(config: CustomTransformerConfig) -> Layout:
 
 
 def config_json(config: CustomTransformerConfig, end_token_id: int | None) -> dict[str, Any]:
-    """Of a network of ours. The end of one document begins the next, so that both tokens are one."""
+    """The config.json of a network of ours. The end token of a document also begins the next: both are one token."""
     layout = layout_of(config)
     content = {
         "architectures": [layout.class_name],
@@ -136,12 +137,12 @@ def config_json(config: CustomTransformerConfig, end_token_id: int | None) -> di
         "head_dim": config.d_head,
         "attention_dropout": config.dropout,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.base},
-        "rope_theta": config.base,  # where transformers before version 5 look for it
+        "rope_theta": config.base,  # transformers before version 5 reads it here
     }
 
 
 def network_of(content: Mapping[str, Any], where: str, precision: str = "fp32") -> CustomTransformerConfig:
-    """Of a config.json. Raises InputError with everything in it that has no counterpart here."""
+    """Our config of a config.json. Raises InputError with everything in it that has no counterpart here."""
     model_type = content.get("model_type")
     if model_type not in LAYOUTS:
         raise InputError(f"{where} has model_type={model_type!r}; what can be read here is {' and '.join(LAYOUTS)}.")
@@ -190,7 +191,7 @@ def _number(key: str, value: Any, rule: Number, problems: list[str]) -> float | 
 
 
 def _rope(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What it says of rotary positions: `rope_parameters` since version 5, `rope_scaling` before."""
+    """Its settings of rotary positions: `rope_parameters` since version 5, `rope_scaling` before."""
     found: dict[str, Any] = {}
     for name in ("rope_scaling", "rope_parameters"):
         if isinstance(inner := content.get(name), Mapping):
@@ -230,7 +231,7 @@ def _rotary_problems(content: Mapping[str, Any]) -> list[str]:
 
 
 def entries(config: CustomTransformerConfig) -> list[Entry]:
-    """Every weight of the layout, and which of ours it is. A tied head is no weight of its own."""
+    """Every weight of the layout with its weights of ours. A tied head is not a separate weight."""
     layout = layout_of(config)
     return _gpt2_entries(config) if layout.model_type == "gpt2" else _llama_entries(config)
 

@@ -1,4 +1,4 @@
-"""The weights themselves: ours under their names and in their shapes, and back. No number is changed."""
+"""Converts weights: ours to the names and shapes of `transformers`, and back. No number is changed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ...optim.parameters import unwrapped
 from ..network import parameter_shapes
 from .layouts import Layout, entries, layout_of
 
-BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # masks and angles that old files hold too
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # masks and angles that old files contain
 
 
 def to_theirs(parameters: Mapping[str, Tensor], config: CustomTransformerConfig) -> dict[str, Tensor]:
-    """{their name: weight}, on the CPU, sharing nothing with ours."""
+    """{their name: weight}, copies on the CPU."""
     theirs = {}
     for entry in entries(config):
-        weight = torch.cat([parameters[name].detach().cpu() for name in entry.ours])  # outputs below one another
+        weight = torch.cat([parameters[name].detach().cpu() for name in entry.ours])  # stacked by outputs
         theirs[entry.theirs] = (weight.t() if entry.turned else weight).contiguous()
     return theirs
 
@@ -64,10 +64,10 @@ def _full_name(name: str, layout: Layout) -> str:
 
 
 def use_exact_norms(model: Any) -> Any:
-    """Puts torch's RMSNorm, with the same weights, in the place of every LlamaRMSNorm of a model of `transformers`.
+    """Replaces every LlamaRMSNorm of a `transformers` model by torch's RMSNorm with the same weights.
 
-    Theirs rounds to float32 whatever the model's format is, so that a float64 model has logits of seven digits. For
-    comparisons; it changes the model that is given and returns it.
+    LlamaRMSNorm rounds to float32 in every dtype, so the logits of a float64 model have only seven exact digits. This
+    is for comparisons; it changes the given model and returns it.
     """
     for module in list(model.modules()):
         for name, inner in list(module.named_children()):

@@ -1,8 +1,8 @@
-"""Models seen from outside: data in, losses, predictions and checkpoints out; no `nn.Module`.
+"""The outer interface of models: data in; losses, predictions and checkpoints out. They are no `nn.Module`.
 
-wrapper             what they have in common: training steps, checkpoints, a description
-language_model      a decoder: continues texts
-encoder_decoder     sources and targets, of token ids
+wrapper             what they share: training steps, checkpoints, a description
+language_model      a decoder that continues texts
+encoder_decoder     sources and targets, both token ids
 encoder             a row of numbers for each sequence; `rows` pads sequences of different lengths
 building            the one that a config asks for
 mappings            batches as transformers has them: input_ids, labels, attention_mask

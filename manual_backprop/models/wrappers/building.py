@@ -10,8 +10,7 @@ from .wrapper import NetworkWrapper
 
 
 def build_wrapper(implementation: str, config: CustomTransformerConfig) -> NetworkWrapper:
-    """The network of `implementation=NAME`, a decoder or another, in the wrapper of its kind. Raises ConfigError for
-    one that cannot be built."""
+    """The network of `implementation=NAME` in the wrapper of its kind. Raises ConfigError if it cannot be built."""
     if config.network == "encoder_decoder":
         return EncoderDecoderWrapper(config, implementation=implementation)
     if config.network == "encoder":

@@ -1,6 +1,6 @@
-"""An encoder seen from outside: sequences in, one row of numbers for each of them out; no `nn.Module`.
+"""The interface of an encoder: sequences in, one row of numbers for each of them out. It is no `nn.Module`.
 
-The row is the logits of classes (cross-entropy), or numbers that are predicted (squared error); the sequences are of
+The row holds the logits of classes (cross-entropy), or predicted numbers (squared error). The sequences consist of
 token ids, or of rows of numbers.
 """
 
@@ -23,10 +23,14 @@ from .wrapper import NetworkWrapper, config_of
 
 
 class EncoderWrapper(NetworkWrapper):
-    """An encoder that answers each sequence with n_outputs numbers.
+    """An encoder that returns n_outputs numbers for each sequence.
 
-    Takes a CustomTransformerConfig with network=encoder, a mapping of its fields, or its fields as keywords; and which
-    `implementation` calculates: custom, torch or baseline. Raises ConfigError with everything that is wrong.
+        model = EncoderWrapper(vocab_size=11, n_outputs=2, d_model=32, n_blocks=1, n_heads=4, d_ffn=64, max_seq_len=16)
+        model.train_step([[1, 2, 3], [4, 5]], [0, 1], learning_rate=0.1)
+        model.predict([[1, 2, 3]]).argmax(-1)
+
+    Takes a CustomTransformerConfig with network=encoder, a mapping of its fields, or its fields as keywords; and the
+    `implementation`: custom, torch or baseline. Raises ConfigError with everything that is wrong.
 
     >>> model = EncoderWrapper(vocab_size=11, n_outputs=2, d_model=16, n_blocks=1, n_heads=2, d_ffn=32, max_seq_len=8)
     >>> for step in range(50):
@@ -47,9 +51,10 @@ class EncoderWrapper(NetworkWrapper):
         super().__init__(build_network(implementation, config_of(config, fields, self.kind)))
 
     def predict(self, inputs: Rows, lengths: Tensor | None = None) -> Tensor:
-        """inputs: a list of lists of ids, or (B, T) of ids, or with n_inputs = C (B, T, C) of numbers, or a list of
-        such tables (T, C); `lengths` (B,), where what is behind a length is padding -> (B, n_outputs), the logits of
-        the classes, or numbers. Raises InputError."""
+        """The outputs (B, n_outputs): the logits of the classes, or numbers.
+
+        inputs: a list of lists of ids, or (B, T) of ids; with n_inputs = C (B, T, C) of numbers, or a list of tables
+        (T, C). `lengths` (B,) of a tensor: what comes after a length is padding. Raises InputError."""
         return self.network.predict(self.batch(inputs, None, lengths))
 
     __call__ = predict
@@ -64,11 +69,11 @@ class EncoderWrapper(NetworkWrapper):
     ) -> dict[str, float | str]:
         """One step of plain gradient descent. targets: a class for each sequence, (B,), -100 where it does not count;
         or with head_loss=squared_error (B, n_outputs) of numbers, NaN where one does not count. The loss is the mean
-        over what counts.
+        over the targets that count.
 
         Returns {"loss", "grad_norm" (before clipping), "status"}: Python numbers, so this waits for the device. The
-        status is "success", or "skipped" where the loss or the norm was not finite; nothing is updated then. Raises
-        InputError, and nothing is changed, for what cannot be read.
+        status is "success", or "skipped" if the loss or the norm was not finite: then nothing is updated. Raises
+        InputError, and changes nothing, for arguments that cannot be used.
         """
         self._check_rates(learning_rate, max_grad_norm)
         batch = self.batch(inputs, targets, lengths)
@@ -79,7 +84,7 @@ class EncoderWrapper(NetworkWrapper):
         return self._update(loss, learning_rate, max_grad_norm)
 
     def batch(self, inputs: Rows, targets: Tensor | Sequence[Any] | None, lengths: Tensor | None) -> EncoderBatch:
-        """What the network learns from, on its device; without targets none of them counts."""
+        """The checked batch on the network's device; without targets none of them counts."""
         config = self.config
         if config.n_inputs is None:
             rows, lengths = padded("inputs", inputs, lengths, 0)
@@ -113,6 +118,6 @@ class EncoderWrapper(NetworkWrapper):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **changes: Any) -> Self:
-        """The model of a checkpoint (or of the newest one in a directory). `changes` replace fields of its config that
+        """The model of a checkpoint, or of the newest one in a directory. `changes` replace fields of its config that
         the parameters do not depend on, `device="cpu"` for example. Raises CheckpointError."""
         return cls._of_checkpoint(path, changes)

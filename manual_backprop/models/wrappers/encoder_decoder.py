@@ -1,7 +1,7 @@
-"""An encoder-decoder seen from outside: sequences of token ids in, losses and sequences out; no `nn.Module`.
+"""The interface of an encoder-decoder: sequences of token ids in, losses and sequences out. It is no `nn.Module`.
 
-Sources and targets are given as they are, without beginning and end: the wrapper puts those around a target, so that
-the decoder reads `beginning a b c` and learns to say `a b c end` (teacher forcing).
+Sources and targets are given without beginning and end tokens. The wrapper adds those to a target: the decoder reads
+`beginning a b c` and learns to predict `a b c end` (teacher forcing).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class EncoderDecoderWrapper(NetworkWrapper):
     """An encoder-decoder that learns to turn a source into a target.
 
     Takes a CustomTransformerConfig with network=encoder_decoder, a mapping of its fields, or its fields as keywords;
-    and which `implementation` calculates: custom, torch or baseline. Raises ConfigError with everything that is wrong.
+    and the `implementation`: custom, torch or baseline. Raises ConfigError with everything that is wrong.
 
-    Three ids of the target's vocabulary stand for no symbol: padding, beginning and end. They are its last three, in
-    this order (V - 3, V - 2, V - 1), unless they are given.
+    The target's vocabulary has three special tokens: padding, beginning and end. Unless they are given, they are its
+    last three ids, in this order: V - 3, V - 2, V - 1.
 
     >>> model = EncoderDecoderWrapper(vocab_size=9, d_model=32, n_blocks=1, n_heads=4, d_ffn=64, max_seq_len=8)
     >>> for step in range(60):
@@ -60,7 +60,7 @@ class EncoderDecoderWrapper(NetworkWrapper):
         V = config.vocab_size
         known = config.padding_token_id if padding_token_id is None else padding_token_id
         self.padding_token_id = V - 3 if known is None else known
-        if isinstance(self.padding_token_id, int) and 0 <= self.padding_token_id < V:  # else it is refused below
+        if isinstance(self.padding_token_id, int) and 0 <= self.padding_token_id < V:  # otherwise it is refused below
             config = replace(config, padding_token_id=self.padding_token_id)
         super().__init__(build_network(implementation, config))
         self.bos_token_id = V - 2 if bos_token_id is None else bos_token_id
@@ -91,13 +91,13 @@ class EncoderDecoderWrapper(NetworkWrapper):
         source_lengths: Tensor | None = None,
         target_lengths: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Logits and loss with the target given (teacher forcing), in evaluation: no dropout, no label smoothing.
+        """Logits and loss for a given target (teacher forcing), in evaluation: no dropout, no label smoothing.
 
-        source: a list of lists of ids, or (B, S) with source_lengths (B,), where what is behind a length is padding
-        (None: all of it counts); a source may be empty. target likewise, without beginning and end.
+        source: a list of lists of ids, or (B, S) with source_lengths (B,); what comes after a length is padding (None:
+        no padding). A source may be empty. target likewise, without beginning and end tokens.
 
-        Returns {"logits": (B, T + 1, V), "loss": one number}: logits[:, t] is about the target's token t, and about
-        the end behind the last one; the loss is the mean over all of these that are no padding. Raises InputError.
+        Returns {"logits": (B, T + 1, V), "loss": one number}: logits[:, t] predicts token t of the target; after the
+        last token it predicts the end. The loss is the mean over all of these except padding. Raises InputError.
         """
         batch = self.batch(source, target, source_lengths, target_lengths)
         logits = self.network.predict(batch)
@@ -118,8 +118,8 @@ class EncoderDecoderWrapper(NetworkWrapper):
         """One step of plain gradient descent on the mean loss of the targets' tokens and ends.
 
         source, target as in `forward`. Returns {"loss", "grad_norm" (before clipping), "status"}: Python numbers, so
-        this waits for the device. The status is "success", or "skipped" where the loss or the norm was not finite;
-        nothing is updated then. Raises InputError, and nothing is changed, for what cannot be read.
+        this waits for the device. The status is "success", or "skipped" if the loss or the norm was not finite: then
+        nothing is updated. Raises InputError, and changes nothing, for arguments that cannot be used.
         """
         self._check_rates(learning_rate, max_grad_norm)
         batch = self.batch(source, target, source_lengths, target_lengths)
@@ -136,7 +136,7 @@ class EncoderDecoderWrapper(NetworkWrapper):
         source_lengths: Tensor | None = None,
         target_lengths: Tensor | None = None,
     ) -> PairBatch:
-        """What the network learns from, on its device: targets with their beginning before and their end behind."""
+        """The checked batch on the network's device: targets with beginning and end tokens added."""
         sources, source_lengths = self._read_source(source, source_lengths)
         targets, target_lengths = padded("target", target, target_lengths, self.padding_token_id)
         if len(sources) != len(targets):
@@ -182,18 +182,18 @@ class EncoderDecoderWrapper(NetworkWrapper):
         bos_token_id: int | None = None,
         eos_token_id: int | None = None,
     ) -> Tensor:
-        """The target that the model finds for each source: (B, at most max_new_tokens) token ids, the end included;
-        behind it stands padding.
+        """The target that the model generates for each source: (B, at most max_new_tokens) token ids. The end token is
+        included; padding follows it.
 
-        source as in `forward`. max_new_tokens None: max_seq_len, more than which a decoder cannot read. temperature 0
-        takes the likeliest token each time (greedy); otherwise one is drawn, among the top_k likeliest (None or 0:
-        all), of these among the smallest set whose probabilities reach top_p (None: all). The same seed draws the same
+        source as in `forward`. max_new_tokens None: max_seq_len, the most that a decoder can read. temperature 0 takes
+        the likeliest token each time (greedy); otherwise the token is sampled from the top_k likeliest (None or 0: all)
+        and, of these, from the smallest set whose probabilities reach top_p (None: all). The same seed samples the same
         tokens.
 
-        beams > 1 draws nothing: that many targets of each source are followed at once, and the one with the best score
-        is returned (beam search, models/decoding/generation.py), where
+        beams > 1 is a beam search (models/decoding/generation.py) and samples nothing: it follows that many targets of
+        each source at once, and returns the one with the highest
         score = log p(tokens) / ((5 + number of tokens) / 6)^length_penalty.
-        beams=1 is greedy. Rows do not depend on one another, but for what is drawn. Raises InputError.
+        beams=1 is greedy. Rows do not depend on one another, unless tokens are sampled. Raises InputError.
         """
         check_beams(beams, length_penalty)
         drawing = Drawing(temperature, top_k, top_p, seed)
@@ -219,7 +219,7 @@ class EncoderDecoderWrapper(NetworkWrapper):
     # What it is
 
     def get_model_info(self) -> dict[str, Any]:
-        """As of every model, with the three ids that stand for no symbol."""
+        """As for every model, and the ids of the three special tokens."""
         return super().get_model_info() | self._special()
 
     def _state(self) -> dict[str, Any]:
@@ -236,6 +236,6 @@ class EncoderDecoderWrapper(NetworkWrapper):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **changes: Any) -> Self:
-        """The model of a checkpoint (or of the newest one in a directory). `changes` replace fields of its config that
+        """The model of a checkpoint, or of the newest one in a directory. `changes` replace fields of its config that
         the parameters do not depend on, `device="cpu"` for example. Raises CheckpointError."""
         return cls._of_checkpoint(path, changes)

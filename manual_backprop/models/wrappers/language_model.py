@@ -1,7 +1,7 @@
-"""A language model seen from outside: token ids in, logits, losses and text ids out; no `nn.Module`.
+"""The interface of a language model: token ids in; logits, losses and token ids out. It is no `nn.Module`.
 
-`CustomTransformerWrapper` puts `CustomTransformer` behind the interface that users of `transformers` know; what happens
-inside a step is the network's business (`models/`), and long trainings are the runner's.
+`CustomTransformerWrapper` gives `CustomTransformer` the interface that users of `transformers` know. The networks in
+`models/` compute the steps; `training/` has the loop for long trainings.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class LanguageModel(NetworkWrapper):
     ) -> dict[str, Tensor | None]:
         """Logits, and with labels the loss, in evaluation (no dropout).
 
-        input_ids (B, T) of token ids. labels (B, T) as in transformers: usually input_ids themselves, shifted inside
-        (the logits at t are held against the label at t + 1), -100 where they do not count; the loss is the mean over
-        those that count, 0 if none does. attention_mask (B, T) is 1 for real tokens and 0 for padding, which no real
-        token sees; its labels count unless they are -100, as in transformers.
+        input_ids (B, T) of token ids. labels (B, T) as in transformers: usually input_ids themselves, which are shifted
+        inside (the logits at t predict the label at t + 1), -100 where they do not count. The loss is the mean over
+        those that count, 0 if none does. attention_mask (B, T) is 1 for real tokens and 0 for padding. No real token
+        sees padding; the labels of padding count unless they are -100, as in transformers.
 
-        Returns {"logits": (B, T, V), "loss": one number or None}. Raises InputError for what cannot be read.
+        Returns {"logits": (B, T, V), "loss": one number or None}. Raises InputError for arguments that cannot be used.
         """
         tokens, targets, segments = self._read(input_ids, labels, attention_mask)
         logits = self.network.predict(tokens, segments)
@@ -63,8 +63,8 @@ class LanguageModel(NetworkWrapper):
         """One step of plain gradient descent: forward, loss, loss gradient, backward, clip, update.
 
         Returns {"loss", "grad_norm" (before clipping), "status"}: Python numbers, so this waits for the device. The
-        status is "success", or "skipped" where the loss or the norm was not finite; nothing is updated then. Raises
-        InputError, and nothing is changed, for what cannot be read.
+        status is "success", or "skipped" if the loss or the norm was not finite: then nothing is updated. Raises
+        InputError, and changes nothing, for arguments that cannot be used.
         """
         self._check_rates(learning_rate, max_grad_norm)
         tokens, targets, segments = self._read(input_ids, labels, attention_mask)
@@ -101,13 +101,13 @@ class LanguageModel(NetworkWrapper):
         """The prompt and its continuation, (B, T + at most max_length).
 
         input_ids (B, T) with T >= 1. max_length counts new tokens. temperature 0 takes the likeliest token each time,
-        the first of equal ones; otherwise one is drawn, among the top_k likeliest (None or 0: all), of these among the
-        smallest set whose probabilities reach top_p (None: all). A row that has drawn eos_token_id stays there, and
-        when all have, this returns. The same seed draws the same tokens. Past max_seq_len the oldest tokens fall out
-        of sight, half a window at a time (models/decoding/incremental.py).
+        the first of equal ones; otherwise the token is sampled from the top_k likeliest (None or 0: all) and, of these,
+        from the smallest set whose probabilities reach top_p (None: all). A row that has chosen eos_token_id repeats
+        it; when all rows have, this returns. The same seed samples the same tokens. Beyond max_seq_len the model no
+        longer sees the oldest tokens: the window moves by half its length (models/decoding/incremental.py).
 
-        beams > 1 draws nothing: that many continuations of each row are followed at once, and the one with the best
-        score is returned (beam search, models/decoding/generation.py), where
+        beams > 1 is a beam search (models/decoding/generation.py) and samples nothing: it follows that many
+        continuations of each row at once, and returns the one with the highest
         score = log p(new tokens) / ((5 + number of new tokens) / 6)^length_penalty.
         """
         check_beams(beams, length_penalty)
@@ -116,7 +116,7 @@ class LanguageModel(NetworkWrapper):
             tokens += self.stream(input_ids, max_length, temperature, top_k, top_p, eos_token_id, seed)
             return torch.cat(tokens, dim=1)
         self._check_prompt(input_ids, max_length)
-        Drawing(temperature, top_k, top_p, seed)  # refuses what cannot be, although nothing is drawn
+        Drawing(temperature, top_k, top_p, seed)  # refuses values out of range, although nothing is sampled
         decoder, unread = IncrementalDecoder(self.network, len(input_ids)), self._unread(input_ids)
         best = beam_search(decoder, unread, max_length, beams, length_penalty, eos_token_id)
         longest = max(map(len, best))
@@ -135,7 +135,7 @@ class LanguageModel(NetworkWrapper):
         eos_token_id: int | None = None,
         seed: int | None = None,
     ) -> Iterator[Tensor]:
-        """`generate`, token by token: yields (B, 1) as soon as it is drawn. What cannot be used is refused at once."""
+        """`generate`, token by token: yields (B, 1) as soon as it is chosen. Raises InputError at the call."""
         self._check_prompt(input_ids, max_length)
         drawing = Drawing(temperature, top_k, top_p, seed)
         decoder = IncrementalDecoder(self.network, len(input_ids))
@@ -154,13 +154,13 @@ class LanguageModel(NetworkWrapper):
         check_ids("token id", input_ids, self.config.vocab_size)
 
     def _unread(self, input_ids: Tensor) -> Tensor:
-        """What of a prompt is in sight, where the network is."""
+        """The part of a prompt that the model can see, on the network's device."""
         return input_ids[:, -self.config.max_seq_len :].to(self.network.device)
 
     def _read(
         self, input_ids: Tensor, labels: Tensor | None, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Checked, shifted, moved to the device: tokens, targets, segments, (B, T) each."""
+        """Checks, shifts and moves to the device -> tokens, targets, segments, (B, T) each."""
         for name, tensor in (("input_ids", input_ids), ("labels", labels), ("attention_mask", attention_mask)):
             check_tensor(name, tensor)
         for name, tensor in (("labels", labels), ("attention_mask", attention_mask)):
@@ -169,7 +169,7 @@ class LanguageModel(NetworkWrapper):
                     f"{name} has shape {tuple(tensor.shape)}; expected that of input_ids, {tuple(input_ids.shape)}."
                 )
         self.network.check_tokens(input_ids)
-        check_ids("token id", input_ids, self.config.vocab_size)  # check_tokens leaves this out on a GPU
+        check_ids("token id", input_ids, self.config.vocab_size)  # check_tokens skips this on a GPU
         targets = segments = None
         if labels is not None:
             if labels.dtype not in (torch.int64, torch.int32):
@@ -186,8 +186,12 @@ class LanguageModel(NetworkWrapper):
 class CustomTransformerWrapper(LanguageModel):
     """The hand-written transformer as a language model.
 
-    Takes keywords, the sizes and any other field of CustomTransformerConfig (architecture, precision, dropout, device,
-    seed ...), or a CustomTransformerConfig, or a mapping of its fields. Raises ConfigError with all that is wrong.
+        model = CustomTransformerWrapper(vocab_size=256, d_model=64, n_blocks=2, n_heads=4, d_ffn=256, max_seq_len=64)
+        model.train_step(input_ids, labels=input_ids, learning_rate=0.1)
+        model.generate(input_ids[:, :8], max_length=20, temperature=0.8)
+
+    Takes keywords (the sizes and any other field of CustomTransformerConfig: architecture, precision, dropout, device,
+    seed ...), a CustomTransformerConfig, or a mapping of its fields. Raises ConfigError with everything that is wrong.
 
     >>> model = CustomTransformerWrapper(vocab_size=16, d_model=16, n_blocks=1, n_heads=2, d_ffn=32, max_seq_len=8)
     >>> input_ids = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
@@ -204,19 +208,18 @@ class CustomTransformerWrapper(LanguageModel):
     """
 
     def __init__(self, config: CustomTransformerConfig | Mapping[str, Any] | None = None, **fields: Any):
-        """Sizes that are not given (vocab_size, d_model, n_blocks, n_heads, d_ffn, max_seq_len): 50257, 256, 4, 4, 512,
-        256."""
+        """Default sizes (vocab_size, d_model, n_blocks, n_heads, d_ffn, max_seq_len): 50257, 256, 4, 4, 512, 256."""
         super().__init__(CustomTransformer(config_of(config, fields)))
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **changes: Any) -> CustomTransformerWrapper:
-        """The model of a checkpoint (or of the newest one in a directory). `changes` replace fields of its config that
+        """The model of a checkpoint, or of the newest one in a directory. `changes` replace fields of its config that
         the parameters do not depend on, `device="cpu"` for example. Raises CheckpointError."""
         return cls._of_checkpoint(path, changes)
 
 
 def build_model(implementation: str, config: CustomTransformerConfig) -> LanguageModel:
-    """The decoder of `implementation=NAME` as a language model. Raises ConfigError for one that cannot be built."""
+    """The decoder of `implementation=NAME` as a language model. Raises ConfigError if it cannot be built."""
     if implementation == "custom":
         return CustomTransformerWrapper(config)
     return LanguageModel(build_network(implementation, config))

@@ -28,7 +28,7 @@ def padded(what: str, rows: Rows, lengths: Tensor | None, padding: int) -> tuple
         raise InputError(f"{what}_lengths are given beside a list of lists, which has its own: leave them out.")
     try:
         given = [torch.tensor([index(one) for one in row], dtype=torch.int64) for row in rows]
-    except (TypeError, RuntimeError) as error:  # no whole number, or one of more than 63 bits
+    except (TypeError, RuntimeError) as error:  # not a whole number, or one of more than 63 bits
         raise InputError(f"{what} is {rows!r:.80}; expected a list of lists of token ids, or a tensor.") from error
     if not given:
         raise InputError(f"{what} is empty; expected a list of at least one list of token ids.")
@@ -59,7 +59,7 @@ def padded_numbers(what: str, rows: Rows, lengths: Tensor | None, C: int) -> tup
 
 
 def checked_lengths(what: str, lengths: Tensor | None, B: int, T: int) -> Tensor:
-    """lengths (B,) of what is at most T long; None: all of it. Raises InputError."""
+    """lengths (B,), checked to be 0 to T; None: all are T. Raises InputError."""
     if lengths is None:
         return torch.full((B,), T)
     lengths = torch.as_tensor(lengths).cpu()

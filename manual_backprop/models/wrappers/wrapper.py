@@ -1,6 +1,6 @@
-"""What every model has from outside, whatever it reads: training steps, checkpoints, a description; no `nn.Module`.
+"""What all models share, whatever they read: training steps, checkpoints, a description. They are no `nn.Module`.
 
-What goes in and out is the subclasses' business: `language_model.py`, `encoder_decoder.py`, `encoder.py`.
+Subclasses define inputs and outputs: `language_model.py`, `encoder_decoder.py`, `encoder.py`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ DEFAULT_SIZES = {"vocab_size": 50257, "d_model": 256, "n_blocks": 4, "n_heads": 
 
 
 class NetworkWrapper:
-    """A network of one kind, seen from outside. `network` is what calculates, and `step` counts training steps: each
-    has its own dropout masks.
+    """The outer interface of a network. `network` computes; `step` counts training steps, each with its own dropout
+    masks.
 
-    Raises ConfigError for a network of another `kind`, as config.network has it.
+    Raises ConfigError for a network of another `kind` (see config.network).
     """
 
     kind: str
@@ -52,8 +52,8 @@ class NetworkWrapper:
             )
 
     def _update(self, loss: Tensor, learning_rate: float, max_grad_norm: float | None) -> dict[str, float | str]:
-        """Clips the gradients and follows them down, unless the loss or their norm is not finite: what `train_step`
-        returns. Waits for the device."""
+        """Clips the gradients and makes a step of gradient descent, unless the loss or their norm is not finite.
+        Returns what `train_step` returns. Waits for the device."""
         gradients = self.network.gradient_tensors()
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
         whole = torch.linalg.vector_norm(torch.stack(norms))
@@ -74,7 +74,7 @@ class NetworkWrapper:
         return self.network.count_parameters()
 
     def get_model_info(self) -> dict[str, Any]:
-        """What this is: model_type, implementation, architecture, precision, sizes and the number of parameters."""
+        """Its model_type, implementation, architecture, precision, sizes and number of parameters."""
         config = self.config
         return {
             "model_type": MODEL_TYPE,
@@ -89,7 +89,7 @@ class NetworkWrapper:
     # Checkpoints
 
     def _state(self) -> dict[str, Any]:
-        """What a checkpoint says beside the parameters."""
+        """What a checkpoint contains besides the parameters."""
         return {"network": asdict(self.config), "training_steps": self.step}
 
     def tensors_and_state(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
@@ -97,7 +97,7 @@ class NetworkWrapper:
         return {"parameters": self.network.parameters}, self._state()
 
     def save_checkpoint(self, directory: str | Path) -> Path:
-        """Writes `directory/step-NNNNNN/` (safetensors, JSON, checksums) and returns its path. Others stay.
+        """Writes `directory/step-NNNNNN/` (safetensors, JSON, checksums) and returns its path. Keeps other checkpoints.
 
         Raises StorageError.
         """
@@ -108,20 +108,20 @@ class NetworkWrapper:
     def load_checkpoint(self, path: str | Path) -> None:
         """Replaces the parameters by those of a checkpoint, or of the newest one in a directory of checkpoints.
 
-        Raises CheckpointError, and nothing is changed, if it is damaged or belongs to another network.
+        Raises CheckpointError, and changes nothing, if it is damaged or belongs to another network.
         """
         self.restore(_load(path))
 
     def restore(self, checkpoint: Any) -> None:
-        """Takes parameters and step from a checkpoint. Raises CheckpointError where it belongs to another network, and
-        InputError where its parameters do."""
+        """Takes parameters and step from a checkpoint. Raises CheckpointError if it belongs to another network, and
+        InputError if its parameters do."""
         _check_same_network(checkpoint.path, saved_network(checkpoint), self.config)
         self.network.load_parameters(checkpoint.tensors["parameters"])
         self.step = checkpoint.step
 
     @classmethod
     def _of_checkpoint(cls, path: str | Path, changes: Mapping[str, Any]) -> Self:
-        """For a subclass that is made of a config: the model of a checkpoint. Raises CheckpointError."""
+        """The model of a checkpoint, for a subclass that is built from a config. Raises CheckpointError."""
         checkpoint = _load(path)
         fields = asdict(saved_network(checkpoint)) | {"device": "auto"} | dict(changes)
         model = cls(CustomTransformerConfig.of(fields))  # type: ignore[arg-type]
@@ -132,9 +132,8 @@ class NetworkWrapper:
 def config_of(
     given: CustomTransformerConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any], kind: str = "decoder"
 ) -> CustomTransformerConfig:
-    """A wrapper's config: the one that is given, as it is or as a mapping, or one of the keywords, where a size that
-    is left out has its usual value. A mapping and keywords need not say which `kind` of network it is. Raises
-    ConfigError."""
+    """A wrapper's config: the given one, or one built from a mapping or from keywords. Sizes that keywords leave out
+    have their default value. A mapping and keywords need not name the `kind` of network. Raises ConfigError."""
     if given is None:
         return CustomTransformerConfig.of(DEFAULT_SIZES | {"network": kind} | dict(keywords))
     if isinstance(given, Mapping):
@@ -147,7 +146,7 @@ def config_of(
 
 
 def _check_same_network(path: Path, saved: CustomTransformerConfig, here: CustomTransformerConfig) -> None:
-    """CheckpointError unless both agree on what the parameters mean; the rest is a model's own choice."""
+    """Raises CheckpointError unless both agree on what the parameters mean; other settings may differ."""
     there, own = (
         asdict(one)
         | {"activation": one.activation or one.traits.activation, "n_kv_heads": one.kv_heads}
@@ -180,7 +179,7 @@ def saved_network(checkpoint: Any) -> CustomTransformerConfig:
 
 
 def check_tensor(name: str, value: object) -> None:
-    """InputError for what is neither a tensor nor None."""
+    """Raises InputError for a value that is neither a tensor nor None."""
     if value is not None and not isinstance(value, Tensor):
         raise InputError(
             f"{name} is a {type(value).__name__}; expected a tensor: torch.tensor([...]), (batch, sequence)."

@@ -1,5 +1,6 @@
-"""What `python -m manual_backprop.bench` is made of. Needs torch only; transformers and matplotlib where asked for.
+"""The parts of `python -m manual_backprop.bench`. It needs only torch; transformers and matplotlib are optional.
 
-`cases` say what is measured, `rows` what one measuring process does, `measurement` takes all rows in turns and compares
-their gradients first; `page` and `markdown` show it. `breakdown`, `growth` and `ablations` measure something else.
+`cases` define what is measured, and `rows` what one measuring process does. `measurement` compares the gradients of all
+rows, then measures them in turns. `page` and `markdown` print it. `breakdown` profiles a step, `growth` measures over
+lengths and batch sizes, and `ablations` without one optimization at a time.
 """

@@ -1,10 +1,10 @@
-"""The optimizations of the kernels, each with what it saves and its ablation, so that it can be measured alone.
+"""The optimizations of the kernels, each with what it saves and its ablation, so that its effect can be measured.
 
-An ablation binds names of a process anew: a pair of `kernels` to the reference's of the same name, a function or a
-number that several kernels share to what they would do without it. What is left is a whole training step with the same
-gradients, which the bench compares before it times anything.
+An ablation rebinds names in a process: a pair of `kernels` to the pair of `ops` with the same name, or a shared
+function or constant to a version without the optimization. The result is a whole training step with the same gradients,
+which the bench compares before it times anything.
 
-A new optimization is a new entry of OPTIMIZATIONS. Imports torch only where something is ablated.
+A new optimization is a new entry of OPTIMIZATIONS. Torch is imported only when something is ablated.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 WITHOUT = f"{SUBJECT} without "  # before an optimization's name: the name of a row
 
-Binding = tuple[ModuleType, str, Any]  # a module, a name in it, and what the name stands for
+Binding = tuple[ModuleType, str, Any]  # a module, a name in it, and the object to bind to it
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """Pairs of the kernels, and whatever else has to be bound anew."""
+    """An optimization: its pairs of kernels, and the other names that its ablation rebinds."""
 
-    place: str  # the files of the package that it lives in
-    about: str  # what is saved, and why
-    pairs: tuple[str, ...] = ()  # replaced whole, since a cache is private to its pair
+    place: str  # its files in the package
+    about: str  # what it saves, and why
+    pairs: tuple[str, ...] = ()  # always replaced as a pair, since a cache is private to it
     without: Callable[[], list[Binding]] = list
     applies: Callable[[Case], bool] = lambda case: True
-    room: str = "manual_backprop.kernels"  # which the pairs are looked up in
+    room: str = "manual_backprop.kernels"  # the package that contains the pairs
 
     def bindings(self) -> list[Binding]:
         """The bindings that undo it in this process."""
@@ -53,7 +53,7 @@ class Optimization:
 
 
 def _shared(**values: Any) -> Callable[[], list[Binding]]:
-    """Names that several kernels import, in each of them."""
+    """Bindings of a name in all kernels that import it."""
 
     def bindings() -> list[Binding]:
         from ... import kernels
@@ -67,7 +67,7 @@ def _shared(**values: Any) -> Callable[[], list[Binding]]:
 
 
 def _without_bound(size: str) -> Callable[[], list[Binding]]:
-    """A constant of every device (`kernels/sizes.py`), beyond all bounds."""
+    """Bindings that make a constant of `kernels/sizes.py` practically infinite on every device."""
 
     def bindings() -> list[Binding]:
         from ...kernels import sizes
@@ -78,11 +78,11 @@ def _without_bound(size: str) -> Callable[[], list[Binding]]:
     return bindings
 
 
-# What takes their places
+# The replacements
 
 
 def _loss_by_halves() -> list[Binding]:
-    """The pair, one half after the other, behind the name of both at once."""
+    """`linear_cross_entropy` as a forward and then a backward."""
     from ... import kernels
     from ...ops.numerics import no_record
 
@@ -102,13 +102,13 @@ def _allocated(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 @contextmanager
-def _allocated_for_a_while(shape: tuple[int, ...], like: Tensor) -> Iterator[Tensor]:
+def _allocated_scratch(shape: tuple[int, ...], like: Tensor) -> Iterator[Tensor]:
     yield like.new_empty(shape)
 
 
 def _without_recomputation() -> list[Binding]:
-    """What is recomputed lives in a ping-pong buffer. A textbook's cache holds the tensor that it was given, which
-    has to stay."""
+    """Recomputed tensors are in a ping-pong buffer, but the cache of a textbook pair keeps the tensor itself: so
+    nothing is recomputed."""
     from ...kernels.arena import kept
 
     return _shared(ping_pong=kept)()
@@ -177,130 +177,130 @@ OPTIMIZATIONS = {
     # pairs
     "chunked-loss": Optimization(
         "kernels/cpu/loss.py",
-        "A chunk of rows becomes logits, their loss and, in the same memory, softmax - q but for a number a row; its "
-        "parts of dx and dW are made at once. So the gradient is made in the forward pass, with one exponential a "
-        "logit: no tensor of N V numbers is kept or read again, and a chunk stays near the processor through all of "
-        "its passes.",
+        "A chunk of rows gives logits, their loss and, in the same memory, softmax - q up to a factor per row; its "
+        "parts of dx and dW follow at once. So the forward pass computes the gradient, with one exponential per "
+        "logit: no tensor of N V numbers is kept or read again, and a chunk stays in the cache through all of its "
+        "passes.",
         pairs=("linear_cross_entropy",),
         without=_loss_by_halves,
     ),
     "tiled-attention": Optimization(
         "kernels/cpu/attention.py, cpp/attention.h",
-        "Scores are made for a block of queries and only the keys that it may see, so that what is above the diagonal "
+        "Scores are computed for a block of queries and only the keys that it may see, so the part above the diagonal "
         "is neither multiplied nor normalized: nearly half of the work at long T. A head's tile goes through its "
-        "softmax and into the next product while it is in the cache, and of the probabilities one number a query is "
-        "kept, from which backward makes them again: B H T^2 numbers a block less. The textbook's pair holds query, "
-        "key and value themselves, so without this optimization they are not recomputed either.",
+        "softmax and into the next product while it is in the cache. Instead of the probabilities one number per query "
+        "is kept, from which backward recomputes them: B H T^2 numbers less in each block. The textbook pair keeps "
+        "query, key and value themselves, so without this optimization they are not recomputed either.",
         pairs=("self_attention", "rotary_attention"),
         without=_without_recomputation,
     ),
     "norm-by-rows": Optimization(
         "kernels/cpu/normalization.py",
-        "Sum, statistics and output of the rows in one call that reads them three times; dx, dweight and dbias in "
-        "another. The textbook's makes a tensor for every line of its formula. Kept are the sum and two numbers a row.",
+        "One call computes sum, statistics and output of the rows and reads them three times; another one computes dx, "
+        "dweight and dbias. The textbook pair allocates a tensor for every line of its formula. The cache keeps the "
+        "sum and two numbers per row.",
         pairs=("layer_norm", "residual_layer_norm", "residual_rms_norm"),
     ),
     "feed-forward": Optimization(
         "kernels/cpu/feed_forward.py, gated_feed_forward.py",
-        "Bias and activation are one pass, and so are the activation's derivative and its value, recomputed in "
-        "backward from the hidden layer before its bias: one tensor of N F numbers is kept where the textbook keeps "
-        "two and makes several on the way.",
+        "Bias and activation are one pass. In backward the activation's derivative and its recomputed value are one "
+        "pass too. One tensor of N F numbers is kept, the hidden layer before its bias; the textbook pair keeps two "
+        "and allocates several more.",
         pairs=("feed_forward", "gated_feed_forward"),
         without=_without_recomputation,
     ),
     "linear": Optimization(
         "kernels/cpu/linear.py",
-        "The product dy^T x is added where the gradient is kept, dx takes the place of x, and the norm's output and "
-        "query, key and value are recomputed in backward: the optimizations below, in this pair alone. It is there for "
-        "the memory: without it a large step takes a few percent less time.",
+        "The product dy^T x is added directly to the gradient, dx overwrites x, and the norm's output and query, key "
+        "and value are recomputed in backward: the optimizations below, in this pair alone. It saves memory, not time: "
+        "without it a large step takes a few percent less time.",
         pairs=("linear",),
         without=_without_recomputation,
     ),
     "token-embedding": Optimization(
         "kernels/cpu/embedding.py",
-        "Adds only to the rows of the tokens that occur. The textbook makes a table of zeros of V D numbers first and "
-        "adds all of it, two passes over the largest parameter.",
+        "It adds only to the rows of tokens that occur. The textbook pair first allocates a table of V D zeros and "
+        "then adds all of it: two passes over the largest parameter.",
         pairs=("token_embedding",),
     ),
     # what several pairs share
     "arena": Optimization(
         "kernels/arena.py",
         "A step asks for the same tensors as the step before, in the same order, and gets the same memory: no "
-        "allocation, no page fault, no holes. Here, as in a run, the C library keeps what is freed; without that and "
-        "for blocks beyond 32 MB, which it gives back all the same, the difference is larger.",
+        "allocation, no page faults, no fragmentation. In this measurement, as in a run, the C library keeps freed "
+        "memory. Otherwise, and for blocks above 32 MB, which it always returns, the difference is larger.",
         without=lambda: (
-            _shared(kept=_allocated, ping_pong=_allocated, scratch=_allocated_for_a_while)() + _without_replay()
+            _shared(kept=_allocated, ping_pong=_allocated, scratch=_allocated_scratch)() + _without_replay()
         ),
     ),
     "replay": Optimization(
         "kernels/replay.py",
         "The calls of a small network's step are recorded, with the memory they read and write, and replayed: "
-        "no Python between them, no views. Larger steps run as they are.",
+        "no Python between them, no views. Larger steps are not recorded.",
         without=_without_replay,
         applies=_is_replayed,
     ),
     "gradients-in-place": Optimization(
         "kernels/arena.py",
-        "A gradient has the shape of its tensor and is made when that is read for the last time, so it is written "
-        "over it, and a residual sum over its branch. Autograd cannot know that nobody reads an activation again.",
+        "A gradient has the shape of its tensor and is computed when the tensor is read for the last time, so it "
+        "overwrites the tensor; a residual sum overwrites its branch. Autograd cannot know that an activation is not "
+        "read again.",
         without=_shared(in_place_of=lambda x: x.new_empty(x.shape)),
     ),
     "made-again": Optimization(
         "kernels/arena.py",
-        "A norm's output, and query, key and value, are read once more in backward, and can be recomputed from what is "
-        "kept anyway. Caches hold the function that does so instead: 5 N D numbers a block less, for two passes over "
-        "rows and one product. It is there for the memory, and costs a few percent of a large step's time.",
+        "Backward reads a norm's output, and query, key and value, once more, and they can be recomputed from tensors "
+        "that are kept anyway. Caches keep a function that recomputes them: 5 N D numbers less in each block, for two "
+        "passes over rows and one product. It saves memory, and costs a few percent of a large step's time.",
         without=lambda: _shared(saved=lambda x: x)() + _without_recomputation(),
     ),
     "rows-at-a-time": Optimization(
         "kernels/pieces.py, cpu/feed_forward.py, cpu/gated_feed_forward.py",
-        "The activated hidden layer and its gradient are made for some rows at a time, and are done with when their "
-        "products are: a few million numbers in place of N F of each, which stay in the cache from one product to the "
-        "next.",
+        "The activated hidden layer and its gradient are computed for some rows at a time, and freed after their "
+        "products: a few million numbers instead of N F of each, which stay in the cache from one product to the next.",
         without=_without_bound("piece"),
     ),
     "added-products": Optimization(
         "kernels/cpu/products.py",
-        "dW += dy^T x is one call, `addmm` with beta = 1: no tensor of the weight's size, and not the two passes that "
-        "write it and add it. In bf16_mixed the gradient is wider than the product, which is made for some rows at a "
-        "time and added while it is in the cache.",
+        "dW += dy^T x is one call, `addmm` with beta = 1: no tensor of the weight's size, and no two passes to write "
+        "and add it. In bf16_mixed the gradient is wider than the product, which is computed for some rows at a time "
+        "and added while it is in the cache.",
         without=_shared(add_product=_product_then_sum),
     ),
     "onednn": Optimization(
         "kernels/cpu/products.py",
-        "A float32 product on a CPU by oneDNN in place of MKL, which on processors that are not Intel's leaves half of "
-        "their speed unused. Only where oneDNN keeps float32 exact, which is measured once.",
+        "float32 products on a CPU use oneDNN instead of MKL, which leaves half of the speed unused on processors that "
+        "are not from Intel. This applies only if oneDNN computes in full float32 precision, which is measured once.",
         without=_library_of_pytorch,
         applies=lambda case: case.config.precision == "fp32" and case.config.device == "cpu",
     ),
     "compiled": Optimization(
         "kernels/cpu/compiled.py",
-        "What is neither a product nor one pass of PyTorch's becomes one loop over its tensors: on a CPU in C++, "
-        "compiled once for a machine, on a GPU in Triton. As it is written, every operation reads and writes "
-        "memory.",
+        "Formulas that are neither a product nor one pass of PyTorch become one loop over their tensors: on a CPU in "
+        "C++, compiled once per machine, on a GPU in Triton. Uncompiled, every operation reads and writes memory.",
         without=_uncompiled,
     ),
     "fused-adamw": Optimization(
         "kernels/cpu/optimizers.py",
-        "One loop clips, decays, updates both moments and the parameter, and writes each number once; another one adds "
-        "up the squares of the gradient. It is bound by memory, and the textbook's lines read the moments several "
-        "times and make a tensor for each intermediate result.",
+        "One loop clips, decays, updates both moments and the parameter, and writes each number once; another loop "
+        "sums the squares of the gradient. The update is bound by memory. The textbook version reads the moments "
+        "several times and allocates a tensor for each intermediate result.",
         without=_textbook_adamw,
     ),
     "flat-buffers": Optimization(
         "optim/parameters.py, optimizers.py",
-        "Parameters, gradients and moments are one buffer each: one norm, and one pass over all that decays and one "
-        "over the rest. Without: PyTorch's own fused AdamW and clipping, parameter by parameter, as the peers have "
-        "them.",
+        "Parameters, gradients and moments are one buffer each: one norm, one pass over the parameters with weight "
+        "decay and one over the rest. Without it, PyTorch's fused AdamW and clipping run parameter by parameter, as in "
+        "the peers.",
         without=_adamw_tensor_by_tensor,
-        applies=lambda case: case.config.precision != "bf16",  # PyTorch's moments would be narrow: another optimizer
+        applies=lambda case: case.config.precision != "bf16",  # PyTorch's moments would be bf16: another optimizer
     ),
 }
 
 
 @contextmanager
 def ablated(optimization: Optimization) -> Iterator[None]:
-    """Inside, networks that are built and steps that are made do without it."""
+    """A context in which networks are built and steps run without the optimization."""
     bindings = optimization.bindings()
     before = [(module, name, getattr(module, name)) for module, name, _ in bindings]
     try:
@@ -313,7 +313,7 @@ def ablated(optimization: Optimization) -> Iterator[None]:
 
 
 def work(end: Connection, name: str, case: Case) -> None:
-    """`rows.work` for a row of the bench, or for the subject without an optimization."""
+    """`rows.work` for a row of the bench, or for the subject without one optimization."""
     if name.startswith(WITHOUT):
         rows.prepare(SUBJECT, case)  # first, as in every row: an ablation imports torch
         with ablated(OPTIMIZATIONS[name.removeprefix(WITHOUT)]):

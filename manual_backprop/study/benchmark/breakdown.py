@@ -1,8 +1,8 @@
-"""Where a step's time and memory go: torch.profiler over a few steps, by kind of work, and by pair for ours.
+"""Profiles where a step's time and memory go, with torch.profiler: by kind of work, and for our network by pair.
 
-In processes of their own, since a profiler costs time: shares are right, and the milliseconds are the measured step's
-divided by them. Every profiled step runs, also where the measured ones are replayed (kernels/replay.py): what that
-saves is in the shares. For a compiled row the compiler is told to name its kernels, which compiles them once more.
+It runs in separate processes, since a profiler costs time: its shares are right, and they are applied to the measured
+time of a step. Profiled steps run eagerly, also where the measured ones are replayed (kernels/replay.py). For a
+compiled row the compiler gets an option to name its kernels, which compiles them once more.
 """
 
 import functools
@@ -20,10 +20,10 @@ from .measurement import ADVICE, MeasuredRow, Measurement
 from .rows import MAX_GRAD_NORM, WARM_UP, build, prepare, random_batch, switches
 
 STEPS = 3
-LARGEST = 8  # allocations that are shown
+LARGEST = 8  # allocations shown
 PAIR, UPDATE = "pair: ", "update"
 PRODUCTS = r"::(addmm_?|mm|matmul|linear|_grouped_mm)\b|mkldnn|gemm"
-KINDS = {  # of a pair, an operator or a compiled kernel, by what its name holds; the first one that fits
+KINDS = {  # of a pair, an operator or a compiled kernel, by a part of its name; the first match counts
     "optimizer": rf"^{UPDATE}$|adam",
     "loss": r"log_softmax|nll_loss|cross_entropy",
     "attention": r"scaled_dot_product|attention|softmax|::(bmm|baddbmm|masked_fill|tril)",
@@ -36,7 +36,7 @@ KINDS = {  # of a pair, an operator or a compiled kernel, by what its name holds
 
 @dataclass(frozen=True)
 class Allocation:
-    """`size` bytes, asked for by `asker` so many `times` a step."""
+    """An allocation of `size` bytes by the operator `asker`, `times` times a step."""
 
     size: int
     asker: str
@@ -45,8 +45,8 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Profile:
-    """Shares of a step's time by kind of work, by pair (ours alone; what is in none is `outside`), and the largest
-    allocations."""
+    """Shares of a step's time by kind of work and by pair (only for our network; the rest is `outside`), and the
+    largest allocations."""
 
     kinds: dict[str, float]
     pairs: dict[str, float]
@@ -54,7 +54,7 @@ class Profile:
 
 
 def breakdown(measured: Measurement) -> dict[str, Any]:
-    """Of the subject and of the fastest peer: printed, and what the JSON holds of it."""
+    """Profiles the subject and the fastest peer, prints the result, and returns it for the JSON."""
     content = {}
     for row in (measured.subject, measured.fastest_peer):
         if row is not None:
@@ -83,7 +83,7 @@ def page(row: MeasuredRow, profile: Profile) -> str:
 
 
 def work(end: Connection, name: str, case: Case) -> None:
-    """A process that profiles some steps of a row, says its Profile and ends."""
+    """A process that profiles some steps of a row, sends its Profile and ends."""
     os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "5"}  # read when torch is imported
     prepare(name, case)
     import torch
@@ -114,14 +114,14 @@ def work(end: Connection, name: str, case: Case) -> None:
 
 
 def _name_pairs(mark: Callable[[str], Any]) -> None:
-    """Each pair that the network calls says its name to the profiler, from here on in this process."""
+    """Makes each pair that the network calls record its name in the profiler, from now on in this process."""
     for module_name in ("ops", "kernels"):
         try:
             module = importlib.import_module(f"...{module_name}", __package__)
         except ModuleNotFoundError:
             continue
         there = dict(vars(module))
-        for name, function in there.items():  # and both halves of a pair in one, where there is such a function
+        for name, function in there.items():  # including functions that are both halves of a pair
             if name.endswith(("_forward", "_backward")) or f"{name}_forward" in there:
                 setattr(module, name, _marked(function, name, mark))
 
@@ -158,7 +158,7 @@ def _shares(times: Mapping[str, float]) -> dict[str, float]:
 
 
 def _place(event: Any) -> str:
-    """The outermost pair in which an event lies, or the update; else nothing."""
+    """The outermost pair that contains an event, or the update; else empty."""
     place = ""
     while event is not None:
         if event.name.startswith(PAIR) or event.name == UPDATE:
@@ -168,9 +168,9 @@ def _place(event: Any) -> str:
 
 
 def kind_of(name: str, place: str = "") -> str:
-    """What an operator, or a compiled kernel, is for. `place`: the pair in which it runs.
+    """The kind of work of an operator or a compiled kernel. `place`: the pair in which it runs.
 
-    A product counts as one wherever it is made; but those of attention, which are batched, count as attention.
+    A product counts as a product wherever it runs, except the batched products of attention, which count as attention.
     """
     if place != UPDATE and re.search(PRODUCTS, name):
         return "products"
@@ -179,7 +179,7 @@ def kind_of(name: str, place: str = "") -> str:
 
 
 def _allocations(profiled: Any, events: Iterable[Any], device: str) -> list[Allocation]:
-    """The largest, each with the innermost operator that was running, and its pair."""
+    """The largest allocations, each with the innermost running operator, and its pair."""
     from torch.autograd import DeviceType
 
     where = DeviceType.CUDA if device == "cuda" else DeviceType.CPU
@@ -202,7 +202,7 @@ def _allocations(profiled: Any, events: Iterable[Any], device: str) -> list[Allo
 
 
 def _words(event: Any) -> str:
-    """An operator with the ones that called it: `aten::empty` alone says little."""
+    """An operator with its callers: `aten::empty` alone says little."""
     names: list[str] = []
     while event is not None and len(names) < 3:
         name = re.sub(r"^autograd::engine::evaluate_function: |^## Call (CompiledFxGraph) .*", r"\1", event.name)

@@ -1,6 +1,6 @@
-"""What the bench measures: networks with a batch and a number of threads, and the cases that have a name.
+"""What the bench measures: networks with a batch size and a number of threads, and the named cases.
 
-Imports the standard library only, so that bad input is said before torch is imported.
+Imports the standard library only, so that bad input is reported before torch is imported.
 """
 
 from collections.abc import Mapping
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 
 from ...config.schema import CustomTransformerConfig
 
-BY_HAND: dict[str, dict[str, str]] = {  # row: what it has in its config
+BY_HAND: dict[str, dict[str, str]] = {  # row: settings of its config
     "custom-reference": {"kernels": "reference"},
     "custom-fused": {"kernels": "fused"},
     "custom-recompute": {"kernels": "fused", "recompute": "block"},
 }
 GRAPHS = "-graphs"  # after a compiled peer's name, on a GPU: its passes are CUDA graphs (mode="reduce-overhead")
-ONEDNN = "-onednn"  # after a peer's name: its float32 products are made by the library that the kernels take
+ONEDNN = "-onednn"  # after a peer's name: its float32 products use the library of the kernels
 _PEERS = {
     f"{network}-{how}": network for network in ("torch", "baseline", "huggingface") for how in ("eager", "compiled")
 }
-ROWS = dict.fromkeys(BY_HAND, "custom") | {  # name: whose network it is
+ROWS = dict.fromkeys(BY_HAND, "custom") | {  # name: the implementation of its network
     name + library: network for name, network in _PEERS.items() for library in ("", ONEDNN)
 }
 OURS = tuple(BY_HAND)
-SUBJECT = "custom-fused"  # what all others are compared with
+SUBJECT = "custom-fused"  # all other rows are compared with it
 
 
 def network_of(name: str) -> str:
-    """Whose network a row's is."""
+    """The implementation of a row's network."""
     return ROWS[name.removesuffix(GRAPHS)]
 
 
@@ -36,18 +36,18 @@ def is_compiled(name: str) -> bool:
 
 
 def compile_mode(name: str) -> str | None:
-    """`torch.compile`'s, of a compiled row."""
+    """The mode of `torch.compile` for a compiled row."""
     return "reduce-overhead" if name.endswith(GRAPHS) else None
 
 
-def takes_onednn(name: str) -> bool:
-    """Whether a row asks for oneDNN's float32 products; whether it gets them depends on the processor."""
+def uses_onednn(name: str) -> bool:
+    """Whether a row requests oneDNN's float32 products; whether it gets them depends on the processor."""
     return name.endswith(ONEDNN) or BY_HAND.get(name, {}).get("kernels") == "fused"
 
 
 @dataclass(frozen=True)
 class Bar:
-    """What the subject must reach against the fastest peer."""
+    """The limits that the subject must meet compared with the fastest peer."""
 
     time: float  # peer / ours, at least
     memory: float | None = None  # ours / peer, at most
@@ -55,7 +55,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured."""
+    """One case to measure."""
 
     config: CustomTransformerConfig
     batch_size: int  # B [sequences]
@@ -65,7 +65,7 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
+        """The number of tokens of a step."""
         return self.batch_size * self.config.max_seq_len
 
     def describe(self) -> str:
@@ -80,7 +80,7 @@ class Case:
 
 
 def without_effect(name: str, case: Case) -> str | None:
-    """Why a row would be the same as another one in this case, as far as that is known without torch."""
+    """Why a row would equal another row in this case, as far as known without torch; None if it differs."""
     if not name.endswith(ONEDNN):
         return None
     if case.config.device != "cpu":
@@ -97,12 +97,12 @@ class NamedCase:
     about: str
     sizes: Mapping[str, int]
     batch_size: int
-    bars: Mapping[str, Bar | None]  # by precision: those that it is measured in
+    bars: Mapping[str, Bar | None]  # by precision; these are the precisions that are measured
     device: str = "cpu"
     network: str = "decoder"
 
     def case(self, name: str, precision: str, threads: int, batch_size: int | None) -> Case:
-        """`batch_size` None: its own; with another the bar does not hold."""
+        """The case with these settings. `batch_size` None: the case's own; with another one there is no bar."""
         fields = dict(self.sizes) | {"network": self.network, "precision": precision, "device": self.device}
         config = CustomTransformerConfig.of(fields)
         bar = self.bars.get(precision) if batch_size in (None, self.batch_size) else None

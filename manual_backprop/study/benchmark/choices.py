@@ -1,4 +1,4 @@
-"""The options that choose what is measured, the same in every command that measures steps. Needs no torch."""
+"""The options that choose what is measured, for every command that measures steps. Needs no torch."""
 
 import os
 from argparse import Namespace
@@ -10,17 +10,17 @@ from ...config.arguments import Parser, whole
 from ...config.schema import ARCHITECTURES, PRECISIONS, CustomTransformerConfig, model_sizes
 from .cases import CASES, Case
 
-FOR_MODELS = ("architecture", "vocab_size", "device")  # what a case has by itself
+FOR_MODELS = ("architecture", "vocab_size", "device")  # options that a case defines itself
 DEFAULTS: dict[str, Any] = {"model": "medium", "architecture": "gpt2", "vocab_size": 1024, "device": "cpu"}
 BATCH_SIZE = 16
 
 
 def add_choices(parser: Parser, usual: str) -> None:
-    """`usual`: what is measured where nothing is chosen."""
+    """Adds the options. `usual`: what is measured by default."""
     parser.add_argument(
         "--case", nargs="+", choices=tuple(CASES), metavar="NAME", help=f"one or more of the cases ({usual})"
     )
-    parser.add_argument("--model", choices=tuple(model_sizes()), help="in place of a case: a size of conf/model")
+    parser.add_argument("--model", choices=tuple(model_sizes()), help="instead of a case: a size of conf/model")
     parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), help="of --model (gpt2)")
     parser.add_argument("--vocab-size", type=whole(1), metavar="V", help="of a --model that names none (1024)")
     parser.add_argument("--batch-size", type=whole(1), metavar="B", help="sequences (the case's; 16)")
@@ -38,7 +38,7 @@ def about_cases() -> dict[str, str]:
 
 
 def cases_of(options: Namespace) -> list[Case]:
-    """Raises InputError for what cannot be measured."""
+    """The cases that the options choose. Raises InputError if one cannot be measured."""
     if options.case:
         for name in ("model", *FOR_MODELS):
             if getattr(options, name) is not None:
@@ -70,5 +70,5 @@ def cases_of(options: Namespace) -> list[Case]:
             raise InputError("; ".join(violations))
     if any(case.config.device == "cuda" for case in found) and not compute_capabilities():
         what = f"--case {' '.join(options.case)}" if options.case else "--device cuda"
-        raise InputError(f"{what}: no NVIDIA GPU can be used on this machine; measure what runs on a CPU")
+        raise InputError(f"{what}: no NVIDIA GPU can be used on this machine; choose a case that runs on a CPU")
     return found

@@ -1,6 +1,6 @@
-"""How the cost of a step grows: its time with the sequence length, its memory with the batch size, ours and the peers'.
+"""How a step's time grows with the sequence length, and its memory with the batch size, for us and the peers.
 
-Each point is a measurement of its own, with all that belongs to one.
+Each point is a complete measurement.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def over_batch_size(case: Case) -> list[Case]:
 
 
 def grow(cases: Sequence[Case], names: Sequence[str], rounds: int | None, picture: Path | None) -> dict[str, Any]:
-    """Measures, prints and draws every case; what the JSON holds of it."""
+    """Measures, prints and draws every case. Returns the data for the JSON."""
     found = []
     for case in cases:
         lengths = [measure(point, names, rounds) for point in over_length(case)]
@@ -46,12 +46,12 @@ def grow(cases: Sequence[Case], names: Sequence[str], rounds: int | None, pictur
 
 
 def times(points: Sequence[Measurement], name: str) -> list[float | None]:
-    """[ms a step], None where the row was left out."""
+    """The times of a row [ms a step]; None where it was left out."""
     return [1e3 * point.rows[name].median if name in point.rows else None for point in points]
 
 
 def peaks(points: Sequence[Measurement], name: str) -> list[float | None]:
-    """[MB], None likewise, or where the system does not tell."""
+    """The peak memory of a row [MB]; None where it was left out or the system does not report it."""
     sizes = [point.rows[name].peak_bytes if name in point.rows else None for point in points]
     return [None if size is None else size / 1e6 for size in sizes]
 
@@ -61,7 +61,7 @@ def _lines(values: list[float | None]) -> str:
 
 
 def table(lengths: Sequence[Measurement], sizes: Sequence[Measurement]) -> str:
-    """Both curves of every row; and below each what the best peer needs over what ours needs."""
+    """Both curves of every row, and below each curve the ratio of the best peer to ours."""
     lines = []
     for title, points, curve in (("ms a step", lengths, times), ("peak MB", sizes, peaks)):
         names = list(dict.fromkeys(name for point in points for name in point.rows))

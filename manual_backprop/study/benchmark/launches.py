@@ -1,7 +1,8 @@
-"""How many launches a piece of work is on a GPU: a step of many small ones is bound by them, and not by arithmetic.
+"""Counts the kernel launches of some work on a GPU: many small launches, not arithmetic, bound the time of a small
+step.
 
-Calls of PyTorch's operators are counted, but for views and memory without content; a kernel of our own as often as it
-launches one. An operator may launch more than one: the count is what this project can change.
+It counts calls of PyTorch's operators, except views and uninitialized memory, and each launch of a kernel of ours. An
+operator may launch more than one kernel, but that is outside of this project.
 """
 
 from collections import Counter
@@ -18,7 +19,7 @@ from ...kernels.replay import MEMORY
 
 
 class Launches(TorchDispatchMode):
-    """Counts by operator, while it is active."""
+    """Counts launches by operator while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,10 +37,10 @@ class Launches(TorchDispatchMode):
 
 
 def _only_looks(function: Any, given: Any, results: Any) -> bool:
-    """Whether a call computes nothing: a view of what is given, a detached one, or memory."""
+    """Whether a call computes nothing: it returns a view, a detached tensor, or uninitialized memory."""
     if function._schema.is_mutable:
         return False
-    if function.overloadpacket.__name__ in MEMORY or function.namespace == "prim":  # memory, or a question
+    if function.overloadpacket.__name__ in MEMORY or function.namespace == "prim":  # memory, or a query
         return True
     before = {x.untyped_storage()._cdata for x in tree_leaves(given) if isinstance(x, Tensor)}
     made = [x for x in tree_leaves(results) if isinstance(x, Tensor)]
@@ -47,7 +48,7 @@ def _only_looks(function: Any, given: Any, results: Any) -> bool:
 
 
 def launches(work: Callable[[], Any]) -> Counter[str]:
-    """Of work(), by operator: their sum is `.total()`."""
+    """The launches of work() by operator; `.total()` is their sum."""
     with torch.no_grad(), Launches() as counted:
         work()
     return counted.counts

@@ -1,4 +1,5 @@
-"""The table of README.md, from files that `bench --json` wrote: each case and precision, with its fastest peer."""
+"""The table of README.md, from files that `bench --json` has written: each case and precision, with its fastest
+peer."""
 
 import json
 from collections.abc import Sequence
@@ -17,9 +18,9 @@ HEAD = (
 
 
 def page(paths: Sequence[Path]) -> str:
-    """The table, in the order of cases and precisions; then which processor it was, and where ours is slower.
+    """The table, in the order of cases and precisions; then the processor, and the cases where ours is slower.
 
-    Raises InputError for what is no such file, and where a case was measured twice.
+    Raises InputError for other files, and if a case was measured twice.
     """
     machines: dict[str, None] = {}
     measured: dict[tuple[str, str], dict[str, Any]] = {}
@@ -29,7 +30,7 @@ def page(paths: Sequence[Path]) -> str:
         for one in content["cases"]:
             key = one["case"]["name"], one["case"]["config"]["precision"]
             if key in measured:
-                raise InputError(f"{path}: {' '.join(key)} is in another of the files, too; give one of them")
+                raise InputError(f"{path}: {' '.join(key)} is also in another of the files; give one of them")
             measured[key] = one
             threads = one["case"]["threads"]
             machines[f"{machine['processor']}, {threads} threads, torch {machine['torch'].partition('+')[0]}"] = None
@@ -51,12 +52,12 @@ def _content(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "it holds no JSON"
         raise InputError(f"--markdown {path}: {reason}; give files that --json wrote") from None
     if not isinstance(content, dict) or content.get("version") != VERSION or "cases" not in content:
-        raise InputError(f"--markdown {path}: it is none of the files that --json writes; --grow writes others")
+        raise InputError(f"--markdown {path}: it is not a file that --json writes (with --grow it writes others)")
     return content
 
 
 def _peer(one: dict[str, Any]) -> dict[str, Any]:
-    """The row of the fastest peer. Raises InputError where none was measured."""
+    """The row of the fastest peer. Raises InputError if none was measured."""
     for row in one["rows"]:
         if row["name"] == one["fastest_peer"]:
             return row
@@ -68,7 +69,7 @@ def _ratio(one: dict[str, Any]) -> float:
 
 
 def _command(name: str, precision: str, one: dict[str, Any]) -> str:
-    """What measures it once more. A named case; of another the sizes are in the file alone."""
+    """The command that repeats the measurement of a named case; the sizes of other cases are only in the file."""
     subject, _, *others = one["rows"]
     rows = " ".join(row["name"] for row in others)
     rounds = len(subject["seconds"]) // 2

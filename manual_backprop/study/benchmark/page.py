@@ -1,4 +1,4 @@
-"""A measurement in words, as JSON, and as a picture."""
+"""Shows a measurement: as a table, as JSON, and as a picture."""
 
 import platform
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .cases import OURS
 from .measurement import MeasuredRow, Measurement
 
 VERSION = 1  # of the JSON
-WIDTH = 29  # of the column of rows
+WIDTH = 29  # of the column with the names of rows
 INSTRUCTIONS = {"amx_tile": "AMX", "avx512_bf16": "AVX-512 with bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
 
 
@@ -48,7 +48,7 @@ def table(measured: Measurement) -> str:
 
 
 def products_of(measured: Measurement) -> str:
-    """Which library makes them in which rows: "oneDNN in custom-fused; MKL in baseline-eager"."""
+    """The library of the matrix products of each row: "oneDNN in custom-fused; MKL in baseline-eager"."""
     rows: dict[str, list[str]] = {}
     for row in measured.rows.values():
         rows.setdefault(row.products, []).append(row.name)
@@ -58,8 +58,8 @@ def products_of(measured: Measurement) -> str:
 
 
 def processor_and_instructions() -> str:
-    """The processor's name, its family and model where this system tells, since a virtual machine may hide the rest,
-    and the widest of its INSTRUCTIONS."""
+    """The processor's name, its family and model if the system reports them (a virtual machine may hide the name), and
+    the widest of its INSTRUCTIONS."""
     fields = cpu_fields()
     words = [f"{key.removeprefix('cpu ')} {fields[key]}" for key in ("cpu family", "model") if key in fields]
     has = fields.get("flags", "").split()
@@ -74,7 +74,7 @@ def _megabytes(size: int | None) -> str:
 def _closing(measured: Measurement) -> list[str]:
     lines = [f"noise floor {measured.noise:.1%} ({measured.subject.name} against itself): no smaller difference counts"]
     if any(row.cache == "cold" for row in measured.rows.values()):
-        lines.append("what the compiler made could not be kept: peaks of rows marked cold hold the compiler's memory")
+        lines.append("compiled code could not be cached: peaks of rows marked cold include the compiler's memory")
     elif any(row.cache == "warm" for row in measured.rows.values()):
         lines.append("peaks with a warm compile cache")
     lines += [
@@ -99,7 +99,7 @@ def _closing(measured: Measurement) -> list[str]:
 
 
 def as_json(measured: Measurement) -> dict[str, Any]:
-    """Everything that was measured, and what the table makes of it. Times in seconds, memory in bytes."""
+    """Everything that was measured, and the derived numbers of the table. Times in seconds, memory in bytes."""
     peer = measured.fastest_peer
 
     def row_of(row: MeasuredRow) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def as_json(measured: Measurement) -> dict[str, Any]:
 
 
 def machine() -> dict[str, str]:
-    """What the numbers depend on beside the case."""
+    """The hardware and software that the numbers depend on."""
     import torch
 
     found = {"torch": torch.__version__, "python": platform.python_version(), "processor": processor_and_instructions()}
@@ -136,7 +136,7 @@ def machine() -> dict[str, str]:
 
 @picture
 def draw(measurements: Sequence[Measurement], path: Path) -> None:
-    """Writes a PNG: a line of two diagrams for each case, time and memory of its rows. Raises StorageError."""
+    """Writes a PNG: two diagrams for each case, time and memory of its rows. Raises StorageError."""
     height = sum(1.1 + 0.3 * len(measured.rows) for measured in measurements)
     figure = new_figure(9, height)
     grid = figure.subplots(

@@ -1,6 +1,7 @@
-"""transformers' own network of an architecture, trained as its users would: SDPA, fused AdamW, clip_grad_norm_.
+"""The network of `transformers` for an architecture, trained as its users would: SDPA, fused AdamW, clip_grad_norm_.
 
-It has the same weights as ours, loaded under its names, no dropout, and the matrices decay alone. Nothing is fetched.
+It has our weights, loaded under its names, and no dropout; weight decay applies to matrices only. Nothing is
+downloaded.
 """
 
 import importlib.util
@@ -18,7 +19,7 @@ from ...models.network import parameter_shapes
 
 
 def why_not(config: CustomTransformerConfig) -> str | None:
-    """Why there is no such peer of this network here, or None."""
+    """Why there is no such peer for this network here, or None."""
     if config.network != "decoder":
         return f"transformers has no network={config.network} of these blocks"
     if config.architecture not in LAYOUTS:
@@ -38,14 +39,14 @@ def network_class(config: CustomTransformerConfig) -> Any:
 
 class HuggingFacePeer:
     def __init__(self, config: CustomTransformerConfig, learning_rate: float, settings: dict[str, Any]):
-        """`settings`: of AdamW, with the matrices' `weight_decay`."""
+        """`settings` of AdamW, with the `weight_decay` of matrices."""
         self.config, self.device = config, config.get_device()
         kind = network_class(config)
         described = config_json(config, end_token_id=None)
         theirs = kind.config_class(**{name: value for name, value in described.items() if name != "architectures"})
         theirs._attn_implementation = "sdpa"
         self.model = kind(theirs).to(self.device, config.get_dtype()).train()
-        self.model.loss_type = "ForCausalLM"  # named: else it is looked for, with a warning
+        self.model.loss_type = "ForCausalLM"  # otherwise transformers guesses it, with a warning
         self._load_weights()
         decayed = [parameter for parameter in self.model.parameters() if parameter.dim() >= 2]
         rest = [parameter for parameter in self.model.parameters() if parameter.dim() < 2]
@@ -69,7 +70,7 @@ class HuggingFacePeer:
         return torch.autocast(self.device.type, dtype=self.config.get_compute_dtype())
 
     def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """The targets are shifted already; nothing is kept for generation."""
+        """The loss. The targets are shifted already; there is no key-value cache."""
         return self.model(input_ids=tokens, labels=targets, shift_labels=targets, use_cache=False).loss
 
     @torch.enable_grad()
@@ -89,7 +90,7 @@ class HuggingFacePeer:
         self.update(max_grad_norm)
 
     def gradients(self) -> dict[str, Tensor]:
-        """Views under our names."""
+        """The gradients as views under our names."""
         theirs, shapes = dict(self.model.named_parameters()), parameter_shapes(self.config)
         found: dict[str, Tensor] = {}
         for entry in entries(self.config):

@@ -1,7 +1,7 @@
-"""The memory of this process, as Linux and the GPU's allocator count it.
+"""The peak memory of this process, as counted by Linux and by the GPU's allocator.
 
-On a CPU: the largest resident size since it was reset (`VmHWM`, /proc/self/clear_refs) less the size after the imports,
-so that parameters and moments count and Python does not. On a GPU: the largest sum of allocated tensors.
+On a CPU it is the largest resident size since a reset (`VmHWM`, /proc/self/clear_refs) minus the size after the
+imports, so that parameters and moments count and Python does not. On a GPU it is the largest sum of allocated tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs
 
 
 def reset_peak(device: torch.device) -> bool:
-    """From here on the peak counts. False where it cannot be reset."""
+    """Resets the peak. Returns False if that is not possible."""
     if device.type == "cuda":
         import torch
 
@@ -33,7 +33,7 @@ def reset_peak(device: torch.device) -> bool:
 
 
 def peak_since_reset(device: torch.device, after_imports: int | None) -> int | None:
-    """[bytes]; None where it cannot be measured."""
+    """The peak since the reset [bytes]; None if it cannot be measured."""
     if device.type == "cuda":
         import torch
 

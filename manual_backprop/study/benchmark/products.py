@@ -1,8 +1,8 @@
-"""The matrix products of a training step and nothing else: the time that no step with these products can go below.
+"""The matrix products of a training step and nothing else: a lower bound for the time of a step.
 
-Outputs are written into tensors that are kept, since a new one each time would cost page faults. A weight gradient is
-dy^T x or the transposed x^T dy, whichever is faster here. The library is the one that the kernels take, which for
-float32 may be another one than PyTorch's own choice.
+Outputs are written into existing tensors, since allocating them each time would cost page faults. A weight gradient is
+dy^T x or the transpose of x^T dy, whichever is faster here. The library is that of the kernels, which for float32 may
+differ from PyTorch's default.
 """
 
 import time
@@ -18,14 +18,14 @@ Run = Callable[[], object]
 
 
 class ProductsOfAStep:
-    """On full sequences, in the format in which the network multiplies. Attention is counted without the half that
-    causality hides, as `flops_per_token` has it: a kernel that leaves that half out may beat its share of the limit."""
+    """The products of one step with full sequences, in the dtype of the network's products. Attention is counted
+    without the half that the causal mask hides, as in `flops_per_token`."""
 
     def __init__(self, config: CustomTransformerConfig, batch_size: int):
         self.device = config.get_device()
         self.dtype = config.get_compute_dtype()
         self.generator = torch.Generator(self.device).manual_seed(0)
-        self.runs: list[tuple[int, Run]] = []  # how often in a step, and what
+        self.runs: list[tuple[int, Run]] = []  # how often in a step, and the product
         d_model, d_head, kv_width = config.d_model, config.d_head, config.kv_heads * config.d_head
         N, L, T, heads = (
             batch_size * config.max_seq_len,
@@ -52,7 +52,7 @@ class ProductsOfAStep:
                 run()
 
     def seconds(self, steps: int) -> float:
-        """Of the products of one step."""
+        """The seconds of the products of one step."""
         self._wait()
         begin = time.perf_counter()
         with fastest_products():
@@ -78,7 +78,8 @@ class ProductsOfAStep:
         )
 
     def _attention(self, count: int, heads: int, T: int, d_head: int) -> None:
-        """Of all heads at once: S = Q K^T and dP = dO V^T; O = P V and dQ = dS K; dV = P^T dO and dK = dS^T Q."""
+        """The products of all heads at once: S = Q K^T and dP = dO V^T; O = P V and dQ = dS K; dV = P^T dO and dK =
+        dS^T Q."""
         query, key, probabilities = (self._matrices(heads, *shape) for shape in ((T, d_head), (T, d_head), (T, T)))
         scores, context = torch.empty_like(probabilities), torch.empty_like(query)
         self.runs.append((2 * count, lambda: torch.bmm(query, key.mT, out=scores)))
@@ -92,7 +93,7 @@ class ProductsOfAStep:
         return min(ways, key=self._seconds)
 
     def _seconds(self, run: Run) -> float:
-        """The best of three, after one that does not count."""
+        """The best of three runs, after one that does not count."""
         times = []
         with fastest_products():
             run()

@@ -1,9 +1,9 @@
-"""What one measuring process does: it builds its row's network, warms up, and makes steps when it is asked.
+"""One measuring process: it builds the network of its row, warms up, and runs steps on request.
 
-Every row has the same weights, the same random tokens, the same optimizer with the same settings, the same threads and
-the same settings of the C library's allocator; none asks PyTorch for less precision or to flush denormal numbers. Where
-the kernels have float32 products made by another library than PyTorch's choice, every peer has a row that does so too.
-A step is forward, loss, backward, clipping and the update.
+Every row has the same weights, random tokens, optimizer, settings, threads and settings of the C library's allocator.
+No row asks PyTorch for less precision, or to flush denormal numbers. If the kernels use another library for float32
+products than PyTorch, every peer has a row that uses it too. A step is forward, loss, backward, clipping and the
+update.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...common.allocator import give_back_freed_memory, keep_freed_memory, resident_bytes
 from ...common.errors import first_line
-from .cases import BY_HAND, ONEDNN, Case, compile_mode, is_compiled, network_of, takes_onednn
+from .cases import BY_HAND, ONEDNN, Case, compile_mode, is_compiled, network_of, uses_onednn
 from .process_memory import peak_since_reset, reset_peak
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ TURN = 0.3  # [s] that a turn takes at least: it is as many steps as that needs
 LEARNING_RATE, MAX_GRAD_NORM = 1e-4, 1.0
 ADAMW: dict[str, Any] = {"weight_decay": 0.1, "betas": (0.9, 0.99)}
 EPSILON = 1e-8
-PROBES = 4  # random directions on which each gradient is projected
+PROBES = 4  # random directions onto which each gradient is projected
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a row finds in its first step.
+    """The result of a row's first step.
 
-    sketch: of each parameter's gradient, its norm and its projections on PROBES random directions.
+    sketch: for each parameter, the norm of its gradient and its projections onto PROBES random directions.
     """
 
     loss: float
@@ -53,9 +53,9 @@ class Answer:
 class Ready(Answer):
     """A row that has warmed up.
 
-    cache: whether what a compiler made was found on disk (warm), was made now (cold), could not be made, so that the
-    row ran uncompiled (failed), or nothing was to be compiled (none).
-    products: the library that makes its matrix products.
+    cache: the compiled code was found on disk (warm) or compiled now (cold); compiling failed and the row ran
+    uncompiled (failed); or there was nothing to compile (none).
+    products: the library of its matrix products.
     """
 
     first_seconds: float = 0.0  # of the first forward and backward pass, compilation included
@@ -66,7 +66,7 @@ class Ready(Answer):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row that cannot be had here, and why."""
+    """A row that cannot run here, and why."""
 
     reason: str
 
@@ -75,25 +75,25 @@ class Trainer(Protocol):
     device: torch.device
 
     def loss_and_gradients(self, batch: Batch | PairBatch) -> Tensor:
-        """Of this batch alone: the gradients of before are forgotten."""
+        """The loss and gradients of this batch; earlier gradients are overwritten."""
 
     def update(self, max_grad_norm: float) -> None: ...
 
     def step(self, batch: Batch | PairBatch, max_grad_norm: float) -> None:
-        """Both, as a training does it."""
+        """A whole step, as in a training."""
 
     def gradients(self) -> Mapping[str, Tensor]: ...
 
 
 class NetworkTrainer:
-    """A network of this project with its own AdamW; the mirror with PyTorch's fused one, as all peers."""
+    """A network of this project with its own AdamW; the mirror with PyTorch's fused AdamW, like all peers."""
 
     def __init__(self, name: str, config: Any):
         from ...models.implementations import build_network
 
         self.network = build_network(network_of(name), config)
         self.device = self.network.device
-        self.is_whole = network_of(name) == "custom" and self.device.type == "cuda"  # its step, and so one graph
+        self.is_whole = network_of(name) == "custom" and self.device.type == "cuda"  # its whole step is one CUDA graph
         self.training_step: Any = None
         self.steps = 0
         self.optimizer = fused_adamw(self.network) if network_of(name) == "torch" else self._own_adamw()
@@ -120,7 +120,7 @@ class NetworkTrainer:
         self.optimizer.step(self.loss, LEARNING_RATE, max_grad_norm=max_grad_norm)
 
     def step(self, batch: Batch | PairBatch, max_grad_norm: float) -> None:
-        """By hand and on a GPU as one graph, as a run makes it."""
+        """One step; that of the hand-written network on a GPU is one CUDA graph, as in a run."""
         if not self.is_whole:
             self.loss_and_gradients(batch)
             self.update(max_grad_norm)
@@ -137,7 +137,7 @@ class NetworkTrainer:
 
 
 def fused_adamw(network: Network) -> Optimizer:
-    """PyTorch's own, over the leaves of the mirror."""
+    """PyTorch's fused AdamW over the leaves of the mirror."""
     import torch
 
     from ...models.mirror import TorchTransformer
@@ -150,10 +150,10 @@ def fused_adamw(network: Network) -> Optimizer:
 
 
 def build(name: str, case: Case) -> Trainer:
-    """The trainer of a row, its network in its first state."""
+    """The trainer of a row, with a new network."""
     compiled = is_compiled(name)
     settings = BY_HAND.get(name, BY_HAND["custom-reference"])
-    compiles = compiled or settings["kernels"] == "fused"  # the kernels have a few small functions that are compiled
+    compiles = compiled or settings["kernels"] == "fused"  # the kernels have some compiled functions
     config = replace(case.config, compile="always" if compiles else "never", **settings)  # type: ignore[arg-type]
     if network_of(name) != "huggingface":
         return NetworkTrainer(name, config)
@@ -166,7 +166,7 @@ def build(name: str, case: Case) -> Trainer:
 
 
 def random_batch(case: Case, device: torch.device) -> Batch | PairBatch:
-    """Full sequences: of an encoder-decoder, sources as long as targets."""
+    """A batch of full sequences; for an encoder-decoder, sources as long as targets."""
     import torch
 
     from ...common.batch import Batch, PairBatch
@@ -181,7 +181,7 @@ def random_batch(case: Case, device: torch.device) -> Batch | PairBatch:
 
 
 def sketch_of(gradients: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """Each gradient's norm and its projections on standard normal directions, the same in every process.
+    """Each gradient's norm, and its projections onto standard normal directions, the same in every process.
 
     For two gradients g and h, the mean square of the differences of their projections is |g - h|^2 on average.
     """
@@ -199,7 +199,8 @@ def sketch_of(gradients: Mapping[str, Tensor]) -> dict[str, list[float]]:
 
 
 def prepare(name: str, case: Case) -> None:
-    """Settings and imports, the same for every row: the compiler's modules too, since AdamW imports half of them."""
+    """Settings and imports, the same for every row. It imports the compiler's modules too, since AdamW imports half of
+    them."""
     keep_freed_memory()
     import torch
     import torch._dynamo
@@ -215,8 +216,8 @@ def prepare(name: str, case: Case) -> None:
 
 
 def work(end: Connection, name: str, case: Case) -> None:
-    """A measuring process: says Ready, or LeftOut; then answers `turn` with the seconds of a step, and `peak` with the
-    bytes above what the imports took, None where this system does not tell."""
+    """A measuring process: sends Ready or LeftOut. Then it answers `turn` with the seconds of a step, and `peak` with
+    the peak memory in bytes without the imports, None if the system does not report it."""
     if network_of(name) == "huggingface":
         from .peers import why_not
 
@@ -229,13 +230,15 @@ def work(end: Connection, name: str, case: Case) -> None:
 
     after_imports = resident_bytes("VmRSS")
     if name.endswith(ONEDNN) and not onednn_is_exact():
-        return end.send(LeftOut("here oneDNN has no exact float32 products, so that ours are PyTorch's choice, too"))
+        return end.send(LeftOut("here oneDNN has no exact float32 products, so ours use PyTorch's library too"))
     with switches(name, case):
         try:
             steps = Steps(name, case)
             ready = steps.warm_up()
         except torch.OutOfMemoryError:
-            return end.send(LeftOut("the GPU has no memory for it beside the others; measure it alone, with --rows"))
+            return end.send(
+                LeftOut("the GPU has no memory for it beside the other rows; measure it alone, with --rows")
+            )
         if isinstance(ready, LeftOut):
             return end.send(ready)
         known = reset_peak(steps.device)
@@ -251,7 +254,7 @@ def work(end: Connection, name: str, case: Case) -> None:
 
 @contextmanager
 def switches(name: str, case: Case) -> Iterator[None]:
-    """What PyTorch is told around all of a row's steps."""
+    """A context with PyTorch's settings for all steps of a row."""
     from ...kernels.cpu.products import fastest_products
 
     with fastest_attention(case), fastest_products() if name.endswith(ONEDNN) else nullcontext():
@@ -259,7 +262,7 @@ def switches(name: str, case: Case) -> Iterator[None]:
 
 
 def fastest_attention(case: Case) -> AbstractContextManager:
-    """On a GPU PyTorch's attention takes cuDNN's kernel where it can, the fastest on Hopper, for every row."""
+    """A context in which PyTorch's attention on a GPU prefers cuDNN's kernel, the fastest on Hopper, for every row."""
     if case.config.get_device().type != "cuda":
         return nullcontext()
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -269,7 +272,7 @@ def fastest_attention(case: Case) -> AbstractContextManager:
 
 
 class Steps:
-    """A row's trainer, its batch, and the clock."""
+    """A row's trainer and batch, and the timing of its steps."""
 
     def __init__(self, name: str, case: Case):
         self.compiled = is_compiled(name)
@@ -290,7 +293,7 @@ class Steps:
                 raise
             return LeftOut(f"torch.compile does not work here: {first_line(error)}")
         first_seconds = perf_counter() - begin
-        if self.compiled and getattr(network, "compiled", None) is False:  # the baseline goes on without, and says so
+        if self.compiled and getattr(network, "compiled", None) is False:  # the baseline continued uncompiled
             return LeftOut("torch.compile does not work here")
         of_kernels = getattr(network, "uses_library", False) and self.device.type == "cpu"
         cache = kernels_cache() if of_kernels else compiler_cache()
@@ -302,7 +305,7 @@ class Steps:
         return Ready(loss, sketch, first_seconds, self.seconds(1), cache, self.products)
 
     def seconds(self, count: int) -> float:
-        """Of one step, on average."""
+        """The mean seconds of one step."""
         import torch
 
         begin = perf_counter()
@@ -314,7 +317,7 @@ class Steps:
 
 
 def library_of_products(name: str, case: Case) -> str:
-    """What PyTorch calls for a row's matrix products."""
+    """The library that PyTorch calls for a row's matrix products."""
     import torch
 
     from ...kernels.cpu.products import onednn_is_exact
@@ -324,20 +327,20 @@ def library_of_products(name: str, case: Case) -> str:
     reduced = case.config.precision in ("bf16", "bf16_mixed")
     if reduced and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "oneDNN"
-    if case.config.precision == "fp32" and takes_onednn(name) and onednn_is_exact():
+    if case.config.precision == "fp32" and uses_onednn(name) and onednn_is_exact():
         return "oneDNN"
     return "MKL" if torch.backends.mkl.is_available() and not reduced else "PyTorch's own"
 
 
 def kernels_cache() -> str:
-    """Of the kernels' own compiler, which is another process."""
+    """The cache state of the kernels' library; its compiler runs in another process."""
     from ...kernels.cpu.compiled import compiling_failed, newly_compiled
 
     return "failed" if compiling_failed() else "cold" if newly_compiled() else "warm"
 
 
 def compiler_cache() -> str:
-    """Of torch.compile, in this process."""
+    """The cache state of torch.compile in this process."""
     from torch._dynamo.utils import counters
 
     found = counters["inductor"]
@@ -347,7 +350,7 @@ def compiler_cache() -> str:
 
 
 def work_answer(end: Connection, name: str, case: Case) -> None:
-    """A process that says the Answer of a row, or LeftOut, and ends."""
+    """A process that sends the Answer of a row, or LeftOut, and ends."""
     prepare(name, case)
     import torch
 
@@ -361,7 +364,8 @@ def work_answer(end: Connection, name: str, case: Case) -> None:
 
 
 def work_products(end: Connection, case: Case) -> None:
-    """Likewise, with the matrix products of a step alone: says roughly what a step takes, then answers `turn`."""
+    """A measuring process for the matrix products of a step alone: sends roughly the seconds of a step, then answers
+    `turn`."""
     import torch
 
     from .products import ProductsOfAStep

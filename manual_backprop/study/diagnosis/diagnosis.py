@@ -1,4 +1,4 @@
-"""All checks on a config, in an order in which an earlier one may explain a later one."""
+"""All checks for a config, ordered so that an earlier failure may explain a later one."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,13 +20,13 @@ from .training import Training
 
 
 class Diagnosis:
-    """Of a config and the examples of its task. Writes nothing; every network that a check needs is built anew."""
+    """The diagnosis of a config and the examples of its task. It writes nothing; every check builds its own network."""
 
     def __init__(self, task: Task):
         self.task, self.config = task, task.config
         self.network_config = replace(task.network_config, label_smoothing=0.0)
         self.rate = self.config.peak_learning_rate
-        self.range_test: RangeTest | None = None  # once check 5 has needed it
+        self.range_test: RangeTest | None = None  # set when check 5 has run it
         self.failed: list[int] = []
 
     def fresh(self) -> tuple[Network, Optimizer]:
@@ -34,8 +34,8 @@ class Diagnosis:
         return network, build_optimizer(self.config, network)
 
     def loader(self) -> Loader | RowLoader:
-        """The run's own order; of a text also over another one. Without `training.overfit_batches`, which wants only a
-        part of it."""
+        """The loader with the run's data order, ignoring `training.overfit_batches`, which uses only a part of the
+        data. For a text the same order can also be built over another corpus."""
         task = self.task
         if not isinstance(task, LanguageModelTask):
             return RowLoader(self.config, task.order(), self.network_config.n_outputs or self.network_config.vocab_size)
@@ -46,7 +46,7 @@ class Diagnosis:
         return Loader(self.config, task.corpus, order)
 
     def findings(self) -> Iterator[Finding]:
-        """One after the other, as they come. Raises InputError where there are too few examples."""
+        """Yields the findings one by one. Raises InputError if there are too few examples."""
         loader = self.loader()
         yield self._judged(loader.labels())
         device = torch.device(self.network_config.get_device())
@@ -61,7 +61,7 @@ class Diagnosis:
         yield self._judged(loader.order_and_masks())
 
     def _judged(self, found: Finding) -> Finding:
-        """A failure that an earlier one explains is told as such."""
+        """The finding; a failure that an earlier failure explains gets the status FOLLOWS."""
         causes = [str(check) for check in CAUSES.get(found.check, ()) if check in self.failed]
         if found.status == PASSED:
             return found

@@ -1,16 +1,16 @@
-"""What a check has found."""
+"""The result of a check."""
 
 from dataclasses import dataclass
 
-PASSED, FAILED, FOLLOWS = "passed", "FAILED", "follows"  # follows: it fails too, and an earlier one's failure is why
+PASSED, FAILED, FOLLOWS = "passed", "FAILED", "follows"  # follows: it fails because an earlier check failed
 
 CHECKS = {
-    1: "labels are what is to be learned",
-    2: "the initial loss is that of a model which knows nothing",
+    1: "the labels are right",
+    2: "the initial loss is that of an untrained model",
     3: "every gradient is finite and of sane size",
     4: "every parameter changes, by a sane ratio",
-    5: "one batch can be learned by heart",
-    6: "several batches go down together",
+    5: "one batch can be memorized",
+    6: "the losses of several batches fall together",
     7: "batching, shuffling and masking",
 }
 CAUSES = {4: (3,), 5: (3, 4), 6: (3, 4, 5)}  # checks that cannot pass where one of these fails
@@ -30,5 +30,5 @@ class Finding:
 
 
 def finding(check: int, wrong: str | None, right: str) -> Finding:
-    """Of a check that says what is wrong, or nothing."""
+    """The finding of a check: failed with the reason `wrong`, or passed with the reason `right` if `wrong` is None."""
     return Finding(check, PASSED if wrong is None else FAILED, right if wrong is None else wrong)

@@ -1,8 +1,9 @@
-"""Does the loader give what the text says? Checks 1 and 7, on a text in which every token is its own place.
+"""Checks 1 and 7 for texts: are the loader's labels, batches, order and masks right?
 
-Batches of real text cannot tell where they come from. So the same loader, with the same settings, is given a text of
-the same documents that counts 0, 1, 2, ...: each row then names the places it was cut from, and what must hold can be
-read off. The real text is compared with these places as well.
+Batches of real text do not show where they come from. So the same loader, with the same settings, also reads a text in
+which every token is its own position: 0, 1, 2, ... It has the same documents. Then each row shows the positions from
+which it was cut, and the checks are simple comparisons. The batches of the real text are compared with these positions
+as well.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,9 +18,9 @@ from ...data.tokens.order import Order
 from ...ops import IGNORED
 from .finding import Finding, finding
 
-MOST_TOKENS = 2**18  # of the text that is looked at: whole documents where they are not longer than that
+MOST_TOKENS = 2**18  # of the text that is checked: whole documents, unless the first is longer
 MOST_STEPS = 2000
-FEW = 8  # fewer windows may well come in order by chance
+FEW = 8  # fewer windows may be in order by chance
 COMPARED = 4  # steps of the real text
 
 OpenOrder = Callable[[Corpus], Order]
@@ -27,16 +28,16 @@ OpenOrder = Callable[[Corpus], Order]
 
 @dataclass(frozen=True)
 class Rows:
-    """An epoch of the text of places, row by row; -1 stands where a row has no position, and IGNORED as in a batch."""
+    """The rows of an epoch of the text of positions; -1 where a row has no position, IGNORED as in a batch."""
 
     inputs: np.ndarray  # (rows, T)
     targets: np.ndarray
     segments: np.ndarray | None
-    lengths: np.ndarray  # positions of each row that hold text, from what the documents say
+    lengths: np.ndarray  # positions of each row with text, computed from the documents
 
 
 class Loader:
-    """The loader of a config, seen through a text of places."""
+    """The loader of a config, checked with a text of positions."""
 
     def __init__(self, config: RunConfig, corpus: Corpus, open_order: OpenOrder):
         self.config = config
@@ -54,7 +55,7 @@ class Loader:
         self.steps = [self._step(step) for step in range(-(-self.per_epoch // self.rows))]
 
     def _following(self) -> np.ndarray:
-        """The place after each place; where a document of a packed text is cut, that is its end."""
+        """The position that follows each position."""
         following = np.arange(1, len(self.places.train) + 1)
         if not self.padded and self.longest is not None:
             starts, ends = self.offsets[:-1], self.offsets[1:]
@@ -108,17 +109,17 @@ class Loader:
         return finding(1, wrong, words)
 
     def _other_targets(self) -> str | None:
-        """Of the real text, where its inputs are right, which is check 7's to say."""
+        """What is wrong with the labels of the real text, or None. Skips wrong inputs, which check 7 reports."""
         for step, batch, places in self._real_batches():
             if self._same_inputs(batch, places):
                 targets, where = batch.targets.numpy(), places.targets.numpy()
                 counted = (targets != IGNORED) & (where != IGNORED)
                 if (targets[counted] != self.corpus.train[where[counted]]).any():
-                    return f"in step {step + 1} labels are not the tokens that stand there in the text"
+                    return f"in step {step + 1} labels are not the tokens at these positions of the text"
         return None
 
     def _real_batches(self) -> Iterator[tuple[int, Batch, Batch]]:
-        """Of the first steps, each batch of the real text beside that of the places."""
+        """The step, the batch of the real text and that of the positions, for the first steps."""
         for step in range(min(COMPARED, len(self.steps))):
             for batch, places in zip(self.real.batches(step)[1], self.steps[step][1], strict=False):
                 yield step, batch, places
@@ -146,8 +147,8 @@ class Loader:
         return finding(7, wrong, f"an epoch of {len(rows.inputs):,} {kind}, in a new order each time; {masks}")
 
     def _wrong_batches(self) -> str | None:
-        """Sizes, the place of each batch in its step, and the number of targets that the loss is divided by."""
-        short = not self.padded  # where documents are rows, one step of an epoch has what is left
+        """What is wrong with sizes, the row at which each batch begins, or the number of targets; or None."""
+        short = not self.padded  # if documents are rows, one step of an epoch may be smaller
         for step, (tokens, batches) in enumerate(self.steps):
             rows, counted = 0, 0
             for batch in batches:
@@ -167,19 +168,20 @@ class Loader:
         return None
 
     def _wrong_rows(self, rows: Rows) -> str | None:
-        """Each row is one stretch of the text; each document of a padded batch begins at its beginning."""
+        """What is wrong with the rows, or None: each must be one stretch of the text, and each row of a padded batch
+        must begin where a document begins."""
         inside = np.arange(1, self.length) < rows.lengths[:, None]
         torn = (rows.inputs[:, 1:] != self.following[rows.inputs[:, :-1]]) & inside
         if torn.any():
             row, place = (int(number) for number in np.argwhere(torn)[0])
-            return f"row {row + 1} of the epoch is no stretch of the text: it jumps behind its token {place + 1}"
+            return f"row {row + 1} of the epoch is not a stretch of the text: it jumps after its token {place + 1}"
         if self.padded and not np.isin(rows.inputs[:, 0], self.offsets).all():
             return "a row does not begin where a document begins"
         return None
 
     def _wrong_masks(self, rows: Rows) -> str | None:
         text = np.arange(self.length) < rows.lengths[:, None]
-        ignored = (rows.targets == IGNORED) | (rows.targets == -1)  # or no position at all
+        ignored = (rows.targets == IGNORED) | (rows.targets == -1)  # or without a position
         if (ignored & text).any():
             return f"{int((ignored & text).sum()):,} labels of text do not count"
         if (~ignored & ~text).any():
@@ -212,10 +214,10 @@ class Loader:
         again = [batch.tokens[:, 0].numpy() for step in (0, count - 1) for batch in self._step(step)[1]]
         first = [batch.tokens[:, 0].numpy() for step in (0, count - 1) for batch in self.steps[step][1]]
         if any(not np.array_equal(one, other) for one, other in zip(first, again, strict=True)):
-            return "the same step has another batch each time it is asked for: no run could be resumed or repeated"
+            return "the same step has another batch each time it is read: no run could be resumed or repeated"
         both = [batch.tokens[:, 0].numpy() for step in range(2 * count) for batch in self._step(step)[1]]
         second = np.concatenate(both)[len(starts) : 2 * len(starts)]
-        shift = starts.min() - second.min()  # the windows of an epoch may begin elsewhere
+        shift = starts.min() - second.min()  # the windows of another epoch may be shifted
         if len(second) == len(starts) and np.array_equal(starts, second + shift):
             return "every epoch has the same order"
         return None
@@ -223,12 +225,12 @@ class Loader:
     def _other_inputs(self) -> str | None:
         for step, batch, places in self._real_batches():
             if not self._same_inputs(batch, places):
-                return f"in step {step + 1} inputs are not the tokens that stand there in the text"
+                return f"in step {step + 1} inputs are not the tokens at these positions of the text"
         return None
 
 
 def beginning(corpus: Corpus, most: int, length: int) -> Corpus:
-    """The first `most` training tokens or fewer, in whole documents where the first is not longer than that."""
+    """The first training tokens, at most `most`, in whole documents unless the first is longer."""
     offsets, most = np.asarray(corpus.train_offsets), max(most, 2 * length + 1)
     if len(corpus.train) <= most:
         return corpus

@@ -1,7 +1,7 @@
 """The learning-rate range test (Smith 2015, "Cyclical Learning Rates", section 3.3), and the picture of its curve.
 
-One training from the start in which the rate grows with every step, each on a batch of its own: the loss falls while
-the rate is good, and rises when it is too high.
+It is one training in which the rate grows with every step, each with a new batch: the loss falls while the rate is
+good, and rises when it is too high.
 """
 
 import math
@@ -15,12 +15,12 @@ from ...common.pictures import new_figure, picture, save_figure, with_grid
 
 STEPS = 44
 RANGES = {"adamw": (1e-5, 1.0), "sgd": (1e-3, 100.0)}  # of rates
-DIVERGED = 1.5  # times the first loss: no higher rate needs to be tried
-LEAST_FALL = 0.02  # of the loss: below, no rate let it fall
-# Measured for both sizes that are trained here, all architectures and both optimizers: what trains best lies from a
-# third of the picked rate to twice as much.
-BELOW_MINIMUM = 2  # the rate at which the smoothed loss is lowest is already at the edge: half of it is picked
-LOWEST, HIGHEST = 1 / 10, 4  # of the picked rate: what suits
+DIVERGED = 1.5  # times the first loss: then no higher rate is tried
+LEAST_FALL = 0.02  # of the loss: with less, the loss counts as not falling
+# Measured for both sizes that are trained here, all architectures and both optimizers: the best rate is between a third
+# of the picked rate and twice the picked rate.
+BELOW_MINIMUM = 2  # the rate with the lowest smoothed loss is nearly too high, so half of it is picked
+LOWEST, HIGHEST = 1 / 10, 4  # of the picked rate: rates in this range are accepted
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RangeTest:
         return self.picked is None or LOWEST * self.picked <= rate <= HIGHEST * self.picked
 
     def about(self, rate: float) -> str:
-        """What there is to say of the configured rate."""
+        """A sentence about the configured rate."""
         if self.picked is None:
             return f"learning rate: the loss falls at no rate from {self.rates[0]:.0e} to {self.rates[-1]:.0e}"
         words = f"learning rate: {rate:.1e} is given, the range test picks {self.picked:.1e}"
@@ -49,7 +49,7 @@ class RangeTest:
 
 
 def range_test(optimizer: str, step: Callable[[int, float], float]) -> RangeTest:
-    """`step(number, rate)` makes an update on batch number `number` and returns the loss before it."""
+    """Runs the test. `step(number, rate)` makes an update with batch number `number` and returns the loss before it."""
     low, high = RANGES[optimizer]
     rates, losses = np.geomspace(low, high, STEPS), []
     for number, rate in enumerate(rates):
@@ -67,7 +67,7 @@ def range_test(optimizer: str, step: Callable[[int, float], float]) -> RangeTest
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """The mean of five, the ends repeated."""
+    """The moving mean of five values, with the ends repeated."""
     return np.convolve(np.pad(values, 2, mode="edge"), np.ones(5) / 5, "valid")
 
 

@@ -1,5 +1,5 @@
-"""Does the loader give what a row says? Checks 1 and 7 of a task whose examples are rows: of a source and a target, or
-of a sequence and one answer. What is read off its batches is what holds for each such task.
+"""Checks 1 and 7 for tasks whose examples are rows: a source and a target, or a sequence and one answer. They test what
+must hold for the batches of every such task.
 """
 
 from dataclasses import fields
@@ -14,17 +14,17 @@ from ...data.tokens.order import Order
 from .finding import Finding, finding
 
 MOST_STEPS = 100  # of an epoch
-COMPARED = 3  # steps that are asked for twice
+COMPARED = 3  # steps that are read twice
 
 
 def counted(batch: AnyBatch) -> Tensor:
-    """Which targets count, in their shape."""
+    """True where a target counts, in the shape of the targets."""
     targets = batch.targets
     return ~targets.isnan() if targets.is_floating_point() else targets != IGNORED
 
 
 class RowLoader:
-    """The order of a config's rows. `outputs`: how many classes, or tokens, there are."""
+    """The loader of a config's rows. `outputs`: the number of classes or tokens."""
 
     def __init__(self, config: RunConfig, order: Order, outputs: int):
         self.order, self.outputs = order, outputs
@@ -51,7 +51,7 @@ class RowLoader:
         if isinstance(batches[0], EncoderBatch):
             different = len(values.unique())
             words = f"{total:,} answers, {different:,} different ones"
-            return finding(1, f"{words}: there is nothing to tell apart" if different < 2 else None, words)
+            return finding(1, f"{words}: there is nothing to distinguish" if different < 2 else None, words)
         return finding(1, None, f"{total:,} labels, each of them the next input of its row")
 
     def _wrong_labels(self, batch: AnyBatch) -> str | None:
@@ -59,7 +59,7 @@ class RowLoader:
         if targets.is_floating_point():
             return "labels are not finite" if not bool(targets[counts].isfinite().all()) else None
         if bool(((targets < 0) | (targets >= self.outputs))[counts].any()):
-            return f"labels are none of the {self.outputs:,} that the network can answer"
+            return f"labels are not among the {self.outputs:,} outputs of the network"
         if isinstance(batch, PairBatch):
             both = counts[:, :-1] & counts[:, 1:]
             if bool((targets[:, :-1] != batch.tokens[:, 1:])[both].any()):
@@ -71,10 +71,10 @@ class RowLoader:
     def order_and_masks(self) -> Finding:
         wrong = self._wrong_batches() or self._wrong_lengths() or self._wrong_shuffling()
         rows = sum(len(batch.targets) for _, step in self.steps for batch in step)
-        return finding(7, wrong, f"{rows:,} rows of an epoch, in a new order each time; what is padded does not count")
+        return finding(7, wrong, f"{rows:,} rows of an epoch, in a new order each time; padding does not count")
 
     def _wrong_batches(self) -> str | None:
-        """The place of each batch in its step, its size, and the number that the loss is divided by."""
+        """What is wrong with the row at which a batch begins, its size, or the divisor of the loss; or None."""
         for step, (count, batches) in enumerate(self.steps):
             rows = labels = 0
             for batch in batches:
@@ -101,7 +101,7 @@ class RowLoader:
     def _wrong_shuffling(self) -> str | None:
         for step in range(min(COMPARED, len(self.steps))):
             if not _same(self.steps[step][1], self._step(step)[1]):
-                return "the same step has another batch each time it is asked for: no run could be resumed or repeated"
+                return "the same step has another batch each time it is read: no run could be resumed or repeated"
         if self.per_epoch > COMPARED:
             again = [self._step(self.per_epoch + step)[1] for step in range(COMPARED)]
             if all(_same(self.steps[step][1], batches) for step, batches in enumerate(again)):

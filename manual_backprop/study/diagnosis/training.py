@@ -1,7 +1,7 @@
-"""Can the network learn? Checks 2 to 6: initial loss, gradients, updates, one batch by heart, several together.
+"""Checks 2 to 6: can the network learn? Initial loss, gradients, updates, overfitting one batch, learning several.
 
-On small batches of the user's text, without dropout and label smoothing, so that a loss may come near 0. Labels are
-shifted here, not by the loader: what is wrong with the loader's is check 1's to say.
+They use small batches of the user's text, without dropout and label smoothing, so that the loss can come near 0. Labels
+are shifted here and not by the loader, whose labels check 1 tests.
 """
 
 import itertools
@@ -24,24 +24,24 @@ from .rates import RangeTest, range_test
 from .rows import counted
 
 TOKENS = 256  # of a batch
-MEMORIZED_TOKENS = 32  # of the row that is to be memorized
+MEMORIZED_TOKENS = 32  # of the row to be memorized
 FEWEST_ROWS = 4  # of a batch whose rows have one answer each
-FACTOR = 4  # between the loss of numbers at the start and that of a model which answers 0
-BELOW, ABOVE = 0.5, 1.0  # [nats] from ln V: how far the initial loss may be; post-norm begins some 0.7 above
-SMALLEST, LARGEST = 1e-4, 1e4  # a tensor's gradient, root mean square, in medians of all tensors'
+FACTOR = 4  # the initial loss of predicted numbers may differ by it from that of a model which predicts 0
+BELOW, ABOVE = 0.5, 1.0  # [nats] how far the initial loss may be from ln V; post-norm starts some 0.7 above
+SMALLEST, LARGEST = 1e-4, 1e4  # root mean square of a tensor's gradient, relative to the median over all tensors
 GLOBAL = 1e-3, 1e3  # norm of the whole gradient
-RATIOS = 1e-6, 2.0  # root mean squares: change in a step over parameters
-LEAST_SIZE = 0.02  # of parameters in that ratio, for those that begin at 0
+RATIOS = 1e-6, 2.0  # root mean square of a step's change / that of the parameters
+LEAST_SIZE = 0.02  # lower bound of the parameters' size in that ratio, since some start at 0
 FIRST_STEPS, FIRST_SHARE = {"adamw": 10, "sgd": 40}, 0.2  # so many steps leave less than this share of the loss,
-LAST_STEPS, LAST_SHARE = {"adamw": 100, "sgd": 300}, 0.05  # and so many less than this one
+LAST_STEPS, LAST_SHARE = {"adamw": 100, "sgd": 300}, 0.05  # and so many less than this share
 LOWER_RATES = (1 / 2, 1 / 4)  # of the picked rate
-SEVERAL, ROUNDS = 4, {"adamw": 12, "sgd": 20}  # batches, and times that each is met
-LASTING = {"adamw": 1 / 3, "sgd": 1.0}  # of the picked rate: post-norm stands still at a rate that one batch likes
-TOGETHER = 0.67  # of its loss that each of them has left, at most
+SEVERAL, ROUNDS = 4, {"adamw": 12, "sgd": 20}  # batches, and how often each is trained on
+LASTING = {"adamw": 1 / 3, "sgd": 1.0}  # of the picked rate: post-norm stagnates at a rate that suits one batch
+TOGETHER = 0.67  # largest share of its loss that each batch may have left
 
 
 def samples(order: Order, device: torch.device) -> Iterator[AnyBatch]:
-    """Batches of some 256 positions, one of each step of the loader's; of a text with labels of our own."""
+    """Batches of about 256 positions, one from each step of the loader; for a text with labels computed here."""
     for step in itertools.count():
         batch: AnyBatch = next(iter(order.batches(step, device)[1]))
         rows = max(1, TOKENS // width_of(batch))
@@ -52,7 +52,7 @@ def samples(order: Order, device: torch.device) -> Iterator[AnyBatch]:
 
 
 def width_of(batch: AnyBatch) -> int:
-    """Positions of its rows."""
+    """The number of positions of its rows."""
     return (batch.inputs if isinstance(batch, EncoderBatch) else batch.tokens).shape[1]
 
 
@@ -64,8 +64,8 @@ def first_rows(batch: AnyBatch, count: int, first: int = 0) -> AnyBatch:
     return replace(batch, **rows, first_row=0)
 
 
-def memorable(batches: Sequence[AnyBatch]) -> AnyBatch:
-    """What is to be learned by heart: the row with the most labels, up to 32 of them; or some rows, where each has one
+def batch_to_memorize(batches: Sequence[AnyBatch]) -> AnyBatch:
+    """The batch to be memorized: the row with the most labels, up to 32 of them; or some rows if each has one
     answer."""
     if isinstance(batches[0], EncoderBatch):
         return first_rows(batches[0], FEWEST_ROWS)
@@ -78,9 +78,9 @@ def memorable(batches: Sequence[AnyBatch]) -> AnyBatch:
     return Batch(tokens, targets, segments)
 
 
-def knows_nothing(network: Network, batches: Sequence[AnyBatch]) -> tuple[float, float, str]:
-    """Between which losses a model is that has learned nothing, and what it is beside: one that takes each answer for
-    as likely as the others, or, of numbers, answers 0."""
+def untrained_loss(network: Network, batches: Sequence[AnyBatch]) -> tuple[float, float, str]:
+    """The lowest and highest plausible loss of an untrained model, and a description of the reference: a model for
+    which all answers are equally likely, or one that predicts the number 0."""
     config = network.config
     if config.network != "encoder" or config.head_loss == "cross_entropy":
         choices = config.n_outputs if config.network == "encoder" else config.vocab_size
@@ -90,12 +90,12 @@ def knows_nothing(network: Network, batches: Sequence[AnyBatch]) -> tuple[float,
     if config.head_loss == "squared_error":
         values = torch.cat([batch.targets[counted(batch)] for batch in batches]).double()
         scale = float(values.square().mean())
-        return scale / FACTOR, scale * FACTOR, f"{scale:.3g} for a model that answers 0"
-    return -math.inf, math.inf, f"what head_loss={config.head_loss} is at the start nobody knows"
+        return scale / FACTOR, scale * FACTOR, f"{scale:.3g} for a model that predicts 0"
+    return -math.inf, math.inf, f"the initial value of head_loss={config.head_loss} is not known"
 
 
 def labelled(batch: Batch, rows: int, length: int) -> Batch:
-    """The first so many rows and positions of a batch, the next input as label where both are counted."""
+    """The first `rows` rows and `length` positions of a batch, with the next input as label where both count."""
     tokens, targets = batch.tokens[:rows, :length].contiguous(), batch.targets[:rows, :length]
     segments = None if batch.segments is None else batch.segments[:rows, :length].contiguous()
     labels = torch.full_like(tokens, IGNORED)
@@ -107,7 +107,7 @@ def labelled(batch: Batch, rows: int, length: int) -> Batch:
 
 
 class Training:
-    """`fresh` builds a network and its optimizer, as they are at the start of a run."""
+    """The checks of a training. `fresh` builds a new network and its optimizer, as at the start of a run."""
 
     def __init__(
         self, config: RunConfig, fresh: Callable[[], tuple[Network, Optimizer]], order: Order, device: torch.device
@@ -116,10 +116,10 @@ class Training:
         self.kind = config.optimizer.name
         self.batches = list(itertools.islice(samples(order, device), SEVERAL))
         self.source = samples(order, device)
-        self.first, self.one = self.batches[0], memorable(self.batches)
+        self.first, self.one = self.batches[0], batch_to_memorize(self.batches)
 
     def step(self, network: Network, optimizer: Optimizer, batch: AnyBatch, rate: float) -> float:
-        """An update as in a run; the loss before it."""
+        """Makes an update as in a run; returns the loss before it."""
         network.zero_gradients()
         loss = self.gradients(network, batch)
         optimizer.step(loss, rate, self.config.training.max_grad_norm)
@@ -135,13 +135,13 @@ class Training:
         network, _ = self.fresh()
         losses = [self.gradients(network, batch).item() for batch in self.batches]
         loss = sum(losses) / len(losses)
-        least, most, known = knows_nothing(network, self.batches)
+        least, most, known = untrained_loss(network, self.batches)
         words = f"{loss:.2f}, and {known}"
         if not math.isfinite(loss):
             return finding(2, f"{words}: the first forward pass is not finite", "")
         if least <= loss <= most:
             return finding(2, None, words)
-        why = "the initial weights are too large" if loss > most else "it knows what it has not been taught"
+        why = "the initial weights are too large" if loss > most else "it is lower than that of an untrained model"
         return finding(2, f"{words}: {why}", "")
 
     # Check 3
@@ -185,7 +185,7 @@ class Training:
         }
         low, high = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
         right = f"by {ratios[low]:.1e} ({low}) to {ratios[high]:.1e} ({high}) of its size, at the rate {rate:.1e}"
-        # what has no gradient, which is check 3's to say, cannot be expected to move
+        # a parameter without a gradient, which check 3 reports, does not move
         still = [n for n, r in ratios.items() if r == 0 and float(gradients[n].abs().max()) > 0]
         if still:
             return finding(4, f"unchanged by a step at the rate {rate:.1e}: {listed(still)}", right)
@@ -206,7 +206,7 @@ class Training:
         return range_test(self.kind, lambda _, rate: self.step(network, optimizer, next(self.source), rate))
 
     def one_batch(self, picked: float) -> Finding:
-        """At the picked rate, or where one row wants less than the rows of the range test did, at a part of it."""
+        """Check 5 at the picked rate, or at a lower one if one row needs less than the rows of the range test."""
         found = [self._memorized(picked)]
         for share in LOWER_RATES:
             if found[-1].status == PASSED:
@@ -242,7 +242,7 @@ class Training:
         rounds = [
             [self.step(network, optimizer, batch, rate) for batch in self.batches] for _ in range(ROUNDS[self.kind] + 1)
         ]
-        # before its first update each batch has the loss that it has in an untaught network
+        # before its first update each batch has the loss of an untrained network
         untaught, _ = self.fresh()
         before = [self.gradients(untaught, batch).item() for batch in self.batches]
         shares = [last / first for first, last in zip(before, rounds[-1], strict=True)]

@@ -1,4 +1,4 @@
-"""What a run will take, before it starts: steps and epochs, memory at the peak, time on this machine.
+"""Estimates of a run before it starts: steps and epochs, peak memory, time on this machine.
 
-Not here: the page of `plan=true`, which puts them together (`training.plan`).
+Not here: the page of `plan=true`, which shows them (`training.plan`).
 """

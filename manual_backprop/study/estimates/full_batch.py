@@ -1,4 +1,4 @@
-"""A batch of random tokens in which every row is as long as a network allows: what its steps cost at most."""
+"""A batch of random tokens with rows of the largest length: it gives the highest cost of a step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def full_batch(config: CustomTransformerConfig, rows: int, device: torch.device) -> AnyBatch:
-    """Of `rows` rows, which all count."""
+    """A batch of `rows` rows in which all targets count."""
     import torch
 
     from ...common.batch import Batch, EncoderBatch, PairBatch
@@ -38,7 +38,8 @@ def full_batch(config: CustomTransformerConfig, rows: int, device: torch.device)
 
 
 def next_token(network: Network, batch: AnyBatch) -> Callable[[], object]:
-    """Reads one token more, after the first half of the batch's first row; of an encoder, its first row."""
+    """A function that reads one more token, after the first half of the batch's first row; for an encoder it reads the
+    first row."""
     from ...common.batch import EncoderBatch, PairBatch
     from ...models.decoding.incremental import IncrementalDecoder
 

@@ -1,8 +1,8 @@
-"""How much memory a run will need at its peak, without allocating it.
+"""Estimates the peak memory of a run without allocating it.
 
-One optimizer step and one evaluation are made with tensors that have a shape and no content (PyTorch's fake tensors),
-and what is alive at the same time is counted: so it is right for every network, and stays right when one changes. What
-a process needs besides (Python, PyTorch, MLflow, the text) is measured here, or known from measurements.
+It runs one optimizer step and one evaluation with PyTorch's fake tensors, which have a shape but no content, and counts
+the tensors that are alive at the same time. So it works for every network, and stays right when the code changes. The
+rest of a process's memory (Python, PyTorch, MLflow, the text) is measured here, or known from measurements.
 """
 
 import logging
@@ -20,25 +20,25 @@ log = logging.getLogger(__name__)
 
 MB = 10**6
 MLFLOW = 205 * MB  # its import, and its database
-WORKSPACE = 35 * MB  # of matrix products, and of counting the pairs of the text
-LOW_PRECISION = 75 * MB  # what oneDNN keeps for bfloat16 products on a CPU
+WORKSPACE = 35 * MB  # of matrix products, and of counting the bigrams of the text
+LOW_PRECISION = 75 * MB  # of oneDNN for bfloat16 products on a CPU
 COMPILER = 95 * MB  # the modules of torch's compiler, which torch.optim imports at its first step
-PREPARATION = 125 * MB  # reading the built-in text and learning its tokens, the first time
-FRAGMENTATION = 1.35  # freed memory is kept for the next step, and has gaps (memory.keep_freed_memory)
-TRACED_BLOCKS = 8  # where a network has more than twice as many
-TRACED_SEQUENCES = 32  # likewise
-FITS = 0.9  # of the memory: what an estimate may be off by
-PIECEMEAL = 100_000_000  # parameters, from which on an update is much smaller than they are
+PREPARATION = 125 * MB  # reading the built-in text and learning its tokens for the first time
+FRAGMENTATION = 1.35  # freed memory is kept for the next step and is fragmented (memory.keep_freed_memory)
+TRACED_BLOCKS = 8  # blocks that are traced if the network has more than twice as many
+TRACED_SEQUENCES = 32  # the same for sequences of a batch
+FITS = 0.9  # of the memory may be used: the rest covers the error of an estimate
+PIECEMEAL = 100_000_000  # parameters; in larger networks the temporaries of an update are negligible
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """At the peak of a run [bytes]."""
+    """The memory at the peak of a run [bytes]."""
 
-    process: int  # Python, PyTorch and what else is imported, without a network
+    process: int  # Python, PyTorch and other imports, without a network
     state: int  # parameters, gradients, moments
-    working: int  # what a step or an evaluation needs beside them, whichever is most
-    device: str  # where state and working memory lie
+    working: int  # additional memory of a step or an evaluation, whichever is larger
+    device: str  # of state and working memory
 
     @property
     def peak(self) -> int:
@@ -46,12 +46,12 @@ class MemoryEstimate:
 
     @property
     def on_device(self) -> int:
-        """What must fit into the device's memory."""
+        """The part that must fit into the device's memory."""
         return self.peak if self.device == "cpu" else self.state + self.working
 
 
 def estimate_memory(config: RunConfig, network: CustomTransformerConfig, prepared: bool = True) -> MemoryEstimate:
-    """`prepared`: the text is in the cache, so that nothing has to be learned from it first."""
+    """The estimate for a run. `prepared`: the text is in the cache, so no tokenizer has to be trained first."""
     device = network.get_device().type
     process = (resident_bytes("VmRSS") or 0) + WORKSPACE
     process += MLFLOW if config.tracking.name == "mlflow" else 0
@@ -69,14 +69,14 @@ def parameter_count(network: CustomTransformerConfig) -> int:
 
 
 def checkpoint_bytes(config: RunConfig, network: CustomTransformerConfig) -> int:
-    """Parameters and moments, as they are saved."""
+    """The size of a checkpoint: parameters and moments in their saved dtypes."""
     width = {"fp64": 8, "bf16": 2}.get(network.precision, 4)
     moment = 8 if network.precision == "fp64" else 4
     return parameter_count(network) * (width + moment * (2 if config.optimizer.name == "adamw" else 1))
 
 
 def memory_of(device: str) -> int:
-    """All memory of this machine that a process may use, or of its GPU [bytes]."""
+    """The memory of this machine that a process may use, or the memory of its GPU [bytes]."""
     if device != "cpu":
         import torch
 
@@ -93,7 +93,7 @@ def memory_of(device: str) -> int:
 
 
 def too_large(estimate: MemoryEstimate) -> str | None:
-    """One sentence where a run will hardly fit."""
+    """A sentence if a run will probably not fit, else None."""
     there = memory_of(estimate.device)
     if estimate.on_device <= there:
         return None
@@ -106,8 +106,8 @@ def too_large(estimate: MemoryEstimate) -> str | None:
 
 
 def what_would_fit(config: RunConfig, network: CustomTransformerConfig | None) -> str:
-    """What to say where memory has run out: how much there is, how much the run needs, and the keys with which it would
-    fit and train the same. Without the numbers where the network is not known, or nothing is left to find them in."""
+    """The message when memory has run out: how much there is, how much the run needs, and keys with which it would fit
+    and train the same. It has no numbers if the network is not known, or no memory is left to compute them."""
     training = config.training
     lower = (
         f"lower training.batch_size={training.batch_size} and raise training.gradient_accumulation_steps as much, "
@@ -133,7 +133,7 @@ def _what_would_fit(config: RunConfig, network: CustomTransformerConfig) -> str:
         changed = replace(training, batch_size=size, recompute=recompute)
         return estimate_memory(replace(config, training=changed), replace(network, recompute=recompute)).on_device
 
-    # what a sequence adds, of the batch or of half of it, is the same: sizes between lie on a line
+    # every sequence adds the same memory, so memory is linear in the batch size
     ways = []
     for recompute in dict.fromkeys((training.recompute, "block")):
         whole = with_batch(B, recompute)
@@ -147,7 +147,7 @@ def _what_would_fit(config: RunConfig, network: CustomTransformerConfig) -> str:
             ways += [f"{keys.strip()} (about {gigabytes(one + slope * (size - 1))})"] * bool(keys)
     needs = f"it needs about {gigabytes(estimate.on_device)}, and {where} has {gigabytes(there)}"
     if estimate.on_device <= there:
-        needs += ", of which others may hold a part"
+        needs += ", part of which other processes may use"
     if not ways:
         return f"{needs}. Choose a smaller model.max_seq_len or model."
     return (
@@ -156,12 +156,12 @@ def _what_would_fit(config: RunConfig, network: CustomTransformerConfig) -> str:
 
 
 def warn_if_too_large(config: RunConfig, network: CustomTransformerConfig) -> None:
-    """Says so where a run will hardly fit, before it is built. Costs nothing where there is memory in plenty."""
+    """Logs a warning if a run will probably not fit, before it is built. Costs nothing if there is plenty of memory."""
     B, T, D = config.training.batch_size, network.max_seq_len, network.d_model
     kept = network.n_blocks * (20 * D + 4 * network.d_ffn + 4 * network.n_heads * T) + 4 * network.vocab_size
     memory, state = memory_of(network.get_device().type), 3 * checkpoint_bytes(config, network)
     if 8 * B * T * kept + state < memory / 4:
-        return  # rough, and on the safe side
+        return  # a rough upper bound is enough
     if warning := too_large(estimate_memory(config, network)):
         log.warning(warning)
 
@@ -170,12 +170,12 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
 
 
-Traced = tuple[int, int, int]  # bytes of the state, and what is alive besides at most: in a step, in an evaluation
+Traced = tuple[int, int, int]  # bytes of the state, and the additional peak of a step and of an evaluation
 
 
 def _trace(config: RunConfig, network: CustomTransformerConfig) -> Traced:
-    """Every block adds the same, and so does every sequence, beyond the first ones: those of a deep network and of a
-    large batch are counted, and not traced one by one."""
+    """Traces a step and an evaluation. Beyond the first ones every block and every sequence adds the same memory, so
+    deep networks and large batches are extrapolated and not traced in full."""
 
     def of_blocks(blocks: int) -> Traced:
         def of_sequences(batch_size: int) -> Traced:
@@ -187,7 +187,7 @@ def _trace(config: RunConfig, network: CustomTransformerConfig) -> Traced:
 
 
 def _extrapolated(trace: Callable[[int], Traced], number: int, few: int) -> Traced:
-    """trace(number), along the line through `few` and twice as many where there are more."""
+    """trace(number); if `number` is more than twice `few`, extrapolated linearly from `few` and twice `few`."""
     if number <= 2 * few:
         return trace(number)
     first, second = trace(few), trace(2 * few)
@@ -207,8 +207,8 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
     from ...ops import cross_entropy_forward, squared_error_forward
     from .full_batch import full_batch
 
-    class Living(TorchDispatchMode):
-        """Follows every tensor from the operation that made it to its end."""
+    class LiveTensors(TorchDispatchMode):
+        """Tracks every tensor from the operation that creates it until it is freed."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -233,19 +233,19 @@ def _trace_step(config: RunConfig, network_config: CustomTransformerConfig, B: i
         def _end(self, place: int) -> None:
             self.now -= self.sizes.pop(place)
 
-    living = Living()
+    living = LiveTensors()
     T = network_config.max_seq_len
     with FakeTensorMode(), living:
         name = config.implementation.name
         compile = "never" if name == "baseline" else network_config.compile
         network = build_network(name, replace(network_config, compile=compile))
-        # A number without a value cannot be compared with the vocabulary.
+        # A fake tensor has no values to compare with the vocabulary.
         vars(network).update(dict.fromkeys(("check_tokens", "check_source", "check_inputs"), lambda *given: None))
         optimizer = build_optimizer(config, network)
         state = living.now
         batch = full_batch(network_config, B, network.device)
         loss = network.loss_and_gradients(batch, denominator=B * T, step=1)
-        if parameter_count(network_config) < PIECEMEAL:  # else its temporaries, of a piece at a time, do not count
+        if parameter_count(network_config) < PIECEMEAL:  # in larger ones its temporaries are negligible
             optimizer.step(loss, 1e-3, config.training.max_grad_norm)
         step = living.peak - state
         living.peak = living.now

@@ -1,13 +1,12 @@
-"""How long a run will take on this machine: some of its own steps are made and timed, on random tokens.
+"""Estimates the time of a run on this machine: it times some of the run's own steps, with random tokens.
 
-A step is timed when the network has warmed up, and often enough that it can be said how far the steps scatter. While
-other processes take the processor away, a step may take forty times as long as it would: its threads wait for one
-another, and each of them for a processor. Where the system tells how long they waited, that is noticed, and then a
-single thread does the work and its own processor time is taken, which others do not lengthen: less than that, down to
-its share among all threads, is what a step takes on a quiet machine.
+Steps are timed after warm-up, often enough to know their spread. If other processes use the processors, a step may take
+forty times as long: its threads wait for each other, and each of them for a processor. If the system reports how long
+they waited, this is noticed. Then a single thread does the work, and its processor time counts, which other processes
+do not lengthen. On an idle machine a step takes between this time and this time divided by the number of threads.
 
-Where a step is too much for that, the arithmetic is divided by the rate of matrix products alone, which no real step
-reaches; `how` says which of the two it was.
+If a step is too large to be timed, its FLOPs are divided by the rate of matrix products alone, which no real step
+reaches. `how` says which of the two was done.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TASKS = Path("/proc/self/task")
-LONGEST = 2.0  # [s] that may be spent on timing steps; a quarter of it on warming up, and on each other thing
+LONGEST = 2.0  # [s] for timing steps; a quarter of it for warming up, and for each other measurement
 WARM_UP = 4  # steps at most: the first compiles, and one of the next is recorded to be replayed (kernels/replay.py)
 FEWEST, MOST = 3, 50  # steps that are timed
-BUSY = 0.05  # share of the time that the threads wait for a processor: more does not happen on a machine of one's own
+BUSY = 0.05  # largest share of the time that threads wait for a processor on an otherwise idle machine
 LARGEST = 60_000_000  # parameters: a larger network takes seconds to build
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of a network on this machine [s].
+    """The speed of a network on this machine [s].
 
-    least, most: bounds of `step`, as `how` says; None where no step was timed.
-    busy: the share of the time in which others had the processor that a step wanted; None where the system does not
-    tell.
+    least, most: bounds of `step`, as explained in `how`; None if no step was timed.
+    busy: the share of the time in which a step waited for a processor that other processes used; None if the system
+    does not report it.
     """
 
     step: float  # a whole optimizer step
@@ -53,7 +52,7 @@ class Speed:
 
 
 def measure_speed(config: RunConfig, network_config: CustomTransformerConfig, fits: bool) -> Speed:
-    """`fits`: the run has enough memory here. Changes the number of threads as the run would."""
+    """Measures the speed. `fits`: the run has enough memory here. Sets the number of threads like the run."""
     import torch
 
     from ...common.allocator import keep_freed_memory
@@ -73,13 +72,13 @@ def measure_speed(config: RunConfig, network_config: CustomTransformerConfig, fi
             step=token * T * sequences,
             evaluated_token=token / 3,
             sampled_token=token / 3,
-            how="at least: at the rate of matrix products alone, since its steps are too large to be tried here",
+            how="a lower bound, from the rate of matrix products alone, since its steps are too large to be tried here",
         )
     return _time_steps(config, network_config, rows)
 
 
 def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows: int) -> Speed:
-    """With `rows` sequences at a time; a larger batch takes proportionally longer."""
+    """Times steps with `rows` sequences; a larger batch takes proportionally longer."""
     import torch
 
     from ...models.implementations import build_network
@@ -110,7 +109,7 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
         wait()
 
     def measured(clock: Callable[[], float], typical: Callable[[list[float]], float]) -> tuple[list[float], Speed]:
-        """Whole steps, and the speed by what is typical of them."""
+        """The seconds of whole steps, and the speed from their typical value."""
         steps = [
             seconds_of(one_pass, wait, clock) * sequences / rows + seconds_of(update, wait, clock)
             for _ in repeated(MOST, FEWEST, LONGEST)
@@ -132,14 +131,14 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
     if busy is None or busy <= BUSY or network.device.type != "cpu":
         how += "; in brackets by the fastest of them and by their upper quartile"
         return replace(speed, how=how, least=min(steps), most=quartiles(steps)[2], busy=busy)
-    torch.set_num_threads(1)  # then nothing is waited for, and the processor's time is that of the work
+    torch.set_num_threads(1)  # then no thread waits, and the processor time is that of the work
     try:
         by_one, alone = measured(time.process_time, min)
     finally:
         torch.set_num_threads(threads)
     how += (
-        f"; the machine was busy, {busy:.0%} of that time others had the processor, so what counts is the "
-        "processor's time of one thread, in brackets shared by all threads: a run takes longer while the others go on"
+        f"; the machine was busy, {busy:.0%} of that time other processes had the processor, so this is the processor "
+        "time of one thread, in brackets divided by all threads: a run takes longer while the others continue"
     )
     return Speed(
         step=min(alone.step, *steps),
@@ -153,7 +152,7 @@ def _time_steps(config: RunConfig, network_config: CustomTransformerConfig, rows
 
 
 def repeated(most: int, fewest: int, seconds: float) -> Iterator[int]:
-    """0, 1, 2 ..., at most so many, and after the fewest not for longer than that."""
+    """0, 1, 2 ...: at least `fewest` numbers and at most `most`; after the fewest it stops when `seconds` are over."""
     end = time.perf_counter() + seconds
     for number in range(most):
         if number >= fewest and time.perf_counter() > end:
@@ -169,8 +168,8 @@ def seconds_of(work: Callable[[], object], wait: Callable[[], None], clock: Call
 
 
 def waited_for_processor() -> float | None:
-    """How long the threads of this process have been ready to run while others ran, in all [s]; None where the system
-    does not tell (proc(5), /proc/pid/schedstat)."""
+    """The total time that threads of this process have waited for a processor [s] (proc(5), /proc/pid/schedstat); None
+    if the system does not report it."""
     try:
         accounts = [path.read_text(encoding="ascii").split() for path in TASKS.glob("*/schedstat")]
     except OSError:  # a thread ended meanwhile
@@ -179,5 +178,5 @@ def waited_for_processor() -> float | None:
 
 
 def share_waited(before: float | None, after: float | None, seconds: float, threads: int) -> float | None:
-    """Of the time of all threads."""
+    """The share of the time of all threads that they waited."""
     return None if before is None or after is None else max(0.0, after - before) / (seconds * threads)

@@ -1,7 +1,7 @@
-"""Watching the network's functions at work: every statement that runs, and every tensor that it binds.
+"""Traces the network's functions: every statement that runs, and every tensor that it binds to a name.
 
-A line tracer over `ops/` and `models/custom.py`, and the record that it fills: calls, their steps, the values of their
-names. It changes nothing and knows no calculus; what the numbers should be is `autograd.py`'s business.
+It is a line tracer over `ops/` and `models/custom.py`, and the record that it fills: calls, their steps, and the values
+of names. It changes nothing and knows no calculus; `autograd.py` computes what the numbers should be.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOTS = ("_training_step", "loss_by_autograd")
 
 @dataclass
 class Statement:
-    """One statement of the source: its lines as they stand there, and the comment lines right above it."""
+    """One statement of the source: its lines, and the comment lines right above it."""
 
     node: ast.stmt
     source: list[str]
@@ -58,9 +58,9 @@ class Statement:
         return isinstance(self.node, ast.AugAssign | ast.Expr)
 
     def continues(self, name: str) -> bool:
-        """Whether it goes on with what `name` holds: in place, or as a term of a sum (`dx = dx + ...`).
+        """Whether it updates the value of `name`: in place, or as a term of a sum (`dx = dx + ...`).
 
-        A name that is only handed to a call (`dx = dropout_backward(dx, ...)`) begins something new.
+        A statement that only passes the name to a call (`dx = dropout_backward(dx, ...)`) gives it a new value.
         """
         if self.writes_in_place:
             return name in self.targets
@@ -69,24 +69,24 @@ class Statement:
 
     @property
     def makes_empty(self) -> bool:
-        """Whether numbers come later, or are added later."""
+        """Whether it allocates memory that is filled, or added to, later."""
         return any(word in line for line in self.source for word in ("torch.empty", "torch.zeros_like"))
 
 
 @dataclass(eq=False)
 class Value:
-    """A tensor that a name held after a statement."""
+    """The tensor that a name was bound to after a statement."""
 
     name: str
-    tensor: Tensor  # the object itself, kept so that identity and address stay telling
+    tensor: Tensor  # the object itself, kept alive so that its id and address stay unique
     copy: Tensor  # its numbers at that moment
-    key: tuple  # same key, same numbers in the same order: a view of all of it is nothing new
-    added: Tensor | None = None  # into a buffer that was passed in, since the function began
+    key: tuple  # equal keys mean the same numbers in the same order, so that a view of a whole tensor is not new
+    added: Tensor | None = None  # what the function has added so far, if the tensor is a buffer that was passed in
     meaningful: bool = True  # False: allocated at this statement and filled through views of it later
     node: Tensor | None = None  # autograd's node for this name from here on
-    forward: Value | None = None  # whose gradient it is, where it is one
-    part: bool = False  # of a gradient that a later statement completes
-    upstream: Tensor | None = None  # autograd's gradient of what the forward function handed out here
+    forward: Value | None = None  # the value whose gradient it is, if it is one
+    part: bool = False  # a partial gradient that a later statement completes
+    upstream: Tensor | None = None  # autograd's gradient of what the forward function returned here
 
     @property
     def numbers(self) -> Tensor:
@@ -102,13 +102,13 @@ class Value:
 
     @property
     def difference(self) -> float | None:
-        """The largest, over the elements, between the number by hand and autograd's."""
+        """The largest difference, over all elements, between the numbers by hand and autograd's."""
         return None if self.part or self.autograd is None else float((self.numbers - self.autograd).abs().max())
 
 
 @dataclass(eq=False)
 class Step:
-    """One statement that was executed: the calls that it made, then what it bound."""
+    """One executed statement: its calls, and the values that it bound."""
 
     statement: Statement
     calls: list[Call] = field(default_factory=list)
@@ -143,13 +143,13 @@ class Call:
 
     @property
     def upstream(self) -> list[str]:
-        """Of a backward: the parameters that are gradients of what its forward handed out."""
+        """The arguments of a backward that are gradients of its forward's results."""
         before = self.passed[: self.passed.index("cache")] if self.backward else []
         return [name for name in before if name.startswith("d")]
 
     @property
     def buffers(self) -> list[str]:
-        """Of a backward: the parameters into which it adds the gradients of the network's parameters."""
+        """The arguments of a backward into which it adds gradients of the network's parameters."""
         after = self.passed[self.passed.index("cache") + 1 :] if self.backward else []
         return [name for name in after if name in self.parameters]
 
@@ -160,17 +160,17 @@ class Call:
         return ast.get_docstring(nodes[0]) or ""
 
     def bound(self, name: str) -> list[Value]:
-        """Every value of a local name in the order of time, the parameter first."""
+        """Every value of a local name in order of execution, the argument first."""
         return [value for value in self.values() if value.name == name]
 
     @property
     def gradients(self) -> list[Value]:
-        """Everything in it that was compared with autograd."""
+        """All values in it that were compared with autograd."""
         values = [*self.values(), self.outcome] if self.outcome is not None else self.values()
         return [value for value in values if value.difference is not None]
 
     def values(self) -> list[Value]:
-        """Parameters, then what its own statements bound."""
+        """Its arguments, then the values that its statements bound."""
         return [*self.parameters.values(), *(value for step in self.steps for value in step.values)]
 
     def names(self) -> set[str]:
@@ -184,7 +184,7 @@ class Call:
 
 @functools.cache
 def statements(path: Path) -> dict[int, Statement]:
-    """Line number -> the innermost statement that stands there."""
+    """Line number -> the innermost statement on that line."""
     lines = path.read_text(encoding="utf-8").splitlines()
     found: dict[int, Statement] = {}
     for node in ast.walk(ast.parse("\n".join(lines))):  # parents come before their children, which overwrite them
@@ -217,10 +217,10 @@ def key_of(tensor: Tensor) -> tuple:
 
 
 class Tracer:
-    """`with Tracer() as tracer:` fills `tracer.root` with the traced function that is called inside.
+    """`with Tracer() as tracer:` records the traced function that is called inside in `tracer.root`.
 
-    With `nodes`, every tensor that a name is bound to and that requires grad is replaced by a view of itself, a node
-    of autograd's graph that belongs to this name alone.
+    With `nodes`, every tensor that requires grad and is bound to a name is replaced by a view of itself: a node of
+    autograd's graph that belongs to this name alone.
     """
 
     def __init__(self, nodes: bool = False):
@@ -251,7 +251,7 @@ class Tracer:
         else:
             assert self.root is None, "one step at a time"
             self.root = call
-        # what += into a passed buffer adds is seen against the buffer's numbers before
+        # the numbers of passed buffers before the call, to compute what += adds to them
         self._stack.append((call, {name: value.copy for name, value in parameters.items()}))
         return self._on_line
 
@@ -271,7 +271,7 @@ class Tracer:
             for name in call.buffers:
                 value = call.parameters[name]
                 value.added = value.tensor.detach() - buffers[name]
-            outputs = argument[:-1] if call.function.endswith("_forward") else argument  # less the cache
+            outputs = argument[:-1] if call.function.endswith("_forward") else argument  # without the cache
             call.outputs = [output for output in flattened(outputs) if output is None or isinstance(output, Tensor)]
             tensors = [output for output in call.outputs if output is not None]
             if len(tensors) == 1:
@@ -281,7 +281,7 @@ class Tracer:
         return self._on_line
 
     def _complete(self, call: Call, buffers: dict[str, Tensor], frame: FrameType) -> None:
-        """Takes down what the last statement bound, now that the next one begins."""
+        """Records what the last statement bound; called when the next one begins."""
         if not call.steps:
             return
         step, variables = call.steps[-1], frame.f_locals

@@ -1,9 +1,9 @@
-"""The proof: every hand-written gradient against autograd, central differences and what must be zero. Torch only.
+"""The proof: checks every hand-written gradient against autograd, central differences and known zeros. Torch only.
 
-`measure.py` the error and its bars; `op_table.py` one row an op, `op_mirrors.py` the ops in plain torch, `op_case.py`
-what they are tried on, `op_check.py` a pair; `network_check.py` a network, `network_case.py` what it is tried on;
-`low_precision.py` fp32 and bf16. `verification.py` is all of it, which `manual_backprop.verify` prints and
-`tests/ops/test_gradients.py` asserts.
+`measure.py` defines the error and its bars. `op_table.py` has a row for each op, `op_mirrors.py` the ops in plain
+torch, `op_case.py` their test inputs, `op_check.py` the check of a pair. `network_check.py` checks a network,
+`network_case.py` has its test cases, `low_precision.py` checks fp32 and bf16. `verification.py` runs all of it:
+`manual_backprop.verify` prints the result, and `tests/ops/test_gradients.py` asserts it.
 """
 
 # ruff: noqa: F401  the names are exported

@@ -1,9 +1,9 @@
-"""How much a low precision costs by hand, measured against what it costs PyTorch's autograd.
+"""The rounding errors of a low precision by hand, relative to those of PyTorch's autograd.
 
-Both networks get the same parameters, rounded to the precision first, and float64 has the last word on them. One draw
-of rounding errors is luck: a ratio of single draws swings by a factor of two between two right implementations, now and
-then a draw is ten times worse for both, and where rounding carries one number over the kink of a ReLU, a thousand times
-for one of them. So the ratio of a tensor is the median over several networks and batches: a bug is in all of them.
+Both networks get the same parameters, rounded to the precision first; float64 gives the reference. A single draw of
+rounding errors is random. The ratio of single draws varies by a factor of two between two correct implementations.
+Sometimes a draw is ten times worse for both, and if rounding moves a number across the kink of a ReLU, a thousand times
+for one of them. So the ratio of a tensor is the median over several networks and batches: a bug shows in all of them.
 """
 
 import math
@@ -28,7 +28,7 @@ from .op_table import Row
 
 SEEDS = range(8)
 CPU = torch.device("cpu")
-ENOUGH_TO_ROUND = CustomTransformerConfig(  # large enough that errors are averages, not accidents
+ENOUGH_TO_ROUND = CustomTransformerConfig(  # large enough for errors to average out
     vocab_size=61, d_model=48, n_blocks=2, n_heads=4, d_ffn=96, max_seq_len=24, precision="fp64"
 )
 SIZES = {"B": 4, "T": 24, "D": 48, "F": 96, "V": 61, "H": 4}  # of an op's case, likewise
@@ -37,11 +37,11 @@ UNIT = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9, "bf16_mixed": 2.0**
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
 
-Errors = dict[str, tuple[float, float]]  # of each tensor, against float64: by hand, and autograd's
+Errors = dict[str, tuple[float, float]]  # by tensor, against float64: the error by hand, and autograd's
 
 
 def median_ratios(draws: Iterable[Errors], smallest: Callable[[str], float]) -> dict[str, float]:
-    """The error by hand over autograd's, by name. Errors below `smallest(name)` count as that much."""
+    """The median of error by hand / autograd's error, by name. Errors below `smallest(name)` count as that value."""
     logarithms: dict[str, list[float]] = {}
     for draw in draws:
         for name, (by_hand, autograd_) in draw.items():
@@ -60,15 +60,16 @@ def check_network_precision(
 ) -> list[Finding]:
     """The ratio for the loss and for every parameter whose gradient is more than rounding."""
     draws = (draw_errors(replace(config, seed=seed), scale, B, T or config.max_seq_len, peer) for seed in seeds)
-    # The loss is one number, in which the errors of single tokens happen to cancel or not: less than the format can
-    # express is no difference. Gradients have no such allowance.
+    # The loss is one number, in which the errors of single tokens may or may not cancel: a difference below the
+    # rounding error of the dtype does not count. For gradients there is no such allowance.
     ratios = median_ratios(draws, lambda name: UNIT[config.precision] if name == "loss" else 1e-30)
     subject = f"{config.architecture} {config.network} {config.precision}, {scale} scale"
     return [Finding(subject, name, ratio, LOW_PRECISION_BAR) for name, ratio in ratios.items()]
 
 
 def draw_errors(config: CustomTransformerConfig, scale: str, B: int, T: int, peer: str) -> Errors:
-    """Of the loss and of every gradient that is more than rounding, at weights and tokens drawn from `config.seed`."""
+    """The errors of the loss and of every gradient that is more than rounding, for weights and tokens of
+    `config.seed`."""
     batch = draw_batch(config, B, T, config.seed)
     by_hand, mirror = networks(config, scale, peer)
     exact = type(by_hand)(replace(config, precision="fp64", device="cpu"))
@@ -87,7 +88,7 @@ def draw_errors(config: CustomTransformerConfig, scale: str, B: int, T: int, pee
 
 
 def step_on_cpu(network: Network, batch: AnyBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradients of one step there, wherever the network is."""
+    """Loss and gradients of one step, copied to the CPU."""
     loss, gradients = step_in_place(network, batch)
     return loss.cpu(), {name: gradient.cpu() for name, gradient in gradients.items()}
 
@@ -119,7 +120,7 @@ def check_op_precision(
             name: (error_of(got[name].cpu(), want[name]), error_of(mirrored[name].cpu(), want[name])) for name in want
         }
 
-    # An output that is stored exactly as it should be has the error of its format; a few draws have none at all.
+    # A correctly rounded output has the rounding error of its dtype; in a few draws it has none at all.
     unit = torch.finfo(dtype).eps / 2
     subject = f"{row.name} {NAMES[dtype]}"
     if dtype == torch.float64:

@@ -1,4 +1,4 @@
-"""How wrong a gradient is: one number for each tensor, and the bar that it must stay under (DESIGN.md, rule 1).
+"""The error of a gradient: one number for each tensor, and the bar that it must stay below (DESIGN.md, rule 1).
 
 An absolute tolerance misses bugs in small tensors, and a relative one fails where the true gradient is zero, so the
 error of a tensor is |got - want| / max(|want|, 1e-3 |all gradients| / sqrt(number of tensors)), in Euclidean norms.
@@ -21,10 +21,10 @@ EXACT = 0.0  # bitwise
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was measured. Not a number is over every bar."""
+    """One measured error and its bar. NaN exceeds every bar."""
 
     subject: str  # an op, or a network
-    quantity: str  # a gradient by name, or what else was looked at
+    quantity: str  # a gradient by name, or another measured quantity
     error: float
     bar: float
 
@@ -34,12 +34,12 @@ class Finding:
 
 
 def worst(findings: Iterable[Finding]) -> Finding:
-    """The one that is furthest over its bar, or nearest to it."""
+    """The finding with the largest ratio of error to bar."""
     return max(findings, key=lambda finding: (not finding.ok, finding.error / (finding.bar or 1)))
 
 
 def floor_of(want: Mapping[str, Tensor]) -> float:
-    """Below this norm a tensor's gradient counts as small: 1e-3 of the root mean square of all tensors' norms."""
+    """The norm below which a tensor's gradient counts as small: 1e-3 of the root mean square of all tensors' norms."""
     return 1e-3 * norm_of(want.values()) / math.sqrt(max(len(want), 1))
 
 
@@ -48,7 +48,7 @@ def norm_of(tensors: Iterable[Tensor]) -> float:
 
 
 def error_of(got: Tensor, want: Tensor, floor: float = 0.0) -> float:
-    """|got - want| / max(|want|, floor); infinite where shapes differ, or where nothing but zero would be right."""
+    """|got - want| / max(|want|, floor); infinite if shapes differ, or if want is 0 and got is not."""
     if got.shape != want.shape:
         return math.inf
     difference = norm_of([got.double() - want.double()])
@@ -59,7 +59,7 @@ def error_of(got: Tensor, want: Tensor, floor: float = 0.0) -> float:
 
 
 def errors_of(got: Mapping[str, Tensor], want: Mapping[str, Tensor], apart: Collection[str] = ()) -> dict[str, float]:
-    """The error of every tensor but those that stand apart; a name that only one side has is infinitely wrong."""
+    """The error of every tensor except those in `apart`; infinite for a name that only one side has."""
     floor = floor_of(want)
     return {
         name: error_of(got[name], want[name], floor) if name in got and name in want else math.inf
@@ -68,7 +68,7 @@ def errors_of(got: Mapping[str, Tensor], want: Mapping[str, Tensor], apart: Coll
 
 
 def differing(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
-    """How many tensors are not bitwise what they were. NaN is equal to itself here."""
+    """The number of tensors whose bits have changed. NaN is equal to itself here."""
     return float(sum(not torch.equal(_bits(before[name]), _bits(after[name])) for name in before))
 
 

@@ -1,6 +1,6 @@
-"""What a network is tried on: small ones of every kind, batches of odd shapes, and which gradients are zero there.
+"""The test cases of networks: small networks of every kind, batches of odd shapes, and the gradients that are zero.
 
-Like `op_case.py` for an op. What is measured on a case is the business of `network_check.py`.
+It is for networks what `op_case.py` is for ops. `network_check.py` checks a case.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ def draw_batch(
     S: int | None = None,
     lengths: list[int] | None = None,
 ) -> AnyBatch:
-    """Random tokens, some of the vocabulary's never; some targets ignored where there are enough of them.
+    """A batch of random tokens; some tokens of the vocabulary never occur, and some targets are ignored if there are
+    enough of them.
 
-    `segments` of a decoder's rows; S of an encoder-decoder's sources (None: T + 2, or as long as may be); `lengths` of
-    what is padded (None: of the first row all, of others 1, none where sources may be empty, and what comes).
+    `segments`: whether a decoder's rows have segments. S is the length of an encoder-decoder's sources (None: T + 2, or
+    the largest). `lengths` of padded rows (None: the first row is full; others have length 1, 0 if sources may be
+    empty, and random lengths).
     """
     if config.network == "encoder_decoder":
         return _draw_pair(config, B, T, min(T + 2, config.source_length) if S is None else S, lengths, seed)
@@ -48,7 +50,7 @@ def draw_batch(
     if not segments:
         return Batch(tokens.to(device), targets.to(device), first_row=2)
     place = torch.arange(T)
-    first = torch.randint(1, max(T, 2), (B, 1), generator=generator)  # where the second document starts
+    first = torch.randint(1, max(T, 2), (B, 1), generator=generator)  # start of the second document
     documents = torch.where(place > T - 2, -1, (place >= first).long())
     return Batch(tokens.to(device), targets.to(device), documents.to(device), first_row=2)
 
@@ -102,19 +104,19 @@ def _draw_sequences(config: CustomTransformerConfig, B: int, T: int, lengths: li
 
 
 def tensors_of(batch: AnyBatch) -> dict[str, Tensor]:
-    """What a batch holds, by name."""
+    """The tensors of a batch, by name."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def rows_of(batch: AnyBatch, rows: slice | Tensor, first_row: int = 0) -> AnyBatch:
-    """Some rows of a batch, as a batch; the first of them is row `first_row` of the optimizer step."""
+    """Some rows of a batch as a batch; its first row is row `first_row` of the optimizer step."""
     changed: dict[str, Any] = {name: tensor[rows] for name, tensor in tensors_of(batch).items()}
     return replace(batch, first_row=first_row, **changed)
 
 
 def counted(batch: AnyBatch) -> int:
-    """How many targets count."""
+    """The number of targets that count."""
     targets = batch.targets
     return int((~targets.isnan() if targets.is_floating_point() else targets != IGNORED).sum())
 
@@ -123,19 +125,19 @@ def counted(batch: AnyBatch) -> int:
 
 
 def wholly_zero(config: CustomTransformerConfig, batch: AnyBatch) -> set[str]:
-    """Parameters whose gradient is nothing but rounding: two right implementations differ by all of it, so that they
-    are compared with zero and not with each other."""
+    """Parameters whose whole gradient is zero up to rounding: two correct implementations differ by all of it, so each
+    is compared with zero and not with the other."""
     return {
         name for name, _, rows in zero_by_structure(config, batch) if isinstance(rows, slice) and rows.start is None
     }
 
 
 def zero_by_structure(config: CustomTransformerConfig, batch: AnyBatch) -> Iterator[tuple[str, str, Tensor | slice]]:
-    """Gradients that are zero whatever the numbers: parameter, reason, which of its rows. The only list of them.
+    """Gradients that are zero by structure, whatever the numbers: parameter, reason, its rows. This is the only list.
 
-    A key's bias shifts all scores of a query alike, and softmax ignores that. Where a query sees one key at most, the
-    only probability is 1, whatever the score; where no query sees any, nothing of a cross-attention counts but what is
-    added behind it, and of the encoder nothing at all.
+    A key's bias shifts all scores of a query by the same number, which softmax ignores. If every query sees at most one
+    key, the only probability is 1, whatever the score. If no query sees a key, a cross-attention has no gradient except
+    in the bias of its output, and the encoder has none at all.
     """
     for block in block_names(config):
         for attention, keys in _most_keys(config, batch, block):
@@ -149,7 +151,7 @@ def zero_by_structure(config: CustomTransformerConfig, batch: AnyBatch) -> Itera
 
 
 def _most_keys(config: CustomTransformerConfig, batch: AnyBatch, block: str) -> Iterator[tuple[str, int]]:
-    """The attentions of a block, and how many keys a query of theirs sees at most."""
+    """The attentions of a block, and the largest number of keys that one of their queries sees."""
     if isinstance(batch, Batch):
         yield "attention", batch.tokens.shape[1]
     elif isinstance(batch, EncoderBatch):
@@ -162,7 +164,7 @@ def _most_keys(config: CustomTransformerConfig, batch: AnyBatch, block: str) -> 
 
 
 def _unused_rows(config: CustomTransformerConfig, batch: AnyBatch) -> Iterator[tuple[str, str, Tensor | slice]]:
-    """Of the tables of tokens and of places."""
+    """The rows of the embedding tables (tokens and positions) that a batch does not read."""
     read: dict[str, list[Tensor]] = {}  # ids, by table
     longest: dict[str, int] = {}
     tables = tables_of(config)
@@ -185,7 +187,7 @@ def _unused_rows(config: CustomTransformerConfig, batch: AnyBatch) -> Iterator[t
 
 
 def _read_by(batch: AnyBatch) -> Iterator[tuple[str, Tensor, int]]:
-    """For each stack: the ids that it reads, without padding, and how many places."""
+    """For each stack: its name, the ids that it reads without padding, and the number of positions."""
     if isinstance(batch, Batch):
         yield "", batch.tokens, batch.tokens.shape[1]
         return
@@ -202,7 +204,7 @@ def _read_by(batch: AnyBatch) -> Iterator[tuple[str, Tensor, int]]:
 
 
 def odd_cases(architecture: str) -> Iterator[tuple[str, CustomTransformerConfig, AnyBatch, str]]:
-    """Small decoders of one architecture that together take every path: name, config, batch, scale."""
+    """Small decoders of one architecture that together cover every code path: name, config, batch, scale."""
     plain, rich = _plain_and_rich(architecture)
     yield "plain", plain, draw_batch(plain, 2, 7), "proof"
     yield "initial scale", plain, draw_batch(plain, 2, 7, seed=1), "initial"
@@ -229,7 +231,7 @@ def _plain_and_rich(architecture: str) -> tuple[CustomTransformerConfig, CustomT
 
 
 def odd_pairs(architecture: str) -> Iterator[tuple[str, CustomTransformerConfig, AnyBatch, str]]:
-    """Likewise encoder-decoders, the first of which is the typical one: S != T, sources of all lengths."""
+    """The same for encoder-decoders. The first one is the typical one: S != T, sources of all lengths."""
     plain, rich = (
         replace(config, network="encoder_decoder", n_encoder_blocks=3, max_source_len=11)
         for config in _plain_and_rich(architecture)
@@ -248,7 +250,7 @@ def odd_pairs(architecture: str) -> Iterator[tuple[str, CustomTransformerConfig,
 
 
 def odd_encoders(architecture: str) -> Iterator[tuple[str, CustomTransformerConfig, AnyBatch, str]]:
-    """Likewise encoders: of tokens and of numbers, with classes and with numbers to tell."""
+    """The same for encoders: with tokens and with numbers as inputs, with classes and with numbers as targets."""
     plain, rich = (replace(config, network="encoder", n_outputs=5) for config in _plain_and_rich(architecture))
     numbers = replace(rich, n_inputs=4, head_loss="squared_error", n_blocks=1, label_smoothing=0.0)
     yield "classes", plain, draw_batch(plain, 4, 7), "proof"

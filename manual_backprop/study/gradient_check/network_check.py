@@ -1,6 +1,7 @@
-"""What is measured on a whole network: the hand-written step against its mirror, and against its own loss.
+"""Checks a whole network: the hand-written step against its mirror, and against differences of its own loss.
 
-Rule 1 of DESIGN.md at two scales: the proof scale, at which every tensor matters to the loss, and the initial one.
+This is rule 1 of DESIGN.md at two scales of the parameters: the proof scale, at which every tensor matters to the loss,
+and the initial scale.
 """
 
 import math
@@ -30,12 +31,13 @@ from .measure import (
 )
 from .network_case import counted, rows_of, tensors_of, wholly_zero, zero_by_structure
 
-STEP = 5  # which dropout masks
+STEP = 5  # chooses the dropout masks
 
 
 def set_proof_scale(network: Network, seed: int = 0) -> None:
-    """Matrices with std 2 / sqrt(d_in), gains 1 + 0.3 e, biases 0.3 e. (With std 0.5 everywhere a large network is so
-    sharp that two right implementations part by 1e-11; at the initial scale bugs in attention hide in the noise.)"""
+    """Sets matrices with std 2 / sqrt(d_in), gains 1 + 0.3 e, biases 0.3 e. (With std 0.5 everywhere the loss of a
+    large network is so sharp that two correct implementations differ by 1e-11; at the initial scale rounding hides bugs
+    in attention.)"""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.parameters.items():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32).to(parameter.dtype)
@@ -62,25 +64,25 @@ def networks(
 def step_in_place(
     network: Network, batch: AnyBatch, denominator: int | None = None
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """Loss and gradients of one step from zeroed gradients: the network's own, which its next step overwrites."""
+    """Loss and gradients of one step from zeroed gradients, not copied: the network's next step overwrites them."""
     network.zero_gradients()
     loss = network.loss_and_gradients(batch, denominator=denominator or counted(batch), step=STEP)
     return loss, network.gradients
 
 
 def step_of(network: Network, batch: AnyBatch, denominator: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Likewise, as copies."""
+    """Loss and gradients of one step, as copies."""
     loss, gradients = step_in_place(network, batch, denominator)
     return loss.clone(), {name: gradient.clone() for name, gradient in gradients.items()}
 
 
 @torch.no_grad()
 def direction_error(network: HandWrittenNetwork, batch: AnyBatch, gradients: Mapping[str, Tensor], seed: int) -> float:
-    """The slope of the loss along one random direction, against central differences.
+    """The error of the slope of the loss along one random direction, against central differences.
 
-    Relative to |gradient| |direction| / sqrt(P), the size that the slope of a random direction has: the direction may
-    happen to be level. The padding between the parameters moves nothing. `gradients` may be the network's own, which
-    are overwritten; its parameters are put back.
+    The error is relative to |gradient| |direction| / sqrt(P), the typical slope in a random direction, since the slope
+    itself may happen to be near 0. The padding between parameters has no effect. `gradients` may be the network's own,
+    which are overwritten; its parameters are restored.
     """
     generator = torch.Generator().manual_seed(seed)
     direction = torch.randn(network.layout.size, generator=generator, dtype=torch.float64).to(network.device)
@@ -103,7 +105,7 @@ def direction_error(network: HandWrittenNetwork, batch: AnyBatch, gradients: Map
 
 
 def check_network(config: CustomTransformerConfig, batch: AnyBatch, scale: str = "proof") -> list[Finding]:
-    """All that is known about a right step, in float64: a finding for every parameter, and for what else holds."""
+    """Checks everything that holds for a correct step, in float64: a finding for every parameter and other property."""
     subject = f"{config.architecture} {config.network}, {scale} scale"
     by_hand, mirror = networks(config, scale)
     given = {"parameters": by_hand.flat_parameters.buffer, **tensors_of(batch)}
@@ -138,7 +140,7 @@ def check_network(config: CustomTransformerConfig, batch: AnyBatch, scale: str =
 def check_zeros(
     subject: str, config: CustomTransformerConfig, batch: AnyBatch, gradients: Mapping[str, Tensor]
 ) -> list[Finding]:
-    """Of every gradient that is zero by structure, its share of the whole gradient."""
+    """For every gradient that is zero by structure, its share of the whole gradient."""
     whole = norm_of(gradients.values())
     return [
         Finding(subject, f"d {name} is 0: {reason}", norm_of([gradients[name][rows]]) / (whole or 1), ZERO_BAR)
@@ -154,7 +156,7 @@ def _check_recorded(
     loss: Tensor,
     gradients: dict[str, Tensor],
 ) -> list[Finding]:
-    """Every activation and every gradient by name; and that looking changes no bit."""
+    """Checks every recorded activation and gradient by name, and that recording changes no bit."""
     recorders = Recorder(), Recorder()
     by_hand.recorder, mirror.recorder = recorders
     try:
@@ -163,7 +165,7 @@ def _check_recorded(
     finally:
         by_hand.recorder = mirror.recorder = no_record
     got, want = (recorder.tensors for recorder in recorders)
-    # gradients are small beside activations: each kind has a floor of its own
+    # gradients are small compared with activations, so each kind has its own floor
     kinds = {kind: [name for name in got.keys() | want.keys() if _is_gradient(name) == kind] for kind in (False, True)}
     findings = []
     for kind, names in kinds.items():
@@ -172,7 +174,7 @@ def _check_recorded(
         what = "gradients" if kind else "activations"
         findings.append(Finding(subject, f"{len(errors)} {what} by name, worst {name}", errors[name], AUTOGRAD_BAR))
     changed = differing(gradients | {"loss": loss}, seen_gradients | {"loss": seen_loss})
-    return [*findings, Finding(subject, "tensors changed by looking at them", changed, EXACT)]
+    return [*findings, Finding(subject, "tensors changed by recording", changed, EXACT)]
 
 
 def _is_gradient(name: str) -> bool:
@@ -182,7 +184,7 @@ def _is_gradient(name: str) -> bool:
 def _check_classic(
     subject: str, by_hand: HandWrittenNetwork, mirror: Network, batch: AnyBatch, apart: set[str]
 ) -> list[Finding]:
-    """forward(batch) -> logits, backward(dlogits), with something else predicted in between."""
+    """Checks forward(batch) -> logits and backward(dlogits), with another prediction in between."""
     generator = torch.Generator().manual_seed(1)
     logits, want_logits = (network.forward(batch, step=STEP) for network in (by_hand, mirror))
     dlogits = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
@@ -209,7 +211,8 @@ def _check_accumulation(
     gradients: dict[str, Tensor],
     apart: set[str],
 ) -> list[Finding]:
-    """A batch row by row is the batch at once; a step twice without zeroing is twice the step."""
+    """Checks accumulation: a batch row by row equals the batch at once; a step twice without zeroing is twice the
+    step."""
     denominator = counted(batch)
     by_hand.zero_gradients()
     total = torch.zeros_like(loss)

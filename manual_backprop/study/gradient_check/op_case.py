@@ -1,4 +1,4 @@
-"""What an op is tried on: random tensors whose dimensions all differ, and the arguments of one call."""
+"""The test inputs of an op: random tensors whose dimensions all differ, and the arguments of one call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Draw:
-    """Random tensors of the sizes of a case, all of them different (DESIGN.md, 4: what the letters mean)."""
+    """Draws random tensors with the sizes of a case, which all differ (DESIGN.md, section 4, explains the letters)."""
 
     generator: torch.Generator
     dtype: torch.dtype = torch.float64
@@ -48,24 +48,24 @@ class Draw:
 
 @dataclass(frozen=True)
 class Case:
-    """Arguments of one call. Gradients flow to inputs and parameters; settings are everything else."""
+    """The arguments of one call. Inputs and parameters have gradients; settings are everything else."""
 
     name: str
     inputs: dict[str, Tensor]
     parameters: dict[str, Tensor] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    unused: tuple[str, ...] = ()  # outputs that nothing reads: None is what backward gets for them
-    upstream: dict[str, Any] = field(default_factory=dict)  # instead of random numbers
+    unused: tuple[str, ...] = ()  # outputs that nothing reads: backward gets None for them
+    upstream: dict[str, Any] = field(default_factory=dict)  # gradients of outputs, instead of random numbers
 
     def on(self, device: torch.device) -> Case:
-        """The same values there."""
+        """The same values on another device."""
         groups = ({name: on_tensors(lambda x: x.to(device), value) for name, value in group.items()}
                   for group in (self.inputs, self.parameters, self.settings, self.upstream))  # fmt: skip
         inputs, parameters, settings, upstream = groups
         return replace(self, inputs=inputs, parameters=parameters, settings=settings, upstream=upstream)
 
     def strided(self) -> Case:
-        """The same values, in tensors whose memory has another order."""
+        """The same values, in tensors with another memory layout."""
         inputs = {name: _strided(tensor) for name, tensor in self.inputs.items()}
         parameters = {name: _strided(tensor) for name, tensor in self.parameters.items()}
         settings = {name: on_tensors(_strided, value) for name, value in self.settings.items()}
@@ -73,7 +73,7 @@ class Case:
 
 
 def on_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """`function` of a tensor, or of every tensor in a named tuple; anything else as it is."""
+    """`function` of a tensor, or of every tensor in a named tuple; any other value unchanged."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):

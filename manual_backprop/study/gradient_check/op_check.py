@@ -1,7 +1,7 @@
-"""What is measured on one case of one op: its values and gradients against autograd, and its manners.
+"""Checks one case of one op: its values and gradients against autograd, and the contract of a pair.
 
-The manners are those of DESIGN.md, 3: a backward adds into the buffers it is given and changes nothing else; its cache
-belongs to its forward alone, whatever runs in between, and may be used twice.
+The contract is that of DESIGN.md, section 3: a backward adds into the given buffers and changes nothing else. Its cache
+belongs to one forward, whatever runs in between, and may be used twice.
 """
 
 from types import ModuleType
@@ -18,7 +18,7 @@ from .op_table import ROWS, Row, cases_of
 
 
 def check_ops(pairs: ModuleType = ops) -> list[Finding]:
-    """Every case of every row."""
+    """The findings of every case of every row."""
     return [
         finding
         for row in ROWS.values()
@@ -28,15 +28,15 @@ def check_ops(pairs: ModuleType = ops) -> list[Finding]:
 
 
 def call(row: Row, case: Case, pairs: ModuleType) -> tuple[dict[str, Tensor], Any]:
-    """The forward of a pair: its outputs by name, and its cache."""
+    """Calls the forward of a pair: its outputs by name, and its cache."""
     output, cache = getattr(pairs, f"{row.name}_forward")(**case.inputs, **case.parameters, **case.settings)
     outputs = output if isinstance(output, tuple) else (output,)
     return dict(zip(row.outputs, outputs, strict=True)), cache
 
 
 def upstream_of(row: Row, case: Case, outputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Any]:
-    """A random gradient for every output (an all-ones one hides what softmax and layer norm do), in the order of memory
-    that the inputs have."""
+    """A random gradient for every output, in the memory layout of the inputs. (A gradient of ones would hide bugs in
+    softmax and layer norm.)"""
     upstream: dict[str, Any] = {}
     for name, output in outputs.items():
         noise = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
@@ -65,7 +65,7 @@ def autograd(row: Row, case: Case, upstream: dict[str, Any]) -> tuple[dict[str, 
 
 
 def other_case(case: Case, generator: torch.Generator) -> Case:
-    """Different values, same shapes: what another layer, or the next step, would call the pair with."""
+    """Different values in the same shapes, as if another layer, or the next step, called the pair."""
 
     def other_tensor(value: Tensor) -> Tensor:
         if value.is_floating_point():
@@ -84,7 +84,7 @@ def other_case(case: Case, generator: torch.Generator) -> Case:
 
 
 def tensors_in(*groups: dict[str, Any]) -> dict[str, Tensor]:
-    """All tensors by name; those of a named tuple have a number as well."""
+    """All tensors by name; those of a named tuple also have a number."""
     found: dict[str, Tensor] = {}
     for group in groups:
         for name, value in group.items():
@@ -94,7 +94,7 @@ def tensors_in(*groups: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def check_op(row: Row, case: Case, pairs: ModuleType = ops) -> list[Finding]:
-    """Every finding of one case; the errors of gradients are those of rule 1."""
+    """All findings of one case; the errors of gradients are those of rule 1."""
     generator = torch.Generator().manual_seed(1)
     backward = getattr(pairs, f"{row.name}_backward")
     outputs, cache = call(row, case, pairs)
@@ -106,7 +106,7 @@ def check_op(row: Row, case: Case, pairs: ModuleType = ops) -> list[Finding]:
     given = tensors_in(case.inputs, case.parameters, case.settings, upstream, outputs)
     before = {name: tensor.clone() for name, tensor in given.items()}
 
-    # something else uses the pair between this forward and its backward
+    # another call uses the pair between this forward and its backward
     between = other_case(case, generator)
     other_outputs, other_cache = call(row, between, pairs)
     backward(
@@ -126,7 +126,7 @@ def check_op(row: Row, case: Case, pairs: ModuleType = ops) -> list[Finding]:
     findings = [
         Finding(subject, name, error_of(outputs[name], want_outputs[name]), AUTOGRAD_BAR) for name in row.outputs
     ]
-    # A buffer was filled with random numbers first: an assignment in the place of += is off by all of them.
+    # The buffers contain random numbers before, so an assignment instead of += is off by all of them.
     got = {name: once[name] - filled[name] for name in once}
     got |= {f"d{name}": gradient for name, gradient in gradients_of(row, returned).items() if name in case.inputs}
     findings += [Finding(subject, name, error, AUTOGRAD_BAR) for name, error in errors_of(got, want).items()]
@@ -143,7 +143,7 @@ def check_op(row: Row, case: Case, pairs: ModuleType = ops) -> list[Finding]:
 
 
 def gradients_of(row: Row, returned: Any) -> dict[str, Tensor]:
-    """What a backward returned, by the name of the input: one tensor for all of them, or a named tuple of `dname`."""
+    """The gradients that a backward returned, by input: it returns one tensor for all of them, or a named tuple."""
     if not row.returns:
         assert returned is None, f"{row.name}_backward returns {returned}"
         return {}

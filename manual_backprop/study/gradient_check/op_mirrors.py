@@ -1,7 +1,7 @@
-"""Every op in plain torch, for autograd: `name_mirror` takes what `name_forward` takes and returns what it returns.
+"""Every op in plain torch, for autograd: `name_mirror` takes the arguments of `name_forward` and returns its outputs.
 
-No line is shared with `ops` but the dropout mask, whose randomness is no part of the calculus; and where torch knows
-another way it is taken: heads one by one, a mask that is added, complex numbers.
+It shares no line with `ops` except the dropout mask, whose randomness is not part of the calculus. Where possible it
+computes in another way: heads one by one, an additive mask, complex numbers.
 """
 
 import math
@@ -70,11 +70,12 @@ def softmax_mirror(x: Tensor) -> Tensor:
 def attention_mirror(
     query: Tensor, key: Tensor, value: Tensor, visible: Visible = CAUSAL, dropout: Dropout | None = None
 ) -> Tensor:
-    """In sums over indices, with a mask that is added. A query that sees no key sees all, and is multiplied by 0."""
+    """By sums over indices, with an additive mask. A query without keys sees all keys, and its result times 0
+    counts."""
     B, T, S = query.shape[0], query.shape[1], key.shape[1]
     hidden = torch.zeros(B, T, S, dtype=torch.bool, device=query.device)
     places, queries = (torch.arange(length, device=query.device) for length in (S, T))
-    if visible.causal:  # counted from the end, where the last of both stand together
+    if visible.causal:  # counted from the end: the last query has the position of the last key
         hidden = hidden | (places.flip(0) < queries.flip(0)[:, None])
     if visible.key_lengths is not None:
         hidden = hidden | torch.stack([places >= length for length in visible.key_lengths])[:, None]
@@ -114,7 +115,7 @@ def cross_attention_mirror(
 
 
 def rotary_mirror(qkv: Tensor, rotation: Tensor, n_turned: int) -> Tensor:
-    """A pair is a complex number, and turning it a product."""
+    """A pair is a complex number, and a rotation is a product."""
     d_head = 2 * rotation.shape[-1]
     wide = qkv.float() if qkv.dtype in NARROW else qkv
     cosine, sine = rotation[:, : qkv.shape[1]].to(wide.dtype).unsqueeze(2)

@@ -1,6 +1,6 @@
-"""One row for each op: its pair, its mirror in plain torch (`op_mirrors.py`), and the cases that it is tried on.
+"""One row for each op: its pair, its mirror in plain torch (`op_mirrors.py`), and its test cases.
 
-An op without a row fails a test. `op_check.py` says what is measured on a case.
+A test fails while an op has no row. `op_check.py` checks a case.
 """
 
 import math
@@ -19,7 +19,7 @@ from .op_case import Case, Draw
 @dataclass(frozen=True)
 class Row:
     name: str  # of the pair: name_forward, name_backward
-    outputs: tuple[str, ...]  # what forward returns; backward takes a gradient for each, with a d before its name
+    outputs: tuple[str, ...]  # of forward; backward takes a gradient for each, named with a d before
     returns: tuple[str, ...]  # the inputs whose gradients backward returns: one tensor for all, or one for each
     mirror: Callable[..., Any]
     cases: Callable[[Draw], Iterator[Case]]  # the first is the typical one
@@ -29,7 +29,7 @@ ROWS: dict[str, Row] = {}
 
 
 def row(name: str, outputs: str = "y", returns: str = "x") -> Callable[[Any], Any]:
-    """Enters a function that yields cases as the row of the op `name`."""
+    """Registers a function that yields cases as the row of the op `name`."""
 
     def enter(cases: Callable[[Draw], Iterator[Case]]) -> Callable[[Draw], Iterator[Case]]:
         assert name not in ROWS, f"{name} has a row already"
@@ -42,7 +42,7 @@ def row(name: str, outputs: str = "y", returns: str = "x") -> Callable[[Any], An
 
 
 def cases_of(row: Row, draw: Draw) -> list[Case]:
-    """Its cases, and the typical one again in another order of memory."""
+    """The cases of a row, and the typical one again in another memory layout."""
     cases = list(row.cases(draw))
     return [*cases, cases[0].strided()]
 
@@ -173,7 +173,7 @@ def attention_cases(draw: Draw) -> Iterator[Case]:
     lengths = torch.arange(S, S - B, -1).clamp(min=1)
     lengths[-1] = 0  # a sequence without keys
     query_segments, key_segments = draw.ids(3, B, T), draw.ids(3, B, S)
-    query_segments[0, 1], query_segments[-1] = 7, 9  # a query, and a sequence, that see no key
+    query_segments[0, 1], query_segments[-1] = 7, 9  # a query and a whole sequence that see no key
     apart = {"query_segments": query_segments, "key_segments": key_segments}
     dropout = Dropout(0.4, 987654321987654321, (draw.H, S + 1), first=(3,))
     yield case("causal", causal)
@@ -242,7 +242,7 @@ def cross_attention_cases(draw: Draw) -> Iterator[Case]:
 
 
 def rotation_of(draw: Draw, pairs: int = 2) -> Tensor:
-    """Cosines and sines of random angles, for more positions than there are."""
+    """Cosines and sines of random angles, for more positions than needed."""
     angle = draw.normal(draw.T + 2, pairs).double()
     return torch.stack((angle.cos(), angle.sin()))
 
@@ -294,7 +294,7 @@ def rotary_attention_cases(draw: Draw) -> Iterator[Case]:
 
 
 def kinks(draw: Draw) -> Tensor:
-    """Zeros, where a slope jumps, and values so large that an exponential over- or underflows."""
+    """Zeros, where a derivative jumps, and values so large that an exponential over- or underflows."""
     return torch.tensor([0.0, -0.0, 1e-8, -1e-8, 5, -5, 40, -40, 1e4, -1e4], dtype=draw.dtype)
 
 

@@ -1,8 +1,9 @@
-"""At the end of a run: are the hand-written gradients of a network like its own right, here and in its precision?
+"""The gradient check at the end of a run, on this machine and in the run's precision.
 
-A small part of what `python -m manual_backprop.verify` measures, in seconds: a network of the run's own config at the
-scale of the proof (rule 1 of DESIGN.md), one short sequence. The float64 part is the proof; in a lower precision a few
-draws are compared as a whole, since single tensors of single draws are luck. Nothing of the run is touched.
+It is a small part of `python -m manual_backprop.verify` and takes seconds: a network with the run's config at the proof
+scale (rule 1 of DESIGN.md) and one short sequence. The float64 part is the proof. In a lower precision it compares all
+gradients together over a few draws, since the errors of single tensors in single draws are random. It does not touch
+the run.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
     from . import Finding
 
 GRADIENT_CHECK = "gradient_check.txt"  # of a run directory
-MOST_SECONDS = 5.0  # of its own work, so that what is checked does not depend on what else the machine does
+MOST_SECONDS = 5.0  # of its own processor time, so that the extent of the check does not depend on other processes
 MOST_PARAMETERS = 50_000_000
-QUICK = 2_000_000  # parameters: below, nothing is estimated before it is begun
-BYTES = 34  # of memory a parameter: four float64 numbers at once, and what a step works with
-ENOUGH_TOKENS = 1025  # of a larger vocabulary: enough for whatever large ones have of their own (kernels/cpu/loss.py)
+QUICK = 2_000_000  # parameters: in smaller networks nothing is estimated before it starts
+BYTES = 34  # of memory per parameter: four float64 numbers, and the temporaries of a step
+ENOUGH_TOKENS = 1025  # a larger vocabulary is cut to this size, which still takes its code path (kernels/cpu/loss.py)
 MOST_TOKENS = 32  # T, with B = 1
-DRAWS = 5  # of rounding errors: single draws part by a factor of 10, medians of 5 by less than 2
+DRAWS = 5  # of rounding errors: single draws differ by a factor of 10, medians of 5 by less than 2
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
 log = logging.getLogger(__name__)
@@ -40,11 +41,11 @@ class RunCheck:
     page: str  # for the run directory
 
 
-def check_of_run(run: RunConfig, network: CustomTransformerConfig, room: int | None = None) -> RunCheck:
-    """Begins nothing that would take it more than `MOST_SECONDS`, or more memory than `room` [bytes; None: whatever it
-    needs]. Never raises: a check must not cost a run."""
+def check_of_run(run: RunConfig, network: CustomTransformerConfig, memory_limit: int | None = None) -> RunCheck:
+    """The gradient check of a run. It starts nothing that would take more than `MOST_SECONDS`, or more memory than
+    `memory_limit` [bytes; None: no limit]. It never raises, since a check must not fail a run."""
     if run.implementation.name != "custom":
-        return _skipped(f"implementation={run.implementation.name}: nothing in it is written by hand")
+        return _skipped(f"implementation={run.implementation.name}: none of its gradients is written by hand")
     try:
         if (parameters := parameter_count(network)) > MOST_PARAMETERS:
             return _skipped(
@@ -52,15 +53,17 @@ def check_of_run(run: RunConfig, network: CustomTransformerConfig, room: int | N
                 "python -m manual_backprop.verify takes its time"
             )
         start = time.monotonic()
-        findings, remarks = _measure(network, time.thread_time() + MOST_SECONDS, room)
-    except Exception as error:  # no memory for two more networks, or a bug of ours
+        findings, remarks = _measure(network, time.thread_time() + MOST_SECONDS, memory_limit)
+    except Exception as error:  # not enough memory for two more networks, or a bug
         log.info("the gradient check ended with", exc_info=True)
         return _skipped(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
     return _judged(network, findings, remarks, time.monotonic() - start)
 
 
-def _measure(config: CustomTransformerConfig, deadline: float, room: int | None) -> tuple[list[Finding], list[str]]:
-    """Findings, and what there was no time or room for."""
+def _measure(
+    config: CustomTransformerConfig, deadline: float, memory_limit: int | None
+) -> tuple[list[Finding], list[str]]:
+    """The findings, and remarks about what was skipped for lack of time or memory."""
     exact, remarks = replace(config, precision="fp64"), []
     if parameter_count(exact) > QUICK:
         small = _in_part(exact)
@@ -70,13 +73,13 @@ def _measure(config: CustomTransformerConfig, deadline: float, room: int | None)
         part = f"of the network one block and {small.vocab_size} tokens: all of it would take"
         if time.thread_time() + once > deadline:
             return findings, [f"{part} about {once:.0f} s"]
-        if room is not None and BYTES * parameter_count(exact) > room:
+        if memory_limit is not None and BYTES * parameter_count(exact) > memory_limit:
             return findings, [f"{part} more memory than the training took"]
     begin = time.thread_time()
     findings = _measure_exact(exact)
     once = time.thread_time() - begin
     if config.precision != "fp64":
-        if time.thread_time() + 1.5 * DRAWS * once < deadline:  # a draw takes three networks in place of two
+        if time.thread_time() + 1.5 * DRAWS * once < deadline:  # a draw takes three networks instead of two
             findings.append(_measure_precision(config))
         else:
             remarks.append(f"no time for {config.precision}")
@@ -84,7 +87,7 @@ def _measure(config: CustomTransformerConfig, deadline: float, room: int | None)
 
 
 def _in_part(config: CustomTransformerConfig) -> CustomTransformerConfig:
-    """One block of each stack, and no more tokens than are needed."""
+    """The config with one block in each stack, and a smaller vocabulary."""
     return replace(
         config,
         n_blocks=1,
@@ -95,7 +98,7 @@ def _in_part(config: CustomTransformerConfig) -> CustomTransformerConfig:
 
 
 def _measure_exact(exact: CustomTransformerConfig) -> list[Finding]:
-    """In float64: loss and every gradient against the mirror, zeros, and the slope along a random direction."""
+    """The findings in float64: loss and every gradient against the mirror, zeros, slope along a random direction."""
     from .measure import AUTOGRAD_BAR, DIRECTION_BAR, Finding, error_of, errors_of
     from .network_case import draw_batch, wholly_zero
     from .network_check import check_zeros, direction_error, networks, step_in_place
@@ -104,7 +107,7 @@ def _measure_exact(exact: CustomTransformerConfig) -> list[Finding]:
     by_hand, mirror = networks(exact)
     (want_loss, want), (loss, got) = step_in_place(mirror, batch), step_in_place(by_hand, batch)
     errors = errors_of(got, want, wholly_zero(exact, batch))
-    del mirror, want  # two networks' worth of memory, before the direction takes as much
+    del mirror, want  # frees the memory of two networks, which the direction needs next
     return [
         Finding(subject, "loss", error_of(loss, want_loss), AUTOGRAD_BAR),
         *(Finding(subject, f"d {name}", error, AUTOGRAD_BAR) for name, error in errors.items()),
@@ -116,7 +119,7 @@ def _measure_exact(exact: CustomTransformerConfig) -> list[Finding]:
 
 
 def _measure_precision(config: CustomTransformerConfig) -> Finding:
-    """Error of all gradients together against float64, relative to the mirror's: the median of several draws."""
+    """The error of all gradients together against float64, relative to the mirror's: the median of several draws."""
     from .low_precision import draw_errors
     from .measure import LOW_PRECISION_BAR, Finding
 

@@ -1,4 +1,4 @@
-"""What `python -m manual_backprop.verify` measures: everything, or one network, as tables of findings."""
+"""The checks of `python -m manual_backprop.verify`: everything, or one network, as tables of findings."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,15 +19,15 @@ from .network_check import check_network
 from .op_check import check_ops
 from .op_table import ROWS
 
-MOST_TOKENS = 12  # T of a network that is given by arguments: a proof needs no long sequence
-LARGE = 2_000_000  # parameters: above, three draws of rounding errors, of one sequence each, in place of eight of four
+MOST_TOKENS = 12  # T of a network given by arguments: a proof needs no long sequence
+LARGE = 2_000_000  # parameters: larger networks get three draws of one sequence instead of eight draws of four
 ODD_NETWORKS = {"decoder": odd_cases, "encoder_decoder": odd_pairs, "encoder": odd_encoders}
-MANNERS = "touches nothing else"  # inputs, upstream gradients and outputs; and backward again returns the same
+SIDE_EFFECTS = "touches nothing else"  # inputs, upstream gradients and outputs; and backward again returns the same
 
 
 @dataclass
 class Section:
-    """One table: findings, and which of their subjects share a line."""
+    """One table of findings."""
 
     title: str
     findings: list[Finding] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity, and its worst finding."""
+    """A line of a table: one quantity, and its worst finding."""
 
     group: str
     quantity: str
@@ -43,7 +43,7 @@ class Line:
 
 
 def lines_of(section: Section) -> list[Line]:
-    """In the order in which the quantities were first measured. A subject is `op: case`, or a network."""
+    """The lines of a table, in the order of their first finding. A subject is `op: case`, or a network."""
     together: dict[tuple[str, str], list[Finding]] = {}
     for finding in section.findings:
         together.setdefault((finding.subject.partition(": ")[0], finding.quantity), []).append(finding)
@@ -72,7 +72,7 @@ def bar_in_words(value: float) -> str:
 
 
 def check_everything() -> list[Section]:
-    """All ops, and the odd networks of every architecture, with the textbook pairs and with the fused kernels."""
+    """Checks all ops, and the small networks of every architecture, with the textbook pairs and the fused kernels."""
     sections = [_ops_section(kernels) for kernels in KERNELS]
     for (kind, cases), architecture, kernels in product(ODD_NETWORKS.items(), ARCHITECTURES, KERNELS):
         section = Section(f"{architecture}, network={kind}, kernels={kernels}: {_sizes(ODD)}, and odd shapes")
@@ -86,7 +86,7 @@ def check_everything() -> list[Section]:
 
 
 def check_one(config: CustomTransformerConfig) -> list[Section]:
-    """All ops, and one network: in float64, and in its own precision where that is another."""
+    """Checks all ops, and one network: in float64, and in its own precision if that differs."""
     B, T = 2, min(MOST_TOKENS, config.max_seq_len)
     exact = replace(config, precision="fp64")
     sections = [_ops_section(config.kernels)]
@@ -112,7 +112,7 @@ def check_one(config: CustomTransformerConfig) -> list[Section]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """With sequences this short, several threads would spend their time waiting for one another."""
+    """A context with one thread: with such short sequences several threads would only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -127,7 +127,7 @@ def _pairs_of(kernels: str) -> ModuleType:
 
 def _ops_section(kernels: str) -> Section:
     checked = check_ops(pairs=_pairs_of(kernels))
-    findings = [replace(f, quantity=MANNERS) if f.bar == 0 else f for f in checked]
+    findings = [replace(f, quantity=SIDE_EFFECTS) if f.bar == 0 else f for f in checked]
     return Section(f"every op, kernels={kernels}, float64", findings)
 
 
@@ -146,7 +146,7 @@ def _sizes(config: CustomTransformerConfig) -> str:
 
 
 def _short(quantity: str) -> str:
-    """Without the name of the worst tensor, which is another one in every case."""
+    """The quantity without the name of the worst tensor, which differs between cases."""
     return (
         quantity.partition(", worst ")[0] if " by name" not in quantity else " ".join(quantity.split()[1:4]).rstrip(",")
     )

@@ -1,5 +1,5 @@
-"""Finished runs beside each other: what sets them apart, how far their curves part, and a picture of that.
+"""Compares finished runs: their settings that differ, the largest difference of their curves, and a picture.
 
-Reads run directories only. Not here: sweeps, which compare their own jobs with it (`training.sweeps`), and a run made a
-second time (`training.reproduction`).
+Reads run directories only. Not here: sweeps, which use it to compare their jobs (`training.sweeps`), and the comparison
+of a run with its repetition (`training.reproduction`).
 """

@@ -1,6 +1,6 @@
-"""The picture of several runs: their final losses over a number that was swept, or else their curves.
+"""The picture of several runs: their final losses over a swept number, or else their curves.
 
-Where the runs differ only in what must not change what is learned, the differences stand below the curves.
+If the runs differ only in settings that must not change the result, the differences are drawn below the curves.
 """
 
 import math
@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from manual_backprop.common.pictures import new_figure, picture, save_figure, with_grid
 from manual_backprop.training.comparison.runs import LOSSES, Compared, in_words, should_coincide, spreads
 
-MOST_TICKS = 8  # more values than these do not all stand below the axis
+MOST_TICKS = 8  # with more values, not every value gets a tick
 MOST_LINES = 10
-LOGARITHMIC = 8  # from this ratio of the largest to the smallest value on
+LOGARITHMIC = 8  # ratio of largest to smallest value from which an axis is logarithmic
 
 
 @picture
@@ -36,20 +36,20 @@ def draw_comparison(runs: Sequence[Compared], path: Path, title: str) -> None:
         with_grid(axes)
         if number is None or coincide:
             axes.legend(frameon=False, fontsize=9)
-        else:  # lines come from every side, so that no corner is free
+        else:  # curves may fill every corner
             figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.axes[-1].set_xlabel(number if number is not None and not coincide else "optimizer steps")
     figure.axes[0].set_title(title, fontsize=11)
     save_figure(figure, path)
 
 
-def says_more_than_curves(runs: Sequence[Compared]) -> bool:
-    """Whether this picture of a sweep adds something to its curves over each other."""
+def adds_to_curves(runs: Sequence[Compared]) -> bool:
+    """Whether this picture shows more than the curves of a sweep."""
     return should_coincide(runs) or swept_number(runs) is not None
 
 
 def swept_number(runs: Sequence[Compared]) -> str | None:
-    """The key with the most values, three at least and all of them numbers; a seed is no axis."""
+    """The key with the most values: at least three, all numbers. A seed does not count."""
     values: dict[str, set[Any]] = {}
     for run in runs:
         for name, value in run.settings.items():
@@ -67,7 +67,7 @@ def _draw_over(axes: Axes, runs: Sequence[Compared], number: str) -> None:
     for run in runs:
         others = {name: value for name, value in run.settings.items() if name != number}
         lines.setdefault(in_words(others) or "all runs", []).append(run)
-    scattered = len(lines) > MOST_LINES  # a search: hardly two runs that differ in this number alone
+    scattered = len(lines) > MOST_LINES  # a search: hardly any two runs differ in this number only
     if scattered:
         lines = {"all runs": list(runs)}
     ceiling = _ceiling(runs)
@@ -85,12 +85,13 @@ def _draw_over(axes: Axes, runs: Sequence[Compared], number: str) -> None:
     if len(swept) <= MOST_TICKS:
         axes.set_xticks(swept, [f"{value:g}" for value in swept])
         axes.minorticks_off()
-    marked = "\nx: no end, or above the start" if any(not run.loss < ceiling for run in runs) else ""
+    marked = "\nx: not finished, or above the first loss" if any(not run.loss < ceiling for run in runs) else ""
     axes.set_ylabel(f"final validation loss [nats a token]{marked}")
 
 
 def _ceiling(runs: Sequence[Compared]) -> float:
-    """About where runs start: one that ends above it would leave the others no room. Infinite where none says."""
+    """About the first loss of the runs: the axis ends there, so that a diverged run leaves room for the others.
+    Infinite if unknown."""
     first = [run.log.training["train/loss"].values[0] for run in runs if "train/loss" in run.log.training]
     return statistics.median(first) if first else math.inf
 
@@ -98,7 +99,7 @@ def _ceiling(runs: Sequence[Compared]) -> float:
 def _draw_curves(axes: Axes, runs: Sequence[Compared]) -> None:
     coincide = should_coincide(runs)
     for order, run in enumerate(runs):
-        below = coincide and order == 0  # drawn so that it is seen below those that cover it
+        below = coincide and order == 0  # drawn wider, to be visible below the curves that cover it
         curves = [{**run.log.training, **run.log.validation}.get(metric) for metric in LOSSES]
         training, validation = [([], []) if curve is None else (curve.steps, curve.values) for curve in curves]
         (line,) = axes.plot(*training, linewidth=3 if below else 1, alpha=0.4)

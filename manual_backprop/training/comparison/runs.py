@@ -1,6 +1,6 @@
-"""Finished runs side by side: what sets them apart, where each ended, and how far their curves part.
+"""Compares finished runs: their settings that differ, their final losses, and the largest difference of their curves.
 
-Reads run directories only: no MLflow, no torch. `compare` shows it, and the end of a sweep for its own runs.
+Reads run directories only: no MLflow, no torch. `compare` prints it, and a sweep does for its own runs at its end.
 """
 
 import math
@@ -17,16 +17,16 @@ from manual_backprop.tracking import FINISHED, TrainingLog, flatten, load_traini
 from manual_backprop.tracking.metrics_file import METRICS
 
 LOSSES = ("train/loss", "validation/loss")
-ALIKE = ("implementation", "kernels", "device", "device.threads")  # must not change what is learned
+ALIKE = ("implementation", "kernels", "device", "device.threads")  # must not change the result
 NO_SETTING = ("run_name", "experiment_name", "resume", "plan")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A run among others."""
+    """A run in a comparison."""
 
     log: TrainingLog
-    settings: Mapping[str, Any]  # what is not the same in all of them, as it would be typed
+    settings: Mapping[str, Any]  # that differ between the runs, as typed on a command line
 
     @property
     def label(self) -> str:
@@ -34,7 +34,7 @@ class Compared:
 
     @property
     def status(self) -> str:
-        """A TrainingLogger's own directory has none."""
+        """The run's status; empty for the directory of a TrainingLogger, which has none."""
         return str(self.log.run.get("status", FINISHED))
 
     @property
@@ -65,29 +65,29 @@ class Difference:
 
 
 def compare(logs: Sequence[TrainingLog]) -> list[Compared]:
-    """Each run with what sets it apart, in the order in which they are given."""
+    """Each run with its settings that differ, in the given order."""
     flat = [_settings(log.config) for log in logs]
     kept: dict[str, list[Any]] = {}
     for name in dict.fromkeys(name for settings in flat for name in settings):
         column = [settings.get(name) for settings in flat]
-        # a key that follows from another one (n_heads from the choice of a model, say) says nothing new
+        # a key that follows from another key (n_heads from model=tiny, for example) adds nothing
         if len(set(column)) > 1 and all(_partition(column) != _partition(other) for other in kept.values()):
             kept[name] = column
     return [Compared(log, {name: column[number] for name, column in kept.items()}) for number, log in enumerate(logs)]
 
 
 def compare_directories(paths: Iterable[str | Path]) -> list[Compared]:
-    """The runs of a sweep that came so far as to log something."""
+    """The runs in these directories that have logged something, compared."""
     return compare([load_training_log(path) for path in paths if (Path(path) / METRICS).is_file()])
 
 
 def should_coincide(runs: Sequence[Compared]) -> bool:
-    """Whether these runs differ only in what must not change what is learned: the implementation, for one."""
+    """Whether these runs differ only in settings that must not change the result, such as the implementation."""
     return len(runs) > 1 and all(name in ALIKE for run in runs for name in run.settings)
 
 
 def spreads(logs: Sequence[TrainingLog], metric: str) -> dict[int, float]:
-    """At each step that all runs have logged: how far the highest lies above the lowest."""
+    """For each step that all runs have logged: the highest value minus the lowest."""
     series = [{**log.training, **log.validation}.get(metric) for log in logs]
     curves = [{} if one is None else dict(zip(one.steps, one.values, strict=True)) for one in series]
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
@@ -99,7 +99,7 @@ def spreads(logs: Sequence[TrainingLog], metric: str) -> dict[int, float]:
 
 
 def largest_differences(logs: Sequence[TrainingLog]) -> list[Difference]:
-    """For training and for validation."""
+    """The largest differences of the training loss and of the validation loss."""
     found = []
     for metric in LOSSES:
         if by_step := spreads(logs, metric):
@@ -146,15 +146,15 @@ def _short_path(path: Path) -> str:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys; the name of a group's option under the group, and of a model that is one of conf/model its name."""
-    config = with_defaults(config)  # of another version, perhaps
+    """A config as dotted keys; a group has the name of its option, and a model of conf/model its name."""
+    config = with_defaults(config)  # it may be from another version
     sizes = config.get("model") or {}
     named = [
         name
         for name, option in model_sizes().items()
         if all(sizes.get(key) == value for key, value in option.items() if key != "learning_rate")
     ]
-    flat: dict[str, Any] = {"task": RunConfig.task.name} if config else {}  # of a run from before there were tasks
+    flat: dict[str, Any] = {"task": RunConfig.task.name} if config else {}  # a run of a version without tasks
     flat |= {"model": named[0]} if named else {}
     return flat | {
         name.removesuffix(".name"): value
@@ -164,5 +164,5 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _partition(column: Sequence[Any]) -> tuple[int, ...]:
-    """Which runs share a value: the same for two keys of which each follows from the other."""
+    """Which runs share a value. If it is the same for two keys, each key follows from the other."""
     return tuple(column.index(value) for value in column)

@@ -1,8 +1,8 @@
-"""What things cost: logging, inspection and loading in a training step, the speed of preparing text, runs at once.
+"""Measures overhead: of logging, inspection and loading in a training step, and of preparing text and parallel runs.
 
-`tracking` (with MLflow and without), `inspection`, `loading` and `preparing` measure time; `parallel` asks whether
-MLflow gets everything of eight runs at once.
+`tracking` (with MLflow and without), `inspection`, `loading` and `preparing` measure time. `parallel` checks that
+MLflow receives everything from eight parallel runs.
 
-A module for each: its docstring is its help, `add_options` adds what its command line takes, and `measure` measures,
-prints and says whether it was good enough; `tools/cost.py` is the command. What takes turns is in `turns.py`.
+Each is a module: its docstring is its help, `add_options` adds its options, and `measure` measures, prints, and returns
+whether the limit was met. `tools/cost.py` is the command. `turns.py` has the measurement in turns.
 """

@@ -1,9 +1,9 @@
-"""What `training.inspect_every` adds to a training step: the same network trained with it and without.
+"""The time that `training.inspect_every` adds to a training step: the same network is trained with it and without.
 
-Three trainings from the same start take turns in one process, A B A', A' B A: without, with, and without again, so that
-a machine that slows down slows all of them; ratios are taken turn by turn. The ratio of the two without is the noise
-floor. Each turn is a multiple of N steps, so that as many of its steps are looked at as in a long run, and what they
-show is written into metrics.jsonl. The pictures, which a run draws once at its end, are timed by themselves.
+Three trainings with the same start take turns in one process, A B A', A' B A: without, with, and without again. So a
+machine that slows down slows all of them. Ratios are taken turn by turn; the ratio of the two without inspection is the
+noise floor. A turn is a multiple of N steps, so that the share of inspected steps is that of a long run; their metrics
+are written to metrics.jsonl. The pictures that a run draws once at its end are timed separately.
 
 Example: python -m manual_backprop.tools.cost inspection model=tiny --every 10
 
@@ -27,8 +27,10 @@ ROWS = ("without", "with", "without again")
 
 def add_options(parser: Parser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the run (model=small, on all cores)")
-    parser.add_argument("--every", type=whole(1), default=50, metavar="N", help="steps between two looks (%(default)s)")
-    parser.add_argument("--looks", type=whole(1), default=2, metavar="K", help="in a turn of K x N steps (%(default)s)")
+    parser.add_argument("--every", type=whole(1), default=50, metavar="N", help="inspect every N-th step (%(default)s)")
+    parser.add_argument(
+        "--looks", type=whole(1), default=2, metavar="K", help="inspected, in a turn of K x N steps (%(default)s)"
+    )
     parser.add_argument("--rounds", type=whole(1), default=4, metavar="R", help="turns there and back (%(default)s)")
 
 
@@ -62,14 +64,14 @@ def in_turns(
             trainings.append((runner, tracker, RunReport(runner.facts, directory, tracker)))
 
         def turn(place: int) -> tuple[float, float]:
-            """Seconds and the processor's seconds of a step. The loop is the Runner's, without anything else."""
+            """Wall-clock and processor seconds of a step. The loop is that of the Runner, without anything else."""
             runner, tracker, _ = trainings[place]
             start, processor = time.perf_counter(), time.process_time()
             for _ in range(steps):
                 loss, _, _ = runner.train_step()
                 if seen := runner.inspector.take():
                     tracker.log(runner.step, seen)
-            loss.item()  # the device has done all of it
+            loss.item()  # waits for the device
             return (time.perf_counter() - start) / steps, (time.process_time() - processor) / steps
 
         rows = take_turns(ROWS, 2 * rounds, turn)

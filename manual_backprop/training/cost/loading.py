@@ -1,9 +1,9 @@
-"""What making its batches adds to a training step: steps that make them, and that are given the same ones.
+"""The time that loading batches adds to a training step: steps that load a batch, and steps with the same batch ready.
 
-Trains a model of one size on the built-in text, with packed and with padded batches. Each optimizer step is made three
-times: once making its batch from the tokens on disk, as a run does, and twice with the same batch given; which comes
-first alternates. The ratio is taken step by step. Given against given is the noise floor. Run it on a machine that does
-nothing else.
+Trains a model of one size on the built-in text, with packed and with padded batches. Each optimizer step runs three
+times: once it loads its batch from the tokens on disk, as in a run, and twice the same batch is ready; the order
+alternates. Ratios are taken step by step. The ratio of the two steps with a ready batch is the noise floor. Run it on
+an idle machine.
 
 Example: python -m manual_backprop.tools.cost loading --model tiny --pairs 200
 
@@ -35,8 +35,8 @@ ROWS = ("made", "given", "given again")
 WARM_UP = 3  # pairs
 
 
-class Given:
-    """An order of batches that makes those of a step when it is told to, and gives them when it is asked."""
+class CachedOrder:
+    """An order whose batches are loaded by `prepare`, so that `batches` costs no time."""
 
     def __init__(self, order: Order, device: torch.device):
         self.order, self.device = order, device
@@ -67,14 +67,14 @@ def measure(options: Namespace, folder: Path) -> bool:
 
 
 def in_turns(model: str, batching: str, pairs: int, folder: Path) -> tuple[list[Row], float]:
-    """The three rows, and the seconds that making a step's batches takes by itself."""
+    """The three rows, and the seconds that loading the batches of a step takes alone."""
     overrides = [f"model={model}", f"batching={batching}", "device=cpu", "tracking=none", f"training.max_steps={10**6}"]
     runner = training(overrides, folder)
     device, order, turns = runner.model.network.device, runner.order, count()
-    given = Given(order, device)
+    given = CachedOrder(order, device)
 
     def turn(place: int) -> tuple[float, float]:
-        """Of a step that all rows make, one after the other."""
+        """Wall-clock and processor seconds of a step, which all rows run one after the other."""
         runner.model.step = step = next(turns) // len(ROWS)
         given.prepare(step)
         runner.order = order if ROWS[place] == "made" else cast(Any, given)
@@ -95,12 +95,13 @@ def _loading_seconds(step: int, order: Order, device: torch.device) -> float:
 
 
 def verdict(batching: str, rows: Sequence[Row], loading: float) -> tuple[bool, str]:
-    """`loading` [s]. Its share of a step decides: the pairs' difference of two long times has more noise."""
+    """Whether loading is fast enough, and a sentence about it. `loading` [s]: its share of a step decides, since the
+    difference of two long times is noisier."""
     made, given, again = rows
     low, middle, high = ratios(made.seconds, given.seconds)
     share = loading / given.median
     return share <= BAR, (
-        f"{batching}: a step takes {1e3 * given.median:.1f} ms, making its batch {1e3 * loading:.2f} ms, "
+        f"{batching}: a step takes {1e3 * given.median:.1f} ms, loading its batch {1e3 * loading:.2f} ms, "
         f"or {share:.2%}; in pairs {middle - 1:+.2%} ({low - 1:+.2%} to {high - 1:+.2%}), noise floor "
         f"{noise_floor(again.seconds, given.seconds):.2%}"
     )

@@ -1,7 +1,7 @@
-"""Whether MLflow gets everything of eight runs at once, on a store that does not exist yet, again and again.
+"""Whether MLflow receives everything from eight parallel runs on a new store, in several rounds.
 
-Each round is a sweep of tiny runs in an empty folder (hydra-joblib-launcher, all jobs at once), after which what MLflow
-has is compared with what the runs have in their own files.
+Each round is a sweep of tiny runs in an empty folder (hydra-joblib-launcher, all jobs at once). Then the content of
+MLflow is compared with the files of the runs.
 
 Example: python -m manual_backprop.tools.cost parallel --rounds 1 --jobs 4
 
@@ -36,7 +36,7 @@ OVERRIDES = (
 
 def add_options(parser: Parser) -> None:
     parser.add_argument(
-        "--rounds", type=whole(1), default=10, metavar="R", help="how often, each time on a fresh store (%(default)s)"
+        "--rounds", type=whole(1), default=10, metavar="R", help="number of rounds, each on a new store (%(default)s)"
     )
     parser.add_argument("--jobs", type=whole(1), default=8, metavar="N", help="runs at once (%(default)s)")
 
@@ -50,12 +50,13 @@ def measure(options: Namespace, folder: Path) -> bool:
         failed += bool(found)
         result = "\n  ".join(["something is missing:", *found]) if found else "everything arrived"
         print(f"round {number + 1} of {options.rounds}, {time.monotonic() - start:.0f} s: {result}", flush=True)
-    print(f"{options.rounds - failed} of {options.rounds} rounds of {options.jobs} runs at once left nothing out")
+    print(f"{options.rounds - failed} of {options.rounds} rounds of {options.jobs} parallel runs were complete")
     return not failed
 
 
 def one_round(root: Path, n_jobs: int) -> list[str]:
-    """A sweep of `n_jobs` runs at once in the folder `root`. What is missing afterwards, a sentence each."""
+    """Runs a sweep of `n_jobs` parallel runs in the folder `root`. Returns a sentence for everything that is
+    missing."""
     from ...tracking.run_directory import SWEEPS, list_runs
     from ..sweeps.records import FINISHED, Records
 
@@ -87,7 +88,7 @@ def one_round(root: Path, n_jobs: int) -> list[str]:
 
 
 def _missing(client: MlflowClient, run: Path) -> list[str]:
-    """What a run has in its files and MLflow does not."""
+    """What is in a run's files but not in MLflow, a sentence each."""
     from ...tracking import load_training_log
     from ...tracking.run_directory import read_run
 

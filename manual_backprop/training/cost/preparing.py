@@ -1,9 +1,9 @@
 """How fast text becomes tokens on disk, and how much memory that takes.
 
-From a file of JSON lines: reading, the split, learning BPE, encoding and writing together. The text is made up: words
-of Zipfian frequency in sentences, a kilobyte or two a document, the same every time. It lies in a temporary folder
-(TMPDIR), as do the tokens; all together need three times the size, and are removed at the end. Run it on a machine that
-does nothing else.
+It measures reading a file of JSON lines, splitting, learning BPE, encoding and writing together. The text is synthetic:
+words with Zipfian frequency in sentences, one or two kilobytes a document, the same every time. Text and tokens are in
+a temporary folder (TMPDIR); together they need three times the size, and are removed at the end. Run it on an idle
+machine.
 
 Example: python -m manual_backprop.tools.cost preparing --megabytes 1000
 
@@ -27,7 +27,7 @@ from ..sweeps.processors import cores
 
 WORDS = 50_000
 EXPONENT = 1.1  # of Zipf's law
-PARAGRAPH = 2**17  # [words] that are drawn at once
+PARAGRAPH = 2**17  # [words] drawn at a time
 
 
 def add_options(parser: Parser) -> None:
@@ -40,7 +40,7 @@ def add_options(parser: Parser) -> None:
 def measure(options: Namespace, folder: Path) -> bool:
     path, size = folder / "text.jsonl", 0
     with storage_errors(f"write the text to {path}"), path.open("w", encoding="utf-8") as file:
-        for document in made_up_documents(options.megabytes):
+        for document in synthetic_documents(options.megabytes):
             size += len(document)
             file.write(json.dumps({"text": document}) + "\n")
     print(f"{size / 1e6:,.0f} MB of text in {path}", flush=True)
@@ -59,8 +59,8 @@ def measure(options: Namespace, folder: Path) -> bool:
     return True
 
 
-def made_up_documents(megabytes: int) -> Iterator[str]:
-    """Text of about that size."""
+def synthetic_documents(megabytes: int) -> Iterator[str]:
+    """Synthetic documents of about this size together."""
     import numpy as np
 
     random = np.random.default_rng(0)
@@ -90,8 +90,8 @@ def made_up_documents(megabytes: int) -> Iterator[str]:
 
 
 def _prepare(end: Connection, path: Path, vocab_size: int, cache: Path) -> None:
-    """A process of its own: its peak is of the preparation alone."""
-    import numpy  # noqa: F401  # no part of the preparation
+    """Runs in its own process, so that its peak memory is that of the preparation."""
+    import numpy  # noqa: F401  # importing it is not part of the preparation
 
     before = _peak_memory()
     from ...config.schema import DatasetConfig, TokenizerConfig
@@ -116,6 +116,6 @@ def _prepare(end: Connection, path: Path, vocab_size: int, cache: Path) -> None:
 
 
 def _peak_memory() -> int:
-    """Of this process so far [bytes]."""
+    """The peak memory of this process so far [bytes]."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,9 +1,10 @@
-"""What it costs to add up the gradients of two processes, and how much of it the backward pass hides.
+"""The time to sum the gradients of two processes, and how much of it the backward pass hides.
 
-One process on all threads takes turns with two that share the rows of the same step and have half of the threads each
-(`device.processes=2`). The two do their steps in four ways: their gradients are not added up at all (each trains
-alone), all of them when the backward pass has ended, each block's while the block below is calculated, as a run does
-it, and not at all once more, for the noise. The optimizer is the sharded one each time. Tokens are random.
+One process with all threads takes turns with two processes that share the rows of the same step and have half of the
+threads each (`device.processes=2`). The two processes run their steps in four ways: without summing gradients (each
+trains alone); summing all gradients after the backward pass; summing those of each block while the backward pass of the
+block below runs, as in a run; and without summing again, for the noise. The optimizer is always sharded. Tokens are
+random.
 
 Example: python -m manual_backprop.tools.cost reduction --case C1 --rounds 2
 
@@ -73,13 +74,13 @@ def measure(options: Namespace, folder: Path) -> bool:
             process.end.send(None)
         for process in together:
             process.answer()
-        del store  # by which the two have found each other
+        del store  # needed until here: the two processes have found each other through it
     print(case.describe(), table("reduction", rows), verdict(rows), sep="\n\n")
     return True
 
 
 def verdict(rows: list[Row]) -> str:
-    """In numbers of a step in which gradients are added up as they come."""
+    """A sentence with the costs as shares of a step that sums gradients as they come."""
     _, without, at_end, as_they_come, again = rows
     step = as_they_come.seconds
     whole_cost = ratios([one - other for one, other in zip(at_end.seconds, without.seconds, strict=True)], step)[1]
@@ -93,7 +94,7 @@ def verdict(rows: list[Row]) -> str:
 
 
 def _store() -> tuple[int, Any]:
-    """By which the processes find each other, and its port on this machine."""
+    """The store through which the processes find each other: its port on this machine, and the store."""
     import torch.distributed as dist
 
     listener = socket.socket()
@@ -106,7 +107,8 @@ def _store() -> tuple[int, Any]:
 
 
 def work(end: Connection, case: Case, threads: int, rank: int, size: int, port: int) -> None:
-    """A measuring process: seconds and processor's seconds of a step, for each question of a way and a number."""
+    """A measuring process: for each question (way, number of steps) it answers with the wall-clock and processor
+    seconds of a step."""
     import torch
 
     from ..processes.group import connect
@@ -122,7 +124,7 @@ def answer(end: Connection, case: Case, group: Group | None) -> None:
     from ...models.network import no_callback
     from ...models.training_step import Reduction, TrainingStep, sharded
     from ...study.benchmark.rows import ADAMW, EPSILON, LEARNING_RATE, MAX_GRAD_NORM, build, random_batch
-    from ..processes.reduction import GroupReduction, Wishes
+    from ..processes.reduction import GroupReduction, Requests
 
     class AtTheEnd(GroupReduction):
         def watched(self, batches: Iterable[AnyBatch]) -> Iterator[AnyBatch]:
@@ -134,7 +136,10 @@ def answer(end: Connection, case: Case, group: Group | None) -> None:
     optimizer = sharded(network.adamw(**ADAMW, epsilon=EPSILON), network)
     ways: dict[str, Reduction] = {"one process": Reduction(), "not added up": Reduction()}
     if group is not None:
-        ways |= {"at the end": AtTheEnd(group, network, Wishes), "as they come": GroupReduction(group, network, Wishes)}
+        ways |= {
+            "at the end": AtTheEnd(group, network, Requests),
+            "as they come": GroupReduction(group, network, Requests),
+        }
     steps = {
         way: TrainingStep(network, optimizer, MAX_GRAD_NORM, graph=False, reduction=one) for way, one in ways.items()
     }

@@ -1,10 +1,10 @@
-"""What logging adds to a training step: everything logged and sent to MLflow, against nothing.
+"""The time that logging adds to a training step: everything logged and sent to MLflow, compared with no logging.
 
-Three processes train the same network from the same start: one logs nothing, one logs as a run does (the line for the
-terminal, metrics.jsonl, the machine's own metrics, the thread that feeds a real MLflow store), and one logs nothing
-again. They take turns, A B A', A' B A, so that a machine that slows down slows all of them; ratios are taken turn by
-turn. The ratio of the two that log nothing is the noise floor. After each turn the logging one has a rest, in which
-MLflow takes what is left; the processor time of that rest counts as its own, beside the time that passed.
+Three processes train the same network with the same start: one logs nothing, one logs like a run (the terminal,
+metrics.jsonl, the machine's metrics, the thread that sends to a real MLflow store), and one logs nothing again. They
+take turns, A B A', A' B A, so that a machine that slows down slows all of them. Ratios are taken turn by turn; the
+ratio of the two processes that log nothing is the noise floor. After each turn the logging process pauses, and MLflow
+receives the rest; the processor time of that pause counts as the process's own, separately from its wall-clock time.
 
 Example: python -m manual_backprop.tools.cost tracking --model tiny --steps 100 --json tracking.json
 
@@ -29,7 +29,7 @@ from .turns import table, take_turns, training, verdict
 
 BAR = 0.02  # of a step's time
 ROWS = ("nothing", "everything", "nothing again")
-PAUSE = LONGEST_PAUSE + 0.5  # [s] after a turn: longer than MLflow's thread waits between two deliveries
+PAUSE = LONGEST_PAUSE + 0.5  # [s] after a turn: longer than the delivery thread waits between two deliveries
 TIMEOUT = 120.0  # [s] for MLflow to create its store
 
 
@@ -40,14 +40,15 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--threads", type=whole(1), default=os.cpu_count(), metavar="N", help="(all, %(default)s)")
     parser.add_argument("--log-every", type=whole(1), default=10, metavar="N", help="training.log_every (%(default)s)")
     parser.add_argument(
-        "--steps", type=whole(1), default=200, metavar="N", help="a turn; a multiple of --log-every (%(default)s)"
+        "--steps", type=whole(1), default=200, metavar="N", help="of a turn; a multiple of --log-every (%(default)s)"
     )
     parser.add_argument("--rounds", type=whole(1), default=5, metavar="R", help="turns there and back (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurement there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurement to FILE")
 
 
 def measure(options: Namespace, folder: Path) -> bool:
-    """Raises CheckFailedError if a process fails, or if MLflow did not take what was logged."""
+    """Measures, prints, and returns whether the limit was met. Raises CheckFailedError if a process fails, or if MLflow
+    did not receive what was logged."""
     from ..command_line import check
 
     if options.steps % options.log_every:
@@ -70,12 +71,12 @@ def measure(options: Namespace, folder: Path) -> bool:
 
 
 def in_turns(overrides: Sequence[str], steps: int, rounds: int, folder: Path) -> Sequence[Row]:
-    """Turns of so many `steps`."""
+    """The rows of the three processes. A turn has `steps` steps."""
     processes = []
     with ExitStack() as closing:
         for name in ROWS:
             process = closing.enter_context(MeasuringProcess(_work, overrides, steps, folder, name == "everything"))
-            process.answer()  # one after the other: the first one prepares the text for all
+            process.answer()  # one after the other: the first prepares the text for all
             processes.append(process)
         rows = take_turns(ROWS, 2 * rounds, lambda place: processes[place].ask("turn"))
         for process in processes:
@@ -84,9 +85,9 @@ def in_turns(overrides: Sequence[str], steps: int, rounds: int, folder: Path) ->
 
 
 def _work(end: Connection, overrides: Sequence[str], steps: int, folder: Path, logs: bool) -> None:
-    """A measuring process. It says nothing on the terminal: what a run prints is written, and not shown."""
+    """One measuring process. It writes what a run prints, but does not show it on the terminal."""
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        del os.environ[name]  # the store is one of its own, in a temporary folder
+        del os.environ[name]  # the store is in a temporary folder
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         _train(end, training(overrides, folder / "outputs"), steps, logs)
 
@@ -102,7 +103,7 @@ def _train(end: Connection, runner: Any, steps: int, logs: bool) -> None:
         _wait_for_store(directory)
 
     def turn() -> tuple[float, float]:
-        """Seconds and the processor's seconds of a step. The loop is the Runner's, without evaluations and saves."""
+        """Wall-clock and processor seconds of a step. The loop is that of the Runner, without evaluations and saves."""
         start, processor = time.perf_counter(), time.process_time()
         begin, log_every = start, int(runner.config.training.log_every)
         for _ in range(steps):
@@ -128,7 +129,7 @@ def _train(end: Connection, runner: Any, steps: int, logs: bool) -> None:
         known = directory.read()["mlflow"]
         directory.release()
         if not known or not known["delivered"]:
-            raise CheckFailedError("MLflow did not take what was logged: the measurement says nothing")
+            raise CheckFailedError("MLflow did not receive what was logged, so the measurement is not valid")
     end.send(True)
 
 

@@ -1,4 +1,4 @@
-"""With something and without it, in turns A B A', A' B A: how much longer a training step takes, and how surely."""
+"""Measures in turns, A B A', A' B A, how much longer a training step takes with something (B), and with what noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def training(overrides: Sequence[str], outputs: Path) -> Runner:
-    """A training that has not begun, as `run` composes it. Raises InputError for overrides that are wrong."""
+    """A Runner that has not started, composed as by `run`. Raises InputError for bad overrides."""
     from ...common.interruption import Interruption
     from ..command_line import check
     from ..runner import Runner
@@ -24,7 +24,8 @@ def training(overrides: Sequence[str], outputs: Path) -> Runner:
 def take_turns(
     names: Sequence[str], times: int, turn: Callable[[int], tuple[float, float]], warm_up: int = 1
 ) -> list[Row]:
-    """`turn(place)` returns the seconds and the processor's seconds of a step. The first `warm_up` do not count."""
+    """The rows of `names`, measured in turns. `turn(place)` returns the wall-clock and processor seconds of a step of
+    row `place`. The first `warm_up` turns do not count."""
     rows = [Row(name) for name in names]
     for number, order in enumerate(turns(len(rows), warm_up + times)):
         for place in order:
@@ -36,7 +37,7 @@ def take_turns(
 
 
 def table(title: str, rows: Sequence[Row]) -> str:
-    """A line a row, each beside the first."""
+    """A table with one line per row, each compared with the first row."""
     first = rows[0]
     heads = "ms a step", f"time / {first.name}", "quartiles", f"processor time / {first.name}"
     lines = ["{:<16}{:>11}{:>21}{:>17}{:>31}".format(title, *heads)]
@@ -50,7 +51,8 @@ def table(title: str, rows: Sequence[Row]) -> str:
 
 
 def verdict(what: str, rows: Sequence[Row], bar: float) -> tuple[bool, str]:
-    """Whether the second row costs at most `bar` of the first one's time. The third is the first one, again."""
+    """Whether the second row costs at most the share `bar` of the first row's time, and a sentence about it. The third
+    row repeats the first."""
     without, with_it, again = rows
     cost = ratios(with_it.seconds, without.seconds)[1] - 1
     noise = noise_floor(again.seconds, without.seconds)

@@ -1,4 +1,4 @@
-"""Looking at a network while it learns: four numbers of each layer (`inspector`), and their pictures (`pictures`).
+"""Statistics of the layers during training: four numbers for each layer (`inspector`), and their pictures (`pictures`).
 
-Not here: a step's tensors one by one (`study.explain`, `models.recorder`).
+Not here: the single tensors of a step (`study.explain`, `models.recorder`).
 """

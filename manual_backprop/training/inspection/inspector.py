@@ -1,15 +1,16 @@
-"""Looking at a network while it learns: of each layer, in every N-th step, four numbers (`training.inspect_every=N`).
+"""Statistics of the layers during training: four numbers for each layer in every N-th step
+(`training.inspect_every=N`).
 
     inspect/gradient_norm/LAYER        Euclidean norm of the layer's gradient, before it is clipped
     inspect/update_ratio/LAYER         |change of its parameters in the step| / |parameters before it|
     inspect/dead_units/LAYER           share of a feed-forward network's hidden units that are silent for every token
     inspect/attention_entropy/LAYER    mean entropy of a row of attention probabilities [nats]; 0 looks at one position
 
-The last two are over the positions whose targets count, as the loss is: padding has no part in them.
+The last two are taken over the positions whose targets count, like the loss: padding is left out.
 
 A layer is `embedding`, `blocks.3.attention`, `blocks.3.feed_forward` (each with its norm), `final_norm` or `head`. The
-names begin with the quantity, so that MLflow shows four groups of charts, however deep the network is. Nothing here
-changes a bit of what is trained. The pictures are made by `pictures.py`.
+names begin with the quantity, so that MLflow shows four groups of charts, however deep the network is. Inspecting does
+not change a bit of the training. `pictures.py` draws the pictures.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from ...ops import IGNORED
 from ...ops.numerics import wide
 
 PREFIX = "inspect/"
-PROBABILITIES, ACTIVATED = "attention.probabilities", ".feed_forward.activated"  # what the last two are made of
-PIECE = 1 << 22  # probabilities of which the entropy is made at a time
+PROBABILITIES, ACTIVATED = "attention.probabilities", ".feed_forward.activated"  # the tensors of the last two
+PIECE = 1 << 22  # probabilities whose entropy is computed at a time
 SILENT = 0.01  # of the layer's root mean square: a unit that stays below is dead (a dead relu is exactly 0)
 BASELINE_NOTE = "training.inspect_every: implementation=baseline shows gradients and updates, no units or attention"
 
 
 def layer_of(name: str) -> str:
-    """Of a parameter's or an activation's name: blocks.3.attention_norm.weight -> blocks.3.attention, and
+    """The layer of a parameter or an activation: blocks.3.attention_norm.weight -> blocks.3.attention, and
     encoder.blocks.3.attention_norm.weight -> encoder.blocks.3.attention."""
     first, _, rest = name.partition(".")
     if first in ("encoder", "decoder"):
@@ -46,7 +47,7 @@ def layer_of(name: str) -> str:
 
 
 def counted(batch: AnyBatch) -> dict[str, Tensor]:
-    """Which positions of a batch count, where the decoder is and, of a batch with a source, where the encoder is."""
+    """A mask of the positions of a batch that count, by stack: for the decoder, and for the encoder of a source."""
     if isinstance(batch, EncoderBatch):
         return {"encoder": _before(batch.lengths, batch.inputs)}
     found = {"decoder": batch.targets != IGNORED}  # (B, T)
@@ -56,7 +57,7 @@ def counted(batch: AnyBatch) -> dict[str, Tensor]:
 
 
 def _before(lengths: Tensor, rows: Tensor) -> Tensor:
-    """The first places of each row, (B, S)."""
+    """True in the first `lengths[b]` positions of row b, (B, S)."""
     return torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
 
 
@@ -69,23 +70,23 @@ def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 class Watch(Unwatched):
-    """One step that is looked at: from its first forward pass to its update, which `update` closes.
+    """Inspects one step, from its first forward pass until `update`.
 
-    It is the network's recorder meanwhile, and keeps numbers, not tensors. A step may have several batches.
+    Meanwhile it is the network's recorder; it keeps numbers, not tensors. A step may have several batches.
     """
 
     def __init__(self, inspector: Inspector):
         self.inspector, self.network = inspector, inspector.network
         self.found: dict[str, Tensor] = {}  # metric -> number on the device
-        # of the batch that is being read, which positions count: of the source (B, S), and of what is predicted (B, T)
+        # masks of the positions of the current batch that count: of the source (B, S), and of the targets (B, T)
         self.counts: dict[str, Tensor] = {}
-        self.entropies: dict[str, list[tuple[Tensor, Tensor]]] = {}  # sum over rows, and how many
+        self.entropies: dict[str, list[tuple[Tensor, Tensor]]] = {}  # sum over rows, and their number
         self.largest: dict[str, Tensor] = {}  # of each hidden unit (F,), over all tokens so far
-        self.squares: dict[str, list[tuple[Tensor, Tensor]]] = {}  # sum over numbers, and how many
+        self.squares: dict[str, list[tuple[Tensor, Tensor]]] = {}  # sum of squares, and their number
         self.recorder, self.network.recorder = self.network.recorder, self
 
     def batch(self, batch: AnyBatch) -> None:
-        """Before each batch."""
+        """Called before each batch."""
         self.counts = counted(batch)
 
     def wants(self, name: str) -> bool:
@@ -95,13 +96,13 @@ class Watch(Unwatched):
     def __call__(self, name: str, tensor: Tensor) -> None:
         if not self.wants(name):
             return
-        assert self.counts, "Watch.batch comes before each batch"
+        assert self.counts, "Watch.batch must be called before each batch"
         layer, counts = layer_of(name), self.counts["encoder" if name.startswith("encoder.") else "decoder"]
         if name.endswith(PROBABILITIES):
             rows = torch.where(counts[:, None], _entropies(tensor), 0)  # (B, H, T)
             self.entropies.setdefault(layer, []).append((rows.sum(), counts.sum() * rows.shape[1]))
         else:
-            # `where`, which one copy is made by: a position that does not count may hold anything
+            # `where`, not a product with 0: a position that does not count may be NaN
             activated = torch.where(counts[..., None], tensor.detach(), 0)  # (B, T, F)
             largest = torch.maximum(activated.amax((0, 1)), -activated.amin((0, 1)))
             self.largest[layer] = torch.maximum(self.largest[layer], largest) if layer in self.largest else largest
@@ -110,7 +111,7 @@ class Watch(Unwatched):
 
     @torch.no_grad()
     def gradients(self) -> None:
-        """After the last backward pass, before the update: an optimizer may clip in place."""
+        """Called after the last backward pass and before the update, since an optimizer may clip in place."""
         self.network.recorder = self.recorder
         for layer, norm in self._norms(self.network.gradients).items():
             self.found[f"gradient_norm/{layer}"] = norm
@@ -123,14 +124,14 @@ class Watch(Unwatched):
         self.before = {name: parameter.detach().clone() for name, parameter in self.network.parameters.items()}
 
     def _gather(self) -> None:
-        """What was seen in the batches of all processes, where there are several."""
+        """Combines the statistics of all processes, if there are several."""
         if processes().size == 1:
             return
         sums = {"entropies": self.entropies, "squares": self.squares}
         mine = {name: {layer: _totals(pairs).tolist() for layer, pairs in of.items()} for name, of in sums.items()}
         parts = processes().gathered(mine | {"largest": {layer: wide(x).tolist() for layer, x in self.largest.items()}})
         device = self.network.device
-        for name, of in sums.items():  # a process without a batch has seen no layer
+        for name, of in sums.items():  # a process without a batch has recorded no layer
             for layer in {layer: None for part in parts for layer in part[name]}:
                 found = [torch.tensor(part[name][layer], dtype=torch.float64) for part in parts if layer in part[name]]
                 total, count = torch.stack(found).sum(0).to(device)
@@ -141,9 +142,9 @@ class Watch(Unwatched):
 
     @torch.no_grad()
     def update(self) -> None:
-        """After the update: all numbers of the step come from the device at once."""
+        """Called after the update: copies all numbers of the step from the device at once."""
         weights = self._norms(self.before)
-        for name, before in self.before.items():  # in place: of a large network, one copy is enough
+        for name, before in self.before.items():  # in place, since one copy of a large network is enough
             torch.sub(self.network.parameters[name], before, out=before)
         changed = self._norms(self.before)
         for layer, change in changed.items():
@@ -161,25 +162,26 @@ class Watch(Unwatched):
 
 
 def _entropies(probabilities: Tensor) -> Tensor:
-    """(B, H, T, S) -> the entropy of each row (B, H, T), some sequences at a time: all wide would be a second one."""
+    """(B, H, T, S) -> the entropy of each row (B, H, T), for some sequences at a time: this avoids a float32 copy of
+    all probabilities."""
     at_once = max(1, PIECE // probabilities[0].numel())
     parts = probabilities.detach().split(at_once)
     return torch.cat([torch.special.entr(wide(part)).sum(-1) for part in parts])
 
 
 def _totals(sums: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Of several sums, each with the number of its terms: the whole sum, and all terms (2)."""
+    """The total of several (sum, number of terms), as a tensor (2)."""
     return torch.stack([torch.stack([number.double() for number in pair]) for pair in sums]).sum(0)
 
 
 def _mean(sums: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Of several sums, each with the number of its terms; 0 of none."""
+    """The mean of several (sum, number of terms); 0 if there are none."""
     totals, counts = (torch.stack(column) for column in zip(*sums, strict=True))
     return totals.sum() / counts.sum().clamp(min=1)
 
 
 class Inspector:
-    """Looks at step 1, every `every`-th and the last; at none where `every` is None."""
+    """Inspects step 1, every `every`-th step and the last one; no step if `every` is None."""
 
     def __init__(self, network: Network, every: int | None, last: int):
         self.network, self.every, self.last = network, every, last
@@ -187,12 +189,12 @@ class Inspector:
         self.metrics: dict[str, float] = {}
 
     def watch(self, step: int) -> Unwatched:
-        """What is to be told of optimizer step number `step`, from 1, as it goes on."""
+        """The watch for optimizer step number `step`, from 1: it does nothing in a step that is not inspected."""
         if self.every is None or not (step % self.every == 0 or step in (1, self.last)):
             return UNWATCHED
         return Watch(self)
 
     def take(self) -> dict[str, float]:
-        """The metrics of the step that was just made, once."""
+        """The metrics of the last step; empty when called again."""
         metrics, self.metrics = self.metrics, {}
         return metrics

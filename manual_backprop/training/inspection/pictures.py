@@ -1,7 +1,7 @@
-"""What `training.inspect_every` has seen, as pictures: heat maps over layers and steps, histograms, attention maps.
+"""The pictures of `training.inspect_every`: heat maps over layers and steps, histograms, attention maps.
 
-The heat maps are drawn from metrics.jsonl, so that a resumed run has them from its first step on. The other two show
-the network as it is at the end, on one example that depends on the data alone (`Task.example`).
+The heat maps are drawn from metrics.jsonl, so that they contain the steps before a resume. The other two show the
+network at the end, for one example that depends only on the data (`Task.example`).
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ QUANTITIES = {
     "attention_entropy": "entropy of attention [nats]",
 }
 LOGARITHMIC = ("gradient_norm", "update_ratio")
-MOST_TOKENS = 32  # of the fixed text, in an attention map
+MOST_TOKENS = 32  # of the example, in an attention map
 MOST_BLOCKS = 12  # in an attention map, spread over the depth
 MOST_TICKS = 6
 BINS = 80
 
 
 def draw_inspection(log: TrainingLog, folder: Path, title: str, network: Network | None, task: Task) -> list[Path]:
-    """All that there is to draw; without a `network`, what is in the log. Overwrites the network's gradients."""
+    """Draws all pictures; without a `network` only those from the log. Returns their paths. Overwrites the network's
+    gradients."""
     paths = [folder / LAYERS] if draw_layers(log, folder / LAYERS, title) else []
     if network is not None:
         snapshot = PassSnapshot(network, task.example(network.device))
@@ -57,7 +58,8 @@ def draw_inspection(log: TrainingLog, folder: Path, title: str, network: Network
 
 @picture
 def draw_layers(log: TrainingLog, path: Path, title: str) -> bool:
-    """Heat maps over layers and steps, one for each quantity. False, and no file, where nothing was inspected."""
+    """Heat maps over layers and steps, one for each quantity. Returns False, without a file, if nothing was
+    inspected."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     for name, series in log.training.items():
         if name.startswith(PREFIX):
@@ -99,9 +101,9 @@ def _heat_map(axes: Axes, figure: Figure, quantity: str, layers: Mapping[str, Ma
 
 
 class PassSnapshot:
-    """The network at one row of an example: attention probabilities, activations, gradients as a pass leaves them.
+    """Attention probabilities, activations and gradients of one forward and backward pass on a row of an example.
 
-    The network's gradients are overwritten: only for whoever needs them no more.
+    It overwrites the network's gradients.
     """
 
     def __init__(self, network: Network, batch: AnyBatch):
@@ -118,8 +120,8 @@ class PassSnapshot:
         self.places = min(tokens.shape[1], MOST_TOKENS)
 
     def attention(self) -> dict[int, np.ndarray]:
-        """Of each of the decoder's blocks, or of an encoder's where there is no decoder, (H, T, T) over the first
-        positions of the example; a decoder's rows see nothing behind them."""
+        """Attention probabilities (H, T, T) over the first positions of the example, for each block of the decoder, or
+        of the encoder if there is no decoder."""
         maps = {name: tensor for name, tensor in self.recorded.items() if name.endswith(".attention.probabilities")}
         of_decoder = {name: tensor for name, tensor in maps.items() if not name.startswith("encoder.")}
         return {
@@ -140,7 +142,7 @@ class PassSnapshot:
 
 @picture
 def draw_histograms(snapshot: PassSnapshot, path: Path, title: str) -> None:
-    """Of each layer: its weights, its gradients, and what its hidden units say."""
+    """Draws for each layer histograms of its weights, its gradients, and its activations."""
     from matplotlib import colormaps
 
     network = snapshot.network
@@ -148,14 +150,14 @@ def draw_histograms(snapshot: PassSnapshot, path: Path, title: str) -> None:
     weights = {layer: _joined([network.parameters[name] for name in names]) for layer, names in layers.items()}
     slopes = {layer: _joined([gradients[name] for name in names]) for layer, names in layers.items()}
     panels: list[tuple[str, Mapping[str, Tensor]]] = [
-        ("parameters, of which each norm's gains begin at 1", weights),
+        ("parameters (gains of norms start at 1)", weights),
         (
             "gradients: log10 of their size",
             {layer: values[values != 0].abs().log10() for layer, values in slopes.items()},
         ),
     ]
     if activated := snapshot.activated():
-        panels.append(("hidden units, behind the activation", activated))
+        panels.append(("hidden units, after the activation", activated))
     figure = new_figure(5 * len(panels), 5.5, dpi=110)
     figure.suptitle(title, fontsize=11, parse_math=False)
     colours = colormaps["viridis"](np.linspace(0, 0.95, len(layers)))
@@ -172,7 +174,7 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _histograms(axes: Axes, values: Mapping[str, Tensor], colours: Mapping[str, np.ndarray]) -> None:
-    """Shares of each layer's numbers over the range that all of them have, but for a thousandth at either end."""
+    """Histograms of each layer's numbers over their common range, without a thousandth at either end."""
     finite = {layer: numbers.flatten()[numbers.flatten().isfinite()].numpy() for layer, numbers in values.items()}
     finite = {layer: numbers for layer, numbers in finite.items() if len(numbers)}
     if finite:
@@ -191,7 +193,8 @@ def _histograms(axes: Axes, values: Mapping[str, Tensor], colours: Mapping[str, 
 
 @picture
 def draw_attention(snapshot: PassSnapshot, text: str, path: Path, title: str) -> bool:
-    """A row of maps for each block, a map for each head. False, and no file, where the network shows no attention."""
+    """Draws a row of maps for each block, a map for each head. Returns False, without a file, if the network records no
+    attention."""
     from matplotlib.colors import PowerNorm
 
     maps = snapshot.attention()
@@ -209,7 +212,7 @@ def draw_attention(snapshot: PassSnapshot, text: str, path: Path, title: str) ->
     read = shorten(f"Rows look at columns. {places} positions of: {' '.join(text.split())}", 200, placeholder="...")
     figure.suptitle(f"{title}\n{fill(read, int(13 * size[0]))}", fontsize=9, parse_math=False)
     axes = figure.subplots()
-    # the root of a probability is shown: most of them are small
+    # shows the square root of the probabilities, since most of them are small
     image = axes.imshow(mosaic, cmap="magma", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
     figure.colorbar(image, ax=axes, shrink=0.6)
     across, down = (np.arange(count) * cell + places / 2 for count in (heads, len(chosen)))

@@ -1,9 +1,9 @@
-"""One training on several processes and machines: data parallel.
+"""Data-parallel training on several processes and machines.
 
-`start` makes the processes of one machine, or finds itself started by torchrun; `group` connects them: sums, values
-for all, and the errors that name who has failed; `watch` sees who no longer answers; `reduction` adds up each block's
-gradients while the block below is calculated. The seam that others know is `common.processes`; the moments of an
-optimizer are shared out in `optim.sharding`.
+`start` starts the processes of one machine, or runs in one started by torchrun. `group` connects them: sums, shared
+values, and errors that name the failed process. `watch` notices processes that no longer respond. `reduction` sums each
+block's gradients while the backward pass of the block below runs. Other rooms know only the interface in
+`common.processes`; `optim.sharding` shards the moments of an optimizer.
 Not here: what a process does with its part (`training.runner`).
 May import: what training may.
 """

@@ -1,8 +1,8 @@
-"""The processes of one training, connected: sums of tensors, values for all, and whoever has failed by name.
+"""The process group of one training: sums of tensors, shared values, and the name of a process that failed.
 
-Tensors are added up by gloo, and on GPUs by NCCL; other values travel as JSON through the store by which the processes
-found each other. Nothing waits for ever: while one process waits for another it looks once a second whether that one
-still lives (`watch`), however long its work takes.
+gloo sums tensors, and NCCL on GPUs. Other values are exchanged as JSON through the store by which the processes find
+each other. A process that waits for another checks once a second whether that one still runs (`watch`). So it never
+waits for a dead process, and has no timeout for long work.
 """
 
 from __future__ import annotations
@@ -27,36 +27,37 @@ from .watch import INTERVAL, Watch
 
 T = TypeVar("T")
 
-NEVER = timedelta(days=7)  # who is gone is seen by `Watch`; whoever works may take his time
+NEVER = timedelta(days=7)  # no timeout: `Watch` notices dead processes, and work may take long
 LIMIT = timedelta(seconds=25)  # to find the others' store
-LAST_WORDS = timedelta(seconds=5)
-MOST_WAIT = 0.02  # [s] between two looks at a value that is not there yet
+LAST_MESSAGE_TIMEOUT = timedelta(seconds=5)
+MOST_WAIT = 0.02  # [s] longest pause between two checks for a value that is still missing
 
 
 class Sum(NamedTuple):
-    """One that is being calculated."""
+    """A sum that is being computed."""
 
     work: Any
     tensor: Tensor
 
 
 class Group(Processes):
-    """This process among the others. `connect` makes one; its methods are called by all in the same order."""
+    """The process group, as seen by this process. Built by `connect`; all processes call its methods in the same
+    order."""
 
     def __init__(self, place: Place, watch: Watch, store: dist.Store):
         self.rank, self.size, self.place = place.rank, place.size, place
         self._watch, self._store = watch, store
-        self._said = 0  # values that were exchanged so far
+        self._exchanged = 0  # number of values exchanged so far
 
     # Tensors
 
     def begin_sum(self, tensor: Tensor, kind: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Sum:
-        """Starts to replace `tensor` by the sum over all processes; `wait` for it before it is read."""
+        """Starts to replace `tensor` by its sum over all processes; call `wait` before reading it."""
         with self._failures():
             return Sum(dist.all_reduce(tensor, kind, async_op=True), tensor)
 
     def wait(self, begun: Sum) -> Tensor:
-        """The tensor of a sum, complete. A GPU is not waited for: what it does next comes after the sum."""
+        """The tensor of a completed sum. On a GPU the host does not wait: later work on the device follows the sum."""
         self._finish(begun.work, begun.tensor.device)
         return begun.tensor
 
@@ -80,7 +81,7 @@ class Group(Processes):
 
     def _finish(self, work: Any, device: torch.device) -> None:
         with self._failures():
-            if device.type != "cpu":  # NCCL: the stream waits, and its own watchdog sees who is gone
+            if device.type != "cpu":  # NCCL: the stream waits, and its watchdog notices dead processes
                 work.wait()
                 return
             while True:
@@ -89,25 +90,25 @@ class Group(Processes):
                     return
                 except RuntimeError:
                     if work.is_completed():
-                        work.wait()  # it was, a moment after the time had passed; or raises what became of it
+                        work.wait()  # it completed just after the timeout; if it failed, this raises its error
                         return
                     lost = self._watch.lost
                     if lost is not None and lost["exit_code"] is not None:
-                        work.wait(LAST_WORDS)  # it has ended by itself: what it sent before may be on its way
+                        work.wait(LAST_MESSAGE_TIMEOUT)  # it ended by itself; its last message may still arrive
                         return
                     self.raise_if_lost()
 
     # Other values
 
     def gathered(self, value: Any) -> list[Any]:
-        """As JSON."""
-        self._said += 1
-        key = f"value/{self._said}"
+        """The values of all processes, exchanged as JSON."""
+        self._exchanged += 1
+        key = f"value/{self._exchanged}"
         with self._failures():
             self._store.set(f"{key}/{self.rank}", json.dumps(value))
             found = [json.loads(self._read(f"{key}/{rank}")) for rank in range(self.size)]
-            if self._said > 2:  # all have read what came two before: nobody is that far behind
-                self._store.delete_key(f"value/{self._said - 2}/{self.rank}")
+            if self._exchanged > 2:  # no process is two values behind, so all have read this one
+                self._store.delete_key(f"value/{self._exchanged - 2}/{self.rank}")
         return found
 
     def from_first(self, make: Callable[[], Any]) -> Any:
@@ -151,7 +152,7 @@ class Group(Processes):
         return _Failures(self)
 
     def _error(self, lost: dict[str, Any]) -> ManualBackpropError:
-        """Of another process' failure, for this one: its signal is ours too."""
+        """The exception that another process's failure raises here; a signal there counts as a signal here."""
         number = (lost.get("exit_code") or 0) - 128
         if number > 0:
             return Interrupted(number, lost["reason"])
@@ -163,7 +164,7 @@ class Group(Processes):
         return self._error(self._watch.why())
 
     def report(self, error: BaseException) -> None:
-        """Tells the others that this process fails, and why, unless it does so because of another's failure."""
+        """Reports to the others that this process failed, and why, unless it failed because another one did."""
         if isinstance(error, ProcessFailed):
             return
         text = str(error) if isinstance(error, ManualBackpropError) else f"{type(error).__name__}: {error}"
@@ -172,17 +173,17 @@ class Group(Processes):
         try:
             self._watch.fail(self.rank, text if code > 128 else f"has failed: {text}", code, shown)
         except (RuntimeError, OSError):
-            return  # nobody is there to read it
+            return  # no process is left to read it
 
     def leave(self) -> None:
-        """At the end of what all have done together: waits for them. Raises what became of one that did not come."""
+        """Waits at the end until all processes are done. Raises the error of one that failed."""
         self.gathered(None)
         self._watch.done()
         dist.destroy_process_group()
 
 
 class _Failures:
-    """Within it, whatever torch.distributed raises becomes the error that names who has failed."""
+    """A context that replaces an exception of torch.distributed by the error that names the failed process."""
 
     def __init__(self, group: Group):
         self.group = group
@@ -195,12 +196,12 @@ class _Failures:
 
 
 def connect(place: Place, backend: str) -> Group:
-    """Finds the others, and waits until all are there. Raises ProcessFailed where they do not come."""
-    os.environ.setdefault("TORCHELASTIC_USE_AGENT_STORE", "True")  # whoever started us holds the store
+    """Connects to the other processes and waits for all of them. Raises ProcessFailed if some are missing."""
+    os.environ.setdefault("TORCHELASTIC_USE_AGENT_STORE", "True")  # the process that started us holds the store
     if place.address in ("127.0.0.1", "localhost"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
-        # torchrun may start all processes once more, with the same store
+        # torchrun may restart all processes with the same store
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
         store = dist.PrefixStore(f"manual_backprop/{restart}", _store(place))
         watch = Watch(store, place.rank, place.size)
@@ -216,7 +217,8 @@ def connect(place: Place, backend: str) -> Group:
 
 
 def _store(place: Place) -> dist.Store:
-    """Raises TimeoutError where something else listens at that port, which may never answer: PyTorch would wait."""
+    """The store of the group. Raises TimeoutError if another program listens at that port and never answers, since
+    PyTorch would wait for it."""
     found: queue.SimpleQueue[dist.Store | Exception] = queue.SimpleQueue()
 
     def find() -> None:
@@ -227,7 +229,7 @@ def _store(place: Place) -> dist.Store:
 
     threading.Thread(target=find, name="store", daemon=True).start()
     try:
-        store = found.get(timeout=(LIMIT + LAST_WORDS).total_seconds())
+        store = found.get(timeout=(LIMIT + LAST_MESSAGE_TIMEOUT).total_seconds())
     except queue.Empty:
         raise TimeoutError("another program listens there; choose another port") from None
     if isinstance(store, Exception):

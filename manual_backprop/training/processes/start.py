@@ -1,8 +1,8 @@
-"""The processes of one machine, started here (`device.processes=4`) or by torchrun.
+"""Starts the processes of one machine (`device.processes=4`), or joins those started by torchrun.
 
-The one that the user started checks the command line, holds the store by which the others find each other, and passes
-signals on; it trains nothing. What the processes are to do they read as JSON from their standard input. Started by
-torchrun, a process finds its place in the environment, and the store is torchrun's.
+The process of the user checks the command line, holds the store by which the others find each other, and forwards
+signals; it does not train. The others read their job as JSON from standard input. A process that torchrun has started
+finds its rank in the environment, and uses torchrun's store.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from ...tracking.run_directory import close_dead_runs
 from .group import connect
 
 LOOPBACK = "127.0.0.1"
-INTERVAL = 0.05  # [s] between two looks at the processes
-GRACE = 20.0  # [s] for the others to end once one has failed; longer than `watch.PATIENCE`
+INTERVAL = 0.05  # [s] between two checks of the processes
+GRACE = 20.0  # [s] for the others to end after one has failed; longer than `watch.PATIENCE`
 RESULT_KEY = "manual_backprop/result"
 
 
 class Failed(ManualBackpropError):
-    """What the first process has ended with."""
+    """The error with which the first process ended."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -60,9 +60,9 @@ class Failed(ManualBackpropError):
 
 
 def run_in_processes(config: RunConfig, root: Path, origin: Origin, interruption: Interruption) -> float:
-    """The run of `run_job` in as many processes of this machine as `device.processes` says. Returns what it reaches.
+    """Runs `run_job` in `device.processes` processes of this machine. Returns what `run_job` returns.
 
-    Raises what the first process ended with, and ProcessFailed where that one was killed.
+    Raises the error of the first process, or ProcessFailed if it was killed.
     """
     size = config.device.processes
     listener = socket.socket()
@@ -70,7 +70,7 @@ def run_in_processes(config: RunConfig, root: Path, origin: Origin, interruption
     listener.listen(size + 1)
     port = listener.getsockname()[1]
     store = dist.TCPStore(LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
-    order = json.dumps(
+    request = json.dumps(
         {
             "config": config.to_dict(),
             "root": str(root),
@@ -83,7 +83,7 @@ def run_in_processes(config: RunConfig, root: Path, origin: Origin, interruption
         }
     )
     interruption.defer()
-    started = [_start(rank, size, port, order) for rank in range(size)]
+    started = [_start(rank, size, port, request) for rank in range(size)]
     try:
         codes = _wait(started, interruption)
     finally:
@@ -95,7 +95,7 @@ def run_in_processes(config: RunConfig, root: Path, origin: Origin, interruption
     return _outcome(codes, store)
 
 
-def _start(rank: int, size: int, port: int, order: str) -> subprocess.Popen[bytes]:
+def _start(rank: int, size: int, port: int, request: str) -> subprocess.Popen[bytes]:
     place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     environment = {
         **os.environ,
@@ -107,19 +107,19 @@ def _start(rank: int, size: int, port: int, order: str) -> subprocess.Popen[byte
         [sys.executable, "-m", "manual_backprop.training.worker"],
         stdin=subprocess.PIPE,
         env=environment,
-        process_group=0,  # Ctrl-C goes to the process that was started by the user, which passes it on
+        process_group=0,  # Ctrl-C goes to the user's process, which forwards it
     )
     assert process.stdin is not None
     try:
-        process.stdin.write(order.encode())
+        process.stdin.write(request.encode())
         process.stdin.close()
     except BrokenPipeError:
-        pass  # it has ended, and its exit code says how
+        pass  # the process has ended; its exit code is read later
     return process
 
 
 def _wait(started: list[subprocess.Popen[bytes]], interruption: Interruption) -> list[int]:
-    """Their exit codes, once all have ended. A signal that comes meanwhile goes to all of them."""
+    """Waits for all processes and returns their exit codes. Forwards a signal to all of them."""
     passed_on = False
     end = math.inf
     while any(process.poll() is None for process in started):
@@ -140,18 +140,18 @@ def _wait(started: list[subprocess.Popen[bytes]], interruption: Interruption) ->
 
 def _outcome(codes: list[int], store: dist.Store) -> float:
     first, size = codes[0], len(codes)
-    said: dict[str, Any] = json.loads(store.get(RESULT_KEY)) if store.check([RESULT_KEY]) else {}
+    result: dict[str, Any] = json.loads(store.get(RESULT_KEY)) if store.check([RESULT_KEY]) else {}
     if first == EXIT_DONE and not any(codes):
-        return float(said["reached"])
+        return float(result["reached"])
     if first > 128:
-        raise Interrupted(first - 128, said.get("message", signal.Signals(first - 128).name))
+        raise Interrupted(first - 128, result.get("message", signal.Signals(first - 128).name))
     if first > 0:
-        raise Failed(said.get("message", f"process 0 of {size} ended itself with exit code {first}"), first)
+        raise Failed(result.get("message", f"process 0 of {size} ended with exit code {first}"), first)
     if first < 0:
         name = signal.Signals(-first).name
         raise ProcessFailed(
-            f"process 0 of {size} was ended by {name} (was the memory full?); what it had saved goes on with "
-            "resume=last"
+            f"process 0 of {size} was killed by {name} (was the memory full?); resume its last "
+            "checkpoint with resume=last"
         )
     bad = next(rank for rank, code in enumerate(codes) if code)
     raise ProcessFailed(f"process {bad} of {size} ended with exit code {codes[bad]} after the run")
@@ -160,33 +160,33 @@ def _outcome(codes: list[int], store: dist.Store) -> float:
 # In each of the processes
 
 
-def work_on_order(run_job: Callable[[RunConfig, Path, Origin], float]) -> int:
-    """The main function of a process that was started here (`training.worker`): reads what to do, and does it. Returns
-    its exit code."""
+def run_worker(run_job: Callable[[RunConfig, Path, Origin], float]) -> int:
+    """The main function of a process started by `run_in_processes` (`training.worker`): reads its job from standard
+    input and runs it. Returns the exit code."""
     place = Place.found()
     assert place is not None
-    order = json.loads(sys.stdin.buffer.read())
-    sys.argv = order["argv"]
-    load_plugins(order["plugins"])
+    request = json.loads(sys.stdin.buffer.read())
+    sys.argv = request["argv"]
+    load_plugins(request["plugins"])
     threading.Thread(target=_stop_when_alone, name="parent", daemon=True).start()
-    said: dict[str, Any] = {}
+    result: dict[str, Any] = {}
 
     def work() -> None:
-        sweep = None if order["sweep"] is None else Path(order["sweep"])
-        origin = Origin(tuple(order["overrides"]), order["sources"], sweep, order["job"])
+        sweep = None if request["sweep"] is None else Path(request["sweep"])
+        origin = Origin(tuple(request["overrides"]), request["sources"], sweep, request["job"])
         try:
-            said["reached"] = run_job(validate(order["config"]), Path(order["root"]), origin)
+            result["reached"] = run_job(validate(request["config"]), Path(request["root"]), origin)
         except ManualBackpropError as error:
-            said["message"] = str(error)
+            result["message"] = str(error)
             raise SystemExit(error.exit_code) from error
 
     try:
         code = exit_code_of(work)
     except SystemExit as error:
         code = cast(int, error.code)
-    if place.rank == 0 and said:
+    if place.rank == 0 and result:
         store = dist.TCPStore(place.address, place.port, is_master=False, wait_for_workers=False)
-        store.set(RESULT_KEY, json.dumps(said))
+        store.set(RESULT_KEY, json.dumps(result))
     return code
 
 
@@ -197,14 +197,14 @@ def _stop_when_alone() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-# In every process of a training, whoever has started it
+# In every process of a training, however it was started
 
 
 @contextmanager
 def joined(config: RunConfig) -> Iterator[Processes]:
-    """The group that this process belongs to: itself alone, where nobody started it as one of several.
+    """A context with the group of this process; a process that was started alone is a group of one.
 
-    Whatever is raised in here is told to the others, who end as well.
+    An exception inside is reported to the other processes, which then end too.
     """
     place = Place.found()
     if place is None:

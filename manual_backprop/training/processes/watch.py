@@ -1,8 +1,8 @@
-"""Who of a group has failed, or no longer answers.
+"""Detects processes of a group that have failed or no longer respond.
 
-Each process beats once a second in the store that all of them reach, from a thread of its own: saving, tokenizing and
-compiling beat too, a stopped process does not. What fails first is written down there, once, with its reason; the
-others read it within a second, or as soon as a sum with the dead process breaks.
+A thread of each process writes a heartbeat once a second to the common store, also during saving, tokenizing and
+compiling; a stopped process writes none. The first failure is written there once, with its reason. The others read it
+within a second, or as soon as a sum with the dead process fails.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from torch.distributed import Store
 
 from ...common.machine import boot_id
 
-INTERVAL = 1.0  # [s] between two beats
-PATIENCE = 15.0  # [s] without a beat: such a process is lost
+INTERVAL = 1.0  # [s] between two heartbeats
+PATIENCE = 15.0  # [s] without a heartbeat until a process counts as lost
 FAILED_KEY = "failed"
 
 
 class Watch:
-    """Beats for this process and looks at the others, until `stop`. `lost` says who has failed, or is None."""
+    """Writes the heartbeats of this process and reads those of the others, until `stop`. `lost` describes the process
+    that failed, or is None."""
 
     def __init__(self, store: Store, rank: int, size: int):
         self.store, self.rank, self.size = store, rank, size
@@ -34,7 +35,7 @@ class Watch:
         store.set(f"beat/{rank}", "0")
 
     def start(self) -> None:
-        """Once every process has beaten for the first time."""
+        """Starts the thread; to be called when every process has connected."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -53,11 +54,11 @@ class Watch:
                 self.store.set(f"beat/{self.rank}", str(number))
                 now = dict(zip(others, self.store.multi_get([f"beat/{rank}" for rank in others]), strict=True))
                 failed = self.store.check([FAILED_KEY])
-            except (RuntimeError, OSError) as error:  # the store is gone, and with it whoever held it
+            except (RuntimeError, OSError) as error:  # the store is gone, and so is the process that held it
                 self.lost = {
                     "rank": None,
                     "exit_code": None,
-                    "reason": f"what had started it is gone ({type(error).__name__})",
+                    "reason": f"lost the process that had started it ({type(error).__name__})",
                 }
                 return
             if failed:
@@ -74,7 +75,8 @@ class Watch:
     def fail(
         self, rank: int, reason: str, exit_code: int | None = None, traceback: str | None = None
     ) -> dict[str, Any]:
-        """Writes down that process `rank` has failed, unless another one has before; returns what stands there."""
+        """Records that process `rank` has failed, unless a failure is recorded already; returns the recorded
+        failure."""
         given = {"rank": rank, "reason": reason, "exit_code": exit_code, "traceback": traceback}
         self.store.compare_set(FAILED_KEY, "", json.dumps(given))
         return self.failure()
@@ -84,12 +86,12 @@ class Watch:
         return found
 
     def done(self) -> None:
-        """This process has come to its end: it beats no more, and nothing is wrong with it."""
+        """Records that this process has finished: missing heartbeats are then no failure."""
         self.stop()
         self.store.set(f"beat/{self.rank}", "done")
 
     def why(self) -> dict[str, Any]:
-        """After a sum has broken: who has failed. Waits for whoever it was to say so, or to be missed."""
+        """The failure behind a broken sum. Waits until the failed process has reported it, or counts as lost."""
         end = time.monotonic() + PATIENCE + 2 * INTERVAL
         while self.lost is None and time.monotonic() < end:
             try:
@@ -97,15 +99,15 @@ class Watch:
                     return self.failure()
                 for rank in range(self.size):
                     if rank != self.rank and self._has_died(rank):
-                        time.sleep(0.2)  # what it wrote before it died comes first
-                        return self.fail(rank, "has ended without a word: it was killed (was the memory full?)")
+                        time.sleep(0.2)  # a report that it wrote before it died comes first
+                        return self.fail(rank, "has ended without a message: it was killed (was the memory full?)")
             except (RuntimeError, OSError):
                 break
             time.sleep(0.05)
-        return self.lost or {"rank": None, "exit_code": None, "reason": "cannot be reached any more"}
+        return self.lost or {"rank": None, "exit_code": None, "reason": "can no longer be reached"}
 
     def _has_died(self, rank: int) -> bool:
-        """Of a process of this machine; of one elsewhere nobody knows here."""
+        """Whether a process of this machine has ended; False for processes of other machines."""
         place = json.loads(self.store.get(f"process/{rank}"))
         if place["seen_from"] is None or place["seen_from"] != _seen_from():
             return False
@@ -119,7 +121,7 @@ class Watch:
 
 
 def _seen_from() -> str | None:
-    """Where a process number means the same process: the kernel, and the container in it; None where nobody knows."""
+    """Identifies the scope of process ids, the kernel and the container; None if unknown."""
     try:
         return f"{boot_id()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:

@@ -1,9 +1,9 @@
-"""A job of a sweep as a process of its own: whatever it does, run out of memory or be killed, the others go on.
+"""A job of a sweep in its own process: if it runs out of memory or is killed, the other jobs continue.
 
-The process is forked from a server that has imported torch, Matplotlib and MLflow once (Python's own `forkserver`), so
-that a job starts at once. It is in a process group of its own: a signal that ends the sweep reaches it by way of the
-sweep's `stop` file alone, once for each signal, and it saves a checkpoint as any run does. It stops likewise when the
-process that watches over it is gone.
+The process is forked from a server that has imported torch, Matplotlib and MLflow once (Python's `forkserver`), so that
+a job starts at once. It has its own process group: a signal that ends the sweep reaches it only through the sweep's
+`stop` file, once for each signal, and then it saves a checkpoint like any run. It also stops when the process that
+supervises it is gone.
 """
 
 import io
@@ -30,41 +30,41 @@ from manual_backprop.tracking.run_directory import FAILED, FINISHED, KILLED, RUN
 from manual_backprop.training.sweeps.records import JobRecord, Records, measured, run_of_job
 
 PRELOADED = ["manual_backprop.training.runner", "manual_backprop.common.startup.agg"]
-INTERVAL = 0.1  # [s] between two looks at the `stop` file
+INTERVAL = 0.1  # [s] between two checks of the `stop` file
 
 
 @dataclass(frozen=True)
-class JobOrder:
-    """What the job's process is told."""
+class JobRequest:
+    """What the process of a job receives."""
 
-    mapping: dict[str, Any]  # of a RunConfig
-    root: Path  # outputs/ lies in it
+    mapping: dict[str, Any]  # a RunConfig as a mapping
+    root: Path  # the folder of outputs/
     sweep: Path
     number: int
     overrides: tuple[str, ...]
-    sources: dict[str, str]  # of each key: where its value was set
-    prefix: str  # before each line that it prints
-    main_process: int  # the sweep's own: there, or in a launcher's worker, the job is watched over
-    plugins: tuple[str, ...] = ()  # that the sweep was given
+    sources: dict[str, str]  # where the value of each key was set
+    prefix: str  # of each line that it prints
+    main_process: int  # id of the sweep's process; it, or a worker of a launcher, supervises the job
+    plugins: tuple[str, ...] = ()  # of the sweep's command line
 
 
-def run_job_apart(order: JobOrder, record: JobRecord, records: Records, preload: Sequence[str]) -> JobRecord:
-    """Start the job, wait for its end however that comes, and return its record. Raises StorageError."""
+def run_job_in_process(request: JobRequest, record: JobRecord, records: Records, preload: Sequence[str]) -> JobRecord:
+    """Starts the job, waits until it ends in any way, and returns its record. Raises StorageError."""
     records.write(replace(record, status=RUNNING))
     context = multiprocessing.get_context("forkserver")
     _start_server(preload)
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_job, args=(order, there), name=f"job {order.number}")
-    in_a_worker = os.getpid() != order.main_process
-    if in_a_worker:  # joblib's has a method of its own there, which a job's process would look for
+    process = context.Process(target=_job, args=(request, there), name=f"job {request.number}")
+    in_a_worker = os.getpid() != request.main_process
+    if in_a_worker:  # joblib has set its own start method there, which a job's process would not find
         multiprocessing.set_start_method("forkserver", force=True)
     nothing: AbstractContextManager[list[int]] = nullcontext([])
     with _signals_of_a_worker() if in_a_worker else nothing as received:
         process.start()
         there.close()
         answer = _watch(process, here, records, in_a_worker, received)
-    run = run_of_job(order.root / "outputs", order.sweep, order.number)
-    if run is not None and read_run(run)["status"] == FINISHED:  # a signal came when it was done
+    run = run_of_job(request.root / "outputs", request.sweep, request.number)
+    if run is not None and read_run(run)["status"] == FINISHED:  # a signal came after the run had finished
         answer = {"status": FINISHED, "exit_code": EXIT_DONE, "error": None}
     ended = measured(replace(record, **answer), run)
     records.write(ended)
@@ -72,13 +72,13 @@ def run_job_apart(order: JobOrder, record: JobRecord, records: Records, preload:
 
 
 def _start_server(preload: Sequence[str]) -> None:
-    """The server of jobs, and what Python starts beside it, outlive a signal that a cluster sends to every process:
-    it is kept from them. A job that has begun takes signals again."""
+    """Starts the fork server with signals blocked: it, and the tracker that Python starts beside it, must survive a
+    signal that a cluster sends to every process. A job unblocks signals again."""
     forkserver.set_forkserver_preload(list(preload))
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # it has let two of them through
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # forkserver has unblocked two of them
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -86,8 +86,9 @@ def _start_server(preload: Sequence[str]) -> None:
 
 @contextmanager
 def _signals_of_a_worker() -> Iterator[list[int]]:
-    """A worker leaves signals to the sweep's process, and to a cluster that sends them to every process anyway; but
-    SIGUSR1 and SIGUSR2 may be sent to it alone, to be passed on."""
+    """The signals to forward in a worker of a launcher. It ignores most signals, which the sweep's process or the
+    cluster sends to every process anyway; but SIGUSR1 and SIGUSR2 may be sent to the worker alone, and are
+    forwarded."""
     received: list[int] = []
 
     def keep(number: int, frame: FrameType | None) -> None:
@@ -105,7 +106,7 @@ def _signals_of_a_worker() -> Iterator[list[int]]:
 def _watch(
     process: Any, answers: Connection, records: Records, in_a_worker: bool, received: Sequence[int]
 ) -> dict[str, Any]:
-    """Wait for a job; pass on the signals that come meanwhile. What it said of its end, or how it died."""
+    """Waits for a job and forwards signals meanwhile. Returns the outcome that it reported, or how it died."""
     passed_on, parent = 0, os.getppid()
     answer: dict[str, Any] | None = None
     is_there = True
@@ -128,15 +129,15 @@ def _watch(
         if passed_on:
             return {"status": KILLED, "exit_code": 128 - code, "error": f"{name}: it was stopped at once"}
         hint = "; perhaps the memory was full" if -code == signal.SIGKILL else ""
-        return {"status": KILLED, "exit_code": 128 - code, "error": f"{name} ended its process{hint}"}
-    return {"status": FAILED, "exit_code": code, "error": f"its process ended itself with exit code {code}"}
+        return {"status": KILLED, "exit_code": 128 - code, "error": f"{name} killed its process{hint}"}
+    return {"status": FAILED, "exit_code": code, "error": f"its process ended with exit code {code}"}
 
 
 # In the job's process
 
 
 class JobInterruption(Interruption):
-    """A cluster sends its signal to every process: the SIGTERM by which the same is passed on is no second request."""
+    """Counts a signal once that a cluster sends to every process: the SIGTERM that forwards it is no second request."""
 
     def __init__(self, records: Records) -> None:
         super().__init__()
@@ -150,34 +151,34 @@ class JobInterruption(Interruption):
         super()._handle(number, frame)
 
 
-def _job(order: JobOrder, answers: Connection) -> None:
-    os.setpgid(0, 0)  # Ctrl-C goes to the sweep, which passes it on
+def _job(request: JobRequest, answers: Connection) -> None:
+    os.setpgid(0, 0)  # Ctrl-C goes to the sweep, which forwards it
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_stop_when_alone, name="parent", daemon=True).start()
     endure_output()
-    if order.prefix:
-        sys.stdout, sys.stderr = PrefixedLines(1, order.prefix), PrefixedLines(2, order.prefix)
+    if request.prefix:
+        sys.stdout, sys.stderr = PrefixedLines(1, request.prefix), PrefixedLines(2, request.prefix)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    sys.argv = [sys.argv[0], *order.overrides]  # the command that would make this run by itself
-    outcome = _outcome(order)
-    with suppress(BrokenPipeError):  # nobody waits for it where the sweep left at a second signal, or was killed
+    sys.argv = [sys.argv[0], *request.overrides]  # the command of this run alone
+    outcome = _outcome(request)
+    with suppress(BrokenPipeError):  # the sweep may have ended at a second signal, or been killed
         answers.send(outcome)
 
 
-def _outcome(order: JobOrder) -> dict[str, Any]:
+def _outcome(request: JobRequest) -> dict[str, Any]:
     try:
         from manual_backprop.common.origin import Origin
         from manual_backprop.config.plugins import load_plugins
         from manual_backprop.config.validation import validate
         from manual_backprop.training.runner import run_job
 
-        load_plugins(order.plugins)
-        origin = Origin(order.overrides, order.sources, sweep=order.sweep, job=order.number)
-        run_job(validate(order.mapping), order.root, origin, JobInterruption(Records(order.sweep)))
+        load_plugins(request.plugins)
+        origin = Origin(request.overrides, request.sources, sweep=request.sweep, job=request.number)
+        run_job(validate(request.mapping), request.root, origin, JobInterruption(Records(request.sweep)))
     except Interrupted as error:
         return {"status": KILLED, "exit_code": error.exit_code, "error": str(error)}
     except KeyboardInterrupt:
@@ -200,7 +201,7 @@ def _stop_when_alone() -> None:
 
 
 class PrefixedLines(io.TextIOBase):
-    """A stream that writes whole lines, each with the job's name before it: jobs at once stay readable."""
+    """A stream that writes whole lines, each with the job's name first, so that parallel jobs stay readable."""
 
     def __init__(self, descriptor: int, prefix: str):
         self._output, self._prefix, self._begun = OutputFile(descriptor, "w", closefd=False), prefix, ""
@@ -219,4 +220,4 @@ class PrefixedLines(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Whole lines are written already."""
+        """Does nothing: whole lines are written already."""

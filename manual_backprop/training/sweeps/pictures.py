@@ -1,4 +1,4 @@
-"""The pictures of a sweep: its loss curves over each other, and a heat map where two keys were swept."""
+"""The pictures of a sweep: its loss curves in one figure, and a heat map if two keys were swept."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +8,13 @@ from manual_backprop.common.pictures import new_figure, picture, save_figure, wi
 from manual_backprop.tracking import Series, TrainingLog, load_training_log
 from manual_backprop.training.sweeps.records import FINISHED, JobRecord, best_first, swept_values
 
-MOST_NAMED = 12  # curves; a legend of more is no legend
-SHARE = 20  # a training curve is the mean of so many equal parts of it, at most
+MOST_NAMED = 12  # curves in a legend
+SHARE = 20  # a training curve is drawn as the means of at most so many equal parts
 
 
 @picture
 def draw_curves(records: Sequence[JobRecord], path: Path, title: str) -> bool:
-    """Writes a PNG: loss over tokens seen, so that runs of different batch sizes compare. False without a curve."""
+    """Writes a PNG: loss over tokens seen, so that runs with different batch sizes compare. False without a curve."""
     from matplotlib import colormaps
 
     runs = [(record, log) for record in best_first(records) if (log := _log(record)) is not None]
@@ -38,7 +38,7 @@ def draw_curves(records: Sequence[JobRecord], path: Path, title: str) -> bool:
         lowest = min([lowest, *finite, *(validation.values if validation else [])])
     if highest > lowest:
         room = 0.05 * (highest - lowest)
-        axes.set_ylim(lowest - room, highest + room)  # a run that diverges leaves the picture, not the others to see
+        axes.set_ylim(lowest - room, highest + room)  # a diverging run may leave the picture; the others stay visible
     axes.set_xlabel("tokens seen")
     axes.set_ylabel("loss [nats a token]")
     axes.xaxis.set_major_formatter(_counted)
@@ -66,7 +66,7 @@ def draw_heat_map(records: Sequence[JobRecord], path: Path, title: str) -> bool:
     known = [loss for row in losses for loss in row if loss == loss]
     if not known:
         return False
-    bright = min(known) + 0.6 * (max(known) - min(known))  # of the colours above it
+    bright = min(known) + 0.6 * (max(known) - min(known))  # text on brighter cells is dark
     figure = new_figure(2.5 + 1.1 * len(values[1]), 2 + 0.7 * len(values[0]), dpi=120)
     axes = figure.subplots()
     image = axes.imshow(losses, cmap="viridis", aspect="auto")
@@ -99,7 +99,7 @@ def _tokens_seen(log: TrainingLog, steps: Sequence[int]) -> list[float]:
 
 
 def _smooth(series: Series) -> Series:
-    """Means of equal parts: the noise of single batches hides which of two runs is better."""
+    """Means of equal parts of a curve: the noise of single batches would hide which run is better."""
     size = max(1, len(series.steps) // SHARE)
     parts = [slice(first, first + size) for first in range(0, len(series.steps), size)]
     means = [sum(series.values[part]) / len(series.values[part]) for part in parts]
@@ -107,7 +107,7 @@ def _smooth(series: Series) -> Series:
 
 
 def _in_order(values: set[str]) -> list[str]:
-    """As numbers where all are numbers."""
+    """Sorted; as numbers if all of them are numbers."""
     try:
         return sorted(values, key=float)
     except ValueError:

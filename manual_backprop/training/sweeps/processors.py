@@ -5,12 +5,13 @@ from typing import Any
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def jobs_at_once(launcher: dict[str, Any], n_jobs: int) -> int:
-    """On this machine, by what Hydra's launcher was told (its config). `n_jobs` is how many there are in all."""
+    """How many jobs the launcher runs at once on this machine. `launcher` is its config in Hydra, `n_jobs` the number
+    of all jobs."""
     target = str(launcher.get("_target_"))
     if target.endswith("JoblibLauncher"):
         wanted = int(launcher.get("n_jobs") or 1)
@@ -23,7 +24,8 @@ def jobs_at_once(launcher: dict[str, Any], n_jobs: int) -> int:
 
 
 def threads_of_a_job(launcher: dict[str, Any], n_jobs: int) -> int | None:
-    """None: as many as torch takes by itself, for a job that has its machine (or its share of a cluster) alone."""
+    """The number of threads of a job. None leaves it to torch: the job has its machine, or its share of a cluster,
+    alone."""
     at_once = jobs_at_once(launcher, n_jobs)
     if at_once > 1:
         return max(1, cores() // at_once)

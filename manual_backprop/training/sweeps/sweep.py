@@ -1,7 +1,7 @@
-"""A sweep from its start to its table: the parent run, Hydra's call for each job, and the conclusion.
+"""A sweep from start to end: the parent run, Hydra's call for each job, and the table and pictures.
 
-The conclusion depends on nothing but the records that the jobs have left: it is drawn after a failure, after Ctrl-C and
-after a launcher broke off as well. Ctrl-C is passed on to the jobs, which save, and starts no more of them.
+Table and pictures depend only on the records of the jobs, so they are also written after a failure, after Ctrl-C, and
+after an error in the launcher. Ctrl-C is forwarded to the jobs, which save and stop; no further job starts.
 """
 
 import logging
@@ -40,7 +40,7 @@ from manual_backprop.tracking.run_directory import RUNS, SWEEPS, own_run_directo
 from manual_backprop.tracking.run_log import run_log, warnings_to_terminal
 from manual_backprop.tracking.tracker import add_tags
 from manual_backprop.training.command_line import Checked
-from manual_backprop.training.sweeps.job import PRELOADED, JobOrder, run_job_apart
+from manual_backprop.training.sweeps.job import PRELOADED, JobRequest, run_job_in_process
 from manual_backprop.training.sweeps.processors import jobs_at_once, threads_of_a_job
 from manual_backprop.training.sweeps.records import (
     WAITING,
@@ -63,18 +63,18 @@ MLFLOW_MODULES = ["mlflow", "mlflow.store.tracking.sqlalchemy_store"]
 
 @dataclass(frozen=True)
 class SweepJobs:
-    """The task that Hydra calls for each job, here or in a worker of a launcher. No job's failure is raised."""
+    """The function that Hydra calls for each job, here or in a worker of a launcher. A failed job raises nothing."""
 
     sweep: Path
-    root: Path  # outputs/ lies in it
+    root: Path  # the folder of outputs/
     swept: tuple[str, ...]  # keys
     main_process: int
     mlflow: bool
 
     @enduring_output()
     def task(self, composed: DictConfig) -> float | None:
-        """One job. The validation loss at its end, for a sweeper that learns from it; None where it failed (a NaN
-        would end an Optuna search: its sweeper tells the study of a failed trial together with the value)."""
+        """Runs one job. Returns its final validation loss, for a sweeper that searches; None if it failed. (NaN would
+        end an Optuna search: the sweeper reports a failed trial together with its value, which Optuna refuses.)"""
         from hydra.core.hydra_config import HydraConfig
 
         settings, records = HydraConfig.get(), Records(self.sweep)
@@ -86,7 +86,7 @@ class SweepJobs:
         if before.status == FINISHED:
             return before.validation_loss
         if records.stop_requests():
-            records.write(before)  # one that a search chose is to be listed too
+            records.write(before)  # so that a job chosen by a search is listed too
             return None
         in_all = max(int(settings.sweeper.get("n_trials") or 0), len(records.read_all()), number + 1)
         say = f"job {number + 1} of {in_all}"
@@ -94,16 +94,16 @@ class SweepJobs:
         nothing = {"validation_loss": None, "metric_value": None, "tokens_per_second": None}
         record = replace(before, run_directory=None, error=None, **nothing)
         try:
-            order = self._order(composed, record, before.status in (RUNNING, KILLED), in_all)
-            record = run_job_apart(order, record, records, PRELOADED + MLFLOW_MODULES * self.mlflow)
-        except ManualBackpropError as error:  # values that a search chose, and that do not go together; a full disk
+            request = self._request(composed, record, before.status in (RUNNING, KILLED), in_all)
+            record = run_job_in_process(request, record, records, PRELOADED + MLFLOW_MODULES * self.mlflow)
+        except ManualBackpropError as error:  # incompatible values chosen by a search; a full disk
             print(error, file=sys.stderr)
             record = replace(record, status=FAILED, exit_code=error.exit_code, error=str(error))
             records.write(record)
         print(f"{say} {_ending(record)}: {record.title}", flush=True)
         return record.validation_loss if record.status == FINISHED else None
 
-    def _order(self, composed: DictConfig, record: JobRecord, was_interrupted: bool, in_all: int) -> JobOrder:
+    def _request(self, composed: DictConfig, record: JobRecord, was_interrupted: bool, in_all: int) -> JobRequest:
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
@@ -133,7 +133,7 @@ class SweepJobs:
             if divided is not None:
                 sources["device.threads"] = "the sweep, which divides the cores among its jobs"
         at_once = jobs_at_once(_texts(launcher), in_all) > 1
-        return JobOrder(
+        return JobRequest(
             mapping=config.to_dict(),
             root=self.root,
             sweep=self.sweep,
@@ -147,7 +147,7 @@ class SweepJobs:
 
 
 class StopJobs(Interruption):
-    """A signal asks the jobs, wherever they run, to save and to end."""
+    """On a signal, asks all jobs, wherever they run, to save and to stop."""
 
     def __init__(self, records: Records) -> None:
         super().__init__()
@@ -160,18 +160,18 @@ class StopJobs(Interruption):
 
 
 class Sweep:
-    """The parent run of a command with several jobs, owned by this process."""
+    """A sweep: the parent run of several jobs, owned by this process."""
 
     def __init__(self, directory: RunDirectory, checked: Checked, root: Path):
         self.directory, self.checked, self.root = directory, checked, root
         self.records = Records(directory.path)
         self.outputs = root / "outputs"
-        self.table = ""  # of the jobs, once they have ended
-        self.config = checked.jobs[0].config  # tracking and the experiment are those of all jobs
+        self.table = ""  # of the jobs, after they have ended
+        self.config = checked.jobs[0].config  # all jobs have the same tracking and experiment
 
     @enduring_output()
     def run(self, hydra_call: HydraCall) -> None:
-        """Run what has not finished yet. Raises CheckFailedError where a job failed, Interrupted after a signal."""
+        """Runs all unfinished jobs. Raises CheckFailedError if a job failed, Interrupted after a signal."""
         config, status, broken = self.config, FAILED, None
         name = str(self.directory.read()["run_name"])
         try:
@@ -190,13 +190,13 @@ class Sweep:
                 if self.checked.searches:
                     _silence_optuna()
                 try:
-                    # as seen from here: what the folders above are called, Hydra would read and resolve
+                    # a relative path: Hydra would interpret special characters in the names of the folders above
                     own_folder = os.path.relpath(self.directory.path, self.root)
                     own_folder = own_folder.replace("\\", "\\\\").replace("'", "\\'")
                     hydra_call([*self.checked.overrides, f"hydra.sweep.dir='{own_folder}'"], jobs.task)
                 except (Exception, SystemExit, KeyboardInterrupt) as error:
                     broken = error
-                    log.exception("The launcher or the sweeper broke off.")
+                    log.exception("The launcher or the sweeper failed.")
                 records = self._conclude(tracker)
                 unfinished = [record for record in records if record.status != FINISHED]
                 if interruption.received is not None:
@@ -220,19 +220,19 @@ class Sweep:
         print(f"sweep directory: {os.path.relpath(self.directory.path)}", flush=True)
 
     def _plan(self) -> None:
-        """A record for each job that is known before it starts, and for those of a sweep that was broken off."""
+        """Writes a record for each job that is known before it starts, and updates those of an interrupted sweep."""
         self.records.clear_stop_requests()
         for record in self.records.read_all():
             self.records.write(current_record(record, self.outputs, self.directory.path))
         if self.checked.searches:
-            return  # a search chooses as it goes
+            return  # the jobs of a search are not known before
         for number, job in enumerate(self.checked.jobs):
             known = self.records.read(number)
             if known is None or known.overrides != job.overrides:
                 self.records.write(JobRecord(number, job.overrides, swept_part(job.overrides, self.checked.swept)))
 
     def _conclude(self, tracker: Tracker) -> list[JobRecord]:
-        """The table, the pictures and the best job: written down, and given to the tracker."""
+        """Writes the table, the pictures and the best job, and logs them with the tracker."""
         from manual_backprop.training.sweeps.pictures import draw_curves, draw_heat_map
 
         path, title = self.directory.path, str(self.directory.read()["run_name"])
@@ -264,19 +264,20 @@ class Sweep:
         return records
 
     def _compare(self, records: Sequence[JobRecord], tracker: Tracker, title: str) -> list[str]:
-        """The loss over a number that was swept; or how far curves part that should coincide, which is told too."""
-        from manual_backprop.training.comparison.picture import draw_comparison, says_more_than_curves
+        """Draws the loss over a swept number, or the differences of curves that should coincide. Returns these
+        differences in words."""
+        from manual_backprop.training.comparison.picture import adds_to_curves, draw_comparison
         from manual_backprop.training.comparison.runs import compare_directories, difference_lines, should_coincide
 
         runs = compare_directories([record.run_directory for record in records if record.run_directory is not None])
-        if says_more_than_curves(runs):
+        if adds_to_curves(runs):
             picture = self.directory.path / "comparison.png"
             if draw_comparison(runs, picture, title):
                 tracker.log_artifact(picture)
         return ["", *difference_lines([run.log for run in runs])] if should_coincide(runs) else []
 
     def _deliver_the_rest(self, records: Sequence[JobRecord]) -> None:
-        """What MLflow did not take in time from a job: many at once make it slow, and now there is time."""
+        """Delivers what MLflow did not receive in time from a job: many parallel jobs make it slow."""
         if self.config.tracking.name != "mlflow":
             return
         for record in records:
@@ -287,7 +288,8 @@ class Sweep:
                 return  # it is down
 
     def _mark_the_best(self, best: JobRecord | None) -> None:
-        """The best run's tag, and the parent's; a run that was the best before a resume is told so."""
+        """Sets the tags of the best run and of the parent; removes the tag of a run that was the best before a
+        resume."""
         before = self.directory.read().get("best")
         now = None
         if best is not None and best.run_directory is not None:
@@ -299,7 +301,8 @@ class Sweep:
             self._deliver(Path(now["directory"]), {"best": "true"})
 
     def _deliver(self, run: Path, tags: Mapping[str, Any]) -> bool:
-        """Tags of a run that has ended; they and all else that MLflow lacks of it. Whether MLflow took it."""
+        """Sets tags of a finished run, and delivers them and everything that MLflow lacks. Returns whether it
+        worked."""
         try:
             owned = own_run_directory(run)
         except ManualBackpropError as error:
@@ -311,13 +314,13 @@ class Sweep:
                 from manual_backprop.tracking.mlflow_delivery import MlflowDelivery
 
                 MlflowDelivery(run, self.outputs).deliver(final=True)
-        except Exception as error:  # MLflow's, its database's, its server's
+        except Exception as error:  # of MLflow, its database or its server
             from manual_backprop.tracking.mlflow_delivery import tracking_uri
             from manual_backprop.tracking.mlflow_messages import one_line
 
             reason = one_line(error, tracking_uri(self.outputs))
             again = f"python -m manual_backprop.sync {os.path.relpath(self.directory.path)}"
-            log.warning("MLflow did not take %s (%s); deliver it with: %s", run.name, reason, again)
+            log.warning("MLflow did not accept %s (%s); deliver it with: %s", run.name, reason, again)
             return False
         finally:
             owned.release()
@@ -330,7 +333,7 @@ class Sweep:
         interruption: Interruption,
         broken: BaseException | None,
     ) -> None:
-        """The end of the command: what to type next, or what went wrong."""
+        """Prints the end of the command: the next commands, or what went wrong."""
         print(f"\n{self.table}\n")
         best = best_of(records)
         if best is not None:
@@ -341,12 +344,12 @@ class Sweep:
         sys.stdout.flush()
         again = f"python -m manual_backprop.run sweep.resume={self.directory.path.name}"
         if interruption.received is not None:
-            left = f"{len(unfinished)} of {len(records)} jobs are unfinished"
+            left = f"{len(unfinished)} of {len(records)} jobs are not finished"
             interruption.raise_if_received(f"{left}; go on with: {again}")
         if broken is not None and not (unfinished and isinstance(broken, ValueError)):
-            # Optuna raises ValueError at the end of a search in which no trial succeeded: the list below says more.
+            # Optuna raises ValueError at the end of a search without a successful trial; the list below says more.
             reason = str(broken) if isinstance(broken, ManualBackpropError) else f"{type(broken).__name__}: {broken}"
-            lines = [f"the sweep broke off: {reason} (its traceback: {os.path.relpath(self.directory.log)})"]
+            lines = [f"the sweep failed: {reason} (traceback: {os.path.relpath(self.directory.log)})"]
         else:
             lines = []
         if unfinished:
@@ -355,11 +358,11 @@ class Sweep:
             never = f", {waiting} were not started" * bool(waiting)
             lines += [f"{failed} of {len(records)} jobs failed{never}:", *failures(unfinished)]
         if lines:
-            raise CheckFailedError("\n".join([*lines, f"run what has not finished: {again}"]))
+            raise CheckFailedError("\n".join([*lines, f"run the unfinished jobs: {again}"]))
 
 
 def start_sweep(checked: Checked, root: Path, hydra_call: HydraCall, config_folder: str | None) -> None:
-    """A new sweep. `config_folder` is the command line's --config-dir."""
+    """Starts a new sweep. `config_folder` is the command line's --config-dir."""
     outputs = root / "outputs"
     warnings_to_terminal()
     close_dead_runs(outputs)
@@ -372,7 +375,7 @@ def start_sweep(checked: Checked, root: Path, hydra_call: HydraCall, config_fold
 
 
 def resume_sweep(sweep: Path, checked: Checked, root: Path, hydra_call: HydraCall) -> None:
-    """What has not finished of a sweep; `checked` is the command line that it was given (`given_to`)."""
+    """Runs the unfinished jobs of a sweep; `checked` is its original command line (`given_to`)."""
     warnings_to_terminal()
     close_dead_runs(root / "outputs")
     finished = [record for record in Records(sweep).read_all() if record.status == FINISHED]
@@ -381,7 +384,7 @@ def resume_sweep(sweep: Path, checked: Checked, root: Path, hydra_call: HydraCal
 
 
 def _report_other_versions(finished: Sequence[JobRecord]) -> None:
-    """The jobs to come are compared with these."""
+    """Warns if finished jobs were run by another version, since the remaining jobs are compared with them."""
     from manual_backprop.tracking.environment import code_version, other_version
     from manual_backprop.tracking.tracker import environment_of_run
 
@@ -402,7 +405,7 @@ def given_to(sweep: Path) -> tuple[list[str], str | None]:
 
 
 def _silence_optuna() -> None:
-    """What it says of studies and failed trials, the sweep's own lines and table say better."""
+    """Hides Optuna's messages about studies and failed trials: the sweep's own lines and table say it better."""
     logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.ERROR)
     with suppress(ImportError):  # another sweeper
         import optuna

@@ -1,5 +1,5 @@
 "use strict";
-// The page as a whole: the table of all runs, the chosen ones, the controls, and the clock that looks for news.
+// The whole page: the table of all runs, the chosen runs, the controls, and polling for updates.
 
 // The table of all runs
 
@@ -84,7 +84,7 @@ function heard(runs) {
   if (parts.length) say(parts.join("; "));
 }
 
-// Showing and looking for news
+// Showing, and polling for updates
 
 async function show() {
   const mine = ++turn;
@@ -147,7 +147,7 @@ async function tick() {
     }
   } catch (error) {
     tick.lost = true;
-    say("the server does not answer: it was stopped, perhaps");
+    say("the server does not answer: perhaps it was stopped");
   }
   setTimeout(tick, TICK);
 }

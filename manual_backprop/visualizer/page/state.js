@@ -1,5 +1,5 @@
 "use strict";
-// What the view is, which the address remembers; how answers are got, from the server or from an exported file; helpers.
+// The state of the view, which is kept in the address; requests to the server, or to an exported file; helpers.
 
 const inside = document.getElementById("exported");
 const answers = inside ? JSON.parse(inside.textContent) : null;
@@ -10,16 +10,16 @@ const SHAPES = [ // plotly's symbols, in the order of style.py
   "M6 0l2 4 4 .5-3 3 1 4.500-4-2-4 2 1-4.500-3-3 4-.5z", "M3 1h6l3 5-3 5h-6l-3-5z", "M6 11l-6-11h12z"];
 const TICK = 2000; // [ms]
 const LIVE = !answers;
-const loaded = new Promise((done) => addEventListener("load", done, { once: true })); // plotly's script, the last: answers are asked for meanwhile
+const loaded = new Promise((done) => addEventListener("load", done, { once: true })); // plotly's script is the last one: requests are sent before it is loaded
 
 let rows = []; // the table of all runs
 let axes = {};
 let colours = [];
-let known = {}; // of each chosen run, its version, status and resumes at the last tick
-let yRange = null; // where one has zoomed into losses, for the ticks of perplexity
-let turn = 0; // an answer that comes after the next question is dropped
+let known = {}; // version, status and resumes of each chosen run at the last tick
+let yRange = null; // the zoomed range of losses, for the ticks of perplexity
+let turn = 0; // an answer that arrives after a newer request is dropped
 
-// The state of the view, which is the part of the address behind #
+// The state of the view: the part of the address after #
 
 const state = { runs: null, n: 4, tab: "choose", x: "step", lx: 0, ly: 0, s: 0, z: "", also: "", q: "", sort: "started", down: 1, budget: "", step: "", text: "", asked: "" };
 const FIRST = { ...state };
@@ -48,7 +48,7 @@ function remember(push) {
   if (target !== (location.hash || "#")) history[push ? "pushState" : "replaceState"](null, "", target);
 }
 
-// Asking
+// Requests
 
 async function ask(path, pairs = []) {
   const response = await fetch("api/" + path + "?" + new URLSearchParams(pairs));
@@ -144,7 +144,7 @@ function dressed(layout, legend = false) {
 async function draw(place, figure, controlled = false) {
   await loaded;
   const layout = dressed(figure.layout);
-  if (answers && controlled) { // the server has been asked for these; a file holds one of each
+  if (answers && controlled) { // the server has applied these settings; an exported file has one picture of each kind
     layout.xaxis.type = state.lx ? "log" : "linear";
     for (const axis of ["yaxis", "yaxis2"]) if (layout[axis]) layout[axis].type = state.ly ? "log" : "linear";
   }

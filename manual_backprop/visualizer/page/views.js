@@ -1,5 +1,5 @@
 "use strict";
-// Each tab: asks for what it shows, and shows the answer. What is drawn is computed in Python.
+// The tabs: each one requests its data and shows the answer. Python computes what is drawn.
 
 const views = {
   choose() {
@@ -45,7 +45,7 @@ const views = {
     $("budget").disabled = last < 1;
     const all = Object.values(answer.table.losses).filter((losses) => losses.some((loss) => loss !== null));
     const common = answer.table.budgets.findLastIndex((_, place) => all.every((losses) => losses[place] !== null));
-    if (state.budget === "" || !(Number(state.budget) > 0)) $("budget").value = common >= 0 ? common : last; // where all can be compared
+    if (state.budget === "" || !(Number(state.budget) > 0)) $("budget").value = common >= 0 ? common : last; // the largest budget at which all runs can be compared
     else $("budget").value = nearest(answer.table.budgets, Number(state.budget));
     $("sentences").replaceChildren(...answer.sentences.map((line) => element("li", {}, line)));
     drawBudget();
@@ -137,7 +137,7 @@ function drawBudget() {
   const body = $("budget-table").tBodies[0];
   if (budget === undefined) {
     $("budget-value").textContent = "";
-    body.replaceChildren(element("tr", {}, element("td", { class: "faint" }, "No run has logged its FLOPs beside a validation.")));
+    body.replaceChildren(element("tr", {}, element("td", { class: "faint" }, "No run has logged FLOPs together with a validation metric.")));
     return;
   }
   $("budget-value").textContent = scientific(budget) + " FLOPs";

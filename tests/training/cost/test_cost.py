@@ -1,4 +1,4 @@
-"""The command that measures what things cost: its list, its first word, and what each of them is told wrong."""
+"""The command that measures overhead: its list of measurements, their help, and wrong arguments."""
 
 from __future__ import annotations
 

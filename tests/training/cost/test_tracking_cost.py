@@ -49,7 +49,7 @@ def test_wrong_arguments(arguments: list[str], words: str) -> None:
 
 @pytest.mark.nightly
 def test_a_measurement(tmp_path: Path) -> None:
-    """By the command, of ten steps: whatever it finds in so few."""
+    """By the command, with ten steps: too few for a meaningful result."""
     given = ("tracking", "--model", "tiny", "--threads", "1", "--steps", "10", "--rounds", "1", "--json", "m.json")
     done = command(*given, cwd=tmp_path, module="manual_backprop.tools.cost")
     assert done.returncode == (0 if "\nok:" in done.stdout else 1), done.stderr

@@ -1,4 +1,4 @@
-// Activations of x + bias: activations.py, whose lines are quoted.
+// Activations of x + bias. The quoted lines are those of activations.py.
 #pragma once
 
 #include "vectors.h"
@@ -13,7 +13,7 @@ inline Vec sigmoid(const Vec& x) {
   return (Vec(1.f) + exponential<T>(x.neg())).reciprocal();
 }
 
-// sigmoid(x) and 1 - sigmoid(x), both exact where they are small, from one exponential that cannot overflow.
+// sigmoid(x) and 1 - sigmoid(x), both accurate where they are small, from one exponential that cannot overflow.
 template <class T>
 inline void gate_and_rest(const Vec& x, Vec& gate, Vec& rest) {
   const Vec decay = exponential<T>(x.abs().neg());
@@ -42,7 +42,7 @@ struct GeluTanh {
 };
 
 struct Gelu {
-  // (1 + erf(z / sqrt(2))) / 2, without the difference of two numbers that are nearly the same where z is negative
+  // (1 + erf(z / sqrt(2))) / 2, without cancellation where z is negative
   static Vec cumulative(const Vec& z) { return Vec(0.5f) * (z * Vec(-std::sqrt(0.5f))).erfc(); }
   template <class T>
   static Vec forward(const Vec& z) {
@@ -81,8 +81,8 @@ void bias_activation(T* y, const T* x, const P* bias, int64_t N, int64_t F) {
   });
 }
 
-// y = activation(x + bias) once more, dx, which holds dy, becomes the gradient of x, and dbias += its sum over the rows.
-// All (N, F), dbias (F).
+// Recomputes y = activation(x + bias); dx, which contains dy, becomes the gradient of x; dbias += its sum over the
+// rows. All (N, F), dbias (F).
 template <class Activation, class T, class P>
 void bias_activation_gradient(T* y, T* dx, P* dbias, const T* x, const P* bias, int64_t N, int64_t F) {
   for_rows_with_sums(N, F, {dbias}, [&](int64_t n, float* dbias_sum) {
@@ -98,7 +98,7 @@ void bias_activation_gradient(T* y, T* dx, P* dbias, const T* x, const P* bias, 
   });
 }
 
-// y = silu(gate) * hidden, which lie side by side. x (N, 2F) -> y (N, F).
+// y = silu(gate) * hidden, which lie side by side in x. x (N, 2F) -> y (N, F).
 template <class T, class P>
 void swiglu(T* y, const T* x, int64_t N, int64_t F) {
   for_rows(N, F, [&](int64_t n) {
@@ -110,7 +110,7 @@ void swiglu(T* y, const T* x, int64_t N, int64_t F) {
   });
 }
 
-// y once more, and dx (N, 2F), dgate and dhidden side by side, from dy (N, F).
+// Recomputes y; from dy (N, F), dx (N, 2F) = dgate and dhidden side by side.
 template <class T, class P>
 void swiglu_gradient(T* y, T* dx, const T* dy, const T* x, int64_t N, int64_t F) {
   for_rows(N, F, [&](int64_t n) {

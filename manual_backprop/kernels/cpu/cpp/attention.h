@@ -1,10 +1,10 @@
-// Attention and its gradient, a head and a block of queries at a time: ops/attention.py and ops/rotary_attention.py, whose
-// lines are quoted.
+// Attention and its gradient, one head and one block of queries at a time. The quoted lines are those of
+// ops/attention.py and ops/rotary_attention.py.
 //
-// A block's scores stand transposed, keys in rows and queries in columns, (S, n): so a maximum, a sum or a mask of a
-// query is one lane of a vector, every product reads its operands as they lie in memory, and keys that no query of the
-// block sees are rows that are left out: what a causal mask or padding hides is never computed. Of the probabilities
-// nothing is kept but the logarithm of each query's sum, from which backward makes them again.
+// The scores of a block are transposed, (S, n): keys in rows, queries in columns. So the maximum, the sum or the mask
+// of a query is one lane of a vector, and every product reads its operands without copies. Keys that no query of the
+// block sees are rows that are skipped: what a causal mask or padding hides is never computed. The probabilities are
+// not stored; backward recomputes them from the log-sum-exp of each query.
 #pragma once
 
 #include <ATen/native/CPUBlas.h>
@@ -17,13 +17,13 @@
 namespace {
 
 constexpr int64_t MOST_QUERIES = 64;    // of a block
-constexpr int64_t LONG = 1024;          // keys, from which a block has half as many: its scores stay in the cache
+constexpr int64_t LONG = 1024;          // keys, from which a block has half the queries: its scores stay in the cache
 
-// Where a tensor (B, positions, heads, K) has its numbers; those of a head's position lie side by side.
+// The memory of a tensor (B, positions, heads, K); the K numbers of a position and head are contiguous.
 template <class T>
 struct Heads {
   T* data;
-  int64_t sequence, position, head;     // from one to the next [numbers]
+  int64_t sequence, position, head;     // strides [numbers]
 
   T* at(int64_t b, int64_t h) const { return data + b * sequence + h * head; }
 };
@@ -35,7 +35,7 @@ struct Visible {
   int64_t T, S;
 
   int64_t keys_of(int64_t b) const { return key_lengths ? std::clamp<int64_t>(key_lengths[b], 0, S) : S; }
-  // How many keys, from the first, the queries before `query` see at most; of `keys` that are there.
+  // How many of the first `keys` keys the queries before `query` see at most.
   int64_t keys_up_to(int64_t query, int64_t keys) const {
     return causal ? std::clamp<int64_t>(query + S - T, 0, keys) : keys;
   }
@@ -43,7 +43,7 @@ struct Visible {
 
 // Which probabilities are dropped: ops/dropout.py, bit for bit.
 struct Dropout {
-  double probability;                   // a float has not the 31 bits of its threshold
+  double probability;                   // a float would not have the 31 bits of the threshold
   int64_t key, n_heads, positions;      // of the network
   int64_t first_row, first_head, first_query, first_key;
 
@@ -58,7 +58,7 @@ struct Dropout {
     return x ^ (x >> 31);
   }
 
-  // 1 where the element of this key is kept, 0 where it is dropped, for rows with these halves of their bits: the
+  // 1 if the element of this key is kept, 0 if it is dropped, for rows whose bits have these low and high halves: the
   // finalizer of MurmurHash3.
   Vec kept(int64_t place, const uint32_t* low, const uint32_t* high) const {
     const uint32_t start = uint32_t(first_key + place) * 0x9E3779B1u, threshold = uint32_t(probability * 2147483648.0);
@@ -74,11 +74,11 @@ struct Dropout {
   }
 };
 
-// By which angles queries and keys are turned: ops/rotary_attention.py. Null where they are not.
+// The angles by which queries and keys are rotated: ops/rotary_attention.py. Null without rotary positions.
 struct Rotation {
   const float *cosine, *sine;           // (positions, K / 2)
 
-  // y (n, K) = x (n, K), of the positions from `first` on, turned, or by direction -1 turned back. They may be the same.
+  // y (n, K) = x (n, K), rotated for the positions from `first` on; direction -1 rotates back. y may be x.
   template <class Y, class X>
   void turn(Y* y, int64_t y_stride, const X* x, int64_t x_stride, int64_t first, int64_t n, int64_t K, float direction) const {
     const int64_t half = K / 2;
@@ -96,7 +96,7 @@ struct Rotation {
     }
   }
 
-  // x (n, K) itself, or turned, in `memory`; its rows are `stride` apart.
+  // x (n, K) itself, or rotated in `memory`; sets `stride`, the distance of its rows.
   template <class T>
   const T* turned(const T* x, int64_t& stride, int64_t first, int64_t n, int64_t K, T* memory) const {
     if (!cosine) return x;
@@ -131,7 +131,7 @@ inline void put_rows(T* right, int64_t r, int64_t n, const T* one, const T* othe
   }
 }
 
-// x (n, K), rows `stride` apart, as the right operand of a product that adds up over its rows.
+// x (n, K), with row stride `stride`, as the right operand of a product that sums over its rows.
 template <class T>
 inline const T* right_operand(const T* x, int64_t n, int64_t K, int64_t stride, T* memory, int64_t& ld) {
   if constexpr (std::is_same_v<T, float>) {
@@ -171,7 +171,7 @@ inline void transposed_left(T* left, const T* x, int64_t n, int64_t K, int64_t s
   }
 }
 
-// Of what (K, columns) holds, the first n columns become rows of y (n, K), times a number of each.
+// y (n, K) = the first n columns of x (K, columns), transposed, each times its factor.
 template <class T>
 inline void write_transposed(T* y, int64_t stride, const float* x, int64_t n, int64_t K, int64_t columns, const float* factors) {
   for (int64_t c = 0; c < n; ++c) {
@@ -179,7 +179,7 @@ inline void write_transposed(T* y, int64_t stride, const float* x, int64_t n, in
   }
 }
 
-// Memory of a thread, which stays.
+// Reusable memory of a thread.
 class Scratch {
  public:
   template <class T>
@@ -205,7 +205,7 @@ inline Scratch& scratch_of_thread() {
 
 // Queries `first` to `last` of a head.
 struct Block {
-  int64_t b, first, last, seen, columns;  // seen: keys, of the query that sees most; columns: of vectors, padded with nothing
+  int64_t b, first, last, seen, columns;  // seen: most keys that a query sees; columns: n rounded up to whole vectors
 
   Block(const Visible& visible, int64_t b, int64_t first, int64_t last, int64_t keys)
       : b(b), first(first), last(last), seen(visible.keys_up_to(last, keys)),
@@ -228,8 +228,8 @@ class Column {
     }
   }
 
-  int64_t all() const { return all_; }    // keys, from the first, that all of these queries see
-  int64_t seen() const { return seen_; }  // that one of them sees
+  int64_t all() const { return all_; }    // so many keys, from the first, are seen by all of these queries
+  int64_t seen() const { return seen_; }  // by at least one of them
 
   // x where key j is seen, else `otherwise`.
   Vec visible(int64_t j, const Vec& x, float otherwise) const {
@@ -251,7 +251,7 @@ class Column {
 
 inline int64_t queries_of(int64_t S) { return S >= LONG ? MOST_QUERIES / 2 : MOST_QUERIES; }
 
-// context (B, T, H, K), and sums (B, H, T): the logarithm of what each query's probabilities were divided by.
+// context (B, T, H, K), and sums (B, H, T): the log-sum-exp of each query.
 template <class T>
 void attention_forward_of(
     Heads<T> context, float* sums, Heads<const T> query, Heads<const T> key, Heads<const T> value, const Visible& visible,
@@ -270,7 +270,7 @@ void attention_forward_of(
     int64_t key_stride = 0, prepared = -1;
     for (int64_t head = begin; head < end; ++head) {
       const int64_t b = head / H, h = head % H, g = h / (H / G), keys = visible.keys_of(b);
-      if (head / (H / G) != prepared) {  // what the heads of a group share
+      if (head / (H / G) != prepared) {  // keys and values that the heads of a group share
         prepared = head / (H / G), key_stride = key.position;
         keys_of_head = rotation.turned(key.at(b, g), key_stride, 0, keys, K, turned_keys);
         transposed_left(value_t, value.at(b, g), keys, K, value.position, S2);
@@ -340,8 +340,8 @@ void attention_forward_of(
   });
 }
 
-// The gradients of all three inputs, from dcontext. They may lie where the inputs lie: a block of queries is read for the
-// last time before its gradient is written, and a head's keys and values before theirs are.
+// The gradients of all three inputs, from dcontext. They may overwrite the inputs: the last read of a block of queries
+// comes before its gradient is written, and the last read of a head's keys and values before theirs.
 template <class T>
 void attention_backward_of(
     Heads<T> dquery, Heads<T> dkey, Heads<T> dvalue, Heads<const T> dcontext, const float* sums, Heads<const T> query,
@@ -353,7 +353,7 @@ void attention_backward_of(
   at::parallel_for(0, B * G, 1, [&](int64_t begin, int64_t end) {
     Scratch& memory = scratch_of_thread();
     float *scores = memory.take<float>(S * at_once), *dscores = memory.take<float>(S * at_once);
-    // as left operands, (S, columns), and dscores as a right one, too
+    // left operands (S, columns), and dscores also as a right operand
     T* dropped = wide ? reinterpret_cast<T*>(scores) : memory.take<T>(S * at_once);
     T* dscores_left = wide ? reinterpret_cast<T*>(dscores) : memory.take<T>(S * at_once);
     T* dscores_right = wide ? reinterpret_cast<T*>(dscores) : memory.take<T>(S2 * at_once);
@@ -383,7 +383,7 @@ void attention_backward_of(
           int64_t query_stride = query.position;
           const T* query_rows = rotation.turned(query.at(b, h) + first * query_stride, query_stride, first, n, K, turned_queries);
           const T* dcontext_rows = dcontext.at(b, h) + first * dcontext.position;
-          // scores = query key^T scale, once more; ddropped = dcontext value^T
+          // recompute scores = query key^T scale; ddropped = dcontext value^T
           transposed_right(query_t, query_rows, n, K, query_stride, columns);
           transposed_right(dcontext_t, dcontext_rows, n, K, dcontext.position, columns);
           product(scores, keys_of_head, query_t, seen, columns, K, key_stride, columns, false);
@@ -404,7 +404,7 @@ void attention_backward_of(
               Vec p = exponential<T>(Vec::loadu(score) * Vec(scale) - log_sum);
               if (j >= column.all()) p = column.visible(j, p, 0.f);
               Vec dp = Vec::loadu(dscore);
-              if (dropout.drops()) {  // the sign of p remembers what was dropped
+              if (dropout.drops()) {  // the sign of p marks dropped elements
                 const Vec kept = dropout.kept(j, low + c, high + c);
                 dp = dp * kept * Vec(share);
                 along = along + p * dp;
@@ -425,7 +425,7 @@ void attention_backward_of(
               const Vec p = Vec::loadu(score), dp = Vec::loadu(dscore);
               // dropped = dropout(probabilities)
               store(left, dropout.drops() ? at::vec::maximum(p, Vec(0.f)) * Vec(share) : p);
-              // probabilities = softmax(scores): dscores = probabilities (dprobabilities - along), and the scale
+              // probabilities = softmax(scores): dscores = probabilities (dprobabilities - along), times the scale
               return (dropout.drops() ? p.abs() : p) * (dp - along) * Vec(scale);
             };
             for (int64_t j = 0; j < seen; j += 2) {

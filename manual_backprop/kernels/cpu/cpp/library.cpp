@@ -1,6 +1,6 @@
-// All kernels as one library: `kernel(name)` gives the address of one for these formats, as library.py calls it.
+// All kernels as one library: `kernel(name)` returns the address of a kernel, which compiled.py calls.
 //
-// A name ends with the formats of activations and parameters: fp32, bf16, or bf16_mixed, whose parameters are float.
+// A name ends with the dtypes of activations and parameters: fp32, bf16, or bf16_mixed, whose parameters are float.
 
 #include <cstring>
 

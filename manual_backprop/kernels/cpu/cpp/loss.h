@@ -1,13 +1,13 @@
-// Cross-entropy over a chunk of logits, which become their own gradient: loss.py and rowwise.py.
+// Cross-entropy over a chunk of logits, which are overwritten by their gradient: loss.py and rowwise.py.
 #pragma once
 
 #include "vectors.h"
 
 namespace {
 
-// logits z (R, V) become e = exp(z - max(z)), and total (R) their sums: softmax(z) = e / total. at_target (R), the logit
-// of each row's target, becomes the gradient there, times total. loss (R) = logsumexp(z) - sum_v q_v z_v. All of them are
-// 0 where counts (R) is 0, whatever the row held.
+// logits z (R, V) become e = exp(z - max(z)), and total (R) their sums: softmax(z) = e / total. at_target (R), the
+// logit of each row's target, becomes total times the gradient there. loss (R) = logsumexp(z) - sum_v q_v z_v. All of
+// them are 0 where counts (R) is 0, whatever the row contains.
 template <class T, class P>
 void cross_entropy_of_rows(
     T* logits, T* at_target, float* loss, float* total, const T* counts, const float* label_smoothing, int64_t R, int64_t V) {
@@ -27,7 +27,7 @@ void cross_entropy_of_rows(
       if (smoothing > 0) all = all + Vec::set(Vec(0.f), x, count);
     });
     const float largest = largest_of(most);
-    // total = sum(exp(z - largest)), of the exponentials before they are rounded
+    // total = sum(exp(z - largest)), before the exponentials are rounded
     Vec sums(0.f);
     for_vectors(V, [&](int64_t v, int64_t count) {
       const Vec e = exponential<T>(load(z + v, count) - Vec(largest));

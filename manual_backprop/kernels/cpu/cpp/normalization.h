@@ -1,15 +1,15 @@
-// Layer norm and RMS norm over rows, behind a residual sum: normalization.py, ops/normalization.py and
-// ops/rms_normalization.py, whose lines are quoted.
+// Layer norm and RMS norm over rows, after a residual sum (normalization.py). The quoted lines are those of
+// ops/normalization.py and ops/rms_normalization.py.
 //
-// The residual stream has the parameters' format P, and what a product reads or has made the activations' T: in
-// bf16_mixed float and bfloat16. An RMS norm is a layer norm without mean and bias.
+// The residual stream has the dtype of the parameters, P; inputs and outputs of products have that of the activations,
+// T: in bf16_mixed float and bfloat16. An RMS norm is a layer norm without mean and bias.
 #pragma once
 
 #include "vectors.h"
 
 namespace {
 
-// What a row is normalized by; an RMS norm's mean is 0.
+// The statistics of a row; for an RMS norm the mean is 0.
 struct Statistics {
   float mean, rstd;
 };
@@ -24,7 +24,7 @@ inline Statistics statistics_of(const P* x, float epsilon, int64_t D) {
   return {average, 1 / std::sqrt(variance + epsilon)};
 }
 
-// Row n's, where they are kept: mean and rstd (N).
+// The statistics of row n, read from mean and rstd (N).
 template <bool centered>
 inline Statistics kept(const float* mean, const float* rstd, int64_t n) {
   return {centered ? mean[n] : 0, rstd[n]};
@@ -36,7 +36,7 @@ inline void keep(float* mean, float* rstd, int64_t n, const Statistics& of_row) 
   rstd[n] = of_row.rstd;
 }
 
-// y = (x - mean) rstd weight + bias, of which an RMS norm has none.
+// y = (x - mean) rstd weight + bias; an RMS norm has no bias.
 template <class T, class P>
 inline void normalize_row(T* y, const Statistics& of_row, const P* x, const P* weight, const P* bias, int64_t D) {
   for_vectors(D, [&](int64_t d, int64_t count) {
@@ -45,7 +45,7 @@ inline void normalize_row(T* y, const Statistics& of_row, const P* x, const P* w
   });
 }
 
-// total = x + branch, and y = norm(total); y, total, x, branch (N, D), mean, rstd (N). total may lie where branch does.
+// total = x + branch, and y = norm(total); y, total, x, branch (N, D), mean, rstd (N). total may overwrite branch.
 template <bool centered, class T, class P>
 inline void add_and_normalize_of(
     T* y, P* total, float* mean, float* rstd, const P* x, const T* branch, const P* weight, const P* bias, float epsilon,
@@ -59,7 +59,7 @@ inline void add_and_normalize_of(
   });
 }
 
-// y = norm(x), where nothing is added.
+// y = norm(x), without a branch.
 template <bool centered, class T, class P>
 inline void normalize_rows_of(
     T* y, float* mean, float* rstd, const P* x, const P* weight, const P* bias, float epsilon, int64_t N, int64_t D) {
@@ -70,7 +70,7 @@ inline void normalize_rows_of(
   });
 }
 
-// y = norm(total) once more, from its statistics.
+// Recomputes y = norm(total) from its statistics.
 template <bool centered, class T, class P>
 inline void normalize_of(T* y, const P* total, const float* mean, const float* rstd, const P* weight, const P* bias, int64_t N, int64_t D) {
   for_rows(N, D, [&](int64_t n) {
@@ -78,8 +78,8 @@ inline void normalize_of(T* y, const P* total, const float* mean, const float* r
   });
 }
 
-// dtotal (N, D) += the gradient of `total` through y = norm(total), from dy (N, D); = where adds is 0, and then dtotal may
-// lie where total does. dweight, dbias (D) += theirs.
+// dtotal (N, D) += the gradient of `total` through y = norm(total), from dy (N, D). If adds is 0, dtotal = that
+// gradient, and dtotal may overwrite total. dweight, dbias (D) += their gradients.
 template <bool centered, class T, class P>
 inline void normalization_gradient_of(
     P* dtotal, P* dweight, P* dbias, const T* dy, const P* total, const float* mean, const float* rstd, const P* weight,

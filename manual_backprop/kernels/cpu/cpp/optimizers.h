@@ -1,4 +1,5 @@
-// AdamW and SGD over flat parameters, each number read and written once: optimizers.py, whose lines are quoted.
+// AdamW and SGD over flat parameters; each number is read and written once. The quoted lines are those of
+// optimizers.py.
 #pragma once
 
 #include "vectors.h"
@@ -16,14 +17,14 @@ void squares_of_rows(float* squares, const P* gradient, int64_t R, int64_t C) {
   });
 }
 
-// A parameter, and where products read it rounded (bf16_mixed), what they read; elsewhere `rounded` is the parameter.
+// Writes a parameter and its rounded copy, which products read in bf16_mixed; otherwise `rounded` is the parameter.
 template <class T, class P>
 inline void store_parameter(P* parameter, T* rounded, const Vec& x, int64_t count) {
   store(parameter, x, count);
   if (static_cast<void*>(rounded) != parameter) store(rounded, x, count);
 }
 
-// All numbers are pointers, to what may change from step to step; nothing changes where `finite` is 0.
+// All numbers are pointers, since their values may change from step to step. If `finite` is 0 nothing changes.
 template <class T, class P>
 void adamw_step(
     P* parameter, T* rounded, const P* gradient, float* first_moment, float* second_moment, const float* finite, const float* clip,

@@ -1,7 +1,7 @@
-// Rows of numbers, a vector at a time: what every kernel here is made of.
+// Loops over rows of numbers, a vector at a time: the building blocks of every kernel here.
 //
-// Numbers are float or bfloat16 in memory and float in a register, so that sums are made in the wide format
-// (ops/numerics.py). Vectors and their functions are those that PyTorch is built with.
+// Numbers are float or bfloat16 in memory and float in registers, so that sums run in float (ops/numerics.py). Vectors
+// and their functions are PyTorch's.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -23,8 +23,8 @@ using c10::BFloat16;
 using Vec = at::vec::Vectorized<float>;
 
 constexpr int64_t WIDTH = Vec::size();           // numbers in a vector
-constexpr int64_t GRAIN = 1 << 14;               // numbers that are worth a thread
-constexpr int64_t GROUP = 64;                    // rows whose sum is made before it is added to others: it loses fewer digits
+constexpr int64_t GRAIN = 1 << 14;               // fewest numbers for one thread
+constexpr int64_t GROUP = 64;                    // rows summed before their sums are added: it loses fewer digits
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
 template <class T>
@@ -45,7 +45,7 @@ inline void store(T* y, const Vec& x, int64_t count = WIDTH) {
   }
 }
 
-// x as it is in memory of this format.
+// x rounded to dtype T.
 template <class T>
 inline Vec rounded(const Vec& x) {
   if constexpr (std::is_same_v<T, float>) {
@@ -55,7 +55,7 @@ inline Vec rounded(const Vec& x) {
   }
 }
 
-// exp, to the last bit but one where the result stays float, and to 20 of them where it is rounded to bfloat16.
+// exp: accurate to about 1 ulp if the result stays float, to 20 ulp if it is rounded to bfloat16.
 template <class T>
 inline Vec exponential(const Vec& x) {
   if constexpr (std::is_same_v<T, float>) {
@@ -77,7 +77,7 @@ inline float largest_of(const Vec& x) {
   return at::vec::vec_reduce_all<float>([](const Vec& a, const Vec& b) { return at::vec::maximum(a, b); }, x);
 }
 
-// f(first, count) for all of n numbers: whole vectors, then what is left.
+// f(first, count) for all of n numbers: whole vectors, then the rest.
 template <class F>
 inline void for_vectors(int64_t n, const F& f) {
   int64_t i = 0;
@@ -85,7 +85,7 @@ inline void for_vectors(int64_t n, const F& f) {
   if (i < n) f(i, n - i);
 }
 
-// The sum over a row of n numbers of f(first, count), a vector of which the first `count` count.
+// The sum of f(first, count) over a row of n numbers; f returns a vector whose first `count` lanes are summed.
 template <class F>
 inline float sum_over(int64_t n, const F& f) {
   Vec total(0.f);
@@ -95,7 +95,7 @@ inline float sum_over(int64_t n, const F& f) {
   return sum_of(total);
 }
 
-// f(row) for all rows of so many numbers, shared out among the threads.
+// f(row) for all rows, of `numbers` numbers each, distributed over the threads.
 template <class F>
 inline void for_rows(int64_t n_rows, int64_t numbers, const F& f) {
   at::parallel_for(0, n_rows, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, numbers)), [&](int64_t begin, int64_t end) {
@@ -109,9 +109,9 @@ inline void add(T* sum, const Vec& x, int64_t count) {
   store(sum, load(sum, count) + x, count);
 }
 
-// f(row, sums) for all rows of C numbers, shared out among the threads, and what f adds to sums (C, for each of totals one
-// behind the other) is added to totals (C). A group of rows has sums of its own, and these are added up one after the
-// other: the same bits for every number of threads.
+// f(row, sums) for all rows of C numbers, distributed over the threads. f adds to sums, which has C numbers for each of
+// totals; in the end they are added to totals (C each). Every group of rows has its own sums, and these are added in
+// order: the bits do not depend on the number of threads.
 template <class P, class F>
 inline void for_rows_with_sums(int64_t n_rows, int64_t C, std::initializer_list<P*> totals, const F& f) {
   const int64_t groups = (n_rows + GROUP - 1) / GROUP, width = C * int64_t(totals.size());
@@ -130,7 +130,7 @@ inline void for_rows_with_sums(int64_t n_rows, int64_t C, std::initializer_list<
   }
 }
 
-// f(first, count) for all of n numbers in a row, shared out among the threads.
+// f(first, count) for all of n contiguous numbers, distributed over the threads.
 template <class F>
 inline void for_numbers(int64_t n, const F& f) {
   const int64_t vectors = (n + WIDTH - 1) / WIDTH;

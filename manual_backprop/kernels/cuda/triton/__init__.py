@@ -1,14 +1,15 @@
-"""Kernels in Triton, one file an idea, each a launch or two where PyTorch needs a launch for every line.
+"""Triton kernels, one file per idea. Each takes a launch or two where PyTorch needs a launch for every line.
 
-They are operators of PyTorch (`torch.ops.manual_backprop`) with versions for fake tensors, so that a step is traced and
-captured with them. Forward is followed by backward, with the lines of the textbook pair (`manual_backprop.ops`) above
-their kernel's: that pair is the oracle. Statistics and sums are float32 whatever the format. Nothing waits for the
-device, and no number that changes from step to step is a Python number. There are no atomics: sums over rows are made
-in parts, which a second launch adds up in their order, so that the same numbers give the same bits. Loops are `while`,
-since with NumPy 2.4 the interpreter of Triton 3.6 has no `range` up to a number that is known when the kernel runs.
+They are operators of PyTorch (`torch.ops.manual_backprop`) with versions for fake tensors, so that a step can be traced
+and captured with them. Forward is followed by backward; the lines of the textbook pair (`manual_backprop.ops`), which
+is the oracle, are quoted above those of the kernel. Statistics and sums are in float32 for every dtype. Nothing waits
+for the device, and no number that changes from step to step is a Python number. There are no atomics: sums over rows
+are computed in parts, and a second launch adds the parts in a fixed order, so that the same numbers give the same bits.
+Loops are `while` loops: with NumPy 2.4 the interpreter of Triton 3.6 has no `range` with a bound that is a runtime
+value.
 
-What is not here: which kernel serves a pair, and whatever PyTorch has itself (products, attention).
-A function is imported when it is asked for: this room imports without Triton, its other files need it.
+Not here: the choice of the kernel for a pair, and what PyTorch has already (products, attention).
+Functions are imported on first use: this room imports without Triton, its other files need it.
 May import: ops.
 """
 
@@ -28,13 +29,13 @@ FILES = {
     "swiglu": "gate",
     "swiglu_backward": "gate",
 }
-# Kernels that one call launches.
+# The number of launches of one call.
 LAUNCHES = dict.fromkeys(FILES, 1) | {"bias_activation_backward": 2, "gradient_norm": 2, "residual_norm_backward": 2}
 
 
 @cache
 def installed() -> bool:
-    """Whether there is a Triton. It is not imported."""
+    """Whether Triton is installed. Does not import it."""
     return find_spec("triton") is not None
 
 

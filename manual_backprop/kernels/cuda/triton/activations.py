@@ -1,7 +1,7 @@
 """A bias and an activation, one launch forward and two backward: `bias_gelu`, and the ReLU of a sum.
 
-What backward keeps is the product before its bias. It gives the activated values once more, which the gradient of the
-next weight reads: of the wide tensors a block keeps one.
+Backward needs the product before its bias. It also recomputes the activated values, which the gradient of the next
+weight reads. So a block keeps only one of the wide tensors.
 """
 
 import torch
@@ -14,7 +14,7 @@ from .launching import add_partial_sums, launch, operator, wide
 from .normalization import statistics_of
 
 ROWS, COLUMNS = 8, 256  # of a tile
-GROUPS = 64  # of rows, of backward at most
+GROUPS = 64  # most groups of rows in backward
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu")
 
 LINEAR, CUBIC = tl.constexpr(GATE_LINEAR), tl.constexpr(GATE_CUBIC)
@@ -38,7 +38,7 @@ def bias_activation(x: Tensor, bias: Tensor, activation: str) -> Tensor:
 def bias_activation_backward(
     dy: Tensor, x: Tensor, bias: Tensor, activation: str, dbias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """dy (N, F) -> y, as forward gave it, and dx (N, F); adds to dbias (F)."""
+    """dy (N, F) -> y, recomputed, and dx (N, F); adds to dbias (F)."""
     assert activation in ACTIVATIONS
     assert x.is_contiguous()
     assert dy.is_contiguous()
@@ -106,7 +106,7 @@ def activated(x, ACTIVATION: tl.constexpr):
         # cumulative = (1 + erf(x / sqrt(2))) / 2
         y = x * (0.5 + 0.5 * tl.erf(x * ROOT_OF_HALF))
     else:
-        y = tl.where(x < 0, 0.0, x)  # not the larger one of both: a NaN shall stay one
+        y = tl.where(x < 0, 0.0, x)  # not a maximum, which would lose a NaN
     return y
 
 
@@ -114,7 +114,7 @@ def activated(x, ACTIVATION: tl.constexpr):
 def slope(x, ACTIVATION: tl.constexpr):
     """dy/dx."""
     if ACTIVATION == "gelu_tanh":
-        # y = x gate; 1 - gate = sigmoid(-2u), whose difference would cancel; d(2u)/dx = linear + 3 cubic x^2
+        # y = x gate; 1 - gate = sigmoid(-2u), without cancellation; d(2u)/dx = linear + 3 cubic x^2
         twice_u = x * (LINEAR + CUBIC * x * x)
         dy = tl.sigmoid(twice_u) * (1 + x * tl.sigmoid(-twice_u) * (LINEAR + 3 * CUBIC * x * x))
     elif ACTIVATION == "gelu":

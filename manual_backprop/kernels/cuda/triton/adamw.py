@@ -1,8 +1,8 @@
-"""AdamW in one launch over the flat buffers: `optim.AdamW`, which says what the symbols are.
+"""AdamW in one launch over the flat buffers. `optim.AdamW` explains the symbols.
 
-Every number is read once and written once, and the weights that the products read are written beside the float32 ones,
-so that a step makes no copies of them. What decays comes first in the buffers. Whatever changes from step to step lies
-on the device.
+Every number is read once and written once. The rounded weights that products read are written in the same pass, so a
+step makes no copies of them. Parameters with weight decay come first in the buffers. Whatever changes from step to step
+is on the device.
 """
 
 import triton
@@ -28,10 +28,10 @@ def adamw_(
     epsilon: float,
     weight_decay: float,
 ) -> None:
-    """Updates parameters and both moments (P) with gradients (P), and writes `narrow` (P): the parameters, rounded.
+    """Updates parameters and both moments (P) with gradients (P), and writes `narrow` (P), the rounded parameters.
 
-    numbers (5): whether the step counts (1 or 0: then nothing changes, whatever the gradients are), the factor that
-    clips, the learning rate, 1 - beta1^t and sqrt(1 - beta2^t).
+    numbers (5): whether the step counts (1, or 0: then nothing changes, whatever the gradients are), the clipping
+    factor, the learning rate, 1 - beta1^t and sqrt(1 - beta2^t).
     """
     size = parameters.numel()
     launch(

@@ -1,4 +1,4 @@
-"""The norm of the whole gradient, one flat buffer: a launch adds up squares in parts, another one the parts."""
+"""The norm of the whole gradient, one flat buffer: one launch sums the squares in parts, another one sums the parts."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ from .launching import launch, operator, wide
 from .normalization import statistics_of
 
 BLOCK = 2048
-PROGRAMS = 1024  # at most: several for each processor of a GPU, and few parts to add up
+PROGRAMS = 1024  # at most: several for each multiprocessor of a GPU, but few parts to sum
 
 
 @operator()

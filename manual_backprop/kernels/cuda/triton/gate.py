@@ -1,4 +1,5 @@
-"""SwiGLU, one launch each way: `swiglu_forward` and `swiglu_backward`, of which backward gives the output once more."""
+"""SwiGLU, one launch forward and one backward: `swiglu_forward` and `swiglu_backward`. Backward recomputes the
+output."""
 
 import torch
 import triton
@@ -22,7 +23,7 @@ def swiglu(x: Tensor) -> Tensor:
 
 @operator()
 def swiglu_backward(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """dy (N, F) -> y (N, F), as forward gave it, and dx (N, 2F)."""
+    """dy (N, F) -> y (N, F), recomputed, and dx (N, 2F)."""
     assert x.is_contiguous()
     assert dy.is_contiguous()
     rows, width = dy.shape
@@ -57,7 +58,7 @@ def swiglu_backward_kernel(y_ptr, dx_ptr, dy_ptr, x_ptr, N, F, ROWS: tl.constexp
     dy = wide(tl.load(dy_ptr + at, mask=inside, other=0.0))
     gate = wide(tl.load(x_ptr + at_gate, mask=inside, other=0.0))
     hidden = wide(tl.load(x_ptr + at_gate + F, mask=inside, other=0.0))
-    opening, rest = tl.sigmoid(gate), tl.sigmoid(-gate)  # s, and 1 - s, whose difference would cancel
+    opening, rest = tl.sigmoid(gate), tl.sigmoid(-gate)  # s, and 1 - s without cancellation
     # y = silu(gate) * hidden
     dgate = dy * hidden * opening * (1 + gate * rest)
     dhidden = dy * gate * opening

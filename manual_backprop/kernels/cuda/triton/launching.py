@@ -1,4 +1,4 @@
-"""How a function that launches kernels becomes an operator of PyTorch, and what several kernels share."""
+"""Turns functions that launch kernels into operators of PyTorch; and what several kernels share."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,13 +10,13 @@ import triton.language as tl
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-SUMMED_ROWS, SUMMED_COLUMNS = 64, 32  # the tile in which partial sums are added up
+SUMMED_ROWS, SUMMED_COLUMNS = 64, 32  # the tile of the kernel that adds partial sums
 
 
 def operator(*changes: str) -> Callable[[Callable[..., Any]], Any]:
-    """Makes of a function the operator `manual_backprop::<its name>`, which changes the tensors of these names.
+    """Makes a function the operator `manual_backprop::<its name>`, which changes the arguments named in `changes`.
 
-    Of fake tensors, which have no memory, the same function is called: all that it does is done but for the launches.
+    With fake tensors, which have no memory, the same function runs without its launches.
     """
 
     def register(function: Callable[..., Any]) -> Any:
@@ -28,7 +28,7 @@ def operator(*changes: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """kernel[grid](*arguments, **constants) on the device of the tensors; nothing where they have no memory."""
+    """kernel[grid](*arguments, **constants) on the device of the tensors; does nothing for fake tensors."""
     like = next(argument for argument in arguments if isinstance(argument, Tensor))
     if isinstance(like, FakeTensor) or like.is_meta:
         return
@@ -37,12 +37,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
 
 def warps_of(block: int) -> int:
-    """So many that each thread has some 8 of a block's numbers, at most 16."""
+    """The number of warps: each thread has about 8 numbers of a block; at most 16 warps."""
     return min(max(block // 256, 1), 16)
 
 
 def add_partial_sums(partial: Tensor, first: Tensor, second: Tensor | None = None) -> None:
-    """first (C) += the sum over G of partial[0], second (C) likewise of partial[1]; partial (1 or 2, G, C)."""
+    """first (C) += the sum over G of partial[0], second (C) += that of partial[1]; partial (1 or 2, G, C)."""
     both, groups, width = partial.shape
     grid = triton.cdiv(width, SUMMED_COLUMNS), both
     tile = {"ROWS": SUMMED_ROWS, "COLUMNS": SUMMED_COLUMNS}
@@ -51,13 +51,13 @@ def add_partial_sums(partial: Tensor, first: Tensor, second: Tensor | None = Non
 
 @triton.jit
 def wide(x):
-    """In the format of statistics and sums: float32, or float64 where it is that."""
+    """x in the dtype of statistics and sums: float32, or float64 if x is float64."""
     return x if x.dtype == tl.float64 else x.to(tl.float32)
 
 
 @triton.jit
 def add_partial_sums_kernel(first_ptr, second_ptr, partial_ptr, G, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A program adds up some columns, from the first group to the last: the same order each time."""
+    """A program sums some columns, from the first group to the last: always in the same order."""
     which = tl.program_id(1)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < C

@@ -1,7 +1,7 @@
-"""Cross-entropy in place, one launch: logits become their gradient, `cross_entropy_forward` and `_backward` at once.
+"""Cross-entropy in place in one launch: logits become their gradient, `cross_entropy_forward` and `_backward` at once.
 
-A program has a row, of whatever length: it goes over it in blocks, twice. Offsets are 64 bits wide, since the logits of
-a large batch are more than 2^31.
+A program processes one row of any length, twice, in blocks. Offsets have 64 bits, since a large batch has more than
+2^31 logits.
 """
 
 import triton
@@ -12,14 +12,14 @@ from ....common.batch import IGNORED as OF_BATCHES
 from .launching import launch, operator, warps_of, wide
 from .normalization import statistics_of
 
-BLOCK = 4096  # of a row at most: a whole one of a large vocabulary does not fit into registers
+BLOCK = 4096  # at most: a whole row of a large vocabulary does not fit into registers
 
 IGNORED = tl.constexpr(OF_BATCHES)
 
 
 @operator("logits")
 def cross_entropy_(logits: Tensor, targets: Tensor, scale: Tensor, label_smoothing: float) -> Tensor:
-    """logits (R, V), any distance between rows, become scale * (softmax - q), and rows that do not count 0.
+    """Overwrites logits (R, V), with any row stride, with scale * (softmax - q); with 0 in rows that do not count.
 
     targets (R), -100 where they do not count; scale, one number -> losses (R) = logsumexp(z) - sum_v q_v z_v, without
     the scale, 0 where they do not count. q is 1 - s on the target plus s / V on every token.
@@ -45,8 +45,8 @@ def cross_entropy_kernel(
     logits_ptr += row * row_stride
     target = tl.load(targets_ptr + row)
     counts = target != IGNORED
-    expected = wide(tl.load(logits_ptr + tl.maximum(target, 0)))  # before anything is overwritten
-    # logsumexp = max(z) + log(sum(exp(z - max(z)))), of what was read so far
+    expected = wide(tl.load(logits_ptr + tl.maximum(target, 0)))  # read before it is overwritten
+    # logsumexp = max(z) + log(sum(exp(z - max(z)))), of the blocks read so far
     largest = tl.full((), float("-inf"), losses_ptr.dtype.element_ty)
     total = tl.zeros_like(largest)
     sum_of_logits = tl.zeros_like(largest)
@@ -61,7 +61,7 @@ def cross_entropy_kernel(
             sum_of_logits += tl.sum(tl.where(column < V, z, 0.0), 0)
         start += BLOCK
     # loss = logsumexp(z) - sum_v q_v z_v
-    share = (tl.zeros_like(total) + SMOOTHING) / V  # of q, on every token
+    share = (tl.zeros_like(total) + SMOOTHING) / V  # s / V, the part of q on every token
     expected = (1 - SMOOTHING) * expected + share * sum_of_logits
     tl.store(losses_ptr + row, tl.where(counts, largest + tl.log(total) - expected, 0.0))
     scale = tl.load(scale_ptr)
@@ -71,9 +71,9 @@ def cross_entropy_kernel(
         z = wide(tl.load(logits_ptr + column, mask=column < V, other=float("-inf")))
         # dz = scale (p - q), p = exp(z - logsumexp(z))
         p = tl.exp(z - largest) / total
-        q = tl.where(column == target, 1 - SMOOTHING, tl.zeros_like(p))  # and the share
+        q = tl.where(column == target, 1 - SMOOTHING, tl.zeros_like(p))  # without the share
         dz = tl.where(
             counts, scale * (p - q - share), 0.0
-        )  # not a product: a row that does not count may hold anything
+        )  # a product with 0 would keep the NaN that an ignored row may hold
         tl.store(logits_ptr + column, dz.to(logits_ptr.dtype.element_ty), mask=column < V)
         start += BLOCK

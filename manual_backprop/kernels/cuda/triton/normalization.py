@@ -1,8 +1,8 @@
 """A residual sum and its norm, one launch forward and two backward: `residual_layer_norm` and, without mean and bias,
 `residual_rms_norm`.
 
-A program has a row, in registers from its sum to its output, which is written in the format that is read next: no cast
-follows. Backward gives it several rows, over which it adds up its part of dweight and dbias.
+A program processes one row, in registers from its sum to its output, which is written in the dtype that is read next:
+no cast follows. In backward a program has several rows and sums its part of dweight and dbias over them.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .launching import add_partial_sums, launch, operator, warps_of, wide
 
-GROUPS = 512  # programs of backward at most: several for each processor of a GPU, and few parts to add up
+GROUPS = 512  # most programs of backward: several for each multiprocessor of a GPU, but few parts to sum
 
 
 @operator()
@@ -21,9 +21,9 @@ def residual_norm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """total = x + branch, y = norm(total) -> total, y, mean, rstd.
 
-    x (N, D), branch (N, D) or None, weight and bias (D): a layer norm, or without a bias an RMS norm. total is as x,
-    and empty where there is no branch: then it is x itself. y (N, D) in `dtype`. mean, rstd (N) in float32; of an RMS
-    norm mean is empty, and rstd is rrms.
+    x (N, D), branch (N, D) or None, weight and bias (D): a layer norm, or without a bias an RMS norm. total has the
+    dtype of x; without a branch it is empty, since x is the total. y (N, D) in `dtype`. mean, rstd (N) in float32; for
+    an RMS norm mean is empty, and rstd is rrms.
     """
     assert x.is_contiguous()
     assert branch is None or branch.is_contiguous()
@@ -53,10 +53,10 @@ def residual_norm_backward(
     dbias: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """dtotal (N, D) or None, dy (N, D) in any format -> the gradient of x and of branch alike, as total (N, D), and the
-    same rounded to `dtype`, as the branch reads it; adds to dweight (D) and, of a layer norm, to dbias (D).
+    """dtotal (N, D) or None, dy (N, D) in any dtype -> dx = dbranch (N, D) in the dtype of total, and a copy rounded to
+    `dtype` for the branch; adds to dweight (D) and, for a layer norm, to dbias (D).
 
-    The second is empty where that is total's format: then the first is read."""
+    The copy is empty if `dtype` is that of total: then the first is read."""
     assert dy.is_contiguous()
     assert total.is_contiguous()
     assert dtotal is None or dtotal.is_contiguous()
@@ -104,7 +104,7 @@ def residual_norm_kernel(
         x += wide(tl.load(branch_ptr + at, mask=inside, other=0.0))
         total = x.to(total_ptr.dtype.element_ty)
         tl.store(total_ptr + at, total, mask=inside)
-        x = wide(total)  # as it is kept, and as backward reads it
+        x = wide(total)  # rounded as it is stored, since backward reads that
     # mean = sum(x) / D, centered = x - mean
     if bias_ptr is not None:
         mean = tl.sum(x, 0) / D
@@ -147,7 +147,7 @@ def residual_norm_backward_kernel(
         along_normalized = tl.sum(dnormalized * normalized, 0) / D
         dx = dnormalized - normalized * along_normalized
         if mean_ptr is not None:
-            dx -= tl.sum(dnormalized, 0) / D  # along the ones
+            dx -= tl.sum(dnormalized, 0) / D  # the part along the all-ones vector
         dx *= rstd
         # total = x + branch
         if dtotal_ptr is not None:

@@ -1,7 +1,7 @@
-"""`bench --gpu`: everything that takes a GPU, in the order of importance, for the few minutes that one is at hand.
+"""`bench --gpu`: everything that needs a GPU, most important first, for a few minutes on a GPU machine.
 
-`session.py` goes through the parts and writes each table down as soon as it is there; `correctness.py`, `limits.py`,
-`comparison.py` (steps beside the peers, and memory) and `training.py` are the parts; `tables.py` is what they give, and
-`processes.py` where they run: in processes of their own, since an error of a GPU ends the process that meets it.
-Needs PyTorch alone; transformers' rows are left out where that is missing.
+`session.py` runs the parts and writes each table as soon as it is complete. The parts are `correctness.py`,
+`limits.py`, `comparison.py` (steps compared with the peers, and memory) and `training.py`. `tables.py` defines their
+results, and `processes.py` runs them in separate processes, since an error of a GPU makes its process unusable.
+Needs only PyTorch; the rows of transformers are left out if it is missing.
 """

@@ -1,4 +1,4 @@
-"""(b) What this device can do: nothing below is ours, and no step can be faster than its parts of these."""
+"""(b) The limits of this device, without code of ours: no step can be faster than the sum of these parts."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def products(case: Case) -> tuple[str, float, float, str]:
 
 
 def attention(backend: str, case: Case, device: torch.device) -> list[tuple[str, float, float, str]]:
-    """Forward, then backward with it, of one block of the case."""
+    """Forward, and forward with backward, of the attention of one block of the case."""
     config = case.config
     shape = case.batch_size, config.n_heads, config.max_seq_len, config.d_head
     dtype = torch.bfloat16
@@ -103,7 +103,7 @@ def attention(backend: str, case: Case, device: torch.device) -> list[tuple[str,
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """The median of some, after one that does not count."""
+    """The median of some runs, after one that does not count."""
 
     def once() -> float:
         begin = time.perf_counter()

@@ -1,5 +1,4 @@
-"""The optimizations of the kernels for a GPU, as `ablations.py` has those of the CPU's: what each saves, and a step
-without it."""
+"""The optimizations of the GPU kernels, each with what it saves and its ablation, like `ablations.py` for a CPU."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ def _textbook_adamw() -> list[Binding]:
 
 
 def _loss_by_halves() -> list[Binding]:
-    """The pair, one half after the other, behind the name of both at once."""
+    """`linear_cross_entropy` as a forward and then a backward."""
     from .... import ops
     from ....kernels import cuda
     from ....ops.numerics import no_record
@@ -50,15 +49,17 @@ def _loss_by_halves() -> list[Binding]:
 OPTIMIZATIONS = {
     "graph": Optimization(
         "models/training_step.py, kernels/cuda/graph.py",
-        "The whole step is captured once and replayed: no Python, no launch from the host.",
+        "The whole step is captured once and replayed: no Python, no launches from the host.",
         without=_without_graph,
     ),
     "triton": Optimization(
-        "kernels/cuda/triton/", "One launch for a chain of operations; without, PyTorch's.", without=_without_triton
+        "kernels/cuda/triton/",
+        "One launch for a chain of operations; without it, launches of PyTorch.",
+        without=_without_triton,
     ),
     "attention": Optimization(
         "kernels/cuda/attention.py",
-        "cuDNN's or flash attention, of which a number a query is kept; without, the textbook's.",
+        "cuDNN's attention or flash attention keep one number per query; without them, the textbook pair.",
         pairs=("self_attention", "rotary_attention"),
         room=ROOM,
     ),
@@ -88,7 +89,7 @@ OPTIMIZATIONS = {
     ),
     "adamw": Optimization(
         "kernels/cuda/optimizers.py, kernels/cuda/triton/adamw.py",
-        "One launch over all parameters; bfloat16 weights are written beside the others.",
+        "One launch over all parameters, which also writes the bfloat16 weights.",
         without=_textbook_adamw,
     ),
 }

@@ -1,7 +1,7 @@
-"""The whole session: part after part, each with its share of the time, each table on the disk as soon as it is there.
+"""The whole session: one part after the other, each with its share of the time; each table is written at once.
 
-What a part does not need of its time, the later ones have. One that fails is written down as failed, and the next one
-begins. results.md is for people; results.json holds the same numbers unrounded.
+Time that a part does not need is left to the later ones. A part that fails is recorded as failed, and the next one
+starts. results.md is for people; results.json has the same numbers, unrounded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VERSION = 1  # of the JSON
 class Kind:
     about: str
     seconds: float  # of ten minutes
-    function: str  # of this room: Setting -> Part; imported when its turn comes
+    function: str  # module.function in this folder: Setting -> Part; imported when it runs
 
     def run(self, setting: Setting) -> Part:
         module, name = self.function.split(".")
@@ -36,10 +36,12 @@ class Kind:
 
 PARTS = {
     "a": Kind(
-        "right: pairs and networks against float64 on the CPU, a graph against none", 60, "correctness.correctness"
+        "correctness: pairs and networks against float64 on the CPU, graphs against eager steps",
+        60,
+        "correctness.correctness",
     ),
     "b": Kind("limits: copies, products, attention alone", 60, "limits.limits"),
-    "c": Kind("steps of G1, G4 and G3 beside the peers; each optimization alone", 300, "comparison.comparison"),
+    "c": Kind("steps of G1, G4 and G3 compared with the peers; each optimization alone", 300, "comparison.comparison"),
     "d": Kind("memory over the batch size", 60, "comparison.memory"),
     "e": Kind("nanoGPT's two settings, trained", 120, "training.training"),
 }
@@ -47,7 +49,7 @@ PARTS = {
 
 @dataclass
 class Done:
-    """What became of a part."""
+    """The outcome of a part."""
 
     about: str
     tables: list[Table] = field(default_factory=list)
@@ -56,7 +58,8 @@ class Done:
 
 
 def run(setting: Setting, minutes: float, names: Sequence[str], folder: Path) -> None:
-    """Raises CheckFailedError at the end where something was wrong, StorageError where nothing can be written."""
+    """Runs the parts `names`. Raises CheckFailedError at the end if something was wrong, StorageError if results cannot
+    be written."""
     begin = time.monotonic()
     total = sum(PARTS[name].seconds for name in names)
     done: dict[str, Done] = {}
@@ -76,7 +79,7 @@ def run(setting: Setting, minutes: float, names: Sequence[str], folder: Path) ->
                 part.seconds = time.monotonic() - started
                 print(table.markdown(), flush=True)
                 _write(folder, machine, done)
-        except Exception as error:  # the next part may be right
+        except Exception as error:  # the next part may succeed
             part.failure = f"{type(error).__name__}: {error}"
             traceback.print_exc()
         part.seconds = time.monotonic() - started
@@ -112,7 +115,7 @@ def _write(folder: Path, machine: dict[str, str], done: dict[str, Done]) -> None
 
 
 def _machine() -> dict[str, str]:
-    """What the numbers depend on."""
+    """The hardware and software that the numbers depend on."""
     import importlib.metadata
 
     from ..page import machine

@@ -1,4 +1,4 @@
-"""What a part of the session gives: tables, as Markdown and as JSON; and what it is told. Standard library only."""
+"""The results of a part of the session, tables as Markdown and as JSON; and the settings. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Setting:
-    """How a session runs."""
+    """The settings of a session."""
 
-    device: str  # cuda, or cpu: then at sizes at which all of it is tried in seconds
-    text: str  # the path of the text that a network learns, "" for none
-    until: float  # [s], by time.monotonic(): when a part has to be done
+    device: str  # cuda; or cpu, with small sizes that take seconds, for a try
+    text: str  # the path of the text for trainings, "" for none
+    until: float  # [s], by time.monotonic(): the deadline of a part
 
     @property
     def small(self) -> bool:
@@ -23,14 +23,14 @@ class Setting:
 
 @dataclass
 class Table:
-    """Rows of what was measured, unrounded; numbers are rounded where they are shown."""
+    """Rows of measurements, unrounded; numbers are rounded for display."""
 
     title: str
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    data: Any = None  # what the JSON holds beside the rows
-    failures: list[str] = field(default_factory=list)  # what is wrong, in a sentence each
+    data: Any = None  # additional data for the JSON
+    failures: list[str] = field(default_factory=list)  # a sentence for everything that is wrong
 
     def markdown(self) -> str:
         lines = [f"### {self.title}", ""]
@@ -65,5 +65,5 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity, and no NaN."""
+    """The value without infinity and NaN, which JSON does not have."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

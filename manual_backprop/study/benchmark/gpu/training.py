@@ -1,7 +1,8 @@
-"""(e) nanoGPT's two README settings, trained by this library: the loss on held-out text, and the time.
+"""(e) The two settings of nanoGPT's README, trained by this library: the loss on held-out text, and the time.
 
-Sizes, batches, learning rates and steps are those of nanoGPT's configuration for Shakespeare's characters, and of its
-README's command for a CPU. The loss is the mean over the last tenth of the text, of which nanoGPT draws 200 batches.
+Sizes, batches, learning rates and steps are those of nanoGPT's configuration for Shakespeare's characters, and of the
+command for a CPU in its README. The loss is the mean over the last tenth of the text; nanoGPT samples 200 batches of
+it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Training:
     sizes: dict[str, int | float]
     batch_size: int
     steps: int
-    readme: float  # the loss that nanoGPT's README tells
+    readme: float  # the loss in nanoGPT's README
 
 
 TRAININGS = (
@@ -90,12 +91,12 @@ def training(setting: Setting) -> Part:
         table.rows.append((*cells, losses[steps], losses[best], best, one.readme))
         if steps < one.steps:
             table.remarks.append(f"{one.name}: the time was over after {steps} of {one.steps} steps")
-    table.remarks.append("seconds: of the steps alone, from the first one; evaluations are not counted")
+    table.remarks.append("seconds: of all steps, without evaluations")
     yield table
 
 
 def train(one: Training, setting: Setting) -> tuple[int, float, dict[int, float]]:
-    """Steps that were made, seconds that they took, and the loss by step."""
+    """The number of steps made, their seconds, and the loss by step."""
     text = Path(setting.text).read_text(encoding="utf-8")
     characters = sorted(set(text))
     numbers = {character: number for number, character in enumerate(characters)}
@@ -142,7 +143,7 @@ def random_batches(tokens: Tensor, B: int, T: int) -> Iterator[Batch]:
 
 @torch.no_grad()
 def held_out_loss(network: Network, tokens: Tensor, B: int, T: int) -> float:
-    """The mean over all whole windows of T, one after the other."""
+    """The mean loss over all whole windows of T tokens, one after the other."""
     count = (len(tokens) - 1) // T
     read, targets = tokens[: count * T].view(count, T), tokens[1 : count * T + 1].view(count, T)
     total = torch.zeros((), dtype=torch.float64, device=tokens.device)
