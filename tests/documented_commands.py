@@ -601,7 +601,7 @@ def check_help(outcome: Outcome) -> None:
     shown = re.findall(r"^  ([a-z_]+(?:\.[a-z_]+)*) +\S", outcome.said.partition("\nKeys used most")[2], flags=re.M)
     assert len(shown) > 20
     assert set(shown[:20]) <= set(keys())
-    assert "every other key: --cfg job" in outcome.said
+    assert "all other keys: --cfg job" in outcome.said
 
 
 def check_plan(outcome: Outcome) -> None:

@@ -76,7 +76,7 @@ def test_it_ends_before_a_stop(copy: Path, capsys: pytest.CaptureFixture[str]) -
         (["last", "--promt", "x"], "--promt: there is no such option; did you mean --prompt?"),
         (["last", "--prompt", "x", "--max_length", "3"], "did you mean --max-length?"),
         (["last", "--prompt", "x", "--tokens", "3"], "--tokens: there is no such option\n"),  # and nothing like it
-        (["last", "--prompt", "the", "cat"], "cat: was not expected here; a text of several words needs quotes"),
+        (["last", "--prompt", "the", "cat"], "cat: unexpected argument; a text of several words needs quotes"),
         (["last", "--prompt", "x", "--temperature", "-1"], "--temperature: must be a number, at least 0, was '-1'"),
         (["last", "--prompt", "x", "--temperature", "inf"], "--temperature: must be a number"),
         (["last", "--prompt", "x", "--top-p", "0"], "--top-p: must be a number, more than 0 and at most 1"),

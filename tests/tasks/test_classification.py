@@ -439,8 +439,8 @@ def test_a_plan_and_a_tokenizer_of_fewer_letters(root: Path, tmp_path: Path) -> 
     [
         (["dataset=python_docs"], "dataset=python_docs: task=classification learns from labelled, docstrings; use"),
         (["tokenizer=none"], "tokenizer=none: task=classification reads texts; use tokenizer=bpe"),
-        (["network=decoder"], "network=decoder: task=classification is learned by encoder; leave it null"),
-        (["batching=packed"], "batching=packed: a row of task=classification is a row of its own"),
+        (["network=decoder"], "network=decoder: task=classification needs network=encoder; leave it null"),
+        (["batching=packed"], "batching=packed: task=classification never packs several examples"),
         (["dataset.augment=swop"], "swop is none of swap, delete, insert; did you mean swap?"),
         (["dataset.augment=swap,swap"], "names one of them twice"),
         (["dataset.augment=[]"], "must be some of swap, delete, insert, as in swap,delete, or null"),

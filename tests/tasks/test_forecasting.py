@@ -369,12 +369,12 @@ def test_a_checkpoint_without_its_scaling(in_its_folder: Path, tmp_path: Path) -
             ),
             (
                 "tokenizer=byte: task=forecasting reads no text; leave tokenizer out",
-                "batching=packed: a row of task=forecasting is a row of its own",
-                "network=decoder: task=forecasting is learned by encoder",
-                "model.vocab_size=99: task=forecasting reads numbers, no tokens; leave it null",
+                "batching=packed: task=forecasting never packs several examples",
+                "network=decoder: task=forecasting needs network=encoder",
+                "model.vocab_size=99: task=forecasting reads numbers, not tokens; leave it null",
                 "training.label_smoothing=0.1: the squared error of task=forecasting has no labels",
-                "dataset.validation=null: of a series a share of its steps validates",
-                "dataset.subset_size=99: a series is taken as it is",
+                "dataset.validation=null: for a series this is a share of its steps",
+                "dataset.subset_size=99: a series is always used as a whole",
                 "task.patch=4: must divide task.history=30, .* use task.history=28 or 32",
                 "dataset.value_columns=a: must be a list of texts .*, or null",
             ),
@@ -404,7 +404,9 @@ def test_a_config_that_does_not_fit(tmp_path: Path, overrides: tuple[str, ...], 
 
 
 def test_other_tasks_refuse_a_series_and_this_one_a_model_of_texts() -> None:
-    assert "init_from=last: brings a language" in only_a_language_model_has_initial_weights("forecasting", "last")[0]
+    assert (
+        "init_from=last: starts from a language" in only_a_language_model_has_initial_weights("forecasting", "last")[0]
+    )
     with pytest.raises(ConfigError, match=r"dataset=co2: task=language_model learns from .*, or use task=forecasting"):
         check(["dataset=co2"])
 

@@ -235,14 +235,14 @@ def test_a_plan_knows_the_pairs(tmp_path: Path, here: None) -> None:
     [
         (["dataset=text"], ["dataset=text: task=translation learns from pairs, dates, postfix; use dataset=pairs"]),
         (["tokenizer=none"], ["tokenizer=none: task=translation reads texts; use tokenizer=bpe"]),
-        (["network=decoder"], ["network=decoder: task=translation is learned by encoder_decoder"]),
-        (["batching=packed"], ["batching=packed: a row of task=translation is a row of its own"]),
+        (["network=decoder"], ["network=decoder: task=translation needs network=encoder_decoder"]),
+        (["batching=packed"], ["batching=packed: task=translation never packs several examples"]),
         (["task=language_model"], ["dataset=pairs: task=language_model learns from .* or use task=translation"]),
         (["dataset.path=gone.tsv"], [r"dataset\.path=gone\.tsv: there is no such file or folder"]),
         (["dataset.path=a/b"], [r"a dataset of the hub needs dataset\.format=hub"]),
         (["dataset.format=csv"], [r"dataset\.format=csv: dataset=pairs can have tsv, jsonl"]),
         (["dataset.target_column=source"], [r"dataset\.target_column=source: is the column of the sources"]),
-        (["dataset.max_length=9"], [r"dataset\.max_length=9: a pair is taken whole or not at all"]),
+        (["dataset.max_length=9"], [r"dataset\.max_length=9: pairs are never cut"]),
         (["dataset.split=train2"], [r"only dataset\.format=saved or hub has splits"]),
         (["dataset.validation=gone"], [r"dataset\.validation=gone: there is no such file"]),
         (

@@ -140,9 +140,9 @@ def test_cut_tokens_are_another_text(rows: Path, tokens: Path, tmp_path: Path) -
     ("overrides", "words"),
     [
         (("tokenizer=bpe",), "add tokenizer=pretokenized"),
-        (("dataset.subset_size=5",), "dataset.subset_size=5: dataset=pretokenized has its documents"),
-        (("dataset.validation=0.5",), "dataset.validation=0.5: dataset=pretokenized has its documents"),
-        (("dataset=text",), "tokenizer=pretokenized: is that of the tokens of dataset=pretokenized"),
+        (("dataset.subset_size=5",), "dataset.subset_size=5: the documents and splits of dataset=pretokenized"),
+        (("dataset.validation=0.5",), "dataset.validation=0.5: the documents and splits of dataset=pretokenized"),
+        (("dataset=text",), "tokenizer=pretokenized: belongs to dataset=pretokenized"),
     ],
 )
 def test_what_prepared_tokens_do_not_go_with(overrides: tuple[str, ...], words: str, tokens: Path) -> None:
