@@ -316,7 +316,7 @@ def test_bad_input_leaves_no_corpus_behind(text: DatasetConfig, tmp_path: Path) 
     with pytest.raises(InputError, match="no such file"):
         prepare_corpus(DatasetConfig("text", str(tmp_path / "absent")), BYTE, cache)
     (Path(text.path or "") / "bad").write_bytes(b"\xff")
-    with pytest.raises(InputError, match=r"bad, line 1: byte 0 .*not UTF-8 \([a-z ]+\)\. Mend it, or .*=skip"):
+    with pytest.raises(InputError, match=r"bad, line 1: byte 0 .*not UTF-8 \([a-z ]+\)\. Correct it, or .*=skip"):
         prepare_corpus(text, BYTE, cache)
     assert entries(cache) == []
 

@@ -157,7 +157,7 @@ def test_tokenizers_of_both_sides_or_one(name: str, tmp_path: Path) -> None:
 def test_a_row_that_is_no_pair_is_named_and_may_be_left_out(tmp_path: Path) -> None:
     rows: dict[str, tuple[Any, str]] = {
         "a.tsv": ("x\t \n", "a.tsv, line 61: the target is empty"),
-        "b.tsv": ("x\n", "b.tsv, line 61: this line has 1 cell, and the first one 2 cells"),
+        "b.tsv": ("x\n", "b.tsv, line 61: this line has 1 cell, but the first one has 2 cells"),
         "c.tsv": ("x\ty\tz\n", "c.tsv, line 61: this line has 3 cells"),
         "d.tsv": (b"x\ty\xff\n", r"d.tsv, line 61: byte 3 of the line is 0xff, which is not UTF-8"),
     }
@@ -174,7 +174,7 @@ def test_a_row_that_is_no_pair_is_named_and_may_be_left_out(tmp_path: Path) -> N
         with pytest.raises(InputError, match="1 of 61 rows left out as bad"):  # also where another run has skipped it
             prepared(path, tmp_path / "cache")
     (tmp_path / "e.jsonl").write_text('{"source": "a", "target": null}\n{"source": "a"}\n')
-    with pytest.raises(InputError, match=r"e\.jsonl, line 1: 'target' should be text and is null"):
+    with pytest.raises(InputError, match=r"e\.jsonl, line 1: 'target' should be text but is null"):
         prepared(tmp_path / "e.jsonl", tmp_path / "cache")
     with pytest.raises(InputError, match=r"no pairs for training in .* \(rows read: 2, of these bad: 2\)"):
         prepared(tmp_path / "e.jsonl", tmp_path / "cache", on_bad_row="skip")
@@ -201,7 +201,7 @@ def test_files_that_cannot_be_understood(tmp_path: Path) -> None:
         ("p.dat", {}, r"its name ends in \.dat.*Give dataset\.format=tsv"),
         ("mixed", {}, r"files of several formats \(jsonl, tsv\)"),
         ("gone", {}, r"gone: there is no such file or folder, nor .*gone\.source and .*gone\.target.*format=hub"),
-        ("p.dat", {"format": "parquet"}, "damaged or no Parquet file"),
+        ("p.dat", {"format": "parquet"}, "damaged or not a Parquet file"),
     ]
     for name, keys, said in cases:
         with pytest.raises(InputError, match=said):

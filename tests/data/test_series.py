@@ -73,14 +73,14 @@ GOOD = ("2020-01-01,1,2", "2020-01-02,2,3", "2020-01-03,3,4")
 @pytest.mark.parametrize(
     ("rows", "line", "why"),
     [
-        ((*GOOD, "2020-01-04,mild,5"), 5, "a is 'mild', and no finite number; leave a cell empty for a gap"),
-        ((*GOOD, "2020-01-04,inf,5"), 5, "a is 'inf', and no finite number"),
+        ((*GOOD, "2020-01-04,mild,5"), 5, "a is 'mild', not a finite number; leave a cell empty for a gap"),
+        ((*GOOD, "2020-01-04,inf,5"), 5, "a is 'inf', not a finite number"),
         ((*GOOD, '2020-01-04,"1,5",5'), 5, "write numbers with a decimal point"),
         ((GOOD[1], GOOD[0], GOOD[2]), 3, "the time 2020-01-01 is before that of the row above; sort the file by time"),
         ((*GOOD, GOOD[2]), 5, "the time 2020-01-03 is there twice; keep one row of each time"),
         ((*GOOD, "tomorrow,4,5"), 5, "the time 'tomorrow' is not a date as in the rows above"),
         ((*GOOD, "5,4,5"), 5, "the time '5' is not a date as in the rows above"),
-        ((*GOOD, "2020-01-04,4"), 5, "has 2 cells, and the first line names 3 columns"),
+        ((*GOOD, "2020-01-04,4"), 5, "has 2 cells, but the first line names 3 columns"),
         ((*GOOD, "2020-01-04,4,5,6"), 5, "has 4 cells"),
     ],
 )
@@ -103,7 +103,7 @@ def test_steps_of_other_lengths(tmp_path: Path) -> None:
     skipped = read(tmp_path, dated(*(row.replace("01 05:00", "01 05:30") for row in hours)), skip=True)
     assert np.isnan(skipped.values[5]).all()
     assert len(skipped) == 48
-    with pytest.raises(InputError, match=r"leaves a hole of 70,1.. steps.* is it a slip of the pen"):
+    with pytest.raises(InputError, match=r"leaves a gap of 70,1.. steps.* is the time mistyped"):
         read(tmp_path, dated(*hours, "2028-01-03 00:00,1,1"))
     left = read(tmp_path, dated(*(row.replace(" 01:00,1", " 01:00,x") for row in hours)), skip=True)
     assert "2 of 48 rows were left out" in left.notes[-1]
@@ -112,14 +112,14 @@ def test_steps_of_other_lengths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "why"),
     [
-        ("", {}, "is empty; a series has a line of names"),
+        ("", {}, "is empty; a series needs a line of names"),
         ("a\n1\n", {}, "has one column, 'a'"),
-        ("date,a\n2020-01-01,1\n", {}, "has 1 row of values; a series has at least two"),
+        ("date,a\n2020-01-01,1\n", {}, "has 1 row of values; a series needs at least two"),
         ("date,a\n", {}, "has 0 rows of values"),
         (
             "2020-01-01,1\n2020-01-02,2\n",
             {},
-            "its first line holds values, 2020-01-01,1; put the columns' names before",
+            "its first line holds values, 2020-01-01,1; put a line with the columns' names before",
         ),
         (
             dated(*GOOD),
@@ -128,10 +128,10 @@ def test_steps_of_other_lengths(tmp_path: Path) -> None:
         ),
         (dated(*GOOD), {"value_columns": ["c"]}, "has no column 'c'; it has date, a, b"),
         (dated(*GOOD), {"value_columns": ["a", "a"]}, "names a column twice"),
-        (dated(*GOOD), {"value_columns": ["date"]}, "names a column twice, or the time's"),
-        ("date,a\n2020-01-01,\n2020-01-02,nan\n", {}, "the column 'a' holds no number at all"),
-        (b"date,a\n2020-01-01,\xff\n", {}, "is no UTF-8"),
-        ('date,a\n2020-01-01,"1\n', {}, "line 2: is no row of a CSV file"),
+        (dated(*GOOD), {"value_columns": ["date"]}, "names a column twice, or the column of times"),
+        ("date,a\n2020-01-01,\n2020-01-02,nan\n", {}, "the column 'a' holds no numbers"),
+        (b"date,a\n2020-01-01,\xff\n", {}, "is not UTF-8"),
+        ('date,a\n2020-01-01,"1\n', {}, "line 2: is not a row of a CSV file"),
     ],
 )
 def test_a_file_that_is_no_series(tmp_path: Path, text: str | bytes, options: dict[str, object], why: str) -> None:

@@ -126,25 +126,25 @@ GOOD = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label
         ("a.jsonl", GOOD + '{"text": "  ", "label": "cat"}\n', r"a.jsonl, line 31: 'text' is empty.*on_bad_row=skip"),
         ("a.jsonl", GOOD + '{"text": "x", "label": ""}\n', r"line 31: 'label' is empty: expected a label"),
         ("a.jsonl", GOOD + '{"text": "x", "label": [1]}\n', r"line 31: 'label' is \[1\]: expected a label"),
-        ("a.jsonl", GOOD + '{"text": 3, "label": "cat"}\n', r"line 31: 'text' should be text and is 3"),
+        ("a.jsonl", GOOD + '{"text": 3, "label": "cat"}\n', r"line 31: 'text' should be text but is 3"),
         (
             "a.jsonl",
             GOOD + '{"text": "x"}\n',
             r"line 31: there is no 'label', only 'text'; name one: dataset.label_col",
         ),
-        ("a.jsonl", GOOD + "{text}\n", r"line 31: this is no JSON"),
+        ("a.jsonl", GOOD + "{text}\n", r"line 31: this is not JSON"),
         ("a.jsonl", GOOD + "[1]\n", r"line 31: expected an object, as in \{'text': \.\.\., 'label'"),
         ("a.jsonl", GOOD + '{"text": "\\ud800", "label": "cat"}\n', r"line 31: 'text' has a half of a surrogate pair"),
         ("a.jsonl", GOOD.encode() + b'{"text": "\xff", "label": "cat"}\n', r"line 31: 'text' has a byte 0xff at pos"),
         ("a.csv", "text,kind\nx,cat\n", r"a.csv, line 1: there is no column 'label', only 'text', 'kind'; name one"),
         ("a.csv", "text,text,label\nx,y,cat\n", r"line 1: there is 2 times the column 'text'"),
-        ("a.csv", "text,label\nx,cat\ny\n", r"a.csv, line 3: this row has 1 cell, and the heading 2 cells"),
-        ("a.csv", 'text,label\n"x" y,cat\n', r"line 2: this is no CSV"),
+        ("a.csv", "text,label\nx,cat\ny\n", r"a.csv, line 3: this row has 1 cell, but the heading has 2 cells"),
+        ("a.csv", 'text,label\n"x" y,cat\n', r"line 2: this is not CSV"),
         ("a.csv", "text,label\nx,cat\ny,cat\nz,cat\n", r"all \d training rows have the label 'cat', and a classifier"),
         ("a.csv", "text,label\na,1\nb,2\nc,3\nd,4\n", r"4 different labels in 4 training rows; is it the text\?"),
         ("a.csv", "text,label\n", r"There are no texts for training in .*rows read: 0"),
-        ("a.txt", "x", r"is not called as one of them.*Give dataset.format=jsonl, csv, tsv, parquet, saved, hub"),
-        ("a.parquet", "x", r"is damaged or no Parquet file"),
+        ("a.txt", "x", r"has no known suffix.*Give dataset.format=jsonl, csv, tsv, parquet, saved, hub"),
+        ("a.parquet", "x", r"is damaged or not a Parquet file"),
     ],
 )
 def test_bad_input_is_named(name: str, content: str | bytes, words: str, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_label_that_only_another_split_has(tmp_path: Path) -> None:
     dataset = DatasetConfig("labelled", str(train), test=str(other))
     with pytest.raises(InputError, match=words.format("test")):
         open_test_split(dataset, corpus)
-    with pytest.raises(InputError, match=r"a test split is a file or a folder of its own: give dataset.test=PATH"):
+    with pytest.raises(InputError, match=r"has no test split yet: give a file or a folder, as dataset.test=PATH"):
         open_test_split(DatasetConfig("labelled", str(train)), corpus)
 
 

@@ -329,7 +329,7 @@ def test_predict_goes_on_after_the_end(in_its_folder: Path, tmp_path: Path, caps
             "has 2 steps, and this model reads the last 24; give at least as many",
         ),
         ("month,a\n2000-01,1\n", "has no column 'b'; it has month, a"),
-        ("month,a,b\n2000-01,1,2\n2000-02,1,mild\n", "line 3: b is 'mild', and no finite number"),
+        ("month,a,b\n2000-01,1,2\n2000-02,1,mild\n", "line 3: b is 'mild', not a finite number"),
         (
             "day,a,b\n2000-01-01,1,2\n2000-01-02,1,3\n",
             "its steps are 1 day, and this model has learned steps of 1 month",
@@ -419,14 +419,14 @@ def test_a_series_that_cannot_be_learned(tmp_path: Path) -> None:
     flat = table()
     flat[:120, 1] = 5
     with pytest.raises(
-        InputError, match="b does not change in the 112 steps of the training part: there is nothing to le"
+        InputError, match="b does not change in the 112 steps of the training split: there is nothing to le"
     ):
         opened(write(tmp_path / "a.csv", flat))
     one = opened(write(tmp_path / "a.csv", flat), "dataset.value_columns=[a]")
     assert one.best_metric == "validation/rmse"
-    with pytest.raises(InputError, match="no window of the training part has a value of each series in its history"):
+    with pytest.raises(InputError, match="no window of the training split has a value of each series in its history"):
         opened(write(tmp_path / "a.csv", table(), gaps=tuple(range(112))))
-    with pytest.raises(InputError, match=r"a\.csv: no window of the test part has a value of each series in its"):
+    with pytest.raises(InputError, match=r"a\.csv: no window of the test split has a value of each series in its"):
         opened(write(tmp_path / "a.csv", table(), gaps=tuple(range(128, 160)))).check()
 
 

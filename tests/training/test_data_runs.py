@@ -65,7 +65,7 @@ def test_a_padded_run_says_what_it_did(rows: Path, tmp_path: Path) -> None:
     said = (run / "run.log").read_text()
     assert "113 of 130 documents have more than 8 tokens and are cut there" in said
     assert "1 bad row of 150 was left out: " in said
-    assert "line 150: 'text' should be text and is the number 7" in said
+    assert "line 150: 'text' should be text but is the number 7" in said
     seen = metric(run, "tokens_seen")
     assert len(seen) == 22  # steps of 6 of the 130 documents, and one of 4
     assert seen[-1] < 22 * 6 * 8
@@ -171,5 +171,5 @@ def test_prepared_tokens_that_cannot_be_used(rows: Path, tokens: Path, tmp_path:
         file.write(b"\xff")
     with pytest.raises(InputError, match=r"train-00003.bin is damaged"):
         prepared(damaged)
-    with pytest.raises(InputError, match="holds tokens that were made before, and no text"):
+    with pytest.raises(InputError, match="holds tokens, not text"):
         pretokenize_dataset(tokens, "byte", output=tmp_path / "again")
