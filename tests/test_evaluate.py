@@ -107,7 +107,7 @@ def test_a_test_split_of_its_own(copy: Path, tmp_path: Path, capsys: pytest.Capt
     (cached,) = (tmp_path / "outputs/datasets").glob("text-test-*/")
     assert (cached / "test.bin").stat().st_size == 2 * len(ids)
     (tmp_path / "held-out.txt").write_text("short")
-    assert "The test or validation split has 6 tokens, and one window needs 9" in refused(capsys, *given)
+    assert "The test or validation split has 6 tokens, but one window needs 9" in refused(capsys, *given)
     assert "--split test: dataset.path=absent: there is no such file" in refused(capsys, *given[:-1], "absent")
 
 
@@ -153,7 +153,7 @@ def test_a_dataset_with_a_test_split(
         for name in ("one", "two", "three")
     }
     targets = 7 * len("test number 0\n") - 1
-    note = "Split test of two is what validated: the same text."
+    note = "Split test of two is the validation split, the same text."
     shown = {name: said(capsys, str(runs[name]), "--split", "test") for name in ("two", "three")}
     assert all(f"test: {targets} tokens" in page for page in shown.values())
     assert note in shown["two"].replace(f"{tmp_path}/", "")
@@ -173,7 +173,7 @@ def test_a_dataset_with_a_test_split(
 def test_the_documentation_has_no_test_split(copy: Path, tmp_path: Path) -> None:
     config = load("last").config()
     corpus = prepare_corpus(config.dataset, config.tokenizer, copy.parent.parent / "datasets")
-    with pytest.raises(InputError, match="dataset=python_docs has a train and a validation split, and no other"):
+    with pytest.raises(InputError, match="dataset=python_docs has a train and a validation split, but no test split"):
         open_test_split(DatasetConfig("python_docs"), corpus, tmp_path)
 
 
@@ -294,7 +294,7 @@ def test_a_relative_path_is_seen_from_where_the_run_was_started(
 
 def test_no_such_split(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(capsys, "last", "--split", "test")
-    assert "--split test: dataset=text has a train and a validation split; a test split is a file or a folder" in told
+    assert "--split test: dataset=text has no test split yet; give a file or a folder" in told
     assert "--test here.txt: says where the test split is; add --split test" in refused(
         capsys, "last", "--test", "here.txt"
     )

@@ -99,7 +99,7 @@ class LanguageModelTask(Task):
             config.dataset,
             sequence_length=config.model.max_seq_len,
             batch_size=config.training.batch_size,
-            pieces=config.training.gradient_accumulation_steps,
+            accumulation_steps=config.training.gradient_accumulation_steps,
             seed=config.seed,
             repeat=repeat,
         )

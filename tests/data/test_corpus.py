@@ -273,7 +273,7 @@ def test_what_takes_long_is_said(text: DatasetConfig, tmp_path: Path, monkeypatc
     assert caplog.text == ""
     monkeypatch.setattr("manual_backprop.data.tokens.corpus.LARGE", 1000)
     prepare_corpus(text, BYTE, tmp_path / "other")
-    assert "making tokens of 0 MB of text, once" in caplog.text
+    assert "tokenizing 0 MB of text, once" in caplog.text
 
 
 @pytest.mark.slow
@@ -301,7 +301,7 @@ def test_a_process_that_is_killed_leaves_nothing_in_the_way(tmp_path: Path) -> N
 
 def test_a_cache_that_cannot_be_written_is_a_storage_error(text: DatasetConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(StorageError, match=r"cannot be kept in .*file"):
+    with pytest.raises(StorageError, match=r"cannot be stored in .*file"):
         prepare_corpus(text, BYTE, tmp_path / "file")
 
 

@@ -260,7 +260,7 @@ def test_a_test_split_is_read_beside_the_others(online: dict[str, Any]) -> None:
     assert online["validation tests"]["test"] == VALIDATION
     assert online["validation tests"]["digest"] == online["three"]["digest"]
     assert online["validation tests"]["test notes"] == [
-        "split validation of owner/three is what validated: the same text"
+        "split validation of owner/three is the validation split, the same text"
     ]
     assert online["no test"]["error"] == "owner/stories has no split 'test', only train, validation."
 
@@ -327,7 +327,7 @@ def test_without_a_hub_what_was_prepared_is_used(
     found = prepare(cases, home / "cache", gone)
     assert found["stream"] == online["stream"]
     assert found["pinned"] == online["pinned"]
-    assert f"going on with revision {commit}, prepared before" in found["said"]
+    assert f"using revision {commit}, which was prepared before" in found["said"]
 
 
 def test_a_connection_that_breaks_off_is_a_sentence(folder: Path, tmp_path: Path) -> None:

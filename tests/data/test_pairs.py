@@ -129,7 +129,7 @@ def test_splits_in_files_of_their_own(tmp_path: Path) -> None:
     assert (len(split), notes[0][:30]) == (3, "1 of 4 rows left out as bad, t")
     with pytest.raises(InputError, match=r"t\.tsv, line 4: the target is empty"):
         open_test_split(dataset, corpus, tmp_path / "cache")
-    with pytest.raises(InputError, match=r"give dataset\.test=PATH to the run, or --test PATH"):
+    with pytest.raises(InputError, match=r"dataset\.test=PATH to the run or as --test PATH"):
         open_test_split(replace(dataset, test=None), corpus, tmp_path / "cache")
 
 

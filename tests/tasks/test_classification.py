@@ -140,7 +140,7 @@ GOOD = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label
         ("a.csv", "text,text,label\nx,y,cat\n", r"line 1: there is 2 times the column 'text'"),
         ("a.csv", "text,label\nx,cat\ny\n", r"a.csv, line 3: this row has 1 cell, but the heading has 2 cells"),
         ("a.csv", 'text,label\n"x" y,cat\n', r"line 2: this is not CSV"),
-        ("a.csv", "text,label\nx,cat\ny,cat\nz,cat\n", r"all \d training rows have the label 'cat', and a classifier"),
+        ("a.csv", "text,label\nx,cat\ny,cat\nz,cat\n", r"all \d training rows have the label 'cat', but a classifier"),
         ("a.csv", "text,label\na,1\nb,2\nc,3\nd,4\n", r"4 different labels in 4 training rows; is it the text\?"),
         ("a.csv", "text,label\n", r"There are no texts for training in .*rows read: 0"),
         ("a.txt", "x", r"has no known suffix.*Give dataset.format=jsonl, csv, tsv, parquet, saved, hub"),
@@ -168,14 +168,14 @@ def test_bad_rows_are_skipped_and_counted(tmp_path: Path) -> None:
 def test_a_label_that_only_another_split_has(tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", rows_of(60))
     other = write(tmp_path / "other.jsonl", [*rows_of(9), ("an old dog", "dog")])
-    words = r"other.jsonl, line 10: the label 'dog' is in the {} split alone; training rows have 'bird', 'cat', 'fish'"
+    words = r"other.jsonl, line 10: the label 'dog' is only in the {} split; training rows have 'bird', 'cat', 'fish'"
     with pytest.raises(InputError, match=words.format("validation")):
         corpus_of(train, tmp_path / "cache", validation=str(other))
     corpus = corpus_of(train, tmp_path / "cache")
     dataset = DatasetConfig("labelled", str(train), test=str(other))
     with pytest.raises(InputError, match=words.format("test")):
         open_test_split(dataset, corpus)
-    with pytest.raises(InputError, match=r"has no test split yet: give a file or a folder, as dataset.test=PATH"):
+    with pytest.raises(InputError, match=r"has no test split yet; give a file or a folder, as dataset.test=PATH"):
         open_test_split(DatasetConfig("labelled", str(train)), corpus)
 
 

@@ -94,7 +94,7 @@ def test_what_becomes_of_a_row_and_its_batch(name: str, wanted: list[int], netwo
 
 def test_an_epoch_meets_every_row_once_and_counts_its_targets() -> None:
     rows = draw_rows(replace(REVERSAL, training_rows=101), "training", 0, "encoder_decoder")
-    order = Padded(rows, 99, seed=0, batch_size=4, pieces=2)
+    order = Padded(rows, 99, seed=0, batch_size=4, accumulation_steps=2)
     met: list[Sequence[int]] = []
     for step in range(round(order.steps(1))):
         tokens, batches = order.batches(step)

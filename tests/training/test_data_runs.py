@@ -159,12 +159,12 @@ def test_prepared_tokens_that_cannot_be_used(rows: Path, tokens: Path, tmp_path:
 
     prepared(tokens, "byte")  # which it is
     CharTokenizer("abc").save(tmp_path)
-    with pytest.raises(InputError, match=r"tokenizer=file: the tokens in .* were made with another tokenizer; say"):
+    with pytest.raises(InputError, match=r"tokenizer=file: the tokens in .* are from another tokenizer; use"):
         prepared(tokens, "file", path=str(tmp_path))
     with pytest.raises(InputError, match="holds no token shards"):
         prepared(rows.parent)
     prepare_corpus(DatasetConfig("jsonl", str(rows), on_bad_row="skip"), TokenizerConfig("byte"), tmp_path / "cache")
-    with pytest.raises(InputError, match="is damaged, or not of token shards"):
+    with pytest.raises(InputError, match="is damaged, or is not the manifest of token shards"):
         prepared(next((tmp_path / "cache").glob("*/")))
     damaged = Path(shutil.copytree(tokens, tmp_path / "damaged"))
     with (damaged / "train-00003.bin").open("r+b") as file:

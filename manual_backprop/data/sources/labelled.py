@@ -84,7 +84,7 @@ def open_test_rows(dataset: DatasetConfig) -> LabelledSource:
         return LabelledSplits(replace(dataset, split=dataset.test or "test", validation=0.5, subset_size=None), form)
     if dataset.test is None:
         raise InputError(
-            "dataset=labelled has no test split yet: give a file or a folder, as dataset.test=PATH to the run or as "
+            "dataset=labelled has no test split yet; give a file or a folder, as dataset.test=PATH to the run or as "
             "--test PATH here; or give a share, dataset.test_share=0.1, to a new run."
         )
     return LabelledFiles(replace(dataset, path=dataset.test, format=None, validation=None), None)

@@ -276,7 +276,7 @@ def open_test_pairs(dataset: DatasetConfig) -> FilePairs:
         return FilePairs(replace(dataset, split=name, validation=0.5, subset_size=None))
     if dataset.test is None:
         raise InputError(
-            "dataset=pairs has no test split yet: give a file or a folder, as dataset.test=PATH to the run or as "
+            "dataset=pairs has no test split yet; give a file or a folder, as dataset.test=PATH to the run or as "
             "--test PATH here."
         )
     return FilePairs(replace(dataset, path=dataset.test, validation=None, subset_size=None))

@@ -75,9 +75,15 @@ class LabelledOrder(Padded):
     documents: TextRows
 
     def __init__(
-        self, rows: TextRows, tokenizer: Tokenizer, kinds: Sequence[str], seed: int, batch_size: int, pieces: int
+        self,
+        rows: TextRows,
+        tokenizer: Tokenizer,
+        kinds: Sequence[str],
+        seed: int,
+        batch_size: int,
+        accumulation_steps: int,
     ):
-        super().__init__(rows, rows.longest, seed, batch_size, pieces, bucket=BUCKET)
+        super().__init__(rows, rows.longest, seed, batch_size, accumulation_steps, bucket=BUCKET)
         self.tokenizer, self.kinds = tokenizer, kinds
 
     def batches(self, step: int, device: torch.device | str = "cpu") -> tuple[int, Iterator[Any]]:
