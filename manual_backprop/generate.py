@@ -62,7 +62,7 @@ def write_source(parser: Parser, options: Namespace) -> None:
 
     saved = load(options.run, device=options.device)
     print(saved.line, flush=True)
-    if task_named(saved.task_name).asked_with[:2] != ("generate", "--source"):
+    if task_named(saved.task_name).inference_command[:2] != ("generate", "--source"):
         parser.error(f"--source: {saved.asked_otherwise}")
     writer = restored_task(saved).writer(saved.model)
     draws = (options.temperature, options.top_k, options.top_p) != (None, None, None)

@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
     saved = load(options.run, device=options.device)
     print(saved.line, file=sys.stderr, flush=True)
-    if task_named(saved.task_name).asked_with[0] != "predict":
+    if task_named(saved.task_name).inference_command[0] != "predict":
         parser.error(f"predict: {saved.asked_otherwise}")
     predictor = restored_task(saved).predictor(saved.model)
     if isinstance(sys.stdout, io.TextIOWrapper):

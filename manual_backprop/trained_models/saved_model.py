@@ -83,7 +83,7 @@ class SavedModel:
         """How a model of its task is asked, where a command asked in another way."""
         from manual_backprop.tasks import task_named
 
-        command, option, example = task_named(self.task_name).asked_with
+        command, option, example = task_named(self.task_name).inference_command
         named = self.found.checkpoint if self.found.run is None else self.found.run.name
         return (
             f"it was trained with task={self.task_name}; ask it by python -m manual_backprop.{command} {named} "
@@ -96,7 +96,7 @@ class SavedModel:
         from manual_backprop.tasks import task_named
 
         path = self.found.checkpoint
-        if task_named(self.task_name).asked_with[1] != "--prompt":
+        if task_named(self.task_name).inference_command[1] != "--prompt":
             raise InputError(f"{path} continues no text: {self.asked_otherwise}")
         if not (path / FILE_NAME).is_file():
             raise InputError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import InputError
-from ..tasks.asking import texts_of
+from ..tasks.inference import texts_of
 from ..tracking.mlflow_model import SAMPLING, SEARCH, reads_sources, state_of
 
 
@@ -110,7 +110,7 @@ class ServedTask:
 
         saved = load_found(Found(checkpoint, None), device="auto")
         task = restored_task(saved)
-        predicts = task.asked_with[0] == "predict"
+        predicts = task.inference_command[0] == "predict"
         self.answering = task.predictor(saved.model) if predicts else task.writer(saved.model)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:

@@ -378,7 +378,7 @@ def test_what_cannot_be_asked(run: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["--file", "b.txt"], r"b.txt, line 2: byte 0 of the line is 0xff, which is not UTF-8"),
         (["--file", "empty.txt"], r"empty.txt: holds no input"),
         (["--file", "absent"], r"absent: cannot be read \(No such file"),
-        (["--text", " "], r"is empty: there is nothing to tell a label from"),
+        (["--text", " "], r"is empty: there is nothing to classify"),
         ([], r"give --text TEXT or --file FILE"),
         (["--text", "a", "--file", "b"], r"give --text TEXT or --file FILE"),
     ):
@@ -418,7 +418,7 @@ def test_it_goes_on_bit_for_bit_and_with_its_own_data_alone(root: Path, tmp_path
     for name, tensor in there.tensors["parameters"].items():
         assert torch.equal(tensor, here.tensors["parameters"][name])
     write(path, rows_of(239))
-    with pytest.raises(ConfigError, match="dataset: these texts, or their labels, are others"):
+    with pytest.raises(ConfigError, match="dataset: the texts or their labels have changed"):
         resume(tmp_path, f"resume={newest(tmp_path)}", "training.max_steps=50")
 
 

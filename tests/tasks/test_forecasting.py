@@ -246,7 +246,7 @@ def test_a_run(finished: Path) -> None:
     for words in (
         "a, b: 24 -> 6 steps of 1 month",
         "3 of 160 steps have a gap",
-        "RMSE there of ridge",
+        "baselines' RMSE: ridge",
         "6 steps ahead: a ",
     ):
         assert words in log
@@ -266,9 +266,7 @@ def test_it_goes_on_with_no_other_series(in_its_folder: Path) -> None:
     before = series.read_text()
     series.write_text(before.replace("\n2001-01,", "\n2001-01,1"))
     try:
-        with pytest.raises(
-            ConfigError, match=r"this series, its windows or its split by time are others than those of"
-        ):
+        with pytest.raises(ConfigError, match=r"the series, its windows or its splits differ from those of"):
             resume(root, f"resume={in_its_folder}", "training.max_steps=32")
         with pytest.raises(
             InputError, match=r"series\.csv is not what this model was trained on: the dataset's digest"
@@ -326,13 +324,13 @@ def test_predict_goes_on_after_the_end(in_its_folder: Path, tmp_path: Path, caps
     [
         (
             "month,a,b\n2000-01,1,2\n2000-02,1,2\n",
-            "has 2 steps, and this model reads the last 24; give at least as many",
+            "has 2 steps, but this model reads the last 24; give at least as many",
         ),
         ("month,a\n2000-01,1\n", "has no column 'b'; it has month, a"),
         ("month,a,b\n2000-01,1,2\n2000-02,1,mild\n", "line 3: b is 'mild', not a finite number"),
         (
             "day,a,b\n2000-01-01,1,2\n2000-01-02,1,3\n",
-            "its steps are 1 day, and this model has learned steps of 1 month",
+            "its steps are 1 day, but this model was trained on steps of 1 month",
         ),
         ("", "is empty"),
     ],
@@ -343,7 +341,7 @@ def test_predict_says_what_is_wrong_with_a_file(in_its_folder: Path, tmp_path: P
         predict.main([str(in_its_folder), "--file", str(tmp_path / "new.csv")])
     assert "new.csv" in str(caught.value)
     assert why in str(caught.value)
-    with pytest.raises(InputError, match="a forecast is made of a series; give a CSV file with its last 24 steps"):
+    with pytest.raises(InputError, match="a forecast needs a series; give a CSV file with its last 24 steps"):
         predict.main([str(in_its_folder), "--text", "warmer"])
 
 

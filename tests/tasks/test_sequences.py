@@ -158,7 +158,7 @@ def test_a_finished_run_is_asked(finished: Path, capsys: pytest.CaptureFixture[s
     generate.main(["last", "--source", "1 2 3", "--beams", "1"])
     assert capsys.readouterr().out == greedy
     for arguments, words in (
-        (["--source", "1 5"], "'5': is no symbol of this run; a source is made of the numbers 0 to 4"),
+        (["--source", "1 5"], "'5': is not a symbol of this run; a source consists of the numbers 0 to 4"),
         (["--source", "1 1 1 1 1"], "of at most 4"),
         (["--source", " "], "an empty source"),
         (["--prompt", "x"], 'generate .* --source "1 2 3 4"'),
@@ -192,7 +192,7 @@ def test_an_encoder_decoder(
     assert (whole / "cross_attention.png").read_bytes().startswith(b"\x89PNG")
     assert (whole / "inspection/attention.png").is_file()
     assert 0 < metric(whole, "test/cross_attention_share")[0] < 1
-    assert "looks most at the anti-diagonal for" in capsys.readouterr().out
+    assert "attends most to the anti-diagonal for" in capsys.readouterr().out
     assert metric(whole, "inspect/attention_entropy/decoder.blocks.0.cross_attention")
     assert metric(whole, "inspect/attention_entropy/encoder.blocks.0.attention")
     generate.main(["last", "--source", "1 2 3", "--beams", "2", "--length-penalty", "1"])
@@ -284,7 +284,7 @@ def test_refusals(overrides: list[str], sentences: list[str]) -> None:
 
 
 def test_rows_that_no_hash_puts_into_a_split() -> None:
-    with pytest.raises(InputError, match=r"none is for the test; use longer rows, or more task\.symbols"):
+    with pytest.raises(InputError, match=r"is in the test split; use longer rows, or more task\.symbols"):
         draw_rows(TaskConfig("copy", 1, 1, 2, 9, 9, 9), "test", 0, "decoder")
 
 

@@ -110,7 +110,7 @@ def test_pairs_that_are_too_long() -> None:
     with pytest.raises(InputError) as refused:
         PairRows(split, config_of(), False, "train")
     assert str(refused.value).startswith(
-        "a.tsv, line 2: the source has 5 tokens, and the network reads at most 4 (2 of 4"
+        "a.tsv, line 2: the source has 5 tokens, but the network reads at most 4 (2 of 4"
     )
     for words in ("Use model.max_seq_len=5", "dataset.on_bad_row=skip"):
         assert words in str(refused.value)
@@ -176,7 +176,9 @@ def test_it_goes_on_and_is_evaluated(finished: Path, tmp_path: Path, capsys: pyt
         evaluate.main([finished.name, "--split", "test", "--test", str(tmp_path / "t.tsv")])
         assert "test: 1 pairs" in capsys.readouterr().out
         (root / "pairs.tsv").write_text("ai ia\t<iia>\n" * 30 + "".join(f"{s}\t{t}\n" for s, t in PAIRS))
-        with pytest.raises(ConfigError, match="dataset: these pairs, with their files' names, are others; bring back"):
+        with pytest.raises(
+            ConfigError, match="dataset: the pairs, or the name of a file with them, have changed; bring back"
+        ):
             resume(root, f"resume={finished.name}", "training.max_steps=130")
 
 

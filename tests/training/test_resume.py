@@ -254,7 +254,7 @@ def test_a_tokenizer_may_lie_elsewhere(text: Path, tmp_path: Path) -> None:
     moved = first.rename(tmp_path / "moved")
     resume(tmp_path, "resume=last", "training.max_steps=2", f"tokenizer.path='{moved}'")
     assert len(metric(run, "train/loss")) == 2
-    with pytest.raises(ConfigError, match="tokenizer: this is another one; bring back"):
+    with pytest.raises(ConfigError, match="tokenizer: it has changed; bring back"):
         resume(tmp_path, "resume=last", "training.max_steps=3", f"tokenizer.path='{other}'")
 
 

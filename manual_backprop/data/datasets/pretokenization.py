@@ -30,7 +30,7 @@ from ..sources.reading import read_documents, selection
 from ..sources.registry import open_source
 from ..sources.spool import Spool, SpooledText
 from ..tokens.pretrained import tokenizer_named
-from ..tokens.run_tokenizer import what_is_lost
+from ..tokens.run_tokenizer import tokenizer_notes
 from ..tokens.token_shards import MANIFEST, check_digests, check_shard, manifest_of
 from ..tokens.tokenizer import Tokenizer
 from .named import check_whole, dataset_named, title_of
@@ -148,7 +148,7 @@ def _make(folder: Path, work: _Work) -> None:
     except (OSError, ValueError, KeyError):
         kept = _read_text(partial, work)
     text, parts, notes_and_counts = kept
-    lost = what_is_lost(work.tokenizer, text.texts(np.concatenate([parts[split] for split in SPLITS])))
+    lost = tokenizer_notes(work.tokenizer, text.texts(np.concatenate([parts[split] for split in SPLITS])))
     shards = {split: _plan(text, split, parts[split], work.settings["max_length"] is None) for split in SPLITS}
     records = _write_shards(partial, text, shards, work)
     text.close()

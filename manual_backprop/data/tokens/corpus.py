@@ -24,7 +24,7 @@ from ..sources.hub import HubUnavailable, unpinned
 from ..sources.reading import read_documents, selection
 from ..sources.registry import open_source
 from ..sources.spool import Spool
-from .run_tokenizer import complete_tokenizer, make_tokenizer, tokenizer_identity, what_is_lost
+from .run_tokenizer import complete_tokenizer, make_tokenizer, tokenizer_identity, tokenizer_notes
 from .token_cache import MANIFEST, Contents, Split, find_prepared, open_split, prepare, write_split
 from .token_shards import PRETOKENIZED, Tokens, load_pretokenized, manifest_of
 from .tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
@@ -138,7 +138,7 @@ def _make(folder: Path, source: Source, dataset: DatasetConfig, config: Tokenize
         if (size := spool.path.stat().st_size) > LARGE:
             log.warning("tokenizing %.0f MB of text, once: later runs reuse the tokens", size / 1e6)
         tokenizer = make_tokenizer(config, spool, parts)
-        lost = what_is_lost(tokenizer, spool.texts(np.concatenate([parts["train"], parts["validation"]])))
+        lost = tokenizer_notes(tokenizer, spool.texts(np.concatenate([parts["train"], parts["validation"]])))
         sizes = {name: write_split(folder, name, tokenizer, spool, part) for name, part in parts.items()}
     finally:
         spool.close()

@@ -23,7 +23,7 @@ from ...common.errors import InputError
 from ...config.schema import DatasetConfig, TokenizerConfig
 from ..sources.labelled import Labelled, LabelledSource, open_labelled, open_test_rows
 from ..sources.reading import VALIDATION_SHARE, RowReading, first_rows
-from .run_tokenizer import learned_tokenizer, tokenizer_identity, what_is_lost
+from .run_tokenizer import learned_tokenizer, tokenizer_identity, tokenizer_notes
 from .token_cache import Contents, find_prepared, prepare
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -152,7 +152,7 @@ def _make(folder: Path, source: LabelledSource, dataset: DatasetConfig, config: 
         offsets.tofile(folder / f"{name}.offsets.bin")
         _numbers(split, labels, name).tofile(folder / f"{name}.labels.bin")
         sizes[name] = {"texts": len(split), "tokens": len(tokens)}
-    lost = [note for note in what_is_lost(tokenizer, texts["train"]) if "no end token" not in note]
+    lost = [note for note in tokenizer_notes(tokenizer, texts["train"]) if "no end token" not in note]
     notes = [*reading.notes, *source.notes, *lost]
     dtype = np.dtype(tokenizer.dtype).name
     return {"dtype": dtype, "splits": sizes, "labels": labels, "notes": notes, "counts": reading.counts}

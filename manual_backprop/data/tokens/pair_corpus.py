@@ -22,7 +22,7 @@ from ...common.errors import InputError
 from ...config.schema import DatasetConfig, TokenizerConfig
 from ..sources.pairs import FilePairs, Pair, PairSource, open_test_pairs
 from ..sources.reading import VALIDATION_SHARE, RowReading, first_rows
-from .run_tokenizer import learned_tokenizer, tokenizer_identity, what_is_lost
+from .run_tokenizer import learned_tokenizer, tokenizer_identity, tokenizer_notes
 from .token_cache import Contents, find_prepared, prepare
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -196,7 +196,7 @@ def _make(folder: Path, source: PairSource, dataset: DatasetConfig, config: Toke
     lost = [
         f"of the {side}s, {note}"
         for side in SIDES
-        for note in what_is_lost(getattr(tokenizers, side), (getattr(one, side) for one in pairs["train"]))
+        for note in tokenizer_notes(getattr(tokenizers, side), (getattr(one, side) for one in pairs["train"]))
         if "no end token" not in note  # the translation task adds end tokens itself
     ]
     contents = _written(folder, pairs, tokenizers)

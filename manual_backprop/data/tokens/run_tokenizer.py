@@ -80,7 +80,7 @@ def complete_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
     return pretrained_tokenizer(config)
 
 
-def what_is_lost(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
+def tokenizer_notes(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
     """Notes on what a pretrained tokenizer lacks: an end token, lossless decoding, or tokens for all of the text.
 
     Raises InputError if it would leave out more than MOST_DROPPED of the text.
@@ -92,7 +92,7 @@ def what_is_lost(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
     unknown = tokens = 0
     for number, text in enumerate(texts):
         if number == 0:
-            notes += _what_comes_back(tokenizer, text[:CHARACTERS_TO_JUDGE])
+            notes += _decoding_notes(tokenizer, text[:CHARACTERS_TO_JUDGE])
         if tokenizer.knows_all:
             return notes
         letters.update(text)
@@ -119,7 +119,7 @@ def what_is_lost(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
     return notes
 
 
-def _what_comes_back(tokenizer: Tokenizer, text: str) -> list[str]:
+def _decoding_notes(tokenizer: Tokenizer, text: str) -> list[str]:
     back = tokenizer.decode(tokenizer.encode(text))
     if back == text:
         return []

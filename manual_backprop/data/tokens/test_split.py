@@ -18,7 +18,7 @@ from ..sources.reading import first_rows, selection
 from ..sources.registry import open_source
 from ..sources.spool import Spool
 from .corpus import Corpus
-from .run_tokenizer import what_is_lost
+from .run_tokenizer import tokenizer_notes
 from .token_cache import Contents, Split, open_split, prepare, write_split
 
 FORMAT = 1  # increased whenever the same text and settings would give other files
@@ -77,7 +77,7 @@ def _prepared(dataset: DatasetConfig, source: Source, corpus: Corpus, cache: Pat
             source.check_unchanged()
             if not len(spool):
                 raise InputError(f"There is no text in {dataset.path or dataset.repository} to test on.")
-            lost = what_is_lost(corpus.tokenizer, spool.texts(spool.parts()))
+            lost = tokenizer_notes(corpus.tokenizer, spool.texts(spool.parts()))
             sizes = write_split(folder, TEST_SPLIT, corpus.tokenizer, spool, spool.parts())
         finally:
             spool.close()

@@ -40,7 +40,7 @@ def text_size(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: str | P
     if corpus is not None:
         counts = len(corpus.train), len(corpus.validation), corpus.tokenizer.vocab_size, corpus.train_documents
         return TextSize(*counts, corpus)
-    size, documents, characters = _seen_from_outside(dataset)
+    size, documents, characters = _estimated_size(dataset)
     vocab_size = VOCABULARIES.get(tokenizer.name) or tokenizer.vocab_size or characters
     if size is None:
         return TextSize(None, 0, vocab_size)
@@ -50,7 +50,7 @@ def text_size(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: str | P
     return TextSize(round(tokens * (1 - share)), round(tokens * share), vocab_size, training_documents)
 
 
-def _seen_from_outside(dataset: DatasetConfig) -> tuple[int | None, int | None, int]:
+def _estimated_size(dataset: DatasetConfig) -> tuple[int | None, int | None, int]:
     """The bytes and the number of documents of a text (None if its files do not tell), and of different characters."""
     if dataset.name == "python_docs":
         return PYTHON_DOCS_BYTES, PYTHON_DOCS_DOCUMENTS, PYTHON_DOCS_CHARACTERS

@@ -1,4 +1,4 @@
-"""Forecasts over the truth, and how the error grows with the horizon."""
+"""The picture of forecasts and true values, and of the error of each step of the horizon."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MOST_TICKS = 8
 def draw_forecasts(
     series: Series, first: np.ndarray, forecasts: np.ndarray, errors: Mapping[str, Errors], path: Path, title: str
 ) -> None:
-    """Writes a PNG: over each series the forecasts (B, O, S) that begin at steps `first` (B,), and the error of each
-    step of the horizon, by the method's name."""
+    """Write a PNG: each series with the forecasts (B, O, S) that begin at steps `first` (B,), and the error of each
+    step of the horizon for each method."""
     horizon = forecasts.shape[1]
     shown = min(len(series.names), MOST_SERIES)
     figure = new_figure(11, 2.6 * shown + 3.2, dpi=110)
