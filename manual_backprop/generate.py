@@ -63,7 +63,7 @@ def write_source(parser: Parser, options: Namespace) -> None:
     saved = load(options.run, device=options.device)
     print(saved.line, flush=True)
     if task_named(saved.task_name).inference_command[:2] != ("generate", "--source"):
-        parser.error(f"--source: {saved.asked_otherwise}")
+        parser.error(f"--source: {saved.usage_hint}")
     writer = restored_task(saved).writer(saved.model)
     draws = (options.temperature, options.top_k, options.top_p) != (None, None, None)
     temperature = (1.0 if draws else 0.0) if options.temperature is None else options.temperature

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     saved = load(options.run, device=options.device)
     print(saved.line, file=sys.stderr, flush=True)
     if task_named(saved.task_name).inference_command[0] != "predict":
-        parser.error(f"predict: {saved.asked_otherwise}")
+        parser.error(f"predict: {saved.usage_hint}")
     predictor = restored_task(saved).predictor(saved.model)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # as JSON is, whatever the terminal's

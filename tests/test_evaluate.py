@@ -271,7 +271,7 @@ def test_the_text_is_no_longer_there(copy: Path, tmp_path: Path, capsys: pytest.
     moved = {**saved.state, "config": saved.state["config"] | {"dataset": {"name": "text", "path": str(other)}}}
     manager = CheckpointManager(copy / "checkpoints", keep=None)
     manager.save(9, saved.tensors, moved, files=[copy / "tokenizer.json"])
-    assert "The text of this run (dataset=text) cannot be read any more: " in refused(capsys, "last@9")
+    assert "The data of this run (dataset=text) cannot be read any more: " in refused(capsys, "last@9")
     other.write_text("another text, in which other things are said. " * 20)
     told = refused(capsys, "last@9")
     assert f"{other} is not what this model was trained on: the dataset's digest is" in told
@@ -306,7 +306,7 @@ def test_a_run_that_is_still_going_on(copy: Path, capsys: pytest.CaptureFixture[
     metrics = (copy / "metrics.jsonl").read_bytes()
     owner = open_run_directory(copy, step=8)
     try:
-        assert "Not logged: the run is still going on" in said(capsys, "last")
+        assert "Not logged: the run is still training" in said(capsys, "last")
         assert (copy / "metrics.jsonl").read_bytes() == metrics
     finally:
         owner.release()
@@ -315,7 +315,7 @@ def test_a_run_that_is_still_going_on(copy: Path, capsys: pytest.CaptureFixture[
 def test_a_checkpoint_outside_of_a_run(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alone = tmp_path / "step-000008"
     shutil.copytree(copy / "checkpoints" / "step-000008", alone)
-    assert "Not logged: the checkpoint lies in no run's directory." in said(capsys, str(alone))
+    assert "Not logged: the checkpoint is not in a run directory." in said(capsys, str(alone))
 
 
 @pytest.mark.slow

@@ -27,9 +27,9 @@ from ..common.errors import InputError
 from ..config.own_tasks import add_task
 from ..config.rules import Rule
 from ..config.schema import SEQUENCES, RunConfig
-from .inference import Predictor, Reading, Writer
 from .classification import ClassificationTask
 from .forecasting import ForecastingTask
+from .inference import Predictor, Reading, Writer
 from .language_model import LanguageModelTask
 from .preview import Preview
 from .sequences import SequenceTask

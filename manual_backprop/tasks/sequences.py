@@ -26,8 +26,8 @@ from ..common.processes import processes
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order, Padded, Repeated
 from ..models.wrappers.building import build_wrapper
-from .inference import Reading, Writer
 from .evaluation import Evaluation, Evaluator
+from .inference import Reading, Writer
 from .preview import Preview, rows_of_a_step
 from .sequence_pictures import CROSS_ATTENTION, draw_cross_attention, measure_cross_attention
 from .sequence_rows import TRANSFORMS, Rows, Vocabulary, draw_rows

@@ -20,8 +20,8 @@ from ..common.errors import ConfigError, InputError
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order
 from ..models.wrappers.wrapper import NetworkWrapper
-from .inference import Predictor, Reading, Writer
 from .evaluation import Evaluator, ShownToken
+from .inference import Predictor, Reading, Writer
 from .preview import Preview
 
 

@@ -480,7 +480,7 @@ def test_changes_are_named_with_commas_and_swept_with_brackets() -> None:
 def test_other_commands_say_what_to_use(run: Path) -> None:
     from manual_backprop import convert, generate
 
-    asked = r"it was trained with task=classification; ask it by python -m manual_backprop.predict \S+ --text"
+    asked = r"it was trained with task=classification; use it with python -m manual_backprop.predict \S+ --text"
     with pytest.raises(InputError, match=asked):
         generate.main([str(run), "--prompt", "a"])
     with pytest.raises(InputError, match=asked):

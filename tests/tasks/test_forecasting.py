@@ -289,7 +289,7 @@ def test_evaluate(in_its_folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "validation: 11 windows" in capsys.readouterr().out
     with pytest.raises(InputError, match="network=encoder cannot be exported: transformers has no encoder"):
         convert.main(["to-hf", f"{in_its_folder}", "exported"])
-    with pytest.raises(InputError, match=r"ask it by python -m manual_backprop\.predict .* --file"):
+    with pytest.raises(InputError, match=r"use it with python -m manual_backprop\.predict .* --file"):
         generate.main([f"{in_its_folder}", "--prompt", "warmer"])
     with pytest.raises(InputError, match="--tokens: a run of task=forecasting does not have this"):
         evaluate.main([f"{in_its_folder}", "--tokens", "2"])

@@ -22,8 +22,8 @@ from ...config.schema import CustomTransformerConfig, RunConfig
 from ...data.tokens.order import Order, Padded, Repeated
 from ...data.tokens.pair_corpus import PairCorpus, Tokenizers, open_test_split, prepare_pairs, preview_pairs
 from ...models.wrappers.building import build_wrapper
-from ..inference import Reading, Writer
 from ..evaluation import Evaluation, Evaluator
+from ..inference import Reading, Writer
 from ..preview import Preview, rows_of_a_step
 from ..sequence_pictures import CROSS_ATTENTION, CrossAttention, cross_attention_of, draw_cross_attention
 from ..task import Evaluated, Final, Measured, Task
