@@ -73,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception as error:  # MLflow's, its database's, its server's: for a user all the same
             uri = tracking_uri(root)
             reason = one_line(error, uri)
-            print(f"{which}: MLflow at {without_credentials(uri)} did not take everything ({reason})", file=sys.stderr)
+            print(
+                f"{which}: MLflow at {without_credentials(uri)} did not accept everything ({reason})", file=sys.stderr
+            )
             worst = max(worst, EXIT_FAILED)
     return worst
 

@@ -153,9 +153,7 @@ def test_a_dead_owner_is_known_by_its_lock_whatever_its_machine_was_called(tmp_p
         owned_by(host="elsewhere", boot=boot)
         caplog.clear()
         assert close_dead_runs(tmp_path) == []
-        assert (
-            "on the machine elsewhere, which cannot be seen from here. Where that has ended: python -m" in caplog.text
-        )
+        assert "on the machine elsewhere, which cannot be checked from here. If it has ended: python -m" in caplog.text
         assert f"manual_backprop.sync {path}" in caplog.text
     holder = own_run_directory(path)  # what `sync` does
     assert read_run(path)["status"] == "KILLED"
@@ -204,7 +202,7 @@ def test_runs_are_found_by_word_id_and_path(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is no run directory"):
+    with pytest.raises(InputError, match=r"is not a run directory"):
         open_run_directory(tmp_path, step=0)
     for content in (
         "{",
