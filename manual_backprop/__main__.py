@@ -5,20 +5,20 @@ from pathlib import Path
 
 COMMANDS = {
     "run": "train a model, or a sweep of them",
-    "evaluate": "measure a trained model, beside models that only count",
-    "predict": "let a trained model label texts, or forecast, as JSON lines",
-    "generate": "let a trained model continue a text",
-    "chat": "write a text, and let a trained model go on with it",
-    "convert": "bring a model to transformers, or one from there",
-    "summary": "show what a model is made of, and what it costs",
-    "diagnose": "find out why a loss does not fall, and which learning rate suits",
+    "evaluate": "measure a trained model on a split, beside baselines",
+    "predict": "classify texts or forecast with a trained model, as JSON lines",
+    "generate": "continue a text with a trained model",
+    "chat": "type texts that a trained model continues",
+    "convert": "export a model to transformers, or import one",
+    "summary": "show a model's tensors, and what it costs",
+    "diagnose": "find out why a loss does not fall, and which learning rate fits",
     "verify": "compare every hand-written gradient with autograd's",
-    "explain": "write one step of backpropagation down, number by number",
-    "bench": "time the implementations against one another, in pairs",
-    "rerun": "make a run again, and compare its losses bit by bit",
-    "compare": "set runs side by side: what sets them apart, and how far their curves part",
+    "explain": "write a page on one step of backpropagation, number by number",
+    "bench": "time the implementations against each other, in pairs",
+    "rerun": "repeat a run, and compare its losses bit by bit",
+    "compare": "compare runs: differing settings, results, distances of curves",
     "visualize": "overlay runs in the browser: curves, equal compute, tables, samples, attention",
-    "sync": "bring to MLflow what runs could not send",
+    "sync": "deliver to MLflow what runs could not send",
 }
 
 
@@ -54,7 +54,7 @@ def run() -> int:
     """The console script `manual-backprop`: the same command as `python -m manual_backprop.run`."""
     from manual_backprop.common.interruption import exit_on_signal
 
-    exit_on_signal()  # while the imports go on
+    exit_on_signal()  # during the imports
     if sys.argv[1:2] == ["-sc"] and sys.argv[2:3] != [] and sys.argv[2].startswith("query="):
         from manual_backprop.config.completion import answer
 

@@ -464,7 +464,7 @@ def check_stopped(outcome: Outcome) -> None:
 
 def check_chat(outcome: Outcome) -> None:
     """It says what can be typed, and leaves at the end of the input."""
-    assert "Write the beginning of a text; help shows what else can be typed, Ctrl-D leaves." in outcome.said
+    assert "Type the beginning of a text; help lists the commands, Ctrl-D quits." in outcome.said
     assert outcome.said.rstrip().endswith(">")
 
 

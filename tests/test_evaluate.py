@@ -295,9 +295,7 @@ def test_a_relative_path_is_seen_from_where_the_run_was_started(
 def test_no_such_split(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(capsys, "last", "--split", "test")
     assert "--split test: dataset=text has no test split yet; give a file or a folder" in told
-    assert "--test here.txt: says where the test split is; add --split test" in refused(
-        capsys, "last", "--test", "here.txt"
-    )
+    assert "--test here.txt: names the test split; add --split test" in refused(capsys, "last", "--test", "here.txt")
     assert "--split: invalid choice: 'tests'" in refused(capsys, "last", "--split", "tests")
     assert "--max-batches: must be a whole number of at least 1" in refused(capsys, "last", "--max-batches", "0")
 

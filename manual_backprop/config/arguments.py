@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message.removeprefix('argument ')}\nWhat there is: {self.prog} --help")
+        raise InputError(f"{message.removeprefix('argument ')}\nSee {self.prog} --help")
 
 
 def sub_command(
@@ -58,7 +58,7 @@ def sub_command(
     if given[0] not in names:
         meant = nearest(given[0], names)
         way_out = f"; did you mean {meant}?" if meant else "."
-        raise InputError(f"{given[0]}: there is no such command{way_out}\nWhat there is: {command} --help")
+        raise InputError(f"{given[0]}: there is no such command{way_out}\nSee {command} --help")
     return given[0], given[1:]
 
 

@@ -70,8 +70,8 @@ def open_tracker(
     """The tracker of `tracking=name` (mlflow, none) for a run that this process owns; `root` is the outputs directory.
 
     `metrics_length` is the length of metrics.jsonl recorded in the checkpoint from which the run resumes (from
-    `Tracker.sync`); None for a new run. A resumed run continues its MLflow run, whose id is in run.json. Does not wait for
-    MLflow. Raises StorageError, InputError.
+    `Tracker.sync`); None for a new run. A resumed run continues its MLflow run, whose id is in run.json. Does not wait
+    for MLflow. Raises StorageError, InputError.
     """
     if name == "none":
         return LocalTracker(run.path, experiment_name, run_name, metrics_length)

@@ -322,7 +322,7 @@ def test_it_is_measured_again(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     evaluate.main(["last", "--split", "test", "--test", "held-out.csv"])
     assert "test: 2 texts" in capsys.readouterr().out
     for arguments, words in (
-        (["--tokens", "3"], "--tokens: a run of task=classification does not have this; it has --test, --predictions"),
+        (["--tokens", "3"], "--tokens: is not available for task=classification; available: --test, --predictions"),
         (
             ["--split", "test", "--test", "absent.jsonl"],
             "--split test: dataset.path=absent.jsonl: there is no such file",

@@ -291,7 +291,7 @@ def test_evaluate(in_its_folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         convert.main(["to-hf", f"{in_its_folder}", "exported"])
     with pytest.raises(InputError, match=r"use it with python -m manual_backprop\.predict .* --file"):
         generate.main([f"{in_its_folder}", "--prompt", "warmer"])
-    with pytest.raises(InputError, match="--tokens: a run of task=forecasting does not have this"):
+    with pytest.raises(InputError, match="--tokens: is not available for task=forecasting"):
         evaluate.main([f"{in_its_folder}", "--tokens", "2"])
 
 

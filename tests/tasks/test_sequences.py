@@ -166,7 +166,7 @@ def test_a_finished_run_is_asked(finished: Path, capsys: pytest.CaptureFixture[s
     ):
         with pytest.raises(InputError, match=words):
             generate.main(["last", *arguments])
-    with pytest.raises(InputError, match="--tokens: a run of task=copy does not have this; it has --predictions"):
+    with pytest.raises(InputError, match="--tokens: is not available for task=copy; available: --predictions"):
         evaluate.main(["last", "--tokens", "3"])
 
 

@@ -202,5 +202,5 @@ def test_a_tokenizer_that_is_too_large(copy: Path, tmp_path: Path) -> None:
     path = CheckpointManager(tmp_path / "mixed").save(
         1, {"parameters": small.network.parameters}, state, files=[copy / "tokenizer.json"]
     )
-    with pytest.raises(CheckpointError, match="its tokenizer has 257 tokens and its network 9"):
+    with pytest.raises(CheckpointError, match="its tokenizer has 257 tokens, its network 9"):
         load(str(path)).tokenizer()
