@@ -54,7 +54,7 @@ def sub_command(
         print(overview)
         if given:
             return None
-        raise InputError(f"What is to be done? Give {', '.join(names)}.")
+        raise InputError(f"No command was given: give one of {', '.join(names)}.")
     if given[0] not in names:
         meant = nearest(given[0], names)
         way_out = f"; did you mean {meant}?" if meant else "."
@@ -100,7 +100,7 @@ def add_run(parser: Parser, **more: Any) -> None:
 
 def add_device(parser: Parser) -> None:
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU where there is one"
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one (auto)"
     )
 
 

@@ -47,7 +47,7 @@ EXAMPLES = (
     ("its plan: steps, memory, time, and where each value comes from; nothing runs", "plan=true"),
     ("your own text, character by character", "dataset=text dataset.path=FILE tokenizer=char"),
     ("one job for each pair of values: a sweep", "-m architecture=gpt2,vaswani optimizer.learning_rate=1e-3,3e-3"),
-    ("go on where the last run stopped", "resume=last"),
+    ("resume the last run", "resume=last"),
     ("fine-tune another model: FOLDER is a run directory, or one that convert has written", "init_from=FOLDER"),
 )
 

@@ -116,7 +116,7 @@ class OverrideReader:
                     return None
                 meant = suggestion(named.strip("./ "))
                 hint = f"; did you mean {meant}?" if meant else ", as in model.d_model=64"
-                self.report.add(f"{shown(argument)}: must be KEY=VALUE, and {shown(key)} is no key{hint}")
+                self.report.add(f"{shown(argument)}: must be KEY=VALUE, and {shown(key)} is not a key{hint}")
                 return None
             quoted = "..." if set(value) & set("'\"\\$`!") or len(value) > 80 else shown(value)
             self.report.add(

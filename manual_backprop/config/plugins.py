@@ -36,7 +36,7 @@ def load_plugins(given: Sequence[str]) -> None:
             if error.name != name.partition(".")[0] and error.name != name:
                 raise InputError(f"--plugin {one}: needs {error.name}, which is not installed") from error
             raise InputError(
-                f"--plugin {one}: there is no such module; give one that is installed or lies in the working "
+                f"--plugin {one}: there is no such module; give one that is installed or is in the working "
                 "directory, as in my_package.my_task, or the path of a file that ends in .py"
             ) from error
         finally:

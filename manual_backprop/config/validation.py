@@ -334,7 +334,7 @@ def a_padded_row_is_a_sequence(batching: str, max_length: int | None, max_seq_le
 def a_test_text_is_another_one(path: str | None, test: str | None) -> list[str]:
     if path is None or test is None or normpath(path) != normpath(test):
         return []
-    return [f"dataset.test={shown(test)}: is the text that is trained on; give another file or folder, or leave it out"]
+    return [f"dataset.test={shown(test)}: is the training text; give another file or folder, or leave it out"]
 
 
 @across("dataset.streaming", "dataset.subset_size")

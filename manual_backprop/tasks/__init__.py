@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import InputError
-from ..config.own_tasks import add_task
 from ..config.rules import Rule
 from ..config.schema import SEQUENCES, RunConfig
+from ..config.task_registration import add_task
 from .classification import ClassificationTask
 from .forecasting import ForecastingTask
 from .inference import Predictor, Reading, Writer

@@ -77,7 +77,7 @@ GOOD = ("2020-01-01,1,2", "2020-01-02,2,3", "2020-01-03,3,4")
         ((*GOOD, "2020-01-04,inf,5"), 5, "a is 'inf', not a finite number"),
         ((*GOOD, '2020-01-04,"1,5",5'), 5, "write numbers with a decimal point"),
         ((GOOD[1], GOOD[0], GOOD[2]), 3, "the time 2020-01-01 is before that of the row above; sort the file by time"),
-        ((*GOOD, GOOD[2]), 5, "the time 2020-01-03 is there twice; keep one row of each time"),
+        ((*GOOD, GOOD[2]), 5, "the time 2020-01-03 occurs twice; keep one row of each time"),
         ((*GOOD, "tomorrow,4,5"), 5, "the time 'tomorrow' is not a date as in the rows above"),
         ((*GOOD, "5,4,5"), 5, "the time '5' is not a date as in the rows above"),
         ((*GOOD, "2020-01-04,4"), 5, "has 2 cells, but the first line names 3 columns"),

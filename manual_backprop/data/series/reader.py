@@ -224,7 +224,7 @@ class _Reader:
                 self._refuse(
                     number,
                     f"the time {cells[time]} "
-                    + ("is there twice" if double else "is before that of the row above")
+                    + ("occurs twice" if double else "is before that of the row above")
                     + ("; keep one row of each time" if double else "; sort the file by time"),
                 )
                 continue

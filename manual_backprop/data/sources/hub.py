@@ -22,7 +22,7 @@ from .files import ROWS, check_column, find_files, inner_column, no_column, row_
 
 log = logging.getLogger(__name__)
 
-TIMEOUT = 5  # [s] for the hub to say that it is there
+TIMEOUT = 5  # [s] to wait for an answer of the hub
 TEST_SPLIT = "test"
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev", TEST_SPLIT)  # the first that exists is used
 
