@@ -58,7 +58,7 @@ Examples
 Exit codes: 0 measured, 1 the rows disagree or one of them failed, 2 wrong input, 4 a file cannot be written."""
 
 
-OF_GPU = ("minutes", "parts", "text", "output")
+GPU_OPTIONS = ("minutes", "parts", "text", "output")
 minutes = number("more than 0", lambda value: value > 0)
 
 
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.gpu:
         gpu(options)
         return
-    for name in OF_GPU:
+    for name in GPU_OPTIONS:
         if getattr(options, name) is not None:
             raise InputError(f"--{name} belongs to --gpu: give both, or neither")
     if options.markdown:

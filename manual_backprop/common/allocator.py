@@ -25,7 +25,7 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, NEVER_TRIM)
 
 
-def give_back_freed_memory() -> None:
+def trim_freed_memory() -> None:
     """Return all freed memory to the system. Does nothing with a C library other than glibc."""
     try:
         ctypes.CDLL(GLIBC).malloc_trim(0)
@@ -46,7 +46,7 @@ def resident_bytes(entry: str) -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{entry}:")), None)
 
 
-def below_the_peak() -> int | None:
+def memory_below_peak() -> int | None:
     """The peak resident memory of this process minus its current one [bytes]; None if the system reports neither."""
     peak, now = resident_bytes("VmHWM"), resident_bytes("VmRSS")
     return None if peak is None or now is None else peak - now

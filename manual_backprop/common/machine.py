@@ -17,7 +17,7 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MIN
 
 # Local file systems: only the running kernel writes them, so every lock on a file there is visible from here.
 # Not listed: network file systems (nfs, cifs, lustre, ...), and what a virtual machine shares (9p, virtiofs, fuse).
-OF_ONE_KERNEL = "ext2 ext3 ext4 xfs btrfs zfs f2fs bcachefs jfs reiserfs nilfs2 overlay aufs tmpfs ramfs".split()  # noqa: SIM905
+LOCAL_FILE_SYSTEMS = "ext2 ext3 ext4 xfs btrfs zfs f2fs bcachefs jfs reiserfs nilfs2 overlay aufs tmpfs ramfs".split()  # noqa: SIM905
 
 
 def boot_id() -> str | None:
@@ -28,7 +28,7 @@ def boot_id() -> str | None:
         return None
 
 
-def is_of_one_kernel(path: Path) -> bool:
+def is_on_local_file_system(path: Path) -> bool:
     """Whether no other kernel can have `path` open. Then a lock on it that can be acquired has no other owner."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -41,7 +41,7 @@ def is_of_one_kernel(path: Path) -> bool:
         point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields.split()[4]))
         if real.is_relative_to(point) and len(point.parts) >= longest:
             kind, longest = source.split()[0], len(point.parts)
-    return kind in OF_ONE_KERNEL
+    return kind in LOCAL_FILE_SYSTEMS
 
 
 def cpu_fields() -> dict[str, str]:

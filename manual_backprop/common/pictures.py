@@ -82,7 +82,7 @@ def with_grid(axes: Axes, which: str = "both") -> None:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, or the format that the file name's suffix names. Raises StorageError."""
     content = io.BytesIO()
-    _take_text_as_it_is(figure)
+    _disable_math_text(figure)
     if (layout := figure.get_layout_engine()) is not None:  # savefig would draw everything once more for the layout
         layout.execute(figure)
         figure.set_layout_engine("none")
@@ -92,7 +92,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_atomically(path, content.getvalue())
 
 
-def _take_text_as_it_is(figure: Figure) -> None:
+def _disable_math_text(figure: Figure) -> None:
     """Show `$` literally and shorten long lines: the texts hold names of runs and files, not formulas. Only tick labels
     of a logarithmic axis stay formulas; matplotlib makes these itself."""
     from matplotlib.text import Text

@@ -94,7 +94,7 @@ ARCHITECTURES = {
 }
 
 
-def takes_a_mapping(cls: type[Config]) -> type[Config]:
+def accepts_mapping(cls: type[Config]) -> type[Config]:
     """Decorator: the dataclass also accepts one mapping, `CustomTransformerConfig({"d_model": 64})`.
 
     Its constructor then raises ConfigError with every unknown key and the field that was probably meant.
@@ -125,7 +125,7 @@ def takes_a_mapping(cls: type[Config]) -> type[Config]:
     return cls
 
 
-@takes_a_mapping
+@accepts_mapping
 @dataclass(frozen=True)
 class CustomTransformerConfig:
     """The configuration of a network: sizes, architecture and number formats. All implementations take the same one.

@@ -121,7 +121,7 @@ SYNONYMS = {
 }
 
 # Names of other programs' options -> groups here, or one of several keys with the same name.
-ELSEWHERE = {
+GROUP_SYNONYMS = {
     "amp": "precision",
     "arch": "architecture",
     "backend": "implementation",

@@ -44,8 +44,8 @@ SEQUENCES = ("reversal", "copy", "sort")  # tasks that generate their own pairs 
 NETWORKS = ("decoder", "encoder", "encoder_decoder")
 FORECASTING = ("forecasting",)  # tasks that read time series
 TASK_NAMES = ["language_model", *SEQUENCES, "translation", *FORECASTING, "classification"]  # and registered ones
-USUAL_NETWORK = {"language_model": "decoder", "forecasting": "encoder", "classification": "encoder"}
-USUAL_NETWORK |= dict.fromkeys((*SEQUENCES, "translation"), "encoder_decoder")
+DEFAULT_NETWORK = {"language_model": "decoder", "forecasting": "encoder", "classification": "encoder"}
+DEFAULT_NETWORK |= dict.fromkeys((*SEQUENCES, "translation"), "encoder_decoder")
 
 
 def setting(rule: Rule, about: str, *, default: Any = MISSING, only_for: tuple[str, ...] = ()) -> Any:
@@ -426,7 +426,7 @@ class RunConfig:
     @property
     def network_name(self) -> str:
         """decoder, encoder or encoder_decoder."""
-        return self.network or USUAL_NETWORK[self.task.name]
+        return self.network or DEFAULT_NETWORK[self.task.name]
 
     def network_config(self, vocab_size: int, **fields: Any) -> CustomTransformerConfig:
         """The config of this run's network. `vocab_size` is the tokenizer's, used if `model.vocab_size` is null;

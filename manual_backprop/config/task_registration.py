@@ -30,9 +30,9 @@ def add_task(
     if taken := sorted(known & set(settings)):
         raise ConfigError([f"task {name}: task.{taken[0]} is a key already; choose another name"])
     add_name(name, schema.TASK_NAMES, "task")
-    schema.USUAL_NETWORK[name], task_rules.DATASETS[name] = network, tuple(datasets)
+    schema.DEFAULT_NETWORK[name], task_rules.DATASETS[name] = network, tuple(datasets)
     if tokenizer is not None:
-        task_rules.USUAL_TOKENIZER[name] = tokenizer
+        task_rules.DEFAULT_TOKENIZER[name] = tokenizer
     keys = [(key, Any, schema.setting(rule, about, only_for=(name,))) for key, (rule, _, about) in settings.items()]
     schema.RunConfig.__annotations__["task"] = make_dataclass(before.__name__, keys, bases=(before,), frozen=True)
     validation.groups.cache_clear()

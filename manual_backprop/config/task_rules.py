@@ -8,6 +8,7 @@ from typing import Any
 
 from manual_backprop.config.rules import shown
 from manual_backprop.config.schema import (
+    DEFAULT_NETWORK,
     FILES,
     FORECASTING,
     HUB,
@@ -17,7 +18,6 @@ from manual_backprop.config.schema import (
     PAIRS,
     SEQUENCES,
     SERIES,
-    USUAL_NETWORK,
 )
 
 FEWEST_ROWS = 200  # a task needs this many different sequences, so that each split gets some
@@ -28,7 +28,7 @@ DATASETS = {
     "forecasting": SERIES,
     "classification": LABELLED,
 } | dict.fromkeys(SEQUENCES, ("none",))
-USUAL_TOKENIZER = dict.fromkeys(
+DEFAULT_TOKENIZER = dict.fromkeys(
     ("language_model", "translation", "classification"), "bpe"
 )  # tasks that read texts; the others have no tokenizer
 
@@ -45,7 +45,7 @@ def longest_row(max_length: int, network: str) -> int:
 
 def examples_are_the_tasks(task: str, dataset: str, tokenizer: str, batching: str) -> list[str]:
     """A task needs a dataset of its kind, or makes its own examples; a task that reads texts needs a tokenizer."""
-    found, datasets, usual = [], DATASETS[task], USUAL_TOKENIZER.get(task)
+    found, datasets, usual = [], DATASETS[task], DEFAULT_TOKENIZER.get(task)
     if dataset not in datasets:
         others = [name for name, of_task in DATASETS.items() if dataset in of_task and dataset != "none"]
         instead = f", or use task={others[0]}" if others else ""
@@ -148,7 +148,7 @@ def both_sides_have_tokenizers(task: str, shared: bool | None, source_path: str 
 
 
 def the_network_suits_the_task(task: str, network: str | None) -> list[str]:
-    suiting = (USUAL_NETWORK[task], "decoder") if task in SEQUENCES else (USUAL_NETWORK[task],)
+    suiting = (DEFAULT_NETWORK[task], "decoder") if task in SEQUENCES else (DEFAULT_NETWORK[task],)
     if network is None or network in suiting:
         return []
     return [f"network={network}: task={task} needs network={' or '.join(suiting)}; leave it null for {suiting[0]}"]
@@ -172,7 +172,7 @@ def rows_fit_into_the_network(
 ) -> list[str]:
     if task not in SEQUENCES or most is None or symbols is None:
         return []
-    network = network or USUAL_NETWORK[task]
+    network = network or DEFAULT_NETWORK[task]
     found, needed, tokens = [], longest_row(most, network), sequence_vocabulary(symbols, network)
     if max_seq_len < needed:
         shorter = (max_seq_len - 1) // 2 if network == "decoder" else max_seq_len - 1

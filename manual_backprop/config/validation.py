@@ -16,8 +16,8 @@ from typing import Any, get_type_hints
 from manual_backprop.common.errors import ConfigError
 from manual_backprop.config.network import architecture_violations, positions_violations
 from manual_backprop.config.plugins import missing_plugins
-from manual_backprop.config.rules import ELSEWHERE, SYNONYMS, Tags, Text, Texts, nearest, shown, whole
-from manual_backprop.config.schema import USUAL_NETWORK, RunConfig, shipped_folder
+from manual_backprop.config.rules import GROUP_SYNONYMS, SYNONYMS, Tags, Text, Texts, nearest, shown, whole
+from manual_backprop.config.schema import DEFAULT_NETWORK, RunConfig, shipped_folder
 from manual_backprop.config.task_rules import CHECKS
 
 BYTE_TOKENS = 257  # 256 bytes and the end-of-text token
@@ -59,8 +59,8 @@ def suggestion(name: str) -> str | None:
     for spelling in spellings:
         if f"{head}.{spelling}" in candidates:
             return f"{head}.{spelling}"
-    if plain in ELSEWHERE:
-        return ELSEWHERE[plain]
+    if plain in GROUP_SYNONYMS:
+        return GROUP_SYNONYMS[plain]
     places = {key.rpartition(".")[2]: key for key in reversed(candidates)}
     # If several keys have the same name, one at the top level comes first, then the optimizer's.
     places |= {key.rpartition(".")[2]: key for key in candidates if key.startswith("optimizer.")}
@@ -97,7 +97,7 @@ def validate(mapping: Mapping[str, Any]) -> RunConfig:
                 arguments[key.name] = _read_group(key.name, mapping.get(key.name), known, violations)
         else:
             arguments[key.name] = _read(key.name, key, mapping, known, violations)
-    for needed, check in ACROSS:
+    for needed, check in CROSS_CHECKS:
         if all(name in known for name in needed):
             violations += check(*(known[name] for name in needed))
     if violations:
@@ -218,12 +218,12 @@ def _read(
     try:
         known[name] = key.metadata["rule"].read(value)
     except ValueError as error:
-        violations.append(f"{name}={shown(value)}: {error}{_way_out(name, value)}")
+        violations.append(f"{name}={shown(value)}: {error}{_hint(name, value)}")
         return None
     return known[name]
 
 
-def _way_out(name: str, value: Any) -> str:
+def _hint(name: str, value: Any) -> str:
     if isinstance(keys()[name].metadata["rule"], Text) and isinstance(value, float | bool):
         return f"; quotes inside quotes make it text: \"{name}='...'\""
     if name in ("dataset.path", "tokenizer.path") and value is None:
@@ -240,25 +240,25 @@ def _way_out(name: str, value: Any) -> str:
 # Rules between several keys. A check is called if all the keys that it needs are valid by themselves.
 
 Check = Callable[..., list[str]]
-ACROSS: list[tuple[tuple[str, ...], Check]] = [*CHECKS]
+CROSS_CHECKS: list[tuple[tuple[str, ...], Check]] = [*CHECKS]
 
 
-def across(*needed: str) -> Callable[[Check], Check]:
+def cross_check(*needed: str) -> Callable[[Check], Check]:
     def register(check: Check) -> Check:
-        ACROSS.append((needed, check))
+        CROSS_CHECKS.append((needed, check))
         return check
 
     return register
 
 
-@across("precision.name", "device.name")
+@cross_check("precision.name", "device.name")
 def the_device_has_the_precision(precision: str, device: str) -> list[str]:
     if (precision, device) != ("tf32", "cpu"):
         return []
     return ["precision=tf32: only an NVIDIA GPU has it, and this is device=cpu; use precision=fp32"]
 
 
-@across("model.d_model", "model.n_heads")
+@cross_check("model.d_model", "model.n_heads")
 def heads_share_the_width(d_model: int, n_heads: int) -> list[str]:
     if d_model % n_heads == 0:
         return []
@@ -269,7 +269,7 @@ def heads_share_the_width(d_model: int, n_heads: int) -> list[str]:
     ]
 
 
-@across("architecture.name", "architecture.activation", "model.d_model", "model.n_heads", "model.n_kv_heads")
+@cross_check("architecture.name", "architecture.activation", "model.d_model", "model.n_heads", "model.n_kv_heads")
 def the_architecture_can_be_built(
     name: str, activation: str, d_model: int, n_heads: int, n_kv_heads: int | None
 ) -> list[str]:
@@ -279,19 +279,19 @@ def the_architecture_can_be_built(
     return [f"architecture.{line}" if line.startswith("activation") else f"model.{line}" for line in found]
 
 
-@across("architecture.name", "model.positions")
+@cross_check("architecture.name", "model.positions")
 def the_architecture_has_these_positions(name: str, positions: str | None) -> list[str]:
     return [f"model.{line}" for line in positions_violations(name, positions)]
 
 
-@across("network", "task.name", "model.n_encoder_blocks")
+@cross_check("network", "task.name", "model.n_encoder_blocks")
 def there_is_an_encoder(network: str | None, task: str, blocks: int | None) -> list[str]:
-    if blocks is None or (network or USUAL_NETWORK[task]) != "decoder":
+    if blocks is None or (network or DEFAULT_NETWORK[task]) != "decoder":
         return []
     return [f"model.n_encoder_blocks={blocks}: network=decoder has no encoder; leave it null, or use another network"]
 
 
-@across("model.vocab_size", "tokenizer.name", "tokenizer.vocab_size")
+@cross_check("model.vocab_size", "tokenizer.name", "tokenizer.vocab_size")
 def the_vocabulary_holds_the_tokens(vocab_size: int | None, tokenizer: str, tokens: int | None) -> list[str]:
     tokens = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}.get(tokenizer, tokens)
     if vocab_size is None or tokens is None or vocab_size >= tokens:
@@ -302,7 +302,7 @@ def the_vocabulary_holds_the_tokens(vocab_size: int | None, tokenizer: str, toke
     ]
 
 
-@across("device.processes", "training.batch_size", "training.gradient_accumulation_steps")
+@cross_check("device.processes", "training.batch_size", "training.gradient_accumulation_steps")
 def processes_share_a_step(processes: int, batch_size: int, pieces: int) -> list[str]:
     if (batch_size * pieces) % processes == 0:
         return []
@@ -310,7 +310,7 @@ def processes_share_a_step(processes: int, batch_size: int, pieces: int) -> list
     return [f"device.processes={processes}: must divide the rows of an optimizer step, {rows} = {batch_size * pieces}"]
 
 
-@across("optimizer.sharded", "implementation.name")
+@cross_check("optimizer.sharded", "implementation.name")
 def only_our_optimizers_are_sharded(sharded: bool | str, implementation: str) -> list[str]:
     if sharded is not True or implementation == "custom":
         return []
@@ -320,7 +320,7 @@ def only_our_optimizers_are_sharded(sharded: bool | str, implementation: str) ->
     ]
 
 
-@across("batching.name", "dataset.max_length", "model.max_seq_len")
+@cross_check("batching.name", "dataset.max_length", "model.max_seq_len")
 def a_padded_row_is_a_sequence(batching: str, max_length: int | None, max_seq_len: int) -> list[str]:
     if batching != "padded" or max_length is None or max_length <= max_seq_len:
         return []
@@ -330,14 +330,14 @@ def a_padded_row_is_a_sequence(batching: str, max_length: int | None, max_seq_le
     ]
 
 
-@across("dataset.path", "dataset.test")
+@cross_check("dataset.path", "dataset.test")
 def a_test_text_is_another_one(path: str | None, test: str | None) -> list[str]:
     if path is None or test is None or normpath(path) != normpath(test):
         return []
     return [f"dataset.test={shown(test)}: is the training text; give another file or folder, or leave it out"]
 
 
-@across("dataset.streaming", "dataset.subset_size")
+@cross_check("dataset.streaming", "dataset.subset_size")
 def a_stream_has_an_end(streaming: bool | None, subset_size: int | None) -> list[str]:
     if not streaming or subset_size is not None:
         return []
@@ -347,7 +347,7 @@ def a_stream_has_an_end(streaming: bool | None, subset_size: int | None) -> list
     ]
 
 
-@across("dataset.name", "dataset.validation")
+@cross_check("dataset.name", "dataset.validation")
 def files_have_no_splits(name: str, validation: float | str | None) -> list[str]:
     if not isinstance(validation, str) or name not in ("python_docs", "text", "jsonl", "parquet", "dates", "postfix"):
         return []
@@ -357,7 +357,7 @@ def files_have_no_splits(name: str, validation: float | str | None) -> list[str]
     ]
 
 
-@across("dataset.name", "dataset.subset_size", "dataset.validation", "dataset.on_bad_row")
+@cross_check("dataset.name", "dataset.subset_size", "dataset.validation", "dataset.on_bad_row")
 def prepared_tokens_are_taken_as_they_are(
     name: str, subset_size: int | None, validation: float | str | None, on_bad_row: str
 ) -> list[str]:
@@ -373,7 +373,7 @@ def prepared_tokens_are_taken_as_they_are(
     ]
 
 
-@across("dataset.name", "tokenizer.name")
+@cross_check("dataset.name", "tokenizer.name")
 def prepared_tokens_have_their_tokenizer(dataset: str, tokenizer: str) -> list[str]:
     if dataset == "pretokenized" and tokenizer in ("bpe", "char"):
         return [
@@ -388,7 +388,7 @@ def prepared_tokens_have_their_tokenizer(dataset: str, tokenizer: str) -> list[s
     return []
 
 
-@across("training.max_steps", "training.num_epochs")
+@cross_check("training.max_steps", "training.num_epochs")
 def one_length(max_steps: int | None, num_epochs: float | None) -> list[str]:
     if max_steps is None and num_epochs is None:
         return ["training.max_steps=null: either it or training.num_epochs must be given"]
@@ -400,7 +400,7 @@ def one_length(max_steps: int | None, num_epochs: float | None) -> list[str]:
     return []
 
 
-@across("training.max_steps", "schedule.warmup_ratio", "schedule.warmup_steps")
+@cross_check("training.max_steps", "schedule.warmup_ratio", "schedule.warmup_steps")
 def warm_up_ends_before_the_run(max_steps: int | None, warmup_ratio: float, warmup_steps: int | None) -> list[str]:
     if max_steps is not None and warmup_steps is not None and warmup_steps >= max_steps:
         return [
@@ -415,7 +415,7 @@ def warm_up_ends_before_the_run(max_steps: int | None, warmup_ratio: float, warm
     ]
 
 
-@across("schedule.name", "optimizer.name", "optimizer.learning_rate", "model.learning_rate")
+@cross_check("schedule.name", "optimizer.name", "optimizer.learning_rate", "model.learning_rate")
 def noam_has_its_own_peak(schedule: str, optimizer: str, learning_rate: float, models: float) -> list[str]:
     if schedule != "noam" or optimizer != "adamw" or learning_rate == models:
         return []
@@ -425,7 +425,7 @@ def noam_has_its_own_peak(schedule: str, optimizer: str, learning_rate: float, m
     ]
 
 
-@across("training.patience", "schedule.patience")
+@cross_check("training.patience", "schedule.patience")
 def the_rate_is_lowered_before_the_end(patience: int | None, lowers: int | None) -> list[str]:
     if patience is None or lowers is None or lowers < patience:
         return []
@@ -435,7 +435,7 @@ def the_rate_is_lowered_before_the_end(patience: int | None, lowers: int | None)
     ]
 
 
-@across("schedule.min_learning_rate", "optimizer.learning_rate", "architecture.learning_rate_scale")
+@cross_check("schedule.min_learning_rate", "optimizer.learning_rate", "architecture.learning_rate_scale")
 def the_rate_falls(smallest: float | None, learning_rate: float, scale: float) -> list[str]:
     if smallest is None or smallest <= learning_rate * scale:
         return []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..common.durable_files import write_atomically
 from ..common.origin import SOURCES
-from .schema import USUAL_NETWORK, RunConfig
+from .schema import DEFAULT_NETWORK, RunConfig
 
 
 def default_run_name(config: RunConfig) -> str:
@@ -14,7 +14,7 @@ def default_run_name(config: RunConfig) -> str:
     model, usual = config.model, {"fp32", "custom", "adamw"}
     unusual = {config.precision.name, config.implementation.name, config.optimizer.name} - usual
     subject = config.task.name if config.dataset.name == "none" else config.dataset.name
-    if config.network_name != USUAL_NETWORK[config.task.name]:
+    if config.network_name != DEFAULT_NETWORK[config.task.name]:
         subject += f"-{config.network_name}"
     name = f"{config.architecture.name}-{model.n_blocks}x{model.d_model}-{subject}"
     return "-".join((name, *sorted(unusual)))

@@ -28,7 +28,7 @@ from .preview import EstimatedOrder, Preview, most_tokens, rows_of_a_step
 from .samples import draw_samples, encode_prompts
 from .task import Evaluated, Measured, Task
 
-COUNTED_ROWS = 256  # sequences in a batch for the unigram and bigram models
+NGRAM_ROWS = 256  # sequences in a batch for the unigram and bigram models
 
 
 class LanguageModelTask(Task):
@@ -132,18 +132,18 @@ class LanguageModelTask(Task):
         batches = self.evaluation_batches(split, model.network.device, limit)
         return Evaluator(model, bytes_per_token).evaluate(processes().part_of(batches))
 
-    def counting_losses(self, split: Split, limit: int | None = None) -> tuple[float, float]:
+    def ngram_losses(self, split: Split, limit: int | None = None) -> tuple[float, float]:
         """Unigram and bigram loss on the same tokens as `measure`."""
-        batches = self.evaluation_batches(split, "cpu", limit, COUNTED_ROWS if limit is None else None)
+        batches = self.evaluation_batches(split, "cpu", limit, NGRAM_ROWS if limit is None else None)
         return unigram_and_bigram_loss(self.corpus.train, batches, self.corpus.tokenizer.vocab_size)
 
     @cached_property
-    def validation_counting_losses(self) -> tuple[float, float]:
-        return self.counting_losses(self.corpus.split("validation"))
+    def validation_ngram_losses(self) -> tuple[float, float]:
+        return self.ngram_losses(self.corpus.split("validation"))
 
     def evaluate(self, model: LanguageModel, limit: int | None = None) -> Evaluated:
         evaluation = self.measure(model, self.corpus.split("validation"), limit)
-        unigram, bigram = self.validation_counting_losses
+        unigram, bigram = self.validation_ngram_losses
         gain = bigram - evaluation.loss
         side = "below" if gain >= 0 else "above"
         details = f"perplexity {evaluation.perplexity:.1f}, {evaluation.bits_per_byte:.3f} bits per byte, accuracy"
@@ -176,7 +176,7 @@ class LanguageModelTask(Task):
         """The model beside the unigram and bigram models on the same tokens; their accuracy is not measured."""
         text, notes = self.opened(split)
         evaluation = self.measure(model, text, limit)
-        unigram, bigram = self.counting_losses(text, limit)
+        unigram, bigram = self.ngram_losses(text, limit)
         bytes_per_token = text.text_bytes / len(text.tokens)
         compared = [
             evaluation,
@@ -232,7 +232,7 @@ class LanguageModelTask(Task):
 
     @property
     def baselines(self) -> str:
-        unigram, bigram = self.validation_counting_losses
+        unigram, bigram = self.validation_ngram_losses
         return f"baselines on the same tokens: unigram loss {unigram:.3f}, bigram loss {bigram:.3f}"
 
     @property

@@ -159,7 +159,7 @@ class MlflowDelivery:
             self._send_parameters(client, tracked.parameters)
             self._send_tags(client, {**tracked.tags, DIRECTORY_TAG: str(self.directory)})
             self._send_changes(client, tracked.changes)
-            self._tolerating("dataset", self._send_datasets, client, tracked.datasets)
+            self._try_to_send("dataset", self._send_datasets, client, tracked.datasets)
         self._send_tags(
             client, parent_and_child_tags(read_run(self.directory), without_credentials(self.uri), self.root)
         )
@@ -167,17 +167,17 @@ class MlflowDelivery:
         run = read_run(self.directory)
         if final and run["status"] != RUNNING:  # before parts that may take long or may be refused
             ended = run["status"], _milliseconds(run["ended_at"])
-            self._tolerating("status", self._done, client.set_terminated, self._run_id, *ended)
+            self._try_to_send("status", self._call, client.set_terminated, self._run_id, *ended)
         if final or tracked_at != self._tracked_at:
             self._send_artifacts(client, [] if self._artifacts_stay else tracked.artifacts)
             self._tracked_at = tracked_at
         artifacts = "artifacts" not in self.refused and not self._artifacts_stay
-        linked = artifacts and self._tolerating("checkpoints", self._link_checkpoints)
+        linked = artifacts and self._try_to_send("checkpoints", self._link_checkpoints)
         if final:
             if artifacts and not linked:
-                self._tolerating("checkpoints", self._upload_checkpoints, client)
+                self._try_to_send("checkpoints", self._upload_checkpoints, client)
             if artifacts and run["status"] == FINISHED:
-                self._tolerating("model", self._log_model, client)
+                self._try_to_send("model", self._log_model, client)
             self._record(run["status"], delivered=True)
 
     def terminate_dead_runs(self) -> None:
@@ -193,7 +193,7 @@ class MlflowDelivery:
             with suppress(ManualBackpropError):  # another process owns it, or the disk is full: try later
                 owned = own_run_directory(path)
                 try:
-                    self._done(client.set_terminated, known["run_id"], run["status"], _milliseconds(run["ended_at"]))
+                    self._call(client.set_terminated, known["run_id"], run["status"], _milliseconds(run["ended_at"]))
                     owned.update(mlflow={**known, "status": run["status"]})
                 except Exception as error:  # the run may be deleted
                     self._raise_unless_refused(error)
@@ -238,13 +238,13 @@ class MlflowDelivery:
         self._artifacts = path_of(run.info.artifact_uri)
         self._artifacts_stay = self._artifacts is not None and not is_inside(self._artifacts, self.root)
         if self._artifacts is not None and self._artifacts_stay:
-            self._tell_where_artifacts_stay(self._artifacts.parents[1], tracked.experiment_name)
+            self._warn_where_artifacts_stay(self._artifacts.parents[1], tracked.experiment_name)
         self._parameters = dict(run.data.params)
         self._tags = dict(run.data.tags)
         inputs = run.inputs.dataset_inputs if run.inputs else []
         self._datasets = {(one.dataset.name, one.dataset.digest) for one in inputs}
         for name in run.data.metrics:
-            points = self._done(client.get_metric_history, self._run_id, name)
+            points = self._call(client.get_metric_history, self._run_id, name)
             self._stored[name] = {point.step: point.value for point in points}
         self._record(RUNNING, delivered=False)
         self._client = client
@@ -272,21 +272,21 @@ class MlflowDelivery:
     def _experiment_id(self, client: MlflowClient, name: str, local: bool) -> str:
         from mlflow.exceptions import MlflowException
 
-        found = self._done(client.get_experiment_by_name, name)
+        found = self._call(client.get_experiment_by_name, name)
         if found is None:
             # Without a location MLflow would put artifacts below the working directory; a server has its own location.
             location = file_uri(self.root / "artifacts") if local else None
             try:
-                return self._done(client.create_experiment, name, location, MODEL_TRAINING)
+                return self._call(client.create_experiment, name, location, MODEL_TRAINING)
             except MlflowException:
                 found = client.get_experiment_by_name(name)  # another process has just created it
                 if found is None:
                     raise
         if found.lifecycle_stage != "active":
-            self._done(client.restore_experiment, found.experiment_id)
+            self._call(client.restore_experiment, found.experiment_id)
         return found.experiment_id
 
-    def _tell_where_artifacts_stay(self, location: Path, experiment: str) -> None:
+    def _warn_where_artifacts_stay(self, location: Path, experiment: str) -> None:
         """Warn that artifacts stay in the run directory, since the experiment's location is outside of `root`. MLflow
         cannot change a location, so the remedy depends on why: the project was moved or copied, or shares a database
         with another one."""
@@ -312,10 +312,10 @@ class MlflowDelivery:
         run = None
         if known.get("tracking_uri") == without_credentials(self.uri):
             with suppress(MlflowException):  # permanently deleted, or there is another database at this URI
-                run = self._done(client.get_run, known["run_id"])
+                run = self._call(client.get_run, known["run_id"])
         if run is None:
             wanted = f"tags.`{RUN_ID_TAG}` = '{self.directory.name}'"
-            found = self._done(client.search_runs, [experiment_id], wanted, max_results=1)
+            found = self._call(client.search_runs, [experiment_id], wanted, max_results=1)
             run = found[0] if found else None
         if run is None or run.info.lifecycle_stage != "active":
             tags = {
@@ -326,11 +326,11 @@ class MlflowDelivery:
             }
             with suppress(OSError, KeyError):  # the user id has no name, as in some containers
                 tags["mlflow.user"] = getpass.getuser()
-            return self._done(
+            return self._call(
                 client.create_run, experiment_id, _milliseconds(record["created_at"]), tags, tracked.run_name
             )
         if run.info.status != RUNNING and record["status"] == RUNNING:
-            self._done(client.update_run, run.info.run_id, RUNNING)
+            self._call(client.update_run, run.info.run_id, RUNNING)
         return run
 
     def _record(self, status: str, delivered: bool) -> None:
@@ -345,13 +345,13 @@ class MlflowDelivery:
 
     # Sending
 
-    def _done(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def _call(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Call MLflow and record the time of its answer."""
         answer = call(*arguments, **named)
         self.last_success = time.monotonic()
         return answer
 
-    def _tolerating(self, part: str, send: Callable[..., Any], *arguments: Any) -> bool:
+    def _try_to_send(self, part: str, send: Callable[..., Any], *arguments: Any) -> bool:
         """Send a part of the run and return whether MLflow accepted it; also False if `send` returns False."""
         if part in self.refused:
             return False
@@ -400,7 +400,7 @@ class MlflowDelivery:
             raise error
         assert self._client is not None
         try:
-            run = self._done(self._client.get_run, self._run_id)
+            run = self._call(self._client.get_run, self._run_id)
         except Exception:
             raise error from None
         if run.info.lifecycle_stage != "active":
@@ -413,7 +413,7 @@ class MlflowDelivery:
         new = [Param(name, value) for name, value in values.items() if name not in self._parameters]
 
         def send(batch: Sequence[Param]) -> None:
-            self._done(client.log_batch, self._run_id, params=batch, synchronous=True)
+            self._call(client.log_batch, self._run_id, params=batch, synchronous=True)
             self._parameters |= {parameter.key: parameter.value for parameter in batch}
 
         for first in range(0, len(new), PARAMETERS_IN_BATCH):
@@ -429,7 +429,7 @@ class MlflowDelivery:
         for name in self._parameters:
             tag = f"{CHANGED_TAG}{name}"
             if tag in self._tags and tag not in tags:  # a resume from an earlier step has undone the change
-                self._tolerating(f"tag {tag}", self._done, client.delete_tag, self._run_id, tag)
+                self._try_to_send(f"tag {tag}", self._call, client.delete_tag, self._run_id, tag)
                 del self._tags[tag]
 
     def _send_datasets(self, client: MlflowClient, datasets: list[dict[str, Any]]) -> None:
@@ -446,9 +446,9 @@ class MlflowDelivery:
                 inputs.append(DatasetInput(Dataset(*key, one["source_type"], *texts), tags))
         if inputs:
             try:
-                self._done(client.log_inputs, self._run_id, datasets=inputs)
+                self._call(client.log_inputs, self._run_id, datasets=inputs)
             except MlflowException:  # another run has just added the same dataset
-                self._done(client.log_inputs, self._run_id, datasets=inputs)
+                self._call(client.log_inputs, self._run_id, datasets=inputs)
             self._datasets |= {(one.dataset.name, one.dataset.digest) for one in inputs}
 
     def _send_tags(self, client: MlflowClient, tags: dict[str, str]) -> None:
@@ -458,7 +458,7 @@ class MlflowDelivery:
         new = [RunTag(name, value) for name, value in values.items() if self._tags.get(name) != value]
 
         def send(batch: Sequence[RunTag]) -> None:
-            self._done(client.log_batch, self._run_id, tags=batch, synchronous=True)
+            self._call(client.log_batch, self._run_id, tags=batch, synchronous=True)
             self._tags |= {tag.key: tag.value for tag in batch}
 
         for first in range(0, len(new), TAGS_IN_BATCH):
@@ -468,7 +468,7 @@ class MlflowDelivery:
         from mlflow.entities import Metric
 
         def send(batch: Sequence[Metric]) -> None:
-            self._done(client.log_batch, self._run_id, metrics=batch, synchronous=True)
+            self._call(client.log_batch, self._run_id, metrics=batch, synchronous=True)
 
         batch: list[Metric] = []
         position = self._position
@@ -499,7 +499,7 @@ class MlflowDelivery:
             if "artifacts" in self.refused:
                 return
             part = f"artifact {path}"
-            if self._tolerating(part, self._send_artifact, client, path, folder) or self._files:
+            if self._try_to_send(part, self._send_artifact, client, path, folder) or self._files:
                 continue
             refused = [one for one in self.refused if one.startswith("artifact ")]
             if len(refused) > 1:
@@ -512,7 +512,7 @@ class MlflowDelivery:
             state = (file.stat().st_mtime_ns, file.stat().st_size)
             if self._files.get((path, folder)) != state:
                 send = client.log_artifacts if file.is_dir() else client.log_artifact
-                self._done(send, self._run_id, str(file), folder or None)
+                self._call(send, self._run_id, str(file), folder or None)
                 self._files[path, folder] = state
 
     # Checkpoints, which the run directory owns
@@ -560,10 +560,10 @@ class MlflowDelivery:
             return
         tags = {"checkpoint": checkpoint.name, "parameters_digest": parameters_digest(checkpoint)}
         ours = f"name = '{MODEL_NAME}' AND source_run_id = '{self._run_id}'"
-        known = self._done(client.search_logged_models, [self._experiment], ours)
+        known = self._call(client.search_logged_models, [self._experiment], ours)
         model = next((one for one in known if tags.items() <= one.tags.items()), None)
         if model is None:
-            model = self._done(client.create_logged_model, self._experiment, MODEL_NAME, self._run_id, tags)
+            model = self._call(client.create_logged_model, self._experiment, MODEL_NAME, self._run_id, tags)
         if model.status == LoggedModelStatus.READY:
             return
         local = path_of(model.artifact_location)
@@ -572,12 +572,12 @@ class MlflowDelivery:
         if local is None:
             for file in sorted(path for path in folder.rglob("*") if path.is_file()):
                 inside = file.parent.relative_to(folder).as_posix().removeprefix(".")
-                self._done(client.log_model_artifact, model.model_id, str(file), inside or None)
+                self._call(client.log_model_artifact, model.model_id, str(file), inside or None)
             shutil.rmtree(folder)
-        outputs = self._done(client.get_run, self._run_id).outputs
+        outputs = self._call(client.get_run, self._run_id).outputs
         if model.model_id not in {one.model_id for one in (outputs.model_outputs if outputs else ())}:
-            self._done(client.log_outputs, self._run_id, [LoggedModelOutput(model.model_id, step_of(checkpoint))])
-        self._done(client.finalize_logged_model, model.model_id, LoggedModelStatus.READY)
+            self._call(client.log_outputs, self._run_id, [LoggedModelOutput(model.model_id, step_of(checkpoint))])
+        self._call(client.finalize_logged_model, model.model_id, LoggedModelStatus.READY)
 
 
 def _same(stored: float, value: float) -> bool:

@@ -31,7 +31,7 @@ from manual_backprop.checkpoints.checkpoint import CheckpointManager
 from manual_backprop.common.durable_files import storage_errors, write_atomically
 from manual_backprop.common.errors import CheckpointError, InputError, RunInUseError, StorageError
 from manual_backprop.common.json_files import read_object
-from manual_backprop.common.machine import boot_id, is_of_one_kernel
+from manual_backprop.common.machine import boot_id, is_on_local_file_system
 from manual_backprop.common.origin import Origin
 from manual_backprop.common.uris import same_place
 
@@ -241,7 +241,7 @@ def find_run(root: str | Path, which: str) -> FoundRun:
     named = Path(which).expanduser().absolute()
     for path, checkpoint in ((named, None), (named.parent.parent, named)):
         if (path / RUN_FILE).is_file():
-            path = _as_called_here(path, root)
+            path = _below_root(path, root)
             asked = None if checkpoint is None else path / "checkpoints" / checkpoint.name
             return FoundRun(path, asked or CheckpointManager(path / "checkpoints").latest())
     matching = [path for path in [*runs, *list_runs(root, SWEEPS)] if which in _ids(path)]
@@ -264,7 +264,7 @@ def find_sweep(root: str | Path, which: str) -> Path:
         return sweeps[-1]
     named = Path(which).expanduser().absolute()
     if named.parent.name == SWEEPS and (named / RUN_FILE).is_file():
-        return _as_called_here(named, root)
+        return _below_root(named, root)
     matching = [path for path in sweeps if which in _ids(path)]
     if len(matching) == 1:
         return matching[0]
@@ -330,7 +330,7 @@ def _lock_is_visible(path: Path, owner: Mapping[str, Any]) -> bool:
     since), or no other kernel can write here, or it has this machine's host name, the only one that older runs have."""
     boot = boot_id()
     same_kernel = boot is not None and owner.get("boot") == boot
-    return same_kernel or owner.get("host") == socket.gethostname() or is_of_one_kernel(path)
+    return same_kernel or owner.get("host") == socket.gethostname() or is_on_local_file_system(path)
 
 
 def _read_or_none(path: Path) -> dict[str, Any] | None:
@@ -339,7 +339,7 @@ def _read_or_none(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _as_called_here(path: Path, root: str | Path) -> Path:
+def _below_root(path: Path, root: str | Path) -> Path:
     """The path of a run below the outputs directory `root`, if `path` reaches it another way, as by a symbolic link."""
     here = Path(root).absolute() / path.parent.name / path.name
     return here if same_place(here, path) else path

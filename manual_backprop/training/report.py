@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from ..common.allocator import below_the_peak, give_back_freed_memory
+from ..common.allocator import memory_below_peak, trim_freed_memory
 from ..common.durable_files import storage_errors
 from ..common.errors import StorageError
 from ..common.origin import SEPARATOR, SOURCES
@@ -162,9 +162,9 @@ class RunReport:
     def gradient_check(self) -> None:
         """At the end of a run: are the gradients of a network like its own right? Nothing of the run changes, and its
         peak of memory stays what the training made it; a GPU refuses what does not fit, and that costs no run."""
-        give_back_freed_memory()
+        trim_freed_memory()
         network = self.facts.model.network
-        room = below_the_peak() if network.device.type == "cpu" else None
+        room = memory_below_peak() if network.device.type == "cpu" else None
         check = check_of_run(self.facts.config, network.config, room)
         path = self.directory.path / GRADIENT_CHECK
         with storage_errors(f"write {path}"):

@@ -38,7 +38,7 @@ def plugin(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     lists = (network.ACTIVATIONS, network.HEAD_LOSSES, schema.TASK_NAMES)
     tables: tuple[Any, ...] = (
         plugins._loaded,
-        schema.USUAL_NETWORK,
+        schema.DEFAULT_NETWORK,
         task_rules.DATASETS,
         TASKS,
         network.REGRESSION_LOSSES,

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...common.errors import InputError
 from ...config.schema import DatasetConfig
-from ..sources.documents import BadRow, Document, FileSource, Row, Source, no_utf8, unreadable
+from ..sources.documents import BadRow, Document, FileSource, Row, Source, not_utf8, unreadable
 from ..sources.files import JsonLines, ParquetFiles, TextFiles, brief, check_column, no_column, row_of, value_of
 from ..sources.hub import DatasetSplits, HubSource, hub_access
 from ..sources.registry import open_source
@@ -115,7 +115,7 @@ def _text(row: Row) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         assert isinstance(row, Document)
-        return f"{NO_TEXT}{no_utf8(row.where or row.name, error)}"
+        return f"{NO_TEXT}{not_utf8(row.where or row.name, error)}"
     except BadRow as bad:
         return f"{NO_TEXT}{bad}"
     return text

@@ -18,7 +18,7 @@ from ...common.durable_files import new_folder, storage_errors, sync_file
 from ...common.errors import InputError
 from ...config.schema import DatasetConfig
 from ..sources.files import no_column
-from ..sources.hub import HubSource, hub_access, smaller
+from ..sources.hub import HubSource, evaluation_subset_size, hub_access
 from ..sources.hub_files import fetch_files
 from .named import SOURCE, source_of, title_of
 
@@ -63,7 +63,7 @@ def download(
     if not folder.exists():
         say(f"{dataset.repository}, revision {identity['revision']}")
         if not dataset.streaming:
-            with hub_access(), source._explained():
+            with hub_access(), source._readable_errors():
                 fetch_files(source._builder, say)
         else:
             say(f"streamed: downloads only the parts of its files with the first {dataset.subset_size:,} rows")
@@ -101,7 +101,7 @@ def _save(source: HubSource, wanted: dict[str, Any], folder: Path, say: Callable
         tables, rows = {}, {}
         for name in names:
             size = wanted["subset_size"]
-            limit = size if name == source.split or len(names) == 1 else smaller(size)
+            limit = size if name == source.split or len(names) == 1 else evaluation_subset_size(size)
             tables[name] = _table(source, splits[name], limit, kept / name, say)
             rows[name] = len(tables[name])
             say(f"{name}: {rows[name]:,} rows")
@@ -117,7 +117,7 @@ def _table(source: HubSource, split: Any, limit: int | None, kept: Path, say: Ca
     """The first `limit` rows as a Dataset on disk: from the library's cache, or taken from a stream."""
     if hasattr(split, "data"):
         return split if limit is None or limit >= len(split) else split.select(range(limit))
-    with hub_access(), source._explained():
+    with hub_access(), source._readable_errors():
         return _taken_from_stream(split if limit is None else split.take(limit), kept, say)
 
 

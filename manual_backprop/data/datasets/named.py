@@ -17,7 +17,7 @@ from ..sources.documents import files_below
 from ..tokens.token_shards import is_shards
 
 SOURCE = "source.json"  # beside the splits of a downloaded dataset: where they come from
-OWN = ("text", "jsonl", "parquet", "saved", "pretokenized", "hub")  # kinds of datasets, not datasets
+DATASET_KINDS = ("text", "jsonl", "parquet", "saved", "pretokenized", "hub")  # kinds of datasets, not datasets
 LARGEST = 2**31 - 1
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _ENDINGS = {"parquet": (".parquet",), "jsonl": (".jsonl", ".ndjson", ".json")}
@@ -78,9 +78,9 @@ def title_of(dataset: DatasetConfig) -> str:
 
 
 def shipped_datasets() -> Iterator[tuple[str, str, DatasetConfig]]:
-    """The name, the description and the config of each dataset in conf/dataset, without the kinds in OWN."""
+    """The name, the description and the config of each dataset in conf/dataset, without the kinds in DATASET_KINDS."""
     for file in sorted((shipped_folder("conf") / "dataset").glob("*.yaml")):
-        if file.stem not in OWN:
+        if file.stem not in DATASET_KINDS:
             first = file.read_text(encoding="utf-8").partition("\n")[0]
             yield file.stem, first.removeprefix("#").strip(), _shipped(file.stem)
 
@@ -89,12 +89,12 @@ def _base(name: str) -> DatasetConfig:
     if not name.strip():
         raise InputError("No dataset was given: give a name, OWNER/NAME on the hub, or a file or folder that exists.")
     names = [file.stem for file in (shipped_folder("conf") / "dataset").glob("*.yaml")]
-    if name in names and name not in OWN:
+    if name in names and name not in DATASET_KINDS:
         return _shipped(name)
     path = Path(name).expanduser()
     if os.path.exists(path):  # also False without permission to look
         return _of_path(path)
-    if name in OWN:
+    if name in DATASET_KINDS:
         raise InputError(f"{name} is a kind of dataset: give the file or folder itself, or OWNER/NAME.")
     if _HUB_NAME.fullmatch(name):
         shipped = [
@@ -105,10 +105,11 @@ def _base(name: str) -> DatasetConfig:
         return DatasetConfig("hub", repository=name, split="train", text_column="text", streaming=False)
     from ...config.rules import nearest
 
-    meant = nearest(name, [known for known in names if known not in OWN])
+    meant = nearest(name, [known for known in names if known not in DATASET_KINDS])
     raise InputError(
         f"{name}: no dataset has this name" + (f"; did you mean {meant}?" if meant else ".") + " There is "
-        f"{', '.join(sorted(set(names) - set(OWN)))}; or give OWNER/NAME on the hub, or a file or folder that exists."
+        f"{', '.join(sorted(set(names) - set(DATASET_KINDS)))}; or give OWNER/NAME on the hub, or an existing file or "
+        "folder."
     )
 
 

@@ -262,7 +262,7 @@ def _write_shard(partial: Path, text: SpooledText, shard: _Shard, work: _Work, s
     """Write a shard: NAME.bin holds the tokens, NAME.ends.bin the ends of documents, NAME.json marks both complete."""
     record: dict[str, Any] = {"name": shard.name, "tokens": 0, "bytes": 0, "cut": 0}
     hashed, ends = hashlib.sha256(), [np.zeros(0, dtype=np.int64)]
-    with _appearing(partial / f"{shard.name}.bin") as file:
+    with _atomic_file(partial / f"{shard.name}.bin") as file:
         for ids, ending, size, cut in _encoded(text, shard.spans, work.tokenizer, work.settings["max_length"]):
             if stop.is_set():
                 raise _Stopped
@@ -275,7 +275,7 @@ def _write_shard(partial: Path, text: SpooledText, shard: _Shard, work: _Work, s
             record["cut"] += cut
     all_ends = np.concatenate(ends)
     data = all_ends.tobytes()
-    with _appearing(partial / f"{shard.name}.ends.bin") as file:
+    with _atomic_file(partial / f"{shard.name}.ends.bin") as file:
         file.write(data)
     record |= {
         "documents": len(all_ends),
@@ -313,7 +313,7 @@ def _encoded(
 
 
 @contextmanager
-def _appearing(path: Path) -> Iterator[Any]:
+def _atomic_file(path: Path) -> Iterator[Any]:
     """A file to write, which gets its name when it is complete."""
     staged = path.with_name(f"{path.name}.tmp")
     try:

@@ -40,7 +40,7 @@ class BadRow(Exception):
 Row = Document | BadRow
 
 
-def no_utf8(where: str, error: UnicodeEncodeError) -> BadRow:
+def not_utf8(where: str, error: UnicodeEncodeError) -> BadRow:
     half = repr(error.object[error.start])
     return BadRow(
         where, f"the text has half of a surrogate pair ({half}) at position {error.start}, which no UTF-8 can hold"

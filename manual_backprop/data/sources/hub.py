@@ -81,7 +81,7 @@ class DatasetSplits(Source):
             )
         if split == TEST_SPLIT and self.dataset.validation is None:
             self.notes.append(f"{self.where} has no validation split{other}: its test split is used for validation")
-        return None if split is None else self._rows(split, smaller(self.dataset.subset_size))
+        return None if split is None else self._rows(split, evaluation_subset_size(self.dataset.subset_size))
 
     def check_split(self, name: str, key: str) -> None:
         if name not in self.splits:
@@ -134,7 +134,7 @@ class HubSource(DatasetSplits):
 
     @cached_property
     def _builder(self) -> Any:
-        with hub_access(), self._explained():
+        with hub_access(), self._readable_errors():
             import datasets
 
             return datasets.load_dataset_builder(self.repository, self.dataset.config, revision=self.dataset.revision)
@@ -142,7 +142,7 @@ class HubSource(DatasetSplits):
     @cached_property
     def splits(self) -> dict[str, Any]:
         builder = self._builder
-        with hub_access(), self._explained():
+        with hub_access(), self._readable_errors():
             import datasets
 
             if self.dataset.streaming:
@@ -151,7 +151,7 @@ class HubSource(DatasetSplits):
             return dict(builder.as_dataset())
 
     def _rows(self, split: str, limit: int | None) -> Iterator[Row]:
-        with hub_access(), self._explained():
+        with hub_access(), self._readable_errors():
             yield from super()._rows(split, limit)
 
     def _unavailable(self) -> HubUnavailable:
@@ -170,7 +170,7 @@ class HubSource(DatasetSplits):
         )
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _readable_errors(self) -> Iterator[None]:
         """Turn exceptions of `datasets` and its dependencies into an InputError that says what to do."""
         import datasets
         from huggingface_hub.utils import httpx
@@ -256,7 +256,7 @@ class _SavedFiles(FileSource):
         raise NotImplementedError("rows are read by `datasets`")
 
 
-def smaller(subset_size: int | None) -> int | None:
+def evaluation_subset_size(subset_size: int | None) -> int | None:
     """The number of documents of a split other than the training split: a tenth of `subset_size`."""
     return None if subset_size is None else max(1, subset_size // 10)
 

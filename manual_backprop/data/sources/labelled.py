@@ -23,7 +23,7 @@ FORMATS = ("jsonl", "csv", "tsv", "parquet", "saved", "hub")
 # Packages with more than a hundred docstrings each, in every Python from 3.11 to 3.13. Linux distributions ship
 # tkinter, idlelib, lib2to3 and distutils separately, so these are not among them.
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "xml")
-NAMELESS = "PACKAGE"  # replaces the name of such a package in a text
+PLACEHOLDER = "PACKAGE"  # replaces the name of such a package in a text
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ class Docstrings(LabelledSource):
                     continue
                 if (raw := docstring(node)) is None:
                     continue
-                text = names.sub(NAMELESS, encodable(raw))
+                text = names.sub(PLACEHOLDER, encodable(raw))
                 one = found.setdefault(text, Labelled(text, label, f"{file}, line {getattr(node, 'lineno', 1)}"))
                 if one is not None and one.label != label:
                     found[text] = None

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...common.errors import InputError
-from .documents import BadRow, Document, Row, no_utf8
+from .documents import BadRow, Document, Row, not_utf8
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class Spool(SpooledText):
             self._size = begin
             if isinstance(error, BadRow):
                 raise
-            raise no_utf8(document.where or document.name, error) from error
+            raise not_utf8(document.where or document.name, error) from error
         if characters == 0:
             self.counts["empty_documents"] += 1
             log.info("%s is empty", document.where or document.name)

@@ -35,7 +35,7 @@ class Windows:
         max_length: int | None = None,
         mask_documents: bool = False,
     ):
-        self.tokens = _quickly_indexed(tokens)
+        self.tokens = _as_plain_array(tokens)
         self.offsets = offsets if mask_documents else None
         self.notes: tuple[str, ...] = ()
         self._cuts: tuple[np.ndarray, np.ndarray] | None = None
@@ -104,7 +104,7 @@ def validation_batches(
     beginnings of documents, no document attends to another.
     """
     _check_length(len(tokens), sequence_length, "test or validation")
-    tokens = _quickly_indexed(tokens)
+    tokens = _as_plain_array(tokens)
     windows = -(-(len(tokens) - 1) // sequence_length)
     last = windows if limit is None else min(windows, limit * batch_size)
 
@@ -127,7 +127,7 @@ class Documents:
     """Documents as rows of a batch: `offsets` (documents + 1,) are their beginnings in `tokens`."""
 
     def __init__(self, tokens: Tokens, offsets: np.ndarray):
-        self.tokens, self.offsets = _quickly_indexed(tokens), np.asarray(offsets)
+        self.tokens, self.offsets = _as_plain_array(tokens), np.asarray(offsets)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -198,7 +198,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> tuple[int, np.ndarray]:
     return int(draws[0]), order
 
 
-def _quickly_indexed(tokens: Tokens) -> Tokens:
+def _as_plain_array(tokens: Tokens) -> Tokens:
     """A plain array view of a memory map, which is cheaper to index."""
     return tokens if isinstance(tokens, TokenShards) else np.asarray(tokens)
 

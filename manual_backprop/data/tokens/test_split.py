@@ -13,7 +13,7 @@ from ...common.digests import json_digest
 from ...common.errors import InputError
 from ...config.schema import DatasetConfig
 from ..sources.documents import Source
-from ..sources.hub import TEST_SPLIT, DatasetSplits, smaller
+from ..sources.hub import TEST_SPLIT, DatasetSplits, evaluation_subset_size
 from ..sources.reading import first_rows, selection
 from ..sources.registry import open_source
 from ..sources.spool import Spool
@@ -53,7 +53,7 @@ def open_test_split(dataset: DatasetConfig, corpus: Corpus, cache: str | Path) -
         raise InputError(f"The model was trained on the split {name!r} of {source.where}: say --split train.")
     if name == source.validation_split:
         return corpus.split("validation"), (f"split {name} of {source.where} is the validation split, the same text",)
-    dataset = replace(dataset, split=name, subset_size=smaller(dataset.subset_size))
+    dataset = replace(dataset, split=name, subset_size=evaluation_subset_size(dataset.subset_size))
     return _prepared(dataset, open_source(dataset), corpus, Path(cache))
 
 

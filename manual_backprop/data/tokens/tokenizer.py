@@ -193,7 +193,7 @@ class BpeTokenizer(Tokenizer):
         if self.settings is not None and "eos_token" in self.settings:
             self.end_token_id = self._token_of("eos_token")
         if with_begin and content.get("post_processor") is not None:
-            self.begin_token_ids = self._put_before()
+            self.begin_token_ids = self._begin_tokens()
         if self.end_token_id != usual or self.begin_token_ids:
             both = f"{file_content}\n{json.dumps([self.end_token_id, *self.begin_token_ids])}"
             self.digest = hashlib.sha256(both.encode("utf-8")).hexdigest()
@@ -228,7 +228,7 @@ class BpeTokenizer(Tokenizer):
             )
         return int(number)
 
-    def _put_before(self) -> tuple[int, ...]:
+    def _begin_tokens(self) -> tuple[int, ...]:
         """The tokens that the post-processor adds before a text, found by encoding one: there are many kinds of it."""
         for text in ("a", "0", *list(self._tokenizer.get_vocab())[:50]):
             try:
@@ -269,7 +269,7 @@ class BpeTokenizer(Tokenizer):
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(map(_without_endless_words, texts), trainer)
+        tokenizer.train_from_iterator(map(_with_split_words, texts), trainer)
         return cls(tokenizer.to_str())
 
     def encode(self, text: str) -> list[int]:
@@ -380,7 +380,7 @@ def _byte_letters() -> set[str]:
     return set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 
 
-def _without_endless_words(text: str) -> str:
+def _with_split_words(text: str) -> str:
     """The text with spaces inserted into very long words, for training."""
     _utf8(text)
     return re.sub(rf"(\S{{{_LONGEST_WORD}}})", r"\1 ", text) if len(text) > _LONGEST_WORD else text
