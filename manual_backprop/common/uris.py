@@ -1,7 +1,7 @@
 """Conversion between paths and URIs. Nothing else in the package converts them.
 
-A path may hold every character but NUL. In a URI `#`, `?` and `%` have a meaning, and MLflow and SQLAlchemy parse
-URIs in different ways: each function here says for which of them it is.
+A path may hold every character but NUL. In a URI `#`, `?` and `%` have a meaning, and MLflow and SQLAlchemy parse URIs
+in different ways, so there is a function for each case.
 """
 
 import importlib.metadata

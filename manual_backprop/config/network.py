@@ -151,7 +151,7 @@ class CustomTransformerConfig:
     kernels: str = "reference"
     device: str = "cpu"  # cpu, cuda, cuda:1 or auto
     seed: int = 0  # of the initial weights and of dropout
-    recompute: str = "none"  # activations that backward recomputes instead of storing: none, or block, those of a block
+    recompute: str = "none"  # activations that backward recomputes: none, or block, all but each block's input
     network: str = "decoder"  # decoder, encoder or encoder_decoder
     n_encoder_blocks: int | None = None  # blocks of the encoder; None: n_blocks
     positions: str | None = None  # none, learned, sinusoidal or rotary; None: the architecture's own

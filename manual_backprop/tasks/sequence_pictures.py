@@ -15,7 +15,7 @@ from ..models.recorder import Recorder
 from .sequence_rows import Rows
 
 CROSS_ATTENTION = "cross_attention.png"
-ROWS = 200  # that are measured
+ROWS = 200  # measured test rows
 COLUMNS = 4  # maps side by side
 DIAGONALS = {"reversal": "the anti-diagonal", "copy": "the diagonal"}
 
@@ -28,7 +28,7 @@ class CrossAttention:
     probabilities: np.ndarray
     source: Sequence[str]
     predicted: Sequence[str]
-    best_share: float | None  # of all rows' predictions, for which the best head attends most to the right symbol
+    best_share: float | None  # of all predictions: those for which the best head attends most to the right symbol
     sentence: str
 
 

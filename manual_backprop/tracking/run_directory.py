@@ -327,7 +327,7 @@ def _this_process() -> dict[str, Any]:
 
 def _lock_is_visible(path: Path, owner: Mapping[str, Any]) -> bool:
     """Whether a free lock proves that the owner is dead: it ran under this kernel (the machine may have been renamed
-    since), or no other kernel can write here, or it has this machine's host name, the only one that older runs have."""
+    since), or no other kernel can write here, or it has this machine's host name (older runs recorded only that)."""
     boot = boot_id()
     same_kernel = boot is not None and owner.get("boot") == boot
     return same_kernel or owner.get("host") == socket.gethostname() or is_on_local_file_system(path)

@@ -59,8 +59,7 @@ def analyze_dataset(
 
 
 def _of_several_sizes(reading: Reading, sizes: Sequence[int]) -> list[BpeTokenizer]:
-    """A tokenizer of each size. Instead of the sizes that the text is too small for, one with all tokens that it can
-    learn."""
+    """A tokenizer of each size; the largest one that the text allows replaces the sizes that it is too small for."""
     largest = BpeTokenizer.train(reading.spool.sample(reading.train), max(sizes))
     reached = [size for size in sorted(set(sizes)) if size < largest.vocab_size]
     return [*(shortened(largest, size) for size in reached), largest]
