@@ -102,7 +102,7 @@ def _gradient_check(saved: SavedModel) -> str:
 
         content = check_of_run(saved.config(), saved.model.config).page
     else:
-        return "The " + NOT_KNOWN.partition(": ")[2] + ", so there are no gradients to check."
+        return "The weights are not from a run, so there are no gradients to check."
     return "```text\n" + content.strip() + "\n```"
 
 
