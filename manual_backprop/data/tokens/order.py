@@ -32,7 +32,10 @@ def share_of(rows: int) -> range:
 
 
 class Order(ABC):
-    """The batches of each optimizer step. A step has `rows` sequences, in all processes together."""
+    """The batches of each optimizer step. A step has `rows` sequences, in all processes together.
+
+    Below, counted targets are those that the loss does not ignore.
+    """
 
     rows: int
 
