@@ -598,7 +598,7 @@ def check_help(outcome: Outcome) -> None:
         for option in (shipped_folder("conf") / group).glob("*.yaml"):
             assert re.search(rf"\b{group}\b", outcome.said)
             assert option.stem in outcome.said, option
-    shown = re.findall(r"^  ([a-z_]+(?:\.[a-z_]+)*) +\S", outcome.said.partition("\nKeys used most")[2], flags=re.M)
+    shown = re.findall(r"^  ([a-z_]+(?:\.[a-z_]+)*) +\S", outcome.said.partition("\nMost used keys")[2], flags=re.M)
     assert len(shown) > 20
     assert set(shown[:20]) <= set(keys())
     assert "all other keys: --cfg job" in outcome.said

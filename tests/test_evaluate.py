@@ -157,12 +157,12 @@ def test_a_dataset_with_a_test_split(
     shown = {name: said(capsys, str(runs[name]), "--split", "test") for name in ("two", "three")}
     assert all(f"test: {targets} tokens" in page for page in shown.values())
     assert note in shown["two"].replace(f"{tmp_path}/", "")
-    assert "validated" not in shown["three"]
+    assert "is the validation split" not in shown["three"]
     assert f"validation: {targets} tokens" in said(capsys, str(runs["two"]))
     assert f"validation: {9 * len('validation number 0.') - 1} tokens" in said(capsys, str(runs["three"]))
     told = refused(capsys, str(runs["one"]), "--split", "test")
     assert "has no split 'test', only train." in told
-    assert "is what the model was trained on" in refused(
+    assert "The model was trained on the split" in refused(
         capsys, str(runs["three"]), "--split", "test", "--test", "train"
     )
     assert f"test: {9 * len('validation number 0.') - 1} tokens" in said(

@@ -216,7 +216,7 @@ def test_two_columns_of_the_same_name(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     twice = pyarrow.Table.from_arrays([pyarrow.array(GOOD), pyarrow.array(GOOD)], names=["text", "text"])
     pyarrow.parquet.write_table(twice, path)
-    with pytest.raises(InputError, match=r"has 2 columns of the name 'text'.*rename all but one"):
+    with pytest.raises(InputError, match=r"has 2 columns named 'text'.*rename all but one"):
         prepare_corpus(DatasetConfig("parquet", str(path)), BYTE, tmp_path / "cache")
 
 

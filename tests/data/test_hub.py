@@ -229,7 +229,7 @@ def test_subsets_and_shares(online: dict[str, Any]) -> None:
 def test_a_stream_is_taken_up_to_its_bound(online: dict[str, Any]) -> None:
     assert online["stream"]["train"] == TRAIN[:20]
     assert online["stream"]["validation"] == VALIDATION[:2]
-    assert "needs a bound" in online["endless"]["error"]
+    assert "needs a limit" in online["endless"]["error"]
     assert "dataset.subset_size=NUMBER" in online["endless"]["error"]
 
 

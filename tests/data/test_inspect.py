@@ -98,7 +98,7 @@ def test_rows_of_a_saved_dataset_that_are_no_text(tmp_path: Path, capsys: pytest
 def test_two_columns_of_the_same_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     twice = pyarrow.Table.from_arrays([pyarrow.array(GOOD)] * 2, names=["text", "text"])
     pyarrow.parquet.write_table(twice, tmp_path / "rows.parquet")
-    assert "has 2 columns of the name 'text'" in refused(capsys, tmp_path)
+    assert "has 2 columns named 'text'" in refused(capsys, tmp_path)
 
 
 @pytest.mark.parametrize("ending", ["txt", "jsonl", "parquet"])
