@@ -71,7 +71,7 @@ class LanguageModelTask(Task):
             order=order,
             step=step,
             evaluated_tokens=text.validation_tokens,
-            written_tokens=len(config.training.sample_prompts) * config.training.sample_length,
+            generated_tokens=len(config.training.sample_prompts) * config.training.sample_length,
         )
 
     # The parts of a run

@@ -33,7 +33,7 @@ class Preview:
     order: Order | EstimatedOrder | None  # None: the number of examples is unknown yet
     step: str  # the contents of a step, as in 2,048 tokens: 8 x 2 sequences of 128
     evaluated_tokens: int  # in the whole validation split
-    written_tokens: int  # generated one after the other in an evaluation
+    generated_tokens: int  # generated one after the other in an evaluation
     network: CustomTransformerConfig | None = None  # if it does not follow from the config and the vocabulary alone
 
     @property

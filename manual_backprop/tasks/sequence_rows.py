@@ -82,7 +82,7 @@ class Vocabulary:
         names = {self.padding: "<pad>", self.beginning: "<bos>", self.end: "<eos>", self.separator: "<sep>"}
         return " ".join(names.get(token, str(token)) for token in tokens)
 
-    def written(self, tokens: Sequence[int]) -> list[int]:
+    def generated(self, tokens: Sequence[int]) -> list[int]:
         """The generated tokens before the end token."""
         tokens = list(tokens)
         return tokens[: tokens.index(self.end)] if self.end in tokens else tokens

@@ -68,8 +68,8 @@ class SequenceTask(Task):
             examples=("rows", task.about),
             order=order,
             step=f"about {order.tokens_per_step:,} tokens: {rows_of_a_step(config)} rows of at most {longest} symbols",
-            evaluated_tokens=2 * int(rows.lengths.sum() - len(rows)),  # read once, and written once
-            written_tokens=-(-len(rows) // MEASURED_ROWS) * (longest + 1),
+            evaluated_tokens=2 * int(rows.lengths.sum() - len(rows)),  # read once, and generated once
+            generated_tokens=-(-len(rows) // MEASURED_ROWS) * (longest + 1),
         )
 
     # The parts of a run
@@ -124,13 +124,13 @@ class SequenceTask(Task):
         for numbers in np.split(np.arange(len(rows))[:count], range(size, min(count or len(rows), len(rows)), size)):
             yield rows.batch(numbers, rows.source_lengths[numbers] + 1, device=device)
 
-    def written(self, model: Any, rows: Rows, count: int, **options: Any) -> list[list[int]]:
+    def generated(self, model: Any, rows: Rows, count: int, **options: Any) -> list[list[int]]:
         """The model's generated targets for the first `count` rows. `options` are those of `generate`."""
         sources = rows.sources(np.arange(min(count, len(rows))))
         at_once = min(MEASURED_ROWS, -(-len(sources) // processes().size) or 1)
         parts = [sources[first : first + at_once] for first in range(0, len(sources), at_once)]
-        written = processes().mapped(lambda part: self.answers(model, part, **options), parts)
-        return [row for part in written for row in part]
+        generated = processes().mapped(lambda part: self.generate_targets(model, part, **options), parts)
+        return [row for part in generated for row in part]
 
     def symbols_of(self, text: str) -> list[int]:
         """The symbols of a typed row: numbers separated by spaces or commas. Raises InputError."""
@@ -149,16 +149,16 @@ class SequenceTask(Task):
             raise InputError('an empty source: give the numbers of a row, as in "1 2 3 4"')
         return [int(word) for word in words]
 
-    def answer_of(self, source: Sequence[int]) -> list[int]:
+    def target_of(self, source: Sequence[int]) -> list[int]:
         """The correct target of a source."""
         return TRANSFORMS[self.config.task.name](np.array([source]), np.array([len(source)]))[0].tolist()
 
-    def answers(self, model: Any, sources: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
+    def generate_targets(self, model: Any, sources: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
         """The model's generated target for each source, up to its end token or the longest target of the task."""
         most, words = int(self.config.task.max_length or 0) + 1, self.words
         if words.network != "decoder":
             drawn = model.generate([list(source) for source in sources], max_new_tokens=most, **options)
-            return [words.written(row) for row in drawn.tolist()]
+            return [words.generated(row) for row in drawn.tolist()]
         found: dict[int, list[int]] = {}
         lengths = np.array([len(source) for source in sources])
         options = {"temperature": 0.0} | options
@@ -168,14 +168,14 @@ class SequenceTask(Task):
                 [[*sources[row], words.separator] for row in same.tolist()], device=model.network.device
             )
             drawn = model.generate(prompts, most, eos_token_id=words.end, **options)[:, length + 1 :]
-            found |= {int(row): words.written(tokens) for row, tokens in zip(same, drawn.tolist(), strict=True)}
+            found |= {int(row): words.generated(tokens) for row, tokens in zip(same, drawn.tolist(), strict=True)}
         return [found[row] for row in range(len(sources))]
 
     def exact_match(self, model: Any, rows: Rows, count: int | None = None) -> float:
         """The share of rows that the model generates without a mistake."""
-        written = self.written(model, rows, len(rows) if count is None else count)
-        wanted = rows.targets(np.arange(len(written)))
-        return sum(map(list.__eq__, written, wanted)) / max(1, len(wanted))
+        generated = self.generated(model, rows, len(rows) if count is None else count)
+        wanted = rows.targets(np.arange(len(generated)))
+        return sum(map(list.__eq__, generated, wanted)) / max(1, len(wanted))
 
     def measure(self, model: Any, rows: Rows, count: int | None = None) -> tuple[Evaluation, float]:
         """Teacher-forced loss and accuracy, and free-running exact match, on the first `count` rows."""
@@ -228,13 +228,13 @@ class SequenceTask(Task):
     def reading(self, model: Any, text: str, most: int) -> Reading:
         """The numbers of a row, and the target that the model generates for them."""
         words, row = self.words, self.symbols_of(text)
-        (written,) = self.answers(model, [row])
+        (generated,) = self.generate_targets(model, [row])
 
         def named(tokens: Sequence[int]) -> list[str]:
             return [words.words([token]) for token in tokens]
 
         decoder = words.network == "decoder"
-        target = ([*row, words.separator, *written] if decoder else [words.beginning, *written])[:most]
+        target = ([*row, words.separator, *generated] if decoder else [words.beginning, *generated])[:most]
         tokens = torch.tensor([target])
         nothing = torch.full_like(tokens, IGNORED)
         if decoder:
@@ -254,9 +254,9 @@ class SequenceTask(Task):
 
     def shown_rows(self, model: Any, rows: Rows, count: int) -> list[str]:
         """One line for each of the first `count` rows."""
-        written = self.written(model, rows, count)
-        numbers = np.arange(len(written))
-        return list(map(self.shown, rows.sources(numbers), rows.targets(numbers), written))
+        generated = self.generated(model, rows, count)
+        numbers = np.arange(len(generated))
+        return list(map(self.shown, rows.sources(numbers), rows.targets(numbers), generated))
 
     def shown(self, source: Sequence[int], wanted: Sequence[int], found: Sequence[int]) -> str:
         words = self.words.words
@@ -330,5 +330,5 @@ class SequenceWriter(Writer):
     def write(self, source: str, **drawing: Any) -> str:
         """The source, the generated target, and whether it is right."""
         symbols = self.task.symbols_of(source)
-        (written,) = self.task.answers(self.model, [symbols], **drawing)
-        return self.task.shown(symbols, self.task.answer_of(symbols), written)
+        (generated,) = self.task.generate_targets(self.model, [symbols], **drawing)
+        return self.task.shown(symbols, self.task.target_of(symbols), generated)

@@ -97,7 +97,7 @@ class Task(ABC):
             order=order,
             step=f"{order.tokens_per_step:,} tokens",
             evaluated_tokens=0,
-            written_tokens=0,
+            generated_tokens=0,
         )
 
     # The parts of a run

@@ -26,7 +26,11 @@ def test_the_series_that_comes_with_the_package() -> None:
     series = read_series(SHIPPED["co2"])
     assert (len(series), series.names, series.clock.about) == (2284, ("co2",), "7 days")
     assert int(np.isnan(series.values).sum()) == 59
-    assert (series.written(0), series.written(2283), series.written(2285)) == ("1958-03-29", "2001-12-29", "2002-01-12")
+    assert (series.time_text(0), series.time_text(2283), series.time_text(2285)) == (
+        "1958-03-29",
+        "2001-12-29",
+        "2002-01-12",
+    )
     assert "Keeling" in SHIPPED["co2"].read_text()
     assert series.notes[0].startswith("59 of 2,284 steps have a gap: filled")
 
@@ -39,7 +43,7 @@ def test_gaps_are_marked_and_steps_without_a_row_are_gaps(tmp_path: Path) -> Non
     assert series.names == ("a", "b")
     expected = [[1, math.nan], [math.nan, 2], [math.nan] * 2, [math.nan] * 2, [4, -1000], [5, math.nan]]
     assert np.array_equal(series.values, expected, equal_nan=True)
-    assert [series.written(place) for place in (3, 5, 6)] == ["2020-01-04", "2020-01-06", "2020-01-07"]
+    assert [series.time_text(place) for place in (3, 5, 6)] == ["2020-01-04", "2020-01-06", "2020-01-07"]
     assert "5 of 6 steps have a gap, 2 of them without a row in the file" in series.notes[0]
     assert series.digest != read(tmp_path, text.replace("-1e3", "-1e2")).digest
     assert series.digest == read(tmp_path, text.replace("n/a", "")).digest
@@ -63,7 +67,7 @@ def test_gaps_are_marked_and_steps_without_a_row_are_gaps(tmp_path: Path) -> Non
 def test_times_and_steps(tmp_path: Path, times: tuple[str, ...], step: str, after: str) -> None:
     series = read(tmp_path, "t;x\n" + "".join(f"{time};{n}\n" for n, time in enumerate(times)))
     assert series.clock.about == step
-    assert series.written(len(series)) == after
+    assert series.time_text(len(series)) == after
     assert len(series) == (4 if times[2] in ("1961", "2020-04") else 3)
 
 

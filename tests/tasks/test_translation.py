@@ -101,7 +101,7 @@ def test_a_batch_of_pairs(own: int | None) -> None:
     assert batch.tokens.tolist() == [[7, 4, 6, 6], [7, 5, 1, 2]]
     assert batch.targets.tolist() == [[4, 8, no, no], [5, 1, 2, 8]]
     assert batch.first_row == 3
-    assert SpecialIds(9).written([1, 6, 2, 7, 8, 3]) == [1, 2]
+    assert SpecialIds(9).generated([1, 6, 2, 7, 8, 3]) == [1, 2]
 
 
 def test_pairs_that_are_too_long() -> None:

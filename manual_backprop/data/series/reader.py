@@ -59,7 +59,7 @@ class Clock:
         day = longest if self.ends else min(begin.day, longest)
         return begin.replace(year=year, month=month + 1, day=day).timestamp()
 
-    def written(self, stamp: float) -> str:
+    def time_text(self, stamp: float) -> str:
         """A time as text, in the format of the file."""
         if self.kind == "number":
             return f"{stamp:.10g}"
@@ -102,11 +102,11 @@ class Series:
         gaps = np.nan_to_num(self.values, nan=-0.0).tobytes().hex(), np.isnan(self.values).tobytes().hex()
         return json_digest([self.names, self.times.tobytes().hex(), *gaps])
 
-    def written(self, place: int) -> str:
+    def time_text(self, place: int) -> str:
         """The time of a step as text; also of steps after the last one."""
         last = len(self) - 1
         stamp = self.times[place] if place <= last else self.clock.after(float(self.times[last]), place - last)
-        return self.clock.written(float(stamp))
+        return self.clock.time_text(float(stamp))
 
 
 def open_series(dataset: DatasetConfig) -> Series:
@@ -286,13 +286,13 @@ class _Reader:
                 clock = Clock(kind, step)
                 self._refuse(
                     numbers[row],
-                    f"the time {clock.written(stamps[row])} is {steps:.3g} steps after the one before (most are "
+                    f"the time {clock.time_text(stamps[row])} is {steps:.3g} steps after the one before (most are "
                     f"{clock.about} apart): times must be equally far apart; resample the series",
                 )
                 continue
             if whole > max(len(stamps), 10):
                 raise InputError(
-                    f"{self.place}, line {numbers[row]}: the time {Clock(kind, step).written(stamps[row])} leaves a "
+                    f"{self.place}, line {numbers[row]}: the time {Clock(kind, step).time_text(stamps[row])} leaves a "
                     f"gap of {whole - 1:,} steps, more than the series has rows; is the time mistyped? Correct it, "
                     "or add the missing rows"
                 )

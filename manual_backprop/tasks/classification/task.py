@@ -98,7 +98,7 @@ class ClassificationTask(Task):
             order=order,
             step=f"about {order.tokens_per_step:,} tokens: {rows_of_a_step(config)} texts of at most {longest}",
             evaluated_tokens=int(np.minimum(np.diff(validation.offsets), longest).sum()),
-            written_tokens=0,
+            generated_tokens=0,
         )
 
     @staticmethod
@@ -114,7 +114,7 @@ class ClassificationTask(Task):
             order=None,
             step=f"at most {most_tokens(config):,} tokens: {rows_of_a_step(config)} texts",
             evaluated_tokens=0,
-            written_tokens=0,
+            generated_tokens=0,
         )
 
     # The parts of a run

@@ -37,7 +37,7 @@ def draw_forecasts(
             colour = f"C{row % 2}"
             axes.plot(one + np.arange(horizon), forecasts[row, :, place], color=colour, linewidth=1.4, label=label)
         ticks = np.unique(np.linspace(begin, end - 1, MOST_TICKS).astype(int))
-        axes.set_xticks(ticks, [series.written(int(tick)) for tick in ticks], fontsize=8)
+        axes.set_xticks(ticks, [series.time_text(int(tick)) for tick in ticks], fontsize=8)
         axes.set_ylabel(drawable(series.names[place]), fontsize=9, parse_math=False)
         axes.legend(fontsize=8, frameon=False)
         with_grid(axes)

@@ -49,7 +49,7 @@ class SeriesPredictor(Predictor):
             (found,) = forecasts_of(self.model, scaling, series.values[None, -scaling.history :])
             lines += [
                 {
-                    "time": series.written(len(series) - 1 + step),
+                    "time": series.time_text(len(series) - 1 + step),
                     "step": step,
                     "forecast": dict(zip(scaling.names, row, strict=True)),
                 }

@@ -107,7 +107,7 @@ class ForecastingTask(Task):
             step=f"about {order.tokens_per_step:,} values: {rows_of_a_step(config)} windows of {scaling.history} -> "
             f"{scaling.horizon} steps",
             evaluated_tokens=len(task.windows["validation"]) * scaling.positions,
-            written_tokens=0,
+            generated_tokens=0,
             network=task.network_config,
         )
 
@@ -249,7 +249,7 @@ class ForecastingTask(Task):
                 last = int(there[-1])
                 missed = np.sqrt(np.mean((found[row, there, place] - future[row, there, place]) ** 2))
                 lines.append(
-                    f"{self.series.written(first + last)}, {last + 1} steps ahead: {name} "
+                    f"{self.series.time_text(first + last)}, {last + 1} steps ahead: {name} "
                     f"{found[row, last, place]:.5g}, was {future[row, last, place]:.5g}; RMSE of all steps {missed:.3g}"
                 )
         return lines
@@ -307,7 +307,7 @@ class ForecastingTask(Task):
         series = self.series
         parts = ", ".join(
             f"{len(self.windows[name]):,} for {'training' if name == 'train' else name} "
-            f"({series.written(begin)} to {series.written(end - 1)})"
+            f"({series.time_text(begin)} to {series.time_text(end - 1)})"
             for name, (begin, end) in self.bounds.items()
         )
         return f"{self.about_windows}; windows: {parts}"

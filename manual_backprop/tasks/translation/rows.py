@@ -34,7 +34,7 @@ class SpecialIds:
     def end(self) -> int:
         return self.vocab_size - 1
 
-    def written(self, tokens: Sequence[int]) -> list[int]:
+    def generated(self, tokens: Sequence[int]) -> list[int]:
         """The generated tokens before the end token, without ids that have no text."""
         tokens = list(tokens)
         tokens = tokens[: tokens.index(self.end)] if self.end in tokens else tokens

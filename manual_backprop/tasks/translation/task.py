@@ -78,8 +78,8 @@ class TranslationTask(Task):
             examples=("pairs", task.about),
             order=order,
             step=f"about {order.tokens_per_step:,} tokens: {rows_of_a_step(config)} pairs, no side longer than {most}",
-            evaluated_tokens=2 * int(rows.lengths.sum() - len(rows)),  # read once, and written once
-            written_tokens=-(-len(rows) // MEASURED_ROWS) * most,
+            evaluated_tokens=2 * int(rows.lengths.sum() - len(rows)),  # read once, and generated once
+            generated_tokens=-(-len(rows) // MEASURED_ROWS) * most,
             network=task.network_config,
         )
 
@@ -167,11 +167,11 @@ class TranslationTask(Task):
             raise InputError(f"a source of {len(tokens)} tokens: this model reads at most {most}; give a shorter one")
         return tokens
 
-    def answers(self, model: Any, sources: Sequence[str], **options: Any) -> list[str]:
+    def generate_targets(self, model: Any, sources: Sequence[str], **options: Any) -> list[str]:
         """The model's generated target for each source. `options` are those of `generate`."""
-        return self._written(model, [self.source_tokens(source) for source in sources], **options)
+        return self._generated(model, [self.source_tokens(source) for source in sources], **options)
 
-    def _written(self, model: Any, sources: list[list[int]], **options: Any) -> list[str]:
+    def _generated(self, model: Any, sources: list[list[int]], **options: Any) -> list[str]:
         at_once = min(self._at_once, -(-len(sources) // processes().size) or 1)
 
         def texts(first: int) -> list[str]:
@@ -183,19 +183,19 @@ class TranslationTask(Task):
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text of generated target ids, up to the end token."""
-        return self.tokenizers.target.decode(self.special.written(tokens))
+        return self.tokenizers.target.decode(self.special.generated(tokens))
 
-    def written(self, model: Any, rows: PairRows, count: int | None = None) -> tuple[list[str], list[str]]:
+    def generated(self, model: Any, rows: PairRows, count: int | None = None) -> tuple[list[str], list[str]]:
         """The model's generated targets for the first `count` rows, and the true targets."""
         numbers = np.arange(len(rows))[:count]
         wanted = [self.tokenizers.target.decode(target) for target in rows.targets(numbers)]
-        return self._written(model, rows.sources(numbers)), wanted
+        return self._generated(model, rows.sources(numbers)), wanted
 
     def measure(self, model: Any, rows: PairRows, count: int | None = None) -> tuple[Evaluation, dict[str, Scores]]:
         """Teacher-forced loss and accuracy on the first `count` rows, and the scores of generated targets: those of all
         rows under the name "", and those of each kind under its name."""
         evaluation = Evaluator(model).evaluate(processes().part_of(self.batches(rows, model.network.device, count)))
-        found, wanted = self.written(model, rows, count)
+        found, wanted = self.generated(model, rows, count)
         scores, kinds = {"": scores_of(found, wanted)}, rows.kinds[: len(found)]
         for number, name in enumerate(rows.split.kind_names):
             if name and (kinds == number).any():
@@ -261,7 +261,7 @@ class TranslationTask(Task):
         """A source text, and the target that the model generates for it."""
         source = self.source_tokens(text)[:most]
         (drawn,) = model.generate([source]).tolist()
-        target = [self.special.beginning, *self.special.written(drawn)][:most]
+        target = [self.special.beginning, *self.special.generated(drawn)][:most]
         tokens = torch.tensor([target])
         nothing = torch.full_like(tokens, IGNORED)
         batch = PairBatch(torch.tensor([source]), torch.tensor([len(source)]), tokens, nothing)
@@ -269,7 +269,7 @@ class TranslationTask(Task):
         return Reading(batch, *sides, self.token)
 
     def writer(self, model: Any) -> Writer:
-        return Translator(partial(self.answers, model))
+        return Translator(partial(self.generate_targets, model))
 
     def predictions(self, model: Any) -> list[str]:
         """Ten validation rows as one text: what the model generates, and whether it is right."""
@@ -280,7 +280,7 @@ class TranslationTask(Task):
 
     def shown_rows(self, model: Any, rows: PairRows, count: int) -> list[str]:
         """One line for each of the first `count` rows."""
-        found, wanted = self.written(model, rows, count)
+        found, wanted = self.generated(model, rows, count)
         sources = [self.tokenizers.source.decode(source) for source in rows.sources(np.arange(len(found)))]
         return list(map(shown, sources, wanted, found))
 
