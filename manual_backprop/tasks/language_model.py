@@ -112,7 +112,7 @@ class LanguageModelTask(Task):
         self, split: Split, device: torch.device | str, limit: int | None = None, rows: int | None = None
     ) -> Iterator[Batch]:
         """The batches of a split, packed or padded as in training, once and in order, with `rows` sequences in each
-        (None: training.batch_size); with `limit`, only the first ones.
+        (None: training.batch_size): the first `limit`, or all (None).
 
         Raises InputError, already when it is called, for a split that is too short.
         """

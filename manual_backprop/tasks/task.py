@@ -113,7 +113,7 @@ class Task(ABC):
 
     @abstractmethod
     def order(self, repeat: int | None = None) -> Order:
-        """The order of the training examples; `repeat`: use only the first steps, that many, repeatedly.
+        """The order of the training examples; `repeat`: use only the first `repeat` steps, repeatedly.
 
         Raises InputError if there are too few examples.
         """
@@ -125,11 +125,11 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:
-        """Evaluate a model on the validation split; with `limit`, on its first batches, that many."""
+        """Evaluate a model on the first `limit` batches of the validation split (None: on all)."""
 
     def measure_split(self, model: Any, split: str, limit: int | None = None, predictions: int = 0) -> Measured:
-        """Measure a trained model on the split train, validation or test; with `limit`, on its first batches, that
-        many; with `predictions` lines of predictions. The default measures the same as `evaluate`. Raises InputError if
+        """Measure a trained model on the first `limit` batches (None: on all) of the split train, validation or test,
+        and add `predictions` lines of predictions. The default measures the same as `evaluate`. Raises InputError if
         there is no such split."""
         if split != "validation":
             raise InputError(f"task={self.config.task.name} can only be measured on its validation split")

@@ -98,7 +98,7 @@ def validation_batches(
     device: torch.device | str = "cpu",
     offsets: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """Windows of T tokens without overlap over the whole split, in order; with `limit`, only the first batches.
+    """The first `limit` batches (None: all) of windows of T tokens without overlap over the whole split, in order.
 
     Every token but the very first is a target once: the last window is padded with IGNORED targets. With `offsets`, the
     beginnings of documents, no document attends to another.
@@ -162,7 +162,7 @@ def rows_of_documents(
     limit: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """Every document once and in order, a long one in several rows; with `limit`, only the first batches.
+    """The first `limit` batches (None: all) of every document once and in order, a long one in several rows.
 
     Every token but the first of each document is a target once.
     """

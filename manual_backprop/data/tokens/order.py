@@ -199,7 +199,7 @@ def open_order(
 ) -> Order:
     """The order for a config: an optimizer step is `accumulation_steps` batches of `batch_size` rows.
 
-    `repeat`: use only the first steps, that many, repeatedly. Raises InputError for a text that is too short.
+    `repeat`: use only the first `repeat` steps, repeatedly. Raises InputError for a text that is too short.
     """
     if batching.name == "padded":
         longest = min(dataset.max_length or sequence_length, sequence_length)
@@ -229,7 +229,7 @@ def evaluation_batches(
     limit: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """The batches of a split, packed or padded as in training, once and in order; with `limit`, only the first ones.
+    """The batches of a split, packed or padded as in training, once and in order: the first `limit`, or all (None).
 
     Nothing is cut: a long document continues in further rows. Raises InputError for a split that is too short.
     """
