@@ -1,13 +1,13 @@
-"""A transformer whose backward pass is written by hand, and what is needed to train, check and understand it.
+"""A transformer whose backward pass is written by hand, with everything to train, check and understand it.
 
-Importing the package imports nothing heavy; each name below brings in only what it needs.
+Importing the package is fast: each public name below is imported when it is first used.
 """
 
 from importlib import import_module
 
 from manual_backprop.common.startup.shadowing import refuse_shadows
 
-refuse_shadows()  # before whatever a command imports; so nothing more is imported above
+refuse_shadows()  # before the imports of a command, so nothing else may be imported above
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def __dir__() -> list[str]:
 
 
 def _version() -> str:
-    """The version in setup.cfg where the package runs from a checkout, else that of what is installed."""
+    """The version in setup.cfg if the package runs from a checkout, otherwise that of the installed package."""
     from pathlib import Path
 
     setup = Path(__file__).resolve().parent.parent / "setup.cfg"

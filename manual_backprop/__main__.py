@@ -96,7 +96,7 @@ def run() -> int:
     """The console script `manual-backprop`: the same command as `python -m manual_backprop.run`."""
     from manual_backprop.common.interruption import exit_on_signal
 
-    exit_on_signal()  # while the imports go on
+    exit_on_signal()  # during the imports
     if sys.argv[1:2] == ["-sc"] and sys.argv[2:3] != [] and sys.argv[2].startswith("query="):
         from manual_backprop.config.completion import answer
 

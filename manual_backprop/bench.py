@@ -1,6 +1,6 @@
-"""`python -m manual_backprop.bench`: how fast and how small a training step is, beside what others make of the network.
+"""`python -m manual_backprop.bench`: time and memory of a training step, beside other implementations of the network.
 
-What it measures and how is said by `--help`; `benchmark/` does it.
+`--help` describes what it measures and how; the code is in `study/benchmark/`.
 """
 
 import argparse
@@ -25,24 +25,24 @@ from .study.benchmark.measurement import Measurement, measure
 from .study.paired_timing import check_output
 
 DESCRIPTION = """\
-Times a training step (forward, loss, backward, clipping, AdamW) of this network by hand, beside the same network under
-autograd and beside transformers', and measures the memory that each of them takes.
+Times a training step (forward, loss, backward, clipping, AdamW) of the hand-written network, beside the same network
+under autograd and that of transformers, and measures the memory of each.
 
-How: one process a row; the same weights, tokens, optimizer, threads and allocator in each, and every peer gets what
-ours gets from PyTorch. Before anything is timed the rows' losses and gradients must agree: with one another, in bf16
-with what autograd finds in fp32. Rows take turns, A B C, C B A, and ratios are taken turn by turn, so that a machine
-that slows down slows all of them; the median is quoted with the quartiles. Ours runs twice: its ratio to itself is the
-noise floor, and no smaller difference counts.
-Run it on a machine that does nothing else."""
+How: each row is a process; all have the same weights, tokens, optimizer, threads and allocator, and every peer gets
+every setting of PyTorch that ours gets. Before the timing, the rows' losses and gradients must agree: with each other,
+in bf16 with autograd's in fp32. Rows take turns, A B C, C B A, and ratios are computed in each turn, so that a machine
+that slows down slows all of them; the result is the median with the quartiles. Ours runs twice: its ratio to itself is
+the noise floor, and smaller differences are not significant.
+Run it on an otherwise idle machine."""
 
 COLUMNS = """\
 Columns
-  time / ours  over the first row's, median and quartiles of the turns
-  peak MB      the process's largest size after warm-up, less its size after the imports: parameters and moments count.
-               On a GPU the largest sum of its tensors. Compiled rows have a warm cache: with a cold one a row is
-               started twice, and what the first start took stands under "cold, s"
-  of the limit the time of the step's own matrix products alone, in these shapes and this format, over the row's
-  first, s     the first forward and backward pass, what torch.compile does to load its cache included"""
+  time / ours  time over the first row's, median and quartiles of the turns
+  peak MB      the process's peak size after warm-up minus its size after the imports: includes parameters and moments.
+               On a GPU the peak sum of its tensors. Compiled rows have a warm cache: with a cold one a row is started
+               twice, and the time of the first start is under "cold, s"
+  of the limit the time of the step's matrix products alone, in these shapes and this format, over the row's time
+  first, s     the first forward and backward pass, including the time of torch.compile to load its cache"""
 
 EXAMPLES = """\
 Examples
@@ -58,7 +58,7 @@ Examples
 Exit codes: 0 measured, 1 the rows disagree or one of them failed, 2 wrong input, 4 a file cannot be written."""
 
 
-OF_GPU = ("minutes", "parts", "text", "output")
+GPU_OPTIONS = ("minutes", "parts", "text", "output")
 minutes = number("more than 0", lambda value: value > 0)
 
 
@@ -75,24 +75,24 @@ def parser() -> Parser:
     about_rows = {
         "custom-reference": "by hand, with the pairs of ops/",
         "custom-fused": "by hand, with the kernels",
-        "custom-recompute": "likewise, and of each block only its input is kept (training.recompute=block)",
-        "torch-eager": "the same lines under autograd; torch-compiled",
-        "baseline-eager": "torch.nn, SDPA, fused AdamW; baseline-compiled",
-        "huggingface-eager": "transformers' network, SDPA, fused AdamW; huggingface-compiled",
-        f"...{ONEDNN}": "each of these six again, its float32 products by oneDNN in place of MKL, as the kernels have\n"
-        "                     them where that is exact; left out where it changes nothing",
+        "custom-recompute": "the same, storing only each block's input (training.recompute=block)",
+        "torch-eager": "the same network under autograd; also torch-compiled",
+        "baseline-eager": "torch.nn, SDPA, fused AdamW; also baseline-compiled",
+        "huggingface-eager": "transformers' network, SDPA, fused AdamW; also huggingface-compiled",
+        f"...{ONEDNN}": "each of these six with float32 products by oneDNN instead of MKL, as in the kernels\n"
+        "                     where that is exact; left out if it changes nothing",
     }
     rows = "Rows\n" + _named(about_rows)
     cases = "Cases\n" + _named(about_cases())
     it = Parser("bench", "\n\n".join((DESCRIPTION, rows, cases, COLUMNS)), EXAMPLES)
     add_choices(it, usual="--model medium")
-    it.add_argument("--rows", nargs="+", choices=tuple(ROWS), metavar="ROW", help=f"beside {SUBJECT} (all)")
-    it.add_argument("--rounds", type=whole(1), metavar="N", help="turns there and back (5, more where steps are short)")
+    it.add_argument("--rows", nargs="+", choices=tuple(ROWS), metavar="ROW", help=f"rows beside {SUBJECT} (all)")
+    it.add_argument("--rounds", type=whole(1), metavar="N", help="turns forth and back (5, more if steps are short)")
     it.add_argument("--breakdown", action="store_true", help="also: time and memory by kind of work, ours and a peer's")
     it.add_argument(
         "--grow", action="store_true", help="instead: step time over T from 64 to 2048, and memory over the batch size"
     )
-    it.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
+    it.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there")
     it.add_argument(
         "--markdown",
         nargs="+",
@@ -100,16 +100,16 @@ def parser() -> Parser:
         metavar="FILE",
         help="instead: a table of what --json wrote",
     )
-    it.add_argument("--picture", type=Path, metavar="FILE", help="draw it there (PNG)")
+    it.add_argument("--picture", type=Path, metavar="FILE", help="draw a picture there (PNG)")
     it.add_argument(
         "--gpu",
         action="store_true",
-        help="instead: all that a GPU is needed for, in the order of importance, each part written down as it ends",
+        help="instead: all measurements that need a GPU, the most important first; each part is saved when it ends",
     )
-    it.add_argument("--minutes", type=minutes, metavar="M", help="of --gpu: how long it may take (10)")
+    it.add_argument("--minutes", type=minutes, metavar="M", help="of --gpu: time limit in minutes (10)")
     it.add_argument("--parts", nargs="+", choices=tuple(PARTS), metavar="P", help=f"of --gpu: {_parts()} (all)")
-    it.add_argument("--text", type=Path, metavar="FILE", help="of --gpu: what nanoGPT's networks learn in part e")
-    it.add_argument("--output", type=Path, metavar="DIRECTORY", help="of --gpu: results.md and results.json come there")
+    it.add_argument("--text", type=Path, metavar="FILE", help="of --gpu: training text of nanoGPT's networks in part e")
+    it.add_argument("--output", type=Path, metavar="DIRECTORY", help="of --gpu: for results.md and results.json")
     return it
 
 
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.gpu:
         gpu(options)
         return
-    for name in OF_GPU:
+    for name in GPU_OPTIONS:
         if getattr(options, name) is not None:
             raise InputError(f"--{name} belongs to --gpu: give both, or neither")
     if options.markdown:
@@ -150,11 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def gpu(options: argparse.Namespace) -> None:
-    """The session on a GPU."""
+    """The measurements on a GPU (--gpu)."""
     others = ("case", "model", "architecture", "vocab_size", "batch_size", "precision", "rows", "rounds", "json")
     for name in (*others, "markdown", "picture", "breakdown", "grow"):
         if getattr(options, name):
-            raise InputError(f"--{name.replace('_', '-')} does not go with --gpu, which measures what it always does")
+            raise InputError(f"--{name.replace('_', '-')} cannot be combined with --gpu, whose cases are fixed")
     if options.output is None:
         raise InputError("--gpu needs --output DIRECTORY, for results.md and results.json")
     device = options.device or "cuda"
@@ -163,7 +163,7 @@ def gpu(options: argparse.Namespace) -> None:
     if options.text is not None and not options.text.is_file():
         raise InputError(f"--text {options.text}: expected a file that exists")
     if (options.output / "results.json").exists():
-        raise InputError(f"--output {options.output}: there are results already; name another folder")
+        raise InputError(f"--output {options.output}: holds results already; name another folder")
     with storage_errors(f"make the folder {options.output}"):
         options.output.mkdir(parents=True, exist_ok=True)
     endure_output()
@@ -174,7 +174,7 @@ def gpu(options: argparse.Namespace) -> None:
 def _measure(
     cases: Sequence[Case], names: Sequence[str], options: argparse.Namespace
 ) -> list[tuple[Measurement, dict[str, Any]]]:
-    """Each case, printed as soon as it is measured; and its breakdown, if it is asked for."""
+    """Measure and print each case; with --breakdown also that."""
     from .study.benchmark.page import table
 
     found = []

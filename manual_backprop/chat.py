@@ -1,4 +1,4 @@
-"""Write a text and let a trained model go on with it, again and again."""
+"""Type texts that a trained model continues, interactively."""
 
 import contextlib
 import sys
@@ -11,12 +11,11 @@ from manual_backprop.trained_models.chat import CHAT_COMMANDS, Chat
 from manual_backprop.trained_models.saved_model import RUN_HELP
 
 DESCRIPTION = f"""\
-Write the beginning of a text, and a trained model goes on with it. The arrow keys edit a line and bring back earlier
-ones.
+Type the beginning of a text, and a trained model continues it. The arrow keys edit a line and recall earlier ones.
 
 {RUN_HELP}
 
-What can be typed
+Input lines
 
 {CHAT_COMMANDS}"""
 
@@ -43,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(saved.line, flush=True)
     sampling = Sampling.of(options)
     chat = Chat(saved, saved.tokenizer(), sampling)
-    with contextlib.suppress(ImportError):  # a Python without it reads lines all the same
-        import readline  # noqa: F401  input() edits lines with it, and remembers them
-    print("Write the beginning of a text; help shows what else can be typed, Ctrl-D leaves.", flush=True)
+    with contextlib.suppress(ImportError):  # optional
+        import readline  # noqa: F401  input() uses it for editing and history
+    print("Type the beginning of a text; help lists the commands, Ctrl-D quits.", flush=True)
     chat.run()
     return EXIT_DONE
 

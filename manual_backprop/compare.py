@@ -1,4 +1,4 @@
-"""Set finished runs side by side: what sets them apart, where each ended, how far their curves part, and a picture.
+"""Compare runs: the settings in which they differ, their results, the distance of their curves, and a picture.
 
     python -m manual_backprop.compare RUN RUN ... [--picture FILE] [--csv FILE]
 
@@ -20,7 +20,7 @@ COMMAND = "python -m manual_backprop.compare"
 OUTPUTS = Path("outputs")
 
 HELP = f"""\
-RUN is `last`, a run's id or its six last characters, or the path of its directory.
+RUN is `last`, a run id or its last six characters, or the path of a run directory.
 
   {COMMAND} 4f1c2a 91be03
   {COMMAND} outputs/sweeps/SWEEP --picture comparison.png
@@ -37,21 +37,21 @@ that differ first, each with where its value came from, as the page of python -m
 
 
 def _runs_named(which: str) -> list[str | Path]:
-    """A sweep's directory stands for its runs."""
+    """The runs that an argument names: a run, or all runs of a sweep's directory. Raises InputError."""
     if not (Path(which) / "jobs").is_dir():
         return [which]
     from manual_backprop.training.sweeps.records import runs_of_sweep
 
     if not (found := list(runs_of_sweep(Path(which)))):
-        raise InputError(f"{which}: none of the runs of this sweep is there")
+        raise InputError(f"{which}: none of the runs of this sweep exists")
     return list(found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    about = "Set runs side by side: what sets them apart, where each ended, how far their curves part."
+    about = "Compare runs: the settings in which they differ, their results, and the distance of their curves."
     parser = Parser("compare", about, HELP)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run, or the directory of a sweep: all its runs")
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw them as well")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw a picture")
     parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="write their summaries and configs as a table")
     chosen = parser.parse(arguments)
     if chosen.picture is not None and chosen.picture.suffix != ".png":
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from manual_backprop.visualizer.runs import labels_of
         from manual_backprop.visualizer.tables import write_csv
 
-        each = {log.path: log for log in logs}  # a run that is named twice is one
+        each = {log.path: log for log in logs}  # a run that is named twice counts once
         labels = labels_of({str(path): log for path, log in each.items()})
         write_csv({labels[str(path)]: log for path, log in each.items()}, chosen.csv)
         print(f"\ntable: {chosen.csv}")

@@ -1,4 +1,4 @@
-"""Models to and from the layouts of `transformers`."""
+"""Export a model to `transformers`, or import one from it."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from manual_backprop.data.tokens.tokenizer import Tokenizer
 
 DESCRIPTION = f"""\
-Brings a model to `transformers`, or one from there, with the same weights: no number changes.
+Exports a model to `transformers`, or imports one. The weights keep their exact values.
 
   python -m manual_backprop.convert to-hf RUN FOLDER
   python -m manual_backprop.convert from-hf FOLDER_OR_NAME FOLDER
 
-to-hf writes config.json, model.safetensors, the tokenizer and a model card, which AutoModelForCausalLM and
-AutoTokenizer of transformers load. architecture=gpt2 becomes GPT2LMHeadModel and architecture=llama LlamaForCausalLM;
-transformers has nothing like architecture=vaswani. The folder can be used as RUN as well.
+to-hf writes config.json, model.safetensors, the tokenizer and a model card; AutoModelForCausalLM and AutoTokenizer of
+transformers can load them. architecture=gpt2 becomes GPT2LMHeadModel and architecture=llama LlamaForCausalLM;
+transformers has no counterpart of architecture=vaswani. The folder can also be used as RUN.
 
 {RUN_HELP}
 
-from-hf reads a folder of GPT-2's or Llama's layout, or one of the hub by its name (OWNER/NAME), and writes a checkpoint
-of step 0 with its tokenizer. Every command takes the new folder as RUN, and training goes on from it with
-`init_from=FOLDER`: sizes and tokenizer are then the imported model's. Weights must be safetensors (in one file or
-several); pickles are not opened. The norms' epsilon and the rotary base are the model's. Options that would calculate
-something else here, as rope_scaling, attention_bias or a tied head in Llama, are refused by name.
+from-hf reads a folder in the layout of GPT-2 or Llama, or a model of the hub by its name (OWNER/NAME), and writes a
+checkpoint of step 0 with its tokenizer. Every command accepts the new folder as RUN, and `init_from=FOLDER` fine-tunes
+it: sizes and tokenizer are then those of the imported model. Weights must be safetensors (in one file or several);
+pickles are not opened. The norms' epsilon and the rotary base are the model's. Options that we do not implement, such
+as rope_scaling, attention_bias or a tied head in Llama, are refused by name.
 
-FOLDER, the last one, is made; one that holds files is refused, and nothing of it is there when something goes wrong."""
+The last FOLDER is created. It must not hold files; if something fails, it is not created."""
 
 EPILOG = """\
 Examples
@@ -84,8 +84,8 @@ def from_hf(source: str, target: Path) -> None:
     for remark in imported.remarks:
         print(f"  {remark}")
     if tokenizer is None:
-        print("  It came without a tokenizer that can be read here: it reads token ids.")
-    print(f"Use it as RUN, or train on from it: python -m manual_backprop.run init_from={target}")
+        print("  It has no tokenizer that can be read here: it reads token ids.")
+    print(f"Use it as RUN, or fine-tune it: python -m manual_backprop.run init_from={target}")
 
 
 def _tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer | None:
@@ -96,8 +96,7 @@ def _tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer | None:
     tokenizer = tokenizer_of_folder(folder)
     if tokenizer.vocab_size > vocab_size:
         raise InputError(
-            f"{folder} does not fit together: its tokenizer has {tokenizer.vocab_size} tokens and its network "
-            f"{vocab_size}"
+            f"{folder} is inconsistent: its tokenizer has {tokenizer.vocab_size} tokens, its network {vocab_size}"
         )
     return tokenizer
 
@@ -105,9 +104,9 @@ def _tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer | None:
 @enduring_output()
 def main(arguments: Sequence[str] | None = None) -> int | None:
     parser = Parser("convert", DESCRIPTION, EPILOG)
-    parser.add_argument("direction", metavar="to-hf|from-hf", help="to transformers, or from there")
-    parser.add_argument("source", metavar="SOURCE", help="to-hf: RUN; from-hf: a folder, or a name of the hub")
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="to make")
+    parser.add_argument("direction", metavar="to-hf|from-hf", help="export to transformers, or import")
+    parser.add_argument("source", metavar="SOURCE", help="to-hf: RUN; from-hf: a folder, or a name on the hub")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to create")
     options = parser.parse(arguments)
     if options.direction not in DIRECTIONS:
         meant = nearest(options.direction, list(DIRECTIONS))

@@ -1,4 +1,4 @@
-"""What to do when a loss does not fall: seven checks on one's own config and text, and a learning rate that suits."""
+"""Find out why a loss does not fall: seven checks of a config and its data, and a learning-rate range test."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     from manual_backprop.config.schema import RunConfig
 
 DESCRIPTION = """\
-What to look at when a loss does not fall. Gives the arguments of manual_backprop.run seven checks, each of which
-passes or fails with the reason:
+Finds out why a loss does not fall. It makes seven checks of a run, given by the arguments of manual_backprop.run; each
+passes, or fails with a reason:
 
-  1  labels are inputs shifted by one: each is the token that follows in the text; of rows with one answer each, answers
-     that the network can give, and not all the same
-  2  the initial loss is near ln V, that of a model that knows nothing of V tokens, or labels; of numbers, near that of
-     a model that answers 0
-  3  every parameter gets a gradient that is finite, not zero, and of sane size
-  4  every parameter changes in a step at the given learning rate, by a sane ratio of its own size
-  5  one batch, a single row of 32 tokens or fewer (of one answer each, 4 rows), is learned by heart: more than 80 % of
-     the loss gone within 10 steps (sgd: 40), more than 95 % in the end
-  6  several batches in turn go down together: what one teaches is not lost on the others
-  7  batching, shuffling and masking in the loader: every token once an epoch, in a new order, documents apart where
-     batching.mask_documents says so, padding not counted; of rows, the same ones for the same step
+  1  targets are inputs shifted by one: each is the next token of the text; for tasks with one target per row: targets
+     that the network can output, and not all the same
+  2  the initial loss is near ln V, that of a model that has not learned anything about V tokens or labels; for numbers,
+     near that of a model that outputs 0
+  3  every parameter gets a gradient that is finite, not zero, and of a reasonable size
+  4  every parameter changes in a step at the given learning rate, by a reasonable ratio to its own size
+  5  the model overfits one batch, a single row of at most 32 tokens (4 rows for tasks with one target per row): more
+     than 80 % of the loss is gone within 10 steps (sgd: 40), more than 95 % at the end
+  6  the losses of several batches, trained in turn, fall together: one does not undo what was learned from another
+  7  batching, shuffling and masking: every token once in an epoch, in a new order, documents separated if
+     batching.mask_documents is set, padding ignored; for other tasks, the same rows for the same step
 
-Between 4 and 5, a learning-rate range test trains with a rate that grows from step to step, picks the one at which 5
-and 6 are made, and draws its curve as a picture. A given rate outside what suits the network is named.
+Between 4 and 5, a learning-rate range test trains with a learning rate that grows from step to step, chooses the one
+for 5 and 6, and draws its curve as a picture. It warns if the given learning rate is outside the useful range.
 
-A check that fails because an earlier one did says "follows". Checks 2 to 6 begin with initial weights (init_from is
-left out), without dropout and label smoothing, which keep a loss from coming near 0. Whether each gradient points in
-the right direction is the question of python -m manual_backprop.verify."""
+A check that fails because an earlier one did says "follows". Checks 2 to 6 start from initial weights (init_from is
+ignored), without dropout and label smoothing, which keep a loss above 0. To check that each gradient is correct, use
+python -m manual_backprop.verify."""
 
 EPILOG = """\
 Examples
@@ -47,7 +47,7 @@ Examples
   python -m manual_backprop.diagnose model=tiny optimizer.learning_rate=1
   python -m manual_backprop.diagnose dataset=text dataset.path=FILE tokenizer=char batching=padded
 
-What it draws goes to outputs/diagnose; no run is made and nothing is tracked. Exit codes: 0 all checks passed,
+Pictures go to outputs/diagnose; no run directory is created and nothing is tracked. Exit codes: 0 all checks passed,
 1 one failed, 2 wrong input."""
 
 FOLDER = "diagnose"  # below outputs/, for the pictures
@@ -55,17 +55,17 @@ STYLES = {"passed": "green", "FAILED": "bold red", "follows": "yellow"}
 
 
 def config_described(overrides: Sequence[str]) -> RunConfig:
-    """Raises InputError in one line for whatever is wrong with the command line."""
+    """The config of a command line. Raises InputError."""
     from manual_backprop.training.command_line import described_job
 
     config = described_job(overrides, "diagnose").config
     if config.resume is not None:
-        raise InputError("resume: a diagnosis begins from new weights; give the overrides of the run in its place")
+        raise InputError("resume: a diagnosis starts from initial weights; give the overrides of the run instead")
     return config
 
 
 def diagnose(config: RunConfig, outputs: Path, console: Console) -> int:
-    """Shows each finding as it comes, and returns how many checks have failed."""
+    """Print each finding as it comes, and return the number of failed checks."""
     import torch
 
     from manual_backprop.common.allocator import keep_freed_memory
@@ -87,7 +87,7 @@ def diagnose(config: RunConfig, outputs: Path, console: Console) -> int:
         soft_wrap=True,
     )
     if config.init_from is not None:
-        console.print("init_from is left out: the checks are about a network with initial weights\n", style="yellow")
+        console.print("init_from is ignored: the checks need a network with initial weights\n", style="yellow")
     found = []
     for finding in diagnosis.findings():
         if finding.check == 5 and diagnosis.range_test is not None:
@@ -96,7 +96,7 @@ def diagnose(config: RunConfig, outputs: Path, console: Console) -> int:
             try:
                 drawn = draw_range_test(diagnosis.range_test, diagnosis.rate, path, name)
                 curve = f"\n   its curve: {path}" if drawn else ""
-            except StorageError as error:  # the checks are what it was called for
+            except StorageError as error:  # the checks matter more than the picture
                 curve = f"\n   {error}"
             console.print(f"   {diagnosis.range_test.about(diagnosis.rate)}{curve}", style=style, soft_wrap=True)
         style = STYLES[finding.status]
@@ -115,7 +115,7 @@ def diagnose(config: RunConfig, outputs: Path, console: Console) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("diagnose", DESCRIPTION, EPILOG)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what manual_backprop.run would be given")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the arguments of manual_backprop.run")
     config = config_described(parser.parse(arguments).overrides)
 
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""How good a trained model is on a split of its examples, beside simple methods."""
+"""Measure a trained model on a split of its data, beside baselines."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from manual_backprop.trained_models.saved_model import SavedModel
 
 DESCRIPTION = f"""\
-Measures a trained model on a split of the examples that it comes from.
+Measures a trained model on a split of its data.
 
 {RUN_HELP}
 
-The first line says which model it is. Then a table; of a language model: loss [nats a token], perplexity, bits per byte
-(which tokenizers cannot change) and accuracy (how often the likeliest token is the right one), over every token of the
-split but the first, or with batching=padded the first of each document, in the rows of training and without overlap;
-beside it what the unigram model (how frequent each token is) and the bigram model (what follows what) reach on the same
-tokens. A loss between the two has learned frequencies, one below the bigram's uses context.
+The first line describes the model. Then comes a table. For a language model it has loss [nats per token], perplexity,
+bits per byte (independent of the tokenizer) and accuracy (how often the likeliest token is the right one), over every
+token of the split but the first, or with batching=padded the first of each document, in rows as in training and without
+overlap; and the losses of a unigram model (which knows how frequent each token is) and a bigram model (how frequent
+each pair is) on the same tokens. A model between the two has learned frequencies, one below the bigram's uses context.
 
-The splits are train, validation and test. A test split is one that the dataset has (saved, or of the hub), or a file or
-folder that dataset.test named when the run was started, or that --test names here.
+The splits are train, validation and test. A test split belongs to the dataset (saved, or on the hub), or is a file or
+folder, given as dataset.test to the run or as --test here.
 
 A run of task=reversal, copy or sort is measured on rows instead: accuracy and loss with the true tokens before each
 (teacher forcing), and exact match, the share of rows that the model writes without a mistake, token by token after its
@@ -37,9 +37,9 @@ own (free-running). Its test rows are those that no run trains on. Pairs of task
 by chrF. Of task=classification there are loss, accuracy and macro F1, of task=forecasting RMSE and MASE, over all and
 for each step, beside simple methods on the same examples.
 
-The values are added to the run's metrics.jsonl at the checkpoint's step, and to MLflow where the run was tracked there,
-as evaluation/SPLIT_loss, evaluation/SPLIT_perplexity and so on; with --max-batches as evaluation_part/SPLIT_loss. Doing
-it again adds nothing."""
+The values are added to the run's metrics.jsonl at the checkpoint's step, and to MLflow if the run was tracked there, as
+evaluation/SPLIT_loss, evaluation/SPLIT_perplexity and so on; with --max-batches as evaluation_part/SPLIT_loss.
+Repeating a measurement adds nothing."""
 
 EPILOG = """\
 Examples
@@ -54,8 +54,8 @@ Examples
 Exit codes: 0 done, 2 wrong input; the examples are no longer there, or are others now. That MLflow is down is only
 said: python -m manual_backprop.sync RUN delivers the values later."""
 
-SPLITS = ("train", "validation", "test")  # the last is read here only
-WIDTH = 110  # columns, where there is no terminal to ask
+SPLITS = ("train", "validation", "test")  # only this command reads the last
+WIDTH = 110  # columns, if the output is not a terminal
 LIKELIEST = 5
 
 
@@ -75,7 +75,7 @@ def show(console: Console, measured: Measured) -> None:
 
 
 def show_tokens(console: Console, tokens: Iterable[ShownToken]) -> None:
-    """Targets of the split, as they are evaluated: what came, what was expected, at what loss."""
+    """Print the first targets of the split with their losses and the likeliest tokens in their place."""
     from rich.table import Table
 
     losses: list[float] = []
@@ -105,7 +105,7 @@ def show_samples(console: Console, saved: SavedModel, task: Task) -> None:
     training = task.config.training
     if not training.sample_prompts or not training.sample_length:
         console.print(
-            "\nThis run has no training.sample_prompts, or training.sample_length=0: there is nothing to draw."
+            "\nThis run has no training.sample_prompts, or training.sample_length=0: there is nothing to generate."
         )
         return
     texts = task.predictions(saved.model)
@@ -117,7 +117,7 @@ def show_samples(console: Console, saved: SavedModel, task: Task) -> None:
 def main(arguments: Sequence[str] | None = None) -> int | None:
     parser = Parser("evaluate", DESCRIPTION, EPILOG)
     add_run(parser)
-    parser.add_argument("--split", choices=SPLITS, default="validation", help="of the run's examples (validation)")
+    parser.add_argument("--split", choices=SPLITS, default="validation", help="a split of the run's data (validation)")
     parser.add_argument(
         "--test", metavar="PLACE", help="for --split test: a file, a folder or a split's name (the run's dataset.test)"
     )
@@ -128,19 +128,19 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         help="only the first N batches of training.batch_size rows (all)",
     )
     parser.add_argument(
-        "--generate", action="store_true", help="continue the run's sample prompts as well, and count words"
+        "--generate", action="store_true", help="also continue the run's sample prompts, and count words"
     )
     parser.add_argument(
-        "--tokens", type=whole(1), metavar="N", help="show the first N tokens one by one, with what the model expected"
+        "--tokens", type=whole(1), metavar="N", help="show the first N tokens one by one, with the likeliest tokens"
     )
     parser.add_argument(
-        "--predictions", type=whole(1), metavar="N", help="of the split's first N rows, and which are right"
+        "--predictions", type=whole(1), metavar="N", help="show predictions of the first N rows, and which are right"
     )
     add_device(parser)
     options = parser.parse(arguments)
 
     if options.test is not None and options.split != "test":
-        parser.error(f"--test {options.test}: says where the test split is; add --split test")
+        parser.error(f"--test {options.test}: names the test split; add --split test")
 
     from manual_backprop.tasks import task_named
     from manual_backprop.trained_models.evaluation import log_evaluation, measure, metrics_of, open_trained_task
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     known = task_named(saved.task_name).evaluate_options
     for name in ("--test", "--tokens", "--generate", "--predictions"):
         if name not in known and getattr(options, name[2:]):
-            parser.error(f"{name}: a run of task={saved.task_name} does not have this; it has {', '.join(known)}")
+            parser.error(f"{name}: is not available for task={saved.task_name}; available: {', '.join(known)}")
     task = open_trained_task(saved, options.test)
 
     from rich.console import Console

@@ -1,9 +1,8 @@
 """`python -m manual_backprop.explain` writes docs/one-step.md: one step of backpropagation, number by number; with
 `--task reversal` that of an encoder-decoder, docs/one-step-encoder-decoder.md; and steps of the other tasks.
 
-A network small enough to print makes one training step; the page shows every line of code that runs, every tensor that
-it makes, forward and backward, and autograd's number beside every gradient.
-What is explained, and how it is watched and laid out: study/explain/.
+The page shows one training step of a tiny network: every executed line of code, every tensor that it computes, forward
+and backward, and autograd's number beside every gradient. The code is in study/explain/.
 """
 
 import sys
@@ -21,7 +20,7 @@ Writes one step of backpropagation down, number by number: a network of one bloc
 every line of code that runs, every tensor that it makes, and autograd's number beside every gradient. Takes a few
 seconds, is the same at each run, and trains nothing."""
 EPILOG = """\
-Exit codes: 0 done, 1 a gradient is not autograd's (the page shows which), 2 a wrong option, 4 the page cannot be
+Exit codes: 0 done, 1 a gradient differs from autograd's (the page shows which), 2 a wrong option, 4 the page cannot be
 written."""
 
 
@@ -31,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--architecture",
         choices=tuple(ARCHITECTURES),
         default="gpt2",
-        help="gpt2: norms before the sublayers, tied head, GELU; vaswani: norms after them, its own head, ReLU; llama: "
-        "RMS norms, rotary positions, shared keys and values, SwiGLU (default: %(default)s)",
+        help="gpt2: norms before the sublayers, tied head, GELU; vaswani: norms after them, separate head, ReLU; "
+        "llama: RMS norms, rotary positions, shared keys and values, SwiGLU (default: %(default)s)",
     )
     parser.add_argument(
         "--task",

@@ -1,4 +1,4 @@
-"""Let a trained model continue a text."""
+"""Continue a text with a trained model, or translate a source."""
 
 import sys
 from argparse import Namespace
@@ -11,48 +11,49 @@ from manual_backprop.config.arguments import Parser, add_run, add_sampling, add_
 from manual_backprop.trained_models.saved_model import RUN_HELP
 
 DESCRIPTION = f"""\
-Continues a text with a trained model, and shows each character as soon as it is written; or writes what becomes of a
-source: of a text with a model of task=translation, of a row of numbers with one of task=reversal, copy or sort.
+Continues a text (--prompt) with a language model, and shows each character as soon as it is generated. Or generates the
+target of a source (--source): of a text with a model of task=translation, of a row of numbers with one of
+task=reversal, copy or sort.
 
 {RUN_HELP}
 
-The first line says which model it is; then come the prompt and its continuation. The model stops at the end of a
-document, at --max-length, or before the first --stop. With --source, which takes the likeliest token each time unless
---temperature, --top-k or --top-p is given, comes a line for each source: the translation; of a row of numbers the row,
-what the model writes, and whether it is right. --source - reads a source from each line of stdin."""
+The first line describes the model; then come the prompt and its continuation. The model stops at the end of a document,
+after --max-length tokens, or before the first --stop. With --source it takes the likeliest token each time, unless
+--temperature, --top-k or --top-p is given, and prints a line for each source: the translation; or for a row of numbers
+the row, the generated target, and whether it is right. --source - reads a source from each line of stdin."""
 
 EPILOG = """\
 Examples
 
   python -m manual_backprop.generate last --prompt "Return the"
-  python -m manual_backprop.generate last --prompt "Return the" --temperature 0        # the same every time
+  python -m manual_backprop.generate last --prompt "Return the" --temperature 0        # the same text every time
   python -m manual_backprop.generate last@last --prompt "def " --num-samples 3 --seed 1
-  python -m manual_backprop.generate last --prompt "def " --beams 4 --max-length 30    # the best of a search
+  python -m manual_backprop.generate last --prompt "def " --beams 4 --max-length 30    # beam search
   python -m manual_backprop.generate last --source "1 2 3 4"                           # task=reversal, copy, sort
   python -m manual_backprop.generate last --source "1 2 3 4" --beams 4 --length-penalty 1
   python -m manual_backprop.generate last --source "<de> March 3, 1998"                # task=translation dataset=dates
   echo "This function" | python -m manual_backprop.generate last --prompt - --stop "." --max-length 200
 
-What the model cannot see: of a prompt longer than model.max_seq_len only the end; past that length the window moves on
-by half. Exit codes: 0 done, 2 wrong input, 3 the model's logits are not finite, 130 interrupted."""
+The model sees only the last model.max_seq_len tokens of a prompt; when a text reaches that length, it forgets the first
+half. Exit codes: 0 done, 2 wrong input, 3 the model's logits are not finite, 130 interrupted."""
 
 
 def read_text(given: str, option: str) -> str:
-    """`-` is what comes in on stdin, without the line break that ends it."""
+    """The given text; for `-` the text from stdin, without the last line break. Raises InputError."""
     if given != "-":
         return given
     try:
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{option} -: what came in on stdin is no UTF-8 (byte {error.start}): {error.reason}"
+            f"{option} -: the text from stdin is not UTF-8 (byte {error.start}): {error.reason}"
         ) from error
 
 
 def write_source(parser: Parser, options: Namespace) -> None:
-    """What a model makes of a source."""
+    """Print the generated target of each source."""
     if options.stop or options.max_length != parser.get_default("max_length"):
-        parser.error("--stop, --max-length: are for prompts; what becomes of a source ends where the model ends it")
+        parser.error("--stop, --max-length: are for prompts; the model itself ends the target of a source")
     given = read_text(options.source, "--source")
     sources = given.splitlines() if options.source == "-" else [given]
     if not sources:
@@ -64,8 +65,8 @@ def write_source(parser: Parser, options: Namespace) -> None:
 
     saved = load(options.run, device=options.device)
     print(saved.line, flush=True)
-    if task_named(saved.task_name).asked_with[:2] != ("generate", "--source"):
-        parser.error(f"--source: {saved.asked_otherwise}")
+    if task_named(saved.task_name).inference_command[:2] != ("generate", "--source"):
+        parser.error(f"--source: {saved.usage_hint}")
     writer = restored_task(saved).writer(saved.model)
     draws = (options.temperature, options.top_k, options.top_p) != (None, None, None)
     temperature = (1.0 if draws else 0.0) if options.temperature is None else options.temperature
@@ -90,10 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     add_sampling(parser)
     add_search(parser)
     parser.add_argument(
-        "--num-samples", type=whole(1), default=1, metavar="N", help="how many, the next with the next seed (1)"
+        "--num-samples", type=whole(1), default=1, metavar="N", help="number of texts, each with the next seed (1)"
     )
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
+        "--stop", action="append", default=[], metavar="TEXT", help="stop before this text; may be given several times"
     )
     usual = {"temperature": parser.get_default("temperature"), "top_k": parser.get_default("top_k")}
     parser.set_defaults(temperature=None, top_k=None)
@@ -107,9 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         if getattr(options, name) is None:
             setattr(options, name, value)
     if options.beams > 1 and options.num_samples > 1:
-        parser.error("--num-samples: a search (--beams) finds the same text each time; leave one of them out")
+        parser.error("--num-samples: beam search (--beams) finds the same text each time; leave one of them out")
     if "" in options.stop:
-        parser.error("--stop: the text that ends a sample must not be empty")
+        parser.error("--stop: the text must not be empty")
     prompt = read_text(options.prompt, "--prompt")
 
     from manual_backprop.trained_models.saved_model import load

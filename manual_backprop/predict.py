@@ -1,4 +1,4 @@
-"""What a trained model makes of new inputs, as JSON lines."""
+"""Predict with a trained model, as JSON lines: labels of texts, or forecasts."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from manual_backprop.tasks import Predictor
 
 DESCRIPTION = f"""\
-Writes what a trained model makes of new inputs, a JSON object a line, in the order of the inputs. For
-task=classification an input is a text, and its line has the label and the probability of each. For task=forecasting the
-whole file is one input, a CSV of a series (a time and its values a row), and a line is a step after its end: the time,
-the step and the forecast of each value.
+Writes the predictions of a trained model for new inputs, one JSON object per line, in the order of the inputs. For
+task=classification an input is a text, and its line has the predicted label and the probability of each label. For
+task=forecasting the whole file is one input, a series as CSV (a time and its values in each row), and each line is a
+step after its end: the time, the step and the forecast of each value.
 
 {RUN_HELP}
 
-The model needs its checkpoint alone, and none of the data that it was trained on. Which model it is stands on stderr.
+It needs only the checkpoint, not the data that the model was trained on. A line on stderr describes the model.
 
---file takes JSON lines (.jsonl, .ndjson), a table with a heading (.csv, .tsv), whose columns are called as in the
-training data, or plain text, each line an input. From stdin (-) come JSON lines where the first begins with {{, else
-plain text."""
+--file takes JSON lines (.jsonl, .ndjson), a table with a heading (.csv, .tsv), whose columns have the same names as in
+the training data, or plain text with an input in each line. Stdin (-) is JSON lines if the first line begins with {{,
+otherwise plain text."""
 
 EPILOG = """\
 Examples
@@ -40,9 +40,9 @@ Examples
   python -m manual_backprop.predict last --file history.csv                     # task=forecasting
   cut -f2 table.tsv | python -m manual_backprop.predict last --file -
 
-Exit codes: 0 done, 2 wrong input, with its file and line (what comes before it is written), 130 interrupted."""
+Exit codes: 0 done, 2 wrong input, with its file and line (predictions before it are written), 130 interrupted."""
 
-AT_ONCE = 64  # inputs
+AT_ONCE = 64  # inputs in a batch
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def _decoded(file: Iterable[bytes], where: str) -> Iterator[str]:
 
 
 def show(predictor: Predictor, inputs: Iterator[Any]) -> int:
-    """Prints the predictions as they come, and returns how many there are."""
+    """Print the predictions as they come, and return their number."""
     count = 0
     while some := list(islice(inputs, AT_ONCE)):
         for prediction in predictor.predict(some):
@@ -116,11 +116,11 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
     saved = load(options.run, device=options.device)
     print(saved.line, file=sys.stderr, flush=True)
-    if task_named(saved.task_name).asked_with[0] != "predict":
-        parser.error(f"predict: {saved.asked_otherwise}")
+    if task_named(saved.task_name).inference_command[0] != "predict":
+        parser.error(f"predict: {saved.usage_hint}")
     predictor = restored_task(saved).predictor(saved.model)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # as JSON is, whatever the terminal's
+        sys.stdout.reconfigure(encoding="utf-8")  # JSON is UTF-8, independent of the terminal
     if options.file is None:
         show(predictor, map(predictor.read_text, options.text))
         return None

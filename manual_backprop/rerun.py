@@ -1,8 +1,8 @@
-"""Make a run again, and say whether its losses come out the same, bit by bit.
+"""Repeat a run, and check whether its losses are the same, bit by bit.
 
 `python -m manual_backprop.rerun RUN [KEY=VALUE ...]`. The new run has the old one's config, seed and threads. Before it
-starts, everything is named that is not as it was then: code, packages, data, machine, and what the command line
-changes. What is found different afterwards without any of that is a bug, and the exit code says so.
+starts, it lists everything that differs from then: code, packages, data, machine, and changes by the command line. If
+the losses differ although nothing else does, that is a bug, which the exit code reports.
 """
 
 import sys
@@ -19,17 +19,17 @@ from manual_backprop.training.reproduction import rerun
 COMMAND = "python -m manual_backprop.rerun"
 
 HELP = """\
-RUN is `last`, a run's id or its six last characters, the id that MLflow gave it, or the path of its directory.
-KEY=VALUE changes its config, as on the command line of manual_backprop.run.
+RUN is `last`, a run id or its last six characters, its id in MLflow, or the path of its directory. KEY=VALUE changes
+its config, as on the command line of manual_backprop.run.
 
   python -m manual_backprop.rerun last
   python -m manual_backprop.rerun 4f1c2a precision=bf16
 
-The new run lies in outputs/runs as every other, with the tag `rerun_of`. Ctrl-C ends it; what it did until then is
+The new run is in outputs/runs like every other, with the tag `rerun_of`. Ctrl-C ends it; the steps until then are
 compared.
 
-exit code  0  the losses are bitwise the same, or what differs between then and now was named
-           1  nothing was named and yet they differ
+exit code  0  the losses are bitwise the same, or a difference between then and now was listed
+           1  no difference was listed, but the losses differ
            2  there is no such run, or its config cannot be used any more
 """
 
@@ -37,11 +37,11 @@ exit code  0  the losses are bitwise the same, or what differs between then and 
 @enduring_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("rerun", (__doc__ or "").splitlines()[0], HELP)
-    parser.add_argument("run", metavar="RUN", help="the run to make again")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="what to change in its config")
+    parser.add_argument("run", metavar="RUN", help="the run to repeat")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="changes of its config")
     options = parser.parse(arguments)
     if "=" in options.run and not names_a_run(options.run):
-        raise InputError(f"{options.run}: the first word names the run: {COMMAND} RUN {options.run}")
+        raise InputError(f"{options.run}: the first argument must name the run: {COMMAND} RUN {options.run}")
     rerun(options.run, options.overrides, Path.cwd())
     return EXIT_DONE
 

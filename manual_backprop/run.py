@@ -1,13 +1,13 @@
 """Train a transformer, or a sweep of them.
 
-`python -m manual_backprop.run [KEY=VALUE ...]`, and `-m` before comma lists for one job each. The command line is
-composed and checked (`training.command_line`), and what came of that runs. Hydra's own `main` is called for
-what only it can do: start the jobs of a sweep (`training.sweeps`), and show something (`--cfg`, `--info`).
+`python -m manual_backprop.run [KEY=VALUE ...]`; with `-m`, lists of values with commas give one job for each
+combination. The command line is composed and checked (`training.command_line`) before anything runs. Hydra's own `main`
+is called only to start the jobs of a sweep (`training.sweeps`) and to show a config (`--cfg`, `--info`).
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports below: they take a while
+if __name__ == "__main__":  # before the imports below, which take a while
     from manual_backprop.common.interruption import exit_on_signal
 
     exit_on_signal()
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
 
 def _run_one(job: Job) -> None:
-    """The one job of a command, with what Hydra's own settings ask for."""
+    """Run a single job, with the Hydra settings that apply to it."""
     from hydra.core.utils import configure_log, env_override
 
     from manual_backprop.common.origin import Origin
@@ -108,14 +108,14 @@ def _run_one(job: Job) -> None:
 
 
 def _resume_sweep(asked: Checked, options: argparse.Namespace) -> None:
-    """sweep.resume=DIRECTORY: the command line that the sweep was given, again."""
+    """Resume a sweep (sweep.resume=DIRECTORY) with its own command line."""
     from manual_backprop.config import composition
     from manual_backprop.tracking.run_directory import find_sweep
     from manual_backprop.training import command_line
     from manual_backprop.training.sweeps.sweep import given_to, resume_sweep
 
     if len(asked.overrides) > 1 or options.multirun or options.config_dir is not None:
-        raise InputError("sweep.resume: a sweep goes on with its own command line; leave out everything else")
+        raise InputError("sweep.resume: a sweep resumes with its own command line; leave out everything else")
     sweep = find_sweep(Path("outputs"), str(asked.jobs[0].config.sweep.resume))
     overrides, composition.ExperimentsSearchPath.own_folder = given_to(sweep)
     try:
@@ -128,13 +128,11 @@ def _resume_sweep(asked: Checked, options: argparse.Namespace) -> None:
 def _report(violations: list[str]) -> str:
     places = "1 place" if len(violations) == 1 else f"{len(violations)} places"
     listed = "\n".join(f"  {violation}" for violation in violations)
-    return (
-        f"The configuration is wrong in {places}; nothing was started.\n\n{listed}\n\nWhat there is: {COMMAND} --help"
-    )
+    return f"The configuration is wrong in {places}; nothing was started.\n\n{listed}\n\nSee {COMMAND} --help"
 
 
 def _read_options(given: list[str]) -> argparse.Namespace:
-    """Hydra's options that make sense here. Whatever else begins with a dash is reported with the rest."""
+    """The supported options of Hydra, and ours. Other arguments with a dash are reported with the overrides."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=COMMAND)
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--version", action="store_true")
@@ -159,14 +157,12 @@ def _read_options(given: list[str]) -> argparse.Namespace:
 
 
 def _hydra_flags(options: argparse.Namespace) -> tuple[list[str], bool]:
-    """Those options again, for Hydra; and whether it only tells something, so that there is nothing to check."""
+    """The options for Hydra; and whether it only prints information, so that there is nothing to check."""
     if (options.resolve or options.package) and not options.cfg:
-        raise InputError("--resolve and --package say how to show a config; add --cfg job")
+        raise InputError("--resolve and --package control how a config is shown; add --cfg job")
     asked = [name for name in ("multirun", "cfg", "info", "hydra_help", "shell_completion") if getattr(options, name)]
     if len(asked) > 1:
-        raise InputError(
-            f"only one of {' and '.join('--' + name.replace('_', '-') for name in asked)} can be done at a time"
-        )
+        raise InputError(f"only one of {' and '.join('--' + name.replace('_', '-') for name in asked)} can be given")
     flags = []
     if options.multirun:
         flags = ["--multirun"]
@@ -183,7 +179,7 @@ def _hydra_flags(options: argparse.Namespace) -> tuple[list[str], bool]:
 
 
 def _show(flags: Sequence[str], overrides: Sequence[str]) -> None:
-    """What Hydra tells of a configuration and of itself; it calls no job."""
+    """Let Hydra print a configuration or information about itself, without calling a job."""
 
     def no_job(composed: DictConfig) -> None: ...
 
@@ -203,7 +199,7 @@ def _run_hydra(arguments: Sequence[str], task: Callable[[DictConfig], Any]) -> N
 
 @contextmanager
 def _called_with(arguments: Sequence[str]) -> Iterator[None]:
-    """Within it these are the process's arguments: Hydra reads them there, and a run records them as its command."""
+    """Set sys.argv within this context: Hydra reads it, and a run records it as its command."""
     before = sys.argv
     sys.argv = [before[0], *arguments]
     try:
@@ -213,7 +209,7 @@ def _called_with(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _run_sweep(flags: list[str], overrides: list[str], task: Callable[[DictConfig], Any]) -> None:
-    """Hydra's call of a sweep. What its launcher or sweeper raises comes out as it is, not as Hydra's own report."""
+    """Let Hydra run a sweep. Exceptions of its launcher or sweeper are raised, instead of Hydra's own error report."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

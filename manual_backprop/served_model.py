@@ -1,4 +1,4 @@
-"""The loader that models in MLflow name, which older versions wrote too: `manual_backprop.trained_models.served`."""
+"""The loader module named in MLflow models, also in those of older versions; see `trained_models.served`."""
 
 from .trained_models.served import load_pyfunc as _load_pyfunc
 

@@ -1,4 +1,4 @@
-"""What a model is made of, and what it costs: parameters, arithmetic, time, memory; and one step tensor by tensor."""
+"""Show a model's parameters, arithmetic, time and memory; and one training step tensor by tensor."""
 
 import sys
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ from manual_backprop.config.arguments import Parser, number
 from manual_backprop.trained_models.saved_model import RUN_HELP, names_a_run
 
 DESCRIPTION = f"""\
-Shows what a model is made of and what it costs, for a trained one (RUN) or for one that a command line describes
-(KEY=VALUE ..., as manual_backprop.run takes them; nothing: the defaults).
+Shows a model's parameters and costs, for a trained model (RUN) or for the model of a command line (KEY=VALUE ..., as
+for manual_backprop.run; without arguments the default model).
 
 {RUN_HELP}
 
-The first line says which model it is. Then
+The first line describes the model. Then come
 
-  parameters   every tensor with its shape, its numbers and its share, by block and in all
-  arithmetic   FLOPs of a token and of a step, steps of an epoch, and how long a run takes at --tflops
+  parameters   every tensor with its shape, its number of elements and its share, by block and in total
+  arithmetic   FLOPs of a token and of a step, steps of an epoch, and the time of a run at --tflops
   memory       weights, gradients, moments and activations at training.batch_size, for each of the three levels:
-               by hand, the same under autograd, and what one would write in PyTorch
+               by hand, the same under autograd, and idiomatic PyTorch
   --shapes     one training step on the first batch: every activation and every gradient with its shape, format and
-               size, whether it is finite, and the loss beside ln V, that of a model that knows nothing"""
+               size, whether it is finite, and the loss beside ln V, that of an untrained model"""
 
 EPILOG = """\
 Examples
@@ -31,19 +31,19 @@ Examples
 
 Exit codes: 0 done, 2 wrong input."""
 
-WIDTH = 110  # columns, where there is no terminal to ask
+WIDTH = 110  # columns, if the output is not a terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int | None:
     parser = Parser("summary", DESCRIPTION, EPILOG)
-    parser.add_argument("subject", nargs="*", metavar="RUN or KEY=VALUE", help="a run, or what describes a model")
+    parser.add_argument("subject", nargs="*", metavar="RUN or KEY=VALUE", help="a run, or the settings of a model")
     parser.add_argument(
         "--tflops",
         type=number("more than 0", lambda value: value > 0),
         metavar="X",
-        help="10^12 operations a second for the run time (measured)",
+        help="10^12 operations per second, to estimate the run time (measured)",
     )
-    parser.add_argument("--shapes", action="store_true", help="make one step, and list every tensor of it")
+    parser.add_argument("--shapes", action="store_true", help="make one training step and list every tensor of it")
     options = parser.parse(arguments)
     runs = [one for one in options.subject if "=" not in one or names_a_run(one)]
     if runs and len(options.subject) > 1:

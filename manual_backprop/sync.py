@@ -1,6 +1,6 @@
-"""`python -m manual_backprop.sync RUN ...`: deliver to MLflow what it did not take while the run went on.
+"""`python -m manual_backprop.sync RUN ...`: deliver to MLflow what it did not receive during the run.
 
-Harmless to repeat: what MLflow has is not sent again. A run that is still going on delivers itself and is refused.
+It can be repeated: what MLflow has is not sent again. A run that is still training delivers itself and is refused.
 """
 
 import sys
@@ -14,14 +14,13 @@ from manual_backprop.config.arguments import Parser
 
 COMMAND = "python -m manual_backprop.sync"
 DESCRIPTION = """\
-Deliver runs to MLflow: whatever it did not take while they went on, because it was down, slow, full or locked.
+Delivers runs to MLflow: everything that it did not receive during the runs, because it was down, slow, full or locked.
 
-A run's own directory is complete in any case. What MLflow has already is not sent again, so this may be
-repeated; points keep the times at which they were measured. Runs whose process is gone are marked KILLED,
-here and in MLflow. A run that is still going on delivers itself and is refused. A sweep's directory means the
-sweep and all its runs."""
+The run directory is complete in any case. What MLflow already has is not sent again, so this can be repeated; points
+keep the times at which they were measured. Runs whose process has died are marked KILLED, here and in MLflow. A run
+that is still training delivers itself and is refused. A sweep's directory means the sweep and all its runs."""
 EPILOG = f"""\
-MLflow is what MLFLOW_TRACKING_URI names, or else mlflow.db beside the run's outputs directory.
+It delivers to MLFLOW_TRACKING_URI, or if that is not set, to mlflow.db beside the run's outputs directory.
 
 Examples
 
@@ -29,12 +28,13 @@ Examples
   {COMMAND} outputs/runs/*
   MLFLOW_TRACKING_URI=http://127.0.0.1:5000 {COMMAND} 8c1ce4
 
-Exit codes: 0 delivered (what MLflow refuses of a run is named, with what to do), 1 MLflow does not answer, or refuses
-the whole run, 2 there is no such run, or it is going on."""
+Exit codes: 0 delivered (parts of a run that MLflow refuses are listed, with what to do), 1 MLflow does not answer, or
+refuses the whole run, 2 there is no such run, or it is still training."""
 
 
 def with_children(which: str, root: Path) -> list[str]:
-    """Of a sweep: itself first, so that its runs find their parent in MLflow, and again last, for its best run."""
+    """The runs to deliver for an argument. For a sweep: first itself, so that its runs find their parent in MLflow,
+    then its runs, and itself again, for the id of its best run."""
     from manual_backprop.tracking.late_delivery import named_run
     from manual_backprop.tracking.run_directory import SWEEPS
     from manual_backprop.training.sweeps.records import runs_of_sweep
@@ -42,7 +42,7 @@ def with_children(which: str, root: Path) -> list[str]:
     try:
         path = named_run(which, root)
     except ManualBackpropError:
-        return [which]  # is told when it is to be delivered
+        return [which]  # the delivery reports the error
     runs = runs_of_sweep(path) if path.parent.name == SWEEPS else []
     return [str(path), *map(str, runs), str(path)] if runs else [which]
 
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="a run's directory; or below outputs/: its id, the six last characters of that, MLflow's id, or last, the "
-        "newest one",
+        help="a run directory; or a run in outputs/: its id, the last six characters of that, its id in MLflow, or "
+        "last for the newest one",
     )
     chosen = parser.parse(arguments)
     from manual_backprop.tracking.late_delivery import deliver_run
@@ -70,10 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ManualBackpropError as error:
             print(error, file=sys.stderr)
             worst = max(worst, error.exit_code)
-        except Exception as error:  # MLflow's, its database's, its server's: for a user all the same
+        except Exception as error:  # MLflow, its database and its server have many kinds of errors
             uri = tracking_uri(root)
             reason = one_line(error, uri)
-            print(f"{which}: MLflow at {without_credentials(uri)} did not take everything ({reason})", file=sys.stderr)
+            print(
+                f"{which}: MLflow at {without_credentials(uri)} did not accept everything ({reason})", file=sys.stderr
+            )
             worst = max(worst, EXIT_FAILED)
     return worst
 

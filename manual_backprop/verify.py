@@ -1,7 +1,7 @@
 """Compare every hand-written gradient with autograd's, with central differences, and with zero where it must be zero.
 
-`python -m manual_backprop.verify` takes seconds and prints every error beside its bar. What is measured, and why
-in this way, is in `study/gradient_check/`; this file shows it.
+`python -m manual_backprop.verify` takes seconds and prints every error beside its limit. This module prints the
+results; `study/gradient_check/` computes them and explains why in this way.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 COMMAND = "python -m manual_backprop.verify"
 DESCRIPTION = """\
-Is every hand-written gradient right? Each is compared with autograd's, in float64, at random weights and with random
-upstream gradients. The error of a tensor is
+Compares every hand-written gradient with autograd's, in float64, at random weights and with random upstream gradients.
+The error of a tensor is
 
     |got - want| / max(|want|, 1e-3 |all gradients| / sqrt(number of tensors))
 
-in Euclidean norms, so that neither a small tensor nor one that is zero can hide a bug. What has to hold:
+in Euclidean norms, so that neither a small tensor nor one that is zero can hide a bug. The limits are:
 
     1e-12    against autograd: every op, every parameter, every activation and gradient inside a step
     1e-06    the loss along one random direction, against central differences
-    1e-13    gradients that are zero whatever the weights, relative to all gradients
+    1e-13    gradients that are zero for all weights, relative to all gradients
     exact    inputs, weights and upstream gradients keep every bit; backward twice gives the same twice
     2 x      in fp32, bf16 and bf16_mixed: the error against float64, relative to autograd's in that precision; the
-             median of several draws of weights and tokens, since rounding is luck, and a bug is in all of them
+             median over several draws of weights and tokens, since rounding errors vary, while a bug is in all of them
 
-Without arguments: all ops, and small decoders, encoder-decoders and encoders of every architecture in odd shapes (B=1,
-T=1, S=1, segments, padding, empty sources, dropout), each with the textbook pairs and with the fused kernels.
-With arguments, which are those of manual_backprop.run: the network that they describe, with short sequences, and all
-ops with its kernels; a precision other than fp64 is measured as well."""
+Without arguments: all ops, and small decoders, encoder-decoders and encoders of every architecture in unusual shapes
+(B=1, T=1, S=1, segments, padding, empty sources, dropout), each with the reference pairs and with the fused kernels.
+With arguments, those of manual_backprop.run: the network that they describe, with short sequences, and all ops with its
+kernels; a precision other than fp64 is measured too."""
 EPILOG = f"""\
 Examples
 
@@ -49,9 +49,9 @@ Examples
   {COMMAND} model.d_model=48 model.n_heads=3 architecture.activation=gelu
   {COMMAND} task=reversal network=encoder_decoder
 
-Exit codes: 0 all is right, 1 something is over its bar, 2 wrong arguments."""
+Exit codes: 0 all errors are below their limits, 1 some are not, 2 wrong arguments."""
 
-WIDTH = 110  # columns, where there is no terminal to ask
+WIDTH = 110  # columns, if the output is not a terminal
 
 
 def show(sections: Sequence[Section], console: Console) -> None:
@@ -88,7 +88,7 @@ def _number(value: float) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("verify", DESCRIPTION, EPILOG)
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="the network that a run with these would train"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="the settings of a network, as for manual_backprop.run"
     )
     overrides = parser.parse(arguments).overrides
     start = time.monotonic()
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         config, unused = described_network(overrides, "verify")
         if unused:
-            print(f"without effect here, since only a network is verified: {', '.join(unused)}", file=sys.stderr)
+            print(f"without effect, since only the network is verified: {', '.join(unused)}", file=sys.stderr)
     from rich.console import Console
 
     from manual_backprop.study.gradient_check.verification import check_everything, check_one, one_thread, verdict_of

@@ -1,4 +1,4 @@
-"""A page in the browser that overlays runs, finished and running."""
+"""Serve a page that overlays runs, finished and running, in the browser."""
 
 import sys
 from collections.abc import Sequence
@@ -9,12 +9,13 @@ from manual_backprop.common.exit_codes import exit_code_of
 from manual_backprop.config.arguments import Parser, whole
 
 DESCRIPTION = """\
-Serves a page that compares runs: their curves over steps, tokens, FLOPs or time, their losses at equal compute, what
-their configs differ in, their samples and pictures, and a trained model at a text. Runs that go on grow on the page.
+Serves a page that compares runs: their curves over steps, tokens, FLOPs or time, their losses at equal compute, the
+differences of their configs, their samples and pictures, and a trained model's view of a text. Running runs are updated
+on the page.
 
-RUN is last, a run's id or its six last characters, the path of its directory, or a sweep: all its runs. Without one,
-the newest runs are shown. It reads the runs' own files, below outputs/, and changes nothing; what only an MLflow store
-has is read there (mlflow.db, or MLFLOW_TRACKING_URI)."""
+RUN is last, a run id or its last six characters, the path of a run directory, or a sweep: all its runs. Without one, it
+shows the newest runs. It reads the runs' own files, below outputs/, and changes nothing; runs that are only in an
+MLflow store are read there (mlflow.db, or MLFLOW_TRACKING_URI)."""
 
 EPILOG = """\
 Examples
@@ -24,9 +25,9 @@ Examples
   python -m manual_backprop.visualize outputs/sweeps/SWEEP --export sweep.html
   python -m manual_backprop.visualize last --text "Return the" --export model.html
 
-It can be reached from this machine alone. --share listens on all interfaces instead, and prints an address with a
-random token, without which nothing is answered; no tunnel is opened, so that others must be able to reach this machine
-by themselves. --export needs no server: one file, for any browser, that asks nothing of any network.
+The page can be reached from this machine only. --share listens on all interfaces instead, and prints an address with a
+random token, which every request needs; it opens no tunnel, so others must be able to reach this machine. --export
+needs no server: it writes one file for any browser, which loads nothing from a network.
 
 Exit codes: 0 done, 2 wrong input, 4 the file cannot be written, 130 interrupted."""
 
@@ -34,24 +35,24 @@ Exit codes: 0 done, 2 wrong input, 4 the file cannot be written, 130 interrupted
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("visualize", DESCRIPTION, EPILOG)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="runs or sweeps, see above")
-    parser.add_argument("--port", type=whole(0), default=7860, metavar="N", help="0: any that is free (7860)")
+    parser.add_argument("--port", type=whole(0), default=7860, metavar="N", help="0: any free port (7860)")
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="where to listen; any other than this machine's own needs the token (127.0.0.1)",
+        help="the address to listen on; any but the local one needs the token (127.0.0.1)",
     )
     parser.add_argument(
-        "--export", type=Path, metavar="FILE.html", help="write the page into a file, and serve nothing"
+        "--export", type=Path, metavar="FILE.html", help="write the page into a file instead of serving it"
     )
-    parser.add_argument("--share", action="store_true", help="listen on all interfaces, behind a random token")
+    parser.add_argument("--share", action="store_true", help="listen on all interfaces, with a random token")
     parser.add_argument(
-        "--text", metavar="TEXT", help="with --export: what the first run's best checkpoint makes of it"
+        "--text", metavar="TEXT", help="with --export: show how the first run's best checkpoint reads this text"
     )
     options = parser.parse(arguments)
     if options.port > 65535:
         parser.error(f"--port: must be at most 65535, was {options.port}")
     if options.text is not None and options.export is None:
-        parser.error("--text: needs --export FILE.html; on the page, a text is typed under Model")
+        parser.error("--text: needs --export FILE.html; on the page, type a text under Model")
     if options.export is not None and options.export.suffix not in (".html", ".htm"):
         raise InputError(f"--export {options.export}: must be the name of a page, as in runs.html")
     try:

@@ -466,7 +466,7 @@ def check_stopped(outcome: Outcome) -> None:
 
 def check_chat(outcome: Outcome) -> None:
     """It says what can be typed, and leaves at the end of the input."""
-    assert "Write the beginning of a text; help shows what else can be typed, Ctrl-D leaves." in outcome.said
+    assert "Type the beginning of a text; help lists the commands, Ctrl-D quits." in outcome.said
     assert outcome.said.rstrip().endswith(">")
 
 
@@ -623,10 +623,10 @@ def check_help(outcome: Outcome) -> None:
         for option in (shipped_folder("conf") / group).glob("*.yaml"):
             assert re.search(rf"\b{group}\b", outcome.said)
             assert option.stem in outcome.said, option
-    shown = re.findall(r"^  ([a-z_]+(?:\.[a-z_]+)*) +\S", outcome.said.partition("\nKeys used most")[2], flags=re.M)
+    shown = re.findall(r"^  ([a-z_]+(?:\.[a-z_]+)*) +\S", outcome.said.partition("\nMost used keys")[2], flags=re.M)
     assert len(shown) > 20
     assert set(shown[:20]) <= set(keys())
-    assert "every other key: --cfg job" in outcome.said
+    assert "all other keys: --cfg job" in outcome.said
 
 
 def check_plan(outcome: Outcome) -> None:

@@ -68,7 +68,7 @@ def terminal(copy: Path, tmp_path: Path) -> Iterator[Terminal]:
 
 
 def test_a_conversation(terminal: Terminal) -> None:
-    assert "custom (gpt2, fp32)" in terminal.until(r"Ctrl-D leaves\.\r\n")
+    assert "custom (gpt2, fp32)" in terminal.until(r"Ctrl-D quits\.\r\n")
     terminal.until("> ")
     terminal.type("the owl\n")
     first = terminal.until(r"\r\n(?s:.*?)\r\n.*> ")

@@ -426,7 +426,7 @@ def test_the_tokenizer_has_the_same_ids_there(tokenizer: Tokenizer, tmp_path: Pa
 def test_a_tokenizer_that_is_too_large_for_the_network(tmp_path: Path) -> None:
     save_theirs(config_of(TINY), tmp_path / "theirs")
     write_tokenizer(ByteTokenizer(), tmp_path / "theirs", 16)
-    with pytest.raises(InputError, match="its tokenizer has 257 tokens and its network 37"):
+    with pytest.raises(InputError, match="its tokenizer has 257 tokens, its network 37"):
         main(["from-hf", "theirs", "mine"])
 
 

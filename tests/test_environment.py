@@ -126,7 +126,7 @@ def test_a_picture_that_fails_costs_one_warning(
 
     with same_process():
         run = train(tmp_path, text, "training.max_steps=4", "training.eval_every=2")
-    assert capfd.readouterr().err.count("a picture cannot be drawn, and is left out (ZeroDivisionError") == 1
+    assert capfd.readouterr().err.count("a picture cannot be drawn and is left out (ZeroDivisionError") == 1
     assert len(metric(run, "train/loss")) == 4
     assert not list(run.glob("*.png"))
 

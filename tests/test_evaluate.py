@@ -107,7 +107,7 @@ def test_a_test_split_of_its_own(copy: Path, tmp_path: Path, capsys: pytest.Capt
     (cached,) = (tmp_path / "outputs/datasets").glob("text-test-*/")
     assert (cached / "test.bin").stat().st_size == 2 * len(ids)
     (tmp_path / "held-out.txt").write_text("short")
-    assert "The test or validation split has 6 tokens, and one window needs 9" in refused(capsys, *given)
+    assert "The test or validation split has 6 tokens, but one window needs 9" in refused(capsys, *given)
     assert "--split test: dataset.path=absent: there is no such file" in refused(capsys, *given[:-1], "absent")
 
 
@@ -153,16 +153,16 @@ def test_a_dataset_with_a_test_split(
         for name in ("one", "two", "three")
     }
     targets = 7 * len("test number 0\n") - 1
-    note = "Split test of two is what validated: the same text."
+    note = "Split test of two is the validation split, the same text."
     shown = {name: said(capsys, str(runs[name]), "--split", "test") for name in ("two", "three")}
     assert all(f"test: {targets} tokens" in page for page in shown.values())
     assert note in shown["two"].replace(f"{tmp_path}/", "")
-    assert "validated" not in shown["three"]
+    assert "is the validation split" not in shown["three"]
     assert f"validation: {targets} tokens" in said(capsys, str(runs["two"]))
     assert f"validation: {9 * len('validation number 0.') - 1} tokens" in said(capsys, str(runs["three"]))
     told = refused(capsys, str(runs["one"]), "--split", "test")
     assert "has no split 'test', only train." in told
-    assert "is what the model was trained on" in refused(
+    assert "The model was trained on the split" in refused(
         capsys, str(runs["three"]), "--split", "test", "--test", "train"
     )
     assert f"test: {9 * len('validation number 0.') - 1} tokens" in said(
@@ -173,7 +173,7 @@ def test_a_dataset_with_a_test_split(
 def test_the_documentation_has_no_test_split(copy: Path, tmp_path: Path) -> None:
     config = load("last").config()
     corpus = prepare_corpus(config.dataset, config.tokenizer, copy.parent.parent / "datasets")
-    with pytest.raises(InputError, match="dataset=python_docs has a train and a validation split, and no other"):
+    with pytest.raises(InputError, match="dataset=python_docs has a train and a validation split, but no test split"):
         open_test_split(DatasetConfig("python_docs"), corpus, tmp_path)
 
 
@@ -294,10 +294,8 @@ def test_a_relative_path_is_seen_from_where_the_run_was_started(
 
 def test_no_such_split(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(capsys, "last", "--split", "test")
-    assert "--split test: dataset=text has a train and a validation split; a test split is a file or a folder" in told
-    assert "--test here.txt: says where the test split is; add --split test" in refused(
-        capsys, "last", "--test", "here.txt"
-    )
+    assert "--split test: dataset=text has no test split yet; give a file or a folder" in told
+    assert "--test here.txt: names the test split; add --split test" in refused(capsys, "last", "--test", "here.txt")
     assert "--split: invalid choice: 'tests'" in refused(capsys, "last", "--split", "tests")
     assert "--max-batches: must be a whole number of at least 1" in refused(capsys, "last", "--max-batches", "0")
 
@@ -306,7 +304,7 @@ def test_a_run_that_is_still_going_on(copy: Path, capsys: pytest.CaptureFixture[
     metrics = (copy / "metrics.jsonl").read_bytes()
     owner = open_run_directory(copy, step=8)
     try:
-        assert "Not logged: the run is still going on" in said(capsys, "last")
+        assert "Not logged: the run is still training" in said(capsys, "last")
         assert (copy / "metrics.jsonl").read_bytes() == metrics
     finally:
         owner.release()
@@ -315,7 +313,7 @@ def test_a_run_that_is_still_going_on(copy: Path, capsys: pytest.CaptureFixture[
 def test_a_checkpoint_outside_of_a_run(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alone = tmp_path / "step-000008"
     shutil.copytree(copy / "checkpoints" / "step-000008", alone)
-    assert "Not logged: the checkpoint lies in no run's directory." in said(capsys, str(alone))
+    assert "Not logged: the checkpoint is not in a run directory." in said(capsys, str(alone))
 
 
 @pytest.mark.slow

@@ -76,16 +76,16 @@ def test_it_ends_before_a_stop(copy: Path, capsys: pytest.CaptureFixture[str]) -
         (["last", "--promt", "x"], "--promt: there is no such option; did you mean --prompt?"),
         (["last", "--prompt", "x", "--max_length", "3"], "did you mean --max-length?"),
         (["last", "--prompt", "x", "--tokens", "3"], "--tokens: there is no such option\n"),  # and nothing like it
-        (["last", "--prompt", "the", "cat"], "cat: was not expected here; a text of several words needs quotes"),
+        (["last", "--prompt", "the", "cat"], "cat: unexpected argument; a text of several words needs quotes"),
         (["last", "--prompt", "x", "--temperature", "-1"], "--temperature: must be a number, at least 0, was '-1'"),
         (["last", "--prompt", "x", "--temperature", "inf"], "--temperature: must be a number"),
         (["last", "--prompt", "x", "--top-p", "0"], "--top-p: must be a number, more than 0 and at most 1"),
         (["last", "--prompt", "x", "--top-k", "few"], "--top-k: must be a whole number of at least 0, was 'few'"),
         (["last", "--prompt", "x", "--num-samples", "0"], "--num-samples: must be a whole number of at least 1"),
         (["last", "--prompt", "x", "--beams", "0"], "--beams: must be a whole number of at least 1"),
-        (["last", "--prompt", "x", "--beams", "2", "--num-samples", "2"], "--num-samples: a search (--beams) finds"),
+        (["last", "--prompt", "x", "--beams", "2", "--num-samples", "2"], "--num-samples: beam search (--beams) finds"),
         (["last", "--prompt", "x", "--length-penalty", "-1"], "--length-penalty: must be a number, at least 0"),
-        (["last", "--prompt", "x", "--stop", ""], "--stop: the text that ends a sample must not be empty"),
+        (["last", "--prompt", "x", "--stop", ""], "--stop: the text must not be empty"),
         (["wings", "--prompt", "x"], "there is no run 'wings'"),
         (["last", "--prompt", "\udcff"], "half of a surrogate pair"),
         (["last", "--prompt", "x", "--device", "cuda"], "no NVIDIA GPU can be used"),
@@ -151,7 +151,7 @@ def test_what_comes_in_must_be_utf8(tmp_path: Path) -> None:
         capture_output=True,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith(b"--prompt -: what came in on stdin is no UTF-8 (byte 0)")
+    assert done.stderr.startswith(b"--prompt -: the text from stdin is not UTF-8 (byte 0)")
 
 
 def test_a_run_that_lies_elsewhere(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -253,7 +253,7 @@ def test_a_project_that_was_copied_leaves_the_other_alone(
     deliver_run(str(old), Path("outputs"))
     assert artifacts(new, copy) == []
     assert {record.getMessage().rpartition("; ")[2] for record in caplog.records} == {
-        f"runs that are given experiment_name=lab-2 get a place in {copy / 'outputs'}"
+        f"runs with experiment_name=lab-2 get a location in {copy / 'outputs'}"
     }
     assert artifacts(finished_run(copy, "lab-2"), copy) == ["note.txt"]
     assert tree(project) == before

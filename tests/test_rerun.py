@@ -120,7 +120,7 @@ def test_what_cannot_be_rerun(then: Path, tmp_path: Path) -> None:
         rerun("last", ["resume=best"], tmp_path)
     with pytest.raises(ConfigError, match="did you mean seed"):
         rerun("last", ["sede=1"], tmp_path)
-    with pytest.raises(InputError, match="the first word names the run"):
+    with pytest.raises(InputError, match="the first argument must name the run"):
         main(["seed=1"])
     (then / "config.yaml").unlink()
     with pytest.raises(ConfigError, match=r"config\.yaml is not the config of a run"):

@@ -51,7 +51,7 @@ def test_wrong_input_is_one_line_and_exit_2(argument: str, said: str) -> None:
     assert done.returncode == 2
     assert said in done.stderr
     lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 or lines[1:] == ["What there is: python -m manual_backprop.verify --help"]
+    assert len(lines) == 1 or lines[1:] == ["See python -m manual_backprop.verify --help"]
     assert not done.stdout
 
 

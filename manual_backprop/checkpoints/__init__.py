@@ -1,6 +1,5 @@
-"""Checkpoints: directories `step-NNNNNN/` of safetensors and JSON that are complete or absent, with checksums.
+"""Checkpoints: directories `step-NNNNNN/` of safetensors and JSON with checksums, each complete or absent.
 
-Not here: which run a checkpoint belongs to (`tracking.run_directory`), and models that are opened for use
-(`trained_models`).
+Not here: which run a checkpoint belongs to (`tracking.run_directory`), and loading a model for use (`trained_models`).
 May import: common.
 """

@@ -1,16 +1,15 @@
-"""Checkpoints: directories `step-NNNNNN/` of safetensors and JSON that are whole or not there at all.
+"""Checkpoints: directories `step-NNNNNN/` of safetensors and JSON, each complete or absent.
 
     parameters.safetensors  optimizer.safetensors  ...   one file for each group of tensors
     state.json                                           {"version", "step", "metric", "state"}
     tokenizer.json config.yaml ...                       small files that the caller adds
     manifest.json                                        size and SHA-256 of every other file, written last
 
-A save writes into a hidden sibling, forces every file to the disk, writes the manifest and renames: `kill -9` at any
-moment leaves the previous checkpoints and at most a hidden leftover, which the next save removes. A load compares every
-file with the manifest, always: one flipped bit in a safetensors file loads silently otherwise. And once: what this
-process has compared to choose a checkpoint is not compared again to load it, unless a file was touched. Nothing is ever
-unpickled. `latest` and `best` are computed from what is there, never stored. What the state means is the caller's
-business.
+A save writes into a hidden staging directory, syncs every file to the disk, writes the manifest and renames: `kill -9`
+at any moment leaves the previous checkpoints and at most a hidden directory, which the next save removes. A load always
+compares every file with the manifest, since safetensors does not notice a flipped bit. It compares only once: files
+that this process has verified to choose a checkpoint are not read again to load it, unless one has changed. Nothing is
+ever unpickled. `latest` and `best` are computed from the directory, never stored. Only the caller interprets the state.
 
 Listing and verifying need the standard library only; torch and safetensors are imported by `save` and `load`.
 """
@@ -39,22 +38,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
-METRIC = "validation/loss"  # what chooses the best, where a checkpoint does not say
+METRIC = "validation/loss"  # chooses the best checkpoint, unless the state names another metric
 MANIFEST = "manifest.json"
 STATE = "state.json"
 SUPERSEDED = "superseded"
 _NAME = re.compile(r"step-(\d{6,})")
 _STAGING = re.compile(r"\.staging-step-\d+-(\d+)-[0-9a-f]+")
 Paths = list[Path]  # inside CheckpointManager, `list` is its method
-Touched = dict[str, tuple[int, ...]]  # of each file: which it is, how large, and when it was last changed [ns]
-SETTLED = 2.0  # [s] a file may change once more without another time, which some file systems keep so coarsely
-_verified: dict[Path, Touched] = {}  # what this process has verified since it last loaded it, and how it was then
-_ROOM_FOR_SMALL_FILES = 1 << 20  # [bytes] beside the tensors: JSON, safetensors headers, directory entries
+FileStatus = dict[str, tuple[int, ...]]  # file name -> device, inode, mode, size and time of the last change [ns]
+SETTLED = 2.0  # [s], the resolution of file times: a file changed again within it may keep the same time
+_verified: dict[Path, FileStatus] = {}  # checkpoints verified since they were last loaded, and their files' status
+_ROOM_FOR_SMALL_FILES = 1 << 20  # [bytes] for JSON, safetensors headers and directory entries
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved. Tensors are on the CPU; `metric` is None where there was none or it was not finite."""
+    """A loaded checkpoint. Tensors are on the CPU; `metric` is None if there was none or it was not finite."""
 
     path: Path
     step: int
@@ -85,7 +84,9 @@ class StatefulOptimizer(Protocol):
 class CheckpointManager:
     """The checkpoints of one run: the newest `keep` and the one with the best metric.
 
-    One process saves; any number may read meanwhile. With a model, which is a wrapper such as CustomTransformerWrapper:
+    One process may save; any number may read at the same time.
+
+    With a model, which is a wrapper such as CustomTransformerWrapper:
 
     >>> model = CustomTransformerWrapper(vocab_size=8, d_model=8, n_blocks=1, n_heads=2, d_ffn=8, max_seq_len=4)
     >>> checkpoints = CheckpointManager("my_run/checkpoints", keep=2)
@@ -106,30 +107,30 @@ class CheckpointManager:
     """
 
     def __init__(self, directory: str | Path, keep: int | None = 2):
-        """`keep` None: nothing is ever removed. Raises CheckpointError where it is less than 1."""
+        """`keep` None: never remove a checkpoint. Raises CheckpointError for a `keep` below 1."""
         if keep is not None and keep < 1:
-            raise CheckpointError(f"keep={keep}: at least 1 checkpoint is kept, or a run could not be resumed")
+            raise CheckpointError(f"keep={keep}: must be at least 1, or a run could not be resumed")
         self.directory = Path(directory)
         self.keep = keep
 
-    # What is there
+    # Listing
 
     def list(self) -> Paths:
-        """Every checkpoint, by step. They are complete (a rename made them); whether sound, `verify` says."""
+        """All checkpoints, sorted by step. All are complete, but only `verify` tells whether they are intact."""
         with storage_errors(f"read {self.directory}"):
             found = [path for path in self.directory.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
         return sorted(found, key=step_of)
 
     def latest(self) -> Path | None:
-        """The checkpoint of the highest step."""
+        """The checkpoint of the highest step; None if there is none."""
         return max(self.list(), key=step_of, default=None)
 
     def best(self) -> Path | None:
-        """The checkpoint with the best metric (the lowest, unless it says that higher is better), the newest among
-        equals. Checkpoints without a metric do not count."""
+        """The checkpoint with the best metric (the lowest, unless its state says that higher is better), the newest
+        among equals. Checkpoints without a metric are ignored."""
         with_metric = []
         for path in self.list():
-            # Damage is found by load; one unreadable state must not hide the others.
+            # `load` reports damage; one unreadable state must not hide the other checkpoints.
             with suppress(CheckpointError):
                 content = read_state(path)
                 metric = content["metric"]
@@ -138,7 +139,7 @@ class CheckpointManager:
         return min(with_metric)[2] if with_metric else None
 
     def newest_sound(self) -> Path | None:
-        """The newest checkpoint whose every byte is as it was written."""
+        """The newest checkpoint that is intact; None if there is none."""
         for path in reversed(self.list()):
             with suppress(CheckpointError):
                 verify(path)
@@ -148,8 +149,8 @@ class CheckpointManager:
     # Reading
 
     def verified(self, path: str | Path | None = None) -> Path:
-        """The path of a checkpoint (None: the latest) whose every byte is as it was written. Raises as `load`."""
-        with self._offering_another():
+        """The path of a checkpoint (None: the latest) after verifying every byte. Raises CheckpointError as `load`."""
+        with self._suggesting_another():
             chosen = self._chosen(path)
             verify(chosen)
         return chosen
@@ -157,9 +158,9 @@ class CheckpointManager:
     def load(self, path: str | Path | None = None) -> Checkpoint:
         """Read a checkpoint (None: the latest) after comparing every byte with its manifest.
 
-        Raises CheckpointError with the damaged file's name and the newest sound checkpoint to use instead.
+        Raises CheckpointError, which names the damaged file and the newest sound checkpoint to use instead.
         """
-        with self._offering_another():
+        with self._suggesting_another():
             return load_checkpoint(self._chosen(path))
 
     def _chosen(self, path: str | Path | None) -> Path:
@@ -171,13 +172,13 @@ class CheckpointManager:
         return chosen
 
     @contextmanager
-    def _offering_another(self) -> Iterator[None]:
+    def _suggesting_another(self) -> Iterator[None]:
         try:
             yield
         except CheckpointError as error:
             sound = self.newest_sound()
-            offer = f"the newest sound checkpoint is {sound}" if sound else "there is no sound checkpoint beside it"
-            raise CheckpointError(f"{error}; {offer}") from error
+            hint = f"the newest sound checkpoint is {sound}" if sound else "there is no sound checkpoint beside it"
+            raise CheckpointError(f"{error}; {hint}") from error
 
     # With a model
 
@@ -239,10 +240,9 @@ class CheckpointManager:
     ) -> Path:
         """Write one checkpoint, then remove those that are neither best nor among the newest `keep`.
 
-        `tensors` are groups of named tensors, on any device, views of one buffer or not; `state` is JSON; `metric` is
-        what `best` compares; `files` are copied under their own names. On a full disk or without permission:
-        StorageError, and everything that was there before is untouched. A checkpoint of the same step is set aside,
-        unless it is the same.
+        `tensors` are groups of named tensors on any device, which may be views of one buffer; `state` is JSON; `best`
+        compares `metric`; `files` are copied under their own names. Raises StorageError, for example on a full disk,
+        and then leaves everything as it was. A different checkpoint of the same step is moved to `superseded/`.
         """
         files = [Path(file) for file in files]
         target = self.directory / checkpoint_name(step)
@@ -295,16 +295,16 @@ class CheckpointManager:
             free = shutil.disk_usage(existing).free
         if free < needed:
             raise StorageError(
-                f"a checkpoint in {self.directory} needs {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free: "
+                f"a checkpoint in {self.directory} needs {needed / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free: "
                 "free some space, or run somewhere else"
             )
 
     def set_aside_after(self, step: int) -> Paths:
-        """Move checkpoints beyond `step` to `superseded/`: a run that resumes from an older one takes another path.
+        """Move checkpoints after `step` to `superseded/`, when a run resumes from an older one.
 
-        Without this, `latest` would mean the path that was left.
+        Otherwise `latest` would be a checkpoint of the abandoned steps.
         """
-        beyond = [path for path in reversed(self.list()) if step_of(path) > step]  # a kill in between leaves no gap
+        beyond = [path for path in reversed(self.list()) if step_of(path) > step]  # newest first: a kill leaves no gap
         with storage_errors(f"set checkpoints aside in {self.directory}"):
             return [self._set_aside(path) for path in beyond]
 
@@ -323,7 +323,7 @@ class CheckpointManager:
         return f" (set aside earlier: {aside[-1]})" if aside else ""
 
     def _remove_unneeded(self) -> None:
-        """Best effort: what cannot be removed costs space, not the run."""
+        """Remove checkpoints that need not be kept; a failure is ignored, since it costs only space."""
         if self.keep is None:
             return
         paths = self.list()
@@ -334,13 +334,13 @@ class CheckpointManager:
                     self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        # Renamed first: a half-removed directory must never look like a checkpoint.
-        doomed = self.directory / f".staging-step-0-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        # Rename first: a half-removed directory must never look like a checkpoint.
+        hidden = self.directory / f".staging-step-0-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        path.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
     def _remove_leftovers(self) -> None:
-        """Remove what saves of dead processes left. An own one is left over too: this process saves one at a time."""
+        """Remove staging directories of dead processes, and of this process, which is not saving now."""
         for path in self.directory.glob(".staging-*"):
             match = _STAGING.fullmatch(path.name)
             if match and (int(match[1]) == os.getpid() or not process_is_alive(int(match[1]))):
@@ -370,26 +370,26 @@ def step_of(path: Path) -> int:
 
 
 def verify(path: Path) -> None:
-    """Raise CheckpointError, naming the file, unless the directory holds exactly what its manifest says.
+    """Raise CheckpointError, which names the file, unless the directory matches its manifest exactly.
 
-    To ask again before it is loaded reads nothing, as long as nobody has touched it.
+    A second call before the checkpoint is loaded reads nothing, as long as the files' status is the same.
     """
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint {path}: expected a directory step-NNNNNN")
     try:
-        key, touched, now = path.resolve(), _touched(path), time.time()
-        if _verified.pop(key, None) == touched:
-            _verified[key] = touched
+        key, status, now = path.resolve(), _status_of(path), time.time()
+        if _verified.pop(key, None) == status:
+            _verified[key] = status
             return
         _compare(path)
-        # as they were before they were read; and so long ago that a later change shows in their times
-        if all(changed < (now - SETTLED) * 1e9 for *_, changed in touched.values()):
-            _verified[key] = touched
+        # the status before reading; only if it is old enough for a later change to show in the files' times
+        if all(changed < (now - SETTLED) * 1e9 for *_, changed in status.values()):
+            _verified[key] = status
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _touched(path: Path) -> Touched:
+def _status_of(path: Path) -> FileStatus:
     return {
         entry.name: ((file := entry.lstat()).st_dev, file.st_ino, file.st_mode, file.st_size, file.st_ctime_ns)
         for entry in path.iterdir()
@@ -397,7 +397,7 @@ def _touched(path: Path) -> Touched:
 
 
 def _compare(path: Path) -> None:
-    """Every file with the manifest. Raises CheckpointError and OSError."""
+    """Compare every file with the manifest. Raises CheckpointError and OSError."""
     expected = _read_manifest(path)
     present = {entry.name for entry in path.iterdir()} - {MANIFEST}
     if unknown := sorted(present - set(expected)):
@@ -416,9 +416,9 @@ def _compare(path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Verify and read one checkpoint directory, wherever it lies. Raises CheckpointError."""
+    """Verify and read one checkpoint directory at any place. Raises CheckpointError."""
     verify(path)
-    _verified.pop(path.resolve(), None)  # the next load is another one
+    _verified.pop(path.resolve(), None)  # the next load verifies again
     state = read_state(path)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -434,7 +434,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """{"version", "step", "metric", "state"}. Not verified: that is `verify`. Raises CheckpointError."""
+    """The content of state.json: {"version", "step", "metric", "state"}. It does not verify the checkpoint. Raises
+    CheckpointError."""
     content = _read_json(path / STATE)
     step = content.get("step")
     metric = content.get("metric")
@@ -443,14 +444,14 @@ def read_state(path: Path) -> dict[str, Any]:
     if metric is not None and not isinstance(metric, float):
         raise CheckpointError(f"{path / STATE} is damaged: its metric is {metric!r}, expected a number or null")
     if path.name != checkpoint_name(step):
-        raise CheckpointError(f"{path} holds the checkpoint of step {step}: it was renamed to that of another step")
+        raise CheckpointError(f"{path} holds the checkpoint of step {step}: it was renamed to another step")
     return content
 
 
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     file = path / MANIFEST
     content = _read_json(file)
-    # The manifest is the one file that nothing else vouches for: it must be, byte for byte, what we would write.
+    # The manifest has no checksum itself: it must be, byte for byte, what we would write.
     if file.read_bytes() != _as_bytes(content):
         raise CheckpointError(f"{file} is damaged: it is not as it was written")
     files = content.get("files")
@@ -465,7 +466,7 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    return read_object(file, f"{file} is missing: this is no checkpoint, or a part of one", CheckpointError)
+    return read_object(file, f"{file} is missing: this is not a complete checkpoint", CheckpointError)
 
 
 def _manifest_of(directory: Path) -> bytes:
@@ -496,7 +497,7 @@ def _write_tensors(file: Path, named: Mapping[str, Tensor]) -> None:
 
 
 def _without_overlap(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CPU tensors that share no bytes: disjoint views of one buffer as they are, overlapping ones copied."""
+    """The tensors on the CPU without shared bytes: overlapping views of a buffer are copied, disjoint ones are not."""
     ready: dict[str, Tensor] = {}
     end_of_last = -1
     on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in named.items()}

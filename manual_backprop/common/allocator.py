@@ -1,7 +1,7 @@
-"""Keeping the memory that a step frees for the next step, which asks for the same again; and giving it back at the end.
+"""Settings of glibc's allocator: keep the memory that a step frees for the next step, and return it at the end.
 
-glibc gives freed memory back to the system above a threshold, and getting it again costs a page fault for each 4 KiB:
-a quarter of the time of a small step on a CPU.
+By default glibc returns large freed blocks to the system. The next step allocates the same sizes again, which costs a
+page fault for each 4 KiB: a quarter of the time of a small step on a CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NEVER_TRIM = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """For this process, from here on. Does nothing where the C library is another one."""
+    """Keep freed memory in this process from now on. Does nothing with a C library other than glibc."""
     try:
         mallopt = ctypes.CDLL(GLIBC).mallopt
     except (OSError, AttributeError):
@@ -25,8 +25,8 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, NEVER_TRIM)
 
 
-def give_back_freed_memory() -> None:
-    """All that was kept so far, to the system. Does nothing where the C library is another one."""
+def trim_freed_memory() -> None:
+    """Return all freed memory to the system. Does nothing with a C library other than glibc."""
     try:
         ctypes.CDLL(GLIBC).malloc_trim(0)
     except (OSError, AttributeError):
@@ -34,7 +34,7 @@ def give_back_freed_memory() -> None:
 
 
 def resident_bytes(entry: str) -> int | None:
-    """Of this process: `VmRSS`, its size now, or `VmHWM`, the largest; None where the system does not tell that."""
+    """This process's resident memory [bytes]: `VmRSS` is its current size, `VmHWM` its peak. None if unknown."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:  # not Linux
@@ -46,7 +46,7 @@ def resident_bytes(entry: str) -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{entry}:")), None)
 
 
-def below_the_peak() -> int | None:
-    """How much less memory this process has now than it has had [bytes]; None where the system does not tell."""
+def memory_below_peak() -> int | None:
+    """The peak resident memory of this process minus its current one [bytes]; None if the system reports neither."""
     peak, now = resident_bytes("VmHWM"), resident_bytes("VmRSS")
     return None if peak is None or now is None else peak - now

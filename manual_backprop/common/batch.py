@@ -1,5 +1,4 @@
-"""What a network learns from in one pass, and the target that does not count: for those who make batches and those
-who read them."""
+"""Batches: the input of one training pass, for each kind of network, and the target value that the loss ignores."""
 
 from __future__ import annotations
 
@@ -8,16 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-IGNORED = -100  # a target that does not count: padding, or text that is only read
+IGNORED = -100  # a target that the loss ignores: padding, or text that is only input
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step learns from.
+    """A batch of a decoder.
 
-    tokens, targets (B, T) int64: targets are already shifted, and IGNORED does not count. segments (B, T): positions
-    see only their own segment (documents, padding); None is one segment. first_row is the place of this batch's first
-    row in the whole optimizer step, where a step takes several batches: dropout depends on it.
+    tokens, targets (B, T) int64: targets are already shifted; the loss skips those that are IGNORED. segments (B, T):
+    a position attends only to its own segment (a document, or padding); None means one segment. first_row is the index
+    of this batch's first row in the whole optimizer step, which may take several batches: dropout depends on it.
     """
 
     tokens: Tensor
@@ -28,12 +27,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """What an encoder-decoder learns from: rows of a source, and of what becomes of it.
+    """A batch of an encoder-decoder: pairs of a source and a target.
 
-    source (B, S) int64, of which the first source_lengths (B,) count; a length may be 0. tokens, targets (B, T) int64:
-    tokens begin with the beginning id, targets are the same shifted, and IGNORED does not count. target_lengths (B,),
-    or None where padding stands on the right, which causal attention lets nothing that counts see. first_row as in
-    Batch.
+    source (B, S) int64, padded after source_lengths (B,); a length may be 0. tokens, targets (B, T) int64: tokens begin
+    with the beginning-of-sequence id, targets are the same sequence shifted by one, and the loss skips IGNORED.
+    target_lengths (B,) may be None if the padding is on the right: causal attention hides it from all real positions.
+    first_row as in Batch.
     """
 
     source: Tensor
@@ -46,11 +45,11 @@ class PairBatch:
 
 @dataclass(frozen=True)
 class EncoderBatch:
-    """What an encoder learns from: sequences, and one answer for each.
+    """A batch of an encoder: sequences, and one target for each.
 
-    inputs (B, T) int64 of tokens, or (B, T, C) of numbers, of which the first lengths (B,) positions count. targets
-    (B,) int64 of classes, IGNORED where they do not count; or (B, O) of numbers, NaN where one does not. first_row as
-    in Batch.
+    inputs (B, T) int64 are tokens, (B, T, C) are numbers; both are padded after lengths (B,) positions. targets (B,)
+    int64 are classes, and the loss skips IGNORED; targets (B, O) are numbers, and the loss skips NaN. first_row as in
+    Batch.
     """
 
     inputs: Tensor
@@ -63,12 +62,12 @@ AnyBatch = Batch | PairBatch | EncoderBatch
 
 
 def as_batch(tokens: Tensor | AnyBatch, segments: Tensor | None) -> AnyBatch:
-    """Of tokens a batch whose targets nobody asks for."""
+    """The batch itself; or, for tokens alone, a Batch for a forward pass that does not use the targets."""
     return Batch(tokens, tokens, segments) if isinstance(tokens, Tensor) else tokens
 
 
 def moved(x: Tensor, device: torch.device | str) -> Tensor:
-    """x, of the CPU, on a device. A GPU reads it by itself from memory that stays where it is: nothing waits for it."""
+    """x copied from the CPU to a device. The copy to a GPU is asynchronous, from pinned memory."""
     if not torch.cuda.is_available() or torch.device(device).type != "cuda":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)

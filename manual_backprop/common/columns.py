@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 
 def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
-    """A line for each row, in columns as wide as they have to be; those of these numbers are set flush right."""
+    """One line for each row, with aligned columns. `right` holds the indices of the right-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

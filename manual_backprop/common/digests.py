@@ -1,4 +1,4 @@
-"""SHA-256 of what is compared again later: a file, or a JSON value."""
+"""SHA-256 digests of files and of JSON values, by which they are compared later."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 def file_digest(path: Path) -> str:
-    """Raises OSError."""
+    """The SHA-256 of a file's content, in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_digest(value: Any) -> str:
-    """The same for the same value, in whatever order its keys stand."""
+    """The SHA-256 of a JSON value, in hexadecimal. It does not depend on the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8")).hexdigest()

@@ -1,7 +1,7 @@
-"""Files that survive a kill, a power cut and a full disk: what checkpoints and run directories are written with.
+"""Atomic, durable writes: checkpoints and run directories survive a kill, a power cut and a full disk.
 
-A file or a folder is written beside its place, forced to the disk, and renamed: a reader sees the old content or the
-new one, never a part. Standard library only. It is not a database: two writers of one file need a lock of their own.
+A file or a folder is written under a temporary name beside its target, synced to the disk, and renamed: a reader sees
+the old content or the new one, never a part. Standard library only. Two writers of one file need a lock of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ADVICE = {
 
 @contextmanager
 def storage_errors(doing: str) -> Iterator[None]:
-    """Turn an OSError into a StorageError that says what was being done: `storage_errors("write RUN/run.json")`."""
+    """Turn an OSError into a StorageError that names the failed action: `storage_errors("write RUN/run.json")`."""
     try:
         yield
     except OSError as error:
@@ -46,19 +46,19 @@ def sync_file(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Wait until the names in a directory are on the disk (a rename is not before this)."""
+    """Wait until the names in a directory are on the disk. Before that, a rename may be lost."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot: the rename itself is atomic there
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a directory; their rename is atomic
             raise
     finally:
         os.close(descriptor)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file's content at once, or leave it as it was. Raises StorageError."""
+    """Replace a file's content as a whole, or leave it unchanged. Raises StorageError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:6]}")
     with storage_errors(f"write {path}"):
         try:
@@ -77,7 +77,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def refuse_used(target: Path) -> None:
     """Raises InputError unless `target` can become a new folder."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise InputError(f"{target} is there already, and is no folder: name another one")
+        raise InputError(f"{target} exists already and is not a folder: name another one")
     with storage_errors(f"read {target}"):
         if target.is_dir() and any(target.iterdir()):
             raise InputError(f"{target} holds files already: name a new folder, nothing is overwritten")
@@ -85,7 +85,7 @@ def refuse_used(target: Path) -> None:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A hidden sibling to write into, which becomes `target` at the end, or vanishes with whatever goes wrong."""
+    """A hidden staging folder beside `target`. It is renamed to `target` at the end, or deleted after an exception."""
     refuse_used(target)
     target = target.absolute()
     staging = target.with_name(f".{target.name}.staging-{os.getpid()}-{uuid.uuid4().hex[:6]}")
@@ -101,7 +101,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def put_in_place(staged: Path, target: Path) -> None:
-    """A folder whose content is complete, to where nothing is, or an empty folder."""
+    """Sync a complete folder to the disk and rename it to `target`, which must be absent or an empty folder."""
     for path in staged.rglob("*"):
         sync_directory(path) if path.is_dir() else sync_file(path)
     sync_directory(staged)
@@ -110,7 +110,7 @@ def put_in_place(staged: Path, target: Path) -> None:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """What a process that was killed left beside `target`."""
+    """Delete the staging folders that killed processes left beside `target`."""
     before = f".{target.name}.staging-"
     for path in target.parent.iterdir():
         pid = path.name.removeprefix(before).partition("-")[0]
@@ -119,7 +119,7 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def process_is_alive(pid: int) -> bool:
-    """Whether a process of this machine has that number (it may be another one than before)."""
+    """Whether a process with this id runs on this machine. The system may have reused the id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

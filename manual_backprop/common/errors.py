@@ -1,7 +1,7 @@
-"""What can go wrong, and the exit code that it means.
+"""The project's exceptions and their exit codes.
 
-Jobs raise these; only the outermost frame of a command turns them into an exit code (`exit_code`). A message is a
-sentence for the person who reads it: what was given, what was expected, what to do.
+Jobs raise them; only the outermost frame of a command turns them into an exit code (`exit_code`). A message is a
+sentence for the user: what was given, what was expected, what to do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ EXIT_BAD_INPUT = 2
 EXIT_NOT_FINITE = 3
 EXIT_STORAGE = 4
 EXIT_RANK_FAILED = 5
-# How torch and numpy say that memory ran out.
+# Phrases in the messages of torch and numpy after an allocation has failed.
 OUT_OF_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
@@ -30,7 +30,7 @@ OUT_OF_MEMORY = (
 
 
 class ManualBackpropError(Exception):
-    """A failure that a user can read. Its message stands alone; no traceback is shown for it."""
+    """A failure that the user can act on. Its message is shown alone, without a traceback."""
 
     exit_code = EXIT_FAILED
 
@@ -46,7 +46,7 @@ class InputError(ManualBackpropError, ValueError):
 
 
 class ConfigError(InputError):
-    """The configuration is wrong. `violations` holds one sentence for each thing that is."""
+    """The configuration is wrong. `violations` holds one sentence for each mistake."""
 
     def __init__(self, violations: list[str]):
         self.violations = violations
@@ -54,7 +54,7 @@ class ConfigError(InputError):
 
 
 class CheckpointError(InputError):
-    """A checkpoint is damaged, foreign or absent."""
+    """A checkpoint is damaged, missing, or not one of this project's."""
 
 
 class RunInUseError(InputError):
@@ -62,11 +62,11 @@ class RunInUseError(InputError):
 
 
 class OutOfMemory(ManualBackpropError):
-    """The memory of the machine, or of its GPU, does not hold the run."""
+    """The run needs more memory than the machine or its GPU has."""
 
 
 class NotFiniteError(ManualBackpropError):
-    """The loss or the gradient norm is not a finite number, and the run was told to end then."""
+    """The loss or the gradient norm is not finite, and the run is configured to stop in that case."""
 
     exit_code = EXIT_NOT_FINITE
 
@@ -78,7 +78,7 @@ class StorageError(ManualBackpropError):
 
 
 class ProcessFailed(ManualBackpropError):
-    """Another process of the same training has failed, or is gone."""
+    """Another process of the same training has failed or has ended."""
 
     exit_code = EXIT_RANK_FAILED
 
@@ -93,7 +93,7 @@ class Interrupted(ManualBackpropError):
 
 
 def first_line(error: Exception) -> str:
-    """Of what somebody else's code raised: enough for one line of ours, and its kind where it says nothing."""
+    """The first line of an exception's message, at most 200 characters; its type if the message is empty."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
 
@@ -106,11 +106,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_errors(what_to_do: Callable[[], str]) -> Iterator[None]:
-    """Raises OutOfMemory, with the words of `what_to_do`, in place of whatever says that memory ran out."""
+    """Turn any exception for exhausted memory into an OutOfMemory with the message of `what_to_do`."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # what they hold is the memory that is missing
+        traceback.clear_frames(error.__traceback__)  # their local variables keep the tensors alive
         raise OutOfMemory(what_to_do()) from error

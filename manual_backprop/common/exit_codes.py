@@ -15,25 +15,25 @@ from manual_backprop.common.startup.output import OutputClosed, guard_streams
 
 
 def exit_code_of(command: Callable[[], int | None]) -> int:
-    """Run a command. What a user can read is said in its own words, without a traceback; a bug shows its traceback."""
+    """Run a command and return its exit code. A ManualBackpropError prints its message, any other error a traceback."""
     guard_streams()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # a terminal that cannot show a character must not end a run, nor half a character that is typed there
+            # neither a character that the terminal cannot show nor incomplete UTF-8 in the input may end a run
             stream.reconfigure(errors="replace")
     complete_environment()
     try:
         try:
             return command() or EXIT_DONE
         finally:
-            sys.stdout.flush()  # here, where it may fail
+            sys.stdout.flush()  # here, where an error is handled; at the interpreter's exit it would not be
     except ManualBackpropError as error:
-        print(visible(str(error), kept="\n\t"), file=sys.stderr)  # it may quote others' text
+        print(visible(str(error), kept="\n\t"), file=sys.stderr)  # it may quote text with control characters
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except OutputClosed:  # the reader of our output, `head` perhaps, has seen enough
+    except OutputClosed:  # the reader of our output, such as `head`, has closed the pipe
         return 128 + signal.SIGPIPE
     except Exception:
         traceback.print_exc()

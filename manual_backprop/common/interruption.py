@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 as a request: finish the step, save, leave. A second one leaves at once."""
+"""Signals (INT, TERM, HUP, USR1, USR2) as a request: finish the step, save, exit. A second signal ends it at once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from .errors import Interrupted
 
-# SIGHUP: the terminal was closed; SIGUSR1 and SIGUSR2: a cluster (Slurm's --signal) will take the machine
+# SIGHUP: the terminal was closed; SIGUSR1 and SIGUSR2: a cluster announces the end of the job (Slurm's --signal)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def exit_on_signal() -> None:
-    """For a command that imports and checks: until an Interruption takes over, the process ends where it is.
+    """End the process at once on a signal, while a command imports and validates; an Interruption replaces this.
 
-    An exception would not do: some of what is imported catches every one, and a signal would be lost.
+    An exception would not work: some of the imported libraries catch every exception, and the signal would be lost.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -29,10 +29,10 @@ def exit_on_signal() -> None:
 
 
 class Interruption:
-    """`with Interruption() as interruption`: until `defer()` a signal raises Interrupted where it meets the program;
-    after it, the signal is kept in `received` for the loop to look at between two steps.
+    """`with Interruption() as interruption`: until `defer()` is called, a signal raises Interrupted at once. After it,
+    the signal's number is stored in `received`, which the loop reads between two steps.
 
-    Only the main thread may handle signals; elsewhere this does nothing.
+    Only the main thread may handle signals; in another thread this does nothing.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Interruption:
             signal.signal(number, handler)
 
     def defer(self) -> None:
-        """From here on the loop asks `received` instead of being interrupted."""
+        """From now on a signal only sets `received`; the loop reads it."""
         self._deferred = True
 
     def raise_if_received(self, what_happened: str) -> None:
@@ -68,5 +68,5 @@ class Interruption:
 
 
 def _not_ignored() -> list[signal.Signals]:
-    """What nohup and a shell's background ignore stays ignored."""
+    """The signals to handle. Those that nohup or a background job of a shell ignores stay ignored."""
     return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]

@@ -1,5 +1,4 @@
-"""JSON files that this program wrote, or another: their object, or one sentence about what is wrong with them; and
-nested mappings under dotted keys."""
+"""Reading a JSON file that holds one object, with a sentence for each way to fail; nested mappings as dotted keys."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from manual_backprop.common.errors import InputError
 
 
 def read_object(file: Path, missing: str | None = None, kind: type[InputError] = InputError) -> dict[str, Any]:
-    """The object in a file. Raises `kind`, which says `missing` where there is no such file."""
+    """The object in a JSON file. Raises `kind`; its message is `missing` if the file does not exist."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -27,7 +26,7 @@ def read_object(file: Path, missing: str | None = None, kind: type[InputError] =
 
 
 def flattened(mapping: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """{"model": {"d_model": 4}} -> ("model.d_model", 4): dotted keys and their values, an empty mapping as it is."""
+    """Dotted keys and their values: {"model": {"d_model": 4}} -> ("model.d_model", 4). An empty mapping is a value."""
     for key, value in mapping.items():
         if isinstance(value, Mapping) and value:
             yield from flattened(value, f"{before}{key}.")

@@ -1,4 +1,5 @@
-"""Figures of matplotlib without pyplot, which has a global state and wants a display; saved whole or not at all."""
+"""Matplotlib figures without pyplot, which has global state and needs a display. A picture is saved whole or not at
+all."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from .durable_files import storage_errors, write_atomically
 from .errors import ManualBackpropError, first_line
 from .plain_text import visible
 
-LONGEST_LINE = 160  # [characters] of a text in a picture: more leaves no room for the picture
+LONGEST_LINE = 160  # [characters] of a text in a picture: a longer one leaves no room for the plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 log = logging.getLogger(__name__)
-_failed: set[str] = set()  # pictures of which a warning has been given
+_failed: set[str] = set()  # pictures for which a warning has been logged
 
 
 def picture(draw: Callable[P, bool | None]) -> Callable[P, bool]:
-    """Marks a function that draws and saves a picture; False, or what it raises, says that there is none.
+    """Decorator of a function that draws and saves a picture. It returns whether the picture was saved.
 
-    It is drawn with matplotlib's own settings, whatever the user's are. What goes wrong costs one warning, and nothing
-    of what is pictured; what a user can read, a disk that is full perhaps, is raised.
+    The function draws with matplotlib's default settings, not the user's. An unexpected exception is logged as one
+    warning, and the run goes on; a ManualBackpropError, such as a full disk, is raised.
     """
 
     @functools.wraps(draw)
@@ -39,7 +40,7 @@ def picture(draw: Callable[P, bool | None]) -> Callable[P, bool]:
             from .startup.agg import matplotlib
 
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of letters that the font lacks, of settings that are outdated
+                warnings.simplefilter("ignore")  # about glyphs that the font lacks and deprecated settings
                 usual = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
                 with matplotlib.rc_context(usual):
                     return draw(*args, **named) is not False
@@ -50,7 +51,7 @@ def picture(draw: Callable[P, bool | None]) -> Callable[P, bool]:
             if about not in _failed:
                 _failed.add(about)
                 log.warning(
-                    "a picture cannot be drawn, and is left out (%s: %s)", type(error).__name__, first_line(error)
+                    "a picture cannot be drawn and is left out (%s: %s)", type(error).__name__, first_line(error)
                 )
             return False
 
@@ -58,14 +59,14 @@ def picture(draw: Callable[P, bool | None]) -> Callable[P, bool]:
 
 
 def new_figure(width: float, height: float, dpi: int = 90) -> Figure:
-    """[inches]"""
+    """An empty figure of this size [inches]."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
 
 
 def drawable(text: str) -> str:
-    """The text, with the number of each character that matplotlib's font lacks in its place."""
+    """The text, with each character that matplotlib's font lacks replaced by its code point in hexadecimal."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     known = get_font(findfont(FontProperties())).get_charmap()
@@ -73,16 +74,16 @@ def drawable(text: str) -> str:
 
 
 def with_grid(axes: Axes, which: str = "both") -> None:
-    """A pale grid in place of a frame. `which`: the axis that it is for, or both."""
+    """Draw a pale grid instead of the top and right frame. `which`: "x", "y" or "both"."""
     axes.grid(axis=which, alpha=0.25)  # type: ignore[arg-type]
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a PNG, or what else the file's name ends in. Raises StorageError."""
+    """Write a PNG, or the format that the file name's suffix names. Raises StorageError."""
     content = io.BytesIO()
-    _take_text_as_it_is(figure)
-    if (layout := figure.get_layout_engine()) is not None:  # or all is drawn twice, the first time for the layout alone
+    _disable_math_text(figure)
+    if (layout := figure.get_layout_engine()) is not None:  # savefig would draw everything once more for the layout
         layout.execute(figure)
         figure.set_layout_engine("none")
     figure.savefig(content, format=path.suffix.removeprefix(".") or "png")
@@ -91,9 +92,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_atomically(path, content.getvalue())
 
 
-def _take_text_as_it_is(figure: Figure) -> None:
-    """Names of runs and files are text: a `$` is no formula, and a line has an end. Only numbers on a logarithmic axis
-    are formulas, which matplotlib makes itself."""
+def _disable_math_text(figure: Figure) -> None:
+    """Show `$` literally and shorten long lines: the texts hold names of runs and files, not formulas. Only tick labels
+    of a logarithmic axis stay formulas; matplotlib makes these itself."""
     from matplotlib.text import Text
     from matplotlib.ticker import LogFormatter
 
@@ -103,7 +104,7 @@ def _take_text_as_it_is(figure: Figure) -> None:
             if isinstance(axis.get_major_formatter(), LogFormatter):
                 formulas |= {*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)}
             else:
-                axis.get_ticklabels()  # which makes them, where they would be made when the figure is drawn
+                axis.get_ticklabels()  # creates them now, so that findobj below sees them
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         if text not in formulas:

@@ -1,8 +1,8 @@
-"""The processes that share one training, as everything below the runner sees them: usually one, which is all of them.
+"""The processes that share one training, as all code below the runner sees them. Usually there is only one.
 
-Whoever measures or draws something for a whole run takes its part of the work (`part_of`, `mapped`) and puts the parts
-together (`summed`, `largest`); alone, each of these is the work itself. The runner says which processes there are
-(`acting_as`); how they are connected is the business of `training.processes`.
+Code that measures or draws something for a whole run takes this process's part of the work (`part_of`, `mapped`) and
+combines the results (`summed`, `largest`); with one process these do nothing more. The runner sets the current group
+(`acting_as`); `training.processes` connects the processes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Place:
-    """Of a process among those that share a training, as torchrun and `training.processes.start` say it in the
-    environment."""
+    """The rank of a process, the number of processes and their meeting address, from the environment variables that
+    torchrun and `training.processes.start` set."""
 
     rank: int
     size: int
@@ -35,7 +35,7 @@ class Place:
 
     @classmethod
     def found(cls) -> Place | None:
-        """None: this process is alone."""
+        """Read from the environment; None if this process is alone."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
         if not all(os.environ.get(name, "").isdecimal() for name in names) or "MASTER_ADDR" not in os.environ:
             return None
@@ -44,54 +44,55 @@ class Place:
 
 
 class Processes:
-    """One process. Several are a subclass, whose methods every process calls in the same order."""
+    """A group of one process. A subclass stands for several, which must call its methods in the same order."""
 
     rank = 0  # of this process
     size = 1  # how many there are
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes, prints and owns the run's directory."""
+        """Whether this process has rank 0: it writes, prints and owns the run directory."""
         return self.rank == 0
 
     def part_of(self, items: Iterable[T]) -> Iterator[T]:
-        """This process' items: every `size`-th, from number `rank` on."""
+        """This process's items: every `size`-th, starting with number `rank`."""
         return islice(items, self.rank, None, self.size)
 
     def gathered(self, value: Any) -> list[Any]:
-        """What each process has given, in the order of their ranks: values that JSON can hold."""
+        """The `value` of each process, in the order of ranks. JSON must be able to hold the values."""
         return [value]
 
     def mapped(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """[function(item) for item in items], each made by one process; results that JSON can hold, for all."""
+        """[function(item) for item in items], in every process; each item is computed by one of them. JSON must be able
+        to hold the results."""
         parts = self.gathered([function(item) for item in self.part_of(items)])
         return [parts[place % self.size][place // self.size] for place in range(len(items))]
 
     def summed(self, tensor: Tensor) -> Tensor:
-        """The sum of the tensors of all processes, of equal shape and format."""
+        """The sum of the tensors of all processes, which have the same shape and dtype."""
         return tensor
 
     def largest(self, tensor: Tensor) -> Tensor:
-        """Likewise, of each element the largest."""
+        """The elementwise maximum of the tensors of all processes."""
         return tensor
 
     def all_parts(self, whole: Tensor, part: Tensor) -> None:
-        """Fills `whole` with the `part` of every process, one after the other; all parts have the same length."""
+        """Fill `whole` with the parts of all processes, in the order of ranks; all parts have the same length."""
         whole.copy_(part)
 
     def parts_for_first(self, part: Tensor) -> list[Tensor] | None:
-        """The `part` of every process, in the first one; None in the others."""
+        """The parts of all processes, in the order of ranks; None in all processes but the first."""
         return [part]
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns in the first process, for all of them; JSON can hold it. The others wait."""
+        """The result of `make()`, which only the first process calls, in all of them. JSON must be able to hold it."""
         return make()
 
     def agree(self, what: Mapping[str, Any]) -> None:
-        """Raises InputError, in all of them, with whatever is not the same in all of them."""
+        """Raise InputError in all processes, with the entries of `what` that differ between them."""
 
     def first_alone(self, work: Callable[[], T]) -> T:
-        """`work()` in every process; the others begin when the first has ended, and find what it has prepared."""
+        """Call `work()` in the first process, then in the others, which find the files that the first has written."""
         return work()
 
 
@@ -100,13 +101,13 @@ _acting: list[Processes] = [ALONE]
 
 
 def processes() -> Processes:
-    """Those that share what this process is doing."""
+    """The current group of processes."""
     return _acting[-1]
 
 
 @contextmanager
 def acting_as(group: Processes) -> Iterator[None]:
-    """Within it, `processes()` are these."""
+    """Within this context, `processes()` returns `group`."""
     _acting.append(group)
     try:
         yield

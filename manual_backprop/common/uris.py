@@ -1,7 +1,7 @@
-"""Paths as URIs, and back. Nothing else in the package makes one of the other.
+"""Conversion between paths and URIs. Nothing else in the package converts them.
 
-A path may hold every character but NUL. In a URI `#`, `?` and `%` mean something, and MLflow and SQLAlchemy read
-what looks like one each in a way of its own: so does each function here.
+A path may hold every character but NUL. In a URI `#`, `?` and `%` have a meaning, and MLflow and SQLAlchemy parse URIs
+in different ways, so there is a function for each case.
 """
 
 import importlib.metadata
@@ -9,18 +9,18 @@ import os
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-DATABASES = (".db", ".sqlite", ".sqlite3")  # a file that ends so is a database, also before it is there
+DATABASES = (".db", ".sqlite", ".sqlite3")  # a path with one of these suffixes is a database, even before it exists
 
 
 def file_uri(path: Path) -> str:
-    """file:///..., in which nothing of the path means anything to a reader of URIs."""
+    """The file:/// URI of a path, in which every character with a meaning in URIs is percent-encoded."""
     return path.absolute().as_uri()
 
 
 def path_of(uri: str) -> Path | None:
-    """Where MLflow reads and writes what lies at `uri`; None where that is no folder of a file system here.
+    """The local path that MLflow uses for `uri`; None if it is not on a local file system.
 
-    It decodes what has no scheme too: a location "/data/a%20b" is the folder "/data/a b".
+    MLflow decodes a location without a scheme as well: "/data/a%20b" is the folder "/data/a b".
     """
     if uri.startswith("file:"):
         parts = urlsplit(uri)
@@ -29,9 +29,9 @@ def path_of(uri: str) -> Path | None:
 
 
 def sqlite_uri(database: Path) -> str:
-    """The URI by which MLflow, through SQLAlchemy, opens this file of sqlite, and touches nothing else.
+    """The URI with which MLflow, through SQLAlchemy, opens this SQLite file and creates nothing else.
 
-    MLflow makes the folder that `sqlite:///` precedes, letter by letter, but not the one of `sqlite+pysqlite:///`;
+    MLflow creates the folder named after `sqlite:///`, without decoding it, but no folder for `sqlite+pysqlite:///`.
     SQLAlchemy decodes a database's name since version 2.1.
     """
     path = str(database.absolute())
@@ -39,11 +39,11 @@ def sqlite_uri(database: Path) -> str:
         return f"sqlite:///{path}"
     if _version("sqlalchemy") >= (2, 1):
         return "sqlite+pysqlite:///" + path.replace("%", "%25").replace("?", "%3F")
-    return f"sqlite+pysqlite:///file:{quote(os.fsencode(path))}?uri=true"  # which sqlite itself decodes
+    return f"sqlite+pysqlite:///file:{quote(os.fsencode(path))}?uri=true"  # SQLite itself decodes this one
 
 
 def sqlite_database(uri: str) -> tuple[bool, Path | None]:
-    """Whether `uri` names a sqlite database, and the file, where it is one that lies by itself in a folder."""
+    """Whether `uri` names an SQLite database, and its file; None if it is in memory or the file is unknown."""
     if urlsplit(uri).scheme.partition("+")[0] != "sqlite":
         return False, None
     from sqlalchemy import make_url
@@ -56,7 +56,7 @@ def sqlite_database(uri: str) -> tuple[bool, Path | None]:
 
 
 def store_uri(given: str) -> str:
-    """MLFLOW_TRACKING_URI as somebody gave it. A path to a database means that database; MLflow itself would look for
+    """The URI for a given MLFLOW_TRACKING_URI. A path to a database means that database; MLflow itself would look for
     a folder of that name."""
     is_file = given.startswith("file:")
     path = path_of(given) if is_file else None if "://" in given else Path(os.path.expanduser(given))
@@ -68,13 +68,13 @@ def store_uri(given: str) -> str:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether `path` lies in `folder`: as both are spelled, or by way of the symbolic links in either."""
+    """Whether `path` is inside `folder`, either as both are spelled or after resolving symbolic links."""
     plain, resolved = Path(os.path.normpath(path)), Path(os.path.realpath(path))
     return plain.is_relative_to(folder.absolute()) or resolved.is_relative_to(os.path.realpath(folder))
 
 
 def same_place(one: Path, other: Path) -> bool:
-    """Whether both are there and the same, however they are spelled."""
+    """Whether both paths exist and are the same file or folder."""
     try:
         return os.path.samefile(one, other)
     except OSError:

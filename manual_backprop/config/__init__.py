@@ -1,8 +1,8 @@
 """Configuration: the schema and its rules, composition by Hydra, validation, the command line and its help.
 
-`schema` holds the dataclasses, `network` the part of them that describes a network (`CustomTransformerConfig`), `rules`
-what a value may be, `validation` turns a mapping into a `RunConfig` or a list of violations, `composition` asks Hydra.
-Not here: what a value leads to; that is built in `training`.
+`schema` holds the dataclasses of a run, `network` the one of a network (`CustomTransformerConfig`), `rules` the allowed
+values of each kind. `validation` turns a mapping into a `RunConfig` or a list of violations, `composition` calls Hydra.
+Not here: the objects that a config describes; `training` builds them.
 Needs no torch.
 May import: common.
 """

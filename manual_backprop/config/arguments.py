@@ -1,6 +1,6 @@
-"""How the commands that use a trained model read their arguments: argparse, with sentences for what is wrong.
+"""Arguments of the commands that use a trained model: argparse, with a sentence for each mistake.
 
-Numbers are checked here, before torch is imported; a misspelt option is told the nearest right one.
+Numbers are checked here, before torch is imported. The error for a misspelt option names the nearest right one.
 """
 
 import argparse
@@ -37,28 +37,28 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{name}: there is no such option" + (f"; did you mean --{meant}?" if meant else ""))
         options, rest = self.parse_known_args(given)
         if rest:
-            self.error(f"{rest[0]}: was not expected here; a text of several words needs quotes around it")
+            self.error(f"{rest[0]}: unexpected argument; a text of several words needs quotes around it")
         load_plugins(options.plugin)
         return options
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message.removeprefix('argument ')}\nWhat there is: {self.prog} --help")
+        raise InputError(f"{message.removeprefix('argument ')}\nSee {self.prog} --help")
 
 
 def sub_command(
     command: str, overview: str, names: list[str], arguments: Sequence[str] | None
 ) -> tuple[str, list[str]] | None:
-    """The first word of the arguments, one of `names`, and the rest. None: the overview was asked for, and printed."""
+    """The first argument, which is one of `names`, and the rest; None after --help, which prints `overview`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(overview)
         if given:
             return None
-        raise InputError(f"What is to be done? Give {', '.join(names)}.")
+        raise InputError(f"No command was given: give one of {', '.join(names)}.")
     if given[0] not in names:
         meant = nearest(given[0], names)
         way_out = f"; did you mean {meant}?" if meant else "."
-        raise InputError(f"{given[0]}: there is no such command{way_out}\nWhat there is: {command} --help")
+        raise InputError(f"{given[0]}: there is no such command{way_out}\nSee {command} --help")
     return given[0], given[1:]
 
 
@@ -76,7 +76,7 @@ def whole(minimum: int) -> Callable[[str], int]:
 
 
 def number(rule: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
-    """A finite number for which `holds`; `rule` says so in words."""
+    """A finite number for which `holds` is true; `rule` is that condition in words."""
 
     def read(text: str) -> float:
         try:
@@ -100,49 +100,49 @@ def add_run(parser: Parser, **more: Any) -> None:
 
 def add_device(parser: Parser) -> None:
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU where there is one"
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one (auto)"
     )
 
 
 def add_search(parser: Parser) -> None:
-    """Beam search, as `models/decoding/generation.py` makes it."""
+    """The options of beam search (`models/decoding/generation.py`)."""
     parser.add_argument(
         "--beams",
         type=whole(1),
         default=1,
         metavar="N",
-        help="more than 1: follow so many continuations at once and show the one with the best score; nothing is "
-        "drawn, so that temperature, top-k, top-p and seed do not count (1)",
+        help="beam search with N beams, if more than 1: keep the N best continuations and show the one with the best "
+        "score; nothing is sampled, so temperature, top-k, top-p and seed have no effect (1)",
     )
     parser.add_argument(
         "--length-penalty",
         type=number("at least 0", lambda value: value >= 0),
         default=0.6,
         metavar="A",
-        help="of a search: score = log p(new tokens) / ((5 + number of new tokens) / 6)^A; 0 compares "
-        "log-probabilities, and the higher, the longer what wins (0.6)",
+        help="of beam search: score = log p(new tokens) / ((5 + number of new tokens) / 6)^A; 0 compares "
+        "log-probabilities, a higher A prefers longer texts (0.6)",
     )
 
 
 def add_sampling(parser: Parser) -> None:
-    """What generate and chat have in common."""
+    """The sampling options that generate and chat share."""
     parser.add_argument(
-        "--max-length", type=whole(0), default=100, metavar="N", help="new tokens at most, the prompt not counted (100)"
+        "--max-length", type=whole(0), default=100, metavar="N", help="at most N new tokens, without the prompt (100)"
     )
     parser.add_argument(
         "--temperature",
         type=temperature,
         default=0.8,
         metavar="X",
-        help="0 takes the likeliest token each time; the higher, the more unlikely ones (0.8)",
+        help="0 takes the likeliest token each time; a higher one samples unlikely tokens more often (0.8)",
     )
     parser.add_argument(
-        "--top-k", type=whole(0), default=50, metavar="K", help="draw among the K likeliest; 0: among all (50)"
+        "--top-k", type=whole(0), default=50, metavar="K", help="sample from the K likeliest tokens; 0: from all (50)"
     )
     parser.add_argument(
-        "--top-p", type=share, metavar="P", help="of these, the likeliest that have P of the probability (all)"
+        "--top-p", type=share, metavar="P", help="of these, keep the likeliest that add up to probability P (all)"
     )
     parser.add_argument(
-        "--seed", type=whole(0), metavar="S", help="the same seed draws the same text (another one each time)"
+        "--seed", type=whole(0), metavar="S", help="the same seed samples the same text (a new seed each time)"
     )
     add_device(parser)

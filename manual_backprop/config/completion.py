@@ -1,7 +1,7 @@
-"""What a shell offers after `manual-backprop model=<TAB>`. Reads the schema and `conf/`, and imports no library.
+"""Shell completion: what a shell offers after `manual-backprop model=<TAB>`. Reads the schema and `conf/` only.
 
-Hydra's own script connects a shell to it (`eval "$(manual-backprop -sc install=bash)"`, likewise zsh and fish) and asks
-`manual-backprop -sc query=SHELL` with the line so far in COMP_LINE.
+Hydra's script connects a shell to it (`eval "$(manual-backprop -sc install=bash)"`, likewise zsh and fish). It calls
+`manual-backprop -sc query=SHELL` with the current line in COMP_LINE.
 """
 
 import os
@@ -22,13 +22,13 @@ def answer() -> int:
 
 
 def completions(line: str) -> list[str]:
-    """The words that the last word of a command line may become."""
+    """The possible completions of the last word of a command line."""
     word = line.rpartition(" ")[2]
     if word.startswith("-"):
         return [option for option in OPTIONS if option.startswith(word)]
     key, equals, value = word.partition("=")
     if equals:
-        before, comma, begun = value.rpartition(",")  # of a sweep, after the values that are there
+        before, comma, begun = value.rpartition(",")  # in a sweep, complete the value after the last comma
         return [f"{key}={before}{comma}{choice}" for choice in values(key, begun) if choice.startswith(begun)]
     dotted = [name for name in keys() if not name.endswith(".name")]
     names = [*groups(), EXPERIMENTS, *PLUGINS, *(name for name in dotted if "." in word or "." not in name)]
@@ -38,7 +38,7 @@ def completions(line: str) -> list[str]:
 
 
 def values(key: str, begun: str = "") -> list[str]:
-    """What a key may be, as far as that is a list."""
+    """The possible values of a key, if there is a list of them."""
     if key in groups() or key in PLUGINS:
         return _options(shipped_folder("conf") / key)
     if key == EXPERIMENTS:

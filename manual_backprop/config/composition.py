@@ -1,4 +1,4 @@
-"""How Hydra composes `conf/` and `experiments/`, without its job directories, logging and launchers."""
+"""Composing a config from `conf/` and `experiments/` with Hydra, without its job directories, logging and launchers."""
 
 import copy
 import re
@@ -31,13 +31,13 @@ from manual_backprop.config.schema import model_sizes, shipped_folder
 from manual_backprop.config.validation import groups, is_text, keys
 
 EXPERIMENTS = "experiments"
-# Launchers and sweepers that are installed with an extra of this package, and its name.
+# Launchers and sweepers that an extra of this package installs -> the name of the extra.
 EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "optuna": "optuna"}
 _RESOLVER = re.compile(r"(?<!\\)\$\{[^${}]*:")  # ${oc.env:HOME}, ${now:%Y}
 
 
 class ExperimentsSearchPath(SearchPathPlugin):
-    """Makes `experiments/` a config group, and lets `--config-dir` add a folder of one's own."""
+    """Makes `experiments/` a config group, and adds the user's folder from `--config-dir`."""
 
     own_folder: str | None = None
 
@@ -48,12 +48,12 @@ class ExperimentsSearchPath(SearchPathPlugin):
 
 
 def find_experiments() -> None:
-    """Tells Hydra where `experiments/` is; before its first composition."""
+    """Tell Hydra where `experiments/` is. Call this before the first composition."""
     Plugins.instance().register(ExperimentsSearchPath)
 
 
 class _Typed(HydraOverrideVisitor):
-    """Reads an override with numbers, true and false as the text that was typed."""
+    """Parses an override, keeping numbers, true and false as the text that was typed."""
 
     def visitPrimitive(self, ctx: OverrideParser.PrimitiveContext) -> Any:
         value = super().visitPrimitive(ctx)
@@ -61,7 +61,7 @@ class _Typed(HydraOverrideVisitor):
 
 
 def _as_value(value: Any) -> str:
-    """What a parsed value is written as, behind the = of an override."""
+    """A parsed value as text for the right side of an override."""
     if not isinstance(value, ChoiceSweep):
         return Override._get_value_element_as_str(value)
     texts = [QuotedString(item, Quote.single) if isinstance(item, str) else item for item in value.list]
@@ -71,8 +71,8 @@ def _as_value(value: Any) -> str:
 
 
 class _ReadOnce(CachingConfigRepository):
-    """Each file is read once, for all jobs: Hydra copies its repository for every composition, and what that reads is
-    lost with the copy. What is handed out is a copy, since compositions merge into it."""
+    """Reads each file once for all jobs. Hydra copies its repository for every composition and would lose its cache.
+    `load_config` returns a copy, since compositions merge into it."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_ReadOnce":
         return self
@@ -82,7 +82,7 @@ class _ReadOnce(CachingConfigRepository):
 
 
 class Composer:
-    """Reads overrides and composes configurations. What was composed for the same choices is kept."""
+    """Parses overrides and composes configurations; it caches the result for each set of choices."""
 
     def __init__(self, loader: ConfigLoaderImpl) -> None:
         self.loader = loader
@@ -90,12 +90,14 @@ class Composer:
         loader.repository = once
         self.parser = OverridesParser.create(config_loader=loader)
         self.composed: dict[tuple[str, ...], DictConfig] = {}
-        self.ours: dict[int, Any] = {}  # of what was composed, by its identity: the part that is not Hydra's
+        self.ours: dict[int, Any] = {}  # id of a composed config -> its part without Hydra's own settings
         self.listed: dict[str, list[str]] = {}
 
     def parse(self, line: str) -> Override:
-        """Raises HydraException or ValueError where it is no override. A key that is text has its value as it was
-        typed, in quotes where it would be a number otherwise: `resume='12e345'`."""
+        """The parsed override. Raises HydraException or ValueError if the line is not one.
+
+        A key that holds text keeps its value as it was typed, as if quoted: `resume=12e345` is no number.
+        """
         override = self.parser.parse_overrides([line])[0]
         if not is_choice(key := override.key_or_group) and not is_text(key):
             return override
@@ -108,12 +110,12 @@ class Composer:
             return override
 
     def _as_typed(self, line: str) -> Any:
-        """The value of a line that can be read."""
+        """The value of a valid line as the text that was typed."""
         parser = OverrideParser(CommonTokenStream(OverrideLexer(InputStream(line))))
         return _Typed(self.parser.functions).visit(parser.override())._value
 
     def options(self, group: str) -> list[str]:
-        """The options of a group: models by their size, others as their rule lists them, experiments by name."""
+        """The options of a group: models sorted by size, experiments by name, others in the order of their rule."""
         if group not in self.listed:
             self.listed[group] = self._options(group)
         return self.listed[group]
@@ -128,7 +130,8 @@ class Composer:
         return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
 
     def compose(self, choices: Sequence[str]) -> DictConfig:
-        """What an option for each group, and overrides of Hydra's own settings, make. Not to be changed."""
+        """The config for these options of groups and overrides of Hydra's own settings. It is cached: do not change it.
+        Raises ConfigError."""
         key = tuple(choices)
         if key not in self.composed:
             try:
@@ -140,7 +143,7 @@ class Composer:
         return self.composed[key]
 
     def with_values(self, base: DictConfig, values: Sequence[Override]) -> dict[str, Any]:
-        """The mapping that a job gets: what its choices make, changed by its values; every ${...} resolved."""
+        """The mapping of one job: the composed config with `values` set and ${...} resolved. Raises ConfigError."""
         if id(base) not in self.ours:
             ours = OmegaConf.masked_copy(base, [str(key) for key in base if key != "hydra"])
             self.ours[id(base)] = OmegaConf.to_container(ours, resolve=False)
@@ -164,7 +167,7 @@ def composer() -> Iterator[Composer]:
 
 
 def plain(composed: DictConfig) -> dict[str, Any]:
-    """What Hydra composed, without Hydra's own settings, every ${...} resolved."""
+    """A composed config without Hydra's own settings, with every ${...} resolved."""
     return _resolved(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
 
 
@@ -175,8 +178,10 @@ def _resolved(ours: DictConfig) -> dict[str, Any]:
 
 
 def refuse_resolvers(composed: DictConfig) -> None:
-    """A value may be another key's, and comes from nowhere else: what is read from the environment would make the same
-    files mean different runs, and be written down where runs are compared."""
+    """Raise ConfigError for each value that uses a resolver, such as ${oc.env:HOME}; ${another.key} is allowed.
+
+    A value from the environment would make the same files describe different runs, and the runs' records would hold it.
+    """
     violations = []
     pending: list[tuple[str, Any]] = [("", OmegaConf.to_container(composed, resolve=False))]
     while pending:
@@ -195,7 +200,7 @@ def refuse_resolvers(composed: DictConfig) -> None:
 
 
 def missing_extra(text: str) -> str | None:
-    """What to install, where `text` names a launcher or a sweeper whose plugin is not there."""
+    """What to install, if `text` names a launcher or a sweeper whose plugin is not installed."""
     found = re.search(rf"hydra/(launcher|sweeper)/({'|'.join(EXTRAS)})\b", text)
     if found is None:
         return None
@@ -204,7 +209,7 @@ def missing_extra(text: str) -> str | None:
 
 
 def in_words(error: BaseException) -> str:
-    """What Hydra or OmegaConf has to say, in one line and with the key; their later lines show their own insides."""
+    """The message of Hydra or OmegaConf in one line, with the key; its later lines describe their internals."""
     cause: BaseException | None = error
     while cause is not None:
         message = str(getattr(cause, "msg", None) or cause).strip()
@@ -218,5 +223,5 @@ def in_words(error: BaseException) -> str:
 
 
 def is_choice(key: str) -> bool:
-    """Whether a key chooses an option of a group of `conf/`, or an experiment."""
+    """Whether a key selects an option of a group of `conf/`, or an experiment."""
     return key in groups() or key == EXPERIMENTS

@@ -1,4 +1,4 @@
-"""The page that `python -m manual_backprop.run --help` prints, made of `conf/`, `experiments/` and the rules."""
+"""The page that `python -m manual_backprop.run --help` prints, built from `conf/`, `experiments/` and the schema."""
 
 from pathlib import Path
 from textwrap import wrap
@@ -39,21 +39,21 @@ MOST_USED = (
 WIDTH = 118  # columns
 BASIC = {
     "hydra/launcher": "one job after the other",
-    "hydra/sweeper": "every combination of the values that are given",
+    "hydra/sweeper": "every combination of the given values",
 }
 
 EXAMPLES = (
     ("the defaults: a small model on Python's own documentation", ""),
-    ("what that would be: steps, memory, time, and where each value comes from", "plan=true"),
+    ("its plan: steps, memory, time, and where each value comes from; nothing runs", "plan=true"),
     ("your own text, character by character", "dataset=text dataset.path=FILE tokenizer=char"),
     ("one job for each pair of values: a sweep", "-m architecture=gpt2,vaswani optimizer.learning_rate=1e-3,3e-3"),
-    ("go on where the last run stopped", "resume=last"),
-    ("train another model's weights on: FOLDER is a run's, or what convert made", "init_from=FOLDER"),
+    ("resume the last run", "resume=last"),
+    ("fine-tune another model: FOLDER is a run directory, or one that convert has written", "init_from=FOLDER"),
 )
 
 
 def first_comment(path: Path) -> str:
-    """What a file of `conf/` or `experiments/` is, in its own words."""
+    """The first comment of a file of `conf/` or `experiments/`, which describes it."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# ") and not line.startswith("# @"):
             return line[2:].strip()
@@ -61,7 +61,7 @@ def first_comment(path: Path) -> str:
 
 
 def _choices(group: str, options: list[str], chosen: str, folder: Path) -> list[str]:
-    """The options of a group, a line each."""
+    """The options of a group, one on each line."""
     lines: list[str] = []
     width = max(18, *map(len, options))
     for option in options:
@@ -73,14 +73,14 @@ def _choices(group: str, options: list[str], chosen: str, folder: Path) -> list[
 
 
 def _wrapped(head: str, about: str) -> list[str]:
-    """What does not fit goes on under its beginning."""
+    """`head` and then `about`, wrapped to WIDTH and indented below its beginning."""
     first, *more = wrap(about, WIDTH - len(head), break_long_words=False, break_on_hyphens=False) or [""]
     indent = " " * len(head)
     return [head + first, *(indent + line for line in more)]
 
 
 def help_page(command: str) -> str:
-    """`command` is what the user types before the overrides."""
+    """The text of the help page; `command` is what the user types before the overrides."""
     from manual_backprop.config.composition import EXPERIMENTS, composer
 
     with composer() as hydra:
@@ -89,35 +89,35 @@ def help_page(command: str) -> str:
         composed = hydra.compose([])
         chosen = composed.hydra.runtime.choices
         lines = [f"{command} [KEY=VALUE ...]", "", "Trains a transformer whose backward pass is written by hand.", ""]
-        lines += ["Choices, as in model=tiny (* unless you say otherwise)", ""]
+        lines += ["Choices, as in model=tiny (* marks the default)", ""]
         for group in (*groups(), EXPERIMENTS):
             folder = shipped_folder(EXPERIMENTS) if group == EXPERIMENTS else shipped_folder("conf") / group
             lines += _choices(group, hydra.options(group), chosen[group], folder)
-        lines += ["", "How the jobs of a sweep (-m) are run, and who chooses their values", ""]
+        lines += ["", "How the jobs of a sweep (-m) are launched, and how their values are chosen", ""]
         for group in ("hydra/launcher", "hydra/sweeper"):
             folder = shipped_folder("conf") / group
             options = ["basic", *sorted(path.stem for path in folder.glob("*.yaml"))]
             lines += _choices(group, options, "basic", folder)
-        lines += ["", "Keys used most, as in training.max_steps=500, with the value that they have", ""]
+        lines += ["", "Most used keys, as in training.max_steps=500, with their default values", ""]
         for key in MOST_USED:
             value = OmegaConf.select(composed, key)
             text = shown(list(value) if isinstance(value, ListConfig) else value)
             lines += _wrapped(f"  {key:<37} {text:<20} ", keys()[key].metadata["about"])
-        lines.append("  every other key: --cfg job")
+        lines.append("  all other keys: --cfg job")
         lines += ["", "Examples", ""]
         for about, arguments in EXAMPLES:
             lines += [f"  # {about}", f"  {command} {arguments}".rstrip(), ""]
     lines += [
         "Options",
         "",
-        "  -m, --multirun    one job for each combination of the values that are given as a,b or range(1,4)",
-        "  --cfg job         show the composed configuration, run nothing (--resolve: with every ${...} filled in)",
+        "  -m, --multirun    one job for each combination of the values given as a,b or range(1,4)",
+        "  --cfg job         show the composed configuration and run nothing (--resolve: with every ${...} filled in)",
         "  --config-dir DIR  a folder of your own whose experiments/NAME.yaml can be chosen",
         "  --plugin MODULE   a module, or a file, with tasks, objectives or activations of your own",
-        "  --info defaults   how Hydra composes it; also searchpath, plugins, config, all",
+        "  --info defaults   how Hydra composes the configuration; also searchpath, plugins, config, all",
         "  --version, --help",
         "",
-        "Nothing starts before the whole command line is right. Exit codes: 0 done, 1 a job failed, 2 a wrong",
+        "The whole command line is checked before anything starts. Exit codes: 0 done, 1 a job failed, 2 a wrong",
         "configuration or input, 3 not finite, 4 storage, 130 and 143 interrupted (138, 140: by SIGUSR1, SIGUSR2).",
     ]
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""What a network is: its sizes, architecture and number formats, and what no network can be built from.
+"""The configuration of a network: its sizes, architecture and number formats, and the rules for them.
 
-Imports the standard library only. How a run is configured, from which its network follows, is in `schema.py`.
+Imports the standard library only. The configuration of a whole run, which implies its network's, is in `schema.py`.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 
-ACTIVATIONS = ["gelu_tanh", "gelu", "relu", "swiglu"]  # and those that are registered (models/extensions.py)
+ACTIVATIONS = ["gelu_tanh", "gelu", "relu", "swiglu"]  # and registered ones (models/extensions.py)
 PRECISIONS = ("fp64", "fp32", "tf32", "bf16", "bf16_mixed", "fp16_mixed")
-CPU_PRECISIONS = ("fp64", "fp32", "bf16", "bf16_mixed")  # that a CPU has fast kernels for
+CPU_PRECISIONS = ("fp64", "fp32", "bf16", "bf16_mixed")  # with fast kernels for CPUs
 COMPILE = ("auto", "always", "never")
 KERNELS = ("reference", "fused")
 RECOMPUTE = ("none", "block")
 NETWORKS = ("decoder", "encoder", "encoder_decoder")
 POSITIONS = ("none", "learned", "sinusoidal", "rotary")
 POOLINGS = ("mean", "first")
-HEAD_LOSSES = ["cross_entropy", "squared_error"]  # likewise
-OF_NUMBERS = {"squared_error"}  # of these, those whose targets are numbers
-NORM_EPSILONS = {"layer": 1e-5, "rms": 1e-6}  # where the config names none: GPT-2's, and that of the first Llama
-ROTARY_BASE = 10000.0  # likewise: Su et al. 2021, section 3.2.2
+HEAD_LOSSES = ["cross_entropy", "squared_error"]  # and registered ones
+REGRESSION_LOSSES = {"squared_error"}  # those of HEAD_LOSSES whose targets are numbers
+NORM_EPSILONS = {"layer": 1e-5, "rms": 1e-6}  # defaults: GPT-2's, and that of the first Llama
+ROTARY_BASE = 10000.0  # default: Su et al. 2021, section 3.2.2
 NORM_EPSILON_RULE = Number(minimum=1e-12, below=1, optional=True)
 ROTARY_BASE_RULE = Number(above=1, optional=True)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What distinguishes one decoder from another, beside its sizes."""
+    """The traits of an architecture, apart from its sizes."""
 
-    pre_norm: bool  # a norm before each sublayer and after the last block, or after each residual sum
-    norm: str  # layer: mean and scale; rms: scale alone
-    positions: str  # learned: a trained table; sinusoidal: a fixed one; rotary: queries and keys are turned
-    biases: bool  # of the matrices
-    tied_head: bool  # a decoder's vocabulary projection is the token embedding, or a matrix of its own
-    tied_head_of_pair: bool  # likewise that of an encoder-decoder
-    scaled_embedding: bool  # token embeddings times sqrt(d_model)
-    activation: str  # where the config names none; swiglu is a third matrix, and llama's alone
+    pre_norm: bool  # True: a norm before each sublayer and after the last block; False: after each residual sum
+    norm: str  # layer: subtracts the mean and scales; rms: only scales
+    positions: str  # learned: a trained table; sinusoidal: a fixed one; rotary: queries and keys are rotated
+    biases: bool  # whether linear layers have biases
+    tied_head: bool  # whether a decoder's vocabulary projection is its token embedding
+    tied_head_of_pair: bool  # the same for an encoder-decoder
+    scaled_embedding: bool  # whether token embeddings are multiplied by sqrt(d_model)
+    activation: str  # the default; swiglu needs a third matrix, and only llama has it
 
     @property
     def gated(self) -> bool:
-        """A feed-forward network of three matrices."""
+        """Whether the feed-forward network is gated: it then has three matrices."""
         return self.activation == "swiglu"
 
 
@@ -68,8 +68,8 @@ ARCHITECTURES = {
         scaled_embedding=False,
         activation="gelu_tanh",
     ),
-    # Vaswani et al. 2017, "Attention Is All You Need", 3.1-3.5: as an encoder-decoder all of it, with one table
-    # for sources, targets and head (3.4); as a decoder without cross-attention, with a head of its own
+    # Vaswani et al. 2017, "Attention Is All You Need", 3.1-3.5: the encoder-decoder is the paper's, with one table
+    # for sources, targets and head (3.4); the decoder alone has no cross-attention and a head of its own
     "vaswani": Architecture(
         pre_norm=False,
         norm="layer",
@@ -94,10 +94,10 @@ ARCHITECTURES = {
 }
 
 
-def takes_a_mapping(cls: type[Config]) -> type[Config]:
-    """The dataclass, which may be made of one mapping as well: `CustomTransformerConfig({"d_model": 64})`.
+def accepts_mapping(cls: type[Config]) -> type[Config]:
+    """Decorator: the dataclass also accepts one mapping, `CustomTransformerConfig({"d_model": 64})`.
 
-    Raises ConfigError with every key that is no field, and the field that was probably meant.
+    Its constructor then raises ConfigError with every unknown key and the field that was probably meant.
     """
     of_fields: Callable[..., None] = cls.__init__
 
@@ -125,13 +125,12 @@ def takes_a_mapping(cls: type[Config]) -> type[Config]:
     return cls
 
 
-@takes_a_mapping
+@accepts_mapping
 @dataclass(frozen=True)
 class CustomTransformerConfig:
-    """A network: its sizes, architecture and number formats. Every implementation takes the same one.
+    """The configuration of a network: sizes, architecture and number formats. All implementations take the same one.
 
-    Made of keywords, or of one mapping: `CustomTransformerConfig({"d_model": 64})`. To build a network of it raises
-    ConfigError with all `violations`.
+    The constructor takes keywords, or one mapping: `CustomTransformerConfig({"d_model": 64})`.
 
     >>> config = CustomTransformerConfig(vocab_size=65, d_model=64, n_heads=4)
     >>> config.d_head, config.violations()
@@ -151,28 +150,28 @@ class CustomTransformerConfig:
     architecture: str = "gpt2"  # gpt2, vaswani or llama
     activation: str | None = None  # None: the architecture's own
     norm_epsilon: float | None = None  # added to the variance (layer) or mean square (rms); None: the norm's usual one
-    rotary_base: float | None = None  # pair i of a head turns by base^(-2i / K) a position (llama); None: 10000
-    padding_token_id: int | None = None  # a token that is never a target, to which label smoothing gives nothing
+    rotary_base: float | None = None  # pair i of a head rotates by base^(-2i / K) per position (llama); None: 10000
+    padding_token_id: int | None = None  # a token that is never a target; label smoothing gives it no probability
     label_smoothing: float = 0.0  # share of the target's probability that is spread over the vocabulary, in training
     precision: str = "fp32"  # fp64, fp32, bf16, bf16_mixed; on a GPU also tf32 and fp16_mixed
     kernels: str = "reference"  # or fused: the fast pairs
     device: str = "cpu"  # cpu, cuda, cuda:1 or auto
     seed: int = 0  # of the initial weights and of dropout
-    recompute: str = "none"  # what backward recomputes instead of keeping it: none, or each block
+    recompute: str = "none"  # activations that backward recomputes: none, or block, all but each block's input
     network: str = "decoder"  # decoder, encoder or encoder_decoder
-    n_encoder_blocks: int | None = None  # of the encoder; None: n_blocks
+    n_encoder_blocks: int | None = None  # blocks of the encoder; None: n_blocks
     positions: str | None = None  # none, learned, sinusoidal or rotary; None: the architecture's own
-    source_vocab_size: int | None = None  # of an encoder's own table; None: sources and targets share one vocabulary
+    source_vocab_size: int | None = None  # of the encoder's own embedding; None: source and target share a vocabulary
     max_source_len: int | None = None  # longest S [tokens]; None: max_seq_len
-    pooling: str = "mean"  # of an encoder: the mean over real positions, or the first one
+    pooling: str = "mean"  # of an encoder: mean over the positions without padding, or first, the first position
     n_inputs: int | None = None  # C, numbers at each position of an encoder's input; None: it reads tokens
-    n_outputs: int | None = None  # of an encoder: classes, or numbers
-    head_loss: str = "cross_entropy"  # over tokens or classes; of an encoder also squared_error of numbers
-    compile: str = "auto"  # the baseline's training step, or elementwise kernels: auto, always or never
+    n_outputs: int | None = None  # of an encoder: number of classes, or of predicted numbers
+    head_loss: str = "cross_entropy"  # over tokens or classes; an encoder can also have squared_error, over numbers
+    compile: str = "auto"  # compile the baseline's training step, or elementwise kernels: auto, always or never
 
     @classmethod
     def of(cls, given: CustomTransformerConfig | Mapping[str, Any]) -> CustomTransformerConfig:
-        """What was given as a config or as a mapping. Raises ConfigError for what is neither."""
+        """The config itself, or one made from a mapping. Raises ConfigError for anything else."""
         if isinstance(given, cls):
             return given
         if isinstance(given, Mapping):
@@ -190,7 +189,7 @@ class CustomTransformerConfig:
         name = self.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name == "cuda" and (place := Place.found()) is not None:  # of several processes each has its own GPU
+        if name == "cuda" and (place := Place.found()) is not None:  # each of several processes has its own GPU
             name = f"cuda:{place.local_rank}"
         return torch.device(name)
 
@@ -201,7 +200,7 @@ class CustomTransformerConfig:
         return {"fp64": torch.float64, "bf16": torch.bfloat16}.get(self.precision, torch.float32)
 
     def get_compute_dtype(self) -> torch.dtype:
-        """The number format of what enters a matrix product."""
+        """The number format of the inputs of matrix products."""
         import torch
 
         mixed = {"bf16_mixed": torch.bfloat16, "fp16_mixed": torch.float16}
@@ -214,12 +213,12 @@ class CustomTransformerConfig:
 
     @property
     def d_head(self) -> int:
-        """K, the width of one attention head."""
+        """K, the dimension of one attention head."""
         return self.d_model // self.n_heads
 
     @property
     def kv_heads(self) -> int:
-        """G, the heads of keys and of values."""
+        """G, the number of heads of keys and values."""
         return self.n_kv_heads or self.n_heads
 
     @property
@@ -234,38 +233,38 @@ class CustomTransformerConfig:
 
     @property
     def source_length(self) -> int:
-        """The longest S."""
+        """The longest source S [tokens]."""
         return self.max_source_len or self.max_seq_len
 
     @property
     def longest(self) -> int:
-        """Of sources and targets."""
+        """The longest sequence, source or target [tokens]."""
         return max(self.max_seq_len, self.source_length)
 
     @property
     def predicts_numbers(self) -> bool:
-        """Whether the targets of an encoder are numbers, and no classes."""
-        return self.head_loss in OF_NUMBERS
+        """Whether the targets of an encoder are numbers rather than classes."""
+        return self.head_loss in REGRESSION_LOSSES
 
     @property
     def tied_head(self) -> bool:
-        """Whether the head is the table of the tokens that it predicts; that of an encoder never is."""
+        """Whether the head is the embedding of the tokens that it predicts; an encoder's head never is."""
         if self.network == "encoder_decoder":
             return self.traits.tied_head_of_pair
         return self.traits.tied_head and self.network == "decoder"
 
     @property
     def epsilon(self) -> float:
-        """Of every norm."""
+        """The epsilon of every norm."""
         return NORM_EPSILONS[self.traits.norm] if self.norm_epsilon is None else self.norm_epsilon
 
     @property
     def base(self) -> float:
-        """Of the angles by which rotary positions turn."""
+        """The base of the rotary angles."""
         return ROTARY_BASE if self.rotary_base is None else self.rotary_base
 
     def violations(self) -> list[str]:
-        """One sentence for each value that no network can be built from."""
+        """One sentence for each invalid value."""
         found = []
         for name in ("vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len"):
             value = getattr(self, name)
@@ -327,7 +326,7 @@ class CustomTransformerConfig:
         return found or self._violations_of_kind()
 
     def _violations_of_kind(self) -> list[str]:
-        """What does not go with this kind of network, where each value by itself is right."""
+        """One sentence for each value that does not fit the kind of network, if each value by itself is valid."""
         found = []
         for name, kinds in (
             ("n_encoder_blocks", ("encoder", "encoder_decoder")),
@@ -350,7 +349,7 @@ class CustomTransformerConfig:
 def architecture_violations(
     name: str, activation: str | None, d_model: int, n_heads: int, n_kv_heads: int | None
 ) -> list[str]:
-    """What this architecture cannot be built from, where each value by itself is right."""
+    """One sentence for each value that does not fit the architecture, if each value by itself is valid."""
     traits, found = ARCHITECTURES[name], []
     if activation not in (None, traits.activation) and "swiglu" in (activation, traits.activation):
         others = ", ".join(word for word in ACTIVATIONS if word != "swiglu")
@@ -369,14 +368,14 @@ def architecture_violations(
         )
     if traits.positions == "rotary" and d_model // n_heads % 2:
         found.append(
-            f"d_model={d_model}: a head of architecture={name} is turned in pairs and needs an even width, but "
+            f"d_model={d_model}: a head of architecture={name} is rotated in pairs and needs an even width, but "
             f"d_model / n_heads = {d_model // n_heads}; use d_model={d_model + n_heads}, or another n_heads"
         )
     return found
 
 
 def positions_violations(architecture: str, positions: str | None) -> list[str]:
-    """Positions that this architecture cannot have: only one that turns queries and keys can turn them."""
+    """One sentence if the architecture does not support these positions: rotary ones need an architecture with them."""
     known = (
         ("rotary", "none") if ARCHITECTURES[architecture].positions == "rotary" else ("learned", "sinusoidal", "none")
     )
@@ -386,8 +385,8 @@ def positions_violations(architecture: str, positions: str | None) -> list[str]:
 
 
 def network_of_state(state: Mapping[str, Any], checkpoint: Path) -> CustomTransformerConfig:
-    """The network's config in a checkpoint's state, whose content is not trusted: known fields of the right kind only.
-    Raises CheckpointError."""
+    """The network's config from a checkpoint's state. The content is not trusted: only known fields with valid values
+    pass. Raises CheckpointError."""
     saved = state.get("network")
     if not isinstance(saved, Mapping):
         raise CheckpointError(f"{checkpoint} holds no network: its state has no entry `network`.")

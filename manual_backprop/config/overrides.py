@@ -1,7 +1,7 @@
-"""Each override of a command line by itself: can it be read, is there such a key, is there such an option?
+"""Checks each override of a command line: can it be parsed, does its key exist, does its option exist?
 
-What is wrong is told to a `Report`. Where a misspelt name has a nearest right one, reading goes on with that, so that
-the value is checked as well and one report has everything.
+A `Report` collects the mistakes. A misspelt name is replaced by the nearest right one, so that its value is checked too
+and one report lists everything.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ OPEN_HYDRA_KEYS = (
     "hydra.launcher",
     "hydra.job.env_set",
     "hydra.callbacks",
-)  # plugins decide what they hold
-OURS = {"hydra.run.dir": ".", "hydra.job.chdir": False, "hydra.output_subdir": None}  # as conf/config.yaml has them
-# Of Hydra's settings those that one job obeys, which runs without Hydra's main.
-OF_ONE_JOB = ("hydra.mode", "hydra.verbose", "hydra.job.env_set")
+)  # plugins define the keys below these
+FIXED_BY_CONFIG = {"hydra.run.dir": ".", "hydra.job.chdir": False, "hydra.output_subdir": None}  # by conf/config.yaml
+# Hydra's settings that take effect in a single job, which runs without Hydra's main.
+OBEYED_BY_ONE_JOB = ("hydra.mode", "hydra.verbose", "hydra.job.env_set")
 READABLE_KEY = re.compile(r"(\+\+?|~)?[A-Za-z_][\w-]*([./][A-Za-z_][\w-]*)*(@\w[\w.]*(:\w[\w.]*)?)?", re.ASCII)
 
 
 class Report:
-    """Collects violations; one that several jobs of a sweep share is listed once."""
+    """Collects violations; it lists one that several jobs of a sweep share once."""
 
     def __init__(self) -> None:
-        self.job: str | None = None  # the one that is being looked at
+        self.job: str | None = None  # the job that is being checked
         self.found: dict[str, list[str | None]] = {}
-        self.unclear: set[str] = set()  # groups whose option is unknown: what follows from the default is no fault
+        self.unclear: set[str] = set()  # groups with an unknown option: violations of their default are not reported
 
     def add(self, violation: str) -> None:
         if self.job not in (jobs := self.found.setdefault(violation, [])):
@@ -71,7 +71,7 @@ class OverrideReader:
         self.report = report
 
     def read(self, arguments: Sequence[str]) -> list[Override]:
-        """The overrides that Hydra can be given, in the form in which it takes them."""
+        """The valid overrides, in the form that Hydra accepts."""
         accepted: list[Override] = []
         chosen: set[str] = set()
         for argument in _with_their_values(arguments):
@@ -106,9 +106,7 @@ class OverrideReader:
             )
             return None
         if "_target_" in argument:
-            self.report.add(
-                f"{shown(argument)}: no object is made of a name; choose a plugin, as in hydra/sweeper=basic"
-            )
+            self.report.add(f"{shown(argument)}: _target_ is not supported; choose a plugin, as in hydra/sweeper=basic")
             return None
         try:
             return self.composer.parse(argument)
@@ -120,7 +118,7 @@ class OverrideReader:
                     return None
                 meant = suggestion(named.strip("./ "))
                 hint = f"; did you mean {meant}?" if meant else ", as in model.d_model=64"
-                self.report.add(f"{shown(argument)}: must be KEY=VALUE, and {shown(key)} is no key{hint}")
+                self.report.add(f"{shown(argument)}: must be KEY=VALUE, and {shown(key)} is not a key{hint}")
                 return None
             quoted = "..." if set(value) & set("'\"\\$`!") or len(value) > 80 else shown(value)
             self.report.add(
@@ -130,14 +128,14 @@ class OverrideReader:
             return None
 
     def _option(self, name: str) -> str | None:
-        """GROUP=NAME, where an option of a group has this name or is called so elsewhere."""
+        """GROUP=NAME, if an option of a group has this name, or other libraries call an option so."""
         for spelling in (name, SYNONYMS.get(name.lower(), "")):
             if spelling and (group := next((one for one in groups() if spelling in self.composer.options(one)), None)):
                 return f"{group}={spelling}"
         return None
 
     def _meant_by_option(self, name: str, value: str | None) -> str | None:
-        """KEY=VALUE for what other programs take as --NAME VALUE."""
+        """KEY=VALUE for an argument in the style of other programs, --NAME VALUE."""
         if value is None:
             return self._option(name) or _example(name)
         meant = suggestion(name) if name else None
@@ -154,7 +152,7 @@ class OverrideReader:
         value = line.partition("=")[2]
         if override.is_delete():
             self.report.add(
-                f"{shown(line)}: nothing can be left out; every run needs every key. To change one, say KEY=VALUE"
+                f"{shown(line)}: a key cannot be deleted; every run needs every key. To change one, say KEY=VALUE"
             )
             return None
         if override.package is not None:
@@ -167,18 +165,18 @@ class OverrideReader:
                 self.report.add(f"{shown(line)}: {key} has an option already; to choose another, leave out the +")
             return self.composer.parse(f"{key}={value}")
         if key == "dataset.name" and value not in keys()[key].metadata["rule"].choices:
-            key = "dataset.repository"  # a dataset of the hub is asked for by its own name
+            key = "dataset.repository"  # dataset.name=OWNER/NAME names a dataset of the hub
         if key in keys() and key.endswith(".name"):
             group = key.partition(".")[0]
-            self.report.add(f"{shown(line)}: is set by the option that was chosen; say {group}={shown(value)}")
+            self.report.add(f"{shown(line)}: the chosen option sets this key; say {group}={shown(value)}")
             return None
         if key in keys() and override.is_add():
-            self.report.add(f"{shown(line)}: + adds a key, and {key} is there already; leave out the +")
+            self.report.add(f"{shown(line)}: + adds a key, and {key} exists already; leave out the +")
         if key in keys() and isinstance(keys()[key].metadata["rule"], Words) and _is_list_of_words(override):
-            value = f"[{value}]"  # several values of one key that takes several; a sweep of it has brackets
+            value = f"[{value}]"  # a,b is one list for a key that holds a list; a sweep of it is [a],[b]
         is_tag = key.startswith("tags.") and key.count(".") == 1 and not key.endswith(".")
         if key in keys() or is_tag:
-            # ++, since a file lists only the keys that its option uses; validation says in words which others have it.
+            # ++, since a file lists only the keys that its option uses; validation reports a key of another option
             return self.composer.parse(f"++{key}={value}")
         if (ending := known_elsewhere(key, value)) is not None:
             self.report.add(f"{shown(line)}: there is no such key{ending}")
@@ -195,15 +193,15 @@ class OverrideReader:
     def _with_known_hydra_key(self, override: Override) -> Override | None:
         key, line = override.key_or_group, shown(override.input_line)
         if override.is_sweep_override():
-            self.report.add(f"{line}: Hydra's own settings are those of all jobs; give one value")
+            self.report.add(f"{line}: Hydra's own settings apply to all jobs; give one value")
             return None
         if key.startswith("hydra.sweeper.params"):
             self.report.add(
-                f"{line}: what a sweep varies is said on the command line itself, as in -m seed=1,2,3; only an "
-                "experiment's file has hydra.sweeper.params"
+                f"{line}: give the values of a sweep as overrides, as in -m seed=1,2,3; hydra.sweeper.params belongs "
+                "into an experiment's file"
             )
             return None
-        if key in OURS:
+        if key in FIXED_BY_CONFIG:
             self.report.add(_fixed(line))
             return None
         if key == "hydra.searchpath":
@@ -234,12 +232,12 @@ class OverrideReader:
                 return None
             known, node = f"{known}.{part}", None if OmegaConf.is_missing(node, part) else node[part]
         if key == "hydra":
-            self.report.add(f"{line}: is not one setting but many, as in hydra.verbose=true")
+            self.report.add(f"{line}: names all of Hydra's settings; give one of them, as in hydra.verbose=true")
             return None
         return override
 
     def _with_known_options(self, override: Override) -> Override | None:
-        """An override of a group, with the options that exist or that are meant."""
+        """An override of a group with its valid options; a misspelt one is replaced by the nearest right one."""
         group = override.key_or_group
         options = self.composer.options(group)
         raw = override._value
@@ -270,7 +268,7 @@ class OverrideReader:
 
 
 def other_device(name: str) -> str:
-    """What to say to who names a device as PyTorch does; empty where it is none."""
+    """A hint for a device that is named as in PyTorch (cuda:1, mps); empty otherwise."""
     kind, _, index = name.partition(":")
     if kind == "mps":
         return "; Apple's GPUs (mps) are not supported, use device=cpu"
@@ -284,7 +282,7 @@ def _is_list_of_words(override: Override) -> bool:
 
 
 def _with_their_values(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with `--epochs 20`, which is no option here, as one that has its value."""
+    """The arguments, with an unknown option and its value (`--epochs 20`) joined into one."""
     joined: list[str] = []
     for argument in arguments:
         before = joined[-1] if joined else ""
@@ -297,7 +295,7 @@ def _with_their_values(arguments: Sequence[str]) -> list[str]:
 
 
 def _may_be(key: str, text: str) -> bool:
-    """Whether a key can have this value; a number is one."""
+    """Whether a key can have this value, which is taken as a number if it is one."""
     value: str | float = text
     with suppress(ValueError):
         value = float(text)
@@ -309,21 +307,21 @@ def _may_be(key: str, text: str) -> bool:
 
 
 def refuse_settings_without_effect(settings: Sequence[Override], composed: DictConfig, report: Report) -> None:
-    """Of Hydra's own settings those that one job does not obey: `settings` are the command line's, `composed` has those
-    of an experiment's file as well (what that says of launchers and sweepers is for when it is swept)."""
+    """Report Hydra settings that have no effect in a single job. `settings` are those of the command line, `composed`
+    also has those of an experiment's file, whose launcher and sweeper are for sweeps only."""
     named = [str(override.key_or_group) for override in settings]
     for override, key in zip(settings, named, strict=True):
-        if not f"{key}.".startswith(tuple(f"{obeyed}." for obeyed in OF_ONE_JOB)):
+        if not f"{key}.".startswith(tuple(f"{obeyed}." for obeyed in OBEYED_BY_ONE_JOB)):
             report.add(
                 f"{shown(override.input_line)}: is for the jobs of a sweep, and this is one job; add -m, or leave it "
-                f"out (one job obeys {', '.join(OF_ONE_JOB)})"
+                f"out (one job obeys {', '.join(OBEYED_BY_ONE_JOB)})"
             )
-    for key, usual in OURS.items():
+    for key, usual in FIXED_BY_CONFIG.items():
         if (value := OmegaConf.select(composed, key.removeprefix("hydra."))) != usual:
             report.add(_fixed(f"{key}={shown(value)}"))
     for group in ("hydra/job_logging", "hydra/hydra_logging"):
         if (option := composed.runtime.choices[group]) != "none" and group not in named:
-            report.add(f"{group}={shown(option)}: a run keeps its own log, run.log in its directory; leave it out")
+            report.add(f"{group}={shown(option)}: a run writes its own log, run.log in its directory; leave it out")
     if composed.callbacks and not any(key.startswith(("hydra.callbacks", "hydra/callbacks")) for key in named):
         report.add(
             "hydra.callbacks: are called for the jobs of a sweep, and this is one job; add -m, or leave them out"
@@ -334,13 +332,13 @@ def refuse_settings_without_effect(settings: Sequence[Override], composed: DictC
 
 def _fixed(setting: str) -> str:
     return (
-        f"{setting}: is fixed, since every run makes its own directory below outputs/; to have that elsewhere, start "
-        "the command there"
+        f"{setting}: is fixed, since every run creates its own directory below outputs/; to have outputs/ elsewhere, "
+        "start the command there"
     )
 
 
 def _example(key: str) -> str | None:
-    """How a key that was given without a value is given."""
+    """An example of how to set a key that was given without a value."""
     meant = suggestion(key) if key else None
     if meant is None:
         return None

@@ -1,7 +1,7 @@
-"""What a value of the configuration may be: one small class for each kind of value. Standard library only.
+"""Rules for values of the configuration: one small class for each kind of value. Standard library only.
 
-`read` takes a value as YAML or the command line gives it and returns it as the program uses it, or raises ValueError
-with the rule in words ("must be ..."). Nothing here knows a key; `schema.py` says which key follows which rule.
+`read` takes a value as YAML or the command line gives it. It returns the value as the program uses it, or raises
+ValueError with the rule in words ("must be ..."). `schema.py` says which key follows which rule.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 from ..common.plain_text import visible
 
 LONGEST_TAG_NAME = 250  # MLflow's limit
-# What other libraries and papers call the things of this one.
+# Names in other libraries and papers -> names here.
 SYNONYMS = {
     "16": "fp16_mixed",
     "16-mixed": "fp16_mixed",
@@ -181,8 +181,8 @@ SYNONYMS = {
     "weight_decay_rate": "weight_decay",
 }
 
-# What is typed elsewhere for what is a group here, or for one of several keys of the same name.
-ELSEWHERE = {
+# Names of other programs' options -> groups here, or one of several keys with the same name.
+GROUP_SYNONYMS = {
     "accelerator": "device",
     "amp": "precision",
     "arch": "architecture",
@@ -254,11 +254,11 @@ ELSEWHERE = {
     "wandb_run_name": "run_name",
 }
 
-LARGEST = 1e30  # nothing that is configured is beyond it, and a larger one is no 32-bit number
+LARGEST = 1e30  # no setting needs more, and much larger numbers overflow in 32 bits
 
 
 def nearest(name: str, choices: list[str]) -> str | None:
-    """The choice that was most likely meant, or None."""
+    """The choice that was most likely meant by a misspelt name, or None."""
     if (synonym := SYNONYMS.get(name.lower())) in choices:
         return synonym
     begun = [choice for choice in choices if len(name) >= 3 and choice.lower().startswith(name.lower())]
@@ -269,7 +269,7 @@ def nearest(name: str, choices: list[str]) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A value as one would type it on the command line; control characters are made visible."""
+    """A value as one would type it on the command line; control characters are shown as escapes."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -285,7 +285,7 @@ def shown(value: Any) -> str:
 
 
 def whole(value: Any) -> int | None:
-    """The whole number that a value is, 1e3 and 20.0 included, or None."""
+    """The value as an int if it is a whole number, such as 1e3 or 20.0; otherwise None."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     return int(value) if isinstance(value, float) and value.is_integer() else None
@@ -365,7 +365,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Text:
-    """Some text. A whole number is taken as its digits, since the shell cannot tell `run_name=7` from a number."""
+    """Some text. A whole number becomes its digits: `run_name=7` gives a number."""
 
     optional: bool = False
     maximum: int = 4096  # [characters]
@@ -405,7 +405,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class FlagOrAuto:
-    """true or false, or auto, which leaves it to the program."""
+    """true, false, or auto: the program decides."""
 
     optional: bool = False
 
@@ -417,7 +417,7 @@ class FlagOrAuto:
 
 @dataclass(frozen=True)
 class Share:
-    """A share of a whole, or a name; or null."""
+    """A share between 0 and 1, a name, or null."""
 
     optional: bool = True
 
@@ -465,7 +465,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Words:
-    """Some of a list of names, each once; null is none."""
+    """Some names of a list, each at most once; null for none of them."""
 
     choices: tuple[str, ...]
     optional: bool = True
@@ -488,7 +488,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Tags:
-    """Names with values, as text. MLflow keeps them; it allows only some characters in a name."""
+    """Names with values, as text. MLflow stores them and allows only some characters in a name."""
 
     optional: bool = False
 
@@ -512,7 +512,7 @@ class Tags:
                 raise ValueError(f"the tag {name} must have a text or a number as its value")
             tags[name] = text if isinstance(text, str) else shown(text)
             if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in tags[name]):
-                raise ValueError(f"the value of the tag {name} has a character that no text has")
+                raise ValueError(f"the value of the tag {name} has a character that is not valid in text")
         return tags
 
 

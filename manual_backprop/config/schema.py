@@ -1,11 +1,10 @@
-"""Everything that can be configured, as data: dataclasses, and the rule of every key.
+"""The configuration of a run as dataclasses: every key with its rule, its meaning, and its unit in brackets.
 
-Imports the standard library only, so that a typo is reported before torch is imported. What a key means stands beside
-it; its unit stands in brackets. `conf/` holds the shipped values, this file what they may be, `validation.py` what only
-shows across keys.
+Imports the standard library only, so that a typo is reported before torch is imported. `conf/` holds the shipped
+values, this file the allowed ones, and `validation.py` the rules between several keys.
 
-A network sees only `CustomTransformerConfig` (`network.py`); the runner sees `RunConfig`, which mirrors the
-groups of `conf/`.
+The runner takes a `RunConfig`, which mirrors the groups of `conf/`; a network takes only a `CustomTransformerConfig`
+(`network.py`).
 """
 
 from collections.abc import Sequence
@@ -41,18 +40,18 @@ from manual_backprop.config.rules import (
 )
 
 IMPLEMENTATIONS = ("custom", "torch", "baseline")
-SEQUENCES = ("reversal", "copy", "sort")  # tasks that make their own examples: a row of symbols, and what becomes of it
+SEQUENCES = ("reversal", "copy", "sort")  # tasks that generate their own pairs of symbol sequences
 NETWORKS = ("decoder", "encoder", "encoder_decoder")
-FORECASTING = ("forecasting",)  # tasks that read a series of numbers
-TASK_NAMES = ["language_model", *SEQUENCES, "translation", *FORECASTING, "classification"]  # and the registered ones
-USUAL_NETWORK = {"language_model": "decoder", "forecasting": "encoder", "classification": "encoder"}
-USUAL_NETWORK |= dict.fromkeys((*SEQUENCES, "translation"), "encoder_decoder")
+FORECASTING = ("forecasting",)  # tasks that read time series
+TASK_NAMES = ["language_model", *SEQUENCES, "translation", *FORECASTING, "classification"]  # and registered ones
+DEFAULT_NETWORK = {"language_model": "decoder", "forecasting": "encoder", "classification": "encoder"}
+DEFAULT_NETWORK |= dict.fromkeys((*SEQUENCES, "translation"), "encoder_decoder")
 
 
 def setting(rule: Rule, about: str, *, default: Any = MISSING, only_for: tuple[str, ...] = ()) -> Any:
-    """A key of the configuration: its rule, and what it means (with its unit in brackets) for `--help` and errors.
+    """A dataclass field for a key: its rule, and its meaning (with its unit in brackets) for `--help` and errors.
 
-    `only_for`: the options of the group that have this key; with the others it is None.
+    `only_for`: the options of the group that have this key; with all others the key is None.
     """
     metadata = {"rule": rule, "about": about, "only_for": only_for}
     if only_for:
@@ -68,38 +67,38 @@ def _named(choices: Sequence[str]) -> Any:
     return setting(Word(choices), "set by the choice of the group")
 
 
-FILES = ("jsonl", "parquet", "saved")  # datasets in files of the user's, with columns
-PAIRS = ("pairs", "dates", "postfix")  # sources and targets
-LABELLED = ("labelled", "docstrings")  # texts with a label each
+FILES = ("jsonl", "parquet", "saved")  # the user's files with columns
+PAIRS = ("pairs", "dates", "postfix")  # datasets of sources and targets
+LABELLED = ("labelled", "docstrings")  # datasets of texts with one label each
 PAIR_FORMATS = ("tsv", "jsonl", "parquet", "lines", "saved", "hub")
-SERIES = ("series", "co2")  # datasets of numbers over time
+SERIES = ("series", "co2")  # datasets of time series
 LABELLED_FORMATS = ("jsonl", "csv", "tsv", "parquet", "saved", "hub")
-WITH_FORMAT = ("pairs", "labelled")  # the user's own, in files of several formats or on the hub
+WITH_FORMAT = ("pairs", "labelled")  # the user's own datasets, in files of several formats or on the hub
 HUB = ("hub", "tinystories", "tiny_textbooks", "tiny_strange_textbooks", "tiny_codes", "fineweb", "wikitext")
 
-# The groups of conf/, one dataclass a noun.
+# One dataclass for each group of conf/.
 
 
 @dataclass(frozen=True)
 class TaskConfig:
     name: str = _named(TASK_NAMES)
-    min_length: int | None = setting(Whole(1, 10**4), "of a row's source [symbols]", only_for=SEQUENCES)
-    max_length: int | None = setting(Whole(1, 10**4), "of a row's source [symbols]", only_for=SEQUENCES)
-    symbols: int | None = setting(Whole(2, 10**6), "numbers from 0 on that rows are made of", only_for=SEQUENCES)
-    training_rows: int | None = setting(Whole(1, 10**8), "of an epoch", only_for=SEQUENCES)
-    validation_rows: int | None = setting(Whole(1, 10**6), "that choose the best checkpoint", only_for=SEQUENCES)
-    test_rows: int | None = setting(Whole(1, 10**6), "that the end of a run is measured on", only_for=SEQUENCES)
+    min_length: int | None = setting(Whole(1, 10**4), "shortest source sequence [symbols]", only_for=SEQUENCES)
+    max_length: int | None = setting(Whole(1, 10**4), "longest source sequence [symbols]", only_for=SEQUENCES)
+    symbols: int | None = setting(Whole(2, 10**6), "number of different symbols in a sequence", only_for=SEQUENCES)
+    training_rows: int | None = setting(Whole(1, 10**8), "examples of an epoch", only_for=SEQUENCES)
+    validation_rows: int | None = setting(Whole(1, 10**6), "examples of the validation split", only_for=SEQUENCES)
+    test_rows: int | None = setting(Whole(1, 10**6), "examples of the test split", only_for=SEQUENCES)
     shared_tokenizer: bool | None = setting(
         Flag(), "one for sources and targets, learned from both; false: one for each", only_for=("translation",)
     )
     history: int | None = setting(
-        Whole(1, 10**5), "of a series, what a forecast is made of [steps]", only_for=FORECASTING
+        Whole(1, 10**5), "past steps that a forecast is made from [steps]", only_for=FORECASTING
     )
-    horizon: int | None = setting(Whole(1, 10**5), "that are forecast, all at once [steps]", only_for=FORECASTING)
+    horizon: int | None = setting(Whole(1, 10**5), "future steps, forecast all at once [steps]", only_for=FORECASTING)
     season: int | None = setting(
-        Whole(1, 10**5, optional=True), "after which a series is like itself; null: none [steps]", only_for=FORECASTING
+        Whole(1, 10**5, optional=True), "period of the series; null: none [steps]", only_for=FORECASTING
     )
-    patch: int | None = setting(Whole(1, 10**4), "of the history that are one position [steps]", only_for=FORECASTING)
+    patch: int | None = setting(Whole(1, 10**4), "steps of the history in one position [steps]", only_for=FORECASTING)
 
 
 @dataclass(frozen=True)
@@ -111,19 +110,18 @@ class ModelConfig:
     max_seq_len: int = setting(Whole(1, 10**7), "T, length of a sequence [tokens]")
     dropout: float = setting(Number(minimum=0, below=1), "probability that an element is dropped, in training")
     vocab_size: int | None = setting(Whole(1, 10**8, optional=True), "V [tokens]; null: the tokenizer's")
-    learning_rate: float = setting(Number(above=0), "what suits this size with AdamW")
+    learning_rate: float = setting(Number(above=0), "a good learning rate for this size with AdamW")
     n_kv_heads: int | None = setting(
         Whole(1, 10**6, optional=True),
         "G, heads of keys and values, for architecture=llama; divides n_heads; null: H",
         default=None,
     )
     n_encoder_blocks: int | None = setting(
-        Whole(1, 10**4, optional=True), "blocks of an encoder, where there is one; null: n_blocks", default=None
+        Whole(1, 10**4, optional=True), "blocks of the encoder, if there is one; null: n_blocks", default=None
     )
     positions: str | None = setting(
         Word(POSITIONS, optional=True),
-        "how a network knows where a token stands: none (a control), learned, sinusoidal, or rotary (llama); null: the "
-        "architecture's own",
+        "position encoding: none (a control), learned, sinusoidal, or rotary (llama); null: the architecture's own",
         default=None,
     )
 
@@ -132,15 +130,15 @@ class ModelConfig:
 class ArchitectureConfig:
     name: str = option_name(*ARCHITECTURES)
     activation: str = setting(Word(ACTIVATIONS), "of the feed-forward network: " + ", ".join(ACTIVATIONS))
-    learning_rate_scale: float = setting(Number(above=0), "times the learning rate: post-norm wants less than pre-norm")
+    learning_rate_scale: float = setting(Number(above=0), "factor of the learning rate: post-norm needs a lower one")
     norm_epsilon: float | None = setting(
         NORM_EPSILON_RULE,
-        "added to what a norm takes the root of; null: 1e-5 in layer norm, 1e-6 in RMSNorm",
+        "added under the root in every norm; null: 1e-5 in layer norm, 1e-6 in RMSNorm",
         default=None,
     )
     rotary_base: float | None = setting(
         ROTARY_BASE_RULE,
-        "pair i of a head turns by base^(-2i / K) [radians a position]; null: 10000",
+        "pair i of a head rotates by base^(-2i / K) [radians per position]; null: 10000",
         only_for=("llama",),
     )
 
@@ -153,53 +151,56 @@ class DatasetConfig:
     )
     repository: str | None = setting(Text(), "OWNER/NAME on the hub; dataset.name=OWNER/NAME is the same", only_for=HUB)
     config: str | None = setting(
-        Text(optional=True), "where a dataset has several; null: its own", only_for=(*HUB, *WITH_FORMAT)
+        Text(optional=True), "one of a dataset's several configs; null: its default", only_for=(*HUB, *WITH_FORMAT)
     )
     revision: str | None = setting(
-        Text(optional=True), "a commit, branch or tag of the hub; null: the newest", only_for=(*HUB, *WITH_FORMAT)
+        Text(optional=True), "a commit, branch or tag on the hub; null: the newest", only_for=(*HUB, *WITH_FORMAT)
     )
     streaming: bool | None = setting(
-        Flag(optional=True), "take subset_size documents from the hub without downloading all", only_for=HUB
+        Flag(optional=True), "read subset_size documents from the hub without downloading all", only_for=HUB
     )
-    split: str | None = setting(Text(optional=True), "to train on; null: train", only_for=("saved", *HUB, *WITH_FORMAT))
+    split: str | None = setting(
+        Text(optional=True), "the training split; null: train", only_for=("saved", *HUB, *WITH_FORMAT)
+    )
     text_column: str | None = setting(
-        Text(optional=True), "holds the text; null: text", only_for=(*FILES, *HUB, "labelled")
+        Text(optional=True), "column of the texts; null: text", only_for=(*FILES, *HUB, "labelled")
     )
     label_column: str | None = setting(
-        Text(optional=True), "holds the labels, texts or whole numbers; null: label", only_for=("labelled",)
+        Text(optional=True), "column of the labels, texts or whole numbers; null: label", only_for=("labelled",)
     )
     augment: tuple[str, ...] | None = setting(
         Words(("swap", "delete", "insert")),
-        "of training texts a tenth of the words in each epoch: swap, delete, insert, or several; null: none",
+        "change a tenth of the words of training texts in each epoch: swap, delete, insert, or several; null: none",
         only_for=LABELLED,
     )
     format: str | None = setting(
         Word(tuple(dict.fromkeys((*PAIR_FORMATS, *LABELLED_FORMATS))), optional=True),
-        f"of pairs {', '.join(PAIR_FORMATS)} (lines: two files, PATH.SOURCE_COLUMN and PATH.TARGET_COLUMN), of "
-        f"labelled {', '.join(LABELLED_FORMATS)}; null: by the name",
+        f"file format: for pairs {', '.join(PAIR_FORMATS)} (lines: two files, PATH.SOURCE_COLUMN and "
+        f"PATH.TARGET_COLUMN), for labelled {', '.join(LABELLED_FORMATS)}; null: by the file name",
         only_for=WITH_FORMAT,
     )
     source_column: str | None = setting(
-        Text(optional=True), "holds the sources: a name, in tsv also its number; null: source", only_for=("pairs",)
+        Text(optional=True), "column of the sources: a name, in tsv also a number; null: source", only_for=("pairs",)
     )
     target_column: str | None = setting(
-        Text(optional=True), "holds the targets: a name, in tsv also its number; null: target", only_for=("pairs",)
+        Text(optional=True), "column of the targets: a name, in tsv also a number; null: target", only_for=("pairs",)
     )
     languages: tuple[str, ...] | None = setting(
-        Texts(), "that English dates are translated to, as CLDR names them", only_for=("dates",)
+        Texts(), "target languages of the English dates, as CLDR names them", only_for=("dates",)
     )
     subset_size: int | None = setting(
-        Whole(2, optional=True), "of training documents, the first so many; null: all", default=None
+        Whole(2, optional=True), "use only the first N training documents; null: all", default=None
     )
     validation: float | str | None = setting(
         Share(),
-        "a share of the documents, or a split's name, of pairs and labelled also a file; null: the split of that kind, "
-        "or a tenth",
+        "validation split: a share of the documents, or a split's name; for pairs and labelled also a file; null: the "
+        "dataset's validation split, or a tenth",
         default=None,
     )
     test: str | None = setting(
         Text(optional=True),
-        "what evaluate --split test reads: a file or a folder, of saved and hub a split's name; null: test, if there",
+        "test split, for evaluate --split test: a file or a folder, for saved and hub a split's name; null: test, if "
+        "it exists",
         only_for=("text", *FILES, *HUB, *WITH_FORMAT),
     )
     max_length: int | None = setting(
@@ -209,16 +210,16 @@ class DatasetConfig:
     )
     on_bad_row: str = setting(
         Word(("error", "skip")),
-        "what cannot be read: ends the run, or is left out and counted; of texts up to 1 %",
+        "a row that cannot be read: error ends the run, skip leaves it out and counts it (up to 1 % of texts)",
         default="error",
     )
-    time_column: str | None = setting(Text(optional=True), "of a series; null: the first one", only_for=("series",))
+    time_column: str | None = setting(Text(optional=True), "column of the times; null: the first", only_for=("series",))
     value_columns: tuple[str, ...] | None = setting(
-        Texts(optional=True), "of a series, what is forecast; null: all but the time", only_for=("series",)
+        Texts(optional=True), "columns to forecast; null: all but the time", only_for=("series",)
     )
     test_share: float | None = setting(
         Number(above=0, below=1, optional=True),
-        "on which no run trains: of a series its last steps, of labelled texts some of each label (null: none)",
+        "share of the test split: the last steps of a series, or some labelled texts of each label (null: none)",
         only_for=(*SERIES, *LABELLED),
     )
 
@@ -226,10 +227,10 @@ class DatasetConfig:
 @dataclass(frozen=True)
 class TokenizerConfig:
     name: str = option_name("bpe", "byte", "char", "file", "gpt2", "pretokenized", "none")
-    vocab_size: int | None = setting(Whole(257, 10**6), "how many tokens bpe learns, bytes included", only_for=("bpe",))
+    vocab_size: int | None = setting(Whole(257, 10**6), "number of tokens of bpe, bytes included", only_for=("bpe",))
     path: str | None = setting(Text(), "a folder with tokenizer.json", only_for=("file",))
     source_path: str | None = setting(
-        Text(optional=True), "of translation: that of the sources; null: that of the targets", only_for=("file",)
+        Text(optional=True), "for translation: folder of the sources' tokenizer; null: path", only_for=("file",)
     )
     repository: str | None = setting(Text(), "OWNER/NAME on the hub, with tokenizer.json", only_for=("gpt2",))
     revision: str | None = setting(Text(optional=True), "its commit, branch or tag", only_for=("gpt2",))
@@ -252,16 +253,16 @@ class PrecisionConfig:
 class DeviceConfig:
     name: str = option_name("auto", "cpu", "cuda")
     threads: int | None = setting(
-        Whole(1, 4096, optional=True), "of the CPU, of each process; null: its cores, shared among the processes"
+        Whole(1, 4096, optional=True), "CPU threads of each process; null: the cores, shared among the processes"
     )
     processes: int = setting(
         Whole(1, 1024),
-        "of this machine that share the training's batches; see torchrun for several machines",
+        "processes on this machine that share the batches of the training; see torchrun for several machines",
         default=1,
     )
     index: int | None = setting(Whole(0, 1023, optional=True), "which GPU, from 0; null: the first", only_for=("cuda",))
     deterministic: bool | None = setting(
-        Flag(optional=True), "the same bits in every run on a GPU, which takes more time", only_for=("auto", "cuda")
+        Flag(optional=True), "bitwise reproducible runs on a GPU, which take more time", only_for=("auto", "cuda")
     )
 
 
@@ -269,7 +270,7 @@ class DeviceConfig:
 class ImplementationConfig:
     name: str = option_name(*IMPLEMENTATIONS)
     compile: str | None = setting(
-        Word(COMPILE), "the step with torch.compile: auto (on a GPU), always, never", only_for=("baseline",)
+        Word(COMPILE), "torch.compile for the step: auto (on a GPU), always, never", only_for=("baseline",)
     )
 
 
@@ -278,7 +279,7 @@ class KernelsConfig:
     name: str = option_name(*KERNELS)
     compile: str | None = setting(
         Word(COMPILE),
-        "small functions: auto (where there is a C++ compiler; on a GPU Triton and graphs), always, never",
+        "compile small functions: auto (if there is a C++ compiler; on a GPU Triton and graphs), always, never",
         only_for=("fused",),
     )
 
@@ -286,81 +287,79 @@ class KernelsConfig:
 @dataclass(frozen=True)
 class OptimizerConfig:
     name: str = option_name("adamw", "sgd")
-    learning_rate: float = setting(Number(above=0), "the highest, after warm-up; adamw takes model.learning_rate")
-    weight_decay: float = setting(Number(minimum=0), "of the matrices")
-    betas: tuple[float, float] | None = setting(Betas(), "decay of the two moments", only_for=("adamw",))
+    learning_rate: float = setting(Number(above=0), "its peak, after warm-up; adamw uses model.learning_rate")
+    weight_decay: float = setting(Number(minimum=0), "decay of the matrices")
+    betas: tuple[float, float] | None = setting(Betas(), "decay rates of the two moments", only_for=("adamw",))
     epsilon: float | None = setting(Number(above=0), "added to the root of the second moment", only_for=("adamw",))
-    momentum: float | None = setting(Number(minimum=0, below=1), "share of the last step kept", only_for=("sgd",))
+    momentum: float | None = setting(Number(minimum=0, below=1), "decay rate of the velocity", only_for=("sgd",))
     sharded: bool | str = setting(
-        FlagOrAuto(), "of several processes each keeps the moments of its part; auto: where it can", default="auto"
+        FlagOrAuto(), "each process stores the moments of its part only; auto: if possible", default="auto"
     )
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     name: str = option_name("cosine", "linear", "constant", "noam", "plateau")
-    warmup_ratio: float = setting(Number(minimum=0, below=1), "share of all steps in which the rate rises")
+    warmup_ratio: float = setting(Number(minimum=0, below=1), "share of all steps in which the learning rate rises")
     warmup_steps: int | None = setting(
-        Whole(0, optional=True), "[optimizer steps] in which the rate rises; null: warmup_ratio of all", default=None
+        Whole(0, optional=True), "warm-up [optimizer steps]; null: warmup_ratio of all steps", default=None
     )
     min_learning_rate: float | None = setting(
         Number(minimum=0, optional=True),
-        "where the rate ends; null: a tenth of the highest",
+        "learning rate at the end; null: a tenth of the peak",
         only_for=("cosine", "linear", "plateau"),
     )
     peak: float | None = setting(
         Number(above=0, optional=True),
-        "the highest rate; null: the paper's, (D x steps of warm-up)^-0.5; optimizer.learning_rate has no part in it",
+        "peak learning rate; null: the paper's, (D x warm-up steps)^-0.5; optimizer.learning_rate has no effect",
         only_for=("noam",),
     )
     factor: float | None = setting(
-        Number(above=0, below=1), "times which the rate is taken when nothing improves", only_for=("plateau",)
+        Number(above=0, below=1), "factor of the learning rate when nothing improves", only_for=("plateau",)
     )
     patience: int | None = setting(
-        Whole(1), "evaluations without a better one, after which the rate is lowered", only_for=("plateau",)
+        Whole(1), "evaluations without improvement before the learning rate is lowered", only_for=("plateau",)
     )
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    batch_size: int = setting(Whole(1, 10**6), "B, of one forward pass [sequences]")
-    gradient_accumulation_steps: int = setting(Whole(1, 10**6), "forward passes of an optimizer step")
+    batch_size: int = setting(Whole(1, 10**6), "B, sequences of one forward pass")
+    gradient_accumulation_steps: int = setting(Whole(1, 10**6), "forward passes in an optimizer step")
     max_steps: int | None = setting(Whole(1, optional=True), "[optimizer steps]; this or num_epochs, the other null")
-    num_epochs: float | None = setting(Number(above=0, optional=True), "times through the training split")
-    max_grad_norm: float | None = setting(
-        Number(above=0, optional=True), "a longer gradient is scaled to it; null: never"
-    )
+    num_epochs: float | None = setting(Number(above=0, optional=True), "passes through the training split")
+    max_grad_norm: float | None = setting(Number(above=0, optional=True), "clip the gradient to this norm; null: never")
     label_smoothing: float = setting(Number(minimum=0, below=1), "share of the target spread over the vocabulary")
     eval_every: int | str = setting(Whole(word="epoch"), "[steps], or the word epoch")
     log_every: int | str = setting(Whole(word="epoch"), "[steps], or the word epoch")
     save_every: int | str = setting(Whole(word="epoch"), "[steps], or the word epoch")
     eval_batches: int | None = setting(
-        Whole(1, optional=True), "of the periodic evaluations; null: the whole split, as at the end"
+        Whole(1, optional=True), "batches of a periodic evaluation; null: the whole split, as at the end"
     )
-    keep_checkpoints: int = setting(Whole(1, 10**6), "the newest ones; the best is kept besides")
+    keep_checkpoints: int = setting(Whole(1, 10**6), "number of newest checkpoints to keep, in addition to the best")
     sample_prompts: tuple[str, ...] = setting(Texts(), "texts that every evaluation continues")
-    sample_length: int = setting(Whole(0, 10**6), "of each sample [tokens]")
-    non_finite: str = setting(Word(("raise", "skip")), "what a step does whose loss or gradient is not finite")
+    sample_length: int = setting(Whole(0, 10**6), "length of each sample [tokens]")
+    non_finite: str = setting(Word(("raise", "skip")), "what to do if the loss or the gradient of a step is not finite")
     non_finite_limit: int = setting(Whole(1), "skipped steps in a row that end a run")
     overfit_batches: int | None = setting(
-        Whole(1, optional=True), "train on the first N batches again and again; null: on all", default=None
+        Whole(1, optional=True), "train on the first N batches only, repeatedly; null: on all", default=None
     )
     save_every_minutes: float | None = setting(
-        Number(above=0, optional=True), "save as well when so many have passed since the last save", default=None
+        Number(above=0, optional=True), "save also when this time has passed since the last save", default=None
     )
     recompute: str = setting(
         Word(RECOMPUTE),
-        "what backward recomputes instead of keeping it: none, or block, all but each block's input",
+        "activations that backward recomputes instead of storing: none, or block, all but each block's input",
         default="none",
     )
     patience: int | None = setting(
         Whole(1, optional=True),
-        "evaluations in a row without a better one that end a run early; null: it goes on to its last step",
+        "evaluations in a row without improvement that end a run early; null: never",
         default=None,
     )
     inspect_every: int | None = setting(
         Whole(1, optional=True),
-        "[steps] between two looks into every layer (inspect/ metrics, pictures); null: none",
+        "[steps] between two inspections of every layer (inspect/ metrics, pictures); null: none",
         default=None,
     )
 
@@ -373,15 +372,15 @@ class TrackingConfig:
 @dataclass(frozen=True)
 class SweepConfig:
     resume: str | None = setting(
-        Text(optional=True), "a sweep's directory or id, or last: run what has not finished; no other key may be given"
+        Text(optional=True), "a sweep's directory or id, or last: run its unfinished jobs; allows no other key"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A whole run. `validation.validate` makes one of a mapping, or says everything that is wrong with it.
+    """The configuration of a run. `validation.validate` makes it from a mapping, or reports all violations.
 
-    A group with a default did not always exist: runs that lack it were made with that.
+    A group with a default was added later: runs of older versions, whose configs lack it, behave as that default.
     """
 
     task: TaskConfig = TaskConfig("language_model")
@@ -405,35 +404,35 @@ class RunConfig:
     )
     run_name: str | None = setting(
         Text(optional=True, maximum=100, forbidden="/\\"),
-        "null: made of the model, the architecture and the dataset",
+        "null: composed of the architecture, the model and the dataset",
         default=None,
     )
-    seed: int = setting(Whole(0, 2**32 - 1), "of the weights, the order of the data, dropout and samples", default=0)
+    seed: int = setting(Whole(0, 2**32 - 1), "seed of weights, data order, dropout and samples", default=0)
     resume: str | None = setting(
         Text(optional=True), "last, best, a run id, or the path of a run or a checkpoint", default=None
     )
     init_from: str | None = setting(
         Text(optional=True),
-        "start from the weights of a run, a checkpoint or what convert made, which sets sizes and tokenizer",
+        "start from the weights of a run, a checkpoint or a folder from convert, which sets sizes and tokenizer",
         default=None,
     )
     tags: dict[str, str] = field(
         default_factory=dict,
-        metadata={"rule": Tags(), "about": "of the MLflow run, as in tags.note=first", "only_for": ()},
+        metadata={"rule": Tags(), "about": "tags of the MLflow run, as in tags.note=first", "only_for": ()},
     )
-    plan: bool = setting(Flag(), "say what would be run, and stop", default=False)
-    plugins: tuple[str, ...] = setting(Texts(), "modules that --plugin has named; recorded, never imported", default=())
+    plan: bool = setting(Flag(), "print the plan of the run and stop", default=False)
+    plugins: tuple[str, ...] = setting(Texts(), "modules given with --plugin; recorded, never imported", default=())
 
     @property
     def network_name(self) -> str:
         """decoder, encoder or encoder_decoder."""
-        return self.network or USUAL_NETWORK[self.task.name]
+        return self.network or DEFAULT_NETWORK[self.task.name]
 
     def network_config(self, vocab_size: int, **fields: Any) -> CustomTransformerConfig:
-        """The network of this run, where `model.vocab_size` leaves it to the tokenizer: with `vocab_size` tokens.
-        `fields`: what else of the network its task decides."""
+        """The config of this run's network. `vocab_size` is the tokenizer's, used if `model.vocab_size` is null;
+        `fields` are the settings that the task decides."""
         model = self.model
-        symbols = {"padding_token_id": self.task.symbols}  # where there are symbols, padding comes after them
+        symbols = {"padding_token_id": self.task.symbols}  # in tasks with symbols, the padding id follows them
         return CustomTransformerConfig(
             **(symbols | fields),
             vocab_size=model.vocab_size or vocab_size,
@@ -462,13 +461,13 @@ class RunConfig:
 
     @property
     def peak_learning_rate(self) -> float:
-        """The highest of the whole run, after warm-up."""
+        """The learning rate after warm-up, the highest of the run."""
         return self.optimizer.learning_rate * self.architecture.learning_rate_scale
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain mappings, lists, numbers and texts, as in `config.yaml`; `validate` makes the same RunConfig of it.
+        """The config as plain mappings, lists, numbers and texts, as in `config.yaml`; `validate` inverts it.
 
-        Keys that the chosen option of their group does not have are left out.
+        It leaves out the keys that the chosen option of their group does not have.
         """
         return _plain(self)
 
@@ -490,13 +489,13 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def shipped_folder(name: str) -> Path:
-    """`conf` or `experiments`: beside the package in a checkout, inside it when it is installed."""
+    """The folder `conf` or `experiments`: beside the package in a checkout, inside an installed package."""
     package = Path(__file__).resolve().parents[1]
     return next((folder for folder in (package / name, package.parent / name) if folder.is_dir()), package / name)
 
 
 def model_sizes() -> dict[str, dict[str, int | float | None]]:
-    """The options of `conf/model`, by name. Their lines are `key: number`."""
+    """The sizes of each option of `conf/model`, whose files consist of lines `key: number`."""
     return {
         path.stem: {key: _number(text) for key, text in option_values("model", path.stem).items()}
         for path in sorted(shipped_folder("conf").glob("model/*.yaml"))
@@ -504,8 +503,8 @@ def model_sizes() -> dict[str, dict[str, int | float | None]]:
 
 
 def option_values(group: str, option: str) -> dict[str, str]:
-    """What `conf/GROUP/OPTION.yaml` sets, as it is written there: flat lines `key: value`, read without a YAML
-    library."""
+    """The keys and values of `conf/GROUP/OPTION.yaml` as texts. It must consist of lines `key: value`; no YAML library
+    is needed."""
     text = (shipped_folder("conf") / group / f"{option}.yaml").read_text(encoding="utf-8")
     pairs = (line.split("#")[0].partition(":") for line in text.splitlines())
     return {key.strip(): value.strip() for key, colon, value in pairs if colon}

@@ -1,5 +1,5 @@
-"""What a task and the rest of a configuration must agree on. `validation.py` calls each check when the keys that it
-needs are right by themselves."""
+"""Rules between a task and the other keys. `validation.py` calls each check if the keys that it needs are valid by
+themselves."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from manual_backprop.config.rules import shown
 from manual_backprop.config.schema import (
+    DEFAULT_NETWORK,
     FILES,
     FORECASTING,
     HUB,
@@ -17,35 +18,34 @@ from manual_backprop.config.schema import (
     PAIRS,
     SEQUENCES,
     SERIES,
-    USUAL_NETWORK,
 )
 
-FEWEST_ROWS = 200  # different rows that there must be, so that some are left for each split
-# Of each task: what it learns from, the usual one first
+FEWEST_ROWS = 200  # a task needs this many different sequences, so that each split gets some
+# For each task: the datasets that it can use, the default first
 DATASETS = {
     "language_model": ("python_docs", "text", *FILES, "pretokenized", *HUB),
     "translation": PAIRS,
     "forecasting": SERIES,
     "classification": LABELLED,
 } | dict.fromkeys(SEQUENCES, ("none",))
-USUAL_TOKENIZER = dict.fromkeys(
+DEFAULT_TOKENIZER = dict.fromkeys(
     ("language_model", "translation", "classification"), "bpe"
-)  # of those that read texts; the others have none
+)  # tasks that read texts; the others have no tokenizer
 
 
 def sequence_vocabulary(symbols: int, network: str) -> int:
-    """The symbols, then padding, beginning and end; where source and target are one sequence, what separates them."""
+    """Number of tokens: the symbols, padding, beginning and end; for a decoder also a separator after the source."""
     return symbols + 3 + (network == "decoder")
 
 
 def longest_row(max_length: int, network: str) -> int:
-    """Positions that the longest row takes: of a target with its beginning, or of both and the separator."""
+    """Positions of the longest row: a target with its beginning token; for a decoder source, separator and target."""
     return 2 * max_length + 1 if network == "decoder" else max_length + 1
 
 
 def examples_are_the_tasks(task: str, dataset: str, tokenizer: str, batching: str) -> list[str]:
-    """A task learns from datasets of its kind, or makes its own examples; one that reads texts needs a tokenizer."""
-    found, datasets, usual = [], DATASETS[task], USUAL_TOKENIZER.get(task)
+    """A task needs a dataset of its kind, or makes its own examples; a task that reads texts needs a tokenizer."""
+    found, datasets, usual = [], DATASETS[task], DEFAULT_TOKENIZER.get(task)
     if dataset not in datasets:
         others = [name for name, of_task in DATASETS.items() if dataset in of_task and dataset != "none"]
         instead = f", or use task={others[0]}" if others else ""
@@ -59,7 +59,7 @@ def examples_are_the_tasks(task: str, dataset: str, tokenizer: str, batching: st
     if usual is None and tokenizer != "none":
         found.append(f"tokenizer={tokenizer}: task={task} reads no text; leave tokenizer out")
     if batching != "padded" and not set(datasets) <= set(DATASETS["language_model"]):
-        found.append(f"batching={batching}: a row of task={task} is a row of its own; leave batching out")
+        found.append(f"batching={batching}: task={task} never packs several examples into one row; leave batching out")
     return found
 
 
@@ -79,8 +79,8 @@ def pairs_are_not_cut(task: str, max_length: Any) -> list[str]:
     if task != "translation" or max_length is None:
         return []
     return [
-        f"dataset.max_length={shown(max_length)}: a pair is taken whole or not at all; model.max_seq_len says how long "
-        "its sides may be, and dataset.on_bad_row=skip leaves longer ones out"
+        f"dataset.max_length={shown(max_length)}: pairs are never cut; model.max_seq_len limits the length of their "
+        "sides, and dataset.on_bad_row=skip leaves longer ones out"
     ]
 
 
@@ -98,7 +98,7 @@ def pairs_have_two_columns(name: str, source: str | None, target: str | None) ->
 def files_have_a_format(
     name: str, path: str | None, form: str | None, split: str | None, config: str | None, revision: str | None
 ) -> list[str]:
-    """Of datasets of the user's own, in files of several formats or on the hub."""
+    """The rules for a user's own dataset, in files of several formats or on the hub."""
     known = {"pairs": PAIR_FORMATS, "labelled": LABELLED_FORMATS}.get(name)
     if known is None:
         return []
@@ -148,10 +148,10 @@ def both_sides_have_tokenizers(task: str, shared: bool | None, source_path: str 
 
 
 def the_network_suits_the_task(task: str, network: str | None) -> list[str]:
-    suiting = (USUAL_NETWORK[task], "decoder") if task in SEQUENCES else (USUAL_NETWORK[task],)
+    suiting = (DEFAULT_NETWORK[task], "decoder") if task in SEQUENCES else (DEFAULT_NETWORK[task],)
     if network is None or network in suiting:
         return []
-    return [f"network={network}: task={task} is learned by {' or '.join(suiting)}; leave it null for {suiting[0]}"]
+    return [f"network={network}: task={task} needs network={' or '.join(suiting)}; leave it null for {suiting[0]}"]
 
 
 def rows_have_a_length(task: str, least: int | None, most: int | None, symbols: int | None) -> list[str]:
@@ -172,7 +172,7 @@ def rows_fit_into_the_network(
 ) -> list[str]:
     if task not in SEQUENCES or most is None or symbols is None:
         return []
-    network = network or USUAL_NETWORK[task]
+    network = network or DEFAULT_NETWORK[task]
     found, needed, tokens = [], longest_row(most, network), sequence_vocabulary(symbols, network)
     if max_seq_len < needed:
         shorter = (max_seq_len - 1) // 2 if network == "decoder" else max_seq_len - 1
@@ -192,8 +192,8 @@ def only_a_language_model_has_initial_weights(task: str, init_from: str | None) 
     if init_from is None or task == "language_model":
         return []
     return [
-        f"init_from={shown(init_from)}: brings a language model and its tokenizer, and task={task} learns with "
-        "another network; leave it out, or go on with a run of this task by resume=RUN"
+        f"init_from={shown(init_from)}: starts from a language model and its tokenizer, and task={task} uses another "
+        "network; leave it out, or go on with a run of this task by resume=RUN"
     ]
 
 
@@ -204,14 +204,14 @@ def a_series_is_split_by_time(
         return []
     given = {"subset_size": subset_size, "max_length": max_length}
     found = [
-        f"dataset.{key}={shown(value)}: a series is taken as it is; leave it out, or cut the file"
+        f"dataset.{key}={shown(value)}: a series is always used as a whole; leave it out, or cut the file"
         for key, value in given.items()
         if value is not None
     ]
     if not isinstance(validation, float):
         found.append(
-            f"dataset.validation={shown(validation)}: of a series a share of its steps validates, those before the "
-            "test's; use dataset.validation=0.1"
+            f"dataset.validation={shown(validation)}: for a series this is a share of its steps, those before the test "
+            "split; use dataset.validation=0.1"
         )
     elif test is not None and validation + test >= 1:
         found.append(
@@ -229,7 +229,7 @@ def a_window_can_be_read(
     if history % patch:
         near = [steps for steps in (history // patch * patch, -(-history // patch) * patch) if steps]
         return [
-            f"task.patch={patch}: must divide task.history={history}, since every position has as many steps; use "
+            f"task.patch={patch}: must divide task.history={history}, since all positions have equally many steps; use "
             f"task.history={' or '.join(map(str, near))}, or task.patch=1"
         ]
     found = []
@@ -251,7 +251,7 @@ def numbers_have_no_tokens(task: str, vocab_size: int | None, label_smoothing: f
         return []
     found = []
     if vocab_size is not None:
-        found.append(f"model.vocab_size={vocab_size}: task={task} reads numbers, no tokens; leave it null")
+        found.append(f"model.vocab_size={vocab_size}: task={task} reads numbers, not tokens; leave it null")
     if label_smoothing:
         found.append(
             f"training.label_smoothing={label_smoothing:g}: the squared error of task={task} has no labels to smooth; "

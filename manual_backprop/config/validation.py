@@ -1,7 +1,8 @@
-"""From a mapping, as `conf/` composes it or `config.yaml` holds it, to a `RunConfig`; or everything that is wrong.
+"""Turns a mapping, composed from `conf/` or read from `config.yaml`, into a `RunConfig`, or reports all violations.
 
-`validate` is a function of the mapping alone; what a machine lacks (a path, a GPU) is found by `machine.missing_here`.
-`with_defaults` is for what an older version wrote. Imports the standard library only; that function OmegaConf.
+`validate` depends on the mapping alone; `machine.missing_here` finds what the machine lacks (a path, a GPU).
+`with_defaults` completes the config of an older version. Only that function imports OmegaConf, all else needs the
+standard library only.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from manual_backprop.common.errors import ConfigError
 from manual_backprop.config.network import architecture_violations, positions_violations
 from manual_backprop.config.other_programs import known_elsewhere
 from manual_backprop.config.plugins import missing_plugins
-from manual_backprop.config.rules import ELSEWHERE, SYNONYMS, Tags, Text, Texts, nearest, shown, whole
-from manual_backprop.config.schema import USUAL_NETWORK, RunConfig, shipped_folder
+from manual_backprop.config.rules import GROUP_SYNONYMS, SYNONYMS, Tags, Text, Texts, nearest, shown, whole
+from manual_backprop.config.schema import DEFAULT_NETWORK, RunConfig, shipped_folder
 from manual_backprop.config.task_rules import CHECKS
 
-BYTE_TOKENS = 257  # 256 bytes and the end token
+BYTE_TOKENS = 257  # 256 bytes and the end-of-text token
 GPT2_TOKENS = 50257
-NEVER_GUESSED = ("model", "dataset")  # a config without them is damaged, not old
+NO_DEFAULT = ("model", "dataset")  # a config without these groups is damaged, not old
 
 
 @cache
@@ -34,7 +35,7 @@ def groups() -> dict[str, type]:
 
 @cache
 def keys() -> dict[str, Field[Any]]:
-    """Every key that can be set, dotted."""
+    """Every key of the configuration, dotted, with its dataclass field."""
     found: dict[str, Field[Any]] = {}
     for key in fields(RunConfig):
         if key.name in groups():
@@ -45,24 +46,24 @@ def keys() -> dict[str, Field[Any]]:
 
 
 def suggestion(name: str) -> str | None:
-    """The key or group that was most likely meant by an unknown one: the same name in its group, what another library
-    calls so, the same name in another group, and only then one that is similar."""
-    nobody_types = ("plugins",)  # a run records them
+    """The key or group that was most likely meant by an unknown name: first the same name in its group, then a synonym
+    from another library, then the same name in another group, and last a similar name."""
+    never_typed = ("plugins",)  # --plugin sets it
     candidates = [
-        key for key in (*groups(), *keys(), "experiments") if not key.endswith(".name") and key not in nobody_types
+        key for key in (*groups(), *keys(), "experiments") if not key.endswith(".name") and key not in never_typed
     ]
     head, _, last = name.rpartition(".")
-    if (first := name.partition(".")[0]) in keys():  # below a key that is no group, tags.a.b or seed.a
+    if (first := name.partition(".")[0]) in keys():  # below a key that is not a group: tags.a.b or seed.a
         return first
     plain = last.lower().replace("-", "_")
     spellings = (last, plain, SYNONYMS.get(plain, plain))
     for spelling in spellings:
         if f"{head}.{spelling}" in candidates:
             return f"{head}.{spelling}"
-    if plain in ELSEWHERE:
-        return ELSEWHERE[plain]
+    if plain in GROUP_SYNONYMS:
+        return GROUP_SYNONYMS[plain]
     places = {key.rpartition(".")[2]: key for key in reversed(candidates)}
-    # Of several keys of one name the optimizer's is what a run uses, and one that is in no group comes first.
+    # If several keys have the same name, one at the top level comes first, then the optimizer's.
     places |= {key.rpartition(".")[2]: key for key in candidates if key.startswith("optimizer.")}
     places |= {key: key for key in candidates if "." not in key}
     for spelling in spellings:
@@ -77,13 +78,13 @@ def suggestion(name: str) -> str | None:
 
 
 def is_text(key: str) -> bool:
-    """Whether a key is text, or names or a list of texts: what is typed there is no number."""
+    """Whether a key holds text, tags or a list of texts, so that a typed value is never a number."""
     known = keys().get("tags" if key.startswith("tags.") else key)
     return known is not None and isinstance(known.metadata["rule"], Text | Texts | Tags)
 
 
 def validate(mapping: Mapping[str, Any]) -> RunConfig:
-    """The run that a mapping describes. Raises ConfigError with one sentence for each violation: key, value, rule."""
+    """The RunConfig of a mapping. Raises ConfigError with one sentence for each violation: key, value, rule."""
     if violations := missing_plugins(mapping.get("plugins")):
         raise ConfigError(violations)
     known: dict[str, Any] = {}
@@ -97,7 +98,7 @@ def validate(mapping: Mapping[str, Any]) -> RunConfig:
                 arguments[key.name] = _read_group(key.name, mapping.get(key.name), known, violations)
         else:
             arguments[key.name] = _read(key.name, key, mapping, known, violations)
-    for needed, check in ACROSS:
+    for needed, check in CROSS_CHECKS:
         if all(name in known for name in needed):
             violations += check(*(known[name] for name in needed))
     if violations:
@@ -106,11 +107,11 @@ def validate(mapping: Mapping[str, Any]) -> RunConfig:
 
 
 def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's config as an older version wrote it, with the groups and keys that have come since.
+    """The config of a run from an older version, with the groups and keys that were added since.
 
-    A group has the option that conf/config.yaml names, a key what the file of its group's option says (of the default
-    one, where the group does not say which it is): whoever adds one gives it a default that means what runs did before.
-    What is there stays, right or wrong; nothing stays nothing.
+    A missing group gets the default option of conf/config.yaml. A missing key gets the value from the file of its
+    group's option, or of the default option if the group names none. So a new group or key needs a default that means
+    what older versions did. Existing values stay, valid or not; an empty config stays empty.
     """
     if not saved:
         return {}
@@ -126,10 +127,10 @@ def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _added(group: str, cls: type, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """What an old config lacks of a group, as conf/ has it. A model's sizes are no default of another model's: a new
-    key of theirs has its default in `ModelConfig`."""
+    """The keys of a group that an old config lacks, with their values from conf/. The group `model` is left out, since
+    the sizes of one model are no default for another; a new key of it has its default in `ModelConfig`."""
     there = saved.get(group, {})
-    if not isinstance(there, Mapping) or group == "model" or (group in NEVER_GUESSED and group not in saved):
+    if not isinstance(there, Mapping) or group == "model" or (group in NO_DEFAULT and group not in saved):
         return {}
     option = there.get("name")
     absent = {
@@ -144,14 +145,14 @@ def _added(group: str, cls: type, saved: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _default_options() -> dict[str, str]:
-    """The option of each group that conf/config.yaml names."""
+    """The default option of each group, from conf/config.yaml."""
     listed = _shipped("config").get("defaults", [])
     return {str(group): str(option) for entry in listed if isinstance(entry, dict) for group, option in entry.items()}
 
 
 @cache
 def _shipped(name: str) -> dict[str, Any]:
-    """A file of conf/ as it is written; empty where there is none."""
+    """The content of a file of conf/, unresolved; empty if there is no such file."""
     from omegaconf import OmegaConf
 
     path = shipped_folder("conf") / f"{name}.yaml"
@@ -195,12 +196,12 @@ def _read(
     violations: list[str],
     option: Any = None,
 ) -> Any:
-    """The value of one key; None, and a violation, where it is none."""
+    """The value of one key; if it is not valid, None, and a violation is added."""
     only_for = key.metadata["only_for"]
     value = mapping.get(key.name)
     group = name.partition(".")[0]
     if only_for and option not in keys()[f"{group}.name"].metadata["rule"].choices:
-        return None  # the option itself is the violation
+        return None  # the option itself is reported
     if only_for and option not in only_for:
         if value is not None:
             violations.append(
@@ -220,16 +221,16 @@ def _read(
     try:
         known[name] = key.metadata["rule"].read(value)
     except ValueError as error:
-        violations.append(f"{name}={shown(value)}: {error}{_way_out(name, value)}")
+        violations.append(f"{name}={shown(value)}: {error}{_hint(name, value)}")
         return None
     return known[name]
 
 
-def _way_out(name: str, value: Any) -> str:
+def _hint(name: str, value: Any) -> str:
     if isinstance(keys()[name].metadata["rule"], Text) and isinstance(value, float | bool):
         return f"; quotes inside quotes make it text: \"{name}='...'\""
     if name in ("dataset.path", "tokenizer.path") and value is None:
-        return f"; say where it lies: {name}=PATH"
+        return f"; say where it is: {name}=PATH"
     if name == "dataset.repository" and value is None:
         return "; say which dataset of the hub: dataset.name=OWNER/NAME"
     if name == "schedule.warmup_ratio" and (whole(value) or 0) >= 1:
@@ -239,28 +240,28 @@ def _way_out(name: str, value: Any) -> str:
     return ""
 
 
-# What only shows across keys. Each check is called when all the keys that it needs are right by themselves.
+# Rules between several keys. A check is called if all the keys that it needs are valid by themselves.
 
 Check = Callable[..., list[str]]
-ACROSS: list[tuple[tuple[str, ...], Check]] = [*CHECKS]
+CROSS_CHECKS: list[tuple[tuple[str, ...], Check]] = [*CHECKS]
 
 
-def across(*needed: str) -> Callable[[Check], Check]:
+def cross_check(*needed: str) -> Callable[[Check], Check]:
     def register(check: Check) -> Check:
-        ACROSS.append((needed, check))
+        CROSS_CHECKS.append((needed, check))
         return check
 
     return register
 
 
-@across("precision.name", "device.name")
+@cross_check("precision.name", "device.name")
 def the_device_has_the_precision(precision: str, device: str) -> list[str]:
     if (precision, device) != ("tf32", "cpu"):
         return []
     return ["precision=tf32: only an NVIDIA GPU has it, and this is device=cpu; use precision=fp32"]
 
 
-@across("model.d_model", "model.n_heads")
+@cross_check("model.d_model", "model.n_heads")
 def heads_share_the_width(d_model: int, n_heads: int) -> list[str]:
     if d_model % n_heads == 0:
         return []
@@ -271,40 +272,40 @@ def heads_share_the_width(d_model: int, n_heads: int) -> list[str]:
     ]
 
 
-@across("architecture.name", "architecture.activation", "model.d_model", "model.n_heads", "model.n_kv_heads")
+@cross_check("architecture.name", "architecture.activation", "model.d_model", "model.n_heads", "model.n_kv_heads")
 def the_architecture_can_be_built(
     name: str, activation: str, d_model: int, n_heads: int, n_kv_heads: int | None
 ) -> list[str]:
     if d_model % n_heads:
-        return []  # said above
+        return []  # reported by heads_share_the_width
     found = architecture_violations(name, activation, d_model, n_heads, n_kv_heads)
     return [f"architecture.{line}" if line.startswith("activation") else f"model.{line}" for line in found]
 
 
-@across("architecture.name", "model.positions")
+@cross_check("architecture.name", "model.positions")
 def the_architecture_has_these_positions(name: str, positions: str | None) -> list[str]:
     return [f"model.{line}" for line in positions_violations(name, positions)]
 
 
-@across("network", "task.name", "model.n_encoder_blocks")
+@cross_check("network", "task.name", "model.n_encoder_blocks")
 def there_is_an_encoder(network: str | None, task: str, blocks: int | None) -> list[str]:
-    if blocks is None or (network or USUAL_NETWORK[task]) != "decoder":
+    if blocks is None or (network or DEFAULT_NETWORK[task]) != "decoder":
         return []
     return [f"model.n_encoder_blocks={blocks}: network=decoder has no encoder; leave it null, or use another network"]
 
 
-@across("model.vocab_size", "tokenizer.name", "tokenizer.vocab_size")
+@cross_check("model.vocab_size", "tokenizer.name", "tokenizer.vocab_size")
 def the_vocabulary_holds_the_tokens(vocab_size: int | None, tokenizer: str, tokens: int | None) -> list[str]:
     tokens = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}.get(tokenizer, tokens)
     if vocab_size is None or tokens is None or vocab_size >= tokens:
         return []
     return [
         f"model.vocab_size={vocab_size}: must be at least the {tokens} tokens of tokenizer={tokenizer}; say "
-        "model.vocab_size=null for as many as it has" + (", or lower tokenizer.vocab_size" * (tokenizer == "bpe"))
+        "model.vocab_size=null for exactly as many" + (", or lower tokenizer.vocab_size" * (tokenizer == "bpe"))
     ]
 
 
-@across("device.processes", "training.batch_size", "training.gradient_accumulation_steps")
+@cross_check("device.processes", "training.batch_size", "training.gradient_accumulation_steps")
 def processes_share_a_step(processes: int, batch_size: int, pieces: int) -> list[str]:
     if (batch_size * pieces) % processes == 0:
         return []
@@ -312,54 +313,54 @@ def processes_share_a_step(processes: int, batch_size: int, pieces: int) -> list
     return [f"device.processes={processes}: must divide the rows of an optimizer step, {rows} = {batch_size * pieces}"]
 
 
-@across("optimizer.sharded", "implementation.name")
+@cross_check("optimizer.sharded", "implementation.name")
 def only_our_optimizers_are_sharded(sharded: bool | str, implementation: str) -> list[str]:
     if sharded is not True or implementation == "custom":
         return []
     return [
-        f"optimizer.sharded=true: implementation={implementation} trains with PyTorch's own optimizer, which keeps "
-        "whole moments in every process; leave it at auto, or use implementation=custom"
+        f"optimizer.sharded=true: implementation={implementation} trains with PyTorch's own optimizer, which stores "
+        "all moments in every process; leave it at auto, or use implementation=custom"
     ]
 
 
-@across("batching.name", "dataset.max_length", "model.max_seq_len")
+@cross_check("batching.name", "dataset.max_length", "model.max_seq_len")
 def a_padded_row_is_a_sequence(batching: str, max_length: int | None, max_seq_len: int) -> list[str]:
     if batching != "padded" or max_length is None or max_length <= max_seq_len:
         return []
     return [
         f"dataset.max_length={max_length}: with batching=padded a row is a document of at most model.max_seq_len="
-        f"{max_seq_len} tokens; give no more than these, leave it null, or use batching=packed"
+        f"{max_seq_len} tokens; use at most that, leave it null, or use batching=packed"
     ]
 
 
-@across("dataset.path", "dataset.test")
+@cross_check("dataset.path", "dataset.test")
 def a_test_text_is_another_one(path: str | None, test: str | None) -> list[str]:
     if path is None or test is None or normpath(path) != normpath(test):
         return []
-    return [f"dataset.test={shown(test)}: is the text that is trained on; give another file or folder, or leave it out"]
+    return [f"dataset.test={shown(test)}: is the training text; give another file or folder, or leave it out"]
 
 
-@across("dataset.streaming", "dataset.subset_size")
+@cross_check("dataset.streaming", "dataset.subset_size")
 def a_stream_has_an_end(streaming: bool | None, subset_size: int | None) -> list[str]:
     if not streaming or subset_size is not None:
         return []
     return [
-        "dataset.subset_size=null: a stream is kept on disk as tokens, so that a run can be resumed, and needs an end; "
-        "say how many documents, or dataset.streaming=false to download the whole"
+        "dataset.subset_size=null: a stream is stored on disk as tokens, so that a run can be resumed, and needs an "
+        "end; give the number of documents, or dataset.streaming=false to download all of them"
     ]
 
 
-@across("dataset.name", "dataset.validation")
+@cross_check("dataset.name", "dataset.validation")
 def files_have_no_splits(name: str, validation: float | str | None) -> list[str]:
     if not isinstance(validation, str) or name not in ("python_docs", "text", "jsonl", "parquet", "dates", "postfix"):
         return []
     return [
-        f"dataset.validation={shown(validation)}: dataset={name} has no splits with names; give the share that "
-        "validates, as in dataset.validation=0.05"
+        f"dataset.validation={shown(validation)}: dataset={name} has no named splits; give the share of the validation "
+        "split, as in dataset.validation=0.05"
     ]
 
 
-@across("dataset.name", "dataset.subset_size", "dataset.validation", "dataset.on_bad_row")
+@cross_check("dataset.name", "dataset.subset_size", "dataset.validation", "dataset.on_bad_row")
 def prepared_tokens_are_taken_as_they_are(
     name: str, subset_size: int | None, validation: float | str | None, on_bad_row: str
 ) -> list[str]:
@@ -368,29 +369,29 @@ def prepared_tokens_are_taken_as_they_are(
     given = {"subset_size": subset_size, "validation": validation}
     given |= {"on_bad_row": None if on_bad_row == "error" else on_bad_row}
     return [
-        f"dataset.{key}={shown(value)}: dataset=pretokenized has its documents and splits from when its tokens were "
-        "made; leave it out, or make other tokens"
+        f"dataset.{key}={shown(value)}: the documents and splits of dataset=pretokenized were fixed when it was "
+        "tokenized; leave it out, or tokenize again"
         for key, value in given.items()
         if value is not None
     ]
 
 
-@across("dataset.name", "tokenizer.name")
+@cross_check("dataset.name", "tokenizer.name")
 def prepared_tokens_have_their_tokenizer(dataset: str, tokenizer: str) -> list[str]:
     if dataset == "pretokenized" and tokenizer in ("bpe", "char"):
         return [
-            f"tokenizer={tokenizer}: would be learned from a text, and the tokens of dataset=pretokenized were made "
-            "with one already; add tokenizer=pretokenized"
+            f"tokenizer={tokenizer}: is learned from a text, and dataset=pretokenized was tokenized already; add "
+            "tokenizer=pretokenized"
         ]
     if dataset != "pretokenized" and tokenizer == "pretokenized":
         return [
-            f"tokenizer=pretokenized: is that of the tokens of dataset=pretokenized, and dataset={dataset} was chosen; "
-            "use bpe, byte, char, file or gpt2"
+            f"tokenizer=pretokenized: belongs to dataset=pretokenized, and dataset={dataset} was chosen; use bpe, "
+            "byte, char, file or gpt2"
         ]
     return []
 
 
-@across("training.max_steps", "training.num_epochs")
+@cross_check("training.max_steps", "training.num_epochs")
 def one_length(max_steps: int | None, num_epochs: float | None) -> list[str]:
     if max_steps is None and num_epochs is None:
         return ["training.max_steps=null: either it or training.num_epochs must be given"]
@@ -402,22 +403,22 @@ def one_length(max_steps: int | None, num_epochs: float | None) -> list[str]:
     return []
 
 
-@across("training.max_steps", "schedule.warmup_ratio", "schedule.warmup_steps")
+@cross_check("training.max_steps", "schedule.warmup_ratio", "schedule.warmup_steps")
 def warm_up_ends_before_the_run(max_steps: int | None, warmup_ratio: float, warmup_steps: int | None) -> list[str]:
     if max_steps is not None and warmup_steps is not None and warmup_steps >= max_steps:
         return [
-            f"schedule.warmup_steps={warmup_steps}: warms up for longer than the {max_steps} steps of training."
-            "max_steps, of which at least one must be left; give fewer, or more training.max_steps"
+            f"schedule.warmup_steps={warmup_steps}: must be less than training.max_steps={max_steps}, so that at least "
+            "one step is left after warm-up; give fewer, or more training.max_steps"
         ]
     if max_steps is None or warmup_steps is not None or round(warmup_ratio * max_steps) < max_steps:
         return []
     return [
-        f"schedule.warmup_ratio={warmup_ratio:g}: warms up for all of the {max_steps} steps of training.max_steps; at "
-        "least one must be left"
+        f"schedule.warmup_ratio={warmup_ratio:g}: warms up for all of training.max_steps={max_steps}; at least one "
+        "step must be left"
     ]
 
 
-@across("schedule.name", "optimizer.name", "optimizer.learning_rate", "model.learning_rate")
+@cross_check("schedule.name", "optimizer.name", "optimizer.learning_rate", "model.learning_rate")
 def noam_has_its_own_peak(schedule: str, optimizer: str, learning_rate: float, models: float) -> list[str]:
     if schedule != "noam" or optimizer != "adamw" or learning_rate == models:
         return []
@@ -427,7 +428,7 @@ def noam_has_its_own_peak(schedule: str, optimizer: str, learning_rate: float, m
     ]
 
 
-@across("training.patience", "schedule.patience")
+@cross_check("training.patience", "schedule.patience")
 def the_rate_is_lowered_before_the_end(patience: int | None, lowers: int | None) -> list[str]:
     if patience is None or lowers is None or lowers < patience:
         return []
@@ -437,7 +438,7 @@ def the_rate_is_lowered_before_the_end(patience: int | None, lowers: int | None)
     ]
 
 
-@across("schedule.min_learning_rate", "optimizer.learning_rate", "architecture.learning_rate_scale")
+@cross_check("schedule.min_learning_rate", "optimizer.learning_rate", "architecture.learning_rate_scale")
 def the_rate_falls(smallest: float | None, learning_rate: float, scale: float) -> list[str]:
     if smallest is None or smallest <= learning_rate * scale:
         return []

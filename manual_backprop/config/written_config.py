@@ -1,4 +1,4 @@
-"""A run's config as it is named and written: the run's name where none was given, and config.yaml."""
+"""The default name of a run, and the file config.yaml."""
 
 import json
 from collections.abc import Mapping
@@ -6,22 +6,22 @@ from pathlib import Path
 
 from ..common.durable_files import write_atomically
 from ..common.origin import SOURCES
-from .schema import USUAL_NETWORK, RunConfig
+from .schema import DEFAULT_NETWORK, RunConfig
 
 
 def default_run_name(config: RunConfig) -> str:
-    """gpt2-4x128-python_docs, and whatever is not as usual behind it: gpt2-4x128-python_docs-bf16-torch."""
+    """The default name, such as gpt2-4x128-python_docs; settings that are not the usual ones follow: -bf16-torch."""
     model, usual = config.model, {"fp32", "custom", "adamw"}
     unusual = {config.precision.name, config.implementation.name, config.optimizer.name} - usual
     subject = config.task.name if config.dataset.name == "none" else config.dataset.name
-    if config.network_name != USUAL_NETWORK[config.task.name]:
+    if config.network_name != DEFAULT_NETWORK[config.task.name]:
         subject += f"-{config.network_name}"
     name = f"{config.architecture.name}-{model.n_blocks}x{model.d_model}-{subject}"
     return "-".join((name, *sorted(unusual)))
 
 
 def write_config(config: RunConfig, path: Path, sources: Mapping[str, str] | None = None) -> None:
-    """config.yaml, and beside it where each of its values was set, where that is known."""
+    """Write config.yaml, and beside it the source of each value (`sources`), if known."""
     from omegaconf import OmegaConf
 
     write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(config.to_dict())).encode())

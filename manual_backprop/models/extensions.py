@@ -72,4 +72,4 @@ def register_objective(
     add_name(name, network.HEAD_LOSSES, "objective")
     OBJECTIVES[name], autograd.OBJECTIVES[name] = (forward, backward), mirror
     if of_numbers:
-        network.OF_NUMBERS.add(name)
+        network.REGRESSION_LOSSES.add(name)

@@ -1,17 +1,17 @@
-"""What is learned: the examples, batches, loss, metrics and predictions of each task.
+"""Tasks: the examples, batches, loss, metrics and predictions of each.
 
-    task.py             the seam: what a task owns, and all that a run knows of it
-    asking.py           how a trained model is asked: predictors, and writers of what becomes of a source
-    preview.py          what is known of a run before its examples are prepared
-    language_model.py   task=language_model: at each position of a text, the token that comes next
-    forecasting/        task=forecasting: the next steps of a series of numbers
-    classification/     task=classification: which label a text has
-    sequences.py        task=reversal, copy, sort: a row of symbols, and what becomes of it
+    task.py             the interface between a task and a run
+    inference.py        the interfaces of a trained model: predictors and writers
+    preview.py          estimates about a run before its examples are prepared
+    language_model.py   task=language_model: predict the next token of a text
+    forecasting/        task=forecasting: predict the next steps of a time series
+    classification/     task=classification: predict the label of a text
+    sequences.py        task=reversal, copy, sort: transform a sequence of symbols
     sequence_rows.py    their examples: drawn from the seed, split by a hash, as batches
-    sequence_pictures.py  where a target looks at its source
-    translation/        task=translation: texts and what becomes of them
-    evaluation.py       how good a model is on text it has not seen, beside models that only count
-    samples.py          text that a model writes during its training
+    sequence_pictures.py  their cross-attention, as a number and as a picture
+    translation/        task=translation: translate a source text into a target text
+    evaluation.py       loss and accuracy on a split, and those of unigram and bigram models
+    samples.py          text that a model generates during its training
 
 A task reads data and builds a model. Not here: runs, their directories and their tracking (`training`, `tracking`).
 May import: data and below.
@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import InputError
-from ..config.own_tasks import add_task
 from ..config.rules import Rule
 from ..config.schema import SEQUENCES, RunConfig
-from .asking import Predictor, Reading, Writer
+from ..config.task_registration import add_task
 from .classification import ClassificationTask
 from .forecasting import ForecastingTask
+from .inference import Predictor, Reading, Writer
 from .language_model import LanguageModelTask
 from .preview import Preview
 from .sequences import SequenceTask
@@ -54,8 +54,7 @@ def register_task(
     tokenizer: str | None = None,
     settings: Mapping[str, tuple[Rule, Any, str]] | None = None,
 ) -> None:
-    """Makes task=NAME, from outside of the package: in a module that is imported before a config is read, or that
-    `--plugin` names.
+    """Add task=NAME from outside the package. Raises ConfigError if a name is taken.
 
     network: the one that it usually has. datasets: what it learns from; ("none",): it makes its own examples.
     tokenizer: its usual one; None: it reads no text. settings: keys of its own, as in {"modulus": (Whole(2, 100), 11,
@@ -76,22 +75,22 @@ def register_task(
 
 
 def task_named(name: str) -> type[Task]:
-    """Raises InputError where there is none: a run of another version, or with a task of its own, is looked at."""
+    """The class of a task. Raises InputError if there is none, as for a run of another version or with a plugin."""
     if name not in TASKS:
         raise InputError(f"task={name}: there is no such task here; there are {', '.join(TASKS)}")
     return TASKS[name]
 
 
 def open_task(config: RunConfig, cache: Path) -> Task:
-    """What a run of this config learns. Its examples come from `cache`, or are prepared and put there.
+    """The task of a config. Its examples come from `cache`, or are prepared and stored there.
 
-    Raises InputError for data that cannot be used, StorageError where the cache cannot be written.
+    Raises InputError for data that cannot be used, and StorageError.
     """
     return task_named(config.task.name).open(config, cache)
 
 
 def preview_task(config: RunConfig, cache: Path) -> Preview:
-    """What is known of a run's examples before they are prepared. Writes nothing. Raises InputError."""
+    """Estimates about a run before its examples are prepared. Writes nothing. Raises InputError."""
     return task_named(config.task.name).preview(config, cache)
 
 

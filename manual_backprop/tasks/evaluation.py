@@ -1,7 +1,7 @@
-"""How good a model is on text it has not seen, and how good one is that has learned almost nothing.
+"""Loss and accuracy of a model on a split, and the losses of a unigram and a bigram model on the same tokens.
 
-The unigram model knows how frequent each token is, the bigram model also what follows what: a loss between the two has
-learned frequencies, a loss below the bigram's has learned to use context.
+The unigram model knows how frequent each token is, the bigram model how frequent each pair is. A model with a loss
+between the two has learned frequencies; one below the bigram model's loss has learned to use more context.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from ..models.wrappers.wrapper import NetworkWrapper
 from ..ops import IGNORED, cross_entropy_forward
 
 BIGRAM_WEIGHTS = (1, 3, 10, 30, 100)
-MOST_COUNTED = 2**24  # [tokens] of the training text that the counting models are made of
+MOST_COUNTED = 2**24  # [tokens] of the training text that the unigram and bigram models count
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over `tokens` predicted tokens. loss [nats a token]."""
+    """Means over `tokens` predicted tokens. loss [nats per token]."""
 
     loss: float
-    accuracy: float  # share of tokens that were the likeliest
+    accuracy: float  # share of targets that were the likeliest token
     tokens: int
-    bits_per_byte: float | None = None  # None where the bytes a token are not known
+    bits_per_byte: float | None = None  # None if the bytes per token are not known
 
     @property
     def perplexity(self) -> float:
@@ -46,7 +46,7 @@ class Evaluation:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def metrics(self) -> dict[str, float]:
-        """Under the names that a run tracks."""
+        """The values by the names of a run's metrics."""
         values = {
             "validation/loss": self.loss,
             "validation/perplexity": self.perplexity,
@@ -122,7 +122,8 @@ class Evaluator:
 
     def _there(self) -> tuple[Predicts, NetworkWrapper | None]:
         """The network, and what reads mappings for it; None: nothing does."""
-        network, model = self.network, self._model
+        network: Any = self.network
+        model = self._model
         if isinstance(network, Network) and self._device not in (None, network.device):
             here, network = network, type(network)(replace(network.config, device=str(self._device)))
             network.load_parameters(here.parameters)
@@ -175,23 +176,23 @@ def _checked_device(network: Predicts, name: str) -> torch.device:
 
 
 def _moved(batch: AnyBatch, device: torch.device) -> AnyBatch:
-    tensors = {name: one.to(device) for name, one in vars(batch).items() if isinstance(one, Tensor)}
+    tensors: dict[str, Any] = {name: one.to(device) for name, one in vars(batch).items() if isinstance(one, Tensor)}
     return replace(batch, **tensors)
 
 
 @dataclass(frozen=True)
 class ShownToken:
-    """A target, and what the model expected in its place."""
+    """A target, and the tokens that the model found likeliest in its place."""
 
     target: str
     loss: float  # nats
-    rank: int  # 1: it was the likeliest
+    rank: int  # of the target among all tokens; 1 is the likeliest
     likeliest: tuple[tuple[str, float], ...]  # tokens and their probabilities
-    begins: bool  # a row: the model sees nothing of the one before
+    begins: bool  # whether it begins a row, for which the model sees nothing of the row before
 
 
 def shown_token(tokenizer: Tokenizer, token: int) -> str:
-    """As Python would quote it; bytes that are no text, and the end token, by their number."""
+    """A token's text, quoted as in Python; <eos> for the end token, and <ID> for a token without valid text."""
     text = tokenizer.decode([token])
     if token == tokenizer.end_token_id:
         return "<eos>"
@@ -201,7 +202,7 @@ def shown_token(tokenizer: Tokenizer, token: int) -> str:
 def shown_tokens(
     network: Predicts, tokenizer: Tokenizer, rows: Iterable[Batch], count: int, likeliest: int
 ) -> Iterator[ShownToken]:
-    """The first `count` targets of some sequences, one at a time, each with so many of the likeliest tokens."""
+    """The first `count` targets of some sequences, one at a time, each with the `likeliest` most likely tokens."""
     for batch in rows:
         logarithms = network.predict(batch.tokens, batch.segments)[0].double().log_softmax(-1).cpu()  # (T, V)
         best = logarithms.topk(min(likeliest, logarithms.shape[-1]))
@@ -221,12 +222,12 @@ def shown_tokens(
 
 
 def unigram_and_bigram_loss(train: Tokens, batches: Iterable[Batch], vocab_size: int) -> tuple[float, float]:
-    """Losses [nats a token] of two counting models of `train` on the targets of `batches` that count; 0 of none.
+    """Losses [nats per token] of a unigram and a bigram model of `train` on the targets of `batches`; 0 if none.
 
-    unigram: p(b) = (count(b) + 1) / (n + V). bigram: p(b | a) = (count(a b) + k p(b)) / (count(a) + k) with the k of 1,
-    3, 10, 30, 100 that does best on `batches`, so that the comparison is the hardest that it can be. Only the first
-    MOST_COUNTED tokens of `train` are looked at. `batches` are those that the model is evaluated on, on the CPU: so the
-    tokens are the same, however documents are laid out.
+    unigram: p(b) = (count(b) + 1) / (n + V). bigram: p(b | a) = (count(a b) + k p(b)) / (count(a) + k), where k is the
+    best of 1, 3, 10, 30, 100 on `batches`, which makes the comparison as hard as possible. Only the first MOST_COUNTED
+    tokens of `train` are counted. `batches` are those that the model is evaluated on, but on the CPU: so the targets
+    are the same, packed or padded.
     """
     train = train[:MOST_COUNTED].astype(np.int64)
     unigram = (np.bincount(train, minlength=vocab_size) + 1) / (len(train) + vocab_size)  # (V,)

@@ -1,7 +1,7 @@
-"""task=language_model: at each position of a text, the token that comes next.
+"""task=language_model: predict the next token at each position of a text.
 
-Examples are windows or documents of a corpus, the loss is cross-entropy over the vocabulary, and beside the model stand
-two that only count tokens. Predictions are continuations of the run's prompts.
+Examples are windows or documents of a corpus; the loss is cross-entropy over the vocabulary; the baselines are a
+unigram and a bigram model. Predictions are continuations of the run's prompts.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from .samples import draw_samples, encode_prompts
 from .task import Evaluated, Measured, Task
 
 SAME_EVERYWHERE = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}  # tokenizers and their vocabularies
-COUNTED_ROWS = 256  # sequences that the counting models are measured on at a time
+NGRAM_ROWS = 256  # sequences in a batch for the unigram and bigram models
 
 
 class LanguageModelTask(Task):
-    """The text of a run's config."""
+    """Language modelling on the text of a run's config."""
 
     evaluate_options = ("--test", "--tokens", "--generate")
 
@@ -56,7 +56,7 @@ class LanguageModelTask(Task):
         )
         known += f"{text.vocab_size:,}" + " (not prepared yet)" * (not text.prepared)
         if text.train_tokens is None:
-            known = f"not known before it is fetched; vocabulary {text.vocab_size:,}"
+            known = f"unknown until it is downloaded; vocabulary {text.vocab_size:,}"
         order = cls(config, text.corpus, cache).order() if text.corpus is not None else _estimated_order(config, text)
         tokens = most_tokens(config) if order is None else order.tokens_per_step
         step = f"{tokens:,} tokens: {rows_of_a_step(config)} sequences of {config.model.max_seq_len}"
@@ -73,10 +73,10 @@ class LanguageModelTask(Task):
             order=order,
             step=step,
             evaluated_tokens=text.validation_tokens,
-            written_tokens=len(config.training.sample_prompts) * config.training.sample_length,
+            generated_tokens=len(config.training.sample_prompts) * config.training.sample_length,
         )
 
-    # What a run is made of
+    # The parts of a run
 
     @classmethod
     def network_before_examples(cls, config: RunConfig) -> CustomTransformerConfig | None:
@@ -107,70 +107,71 @@ class LanguageModelTask(Task):
             config.dataset,
             sequence_length=config.model.max_seq_len,
             batch_size=config.training.batch_size,
-            pieces=config.training.gradient_accumulation_steps,
+            accumulation_steps=config.training.gradient_accumulation_steps,
             seed=config.seed,
             repeat=repeat,
         )
 
     def check(self) -> None:
         self.evaluation_batches(self.corpus.split("validation"), "cpu")
-        _ = self.prompts  # which says which of them the tokenizer cannot read
+        _ = self.prompts  # warns about prompts that the tokenizer cannot encode
 
     def evaluation_batches(
         self, split: Split, device: torch.device | str, limit: int | None = None, rows: int | None = None
     ) -> Iterator[Batch]:
-        """A split in the shape that training has, once and in order, `rows` at a time (None: training.batch_size); with
-        `limit`, only so many batches.
+        """The batches of a split, packed or padded as in training, once and in order, with `rows` sequences in each
+        (None: training.batch_size): the first `limit`, or all (None).
 
-        Raises InputError, when it is called, for a split that is too short.
+        Raises InputError, already when it is called, for a split that is too short.
         """
         config = self.config
         length, rows = config.model.max_seq_len, rows or config.training.batch_size
         return evaluation_batches(split.tokens, split.offsets, config.batching, length, rows, limit, device)
 
     def targets(self, split: Split) -> int:
-        """How many tokens are predicted in all of a split."""
+        """The number of predicted tokens in a whole split."""
         return evaluation_targets(split.offsets, self.config.batching)
 
-    # What it measures and predicts
+    # Metrics and predictions
 
     def measure(self, model: LanguageModel, split: Split, limit: int | None = None) -> Evaluation:
-        """Of a model, over a split or its first `limit` batches."""
+        """Evaluate a model on a split or its first `limit` batches."""
         bytes_per_token = split.text_bytes / len(split.tokens)
         batches = self.evaluation_batches(split, model.network.device, limit)
         return Evaluator(model, bytes_per_token).evaluate(processes().part_of(batches))
 
-    def counting_losses(self, split: Split, limit: int | None = None) -> tuple[float, float]:
-        """Unigram and bigram loss on the same tokens as a model's."""
-        batches = self.evaluation_batches(split, "cpu", limit, COUNTED_ROWS if limit is None else None)
+    def ngram_losses(self, split: Split, limit: int | None = None) -> tuple[float, float]:
+        """Unigram and bigram loss on the same tokens as `measure`."""
+        batches = self.evaluation_batches(split, "cpu", limit, NGRAM_ROWS if limit is None else None)
         return unigram_and_bigram_loss(self.corpus.train, batches, self.corpus.tokenizer.vocab_size)
 
     @cached_property
-    def validation_counting_losses(self) -> tuple[float, float]:
-        return self.counting_losses(self.corpus.split("validation"))
+    def validation_ngram_losses(self) -> tuple[float, float]:
+        return self.ngram_losses(self.corpus.split("validation"))
 
     def evaluate(self, model: LanguageModel, limit: int | None = None) -> Evaluated:
         evaluation = self.measure(model, self.corpus.split("validation"), limit)
-        unigram, bigram = self.validation_counting_losses
+        unigram, bigram = self.validation_ngram_losses
         gain = bigram - evaluation.loss
         side = "below" if gain >= 0 else "above"
-        spread = f"perplexity {evaluation.perplexity:.1f}, {evaluation.bits_per_byte:.3f} bits a byte, accuracy"
+        details = f"perplexity {evaluation.perplexity:.1f}, {evaluation.bits_per_byte:.3f} bits per byte, accuracy"
         return Evaluated(
             metrics=evaluation.metrics() | {"validation/unigram_loss": unigram, "validation/bigram_loss": bigram},
-            sentence=f"validation loss {evaluation.loss:.4f} (bigram {bigram:.3f}), {spread} {evaluation.accuracy:.3f}",
+            sentence=f"validation loss {evaluation.loss:.4f} (bigram {bigram:.3f}), "
+            f"{details} {evaluation.accuracy:.3f}",
             summary=(
                 (
                     "validation loss",
-                    f"{evaluation.loss:.4f} nats a token, {abs(gain):.2f} {side} the bigram model's {bigram:.3f} "
+                    f"{evaluation.loss:.4f} nats per token, {abs(gain):.2f} {side} the bigram model's {bigram:.3f} "
                     f"(unigram {unigram:.3f})",
                 ),
-                ("", f"{spread} {evaluation.accuracy:.1%} of {evaluation.tokens:,} tokens"),
+                ("", f"{details} {evaluation.accuracy:.1%} of {evaluation.tokens:,} tokens"),
             ),
             short=f"accuracy {evaluation.accuracy:.3f}",
         )
 
     def opened(self, split: str) -> tuple[Split, tuple[str, ...]]:
-        """train, validation or test, which no run reads; and what a reader of its numbers must know."""
+        """The split train, validation or test (which training never reads), and notes about it."""
         if split != "test":
             return self.corpus.split(split), ()
         from ..data.tokens.test_split import open_test_split
@@ -180,10 +181,10 @@ class LanguageModelTask(Task):
     def measure_split(
         self, model: LanguageModel, split: str, limit: int | None = None, predictions: int = 0
     ) -> Measured:
-        """Beside the counting models on the same tokens, whose accuracy is not measured."""
+        """The model beside the unigram and bigram models on the same tokens; their accuracy is not measured."""
         text, notes = self.opened(split)
         evaluation = self.measure(model, text, limit)
-        unigram, bigram = self.counting_losses(text, limit)
+        unigram, bigram = self.ngram_losses(text, limit)
         bytes_per_token = text.text_bytes / len(text.tokens)
         compared = [
             evaluation,
@@ -227,7 +228,7 @@ class LanguageModelTask(Task):
         assert isinstance(batch, Batch)
         return self.corpus.tokenizer.decode(batch.tokens[0, :positions].tolist())
 
-    # What is said and saved of it
+    # Descriptions and files
 
     @property
     def about(self) -> str:
@@ -239,8 +240,8 @@ class LanguageModelTask(Task):
 
     @property
     def baselines(self) -> str:
-        unigram, bigram = self.validation_counting_losses
-        return f"counting models of the same tokens: unigram loss {unigram:.3f}, bigram loss {bigram:.3f}"
+        unigram, bigram = self.validation_ngram_losses
+        return f"baselines on the same tokens: unigram loss {unigram:.3f}, bigram loss {bigram:.3f}"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -274,15 +275,15 @@ class LanguageModelTask(Task):
         return dataset.repository or dataset.name, dataset.path
 
     def save(self, directory: Path) -> None:
-        """tokenizer.json, and tokenizer_config.json of one that has it."""
+        """Write tokenizer.json, and tokenizer_config.json if the tokenizer has one."""
         self.corpus.tokenizer.save(directory)
 
     def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
         way_out = f"; bring back that of {checkpoint}, or start a new run"
         before, now = state["network"].get("vocab_size"), self.network_config.vocab_size
         sentences = {
-            "dataset_digest": f"dataset: this text, with its files' names, is another one{way_out}",
-            "tokenizer_digest": f"tokenizer: this is another one{way_out}",
+            "dataset_digest": f"dataset: this text, or the name of a file in it, has changed{way_out}",
+            "tokenizer_digest": f"tokenizer: it has changed{way_out}",
         }
         differences = [sentence for name, sentence in sentences.items() if state.get(name) != self.digests[name]]
         if before != now:
@@ -292,8 +293,8 @@ class LanguageModelTask(Task):
 
 
 def _estimated_order(config: RunConfig, text: TextSize) -> EstimatedOrder | None:
-    """Packed, an epoch is all windows of T tokens but one; padded, it is every document with something to predict, a
-    row each. None where nobody knows yet how much text there is, or, for padded batches, how many documents."""
+    """The estimated length of an epoch: if packed, all windows of T tokens but one; if padded, one row for every
+    document. None if the amount of text, or for padded batches the number of documents, is unknown yet."""
     if text.train_tokens is None:
         return None
     training, length = config.training, config.model.max_seq_len

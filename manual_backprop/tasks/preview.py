@@ -1,5 +1,5 @@
-"""What is known of a run before it starts, and before its examples are prepared: how long it is, in steps, epochs and
-tokens; exactly where the examples are there, else about. For plans and summaries, which know a task by this alone.
+"""Estimates about a run before its examples are prepared: its length in steps, epochs and tokens. They are exact if the
+examples are in the cache. Plans and summaries know a task only by this.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from ..optim.schedule import max_steps
 
 @dataclass(frozen=True)
 class EstimatedOrder:
-    """What an Order will say of its length."""
+    """The estimated length of an Order."""
 
     steps_per_epoch: float
-    tokens_per_step: int  # targets that count; padded, the mean
+    tokens_per_step: int  # counted targets; the mean if padded
 
     def steps(self, epochs: float) -> float:
         return epochs * self.steps_per_epoch
@@ -24,21 +24,21 @@ class EstimatedOrder:
 
 @dataclass(frozen=True)
 class Preview:
-    """Of a config's examples; of those that are not prepared, about."""
+    """The numbers of a config's examples; estimates unless `prepared`."""
 
     config: RunConfig
     vocab_size: int
     prepared: bool
-    examples: tuple[str, str]  # a word for them, and what is known of them
-    order: Order | EstimatedOrder | None  # None: nobody knows yet how much there is
-    step: str  # what a step is made of, as in 2,048 tokens: 8 x 2 sequences of 128
-    evaluated_tokens: int  # of the whole validation split
-    written_tokens: int  # one after the other, for the predictions of an evaluation
-    network: CustomTransformerConfig | None = None  # where the config and the vocabulary alone do not say which
+    examples: tuple[str, str]  # a word for them, and their description
+    order: Order | EstimatedOrder | None  # None: the number of examples is unknown yet
+    step: str  # the contents of a step, as in 2,048 tokens: 8 x 2 sequences of 128
+    evaluated_tokens: int  # in the whole validation split
+    generated_tokens: int  # generated one after the other in an evaluation
+    network: CustomTransformerConfig | None = None  # if it does not follow from the config and the vocabulary alone
 
     @property
     def network_config(self) -> CustomTransformerConfig:
-        """What the task will build."""
+        """The config of the network that the task will build."""
         return self.network or self.config.network_config(self.vocab_size)
 
     @property
@@ -53,18 +53,18 @@ class Preview:
 
     @property
     def tokens_per_step(self) -> int:
-        """Targets that count; padded, the mean, and the most that there may be where no more is known."""
+        """Counted targets in a step; the mean if padded, and the maximum if nothing more is known."""
         return most_tokens(self.config) if self.order is None else self.order.tokens_per_step
 
 
 def most_tokens(config: RunConfig) -> int:
-    """Of a step in which no row is padded."""
+    """The tokens of a step without padding."""
     training = config.training
     return training.batch_size * training.gradient_accumulation_steps * config.model.max_seq_len
 
 
 def rows_of_a_step(config: RunConfig) -> str:
-    """8 x 2, where a step takes two batches of 8."""
+    """The rows of a step as text: 8 x 2 for two batches of 8."""
     training = config.training
-    pieces = f" x {training.gradient_accumulation_steps}" if training.gradient_accumulation_steps > 1 else ""
-    return f"{training.batch_size}{pieces}"
+    batches = f" x {training.gradient_accumulation_steps}" if training.gradient_accumulation_steps > 1 else ""
+    return f"{training.batch_size}{batches}"

@@ -1,4 +1,4 @@
-"""Text that a model writes during its training, so that a reader sees what the loss means."""
+"""Samples of text that a model generates during its training, so that a reader sees what the loss means."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def encode_prompts(prompts: Sequence[str], corpus: Corpus) -> list[list[int]]:
-    """The prompts as tokens; where the tokenizer cannot read one, the start of the validation text."""
+    """The prompts as tokens; the beginning of the validation text replaces one that the tokenizer cannot encode."""
     encoded = []
     for prompt in prompts:
         try:
@@ -30,7 +30,7 @@ def encode_prompts(prompts: Sequence[str], corpus: Corpus) -> list[list[int]]:
         except InputError:
             tokens = corpus.validation[:8].tolist()
             log.warning(
-                "The prompt %r is not in this tokenizer's alphabet; samples continue %r instead.",
+                "This tokenizer cannot encode the prompt %r; samples continue %r instead.",
                 prompt,
                 corpus.tokenizer.decode(tokens),
             )
@@ -41,7 +41,7 @@ def encode_prompts(prompts: Sequence[str], corpus: Corpus) -> list[list[int]]:
 def draw_samples(
     model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], length: int, seed: int
 ) -> list[str]:
-    """Every prompt with its continuation, `length` tokens or up to the end token. The same seed, the same numbers."""
+    """Every prompt with its continuation, of `length` tokens or up to the end token. A function of the seed."""
 
     def text(number: int) -> str:
         drawn = model.generate(
@@ -59,11 +59,11 @@ def draw_samples(
 
 @dataclass(frozen=True)
 class WordCounts:
-    """How varied a text is; words are what stands between blanks."""
+    """How varied a text is; words are separated by white space."""
 
     words: int
     distinct: int
-    repeated_bigrams: int  # pairs of neighbouring words that have stood in the text before
+    repeated_bigrams: int  # pairs of adjacent words that occur earlier in the text
 
     def __str__(self) -> str:
         pairs = max(self.words - 1, 0)

@@ -1,4 +1,4 @@
-"""Where a target looks at its source: the cross-attention of a trained network, in a number and as a picture."""
+"""The cross-attention of a trained network from targets to sources, as a number and as a picture."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from ..models.recorder import Recorder
 from .sequence_rows import Rows
 
 CROSS_ATTENTION = "cross_attention.png"
-ROWS = 200  # that are looked at
+ROWS = 200  # measured test rows
 COLUMNS = 4  # maps side by side
 DIAGONALS = {"reversal": "the anti-diagonal", "copy": "the diagonal"}
 
 
 @dataclass(frozen=True)
 class CrossAttention:
-    """Of the longest row that was looked at: probabilities (blocks, H, T, S) of its T predictions over S sources."""
+    """The cross-attention of the longest measured row: probabilities (blocks, H, T, S) of T predictions over S
+    sources."""
 
     probabilities: np.ndarray
     source: Sequence[str]
     predicted: Sequence[str]
-    best_share: float | None  # of all rows' predictions, how many the best head makes where their symbol stands
+    best_share: float | None  # of all predictions: those for which the best head attends most to the right symbol
     sentence: str
 
 
-def look_at_cross_attention(network: Any, rows: Rows) -> CrossAttention | None:
-    """At the first test rows, with true tokens before each. Overwrites the network's gradients. None where there is no
-    cross-attention, or where the network does not show it."""
+def measure_cross_attention(network: Any, rows: Rows) -> CrossAttention | None:
+    """The cross-attention on the first test rows, with teacher forcing. Overwrites the network's gradients. None if the
+    network has no cross-attention or cannot record it."""
     numbers = np.arange(min(ROWS, len(rows)))
     lengths = rows.source_lengths[numbers]
     blocks = cross_attention_of(network, rows.batch(numbers, lengths + 1, device=network.device))
@@ -45,8 +46,8 @@ def look_at_cross_attention(network: Any, rows: Rows) -> CrossAttention | None:
         block, head = np.unravel_index(shares.argmax(), shares.shape)
         share = float(shares[block, head])
         sentence = (
-            f"head {head} of block {block} looks most at {DIAGONALS[rows.name]} for {share:.1%} of the symbols that "
-            f"{len(numbers)} rows predict"
+            f"head {head} of block {block} attends most to {DIAGONALS[rows.name]} for {share:.1%} of the symbols "
+            f"predicted in {len(numbers)} rows"
         )
     row = int(lengths.argmax())
     S = int(lengths[row])
@@ -56,8 +57,8 @@ def look_at_cross_attention(network: Any, rows: Rows) -> CrossAttention | None:
 
 
 def cross_attention_of(network: Any, batch: AnyBatch) -> np.ndarray | None:
-    """The probabilities (blocks, B, H, T, S) of all cross-attentions, with true tokens before each. Overwrites the
-    network's gradients. None where there are none, or where the network does not show them."""
+    """The probabilities (blocks, B, H, T, S) of all cross-attentions, with teacher forcing. Overwrites the network's
+    gradients. None if the network has no cross-attention or cannot record it."""
     if not isinstance(batch, PairBatch):
         return None
     recorder = Recorder("*.cross_attention.probabilities")
@@ -73,10 +74,10 @@ def cross_attention_of(network: Any, batch: AnyBatch) -> np.ndarray | None:
 
 
 def diagonal_shares(probabilities: np.ndarray, lengths: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """How often each head looks most where the predicted symbol stands.
+    """For each head, the share of predictions for which it attends most to the position of the predicted symbol.
 
-    probabilities (N, H, T, S) of N rows, of whose predictions `lengths` (N,) are symbols; places (N, at least the
-    longest), where in its source each symbol stands. -> (H,)
+    probabilities (N, H, T, S); lengths (N,), the number of predicted symbols in each of N rows; places (N, at least the
+    longest), the position in the source of each symbol. -> (H,)
     """
     longest = int(lengths.max())
     counts = np.arange(longest) < lengths[:, None]  # (N, longest)
@@ -86,7 +87,7 @@ def diagonal_shares(probabilities: np.ndarray, lengths: np.ndarray, places: np.n
 
 @picture
 def draw_cross_attention(seen: CrossAttention, path: Path, title: str) -> None:
-    """Writes a PNG: a map for each head."""
+    """Write a PNG with a map for each head."""
     blocks, heads = seen.probabilities.shape[:2]
     columns = min(COLUMNS, heads)
     of_block = -(-heads // columns)
@@ -94,7 +95,7 @@ def draw_cross_attention(seen: CrossAttention, path: Path, title: str) -> None:
     figure = new_figure(width * columns, 0.8 + height * of_block * blocks, dpi=110)
     source, predicted = (list(map(drawable, side)) for side in (seen.source, seen.predicted))
     figure.suptitle(
-        f"{title}: where each predicted token (row) looks at the source (column)\n{seen.sentence}", fontsize=9
+        f"{title}: attention of each predicted token (row) to the source (column)\n{seen.sentence}", fontsize=9
     )
     grid = figure.subplots(of_block * blocks, columns, squeeze=False)
     for axes in grid.flatten():

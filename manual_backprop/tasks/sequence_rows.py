@@ -1,8 +1,7 @@
-"""The examples of task=reversal, copy and sort: rows of symbols drawn from the seed, and what becomes of each.
+"""The examples of task=reversal, copy and sort: rows of symbols drawn from the seed, and their targets.
 
-A row is drawn as random numbers of a counter-based generator, so that the same seed draws the same rows everywhere. To
-which split it belongs is decided by a hash of its symbols, whatever the seed: no row of the test is ever trained on,
-not even by another run.
+A counter-based generator draws the rows, so that the same seed gives the same rows everywhere. A hash of a row's
+symbols decides its split, independent of the seed: no run, with any seed, trains on a row of the test split.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from ..config.schema import TaskConfig
 from ..config.task_rules import sequence_vocabulary
 
 SPLITS = ("training", "validation", "test")
-HELD_OUT = 20  # one row of so many is for the test, and one for the validation
-CANDIDATES = 1 << 14  # rows that are drawn at a time
-MOST_DRAWN = 64  # times so many, without a new row: then there is none
+HELD_OUT = 20  # one of this many rows is in the test split, and one in the validation split
+CANDIDATES = 1 << 14  # rows drawn at once
+MOST_DRAWN = 64  # draws of CANDIDATES rows without one of the split; after that we assume that there is none
 
 TRANSFORMS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {}  # (N, longest), lengths (N,) -> targets
 
@@ -53,7 +52,8 @@ def _sorted(source: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Token ids: the symbols from 0 on, then these. A separator there is only where both are one sequence."""
+    """Token ids: the symbols from 0 on, then these. Only a decoder, with source and target in one sequence, has a
+    separator."""
 
     symbols: int
     network: str
@@ -82,14 +82,14 @@ class Vocabulary:
         names = {self.padding: "<pad>", self.beginning: "<bos>", self.end: "<eos>", self.separator: "<sep>"}
         return " ".join(names.get(token, str(token)) for token in tokens)
 
-    def written(self, tokens: Sequence[int]) -> list[int]:
-        """What a model has written, up to the end."""
+    def generated(self, tokens: Sequence[int]) -> list[int]:
+        """The generated tokens before the end token."""
         tokens = list(tokens)
         return tokens[: tokens.index(self.end)] if self.end in tokens else tokens
 
 
 class Rows:
-    """The rows of one split. source, target (N, longest) int64, of which `source_lengths` (N,) count."""
+    """The rows of one split. source, target (N, longest) int64, padded after `source_lengths` (N,)."""
 
     def __init__(self, source: np.ndarray, source_lengths: np.ndarray, name: str, vocabulary: Vocabulary):
         self.source, self.source_lengths, self.name, self.vocabulary = source, source_lengths, name, vocabulary
@@ -100,7 +100,7 @@ class Rows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row's target, its beginning and its end included: one more than are predicted."""
+        """Tokens of each row's target including beginning and end, which is one more than are predicted."""
         return self.source_lengths + 2
 
     def sources(self, numbers: np.ndarray) -> list[list[int]]:
@@ -110,15 +110,15 @@ class Rows:
         return [self.target[row, : self.source_lengths[row]].tolist() for row in numbers]
 
     def origins(self) -> np.ndarray | None:
-        """(N, longest): where in its source each symbol of a target stands; None where the row's values decide it."""
+        """(N, longest): the position in the source of each symbol of a target; None if it depends on the values."""
         places = np.broadcast_to(np.arange(self.source.shape[1]), self.source.shape)
         return None if self.name == "sort" else TRANSFORMS[self.name](places, self.source_lengths)
 
     def batch(
         self, numbers: np.ndarray, lengths: np.ndarray, first_row: int = 0, device: torch.device | str = "cpu"
     ) -> AnyBatch:
-        """Of these rows, for teacher forcing: each token of the target is predicted from the true ones before it, and
-        so is the end. `lengths` (B,) of what is predicted, the end included."""
+        """The batch of these rows for teacher forcing: each token of the target, and its end, is predicted from the
+        true ones before it. `lengths` (B,): numbers of predicted tokens, the end included."""
         words, width = self.vocabulary, np.arange(int(lengths.max()))
         source, target, counts = self.source[numbers], self.target[numbers], self.source_lengths[numbers][:, None]
         source = source[:, : len(width) - 1]
@@ -143,19 +143,19 @@ class Rows:
         first_row: int,
         device: torch.device | str,
     ) -> Batch:
-        """Source, separator and target in one sequence, without gaps; what is predicted is the target and its end."""
+        """Source, separator and target in one sequence, without gaps; only the target and its end are predicted."""
         words = self.vocabulary
         tokens[:, 0] = words.separator
         joined = np.concatenate([np.where(past, -1, source), tokens], axis=1)
         expected = np.concatenate([np.full_like(source, IGNORED), targets], axis=1)
-        order = np.argsort(joined == -1, axis=1, kind="stable")  # gaps move behind what is there
+        order = np.argsort(joined == -1, axis=1, kind="stable")  # gaps move to the end
         joined, expected = np.take_along_axis(joined, order, 1), np.take_along_axis(expected, order, 1)
         both = moved(torch.from_numpy(np.stack([np.where(joined == -1, words.padding, joined), expected])), device)
         return Batch(both[0], both[1], first_row=first_row)
 
 
 def draw_rows(config: TaskConfig, split: str, seed: int, network: str) -> Rows:
-    """The rows of a split. Raises InputError where there is no row whose hash puts it there."""
+    """The rows of a split. Raises InputError if no row's hash puts it into this split."""
     assert config.min_length is not None
     assert config.max_length is not None
     assert config.symbols is not None
@@ -173,15 +173,15 @@ def draw_rows(config: TaskConfig, split: str, seed: int, network: str) -> Rows:
         drawn, missed = drawn + len(rows), 0 if len(rows) else missed + 1
         if missed == MOST_DRAWN:
             raise InputError(
-                f"task={config.name}: of all rows of {least} to {most} of {symbols} symbols none is for the {split}; "
-                "use longer rows, or more task.symbols"
+                f"task={config.name}: none of the rows of {least} to {most} of {symbols} symbols is in the {split} "
+                "split; use longer rows, or more task.symbols"
             )
     rows = np.concatenate(found)[:wanted]
     return Rows(np.ascontiguousarray(rows[:, 1:]), rows[:, 0].copy(), config.name, Vocabulary(symbols, network))
 
 
 def split_of(source: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """To which of SPLITS each row belongs: a function of its symbols and their number alone. source (N, longest)."""
+    """The index in SPLITS of each row's split, a function of the row's symbols alone. source (N, longest)."""
     state = lengths.astype(np.uint64)
     for place in range(source.shape[1]):
         mixed = _mixed(state ^ (source[:, place].astype(np.uint64) + np.uint64(1)))
@@ -191,7 +191,7 @@ def split_of(source: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _mixed(state: np.ndarray) -> np.ndarray:
-    """SplitMix64 (Steele et al. 2014): one 64-bit number to another."""
+    """The hash SplitMix64 (Steele et al. 2014) of 64-bit numbers."""
     state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,9 +1,9 @@
-"""task=reversal, copy and sort: a row of symbols, and what becomes of it, learned from examples that the seed draws.
+"""task=reversal, copy and sort: transform a sequence of symbols, learned from examples that the seed draws.
 
-With an encoder-decoder the row is the source and the result the target; with network=decoder both stand in one
-sequence, a separator between them. The loss is cross-entropy over the target and its end (teacher forcing: each token
-is predicted from the true ones before it). What counts in the end is what a model writes by itself: free-running, with
-its own tokens before it, and only a row that is right to its end counts (exact match).
+With an encoder-decoder the row is the source and the result the target; with network=decoder both are in one sequence,
+with a separator between them. The loss is cross-entropy over the target and its end, with teacher forcing: each token
+is predicted from the true ones before it. The main metric is exact match: the share of rows that the model generates
+without a mistake, each token from its own ones before it (free-running).
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from ..common.processes import processes
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order, Padded, Repeated
 from ..models.wrappers.building import build_wrapper
-from .asking import Reading, Writer
 from .evaluation import Evaluation, Evaluator
+from .inference import Reading, Writer
 from .preview import Preview, rows_of_a_step
-from .sequence_pictures import CROSS_ATTENTION, draw_cross_attention, look_at_cross_attention
+from .sequence_pictures import CROSS_ATTENTION, draw_cross_attention, measure_cross_attention
 from .sequence_rows import TRANSFORMS, Rows, Vocabulary, draw_rows
 from .task import Evaluated, Final, Measured, Task
 
-MEASURED_ROWS = 500  # at a time
+MEASURED_ROWS = 500  # in one batch
 SHOWN = 10  # predictions
 
 
 class SequenceTask(Task):
-    """The rows of a run's config."""
+    """The transformation of sequences that a run's config names."""
 
-    asked_with = ("generate", "--source", "1 2 3 4")
+    inference_command = ("generate", "--source", "1 2 3 4")
     best_metric = "validation/exact_match"
     best_is_highest = True
     predictions_title = "predictions on validation rows"
@@ -57,7 +57,7 @@ class SequenceTask(Task):
 
     @classmethod
     def preview(cls, config: RunConfig, cache: Path) -> Preview:
-        """Rows are drawn at once: all of it is exact."""
+        """Exact numbers, since drawing rows is fast."""
         task = cls(config)
         order, rows = task.order(), task.validation
         longest = int(config.task.max_length or 0)
@@ -68,11 +68,11 @@ class SequenceTask(Task):
             examples=("rows", task.about),
             order=order,
             step=f"about {order.tokens_per_step:,} tokens: {rows_of_a_step(config)} rows of at most {longest} symbols",
-            evaluated_tokens=2 * int(rows.lengths.sum() - len(rows)),  # read once, and written once
-            written_tokens=-(-len(rows) // MEASURED_ROWS) * (longest + 1),
+            evaluated_tokens=2 * int(rows.lengths.sum() - len(rows)),  # read once, and generated once
+            generated_tokens=-(-len(rows) // MEASURED_ROWS) * (longest + 1),
         )
 
-    # What a run is made of
+    # The parts of a run
 
     @classmethod
     def network_before_examples(cls, config: RunConfig) -> CustomTransformerConfig:
@@ -105,7 +105,7 @@ class SequenceTask(Task):
 
     def order(self, repeat: int | None = None) -> Order:
         training, rows = self.config.training, self.training
-        # bucket=1: a step meets rows of all lengths; of one length each, it learns less in as many steps
+        # bucket=1: a step has rows of all lengths; with rows of one length in each step, training is slower
         order: Order = Padded(
             rows,
             int(rows.lengths.max()),
@@ -117,72 +117,72 @@ class SequenceTask(Task):
         return order if repeat is None else Repeated(order, repeat)
 
     def check(self) -> None:
-        """Nothing that the config has not been asked."""
+        """Nothing: the validation of the config has checked everything."""
 
-    # What it measures and predicts
+    # Metrics and predictions
 
     def batches(
         self, rows: Rows, device: torch.device | str, count: int | None = None, size: int = MEASURED_ROWS
     ) -> Iterator[AnyBatch]:
-        """The first `count` rows in order (None: all), `size` at a time."""
+        """The first `count` rows in order (None: all), in batches of `size`."""
         for numbers in np.split(np.arange(len(rows))[:count], range(size, min(count or len(rows), len(rows)), size)):
             yield rows.batch(numbers, rows.source_lengths[numbers] + 1, device=device)
 
-    def written(self, model: Any, rows: Rows, count: int, **options: Any) -> list[list[int]]:
-        """What the model makes of the first `count` rows by itself. `options` as `generate` takes them."""
+    def generated(self, model: Any, rows: Rows, count: int, **options: Any) -> list[list[int]]:
+        """The model's generated targets for the first `count` rows. `options` are those of `generate`."""
         sources = rows.sources(np.arange(min(count, len(rows))))
         at_once = min(MEASURED_ROWS, -(-len(sources) // processes().size) or 1)
         parts = [sources[first : first + at_once] for first in range(0, len(sources), at_once)]
-        written = processes().mapped(lambda part: self.answers(model, part, **options), parts)
-        return [row for part in written for row in part]
+        generated = processes().mapped(lambda part: self.generate_targets(model, part, **options), parts)
+        return [row for part in generated for row in part]
 
     def symbols_of(self, text: str) -> list[int]:
-        """The symbols of a row that somebody typed: numbers with blanks or commas between. Raises InputError."""
+        """The symbols of a typed row: numbers separated by spaces or commas. Raises InputError."""
         symbols = self.config.task.symbols or 0
         words = text.replace(",", " ").split()
         for word in words:
             if not word.isdecimal() or int(word) >= symbols:
                 raise InputError(
-                    f"{word!r}: is no symbol of this run; a source is made of the numbers 0 to {symbols - 1}, with "
-                    'blanks between, as in "1 2 3 4"'
+                    f"{word!r}: is not a symbol of this run; a source consists of the numbers 0 to {symbols - 1}, "
+                    'separated by spaces, as in "1 2 3 4"'
                 )
         longest = self.config.task.max_length or 0
         if len(words) > longest:
-            raise InputError(f"a source of {len(words)} symbols: this run has learned rows of at most {longest}")
+            raise InputError(f"a source of {len(words)} symbols: this run was trained on rows of at most {longest}")
         if not words:
             raise InputError('an empty source: give the numbers of a row, as in "1 2 3 4"')
         return [int(word) for word in words]
 
-    def answer_of(self, source: Sequence[int]) -> list[int]:
-        """The right one."""
+    def target_of(self, source: Sequence[int]) -> list[int]:
+        """The correct target of a source."""
         return TRANSFORMS[self.config.task.name](np.array([source]), np.array([len(source)]))[0].tolist()
 
-    def answers(self, model: Any, sources: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
-        """What the model writes for each of the sources, until its end or until no row of the task is so long."""
+    def generate_targets(self, model: Any, sources: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
+        """The model's generated target for each source, up to its end token or the longest target of the task."""
         most, words = int(self.config.task.max_length or 0) + 1, self.words
         if words.network != "decoder":
             drawn = model.generate([list(source) for source in sources], max_new_tokens=most, **options)
-            return [words.written(row) for row in drawn.tolist()]
+            return [words.generated(row) for row in drawn.tolist()]
         found: dict[int, list[int]] = {}
         lengths = np.array([len(source) for source in sources])
         options = {"temperature": 0.0} | options
-        for length in np.unique(lengths):  # a decoder reads prompts of one length
+        for length in np.unique(lengths):  # a decoder needs prompts of equal length in a batch
             same = np.flatnonzero(lengths == length)
             prompts = torch.tensor(
                 [[*sources[row], words.separator] for row in same.tolist()], device=model.network.device
             )
             drawn = model.generate(prompts, most, eos_token_id=words.end, **options)[:, length + 1 :]
-            found |= {int(row): words.written(tokens) for row, tokens in zip(same, drawn.tolist(), strict=True)}
+            found |= {int(row): words.generated(tokens) for row, tokens in zip(same, drawn.tolist(), strict=True)}
         return [found[row] for row in range(len(sources))]
 
     def exact_match(self, model: Any, rows: Rows, count: int | None = None) -> float:
-        """Share of rows that the model writes without a mistake, by itself."""
-        written = self.written(model, rows, len(rows) if count is None else count)
-        wanted = rows.targets(np.arange(len(written)))
-        return sum(map(list.__eq__, written, wanted)) / max(1, len(wanted))
+        """The share of rows that the model generates without a mistake."""
+        generated = self.generated(model, rows, len(rows) if count is None else count)
+        wanted = rows.targets(np.arange(len(generated)))
+        return sum(map(list.__eq__, generated, wanted)) / max(1, len(wanted))
 
     def measure(self, model: Any, rows: Rows, count: int | None = None) -> tuple[Evaluation, float]:
-        """Teacher-forced loss and accuracy, and the free-running exact match, of the first `count` rows."""
+        """Teacher-forced loss and accuracy, and free-running exact match, on the first `count` rows."""
         evaluation = Evaluator(model).evaluate(processes().part_of(self.batches(rows, model.network.device, count)))
         return evaluation, self.exact_match(model, rows, count)
 
@@ -193,17 +193,17 @@ class SequenceTask(Task):
         metrics = {name: value for name, value in evaluation.metrics().items() if not name.endswith("perplexity")}
         return Evaluated(
             metrics=metrics | {self.best_metric: exact},
-            sentence=f"validation loss {evaluation.loss:.4f}, accuracy {evaluation.accuracy:.4f} with true tokens "
-            f"before, exact match {exact:.1%} of {rows:,} rows",
+            sentence=f"validation loss {evaluation.loss:.4f}, accuracy {evaluation.accuracy:.4f} with teacher forcing, "
+            f"exact match {exact:.1%} of {rows:,} rows",
             summary=(
-                ("exact match", f"{exact:.2%} of {rows:,} validation rows, written token by token without a mistake"),
-                ("", f"with true tokens before: accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.4f}"),
+                ("exact match", f"{exact:.2%} of {rows:,} validation rows, generated token by token without a mistake"),
+                ("", f"with teacher forcing: accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.4f}"),
             ),
             short=f"exact match {exact:.1%}",
         )
 
     def measure_split(self, model: Any, split: str, limit: int | None = None, predictions: int = 0) -> Measured:
-        """With true tokens before each (accuracy, loss), and free-running (exact match)."""
+        """Accuracy and loss with teacher forcing, and free-running exact match."""
         rows = self.split(split)
         count = len(rows) if limit is None else min(len(rows), limit * self.config.training.batch_size)
         evaluation, exact = self.measure(model, rows, count)
@@ -212,8 +212,12 @@ class SequenceTask(Task):
             headings=(),
             rows=(
                 ("exact match", f"{exact:.2%} of the rows, each token after the model's own (free-running)"),
-                ("accuracy", f"{evaluation.accuracy:.2%} of {evaluation.tokens:,} tokens, each after the true ones"),
-                ("loss", f"{evaluation.loss:.4f} nats a token, likewise"),
+                (
+                    "accuracy",
+                    f"{evaluation.accuracy:.2%} of {evaluation.tokens:,} tokens, each after the true ones "
+                    "(teacher forcing)",
+                ),
+                ("loss", f"{evaluation.loss:.4f} nats per token, with teacher forcing"),
             ),
             metrics={
                 "exact_match": exact,
@@ -226,15 +230,15 @@ class SequenceTask(Task):
         )
 
     def reading(self, model: Any, text: str, most: int) -> Reading:
-        """The numbers of a row, and what the model writes after them itself."""
+        """The numbers of a row, and the target that the model generates for them."""
         words, row = self.words, self.symbols_of(text)
-        (written,) = self.answers(model, [row])
+        (generated,) = self.generate_targets(model, [row])
 
         def named(tokens: Sequence[int]) -> list[str]:
             return [words.words([token]) for token in tokens]
 
         decoder = words.network == "decoder"
-        target = ([*row, words.separator, *written] if decoder else [words.beginning, *written])[:most]
+        target = ([*row, words.separator, *generated] if decoder else [words.beginning, *generated])[:most]
         tokens = torch.tensor([target])
         nothing = torch.full_like(tokens, IGNORED)
         if decoder:
@@ -246,17 +250,17 @@ class SequenceTask(Task):
         return SequenceWriter(self, model)
 
     def predictions(self, model: Any) -> list[str]:
-        """Ten rows, as one text: what the model writes, and whether it is right."""
+        """Ten validation rows as one text: what the model generates, and whether it is right."""
         return ["\n".join(self.shown_rows(model, self.validation, SHOWN))]
 
     def in_one_line(self, prediction: str) -> str:
         return prediction.partition("\n")[0]
 
     def shown_rows(self, model: Any, rows: Rows, count: int) -> list[str]:
-        """Of the first `count` rows, a line each."""
-        written = self.written(model, rows, count)
-        numbers = np.arange(len(written))
-        return list(map(self.shown, rows.sources(numbers), rows.targets(numbers), written))
+        """One line for each of the first `count` rows."""
+        generated = self.generated(model, rows, count)
+        numbers = np.arange(len(generated))
+        return list(map(self.shown, rows.sources(numbers), rows.targets(numbers), generated))
 
     def shown(self, source: Sequence[int], wanted: Sequence[int], found: Sequence[int]) -> str:
         words = self.words.words
@@ -264,12 +268,12 @@ class SequenceTask(Task):
         return f"{words(source)} -> {words(found)}  {verdict}"
 
     def final(self, model: Any, directory: Path) -> Final:
-        """Exact match on the test rows, and where one of them is looked at while it is written."""
+        """Exact match on the test rows, and the cross-attention of one of them as a picture."""
         exact = self.exact_match(model, self.test)
         metrics = {"test/exact_match": exact}
-        summary = [("test rows", f"exact match {exact:.2%} of {len(self.test):,} that no run trains on")]
+        summary = [("test rows", f"exact match {exact:.2%} of {len(self.test):,}, on which no run trains")]
         pictures: list[Path] = []
-        if (seen := look_at_cross_attention(model.network, self.test)) is not None:
+        if (seen := measure_cross_attention(model.network, self.test)) is not None:
             if draw_cross_attention(seen, path := directory / CROSS_ATTENTION, self.config.task.name):
                 pictures.append(path)
             if seen.best_share is not None:
@@ -285,7 +289,7 @@ class SequenceTask(Task):
         assert not isinstance(batch, EncoderBatch)
         return self.words.words(batch.tokens[0, :positions].tolist())
 
-    # What is said and saved of it
+    # Descriptions and files
 
     @property
     def about(self) -> str:
@@ -318,17 +322,17 @@ class SequenceTask(Task):
 
     def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
         if state.get("dataset_digest") != self.digests["dataset_digest"]:
-            raise ConfigError([f"task: these rows are others than those of {checkpoint}; start a new run"])
+            raise ConfigError([f"task: its rows differ from those of {checkpoint}; start a new run"])
 
 
 class SequenceWriter(Writer):
-    """A row of symbols that somebody typed, and what becomes of it."""
+    """The answer of a trained model to a typed row of symbols."""
 
     def __init__(self, task: SequenceTask, model: Any):
         self.task, self.model = task, model
 
     def write(self, source: str, **drawing: Any) -> str:
-        """With the verdict whether it is right."""
+        """The source, the generated target, and whether it is right."""
         symbols = self.task.symbols_of(source)
-        (written,) = self.task.answers(self.model, [symbols], **drawing)
-        return self.task.shown(symbols, self.task.answer_of(symbols), written)
+        (generated,) = self.task.generate_targets(self.model, [symbols], **drawing)
+        return self.task.shown(symbols, self.task.target_of(symbols), generated)

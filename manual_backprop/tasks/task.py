@@ -1,9 +1,8 @@
-"""The seam between a run and what it learns: the runner, its report, its state and its summary know a task by this
-class alone.
+"""The interface between a run and its task: the runner, its report, its state and its summary use only this class.
 
-A batch says by its type what it holds, and the network's `loss_and_gradients` takes it as it is: the loss of training
-is that of the network's head, which the task chooses with the model that it builds. What a task measures of a model
-afterwards is its own business, and so is what of it a reader gets to see.
+A batch's type says what it holds, and the network's `loss_and_gradients` takes it directly. The training loss is that
+of the network's head, which the task chooses when it builds the model. Each task defines its own metrics and the texts
+that a reader sees.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from ..common.errors import ConfigError, InputError
 from ..config.schema import CustomTransformerConfig, RunConfig
 from ..data.tokens.order import Order
 from ..models.wrappers.wrapper import NetworkWrapper
-from .asking import Predictor, Reading, Writer
 from .evaluation import Evaluator, ShownToken
+from .inference import Predictor, Reading, Writer
 from .preview import Preview
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What a task has measured of a model on the validation split."""
+    """The results of an evaluation on the validation split."""
 
-    metrics: Mapping[str, float]  # by the names that a run tracks: validation/loss, and what else the task measures
+    metrics: Mapping[str, float]  # by the names of a run's metrics: validation/loss, and the task's own
     sentence: str  # the same for a reader, in one line
-    summary: tuple[tuple[str, str], ...]  # and in rows, title and text, on the page at the end of a run
-    short: str = ""  # and in a few words, beside the losses of an epoch
+    summary: tuple[tuple[str, str], ...]  # as rows of title and text, for the page at the end of a run
+    short: str = ""  # in a few words, beside the losses of an epoch
 
 
 @dataclass(frozen=True)
 class Final:
-    """What a task adds at the end of a run that has come to it."""
+    """What a task adds at the end of a completed run."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     summary: tuple[tuple[str, str], ...] = ()  # further rows of the page
@@ -47,46 +46,46 @@ class Final:
 
 @dataclass(frozen=True)
 class Measured:
-    """A trained model on one split, as `evaluate` shows and logs it."""
+    """The results of a trained model on one split, as `evaluate` shows and logs them."""
 
-    title: str  # which split, and how many of what
-    headings: tuple[str, ...]  # of the table's columns; none where its rows say it themselves
+    title: str  # the split and its size
+    headings: tuple[str, ...]  # of the table's columns; empty if the rows need none
     rows: tuple[tuple[str, ...], ...]
-    metrics: Mapping[str, float]  # by plain names: loss is logged as evaluation/SPLIT_loss
-    whole: bool = True  # or the first batches of the split
-    notes: tuple[str, ...] = ()  # what a reader of the numbers must know
-    predictions: tuple[str, ...] = ()  # a line each
+    metrics: Mapping[str, float]  # by names without a prefix: loss is logged as evaluation/SPLIT_loss
+    whole: bool = True  # False: only the first batches of the split
+    notes: tuple[str, ...] = ()  # about the split and the metrics, for a reader
+    predictions: tuple[str, ...] = ()  # one line each
 
 
 class Task(ABC):
-    """What a run learns, opened for the config of one run. Nothing of it changes while the run goes on."""
+    """A task, opened for the config of one run. It does not change during the run."""
 
-    evaluate_options: tuple[str, ...] = ("--predictions",)  # of `evaluate`, those that this task can follow
-    asked_with = ("generate", "--prompt", "Return the")  # how a trained model is asked: command, option, an example
-    signature: Mapping[str, Any] | None = None  # of MLflow's model: inputs, outputs, params; None: a text and more text
-    best_metric = "validation/loss"  # of its metrics, the one that chooses the best checkpoint
-    best_is_highest = False  # and whether its highest value is the best, or its lowest
+    evaluate_options: tuple[str, ...] = ("--predictions",)  # options of `evaluate` that this task supports
+    inference_command = ("generate", "--prompt", "Return the")  # for a trained model: command, option, an example
+    signature: Mapping[str, Any] | None = None  # of MLflow's model: inputs, outputs, params; None: text to text
+    best_metric = "validation/loss"  # the metric that chooses the best checkpoint
+    best_is_highest = False  # whether the highest value of that metric is the best, or the lowest
     predictions_title = "a sample"
-    files: tuple[str, ...] = ()  # what `save` writes; every checkpoint has a copy
+    files: tuple[str, ...] = ()  # the files that `save` writes; every checkpoint has a copy
 
     config: RunConfig
-    digests: Mapping[str, str]  # SHA-256 of what its examples depend on, as checkpoints and tags name them
+    digests: Mapping[str, str]  # SHA-256 of everything that determines the examples, by their names in checkpoints
 
     @classmethod
     @abstractmethod
     def open(cls, config: RunConfig, cache: Path) -> Self:
-        """With its examples out of `cache`; what is not there is prepared. Raises InputError and StorageError."""
+        """The task with its examples from `cache`, prepared now if necessary. Raises InputError and StorageError."""
 
     @classmethod
     def restored(cls, config: RunConfig, directory: Path, cache: Path) -> Self:
-        """To ask a trained model without its examples, which may be gone: with what `save` wrote into the checkpoint
-        `directory`; here of a task that needs nothing to be written. Raises InputError and CheckpointError."""
+        """The task without its examples, for inference with a trained model, from the files that `save` wrote into the
+        checkpoint `directory`. The default is for a task without files. Raises InputError and CheckpointError."""
         return cls.open(config, cache)
 
     @classmethod
     def preview(cls, config: RunConfig, cache: Path) -> Preview:
-        """What is known of the examples without preparing them; here of a task that opens in no time. Raises
-        InputError for what cannot be used."""
+        """Estimates about a run without preparing its examples. The default is for a task that opens quickly. Raises
+        InputError for data that cannot be used."""
         task = cls.open(config, cache)
         order = task.order()
         return Preview(
@@ -98,10 +97,10 @@ class Task(ABC):
             order=order,
             step=f"{order.tokens_per_step:,} tokens",
             evaluated_tokens=0,
-            written_tokens=0,
+            generated_tokens=0,
         )
 
-    # What a run is made of
+    # The parts of a run
 
     @classmethod
     def network_before_examples(cls, config: RunConfig) -> CustomTransformerConfig | None:
@@ -111,80 +110,80 @@ class Task(ABC):
     @property
     @abstractmethod
     def network_config(self) -> CustomTransformerConfig:
-        """The network that the config and the examples ask for. Raises ConfigError where they do not fit."""
+        """The network's config, from the run's config and the examples. Raises ConfigError if they do not fit."""
 
     @abstractmethod
     def build_model(self) -> NetworkWrapper:
-        """A new model with that network: its head and its loss are those that this task's batches want."""
+        """A new model with `network_config`, whose head and loss fit this task's batches."""
 
     @abstractmethod
     def order(self, repeat: int | None = None) -> Order:
-        """In which order a run meets the training examples; `repeat`: only the first so many steps, again and again.
+        """The order of the training examples; `repeat`: use only the first `repeat` steps, repeatedly.
 
-        Raises InputError where there are too few.
+        Raises InputError if there are too few examples.
         """
 
-    def check(self) -> None:  # noqa: B027  examples that are made here are as they should be
-        """Before a run starts: InputError where the validation split cannot be used."""
+    def check(self) -> None:  # noqa: B027  generated examples need no check
+        """Called before a run starts. Raises InputError if the validation split cannot be used."""
 
-    # What it measures and predicts
+    # Metrics and predictions
 
     @abstractmethod
     def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:
-        """Over the validation split; with `limit`, over its first so many batches."""
+        """Evaluate a model on the first `limit` batches of the validation split (None: on all)."""
 
     def measure_split(self, model: Any, split: str, limit: int | None = None, predictions: int = 0) -> Measured:
-        """A trained model on the split train, validation or test; with `limit`, on its first so many batches, and with
-        so many `predictions`. Here, what a run measures itself. Raises InputError where there is no such split."""
+        """Measure a trained model on the first `limit` batches (None: on all) of the split train, validation or test,
+        and add `predictions` lines of predictions. The default measures the same as `evaluate`. Raises InputError if
+        there is no such split."""
         if split != "validation":
-            raise InputError(f"task={self.config.task.name} measures its validation split alone")
+            raise InputError(f"task={self.config.task.name} can only be measured on its validation split")
         evaluated = self.evaluate(model, limit)
         metrics = {name.removeprefix("validation/"): value for name, value in evaluated.metrics.items()}
         shown = tuple(self.predictions(model)[:predictions])
         return Measured(split, (), evaluated.summary, metrics, limit is None, predictions=shown)
 
     def token_by_token(self, model: Any, split: str, count: int, likeliest: int) -> Iterator[ShownToken]:
-        """The first `count` targets of a split, as they are evaluated: for a task with `--tokens` among its options."""
+        """The first `count` targets of a split, for a task with `--tokens` in its `evaluate_options`."""
         raise NotImplementedError
 
     def predictor(self, model: Any) -> Predictor:
-        """What answers `predict`: of a task that says in `asked_with` that it is asked by that."""
+        """The predictor for `predict`, for a task whose `inference_command` is that."""
         raise NotImplementedError
 
     def writer(self, model: Any) -> Writer:
-        """What answers `generate --source`, likewise."""
+        """The writer for `generate --source`, for a task whose `inference_command` is that."""
         raise NotImplementedError
 
     def reading(self, model: Any, text: str, most: int) -> Reading:
-        """How a model reads a text that somebody typed, the first `most` places of it. Raises InputError where a task
-        reads none."""
-        raise InputError(f"a model of task={self.config.task.name} reads no text that could be typed")
+        """A typed text as the model reads it, up to `most` positions. Raises InputError if the task reads no text."""
+        raise InputError(f"a model of task={self.config.task.name} reads no text")
 
     def unsmoothed_loss(self, model: NetworkWrapper, batches: Iterable[AnyBatch]) -> float:
-        """Of a training step's batches, without label smoothing and dropout: what can be compared with validation."""
+        """The loss of a training step without label smoothing and dropout, comparable with the validation loss."""
         return Evaluator(model).evaluate(batches).loss
 
     @abstractmethod
     def predictions(self, model: Any) -> list[str]:
-        """What the model makes of some examples, as texts for a reader. The same model, the same texts."""
+        """The model's predictions for some examples, as texts for a reader. They depend on the model alone."""
 
     def in_one_line(self, prediction: str) -> str:
-        """Of a prediction what is shown while a run goes on."""
+        """A prediction in one line, as shown during a run."""
         return " ".join(prediction.split())
 
     def final(self, model: Any, directory: Path) -> Final:
-        """At the end of a run, once: what else is measured, and pictures, which are written into `directory`."""
+        """Further metrics at the end of a run, and pictures, which are written into `directory`."""
         return Final()
 
     @abstractmethod
     def example(self, device: torch.device) -> AnyBatch:
-        """A batch of one validation row, always the same, at which a network is looked at."""
+        """A batch of one validation row, always the same, on which a network is inspected."""
 
     @abstractmethod
     def text(self, batch: AnyBatch, positions: int) -> str:
-        """The first so many positions of a batch's first row, as a reader sees them."""
+        """The first `positions` positions of a batch's first row, as text."""
 
-    # What is said and saved of it
+    # Descriptions and files
 
     @property
     @abstractmethod
@@ -193,35 +192,35 @@ class Task(ABC):
 
     @property
     def baselines(self) -> str:
-        """What simple methods reach on the same examples, in one line; empty where nobody has measured it."""
+        """The metrics of simple methods on the same examples, in one line; empty if not measured."""
         return ""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What whoever reads a run's results must know of the examples."""
+        """Notes on the examples, for readers of a run's results."""
         return ()
 
     @property
     def profile(self) -> Mapping[str, int]:
-        """Numbers that depend on nothing but the data."""
+        """Numbers that depend on the data alone, for MLflow."""
         return {}
 
     @property
     def data_tags(self) -> Mapping[str, str]:
-        """What depends on the run's config too."""
+        """Tags of the data that also depend on the run's config, for MLflow."""
         return {}
 
     @property
     def source(self) -> tuple[str, str | None]:
-        """What the examples are called, and where they lie, if they are the user's own."""
+        """The name of the examples, and their path if they are the user's own."""
         return self.config.task.name, None
 
     def save(self, directory: Path) -> None:  # noqa: B027  a task without files has nothing to write
-        """Writes `files`: what a model needs beside its parameters."""
+        """Write `files`: what a model needs in addition to its parameters."""
 
     def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
-        """ConfigError where a checkpoint with this state was made with other examples than these."""
+        """Raise ConfigError if a checkpoint with this state was trained on other examples."""
         differing = [name.removesuffix("_digest") for name, digest in self.digests.items() if state.get(name) != digest]
         if differing:
             way_out = f"bring back that of {checkpoint}, or start a new run"
-            raise ConfigError([f"{name}: what this task learns from is another one; {way_out}" for name in differing])
+            raise ConfigError([f"{name}: it is not the one of the checkpoint; {way_out}" for name in differing])

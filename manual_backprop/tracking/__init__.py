@@ -1,20 +1,20 @@
-"""Tracking: what a run writes about itself, and how it reaches MLflow.
+"""Tracking: the files that record a run, and their delivery to MLflow.
 
-    run_directory.py    a run's folder: name, owner, status, lock; finding runs
-    run_log.py          run.log, and warnings that reach the terminal
-    progress.py         what a person sees while a run goes on
-    metrics_file.py     metrics.jsonl: the append-only truth, and its schema
-    training_log.py     TrainingLogger and load_training_log, of use without the Runner
-    tracker.py          the Tracker that the loop talks to; LocalTracker (tracking=none)
-    system_metrics.py   what the machine does meanwhile
-    mlflow_tracking.py  MlflowTracker: a thread that follows the run's directory
-    mlflow_messages.py  what is said of MLflow: reasons, remedies, addresses without secrets
-    mlflow_delivery.py  what that thread, and `python -m manual_backprop.sync`, send to MLflow
+    run_directory.py    a run's directory: name, owner, status, lock; finding runs
+    run_log.py          run.log, and warnings on the terminal
+    progress.py         the progress line on the terminal
+    metrics_file.py     metrics.jsonl, the append-only source of truth, and its schema
+    training_log.py     TrainingLogger and load_training_log, which also work without the Runner
+    tracker.py          the Tracker that the loop calls; LocalTracker (tracking=none)
+    system_metrics.py   use of processor, memory and GPU
+    mlflow_tracking.py  MlflowTracker: a thread that delivers the run directory to MLflow
+    mlflow_messages.py  messages about MLflow: reasons, remedies, addresses without secrets
+    mlflow_delivery.py  the delivery itself, for that thread and for `python -m manual_backprop.sync`
     late_delivery.py    the same for a run that has ended
     mlflow_model.py     a run's best checkpoint as MLflow's model
     parent_runs.py      a sweep and its runs in MLflow
-    provenance.py       which code made a run: commit, changes, packages
-    environment.py      what the last bits of a run depend on: threads, torch, processor, compiler, code
+    provenance.py       the code of a run: commit, changes, packages
+    environment.py      what determines the exact bits of a run: threads, torch, processor, compiler, code
 
     close_dead_runs("outputs")
     run = create_run_directory("outputs", "small-python_docs")
@@ -69,9 +69,9 @@ def open_tracker(
 ) -> Tracker:
     """The tracker of `tracking=name` (mlflow, none) for a run that this process owns; `root` is the outputs directory.
 
-    `metrics_length` is what the checkpoint remembers from which the run resumes (`Tracker.sync` returned it); None
-    for a new run. A resumed run continues its MLflow run, which run.json names. Returns at once. Raises StorageError,
-    InputError.
+    `metrics_length` is the length of metrics.jsonl recorded in the checkpoint from which the run resumes (from
+    `Tracker.sync`); None for a new run. A resumed run continues its MLflow run, whose id is in run.json. Does not wait
+    for MLflow. Raises StorageError, InputError.
     """
     if name == "none":
         return LocalTracker(run.path, experiment_name, run_name, metrics_length)

@@ -1,4 +1,5 @@
-"""What the last bits of a run depend on beside its config and its data: threads, torch, processor, compiler, code."""
+"""The environment of a run, which determines its exact bits together with config and data: threads, torch, processor,
+compiler, code."""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ from ..common.processes import processes
 if TYPE_CHECKING:
     from ..models.network import Network
 
-CODE = ("version", "commit", "code")  # of an environment: which code it was
+CODE = ("version", "commit", "code")  # keys of an environment that identify the code
 
 
 def environment_of(network: Network) -> dict[str, Any]:
-    """Of a network in this process, as it is now: `made_with` in every checkpoint and every run.json."""
+    """The environment of a network in this process; checkpoints and run.json store it under `made_with`."""
     import torch
 
     device = network.device
@@ -32,9 +33,9 @@ def environment_of(network: Network) -> dict[str, Any]:
     }
 
 
-@functools.cache  # what is imported does not change any more, and every checkpoint has it
+@functools.cache  # imported code does not change any more, and every checkpoint stores it
 def code_version() -> dict[str, str]:
-    """Which code this process runs: the package's version, its commit, and the digest of its files."""
+    """The code that this process runs: the package's version, its commit, and the digest of its files."""
     from .. import __version__
     from .provenance import commit_tags
 
@@ -44,8 +45,8 @@ def code_version() -> dict[str, str]:
 
 
 def differing(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two environments: "threads: 2 then, 1 now". The code is `other_version`'s."""
-    then = {"processes": 1} | then  # of runs from before there were several
+    """The differences between two environments, as in "threads: 2 then, 1 now"; without the code (`other_version`)."""
+    then = {"processes": 1} | then  # older runs had one process and did not record it
     return [
         f"{name}: {then.get(name)} then, {value} now"
         for name, value in now.items()
@@ -54,21 +55,21 @@ def differing(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def other_version(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The line that says that the code is another one, with which the same bits are not promised; None where the files
-    of the package are the same. `then` is the environment of a run or a checkpoint; what it lacks is unknown."""
+    """A line about a change of the code, after which the same bits are not guaranteed; None if the package's files are
+    the same. `then` is the environment of a run or a checkpoint; missing entries are unknown."""
     if then.get("code") == now["code"]:
         return None
     return f"code: {version_in_words(then)} then, {version_in_words(now)} now; the package's files differ"
 
 
 def version_in_words(environment: Mapping[str, Any]) -> str:
-    """`0.1.0, commit 557d51a8a562`, as far as it is known."""
+    """The version as text, such as `0.1.0, commit 557d51a8a562`; missing parts are called unknown."""
     commit, separator, changes = str(environment.get("commit", "unknown")).partition(" ")
     return f"{environment.get('version', 'unknown version')}, commit {commit[:12]}{separator}{changes}"
 
 
 def code_digest() -> str:
-    """SHA-256 of the sources of this package: what a commit does not tell of a changed checkout, or of a wheel."""
+    """SHA-256 of the sources of this package; unlike a commit it also identifies a changed checkout or a wheel."""
     folder = Path(__file__).resolve().parents[1]
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):

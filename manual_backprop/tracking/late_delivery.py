@@ -1,4 +1,4 @@
-"""Bringing to MLflow what it did not take of a run while that went on, or what was added to the run later."""
+"""Delivery of a run that has ended: what MLflow did not receive during the run, or what was added later."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from manual_backprop.tracking.tracker import Tracked, outputs_of
 
 
 def deliver_run(which: str, root: Path) -> str:
-    """Deliver one run; return the sentence that says so. Raises ManualBackpropError, or what MLflow raises."""
+    """Deliver one run and return a sentence about it. Raises ManualBackpropError, and MLflow's exceptions."""
     path = named_run(which, root)
     root = outputs_of(path, root)
     close_dead_runs(root)
@@ -31,13 +31,14 @@ def deliver_run(which: str, root: Path) -> str:
         delivery.deliver(final=True)
         delivery.terminate_dead_runs()
         where = f"{without_credentials(delivery.uri)}, experiment {experiment_name}"
-        return f"{run.path} is delivered to {where}. {delivery.what_is_refused()}".removesuffix(". ")
+        return f"{run.path} is delivered to {where}. {delivery.refusal_message()}".removesuffix(". ")
     finally:
         run.release()
 
 
 def named_run(which: str, root: Path) -> Path:
-    """`last` is the newest start here, with or without a checkpoint: its metrics want to be delivered too."""
+    """The directory of a run. `last` is the newest one, even without a checkpoint, since it has metrics to deliver.
+    Raises InputError."""
     if which != "last":
         path = find_run(root, which).path
         return outputs_of(path, root) / path.parent.name / path.name if path.parent.name in (RUNS, SWEEPS) else path
@@ -48,10 +49,10 @@ def named_run(which: str, root: Path) -> Path:
 
 
 def next_in_mlflow(run: Path, purpose: str) -> str:
-    """What to type to see a run there; or, where it has not arrived, to bring it there."""
+    """The command to see a run in MLflow; or, if MLflow does not have it, the command to deliver it."""
     root = outputs_of(run, run.parent.parent)
     place = where_to_look(tracking_uri(root), root, read_run(run).get("mlflow"))
     if place is None:
-        return f"python -m manual_backprop.sync {run.name}   # MLflow has not taken it"
+        return f"python -m manual_backprop.sync {run.name}   # MLflow does not have it yet"
     address = ": http://127.0.0.1:5000" * (not place.startswith("http"))
     return f"{place:<24} # {purpose}{address}"

@@ -1,21 +1,21 @@
-"""metrics.jsonl: the append-only file that is the source of truth about a run's metrics.
+"""metrics.jsonl: the append-only file that is the source of truth for a run's metrics.
 
-The schema, version 1. The first line is a header, every other line one entry:
+Version 1 of the schema: the first line is a header, every other line one entry.
 
     {"format": "manual_backprop.metrics", "version": 1}
     {"step": 10, "time_ms": 1795205412345, "metrics": {"train/loss": 5.123456789, "tokens_seen": 40960}}
 
 - `step`: optimizer steps completed, from 1. `time_ms`: milliseconds since 1970, UTC, when the entry was written.
-- `metrics`: train/loss, learning_rate and the like of training (DESIGN.md, 7), inspect/ of every layer
+- `metrics`: train/loss, learning_rate and others of training (DESIGN.md, 7), inspect/ of every layer
   (training.inspect_every), validation/ of an evaluation, system/ of the machine (at most every 10 s).
-  `load_training_log` gives inspect/ with training, and the others apart.
+  `load_training_log` returns inspect/ together with training, and the others separately.
 - Numbers are unrounded: reading gives the same float64. JSON has no NaN and no infinity; the strings "NaN", "Infinity"
-  and "-Infinity" stand for them.
-- A step may stand on several lines (training and validation), and again after a resume: the last value counts.
-- The last line may be torn (the process was killed while it wrote); a reader ignores it.
-- What a resume left behind lies in `superseded.jsonl` beside it: entries in the same form, without a header.
+  and "-Infinity" represent them.
+- A step may have several lines (training and validation), and more after a resume: the last value counts.
+- The last line may be incomplete (the process was killed while it wrote); a reader ignores it.
+- A resume moves entries after its checkpoint to `superseded.jsonl`: the same format, without a header.
 
-Standard library only. Feeding MLflow from this file is mlflow_tracking.py's work.
+Standard library only. Not here: delivery to MLflow (mlflow_tracking.py).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ logger = logging.getLogger("manual_backprop.tracking")
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the file, and where the next one starts [bytes]."""
+    """One line of the file, and the position where the next one starts [bytes]."""
 
     step: int
     time_ms: int
@@ -55,10 +55,11 @@ class Entry:
 
 
 class MetricsFile:
-    """The writing end. One process at a time owns it (the run directory's lock); its threads may share it.
+    """Writes the file. One process at a time owns it (by the run directory's lock); its threads may share it.
 
-    A line goes to the kernel in one write, so that `kill -9` loses none. Lines that a full disk refuses wait in memory
-    and are written before the next one; only `close` raises StorageError for them. Opening cuts a torn last line off.
+    A line goes to the kernel in one write, so that `kill -9` loses none. Lines that do not fit on a full disk wait in
+    memory and are written before the next one; only `close` raises StorageError for them. Opening removes an incomplete
+    last line.
     """
 
     def __init__(self, path: str | Path):
@@ -85,7 +86,7 @@ class MetricsFile:
 
     @property
     def length(self) -> int:
-        """How much is written [bytes]: what a checkpoint remembers."""
+        """The length of the file [bytes], which checkpoints record."""
         return self._length
 
     def append(self, step: int, metrics: Mapping[str, SupportsFloat], time_ms: int | None = None) -> None:
@@ -110,9 +111,9 @@ class MetricsFile:
                 self._warned = True
 
     def truncate(self, length: int) -> int:
-        """Move what lies beyond `length` bytes to superseded.jsonl; return the number of bytes moved.
+        """Move everything after `length` bytes to superseded.jsonl; return the number of bytes moved.
 
-        A resume calls this with the length that its checkpoint remembers. Raises InputError where no line ends there.
+        A resume calls this with the length recorded in its checkpoint. Raises InputError if no line ends there.
         """
         with self._lock, storage_errors(f"shorten {self.path}"):
             if length == self._length:
@@ -120,10 +121,10 @@ class MetricsFile:
             content = self.path.read_bytes()
             if not 0 < length < len(content) or content[length - 1 : length] != b"\n":
                 raise InputError(
-                    f"{self.path} has {len(content)} bytes and no line that ends at byte {length}, which the "
-                    "checkpoint remembers: it is not the file that this checkpoint was saved with"
+                    f"{self.path} has {len(content)} bytes, but no line that ends at byte {length}, which the "
+                    "checkpoint records: it is not the file that this checkpoint was saved with"
                 )
-            # First the copy, forced to the disk, then the cut: a kill in between repeats entries there, and loses none.
+            # First sync the copy, then cut the file: a kill in between repeats entries in the copy, but loses none.
             beyond = content[length:]
             with (self.path.parent / SUPERSEDED).open("ab") as superseded:
                 superseded.write(beyond if beyond.endswith(b"\n") else beyond + b"\n")
@@ -135,14 +136,14 @@ class MetricsFile:
             return len(beyond)
 
     def sync(self) -> int:
-        """Force everything written to the disk; return the length. A save calls this before it remembers the length."""
+        """Sync the file to the disk and return its length. A save calls this before it records the length."""
         with self._lock, storage_errors(f"write {self.path}"):
             self._write_waiting()
             os.fsync(self._file.fileno())
             return self._length
 
     def close(self) -> None:
-        """Raises StorageError if lines are still waiting for room on the disk."""
+        """Close the file. Raises StorageError if lines are still waiting for space on the disk."""
         if self._file.closed:
             return
         try:
@@ -162,16 +163,16 @@ class MetricsFile:
                 self._file.write(content[written:])  # raises the reason why the first write was short
         except OSError:
             with suppress(OSError):
-                self._file.truncate(self._length)  # no part of a line stays
+                self._file.truncate(self._length)  # leave no part of a line
             raise
         self._length += len(content)
 
 
 def read_entries(path: Path, start: int = 0, damaged: list[int] | None = None) -> Iterator[Entry]:
-    """The whole entries of a file, from byte `start` on; a torn last line is left for the next time.
+    """The complete entries of a file, from byte `start` on; an incomplete last line is left for the next call.
 
-    A line that is no entry (only a failing disk leaves one in the middle) is skipped, and its byte position is put into
-    `damaged`. Raises InputError if this is no metrics file of a version that we know.
+    A line that is not an entry (only a failing disk leaves one in the middle) is skipped, and its byte position is
+    added to `damaged`. Raises InputError if this is not a metrics file of a known version.
     """
     if start == 0 and path.name != SUPERSEDED:
         _check_header(path)
@@ -204,7 +205,7 @@ def _check_header(path: Path) -> None:
     if not first.endswith(b"\n"):
         if len(first) < 10_000 and _as_line({"format": FORMAT, "version": VERSION}).startswith(first):
             return  # it has just been created
-        raise InputError(f"{path} is not a metrics file: its first line is no header")
+        raise InputError(f"{path} is not a metrics file: its first line is not a header")
     try:
         header = json.loads(first)
     except ValueError:
@@ -242,7 +243,7 @@ def _from_json_number(value: Any) -> float:
     if isinstance(value, str):
         return _NON_FINITE[value]
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no number")
+        raise TypeError(f"{value!r} is not a number")
     return value
 
 

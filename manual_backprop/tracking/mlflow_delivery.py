@@ -1,13 +1,12 @@
-"""Delivering a run's directory to MLflow: idempotent, in batches, from what is written there.
+"""Delivery of a run directory to MLflow: idempotent, in batches, from the files in the directory.
 
 `MlflowDelivery(directory, root).deliver()` sends what MLflow does not have yet: parameters, tags, metrics with the
-JSONL's own timestamps (the same point sent twice is stored once), artifacts, checkpoints as hard links, the status.
-The feeder thread of a run calls it again and again (mlflow_tracking.py), `python -m manual_backprop.sync` calls it
-once.
+timestamps of metrics.jsonl (a point that is sent twice is stored once), artifacts, checkpoints as hard links, the
+status. A run's thread calls it repeatedly (mlflow_tracking.py), `python -m manual_backprop.sync` calls it once.
 
-It waits, retries and raises as MLflow does: nothing here may be called by the training loop. Importing MLflow takes
-seconds and happens in `deliver`. Only MlflowClient is used: the fluent functions obey MLFLOW_RUN_ID and other
-variables.
+MLflow's calls may block, retry and raise, so the training loop must not call this module. Importing MLflow takes
+seconds and happens in `deliver`. Only MlflowClient is used, since MLflow's fluent functions depend on MLFLOW_RUN_ID and
+other variables.
 """
 
 from __future__ import annotations
@@ -69,61 +68,62 @@ TAGS_IN_BATCH = 100
 LONGEST_PARAMETER = 6000
 LONGEST_TAG = 5000
 LONGEST_DIGEST = 36
-MOST_REFUSED = 3  # points of a metric; the rest of it is not sent then
-BUSY = (429, 503, 504)  # answers of a server that will take the same later
+MOST_REFUSED = 3  # points of a metric; after that the rest is not sent
+BUSY = (429, 503, 504)  # HTTP statuses of a server that may accept the same later
 CHANGED_TAG = "changed."
 TRAINING_TAG = "mlflow.data.context"
 RUN_ID_TAG = "manual_backprop.run_id"
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows runs and charts, not chats
 logger = logging.getLogger("manual_backprop.tracking")
-# Measured anew when a step is repeated after a resume; every other metric of a repeated step is the same or news.
-_OF_THE_CLOCK = ("tokens_per_second", "peak_share", "system/")
+# Metrics that always differ when a step is repeated after a resume; these are not sent again.
+_TIMING_METRICS = ("tokens_per_second", "peak_share", "system/")
 
 
 def prepare_environment() -> None:
-    """Bound MLflow's patience (it blocks for minutes on a dead server) and keep it silent, unless the user chose."""
+    """Set shorter timeouts for MLflow, which blocks for minutes on a dead server, and silence it. Variables that the
+    user has set stay."""
     for name, value in {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # [s]
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-        "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # failures are raised as well; we report them, in one line
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # failures are also raised; we report them in one line
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the credentials that are in it
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # which may contain credentials
     }.items():
         os.environ.setdefault(name, value)
 
 
 def tracking_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI, or mlflow.db beside the outputs directory `root`: where a bare `mlflow ui` looks."""
+    """MLFLOW_TRACKING_URI, or mlflow.db beside the outputs directory `root`, which `mlflow ui` opens by default."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     return store_uri(given) if given else sqlite_uri(root.absolute().parent / STORE)
 
 
 class DeletedRun(Exception):
-    """The run was deleted in MLflow while it was delivered."""
+    """The run was deleted in MLflow during the delivery."""
 
 
 class MlflowDelivery:
-    """One run's way to MLflow. `last_success` and `working_locally` tell another thread whether to wait for it."""
+    """The delivery of one run. `last_success` and `working_locally` tell another thread whether to wait for it."""
 
     def __init__(self, directory: Path, root: Path):
         self.directory = directory
         self.root = root.absolute()
         self.uri = tracking_uri(self.root)
         self.last_success = time.monotonic()
-        self.working_locally = False  # importing MLflow, waiting for a store or creating it: a minute at most
+        self.working_locally = False  # importing MLflow, waiting for a store or creating it: at most a minute
         self._client: MlflowClient | None = None
         self._run_id = self._experiment = ""
-        self.refused: dict[str, str] = {}  # parts that MLflow does not take, while it takes others, and why
-        self._artifacts: Path | None = None  # of a local store
-        self._artifacts_stay = False  # in the run's directory: a local store wants them outside of `root`
+        self.refused: dict[str, str] = {}  # parts that MLflow refuses while it accepts others -> reason
+        self._artifacts: Path | None = None  # the artifact folder of a local store
+        self._artifacts_stay = False  # in the run directory, since a local store would put them outside of `root`
         self._forget()
 
     def _forget(self) -> None:
-        """What MLflow has of the run."""
+        """Reset what we know about the run in MLflow."""
         self._refused_points: Counter[str] = Counter()  # of each metric
         self._position = 0  # in metrics.jsonl [bytes]
-        self._stored: dict[str, dict[int, float]] = {}  # points that MLflow had before we came
+        self._stored: dict[str, dict[int, float]] = {}  # points that MLflow had before this delivery
         self._parameters: dict[str, str] = {}
         self._tags: dict[str, str] = {}
         self._datasets: set[tuple[str, str]] = set()  # name, digest
@@ -131,19 +131,19 @@ class MlflowDelivery:
         self._files: dict[tuple[str, str], tuple[int, int]] = {}  # artifact -> (mtime, size) as delivered
 
     def deliver(self, final: bool = False) -> None:
-        """Send what is new. `final`: artifacts that changed, and the status too.
+        """Send what is new. `final`: also changed artifacts and the status.
 
-        Raises MLflow's errors where it does not answer. What it refuses is in `refused`, once for each part, and keeps
-        nothing else from being delivered; the next final delivery tries these parts again.
+        Raises MLflow's errors if it does not answer. Parts that it refuses are listed in `refused`; the other parts are
+        delivered all the same, and the next final delivery tries the refused ones again.
         """
         try:
             self._deliver(final)
         except DeletedRun:
             self._client = None
-            self._deliver(final)  # into another one, or the same where its experiment can be restored
+            self._deliver(final)  # into a new run, or the same one if its experiment can be restored
 
-    def what_is_refused(self) -> str:
-        """Sentences: which parts, why, and what can be done. Empty where MLflow has everything."""
+    def refusal_message(self) -> str:
+        """Sentences about the refused parts, the reasons, and what to do; empty if MLflow has everything."""
         if not self.refused:
             return ""
         again = f"Then deliver the rest with: python -m manual_backprop.sync {shlex.quote(str(self.directory))}"
@@ -159,29 +159,29 @@ class MlflowDelivery:
             self._send_parameters(client, tracked.parameters)
             self._send_tags(client, {**tracked.tags, DIRECTORY_TAG: str(self.directory)})
             self._send_changes(client, tracked.changes)
-            self._tolerating("dataset", self._send_datasets, client, tracked.datasets)
+            self._try_to_send("dataset", self._send_datasets, client, tracked.datasets)
         self._send_tags(
             client, parent_and_child_tags(read_run(self.directory), without_credentials(self.uri), self.root)
         )
         self._send_metrics(client)
         run = read_run(self.directory)
-        if final and run["status"] != RUNNING:  # before what may take long, or may not be taken
+        if final and run["status"] != RUNNING:  # before parts that may take long or may be refused
             ended = run["status"], _milliseconds(run["ended_at"])
-            self._tolerating("status", self._done, client.set_terminated, self._run_id, *ended)
+            self._try_to_send("status", self._call, client.set_terminated, self._run_id, *ended)
         if final or tracked_at != self._tracked_at:
             self._send_artifacts(client, [] if self._artifacts_stay else tracked.artifacts)
             self._tracked_at = tracked_at
         artifacts = "artifacts" not in self.refused and not self._artifacts_stay
-        linked = artifacts and self._tolerating("checkpoints", self._link_checkpoints)
+        linked = artifacts and self._try_to_send("checkpoints", self._link_checkpoints)
         if final:
             if artifacts and not linked:
-                self._tolerating("checkpoints", self._upload_checkpoints, client)
+                self._try_to_send("checkpoints", self._upload_checkpoints, client)
             if artifacts and run["status"] == FINISHED:
-                self._tolerating("model", self._log_model, client)
+                self._try_to_send("model", self._log_model, client)
             self._record(run["status"], delivered=True)
 
     def terminate_dead_runs(self) -> None:
-        """Tell MLflow about runs of this outputs directory that ended while nobody could."""
+        """Set the status in MLflow of runs in this outputs directory whose processes have died."""
         client = self._client or self._open()
         for path in [*list_runs(self.root), *list_runs(self.root, SWEEPS)]:
             run = read_run(path)
@@ -190,12 +190,12 @@ class MlflowDelivery:
                 continue
             if known.get("tracking_uri") != without_credentials(self.uri):
                 continue
-            with suppress(ManualBackpropError):  # somebody owns it again, or its disk is full: another time
+            with suppress(ManualBackpropError):  # another process owns it, or the disk is full: try later
                 owned = own_run_directory(path)
                 try:
-                    self._done(client.set_terminated, known["run_id"], run["status"], _milliseconds(run["ended_at"]))
+                    self._call(client.set_terminated, known["run_id"], run["status"], _milliseconds(run["ended_at"]))
                     owned.update(mlflow={**known, "status": run["status"]})
-                except Exception as error:  # it was deleted, perhaps
+                except Exception as error:  # the run may be deleted
                     self._raise_unless_refused(error)
                 finally:
                     owned.release()
@@ -206,8 +206,8 @@ class MlflowDelivery:
         parts = urlsplit(self.uri)
         if parts.scheme in ("http", "https") and parts.query:
             raise InputError(
-                f"MLFLOW_TRACKING_URI={without_credentials(self.uri)} is followed by a ?, after which MLflow looks for "
-                "no server; leave that out, and give a token as MLFLOW_TRACKING_TOKEN"
+                f"MLFLOW_TRACKING_URI={without_credentials(self.uri)} is followed by a ? and a query, which MLflow "
+                "does not support; leave it out, and give a token as MLFLOW_TRACKING_TOKEN"
             )
         self._forget()
         self.working_locally = "mlflow" not in sys.modules
@@ -215,13 +215,13 @@ class MlflowDelivery:
             prepare_environment()
             from mlflow import MlflowClient
 
-            # Also where somebody imported MLflow before us. urllib3 warns of every attempt that it repeats.
+            # Needed too if MLflow was imported before. urllib3 warns about every retry.
             for name in ("mlflow", "alembic", "urllib3.connectionpool"):
                 logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
             local, database = sqlite_database(self.uri)
             if database is not None:
                 database.parent.mkdir(parents=True, exist_ok=True)
-            # Processes that create a store together, or bring an older one up to date, crash each other.
+            # Processes that create or upgrade a store at the same time crash each other.
             self.working_locally = database is not None
             with FileLock(f"{database}.lock", timeout=60) if database else nullcontext():
                 if database is not None and not database.is_symlink():
@@ -238,23 +238,22 @@ class MlflowDelivery:
         self._artifacts = path_of(run.info.artifact_uri)
         self._artifacts_stay = self._artifacts is not None and not is_inside(self._artifacts, self.root)
         if self._artifacts is not None and self._artifacts_stay:
-            self._tell_where_artifacts_stay(self._artifacts.parents[1], tracked.experiment_name)
+            self._warn_where_artifacts_stay(self._artifacts.parents[1], tracked.experiment_name)
         self._parameters = dict(run.data.params)
         self._tags = dict(run.data.tags)
         inputs = run.inputs.dataset_inputs if run.inputs else []
         self._datasets = {(one.dataset.name, one.dataset.digest) for one in inputs}
         for name in run.data.metrics:
-            points = self._done(client.get_metric_history, self._run_id, name)
+            points = self._call(client.get_metric_history, self._run_id, name)
             self._stored[name] = {point.step: point.value for point in points}
         self._record(RUNNING, delivered=False)
         self._client = client
         return client
 
     def _create_store(self, database: Path) -> None:
-        """Where there is none: a sqlite store that is complete before it has its name.
+        """Create an SQLite store, if there is none, under a temporary name and rename it when it is complete.
 
-        MLflow takes seconds to make one where it shall lie, and what it leaves there when it is killed cannot be opened
-        again.
+        MLflow takes seconds to create one; a store that is left incomplete by a kill cannot be opened again.
         """
         for unfinished in database.parent.glob(f"{glob.escape(database.name)}.new-*"):
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -264,7 +263,7 @@ class MlflowDelivery:
 
         folder = Path(tempfile.mkdtemp(prefix=f"{database.name}.new-", dir=database.parent))
         try:
-            # The place of its default experiment goes into a line of SQL as it is: a URI has no quotes.
+            # MLflow puts the location of its default experiment into SQL unquoted; a URI contains no quotes.
             SqlAlchemyStore(sqlite_uri(folder / STORE), file_uri(self.root / "artifacts")).engine.dispose()
             (folder / STORE).replace(database)
         finally:
@@ -273,48 +272,50 @@ class MlflowDelivery:
     def _experiment_id(self, client: MlflowClient, name: str, local: bool) -> str:
         from mlflow.exceptions import MlflowException
 
-        found = self._done(client.get_experiment_by_name, name)
+        found = self._call(client.get_experiment_by_name, name)
         if found is None:
-            # Without a location MLflow would put artifacts under whatever directory is current; a server has its own.
+            # Without a location MLflow would put artifacts below the working directory; a server has its own location.
             location = file_uri(self.root / "artifacts") if local else None
             try:
-                return self._done(client.create_experiment, name, location, MODEL_TRAINING)
+                return self._call(client.create_experiment, name, location, MODEL_TRAINING)
             except MlflowException:
-                found = client.get_experiment_by_name(name)  # another process was faster
+                found = client.get_experiment_by_name(name)  # another process has just created it
                 if found is None:
                     raise
         if found.lifecycle_stage != "active":
-            self._done(client.restore_experiment, found.experiment_id)
+            self._call(client.restore_experiment, found.experiment_id)
         return found.experiment_id
 
-    def _tell_where_artifacts_stay(self, location: Path, experiment: str) -> None:
-        """MLflow cannot give an experiment another location. Nothing is written outside of `root`, so where the project
-        was moved or copied, or shares a database with another, the location says what helps."""
+    def _warn_where_artifacts_stay(self, location: Path, experiment: str) -> None:
+        """Warn that artifacts stay in the run directory, since the experiment's location is outside of `root`. MLflow
+        cannot change a location, so the remedy depends on why: the project was moved or copied, or shares a database
+        with another one."""
         before = location.parent
         if os.path.lexists(before):
-            remedy = f"runs that are given experiment_name={shlex.quote(f'{experiment}-2')} get a place in {self.root}"
+            remedy = f"runs with experiment_name={shlex.quote(f'{experiment}-2')} get a location in {self.root}"
         else:
             link = f"mkdir -p {shlex.quote(str(before.parent))} && ln -s {shlex.quote(str(self.root))} "
             again = f"python -m manual_backprop.sync {shlex.quote(str(self.directory))}"
             remedy = f"if this project was moved from there: {link}{shlex.quote(str(before))} && {again}"
         logger.warning(
-            "MLflow wants the artifacts of experiment %s in %s, which is outside of %s. They stay in %s; %s",
+            "MLflow's location for artifacts of experiment %s is %s, which is outside of %s. They stay in %s; %s",
             *(experiment, location, self.root, self.directory, remedy),
         )
 
     def _find_or_create_run(self, client: MlflowClient, experiment_id: str, tracked: Tracked) -> Run:
-        """The run that run.json remembers, or one with our id (killed before it was remembered), or a new one."""
+        """The run that run.json names, or one with our id (if the process was killed before writing that), or a new
+        one."""
         from mlflow.exceptions import MlflowException
 
         record = read_run(self.directory)
         known = record.get("mlflow") or {}
         run = None
         if known.get("tracking_uri") == without_credentials(self.uri):
-            with suppress(MlflowException):  # deleted for good, or another database in the same place
-                run = self._done(client.get_run, known["run_id"])
+            with suppress(MlflowException):  # permanently deleted, or there is another database at this URI
+                run = self._call(client.get_run, known["run_id"])
         if run is None:
             wanted = f"tags.`{RUN_ID_TAG}` = '{self.directory.name}'"
-            found = self._done(client.search_runs, [experiment_id], wanted, max_results=1)
+            found = self._call(client.search_runs, [experiment_id], wanted, max_results=1)
             run = found[0] if found else None
         if run is None or run.info.lifecycle_stage != "active":
             tags = {
@@ -323,13 +324,13 @@ class MlflowDelivery:
                 "mlflow.source.name": record["command"][:LONGEST_TAG],
                 "mlflow.source.type": "LOCAL",
             }
-            with suppress(OSError, KeyError):  # no name for this user id, as in some containers
+            with suppress(OSError, KeyError):  # the user id has no name, as in some containers
                 tags["mlflow.user"] = getpass.getuser()
-            return self._done(
+            return self._call(
                 client.create_run, experiment_id, _milliseconds(record["created_at"]), tags, tracked.run_name
             )
         if run.info.status != RUNNING and record["status"] == RUNNING:
-            self._done(client.update_run, run.info.run_id, RUNNING)
+            self._call(client.update_run, run.info.run_id, RUNNING)
         return run
 
     def _record(self, status: str, delivered: bool) -> None:
@@ -344,27 +345,27 @@ class MlflowDelivery:
 
     # Sending
 
-    def _done(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Call MLflow, and remember when it last answered."""
+    def _call(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Call MLflow and record the time of its answer."""
         answer = call(*arguments, **named)
         self.last_success = time.monotonic()
         return answer
 
-    def _tolerating(self, part: str, send: Callable[..., Any], *arguments: Any) -> bool:
-        """Send a part of the run; whether MLflow took it. False where `send` returns False, too."""
+    def _try_to_send(self, part: str, send: Callable[..., Any], *arguments: Any) -> bool:
+        """Send a part of the run and return whether MLflow accepted it; also False if `send` returns False."""
         if part in self.refused:
             return False
         try:
             return send(*arguments) is not False
-        except Exception as error:  # whatever MLflow, its server or the place of its artifacts raise
+        except Exception as error:  # MLflow, its server and its artifact store have many kinds of errors
             elsewhere = part.split()[0] in ("artifact", "checkpoints", "model")
             self._raise_unless_refused(error, elsewhere)
             self.refused[part] = one_line(error, self.uri)
             return False
 
     def _send_each(self, kind: str, entities: Sequence[Any], send: Callable[[Sequence[Any]], None]) -> None:
-        """Send what has a `key` and a `value`: all at once, and where that is refused one half after the other, so that
-        only what MLflow refuses by itself is left out."""
+        """Send entities that have a `key` and a `value`: all at once; if that is refused, each half separately, so that
+        only those that MLflow refuses by themselves are left out."""
         entities = [one for one in entities if self._refused_points[f"{kind} {one.key}"] < MOST_REFUSED]
         if not entities:
             return
@@ -383,8 +384,9 @@ class MlflowDelivery:
             self._send_each(kind, entities[middle:], send)
 
     def _raise_unless_refused(self, error: Exception, elsewhere: bool = False) -> None:
-        """MLflow refuses what it answered with an error, while it answers another question. Raises `error` where it is
-        down, slow or busy, and DeletedRun. `elsewhere`: artifacts, whose place may be down by itself."""
+        """Return if MLflow refuses a part: its answer is an error, but it still answers another request. Otherwise it
+        is down, slow or busy, and this raises `error`; or DeletedRun. `elsewhere`: the part goes to the artifact store,
+        which may be down while the server is not."""
         from mlflow.exceptions import MlflowException
 
         if isinstance(error, ManualBackpropError) or (not elsewhere and not isinstance(error, MlflowException)):
@@ -398,7 +400,7 @@ class MlflowDelivery:
             raise error
         assert self._client is not None
         try:
-            run = self._done(self._client.get_run, self._run_id)
+            run = self._call(self._client.get_run, self._run_id)
         except Exception:
             raise error from None
         if run.info.lifecycle_stage != "active":
@@ -411,14 +413,14 @@ class MlflowDelivery:
         new = [Param(name, value) for name, value in values.items() if name not in self._parameters]
 
         def send(batch: Sequence[Param]) -> None:
-            self._done(client.log_batch, self._run_id, params=batch, synchronous=True)
+            self._call(client.log_batch, self._run_id, params=batch, synchronous=True)
             self._parameters |= {parameter.key: parameter.value for parameter in batch}
 
         for first in range(0, len(new), PARAMETERS_IN_BATCH):
             self._send_each("parameter", new[first : first + PARAMETERS_IN_BATCH], send)
 
     def _send_changes(self, client: MlflowClient, changes: dict[str, list[list[Any]]]) -> None:
-        """MLflow's parameters are immutable: a resume with another learning rate shows in a tag."""
+        """Send parameters that a resume has changed as tags, since MLflow's parameters are immutable."""
         tags = {
             f"{CHANGED_TAG}{name}": ", ".join(f"{value} (from step {step})" for step, value in values)
             for name, values in changes.items()
@@ -426,8 +428,8 @@ class MlflowDelivery:
         self._send_tags(client, tags)
         for name in self._parameters:
             tag = f"{CHANGED_TAG}{name}"
-            if tag in self._tags and tag not in tags:  # a resume from an earlier step undid it
-                self._tolerating(f"tag {tag}", self._done, client.delete_tag, self._run_id, tag)
+            if tag in self._tags and tag not in tags:  # a resume from an earlier step has undone the change
+                self._try_to_send(f"tag {tag}", self._call, client.delete_tag, self._run_id, tag)
                 del self._tags[tag]
 
     def _send_datasets(self, client: MlflowClient, datasets: list[dict[str, Any]]) -> None:
@@ -444,9 +446,9 @@ class MlflowDelivery:
                 inputs.append(DatasetInput(Dataset(*key, one["source_type"], *texts), tags))
         if inputs:
             try:
-                self._done(client.log_inputs, self._run_id, datasets=inputs)
-            except MlflowException:  # another run has just entered the same dataset, which both found missing
-                self._done(client.log_inputs, self._run_id, datasets=inputs)
+                self._call(client.log_inputs, self._run_id, datasets=inputs)
+            except MlflowException:  # another run has just added the same dataset
+                self._call(client.log_inputs, self._run_id, datasets=inputs)
             self._datasets |= {(one.dataset.name, one.dataset.digest) for one in inputs}
 
     def _send_tags(self, client: MlflowClient, tags: dict[str, str]) -> None:
@@ -456,7 +458,7 @@ class MlflowDelivery:
         new = [RunTag(name, value) for name, value in values.items() if self._tags.get(name) != value]
 
         def send(batch: Sequence[RunTag]) -> None:
-            self._done(client.log_batch, self._run_id, tags=batch, synchronous=True)
+            self._call(client.log_batch, self._run_id, tags=batch, synchronous=True)
             self._tags |= {tag.key: tag.value for tag in batch}
 
         for first in range(0, len(new), TAGS_IN_BATCH):
@@ -466,12 +468,13 @@ class MlflowDelivery:
         from mlflow.entities import Metric
 
         def send(batch: Sequence[Metric]) -> None:
-            self._done(client.log_batch, self._run_id, metrics=batch, synchronous=True)
+            self._call(client.log_batch, self._run_id, metrics=batch, synchronous=True)
 
         batch: list[Metric] = []
         position = self._position
         for entry in read_entries(self.directory / METRICS, self._position):
-            points = [Metric(name, float(entry.metrics[name]), entry.time_ms, entry.step) for name in self._news(entry)]
+            names = self._missing_metrics(entry)
+            points = [Metric(name, float(entry.metrics[name]), entry.time_ms, entry.step) for name in names]
             if len(batch) + len(points) > METRICS_IN_BATCH:
                 self._send_each("metric", batch, send)
                 self._position = position
@@ -481,22 +484,22 @@ class MlflowDelivery:
         self._send_each("metric", batch, send)
         self._position = position
 
-    def _news(self, entry: Entry) -> list[str]:
-        """What MLflow lacks of an entry: a resumed run repeats steps that were delivered before it was killed."""
+    def _missing_metrics(self, entry: Entry) -> list[str]:
+        """The metrics of an entry that MLflow lacks: a resumed run repeats steps that were already delivered."""
         return [
             name
             for name, value in entry.metrics.items()
             if entry.step not in self._stored.get(name, ())
-            or not (name.startswith(_OF_THE_CLOCK) or _same(self._stored[name][entry.step], value))
+            or not (name.startswith(_TIMING_METRICS) or _same(self._stored[name][entry.step], value))
         ]
 
     def _send_artifacts(self, client: MlflowClient, listed: Sequence[Sequence[str]]) -> None:
-        """Where the first two are refused, so are all."""
+        """Send artifacts; if the first two are refused, give up on all."""
         for path, folder in listed:
             if "artifacts" in self.refused:
                 return
             part = f"artifact {path}"
-            if self._tolerating(part, self._send_artifact, client, path, folder) or self._files:
+            if self._try_to_send(part, self._send_artifact, client, path, folder) or self._files:
                 continue
             refused = [one for one in self.refused if one.startswith("artifact ")]
             if len(refused) > 1:
@@ -509,13 +512,13 @@ class MlflowDelivery:
             state = (file.stat().st_mtime_ns, file.stat().st_size)
             if self._files.get((path, folder)) != state:
                 send = client.log_artifacts if file.is_dir() else client.log_artifact
-                self._done(send, self._run_id, str(file), folder or None)
+                self._call(send, self._run_id, str(file), folder or None)
                 self._files[path, folder] = state
 
-    # Checkpoints: the run directory owns them
+    # Checkpoints, which the run directory owns
 
     def _link_checkpoints(self) -> bool:
-        """Make a local store's `checkpoints` the same as the run's, by hard links; False where that is impossible."""
+        """Mirror the run's checkpoints in a local store by hard links; False if that is impossible."""
         if self._artifacts is None:
             return False
         wanted = {path.name: path for path in CheckpointManager(self.directory / "checkpoints").list()}
@@ -531,7 +534,7 @@ class MlflowDelivery:
             try:
                 for file in source.iterdir():
                     os.link(file, target / name / file.name)
-            except FileNotFoundError:  # it has just been replaced by a newer one
+            except FileNotFoundError:  # a newer one has just replaced it
                 shutil.rmtree(target / name, ignore_errors=True)
             except OSError:  # another file system, or one without links
                 shutil.rmtree(target / name, ignore_errors=True)
@@ -548,7 +551,7 @@ class MlflowDelivery:
     # The model: the best checkpoint of a finished run, for mlflow.pyfunc.load_model("runs:/RUN_ID/model")
 
     def _log_model(self, client: MlflowClient) -> None:
-        """Once for the same parameters, however often this is called or killed in the middle."""
+        """Log the model, once for the same parameters, even after repeated or killed calls."""
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
         checkpoints = CheckpointManager(self.directory / "checkpoints")
@@ -557,10 +560,10 @@ class MlflowDelivery:
             return
         tags = {"checkpoint": checkpoint.name, "parameters_digest": parameters_digest(checkpoint)}
         ours = f"name = '{MODEL_NAME}' AND source_run_id = '{self._run_id}'"
-        known = self._done(client.search_logged_models, [self._experiment], ours)
+        known = self._call(client.search_logged_models, [self._experiment], ours)
         model = next((one for one in known if tags.items() <= one.tags.items()), None)
         if model is None:
-            model = self._done(client.create_logged_model, self._experiment, MODEL_NAME, self._run_id, tags)
+            model = self._call(client.create_logged_model, self._experiment, MODEL_NAME, self._run_id, tags)
         if model.status == LoggedModelStatus.READY:
             return
         local = path_of(model.artifact_location)
@@ -569,12 +572,12 @@ class MlflowDelivery:
         if local is None:
             for file in sorted(path for path in folder.rglob("*") if path.is_file()):
                 inside = file.parent.relative_to(folder).as_posix().removeprefix(".")
-                self._done(client.log_model_artifact, model.model_id, str(file), inside or None)
+                self._call(client.log_model_artifact, model.model_id, str(file), inside or None)
             shutil.rmtree(folder)
-        outputs = self._done(client.get_run, self._run_id).outputs
+        outputs = self._call(client.get_run, self._run_id).outputs
         if model.model_id not in {one.model_id for one in (outputs.model_outputs if outputs else ())}:
-            self._done(client.log_outputs, self._run_id, [LoggedModelOutput(model.model_id, step_of(checkpoint))])
-        self._done(client.finalize_logged_model, model.model_id, LoggedModelStatus.READY)
+            self._call(client.log_outputs, self._run_id, [LoggedModelOutput(model.model_id, step_of(checkpoint))])
+        self._call(client.finalize_logged_model, model.model_id, LoggedModelStatus.READY)
 
 
 def _same(stored: float, value: float) -> bool:

@@ -1,14 +1,14 @@
 """A run's best checkpoint as a model that MLflow can load and serve, without a pickle and without code in the artifact.
 
     MLmodel  requirements.txt  python_env.yaml
-    step-NNNNNN/    the checkpoint without the optimizer's state: safetensors, the task's files, JSON, checksums
+    step-NNNNNN/    the checkpoint without the optimizer state: safetensors, the task's files, JSON, checksums
 
     model = mlflow.pyfunc.load_model("runs:/RUN_ID/model")
     model.predict(["Once upon"], params={"max_length": 50})      # -> a list of continuations
-    model.predict(["1 2 3"], params={"beams": 4})                # an encoder-decoder's: symbols in, symbols out
+    model.predict(["1 2 3"], params={"beams": 4})                # for an encoder-decoder: symbols in, symbols out
 
-MLflow imports `manual_backprop.served_model` by its name (`loader_module`), which `trained_models.served` is behind; so
-the package has to be installed where the model is loaded. Writing a model needs the standard library only.
+MLflow imports `manual_backprop.served_model` by its name (`loader_module`), an alias of `trained_models.served`; so the
+package must be installed where the model is loaded. Writing a model needs the standard library only.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ..common.errors import CheckpointError
 from ..common.json_files import read_object
 
 MODEL_NAME = "model"  # runs:/RUN_ID/model
-LOADER = "manual_backprop.served_model"  # in every MLmodel that was written: it is importable, wherever this file lies
+LOADER = "manual_backprop.served_model"  # in every written MLmodel, so this name must stay importable
 PARAMETERS = "parameters.safetensors"
-OPTIMIZER = "optimizer.safetensors"  # which no model needs
+OPTIMIZER = "optimizer.safetensors"  # not part of a model
 TOKENIZER = "tokenizer.json"
-IMPORTED = ("mlflow", "torch", "safetensors", "tokenizers", "numpy")  # by what loads and serves it
+IMPORTED = ("mlflow", "torch", "safetensors", "tokenizers", "numpy")  # packages needed to load and serve it
 SAMPLING = {"max_length": ("long", 100), "temperature": ("double", 0.7), "top_k": ("long", 50), "seed": ("long", 0)}
-SEARCH = {"max_length": ("long", 0), "beams": ("long", 1), "length_penalty": ("double", 0.6)}  # 0: as long as it can be
+SEARCH = {"max_length": ("long", 0), "beams": ("long", 1), "length_penalty": ("double", 0.6)}  # max_length 0: no limit
 
 
 def reads_sources(state: Mapping[str, Any]) -> bool:
@@ -44,13 +44,13 @@ def reads_sources(state: Mapping[str, Any]) -> bool:
 
 
 def state_of(checkpoint: Path) -> Mapping[str, Any]:
-    """What a run, or a program, has written beside the parameters. Raises CheckpointError."""
+    """The state saved in a checkpoint in addition to the parameters. Raises CheckpointError."""
     state = read_object(checkpoint / STATE, kind=CheckpointError).get("state")
     return state if isinstance(state, Mapping) else {}
 
 
 def signature_of(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What MLflow is told of inputs, outputs and parameters: the task's own, or that of a model that writes texts."""
+    """MLflow's signature of inputs, outputs and parameters: the task's own, or that of a model from text to text."""
     if isinstance(signature := state.get("signature"), Mapping):
         return signature
     text = [{"type": "string", "required": True}]
@@ -62,7 +62,7 @@ def signature_of(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def is_servable(checkpoint: Path) -> bool:
-    """A run's checkpoints are; those that a program of somebody's own saves may lack a part."""
+    """Whether a checkpoint has all files of a model. A run's checkpoints do; those that a program saves may not."""
     if not all((checkpoint / name).is_file() for name in (MANIFEST, PARAMETERS, STATE)):
         return False
     if (checkpoint / TOKENIZER).is_file():
@@ -72,12 +72,12 @@ def is_servable(checkpoint: Path) -> bool:
 
 
 def parameters_digest(checkpoint: Path) -> str:
-    """SHA-256 of the parameters, as the checkpoint's manifest has it: which model this is."""
+    """SHA-256 of the parameters, from the checkpoint's manifest; it identifies the model."""
     return _manifest(checkpoint)["files"][PARAMETERS]["sha256"]
 
 
 def write_model(folder: Path, checkpoint: Path, run_id: str, model_id: str) -> None:
-    """Make `folder` an MLflow model of a checkpoint; its files are hard links where the file system has them.
+    """Write an MLflow model of a checkpoint into `folder`, with hard links if the file system has them.
 
     Raises StorageError.
     """
@@ -89,7 +89,7 @@ def write_model(folder: Path, checkpoint: Path, run_id: str, model_id: str) -> N
         manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name != OPTIMIZER}
         for name in manifest["files"]:
             _link_or_copy(checkpoint / name, inside / name)
-        # Byte for byte what a checkpoint's manifest looks like: loading compares it.
+        # The same bytes as a checkpoint's manifest would have: loading checks this.
         (inside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         versions = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in IMPORTED]
         (folder / "requirements.txt").write_text("\n".join(versions) + "\n")
@@ -100,7 +100,7 @@ def write_model(folder: Path, checkpoint: Path, run_id: str, model_id: str) -> N
 
 
 def _description(data: str, run_id: str, model_id: str, signature: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of MLmodel, as `mlflow.pyfunc.save_model(loader_module=...)` writes it in its seconds."""
+    """The content of MLmodel, as `mlflow.pyfunc.save_model(loader_module=...)` writes it, but without its seconds."""
     return {
         "flavors": {
             "python_function": {

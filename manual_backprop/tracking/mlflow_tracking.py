@@ -1,9 +1,8 @@
-"""tracking=mlflow: a thread that follows the run's directory and delivers it to MLflow.
+"""tracking=mlflow: a thread that delivers the run directory to MLflow.
 
-Everything MLflow happens on that thread: its import, the creation of a new store, every call. The loop only writes into
-the run's directory. A tracker that is dead, hung, slow or full costs a run two lines and at its end `TIMEOUT` seconds
-in which MLflow does not answer and the process does not compute; what it did not take is delivered later by
-`python -m manual_backprop.sync RUN_DIRECTORY`.
+All work for MLflow is done in that thread: its import, the creation of a new store, every call. The loop only writes
+into the run directory. If MLflow is down, hung, slow or out of space, a run prints two warnings and waits at its end at
+most `TIMEOUT` seconds without an answer. `python -m manual_backprop.sync RUN_DIRECTORY` delivers the rest later.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from manual_backprop.tracking.mlflow_messages import one_line, without_credentia
 from manual_backprop.tracking.run_directory import FINISHED
 from manual_backprop.tracking.tracker import LocalTracker
 
-INTERVAL = 1.0  # [s] between two deliveries, and more where they are costly:
-SHARE = 0.005  # of one processor core's time may go into them,
-LONGEST_PAUSE = 5.0  # [s] but whoever looks at MLflow meanwhile waits no longer than that
-LONGEST_INTERVAL = 30.0  # [s] between two attempts on a tracker that fails
-TIMEOUT = 4.0  # [s] that a run waits at its end for a tracker that does not answer,
-WORK = 0.1  # [s] where this much of a processor's time is a sign of life too, as on a busy machine
-LONGEST_WAIT = 60.0  # [s] that it waits for one that does, or for a new store
+INTERVAL = 1.0  # [s] between two deliveries, more if they are costly
+SHARE = 0.005  # largest share of one core's time for deliveries
+LONGEST_PAUSE = 5.0  # [s] between two deliveries at most, so that MLflow stays up to date
+LONGEST_INTERVAL = 30.0  # [s] between two attempts if MLflow fails
+TIMEOUT = 4.0  # [s] that a run waits at its end without an answer from MLflow
+WORK = 0.1  # [s] of processor time that count as progress, as on a busy machine
+LONGEST_WAIT = 60.0  # [s] that a run waits at its end if MLflow answers, or for a new store
 
 logger = logging.getLogger("manual_backprop.tracking")
 
 
 class MlflowTracker(LocalTracker):
-    """Writes into the run's directory as LocalTracker does; a thread delivers it. `root` is the outputs directory."""
+    """A LocalTracker whose run directory a thread delivers to MLflow. `root` is the outputs directory."""
 
     def __init__(self, directory: Path, root: Path, experiment_name: str, run_name: str, keep: int | None = None):
         super().__init__(directory, experiment_name, run_name, keep)
@@ -40,26 +39,26 @@ class MlflowTracker(LocalTracker):
         self._failure: Exception | None = None
         self._warned = False
         self._complete = False
-        # A daemon: a hung tracker must not keep the process from ending.
+        # A daemon, so that a hung call to MLflow does not keep the process from ending.
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
         self._thread.start()
 
     def finish(self, status: str = FINISHED) -> None:
         try:
-            super().finish(status)  # the truth first
+            super().finish(status)  # the run's own files first
         finally:
             self._closing.set()
             self._wait()
             if not self._complete:
                 reason = one_line(self._failure, self._delivery.uri) if self._failure else "it does not answer"
                 logger.warning(
-                    "MLflow at %s did not take everything (%s). The run's own files are complete; "
+                    "MLflow at %s did not accept everything (%s). The run's own files are complete; "
                     "deliver the rest with: python -m manual_backprop.sync %s",
                     without_credentials(self._delivery.uri),
                     reason,
                     self.directory,
                 )
-            elif refused := self._delivery.what_is_refused():
+            elif refused := self._delivery.refusal_message():
                 where = without_credentials(self._delivery.uri)
                 logger.warning("MLflow at %s has the run. %s", where, refused)
 
@@ -88,7 +87,7 @@ class MlflowTracker(LocalTracker):
                     self._delivery.terminate_dead_runs()
                 interval = min(max(INTERVAL, (time.thread_time() - processor) / SHARE), LONGEST_PAUSE)
                 self._failure = None
-            except Exception as error:  # whatever MLflow, its database or its server raise
+            except Exception as error:  # MLflow, its database and its server have many kinds of errors
                 self._failure = error
                 interval = min(2 * interval, LONGEST_INTERVAL)
                 if not self._warned and not closing:

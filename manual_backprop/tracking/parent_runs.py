@@ -1,9 +1,7 @@
-"""Parent and child runs in MLflow: a sweep and its runs find each other by tags, whose values are MLflow's ids.
+"""Parent and child runs in MLflow: tags with MLflow's ids link a sweep and its runs.
 
-These are known only after delivery.
-
-run.json names the other by its directory (`sweep` of a run, `best` of a sweep); once that one has been delivered, its
-own run.json has the id. MLflow may have been down meanwhile, so a delivery looks again each time.
+MLflow's ids exist only after delivery. run.json names the other run by its directory (`sweep` of a run, `best` of a
+sweep); once that one has been delivered, its run.json has the id. So every delivery looks for it again.
 """
 
 from __future__ import annotations
@@ -19,9 +17,9 @@ BEST_RUN_TAG = "best_run_id"
 
 
 def parent_and_child_tags(record: dict[str, Any], tracking_uri: str, outputs: Path) -> dict[str, str]:
-    """The tags of the run whose run.json is `record`, in the store at `tracking_uri` (without credentials).
+    """The tags for the run whose run.json is `record`, in the store at `tracking_uri` (without credentials).
 
-    The other one lies in the same outputs directory, wherever that has been moved or copied since.
+    The other run is in the same outputs directory, even if that was moved or copied.
     """
     tags = {}
     for tag, key, folder in ((PARENT_TAG, "sweep", SWEEPS), (BEST_RUN_TAG, "best", RUNS)):

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one live line in a terminal, plain lines where there is none."""
+"""The progress of a run on the terminal: one live line, or plain lines if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PLAIN_INTERVAL = 5.0  # [s] between two plain lines
 
 
 class ProgressLine:
-    """Steps done, loss, learning rate, gradient norm, tokens a second, time left."""
+    """Shows completed steps, loss, learning rate, gradient norm, tokens per second, and remaining time."""
 
     def __init__(self, first_step: int, max_steps: int):
         self.first_step, self.max_steps = first_step, max_steps
@@ -49,7 +49,7 @@ class ProgressLine:
         self.console.print(f"step {step}/{self.max_steps}  {values}  {left:.0f} s left", highlight=False)
 
     def say(self, text: str) -> None:
-        """A line that stays, above the live one."""
+        """Print a line above the live one."""
         self.console.print(escape(text), highlight=False)
 
     def close(self) -> None:

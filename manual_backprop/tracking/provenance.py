@@ -1,6 +1,6 @@
-"""Which code made a run: the commit, what was changed since, and the packages that were installed.
+"""The code of a run: the commit, uncommitted changes, and installed packages.
 
-Nothing of the environment's variables is read: tokens and passwords live there.
+Environment variables are not recorded, since they may hold tokens and passwords.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ..common.durable_files import write_atomically
 PACKAGES = "packages.txt"
 SOURCE_DIFF = "source.diff"
 LARGEST_DIFF = 1_000_000  # [bytes]
-MOST_UNTRACKED = 200  # names of files
+MOST_UNTRACKED = 200  # file names
 
 
 def commit_tags() -> dict[str, str]:
-    """git_commit and git_dirty of the checkout that this package runs from; unknown where it is installed or git is
-    not there."""
+    """git_commit and git_dirty of the checkout that this package runs from; "unknown" for an installed package or
+    without git."""
     try:
         here = _checkout()
         commit = _git(here, "rev-parse", "HEAD").strip()
@@ -32,9 +32,9 @@ def commit_tags() -> dict[str, str]:
 
 
 def write_provenance(directory: Path, first_step: int = 0) -> list[Path]:
-    """packages.txt, and source.diff where the checkout is not as it was committed. Returns what lies in `directory`.
+    """Write packages.txt, and source.diff if the checkout has uncommitted changes. Returns these files in `directory`.
 
-    What a resume after `first_step` steps finds changed stands beside the first one, with the step in its name. Raises
+    If they differ after a resume from step `first_step`, further files have the step in their names. Raises
     StorageError.
     """
     return [
@@ -44,20 +44,20 @@ def write_provenance(directory: Path, first_step: int = 0) -> list[Path]:
     ]
 
 
-@functools.cache  # to read them takes a tenth of a second, and what is imported does not change any more
+@functools.cache  # reading them takes a tenth of a second, and imported packages do not change any more
 def installed_packages() -> str:
-    """Lines as in a requirements file, below the version of Python."""
-    found = [one.metadata for one in importlib.metadata.distributions()]  # read once, not for each of its fields
+    """The version of Python, and the packages as in a requirements file."""
+    found = [one.metadata for one in importlib.metadata.distributions()]  # read once instead of once for each field
     packages = {f"{about['Name']}=={about['Version']}" for about in found if about["Name"]}
     lines = [f"# Python {platform.python_version()} on {platform.platform()}", *sorted(packages, key=str.lower)]
     return "\n".join(lines) + "\n"
 
 
 def source_diff() -> str:
-    """`git diff HEAD` of the checkout below the names of the files that git does not know; empty where it is clean."""
+    """The names of untracked files and `git diff HEAD` of the checkout; empty if it is clean or there is none."""
     try:
         top = Path(_git(_checkout(), "rev-parse", "--show-toplevel").strip())
-        # Neither an external program nor a filter that the checkout names is run for it.
+        # These options run no external program and no filter that the checkout configures.
         diff = _git(top, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
         untracked = _git(top, "ls-files", "--others", "--exclude-standard").splitlines()
     except (OSError, subprocess.SubprocessError):
@@ -82,7 +82,8 @@ def _write_beside(path: Path, content: str, first_step: int) -> list[Path]:
 
 
 def _checkout() -> Path:
-    """The folder of this package, if it is a checkout of it and not an installed copy inside another one."""
+    """The folder of this package's checkout. Raises CalledProcessError for an installed copy, also one inside another
+    checkout."""
     here = Path(__file__).resolve()
     _git(here.parent, "ls-files", "--error-unmatch", here.name)
     return here.parents[1]

@@ -1,11 +1,11 @@
-"""A run's directory: its name, its owner, its status, and how it is found again.
+"""The run directory: its name, owner and status, and finding runs.
 
     outputs/runs/<time>-<run_name>-<6 hex>/
         config.yaml  run.json  metrics.jsonl  run.log  samples/  checkpoints/step-NNNNNN/
 
-run.json says who owns the run and how it ended; it is replaced at once, never written in place. A lock on `.lock` is
-held by the owner for as long as it lives, however it dies: a run that says RUNNING while its lock is free is dead.
-Standard library and filelock only; what is in metrics.jsonl and checkpoints/ is the business of others.
+run.json records who owns the run and how it ended; it is replaced atomically, never written in place. The owner locks
+`.lock` for as long as it lives; the system releases the lock when it dies. So a run whose status is RUNNING while its
+lock is free has died. Standard library and filelock only. Not here: metrics.jsonl and checkpoints/.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from manual_backprop.checkpoints.checkpoint import CheckpointManager
 from manual_backprop.common.durable_files import storage_errors, write_atomically
 from manual_backprop.common.errors import CheckpointError, InputError, RunInUseError, StorageError
 from manual_backprop.common.json_files import read_object
-from manual_backprop.common.machine import boot_id, is_of_one_kernel
+from manual_backprop.common.machine import boot_id, is_on_local_file_system
 from manual_backprop.common.origin import Origin
 from manual_backprop.common.uris import same_place
 
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 VERSION = 1
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
-RUNS, SWEEPS = "runs", "sweeps"  # below the outputs directory; a sweep is the parent run of its jobs' runs
+RUNS, SWEEPS = "runs", "sweeps"  # below the outputs directory; a sweep is the parent run of its jobs
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 STATUSES = (RUNNING, FINISHED, FAILED, KILLED)
-_LOCK_TIMEOUT = 1.0  # [s] close_dead_runs holds a free lock for a moment
+_LOCK_TIMEOUT = 1.0  # [s]; close_dead_runs takes a free lock for a moment
 logger = logging.getLogger("manual_backprop.tracking")
 _updating = threading.Lock()  # the tracker's thread and the loop both update run.json
 
 
 class RunDirectory:
-    """A run that this process owns: made by `create_run_directory` or `open_run_directory`, given back by `release`.
-    Without a lock, of a run that several processes share, it is another one's, and only read."""
+    """A run that this process owns, from `create_run_directory` or `open_run_directory` until `release`. Without a lock
+    another process of the same training owns it, and this one only reads it."""
 
     def __init__(self, path: Path, lock: FileLock | None):
         self.path = path
@@ -86,8 +86,9 @@ class RunDirectory:
         update_run(self.path, lambda run: run.update(fields))
 
     def resume(self, step: int, changed: Mapping[str, Any] | None = None, command: Sequence[str] | None = None) -> None:
-        """The run goes on after `step` completed steps; `changed` is what is not as it was. Raises StorageError."""
-        for leftover in self.path.glob(".*.json.*"):  # of a kill while a file was replaced
+        """Record that the run resumes after `step` completed steps; `changed` are the differences. Raises
+        StorageError."""
+        for leftover in self.path.glob(".*.json.*"):  # temporary files of a killed process
             leftover.unlink(missing_ok=True)
         now = _now()
         written = shlex.join(sys.argv if command is None else command)
@@ -100,14 +101,14 @@ class RunDirectory:
         update_run(self.path, resume)
 
     def release(self) -> None:
-        """Let others own the directory. The status stays as it is: `finish` of the tracker or logger sets it."""
+        """Release the lock. The status is unchanged: `finish` of the tracker or logger sets it."""
         if self._lock is not None:
             self._lock.release()
 
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run, and the checkpoint that was asked for (None: the run has none)."""
+    """A run, and the requested checkpoint (None: the run has none)."""
 
     path: Path
     checkpoint: Path | None
@@ -120,7 +121,7 @@ def create_run_directory(
     origin: Origin | None = None,
     folder: str = RUNS,
 ) -> RunDirectory:
-    """Make and own `<root>/runs/<time>-<run_name>-<6 hex>/`; `root` is the outputs directory. Raises StorageError."""
+    """Create and own `<root>/runs/<time>-<run_name>-<6 hex>/`; `root` is the outputs directory. Raises StorageError."""
     runs = Path(root).absolute() / folder
     name = re.sub(r"[^A-Za-z0-9._=-]+", "-", run_name).strip("-.")[:80] or "run"
     with storage_errors(f"create a run directory in {runs}"):
@@ -128,7 +129,7 @@ def create_run_directory(
         while True:
             path = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{uuid.uuid4().hex[:6]}"
             with suppress(FileExistsError):
-                path.mkdir()  # exclusive: of two simultaneous starts one takes another name
+                path.mkdir()  # fails if it exists: then another process has started with the same name
                 break
         lock = _locked(path)
         if folder == RUNS:
@@ -156,9 +157,9 @@ def create_run_directory(
 
 
 def open_run_directory(path: str | Path, step: int, command: Sequence[str] | None = None) -> RunDirectory:
-    """Own a run that exists, to resume it after `step` completed steps.
+    """Own an existing run, to resume it after `step` completed steps.
 
-    Raises RunInUseError with the owner's pid while another process owns it, InputError if it is no run directory.
+    Raises RunInUseError with the owner's pid if another process owns it, InputError if it is not a run directory.
     """
     directory = own_run_directory(path)
     try:
@@ -170,7 +171,8 @@ def open_run_directory(path: str | Path, step: int, command: Sequence[str] | Non
 
 
 def own_run_directory(path: str | Path) -> RunDirectory:
-    """Own a run that has ended, without changing it (a dead owner's is marked KILLED). Raises as open_run_directory."""
+    """Own a run that has ended, without changing it, except that a dead owner's is marked KILLED. Raises as
+    open_run_directory."""
     path = Path(path).absolute()
     read_run(path)
     lock = _locked(path)
@@ -180,10 +182,10 @@ def own_run_directory(path: str | Path) -> RunDirectory:
 
 
 def close_dead_runs(root: str | Path) -> list[Path]:
-    """Mark runs KILLED that say RUNNING and whose owner is gone; return them. Every command may call this first.
+    """Mark runs as KILLED whose status is RUNNING but whose owner is dead; return them. Any command may call this.
 
-    The lock of a run is free then. Where another machine may hold it unseen (`_is_seen_from_here`) the run is left
-    alone, and one line says what to type.
+    The lock of such a run is free. If another machine may have a lock that this one cannot see (`_lock_is_visible`),
+    the run is left alone, and a warning says what to do.
     """
     from filelock import FileLock, Timeout
 
@@ -194,7 +196,7 @@ def close_dead_runs(root: str | Path) -> list[Path]:
             continue
         lock = FileLock(path / LOCK_FILE, timeout=0, thread_local=False)
         with suppress(Timeout, OSError, StorageError, NotImplementedError), lock:
-            if not _is_seen_from_here(path, run["owner"]):
+            if not _lock_is_visible(path, run["owner"]):
                 unknown.append((path, run["owner"].get("host")))
                 continue
             update_run(
@@ -205,7 +207,7 @@ def close_dead_runs(root: str | Path) -> list[Path]:
         path, host = unknown[-1]
         others = f" and {len(unknown) - 1} more" * (len(unknown) > 1)
         logger.warning(
-            "%s%s says RUNNING, on the machine %s, which cannot be seen from here. Where that has ended: "
+            "%s%s has the status RUNNING on the machine %s, which cannot be checked from here. If it has ended: "
             "python -m manual_backprop.sync %s",
             path.name, others, host, " ".join(shlex.quote(str(one)) for one, _ in unknown),
         )  # fmt: skip
@@ -213,7 +215,7 @@ def close_dead_runs(root: str | Path) -> list[Path]:
 
 
 def list_runs(root: str | Path, folder: str = RUNS) -> list[Path]:
-    """Every run directory below an outputs directory, the newest start last."""
+    """Every run directory below an outputs directory, the most recently started last."""
     runs = []
     for file in (Path(root).absolute() / folder).glob(f"*/{RUN_FILE}"):
         run = _read_or_none(file.parent)
@@ -225,9 +227,9 @@ def list_runs(root: str | Path, folder: str = RUNS) -> list[Path]:
 def find_run(root: str | Path, which: str) -> FoundRun:
     """The run that `which` names, with the checkpoint to use.
 
-    `last`: the newest start with a sound checkpoint, at its latest one. `best`: the same run, at its best one. A run
-    id, its six last characters, or the id that MLflow gave it. A path: of a run directory or of one of its
-    checkpoints. Raises InputError if there is none, with what there is.
+    `last`: the most recently started run with a sound checkpoint, at its latest one. `best`: the same run, at its best
+    one. Or a run id, its last six characters, or its id in MLflow. Or the path of a run directory or of one of its
+    checkpoints. Raises InputError, which lists what exists, if there is none.
     """
     runs = list_runs(root)
     if which in {"last", "best"}:
@@ -239,7 +241,7 @@ def find_run(root: str | Path, which: str) -> FoundRun:
     named = Path(which).expanduser().absolute()
     for path, checkpoint in ((named, None), (named.parent.parent, named)):
         if (path / RUN_FILE).is_file():
-            path = _as_called_here(path, root)
+            path = _below_root(path, root)
             asked = None if checkpoint is None else path / "checkpoints" / checkpoint.name
             return FoundRun(path, asked or CheckpointManager(path / "checkpoints").latest())
     matching = [path for path in [*runs, *list_runs(root, SWEEPS)] if which in _ids(path)]
@@ -255,14 +257,14 @@ def find_run(root: str | Path, which: str) -> FoundRun:
 
 
 def find_sweep(root: str | Path, which: str) -> Path:
-    """The directory of the sweep that `which` names: `last`, its id, the six last characters of that, or its path.
-    Raises InputError if there is none, with what there is."""
+    """The directory of the sweep that `which` names: `last`, its id, the last six characters of that, or its path.
+    Raises InputError, which lists what exists, if there is none."""
     sweeps = list_runs(root, SWEEPS)
     if which == "last" and sweeps:
         return sweeps[-1]
     named = Path(which).expanduser().absolute()
     if named.parent.name == SWEEPS and (named / RUN_FILE).is_file():
-        return _as_called_here(named, root)
+        return _below_root(named, root)
     matching = [path for path in sweeps if which in _ids(path)]
     if len(matching) == 1:
         return matching[0]
@@ -276,7 +278,7 @@ def find_sweep(root: str | Path, which: str) -> Path:
 def read_run(path: Path) -> dict[str, Any]:
     """The content of a run.json. Raises InputError."""
     file = path / RUN_FILE
-    run = read_object(file, f"{path} is no run directory: it has no {RUN_FILE}")
+    run = read_object(file, f"{path} is not a run directory: it has no {RUN_FILE}")
     if run.get("version") != VERSION:
         raise InputError(f"{file} is not a run of version {VERSION}, the one that this program reads")
     if run.get("status") not in STATUSES or not isinstance(run.get("owner"), dict) or "started_at" not in run:
@@ -285,7 +287,8 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def update_run(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change run.json at once. For the owner and its threads; others need the lock. Raises StorageError."""
+    """Change run.json atomically. Only the owner and its threads may call this without taking the lock. Raises
+    StorageError."""
     with _updating:
         run = read_run(path)
         change(run)
@@ -293,14 +296,14 @@ def update_run(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def end_run(path: Path, status: str) -> None:
-    """Write how a run ended."""
+    """Write the final status of a run."""
     if status not in STATUSES[1:]:
         raise ValueError(f"status={status!r}: expected one of {', '.join(STATUSES[1:])}")
     update_run(path, lambda run: run.update(status=status, ended_at=_now()))
 
 
 def _locked(path: Path) -> FileLock:
-    from filelock import FileLock, Timeout  # half a tenth of a second, which a refused command line need not wait for
+    from filelock import FileLock, Timeout  # takes 0.05 s, which a refused command line need not wait for
 
     lock = FileLock(path / LOCK_FILE, timeout=_LOCK_TIMEOUT, thread_local=False)
     try:
@@ -312,7 +315,7 @@ def _locked(path: Path) -> FileLock:
             "wait until it ends, or stop it"
         ) from error
     except NotImplementedError as error:
-        raise StorageError(f"{path} lies on a file system without file locks: choose another directory") from error
+        raise StorageError(f"{path} is on a file system without file locks: choose another directory") from error
     except OSError as error:
         raise StorageError(f"cannot lock {path}: {error.strerror}") from error
     return lock
@@ -322,12 +325,12 @@ def _this_process() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname(), "boot": boot_id(), "since": _now()}
 
 
-def _is_seen_from_here(path: Path, owner: Mapping[str, Any]) -> bool:
-    """Whether a free lock says for certain that the owner is gone: it ran under this kernel, whatever the machine was
-    called then; or no other one can write there; or it has this machine's name, which runs had alone before."""
+def _lock_is_visible(path: Path, owner: Mapping[str, Any]) -> bool:
+    """Whether a free lock proves that the owner is dead: it ran under this kernel (the machine may have been renamed
+    since), or no other kernel can write here, or it has this machine's host name (older runs recorded only that)."""
     boot = boot_id()
     same_kernel = boot is not None and owner.get("boot") == boot
-    return same_kernel or owner.get("host") == socket.gethostname() or is_of_one_kernel(path)
+    return same_kernel or owner.get("host") == socket.gethostname() or is_on_local_file_system(path)
 
 
 def _read_or_none(path: Path) -> dict[str, Any] | None:
@@ -336,8 +339,8 @@ def _read_or_none(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _as_called_here(path: Path, root: str | Path) -> Path:
-    """A run of the outputs directory `root` that was named by another way, where `outputs` is a symbolic link."""
+def _below_root(path: Path, root: str | Path) -> Path:
+    """The path of a run below the outputs directory `root`, if `path` reaches it another way, as by a symbolic link."""
     here = Path(root).absolute() / path.parent.name / path.name
     return here if same_place(here, path) else path
 

@@ -1,4 +1,4 @@
-"""run.log: what the program said in a run, with times; warnings reach the terminal too."""
+"""run.log: the log messages of a run with times; warnings also go to the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGE = logging.getLogger("manual_backprop")
 
 
 class _RunLog(logging.FileHandler):
-    """Lines that a full disk refuses are missing there; the run does not end for them."""
+    """A log file whose failed writes are ignored: a full disk must not end the run."""
 
     def handleError(self, record: logging.LogRecord) -> None: ...
 
@@ -26,7 +26,7 @@ class _RunLog(logging.FileHandler):
 
 @contextmanager
 def run_log(path: Path) -> Iterator[None]:
-    """Within it, everything that the package logs goes into the file. Raises StorageError."""
+    """Write all log messages of the package into a file within this context. Raises StorageError."""
     with storage_errors(f"write {path}"):
         file = _RunLog(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -42,20 +42,20 @@ def run_log(path: Path) -> Iterator[None]:
 
 
 class _Visible(logging.Formatter):
-    """A line may quote others' text, of which a terminal would obey a part."""
+    """Shows control characters as escapes, since a message may quote foreign text."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record), kept="\n\t")
 
 
 def warnings_to_terminal() -> None:
-    """Once a process: what the package warns of is a line on stderr, and nothing reaches the root logger."""
+    """Print the package's warnings to stderr and detach it from the root logger; call this once in a process."""
     if PACKAGE.handlers:
         return
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.WARNING)
     terminal.setFormatter(_Visible("%(message)s"))
-    # errors are told by the outermost frame, once
+    # the outermost frame prints errors
     terminal.addFilter(lambda record: record.levelno < logging.ERROR)
     PACKAGE.addHandler(terminal)
     PACKAGE.propagate = False

@@ -1,7 +1,7 @@
-"""What the machine does during a run: processor, memory and GPU, under the names of MLflow's page "System metrics".
+"""Use of processor, memory and GPU during a run, under the names of MLflow's page "System metrics".
 
-Sampled where the loop logs anyway, at most once in `INTERVAL`: no thread, and a fraction of a millisecond in ten
-seconds. GPUs are seen where nvidia-ml-py is installed.
+Sampled when the loop logs, at most once in `INTERVAL`, without a thread: it takes a fraction of a millisecond every ten
+seconds. GPUs need nvidia-ml-py.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import logging
 import time
 from typing import Any
 
-INTERVAL = 10.0  # [s] MLflow's own
+INTERVAL = 10.0  # [s], as in MLflow
 
 log = logging.getLogger(__name__)
 
 
 class SystemMetrics:
-    """`sample()` returns the metrics of now, or nothing where the last ones are younger than `interval`."""
+    """`sample()` returns the current metrics, or nothing if the last sample is more recent than `interval`."""
 
     def __init__(self, interval: float = INTERVAL, gpu: bool = False):
         import psutil
@@ -69,5 +69,5 @@ def _of_gpu(name: str, gpu: Any) -> dict[str, float]:
             f"{name}_memory_usage_percentage": 100 * memory.used / memory.total,
             f"{name}_power_usage_watts": pynvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,
         }
-    except pynvml.NVMLError:  # some virtual ones answer only a part
+    except pynvml.NVMLError:  # some virtual GPUs do not support all queries
         return {}

@@ -1,8 +1,8 @@
-"""The tracker: the one object through which the loop says what happens.
+"""The tracker: the object to which the training loop reports metrics, parameters, tags and files.
 
-Everything is written into the run's directory first, which is the truth: metrics into metrics.jsonl, parameters, tags,
-datasets and the list of artifacts into tracking.json. MLflow follows from there (mlflow_tracking.py); with
-tracking=none nothing follows.
+Everything is first written into the run directory, the source of truth: metrics into metrics.jsonl; parameters, tags,
+datasets and the list of artifacts into tracking.json. From there it is delivered to MLflow (mlflow_tracking.py), unless
+tracking=none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STORE = "mlflow.db"  # beside the outputs directory, unless another is named
 
 @dataclass(frozen=True)
 class Dataset:
-    """A run's input. `profile` depends on nothing but the data; what depends on the run too stands in `tags`."""
+    """A run's input. `profile` depends on the data alone; `tags` also depend on the run."""
 
     name: str
     digest: str
@@ -36,45 +36,45 @@ class Dataset:
 
 
 class Tracker(Protocol):
-    """What the loop may call. Nothing here waits for a network; StorageError means that the run directory is
-    unwritable."""
+    """The interface for the training loop. No method waits for a network. All raise StorageError if the run directory
+    cannot be written."""
 
     def log(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Metrics (DESIGN.md, 7) after `step` completed optimizer steps, from 1."""
+        """Log metrics (DESIGN.md, 7) after `step` completed optimizer steps, from 1."""
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Dotted keys. A value stays as it was first logged; other ones that a resume brings are told, each with its
-        first step, by a tag `changed.KEY`."""
+        """Log parameters by dotted keys. The first value of a parameter stays; a resume with another value adds it,
+        with its first step, to the tag `changed.KEY`."""
 
     def set_tags(self, tags: Mapping[str, Any]) -> None: ...
 
     def log_dataset(self, dataset: Dataset) -> None:
-        """What the run learns from; the same one again changes nothing."""
+        """Log the data of the run; logging the same again changes nothing."""
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
-        """A file that belongs to the run; when it changes, it is delivered again at the end or at the next call."""
+        """Add a file to the run's artifacts. If it changes, it is delivered again at the next call and at the end."""
 
     def log_checkpoints(self) -> None:
-        """The checkpoints in the run's directory are others than before (called after each save)."""
+        """Called after each save: the checkpoints in the run directory have changed."""
 
     def sync(self) -> int:
-        """Force the metrics to the disk; return their length [bytes], which a checkpoint remembers."""
+        """Sync the metrics to the disk and return their length [bytes], which a checkpoint records."""
 
     def finish(self, status: str = FINISHED) -> None:
-        """FINISHED, FAILED or KILLED. The last call."""
+        """End the run with the status FINISHED, FAILED or KILLED. This is the last call."""
 
 
 @dataclass
 class Tracked:
-    """The content of tracking.json: what a run has to deliver beside its metrics."""
+    """The content of tracking.json: what a run delivers in addition to its metrics."""
 
     experiment_name: str = "manual_backprop"
     run_name: str = ""
-    parameters: dict[str, Any] = field(default_factory=dict)  # as they were first logged
-    changes: dict[str, list[list[Any]]] = field(default_factory=dict)  # of parameters: [first step, value], in order
+    parameters: dict[str, Any] = field(default_factory=dict)  # their first values
+    changes: dict[str, list[list[Any]]] = field(default_factory=dict)  # parameter -> [first step, value], in order
     tags: dict[str, str] = field(default_factory=dict)
     datasets: list[dict[str, Any]] = field(default_factory=list)
-    artifacts: list[list[str]] = field(default_factory=list)  # [path, folder among the artifacts ("" for none)]
+    artifacts: list[list[str]] = field(default_factory=list)  # [path, folder in the artifacts ("" for none)]
 
     @classmethod
     def read(cls, directory: Path) -> Tracked:
@@ -91,9 +91,8 @@ class Tracked:
 
 
 def outputs_of(run: Path, otherwise: Path) -> Path:
-    """The outputs directory in which a run lies, called so that mlflow.db stands beside it: where `outputs` is a
-    symbolic link, its target has other neighbours. Without a store, as it was called when the run was made. Raises
-    InputError."""
+    """The outputs directory of a run, by the path that has mlflow.db beside it: if `outputs` is a symbolic link, its
+    target has other neighbours. Without a store, by the path that the run was created with. Raises InputError."""
     if run.parent.name not in (RUNS, SWEEPS):
         return otherwise.absolute()
     here = run.parent.parent
@@ -104,17 +103,17 @@ def outputs_of(run: Path, otherwise: Path) -> Path:
 
 
 def add_tags(directory: Path, tags: Mapping[str, Any]) -> None:
-    """Tags of a run that has ended; whoever calls this owns its directory. Raises InputError, StorageError."""
+    """Add tags to a run that has ended; the caller must own its directory. Raises InputError, StorageError."""
     tracked = Tracked.read(directory)
     tracked.tags |= {name: str(value) for name, value in tags.items()}
     tracked.write(directory)
 
 
 def environment_of_run(directory: Path) -> dict[str, Any]:
-    """The environment of a run when it started, its code among them, as far as its directory tells.
+    """The environment of a run when it started, including its code, as far as its directory records it.
 
-    `code` stands beside the others. The first runs had their commit among the tags only, which a resume replaces.
-    Raises InputError.
+    run.json has `code` separately. The oldest runs have their commit only in a tag, which a resume replaces. Raises
+    InputError.
     """
     run, tags = read_run(directory), Tracked.read(directory).tags
     known = {}
@@ -124,9 +123,9 @@ def environment_of_run(directory: Path) -> dict[str, Any]:
 
 
 class LocalTracker:
-    """tracking=none: writes into the run's directory. It is also what every other tracker starts with.
+    """tracking=none: writes into the run directory. It is the base of every other tracker.
 
-    `keep` is the length of metrics.jsonl that the checkpoint remembers from which the run resumes (None: a new run).
+    `keep` is the length of metrics.jsonl recorded in the checkpoint from which the run resumes (None: a new run).
     """
 
     def __init__(self, directory: Path, experiment_name: str, run_name: str, keep: int | None = None):
@@ -145,7 +144,7 @@ class LocalTracker:
         for name, value in parameters.items():
             value = _plain(value)
             first = self._tracked.parameters.setdefault(name, value)
-            # What was changed at a step that this resume makes again never happened.
+            # Drop changes at steps that this resume repeats.
             changes = [change for change in self._tracked.changes.pop(name, []) if change[0] < first_step]
             if value != (changes[-1][1] if changes else first):
                 changes.append([first_step, value])
@@ -168,10 +167,10 @@ class LocalTracker:
         entry = [str(absolute.relative_to(self.directory) if inside else absolute), artifact_path or ""]
         if entry not in self._tracked.artifacts:
             self._tracked.artifacts.append(entry)
-        self._write()  # also when it is listed: a new time of tracking.json makes the feeder look at its content again
+        self._write()  # even if it is listed: the new time of tracking.json makes the thread check all artifacts again
 
     def log_checkpoints(self) -> None:
-        """The checkpoints lie in the run's directory already."""
+        """Nothing: the checkpoints are in the run directory already."""
 
     def sync(self) -> int:
         return self._logger.sync()
@@ -184,7 +183,7 @@ class LocalTracker:
 
 
 def _first_step(directory: Path) -> int:
-    """The step that this process makes first."""
+    """The first step of this process."""
     resumes = read_run(directory)["resumes"]
     return resumes[-1]["step"] + 1 if resumes else 1
 

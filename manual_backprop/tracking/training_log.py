@@ -1,8 +1,8 @@
-"""Writing and reading a run's metrics: `TrainingLogger` and `load_training_log`, of use without the Runner too.
+"""Writing and reading a run's metrics: `TrainingLogger` and `load_training_log`, which also work without the Runner.
 
 `LogReader` is the same for whoever follows a run: it reads only what is new.
 
-Needs no Hydra, no MLflow and no torch. The schema of the file is described in metrics_file.py.
+Needs no Hydra, no MLflow and no torch. metrics_file.py describes the schema of the file.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ TRACKING_FILE = "tracking.json"
 CONFIG_FILE = "config.yaml"
 _VALIDATION = "validation/"
 _SYSTEM = "system/"
-_LATER = "evaluation/"  # of a checkpoint that may be an early one: it overwrites nothing
+_EVALUATION = "evaluation/"  # measured later, perhaps of an early checkpoint: it supersedes nothing
 
 
 class TrainingLogger:
-    """Appends metrics to `<directory>/metrics.jsonl`; in a run's directory, `finish` writes the status into run.json.
+    """Appends metrics to `<directory>/metrics.jsonl`; in a run directory, `finish` writes the status into run.json.
 
     `keep` [bytes] cuts the file back to the length that a checkpoint remembers: what lies beyond is moved to
     superseded.jsonl. `config`, a mapping or a dataclass such as the model's own config, is written into
@@ -64,7 +64,7 @@ class TrainingLogger:
 
     @property
     def length(self) -> int:
-        """How much is written [bytes]."""
+        """The length of metrics.jsonl [bytes]."""
         return self._file.length
 
     def log_step(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
@@ -81,11 +81,11 @@ class TrainingLogger:
         )
 
     def sync(self) -> int:
-        """Force the file to the disk and return its length: what a checkpoint remembers. Raises StorageError."""
+        """Sync the file to the disk and return its length, which a checkpoint records. Raises StorageError."""
         return self._file.sync()
 
     def finish(self, status: str = FINISHED) -> None:
-        """Close the file and write the status. Raises StorageError if the disk still refuses lines."""
+        """Close the file and write the status. Raises StorageError if the disk is still full."""
         try:
             self._file.close()
         finally:
@@ -95,16 +95,16 @@ class TrainingLogger:
 
 @dataclass
 class Series:
-    """One metric: `values[i]` after `steps[i]` steps, written at `times_ms[i]`. Steps rise and none stands twice."""
+    """One metric: `values[i]` after `steps[i]` steps, written at `times_ms[i]`. Steps are strictly increasing."""
 
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     times_ms: list[int] = field(default_factory=list)
-    revision: int = field(default=0, compare=False, repr=False)  # how often something but a new last point was written
-    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # what a reader keeps of it
+    revision: int = field(default=0, compare=False, repr=False)  # number of changes other than appending a point
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # a cache for readers
 
     def put(self, step: int, value: float, time_ms: int) -> None:
-        """The last value of a step counts."""
+        """Add a point; it replaces an earlier one of the same step."""
         if not self.steps or step > self.steps[-1]:
             self.steps.append(step)
             self.values.append(value)
@@ -122,53 +122,53 @@ class Series:
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """What a run has written so far. `training` and `validation` map the contract's metric names to series, `system`
-    those of the machine (system/cpu_utilization_percentage).
+    """The metrics and records of a run so far. `training` and `validation` map metric names to series, `system` those
+    of the machine (system/cpu_utilization_percentage).
 
-    Where a run went back without its file being cut (a logger that was opened again, MLflow's own points),
-    `left_behind` has for each metric the steps past that point which it has not logged anew: they belong to what was
-    given up.
+    If a run went back to an earlier step without cutting its file (a logger that was opened again, or MLflow's points),
+    `superseded` has for each metric the later steps that were not logged again: they belong to the abandoned part.
     """
 
     path: Path
     run: dict[str, Any]  # run.json; empty for a TrainingLogger's own directory
-    config: dict[str, Any]  # config.yaml; empty where there is none
+    config: dict[str, Any]  # config.yaml; empty if there is none
     training: dict[str, Series]
     validation: dict[str, Series]
     system: dict[str, Series]
     damaged_lines: int  # skipped; 0 unless the disk failed
-    model: dict[str, Any] = field(default_factory=dict)  # the network's config, and `parameters`, where they are known
+    model: dict[str, Any] = field(default_factory=dict)  # the network's config, and `parameters`, as far as known
     tags: dict[str, str] = field(default_factory=dict)  # of a run and its data: git_commit, train_tokens ...
-    resumes: tuple[int, ...] = ()  # the steps after which it went on
-    left_behind: dict[str, set[int]] = field(default_factory=dict)
-    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # what a reader keeps of it
+    resumes: tuple[int, ...] = ()  # the steps after which it resumed
+    superseded: dict[str, set[int]] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # a cache for readers
 
 
 class Metrics:
-    """Points in the order in which they were written, as series; sees where a run went back."""
+    """Collects points, in the order in which they were written, as series; it notices when a run went back."""
 
     def __init__(self) -> None:
         self.series: dict[str, Series] = {}
-        self.left_behind: dict[str, set[int]] = {}
-        self.went_back: list[int] = []  # the steps after which it went on
-        self._last: dict[str, int] = {}  # step of each metric, as written last
+        self.superseded: dict[str, set[int]] = {}
+        self.resumed_after: list[int] = []  # the steps to which the run went back
+        self._last: dict[str, int] = {}  # the step of each metric that was written last
 
     def put(self, name: str, step: int, value: float, time_ms: int) -> None:
-        if step < self._last.get(name, -1) and not name.startswith(_LATER):
+        if step < self._last.get(name, -1) and not name.startswith(_EVALUATION):
             self._go_back(name, step)
         self._last[name] = step
         self.series.setdefault(name, Series()).put(step, value, time_ms)
-        if left := self.left_behind.get(name):
-            left.discard(step)
+        if steps := self.superseded.get(name):
+            steps.discard(step)
 
     def _go_back(self, name: str, step: int) -> None:
-        """A step of training that is written again takes everything behind it along; a measurement only its own."""
+        """A repeated step of training supersedes all later points of all metrics; a repeated validation or system
+        metric only its own."""
         alone = name.startswith((_VALIDATION, _SYSTEM))
-        if not alone and step - 1 not in self.went_back[-1:]:
-            self.went_back.append(step - 1)
-        for other in [name] if alone else [one for one in self.series if not one.startswith(_LATER)]:
+        if not alone and step - 1 not in self.resumed_after[-1:]:
+            self.resumed_after.append(step - 1)
+        for other in [name] if alone else [one for one in self.series if not one.startswith(_EVALUATION)]:
             steps = self.series[other].steps
-            self.left_behind.setdefault(other, set()).update(steps[bisect_left(steps, step) :])
+            self.superseded.setdefault(other, set()).update(steps[bisect_left(steps, step) :])
             self._last[other] = min(self._last[other], step)
 
     def log(self, **fields: Any) -> TrainingLog:
@@ -179,15 +179,15 @@ class Metrics:
             training=those(lambda name: not name.startswith((_VALIDATION, _SYSTEM))),
             validation=those(lambda name: name.startswith(_VALIDATION)),
             system=those(lambda name: name.startswith(_SYSTEM)),
-            left_behind={name: set(steps) for name, steps in self.left_behind.items() if steps},
+            superseded={name: set(steps) for name, steps in self.superseded.items() if steps},
             **fields,
         )
 
 
 class LogReader:
-    """Follows a run's directory: `read()` looks for what is new since the last time, and changes nothing there.
+    """Follows a run directory: `read()` reads what is new since the last call. It writes nothing.
 
-    A last line that is not complete yet is left for the next time. Where a resume has cut the file, all is read again.
+    An incomplete last line is left for the next call. If a resume has cut the file, everything is read again.
     """
 
     def __init__(self, path: Path):
@@ -201,11 +201,11 @@ class LogReader:
 
     @property
     def position(self) -> int:
-        """How much of metrics.jsonl was read [bytes]."""
+        """The position in metrics.jsonl up to which it was read [bytes]."""
         return self._position
 
     def read(self) -> TrainingLog:
-        """The same object as long as nothing has changed. Raises InputError."""
+        """The log of the run; the same object if nothing has changed. Raises InputError."""
         seen = self._signature()
         if self._log is not None and seen == self._seen:
             return self._log
@@ -216,11 +216,11 @@ class LogReader:
         if file.is_file():
             for entry in read_entries(file, self._position, damaged):
                 self._take(entry)
-            self._damaged |= {*damaged}  # one after the last entry is met again
+            self._damaged |= {*damaged}  # a set, since a line after the last entry is read again
         run = read_run(self.path) if (self.path / RUN_FILE).is_file() else {}
         config = load_config(self.path) if self._log is None or seen[3] != self._seen[3] else self._log.config
         tracked = _tracked(self.path)
-        told = [int(one["step"]) for one in run.get("resumes", []) if isinstance(one, dict) and "step" in one]
+        recorded = [int(one["step"]) for one in run.get("resumes", []) if isinstance(one, dict) and "step" in one]
         self._seen = seen
         self._log = self._metrics.log(
             path=self.path,
@@ -229,7 +229,7 @@ class LogReader:
             damaged_lines=len(self._damaged),
             model=_model_of(run, config, tracked),
             tags=_tags(tracked),
-            resumes=tuple(sorted({*told, *self._metrics.went_back})),
+            resumes=tuple(sorted({*recorded, *self._metrics.resumed_after})),
         )
         return self._log
 
@@ -239,7 +239,7 @@ class LogReader:
         self._position = entry.end
 
     def _signature(self) -> tuple[Any, ...]:
-        """What changes whenever there is something new: first the metrics, then what a resume leaves, then the rest."""
+        """A value that changes whenever there is something new: status of metrics.jsonl, superseded.jsonl, the rest."""
 
         def state(name: str, *fields: str) -> tuple[int, ...]:
             with suppress(OSError):
@@ -252,7 +252,7 @@ class LogReader:
 
 
 def load_training_log(run: str | Path, root: str | Path = "outputs") -> TrainingLog:
-    """Read a finished, running or broken run: its directory, its metrics.jsonl, or its id below the outputs `root`.
+    """Read the log of a run in any state, given as its directory, its metrics.jsonl, or its id below `root`.
 
     Where a step was logged twice (before and after a resume), the last value counts. Raises InputError where there is
     no such run, or its metrics are of another version.
@@ -276,11 +276,11 @@ def load_training_log(run: str | Path, root: str | Path = "outputs") -> Training
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """The config.yaml of a run directory as plain data; empty where there is none."""
+    """The config.yaml of a run directory as plain data; empty if there is none. Raises InputError."""
     file = path / CONFIG_FILE
     if not file.is_file():
         return {}
-    with suppress(OSError, ValueError, RecursionError):  # a TrainingLogger's: JSON, for which no library is needed
+    with suppress(OSError, ValueError, RecursionError):  # a TrainingLogger writes JSON, which needs no library
         written = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(written, dict):
             return written
@@ -298,8 +298,8 @@ def load_config(path: Path) -> dict[str, Any]:
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """{"model": {"d_model": 4}} -> {"model.d_model": 4}: the form in which parameters are tracked. Lists become
-    JSON, and an empty mapping nothing."""
+    """Dotted keys and their values, as parameters are tracked: {"model": {"d_model": 4}} -> {"model.d_model": 4}. Lists
+    become JSON, and empty mappings are left out."""
     return {
         key: json.dumps(value) if isinstance(value, list | tuple) else value
         for key, value in flattened(config)
@@ -326,22 +326,22 @@ def _plain(value: Any) -> Any:
 
 
 def _tags(tracked: Mapping[str, Any]) -> dict[str, str]:
-    """The run's, and those of its datasets (train_tokens ...)."""
+    """The tags of the run and of its datasets (train_tokens ...)."""
     found = [one.get("tags") for one in tracked.get("datasets") or [] if isinstance(one, Mapping)]
     found.append(tracked.get("tags"))
     return {str(name): str(value) for tags in found if isinstance(tags, Mapping) for name, value in tags.items()}
 
 
 def _tracked(path: Path) -> dict[str, Any]:
-    """tracking.json; empty where there is none, or none that can be read: it is not what a run's curves are made of."""
+    """The content of tracking.json; empty if it is missing or unreadable, since a run's curves do not need it."""
     with suppress(InputError):
         return read_object(path / TRACKING_FILE)
     return {}
 
 
 def _model_of(run: Mapping[str, Any], config: Mapping[str, Any], tracked: Mapping[str, Any]) -> dict[str, Any]:
-    """The network's config: as the run wrote it (`model` in run.json), or as its logger was given it, or, of an older
-    run, what its config and its tracked parameters tell. Nothing is assumed: what is unknown is not there."""
+    """The network's config: from `model` in run.json, or from the config given to its logger, or for an older run from
+    its config and its tracked parameters. Unknown keys are left out, not guessed."""
     if isinstance(run.get("model"), Mapping):
         return dict(run["model"])
     if "d_model" in config:

@@ -1,7 +1,7 @@
-"""Trained models: opened from a run or a checkpoint, taken as a start, exported, exchanged with Hugging Face.
+"""Trained models: loaded from a run or a checkpoint, used as initial weights, exchanged with Hugging Face.
 
-`saved_model` resolves what a user names, `initial_weights` starts a run from it, `export` and `model_card` write it for
-others, `served` is what MLflow calls. Not here: checkpoints themselves (`checkpoints`), and the files of MLflow's model
-(`tracking.mlflow_model`).
+`saved_model` resolves the name of a run or checkpoint, `initial_weights` starts a run from one, `export` and
+`model_card` write a model for `transformers`, MLflow calls `served`. Not here: checkpoints themselves (`checkpoints`),
+and the files of MLflow's model (`tracking.mlflow_model`).
 May import: study and below.
 """

@@ -1,4 +1,4 @@
-"""A conversation of lines: each is continued by a trained model, or changes how it is."""
+"""An interactive session: a trained model continues each line, unless the line is a command."""
 
 from argparse import ArgumentTypeError
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from .saved_model import SavedModel
 from .text_stream import Sampling, continuation, show
 
 CHAT_COMMANDS = """\
-  temp 0.5     how freely tokens are drawn; 0 takes the likeliest each time
-  topk 40      draw among the 40 likeliest; 0: among all
-  length 200   new tokens at most
-  help         this list, and how tokens are drawn now
+  temp 0.5     sampling temperature; 0 takes the likeliest token each time
+  topk 40      sample from the 40 likeliest tokens; 0: from all
+  length 200   at most 200 new tokens
+  help         this list, and the current settings
   quit         also exit, q or Ctrl-D
   Ctrl-C       stops a reply
-Every other line is continued, each by itself: the model has learned to go on with texts, not to answer."""
+The model continues every other line, each by itself: it has learned to continue texts, not to answer."""
 PROMPT = "> "
 EXIT_WORDS = ("quit", "exit", "q")
 SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
@@ -29,7 +29,7 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 
 class Chat:
-    """Reads lines until one ends it. Nothing that goes wrong with a line ends it."""
+    """Reads and answers lines until one of EXIT_WORDS. An error in a line does not end the session."""
 
     def __init__(self, saved: SavedModel, tokenizer: Tokenizer, sampling: Sampling):
         self.saved, self.tokenizer, self.sampling = saved, tokenizer, sampling

@@ -1,4 +1,4 @@
-"""The task of a trained model; the model measured on a split of its examples, and that in its run's record."""
+"""Evaluation of a trained model: its task, its metrics on a split, and logging them to its run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def open_trained_task(saved: SavedModel, test: str | None = None) -> Task:
-    """The task that a model has learned, with its examples; `test` is where the test split is, if not where the run
-    says. Raises InputError where the examples are gone, or are others than the run's."""
+    """The task that a model was trained on, with its examples; `test` replaces the test split of the run's config.
+    Raises InputError if the examples are gone or differ from the run's."""
     from ..tasks import task_named
 
     config, cache = saved.config(), saved.found.outputs / "datasets"
@@ -40,7 +40,7 @@ def open_trained_task(saved: SavedModel, test: str | None = None) -> Task:
 
 
 def restored_task(saved: SavedModel) -> Task:
-    """The task that a model has learned, to ask the model: its examples may be gone."""
+    """The task that a model was trained on, for inference: it needs no examples."""
     from ..tasks import task_named
 
     kind = task_named(saved.task_name)
@@ -48,7 +48,7 @@ def restored_task(saved: SavedModel) -> Task:
 
 
 def measure(saved: SavedModel, task: Task, split: str, max_batches: int | None, predictions: int) -> Measured:
-    """Raises InputError where the examples have no such split."""
+    """Measure a model on a split. Raises InputError if there is no such split."""
     try:
         return task.measure_split(saved.model, split, max_batches, predictions)
     except InputError as error:
@@ -56,20 +56,20 @@ def measure(saved: SavedModel, task: Task, split: str, max_batches: int | None, 
 
 
 def metrics_of(measured: Measured, split: str) -> dict[str, float]:
-    """Under the names that are logged; a part of a split never overwrites the whole."""
+    """The metrics by their logged names, which differ for a part of a split and for the whole."""
     group = "evaluation" if measured.whole else "evaluation_part"
     return {f"{group}/{split}_{name}": float(value) for name, value in measured.metrics.items()}
 
 
 def log_evaluation(found: Found, step: int, tracking: str, metrics: dict[str, float]) -> str:
-    """Adds the values to the run's metrics, and says where they are. What goes wrong here is said, and changes nothing
-    of the result; to repeat it adds nothing."""
+    """Add the values to the run's metrics, unless they are there already, and return a sentence about it, also about a
+    failure: it does not change the result of the evaluation."""
     from ..tracking import MetricsFile, load_training_log
     from ..tracking.late_delivery import deliver_run
     from ..tracking.run_directory import own_run_directory
 
     if found.run is None:
-        return "Not logged: the checkpoint lies in no run's directory."
+        return "Not logged: the checkpoint is not in a run directory."
     try:
         run = own_run_directory(found.run)
         try:
@@ -81,7 +81,7 @@ def log_evaluation(found: Found, step: int, tracking: str, metrics: dict[str, fl
         finally:
             run.release()
     except RunInUseError:
-        return "Not logged: the run is still going on, and writes its own metrics."
+        return "Not logged: the run is still training and writes its own metrics."
     except (StorageError, InputError) as error:
         return f"Not logged: {error}"
     name = next(iter(metrics))
@@ -92,7 +92,7 @@ def log_evaluation(found: Found, step: int, tracking: str, metrics: dict[str, fl
         deliver_run(str(found.run), found.outputs)
     except ManualBackpropError as error:
         return f"{logged}. MLflow did not take it: {error}"
-    except Exception as error:  # MLflow's, its database's, its server's: for a user all the same
+    except Exception as error:  # MLflow, its database and its server have many kinds of errors
         reason = " ".join(str(error).split())[:160]
         return f"{logged}. MLflow did not take it ({reason}); later: python -m manual_backprop.sync {found.run.name}"
     return f"{logged}, in metrics.jsonl and MLflow."

@@ -1,4 +1,4 @@
-"""Writing a model down: for `transformers`, or as the checkpoint that an import becomes. Whole or not at all."""
+"""Export of a model for `transformers`, and import of one as a checkpoint. Each folder is complete or absent."""
 
 import json
 from dataclasses import asdict
@@ -22,7 +22,7 @@ from .tokenizer_files import write_tokenizer
 
 
 def export_model(saved: SavedModel, tokenizer: Tokenizer | None, target: Path) -> None:
-    """`saved` in the layout of its architecture. Raises InputError, StorageError."""
+    """Write a model in the layout that `transformers` has for its architecture. Raises InputError, StorageError."""
     config = saved.model.config
     content = config_json(config, None if tokenizer is None else tokenizer.end_token_id)
     if tokenizer is not None and tokenizer.begin_token_ids:
@@ -49,7 +49,7 @@ def export_model(saved: SavedModel, tokenizer: Tokenizer | None, target: Path) -
 
 
 def import_model(imported: Imported, tokenizer: Tokenizer | None, origin: str, target: Path) -> None:
-    """A folder with one checkpoint, of step 0, and the tokenizer beside it. Raises InputError, StorageError."""
+    """Write a folder with one checkpoint, of step 0, and the tokenizer. Raises InputError, StorageError."""
     state = {"network": asdict(imported.config), "imported_from": origin}
     with new_folder(target) as folder:
         files = [] if tokenizer is None else tokenizer.save(folder)

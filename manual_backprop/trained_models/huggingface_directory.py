@@ -1,8 +1,8 @@
 """A folder in the layout of `transformers`: config.json, safetensors in one file or several, and a tokenizer.
 
-What this project exports has manual_backprop.json besides: what a checkpoint says of itself (step, validation loss,
-config, digests), and the digest of the weights that it speaks of. Where these were changed since, it is not believed.
-Recognising a folder and reading its config needs the standard library only.
+Our exports also have manual_backprop.json, with the record of the checkpoint (step, validation loss, config, digests)
+and the digest of the weights. If the weights have changed since, the record is ignored. Recognizing a folder and
+reading its config needs the standard library only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RECORD_VERSION = 1
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 WITHOUT_HUB = (
     "Go online once (HF_HUB_OFFLINE must not be set), or download it where there is a network, with `hf download "
-    "{name} --local-dir FOLDER`, bring the folder here and give that."
+    "{name} --local-dir FOLDER`, and give a copy of that folder here."
 )
 
 
@@ -37,16 +37,16 @@ WITHOUT_HUB = (
 class Imported:
     config: CustomTransformerConfig
     parameters: dict[str, Tensor]
-    remarks: list[str]  # what was converted, in words
+    remarks: list[str]  # sentences about what was converted
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether this is a folder of that layout (and no checkpoint of ours)."""
+    """Whether this is a folder in the layout of `transformers`."""
     return (folder / CONFIG).is_file() and ((folder / WEIGHTS).is_file() or (folder / INDEX).is_file())
 
 
 def local_folder(which: str) -> Path:
-    """The folder that a user names, or that the hub has by that name, downloaded. Raises InputError."""
+    """The local folder `which`, or the model of that name downloaded from the hub. Raises InputError."""
     path = Path(which).expanduser()
     if path.is_file():
         raise InputError(f"{which} is a file: give the folder that holds {CONFIG} and {WEIGHTS}")
@@ -56,7 +56,7 @@ def local_folder(which: str) -> Path:
     if looks_like_a_path or not all(
         part.replace("-", "").replace("_", "").replace(".", "") for part in which.split("/")
     ):
-        raise InputError(f"there is no folder {which!r}, and no model of the hub has such a name (OWNER/NAME)")
+        raise InputError(f"there is no folder {which!r}, and it is not the name of a model on the hub (OWNER/NAME)")
     return _downloaded(which)
 
 
@@ -81,26 +81,26 @@ def _downloaded(name: str) -> Path:
                 return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
             except (LocalEntryNotFoundError, ConnectionError) as error:
                 raise HubUnavailable(
-                    f"{name} is no folder here; as a model of the hub it was not downloaded before, and the hub cannot "
-                    f"be reached. {WITHOUT_HUB.format(name=name)}"
+                    f"{name} is not a folder here; as a model of the hub it was not downloaded before, and the hub "
+                    f"cannot be reached. {WITHOUT_HUB.format(name=name)}"
                 ) from error
     except InputError:
         raise
-    except Exception as error:  # a refusal, a wrong name: the library has a class for each
+    except Exception as error:  # the library has a class for each failure: no access, a wrong name
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{name} is no folder here, and the hub does not give it: {reason} If it is yours or gated, log in with "
-            "`hf auth login`."
+            f"{name} is not a folder here, and cannot be downloaded from the hub: {reason} If it is yours or gated, "
+            "log in with `hf auth login`."
         ) from error
 
 
 def read_network(folder: Path) -> CustomTransformerConfig:
-    """Its sizes, without its weights. Raises InputError."""
+    """The network's config, without reading the weights. Raises InputError."""
     return network_of(read_object(folder / CONFIG), str(folder / CONFIG))
 
 
 def read_model(folder: Path) -> Imported:
-    """Raises InputError with everything that does not fit."""
+    """The network and its parameters. Raises InputError with everything that does not fit."""
     config = read_network(folder)  # before gigabytes of weights are read
     from manual_backprop.models.huggingface.weights import to_ours
 
@@ -126,10 +126,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """One file, or those of the index. Raises InputError where there are none, or nothing but pickles."""
+    """The file of weights, or those in the index. Raises InputError if there are none, or only pickles."""
     if not (folder / CONFIG).is_file():
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise InputError(f"{folder} holds no {CONFIG}, so it is no model of transformers; it holds {there}")
+        raise InputError(f"{folder} holds no {CONFIG}, so it is not a model of transformers; it holds {there}")
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
@@ -142,9 +142,9 @@ def weight_files(folder: Path) -> list[Path]:
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         raise InputError(
-            f"{folder} has its weights only as a pickle ({pickles[0]}), and reading a pickle runs whatever code it "
-            "holds. Where you trust it: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) of "
-            f"transformers writes {WEIGHTS}; give that folder."
+            f"{folder} has its weights only as a pickle ({pickles[0]}), and reading a pickle runs the code in it. If "
+            "you trust it: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) of transformers "
+            f"writes {WEIGHTS}; give that folder."
         )
     raise InputError(f"{folder} holds no {WEIGHTS} and no {INDEX}")
 
@@ -161,33 +161,33 @@ def _precision_of(tensors: Mapping[str, Tensor]) -> tuple[str, list[str]]:
     return "fp32", [f"weights in {', '.join(others)} become fp32, which holds them exactly"] if others else []
 
 
-# What we add to an export
+# Our record in an export
 
 
 def as_checkpoint(folder: Path) -> Checkpoint:
-    """The folder as a checkpoint that any command can use."""
+    """The model in a folder as a checkpoint. Raises InputError."""
     from manual_backprop.checkpoints.checkpoint import Checkpoint
 
     imported, record = read_model(folder), _record_of(folder)
     state = dict(record.get("state", {}))
     saved = state.get("network")
     state["network"] = asdict(imported.config)
-    if isinstance(saved, Mapping):  # what is no part of the function, as dropout
+    if isinstance(saved, Mapping):  # settings of training, which config.json does not have
         state["network"] |= {key: saved[key] for key in ("dropout", "label_smoothing", "seed") if key in saved}
     step, metric = record.get("step", 0), record.get("metric")
     return Checkpoint(folder, step, metric, {"parameters": imported.parameters}, state)
 
 
 def _record_of(folder: Path) -> dict[str, Any]:
-    """Empty where there is none, or where the weights are others now."""
+    """The record of the checkpoint; empty if there is none, or if the weights have changed since."""
     if not (folder / RECORD).is_file() or not (folder / WEIGHTS).is_file():
         return {}
     record = read_object(folder / RECORD)
-    believed = (
+    valid = (
         record.get("version") == RECORD_VERSION
         and isinstance(record.get("step"), int)
         and isinstance(record.get("metric"), float | None)
         and isinstance(record.get("state"), dict)
         and record.get("weights_sha256") == file_digest(folder / WEIGHTS)
     )
-    return record if believed else {}
+    return record if valid else {}

@@ -1,8 +1,8 @@
-"""init_from: a run that starts from the weights of another model, its own or one that was imported.
+"""init_from: start a run from the weights of another model, one of ours or an imported one.
 
-The model brings its sizes, its architecture and its tokenizer: what the command line does not name of them is set here,
-and what it names must be the same. Only the length of a sequence is free: a table of learned positions is cut, and the
-other kinds of positions are calculated. Needs no torch before weights are loaded.
+The model determines sizes, architecture and tokenizer: keys that the command line does not name are set here, and those
+that it names must be the same. Only the sequence length may differ: a table of learned positions is cut, and positions
+of other kinds are computed. Imports no torch before weights are loaded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SET_HERE = (
     *("architecture.norm_epsilon", "architecture.rotary_base"),
     *("tokenizer.name", "tokenizer.path"),
 )
-LEFT_TO_IT = ("model.vocab_size", "architecture.norm_epsilon", "architecture.rotary_base")  # by null as well
+SET_IF_NULL = ("model.vocab_size", "architecture.norm_epsilon", "architecture.rotary_base")  # also if given as null
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class InitialModel:
     tokenizer: Path | None  # the folder that holds tokenizer.json
 
     def values(self) -> dict[str, Any]:
-        """Its keys in the config of a run."""
+        """The keys and values that it sets in the config of a run."""
         return _values_of(self.network)
 
     def fits(self, key: str, value: Any) -> bool:
-        """Whether a network with this value can have its weights."""
+        """Whether a network with this value can use its weights."""
         theirs = self.values()[key]
         if key == "model.max_seq_len":
             return self.network.traits.positions != "learned" or value <= theirs
@@ -66,27 +66,27 @@ def _values_of(network: CustomTransformerConfig) -> dict[str, Any]:
 
 
 def initial_model(which: str, outputs: Path) -> InitialModel:
-    """What `init_from` names, without its weights. Raises InputError."""
+    """The model that `init_from` names, without its weights. Raises InputError."""
     found = find(which, outputs)
     if is_exported(found.checkpoint):
         network = read_network(found.checkpoint)
     else:
         network = network_of_state(read_state(found.checkpoint)["state"], found.checkpoint)
-    # a run keeps its tokenizer when it removes its checkpoints
+    # the run directory comes first, since a run may remove its checkpoints
     folders = (found.run or found.checkpoint.parent, found.checkpoint)
     tokenizer = next((folder for folder in folders if (folder / TOKENIZER_FILE).is_file()), None)
     return InitialModel(found.checkpoint, network, tokenizer)
 
 
 def with_initial_model(mapping: dict[str, Any], overrides: Sequence[str], outputs: Path) -> dict[str, Any]:
-    """A run's config with the sizes and the tokenizer of `init_from`, where it has one; `overrides` are KEY=VALUE.
+    """A run's config with the sizes and the tokenizer of `init_from`, if that is set; `overrides` are KEY=VALUE.
 
-    Raises ConfigError with everything that the command line names and that does not fit.
+    Raises ConfigError with every value of the command line that does not fit.
     """
     given = mapping.get("init_from")
     if given is None or isinstance(given, bool) or not isinstance(given, str | int):
-        return mapping  # null, or wrong, which is said where every key is
-    which = str(given)  # a run's last six characters may be a number
+        return mapping  # null; or invalid, which validation reports
+    which = str(given)  # the last six characters of a run id may be a number
     try:
         model = initial_model(which, outputs)
     except InputError as error:
@@ -99,7 +99,7 @@ def with_initial_model(mapping: dict[str, Any], overrides: Sequence[str], output
         group, _, inner = key.partition(".")
         value = filled[group].get(inner)
         kind = int | float if isinstance(theirs, float) else type(theirs)
-        if not named & {key, group} or (key in LEFT_TO_IT and value is None):
+        if not named & {key, group} or (key in SET_IF_NULL and value is None):
             filled[group][inner] = theirs
         elif isinstance(value, kind) and not model.fits(key, value):
             problems.append(_difference(key, value, model))
@@ -115,9 +115,8 @@ def with_initial_model(mapping: dict[str, Any], overrides: Sequence[str], output
 
 
 def load_initial_weights(network: Network, which: str, digests: Mapping[str, str], outputs: Path) -> None:
-    """Puts the weights of `init_from` into a network, which will read what has these `digests` (`Task.digests`).
-
-    Raises ConfigError with everything that does not fit.
+    """Load the weights of `init_from` into a network, which will be trained on data with these `digests`
+    (`Task.digests`). Raises ConfigError with everything that does not fit.
     """
     model = initial_model(which, outputs)
     problems = list(_differences(network.config, model))
@@ -125,7 +124,7 @@ def load_initial_weights(network: Network, which: str, digests: Mapping[str, str
         from manual_backprop.data.tokens.tokenizer import load_tokenizer
 
         if load_tokenizer(model.tokenizer).digest != digests.get("tokenizer_digest"):
-            problems.append("its weights belong to the tokens of another tokenizer; leave tokenizer=... out")
+            problems.append("its weights were trained with another tokenizer; leave tokenizer=... out")
     if problems:
         raise _refusal(which, problems, model)
     saved = as_checkpoint(model.path) if is_exported(model.path) else load_checkpoint(model.path)
@@ -138,13 +137,13 @@ def load_initial_weights(network: Network, which: str, digests: Mapping[str, str
 
 def _differences(config: CustomTransformerConfig, model: InitialModel) -> Iterator[str]:
     wanted, theirs = _values_of(config), model.values()
-    both = (key for key in wanted if key in theirs)  # rotary_base: where both have rotary positions
+    both = (key for key in wanted if key in theirs)  # rotary_base only if both have rotary positions
     return (_difference(key, wanted[key], model) for key in both if not model.fits(key, wanted[key]))
 
 
 def _difference(key: str, value: Any, model: InitialModel) -> str:
     rule = "must be at most" if key == "model.max_seq_len" else "must be"
-    return f"{key.removesuffix('.name')}={shown(value)}: {rule} {shown(model.values()[key])}, as its weights are"
+    return f"{key.removesuffix('.name')}={shown(value)}: {rule} {shown(model.values()[key])}, as in its weights"
 
 
 def _too_many_tokens(tokenizer: Any, model: InitialModel) -> list[str]:
@@ -154,11 +153,11 @@ def _too_many_tokens(tokenizer: Any, model: InitialModel) -> list[str]:
     tokens = {"byte": BYTE_TOKENS, "gpt2": GPT2_TOKENS}.get(name, tokenizer.get("vocab_size"))
     if not isinstance(tokens, int) or tokens <= model.network.vocab_size:
         return []
-    return [f"tokenizer={name}: has {tokens} tokens, and its weights know {model.network.vocab_size}"]
+    return [f"tokenizer={name}: has {tokens} tokens, but its weights are for {model.network.vocab_size}"]
 
 
 def _refusal(which: str, problems: list[str], model: InitialModel) -> ConfigError:
-    """Everything that does not fit, and behind the last what would."""
+    """An error with everything that does not fit, which ends with the values that do."""
     values = (f"{key.removesuffix('.name')}={shown(value)}" for key, value in model.values().items())
     tokenizer = [] if model.tokenizer is None else ["tokenizer=file", f"tokenizer.path={model.tokenizer}"]
     fitting = f"; leave out what differs: init_from sets {' '.join([*values, *tokenizer])} by itself"

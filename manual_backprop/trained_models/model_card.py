@@ -1,4 +1,4 @@
-"""README.md of an exported model: what it is, what it learned from, how good it is, and its gradients' check."""
+"""The model card of an exported model (README.md): its sizes, training data, metrics, and gradient check."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from ..study.gradient_check.run_check import GRADIENT_CHECK
 from ..tracking import load_training_log
 from .saved_model import SavedModel
 
-NOT_KNOWN = "not known: the weights do not come from a run"
+NOT_KNOWN = "not known: the weights are not from a run"
 
 
 def model_card(saved: SavedModel, tokenizer: Tokenizer | None, name: str) -> str:
@@ -54,15 +54,15 @@ def _usage(tokenizer: Tokenizer | None, architecture: str, precision: str) -> st
     if tokenizer is None:
         remarks.append("There is no tokenizer: the model reads token ids.")
     elif tokenizer.end_token_id is None:
-        remarks.append(
-            "The tokenizer has no token for the end of a text, and refuses characters that it does not know."
-        )
+        remarks.append("The tokenizer has no end token, and it refuses characters that it does not know.")
     else:
-        remarks.append("A text that spells the end token becomes that token here; in manual_backprop it stays letters.")
+        remarks.append(
+            "A text that spells the end token becomes that token here; in manual_backprop it is ordinary text."
+        )
     if architecture == "llama" and precision == "fp64":
         remarks.append(
             "LlamaRMSNorm rounds to float32 even in a float64 model, so that its logits have about seven digits; "
-            "`manual_backprop.models.huggingface.weights.use_exact_norms(model)` puts torch.nn.RMSNorm in its place."
+            "`manual_backprop.models.huggingface.weights.use_exact_norms(model)` replaces it with torch.nn.RMSNorm."
         )
     return "\n\n".join([code, *remarks])
 
@@ -80,7 +80,7 @@ def _text(saved: SavedModel, tokenizer: Tokenizer | None) -> str:
 
 
 def _metrics(saved: SavedModel) -> str:
-    """What the run measured at the step of the checkpoint."""
+    """The run's validation metrics at the checkpoint's step."""
     values: dict[str, object] = {}
     if saved.found.run is not None:
         for name, series in sorted(load_training_log(saved.found.run).validation.items()):
@@ -93,7 +93,7 @@ def _metrics(saved: SavedModel) -> str:
 
 
 def _gradient_check(saved: SavedModel) -> str:
-    """The run's own, or else one made now: it takes seconds."""
+    """The gradient check that the run saved, or a new one, which takes seconds."""
     page = saved.found.run / GRADIENT_CHECK if saved.found.run is not None else None
     if page is not None and page.is_file():
         content = page.read_text(encoding="utf-8")
@@ -102,7 +102,7 @@ def _gradient_check(saved: SavedModel) -> str:
 
         content = check_of_run(saved.config(), saved.model.config).page
     else:
-        return "The " + NOT_KNOWN.partition(": ")[2] + ", so there are no gradients to check."
+        return "The weights are not from a run, so there are no gradients to check."
     return "```text\n" + content.strip() + "\n```"
 
 
@@ -110,7 +110,7 @@ def _config(saved: SavedModel) -> str:
     config = dict(saved.state.get("config", {}))
     if not config:
         return f"It is {NOT_KNOWN}."
-    for group in ("dataset", "tokenizer"):  # a path says nothing to others
+    for group in ("dataset", "tokenizer"):  # a local path means nothing elsewhere
         if isinstance(config.get(group), dict) and config[group].get("path"):
             config[group] = config[group] | {"path": Path(config[group]["path"]).name}
     kept = {key: value for key, value in config.items() if key not in ("resume", "plan", "sweep", "tracking")}

@@ -1,13 +1,13 @@
-"""`RUN`: from what a user names (a run, a checkpoint) to a model that can be used.
+"""`RUN` on a command line: finds the run or checkpoint that it names, and loads its model.
 
-    last                        the newest start that has a sound checkpoint
-    a run id, its six last characters, or the id that MLflow gave it
+    last                        the newest run with a sound checkpoint
+    a run id, its last six characters, or its id in MLflow
     a directory                 of a run, of one of its checkpoints, of checkpoints that a program saved, or one that
                                 convert has imported or exported
 
-A run stands for its best checkpoint, the one with the lowest validation loss (the latest, where none has one), and a
-sweep for its best run. `RUN@last`, `RUN@best` and `RUN@STEP` name other checkpoints. Finding imports no torch; `load`
-does, and reads nothing but the checkpoint, which says of itself which network it is.
+A run means its best checkpoint, the one with the lowest validation loss (the latest, if none was measured), and a sweep
+means its best run. `RUN@last`, `RUN@best` and `RUN@STEP` name other checkpoints. `find` imports no torch; `load` does,
+and reads only the checkpoint, which describes its network.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
     from manual_backprop.data.tokens.tokenizer import Tokenizer
 
 OUTPUTS = Path("outputs")
-WORDS = str.maketrans("/_", "  ")  # validation/exact_match in words
-ATTEMPTS = 5  # a run that goes on removes checkpoints: how often one is chosen again
+WORDS = str.maketrans("/_", "  ")  # validation/exact_match -> validation exact match
+ATTEMPTS = 5  # to choose a checkpoint, since a run that is still training may remove the chosen one
 
 RUN_HELP = """\
-RUN is last (the newest run), a run id or its six last characters, the id that MLflow gave it, the directory of a run,
-that of a checkpoint, or one that `convert` made. A run stands for its best checkpoint, the one with the lowest
-validation loss, and a sweep for its best run; RUN@last and RUN@STEP, as in last@850, name other checkpoints."""
+RUN is last (the newest run), a run id or its last six characters, its id in MLflow, the directory of a run or of a
+checkpoint, or one that `convert` has written. A run means its best checkpoint, the one with the lowest validation loss,
+and a sweep means its best run; RUN@last and RUN@STEP, as in last@850, name other checkpoints."""
 
 
 @dataclass(frozen=True)
 class Found:
     checkpoint: Path
-    run: Path | None  # the run's directory, where the checkpoint lies in one
+    run: Path | None  # the run directory, if the checkpoint is in one
 
     @property
     def outputs(self) -> Path:
-        """The outputs directory that it belongs to: its own run's, or that of the working directory."""
+        """The outputs directory of its run, or that of the working directory."""
         if self.run is not None and self.run.parent.name == "runs":
             return self.run.parent.parent
         return OUTPUTS.absolute()
@@ -54,15 +54,15 @@ class Found:
 class SavedModel:
     found: Found
     step: int
-    metric: float | None  # what chose the best checkpoint, where this one was measured
+    metric: float | None  # the metric that chooses the best checkpoint; None if not measured
     implementation: str
-    model: Any  # in the wrapper of its kind: a LanguageModel, an EncoderDecoderWrapper or an EncoderWrapper
-    state: Mapping[str, Any]  # what the runner wrote beside the parameters
+    model: Any  # the wrapper of its kind: a LanguageModel, an EncoderDecoderWrapper or an EncoderWrapper
+    state: Mapping[str, Any]  # saved by the runner in addition to the parameters
     metric_name: str = METRIC
 
     @property
     def line(self) -> str:
-        """What every command prints first."""
+        """The first line that every command prints: a description of the model."""
         config = self.model.config
         measured = "not measured" if self.metric is None else f"{self.metric:.4f}"
         place = relative_path(self.found.checkpoint)
@@ -73,31 +73,31 @@ class SavedModel:
 
     @property
     def task_name(self) -> str:
-        """Of the run that saved it; of what a program saved and of older runs, language_model."""
+        """The task of the run that saved it; language_model for older runs and for models that a program saved."""
         config = self.state.get("config")
         group = config.get("task") if isinstance(config, Mapping) else None
         return str(group.get("name")) if isinstance(group, Mapping) else "language_model"
 
     @property
-    def asked_otherwise(self) -> str:
-        """How a model of its task is asked, where a command asked in another way."""
+    def usage_hint(self) -> str:
+        """The command to use for a model of this task, for the error of a command that cannot use it."""
         from manual_backprop.tasks import task_named
 
-        command, option, example = task_named(self.task_name).asked_with
+        command, option, example = task_named(self.task_name).inference_command
         named = self.found.checkpoint if self.found.run is None else self.found.run.name
         return (
-            f"it was trained with task={self.task_name}; ask it by python -m manual_backprop.{command} {named} "
+            f"it was trained with task={self.task_name}; use it with python -m manual_backprop.{command} {named} "
             f'{option} "{example}"'
         )
 
     def tokenizer(self) -> Tokenizer:
-        """The one that a model that continues texts was trained with. Raises InputError."""
+        """The tokenizer of a language model. Raises InputError for other models and those without one."""
         from manual_backprop.data.tokens.tokenizer import FILE_NAME, load_tokenizer
         from manual_backprop.tasks import task_named
 
         path = self.found.checkpoint
-        if task_named(self.task_name).asked_with[1] != "--prompt":
-            raise InputError(f"{path} continues no text: {self.asked_otherwise}")
+        if task_named(self.task_name).inference_command[1] != "--prompt":
+            raise InputError(f"{path} does not continue texts: {self.usage_hint}")
         if not (path / FILE_NAME).is_file():
             raise InputError(
                 f"{path} has no {FILE_NAME}: it was saved by a program, not by a run, and reads token ids. Load it in "
@@ -106,25 +106,25 @@ class SavedModel:
         tokenizer = load_tokenizer(path)
         if tokenizer.vocab_size > self.model.config.vocab_size:
             raise CheckpointError(
-                f"{path} does not fit together: its tokenizer has {tokenizer.vocab_size} tokens and its network "
+                f"{path} is inconsistent: its tokenizer has {tokenizer.vocab_size} tokens, its network "
                 f"{self.model.config.vocab_size}"
             )
         return tokenizer
 
     def config(self) -> RunConfig:
-        """The config of the run that saved it, with paths as seen from here. Raises InputError."""
+        """The config of the run that saved it, with paths relative to the working directory. Raises InputError."""
         from manual_backprop.config.validation import validate, with_defaults
 
         saved = self.state.get("config")
         if not isinstance(saved, Mapping) and "imported_from" in self.state:
             raise InputError(
-                f"{self.found.checkpoint} was imported and has no text of its own: train on from it, with "
+                f"{self.found.checkpoint} was imported and has no training data: fine-tune it with "
                 f"init_from={relative_path(self.found.checkpoint)}, and name that run"
             )
         if not isinstance(saved, Mapping):
             raise InputError(
-                f"{self.found.checkpoint} was saved by a program, not by a run: it does not say what text and what "
-                "settings it comes from"
+                f"{self.found.checkpoint} was saved by a program, not by a run: its training data and settings are not "
+                "recorded"
             )
         try:
             return self._located(validate(with_defaults(saved)))
@@ -139,7 +139,7 @@ class SavedModel:
         def seen_from(path: str | None) -> str | None:
             return None if path is None else str(root / Path(path).expanduser())
 
-        has_test_file = dataset.path is not None and dataset.name != "saved"  # which has splits with names
+        has_test_file = dataset.path is not None and dataset.name != "saved"  # saved has named splits
         has_test_file &= dataset.format not in ("saved", "hub")
         test = seen_from(dataset.test) if has_test_file else dataset.test
         is_file = has_test_file and isinstance(dataset.validation, str)
@@ -153,7 +153,7 @@ class SavedModel:
 
 
 def find(which: str, outputs: Path = OUTPUTS) -> Found:
-    """The checkpoint that `RUN` names. Raises InputError with what there is."""
+    """The checkpoint that `RUN` names. Raises InputError, which lists what exists."""
     named, at = _split(which)
     path = Path(named).expanduser()
     if path.is_dir() and (path.name.startswith("step-") or (path / "manifest.json").is_file()):
@@ -170,7 +170,7 @@ def find(which: str, outputs: Path = OUTPUTS) -> Found:
     if path.is_dir() and named and not (path / RUN_FILE).is_file():
         run, folder = None, path / "checkpoints" if (path / "checkpoints").is_dir() else path
         if not CheckpointManager(folder).list():
-            raise InputError(f"{named} is no run and no checkpoint: it holds no {RUN_FILE} and no step-NNNNNN")
+            raise InputError(f"{named} is neither a run nor a checkpoint: it holds no {RUN_FILE} and no step-NNNNNN")
     else:
         if named in ("last", "best") and not list_runs(outputs):
             raise InputError(
@@ -191,23 +191,23 @@ def find(which: str, outputs: Path = OUTPUTS) -> Found:
 def _best_run(sweep: Path) -> Path:
     best = read_run(sweep).get("best")
     if not isinstance(best, Mapping):
-        raise InputError(f"{sweep} is a sweep, and none of its runs is the best yet: name a run")
+        raise InputError(f"{sweep} is a sweep without a best run yet: name a run")
     return find_run(sweep.parent.parent, str(best.get("run_id"))).path
 
 
 def names_a_run(word: str) -> bool:
-    """Where KEY=VALUE may stand as well: a path may hold a =, and so may a run's name, and with it its directory."""
+    """Whether an argument names a run rather than being KEY=VALUE: a path and the name of a run may contain a =."""
     meant = [named for named in (word, word.rpartition("@")[0]) if named]
     return any(Path(named).expanduser().is_dir() or (OUTPUTS / "runs" / named).is_dir() for named in meant)
 
 
 def _split(which: str) -> tuple[str, str | None]:
-    """`RUN@WHICH`; a path that is there may have an @ of its own."""
+    """The parts of `RUN@WHICH`. An existing path may contain an @ itself."""
     named, separator, at = which.rpartition("@")
     if not separator or Path(which).expanduser().exists():
         return which, None
     if at not in ("last", "best") and not at.isdecimal():
-        raise InputError(f"{which}: after @ comes last, best or the number of a step, as in {named or 'last'}@100")
+        raise InputError(f"{which}: after @, give last, best or the number of a step, as in {named or 'last'}@100")
     return named, at
 
 
@@ -226,17 +226,17 @@ def _choose(checkpoints: CheckpointManager, at: str | None, run: Path | None) ->
         return path
     best = checkpoints.best()
     if best is None and at == "best":
-        raise InputError(f"none of the checkpoints of {run or checkpoints.directory} has a validation loss; say @last")
+        raise InputError(f"no checkpoint of {run or checkpoints.directory} has a validation loss; use @last")
     return best or there[-1]
 
 
 def _run_of(checkpoint: Path) -> Path | None:
-    """RUN/checkpoints/step-NNNNNN, or one below it that a resume has set aside."""
+    """The run directory of RUN/checkpoints/step-NNNNNN, or of a superseded checkpoint one level below."""
     return next((folder for folder in list(checkpoint.parents)[1:3] if (folder / RUN_FILE).is_file()), None)
 
 
 def relative_path(path: Path) -> str:
-    """Relative to the working directory, where it lies below that."""
+    """The path relative to the working directory if it is below that, otherwise the path itself."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
@@ -244,15 +244,15 @@ def relative_path(path: Path) -> str:
 def load(which: str, outputs: Path = OUTPUTS, device: str = "auto") -> SavedModel:
     """The model of `RUN`, on `device`, after comparing every byte of its checkpoint with the manifest.
 
-    Runs in `outputs` whose process is gone are marked KILLED. Raises InputError, or CheckpointError for what is
-    damaged, was made by something else, or is too new.
+    Runs in `outputs` whose process has died are marked KILLED. Raises InputError; and CheckpointError for a checkpoint
+    that is damaged, is not one of this project's, or is from a newer version.
     """
     close_dead_runs(outputs)
     return load_found(find(which, outputs), device)
 
 
 def load_found(found: Found, device: str = "auto") -> SavedModel:
-    """`load` of what `find` has found; nothing is written. Raises CheckpointError."""
+    """Load the model that `find` has found. It writes nothing. Raises CheckpointError."""
     _check_device(device)
     manager = CheckpointManager(found.checkpoint.parent)
     lies_in_a_run = found.run is not None and found.checkpoint.parent.name == "checkpoints"
@@ -281,12 +281,12 @@ def load_found(found: Found, device: str = "auto") -> SavedModel:
     except CheckpointError:
         raise
     except InputError as error:
-        raise CheckpointError(f"{found.checkpoint} does not fit together: {error}") from error
+        raise CheckpointError(f"{found.checkpoint} is inconsistent: {error}") from error
     return SavedModel(found, saved.step, saved.metric, implementation, model, saved.state, saved.metric_name)
 
 
 def _implementation(state: Mapping[str, Any]) -> str:
-    """The one that a run recorded; what a program saved by hand is the wrapper's, custom."""
+    """The implementation that the run recorded; custom for a model that a program saved."""
     config = state.get("config")
     group = config.get("implementation") if isinstance(config, Mapping) else None
     return str(group.get("name")) if isinstance(group, Mapping) else "custom"

@@ -1,6 +1,6 @@
-"""A trained model as MLflow serves it: texts in, texts out, or what the signature of its task says.
+"""A trained model as MLflow serves it: from texts to texts, or as its task's signature says.
 
-Which files MLflow has of it is `tracking.mlflow_model`'s business.
+Not here: the files of MLflow's model (`tracking.mlflow_model`).
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import InputError
-from ..tasks.asking import texts_of
+from ..tasks.inference import texts_of
 from ..tracking.mlflow_model import SAMPLING, SEARCH, reads_sources, state_of
 
 
 class Served(ABC):
-    """What MLflow calls: texts in, texts out. The same parameters give the same texts."""
+    """A model from texts to texts, as MLflow calls it. The same parameters give the same texts."""
 
-    params: Mapping[str, tuple[str, float]]  # name -> its type, and its value where it is not given
+    params: Mapping[str, tuple[str, float]]  # name -> type and default value
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
-        """`model_input`: a text, a list of them, an array, or a table of one column. Raises InputError."""
+        """The model's texts for `model_input`: a text, a list, an array, or a table of one column. Raises
+        InputError."""
         unknown = sorted(set(params or {}) - set(self.params))
         if unknown:
             raise InputError(f"there is no parameter {unknown[0]!r}; there are {', '.join(self.params)}")
@@ -33,7 +34,7 @@ class Served(ABC):
 
 
 class ServedSequences(Served):
-    """An encoder-decoder: a source of symbols, numbers with blanks between them, becomes a target of the same kind."""
+    """An encoder-decoder for sequences of symbols: source and target are numbers separated by spaces."""
 
     params = SEARCH
 
@@ -60,14 +61,12 @@ class ServedSequences(Served):
     def _symbols(text: str) -> list[int]:
         words = text.split()
         if not all(word.isdecimal() for word in words):
-            raise InputError(
-                f"{text!r} is no source: expected symbols, numbers with blanks between them, as in '1 2 3'"
-            )
+            raise InputError(f"{text!r} is not a source: expected symbols, numbers separated by spaces, as in '1 2 3'")
         return list(map(int, words))
 
 
 class ServedModel(Served):
-    """A language model: texts in, continuations out."""
+    """A language model, from texts to their continuations."""
 
     params = SAMPLING
 
@@ -88,7 +87,7 @@ class ServedModel(Served):
         end = self.tokenizer.end_token_id
         tokens = [*self.tokenizer.begin_token_ids, *self.tokenizer.encode(text)] or ([] if end is None else [end])
         if not tokens:
-            raise InputError("an empty text cannot be continued: this tokenizer has no token that a document begins at")
+            raise InputError("an empty text cannot be continued: this tokenizer has no begin or end token")
         continued = self.model.generate(
             torch.tensor([tokens]),
             int(chosen["max_length"]),
@@ -101,7 +100,7 @@ class ServedModel(Served):
 
 
 class ServedTask:
-    """What a task with a `signature` of its own makes of inputs, and of the checkpoint's files."""
+    """A model whose task has its own `signature`, built from the checkpoint's files."""
 
     def __init__(self, checkpoint: Path):
         """Verifies every byte of the checkpoint. Raises CheckpointError."""
@@ -110,16 +109,16 @@ class ServedTask:
 
         saved = load_found(Found(checkpoint, None), device="auto")
         task = restored_task(saved)
-        predicts = task.asked_with[0] == "predict"
-        self.answering = task.predictor(saved.model) if predicts else task.writer(saved.model)
+        predicts = task.inference_command[0] == "predict"
+        self.server = task.predictor(saved.model) if predicts else task.writer(saved.model)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
-        """As the signature has it. Raises InputError."""
-        return self.answering.serve(model_input, params or {})
+        """The output for an input, as described by the signature. Raises InputError."""
+        return self.server.serve(model_input, params or {})
 
 
 def load_pyfunc(path: str) -> Served | ServedTask:
-    """What MLflow calls with the folder of a model's checkpoint."""
+    """The served model in the folder of a checkpoint; MLflow calls this function by its name."""
     checkpoint = Path(path)
     state = state_of(checkpoint)
     if "signature" in state:

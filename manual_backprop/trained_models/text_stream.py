@@ -1,4 +1,4 @@
-"""A model's text while it is written: whole characters only, up to the first text that ends it."""
+"""A model's text while it is generated: complete characters only, up to the first stop text."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ if TYPE_CHECKING:
     from manual_backprop.data.tokens.tokenizer import Tokenizer
     from manual_backprop.models.wrappers.language_model import LanguageModel
 
-OBEYED = ("Cc", "Cf", "Zl", "Zp")  # categories of characters: control, format, the separators of lines and paragraphs
-UNREADABLE = "\ufffd"  # what decoding shows for bytes that are no character, or not yet
+CONTROL = ("Cc", "Cf", "Zl", "Zp")  # Unicode categories: control, format, line and paragraph separators
+UNREADABLE = "\ufffd"  # decoding shows it for bytes that are not a complete character
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; as `LanguageModel.generate` takes it."""
+    """The options of generation, as in `LanguageModel.generate`."""
 
     max_length: int
     temperature: float
     top_k: int
     top_p: float | None
     seed: int | None
-    beams: int = 1  # more than 1: nothing is drawn, and what a search finds comes as a whole
+    beams: int = 1  # more than 1: beam search, whose text comes as a whole at the end
     length_penalty: float = 0.0
 
     @classmethod
     def of(cls, options: Namespace) -> Sampling:
-        """As the command line has it (`arguments.add_sampling`, and `add_search` where a command has one)."""
+        """The options of a command line (`arguments.add_sampling`, and `add_search` if the command has it)."""
         given = vars(options)
         return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
 
 
 class WholeCharacters:
-    """`add(token)` returns the text that is certain now. All pieces together are what `decode` makes of all tokens,
-    behind those that stand `before`.
+    """Decodes tokens one by one: `add(token)` returns the text that is certain now. All pieces together equal the
+    decoded text of all tokens after the tokens `before`.
 
-    A token may end inside a character: its bytes wait for the rest. They show as one U+FFFD at the end of what is
-    decoded, and nothing before it changes by what comes later. Where a tokenizer writes bytes as tokens of their own,
-    a run of them is text, or none of it is, and waits for its end. What a token's text is may depend on those before
-    it (a blank between words): some of them are decoded again each time.
+    A token may end inside a character: its bytes wait for the rest. Until then they are decoded as one U+FFFD at the
+    end, and later tokens change nothing before it. If a tokenizer has tokens for single bytes, a run of them waits for
+    its end, since all of it is text or none. The text of a token may depend on the tokens before it (a space between
+    words), so some of these are decoded again each time.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()):
         self.tokenizer = tokenizer
         self.tokens: list[int] = list(before)[len(before) - min(len(before), tokenizer.context) :]
-        self.given = len(tokenizer.decode(self.tokens))  # characters of their text that were returned
+        self.returned = len(tokenizer.decode(self.tokens))  # characters of their text that were returned
 
     def add(self, token: int) -> str:
         tokenizer, context = self.tokenizer, self.tokenizer.context
@@ -61,20 +61,21 @@ class WholeCharacters:
         certain = len(text) - text.endswith(UNREADABLE)
         if waiting := tokenizer.open_bytes(self.tokens):
             certain = len(tokenizer.decode(self.tokens[:-waiting]))
-        new = text[self.given : certain]
-        self.given = max(self.given, certain)
+        new = text[self.returned : certain]
+        self.returned = max(self.returned, certain)
         if certain == len(text) and len(self.tokens) > 2 * context:
             self.tokens = self.tokens[len(self.tokens) - context :]
-            self.given = len(tokenizer.decode(self.tokens))
+            self.returned = len(tokenizer.decode(self.tokens))
         return new
 
     def rest(self) -> str:
-        """At the end: what never became a character."""
-        return self.tokenizer.decode(self.tokens)[self.given :]
+        """The text of the last bytes, which are not a complete character."""
+        return self.tokenizer.decode(self.tokens)[self.returned :]
 
 
 class UntilStop:
-    """`add(piece)` returns the text that is certain to stand before the first of `stops`; then `stopped` is true."""
+    """Cuts a text at the first of `stops`: `add(piece)` returns the text that is certainly before it, and `stopped`
+    becomes true at a stop."""
 
     def __init__(self, stops: Sequence[str]):
         self.stops = stops
@@ -87,24 +88,24 @@ class UntilStop:
         if places:
             self.stopped, self.waiting = True, ""
             return text[: min(places)]
-        held = max((_overlap(text, stop) for stop in self.stops), default=0)
-        self.waiting = text[len(text) - held :]
-        return text[: len(text) - held]
+        overlap = max((_overlap(text, stop) for stop in self.stops), default=0)
+        self.waiting = text[len(text) - overlap :]
+        return text[: len(text) - overlap]
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` may be the start of `stop`."""
+    """The number of characters at the end of `text` that may be the beginning of `stop`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The prompt as tokens; an empty one starts a new document, behind an end token. Raises InputError."""
+    """The prompt as tokens; an empty one starts a new document, after an end token. Raises InputError."""
     begin = list(tokenizer.begin_token_ids)
     if prompt or begin:
         return begin + tokenizer.encode(prompt)
     if tokenizer.end_token_id is None:
         raise InputError(
-            f"The prompt is empty, and tokenizer={tokenizer.name} has no end token to begin behind: give at least one "
+            f"The prompt is empty, and tokenizer={tokenizer.name} has no end token to start after: give at least one "
             "character"
         )
     return [tokenizer.end_token_id]
@@ -113,7 +114,7 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
 def continuation(
     model: LanguageModel, tokenizer: Tokenizer, prompt: str, sampling: Sampling, stops: Sequence[str] = ()
 ) -> Iterator[str]:
-    """The text behind a prompt, piece by piece. What cannot be used is refused at once, with InputError."""
+    """The text after a prompt, piece by piece. Raises InputError already when it is called."""
     import torch
 
     given = prompt_tokens(tokenizer, prompt)
@@ -139,7 +140,7 @@ def continuation(
 
 
 def show(piece: str) -> None:
-    """Print it at once. A terminal obeys control characters, and a model may write any: there they are made visible."""
+    """Print a piece of text at once. In a terminal, control characters that the model may generate are replaced."""
     if sys.stdout.isatty():
-        piece = "".join(c if c in "\n\t" or unicodedata.category(c) not in OBEYED else UNREADABLE for c in piece)
+        piece = "".join(c if c in "\n\t" or unicodedata.category(c) not in CONTROL else UNREADABLE for c in piece)
     print(piece, end="", flush=True)

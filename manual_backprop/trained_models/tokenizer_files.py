@@ -1,7 +1,7 @@
-"""The tokenizer of a model as the files that `transformers` reads: tokenizer.json and tokenizer_config.json.
+"""A model's tokenizer as the files that `transformers` reads: tokenizer.json and tokenizer_config.json.
 
-BPE is the `tokenizers` library's already. Bytes and characters are made anew from its parts, with the same ids for
-every text. One thing is different there, for all: a text that spells the end token becomes that token.
+BPE uses the `tokenizers` library already. Byte and character tokenizers are rebuilt from its components, with the same
+ids for every text. One thing differs in `transformers`: a text that spells the end token becomes that token.
 """
 
 import json
@@ -31,7 +31,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> Non
         "clean_up_tokenization_spaces": False,
     }
     if isinstance(tokenizer, BpeTokenizer) and tokenizer.settings is not None:
-        # Its own special tokens and ways; no code of others, and no longer texts than this network takes.
+        # Keep its special tokens and settings, but no remote code, and this network's sequence length.
         theirs = {key: value for key, value in tokenizer.settings.items() if key != "auto_map"}
         settings |= theirs | {"model_max_length": max_seq_len}
     end, begin = tokenizer.end_token_id, tokenizer.begin_token_ids
@@ -43,17 +43,17 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> Non
 
 
 def _of_bytes(tokenizer: ByteTokenizer) -> tokenizers.Tokenizer:
-    """A BPE that has learned no merge: every byte stays a token."""
+    """A byte tokenizer as BPE without merges."""
     level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     vocabulary = {_letter_of(byte): byte for byte in range(256)} | {END_TOKEN: tokenizer.end_token_id}
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
-    made.pre_tokenizer, made.decoder = level, tokenizers.decoders.ByteLevel()
-    made.add_special_tokens([END_TOKEN])
-    return made
+    rebuilt = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    rebuilt.pre_tokenizer, rebuilt.decoder = level, tokenizers.decoders.ByteLevel()
+    rebuilt.add_special_tokens([END_TOKEN])
+    return rebuilt
 
 
 def _letter_of(byte: int) -> str:
-    """By which GPT-2 writes a byte: printable ones by themselves, the others by letters from U+0100 on, in order."""
+    """The character for a byte in GPT-2's vocabulary: itself if printable, otherwise one from U+0100 on, in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     if byte in printable:
         return chr(byte)
@@ -61,9 +61,9 @@ def _letter_of(byte: int) -> str:
 
 
 def _of_characters(tokenizer: CharTokenizer) -> tokenizers.Tokenizer:
-    """A list of words, each of one character. An unknown one is refused there too."""
+    """A character tokenizer as a list of words of one character. It refuses unknown characters too."""
     vocabulary = {character: token for token, character in enumerate(tokenizer.characters)}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab=vocabulary, unk_token="<unknown>"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
-    made.decoder = tokenizers.decoders.Fuse()
-    return made
+    rebuilt = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab=vocabulary, unk_token="<unknown>"))
+    rebuilt.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    rebuilt.decoder = tokenizers.decoders.Fuse()
+    return rebuilt

@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def sampled_tokens(self) -> int:
-        return self.times(self.config.training.eval_every) * self.preview.written_tokens
+        return self.times(self.config.training.eval_every) * self.preview.generated_tokens
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from ..common.allocator import below_the_peak, give_back_freed_memory
+from ..common.allocator import memory_below_peak, trim_freed_memory
 from ..common.durable_files import storage_errors
 from ..common.errors import StorageError
 from ..common.origin import SEPARATOR, SOURCES
@@ -163,9 +163,9 @@ class RunReport:
     def gradient_check(self) -> None:
         """Checks at the end of a run the gradients of a small network like the run's. It changes nothing in the run,
         and does not raise its peak of memory. If the memory of a GPU does not suffice, the check is skipped."""
-        give_back_freed_memory()
+        trim_freed_memory()
         network = self.facts.model.network
-        limit = below_the_peak() if network.device.type == "cpu" else None
+        limit = memory_below_peak() if network.device.type == "cpu" else None
         check = check_of_run(self.facts.config, network.config, limit)
         path = self.directory.path / GRADIENT_CHECK
         with storage_errors(f"write {path}"):

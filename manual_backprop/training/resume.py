@@ -14,7 +14,7 @@ from ..checkpoints.checkpoint import Checkpoint, CheckpointManager, read_state
 from ..common.errors import CheckpointError, ConfigError, InputError
 from ..config.network import ARCHITECTURES, NORM_EPSILONS, ROTARY_BASE
 from ..config.rules import shown
-from ..config.schema import USUAL_NETWORK, RunConfig
+from ..config.schema import DEFAULT_NETWORK, RunConfig
 from ..config.validation import groups, validate, with_defaults
 from ..optim.improvement import Improvement
 from ..tracking import RunDirectory, find_run, flatten
@@ -188,7 +188,7 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _meant(flat: dict[str, Any]) -> dict[str, Any]:
     usual = {"model.n_kv_heads": flat.get("model.n_heads"), "architecture.rotary_base": ROTARY_BASE}
     usual["task.name"] = RunConfig.task.name  # runs of versions without tasks
-    usual["network"] = USUAL_NETWORK.get(flat.get("task.name") or RunConfig.task.name)
+    usual["network"] = DEFAULT_NETWORK.get(flat.get("task.name") or RunConfig.task.name)
     if traits := ARCHITECTURES.get(flat.get("architecture.name", "")):
         usual["architecture.norm_epsilon"] = NORM_EPSILONS[traits.norm]
     return flat | {name: value for name, value in usual.items() if flat.get(name) is None}

@@ -242,7 +242,7 @@ def _log(
         damaged_lines=0,
         model={"parameters": counted} if isinstance(counted, int) else {},
         tags=tags,
-        resumes=tuple(sorted({*metrics.went_back})),
+        resumes=tuple(sorted({*metrics.resumed_after})),
     )
 
 

@@ -108,7 +108,7 @@ def _reading(saved: SavedModel, text: str, most: int) -> Reading:
     from manual_backprop.tasks import Reading, task_named
     from manual_backprop.trained_models.evaluation import restored_task
 
-    if task_named(saved.task_name).asked_with[1] != "--prompt":
+    if task_named(saved.task_name).inference_command[1] != "--prompt":
         return restored_task(saved).reading(saved.model, text, most)
     from manual_backprop.trained_models.text_stream import prompt_tokens
 

@@ -111,7 +111,7 @@ def _points_of(log: TrainingLog, metric: str, x: str) -> Points:
     if series is None or not series.steps:
         return Points(np.empty(0), np.empty(0), np.empty(0, np.int64))
     steps, values, times = arrays(series)
-    if left := log.left_behind.get(metric):
+    if left := log.superseded.get(metric):
         kept = ~np.isin(steps, np.fromiter(left, np.int64, len(left)))
         steps, values, times = steps[kept], values[kept], times[kept]
     places = places_of(log, steps, times, x)

@@ -174,7 +174,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         for name in ("data//v2", "/abs", "..", "../up", "a/", "a/../b", "./a", ".", "..a", "a/.")
     ),
     ({"tags": {"k" * 251: 1}}, "tags={k", "250 characters at most"),
-    ({"tags": {"a": "half \ud83d"}}, "tags={a:", "a character that no text has"),
+    ({"tags": {"a": "half \ud83d"}}, "tags={a:", "a character that is not valid in text"),
     ({"tags": 3}, "tags=3", "tags.note=first"),
     ({"plan": "yes"}, "plan=yes", "true or false"),
     ({"model": None}, "model", "missing"),

@@ -41,17 +41,17 @@ def texts(corpus: Corpus) -> list[str]:
 
 
 BAD_LINES = {
-    "cut off": (b'{"text": "abc\n', "this is no JSON"),
-    "no JSON": (b"text\n", "this is no JSON"),
-    "an array": (b"[1, 2]\n", "expected an object with a 'text', and this is a list"),
+    "cut off": (b'{"text": "abc\n', "this is not JSON"),
+    "no JSON": (b"text\n", "this is not JSON"),
+    "an array": (b"[1, 2]\n", "expected an object with a 'text', but this is a list"),
     "another column": (b'{"title": "a", "body": "b"}\n', "there is no 'text', only 'title', 'body'.*text_column=NAME"),
-    "null": (line(None), "'text' should be text and is null"),
-    "a number": (line(12.5), r"'text' should be text and is the number 12\.5"),
-    "a list": (line(["a"]), "'text' should be text and is a list"),
+    "null": (line(None), "'text' should be text but is null"),
+    "a number": (line(12.5), r"'text' should be text but is the number 12\.5"),
+    "a list": (line(["a"]), "'text' should be text but is a list"),
     "invalid UTF-8": (b'{"text": "caf\xe9"}\n', "byte 13 of the line is 0xe9, which is not UTF-8"),
     "UTF-16": ('{"text": "a"}'.encode("utf-16") + b"\n", "not UTF-8"),
     "half a surrogate pair": (b'{"text": "a\\ud800b"}\n', r"half of a surrogate pair \('\\ud800'\) at position 1"),
-    "deep nesting": (b'{"text": ' + b"[" * 200_000 + b"\n", "this is no JSON"),
+    "deep nesting": (b'{"text": ' + b"[" * 200_000 + b"\n", "this is not JSON"),
 }
 
 
@@ -121,7 +121,7 @@ def test_empty_documents_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_nothing_but_an_empty_file(name: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"no text to be had for training from .*rows\.jsonl"):
+    with pytest.raises(InputError, match=r"no text for training in .*rows\.jsonl"):
         prepare_corpus(DatasetConfig(name, str(path)), BYTE, tmp_path / "cache")
 
 
@@ -174,7 +174,7 @@ def test_bad_parquet_rows(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"rows\.parquet, row 32: 'text' is not UTF-8 \(byte 0\)"):
         prepare_corpus(config, BYTE, tmp_path / "cache")
     config = parquet(tmp_path / "rows.parquet", pyarrow.array([*GOOD, None]))
-    with pytest.raises(InputError, match=r"rows\.parquet, row 31: 'text' should be text and is null"):
+    with pytest.raises(InputError, match=r"rows\.parquet, row 31: 'text' should be text but is null"):
         prepare_corpus(config, BYTE, tmp_path / "cache")
 
 
@@ -197,7 +197,7 @@ def test_a_damaged_parquet_file(damage: Callable[[Path], object], on_bad_row: st
     path = tmp_path / "rows.parquet"
     config = replace(parquet(path, pyarrow.array(GOOD * 100)), on_bad_row=on_bad_row)
     damage(path)
-    with pytest.raises(InputError, match=r"rows\.parquet is damaged or no Parquet file; .* up to row \d+"):
+    with pytest.raises(InputError, match=r"rows\.parquet is damaged or not a Parquet file; .* up to row \d+"):
         prepare_corpus(config, BYTE, tmp_path / "cache")
 
 
@@ -216,7 +216,7 @@ def test_two_columns_of_the_same_name(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     twice = pyarrow.Table.from_arrays([pyarrow.array(GOOD), pyarrow.array(GOOD)], names=["text", "text"])
     pyarrow.parquet.write_table(twice, path)
-    with pytest.raises(InputError, match=r"has 2 columns of the name 'text'.*rename all but one"):
+    with pytest.raises(InputError, match=r"has 2 columns named 'text'.*rename all but one"):
         prepare_corpus(DatasetConfig("parquet", str(path)), BYTE, tmp_path / "cache")
 
 
@@ -224,7 +224,7 @@ def test_two_columns_of_the_same_name(tmp_path: Path) -> None:
 def test_a_json_array_is_called_one(content: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(content)
-    with pytest.raises(InputError, match=r"rows\.json, line 1: .*one JSON array; write one object a line"):
+    with pytest.raises(InputError, match=r"rows\.json, line 1: .*a JSON array; write one object per line"):
         prepare_corpus(DatasetConfig("jsonl", str(path)), BYTE, tmp_path / "cache")
 
 
@@ -233,7 +233,9 @@ def test_what_skipping_can_do_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"on_bad_row=skip, .* no more than 1% of all rows") as caught:
         prepare_corpus(config, BYTE, tmp_path / "cache")
     assert "at at" not in str(caught.value)
-    with pytest.raises(InputError, match=r"1 of 2 rows is bad, .*line 1: .*\. Mend such rows, or take .* out"):
+    with pytest.raises(
+        InputError, match=r"1 of 2 rows is bad, .*line 1: .*\. Correct such rows, or remove .* from the data"
+    ):
         prepare_corpus(replace(config, on_bad_row="skip"), BYTE, tmp_path / "cache")
 
 
@@ -241,6 +243,6 @@ def test_what_skipping_can_do_is_said(tmp_path: Path) -> None:
 def test_a_position_in_a_line_is_said_once(line: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(line)
-    with pytest.raises(InputError, match=r"this is no JSON \([^)]* at column \d+\)") as caught:
+    with pytest.raises(InputError, match=r"this is not JSON \([^)]* at column \d+\)") as caught:
         prepare_corpus(DatasetConfig("jsonl", str(path)), BYTE, tmp_path / "cache")
     assert "at at" not in str(caught.value)

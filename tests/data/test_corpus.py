@@ -273,7 +273,7 @@ def test_what_takes_long_is_said(text: DatasetConfig, tmp_path: Path, monkeypatc
     assert caplog.text == ""
     monkeypatch.setattr("manual_backprop.data.tokens.corpus.LARGE", 1000)
     prepare_corpus(text, BYTE, tmp_path / "other")
-    assert "making tokens of 0 MB of text, once" in caplog.text
+    assert "tokenizing 0 MB of text, once" in caplog.text
 
 
 @pytest.mark.slow
@@ -301,7 +301,7 @@ def test_a_process_that_is_killed_leaves_nothing_in_the_way(tmp_path: Path) -> N
 
 def test_a_cache_that_cannot_be_written_is_a_storage_error(text: DatasetConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(StorageError, match=r"cannot be kept in .*file"):
+    with pytest.raises(StorageError, match=r"cannot be stored in .*file"):
         prepare_corpus(text, BYTE, tmp_path / "file")
 
 
@@ -316,7 +316,7 @@ def test_bad_input_leaves_no_corpus_behind(text: DatasetConfig, tmp_path: Path) 
     with pytest.raises(InputError, match="no such file"):
         prepare_corpus(DatasetConfig("text", str(tmp_path / "absent")), BYTE, cache)
     (Path(text.path or "") / "bad").write_bytes(b"\xff")
-    with pytest.raises(InputError, match=r"bad, line 1: byte 0 .*not UTF-8 \([a-z ]+\)\. Mend it, or .*=skip"):
+    with pytest.raises(InputError, match=r"bad, line 1: byte 0 .*not UTF-8 \([a-z ]+\)\. Correct it, or .*=skip"):
         prepare_corpus(text, BYTE, cache)
     assert entries(cache) == []
 

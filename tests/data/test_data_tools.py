@@ -105,7 +105,7 @@ def test_a_dataset_by_one_word(lines: Path, tmp_path: Path) -> None:
     ("name", "options", "words"),
     [
         ("tinystory", {}, "did you mean tinystories"),
-        ("text", {}, "is a kind of dataset, not one"),
+        ("text", {}, "is a kind of dataset: give"),
         ("no/such/folder", {}, "no dataset has this name"),
         ("python_docs", {"text_column": "body"}, "has no columns"),
         ("python_docs", {"revision": "main"}, "is not on the hub"),
@@ -426,7 +426,7 @@ def test_any_path_comes_back_from_what_is_pasted(path: str) -> None:
     ("main", "arguments", "words"),
     [
         (tokenization.main, ["analize"], "did you mean analyze"),
-        (tokenization.main, ["analyze", "bad.jsonl"], "line 2: this is no JSON"),
+        (tokenization.main, ["analyze", "bad.jsonl"], "line 2: this is not JSON"),
         (tokenization.main, ["analyze", "bad.jsonl", "--picture", "x.jpg"], "the name of a PNG"),
         (tokenization.main, ["analyze", "bad.jsonl", "--text-key", "body"], "there is no 'body', only 'text'"),
         (tokenization.main, ["train", "registry", "bad.jsonl", "many"], "must be a whole number"),

@@ -182,7 +182,7 @@ def test_nothing_to_read_says_what_was_given(tmp_path: Path) -> None:
 
 def test_a_source_needs_a_name_that_is_known_and_its_path() -> None:
     for name in ("text", "jsonl", "parquet", "saved"):
-        with pytest.raises(InputError, match=rf"dataset={name} needs to know where it lies.*dataset\.path"):
+        with pytest.raises(InputError, match=rf"dataset={name} needs a path.*dataset\.path"):
             open_source(DatasetConfig(name))
     with pytest.raises(InputError, match="no such dataset"):
         open_source(DatasetConfig("texts", "here"))
@@ -218,7 +218,7 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "b.txt"):
         done = given(path)
         assert done.returncode == 2
-        assert re.fullmatch(r".*b\.txt is no regular file .*: move it away, .*\n", done.stderr)
+        assert re.fullmatch(r".*b\.txt is not a regular file .*: move it away, .*\n", done.stderr)
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
@@ -270,7 +270,7 @@ def test_files_with_rows_that_are_read_as_plain_text_are_named(
     for name in ("a.jsonl", "README.md"):
         (tmp_path / name).write_text("{}")
     (said,) = warnings_of("text", tmp_path, caplog)
-    assert said.startswith(f"{tmp_path}: read as plain text, each file one document, and not row by row: 'a.jsonl'.")
+    assert said.startswith(f"{tmp_path}: read as plain text, each file as one document, not row by row: 'a.jsonl'.")
 
 
 def test_a_folder_without_such_files_says_which_there_are(tmp_path: Path) -> None:

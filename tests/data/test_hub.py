@@ -200,7 +200,7 @@ def test_pairs_of_the_hub(online: dict[str, Any]) -> None:
     found = online["pairs"]
     assert found["train"] + found["validation"] == 50
     assert found["where"] in {f"owner/translated, split train, row {row}" for row in range(1, 9)}
-    assert "a tenth of its documents validates" in found["notes"][0]
+    assert "a tenth of its documents is used for validation" in found["notes"][0]
     assert "no column 'translation.fr', only 'translation.en', 'translation.de'" in online["pairs without"]["error"]
     assert "dataset.source_column=NAME" in online["pairs without"]["error"]
 
@@ -229,21 +229,26 @@ def test_subsets_and_shares(online: dict[str, Any]) -> None:
 def test_a_stream_is_taken_up_to_its_bound(online: dict[str, Any]) -> None:
     assert online["stream"]["train"] == TRAIN[:20]
     assert online["stream"]["validation"] == VALIDATION[:2]
-    assert "needs a bound" in online["endless"]["error"]
+    assert "needs a limit" in online["endless"]["error"]
     assert "dataset.subset_size=NUMBER" in online["endless"]["error"]
 
 
 def test_without_a_validation_split_it_says_what_validates(online: dict[str, Any]) -> None:
     assert online["tested"]["validation"] == VALIDATION
-    assert online["tested"]["notes"][:1] == ["owner/tested has no validation split: its test split validates"]
+    assert online["tested"]["notes"][:1] == [
+        "owner/tested has no validation split: its test split is used for validation"
+    ]
     assert sorted(online["lines"]["train"] + online["lines"]["validation"]) == sorted(TRAIN)
     assert len(online["lines"]["validation"]) == 5
-    assert online["lines"]["notes"][:1] == ["owner/lines has no validation split: a tenth of its documents validates"]
+    assert online["lines"]["notes"][:1] == [
+        "owner/lines has no validation split: a tenth of its documents is used for validation"
+    ]
 
 
 def test_a_validation_split_that_is_trained_on_is_not_said_to_be_absent(online: dict[str, Any]) -> None:
     assert online["held back alone"]["notes"][:1] == [
-        "owner/late has no validation split but validation, which is trained on: a tenth of its documents validates"
+        "owner/late has no validation split but validation, the training split: a tenth of its documents is used for "
+        "validation"
     ]
 
 
@@ -255,14 +260,14 @@ def test_a_test_split_is_read_beside_the_others(online: dict[str, Any]) -> None:
     assert online["validation tests"]["test"] == VALIDATION
     assert online["validation tests"]["digest"] == online["three"]["digest"]
     assert online["validation tests"]["test notes"] == [
-        "split validation of owner/three is what validated: the same text"
+        "split validation of owner/three is the validation split, the same text"
     ]
     assert online["no test"]["error"] == "owner/stories has no split 'test', only train, validation."
 
 
 def test_a_revision_that_is_no_commit_is_said(online: dict[str, Any], commit: str) -> None:
     (said,) = online["stream"]["notes"]
-    assert said.startswith(f"dataset.revision=null pins no commit of owner/stories: read was {commit};")
+    assert said.startswith(f"dataset.revision=null pins no commit of owner/stories; this run read {commit},")
     assert f"dataset.revision={commit} " in said
     assert online["pinned"]["notes"] == []
 
@@ -278,12 +283,12 @@ def test_a_tokenizer_of_the_hub(online: dict[str, Any]) -> None:
         ("column", "has no column 'story', only 'text'", "dataset.text_column=NAME"),
         ("streamed column", "has no column 'story', only 'text'", "dataset.text_column=NAME"),
         ("split", "dataset.split=tran: owner/stories has no such split", "train, validation"),
-        ("trained on", "the split 'train' of owner/stories is what is trained on", "dataset.validation=0.1"),
+        ("trained on", "the split 'train' of owner/stories is the training split", "dataset.validation=0.1"),
         ("config", "dataset.config=no: owner/stories needs another one", "Available: ['default']"),
         ("revision", "dataset.revision=no: owner/stories has no such revision", "null for the newest"),
         ("gated", "owner/gated is gated", "hf auth login"),
-        ("missing", "owner/missing is not on the hub", "look at the spelling"),
-        ("null", "split train, row 51: 'text' should be text and is null", "on_bad_row=skip"),
+        ("missing", "owner/missing is not on the hub", "check the spelling"),
+        ("null", "split train, row 51: 'text' should be text but is null", "on_bad_row=skip"),
     ],
 )
 def test_what_goes_wrong_is_a_sentence_with_a_way_out(
@@ -322,7 +327,7 @@ def test_without_a_hub_what_was_prepared_is_used(
     found = prepare(cases, home / "cache", gone)
     assert found["stream"] == online["stream"]
     assert found["pinned"] == online["pinned"]
-    assert f"going on with revision {commit}, prepared before" in found["said"]
+    assert f"using revision {commit}, which was prepared before" in found["said"]
 
 
 def test_a_connection_that_breaks_off_is_a_sentence(folder: Path, tmp_path: Path) -> None:
@@ -360,7 +365,7 @@ def test_an_endpoint_that_is_no_address(address: str) -> None:
     from manual_backprop.common.errors import InputError
     from manual_backprop.data.sources.hub import _hub_answers
 
-    with pytest.raises(InputError, match=r"^HF_ENDPOINT=.*: this is no address of a hub\. Give one") as caught:
+    with pytest.raises(InputError, match=r"^HF_ENDPOINT=.*: this is not the address of a hub\. Give one") as caught:
         _hub_answers(address)
     assert f"HF_ENDPOINT={address}:" in str(caught.value)
 
@@ -379,9 +384,9 @@ def test_a_split_that_was_saved_alone_has_its_own_name(tmp_path: Path) -> None:
     assert documents() == documents(split="train") == documents(split="valid") == 50
     with pytest.raises(InputError, match=r"dataset\.split=foo: .* has no such split, only valid\."):
         documents(split="foo")
-    with pytest.raises(InputError, match=r"dataset\.validation=train: the split 'train' of .* is what is trained on"):
+    with pytest.raises(InputError, match=r"dataset\.validation=train: the split 'train' of .* is the training split"):
         documents(validation="train")
-    with pytest.raises(InputError, match="is what is trained on"):
+    with pytest.raises(InputError, match="is the training split"):
         documents(split="valid", validation="valid")
 
 
@@ -396,7 +401,7 @@ def test_a_saved_dataset_without_rows(tmp_path: Path) -> None:
     none.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict({"train": some, "validation": none}).save_to_disk(str(tmp_path / "two"))
     for name in ("one", "two"):
-        with pytest.raises(InputError, match=r"are no rows, and such a dataset cannot be loaded\. Save it again"):
+        with pytest.raises(InputError, match=r"has no rows, and such a dataset cannot be loaded\. Save it again"):
             prepare_corpus(DatasetConfig("saved", str(tmp_path / name)), TokenizerConfig("byte"), tmp_path / "cache")
 
 
@@ -428,7 +433,7 @@ def test_a_saved_dataset(tmp_path: Path) -> None:
     corpus = prepare_corpus(DatasetConfig("saved", str(tmp_path / "saved")), byte, tmp_path / "cache")
     assert corpus.train_documents == 50
     assert corpus.validation_documents == 30
-    assert corpus.notes == (f"{tmp_path / 'saved'} has no validation split: its test split validates",)
+    assert corpus.notes == (f"{tmp_path / 'saved'} has no validation split: its test split is used for validation",)
     corpus = prepare_corpus(DatasetConfig("saved", str(tmp_path / "one")), byte, tmp_path / "cache")
     assert corpus.train_documents + corpus.validation_documents == 50
     with pytest.raises(InputError, match=r"text_column=NAME"):
@@ -437,5 +442,5 @@ def test_a_saved_dataset(tmp_path: Path) -> None:
         )
     (tmp_path / "no dataset").mkdir()
     (tmp_path / "no dataset/file").write_text("text")
-    with pytest.raises(InputError, match="is no dataset that can be loaded"):
+    with pytest.raises(InputError, match="is not a dataset that can be loaded"):
         prepare_corpus(DatasetConfig("saved", str(tmp_path / "no dataset")), byte, tmp_path / "cache")

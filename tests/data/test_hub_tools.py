@@ -136,7 +136,7 @@ def test_a_second_download_finds_the_first(online: dict[str, Any], place: Path) 
     assert online["again"]["code"] == 0
     assert "it was there already" in online["again"]["out"]
     assert online["other"]["code"] == 2
-    assert "exists and is something else (split)" in online["other"]["error"]
+    assert "exists and holds other data (split)" in online["other"]["error"]
     assert len(datasets.load_from_disk(str(place / "few"))["train"]) == 20
 
 
@@ -148,7 +148,7 @@ def test_a_stream_is_taken_up_to_its_bound(online: dict[str, Any], place: Path) 
 
 def test_the_place_of_a_shipped_dataset_means_its_entry(online: dict[str, Any], place: Path) -> None:
     assert online["by its place"]["code"] == 0, online["by its place"]["error"]
-    assert "streamed: of its files only what holds the first 10,000 rows" in online["by its place"]["out"]
+    assert "streamed: downloads only the parts of its files with the first 10,000 rows" in online["by its place"]["out"]
     assert list(datasets.load_from_disk(str(place / "same pages"))["train"]["text"]) == TRAIN
     given = dataset_named("nampdn-ai/tiny-textbooks")
     assert given == dataset_named("tiny_textbooks")
@@ -162,7 +162,7 @@ def test_what_is_downloaded_is_said_before_and_a_part_is_streamed(online: dict[s
     assert lines[1] == f"to download: {size / 1e6:,.1f} MB ({size:,} bytes) in 2 files"
     large = (place / "hub/datasets/owner/large/data/train-00000-of-00001.parquet").stat().st_size
     assert f"({large - 1_500_000:,} bytes) in 1 file" in online["cut off"]["out"]
-    assert "streamed: of its files only what holds the first 7 rows" in online["part"]["out"]
+    assert "streamed: downloads only the parts of its files with the first 7 rows" in online["part"]["out"]
     splits = datasets.load_from_disk(str(place / "part"))
     assert list(splits["train"]["text"]) == LARGE[:7]
 
@@ -196,7 +196,7 @@ def test_a_stream_that_was_cut_off_goes_on_after_its_last_shard(
     files[2].write_bytes(third)
     table(files[0], ["another text"] * 10)
     assert fetch() == [f"row {row}" for row in range(35)]
-    assert said == ["train: going on behind the first 16 rows"]
+    assert said == ["train: resuming after the first 16 rows"]
     assert fetch() == [f"row {row}" for row in range(35)], "all of them are there"
 
 
@@ -206,7 +206,7 @@ def test_a_stream_that_was_cut_off_goes_on_after_its_last_shard(
         ("column", "owner/lessons has no column 'story', only 'textbook'", "--text-key NAME"),
         ("split", "--split tran: owner/stories has no such split", "train, validation"),
         ("gated", "owner/gated is gated", "hf auth login"),
-        ("missing", "owner/missing is not on the hub", "look at the spelling"),
+        ("missing", "owner/missing is not on the hub", "check the spelling"),
         ("inspect a column", "owner/lessons has no column 'text', only 'textbook'", "--text-key NAME"),
     ],
 )
@@ -277,7 +277,7 @@ def test_a_download_that_breaks_off_says_that_it_goes_on(online: dict[str, Any],
         )["download"]
     assert found["code"] == 2
     (said,) = [line for line in found["error"].splitlines() if "broke off" in line]
-    assert "Give the command again: it goes on with what is not here yet" in said
+    assert "Give the command again: it resumes the download" in said
     assert "Traceback" not in found["error"]
     assert not (tmp_path / "outputs/datasets/stories").exists()
 

@@ -66,7 +66,7 @@ def test_a_parquet_row_that_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFi
 def test_deep_nesting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = lines(tmp_path / "rows.jsonl", b'{"text": "good"}', b"[" * 100_000 + b"]" * 100_000, b'{"text": "last"}')
     out = shown(capsys, path)
-    assert "line 2: this is no JSON that can be read" in out
+    assert "line 2: this is not JSON that can be read" in out
     assert "\n    last\n" in out
 
 
@@ -91,14 +91,14 @@ def test_rows_of_a_saved_dataset_that_are_no_text(tmp_path: Path, capsys: pytest
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": ["good", None]}).save_to_disk(str(tmp_path / "null"))
     datasets.Dataset.from_dict({"text": [1]}).save_to_disk(str(tmp_path / "number"))
-    assert "row 2: 'text' should be text and is null" in shown(capsys, tmp_path / "null")
-    assert "row 1: 'text' should be text and is the number 1" in shown(capsys, tmp_path / "number")
+    assert "row 2: 'text' should be text but is null" in shown(capsys, tmp_path / "null")
+    assert "row 1: 'text' should be text but is the number 1" in shown(capsys, tmp_path / "number")
 
 
 def test_two_columns_of_the_same_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     twice = pyarrow.Table.from_arrays([pyarrow.array(GOOD)] * 2, names=["text", "text"])
     pyarrow.parquet.write_table(twice, tmp_path / "rows.parquet")
-    assert "has 2 columns of the name 'text'" in refused(capsys, tmp_path)
+    assert "has 2 columns named 'text'" in refused(capsys, tmp_path)
 
 
 @pytest.mark.parametrize("ending", ["txt", "jsonl", "parquet"])

@@ -1,4 +1,4 @@
-"""Which tokens an optimizer step learns from: a function of (seed, step), in whatever pieces and processes."""
+"""Which tokens an optimizer step learns from: a function of (seed, step), for any accumulation steps and processes."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -51,7 +51,7 @@ ORDERS = [
 
 
 def order_of(batching: BatchingConfig, dataset: DatasetConfig = WHOLE, corpus: Corpus = CORPUS, **other: int) -> Order:
-    given = {"sequence_length": T, "batch_size": 4, "pieces": 1, "seed": 1} | other
+    given = {"sequence_length": T, "batch_size": 4, "accumulation_steps": 1, "seed": 1} | other
     return open_order(corpus, batching, dataset, **given)  # type: ignore[arg-type]
 
 
@@ -81,13 +81,16 @@ def test_a_step_is_a_function_of_its_number(batching: BatchingConfig, dataset: D
 
 
 @pytest.mark.parametrize(("batching", "dataset"), ORDERS)
-def test_pieces_make_the_same_step(batching: BatchingConfig, dataset: DatasetConfig) -> None:
-    at_once, in_pieces = order_of(batching, dataset, batch_size=6), order_of(batching, dataset, batch_size=1, pieces=6)
-    assert at_once.steps(1) == in_pieces.steps(1)
+def test_accumulation_steps_make_the_same_step(batching: BatchingConfig, dataset: DatasetConfig) -> None:
+    at_once, accumulated = (
+        order_of(batching, dataset, batch_size=6),
+        order_of(batching, dataset, batch_size=1, accumulation_steps=6),
+    )
+    assert at_once.steps(1) == accumulated.steps(1)
     for step in range(25):
-        assert step_rows(at_once, step) == step_rows(in_pieces, step)
-        assert at_once.batches(step)[0] == in_pieces.batches(step)[0]
-        firsts = [batch.first_row for batch in in_pieces.batches(step)[1]]
+        assert step_rows(at_once, step) == step_rows(accumulated, step)
+        assert at_once.batches(step)[0] == accumulated.batches(step)[0]
+        firsts = [batch.first_row for batch in accumulated.batches(step)[1]]
         assert firsts == list(range(len(firsts)))
 
 
@@ -95,7 +98,7 @@ def test_pieces_make_the_same_step(batching: BatchingConfig, dataset: DatasetCon
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_have_disjoint_parts_of_a_step(batching: BatchingConfig, dataset: DatasetConfig, world_size: int) -> None:
     alone = order_of(batching, dataset, batch_size=6)
-    shared = order_of(batching, dataset, batch_size=1, pieces=6)
+    shared = order_of(batching, dataset, batch_size=1, accumulation_steps=6)
     for step in range(25):
         found = []
         for rank in range(world_size):
@@ -177,11 +180,11 @@ def gradients(order: Order, step: int) -> tuple[float, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("batching", [PADDED, PACKED, MASKED], ids=["padded", "packed", "masked"])
 def test_eight_by_one_is_one_by_eight(batching: BatchingConfig) -> None:
     """In float64, in a full step and in the last, smaller one; so the loss is a mean over tokens that count."""
-    at_once, in_pieces = order_of(batching, batch_size=8), order_of(batching, batch_size=1, pieces=8)
+    at_once, accumulated = order_of(batching, batch_size=8), order_of(batching, batch_size=1, accumulation_steps=8)
     sizes = [len(step_rows(at_once, step)) for step in range(6)]
     for step in (0, int(np.argmin(sizes))):
         loss, want = gradients(at_once, step)
-        other, got = gradients(in_pieces, step)
+        other, got = gradients(accumulated, step)
         assert abs(loss - other) < 1e-12
         scale = max(float(tensor.norm()) for tensor in want.values())
         assert all(float((got[name] - want[name]).norm()) < 1e-12 * scale for name in want)
@@ -270,7 +273,7 @@ def test_what_is_to_be_memorized_is_repeated() -> None:
 
 def test_documents_of_one_token_are_counted() -> None:
     order = order_of(PADDED, corpus=corpus_of([1, 5, 1, 4]))
-    assert order.notes == ("2 of 4 documents have a single token: nothing is to be predicted in them",)
+    assert order.notes == ("2 of 4 documents have a single token, so they have no target",)
     assert len(step_rows(order, 0)) == 2
     with pytest.raises(InputError, match="No document has two tokens"):
         order_of(PADDED, corpus=corpus_of([1, 1]))

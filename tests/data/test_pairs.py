@@ -129,7 +129,7 @@ def test_splits_in_files_of_their_own(tmp_path: Path) -> None:
     assert (len(split), notes[0][:30]) == (3, "1 of 4 rows left out as bad, t")
     with pytest.raises(InputError, match=r"t\.tsv, line 4: the target is empty"):
         open_test_split(dataset, corpus, tmp_path / "cache")
-    with pytest.raises(InputError, match=r"give dataset\.test=PATH to the run, or --test PATH"):
+    with pytest.raises(InputError, match=r"dataset\.test=PATH to the run or as --test PATH"):
         open_test_split(replace(dataset, test=None), corpus, tmp_path / "cache")
 
 
@@ -157,7 +157,7 @@ def test_tokenizers_of_both_sides_or_one(name: str, tmp_path: Path) -> None:
 def test_a_row_that_is_no_pair_is_named_and_may_be_left_out(tmp_path: Path) -> None:
     rows: dict[str, tuple[Any, str]] = {
         "a.tsv": ("x\t \n", "a.tsv, line 61: the target is empty"),
-        "b.tsv": ("x\n", "b.tsv, line 61: this line has 1 cell, and the first one 2 cells"),
+        "b.tsv": ("x\n", "b.tsv, line 61: this line has 1 cell, but the first one has 2 cells"),
         "c.tsv": ("x\ty\tz\n", "c.tsv, line 61: this line has 3 cells"),
         "d.tsv": (b"x\ty\xff\n", r"d.tsv, line 61: byte 3 of the line is 0xff, which is not UTF-8"),
     }
@@ -178,7 +178,7 @@ def test_a_row_that_is_no_pair_is_named_and_may_be_left_out(tmp_path: Path) -> N
         prepared(tmp_path / "first.tsv", tmp_path / "cache")
     assert prepared(tmp_path / "first.tsv", tmp_path / "cache", on_bad_row="skip").counts["bad_rows"] == 1
     (tmp_path / "e.jsonl").write_text('{"source": "a", "target": null}\n{"source": "a"}\n')
-    with pytest.raises(InputError, match=r"e\.jsonl, line 1: 'target' should be text and is null"):
+    with pytest.raises(InputError, match=r"e\.jsonl, line 1: 'target' should be text but is null"):
         prepared(tmp_path / "e.jsonl", tmp_path / "cache")
     with pytest.raises(InputError, match=r"no pairs for training in .* \(rows read: 2, of these bad: 2\)"):
         prepared(tmp_path / "e.jsonl", tmp_path / "cache", on_bad_row="skip")

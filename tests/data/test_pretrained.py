@@ -89,7 +89,7 @@ def test_a_tokenizer_that_loses_something_is_reported(tmp_path: Path) -> None:
     no_end, lost = corpus.notes
     assert no_end.startswith("the tokenizer has no end token (<eos>, <|endoftext|>")
     assert (
-        lost == "the tokenizer does not give back the text: 'Text some Text some ' comes back as 'text some text some '"
+        lost == "the tokenizer does not preserve the text: 'Text some Text some ' is decoded as 'text some text some '"
     )
     own = prepare_corpus(config, TokenizerConfig("bpe", 300), tmp_path / "cache")
     assert own.notes == ()
@@ -99,11 +99,11 @@ def test_what_is_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokenizer\.path=.*absent: there is no such folder"):
         tokenizer_of_folder(tmp_path / "absent")
     (tmp_path / "model.bin").touch()
-    with pytest.raises(InputError, match=r"expected tokenizer\.json there, and found model\.bin"):
+    with pytest.raises(InputError, match=r"expected tokenizer\.json there, but found model\.bin"):
         tokenizer_of_folder(tmp_path)
     (tmp_path / "vocab.json").write_text("{")
     (tmp_path / "merges.txt").write_text("")
-    with pytest.raises(InputError, match=r"vocab\.json and merges\.txt in .* are no tokenizer"):
+    with pytest.raises(InputError, match=r"vocab\.json and merges\.txt in .* are not a tokenizer"):
         tokenizer_of_folder(tmp_path)
     with pytest.raises(InputError, match=r"tokenizer=gpt: there is no such tokenizer"):
         prepare_corpus(DatasetConfig("python_docs"), TokenizerConfig("gpt"), tmp_path)

@@ -26,7 +26,11 @@ def test_the_series_that_comes_with_the_package() -> None:
     series = read_series(SHIPPED["co2"])
     assert (len(series), series.names, series.clock.about) == (2284, ("co2",), "7 days")
     assert int(np.isnan(series.values).sum()) == 59
-    assert (series.written(0), series.written(2283), series.written(2285)) == ("1958-03-29", "2001-12-29", "2002-01-12")
+    assert (series.time_text(0), series.time_text(2283), series.time_text(2285)) == (
+        "1958-03-29",
+        "2001-12-29",
+        "2002-01-12",
+    )
     assert "Keeling" in SHIPPED["co2"].read_text()
     assert series.notes[0].startswith("59 of 2,284 steps have a gap: filled")
 
@@ -39,7 +43,7 @@ def test_gaps_are_marked_and_steps_without_a_row_are_gaps(tmp_path: Path) -> Non
     assert series.names == ("a", "b")
     expected = [[1, math.nan], [math.nan, 2], [math.nan] * 2, [math.nan] * 2, [4, -1000], [5, math.nan]]
     assert np.array_equal(series.values, expected, equal_nan=True)
-    assert [series.written(place) for place in (3, 5, 6)] == ["2020-01-04", "2020-01-06", "2020-01-07"]
+    assert [series.time_text(place) for place in (3, 5, 6)] == ["2020-01-04", "2020-01-06", "2020-01-07"]
     assert "5 of 6 steps have a gap, 2 of them without a row in the file" in series.notes[0]
     assert series.digest != read(tmp_path, text.replace("-1e3", "-1e2")).digest
     assert series.digest == read(tmp_path, text.replace("n/a", "")).digest
@@ -63,7 +67,7 @@ def test_gaps_are_marked_and_steps_without_a_row_are_gaps(tmp_path: Path) -> Non
 def test_times_and_steps(tmp_path: Path, times: tuple[str, ...], step: str, after: str) -> None:
     series = read(tmp_path, "t;x\n" + "".join(f"{time};{n}\n" for n, time in enumerate(times)))
     assert series.clock.about == step
-    assert series.written(len(series)) == after
+    assert series.time_text(len(series)) == after
     assert len(series) == (4 if times[2] in ("1961", "2020-04") else 3)
 
 
@@ -73,14 +77,14 @@ GOOD = ("2020-01-01,1,2", "2020-01-02,2,3", "2020-01-03,3,4")
 @pytest.mark.parametrize(
     ("rows", "line", "why"),
     [
-        ((*GOOD, "2020-01-04,mild,5"), 5, "a is 'mild', and no finite number; leave a cell empty for a gap"),
-        ((*GOOD, "2020-01-04,inf,5"), 5, "a is 'inf', and no finite number"),
+        ((*GOOD, "2020-01-04,mild,5"), 5, "a is 'mild', not a finite number; leave a cell empty for a gap"),
+        ((*GOOD, "2020-01-04,inf,5"), 5, "a is 'inf', not a finite number"),
         ((*GOOD, '2020-01-04,"1,5",5'), 5, "write numbers with a decimal point"),
         ((GOOD[1], GOOD[0], GOOD[2]), 3, "the time 2020-01-01 is before that of the row above; sort the file by time"),
-        ((*GOOD, GOOD[2]), 5, "the time 2020-01-03 is there twice; keep one row of each time"),
+        ((*GOOD, GOOD[2]), 5, "the time 2020-01-03 occurs twice; keep one row of each time"),
         ((*GOOD, "tomorrow,4,5"), 5, "the time 'tomorrow' is not a date as in the rows above"),
         ((*GOOD, "5,4,5"), 5, "the time '5' is not a date as in the rows above"),
-        ((*GOOD, "2020-01-04,4"), 5, "has 2 cells, and the first line names 3 columns"),
+        ((*GOOD, "2020-01-04,4"), 5, "has 2 cells, but the first line names 3 columns"),
         ((*GOOD, "2020-01-04,4,5,6"), 5, "has 4 cells"),
         ((*GOOD, '2020-01-04,"4,5'), 5, "is no row of a CSV file (unexpected end of data); close its quotation marks"),
     ],
@@ -104,7 +108,7 @@ def test_steps_of_other_lengths(tmp_path: Path) -> None:
     skipped = read(tmp_path, dated(*(row.replace("01 05:00", "01 05:30") for row in hours)), skip=True)
     assert np.isnan(skipped.values[5]).all()
     assert len(skipped) == 48
-    with pytest.raises(InputError, match=r"leaves a hole of 70,1.. steps.* is it a slip of the pen"):
+    with pytest.raises(InputError, match=r"leaves a gap of 70,1.. steps.* is the time mistyped"):
         read(tmp_path, dated(*hours, "2028-01-03 00:00,1,1"))
     left = read(tmp_path, dated(*(row.replace(" 01:00,1", " 01:00,x") for row in hours)), skip=True)
     assert "2 of 48 rows were left out" in left.notes[-1]
@@ -113,14 +117,14 @@ def test_steps_of_other_lengths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "why"),
     [
-        ("", {}, "is empty; a series has a line of names"),
+        ("", {}, "is empty; a series needs a line of names"),
         ("a\n1\n", {}, "has one column, 'a'"),
-        ("date,a\n2020-01-01,1\n", {}, "has 1 row of values; a series has at least two"),
+        ("date,a\n2020-01-01,1\n", {}, "has 1 row of values; a series needs at least two"),
         ("date,a\n", {}, "has 0 rows of values"),
         (
             "2020-01-01,1\n2020-01-02,2\n",
             {},
-            "its first line holds values, 2020-01-01,1; put the columns' names before",
+            "its first line holds values, 2020-01-01,1; put a line with the columns' names before",
         ),
         (
             dated(*GOOD),
@@ -130,10 +134,10 @@ def test_steps_of_other_lengths(tmp_path: Path) -> None:
         (dated(*GOOD), {"value_columns": ["c"]}, "it has date, a, b; name one of them: dataset.value_columns=[NAME]"),
         ("date,,b\n2020-01-01,1,2\n2020-01-02,1,2\n", {}, "column 2 has no name; name each column of values"),
         (dated(*GOOD), {"value_columns": ["a", "a"]}, "names a column twice"),
-        (dated(*GOOD), {"value_columns": ["date"]}, "names a column twice, or the time's"),
-        ("date,a\n2020-01-01,\n2020-01-02,nan\n", {}, "the column 'a' holds no number at all"),
-        (b"date,a\n2020-01-01,\xff\n", {}, "is no UTF-8"),
-        ('date,a\n2020-01-01,"1\n', {}, "line 2: is no row of a CSV file"),
+        (dated(*GOOD), {"value_columns": ["date"]}, "names a column twice, or the column of times"),
+        ("date,a\n2020-01-01,\n2020-01-02,nan\n", {}, "the column 'a' holds no numbers"),
+        (b"date,a\n2020-01-01,\xff\n", {}, "is not UTF-8"),
+        ('date,a\n2020-01-01,"1\n', {}, "line 2: is not a row of a CSV file"),
     ],
 )
 def test_a_file_that_is_no_series(tmp_path: Path, text: str | bytes, options: dict[str, object], why: str) -> None:

@@ -190,9 +190,9 @@ def test_a_tokenizer_of_another_maker_can_be_loaded(tmp_path: Path) -> None:
         (None, "cannot be read"),
         (b"{", "is damaged"),
         (b"\xff\xfe", "is damaged"),
-        (b"[]", "no tokenizer that is known"),
-        (b'{"format": "manual_backprop tokenizer 1", "name": "char"}', "no tokenizer that is known"),
-        (b'{"format": "manual_backprop tokenizer 9", "name": "byte"}', "no tokenizer that is known"),
+        (b"[]", "no known tokenizer"),
+        (b'{"format": "manual_backprop tokenizer 1", "name": "char"}', "no known tokenizer"),
+        (b'{"format": "manual_backprop tokenizer 9", "name": "byte"}', "no known tokenizer"),
         (b'{"model": {"type": "nonsense"}}', "tokenizers library"),
     ],
 )

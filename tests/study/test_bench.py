@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from manual_backprop import bench
 from manual_backprop.common import machine
-from manual_backprop.common.allocator import give_back_freed_memory, keep_freed_memory, resident_bytes
+from manual_backprop.common.allocator import keep_freed_memory, resident_bytes, trim_freed_memory
 from manual_backprop.common.errors import CheckFailedError, InputError
 from manual_backprop.common.machine import compute_capabilities
 from manual_backprop.config.schema import CustomTransformerConfig
@@ -361,7 +361,7 @@ def allocate(end: Connection, before: int, after: int) -> None:
     after_imports = resident_bytes("VmRSS")
     pieces = [torch.ones(MEGABYTE // 4) for _ in range(before // MEGABYTE)]  # small enough to stay on the heap
     del pieces
-    give_back_freed_memory()
+    trim_freed_memory()
     assert reset_peak(torch.device("cpu"))
     held = torch.ones(after // 4)
     peak = peak_since_reset(held.device, after_imports)

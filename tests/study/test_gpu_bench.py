@@ -278,7 +278,7 @@ def test_a_step_is_captured_before_it_is_timed() -> None:
     [
         (["--minutes", "3"], "--minutes belongs to --gpu"),
         (["--gpu", "--device", "cpu"], "--gpu needs --output DIRECTORY"),
-        (["--gpu", "--output", "x", "--case", "C1"], "--case does not go with --gpu"),
+        (["--gpu", "--output", "x", "--case", "C1"], "--case cannot be combined with --gpu"),
         (["--gpu", "--output", "x", "--device", "cpu", "--text", "nowhere"], "expected a file that exists"),
         (["--gpu", "--output", "x", "--device", "cpu", "--minutes", "0"], "more than 0"),
         pytest.param(
@@ -297,7 +297,7 @@ def test_wrong_arguments(arguments: list[str], words: str, tmp_path: Path, monke
 
 def test_results_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(InputError, match="there are results already"):
+    with pytest.raises(InputError, match="holds results already"):
         bench.main(["--gpu", "--device", "cpu", "--output", str(tmp_path)])
 
 

@@ -9,13 +9,13 @@ import pytest
 
 GLIBC_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc and /proc")
 SCRIPT = """
-from manual_backprop.common.allocator import below_the_peak, give_back_freed_memory, keep_freed_memory
+from manual_backprop.common.allocator import memory_below_peak, trim_freed_memory, keep_freed_memory
 keep_freed_memory()
 step = [bytearray(b"x" * 2**20) for _ in range(100)]
 del step
-kept = below_the_peak()
-give_back_freed_memory()
-print(kept, below_the_peak())
+kept = memory_below_peak()
+trim_freed_memory()
+print(kept, memory_below_peak())
 """
 
 

@@ -126,21 +126,21 @@ GOOD = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label
         ("a.jsonl", GOOD + '{"text": "  ", "label": "cat"}\n', r"a.jsonl, line 31: 'text' is empty.*on_bad_row=skip"),
         ("a.jsonl", GOOD + '{"text": "x", "label": ""}\n', r"line 31: 'label' is empty: expected a label"),
         ("a.jsonl", GOOD + '{"text": "x", "label": [1]}\n', r"line 31: 'label' is \[1\]: expected a label"),
-        ("a.jsonl", GOOD + '{"text": 3, "label": "cat"}\n', r"line 31: 'text' should be text and is 3"),
+        ("a.jsonl", GOOD + '{"text": 3, "label": "cat"}\n', r"line 31: 'text' should be text but is 3"),
         (
             "a.jsonl",
             GOOD + '{"text": "x"}\n',
             r"line 31: there is no 'label', only 'text'; name one: dataset.label_col",
         ),
-        ("a.jsonl", GOOD + "{text}\n", r"line 31: this is no JSON"),
+        ("a.jsonl", GOOD + "{text}\n", r"line 31: this is not JSON"),
         ("a.jsonl", GOOD + "[1]\n", r"line 31: expected an object, as in \{'text': \.\.\., 'label'"),
         ("a.jsonl", GOOD + '{"text": "\\ud800", "label": "cat"}\n', r"line 31: 'text' has a half of a surrogate pair"),
         ("a.jsonl", GOOD.encode() + b'{"text": "\xff", "label": "cat"}\n', r"line 31: 'text' has a byte 0xff at pos"),
         ("a.csv", "text,kind\nx,cat\n", r"a.csv, line 1: there is no column 'label', only 'text', 'kind'; name one"),
         ("a.csv", "text,text,label\nx,y,cat\n", r"line 1: there is 2 times the column 'text'"),
-        ("a.csv", "text,label\nx,cat\ny\n", r"a.csv, line 3: this row has 1 cell, and the heading 2 cells"),
-        ("a.csv", 'text,label\n"x" y,cat\n', r"line 2: this is no CSV"),
-        ("a.csv", "text,label\nx,cat\ny,cat\nz,cat\n", r"all \d training rows have the label 'cat', and a classifier"),
+        ("a.csv", "text,label\nx,cat\ny\n", r"a.csv, line 3: this row has 1 cell, but the heading has 2 cells"),
+        ("a.csv", 'text,label\n"x" y,cat\n', r"line 2: this is not CSV"),
+        ("a.csv", "text,label\nx,cat\ny,cat\nz,cat\n", r"all \d training rows have the label 'cat', but a classifier"),
         ("a.csv", "text,label\na,1\nb,2\nc,3\nd,4\n", r"4 different labels in 4 training rows; is it the text\?"),
         ("a.csv", "text,label\n", r"There are no texts for training in .*rows read: 0"),
         ("a.txt", "x", r"ends in none of .jsonl, .*Give dataset.format=jsonl, csv, tsv, parquet, saved, hub"),
@@ -168,14 +168,14 @@ def test_bad_rows_are_skipped_and_counted(tmp_path: Path) -> None:
 def test_a_label_that_only_another_split_has(tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", rows_of(60))
     other = write(tmp_path / "other.jsonl", [*rows_of(9), ("an old dog", "dog")])
-    words = r"other.jsonl, line 10: the label 'dog' is in the {} split alone; training rows have 'bird', 'cat', 'fish'"
+    words = r"other.jsonl, line 10: the label 'dog' is only in the {} split; training rows have 'bird', 'cat', 'fish'"
     with pytest.raises(InputError, match=words.format("validation")):
         corpus_of(train, tmp_path / "cache", validation=str(other))
     corpus = corpus_of(train, tmp_path / "cache")
     dataset = DatasetConfig("labelled", str(train), test=str(other))
     with pytest.raises(InputError, match=words.format("test")):
         open_test_split(dataset, corpus)
-    with pytest.raises(InputError, match=r"a test split is a file or a folder of its own: give dataset.test=PATH"):
+    with pytest.raises(InputError, match=r"has no test split yet; give a file or a folder, as dataset.test=PATH"):
         open_test_split(DatasetConfig("labelled", str(train)), corpus)
 
 
@@ -322,7 +322,7 @@ def test_it_is_measured_again(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     evaluate.main(["last", "--split", "test", "--test", "held-out.csv"])
     assert "test: 2 texts" in capsys.readouterr().out
     for arguments, words in (
-        (["--tokens", "3"], "--tokens: a run of task=classification does not have this; it has --test, --predictions"),
+        (["--tokens", "3"], "--tokens: is not available for task=classification; available: --test, --predictions"),
         (
             ["--split", "test", "--test", "absent.jsonl"],
             "--split test: dataset.test=absent.jsonl: there is no such file",
@@ -378,7 +378,7 @@ def test_what_cannot_be_asked(run: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["--file", "b.txt"], r"b.txt, line 2: byte 0 of the line is 0xff, which is not UTF-8"),
         (["--file", "empty.txt"], r"empty.txt: holds no input"),
         (["--file", "absent"], r"absent: cannot be read \(No such file"),
-        (["--text", " "], r"is empty: there is nothing to tell a label from"),
+        (["--text", " "], r"is empty: there is nothing to classify"),
         ([], r"give --text TEXT or --file FILE"),
         (["--text", "a", "--file", "b"], r"give --text TEXT or --file FILE"),
     ):
@@ -418,7 +418,7 @@ def test_it_goes_on_bit_for_bit_and_with_its_own_data_alone(root: Path, tmp_path
     for name, tensor in there.tensors["parameters"].items():
         assert torch.equal(tensor, here.tensors["parameters"][name])
     write(path, rows_of(239))
-    with pytest.raises(ConfigError, match="dataset: these texts, or their labels, are others"):
+    with pytest.raises(ConfigError, match="dataset: the texts or their labels have changed"):
         resume(tmp_path, f"resume={newest(tmp_path)}", "training.max_steps=50")
 
 
@@ -439,8 +439,8 @@ def test_a_plan_and_a_tokenizer_of_fewer_letters(root: Path, tmp_path: Path) -> 
     [
         (["dataset=python_docs"], "dataset=python_docs: task=classification learns from labelled, docstrings; use"),
         (["tokenizer=none"], "tokenizer=none: task=classification reads texts; use tokenizer=bpe"),
-        (["network=decoder"], "network=decoder: task=classification is learned by encoder; leave it null"),
-        (["batching=packed"], "batching=packed: a row of task=classification is a row of its own"),
+        (["network=decoder"], "network=decoder: task=classification needs network=encoder; leave it null"),
+        (["batching=packed"], "batching=packed: task=classification never packs several examples"),
         (["dataset.augment=swop"], "swop is none of swap, delete, insert; did you mean swap?"),
         (["dataset.augment=swap,swap"], "names one of them twice"),
         (["dataset.augment=[]"], "must be some of swap, delete, insert, as in swap,delete, or null"),
@@ -480,7 +480,7 @@ def test_changes_are_named_with_commas_and_swept_with_brackets() -> None:
 def test_other_commands_say_what_to_use(run: Path) -> None:
     from manual_backprop import convert, generate
 
-    asked = r"it was trained with task=classification; ask it by python -m manual_backprop.predict \S+ --text"
+    asked = r"it was trained with task=classification; use it with python -m manual_backprop.predict \S+ --text"
     with pytest.raises(InputError, match=asked):
         generate.main([str(run), "--prompt", "a"])
     with pytest.raises(InputError, match=asked):

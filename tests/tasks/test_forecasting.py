@@ -267,7 +267,7 @@ def test_a_run(finished: Path) -> None:
     for words in (
         "a, b: 24 -> 6 steps of 1 month",
         "3 of 160 steps have a gap",
-        "RMSE there of ridge",
+        "baselines' RMSE: ridge",
         "6 steps ahead: a ",
     ):
         assert words in log
@@ -287,9 +287,7 @@ def test_it_goes_on_with_no_other_series(in_its_folder: Path) -> None:
     before = series.read_text()
     series.write_text(before.replace("\n2001-01,", "\n2001-01,1"))
     try:
-        with pytest.raises(
-            ConfigError, match=r"this series, its windows or its split by time are others than those of"
-        ):
+        with pytest.raises(ConfigError, match=r"the series, its windows or its splits differ from those of"):
             resume(root, f"resume={in_its_folder}", "training.max_steps=32")
         with pytest.raises(
             InputError, match=r"series\.csv is not what this model was trained on: the dataset's digest"
@@ -312,9 +310,9 @@ def test_evaluate(in_its_folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "validation: 11 windows" in capsys.readouterr().out
     with pytest.raises(InputError, match="network=encoder cannot be exported: transformers has no encoder"):
         convert.main(["to-hf", f"{in_its_folder}", "exported"])
-    with pytest.raises(InputError, match=r"ask it by python -m manual_backprop\.predict .* --file"):
+    with pytest.raises(InputError, match=r"use it with python -m manual_backprop\.predict .* --file"):
         generate.main([f"{in_its_folder}", "--prompt", "warmer"])
-    with pytest.raises(InputError, match="--tokens: a run of task=forecasting does not have this"):
+    with pytest.raises(InputError, match="--tokens: is not available for task=forecasting"):
         evaluate.main([f"{in_its_folder}", "--tokens", "2"])
 
 
@@ -355,7 +353,7 @@ def test_predict_goes_on_after_the_end(in_its_folder: Path, tmp_path: Path, caps
     [
         (
             "month,a,b\n2000-01,1,2\n2000-02,1,2\n",
-            "has 2 steps, and this model reads the last 24; give at least as many",
+            "has 2 steps, but this model reads the last 24; give at least as many",
         ),
         ("month,a\n2000-01,1\n", "has no column 'b'; it has month, a; this model needs that column"),
         (
@@ -364,7 +362,7 @@ def test_predict_goes_on_after_the_end(in_its_folder: Path, tmp_path: Path, caps
         ),
         (
             "day,a,b\n2000-01-01,1,2\n2000-01-02,1,3\n",
-            "its steps are 1 day, and this model has learned steps of 1 month",
+            "its steps are 1 day, but this model was trained on steps of 1 month",
         ),
         ("", "is empty"),
         (
@@ -381,7 +379,7 @@ def test_predict_says_what_is_wrong_with_a_file(in_its_folder: Path, tmp_path: P
         predict.main([str(in_its_folder), "--file", str(tmp_path / "new.csv")])
     assert "new.csv" in str(caught.value)
     assert why in str(caught.value)
-    with pytest.raises(InputError, match="a forecast is made of a series; give a CSV file with its last 24 steps"):
+    with pytest.raises(InputError, match="a forecast needs a series; give a CSV file with its last 24 steps"):
         predict.main([str(in_its_folder), "--text", "warmer"])
 
 
@@ -455,12 +453,12 @@ def test_a_checkpoint_without_its_scaling(in_its_folder: Path, tmp_path: Path) -
             ),
             (
                 "tokenizer=byte: task=forecasting reads no text; leave tokenizer out",
-                "batching=packed: a row of task=forecasting is a row of its own",
-                "network=decoder: task=forecasting is learned by encoder",
-                "model.vocab_size=99: task=forecasting reads numbers, no tokens; leave it null",
+                "batching=packed: task=forecasting never packs several examples",
+                "network=decoder: task=forecasting needs network=encoder",
+                "model.vocab_size=99: task=forecasting reads numbers, not tokens; leave it null",
                 "training.label_smoothing=0.1: the squared error of task=forecasting has no labels",
-                "dataset.validation=null: of a series a share of its steps validates",
-                "dataset.subset_size=99: a series is taken as it is",
+                "dataset.validation=null: for a series this is a share of its steps",
+                "dataset.subset_size=99: a series is always used as a whole",
                 "task.patch=4: must divide task.history=30, .* use task.history=28 or 32",
                 "dataset.value_columns=a: must be a list of texts .*, or null",
             ),
@@ -490,7 +488,9 @@ def test_a_config_that_does_not_fit(tmp_path: Path, overrides: tuple[str, ...], 
 
 
 def test_other_tasks_refuse_a_series_and_this_one_a_model_of_texts() -> None:
-    assert "init_from=last: brings a language" in only_a_language_model_has_initial_weights("forecasting", "last")[0]
+    assert (
+        "init_from=last: starts from a language" in only_a_language_model_has_initial_weights("forecasting", "last")[0]
+    )
     with pytest.raises(ConfigError, match=r"dataset=co2: task=language_model learns from .*, or use task=forecasting"):
         check(["dataset=co2"])
 
@@ -505,14 +505,14 @@ def test_a_series_that_cannot_be_learned(tmp_path: Path) -> None:
     flat = table()
     flat[:120, 1] = 5
     with pytest.raises(
-        InputError, match="b does not change in the 112 steps of the training part: there is nothing to le"
+        InputError, match="b does not change in the 112 steps of the training split: there is nothing to le"
     ):
         opened(write(tmp_path / "a.csv", flat))
     one = opened(write(tmp_path / "a.csv", flat), "dataset.value_columns=[a]")
     assert one.best_metric == "validation/rmse"
-    with pytest.raises(InputError, match="no window of the training part has a value of each series in its history"):
+    with pytest.raises(InputError, match="no window of the training split has a value of each series in its history"):
         opened(write(tmp_path / "a.csv", table(), gaps=tuple(range(112))))
-    with pytest.raises(InputError, match=r"a\.csv: no window of the test part has a value of each series in its"):
+    with pytest.raises(InputError, match=r"a\.csv: no window of the test split has a value of each series in its"):
         opened(write(tmp_path / "a.csv", table(), gaps=tuple(range(128, 160)))).check()
 
 

@@ -36,7 +36,13 @@ COUNTING += ("kernels.compile=never",)
 def plugin(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The plugin's file; afterwards nothing is registered that was not before."""
     lists = (network.ACTIVATIONS, network.HEAD_LOSSES, schema.TASK_NAMES)
-    tables: tuple[Any, ...] = (plugins._loaded, schema.USUAL_NETWORK, task_rules.DATASETS, TASKS, network.OF_NUMBERS)
+    tables: tuple[Any, ...] = (
+        plugins._loaded,
+        schema.DEFAULT_NETWORK,
+        task_rules.DATASETS,
+        TASKS,
+        network.REGRESSION_LOSSES,
+    )
     tables += (autograd.ACTIVATIONS, autograd.OBJECTIVES, activations.ELEMENTWISE, loss.OBJECTIVES)
     before, task = [copy.copy(one) for one in (*lists, *tables)], schema.RunConfig.__annotations__["task"]
     monkeypatch.setattr(sys, "argv", ["run"])
@@ -143,7 +149,7 @@ def test_what_cannot_be_loaded_or_registered(plugin: Path, tmp_path: Path) -> No
     ):
         with pytest.raises(InputError, match=f"--plugin {given}: {said}"):
             evaluate.main(["--plugin", given, "last"])
-    with pytest.raises(ConfigError, match="task copy: there is one of this name already"):
+    with pytest.raises(ConfigError, match="task copy: the name is taken"):
         register_task("copy", SequenceTask)
     with pytest.raises(ConfigError, match=r"task mine: task\.symbols is a key already"):
         register_task("mine", SequenceTask, settings={"symbols": (schema.Whole(), 3, "")})

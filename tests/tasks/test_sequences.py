@@ -94,7 +94,7 @@ def test_what_becomes_of_a_row_and_its_batch(name: str, wanted: list[int], netwo
 
 def test_an_epoch_meets_every_row_once_and_counts_its_targets() -> None:
     rows = draw_rows(replace(REVERSAL, training_rows=101), "training", 0, "encoder_decoder")
-    order = Padded(rows, 99, seed=0, batch_size=4, pieces=2)
+    order = Padded(rows, 99, seed=0, batch_size=4, accumulation_steps=2)
     met: list[Sequence[int]] = []
     for step in range(round(order.steps(1))):
         tokens, batches = order.batches(step)
@@ -158,7 +158,7 @@ def test_a_finished_run_is_asked(finished: Path, capsys: pytest.CaptureFixture[s
     generate.main(["last", "--source", "1 2 3", "--beams", "1"])
     assert capsys.readouterr().out == greedy
     for arguments, words in (
-        (["--source", "1 5"], "'5': is no symbol of this run; a source is made of the numbers 0 to 4"),
+        (["--source", "1 5"], "'5': is not a symbol of this run; a source consists of the numbers 0 to 4"),
         (["--source", "1 1 1 1 1"], "of at most 4"),
         (["--source", " "], "an empty source"),
         (["--prompt", "x"], 'generate .* --source "1 2 3 4"'),
@@ -166,7 +166,7 @@ def test_a_finished_run_is_asked(finished: Path, capsys: pytest.CaptureFixture[s
     ):
         with pytest.raises(InputError, match=words):
             generate.main(["last", *arguments])
-    with pytest.raises(InputError, match="--tokens: a run of task=copy does not have this; it has --predictions"):
+    with pytest.raises(InputError, match="--tokens: is not available for task=copy; available: --predictions"):
         evaluate.main(["last", "--tokens", "3"])
 
 
@@ -192,7 +192,7 @@ def test_an_encoder_decoder(
     assert (whole / "cross_attention.png").read_bytes().startswith(b"\x89PNG")
     assert (whole / "inspection/attention.png").is_file()
     assert 0 < metric(whole, "test/cross_attention_share")[0] < 1
-    assert "looks most at the anti-diagonal for" in capsys.readouterr().out
+    assert "attends most to the anti-diagonal for" in capsys.readouterr().out
     assert metric(whole, "inspect/attention_entropy/decoder.blocks.0.cross_attention")
     assert metric(whole, "inspect/attention_entropy/encoder.blocks.0.attention")
     generate.main(["last", "--source", "1 2 3", "--beams", "2", "--length-penalty", "1"])
@@ -261,8 +261,8 @@ def test_a_run_that_does_not_improve_stops_early_and_says_so(
             ["task=sort", "network=decoder", "model.max_seq_len=32"],
             ["use model.max_seq_len=33, or task.max_length=15"],
         ),
-        (["task=copy", "network=encoder"], ["network=encoder: task=copy is learned by encoder_decoder or decoder"]),
-        (["network=encoder_decoder"], ["task=language_model is learned by decoder"]),
+        (["task=copy", "network=encoder"], ["network=encoder: task=copy needs network=encoder_decoder or decoder"]),
+        (["network=encoder_decoder"], ["task=language_model needs network=decoder"]),
         (["task=copy", "task.min_length=9", "task.max_length=8"], ["must not be above task.max_length=8"]),
         (["task=copy", "task.symbols=2", "task.max_length=5"], ["there are only 48 rows"]),
         (["task=copy", "model.vocab_size=99"], ["task=copy has 13 tokens"]),
@@ -270,7 +270,7 @@ def test_a_run_that_does_not_improve_stops_early_and_says_so(
         (["dataset=none", "tokenizer=none"], ["use dataset=python_docs", "use tokenizer=bpe"]),
         (["task.symbols=4"], ["only task=reversal or copy or sort has this key"]),
         (["task=revresal"], ["did you mean reversal?"]),
-        (["schedule=noam", "schedule.warmup_steps=850"], ["warms up for longer than the 850 steps"]),
+        (["schedule=noam", "schedule.warmup_steps=850"], ["must be less than training.max_steps=850"]),
         (["schedule=noam", "optimizer.learning_rate=1e-4"], ["did you mean schedule.peak=0.0001?"]),
         (["schedule=plateau", "training.patience=2"], ["ends the run before schedule.patience=2"]),
     ],
@@ -284,7 +284,7 @@ def test_refusals(overrides: list[str], sentences: list[str]) -> None:
 
 
 def test_rows_that_no_hash_puts_into_a_split() -> None:
-    with pytest.raises(InputError, match=r"none is for the test; use longer rows, or more task\.symbols"):
+    with pytest.raises(InputError, match=r"is in the test split; use longer rows, or more task\.symbols"):
         draw_rows(TaskConfig("copy", 1, 1, 2, 9, 9, 9), "test", 0, "decoder")
 
 

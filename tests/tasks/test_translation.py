@@ -101,7 +101,7 @@ def test_a_batch_of_pairs(own: int | None) -> None:
     assert batch.tokens.tolist() == [[7, 4, 6, 6], [7, 5, 1, 2]]
     assert batch.targets.tolist() == [[4, 8, no, no], [5, 1, 2, 8]]
     assert batch.first_row == 3
-    assert SpecialIds(9).written([1, 6, 2, 7, 8, 3]) == [1, 2]
+    assert SpecialIds(9).generated([1, 6, 2, 7, 8, 3]) == [1, 2]
 
 
 def test_pairs_that_are_too_long() -> None:
@@ -110,7 +110,7 @@ def test_pairs_that_are_too_long() -> None:
     with pytest.raises(InputError) as refused:
         PairRows(split, config_of(), False, "train")
     assert str(refused.value).startswith(
-        "a.tsv, line 2: the source has 5 tokens, and the network reads at most 4 (2 of 4"
+        "a.tsv, line 2: the source has 5 tokens, but the network reads at most 4 (2 of 4"
     )
     for words in ("Use model.max_seq_len=5", "dataset.on_bad_row=skip"):
         assert words in str(refused.value)
@@ -176,7 +176,9 @@ def test_it_goes_on_and_is_evaluated(finished: Path, tmp_path: Path, capsys: pyt
         evaluate.main([finished.name, "--split", "test", "--test", str(tmp_path / "t.tsv")])
         assert "test: 1 pairs" in capsys.readouterr().out
         (root / "pairs.tsv").write_text("ai ia\t<iia>\n" * 30 + "".join(f"{s}\t{t}\n" for s, t in PAIRS))
-        with pytest.raises(ConfigError, match="dataset: these pairs, with their files' names, are others; bring back"):
+        with pytest.raises(
+            ConfigError, match="dataset: the pairs, or the name of a file with them, have changed; bring back"
+        ):
             resume(root, f"resume={finished.name}", "training.max_steps=130")
 
 
@@ -239,14 +241,14 @@ def test_a_plan_knows_the_pairs(tmp_path: Path, here: None) -> None:
     [
         (["dataset=text"], ["dataset=text: task=translation learns from pairs, dates, postfix; use dataset=pairs"]),
         (["tokenizer=none"], ["tokenizer=none: task=translation reads texts; use tokenizer=bpe"]),
-        (["network=decoder"], ["network=decoder: task=translation is learned by encoder_decoder"]),
-        (["batching=packed"], ["batching=packed: a row of task=translation is a row of its own"]),
+        (["network=decoder"], ["network=decoder: task=translation needs network=encoder_decoder"]),
+        (["batching=packed"], ["batching=packed: task=translation never packs several examples"]),
         (["task=language_model"], ["dataset=pairs: task=language_model learns from .* or use task=translation"]),
         (["dataset.path=gone.tsv"], [r"dataset\.path=gone\.tsv: there is no such file or folder"]),
         (["dataset.path=a/b"], [r"a dataset of the hub needs dataset\.format=hub"]),
         (["dataset.format=csv"], [r"dataset\.format=csv: dataset=pairs can have tsv, jsonl"]),
         (["dataset.target_column=source"], [r"dataset\.target_column=source: is the column of the sources"]),
-        (["dataset.max_length=9"], [r"dataset\.max_length=9: a pair is taken whole or not at all"]),
+        (["dataset.max_length=9"], [r"dataset\.max_length=9: pairs are never cut"]),
         (["dataset.split=train2"], [r"only dataset\.format=saved or hub has splits"]),
         (["dataset.validation=gone"], [r"dataset\.validation=gone: there is no such file"]),
         (

@@ -121,9 +121,9 @@ def test_a_server_without_models(server: str, store: Path, tmp_path: Path, monke
     delivery = MlflowDelivery(run.path, tmp_path / "outputs")
     delivery.deliver(final=True)
     assert list(delivery.refused) == ["model"]
-    assert "error code 404" in delivery.what_is_refused()
-    assert "A server keeps models from MLflow 3 on" in delivery.what_is_refused()
-    assert "html" not in delivery.what_is_refused()
+    assert "error code 404" in delivery.refusal_message()
+    assert "A server needs MLflow 3 for models" in delivery.refusal_message()
+    assert "html" not in delivery.refusal_message()
     run.release()
 
 

@@ -411,7 +411,7 @@ def test_a_store_whose_disk_is_full_costs_seconds(root: Path, tmp_path: Path) ->
     assert "full" in said[0]
     assert said[-1].endswith(f"python -m manual_backprop.sync {path}")
     assert len(said) == 2, said
-    assert "did not take everything" in (tmp_path / "full").read_text()
+    assert "did not accept everything" in (tmp_path / "full").read_text()
     assert (tmp_path / "full").read_text().count("\n") == 1
     assert history(root, Path(path), "x") == [(step, float(step)) for step in range(1, 51)]
 

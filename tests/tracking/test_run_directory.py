@@ -12,7 +12,7 @@ import pytest
 
 from manual_backprop.checkpoints.checkpoint import CheckpointManager
 from manual_backprop.common.errors import CheckpointError, InputError, RunInUseError, StorageError
-from manual_backprop.common.machine import boot_id, is_of_one_kernel
+from manual_backprop.common.machine import boot_id, is_on_local_file_system
 from manual_backprop.tracking import run_directory
 from manual_backprop.tracking.run_directory import (
     close_dead_runs,
@@ -145,7 +145,9 @@ def test_a_dead_owner_is_known_by_its_lock_whatever_its_machine_was_called(tmp_p
     assert close_dead_runs(tmp_path) == [path], "a file system of this kernel alone"
     assert read_run(path)["status"] == "KILLED"
 
-    monkeypatch.setattr(run_directory, "is_of_one_kernel", lambda path: False)  # as on NFS, which tests cannot mount
+    monkeypatch.setattr(
+        run_directory, "is_on_local_file_system", lambda path: False
+    )  # as on NFS, which tests cannot mount
     owned_by(host="elsewhere", boot=boot_id())
     assert close_dead_runs(tmp_path) == [path], "the machine was renamed, a container has ended"
     assert caplog.text == ""
@@ -153,9 +155,7 @@ def test_a_dead_owner_is_known_by_its_lock_whatever_its_machine_was_called(tmp_p
         owned_by(host="elsewhere", boot=boot)
         caplog.clear()
         assert close_dead_runs(tmp_path) == []
-        assert (
-            "on the machine elsewhere, which cannot be seen from here. Where that has ended: python -m" in caplog.text
-        )
+        assert "on the machine elsewhere, which cannot be checked from here. If it has ended: python -m" in caplog.text
         assert f"manual_backprop.sync {path}" in caplog.text
     holder = own_run_directory(path)  # what `sync` does
     assert read_run(path)["status"] == "KILLED"
@@ -163,8 +163,8 @@ def test_a_dead_owner_is_known_by_its_lock_whatever_its_machine_was_called(tmp_p
 
 
 def test_file_systems_of_this_kernel() -> None:
-    assert is_of_one_kernel(Path("/dev/shm"))
-    assert not is_of_one_kernel(Path("/proc/self"))
+    assert is_on_local_file_system(Path("/dev/shm"))
+    assert not is_on_local_file_system(Path("/proc/self"))
 
 
 def with_checkpoints(root: Path, name: str, *metrics: float) -> Path:
@@ -204,7 +204,7 @@ def test_runs_are_found_by_word_id_and_path(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is no run directory"):
+    with pytest.raises(InputError, match=r"is not a run directory"):
         open_run_directory(tmp_path, step=0)
     for content in (
         "{",

@@ -160,7 +160,7 @@ def test_an_encoder_decoder_is_served_as_symbols(tmp_path: Path) -> None:
     served = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     assert served.predict(["1 2 3", "4 5"]) == ["3 2 1", "5 4"]
     assert served.predict(["1 2 3"], params={"beams": 3, "max_length": 2}) == ["3 2"]
-    with pytest.raises(InputError, match="'a b' is no source: expected symbols"):
+    with pytest.raises(InputError, match="'a b' is not a source: expected symbols"):
         ServedSequences(checkpoint).predict(["a b"])
 
 

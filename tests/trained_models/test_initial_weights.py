@@ -75,14 +75,14 @@ def test_everything_that_does_not_fit_is_named_with_what_would(models: dict[str,
         )
     problems = caught.value.violations
     assert problems[:5] == [
-        "init_from=imported: model.d_model=32: must be 16, as its weights are",
-        "init_from=imported: model.max_seq_len=64: must be at most 8, as its weights are",
-        "init_from=imported: architecture=llama: must be gpt2, as its weights are",
-        "init_from=imported: architecture.activation=swiglu: must be gelu_tanh, as its weights are",
+        "init_from=imported: model.d_model=32: must be 16, as in its weights",
+        "init_from=imported: model.max_seq_len=64: must be at most 8, as in its weights",
+        "init_from=imported: architecture=llama: must be gpt2, as in its weights",
+        "init_from=imported: architecture.activation=swiglu: must be gelu_tanh, as in its weights",
         problems[4],
     ]
     assert problems[4].startswith(
-        "init_from=imported: tokenizer=bpe: has 1024 tokens, and its weights know 257; leave out"
+        "init_from=imported: tokenizer=bpe: has 1024 tokens, but its weights are for 257; leave out"
     )
     assert "model.d_model=16 model.n_blocks=2" in problems[4]
     assert len(problems) == 5
@@ -95,9 +95,9 @@ def test_epsilon_and_base_are_the_models(text: Path, tmp_path: Path) -> None:
     for named in ((), ("architecture=llama",), ("architecture=llama", "architecture.rotary_base=500000")):
         network = job(text, "init_from=mine", "tokenizer=byte", *named).config.network_config(300)
         assert (network.architecture, network.epsilon, network.base) == ("llama", 1e-5, 500000)
-    with pytest.raises(ConfigError, match=r"architecture.rotary_base=10000(.0)?: must be 500000.0, as its weights are"):
+    with pytest.raises(ConfigError, match=r"architecture.rotary_base=10000(.0)?: must be 500000.0, as in its weights"):
         job(text, "init_from=mine", "tokenizer=byte", "architecture=llama", "architecture.rotary_base=10000")
-    with pytest.raises(ConfigError, match=r"architecture.norm_epsilon=0.001: must be 1e-05, as its weights are"):
+    with pytest.raises(ConfigError, match=r"architecture.norm_epsilon=0.001: must be 1e-05, as in its weights"):
         job(text, "init_from=mine", "tokenizer=byte", "architecture.norm_epsilon=1e-3")
     config = job(text, "init_from=mine", "tokenizer=byte").config
     config = replace(config, architecture=replace(config.architecture, norm_epsilon=None, rotary_base=None))
@@ -118,7 +118,7 @@ def test_what_is_not_there(text: Path) -> None:
 
 def test_another_tokenizer_is_refused_before_the_run(models: dict[str, str], text: Path, tmp_path: Path) -> None:
     config = job(text, "init_from=last", "tokenizer=char").config
-    with Interruption() as interruption, pytest.raises(ConfigError, match="tokens of another tokenizer; leave"):
+    with Interruption() as interruption, pytest.raises(ConfigError, match="trained with another tokenizer; leave"):
         Runner(config, tmp_path / "outputs", interruption)
 
 

@@ -65,7 +65,7 @@ def test_without_a_metric_it_is_the_latest(copy: Path) -> None:
     shutil.rmtree(copy / "checkpoints" / "step-000008")
     assert step("last") == "step-000009"
     assert "validation loss not measured" in load("last").line
-    with pytest.raises(InputError, match=r"none of the checkpoints of .* has a validation loss; say @last"):
+    with pytest.raises(InputError, match=r"no checkpoint of .* has a validation loss; use @last"):
         find("last@best")
 
 
@@ -73,7 +73,7 @@ def test_a_sweep_is_its_best_run(copy: Path) -> None:
     sweep = create_run_directory(copy.parent.parent, "rates", folder=SWEEPS)
     sweep.release()
     for name in (sweep.run_id, str(sweep.path)):
-        with pytest.raises(InputError, match="is a sweep, and none of its runs is the best yet"):
+        with pytest.raises(InputError, match="is a sweep without a best run yet"):
             find(name)
     update_run(sweep.path, lambda run: run.update(best={"run_id": copy.name, "directory": str(copy)}))
     for name in (sweep.run_id, str(sweep.path)):
@@ -101,8 +101,8 @@ def test_a_checkpoint_that_was_set_aside_belongs_to_its_run(copy: Path) -> None:
         ("wings", "there is no run 'wings': expected last"),
         ("", "there is no run ''"),
         ("last@7", "has no checkpoint of step 7; there are: 4, 8"),
-        ("last@first", "after @ comes last, best or the number of a step, as in last@100"),
-        (".", "is no run and no checkpoint: it holds no run.json"),
+        ("last@first", "after @, give last, best or the number of a step, as in last@100"),
+        (".", "is neither a run nor a checkpoint: it holds no run.json"),
         ("outputs/runs/{run}/checkpoints/step-000004@last", "is one checkpoint already; leave out @last"),
         ("outputs/runs/{run}/checkpoints/step-000005", "there is no checkpoint .*: step-000004, step-000008"),
         ("outputs/runs/{run}/run.json", "there is no run"),
@@ -162,7 +162,7 @@ def test_one_flipped_bit_is_refused(copy: Path) -> None:
         ({"network": None}, "holds no network"),
         ({"network": {"wings": 2}}, "written by another version"),
         ({"network": {"d_model": -1}}, "describes no network that can be built"),
-        ({"network": {"d_model": 4, "n_heads": 2, "vocab_size": 257}}, "does not fit together"),
+        ({"network": {"d_model": 4, "n_heads": 2, "vocab_size": 257}}, "is inconsistent"),
         ({"config": {"implementation": {"name": "wings"}}}, "implementation=wings, which this version does not have"),
     ],
 )
@@ -191,7 +191,7 @@ def test_a_checkpoint_that_a_program_saved(tmp_path: Path) -> None:
         assert saved.found.run is None
         with pytest.raises(InputError, match=r"has no tokenizer.json: it was saved by a program"):
             saved.tokenizer()
-        with pytest.raises(InputError, match="does not say what text"):
+        with pytest.raises(InputError, match="training data and settings are not recorded"):
             saved.config()
 
 
@@ -202,5 +202,5 @@ def test_a_tokenizer_that_is_too_large(copy: Path, tmp_path: Path) -> None:
     path = CheckpointManager(tmp_path / "mixed").save(
         1, {"parameters": small.network.parameters}, state, files=[copy / "tokenizer.json"]
     )
-    with pytest.raises(CheckpointError, match="its tokenizer has 257 tokens and its network 9"):
+    with pytest.raises(CheckpointError, match="its tokenizer has 257 tokens, its network 9"):
         load(str(path)).tokenizer()

@@ -65,7 +65,7 @@ def test_a_padded_run_says_what_it_did(rows: Path, tmp_path: Path) -> None:
     said = (run / "run.log").read_text()
     assert "113 of 130 documents have more than 8 tokens and are cut there" in said
     assert "1 bad row of 150 was left out: " in said
-    assert "line 150: 'text' should be text and is the number 7" in said
+    assert "line 150: 'text' should be text but is the number 7" in said
     seen = metric(run, "tokens_seen")
     assert len(seen) == 22  # steps of 6 of the 130 documents, and one of 4
     assert seen[-1] < 22 * 6 * 8
@@ -140,9 +140,9 @@ def test_cut_tokens_are_another_text(rows: Path, tokens: Path, tmp_path: Path) -
     ("overrides", "words"),
     [
         (("tokenizer=bpe",), "add tokenizer=pretokenized"),
-        (("dataset.subset_size=5",), "dataset.subset_size=5: dataset=pretokenized has its documents"),
-        (("dataset.validation=0.5",), "dataset.validation=0.5: dataset=pretokenized has its documents"),
-        (("dataset=text",), "tokenizer=pretokenized: is that of the tokens of dataset=pretokenized"),
+        (("dataset.subset_size=5",), "dataset.subset_size=5: the documents and splits of dataset=pretokenized"),
+        (("dataset.validation=0.5",), "dataset.validation=0.5: the documents and splits of dataset=pretokenized"),
+        (("dataset=text",), "tokenizer=pretokenized: belongs to dataset=pretokenized"),
     ],
 )
 def test_what_prepared_tokens_do_not_go_with(overrides: tuple[str, ...], words: str, tokens: Path) -> None:
@@ -159,17 +159,17 @@ def test_prepared_tokens_that_cannot_be_used(rows: Path, tokens: Path, tmp_path:
 
     prepared(tokens, "byte")  # which it is
     CharTokenizer("abc").save(tmp_path)
-    with pytest.raises(InputError, match=r"tokenizer=file: the tokens in .* were made with another tokenizer; say"):
+    with pytest.raises(InputError, match=r"tokenizer=file: the tokens in .* are from another tokenizer; use"):
         prepared(tokens, "file", path=str(tmp_path))
     with pytest.raises(InputError, match="holds no token shards"):
         prepared(rows.parent)
     prepare_corpus(DatasetConfig("jsonl", str(rows), on_bad_row="skip"), TokenizerConfig("byte"), tmp_path / "cache")
-    with pytest.raises(InputError, match="is damaged, or not of token shards"):
+    with pytest.raises(InputError, match="is damaged, or is not the manifest of token shards"):
         prepared(next((tmp_path / "cache").glob("*/")))
     damaged = Path(shutil.copytree(tokens, tmp_path / "damaged"))
     with (damaged / "train-00003.bin").open("r+b") as file:
         file.write(b"\xff")
     with pytest.raises(InputError, match=r"train-00003.bin is damaged"):
         prepared(damaged)
-    with pytest.raises(InputError, match="holds tokens that were made before, and no text"):
+    with pytest.raises(InputError, match="holds tokens, not text"):
         pretokenize_dataset(tokens, "byte", output=tmp_path / "again")

@@ -61,7 +61,7 @@ def test_two_steps(name: str, own: str, folder: Path, tmp_path: Path) -> None:
     assert log.run["status"] == FINISHED
     assert log.validation["validation/loss"].steps == [2]
     assert flatten(log.config)["dataset.repository"] in COLUMNS
-    said_which = "its test split validates" in (path / "run.log").read_text()
+    said_which = "its test split is used for validation" in (path / "run.log").read_text()
     assert said_which == (name == "tiny_textbooks")
 
 

@@ -240,7 +240,9 @@ def test_another_text_is_refused_before_anything_is_built(text: Path, tmp_path: 
     run = train(tmp_path, mine, "training.max_steps=1", "tokenizer=char")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     mine.write_text(mine.read_text() + " And more: ÄÖÜ.")
-    with pytest.raises(ConfigError, match=r"(?s)dataset: this text.*tokenizer: this is.*vocab_size=\d+: must stay"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)dataset: this text.*tokenizer: it has changed.*vocab_size=\d+: must stay"
+    ):
         resume(tmp_path, "resume=last", "training.max_steps=2")
     assert_unchanged(run, before)
     shutil.copy(text, mine)
@@ -254,7 +256,7 @@ def test_a_tokenizer_may_lie_elsewhere(text: Path, tmp_path: Path) -> None:
     moved = first.rename(tmp_path / "moved")
     resume(tmp_path, "resume=last", "training.max_steps=2", f"tokenizer.path='{moved}'")
     assert len(metric(run, "train/loss")) == 2
-    with pytest.raises(ConfigError, match="tokenizer: this is another one; bring back"):
+    with pytest.raises(ConfigError, match="tokenizer: it has changed; bring back"):
         resume(tmp_path, "resume=last", "training.max_steps=3", f"tokenizer.path='{other}'")
 
 

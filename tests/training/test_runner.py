@@ -267,7 +267,7 @@ def test_text_that_is_too_short(tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("Only a few words.")
     with pytest.raises(
-        InputError, match=r"validation split has \d+ tokens, and one window needs 9 .*more text"
+        InputError, match=r"validation split has \d+ tokens, but one window needs 9 .*more text"
     ) as caught:
         train(tmp_path, short)
     assert caught.value.exit_code == 2

@@ -120,7 +120,7 @@ def test_an_old_checkpoint_that_is_measured_again_drops_nothing(tmp_path: Path) 
     for step in (3, 1):
         logger.log_step(step, {"evaluation/validation_loss": 1.0})
     log = load_training_log(tmp_path)
-    assert log.left_behind == {}
+    assert log.superseded == {}
     assert log.resumes == ()
     assert points_of(log, "evaluation/validation_loss").steps.tolist() == [1, 3]
 

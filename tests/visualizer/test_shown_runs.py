@@ -257,7 +257,7 @@ def test_a_model_of_sequences(network: str, tmp_path: Path) -> None:
         for heat in heats:
             assert heat["customdata"].sum(1) == pytest.approx(np.ones(len(heat["y"])), rel=1e-5)
     assert len(answer["next"]) == written
-    with pytest.raises(InputError, match="is no symbol of this run"):
+    with pytest.raises(InputError, match="is not a symbol of this run"):
         session.model(run, "the cat")
 
 

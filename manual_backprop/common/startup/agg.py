@@ -1,7 +1,7 @@
-"""matplotlib as pictures of ours need it: imported whatever MPLBACKEND and matplotlibrc say, which are for windows.
+"""Imports matplotlib even if MPLBACKEND or the user's matplotlibrc is invalid.
 
-Importing this imports it. A figure that was made without pyplot is drawn by Agg, the backend of PNG files, whichever is
-chosen; yet a backend that does not exist, or a matplotlibrc that cannot be read, ends matplotlib's own import.
+Our figures need no window: without pyplot, Agg draws PNG files whatever backend is chosen. But a backend that does not
+exist, or a matplotlibrc that cannot be read, makes the import of matplotlib fail.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from unittest import mock
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """It warns of lines of a matplotlibrc, and of a cache folder that it cannot write."""
+    """Silence matplotlib's warnings about lines of a matplotlibrc and about a cache folder that it cannot write."""
     log = logging.getLogger("matplotlib")
     before = log.level
     log.setLevel(logging.ERROR)
@@ -29,7 +29,7 @@ def _quietly() -> Iterator[None]:
 
 @contextmanager
 def _without_settings() -> Iterator[None]:
-    """MPLBACKEND is not there, and matplotlib's own matplotlibrc is the first that is found."""
+    """Hide MPLBACKEND and the user's matplotlibrc: matplotlib finds its own one first."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("matplotlib is not installed")
@@ -53,7 +53,7 @@ def _imported() -> ModuleType:
 with _quietly():
     try:
         matplotlib = _imported()
-    except Exception:  # whatever those settings make it raise
+    except Exception:  # invalid settings raise errors of several types
         for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
             del sys.modules[name]
         with _without_settings():

@@ -1,4 +1,4 @@
-"""A user id that the machine does not know, as in a container: what libraries ask for is put into the environment."""
+"""Sets HOME and LOGNAME for a user id without an account, as in a container: libraries ask for both."""
 
 import os
 import stat
@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def complete_environment() -> None:
-    """HOME and LOGNAME, where nothing else says them. MLflow cannot be imported without the one, and others make a
-    folder called "~"."""
+    """Set HOME and LOGNAME if the system provides neither. Without LOGNAME MLflow cannot be imported; without HOME some
+    libraries create a folder called "~"."""
     with suppress(OSError):
         if os.path.expanduser("~") == "~":
             os.environ["HOME"] = str(private_folder())
@@ -22,7 +22,7 @@ def complete_environment() -> None:
 
 
 def private_folder() -> Path:
-    """In the temporary folder, this user's alone: what lies there may be run. Raises OSError."""
+    """A folder in the temporary folder that only this user may write, so that code in it may be run. Raises OSError."""
     from tempfile import gettempdir
 
     place = Path(gettempdir()) / f"manual_backprop-{os.getuid()}"

@@ -1,7 +1,7 @@
-"""Standard output and error whose reader may go: `| head -2`, a terminal that is closed, a disk that is full.
+"""Standard output and error that can fail: `| head -2`, a closed terminal, a full disk.
 
-A command that only prints ends then, without a word (`OutputClosed`). A run, and whatever else has more to lose than
-its lines, goes on without them: `with enduring_output():`. Standard error is endured by every command.
+A command that only prints ends then without a message (`OutputClosed`). A run, or any command whose work matters more
+than its output, goes on without printing: `with enduring_output():`. A failed standard error never ends a command.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from typing import Any
 
 from manual_backprop.common.errors import StorageError
 
-NOBODY_READS = (errno.EPIPE, errno.EIO, errno.ENXIO)  # a pipe; a terminal
+READER_GONE = (errno.EPIPE, errno.EIO, errno.ENXIO)  # a pipe; a terminal
 
 
 class OutputClosed(BaseException):
-    """Nobody reads any more what a command prints. No Exception: it passes through whoever catches these."""
+    """The reader of the command's output is gone. A BaseException, so that `except Exception` does not catch it."""
 
 
 class OutputFile(io.FileIO):
-    """The raw end of a stream. Where nobody reads any more, the descriptor leads nowhere from then on, so that
-    processes which share it, and the interpreter at its end, are spared as well."""
+    """The raw file of a stream. Once its reader is gone, the descriptor is redirected to the null device, so that child
+    processes that share it and the interpreter's own exit do not fail either."""
 
-    endures = 0  # how many ask for that
-    replaced: Any = None  # the stream that had the descriptor; it would close that if nothing kept it
+    endures = 0  # how many contexts want failed writes to be ignored
+    replaced: Any = None  # the stream that had the descriptor, kept alive: it closes the descriptor when deleted
 
     def write(self, data: Any) -> int:
         try:
-            while (written := super().write(data)) is None:  # a descriptor that does not wait, and a slow reader
+            while (written := super().write(data)) is None:  # a non-blocking descriptor whose reader is slow
                 select.select([], [self], [])
             return written
         except OSError as error:
-            gone = error.errno in NOBODY_READS
+            gone = error.errno in READER_GONE
             if gone or not self.endures:
-                leads_nowhere(self.fileno())
+                redirect_to_null(self.fileno())
             if self.endures:
                 return memoryview(data).nbytes
             if gone:
@@ -47,21 +47,21 @@ class OutputFile(io.FileIO):
             raise StorageError(f"what this command prints cannot be written: {error.strerror}") from error
 
 
-def leads_nowhere(descriptor: int) -> None:
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    if nowhere != descriptor:
-        os.dup2(nowhere, descriptor)
-        os.close(nowhere)
+def redirect_to_null(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != descriptor:
+        os.dup2(null, descriptor)
+        os.close(null)
 
 
 def guard_streams() -> None:
-    """Make `sys.stdout` and `sys.stderr` such streams, where they are streams of the process. A descriptor that was
-    closed (`>&-`) leads nowhere; the next file that is opened would take its place otherwise."""
+    """Let `sys.stdout` and `sys.stderr` write through an OutputFile, if they are the process's own streams. A closed
+    descriptor (`>&-`) is redirected to the null device; otherwise the next opened file would get its number."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            leads_nowhere(descriptor)
+            redirect_to_null(descriptor)
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is None:
@@ -73,7 +73,7 @@ def guard_streams() -> None:
 
 
 def endure_output() -> list[OutputFile]:
-    """From here on nothing that is printed can fail."""
+    """Ignore failed writes to standard output and error from now on."""
     guard_streams()
     guarded = [raw for raw in (_raw(sys.stdout), _raw(sys.stderr)) if isinstance(raw, OutputFile)]
     for raw in guarded:
@@ -83,7 +83,7 @@ def endure_output() -> list[OutputFile]:
 
 @contextmanager
 def enduring_output() -> Iterator[None]:
-    """Within it nothing that is printed can fail."""
+    """Ignore failed writes to standard output and error within this context."""
     guarded = endure_output()
     try:
         yield
@@ -101,7 +101,7 @@ def _raw(stream: Any) -> io.FileIO | None:
 
 
 def _guarded(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    """The same stream, with what is unwritten of it."""
+    """A stream with the same settings that writes through an OutputFile."""
     stream.flush()
     raw = OutputFile(stream.fileno(), "w", closefd=False)
     raw.replaced = stream

@@ -1,6 +1,6 @@
-"""Files in the working directory that Python would import in place of a library: `python -m` looks there first.
+"""Refuses files in the working directory that Python would import in place of a library: `python -m` looks there first.
 
-Called before anything else is imported, so that this needs what Python has loaded by then.
+It runs before anything else is imported, so it uses only modules that Python has loaded by then.
 """
 
 import os
@@ -8,24 +8,24 @@ import sys
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder, all_suffixes
 
 SCRIPT = "manual-backprop"
-# What setup.cfg installs, and with its extras; the libraries that these need are looked up.
+# What setup.cfg and its extras install; the dependencies of these are looked up.
 DEPENDENCIES = (
     *("torch", "hydra-core", "omegaconf", "datasets", "transformers", "mlflow", "tokenizers", "safetensors", "rich"),
     *("filelock", "psutil", "matplotlib", "plotly", "starlette", "uvicorn"),
     *("hydra-joblib-launcher", "hydra-optuna-sweeper", "hydra-submitit-launcher", "babel"),
 )
-NEVER_IMPORTED = frozenset({"antigravity", "idlelib", "this", "turtle", "turtledemo"})  # of Python's own
+NEVER_IMPORTED = frozenset({"antigravity", "idlelib", "this", "turtle", "turtledemo"})  # of the standard library
 
 
 def refuse_shadows() -> None:
-    """End a command in whose working directory something lies that hides a library: one line, exit code 2."""
+    """End the command with one line and exit code 2 if a file in the working directory hides a library."""
     arguments = getattr(sys, "argv", None) or [""]
-    if arguments[0] != "-m" and os.path.basename(arguments[0]) != SCRIPT:  # somebody imports the package
+    if arguments[0] != "-m" and os.path.basename(arguments[0]) != SCRIPT:  # the package is imported as a library
         return
     try:
         folder = os.getcwd()
         hidden = sorted(_shadows(folder)) if folder in map(os.path.abspath, sys.path) else []
-    except OSError:  # a folder that is gone, or may not be listed: nothing can be imported from there
+    except OSError:  # the folder is deleted or cannot be listed: nothing can be imported from it
         return
     if hidden:
         one = len(hidden) == 1
@@ -39,19 +39,21 @@ def refuse_shadows() -> None:
 
 
 def _shadows(folder: str) -> list[str]:
-    """Names of files and folders that hide a module of Python; else, of a library that this package needs."""
+    """The files and folders that hide a module of the standard library; if there are none, those that hide a library
+    that this package needs."""
     modules = _modules(folder)
     elsewhere = [entry for entry in sys.path if os.path.abspath(entry) != folder]
     for module in [module for module in modules.values() if module in sys.modules]:
         file = os.path.abspath(getattr(sys.modules[module], "__file__", None) or "")
-        if not file.startswith(os.path.join(folder, module)):  # Python has the right one already, and asks no more
+        if not file.startswith(os.path.join(folder, module)):  # the right one is loaded already
             modules = {name: other for name, other in modules.items() if other != module}
     hidden = [name for name, module in modules.items() if _is_pythons(module)]
     return hidden or [name for name, module in modules.items() if _is_needed(module, elsewhere)]
 
 
 def _modules(folder: str) -> dict[str, str]:
-    """What can be imported there as a whole. A folder without __init__ hides nothing that is installed."""
+    """The files and packages of a folder that can be imported, with their module names. A folder without __init__ is
+    left out: it hides no installed package."""
     suffixes, found = all_suffixes(), {}
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -66,7 +68,7 @@ def _modules(folder: str) -> dict[str, str]:
 
 
 def _is_pythons(module: str) -> bool:
-    """But for what is built in or frozen, which comes before every folder."""
+    """Whether a module of the standard library can be hidden; built-in and frozen ones precede every folder."""
     return (
         module in sys.stdlib_module_names - NEVER_IMPORTED
         and BuiltinImporter.find_spec(module) is None
@@ -75,14 +77,14 @@ def _is_pythons(module: str) -> bool:
 
 
 def _is_needed(module: str, path: list[str]) -> bool:
-    """`path`: of the folders that come after."""
+    """Whether `module` is a library that this package needs and that is found in `path`, the other folders."""
     if module in sys.stdlib_module_names or PathFinder.find_spec(module, path) is None:
         return False
     return _belongs_to_a_dependency(module)
 
 
 def _belongs_to_a_dependency(module: str) -> bool:
-    """Whether it is part of a library that is needed. It reads what is installed: only where a file is called so."""
+    """Whether `module` is part of a needed library. Slow, as it reads the installed packages' metadata."""
     import re
     from importlib.metadata import PackageNotFoundError, distribution
 

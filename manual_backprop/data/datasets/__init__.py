@@ -1,4 +1,4 @@
-"""Whole datasets: found by name, described, downloaded, analysed, pretokenized, and tokenizers trained on them.
+"""Whole datasets: find by name, describe, download, analyse, pretokenize, and train tokenizers on them.
 
-Not here: what a run reads step by step (`data.tokens`).
+Not here: the batches that a run reads step by step (`data.tokens`).
 """

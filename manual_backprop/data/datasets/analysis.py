@@ -1,7 +1,7 @@
-"""What a tokenizer makes of a dataset, and which vocabulary and sequence length suit it: `analyze_dataset`.
+"""Statistics of a dataset under a tokenizer, with a recommended vocabulary and sequence length: `analyze_dataset`.
 
-Byte-pair encodings of several sizes are compared without any download. They are learned at once: the merges of a small
-one are the first merges of a large one.
+It compares byte-pair encodings of several sizes without any download. All come from a single training: the merges of a
+small vocabulary are the first merges of a large one.
 """
 
 import json
@@ -19,10 +19,10 @@ from .analysis_text import CLASSES, COVERAGES, D_MODEL, GPT2_VOCAB_SIZE, RARE, R
 from .named import check_whole, dataset_named, title_of
 
 VOCAB_SIZES = (512, 1024, 2048, 4096, 8192, 16384)
-MOST_RARE = 0.1  # of the learned tokens, in a recommended vocabulary
-LEAST_GAIN = 0.05  # of tokens saved, for the next larger vocabulary to be worth it
+MOST_RARE = 0.1  # largest share of rare tokens among the learned ones of a recommended vocabulary
+LEAST_GAIN = 0.05  # share of tokens that the next larger vocabulary must save to be recommended
 LONGEST, SHORTEST = 1024, 64  # recommended sequence lengths
-TOP = 20
+TOP = 20  # most frequent tokens in a report
 
 
 def analyze_dataset(
@@ -32,11 +32,7 @@ def analyze_dataset(
     vocab_sizes: Sequence[int] = VOCAB_SIZES,
     tokenizer: str | Path | None = None,
 ) -> tuple[Report, Recommendations]:
-    """Which tokenizer suits the training documents of a dataset, or the first `subset_size`: a report to be read, and
-    the recommended vocab_size and max_seq_len [tokens].
-
-    `name` is a name in conf/dataset, OWNER/NAME on the hub, or a file or folder. `vocab_sizes` [tokens] are compared;
-    with `tokenizer`, its file or folder, that one alone is looked at. Raises InputError for data that cannot be used.
+    """The report on a dataset's training documents, or the first `subset_size` of them. Raises InputError.
 
     >>> _ = Path("text.txt").write_text("to be or not to be, that is the question. " * 200)
     >>> report, recommended = analyze_dataset("text.txt", vocab_sizes=[270])
@@ -44,7 +40,7 @@ def analyze_dataset(
     (270, True)
     """
     if not vocab_sizes:
-        raise InputError("No vocab_sizes were given to compare: give one at least.")
+        raise InputError("No vocab_sizes were given to compare: give at least one.")
     for size in vocab_sizes:
         check_whole("vocab_sizes", size, SMALLEST_BPE)
     dataset = name if isinstance(name, DatasetConfig) else dataset_named(name, subset_size=subset_size)
@@ -69,14 +65,14 @@ def analyze_dataset(
 
 
 def _of_several_sizes(reading: Reading, sizes: Sequence[int]) -> list[BpeTokenizer]:
-    """Sizes that the text is too small for are left out, but for one of all that can be learned."""
+    """A tokenizer of each size; the largest one that the text allows replaces the sizes that it is too small for."""
     largest = BpeTokenizer.train(reading.spool.sample(reading.train), max(sizes))
     reached = [size for size in sorted(set(sizes)) if size < largest.vocab_size]
     return [*(shortened(largest, size) for size in reached), largest]
 
 
 def shortened(tokenizer: BpeTokenizer, vocab_size: int) -> BpeTokenizer:
-    """The tokenizer that learning would have come to with this vocabulary: it takes the best merge each time."""
+    """The tokenizer that training would give with this smaller vocabulary: training is greedy, so it is a prefix."""
     content = json.loads(tokenizer.content)
     model = content["model"]
     model["vocab"] = {token: number for token, number in model["vocab"].items() if number < vocab_size}
@@ -97,7 +93,7 @@ def _vocabulary(reading: Reading, tokenizer: Tokenizer) -> Vocabulary:
                 length = 0
     total = int(counts.sum())
     if total == 0:
-        raise InputError("The text has no tokens: nothing can be said about it.")
+        raise InputError("The text has no tokens: there is nothing to analyse.")
     texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
     kinds = np.array([CLASSES.index(class_of(text)) for text in texts])
     occurring = counts > 0
@@ -121,7 +117,7 @@ def _vocabulary(reading: Reading, tokenizer: Tokenizer) -> Vocabulary:
 
 
 def class_of(text: str) -> str:
-    """Of a token's text, by what is visible in it; `other` is mixed, part of a character, or no text at all."""
+    """The class of a token's text by its visible characters; `other` is mixed, part of a character, or empty."""
     visible = text.strip()
     if not visible:
         return "space" if text else "other"
@@ -136,7 +132,7 @@ def class_of(text: str) -> str:
     return "other"
 
 
-# What to take
+# Recommendations
 
 
 def _recommend(vocabularies: list[Vocabulary], given: bool) -> Recommendations:
@@ -151,13 +147,13 @@ def _given_size(vocabulary: Vocabulary) -> tuple[int, str]:
     needed = vocabulary.covering(COVERAGES[-1])
     size = min(vocabulary.vocab_size, max(512, -(-needed // 64) * 64))
     return size, (
-        f"{needed:,} of its {vocabulary.vocab_size:,} tokens are {COVERAGES[-1]:.1%} of the text: one learned from "
-        "this text needs no more"
+        f"{needed:,} of its {vocabulary.vocab_size:,} tokens cover {COVERAGES[-1]:.1%} of the text: a tokenizer "
+        "learned from this text needs no more"
     )
 
 
 def _size(vocabularies: list[Vocabulary]) -> tuple[int, str]:
-    """The largest that is still worth it: each doubling must save tokens, and its tokens must be seen often enough."""
+    """The largest size that pays off: each larger one must save tokens, and few of its tokens may be rare."""
     chosen, why = vocabularies[0], "the text is too small to learn a larger one, or none was tried"
     for larger in vocabularies[1:]:
         saved = 1 - larger.tokens / chosen.tokens
@@ -173,11 +169,11 @@ def _size(vocabularies: list[Vocabulary]) -> tuple[int, str]:
 
 
 def _length(lengths: np.ndarray) -> tuple[int, str]:
-    """The smallest power of two that holds 95 % of the documents whole."""
+    """The smallest power of two that is at least as long as 95 % of the documents."""
     wanted = float(np.quantile(lengths, 0.95))
     length = SHORTEST
     while length < min(wanted, LONGEST):
         length *= 2
     whole = float((lengths <= length).mean())
     longer = "; the longer ones are read in several windows" if whole < 0.95 else ""
-    return length, f"{whole:.0%} of the documents fit into it whole{longer}"
+    return length, f"{whole:.0%} of the documents fit into it{longer}"

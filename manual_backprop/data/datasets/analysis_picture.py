@@ -1,4 +1,4 @@
-"""The picture of datasets' reports: a column for each, or one, and what their vocabularies cover, hold and cost."""
+"""The picture of reports on datasets, one column for each: coverage, bytes per token, token classes and lengths."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ from ...common.pictures import new_figure, picture, save_figure, with_grid
 from .analysis_text import CLASSES, COVERAGES, Report
 
 BINS = 40
-MOST_POINTS = 400  # of a curve
+MOST_POINTS = 400  # in a curve
 
 
 @picture
 def draw_analysis(reports: Sequence[Report], path: Path) -> None:
-    """Writes a PNG. Raises StorageError."""
+    """Write the picture as a PNG. Raises StorageError."""
     figure = new_figure(5.2 * len(reports), 13)
     axes = figure.subplots(4, len(reports), squeeze=False)
     for column, report in enumerate(reports):
@@ -50,7 +50,7 @@ def _bytes_per_token(axes: Axes, report: Report) -> None:
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=8)
     axes.minorticks_off()
     axes.set_xlabel("vocabulary [tokens]; dashed: recommended" if len(sizes) > 1 else "vocabulary [tokens]")
-    axes.set_ylabel("bytes a token")
+    axes.set_ylabel("bytes per token")
 
 
 def _classes(axes: Axes, report: Report) -> None:
@@ -62,7 +62,7 @@ def _classes(axes: Axes, report: Report) -> None:
     axes.barh(places + 0.2, [100 * share for _, share in found], 0.4, label="of the text")
     axes.set_yticks(places, names)
     axes.invert_yaxis()
-    axes.set_xlabel(f"share at V = {one.vocab_size:,} [%]; rare ones are in their class too")
+    axes.set_xlabel(f"share at V = {one.vocab_size:,} [%]; rare tokens also count in their class")
     axes.legend(frameon=False, fontsize=8)
 
 

@@ -1,4 +1,4 @@
-"""What an analysis has found of a dataset, and reports of datasets as tables of text, side by side if several."""
+"""The results of an analysis, and their text: tables with the reports on several datasets side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from ...common.columns import columns
 GPT2_VOCAB_SIZE = 50257
 COVERAGES = (0.9, 0.95, 0.99, 0.999)
 CLASSES = ("letters", "numbers", "punctuation", "space", "other")
-RARE = 100  # a token that is seen less often has hardly an embedding to speak of
-D_MODEL = 256  # at which saved parameters are told
+RARE = 100  # occurrences; a token with fewer hardly trains its embedding
+D_MODEL = 256  # for which the number of saved parameters is reported
 QUANTILES = {"shortest": 0.0, "half are shorter than": 0.5, "90 %": 0.9, "95 %": 0.95, "99 %": 0.99, "longest": 1.0}
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """One tokenizer on one text."""
+    """The statistics of one tokenizer on one text."""
 
     vocab_size: int  # V
-    tokens: int  # of the text, without end tokens
+    tokens: int  # in the text, without end tokens
     text_bytes: int
     counts: np.ndarray  # (V,) how often each token occurs
     ranked: np.ndarray  # counts, the largest first
-    classes: dict[str, tuple[int, float]]  # class: how many tokens of the vocabulary, share of the text's tokens
-    rare: tuple[int, float]  # the same of all tokens that occur, but less than RARE times
+    classes: dict[str, tuple[int, float]]  # class: number of tokens in the vocabulary, share of the text's tokens
+    rare: tuple[int, float]  # the same for the tokens that occur, but less than RARE times
     rare_learned: float  # share of the tokens beyond bytes and special ones that occur less than RARE times
     most_frequent: list[tuple[str, int]]
     lengths: np.ndarray  # (documents,) [tokens] with the end token
@@ -36,11 +36,11 @@ class Vocabulary:
 
     @property
     def used(self) -> float:
-        """Share of the vocabulary that occurs at all."""
+        """The share of the vocabulary that occurs in the text."""
         return float(np.count_nonzero(self.counts) / self.vocab_size)
 
     def covering(self, share: float) -> int:
-        """How many tokens, the most frequent ones, make that share of the text's tokens."""
+        """The number of most frequent tokens that make up this share of the text's tokens."""
         sums = np.cumsum(self.ranked)
         return int(np.searchsorted(sums, share * sums[-1] * (1 - 1e-12))) + 1
 
@@ -51,7 +51,7 @@ class Recommendations:
 
     vocab_size: int
     max_seq_len: int
-    embedding_parameters_saved: int  # against GPT-2's vocabulary, at D = D_MODEL, output tied to it
+    embedding_parameters_saved: int  # compared to GPT-2's vocabulary, with D = D_MODEL and a tied head
     reasons: tuple[str, str]  # why this vocab_size, why this max_seq_len
 
 
@@ -62,14 +62,14 @@ class Report:
     title: str
     documents: int
     text_bytes: int
-    tokenizer: str  # "bpe", learned here, or the one that was given
+    tokenizer: str  # "bpe" if learned from the dataset, else the name of the given one
     vocabularies: list[Vocabulary]  # smallest first
     recommendations: Recommendations
     notes: tuple[str, ...]
 
     @property
     def recommended(self) -> Vocabulary:
-        """The vocabulary of the recommended size; of a given tokenizer, that one."""
+        """The vocabulary of the recommended size; for a given tokenizer, its own."""
         sizes = [vocabulary.vocab_size for vocabulary in self.vocabularies]
         wanted = self.recommendations.vocab_size
         return self.vocabularies[sizes.index(wanted) if wanted in sizes else 0]
@@ -80,7 +80,7 @@ class Report:
 
 
 def summary(reports: Sequence[Report]) -> str:
-    """Sizes of each dataset, then all of them at their recommended size, then what to take."""
+    """The text of reports: the sizes of each dataset, then all at their recommended size, then the recommendations."""
     blocks = [_sizes(report) for report in reports]
     blocks += [_details(reports), _frequent(reports), _recommended(reports)]
     notes = [f"{report.title}: {note}" for report in reports for note in report.notes]
@@ -88,7 +88,7 @@ def summary(reports: Sequence[Report]) -> str:
 
 
 def _sizes(report: Report) -> str:
-    """A line for each size of the vocabulary."""
+    """A table with one line for each vocabulary size."""
     learned = "byte-pair encodings learned from it" if report.tokenizer == "bpe" else f"tokenizer {report.tokenizer}"
     head = f"{report.title}: {report.documents:,} training documents, {report.text_bytes:,} bytes; {learned}"
     rows = [["vocabulary", "tokens", "bytes/token", "used", *(f"{share:.1%} cover" for share in COVERAGES), "rare"]]
@@ -100,7 +100,7 @@ def _sizes(report: Report) -> str:
 
 
 def _details(reports: Sequence[Report]) -> str:
-    """A column for each dataset."""
+    """A table with one column for each dataset."""
     chosen = [report.recommended for report in reports]
     rows = [["", *(f"{report.title}, V={one.vocab_size}" for report, one in zip(reports, chosen, strict=True))]]
     for name in CLASSES:

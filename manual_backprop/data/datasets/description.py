@@ -1,4 +1,4 @@
-"""What is in a dataset, as far as its first rows and its files say: splits, columns, sizes, rows."""
+"""Descriptions of datasets from their first rows and their files: splits, columns, sizes, numbers of rows."""
 
 import itertools
 import json
@@ -11,27 +11,27 @@ import numpy as np
 
 from ...common.errors import InputError
 from ...config.schema import DatasetConfig
-from ..sources.documents import BadRow, Document, FileSource, Row, Source, no_utf8, unreadable
+from ..sources.documents import BadRow, Document, FileSource, Row, Source, not_utf8, unreadable
 from ..sources.files import JsonLines, ParquetFiles, TextFiles, brief, check_column, no_column, row_of, value_of
 from ..sources.hub import DatasetSplits, HubSource, hub_access
 from ..sources.registry import open_source
 from ..tokens.token_shards import load_pretokenized, manifest_of
 
-RAW_BYTES = 1000  # of a text file
-NO_TEXT = "no text: "  # a sample's beginning, where the row is bad
+RAW_BYTES = 1000  # shown of a text file
+NO_TEXT = "no text: "  # the beginning of a bad row's sample
 
 
 @dataclass(frozen=True)
 class SplitDescription:
     name: str
-    rows: int | None  # None: nobody has counted
+    rows: int | None  # None: unknown
     size: int | None  # [bytes]
     columns: dict[str, str]  # name: kind
-    samples: list[tuple[str, str]]  # a row as it is stored, and its text
+    samples: list[tuple[str, str]]  # stored form and text of each row
 
 
 def describe(dataset: DatasetConfig, count: int) -> list[SplitDescription]:
-    """With the first `count` rows of each split. Of a dataset of the hub no more is downloaded. Raises InputError."""
+    """The splits with their first `count` rows. From the hub no more rows are downloaded. Raises InputError."""
     if dataset.repository is not None:
         return _of_hub(dataset, count)
     source = open_source(dataset)
@@ -41,7 +41,7 @@ def describe(dataset: DatasetConfig, count: int) -> list[SplitDescription]:
 
 
 def describe_shards(path: str | Path, count: int) -> list[SplitDescription]:
-    """Of what `pretokenize` wrote: rows are documents, raw are their token ids."""
+    """The splits of a folder that `pretokenize` wrote: rows are documents, stored as token ids."""
     described = []
     for name, sizes in manifest_of(path)["splits"].items():
         tokens = load_pretokenized(path, name)
@@ -56,7 +56,7 @@ def describe_shards(path: str | Path, count: int) -> list[SplitDescription]:
 
 
 def _of_hub(dataset: DatasetConfig, count: int) -> list[SplitDescription]:
-    """Streamed; from the cache of `datasets` where the hub cannot be reached, or where streaming does not work."""
+    """The splits of a dataset of the hub, streamed; from the cache of `datasets` if streaming fails."""
     try:
         with hub_access():
             return _of_splits(HubSource(replace(dataset, streaming=True, subset_size=max(2, count))), count)
@@ -107,7 +107,7 @@ def _of_documents(source: Source, count: int) -> SplitDescription:
 
 
 def _text(row: Row) -> str:
-    """Of a row; of a bad one, why it has none."""
+    """The text of a row; for a bad row, the reason."""
     try:
         if isinstance(row, BadRow):
             raise row
@@ -115,7 +115,7 @@ def _text(row: Row) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         assert isinstance(row, Document)
-        return f"{NO_TEXT}{no_utf8(row.where or row.name, error)}"
+        return f"{NO_TEXT}{not_utf8(row.where or row.name, error)}"
     except BadRow as bad:
         return f"{NO_TEXT}{bad}"
     return text
@@ -127,11 +127,11 @@ def _texts(source: Source) -> Iterator[str]:
     except InputError as error:
         if not isinstance(source, ParquetFiles):
             raise
-        yield f"{NO_TEXT}{error}"  # the file could be opened, and is damaged inside
+        yield f"{NO_TEXT}{error}"  # the file could be opened but is damaged inside
 
 
 def _raw(source: Source) -> Iterator[str]:
-    """Rows as they are stored; empty where a text is all that is stored."""
+    """The stored form of each row; empty if a row is nothing but its text."""
     if isinstance(source, ParquetFiles):
         for file in source.files:
             yield from _raw_parquet(file.path)
@@ -161,7 +161,7 @@ def _raw_parquet(path: Path) -> Iterator[str]:
                     values = [value_of(column[row]) for column in batch]
                     values = [repr(one.object) if isinstance(one, UnicodeDecodeError) else one for one in values]
                     yield _as_json(dict(zip(names, values, strict=True)))
-    except (pyarrow.ArrowException, OSError) as error:  # of any column: the one with the text may be sound
+    except (pyarrow.ArrowException, OSError) as error:  # any column may be damaged; the text's may still be intact
         yield from itertools.repeat(f"(damaged: {brief(error)})")
 
 
@@ -181,7 +181,7 @@ def _parquet(source: ParquetFiles) -> tuple[int, dict[str, str]]:
                 count, schema = opened.metadata.num_rows, opened.schema_arrow
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(
-                f"{file.path} is damaged or no Parquet file ({brief(error)}). Get the whole file again, or move it "
+                f"{file.path} is damaged or not a Parquet file ({brief(error)}). Get the whole file again, or move it "
                 "away."
             ) from error
         check_column(schema, source.column, str(file.path))

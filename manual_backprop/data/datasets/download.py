@@ -1,8 +1,8 @@
-"""A dataset of the hub as a folder of its own, that `dataset=saved` reads: to look at, to keep, to carry elsewhere.
+"""Downloads a dataset of the hub into a folder that `dataset=saved` reads.
 
-Rows come through the `datasets` library and its cache; a file that was cut off goes on where it ended (`hub_files`).
-A stream leaves nothing in that cache: its rows are kept in shards beside the folder, and who goes on begins behind the
-last one. The folder appears by one rename when it is complete.
+Rows come through the `datasets` library and its cache; an interrupted download resumes in the middle of a file
+(`hub_files`). A stream is not cached by the library: its rows are saved in shards beside the folder, and a resumed
+download starts after the last shard. The complete folder appears by one rename.
 """
 
 import glob
@@ -18,13 +18,13 @@ from ...common.durable_files import new_folder, storage_errors, sync_file
 from ...common.errors import InputError
 from ...config.schema import DatasetConfig
 from ..sources.files import no_column
-from ..sources.hub import HubSource, hub_access, smaller
+from ..sources.hub import HubSource, evaluation_subset_size, hub_access
 from ..sources.hub_files import fetch_files
 from .named import SOURCE, source_of, title_of
 
 DATASETS = Path("outputs/datasets")
-SHARD = 10_000  # rows of a stream that are kept together
-POSITION = "position.json"  # of a stream behind a shard
+SHARD = 10_000  # rows of a stream in one shard
+POSITION = "position.json"  # state of the stream after a shard
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ def download(
     output: str | Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Downloaded:
-    """All splits, or one. Raises InputError for what cannot be had and StorageError where it cannot be written."""
+    """Download all splits of a dataset, or one. Raises InputError if it is not available, and StorageError."""
     from filelock import FileLock
 
     if dataset.repository is None:
-        where = "is in every Python installation" if dataset.name == "python_docs" else "is on this machine"
+        where = "is part of every Python installation" if dataset.name == "python_docs" else "is on this machine"
         raise InputError(f"{title_of(dataset)} {where}: there is nothing to download.")
     folder = DATASETS / title_of(dataset) if output is None else Path(output).expanduser()
     source = HubSource(dataset)
     if dataset.subset_size is not None and not dataset.streaming and not Path(source._builder.cache_dir).exists():
-        dataset = replace(dataset, streaming=True)  # all of it is not wanted
+        dataset = replace(dataset, streaming=True)  # do not download the rest
         source = HubSource(dataset)
     identity = source.identity()
     wanted = {
@@ -63,11 +63,11 @@ def download(
     if not folder.exists():
         say(f"{dataset.repository}, revision {identity['revision']}")
         if not dataset.streaming:
-            with hub_access(), source._explained():
+            with hub_access(), source._readable_errors():
                 fetch_files(source._builder, say)
         else:
-            say(f"streamed: of its files only what holds the first {dataset.subset_size:,} rows is downloaded")
-        _check_split(source, split)  # which downloads what is to be had: what fails does so before anything is written
+            say(f"streamed: downloads only the parts of its files with the first {dataset.subset_size:,} rows")
+        _check_split(source, split)  # downloads the data, so that a failure comes before anything is written
     with storage_errors(f"write {folder}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
@@ -80,7 +80,7 @@ def _the_same(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     there = source_of(folder)
     if different := [key for key in wanted if there.get(key) != wanted[key]]:
         what = ", ".join(different) if there else "it was not downloaded by this command"
-        raise InputError(f"{folder} exists and is something else ({what}): remove it, or give another --output.")
+        raise InputError(f"{folder} exists and holds other data ({what}): remove it, or give another --output.")
     return there
 
 
@@ -101,42 +101,42 @@ def _save(source: HubSource, wanted: dict[str, Any], folder: Path, say: Callable
         tables, rows = {}, {}
         for name in names:
             size = wanted["subset_size"]
-            limit = size if name == source.split or len(names) == 1 else smaller(size)
+            limit = size if name == source.split or len(names) == 1 else evaluation_subset_size(size)
             tables[name] = _table(source, splits[name], limit, kept / name, say)
             rows[name] = len(tables[name])
             say(f"{name}: {rows[name]:,} rows")
         datasets.DatasetDict(tables).save_to_disk(str(staged))
         content = wanted | {"rows": rows}
         (staged / SOURCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    for outdated in folder.parent.glob(f"{glob.escape(f'.{folder.name}')}.*.partial"):  # of other rows, too
+    for outdated in folder.parent.glob(f"{glob.escape(f'.{folder.name}')}.*.partial"):  # also of other settings
         shutil.rmtree(outdated, ignore_errors=True)
     return content
 
 
 def _table(source: HubSource, split: Any, limit: int | None, kept: Path, say: Callable[[str], None]) -> Any:
-    """Rows on disk: as they are in the library's cache, or taken from a stream."""
+    """The first `limit` rows as a Dataset on disk: from the library's cache, or taken from a stream."""
     if hasattr(split, "data"):
         return split if limit is None or limit >= len(split) else split.select(range(limit))
-    with hub_access(), source._explained():
+    with hub_access(), source._readable_errors():
         return _taken_from_stream(split if limit is None else split.take(limit), kept, say)
 
 
 def _taken_from_stream(stream: Any, kept: Path, say: Callable[[str], None]) -> Any:
-    """All rows of an IterableDataset, in shards below `kept`, each with the state of the stream behind it. Those that
-    are there already are not fetched again."""
+    """All rows of an IterableDataset, saved in shards below `kept`, each with the state of the stream after it. Shards
+    of an earlier attempt are reused."""
     import datasets
 
     shards = [datasets.load_from_disk(str(folder)) for folder in sorted(kept.glob("?????"))]
     features = shards[0].features if shards else stream.features
     if shards:
-        say(f"{kept.name}: going on behind the first {sum(map(len, shards)):,} rows")
+        say(f"{kept.name}: resuming after the first {sum(map(len, shards)):,} rows")
         stream.load_state_dict(json.loads((kept / f"{len(shards) - 1:05}" / POSITION).read_bytes()))
     rows: list[Any] = []
 
     def keep() -> None:
         folder = kept / f"{len(shards):05}"
         staged = folder.with_suffix(".staged")
-        shutil.rmtree(staged, ignore_errors=True)  # of a kill
+        shutil.rmtree(staged, ignore_errors=True)  # left by a killed process
         shard = datasets.Dataset.from_list(rows, features=features or (shards[0].features if shards else None))
         shard.save_to_disk(str(staged))
         (staged / POSITION).write_text(json.dumps(stream.state_dict()), encoding="utf-8")

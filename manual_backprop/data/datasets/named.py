@@ -1,7 +1,6 @@
-"""A dataset by one word: a name in conf/dataset, OWNER/NAME on the hub, or a file or folder of this machine.
+"""A dataset's config from one name: a name in conf/dataset, OWNER/NAME on the hub, or a local file or folder.
 
-What the tools take on their command lines and the functions of the same purpose take as an argument; `run` has the
-whole group `dataset=` instead.
+The tools and their functions take such a name as an argument; `run` has the whole group `dataset=` instead.
 """
 
 import json
@@ -18,7 +17,7 @@ from ..sources.documents import files_below
 from ..tokens.token_shards import is_shards
 
 SOURCE = "source.json"  # beside the splits of a downloaded dataset: where they come from
-OWN = ("text", "jsonl", "parquet", "saved", "pretokenized", "hub")  # kinds of datasets, not datasets
+DATASET_KINDS = ("text", "jsonl", "parquet", "saved", "pretokenized", "hub")  # kinds of datasets, not datasets
 LARGEST = 2**31 - 1
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _ENDINGS = {"parquet": (".parquet",), "jsonl": (".jsonl", ".ndjson", ".json")}
@@ -34,15 +33,15 @@ def dataset_named(
     split: str | None = None,
     on_bad_row: str | None = None,
 ) -> DatasetConfig:
-    """Raises InputError where the name means nothing. Nothing is read or downloaded yet."""
+    """The config of a dataset. Raises InputError for an unknown name. It reads and downloads nothing."""
     check_whole("subset_size", subset_size, 1)
     dataset = _base(str(name))
     if (config or revision) and dataset.repository is None:
-        raise InputError(f"{name} is not on the hub: a config or a revision means nothing here.")
+        raise InputError(f"{name} is not on the hub: it has no config and no revision; leave them out.")
     if split and dataset.repository is None and dataset.name != "saved":
-        raise InputError(f"{name} has no named splits: a split means nothing here.")
+        raise InputError(f"{name} has no named splits: leave the split out.")
     if text_column and not has_columns(dataset):
-        raise InputError(f"{name} is plain text and has no columns: a text column means nothing here.")
+        raise InputError(f"{name} is plain text and has no columns: leave the text column out.")
     given: dict[str, Any] = {
         "subset_size": subset_size,
         "text_column": text_column,
@@ -55,7 +54,7 @@ def dataset_named(
 
 
 def check_whole(what: str, value: object, least: int) -> None:
-    """None is what is not said. Raises InputError for anything else that is no number of this range."""
+    """Raise InputError unless `value` is None (not given) or a whole number of at least `least`."""
     if value is not None and (type(value) is not int or not least <= value <= LARGEST):
         raise InputError(f"{what}={value!r}: must be a whole number from {least} to {LARGEST}.")
 
@@ -65,7 +64,7 @@ def has_columns(dataset: DatasetConfig) -> bool:
 
 
 def short_name(name: str | Path) -> str:
-    """For the names of files: of a path or a hub name the last part, without an ending."""
+    """The last part of a path or a hub name, without a suffix, for use in file names."""
     last = Path(str(name).rstrip("/")).name
     for endings in (*_ENDINGS.values(), (".txt",)):
         for ending in endings:
@@ -74,14 +73,14 @@ def short_name(name: str | Path) -> str:
 
 
 def title_of(dataset: DatasetConfig) -> str:
-    """What a dataset is called in the names of files."""
+    """The name of a dataset for use in file names."""
     return short_name(dataset.path or (dataset.repository if dataset.name == "hub" else None) or dataset.name)
 
 
 def shipped_datasets() -> Iterator[tuple[str, str, DatasetConfig]]:
-    """Each name in conf/dataset that is a dataset by itself, what it is, and its config."""
+    """The name, the description and the config of each dataset in conf/dataset, without the kinds in DATASET_KINDS."""
     for file in sorted((shipped_folder("conf") / "dataset").glob("*.yaml")):
-        if file.stem not in OWN:
+        if file.stem not in DATASET_KINDS:
             first = file.read_text(encoding="utf-8").partition("\n")[0]
             yield file.stem, first.removeprefix("#").strip(), _shipped(file.stem)
 
@@ -90,26 +89,27 @@ def _base(name: str) -> DatasetConfig:
     if not name.strip():
         raise InputError("No dataset was given: give a name, OWNER/NAME on the hub, or a file or folder that exists.")
     names = [file.stem for file in (shipped_folder("conf") / "dataset").glob("*.yaml")]
-    if name in names and name not in OWN:
+    if name in names and name not in DATASET_KINDS:
         return _shipped(name)
     path = Path(name).expanduser()
-    if os.path.exists(path):  # False as well for what cannot be looked at
+    if os.path.exists(path):  # also False without permission to look
         return _of_path(path)
-    if name in OWN:
-        raise InputError(f"{name} is a kind of dataset, not one: give the file or folder itself, or OWNER/NAME.")
+    if name in DATASET_KINDS:
+        raise InputError(f"{name} is a kind of dataset: give the file or folder itself, or OWNER/NAME.")
     if _HUB_NAME.fullmatch(name):
         shipped = [
             dataset for _, _, dataset in shipped_datasets() if (dataset.repository or "").lower() == name.lower()
         ]
-        if shipped:  # its column, its pinned revision, and whether it is streamed
+        if shipped:  # with its column, pinned revision and streaming
             return shipped[0]
         return DatasetConfig("hub", repository=name, split="train", text_column="text", streaming=False)
     from ...config.rules import nearest
 
-    meant = nearest(name, [known for known in names if known not in OWN])
+    meant = nearest(name, [known for known in names if known not in DATASET_KINDS])
     raise InputError(
         f"{name}: no dataset has this name" + (f"; did you mean {meant}?" if meant else ".") + " There is "
-        f"{', '.join(sorted(set(names) - set(OWN)))}; or give OWNER/NAME on the hub, or a file or folder that exists."
+        f"{', '.join(sorted(set(names) - set(DATASET_KINDS)))}; or give OWNER/NAME on the hub, or an existing file or "
+        "folder."
     )
 
 
@@ -121,8 +121,8 @@ def _shipped(name: str) -> DatasetConfig:
 
 
 def _of_path(path: Path) -> DatasetConfig:
-    """By the ending of a file, or of any in a folder (.json is common: only of all); what `datasets`
-    saved is known by its own."""
+    """The config of a file or folder, by the suffix of the file, or of any file in the folder (.json only if all have
+    it, since other files are called so too). A folder that `datasets` saved is recognized by its own files."""
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         source = source_of(path)
         column = str(source.get("text_column") or "text")
@@ -138,13 +138,13 @@ def _of_path(path: Path) -> DatasetConfig:
 
 
 def split_to_train(source: dict[str, Any]) -> str | None:
-    """Of what was downloaded the split to name where none of it is `train`."""
+    """The split of a downloaded dataset to train on, if none is called `train`; else None."""
     rows = source.get("rows")
     return None if not isinstance(rows, dict) or "train" in rows else next(iter(rows), None)
 
 
 def source_of(folder: Path) -> dict[str, Any]:
-    """What `download_dataset` wrote beside the splits; empty where it was somebody else."""
+    """The record that `download_dataset` wrote beside the splits; empty if another program wrote the folder."""
     try:
         found = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""A dataset as memory-mapped token shards with a manifest: `pretokenize_dataset`.
+"""Writes a dataset as memory-mapped token shards with a manifest: `pretokenize_dataset`.
 
-Which document lies in which shard follows from the text alone, so that any number of workers writes the same bytes.
-Beside its place the work lies in a folder NAME.partial: text that was read and shards that were written are used again
-by whoever goes on; the complete folder appears by one rename.
+The text alone decides which document is in which shard, so that any number of workers writes the same bytes. The work
+is done in a folder NAME.partial; an interrupted command resumes with the text and the shards in it. The complete folder
+appears by one rename.
 """
 
 import glob
@@ -30,7 +30,7 @@ from ..sources.reading import read_documents, selection
 from ..sources.registry import open_source
 from ..sources.spool import Spool, SpooledText
 from ..tokens.pretrained import tokenizer_named
-from ..tokens.run_tokenizer import what_is_lost
+from ..tokens.run_tokenizer import tokenizer_notes
 from ..tokens.token_shards import MANIFEST, check_digests, check_shard, manifest_of
 from ..tokens.tokenizer import Tokenizer
 from .named import check_whole, dataset_named, title_of
@@ -38,11 +38,11 @@ from .named import check_whole, dataset_named, title_of
 log = logging.getLogger(__name__)
 
 PLACE = Path("outputs/pretokenized")
-FORMAT = 2  # raised whenever the same text and settings would make other files
-SHARD = 2**24  # [bytes] of text in one shard, about: it ends where a document does, unless that is longer itself
+FORMAT = 2  # increased whenever the same text and settings would give other files
+SHARD = 2**24  # [bytes] of text in one shard, approximately: only documents longer than that are cut
 SPLITS = ("train", "validation")
 
-Progress = Callable[[int, int, int], None]  # shards that are done, all of them, tokens so far
+Progress = Callable[[int, int, int], None]  # shards done, shards in all, tokens so far
 
 
 class _Stopped(Exception):
@@ -59,11 +59,10 @@ def pretokenize_dataset(
     workers: int | None = None,
     progress: Progress = lambda done, shards, tokens: None,
 ) -> Path:
-    """The folder with the token shards of both splits; made now, unless it is there and sound.
+    """The folder with the token shards of both splits. It is written now, unless it exists and is intact.
 
-    With `max_length` [tokens], a longer document is cut there; its end token follows all the same. `tokenizer` is its
-    folder, or one that `train_tokenizer` has made; `workers` are processes, None: as many as there are cores. Raises
-    InputError for data that cannot be used and StorageError where the folder cannot be written.
+    A document longer than `max_length` is cut there; its end token follows the cut. Raises InputError for data that
+    cannot be used, and StorageError.
 
     >>> _ = Path("text.txt").write_text("to be or not to be, that is the question. " * 200)
     >>> tokenizer = train_tokenizer("text.txt", vocab_size=270)
@@ -100,7 +99,7 @@ def pretokenize_dataset(
 
 
 def _is_there(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the work was done before. InputError where something else lies there."""
+    """Whether the folder exists with the same settings. Raises InputError if it holds something else."""
     if not folder.exists():
         return False
     try:
@@ -109,14 +108,14 @@ def _is_there(folder: Path, settings: dict[str, Any]) -> bool:
         for split in SPLITS:
             check_digests(folder, contents, split)
     except InputError as error:
-        raise InputError(f"{error} Remove the folder to make it again, or give another place (--output).") from error
+        raise InputError(f"{error} Remove the folder to write it again, or give another --output.") from error
     if there != settings:
         different = ", ".join(key for key in settings if there.get(key) != settings[key])
-        raise InputError(f"{folder} holds other tokens (of another {different}): remove it, or give another --output.")
+        raise InputError(f"{folder} holds other tokens (other {different}): remove it, or give another --output.")
     return True
 
 
-# Making them
+# Writing the shards
 
 
 @dataclass(frozen=True)
@@ -131,31 +130,31 @@ class _Work:
 
     @property
     def partial(self) -> Path:
-        """Of these settings: what others left unfinished at the same place is of no use."""
+        """The folder of unfinished work, one for each set of settings: work with others cannot be reused."""
         return self.folder.with_name(f"{self.folder.name}.{json_digest(self.settings)[:8]}.partial")
 
 
 @dataclass(frozen=True)
 class _Shard:
     name: str
-    spans: np.ndarray  # (spans, 4): where each begins and ends in the text, whether a document ends, and begins, there
+    spans: np.ndarray  # (spans, 4): begin and end in the text, whether a document ends, and whether one begins there
 
     def record(self, folder: Path) -> Path:
         return folder / f"{self.name}.json"
 
 
 def _make(folder: Path, work: _Work) -> None:
-    """The caller holds the lock."""
+    """Write the folder. The caller must have its lock."""
     partial = work.partial
     partial.mkdir(exist_ok=True)
-    for half in partial.glob(".*"):  # what `write_atomically` was writing when it was killed
+    for half in partial.glob(".*"):  # temporary files of `write_atomically` in a killed process
         half.unlink()
     try:
         kept = _text_read_before(partial)
     except (OSError, ValueError, KeyError):
         kept = _read_text(partial, work)
     text, parts, notes_and_counts = kept
-    lost = what_is_lost(work.tokenizer, text.texts(np.concatenate([parts[split] for split in SPLITS])))
+    lost = tokenizer_notes(work.tokenizer, text.texts(np.concatenate([parts[split] for split in SPLITS])))
     shards = {split: _plan(text, split, parts[split], work.settings["max_length"] is None) for split in SPLITS}
     records = _write_shards(partial, text, shards, work)
     text.close()
@@ -178,7 +177,7 @@ def _make(folder: Path, work: _Work) -> None:
     manifest = {"contents": contents, "sha256": json_digest(contents)}
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     put_in_place(partial, folder)
-    for outdated in folder.parent.glob(f"{glob.escape(folder.name)}.*.partial"):  # of a text that has changed since
+    for outdated in folder.parent.glob(f"{glob.escape(folder.name)}.*.partial"):  # of other settings or an older text
         shutil.rmtree(outdated, ignore_errors=True)
 
 
@@ -188,8 +187,8 @@ def _read_text(partial: Path, work: _Work) -> tuple[SpooledText, dict[str, np.nd
     spool = Spool(partial / "text", skip_bad_rows=work.dataset.on_bad_row == "skip")
     try:
         parts = read_documents(spool, work.source, work.dataset)
-    except BaseException:  # half of the text is of no use to anybody
-        with suppress(OSError):  # of a full disk, which was met before
+    except BaseException:  # an incomplete text cannot be resumed
+        with suppress(OSError):  # closing flushes, which fails again on a full disk
             spool.close()
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -208,17 +207,17 @@ def _read_text(partial: Path, work: _Work) -> tuple[SpooledText, dict[str, np.nd
 
 
 def _text_read_before(partial: Path) -> tuple[SpooledText, dict[str, np.ndarray], dict[str, Any]]:
-    """Raises OSError, ValueError or KeyError where there is none that is whole."""
+    """The text of an interrupted command. Raises OSError, ValueError or KeyError if there is no complete one."""
     content = json.loads((partial / "text.json").read_bytes())
     if content["bytes"] != (partial / "text").stat().st_size or content["parts"] != file_digest(partial / "parts.npz"):
-        raise ValueError("the text is not whole")
+        raise ValueError("the text is incomplete")
     with np.load(partial / "parts.npz", allow_pickle=False) as arrays:
         parts = {split: arrays[split] for split in SPLITS}
     return SpooledText(partial / "text"), parts, content["said"]
 
 
 def _plan(text: SpooledText, split: str, parts: np.ndarray, may_cut: bool) -> list[_Shard]:
-    """What goes into which shard."""
+    """The shards of a split, with the spans of text in each."""
     long = parts[:, 1] - parts[:, 0] > SHARD
     if may_cut and long.any():
         spans = np.array([span for part in parts.tolist() for span in _spans(text, *part)], dtype=np.int64)
@@ -232,7 +231,7 @@ def _plan(text: SpooledText, split: str, parts: np.ndarray, may_cut: bool) -> li
 
 
 def _spans(text: SpooledText, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """A document in parts of about a shard, cut where the tokens on both sides do not depend on it."""
+    """A document in spans of about SHARD bytes, cut only where a cut does not change the tokens."""
     place = begin
     if end - begin > SHARD:
         for piece in text.pieces(begin, end):
@@ -246,7 +245,7 @@ def _spans(text: SpooledText, begin: int, end: int) -> Iterator[tuple[int, int, 
 def _write_shards(
     partial: Path, text: SpooledText, shards: dict[str, list[_Shard]], work: _Work
 ) -> dict[str, list[dict[str, Any]]]:
-    """Those that are not there yet, in threads: the tokenizers library works outside of Python's lock."""
+    """Write the missing shards, in threads: the tokenizers library releases Python's global lock."""
     wanted = [shard for split in SPLITS for shard in shards[split]]
     records = {shard.name: record for shard in wanted if (record := _written_before(partial, shard)) is not None}
     left = [shard for shard in wanted if shard.name not in records]
@@ -266,10 +265,10 @@ def _write_shards(
 
 
 def _write_shard(partial: Path, text: SpooledText, shard: _Shard, work: _Work, stop: threading.Event) -> dict[str, Any]:
-    """NAME.bin has the tokens, NAME.ends.bin where documents end in it, and NAME.json says that both are complete."""
+    """Write a shard: NAME.bin holds the tokens, NAME.ends.bin the ends of documents, NAME.json marks both complete."""
     record: dict[str, Any] = {"name": shard.name, "tokens": 0, "bytes": 0, "cut": 0}
     hashed, ends = hashlib.sha256(), [np.zeros(0, dtype=np.int64)]
-    with _appearing(partial / f"{shard.name}.bin") as file:
+    with _atomic_file(partial / f"{shard.name}.bin") as file:
         for ids, ending, size, cut in _encoded(text, shard.spans, work.tokenizer, work.settings["max_length"]):
             if stop.is_set():
                 raise _Stopped
@@ -282,7 +281,7 @@ def _write_shard(partial: Path, text: SpooledText, shard: _Shard, work: _Work, s
             record["cut"] += cut
     all_ends = np.concatenate(ends)
     data = all_ends.tobytes()
-    with _appearing(partial / f"{shard.name}.ends.bin") as file:
+    with _atomic_file(partial / f"{shard.name}.ends.bin") as file:
         file.write(data)
     record |= {
         "documents": len(all_ends),
@@ -296,10 +295,10 @@ def _write_shard(partial: Path, text: SpooledText, shard: _Shard, work: _Work, s
 def _encoded(
     text: SpooledText, spans: np.ndarray, tokenizer: Tokenizer, max_length: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
-    """Some tokens, where in them documents end, the bytes of their text, and how many documents were cut."""
+    """Batches of tokens, with the ends of documents in each, the bytes of its text, and the number of cut documents."""
     end = np.array([] if tokenizer.end_token_id is None else [tokenizer.end_token_id], dtype=np.int64)
     begin = np.array(tokenizer.begin_token_ids, dtype=np.int64)
-    document = length = 0  # number of the span; its tokens before the cut
+    document = length = 0  # index of the span; its tokens so far, before cutting
     for texts, closes in text.batches(spans[:, :2]):
         arrays, ends, total, size, cut = [np.zeros(0, dtype=np.int64)], [], 0, 0, 0
         for piece, ids, last in zip(texts, tokenizer.encode_many(texts), closes, strict=True):
@@ -320,8 +319,8 @@ def _encoded(
 
 
 @contextmanager
-def _appearing(path: Path) -> Iterator[Any]:
-    """A file that has its name when it is complete."""
+def _atomic_file(path: Path) -> Iterator[Any]:
+    """A file to write, which gets its name when it is complete."""
     staged = path.with_name(f"{path.name}.tmp")
     try:
         with staged.open("wb") as file:

@@ -1,8 +1,7 @@
-"""A tokenizer learned once, as a folder that `transformers` loads too.
+"""Trains a tokenizer and saves it in a folder that `transformers` can load too.
 
-`train_tokenizer` learns it from a dataset, `train_tokenizer_from_files` from files.
-
-`tokenizer=bpe` learns one within a run, for that run; this one is shared by many.
+`train_tokenizer` learns from a dataset, `train_tokenizer_from_files` from files. Many runs can share the result, while
+`tokenizer=bpe` trains one within a run.
 """
 
 import json
@@ -26,7 +25,7 @@ TOKENIZERS = Path("outputs/tokenizers")
 SPECIAL_TOKENS = ("<unk>", "<pad>", "<bos>", END_TOKEN)
 SMALLEST = 256 + len(SPECIAL_TOKENS)
 ORIGIN = "origin.json"
-MIN_FREQUENCY = 2  # a pair that is seen once teaches nothing
+MIN_FREQUENCY = 2  # of a pair of tokens, to be merged
 
 
 def train_tokenizer(
@@ -37,12 +36,7 @@ def train_tokenizer(
     min_frequency: int = MIN_FREQUENCY,
     output: str | Path | None = None,
 ) -> Path:
-    """Byte-level BPE of the training documents of a dataset; the folder that holds it, which `transformers` loads too.
-
-    `name` is a name in conf/dataset, OWNER/NAME on the hub, or a file or folder. `vocab_size` [tokens] is at least 260;
-    a text that is too small gives fewer, with a warning. `min_frequency` is how often a pair occurs that is merged;
-    `output` None: outputs/tokenizers/NAME-VOCAB_SIZE. Raises InputError for data that cannot be used, and where another
-    tokenizer lies there; StorageError where the folder cannot be written.
+    """Train byte-level BPE on the training documents of a dataset and return its folder. Raises InputError.
 
     >>> _ = Path("text.txt").write_text("to be or not to be, that is the question. " * 200)
     >>> train_tokenizer("text.txt", vocab_size=270).as_posix()
@@ -65,9 +59,8 @@ def train_tokenizer_from_files(
     min_frequency: int = MIN_FREQUENCY,
     output: str | Path | None = None,
 ) -> Path:
-    """The same of .txt, .jsonl and .parquet files (or folders of them), all their documents.
-
-    `text_column` is that of rows. Raises as `train_tokenizer`, and where a file is not there.
+    """Train byte-level BPE on all documents of .txt, .jsonl and .parquet files, or folders of them, and return its
+    folder. Raises InputError.
 
     >>> for name in ("one.txt", "two.txt"):
     ...     _ = Path(name).write_text("to be or not to be, that is the question. " * 100)
@@ -86,7 +79,7 @@ def train_tokenizer_from_files(
     datasets = [dataset_named(file) for file in files]
     if text_column is not None:
         if all(not has_columns(dataset) for dataset in datasets):
-            raise InputError(f"The text column {text_column!r} means nothing: plain text has no columns.")
+            raise InputError(f"The text column {text_column!r} cannot be used: plain text has no columns.")
         datasets = [
             replace(dataset, text_column=text_column) if has_columns(dataset) else dataset for dataset in datasets
         ]
@@ -107,7 +100,7 @@ def _check(vocab_size: int, min_frequency: int) -> None:
 
 
 def _place(output: str | Path | None, title: str, vocab_size: int, min_frequency: int, subset_size: int | None) -> Path:
-    """Where the tokenizer belongs. Raises InputError before any work where what is there was made otherwise."""
+    """The folder for the tokenizer. Raises InputError if it holds a tokenizer that was trained otherwise."""
     name = f"{title}-{vocab_size}" + (f"-first-{subset_size}" if subset_size is not None else "")
     name += f"-min-{min_frequency}" if min_frequency != MIN_FREQUENCY else ""
     folder = TOKENIZERS / name if output is None else Path(output).expanduser()
@@ -116,7 +109,7 @@ def _place(output: str | Path | None, title: str, vocab_size: int, min_frequency
         try:
             origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
             differs = any(origin[key] != value for key, value in asked.items())
-        except (OSError, ValueError, KeyError, TypeError):  # of others: what is learned will show
+        except (OSError, ValueError, KeyError, TypeError):  # another program's: `_save` compares it after training
             differs = False
         if differs or not (folder / FILE_NAME).is_file():
             raise _another(folder)
@@ -140,11 +133,11 @@ def _train(reading: Reading, vocab_size: int, min_frequency: int, folder: Path) 
 
 
 def _save(tokenizer: BpeTokenizer, folder: Path, origin: dict[str, Any]) -> None:
-    """The whole folder by one rename. One that is there already stays, if it is the same tokenizer."""
+    """Save the folder by one rename. An existing folder with the same tokenizer stays."""
     if folder.exists():
         there = folder / FILE_NAME
         if there.is_file() and BpeTokenizer(there.read_text(encoding="utf-8")).digest == tokenizer.digest:
-            log.info("%s is there already, and is the same", folder)
+            log.info("%s exists already and holds the same tokenizer", folder)
             return
         raise _another(folder)
     with new_folder(folder) as staged:
@@ -154,7 +147,7 @@ def _save(tokenizer: BpeTokenizer, folder: Path, origin: dict[str, Any]) -> None
 
 
 def _for_transformers() -> dict[str, Any]:
-    """What AutoTokenizer.from_pretrained reads beside tokenizer.json."""
+    """The files that AutoTokenizer.from_pretrained reads in addition to tokenizer.json."""
     unknown, padding, begin, end = SPECIAL_TOKENS
     named = {"unk_token": unknown, "pad_token": padding, "bos_token": begin, "eos_token": end}
     kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}

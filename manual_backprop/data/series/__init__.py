@@ -1,8 +1,8 @@
-"""Series of numbers over time: read from a CSV file, and cut into the windows that a network reads.
+"""Time series: read from a CSV file, and cut into the windows that a network reads.
 
-    reader.py     a table of numbers over time, and what is said of a file that is none
-    windows.py    history and horizon, gaps, scales: between values and a network's numbers
-    co2.csv       weekly CO2 of Mauna Loa, public domain, with its source
+    reader.py     reads a table of numbers over time, and reports what is wrong with a file
+    windows.py    windows of history and horizon, gaps, and scaling between values and network inputs
+    co2.csv       weekly CO2 at Mauna Loa, public domain, with its source
 
-Not here: what is measured of forecasts (`tasks.forecasting`).
+Not here: the metrics of forecasts (`tasks.forecasting`).
 """

@@ -1,13 +1,13 @@
-"""A table of numbers over time, read from a CSV file: one row a step, a time and one or several values in it.
+"""Reads a time series from a CSV file: one row for each step, with a time and one or several values.
 
     date,co2
     1958-03-29,316.1
     1958-04-05,
 
-A value that is empty (or nan, na, null, none) is a gap, and so is a step of which the file has no row; both are NaN
-here. Times are ISO 8601 dates (1958-03, 1958-03-29, 19580329, with or without a time of day) or numbers, each after the
-one before and equally far apart: a difference within a tenth of a whole number of steps is that number, so that months
-and years are steps too. Lines that begin with # are comments. Nothing is sorted, guessed or repaired in silence.
+An empty value (or nan, na, null, none) is a gap, and so is a step without a row in the file; both become NaN. Times are
+ISO 8601 dates (1958-03, 1958-03-29, 19580329, with or without a time of day) or numbers. They must increase and be
+equally spaced, within a tenth of a step, so that months and years can be steps too. Lines that begin with # are
+comments. Nothing is sorted, guessed or repaired silently.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ...common.errors import InputError
 from ...config.rules import nearest
 from ...config.schema import DatasetConfig
 
-SHIPPED = {"co2": Path(__file__).with_name("co2.csv")}  # datasets that come with the package
+SHIPPED = {"co2": Path(__file__).with_name("co2.csv")}  # datasets in the package
 GAPS = ("", "nan", "na", "n/a", "null", "none")
 DELIMITERS = ",;\t"
 TOLERANCE = 0.1  # of a step
@@ -38,10 +38,10 @@ KINDS = {"number": "a number", "month": "a month, as in 1958-03", "date": "a dat
 
 @dataclass(frozen=True)
 class Clock:
-    """How the times of a series are counted: as numbers, or in seconds since 1970; `step` is the usual difference.
+    """The time axis of a series: numbers, or seconds since 1970; `step` is the spacing of times.
 
-    kind: number, month (1958-03), date, or time (of day). months: how many of them a step is, where it is whole months;
-    their day is that of the last time, or the last of the month where `ends`.
+    kind: number, month (1958-03), date, or time (of day). months: the number of months in a step, 0 if a step is not
+    whole months. A later time then has the same day of the month, or the last day if `ends`.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class Clock:
     ends: bool = False
 
     def after(self, stamp: float, steps: int) -> float:
-        """The time so many steps later."""
+        """The time that is `steps` steps after `stamp`."""
         if not self.months:
             return stamp + steps * self.step
         begin = _moment(stamp)
@@ -59,8 +59,8 @@ class Clock:
         day = longest if self.ends else min(begin.day, longest)
         return begin.replace(year=year, month=month + 1, day=day).timestamp()
 
-    def written(self, stamp: float) -> str:
-        """A time as the file has it."""
+    def time_text(self, stamp: float) -> str:
+        """A time as text, in the format of the file."""
         if self.kind == "number":
             return f"{stamp:.10g}"
         moment = _moment(stamp)
@@ -70,7 +70,7 @@ class Clock:
 
     @property
     def about(self) -> str:
-        """A step in words."""
+        """The length of a step in words."""
         if self.kind == "number":
             return f"{self.step:.6g}"
         if self.months:
@@ -84,9 +84,9 @@ def _moment(stamp: float) -> datetime:
 
 @dataclass(frozen=True)
 class Series:
-    """N steps of S values. times (N,), as `clock` counts them; values (N, S) float64, NaN in a gap."""
+    """A time series of N steps and S columns. times (N,) as in `clock`; values (N, S) float64, NaN in a gap."""
 
-    place: str  # what it was read from
+    place: str  # the file that it was read from
     clock: Clock
     times: np.ndarray
     names: tuple[str, ...]
@@ -102,15 +102,15 @@ class Series:
         gaps = np.nan_to_num(self.values, nan=-0.0).tobytes().hex(), np.isnan(self.values).tobytes().hex()
         return json_digest([self.names, self.times.tobytes().hex(), *gaps])
 
-    def written(self, place: int) -> str:
-        """The time of a step as text; of one after the last, when it will come."""
+    def time_text(self, place: int) -> str:
+        """The time of a step as text; also of steps after the last one."""
         last = len(self) - 1
         stamp = self.times[place] if place <= last else self.clock.after(float(self.times[last]), place - last)
-        return self.clock.written(float(stamp))
+        return self.clock.time_text(float(stamp))
 
 
 def open_series(dataset: DatasetConfig) -> Series:
-    """The series that a config means. Raises InputError, with file, line, reason and way out."""
+    """The series that a config names. Raises InputError with file, line, reason and what to do."""
     path = SHIPPED.get(dataset.name) or dataset.path
     assert path is not None
     return read_series(path, dataset.time_column, dataset.value_columns, dataset.on_bad_row == "skip")
@@ -119,7 +119,7 @@ def open_series(dataset: DatasetConfig) -> Series:
 def read_series(
     path: str | Path, time_column: str | None = None, value_columns: Sequence[str] | None = None, skip: bool = False
 ) -> Series:
-    """The series in a file; the rest as `series_of_lines` has it. Raises InputError."""
+    """The series in a file; the arguments are those of `series_of_lines`. Raises InputError."""
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             return series_of_lines(file, str(path), time_column, value_columns, skip)
@@ -128,7 +128,7 @@ def read_series(
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 (byte {error.start}): save the series as CSV in UTF-8") from error
+        raise InputError(f"{path} is not UTF-8 (byte {error.start}): save the series as CSV in UTF-8") from error
 
 
 def series_of_lines(
@@ -158,7 +158,7 @@ class _Reader:
         return self._series(self._rows_of(lines))
 
     def _rows_of(self, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-        """Number of the line and cells, without comments and empty lines."""
+        """Line number and cells of each row, without comments and empty lines."""
         first = True
         delimiter = ","
         for number, line in enumerate(lines, 1):
@@ -180,13 +180,13 @@ class _Reader:
         _, header = next(rows, (0, []))
         if len(header) < 2:
             raise InputError(
-                f"{self.place}: {'is empty' if not header else f'has one column, {header[0]!r}'}; a series has a line "
-                "of names, then rows with a time and at least one value, as in date,co2"
+                f"{self.place}: {'is empty' if not header else f'has one column, {header[0]!r}'}; a series needs a "
+                "line of names, then rows with a time and at least one value, as in date,co2"
             )
         if all(is_number(cell) or _parsed(cell, None) for cell in header):
             raise InputError(
-                f"{self.place}: its first line holds values, {','.join(header)[:60]}; put the columns' names before "
-                "it, as in time,value"
+                f"{self.place}: its first line holds values, {','.join(header)[:60]}; put a line with the columns' "
+                "names before it, as in time,value"
             )
         names = list(header)
         time = self._column("time_column", self.time_column or names[0], names)
@@ -196,7 +196,7 @@ class _Reader:
             raise InputError(f"{self.place}: column {names.index('') + 1} has no name; name each column of values")
         if time in places or len({*places}) < len(places):
             raise InputError(
-                f"{self.place}: dataset.value_columns={','.join(wanted)} names a column twice, or the time's "
+                f"{self.place}: dataset.value_columns={','.join(wanted)} names a column twice, or the column of times "
                 f"({names[time]}); name each column of values once"
             )
         return self._filled([names[place] for place in places], *self._read_rows(rows, time, places, header))
@@ -218,7 +218,7 @@ class _Reader:
     def _read_rows(
         self, rows: Iterator[tuple[int, list[str]]], time: int, places: list[int], header: list[str]
     ) -> tuple[str, list[int], list[float], list[list[float]]]:
-        """Kind of the times, numbers of the lines, times and values."""
+        """The kind of the times, the line numbers, the times and the values of all rows."""
         kind, numbers, stamps, values = None, list[int](), list[float](), list[list[float]]()
         for number, cells in rows:
             self.rows += 1
@@ -232,7 +232,7 @@ class _Reader:
                 self._refuse(
                     number,
                     f"the time {cells[time]} "
-                    + ("is there twice" if double else "is before that of the row above")
+                    + ("occurs twice" if double else "is before that of the row above")
                     + ("; keep one row of each time" if double else "; sort the file by time"),
                 )
                 continue
@@ -242,8 +242,8 @@ class _Reader:
             values.append(numbers_of_row)
         if len(stamps) < 2:
             raise InputError(
-                f"{self.place}: has {len(stamps)} row{'s' * (len(stamps) != 1)} of values; a series has at least two, "
-                "and a forecast needs task.history + task.horizon of them"
+                f"{self.place}: has {len(stamps)} row{'s' * (len(stamps) != 1)} of values; a series needs at least "
+                "two, and a forecast needs task.history + task.horizon of them"
             )
         assert kind is not None
         return kind, numbers, stamps, values
@@ -251,9 +251,9 @@ class _Reader:
     def _row(
         self, cells: list[str], kind: str | None, time: int, places: list[int], header: list[str]
     ) -> tuple[str, float, list[float]] | str:
-        """Kind of its time, time and values; or what is wrong with it."""
+        """The kind of a row's time, its time and its values; or what is wrong with it."""
         if len(cells) != len(header):
-            return f"has {len(cells)} cells, and the first line names {len(header)} columns"
+            return f"has {len(cells)} cells, but the first line names {len(header)} columns"
         parsed = _parsed(cells[time], kind)
         if parsed is None:
             wanted = KINDS.get(kind or "", "a date as in 1958-03-29 (ISO 8601), or a number")
@@ -273,18 +273,18 @@ class _Reader:
         return *parsed, values
 
     def _refuse(self, number: int, why: str) -> None:
-        said = f"{self.place}, line {number}: {why}"
-        self.bad.append(said)
+        message = f"{self.place}, line {number}: {why}"
+        self.bad.append(message)
         if not self.skip:
-            raise InputError(said + "; or leave such rows out: dataset.on_bad_row=skip" * self.configured)
+            raise InputError(message + "; or leave such rows out: dataset.on_bad_row=skip" * self.configured)
 
     # Steps
 
     def _filled(
         self, names: list[str], kind: str, numbers: list[int], stamps: list[float], values: list[list[float]]
     ) -> Series:
-        """With a row for each step, NaN where the file has none."""
-        step = float(np.sort(np.diff(stamps))[(len(stamps) - 2) // 2])  # of two that are equally frequent, the shorter
+        """The series with a row for each step, NaN for steps without a row in the file."""
+        step = float(np.sort(np.diff(stamps))[(len(stamps) - 2) // 2])  # the lower median
         places, kept = [0], [0]
         for row in range(1, len(stamps)):
             steps = (stamps[row] - stamps[kept[-1]]) / step
@@ -293,15 +293,15 @@ class _Reader:
                 clock = Clock(kind, step)
                 self._refuse(
                     numbers[row],
-                    f"the time {clock.written(stamps[row])} is {steps:.3g} steps after the one before (most are "
+                    f"the time {clock.time_text(stamps[row])} is {steps:.3g} steps after the one before (most are "
                     f"{clock.about} apart): times must be equally far apart; resample the series",
                 )
                 continue
             if whole > max(len(stamps), 10):
                 raise InputError(
-                    f"{self.place}, line {numbers[row]}: the time {Clock(kind, step).written(stamps[row])} leaves a "
-                    f"hole of {whole - 1:,} steps, more than the series has rows; is it a slip of "
-                    "the pen? Correct it, or give the rows that are missing"
+                    f"{self.place}, line {numbers[row]}: the time {Clock(kind, step).time_text(stamps[row])} leaves a "
+                    f"gap of {whole - 1:,} steps, more than the series has rows; is the time mistyped? Correct it, "
+                    "or add the missing rows"
                 )
             places.append(places[-1] + whole)
             kept.append(row)
@@ -311,7 +311,7 @@ class _Reader:
         times = np.interp(np.arange(len(table)), places, [stamps[row] for row in kept])
         for place, name in enumerate(names):
             if not np.isfinite(table[:, place]).any():
-                raise InputError(f"{self.place}: the column {name!r} holds no number at all; name another one")
+                raise InputError(f"{self.place}: the column {name!r} holds no numbers; name another one")
         return Series(self.place, clock, times, tuple(names), table, self._notes(table, len(table) - len(kept)))
 
     def _notes(self, table: np.ndarray, absent: int) -> tuple[str, ...]:
@@ -319,9 +319,7 @@ class _Reader:
         notes = []
         if gaps:
             of_rows = f", {absent:,} of them without a row in the file" if absent else ""
-            notes.append(
-                f"{gaps:,} of {len(table):,} steps have a gap{of_rows}: filled where they are read, never a target"
-            )
+            notes.append(f"{gaps:,} of {len(table):,} steps have a gap{of_rows}: filled in the inputs, never a target")
         if self.bad:
             notes.append(
                 f"{len(self.bad)} of {self.rows:,} rows were left out (dataset.on_bad_row=skip): {self.bad[0]}"
@@ -337,7 +335,7 @@ def is_number(cell: str) -> bool:
 
 
 def _parsed(cell: str, kind: str | None) -> tuple[str, float] | None:
-    """Kind of a time, and the time: in seconds since 1970 of a date, which without a zone is taken as of UTC."""
+    """The kind of a time, and the time: a number, or the seconds since 1970 of a date (in UTC unless it has a zone)."""
     found: tuple[str, float] | None = None
     if month := re.fullmatch(r"(\d{4})-(\d\d)", cell):
         year, number = int(month[1]), int(month[2])
@@ -358,7 +356,7 @@ def _parsed(cell: str, kind: str | None) -> tuple[str, float] | None:
 
 
 def _clock(kind: str, step: float, stamps: Sequence[float]) -> Clock:
-    """With steps of whole months, where all times are of one day of the month, or the last one."""
+    """The time axis. A step is whole months if all times have the same day of the month, or are its last day."""
     if kind == "number" or step < 28 * DAY * (1 - TOLERANCE):
         return Clock(kind, step)
     moments = [_moment(stamp) for stamp in stamps]

@@ -1,9 +1,9 @@
-"""What a network reads of a series and what it answers: windows of `history` steps, and the `horizon` steps after each.
+"""Windows of a time series: `history` steps that a network reads, and the `horizon` steps after them, its targets.
 
-A window is read relative to its last value, in units of a scale that the training part alone decides; where a value is
-missing, the window is filled from what it holds itself, and a second number says so. So a forecast is a function of its
-own history: nothing after it is looked at, and nothing before it. What is learned is the difference to a simple
-forecast, which the network only has to correct (of those in `REFERENCES`, the one that does best on the training part).
+The values of a window are taken relative to its last one, in units of a scale that is measured on the training split. A
+gap is filled from the window's own values, and a second input marks it. So a forecast depends only on its own history,
+on nothing before or after it. The network learns the difference to a simple forecast: the one of `REFERENCES` with the
+smallest error on the training split.
 
 B windows · H steps of history · O steps of the horizon · S series.
 """
@@ -24,10 +24,10 @@ from ...common.batch import EncoderBatch, moved
 from ...common.errors import CheckpointError, InputError
 from ...common.json_files import read_object
 
-SCALING = "scaling.json"  # of a checkpoint
-AT_ONCE = 500  # windows that are forecast
+SCALING = "scaling.json"  # in a checkpoint
+AT_ONCE = 500  # windows in one batch of forecasts
 NO_WINDOW = (
-    "no window of the {} part has a value of each series in its history and one to forecast; give a series with fewer "
+    "no window of the {} split has a value of each series in its history and one to forecast; give a series with fewer "
     "gaps, or a longer task.history"
 )
 MOST_MEASURED = 4096  # windows of the training part, evenly spread, that the scales are measured on
@@ -36,8 +36,8 @@ SMALLEST = 1e-6  # of the scale of what is read: differences below are rounding,
 
 
 def filled(history: np.ndarray) -> np.ndarray:
-    """history (B, H, S), NaN in a gap -> the same without gaps: on a straight line between the values beside a gap,
-    and like the nearest value before the first and after the last. Nothing outside of a window has a part in it."""
+    """history (B, H, S), NaN in a gap -> the same without gaps: linear interpolation inside, the nearest value at the
+    ends of a window. Values outside the window are not used."""
     there = np.isfinite(history)
     if there.all():
         return history
@@ -54,18 +54,18 @@ def filled(history: np.ndarray) -> np.ndarray:
 
 
 def persistence(history: np.ndarray, horizon: int, season: int | None) -> np.ndarray:
-    """The last value."""
+    """Forecast the last value."""
     return np.repeat(history[:, -1:], horizon, axis=1)
 
 
 def seasonal(history: np.ndarray, horizon: int, season: int | None) -> np.ndarray:
-    """The value one season before, or, past the first season, as many as are needed."""
+    """Forecast the value of the last known season at the same phase."""
     assert season is not None
     return history[:, history.shape[1] - season + np.arange(horizon) % season]
 
 
 def seasonal_with_drift(history: np.ndarray, horizon: int, season: int | None) -> np.ndarray:
-    """The same, plus what the last value is above the one a season before it, once for each season in between."""
+    """The seasonal forecast plus a drift for each season ahead: the last value minus the one a season before it."""
     assert season is not None
     seasons = np.arange(horizon) // season + 1  # (O,)
     drift = (history[:, -1] - history[:, -season - 1])[:, None]  # (B, 1, S)
@@ -73,9 +73,8 @@ def seasonal_with_drift(history: np.ndarray, horizon: int, season: int | None) -
 
 
 def smoothed_seasonal_with_drift(history: np.ndarray, horizon: int, season: int | None) -> np.ndarray:
-    """The same with less noise: the value one season before is a mean over the steps around it, a thirteenth of a
-    season in all (one, of a short season), and the drift one over the last quarter of a season, as far as there is a
-    history."""
+    """`seasonal_with_drift` with less noise: the seasonal value is a mean over about a thirteenth of a season (one step
+    if the season is short), and the drift is a mean over the last quarter of a season, limited by the history."""
     assert season is not None
     H, reach, quarter = history.shape[1], season // 26, max(1, min(season // 4, history.shape[1] - season))
     drift = (history[:, H - quarter :] - history[:, H - quarter - season : H - season]).mean(axis=1, keepdims=True)
@@ -94,23 +93,23 @@ REFERENCES: dict[str, Reference] = {
 
 
 def references(season: int | None) -> dict[str, Reference]:
-    """Those that there are with, or without, a season."""
+    """The simple forecasts that are possible with, or without, a season."""
     return REFERENCES if season else {"persistence": persistence}
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Between the values of a series and the numbers of a network: what a checkpoint keeps of the training part."""
+    """The transformation between values of a series and network inputs and outputs, as saved in a checkpoint."""
 
     history: int
     horizon: int
     season: int | None
-    patch: int  # steps of the history that are one position
+    patch: int  # steps of the history in one position
     names: tuple[str, ...]  # of the series
-    step: str  # in words, what a step of time is
-    reference: str  # of REFERENCES: what is learned is the difference to it
-    scale: tuple[float, ...]  # root mean square of what is read, of each series
-    target_scale: tuple[float, ...]  # and of what is learned
+    step: str  # the length of a step in words
+    reference: str  # of REFERENCES; the network learns the difference to it
+    scale: tuple[float, ...]  # root mean square of the inputs of each series
+    target_scale: tuple[float, ...]  # the same for the targets
 
     @classmethod
     def measured(
@@ -123,7 +122,7 @@ class Scaling:
         names: tuple[str, ...],
         step: str,
     ) -> Self:
-        """values (N, S) of the training part. Raises InputError where a series does not change there."""
+        """Measure the scales on the training split's values (N, S). Raises InputError if a series is constant there."""
         wanted = windows_of(values, history, horizon, 0, len(values))
         if not len(wanted):
             raise InputError(NO_WINDOW.format("training"))
@@ -140,7 +139,7 @@ class Scaling:
                 )
             if not size > 0:
                 raise InputError(
-                    f"{name} does not change in the {len(values):,} steps of the training part: there is nothing to "
+                    f"{name} does not change in the {len(values):,} steps of the training split: there is nothing to "
                     "learn; leave that column out (dataset.value_columns), or give more of the series"
                 )
         errors = {name: _root_mean_square(future - f(read, horizon, season)) for name, f in references(season).items()}
@@ -159,7 +158,7 @@ class Scaling:
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path) -> Self:
-        """What `asdict` made of one, in a checkpoint's SCALING. Raises CheckpointError."""
+        """The scaling saved in a checkpoint. Raises CheckpointError."""
         saved = read_object(checkpoint / SCALING, kind=CheckpointError)
         fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in saved.items()}
         try:
@@ -169,12 +168,12 @@ class Scaling:
 
     @property
     def positions(self) -> int:
-        """T, of a sequence."""
+        """T, the length of a sequence."""
         return self.history // self.patch
 
     @property
     def n_inputs(self) -> int:
-        """C: value and gap of each step and series of a position."""
+        """C: a value and a gap flag for each step and series in a position."""
         return 2 * self.patch * len(self.names)
 
     @property
@@ -182,33 +181,33 @@ class Scaling:
         return self.horizon * len(self.names)
 
     def inputs(self, history: np.ndarray) -> np.ndarray:
-        """history (B, H, S) of values, NaN in a gap -> (B, T, C) of numbers."""
+        """The network's inputs: history (B, H, S) of values, NaN in a gap -> (B, T, C)."""
         read = filled(history)
         numbers = np.concatenate([(read - read[:, -1:]) / self.scale, ~np.isfinite(history)], axis=2)
         return numbers.reshape(len(history), self.positions, self.n_inputs)
 
     def start(self, history: np.ndarray) -> np.ndarray:
-        """The simple forecast that is to be corrected: history (B, H, S) -> (B, O, S)."""
+        """The simple forecast that the network corrects: history (B, H, S) -> (B, O, S)."""
         return REFERENCES[self.reference](filled(history), self.horizon, self.season)
 
     def targets(self, history: np.ndarray, future: np.ndarray) -> np.ndarray:
-        """history (B, H, S), future (B, O, S) -> (B, O S), NaN where the future is not known."""
+        """The network's targets: history (B, H, S), future (B, O, S) -> (B, O S), NaN for unknown values."""
         return ((future - self.start(history)) / self.target_scale).reshape(len(history), -1)
 
     def forecasts(self, history: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-        """outputs (B, O S) of a network -> values (B, O, S)."""
+        """The forecast values: history (B, H, S), outputs (B, O S) of a network -> (B, O, S)."""
         return self.start(history) + outputs.reshape(len(outputs), self.horizon, -1) * self.target_scale
 
 
 def _root_mean_square(values: np.ndarray) -> np.ndarray:
-    """(B, H, S) -> (S,), over what is known; 0 of nothing."""
+    """(B, H, S) -> (S,), over known values; 0 if there are none."""
     count = np.isfinite(values).sum(axis=(0, 1))
     return np.sqrt(np.nansum(values**2, axis=(0, 1)) / np.maximum(count, 1))
 
 
 def windows_of(values: np.ndarray, history: int, horizon: int, begin: int, end: int) -> np.ndarray:
-    """Where the targets of each window begin that has all of them in [begin, end) and a history of which something is
-    known: values (N, S) -> (windows,)."""
+    """The first target steps of the windows in [begin, end): values (N, S) -> (windows,). All targets of a window lie
+    in that range; its history must have a known value of each series, and its targets at least one."""
     first = np.arange(max(begin, history), end - horizon + 1)
     if not len(first):
         return first
@@ -219,14 +218,14 @@ def windows_of(values: np.ndarray, history: int, horizon: int, begin: int, end: 
 
 
 def cut(values: np.ndarray, first: np.ndarray, history: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-    """values (N, S), where targets begin (B,) -> history (B, H, S) and future (B, O, S)."""
+    """values (N, S), first target steps (B,) -> history (B, H, S) and future (B, O, S)."""
     places = first[:, None] + np.arange(-history, horizon)
     both = values[places]
     return both[:, :history], both[:, history:]
 
 
 class Windows:
-    """The windows of one split, as batches. `first` (n,): where the targets of each begin."""
+    """The windows of one split, as batches. `first` (n,): the first target step of each."""
 
     def __init__(self, values: np.ndarray, scaling: Scaling, begin: int, end: int, dtype: torch.dtype):
         self.values, self.scaling, self.dtype = values, scaling, dtype
@@ -237,12 +236,12 @@ class Windows:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Targets of each that count, and one: the first of a row is no target to those who cut rows."""
+        """The number of known targets of each window, plus 1: callers subtract 1 for a row's first token."""
         totals = np.cumsum(np.pad(np.isfinite(self.values).sum(axis=1), (1, 0)))
         return totals[self.first + self.scaling.horizon] - totals[self.first] + 1
 
     def cut(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """History and future of windows by their numbers, as values."""
+        """History and future of windows, as values; `numbers` are the windows' indices."""
         return cut(self.values, self.first[numbers], self.scaling.history, self.scaling.horizon)
 
     def batch(
@@ -260,7 +259,7 @@ def as_batch(
     device: torch.device | str,
     first_row: int = 0,
 ) -> EncoderBatch:
-    """Without a future no target counts."""
+    """The batch of some windows. Without a future the loss ignores all targets."""
     if future is None:
         future = np.full((len(history), scaling.horizon, len(scaling.names)), math.nan)
     inputs, targets = scaling.inputs(history), scaling.targets(history, future)
@@ -271,8 +270,8 @@ def as_batch(
 
 
 def forecasts_of(model: Any, scaling: Scaling, history: np.ndarray) -> np.ndarray:
-    """By an encoder in its wrapper: history (B, H, S) of values, NaN in a gap -> (B, O, S), in float64. Raises
-    InputError for windows of another shape, or without a value."""
+    """Forecasts of an encoder (in its wrapper): history (B, H, S) of values, NaN in a gap -> (B, O, S), in float64.
+    Raises InputError for windows of another shape, or without a known value."""
     wanted = (scaling.history, len(scaling.names))
     if history.ndim != 3 or history.shape[1:] != wanted:
         raise InputError(

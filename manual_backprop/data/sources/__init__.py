@@ -1,4 +1,4 @@
-"""Sources of documents: files of the user, datasets of the hub, the documentation inside Python; read in one pass.
+"""Sources of documents: the user's files, datasets of the hub, the documentation inside Python; read in one pass.
 
-`documents` says what a source is. Not here: tokens.
+`documents` defines what a source is. Not here: tokens.
 """

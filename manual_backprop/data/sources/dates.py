@@ -1,11 +1,12 @@
-"""Dates in English and in other languages, as the Unicode CLDR has them (through `babel`): real data that needs no
-network, and of which every answer is known.
+"""Pairs of dates in English and in other languages, from the Unicode CLDR (through `babel`): real data without a
+download, for which every target is known.
 
     <de> Tuesday, March 3, 1998  ->  Dienstag, 3. März 1998
     <ja> Mar 3, 1998             ->  1998/03/03
 
-The language stands before the source. A day is a pair in each language, in CLDR's full, long or medium format, which a
-hash of day and language chooses (what is both long and medium in English is long); all pairs of a day are in one split.
+The source begins with the target language. Each day gives one pair for each language, in CLDR's full, long or medium
+format; a hash of day and language chooses it (a source that is both long and medium gets the long target). All pairs of
+a day are in one split.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ...config.rules import nearest
 from .pairs import Pair, PairSource
 
 FIRST, LAST = date(1970, 1, 1), date(2029, 12, 31)
-FORMATS = ("full", "long", "medium")  # of CLDR; its short one does not say which century
+FORMATS = ("full", "long", "medium")  # of CLDR; its short one lacks the century
 SOURCE_LANGUAGE = "en"
 
 
@@ -28,13 +29,13 @@ class Dates(PairSource):
     test_share = 0.05
 
     def __init__(self, languages: Sequence[str]):
-        """Raises InputError where babel is missing, or does not know a language."""
+        """Raises InputError if babel is not installed or does not know a language."""
         try:
             import babel
         except ImportError as error:
             raise InputError(
-                "dataset=dates is made of CLDR's data in babel, which is not installed: pip install "
-                "'manual-backprop[dates]', or use dataset=postfix, which needs nothing."
+                "dataset=dates uses CLDR's data in babel, which is not installed: pip install "
+                "'manual-backprop[dates]', or use dataset=postfix, which needs no library."
             ) from error
         known = babel.localedata.locale_identifiers()
         for language in languages:
@@ -49,7 +50,7 @@ class Dates(PairSource):
         self.languages, self.version = tuple(languages), babel.__version__
 
     def identity(self) -> dict[str, Any]:
-        """The version of CLDR is that of babel."""
+        """The version of babel implies that of CLDR."""
         return {"kind": "dates 1", "babel": self.version, "languages": list(self.languages)}
 
     def pairs(self) -> Iterator[Pair]:
@@ -61,6 +62,6 @@ class Dates(PairSource):
                 digest = hashlib.sha256(f"{day} {language}".encode()).digest()
                 form = FORMATS[digest[0] % len(FORMATS)]
                 source, longer = (format_date(day, one, locale=SOURCE_LANGUAGE) for one in (form, "long"))
-                # May 3, 1998 is long and medium: a source has one target
+                # May 3, 1998 is both long and medium, but a source must have one target
                 target = format_date(day, "long" if source == longer else form, locale=language)
                 yield Pair(f"<{language}> {source}", target, f"the dates, {day}", unit=str(day), kind=language)

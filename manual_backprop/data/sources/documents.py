@@ -1,8 +1,7 @@
-"""What a source of text is: something that is identified cheaply, and read document by document.
+"""The interface of a source of text: it has an identity that is cheap to compute, and yields documents.
 
-`identity` is what a cache is asked for before anything is parsed; `documents` reads, once and in order, and says of
-every row that is no text where it stands and why. The kinds of sources are in `python_docs`, `files` and `hub`; tokens
-are not this module's business.
+`identity` is the key of a cache and needs no parsing. `documents` reads once and in order; for a row that is not text
+it gives the place and the reason. The kinds of sources are in `python_docs`, `files` and `hub`. Not here: tokens.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ from ...common.errors import InputError
 
 @dataclass(frozen=True)
 class Document:
-    """One text. A long one comes in `pieces`, which can be read once; reading them may raise BadRow."""
+    """One text, in pieces. The pieces can be read only once; reading them may raise BadRow."""
 
     name: str
     pieces: Iterable[str]
@@ -31,7 +30,7 @@ class Document:
 
 
 class BadRow(Exception):
-    """A row that is no text: where it stands, and why."""
+    """A row that is not valid text: its place and the reason."""
 
     def __init__(self, where: str, reason: str):
         self.where, self.reason = where, reason
@@ -41,7 +40,7 @@ class BadRow(Exception):
 Row = Document | BadRow
 
 
-def no_utf8(where: str, error: UnicodeEncodeError) -> BadRow:
+def not_utf8(where: str, error: UnicodeEncodeError) -> BadRow:
     half = repr(error.object[error.start])
     return BadRow(
         where, f"the text has half of a surrogate pair ({half}) at position {error.start}, which no UTF-8 can hold"
@@ -49,38 +48,38 @@ def no_utf8(where: str, error: UnicodeEncodeError) -> BadRow:
 
 
 class Source(ABC):
-    """Where documents come from."""
+    """A source of documents."""
 
-    notes: list[str]  # what a reader of the run must know about how this source was read
+    notes: list[str]  # for the run's log: what was unusual when this source was read
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """JSON that names the data: the same identity, the same documents."""
+        """A JSON value that identifies the data: equal identities mean equal documents."""
 
     @abstractmethod
     def documents(self) -> Iterator[Row]:
-        """The documents to train on, or, where there is no `validation_documents`, all of them."""
+        """The training documents; all documents if `validation_documents` is None."""
 
     def validation_documents(self) -> Iterator[Row] | None:
-        """The documents of a validation split that comes with the data; None: a part of `documents` is to validate."""
+        """The documents of the data's own validation split; None if a part of `documents` is used for validation."""
         return None
 
     @abstractmethod
     def check_unchanged(self) -> None:
-        """Called when the documents have been read: InputError where they changed meanwhile."""
+        """Called after reading. Raises InputError if the documents have changed meanwhile."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    name: str  # relative to the folder that was asked for, with forward slashes; a single file's last part
+    name: str  # path relative to the given folder, with forward slashes; a single file's name
     path: Path
-    status: tuple[int, int] = field(init=False)  # size and time of the last change, when it was first seen
+    status: tuple[int, int] = field(init=False)  # size and modification time when it was first seen
 
     def __post_init__(self) -> None:
         now = self.path.stat()
-        if not stat.S_ISREG(now.st_mode):  # a named pipe would be waited for without an end
+        if not stat.S_ISREG(now.st_mode):  # reading a named pipe could block forever
             raise InputError(
-                f"{self.path} is no regular file (but a named pipe, a socket or a device), and only those can be read: "
+                f"{self.path} is not a regular file (but a named pipe, a socket or a device) and cannot be read: "
                 "move it away, or give a file or a folder of files."
             )
         object.__setattr__(self, "status", (now.st_size, now.st_mtime_ns))
@@ -91,9 +90,9 @@ class SourceFile:
 
 
 class FileSource(Source):
-    """Files, identified by the names and bytes of all of them. Subclasses say what documents are in them."""
+    """A source of files, identified by their names and bytes. Subclasses read the documents in them."""
 
-    version: str  # raised whenever other documents are made of the same bytes
+    version: str  # changed whenever the same bytes would give other documents
 
     def __init__(self, files: Iterable[SourceFile]):
         self.notes = []
@@ -122,9 +121,9 @@ class FileSource(Source):
 def files_below(
     root: Path, foreign: Callable[[str], bool] = lambda folder: False, follow_links: bool = True
 ) -> Iterator[Path]:
-    """Every file below a folder in an order that depends on names only, without hidden and foreign ones.
+    """Every file below a folder, in an order that depends on names only, without hidden files and `foreign` folders.
 
-    Where links to folders are followed, one that can be reached in several ways is visited once: no loop is endless.
+    A folder that several links lead to is visited once, so that a cycle of links ends.
     """
     visited: set[str] = set()
     for folder, folders, names in os.walk(root, onerror=_refuse, followlinks=follow_links):

@@ -1,4 +1,4 @@
-"""The user's own files: plain text, JSON lines, Parquet. Each is read from front to back, a little at a time."""
+"""The user's files: plain text, JSON lines, Parquet. Each is read once, in chunks."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHUNK = 2**20  # [bytes] of a text file that are read at once
+CHUNK = 2**20  # [bytes] of a text file read at once
 LONGEST_LINE = 2**28  # [bytes] of JSON lines
-ROWS = 1000  # of a Parquet file that are read at once
+ROWS = 1000  # of a Parquet file read at once
 
 _BYTE_ORDER_MARK = "\ufeff"
-_ROWS_ENDINGS = (".jsonl", ".ndjson", ".parquet")  # of files that are hardly meant as plain text
+_ROWS_ENDINGS = (".jsonl", ".ndjson", ".parquet")  # a warning follows if such files are read as plain text
 _PACKED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd", ".zip": b"PK\x03\x04"}
 
 
 def find_files(path: str | Path, kind: str, endings: tuple[str, ...] = ()) -> Iterator[SourceFile]:
-    """`path` if it is a file; else the files below it, in sorted order, at any depth, whose names end as wanted.
+    """The file `path` itself, or all files below it whose names have one of the endings, sorted.
 
-    Hidden files and folders (a leading dot) do not count; of others that are left out, a warning tells.
+    Hidden files and folders (with a leading dot) are ignored; a warning lists other files that are left out.
+    Raises InputError.
     """
     root = Path(path).expanduser()
     if root.is_dir():
@@ -43,13 +44,13 @@ def find_files(path: str | Path, kind: str, endings: tuple[str, ...] = ()) -> It
         if not found:
             only = f", only {_listed(others, 3)}" if others else ""
             raise InputError(
-                f"dataset.path={path}: this folder holds no file{wanted} that can be read (hidden ones do not count)"
+                f"dataset.path={path}: this folder holds no file{wanted} that can be read (hidden ones are ignored)"
                 f"{only}. Give a file or a folder with {kind}."
             )
         if others:
             _warn(
-                f"{path}: {len(others)} of {len(below)} files left out, having no "
-                f"name that ends in {ending}: {_listed(others, 3)}"
+                f"{path}: {len(others)} of {len(below)} files left out, since their names do not end in {ending}: "
+                f"{_listed(others, 3)}"
             )
         yield from (SourceFile(file.relative_to(root).as_posix(), file) for file in found)
     elif root.exists():
@@ -64,7 +65,7 @@ def _check_unpacked(path: Path) -> None:
     if beginning and path.is_file():
         with path.open("rb") as file:
             if file.read(len(beginning)) == beginning:
-                raise InputError(f"{path} is compressed, and is not unpacked here: unpack it and give what was in it.")
+                raise InputError(f"{path} is compressed: unpack it, and give the unpacked file.")
 
 
 @cache  # a run opens its text more than once
@@ -73,9 +74,9 @@ def _warn(message: str) -> None:
 
 
 class TextFiles(FileSource):
-    """UTF-8 text: each file is one document, whatever its ending.
+    """UTF-8 text: each file is one document, whatever its suffix.
 
-    A byte order mark is dropped; line ends and NUL stay as they are.
+    A byte order mark is removed; line ends and NUL characters are kept.
     """
 
     version = "text 1"
@@ -85,8 +86,8 @@ class TextFiles(FileSource):
         rows = [file.name for file in self.files if file.name.lower().endswith(_ROWS_ENDINGS)]
         if rows:
             _warn(
-                f"{path}: read as plain text, each file one document, and not row by row: {_listed(rows, 3)}. "
-                "Rows are read with dataset=jsonl or dataset=parquet."
+                f"{path}: read as plain text, each file as one document, not row by row: {_listed(rows, 3)}. "
+                "To read rows, use dataset=jsonl or dataset=parquet."
             )
 
     def documents(self) -> Iterator[Row]:
@@ -95,7 +96,7 @@ class TextFiles(FileSource):
 
 
 def read_utf8(path: Path) -> Iterator[str]:
-    """A file's text in pieces. BadRow with the line and the position of the first byte that is not UTF-8."""
+    """A file's text in pieces. Raises BadRow with the line and the position of the first byte that is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     position, lines, first = 0, 1, True
     try:
@@ -123,12 +124,12 @@ def read_utf8(path: Path) -> Iterator[str]:
 
 
 class JsonLines(FileSource):
-    """One JSON object a line, whose `column` is a document. Blank lines are no rows."""
+    """One JSON object per line, whose `column` is a document. Blank lines are ignored."""
 
     version = "jsonl 1"
 
     def __init__(self, path: str | Path, column: str, key: str = "text_column"):
-        """`key`: of the dataset's config, that names the column."""
+        """`key` is the config key that sets `column`, for messages."""
         super().__init__(find_files(path, "JSON lines", (".jsonl", ".ndjson", ".json")))
         self.column, self.key = column, key
 
@@ -158,7 +159,7 @@ class JsonLines(FileSource):
     def _array(self, where: str) -> BadRow:
         return BadRow(
             where,
-            f"this begins one JSON array; write one object a line, each with its {self.column!r}, without brackets",
+            f"this begins a JSON array; write one object per line, each with its {self.column!r}, without brackets",
         )
 
     def _row(self, line: bytes, name: str, where: str) -> Row:
@@ -169,11 +170,11 @@ class JsonLines(FileSource):
         except UnicodeDecodeError as error:
             return BadRow(where, f"byte {error.start} of the line is 0x{line[error.start]:02x}, which is not UTF-8")
         except json.JSONDecodeError as error:
-            return BadRow(where, f"this is no JSON ({error.msg.removesuffix(' at')} at column {error.colno})")
+            return BadRow(where, f"this is not JSON ({error.msg.removesuffix(' at')} at column {error.colno})")
         except (RecursionError, ValueError) as error:
-            return BadRow(where, f"this is no JSON that can be read ({error})")
+            return BadRow(where, f"this is not JSON that can be read ({error})")
         if not isinstance(row, dict):
-            return BadRow(where, f"expected an object with a {self.column!r}, and this is {_kind(row)}")
+            return BadRow(where, f"expected an object with a {self.column!r}, but this is {_kind(row)}")
         outer, _, inner = self.column.partition(".")
         if self.column not in row and isinstance(row.get(outer), dict) and inner in row[outer]:
             row = {self.column: row[outer][inner]}
@@ -209,7 +210,7 @@ class ParquetFiles(FileSource):
                         row += batch.num_rows
             except (pyarrow.ArrowException, OSError) as error:
                 raise InputError(
-                    f"{source.path} is damaged or no Parquet file; it could be read up to row {row} "
+                    f"{source.path} is damaged or not a Parquet file; it could be read up to row {row} "
                     f"({brief(error)}). Get the whole file again, or move it away."
                 ) from error
 
@@ -218,7 +219,7 @@ class ParquetFiles(FileSource):
 
 
 def inner_column(column: pyarrow.Array, name: str) -> pyarrow.Array:
-    """The column as it is, or what `outer.inner` names in one that has parts, as `translation.en` on the hub."""
+    """The column itself, or its inner field for a nested name `outer.inner`, such as `translation.en` on the hub."""
     import pyarrow.compute
     import pyarrow.types
 
@@ -229,12 +230,12 @@ def inner_column(column: pyarrow.Array, name: str) -> pyarrow.Array:
 
 def row_of(value: Any, name: str, where: str, column: str) -> Row:
     if not isinstance(value, str):
-        return BadRow(where, f"{column!r} should be text and is {_kind(value)}")
+        return BadRow(where, f"{column!r} should be text but is {_kind(value)}")
     return Document(name, (value,), where)
 
 
 def rows_of(column: pyarrow.Array, name: str, where: str, first: int, title: str) -> Iterator[Row]:
-    """The values of a column, which is text or null, as rows number `first` and so on."""
+    """The values of a column, text or null, as rows; the first has the index `first`, from 0."""
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:
@@ -248,7 +249,7 @@ def rows_of(column: pyarrow.Array, name: str, where: str, first: int, title: str
 
 
 def value_of(scalar: Any) -> Any:
-    """As Python has it; of a text that is no UTF-8, the UnicodeDecodeError."""
+    """The Python value of a scalar; for a text that is not UTF-8, the UnicodeDecodeError."""
     try:
         return scalar.as_py()
     except UnicodeDecodeError as error:
@@ -256,7 +257,7 @@ def value_of(scalar: Any) -> Any:
 
 
 def brief(error: Exception) -> str:
-    """What a library says, to stand in brackets."""
+    """The message of a library's exception, shortened to one line."""
     return " ".join(str(error).split())[:200].rstrip(".")
 
 
@@ -267,7 +268,7 @@ def no_column(where: str, column: str, columns: Iterable[str], key: str = "text_
 
 
 def check_column(schema: pyarrow.Schema, column: str, where: str, key: str = "text_column") -> None:
-    """InputError unless the column is there and holds text. `outer.inner` is inner in a column that has parts."""
+    """Raise InputError unless the column exists and holds text. `outer.inner` names a field of a nested column."""
     import pyarrow
     import pyarrow.types as types
 
@@ -281,7 +282,7 @@ def check_column(schema: pyarrow.Schema, column: str, where: str, key: str = "te
         raise no_column(where, column, schema.names, key)
     if schema.names.count(column) > 1:
         raise InputError(
-            f"{where} has {schema.names.count(column)} columns of the name {column!r}, and nobody can tell which is "
+            f"{where} has {schema.names.count(column)} columns named {column!r}, and it is not clear which one is "
             f"meant: rename all but one, or name another column with text: dataset.{key}=NAME."
         )
     kind = schema.field(column).type

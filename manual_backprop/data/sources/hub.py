@@ -1,7 +1,7 @@
 """Datasets of the hub and of `datasets.save_to_disk`, through the `datasets` library, and files of the hub.
 
-The hub is asked once whether it answers; where it does not, what was downloaded before is used, and no request is
-repeated. Everything that can go wrong ends as one sentence with a way out.
+One request tests whether the hub answers. If it does not, the libraries work offline from their caches and repeat no
+request. Every failure ends as one sentence that says what to do.
 """
 
 import logging
@@ -22,32 +22,32 @@ from .files import ROWS, check_column, find_files, inner_column, no_column, row_
 
 log = logging.getLogger(__name__)
 
-TIMEOUT = 5  # [s] for the hub to say that it is there
+TIMEOUT = 5  # [s] to wait for an answer of the hub
 TEST_SPLIT = "test"
-VALIDATION_SPLITS = ("validation", "valid", "val", "dev", TEST_SPLIT)  # the first that is there validates
+VALIDATION_SPLITS = ("validation", "valid", "val", "dev", TEST_SPLIT)  # the first that exists is used
 
 
 class HubUnavailable(InputError):
-    """The hub cannot be reached, or breaks off, and what was asked of it was not downloaded before."""
+    """The hub cannot be reached, or the connection broke, and the data is not in the cache."""
 
 
 class DatasetSplits(Source):
-    """Named splits of rows with columns, whether on disk or on the hub. Subclasses open them."""
+    """Named splits of rows with columns, on disk or on the hub. Subclasses open them."""
 
     def __init__(self, dataset: DatasetConfig, where: str, key: str = "text_column"):
-        """`key`: of the dataset's config, that names the column, whose name is `dataset.text_column`."""
+        """The column's name is `dataset.text_column`; `key` is the config key that sets it, for messages."""
         self.dataset, self.where, self.key = dataset, where, key
         self.column = dataset.text_column or "text"
         self.notes = []
         if dataset.validation == self.split:
             raise InputError(
-                f"dataset.validation={self.split}: the split {self.split!r} of {where} is what is trained on. Name "
-                "another split, or give the share of it that is to validate, as in dataset.validation=0.1."
+                f"dataset.validation={self.split}: the split {self.split!r} of {where} is the training split. Name "
+                "another split, or give the share of it to use for validation, as in dataset.validation=0.1."
             )
 
     @cached_property
     def splits(self) -> dict[str, Any]:
-        """What `datasets` has of each split: a Dataset, or an IterableDataset."""
+        """The splits by name: each a Dataset or an IterableDataset of the `datasets` library."""
         raise NotImplementedError
 
     @property
@@ -55,7 +55,7 @@ class DatasetSplits(Source):
         return self.dataset.split or "train"
 
     def check_unchanged(self) -> None:
-        """A commit does not change, nor does what `datasets` has downloaded."""
+        """Nothing to check: neither a commit nor the cache of `datasets` changes."""
 
     def documents(self) -> Iterator[Row]:
         self.check_split(self.split, "dataset.split")
@@ -63,7 +63,7 @@ class DatasetSplits(Source):
 
     @property
     def validation_split(self) -> str | None:
-        """The split that validates; None: a part of the one that is trained on."""
+        """The name of the validation split; None if a part of the training split is used."""
         wanted = self.dataset.validation
         if isinstance(wanted, float):
             return None
@@ -74,21 +74,23 @@ class DatasetSplits(Source):
 
     def validation_documents(self) -> Iterator[Row] | None:
         split = self.validation_split
-        other = f" but {self.split}, which is trained on" if self.split in VALIDATION_SPLITS else ""
+        other = f" but {self.split}, the training split" if self.split in VALIDATION_SPLITS else ""
         if split is None and not isinstance(self.dataset.validation, float):
-            self.notes.append(f"{self.where} has no validation split{other}: a tenth of its documents validates")
+            self.notes.append(
+                f"{self.where} has no validation split{other}: a tenth of its documents is used for validation"
+            )
         if split == TEST_SPLIT and self.dataset.validation is None:
-            self.notes.append(f"{self.where} has no validation split{other}: its test split validates")
-        return None if split is None else self._rows(split, smaller(self.dataset.subset_size))
+            self.notes.append(f"{self.where} has no validation split{other}: its test split is used for validation")
+        return None if split is None else self._rows(split, evaluation_subset_size(self.dataset.subset_size))
 
     def check_split(self, name: str, key: str) -> None:
         if name not in self.splits:
             raise InputError(f"{key}={name}: {self.where} has no such split, only {', '.join(self.splits)}.")
 
     def _rows(self, split: str, limit: int | None) -> Iterator[Row]:
-        """The documents of a split, the first `limit` of them."""
+        """The first `limit` documents of a split; None: all."""
         rows, where = self.splits[split], f"{self.where}, split {split}"
-        if hasattr(rows, "data"):  # on disk: as Arrow has it
+        if hasattr(rows, "data"):  # on disk: read Arrow columns
             check_column(rows.features.arrow_schema, self.column, where, self.key)
             table = rows.select(range(len(rows) if limit is None else min(limit, len(rows))))
             for first in range(0, len(table), ROWS):
@@ -105,7 +107,7 @@ class DatasetSplits(Source):
 
 
 class HubSource(DatasetSplits):
-    """A dataset of the hub: downloaded once, by `datasets` into its own cache, or streamed up to `subset_size`."""
+    """A dataset of the hub: downloaded once into the cache of `datasets`, or streamed up to `subset_size`."""
 
     def __init__(self, dataset: DatasetConfig, key: str = "text_column"):
         assert dataset.repository is not None
@@ -113,12 +115,12 @@ class HubSource(DatasetSplits):
         self.repository = dataset.repository
         if dataset.streaming and dataset.subset_size is None:
             raise InputError(
-                f"dataset.streaming=true needs a bound: {self.repository} is kept on disk as tokens, so that a run can "
-                "be resumed; say how many documents with dataset.subset_size=NUMBER."
+                f"dataset.streaming=true needs a limit: {self.repository} is stored on disk as tokens, so that a run "
+                "can be resumed; give the number of documents with dataset.subset_size=NUMBER."
             )
 
     def identity(self) -> dict[str, Any]:
-        """A pinned revision is taken at its word; otherwise the hub is asked which one is the newest."""
+        """The identity of the data. A pinned commit needs no request; otherwise the hub resolves the revision."""
         dataset = self.dataset
         pinned = dataset.revision if is_commit(dataset.revision) else None
         return {
@@ -132,7 +134,7 @@ class HubSource(DatasetSplits):
 
     @cached_property
     def _builder(self) -> Any:
-        with hub_access(), self._explained():
+        with hub_access(), self._readable_errors():
             import datasets
 
             return datasets.load_dataset_builder(self.repository, self.dataset.config, revision=self.dataset.revision)
@@ -140,7 +142,7 @@ class HubSource(DatasetSplits):
     @cached_property
     def splits(self) -> dict[str, Any]:
         builder = self._builder
-        with hub_access(), self._explained():
+        with hub_access(), self._readable_errors():
             import datasets
 
             if self.dataset.streaming:
@@ -149,18 +151,18 @@ class HubSource(DatasetSplits):
             return dict(builder.as_dataset())
 
     def _rows(self, split: str, limit: int | None) -> Iterator[Row]:
-        with hub_access(), self._explained():
+        with hub_access(), self._readable_errors():
             yield from super()._rows(split, limit)
 
     def _unavailable(self) -> HubUnavailable:
         return HubUnavailable(
             f"{self.repository} cannot be downloaded, since the hub cannot be reached, and no copy of it is on "
-            "this machine. Go online (HF_HUB_OFFLINE must not be set); or download it elsewhere and bring the "
+            "this machine. Go online (HF_HUB_OFFLINE must not be set); or download it elsewhere and copy the "
             "folder that HF_HOME names, or use dataset=text dataset.path=PATH with text of your own."
         )
 
     def _interrupted(self, error: Exception) -> HubUnavailable:
-        again = "" if self.dataset.streaming else ": it goes on with what is not here yet"
+        again = "" if self.dataset.streaming else ": it resumes the download"
         return HubUnavailable(
             f"{self.repository} cannot be read: the hub answered, and then the connection to it broke off "
             f"({' '.join(str(error.__cause__ or error).split())[:300]}). Give the command again{again}; or download it "
@@ -168,8 +170,8 @@ class HubSource(DatasetSplits):
         )
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """What `datasets` and what it is made of raise, as one sentence with a way out."""
+    def _readable_errors(self) -> Iterator[None]:
+        """Turn exceptions of `datasets` and its dependencies into an InputError that says what to do."""
         import datasets
         from huggingface_hub.utils import httpx
 
@@ -189,17 +191,17 @@ class HubSource(DatasetSplits):
                     "a branch or a tag of it, or null for the newest."
                 ) from error
             raise InputError(
-                f"{self.repository} is not on the hub, or private: look at the spelling (OWNER/NAME), log in with "
+                f"{self.repository} is not on the hub, or private: check the spelling (OWNER/NAME), log in with "
                 "`hf auth login` if it is yours, or use dataset=text dataset.path=PATH with text of your own."
             ) from error
         except (ConnectionError, httpx.TransportError) as error:
-            offline = datasets.config.HF_HUB_OFFLINE  # by its user, or since the hub gave no answer
+            offline = datasets.config.HF_HUB_OFFLINE  # set by the user, or since the hub did not answer
             raise (self._unavailable() if offline else self._interrupted(error)) from error
         except InputError:
             raise
         except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             reason = " ".join(str(error).split())
-            if "LocalEntryNotFoundError" in reason:  # the hub answers, and gives nothing
+            if "LocalEntryNotFoundError" in reason:  # the hub answers but does not deliver the file
                 raise self._unavailable() from error
             if "BuilderConfig" in reason or "Config name is missing" in reason:
                 raise InputError(
@@ -231,19 +233,19 @@ class SavedDataset(DatasetSplits):
 
         try:
             loaded = datasets.load_from_disk(str(self.path))
-        except IndexError as error:  # the library's, of the list of files that have rows
+        except IndexError as error:  # `datasets` raises it for an empty list of data files
             raise InputError(
-                f"dataset.path={self.path}: there, or in one of its splits, are no rows, and such a dataset cannot be "
-                "loaded. Save it again, with rows or without that split."
+                f"dataset.path={self.path}: the dataset, or one of its splits, has no rows, and such a dataset cannot "
+                "be loaded. Save it again, with rows or without that split."
             ) from error
-        except Exception as error:  # of many libraries below
+        except Exception as error:  # several libraries raise their own
             raise InputError(
-                f"dataset.path={self.path} is no dataset that can be loaded ({' '.join(str(error).split())[:200]}). "
+                f"dataset.path={self.path} is not a dataset that can be loaded ({' '.join(str(error).split())[:200]}). "
                 "Give the folder that datasets.save_to_disk wrote."
             ) from error
         if isinstance(loaded, datasets.DatasetDict):
             return dict(loaded)
-        own = str(loaded.split or "train")  # one that was saved alone is trained on by default, whatever its name
+        own = str(loaded.split or "train")  # a single split is the training split by default, whatever its name
         return {self.split if self.split in ("train", own) else own: loaded}
 
 
@@ -254,8 +256,8 @@ class _SavedFiles(FileSource):
         raise NotImplementedError("rows are read by `datasets`")
 
 
-def smaller(subset_size: int | None) -> int | None:
-    """How many documents of a split that is not trained on: a tenth of `subset_size`."""
+def evaluation_subset_size(subset_size: int | None) -> int | None:
+    """The number of documents of a split other than the training split: a tenth of `subset_size`."""
     return None if subset_size is None else max(1, subset_size // 10)
 
 
@@ -264,20 +266,20 @@ def is_commit(revision: str | None) -> bool:
 
 
 def unpinned(dataset: DatasetConfig, commit: str) -> list[str]:
-    """What a reader of a run must know where its config names no commit: the same may mean another text later."""
+    """A note for the run's log if the config names no commit: it may mean another text later."""
     if dataset.repository is None or is_commit(dataset.revision):
         return []
     return [
-        f"dataset.revision={shown(dataset.revision)} pins no commit of {dataset.repository}: read was {commit}; "
-        f"dataset.revision={commit} reads the same text again"
+        f"dataset.revision={shown(dataset.revision)} pins no commit of {dataset.repository}; this run read {commit}, "
+        f"and dataset.revision={commit} reads the same text again"
     ]
 
 
 @contextmanager
 def hub_access() -> Iterator[None]:
-    """Inside it, the libraries of the hub work online where the hub answers, and from their caches where it does not.
+    """Within this context the libraries of the hub work online if the hub answers, and from their caches if not.
 
-    They would ask again and again for half a minute; the question here is asked once.
+    The libraries alone would repeat requests for half a minute; here one request decides.
     """
     import datasets
     import huggingface_hub.constants
@@ -302,19 +304,19 @@ def _set_offline(modules: tuple[Any, ...], values: list[bool]) -> None:
         module.HF_HUB_OFFLINE = value
 
 
-_answered: dict[str, bool] = {}  # once in a process is enough
+_answered: dict[str, bool] = {}  # one request per process
 
 
 def _hub_answers(endpoint: str) -> bool:
-    """Whether any server answers there, whatever it says. Proxies of the environment are used."""
+    """Whether a server answers at this address, with any status. It uses the environment's proxies."""
     import urllib.error
     import urllib.request
 
     if endpoint not in _answered:
         if not _is_address(endpoint):
             raise InputError(
-                f"HF_ENDPOINT={shown(endpoint)}: this is no address of a hub. Give one that begins with https://, or "
-                "unset it for huggingface.co."
+                f"HF_ENDPOINT={shown(endpoint)}: this is not the address of a hub. Give one that begins with https://, "
+                "or unset it for huggingface.co."
             )
         request = urllib.request.Request(endpoint, method="HEAD", headers={"User-Agent": "manual_backprop"})
         try:
@@ -332,12 +334,13 @@ def _is_address(endpoint: str) -> bool:
     try:
         parts = urlsplit(endpoint)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, a bracket that is not closed
+    except ValueError:  # a port that is not a number, a missing bracket
         return False
 
 
 def hub_file(repository: str, name: str, revision: str | None, way_out: str) -> Path:
-    """A file of a model's repository, downloaded or out of the library's cache. InputError with `way_out` else."""
+    """A file of a model's repository, downloaded or from the library's cache. Raises InputError that ends with
+    `way_out`, what to do instead."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -349,5 +352,5 @@ def hub_file(repository: str, name: str, revision: str | None, way_out: str) -> 
             raise HubUnavailable(
                 f"{name} of {repository} was not downloaded before, and the hub cannot be reached. {way_out}"
             ) from error
-        except Exception as error:  # a refusal, a wrong name: the library has a class for each
+        except Exception as error:  # the library has a class for each failure: no access, a wrong name
             raise InputError(f"{name} of {repository}: {' '.join(str(error).split())[:300]}. {way_out}") from error

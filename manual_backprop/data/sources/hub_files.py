@@ -1,7 +1,7 @@
-"""The files of a dataset on the hub, so that a download that was cut off goes on in the middle of a file.
+"""Downloads the files of a dataset on the hub so that an interrupted download resumes in the middle of a file.
 
-`huggingface_hub` begins a file anew in each process. Here it comes into a file beside its place in that library's own
-cache, where the library then finds it. What this cannot do (no network, an unknown kind of address) it leaves to it.
+`huggingface_hub` restarts a file in each process. This module downloads into a partial file in that library's cache and
+renames it to where the library looks. If it cannot (no network, an unknown kind of address), the library downloads.
 """
 
 import logging
@@ -21,7 +21,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")  # the entity tag of every large file
 
 
 def fetch_files(builder: Any, say: Callable[[str], None]) -> None:
-    """Those that the builder is going to ask for, unless it has made its rows of them already."""
+    """Download the files that the builder needs, unless it has prepared its rows already."""
     from huggingface_hub.utils import httpx
 
     if Path(builder.cache_dir).exists():
@@ -34,9 +34,9 @@ def fetch_files(builder: Any, say: Callable[[str], None]) -> None:
             say(f"to download: {sum(missing) / 1e6:,.1f} MB ({sum(missing):,} bytes) in {count}")
         for repository, revision, path, there in files:
             _fetch(repository, revision, path, there, say)
-    except (Interrupted, httpx.ReadError, httpx.ReadTimeout, httpx.RemoteProtocolError):  # the library begins anew
+    except (Interrupted, httpx.ReadError, httpx.ReadTimeout, httpx.RemoteProtocolError):  # the library would restart
         raise
-    except Exception as error:  # the library comes to the same, and says it in its own classes
+    except Exception as error:  # the library meets the same failure and raises its own exception
         log.info("left to the library: %s: %s", type(error).__name__, error)
 
 
@@ -61,7 +61,7 @@ def _blobs(repository: str) -> Path:
 
 
 def _begun(repository: str, there: Any) -> int | None:
-    """How many bytes of a file are here; None: all of it, or nobody knows how many there are."""
+    """The number of bytes of a file that are downloaded; None if it is complete or its size is unknown."""
     if there.etag is None or there.size is None or (_blobs(repository) / there.etag).exists():
         return None
     partial = _blobs(repository) / f"{there.etag}.going_on"
@@ -89,7 +89,7 @@ def _fetch(repository: str, revision: str, path: str, there: Any, say: Callable[
         say(f"{path}: {there.size / 1e6:,.1f} MB{goes_on}")
         headers = build_hf_headers()
         if urlsplit(there.location).netloc != urlsplit(url).netloc:
-            headers.pop("authorization", None)  # a login is for the hub, not for where it keeps its files
+            headers.pop("authorization", None)  # the token is for the hub, not for the server that stores the files
         if begin > there.size:
             partial.unlink()
             return
@@ -105,5 +105,5 @@ def _fetch(repository: str, revision: str, path: str, there: Any, say: Callable[
 
 def _sound(file: Path, etag: str) -> bool:
     if _SHA256.fullmatch(etag) is None:
-        return True  # of a small file the tag says something else; its length was looked at
+        return True  # a small file's tag is not a SHA-256; its length was checked
     return file_digest(file) == etag

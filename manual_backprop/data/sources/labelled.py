@@ -1,4 +1,4 @@
-"""Texts with a label each: the user's own files, datasets of the hub, and docstrings with the package they are of."""
+"""Sources of labelled texts: the user's files, datasets of the hub, and docstrings labelled with their package."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .python_docs import FOREIGN_FOLDERS, docstring, encodable, syntax_trees
 from .tables import Table, TableRow, format_of, rows_of_lines
 
 FORMATS = ("jsonl", "csv", "tsv", "parquet", "saved", "hub")
-# Every Python from 3.11 to 3.13 has them, those of Linux distributions too, which keep tkinter, idlelib, lib2to3 and
-# distutils apart; each has more than a hundred docstrings.
+# Packages with more than a hundred docstrings each, in every Python from 3.11 to 3.13. Linux distributions ship
+# tkinter, idlelib, lib2to3 and distutils separately, so these are not among them.
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "xml")
-NAMELESS = "PACKAGE"  # what stands where a text names one of them
+PLACEHOLDER = "PACKAGE"  # replaces the name of such a package in a text
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Labelled:
 
     @property
     def place(self) -> float:
-        """In [0, 1): the same for the same text, whatever its label. It decides to which split a row belongs."""
+        """A hash of the text in [0, 1), which decides the split; rows with the same text are in the same split."""
         return int.from_bytes(hashlib.sha256(self.text.encode("utf-8")).digest()[:8], "big") / 2**64
 
 
@@ -42,29 +42,29 @@ LabelledRow = Labelled | BadRow
 
 
 class LabelledSource(ABC):
-    """Where labelled texts come from."""
+    """A source of labelled texts."""
 
     notes: tuple[str, ...] = ()
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """JSON that names the data: the same identity, the same rows."""
+        """A JSON value that identifies the data: equal identities mean equal rows."""
 
     @abstractmethod
     def rows(self) -> Iterator[LabelledRow]:
-        """Those to train on, or, where there are no `validation_rows`, all of them."""
+        """The training rows; all rows if `validation_rows` is None."""
 
     def validation_rows(self) -> Iterator[LabelledRow] | None:
-        """Those of a validation split that comes with the data; None: a part of `rows` is to validate."""
+        """The rows of the data's own validation split; None if a part of `rows` is used for validation."""
         return None
 
     @abstractmethod
     def check_unchanged(self) -> None:
-        """Called when the rows have been read: InputError where they changed meanwhile."""
+        """Called after reading. Raises InputError if the rows have changed meanwhile."""
 
 
 def open_labelled(dataset: DatasetConfig) -> LabelledSource:
-    """The source that a config means. Raises InputError."""
+    """The source that a config names. Raises InputError."""
     if dataset.name == "docstrings":
         return Docstrings()
     assert dataset.path is not None
@@ -73,19 +73,19 @@ def open_labelled(dataset: DatasetConfig) -> LabelledSource:
 
 
 def open_test_rows(dataset: DatasetConfig) -> LabelledSource:
-    """The test split of dataset=labelled that is a file or a split of its own. Raises InputError without one."""
+    """The test split of dataset=labelled, a file or a split of its own. Raises InputError if there is none."""
     if dataset.name == "docstrings" or dataset.path is None:
         raise InputError(
-            f"dataset={dataset.name} reads no other test split than the share that dataset.test_share keeps for it; "
-            "give that to a new run, and leave --test out."
+            f"dataset={dataset.name} has only the test split that dataset.test_share sets aside; give that key to a "
+            "new run, and leave --test out."
         )
     form = dataset.format or format_of(dataset.path, FORMATS)
     if form in ("saved", "hub"):
         return LabelledSplits(replace(dataset, split=dataset.test or "test", validation=0.5, subset_size=None), form)
     if dataset.test is None:
         raise InputError(
-            "dataset=labelled has a train and a validation split; a test split is a file or a folder of its own: give "
-            "dataset.test=PATH to the run, or --test PATH here; or a share, dataset.test_share=0.1, to a new run."
+            "dataset=labelled has no test split yet; give a file or a folder, as dataset.test=PATH to the run or as "
+            "--test PATH here; or give a share, dataset.test_share=0.1, to a new run."
         )
     return LabelledFiles(replace(dataset, path=dataset.test, format=None, validation=None), None, "test")
 
@@ -95,7 +95,7 @@ def columns_of(dataset: DatasetConfig) -> dict[str, str]:
 
 
 class LabelledFiles(LabelledSource):
-    """Files of one format, with a column of texts and one of labels."""
+    """Files of one format, with a column of texts and a column of labels."""
 
     def __init__(self, dataset: DatasetConfig, form: str | None, key: str = "path"):
         """`key`: of dataset, where the path stands."""
@@ -126,7 +126,7 @@ class LabelledFiles(LabelledSource):
 
 
 class LabelledSplits(LabelledSource):
-    """A dataset with named splits: of the hub, or a folder that `datasets.save_to_disk` wrote."""
+    """A dataset with named splits: on the hub, or in a folder that `datasets.save_to_disk` wrote."""
 
     def __init__(self, dataset: DatasetConfig, form: str):
         assert dataset.path is not None
@@ -146,7 +146,7 @@ class LabelledSplits(LabelledSource):
         yield from self._rows(self.splits.split, "dataset.split")
 
     def validation_rows(self) -> Iterator[LabelledRow] | None:
-        self.splits.validation_documents()  # which notes what stands in for a validation split
+        self.splits.validation_documents()  # adds a note if another split is used for validation
         split = self.splits.validation_split
         return None if split is None else self._rows(split, "dataset.validation")
 
@@ -163,7 +163,7 @@ class LabelledSplits(LabelledSource):
                     f"{where}: there is no column {column!r}, only {', '.join(map(repr, rows.features))}; name one: "
                     f"dataset.{asked}=NAME"
                 )
-        names = getattr(rows.features[label], "names", None)  # of classes that are kept as numbers
+        names = getattr(rows.features[label], "names", None)  # class names of labels that are stored as numbers
         for number, values in enumerate(rows.select_columns([text, label]), 1):
             if names and isinstance(values[label], int) and 0 <= values[label] < len(names):
                 values = {**values, label: names[values[label]]}
@@ -171,7 +171,7 @@ class LabelledSplits(LabelledSource):
 
 
 def labelled_row(row: TableRow, text_column: str, label_column: str) -> LabelledRow:
-    """A label is a text or a whole number; blanks around it do not count."""
+    """A row with its text and label checked. A label is a text or a whole number; spaces around it are removed."""
     text, label = row.values[text_column], row.values[label_column]
     if (bad := bad_text(text, text_column, row.where)) is not None:
         return bad
@@ -186,29 +186,29 @@ def labelled_row(row: TableRow, text_column: str, label_column: str) -> Labelled
 
 
 def bad_text(text: Any, column: str, where: str) -> BadRow | None:
-    """What is wrong with a text, if anything is."""
+    """What is wrong with a text; None if it is valid."""
     if not isinstance(text, str):
         what = "null" if text is None else f"{text!r}"[:80]
-        return BadRow(where, f"{column!r} should be text and is {what}")
+        return BadRow(where, f"{column!r} should be text but is {what}")
     if not text.strip():
-        return BadRow(where, f"{column!r} is empty: there is nothing to tell a label from")
+        return BadRow(where, f"{column!r} is empty: there is nothing to classify")
     return _no_utf8(text, column, where)
 
 
 def _no_utf8(text: str, column: str, where: str) -> BadRow | None:
-    """Of a text that was read with bytes that are no UTF-8, or written with half of a surrogate pair."""
+    """What is wrong with a text that UTF-8 cannot encode: undecodable bytes, or half of a surrogate pair."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         letter = ord(text[error.start])
         what = f"byte 0x{letter - 0xDC00:02x}" if 0xDC80 <= letter <= 0xDCFF else "half of a surrogate pair"
-        return BadRow(where, f"{column!r} has a {what} at position {error.start}, which is no UTF-8")
+        return BadRow(where, f"{column!r} has a {what} at position {error.start}, which is not UTF-8")
     return None
 
 
 def texts_in_lines(lines: Iterator[str], where: str, column: str) -> Iterator[str]:
-    """The texts of a file that has no labels: by its ending JSON lines, CSV or TSV, else a text a line; from stdin JSON
-    lines where the first begins with {. Raises InputError with the file and the line."""
+    """The texts of a file without labels. Its suffix says whether it is JSON lines, CSV or TSV; otherwise each line is
+    a text. Stdin is JSON lines if the first line begins with {. Raises InputError with the file and the line."""
     first = next(lines, "")
     ending = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
     form = ending.get(Path(where).suffix.lower())
@@ -224,7 +224,7 @@ def texts_in_lines(lines: Iterator[str], where: str, column: str) -> Iterator[st
     for row in read:
         bad = row if isinstance(row, BadRow) else bad_text(row.values[column], column, row.where)
         if bad is not None or isinstance(row, BadRow):
-            raise InputError(f"{bad}. Mend the line, or leave it out.")
+            raise InputError(f"{bad}. Correct the line, or leave it out.")
         yield row.values[column]
 
 
@@ -235,11 +235,11 @@ def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 
 class Docstrings(LabelledSource):
-    """dataset=docstrings: a docstring's text, and the package of the standard library in which it stands.
+    """dataset=docstrings: the text of a docstring, labelled with its package of the standard library.
 
-    Only the docstring, without the name of what it is of. Where a text has the name of one of the PACKAGES, in whatever
-    case and also inside of a word, PACKAGE stands instead: else the answer stood in the question. A text that stands
-    in several packages has no answer and is left out; one that stands several times in a package counts once.
+    The text is the docstring alone, without the name of its function or class. The word PACKAGE replaces the name of
+    each of the PACKAGES in it, in any case and also inside of words, since that name is the label. A text that occurs
+    in several packages has no unique label and is left out; one that occurs several times in a package is used once.
     """
 
     def __init__(self) -> None:
@@ -247,7 +247,7 @@ class Docstrings(LabelledSource):
         missing = [name for name in PACKAGES if not (root / name / "__init__.py").is_file()]
         if missing:
             raise InputError(
-                f"dataset=docstrings reads the sources of Python's standard library, and {', '.join(missing)} is not "
+                f"dataset=docstrings reads the sources of Python's standard library, but {', '.join(missing)} is not "
                 f"in {root}. Use a Python installation that has them, or texts of your own with dataset=labelled "
                 "dataset.path=PATH."
             )
@@ -275,7 +275,7 @@ class Docstrings(LabelledSource):
                     continue
                 if (raw := docstring(node)) is None:
                     continue
-                text = names.sub(NAMELESS, encodable(raw))
+                text = names.sub(PLACEHOLDER, encodable(raw))
                 one = found.setdefault(text, Labelled(text, label, f"{file}, line {getattr(node, 'lineno', 1)}"))
                 if one is not None and one.label != label:
                     found[text] = None

@@ -1,8 +1,8 @@
-"""Sources and targets, row by row: the user's own files, two files line by line, and datasets of the hub.
+"""Pairs of sources and targets: the user's files, two files line by line, and datasets of the hub.
 
-Each side is a source of documents like any other; a row of one and the same row of the other are a pair. So a file is
-read twice, once for each of its columns. Where a pair belongs is decided by a hash of its `unit`: the source's text
-here, so that no source of the training validates, with whatever target; a day where pairs are dates (`dates`).
+Each side is a source of documents; row i of one and row i of the other are a pair. So a file is read twice, once for
+each column. A hash of a pair's `unit` decides its split. The unit here is the source's text, so that no source is in
+both the training and the validation split; in `dates` it is a day.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .files import JsonLines, ParquetFiles, find_files
 from .hub import HubSource, SavedDataset
 
 FORMAT_OF = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
-USUAL = ("source", "target")  # columns, where none are named
+USUAL = ("source", "target")  # default names of the columns
 _BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -30,37 +30,37 @@ class Pair:
     source: str
     target: str
     where: str  # for messages: the file and the line
-    unit: str  # pairs of one unit are in one split
-    kind: str = ""  # kinds of pairs are measured apart as well
+    unit: str  # pairs with the same unit are in the same split
+    kind: str = ""  # metrics are also reported for each kind
 
 
 PairRow = Pair | BadRow
 
 
 class PairSource(ABC):
-    """Where pairs come from."""
+    """A source of pairs."""
 
-    notes: tuple[str, ...] = ()  # what a reader of the run must know about how this source was read
-    test_share = 0.0  # of the units, for the test; 0: there is a test split elsewhere, or none
+    notes: tuple[str, ...] = ()  # for the run's log: what was unusual when this source was read
+    test_share = 0.0  # share of the units in the test split; 0: the test split is elsewhere, or there is none
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """JSON that names the data: the same identity, the same pairs."""
+        """A JSON value that identifies the data: equal identities mean equal pairs."""
 
     @abstractmethod
     def pairs(self) -> Iterator[PairRow]:
-        """Those to train on, or, where there are no `validation_pairs`, all of them."""
+        """The training pairs; all pairs if `validation_pairs` is None."""
 
     def validation_pairs(self) -> Iterator[PairRow] | None:
-        """Those of a validation split that comes with the data; None: a part of `pairs` is to validate."""
+        """The pairs of the data's own validation split; None if a part of `pairs` is used for validation."""
         return None
 
-    def check_unchanged(self) -> None:  # noqa: B027  what is made here does not change
-        """Called when the pairs have been read: InputError where they changed meanwhile."""
+    def check_unchanged(self) -> None:  # noqa: B027  generated pairs do not change
+        """Called after reading. Raises InputError if the pairs have changed meanwhile."""
 
 
 class FilePairs(PairSource):
-    """dataset=pairs: files of the user's, or a dataset of the hub."""
+    """dataset=pairs: the user's files, or a dataset of the hub."""
 
     def __init__(self, dataset: DatasetConfig, key: str = "path"):
         """`key`: of dataset, where the path stands. Raises InputError where there is no such file, or where nobody can
@@ -111,7 +111,7 @@ def format_of(path: str, dataset: DatasetConfig, key: str) -> str:
     elif place.is_file():
         if (form := FORMAT_OF.get(place.suffix.lower())) is not None:
             return form
-        reason = f"its name ends in {place.suffix}" if place.suffix else "its name has no ending"
+        reason = f"its name ends in {place.suffix}" if place.suffix else "its name has no suffix"
     elif all(_beside(path, column).is_file() for column in _columns(dataset)):
         return "lines"
     else:
@@ -157,13 +157,13 @@ def _side(dataset: DatasetConfig, form: str, key: str) -> Source:
 
 
 def _paired(sources: Iterator[Row], targets: Iterator[Row]) -> Iterator[PairRow]:
-    """Raises InputError where one side has more rows than the other."""
+    """The pairs of two sides. Raises InputError if one side has more rows than the other."""
     for number, (source, target) in enumerate(zip_longest(sources, targets), 1):
         if source is None or target is None:
             there, what = (source, "target") if target is None else (target, "source")
             raise InputError(
                 f"{there.where}: this row has no {what}: the file of the {what}s ends after {number - 1} rows. Both "
-                "sides need the same number of lines, line by line the same pair; mend the shorter file."
+                "files need the same number of lines, with one pair in each line; complete the shorter file."
             )
         yield _pair(source, target)
 
@@ -184,12 +184,12 @@ def _pair(source: Row, target: Row) -> PairRow:
 
 
 class Lines(FileSource):
-    """A text a line, in one UTF-8 file."""
+    """One text per line, in one UTF-8 file."""
 
     version = "lines 1"
 
     def __init__(self, path: Path):
-        super().__init__(find_files(path, "a text a line"))
+        super().__init__(find_files(path, "one text per line"))
 
     def documents(self) -> Iterator[Row]:
         for number, line, where in _lines(self.files[0]):
@@ -197,9 +197,11 @@ class Lines(FileSource):
 
 
 class TabSeparated(FileSource):
-    """Lines of cells with tabs between, whose `column` is a text. A column that is named is named in the first line; a
-    number counts from 1, and the first line is a row like the others. So it is where none is given, unless that line
-    says source and target. There is no quoting: a cell is all that stands between two tabs."""
+    """Tab-separated values, whose `column` is a text. There is no quoting: a cell is everything between two tabs.
+
+    A column given by name is looked up in the first line. With a column given by number, from 1, the first line is a
+    row too. Without a column it is a row as well, unless it holds the names source and target.
+    """
 
     version = "tsv 1"
 
@@ -230,13 +232,13 @@ class TabSeparated(FileSource):
                     yield Document(f"{file.name}:{number}", (row[place],), where)
 
     def _place(self, column: str | None, first: list[str], where: str) -> int:
-        """Of the column in a row. Raises InputError."""
+        """The index of the column in a row. Raises InputError."""
         if column is not None and not column.isdecimal():
             names = [name.strip() for name in first]
             if names.count(column) != 1:
                 raise InputError(
                     f"{where}: there is no column {column!r}, only {', '.join(map(repr, names))}. Name one of "
-                    f"these, dataset.{self.key}=NAME, or, where the first line has no names, a number: "
+                    f"these, dataset.{self.key}=NAME, or, if the first line has no names, give a number: "
                     f"dataset.{self.key}=1."
                 )
             return names.index(column)
@@ -254,7 +256,7 @@ def _cells(count: int) -> str:
 
 
 def _lines(file: SourceFile) -> Iterator[tuple[int, str | BadRow, str]]:
-    """Of a file, each line with its number and where it stands; not what ends it."""
+    """The number, the text without its line end, and the place (for messages) of each line of a file."""
     try:
         with file.path.open("rb") as opened:
             for number, line in enumerate(opened, 1):
@@ -272,15 +274,15 @@ def _lines(file: SourceFile) -> Iterator[tuple[int, str | BadRow, str]]:
 
 
 def open_test_pairs(dataset: DatasetConfig) -> FilePairs:
-    """The test split of dataset=pairs, which no run reads. Raises InputError where there is none."""
+    """The test split of dataset=pairs, which training never reads. Raises InputError if there is none."""
     if dataset.format in ("saved", "hub"):
         name = dataset.test or "test"
         if name == (dataset.split or "train"):
-            raise InputError(f"dataset.test={name}: is the split that is trained on. Name another one.")
+            raise InputError(f"dataset.test={name}: is the training split. Name another one.")
         return FilePairs(replace(dataset, split=name, validation=0.5, subset_size=None))
     if dataset.test is None:
         raise InputError(
-            "dataset=pairs has a train and a validation split; a test split is a file or a folder of its own: give "
-            "dataset.test=PATH to the run, or --test PATH here."
+            "dataset=pairs has no test split yet; give a file or a folder, as dataset.test=PATH to the run or as "
+            "--test PATH here."
         )
     return FilePairs(replace(dataset, path=dataset.test, validation=None, subset_size=None), "test")

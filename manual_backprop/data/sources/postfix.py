@@ -1,12 +1,12 @@
-"""Expressions of the standard library's sources, and the same in postfix notation, where every operator stands behind
-what it works on and no parentheses are needed.
+"""Pairs of an expression from the standard library's sources and the same in postfix notation: every operator follows
+its operands, and no parentheses are needed.
 
     (lo + hi) // 2                 ->  lo hi + 2 //
     not a.b and -x < 2 ** (y + 1)  ->  a.b not x u- 2 y 1 + ** < and
 
-Operands stay as they are written: names, numbers, calls and whatever else has no blank in it. u- and u+ are the signs
-before one operand: what is no name cannot be one. Each expression is there once, wherever it stands. Nothing is
-imported: sources are read with `ast`.
+Operands stay as they are written: names, numbers, calls and anything else without a space. u- and u+ are the unary
+signs; they are not valid names, so that they cannot be operands. An expression that occurs several times is used once.
+Sources are parsed with `ast`, not imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from .pairs import Pair, PairSource
 from .python_docs import PythonDocs, syntax_trees
 
-LONGEST = 48  # [characters] of an expression
+LONGEST = 48  # [characters]; longer expressions are left out
 EXPRESSIONS = (ast.BinOp, ast.BoolOp, ast.Compare, ast.UnaryOp)
 OPERATORS: dict[type, str] = {
     **{ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.MatMult: "@", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%"},
@@ -33,7 +33,7 @@ class Postfix(PairSource):
     test_share = 0.05
 
     def __init__(self) -> None:
-        """Raises InputError where Python comes without its sources."""
+        """Raises InputError if Python is installed without its sources."""
         self.source = PythonDocs()
 
     def identity(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Postfix(PairSource):
 
 
 def postfix_of(node: ast.AST) -> list[str] | None:
-    """The words of an expression; None where it has operators of another kind, or an operand with a blank in it."""
+    """The words of an expression in postfix notation; None if it has other operators, or an operand with a space."""
     operators: list[type]
     match node:
         case ast.UnaryOp():
@@ -83,5 +83,5 @@ def postfix_of(node: ast.AST) -> list[str] | None:
 
 
 def _length(node: ast.expr) -> int:
-    """Of its text, about; more than can be taken where it has several lines."""
+    """The approximate length of an expression's text; LONGEST + 1 if it has several lines."""
     return LONGEST + 1 if node.lineno != node.end_lineno else (node.end_col_offset or 0) - node.col_offset

@@ -1,6 +1,6 @@
-"""The English documentation inside every Python installation, as text: language topics and the library's docstrings.
+"""The English documentation inside every Python installation: language topics and the library's docstrings.
 
-About 2 MB, one document a topic, then one a module. Nothing is imported: sources are read with `ast`.
+About 2 MB: one document for each topic, then one for each module. Sources are parsed with `ast`, not imported.
 """
 
 import ast
@@ -17,7 +17,7 @@ from .documents import Document, FileSource, SourceFile, files_below
 
 log = logging.getLogger(__name__)
 
-SHORTEST_DOCSTRING = 40  # [characters]; what is not longer says little beyond the name
+SHORTEST_DOCSTRING = 40  # [characters]; one that is not longer adds little to the name
 
 _TOPICS = "pydoc_data/topics.py"
 FOREIGN_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -37,7 +37,7 @@ class PythonDocs(FileSource):
         )
         if not self.files:
             raise InputError(
-                f"dataset=python_docs reads the sources of Python's standard library, and there are none in {root}. "
+                f"dataset=python_docs reads the sources of Python's standard library, but there are none in {root}. "
                 "Use a Python installation that has them, or your own text with dataset=text dataset.path=PATH."
             )
 
@@ -46,7 +46,7 @@ class PythonDocs(FileSource):
 
 
 def parse_python_docs(files: Iterable[tuple[str, bytes]]) -> list[Document]:
-    """Documents of sources, given as name and content."""
+    """The documents in source files, which are given as name and content."""
     topics: list[Document] = []
     modules: list[Document] = []
     for file, tree in syntax_trees(files):
@@ -61,9 +61,9 @@ def parse_python_docs(files: Iterable[tuple[str, bytes]]) -> list[Document]:
 
 
 def syntax_trees(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, ast.Module]]:
-    """Of sources, given as name and content; what Python cannot parse is passed over."""
+    """The syntax trees of source files, which are given as name and content; files that do not parse are skipped."""
     collecting = gc.isenabled()
-    gc.disable()  # syntax trees are millions of small objects without a cycle: looking for cycles takes 3/4 of the time
+    gc.disable()  # syntax trees are millions of small objects without cycles; the collector would take 3/4 of the time
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd escapes in other people's sources
@@ -71,7 +71,7 @@ def syntax_trees(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, ast.
                 try:
                     tree = ast.parse(source)
                 except (SyntaxError, ValueError, RecursionError) as error:  # undecodable bytes are a SyntaxError too
-                    log.debug("passed over %s: %s", file, error)
+                    log.debug("skipped %s: %s", file, error)
                     continue
                 yield file, tree
     finally:
@@ -86,7 +86,7 @@ def _topics(tree: ast.Module) -> list[Document]:
             try:
                 topics = ast.literal_eval(statement.value)
             except ValueError as error:
-                log.debug("passed over %s: %s", _TOPICS, error)
+                log.debug("skipped %s: %s", _TOPICS, error)
                 return []
             return [
                 Document(f"topics/{name}", [encodable(text.strip("\n") + "\n")])
@@ -96,7 +96,7 @@ def _topics(tree: ast.Module) -> list[Document]:
 
 
 def _docstrings(tree: ast.Module, module: str) -> Iterator[str]:
-    """Each docstring under a line that says whose it is, as documentation is usually laid out."""
+    """Each docstring under a heading line with its module, class or function, as in common documentation."""
     text = docstring(tree)
     if text:
         yield f"module {module}\n\n{text}\n"
@@ -114,7 +114,7 @@ def _docstrings(tree: ast.Module, module: str) -> Iterator[str]:
             if text:
                 yield f"{heading}\n\n{text}\n"
         inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.excepthandler)]
-        pending += [(child, prefix) for child in reversed(inner)]  # the order of the source
+        pending += [(child, prefix) for child in reversed(inner)]  # a stack: reversed, to visit in source order
 
 
 def docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
@@ -126,5 +126,5 @@ def docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunct
 
 
 def encodable(text: str) -> str:
-    """A docstring may hold half of a surrogate pair, which is no text: it becomes a question mark."""
+    """The text with unpaired surrogates, which UTF-8 cannot encode, replaced by question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,7 +1,7 @@
-"""The text of a dataset read once into a file: which of its documents train, and which validate.
+"""Reads the text of a dataset once into a file, and splits its documents into training and validation.
 
-A corpus keeps that file while it makes tokens of it (`read_documents`); what is learned or counted of a text alone
-has it in a temporary folder (`training_text`, `text_of_files`), and takes no memory for the text either.
+A corpus needs that file while it is tokenized (`read_documents`). To train a tokenizer or to analyse a text, the file
+is in a temporary folder (`training_text`, `text_of_files`). The text is never in memory as a whole.
 """
 
 import logging
@@ -21,7 +21,7 @@ from .documents import BadRow, Source
 from .registry import open_source
 from .spool import Spool
 
-VALIDATION_SHARE = 0.1  # of a source without a validation split
+VALIDATION_SHARE = 0.1  # of the text, for a source without a validation split
 
 T = TypeVar("T")
 
@@ -29,15 +29,16 @@ log = logging.getLogger(__name__)
 
 
 def selection(dataset: DatasetConfig, source: Source | None) -> dict[str, Any]:
-    """JSON that names the documents of both splits, whatever the tokenizer; without a source, all but that."""
+    """A JSON value that identifies the documents of both splits, independent of the tokenizer. Without a source its
+    identity is left out."""
     identity = None if source is None else source.identity()
     return {"source": identity, "subset_size": dataset.subset_size, "validation": dataset.validation}
 
 
 def read_documents(spool: Spool, source: Source, dataset: DatasetConfig) -> dict[str, np.ndarray]:
-    """All documents into the spool; the parts (documents, 2) of it that `train` and that are for `validation`.
+    """Read all documents into the spool and return the parts (documents, 2) of `train` and of `validation`.
 
-    Raises InputError where one of them is empty, or the source changes while it is read.
+    Raises InputError if one of them is empty, or if the source changes while it is read.
     """
     validation = source.validation_documents()
     spool.read(first_rows(source.documents(), dataset.subset_size))
@@ -49,7 +50,7 @@ def read_documents(spool: Spool, source: Source, dataset: DatasetConfig) -> dict
         read = f"read: {spool.counts['rows']} (rows or files), of these empty: {spool.counts['empty_documents']}"
         side = "validation" if training else "training"
         place = dataset.path or dataset.repository or dataset.name
-        raise InputError(f"There is no text to be had for {side} from {place} ({read}). Give more text.")
+        raise InputError(f"There is no text for {side} in {place} ({read}). Give more text.")
     if validation is not None:
         return {"train": spool.parts(0, training), "validation": spool.parts(training)}
     share = dataset.validation if isinstance(dataset.validation, float) else VALIDATION_SHARE
@@ -58,7 +59,7 @@ def read_documents(spool: Spool, source: Source, dataset: DatasetConfig) -> dict
 
 
 def first_rows(rows: Iterable[T], count: int | None) -> Iterator[T]:
-    """All, or not one more than `count`: a stream would fetch it."""
+    """The first `count` rows; None: all. It never requests one row more, which a stream would download."""
     for number, row in enumerate(rows, 1):
         yield row
         if number == count:
@@ -66,7 +67,7 @@ def first_rows(rows: Iterable[T], count: int | None) -> Iterator[T]:
 
 
 class RowReading:
-    """Takes rows in that are read one by one, and says which it has left out: with `skip` any number of them."""
+    """Reads rows and counts the bad ones: with `skip` it leaves them out, otherwise the first raises InputError."""
 
     def __init__(self, skip: bool):
         self.skip, self.first, self.counts = skip, "", {"rows": 0, "bad_rows": 0}
@@ -79,7 +80,7 @@ class RowReading:
                 continue
             if not self.skip:
                 raise InputError(
-                    f"{row}. Mend it, or leave such rows out with dataset.on_bad_row=skip, which counts them."
+                    f"{row}. Correct it, or leave such rows out with dataset.on_bad_row=skip, which counts them."
                 )
             self.counts["bad_rows"] += 1
             self.first = self.first or str(row)
@@ -91,7 +92,7 @@ class RowReading:
         return [f"{bad} of {rows} rows left out as bad, the first: {self.first}"] if bad else []
 
 
-# For once, in a temporary folder
+# Text in a temporary folder
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,11 @@ class Reading:
 
 @contextmanager
 def training_text(dataset: DatasetConfig) -> Iterator[Reading]:
-    """The training documents of a dataset, without those that a run would validate on."""
+    """The training documents of a dataset, without those of the validation split."""
     source = open_source(dataset)
     identity = source.identity()
     with _temporary_spool(dataset.on_bad_row == "skip") as spool:
-        with storage_errors("keep the text in the temporary folder (TMPDIR)"):
+        with storage_errors("store the text in the temporary folder (TMPDIR)"):
             train = read_documents(spool, source, dataset)["train"]
         yield Reading(spool, train, identity, (*source.notes, *spool.notes()))
 
@@ -121,11 +122,11 @@ def training_text(dataset: DatasetConfig) -> Iterator[Reading]:
 def text_of_files(
     datasets: list[DatasetConfig], subset_size: int | None = None, skip_bad_rows: bool = False
 ) -> Iterator[Reading]:
-    """All documents of several files; of each, the first `subset_size`."""
+    """All documents of several files, or the first `subset_size` of each."""
     sources = [open_source(dataset) for dataset in datasets]
     identity = {"kind": "files", "files": [source.identity() for source in sources]}
     with _temporary_spool(skip_bad_rows) as spool:
-        with storage_errors("keep the text in the temporary folder (TMPDIR)"):
+        with storage_errors("store the text in the temporary folder (TMPDIR)"):
             for source in sources:
                 spool.read(first_rows(source.documents(), subset_size))
                 source.check_unchanged()
@@ -138,9 +139,9 @@ def text_of_files(
 def _temporary_spool(skip_bad_rows: bool) -> Iterator[Spool]:
     with tempfile.TemporaryDirectory(prefix="manual_backprop-") as folder:
         spool = Spool(Path(folder) / "text", skip_bad_rows)
-        spool.path.unlink()  # it is read through the open file, and gone with the process, however that ends
+        spool.path.unlink()  # it is read through the open file; the system deletes it even if the process is killed
         try:
             yield spool
         finally:
-            with suppress(OSError):  # of a full disk, which was met before
+            with suppress(OSError):  # closing flushes, which fails again on a full disk
                 spool.close()

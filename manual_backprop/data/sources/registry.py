@@ -1,4 +1,4 @@
-"""Which source of documents a dataset's config means: `open_source`."""
+"""The source of documents for a dataset's config: `open_source`."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from .files import JsonLines, ParquetFiles, TextFiles
 from .hub import HubSource, SavedDataset
 from .python_docs import PythonDocs
 
-KINDS: dict[str, Callable[[str, DatasetConfig], Source]] = {  # by dataset.name; each is read from dataset.path
+KINDS: dict[str, Callable[[str, DatasetConfig], Source]] = {  # by dataset.name; each reads dataset.path
     "text": lambda path, _: TextFiles(path),
     "jsonl": lambda path, config: JsonLines(path, config.text_column or "text"),
     "parquet": lambda path, config: ParquetFiles(path, config.text_column or "text"),
@@ -18,24 +18,22 @@ KINDS: dict[str, Callable[[str, DatasetConfig], Source]] = {  # by dataset.name;
 
 
 def open_source(dataset: DatasetConfig) -> Source:
-    """The source that a config means. Nothing is read yet but the names of files."""
+    """The source that a config names. It reads nothing yet but the names of files. Raises InputError."""
     if dataset.name == "python_docs":
         return PythonDocs()
     if dataset.name == "pretokenized":
         raise InputError(
-            f"{dataset.path} holds tokens that were made before, and no text: train on them with dataset=pretokenized, "
-            "or give the text that they were made of."
+            f"{dataset.path} holds tokens, not text: train on them with dataset=pretokenized, or give the text that "
+            "was tokenized."
         )
     if dataset.repository is not None:
         return HubSource(dataset)
     if dataset.name in PAIRS:
-        raise InputError(f"dataset={dataset.name} holds pairs and no documents: train on it with task=translation.")
+        raise InputError(f"dataset={dataset.name} holds pairs, not documents: train on it with task=translation.")
     if dataset.name not in KINDS:
         raise InputError(
             f"dataset={dataset.name}: there is no such dataset; use python_docs, {', '.join(KINDS)} or hub."
         )
     if dataset.path is None:
-        raise InputError(
-            f"dataset={dataset.name} needs to know where it lies: give a file or a folder as dataset.path=PATH."
-        )
+        raise InputError(f"dataset={dataset.name} needs a path: give a file or a folder as dataset.path=PATH.")
     return KINDS[dataset.name](dataset.path, dataset)

@@ -1,7 +1,7 @@
-"""All documents of a source, one after the other in one file, and which of them validate.
+"""All documents of a source, one after the other in one file, and their split into training and validation.
 
-A source is read once: it may be a stream, or a file that changes. What comes after that (the sample that a tokenizer
-learns from, the split, the tokens) reads this file, a piece at a time, so that memory does not grow with the text.
+A source is read once: it may be a stream, or a file that changes. Everything later (the sample for a tokenizer, the
+split, the tokens) reads this file in pieces, so that memory does not grow with the text.
 """
 
 import hashlib
@@ -15,20 +15,20 @@ from typing import Any, Literal
 import numpy as np
 
 from ...common.errors import InputError
-from .documents import BadRow, Document, Row, no_utf8
+from .documents import BadRow, Document, Row, not_utf8
 
 log = logging.getLogger(__name__)
 
-FEWEST_DOCUMENTS_TO_SPLIT = 20  # with fewer, a split by document would be a split by luck
-PIECE = 2**18  # [bytes] of text that are handled at once
-BATCH = 2**21  # [characters] of text that are encoded at once
-SAMPLE = 32 * 2**20  # [bytes] of text, evenly spread, that BPE learns from; less text is read whole
-MOST_BAD_ROWS = 0.01  # of all rows, with dataset.on_bad_row=skip
-ROWS_TO_JUDGE = 10_000  # that many are read before too many bad ones end the reading early
+FEWEST_DOCUMENTS_TO_SPLIT = 20  # with fewer, the sizes of the splits would be left to chance
+PIECE = 2**18  # [bytes] of text read at once
+BATCH = 2**21  # [characters] of text encoded at once
+SAMPLE = 32 * 2**20  # [bytes] of text, evenly spread, that BPE learns from; a shorter text is used as a whole
+MOST_BAD_ROWS = 0.01  # largest share of bad rows, with dataset.on_bad_row=skip
+ROWS_TO_JUDGE = 10_000  # number of rows to read before too many bad ones end the reading early
 
 
 class SpooledText:
-    """A file of text, read by byte positions; by several threads, if need be."""
+    """A file of text, read by byte positions; several threads may read it at once."""
 
     def __init__(self, path: Path, mode: Literal["rb", "w+b"] = "rb"):
         self.path = path
@@ -38,10 +38,10 @@ class SpooledText:
         self._file.close()
 
     def pieces(self, begin: int, end: int) -> Iterator[str]:
-        """The text between two byte positions, in pieces at whose borders byte-level BPE has a border too.
+        """The text between two byte positions, in pieces that give the same tokens of byte-level BPE as the whole.
 
-        That is before a space that is followed by something visible: the pattern that cuts text into words never has
-        one inside a word, nor does it look back across it. Where there is none for a long way, the border is anywhere.
+        A piece ends before a space that a visible character follows: the regular expression that splits text into words
+        never matches across this place, nor looks back across it. If a piece has no such place, it ends anywhere.
         """
         place = begin
         while place < end:
@@ -52,7 +52,7 @@ class SpooledText:
             whole = len(data)
             while data[whole - 1] & 0xC0 == 0x80:
                 whole -= 1
-            whole -= data[whole - 1] >= 0xC0  # a character that may not be all there waits for the next piece
+            whole -= data[whole - 1] >= 0xC0  # an incomplete character is left to the next piece
             text = data[:whole].decode("utf-8")
             border = text.rfind(" ")
             while border > 0 and (border + 1 == len(text) or text[border + 1].isspace()):
@@ -62,16 +62,16 @@ class SpooledText:
             yield text
             place += len(text.encode("utf-8"))
 
-    # Of `parts` (documents, 2) of the text, as rows (begin, end) of byte positions
+    # Below, `parts` (documents, 2) are parts of the text, as rows (begin, end) of byte positions
 
     def texts(self, parts: np.ndarray) -> Iterator[str]:
-        """Their text, in pieces."""
+        """The text of parts, in pieces."""
         for begin, end in parts.tolist():
             yield from self.pieces(begin, end)
 
     def sample(self, parts: np.ndarray) -> Iterator[str]:
-        """Their text to learn from; where it has more than SAMPLE bytes, pieces from all over it that have about
-        that."""
+        """The text of parts for training a tokenizer; of more than SAMPLE bytes, evenly spread pieces with about that
+        size."""
         share = min(1.0, SAMPLE / max(1, int((parts[:, 1] - parts[:, 0]).sum())))
         seen = taken = 0
         for text in self.texts(parts):
@@ -82,7 +82,7 @@ class SpooledText:
             seen += size
 
     def batches(self, parts: np.ndarray) -> Iterator[tuple[list[str], list[bool]]]:
-        """Some megabytes of text at a time, in pieces, and for each piece whether a document ends with it."""
+        """Batches of a few megabytes of text in pieces, and for each piece whether a document ends with it."""
         texts: list[str] = []
         closes: list[bool] = []
         size = 0
@@ -98,17 +98,17 @@ class SpooledText:
 
     def _closing_pieces(self, parts: np.ndarray) -> Iterator[tuple[str, bool]]:
         for begin, end in parts.tolist():
-            held = None  # until it is known whether it is the last
+            previous = None  # delayed by one piece, to know whether it is the last
             for text in self.pieces(begin, end):
-                if held is not None:
-                    yield held, False
-                held = text
-            assert held is not None
-            yield held, True
+                if previous is not None:
+                    yield previous, False
+                previous = text
+            assert previous is not None
+            yield previous, True
 
 
 class Spool(SpooledText):
-    """The text of documents in a file that this class makes. `counts` says what was not kept."""
+    """Writes the text of documents into a file. `counts` has the numbers of rows, and of bad and empty ones."""
 
     def __init__(self, path: Path, skip_bad_rows: bool = False):
         super().__init__(path, "w+b")
@@ -124,7 +124,7 @@ class Spool(SpooledText):
         return len(self.ends)
 
     def notes(self) -> list[str]:
-        """What was not kept, in sentences."""
+        """Sentences about the rows that were left out."""
         counts = self.counts
         notes = []
         bad, empty = counts["bad_rows"], counts["empty_documents"]
@@ -136,7 +136,7 @@ class Spool(SpooledText):
         return notes
 
     def read(self, rows: Iterable[Row]) -> None:
-        """Takes in documents. InputError for a bad row, or, where they are to be skipped, for too many of them."""
+        """Add documents. Raises InputError for a bad row; if bad rows are skipped, for too many of them."""
         for row in rows:
             self.counts["rows"] += 1
             try:
@@ -161,7 +161,7 @@ class Spool(SpooledText):
             self._size = begin
             if isinstance(error, BadRow):
                 raise
-            raise no_utf8(document.where or document.name, error) from error
+            raise not_utf8(document.where or document.name, error) from error
         if characters == 0:
             self.counts["empty_documents"] += 1
             log.info("%s is empty", document.where or document.name)
@@ -173,8 +173,8 @@ class Spool(SpooledText):
     def _note(self, bad: BadRow) -> None:
         if not self.skip_bad_rows:
             raise InputError(
-                f"{bad}. Mend it, or leave such rows out with dataset.on_bad_row=skip, which counts them and bears no "
-                f"more than {MOST_BAD_ROWS:.0%} of all rows."
+                f"{bad}. Correct it, or leave such rows out with dataset.on_bad_row=skip, which counts them and allows "
+                f"no more than {MOST_BAD_ROWS:.0%} of all rows."
             ) from bad
         self.counts["bad_rows"] += 1
         self.first_bad_row = self.first_bad_row or str(bad)
@@ -187,25 +187,24 @@ class Spool(SpooledText):
         if bad > MOST_BAD_ROWS * rows:
             raise InputError(
                 f"{bad} of {rows} rows {'is' if bad == 1 else 'are'} bad, more than the {MOST_BAD_ROWS:.0%} that "
-                f"dataset.on_bad_row=skip leaves out. The first: {self.first_bad_row}. Mend such rows, or take them or "
-                "their files out of the data."
+                f"dataset.on_bad_row=skip leaves out. The first: {self.first_bad_row}. Correct such rows, or remove "
+                "them or their files from the data."
             )
 
     # Parts of the text, as rows (begin, end) of byte positions
 
     def parts(self, first: int = 0, last: int | None = None) -> np.ndarray:
-        """Documents number `first` to `last` - 1, whole."""
+        """The parts that are documents number `first` to `last` - 1."""
         ends = np.frombuffer(self.ends, dtype=np.int64)
         begins = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
         return np.stack([begins, ends], axis=1)[first:last]
 
     def split(self, share: float) -> tuple[np.ndarray, np.ndarray]:
-        """Parts to train on, and parts to validate on: no text is in both.
+        """The parts of the training split and those of the validation split, which are disjoint. Raises InputError.
 
-        With 20 documents or more, they are taken in the order of a hash of their names, and each that still fits into
-        the `share` of all characters validates; so a document mostly stays on its side when others come and go, and
-        one that is long by itself is trained on. Fewer are read as one text, whose last part (of the characters)
-        validates.
+        20 documents or more are visited in the order of a hash of their names; each that still fits into the `share` of
+        all characters goes to validation. So a document mostly stays in its split when others are added or removed, and
+        a very long one goes to training. Fewer documents are taken as one text, whose last characters go to validation.
         """
         lengths = np.frombuffer(self.characters, dtype=np.int64)
         if len(self) < FEWEST_DOCUMENTS_TO_SPLIT:
@@ -229,7 +228,7 @@ class Spool(SpooledText):
         if border == 0:
             raise InputError(
                 f"There {'is' if total == 1 else 'are'} only {total} {'character' if total == 1 else 'characters'} of "
-                "text, too few to train on and to validate on: give more text."
+                "text, too few for training and validation: give more text."
             )
         before = np.cumsum(lengths) - lengths
         at = int(np.searchsorted(before, border, side="right")) - 1  # the document that holds the border

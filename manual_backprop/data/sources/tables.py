@@ -1,7 +1,7 @@
-"""Rows with named columns, in the user's own files: JSON lines, CSV, tab-separated values, Parquet.
+"""Rows with named columns from the user's files: JSON lines, CSV, tab-separated values, Parquet.
 
-A row is a mapping of what stands in the columns that are asked for; what cannot be read is a BadRow with its file and
-line. What the values mean is the reader's business.
+A row maps the requested columns to their values; a row that cannot be read is a BadRow with its file and line. The
+caller interprets the values.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Table(FileSource):
         raise NotImplementedError("a table has rows")
 
     def rows(self, columns: Mapping[str, str]) -> Iterator[TableRow | BadRow]:
-        """`columns`: by the key of the config that names it, the column. Raises InputError for a file that has not got
-        one of them."""
+        """The rows of all files. `columns` maps a config key to the column that it names. Raises InputError if a file
+        lacks one of the columns."""
         for file in self.files:
             if self.form == "parquet":
                 yield from _parquet_rows(file, columns)
@@ -107,9 +107,9 @@ def _json_row(line: str, place: str, columns: Mapping[str, str]) -> TableRow | B
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        return BadRow(place, f"this is no JSON ({error.msg.removesuffix(' at')} at column {error.colno})")
+        return BadRow(place, f"this is not JSON ({error.msg.removesuffix(' at')} at column {error.colno})")
     except (RecursionError, ValueError) as error:
-        return BadRow(place, f"this is no JSON that can be read ({error})")
+        return BadRow(place, f"this is not JSON that can be read ({error})")
     if not isinstance(row, dict):
         return BadRow(
             place, f"expected an object, as in {{{', '.join(f'{name!r}: ...' for name in columns.values())}}}"
@@ -121,7 +121,8 @@ def _json_row(line: str, place: str, columns: Mapping[str, str]) -> TableRow | B
 
 
 def _csv_rows(lines: Iterable[str], where: str, form: str, columns: Mapping[str, str]) -> Iterator[TableRow | BadRow]:
-    """A heading, and rows of as many cells. Of tab-separated values no cell is quoted."""
+    """The rows of a CSV file, which begins with a heading and has equally many cells in each row. In tab-separated
+    values quotes have no meaning."""
     csv.field_size_limit(LONGEST_CELL)
     dialect: dict[str, Any] = {"strict": True} if form == "csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     reader = csv.reader(iter(lines), **dialect)
@@ -133,7 +134,7 @@ def _csv_rows(lines: Iterable[str], where: str, form: str, columns: Mapping[str,
         except StopIteration:
             return
         except csv.Error as error:
-            yield BadRow(place, f"this is no CSV ({error})")
+            yield BadRow(place, f"this is not CSV ({error})")
             continue
         if not cells:
             continue  # a blank line
@@ -141,7 +142,7 @@ def _csv_rows(lines: Iterable[str], where: str, form: str, columns: Mapping[str,
             heading = [name.removeprefix(_BYTE_ORDER_MARK).strip() for name in cells]
             _check_columns(heading, columns, place)
         elif len(cells) != len(heading):
-            yield BadRow(place, f"this row has {_cells(len(cells))}, and the heading {_cells(len(heading))}")
+            yield BadRow(place, f"this row has {_cells(len(cells))}, but the heading has {_cells(len(heading))}")
         else:
             yield TableRow({column: cells[heading.index(column)] for column in columns.values()}, place)
 
@@ -160,8 +161,8 @@ def _parquet_rows(file: SourceFile, columns: Mapping[str, str]) -> Iterator[Tabl
                     yield TableRow(values, f"{file.path}, row {row}")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{file.path} is damaged or no Parquet file; it could be read up to row {row} ({brief(error)}). Get the "
-            "whole file again, or move it away."
+            f"{file.path} is damaged or not a Parquet file; it could be read up to row {row} ({brief(error)}). Get "
+            "the whole file again, or move it away."
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""Token ids as a network wants them: windows of T tokens over all documents, or rows of one document each.
+"""Batches of token ids: windows of T tokens over all documents, or rows of one document each.
 
-The order of windows is a function of (seed, epoch) and nothing is kept between calls. Which of them make an optimizer
-step is `order`'s business.
+The order of windows is a function of (seed, epoch), without state between calls. `order` groups them into optimizer
+steps.
 """
 
 import functools
@@ -16,14 +16,14 @@ from .token_shards import Tokens, TokenShards
 
 
 class Windows:
-    """The endless training order over n `tokens`: in each epoch, every window of T tokens once, in a new order.
+    """An endless sequence of windows over n `tokens`: in each epoch every window of T tokens once, in a new order.
 
-    The borders between windows move from epoch to epoch, so that a token is not always met with the same context; the
-    few tokens before the first and after the last window of an epoch are met in others. A window may hold the end of
-    one document and the start of the next; with `mask_documents`, neither attends to the other.
+    The borders between windows shift from epoch to epoch, so that a token gets different contexts; the few tokens
+    before the first and after the last window of an epoch are in windows of other epochs. A window may hold the end of
+    one document and the beginning of the next; with `mask_documents`, neither attends to the other.
 
-    `offsets` say where documents begin, and the end. With `max_length`, a longer one counts as if it had only so many
-    tokens and then its last, the end token.
+    `offsets` are the beginnings of documents, and the end of the last. With `max_length`, a longer document is cut to
+    that many tokens, followed by its end token.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Windows:
         max_length: int | None = None,
         mask_documents: bool = False,
     ):
-        self.tokens = _quickly_indexed(tokens)
+        self.tokens = _as_plain_array(tokens)
         self.offsets = offsets if mask_documents else None
         self.notes: tuple[str, ...] = ()
         self._cuts: tuple[np.ndarray, np.ndarray] | None = None
@@ -55,15 +55,15 @@ class Windows:
         _check_length(length, sequence_length, "training")
         self.sequence_length = sequence_length  # T
         self.seed = seed
-        # One window fewer than could be had, where there are several, so that the first can begin at any of T places.
+        # One window fewer than possible if there are several, so that the first can begin at any of T positions.
         self.windows_per_epoch = max(length // sequence_length - 1, 1)
         self._spare = length - 1 - self.windows_per_epoch * sequence_length  # the last target has no window
 
     def batch(self, first: int, count: int, first_row: int = 0, device: torch.device | str = "cpu") -> Batch:
-        """The windows number `first` to `first + count - 1` of the endless sequence, as a batch (count, T)."""
+        """Windows number `first` to `first + count - 1` of the endless sequence, as a batch (count, T)."""
         if first < 0 or count < 1:
             raise InputError(
-                f"A batch of {count} windows from number {first}: both must not be negative, nor the count 0."
+                f"A batch of {count} windows from number {first}: give at least 1 window, and a number of at least 0."
             )
         places = self._starts(first, count)[:, None] + np.arange(self.sequence_length + 1)  # (B, T + 1)
         segments = None if self.offsets is None else _segments(self.offsets, places[:, :-1], device)
@@ -71,7 +71,7 @@ class Windows:
         return _to_batch(chunk.astype(np.int64), first_row, device, segments)
 
     def _uncut(self, places: np.ndarray) -> np.ndarray:
-        """Where in `tokens` the places of the shortened text are."""
+        """The indices in `tokens` of positions in the text with cut documents."""
         assert self._cuts is not None
         kept, offsets = self._cuts
         documents = np.searchsorted(kept, places, side="right") - 1
@@ -79,7 +79,7 @@ class Windows:
         return np.where(places == kept[documents + 1] - 1, offsets[documents + 1] - 1, found)
 
     def _starts(self, first: int, count: int) -> np.ndarray:
-        """Where in `tokens` each of the windows begins."""
+        """The first position of each window."""
         numbers = np.arange(first, first + count)
         epochs, places = np.divmod(numbers, self.windows_per_epoch)
         starts = np.empty(count, dtype=np.int64)
@@ -98,13 +98,13 @@ def validation_batches(
     device: torch.device | str = "cpu",
     offsets: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """Windows of T without overlap over the whole split, in order; with `limit`, only so many batches.
+    """The first `limit` batches (None: all) of windows of T tokens without overlap over the whole split, in order.
 
-    Every token but the very first is a target once: the last window is filled up with targets that are not counted.
-    With `offsets`, where documents begin, no document attends to another.
+    Every token but the very first is a target once: the last window is padded with IGNORED targets. With `offsets`, the
+    beginnings of documents, no document attends to another.
     """
     _check_length(len(tokens), sequence_length, "test or validation")
-    tokens = _quickly_indexed(tokens)
+    tokens = _as_plain_array(tokens)
     windows = -(-(len(tokens) - 1) // sequence_length)
     last = windows if limit is None else min(windows, limit * batch_size)
 
@@ -124,10 +124,10 @@ def validation_batches(
 
 
 class Documents:
-    """Documents as rows: `offsets` (documents + 1,) say where each begins in `tokens`."""
+    """Documents as rows of a batch: `offsets` (documents + 1,) are their beginnings in `tokens`."""
 
     def __init__(self, tokens: Tokens, offsets: np.ndarray):
-        self.tokens, self.offsets = _quickly_indexed(tokens), np.asarray(offsets)
+        self.tokens, self.offsets = _as_plain_array(tokens), np.asarray(offsets)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -141,10 +141,10 @@ class Documents:
         first_row: int = 0,
         device: torch.device | str = "cpu",
     ) -> Batch:
-        """Of each document, `lengths` inputs from its token number `first` on, and the tokens that follow them.
+        """A batch with `lengths` inputs of each document, starting with its token number `first`, and their targets.
 
-        Rows are filled up behind, with targets that are not counted. What is filled up is known by its place, not by a
-        token: causal attention lets nothing that counts look there, so the network needs to know nothing of it.
+        Rows are padded on the right with IGNORED targets. The network needs no padding token and no lengths: causal
+        attention hides the padding from all real positions.
         """
         width = np.arange(int(lengths.max()) + 1)
         places = (self.offsets[numbers] + first)[:, None] + np.minimum(width, lengths[:, None])
@@ -162,7 +162,7 @@ def rows_of_documents(
     limit: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """Every document once and in order, a long one in several rows; with `limit`, only so many batches.
+    """The first `limit` batches (None: all) of every document once and in order, a long one in several rows.
 
     Every token but the first of each document is a target once.
     """
@@ -184,35 +184,35 @@ def rows_of_documents(
     return batches()
 
 
-@functools.lru_cache(maxsize=4)  # batches at the border of two epochs need both
+@functools.lru_cache(maxsize=4)  # batches at the border between two epochs need both
 def epoch_order(seed: int, epoch: int, count: int) -> tuple[int, np.ndarray]:
     """A random number and a permutation of `count` elements for (seed, epoch).
 
-    Sorted raw output of a counter-based generator (Philox; Salmon et al. 2011): unlike `Generator.permutation`, numpy
-    promises that it stays the same.
+    It sorts the raw output of a counter-based generator (Philox; Salmon et al. 2011), which numpy promises not to
+    change, unlike `Generator.permutation`.
     """
     key = np.array([seed % 2**64, epoch], dtype=np.uint64)
     draws = np.random.Philox(key=key).random_raw(1 + count)
     order = np.argsort(draws[1:], kind="stable")
-    order.flags.writeable = False  # shared by all who ask
+    order.flags.writeable = False  # the cache shares it between callers
     return int(draws[0]), order
 
 
-def _quickly_indexed(tokens: Tokens) -> Tokens:
-    """Of a memory map, a plain view: indexing it is cheaper."""
+def _as_plain_array(tokens: Tokens) -> Tokens:
+    """A plain array view of a memory map, which is cheaper to index."""
     return tokens if isinstance(tokens, TokenShards) else np.asarray(tokens)
 
 
 def _to_batch(
     chunk: np.ndarray, first_row: int, device: torch.device | str, segments: torch.Tensor | None = None
 ) -> Batch:
-    """(B, T + 1) tokens as inputs and the tokens that follow them; one transfer for both."""
+    """The batch of (B, T + 1) tokens: inputs, and targets shifted by one; one transfer for both."""
     both = moved(torch.from_numpy(chunk), device)
     return Batch(both[:, :-1].contiguous(), both[:, 1:].contiguous(), segments, first_row=first_row)
 
 
 def _segments(offsets: np.ndarray, places: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    """The document of each place, numbered from 0 in each row."""
+    """The index of the document at each position, from 0 in each row."""
     documents = np.searchsorted(offsets, places, side="right")
     return moved(torch.from_numpy(documents - documents[:, :1]), device)
 
@@ -223,7 +223,7 @@ def _check_length(length: int, sequence_length: int, split: str) -> None:
     if length < sequence_length + 1:
         share = ", or hold out more of it (dataset.validation=SHARE)" if "validation" in split else ""
         raise InputError(
-            f"The {split} split has {length} tokens, and one window needs {sequence_length + 1} "
+            f"The {split} split has {length} tokens, but one window needs {sequence_length + 1} "
             f"(model.max_seq_len={sequence_length} and the token after it). Use a shorter model.max_seq_len, "
             f"or more text{share}."
         )

@@ -1,9 +1,9 @@
-"""A text as token ids, prepared once: `prepare_corpus`.
+"""A corpus: a text as token ids, tokenized once and cached. See `prepare_corpus`.
 
-The cache holds one folder for each pair of data and tokenizer, named after the SHA-256 of everything that its content
-depends on (`token_cache`). A source is read once into a file (`reading`), and tokens are made of that, some megabytes
-at a time: nothing here holds a whole text in memory. Tokens that `pretokenize_dataset` wrote need no cache: they are
-read where they lie. Batches are made in `order`.
+The cache has one folder for each pair of data and tokenizer, named after the SHA-256 of everything that its content
+depends on (`token_cache`). A source is read once into a file (`reading`), which is tokenized in pieces of some
+megabytes: a whole text is never in memory. Tokens that `pretokenize_dataset` wrote are read from their own folder,
+without the cache. `order` makes batches.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from ..sources.hub import HubUnavailable, unpinned
 from ..sources.reading import read_documents, selection
 from ..sources.registry import open_source
 from ..sources.spool import Spool
-from .run_tokenizer import complete_tokenizer, make_tokenizer, tokenizer_identity, what_is_lost
+from .run_tokenizer import complete_tokenizer, make_tokenizer, tokenizer_identity, tokenizer_notes
 from .token_cache import MANIFEST, Contents, Split, find_prepared, open_split, prepare, write_split
 from .token_shards import PRETOKENIZED, Tokens, load_pretokenized, manifest_of
 from .tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 
-LARGE = 10_000_000  # [bytes] of text, which take some seconds
-FORMAT = 2  # raised whenever the same text and settings would make other files
+LARGE = 10_000_000  # [bytes] of text; tokenizing more takes seconds
+FORMAT = 2  # increased whenever the same text and settings would give other files
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token ids of a training and a validation split, memory-mapped and read-only, and where they come from."""
+    """Token ids of a training and a validation split, memory-mapped and read-only, and their origin."""
 
     tokenizer: Tokenizer
-    train: Tokens  # (n,) uint16 or uint32; each document is followed by the end token where there is one
+    train: Tokens  # (n,) uint16 or uint32; the end token, if there is one, follows each document
     validation: Tokens  # (n,)
     train_offsets: np.ndarray  # (documents + 1,) int64: document i is train[offsets[i] : offsets[i + 1]]
     validation_offsets: np.ndarray
-    dataset_digest: str  # SHA-256 of what the documents of both splits depend on, whatever the tokenizer
-    tokenizer_digest: str  # SHA-256 of tokenizer.json, and of tokenizer_config.json where that says more
+    dataset_digest: str  # SHA-256 of everything that determines the documents of both splits, without the tokenizer
+    tokenizer_digest: str  # SHA-256 of tokenizer.json, and of tokenizer_config.json if that adds something
     train_bytes: int  # of the text in UTF-8, without end tokens
     validation_bytes: int
-    notes: tuple[str, ...] = ()  # what whoever reads a run's results must know
+    notes: tuple[str, ...] = ()  # for the run's log: what was unusual about the data
     counts: dict[str, int] = field(default_factory=dict)  # of rows, bad_rows and empty_documents
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, splits: dict[str, Split], dataset_digest: str, contents: Contents) -> Corpus:
-        """`contents`: of the manifest, which has its notes and counts."""
+        """The corpus with these splits; `contents` is that of the manifest, with the notes and counts."""
         train, validation = splits["train"], splits["validation"]
         return cls(
             tokenizer=tokenizer,
@@ -70,7 +70,7 @@ class Corpus:
         )
 
     def split(self, name: str) -> Split:
-        """train or validation."""
+        """The split called `name`, which is train or validation."""
         return Split(getattr(self, name), getattr(self, f"{name}_offsets"), getattr(self, f"{name}_bytes"))
 
     @property
@@ -83,10 +83,10 @@ class Corpus:
 
 
 def prepare_corpus(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: str | Path) -> Corpus:
-    """The corpus that a config means: out of `cache` where it is there and sound, else made and put there.
+    """The corpus of a config: from `cache` if it is there and intact, otherwise prepared and stored there.
 
-    Any number of processes may ask for the same one at once: one makes it, the others wait for it. Raises InputError
-    for data that cannot be used and StorageError where the cache cannot be written.
+    Several processes may ask for the same corpus at once: one prepares it, the others wait. Raises InputError for data
+    that cannot be used, and StorageError.
     """
     if dataset.name == PRETOKENIZED:
         return _corpus_of_shards(dataset, tokenizer)
@@ -107,7 +107,7 @@ def prepare_corpus(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: st
 
 
 def prepared_corpus(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: str | Path) -> Corpus | None:
-    """The corpus that a config means, where it was prepared before. Writes nothing."""
+    """The corpus of a config if it is in the cache, else None. Writes nothing."""
     if dataset.name == PRETOKENIZED:
         return _corpus_of_shards(dataset, tokenizer)
     try:
@@ -118,7 +118,7 @@ def prepared_corpus(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: s
 
 
 def _settings(dataset: DatasetConfig, tokenizer: TokenizerConfig, source: Source | None) -> dict[str, Any]:
-    """What the files of a corpus depend on."""
+    """Everything that determines the files of a corpus: the key of the cache."""
     return {
         "format": FORMAT,
         "dataset": selection(dataset, source),
@@ -131,14 +131,14 @@ def _folder(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: Path, set
 
 
 def _make(folder: Path, source: Source, dataset: DatasetConfig, config: TokenizerConfig) -> Contents:
-    """The files of a corpus, and what its manifest says of them."""
+    """Write the files of a corpus and return the contents of its manifest."""
     spool = Spool(folder / "text", skip_bad_rows=dataset.on_bad_row == "skip")
     try:
         parts = read_documents(spool, source, dataset)
         if (size := spool.path.stat().st_size) > LARGE:
-            log.warning("making tokens of %.0f MB of text, once: the next run with it finds them", size / 1e6)
+            log.warning("tokenizing %.0f MB of text, once: later runs reuse the tokens", size / 1e6)
         tokenizer = make_tokenizer(config, spool, parts)
-        lost = what_is_lost(tokenizer, spool.texts(np.concatenate([parts["train"], parts["validation"]])))
+        lost = tokenizer_notes(tokenizer, spool.texts(np.concatenate([parts["train"], parts["validation"]])))
         sizes = {name: write_split(folder, name, tokenizer, spool, part) for name, part in parts.items()}
     finally:
         spool.close()
@@ -158,18 +158,18 @@ def _read(folder: Path, contents: Contents) -> Corpus:
 
 
 def _as_asked(corpus: Corpus, dataset: DatasetConfig, settings: dict[str, Any]) -> Corpus:
-    """The corpus, with a note on the revision that this config asked for: another one may have had it prepared."""
+    """The corpus with a note on this config's revision, since a config with another revision may have prepared it."""
     if dataset.repository is None:
         return corpus
     return replace(corpus, notes=(*corpus.notes, *unpinned(dataset, settings["dataset"]["source"]["revision"])))
 
 
 def _checked(corpus: Corpus, dataset: DatasetConfig, tokenizer: TokenizerConfig) -> Corpus:
-    """The corpus, unless it was made by leaving out rows that this config wants to hear of."""
+    """The corpus. Raises InputError if bad rows were left out when it was prepared, but this config forbids it."""
     bad = corpus.counts.get("bad_rows", 0)
     if bad and dataset.on_bad_row != "skip":
         first = next(note for note in corpus.notes if "bad row" in note)
-        raise InputError(f"{first}. Mend them, or leave them out with dataset.on_bad_row=skip, which counts them.")
+        raise InputError(f"{first}. Correct them, or leave them out with dataset.on_bad_row=skip, which counts them.")
     if tokenizer.name == BpeTokenizer.name and corpus.tokenizer.vocab_size < (tokenizer.vocab_size or 0):
         log.warning(
             "The text is too small to learn tokenizer.vocab_size=%d tokens: the tokenizer has %d.",
@@ -180,7 +180,8 @@ def _checked(corpus: Corpus, dataset: DatasetConfig, tokenizer: TokenizerConfig)
 
 
 def _prepared_earlier(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: Path) -> Corpus | None:
-    """Without the hub nobody knows the newest revision: the one that was prepared last is taken, and named."""
+    """The corpus that was prepared last for any revision of this dataset, for use without the hub; a warning names the
+    revision. None if there is none."""
     asked = dataset.repository, dataset.config, dataset.split or "train", dataset.text_column or "text"
     found = sorted(cache.glob(f"{dataset.name}-*/{MANIFEST}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
@@ -195,7 +196,7 @@ def _prepared_earlier(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache:
                 and (corpus := find_prepared(path.parent, there, _read)) is not None
             ):
                 log.warning(
-                    "The hub cannot be reached: going on with revision %s, prepared before.", source["revision"]
+                    "The hub cannot be reached: using revision %s, which was prepared before.", source["revision"]
                 )
                 return _as_asked(corpus, dataset, there)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -203,15 +204,15 @@ def _prepared_earlier(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache:
     return None
 
 
-# Tokens that were prepared as shards
+# Tokens from `pretokenize_dataset`
 
 
 def _corpus_of_shards(dataset: DatasetConfig, config: TokenizerConfig) -> Corpus:
-    """What `pretokenize_dataset` wrote, with the tokenizer that lies beside it; another one is refused."""
+    """The corpus that `pretokenize_dataset` wrote, with its own tokenizer. Raises InputError for another one."""
     if dataset.path is None:
         raise InputError(
-            f"dataset={PRETOKENIZED} needs to know where the tokens lie: give the folder that `tools.tokenization "
-            "pretokenize` made as dataset.path=PATH."
+            f"dataset={PRETOKENIZED} needs a path: give the folder that `tools.tokenization pretokenize` wrote as "
+            "dataset.path=PATH."
         )
     folder = Path(dataset.path).expanduser()
     contents = manifest_of(folder)
@@ -221,12 +222,12 @@ def _corpus_of_shards(dataset: DatasetConfig, config: TokenizerConfig) -> Corpus
         given = complete_tokenizer(config)
         if given is None or given.digest != tokenizer.digest:
             raise InputError(
-                f"tokenizer={config.name}: the tokens in {folder} were made with another tokenizer; say "
+                f"tokenizer={config.name}: the tokens in {folder} are from another tokenizer; use "
                 f"tokenizer={PRETOKENIZED}, which is theirs."
             )
     sizes, longest = contents["splits"], contents["settings"]["max_length"]
     selected, notes = contents["settings"]["dataset"], list(contents["notes"])
-    if longest is not None:  # other documents than those of the whole text
+    if longest is not None:  # the documents are cut, so they are not those of the text
         selected = {**selected, "max_length": longest}
         cut, documents = (sum(split[key] for split in sizes.values()) for key in ("cut", "documents"))
         notes.append(f"{cut} of {documents} documents have more than {longest} tokens and were cut there")

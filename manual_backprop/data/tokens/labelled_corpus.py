@@ -1,10 +1,10 @@
-"""Labelled texts as token ids, prepared once: `prepare_labelled`.
+"""Labelled texts as token ids, tokenized once and cached: `prepare_labelled`.
 
-A folder of the cache for each pair of data and tokenizer, like a corpus (`corpus`): of each split a file of ids, one of
-offsets and one of labels. While it is prepared, all texts are held in memory.
+As for a corpus (`corpus`), the cache has one folder for each pair of data and tokenizer: for each split a file of ids,
+one of offsets and one of labels. All texts are in memory while they are prepared.
 
-Where the data has no splits of its own, a hash of the text decides: equal texts are in one split, and of each label the
-same share is held out, but never all of it.
+If the data has no splits of its own, a hash of the text decides: equal texts are in the same split, and the same share
+of each label is held out, but never all of it.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from ...common.errors import InputError
 from ...config.schema import DatasetConfig, TokenizerConfig
 from ..sources.labelled import Labelled, LabelledSource, open_labelled, open_test_rows
 from ..sources.reading import VALIDATION_SHARE, RowReading, first_rows
-from .run_tokenizer import learned_tokenizer, tokenizer_identity, what_is_lost
+from .run_tokenizer import learned_tokenizer, tokenizer_identity, tokenizer_notes
 from .token_cache import Contents, find_prepared, prepare
 from .tokenizer import Tokenizer, load_tokenizer
 
-FORMAT = 1  # raised whenever the same rows and settings would make other files
+FORMAT = 1  # increased whenever the same rows and settings would give other files
 MOST_LABELS = 10_000
 SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class LabelledSplit:
-    """Token ids and labels of texts, read-only; memory-mapped where they come out of the cache."""
+    """Token ids and labels of texts, read-only; memory-mapped if they are from the cache."""
 
-    tokens: np.ndarray  # (n,) of the tokenizer's type; text i is tokens[offsets[i] : offsets[i + 1]]
+    tokens: np.ndarray  # (n,) of the tokenizer's dtype; text i is tokens[offsets[i] : offsets[i + 1]]
     offsets: np.ndarray  # (texts + 1,) int64
-    labels: np.ndarray  # (texts,) int64: numbers in the corpus' `labels`
+    labels: np.ndarray  # (texts,) int64: indices into the corpus's `labels`
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,15 +51,15 @@ class LabelledSplit:
 class LabelledCorpus:
     tokenizer: Tokenizer
     labels: tuple[str, ...]  # those of the training texts, sorted
-    splits: dict[str, LabelledSplit]  # train, validation, and test where a share of the data is
+    splits: dict[str, LabelledSplit]  # train, validation, and test if a share of the data is set aside for it
     dataset_digest: str
     notes: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
 
 
 def prepare_labelled(dataset: DatasetConfig, config: TokenizerConfig, cache: Path) -> LabelledCorpus:
-    """The texts that a config means: out of `cache` where they are there and sound, else made and put there. Raises
-    InputError for data that cannot be used and StorageError where the cache cannot be written."""
+    """The labelled texts of a config: from `cache` if they are there and intact, otherwise prepared and stored there.
+    Raises InputError for data that cannot be used, and StorageError."""
     source = open_labelled(dataset)
     settings = _settings(dataset, config, source)
 
@@ -67,16 +67,16 @@ def prepare_labelled(dataset: DatasetConfig, config: TokenizerConfig, cache: Pat
         return _make(folder, source, dataset, config)
 
     corpus = prepare(_folder(dataset, config, cache, settings), settings, make, _read)
-    if corpus.counts["bad_rows"] and dataset.on_bad_row != "skip":  # another run had them left out
-        raise InputError(f"{corpus.notes[0]}. Mend them, or leave them out with dataset.on_bad_row=skip.")
+    if corpus.counts["bad_rows"] and dataset.on_bad_row != "skip":  # a run that skips bad rows prepared it
+        raise InputError(f"{corpus.notes[0]}. Correct them, or leave them out with dataset.on_bad_row=skip.")
     return corpus
 
 
 def preview_labelled(
     dataset: DatasetConfig, config: TokenizerConfig, cache: Path
 ) -> tuple[LabelledCorpus | None, bool]:
-    """The same, where nothing may be written; and whether it was prepared: else it is, for this once. None for texts
-    that are still on the hub."""
+    """The labelled texts of a config without writing to the cache, and whether they were in it. Texts that were not are
+    prepared for this call only; None for texts that are still on the hub."""
     source = open_labelled(dataset)
     settings = _settings(dataset, config, source)
     if (found := find_prepared(_folder(dataset, config, cache, settings), settings, _read)) is not None:
@@ -84,12 +84,12 @@ def preview_labelled(
     if dataset.format == "hub":
         return None, False
     with TemporaryDirectory(prefix="manual_backprop-") as folder:
-        return prepare_labelled(dataset, config, Path(folder)), False  # its files stay open
+        return prepare_labelled(dataset, config, Path(folder)), False  # its files stay mapped after their deletion
 
 
 def open_test_split(dataset: DatasetConfig, corpus: LabelledCorpus) -> tuple[LabelledSplit, tuple[str, ...]]:
-    """The test split and what its reader must know. Raises InputError where there is none, and where a label of it
-    is none of the corpus'."""
+    """The test split and notes about it. Raises InputError if there is none, or if it has a label that the corpus does
+    not have."""
     if "test" in corpus.splits and dataset.test is None:
         return corpus.splits["test"], ()
     source = open_test_rows(dataset)
@@ -101,15 +101,14 @@ def open_test_split(dataset: DatasetConfig, corpus: LabelledCorpus) -> tuple[Lab
     for row in rows:
         try:
             corpus.tokenizer.encode(row.text)
-        except InputError as error:  # a character that no training text has
+        except InputError as error:  # a character that the tokenizer does not know
             raise InputError(f"{row.where}: {error}") from error
     tokens, offsets = _encoded(corpus.tokenizer, [row.text for row in rows])
     return LabelledSplit(tokens, offsets, _numbers(rows, corpus.labels, "test")), (*source.notes, *reading.notes)
 
 
 def encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Each text as it is learned from: between the tokens that open and end a document, where the tokenizer has
-    them."""
+    """The token ids of each text as in training: with the begin and end tokens, if the tokenizer has them."""
     end = [] if tokenizer.end_token_id is None else [tokenizer.end_token_id]
     return [np.array([*tokenizer.begin_token_ids, *ids, *end]) for ids in tokenizer.encode_many(list(texts))]
 
@@ -153,7 +152,7 @@ def _make(folder: Path, source: LabelledSource, dataset: DatasetConfig, config: 
         offsets.tofile(folder / f"{name}.offsets.bin")
         _numbers(split, labels, name).tofile(folder / f"{name}.labels.bin")
         sizes[name] = {"texts": len(split), "tokens": len(tokens)}
-    lost = [note for note in what_is_lost(tokenizer, texts["train"]) if "no end token" not in note]
+    lost = [note for note in tokenizer_notes(tokenizer, texts["train"]) if "no end token" not in note]
     notes = [*reading.notes, *source.notes, *lost]
     dtype = np.dtype(tokenizer.dtype).name
     return {"dtype": dtype, "splits": sizes, "labels": labels, "notes": notes, "counts": reading.counts}
@@ -200,8 +199,9 @@ def _split(reading: RowReading, source: LabelledSource, dataset: DatasetConfig) 
 
 
 def _held_out(rows: Sequence[Labelled], shares: dict[str, float]) -> dict[str, str]:
-    """By its text, the split of what does not train: of each label the share of its texts that come first by their
-    hash, rounded down but for at least one where it has three. A text with several labels goes with the first."""
+    """Text -> split, for the texts that are not in the training split: from each label the `shares` of its texts, first
+    in the order of a hash. The number is rounded down, but is at least one if a label has three texts. A text with
+    several labels counts for the first."""
     texts: dict[str, Labelled] = {}
     for row in rows:
         texts.setdefault(row.text, row)
@@ -219,13 +219,13 @@ def _held_out(rows: Sequence[Labelled], shares: dict[str, float]) -> dict[str, s
 
 
 def _labels(rows: Sequence[Labelled], place: str, dataset: DatasetConfig) -> list[str]:
-    """Of the training rows, sorted. Raises InputError where there is nothing to tell apart."""
+    """The labels of the training rows, sorted. Raises InputError if there is only one, or if they look like texts."""
     labels = sorted({row.label for row in rows})
     column = dataset.label_column or "label"
     if len(labels) == 1:
         raise InputError(
-            f"{place}: all {len(rows):,} training rows have the label {labels[0]!r}, and a classifier needs two at "
-            f"least. Give rows of other labels, or name another column: dataset.label_column=NAME (it is {column!r})."
+            f"{place}: all {len(rows):,} training rows have the label {labels[0]!r}, but a classifier needs at least "
+            f"two. Give rows of other labels, or name another column: dataset.label_column=NAME (it is {column!r})."
         )
     if len(labels) > MOST_LABELS or (len(labels) == len(rows) and len(rows) > 2):
         raise InputError(
@@ -236,13 +236,13 @@ def _labels(rows: Sequence[Labelled], place: str, dataset: DatasetConfig) -> lis
 
 
 def _numbers(rows: Sequence[Labelled], labels: Sequence[str], split: str) -> np.ndarray:
-    """The place of each row's label among the labels. Raises InputError for one that no training row has."""
+    """The index of each row's label in `labels`. Raises InputError for a label that no training row has."""
     places = {label: number for number, label in enumerate(labels)}
     for row in rows:
         if row.label not in places:
             known = ", ".join(map(repr, labels[:10])) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
             raise InputError(
-                f"{row.where}: the label {row.label!r} is in the {split} split alone; training rows have {known}. No "
-                "model can learn it: correct it, add training rows of it, or take the row out."
+                f"{row.where}: the label {row.label!r} is only in the {split} split; training rows have {known}. No "
+                "model can learn it: correct it, add training rows with it, or remove the row."
             )
     return np.array([places[row.label] for row in rows], dtype=np.int64)

@@ -1,9 +1,9 @@
-"""In which order a network sees a corpus: optimizer step number n as a function of (seed, n), and nothing else.
+"""The order of training: the batches of optimizer step n are a function of (seed, n) alone.
 
-Nothing is kept between calls, so a run that resumes after n steps goes on with what it has not seen. `Packed` cuts
-windows out of all documents together, `Padded` gives each document a row of its own. Where several processes share a
-training (`common.processes`), each gets its own part of a step's rows: all parts together are the step, however many
-they are.
+There is no state between calls, so a run that resumes after n steps continues with the data that it has not seen.
+`Packed` cuts windows out of all documents together, `Padded` gives each document a row of its own. If several processes
+share a training (`common.processes`), each gets its part of a step's rows; a step has the same rows for any number of
+processes.
 """
 
 from abc import ABC, abstractmethod
@@ -21,42 +21,45 @@ from .batches import Documents, Windows, epoch_order, rows_of_documents, validat
 from .corpus import Corpus
 from .token_shards import Tokens
 
-BUCKET = 64  # optimizer steps whose rows are sorted by length together
+BUCKET = 64  # optimizer steps in a bucket, whose rows are sorted by length
 
 
 def share_of(rows: int) -> range:
-    """Which of a step's rows are this process': the last process may have fewer than others, or none."""
+    """The indices of this process's rows of a step; the last process may have fewer than others, or none."""
     group = processes()
     share = -(-rows // group.size)
     return range(min(group.rank * share, rows), min((group.rank + 1) * share, rows))
 
 
 class Order(ABC):
-    """Batches to train on. `rows` sequences make an optimizer step of all processes."""
+    """The batches of each optimizer step. A step has `rows` sequences, in all processes together.
+
+    Below, counted targets are those that the loss does not ignore.
+    """
 
     rows: int
 
-    tokens_per_step: int  # targets that count in a step of all processes; of several kinds of steps, the mean
+    tokens_per_step: int  # counted targets in a step of all processes; the mean if steps differ
     notes: tuple[str, ...] = ()
 
     @abstractmethod
     def steps(self, epochs: float) -> float:
-        """How many optimizer steps are that many times through the text."""
+        """The number of optimizer steps in this many epochs."""
 
     @abstractmethod
     def tokens_before(self, step: int) -> int:
-        """How many targets have counted in the first `step` steps."""
+        """The number of counted targets in the first `step` steps."""
 
     @abstractmethod
     def batches(self, step: int, device: torch.device | str = "cpu") -> tuple[int, Iterator[Batch]]:
-        """Of step number `step`, from 0: how many targets count in all of it, and this process' batches."""
+        """The number of counted targets in step number `step`, from 0, and this process's batches of it."""
 
 
 class Packed(Order):
     """Windows of T tokens over all documents; see Windows."""
 
-    def __init__(self, windows: Windows, batch_size: int, pieces: int):
-        self.windows, self.batch_size, self.rows = windows, batch_size, batch_size * pieces
+    def __init__(self, windows: Windows, batch_size: int, accumulation_steps: int):
+        self.windows, self.batch_size, self.rows = windows, batch_size, batch_size * accumulation_steps
         self.tokens_per_step = self.rows * windows.sequence_length
 
     def steps(self, epochs: float) -> float:
@@ -76,22 +79,22 @@ class Packed(Order):
 
 
 class RowsOfLengths(Protocol):
-    """Documents, or other rows that are padded to the longest of a batch."""
+    """Documents, or other rows that are padded to the longest one of a batch."""
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each, of which the first is not predicted."""
+        """The number of tokens in each row, of which the first is not predicted."""
 
     def batch(self, numbers: np.ndarray, lengths: np.ndarray, *, first_row: int, device: torch.device | str) -> Any:
-        """Of rows by their numbers, each with so many predicted tokens."""
+        """The batch of the rows with these `numbers`; `lengths` are their numbers of predicted tokens."""
 
 
 class Padded(Order):
-    """A document a row, cut after `max_length` tokens; a batch is as wide as its longest row.
+    """One document in each row, cut after `max_length` tokens; a batch is as wide as its longest row.
 
-    In each epoch every document is met once. Documents in random order are sorted by length in buckets of some steps,
-    so that those of a step are of like length, and the steps come in random order again. The last step of an epoch has
-    what is left. The token after a cut is still a target: no end is taught where a document goes on.
+    Each epoch has every document once. Documents are shuffled, sorted by length within buckets of some steps, so that
+    those of a step have similar lengths, and then the steps are shuffled. One step of an epoch has the rest, with fewer
+    rows. The token after a cut is still a target: the model does not learn that a cut document ends.
     """
 
     def __init__(
@@ -100,16 +103,16 @@ class Padded(Order):
         max_length: int,
         seed: int,
         batch_size: int,
-        pieces: int,
+        accumulation_steps: int,
         bucket: int = BUCKET,
     ):
         self.documents, self.seed, self.batch_size, self.bucket = documents, seed, batch_size, bucket
-        self.rows = batch_size * pieces
-        lengths = documents.lengths - 1  # a document's first token is no target
+        self.rows = batch_size * accumulation_steps
+        lengths = documents.lengths - 1  # a document's first token is not a target
         self.numbers = np.flatnonzero(lengths > 0)
-        self.lengths = np.minimum(lengths, max_length)  # of a row
+        self.lengths = np.minimum(lengths, max_length)  # targets of each row
         if not len(self.numbers):
-            raise InputError("No document has two tokens, and one has to predict the next: give more text.")
+            raise InputError("No document has two tokens, one to predict the next from: give more text.")
         self.steps_per_epoch = -(-len(self.numbers) // self.rows)
         self.tokens_per_epoch = int(self.lengths[self.numbers].sum())
         self.tokens_per_step = round(self.tokens_per_epoch / self.steps_per_epoch)
@@ -119,7 +122,7 @@ class Padded(Order):
             note
             for count, note in (
                 (cut, f"{cut} of {len(lengths)} documents have more than {max_length} tokens and are cut there"),
-                (alone, f"{alone} of {len(lengths)} documents have a single token: nothing is to be predicted in them"),
+                (alone, f"{alone} of {len(lengths)} documents have a single token, so they have no target"),
             )
             if count
         )
@@ -144,13 +147,13 @@ class Padded(Order):
             yield self.documents.batch(mine, self.lengths[mine], first_row=first, device=device)
 
     def _parts(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """This process' rows of a step, a batch at a time, each with its first one's place in the step."""
+        """This process's rows of a step, in batches, each with the index of its first row in the step."""
         part = share_of(len(rows))
         for first in part[:: self.batch_size]:
             yield first, rows[first : min(first + self.batch_size, part.stop)]
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Documents of each step of an epoch, (steps, rows), -1 for none; and the targets before each step."""
+        """The documents of each step of an epoch, (steps, rows), -1 for none; and the targets before each step."""
         if self._epoch is None or self._epoch[0] != epoch:
             draw, order = epoch_order(self.seed, epoch, len(self.numbers))
             shuffled = self.numbers[order]
@@ -166,7 +169,7 @@ class Padded(Order):
 
 
 class Repeated(Order):
-    """The first `count` steps of another order, again and again: what can be learned by heart is."""
+    """The first `count` steps of another order, repeated: a model that works can memorize them."""
 
     def __init__(self, order: Order, count: int):
         self.order, self.count = order, count
@@ -190,28 +193,28 @@ def open_order(
     *,
     sequence_length: int,
     batch_size: int,
-    pieces: int,
+    accumulation_steps: int,
     seed: int,
     repeat: int | None = None,
 ) -> Order:
-    """The order that a config means: `pieces` batches of `batch_size` rows are an optimizer step.
+    """The order for a config: an optimizer step is `accumulation_steps` batches of `batch_size` rows.
 
-    `repeat`: only so many steps, again and again. Raises InputError for a text that is too short.
+    `repeat`: use only the first `repeat` steps, repeatedly. Raises InputError for a text that is too short.
     """
     if batching.name == "padded":
         longest = min(dataset.max_length or sequence_length, sequence_length)
         documents = Documents(corpus.train, corpus.train_offsets)
-        order: Order = Padded(documents, longest, seed, batch_size, pieces)
+        order: Order = Padded(documents, longest, seed, batch_size, accumulation_steps)
     else:
         mask = bool(batching.mask_documents)
         windows = Windows(corpus.train, sequence_length, seed, corpus.train_offsets, dataset.max_length, mask)
-        order = Packed(windows, batch_size, pieces)
+        order = Packed(windows, batch_size, accumulation_steps)
         order.notes = windows.notes
     return order if repeat is None else Repeated(order, repeat)
 
 
 def evaluation_targets(offsets: np.ndarray, batching: BatchingConfig) -> int:
-    """How many targets count in all of `evaluation_batches`. `offsets` (documents + 1,), where documents begin."""
+    """The number of counted targets in all `evaluation_batches`. `offsets` (documents + 1,): where documents begin."""
     if batching.name == "padded":
         return int((np.diff(offsets) - 1).clip(min=0).sum())
     return int(offsets[-1]) - 1
@@ -226,9 +229,9 @@ def evaluation_batches(
     limit: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """A split in the shape that training has, once and in order; with `limit`, only so many batches.
+    """The batches of a split, packed or padded as in training, once and in order: the first `limit`, or all (None).
 
-    Nothing is cut: a long document goes on in further rows. Raises InputError for a split that is too short.
+    Nothing is cut: a long document continues in further rows. Raises InputError for a split that is too short.
     """
     if batching.name == "padded":
         return rows_of_documents(Documents(tokens, offsets), sequence_length, batch_size, limit, device)

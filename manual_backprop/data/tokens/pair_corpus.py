@@ -1,8 +1,8 @@
-"""Sources and targets as token ids, prepared once: `prepare_pairs`.
+"""Sources and targets as token ids, tokenized once and cached: `prepare_pairs`.
 
-Like a corpus (`corpus`), a folder of the cache for each pair of data and tokenizer. A split is two files of ids with
-two of offsets, and of each pair its place in the data, so that whoever finds a pair too long can say where it stands.
-While it is prepared, the text of all pairs is held in memory.
+As for a corpus (`corpus`), the cache has one folder for each pair of data and tokenizer. A split is two files of ids,
+two of offsets, and one with the place of each pair in the data, for messages about pairs that are too long. The text of
+all pairs is in memory while they are prepared.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from ...common.errors import InputError
 from ...config.schema import DatasetConfig, TokenizerConfig
 from ..sources.pairs import FilePairs, Pair, PairSource, open_test_pairs
 from ..sources.reading import VALIDATION_SHARE, RowReading, first_rows
-from .run_tokenizer import learned_tokenizer, tokenizer_identity, what_is_lost
+from .run_tokenizer import learned_tokenizer, tokenizer_identity, tokenizer_notes
 from .token_cache import Contents, find_prepared, prepare
 from .tokenizer import Tokenizer, load_tokenizer
 
-FORMAT = 1  # raised whenever the same pairs and settings would make other files
-SOURCE_PREFIX = "source_"  # of the files of a tokenizer of its own
-BATCH = 2**14  # texts that are encoded at once
+FORMAT = 1  # increased whenever the same pairs and settings would give other files
+SOURCE_PREFIX = "source_"  # of the files of a separate source tokenizer
+BATCH = 2**14  # texts encoded at once
 SIDES = ("source", "target")
 
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """One for each side; the same where they share one."""
+    """The tokenizers of sources and of targets; the same object if they share one."""
 
     source: Tokenizer
     target: Tokenizer
@@ -49,7 +49,7 @@ class Tokenizers:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What `save` writes."""
+        """The names of the files that `save` writes."""
         own = () if self.shared else (f"{SOURCE_PREFIX}{name}" for name in self.source.files)
         return (*self.target.files, *own)
 
@@ -68,13 +68,13 @@ class Tokenizers:
 class PairSplit:
     """Token ids of pairs, memory-mapped and read-only."""
 
-    source: np.ndarray  # (n,) uint32; that of pair i is source[source_offsets[i] : source_offsets[i + 1]]
+    source: np.ndarray  # (n,) uint32; the source of pair i is source[source_offsets[i] : source_offsets[i + 1]]
     source_offsets: np.ndarray  # (pairs + 1,) int64
     target: np.ndarray
     target_offsets: np.ndarray
-    places: np.ndarray  # (pairs, 2) int64: the number of the file in `files`, and of the line
-    kinds: np.ndarray  # (pairs,) int64: the number of the kind
-    files: tuple[str, ...]  # "/data/a.tsv, line": what stands before a line's number
+    places: np.ndarray  # (pairs, 2) int64: index in `files`, and line number
+    kinds: np.ndarray  # (pairs,) int64: indices in `kind_names`
+    files: tuple[str, ...]  # "/data/a.tsv, line": the text before a line number
     kind_names: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -88,14 +88,14 @@ class PairSplit:
 @dataclass(frozen=True)
 class PairCorpus:
     tokenizers: Tokenizers
-    splits: dict[str, PairSplit]  # train, validation, and test where the data has its own
+    splits: dict[str, PairSplit]  # train, validation, and test if the data has its own
     dataset_digest: str
     notes: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
 
 
 def open_pairs(dataset: DatasetConfig) -> PairSource:
-    """The source that a config means. Raises InputError."""
+    """The source of pairs that a config names. Raises InputError."""
     if dataset.name == "dates":
         from ..sources.dates import Dates
 
@@ -108,8 +108,8 @@ def open_pairs(dataset: DatasetConfig) -> PairSource:
 
 
 def prepare_pairs(dataset: DatasetConfig, config: TokenizerConfig, shared: bool, cache: Path) -> PairCorpus:
-    """The pairs that a config means: out of `cache` where they are there and sound, else made and put there. Raises
-    InputError for data that cannot be used and StorageError where the cache cannot be written."""
+    """The pairs of a config: from `cache` if they are there and intact, otherwise prepared and stored there. Raises
+    InputError for data that cannot be used, and StorageError."""
     source = open_pairs(dataset)
     settings = _settings(dataset, config, shared, source)
 
@@ -117,24 +117,24 @@ def prepare_pairs(dataset: DatasetConfig, config: TokenizerConfig, shared: bool,
         return _make(folder, source, dataset, config, shared)
 
     corpus = prepare(_folder(dataset, config, cache, settings), settings, make, _reader(shared))
-    if corpus.counts["bad_rows"] and dataset.on_bad_row != "skip":  # another run had them left out
-        raise InputError(f"{corpus.notes[0]}. Mend them, or leave them out with dataset.on_bad_row=skip.")
+    if corpus.counts["bad_rows"] and dataset.on_bad_row != "skip":  # a run that skips bad rows prepared it
+        raise InputError(f"{corpus.notes[0]}. Correct them, or leave them out with dataset.on_bad_row=skip.")
     return corpus
 
 
 def preview_pairs(dataset: DatasetConfig, config: TokenizerConfig, shared: bool, cache: Path) -> PairCorpus:
-    """The same, where nothing may be written: what was not prepared before is prepared for this once."""
+    """The pairs of a config without writing to the cache: those that are not in it are prepared for this call only."""
     source = open_pairs(dataset)
     settings = _settings(dataset, config, shared, source)
     found = find_prepared(_folder(dataset, config, cache, settings), settings, _reader(shared))
     if found is not None:
         return found
     with TemporaryDirectory(prefix="manual_backprop-") as folder:
-        return prepare_pairs(dataset, config, shared, Path(folder))  # whose files stay open
+        return prepare_pairs(dataset, config, shared, Path(folder))  # its files stay mapped after their deletion
 
 
 def open_test_split(dataset: DatasetConfig, corpus: PairCorpus, cache: Path) -> tuple[PairSplit, tuple[str, ...]]:
-    """The test split and what its reader must know. Raises InputError where there is none."""
+    """The test split and notes about it. Raises InputError if there is none."""
     if "test" in corpus.splits:
         return corpus.splits["test"], ()
     source = open_test_pairs(dataset)
@@ -172,7 +172,7 @@ def _folder(dataset: DatasetConfig, config: TokenizerConfig, cache: Path, settin
 
 
 def _configs(config: TokenizerConfig, shared: bool) -> list[TokenizerConfig]:
-    """Of the source's and the target's tokenizer; of one for both."""
+    """The configs of the source's and the target's tokenizer; if they share one, only that."""
     own = replace(config, source_path=None)
     return [own] if shared else [replace(own, path=config.source_path or config.path), own]
 
@@ -196,8 +196,8 @@ def _make(folder: Path, source: PairSource, dataset: DatasetConfig, config: Toke
     lost = [
         f"of the {side}s, {note}"
         for side in SIDES
-        for note in what_is_lost(getattr(tokenizers, side), (getattr(one, side) for one in pairs["train"]))
-        if "no end token" not in note  # which is given to each tokenizer here
+        for note in tokenizer_notes(getattr(tokenizers, side), (getattr(one, side) for one in pairs["train"]))
+        if "no end token" not in note  # the translation task adds end tokens itself
     ]
     contents = _written(folder, pairs, tokenizers)
     return contents | {"notes": [*reading.notes, *source.notes, *lost], "counts": reading.counts}
@@ -224,7 +224,7 @@ def _split(reading: RowReading, source: PairSource, dataset: DatasetConfig) -> d
 
 
 def _tokenizers(config: TokenizerConfig, shared: bool, pairs: dict[str, list[Pair]]) -> Tokenizers:
-    """Learned from what trains; the characters are those of all."""
+    """The tokenizers. BPE learns from the training split; a character tokenizer has the characters of all splits."""
     if shared:
         one = _tokenizer(config, pairs, SIDES)
         return Tokenizers(one, one)
@@ -241,7 +241,7 @@ def _tokenizer(config: TokenizerConfig, pairs: dict[str, list[Pair]], sides: Seq
 
 
 def _written(folder: Path, pairs: dict[str, list[Pair]], tokenizers: Tokenizers) -> Contents:
-    """Writes the files of the splits; what the manifest says of them."""
+    """Write the files of the splits and return their part of the manifest."""
     sizes, files, kinds = {}, {}, {}  # type: ignore[var-annotated]
     for name, split in pairs.items():
         tokens = {
@@ -270,7 +270,7 @@ def _write_side(path: Path, split: Sequence[Pair], side: str, tokenizer: Tokeniz
 
 
 def _encoded(tokenizer: Tokenizer, batch: list[Pair], side: str) -> Iterator[np.ndarray]:
-    """Raises InputError with the place of a text that has no ids."""
+    """The token ids of one side of a batch. Raises InputError with the place of a text that cannot be encoded."""
     try:
         yield from list(tokenizer.encode_many([getattr(pair, side) for pair in batch]))
     except InputError:

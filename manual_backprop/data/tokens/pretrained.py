@@ -1,4 +1,4 @@
-"""Tokenizers that others made: a folder of `transformers` or `tokenizers`, or one of the hub."""
+"""Pretrained tokenizers: from a folder of `transformers` or `tokenizers`, or from the hub."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -9,25 +9,25 @@ from ..sources.hub import hub_file
 from .tokenizer import FILE_NAME, SETTINGS_FILE, BpeTokenizer, ByteTokenizer, Tokenizer, load_tokenizer
 
 WITHOUT_HUB = (
-    "Go online once, or use tokenizer=bpe, which is learned here, or tokenizer=file tokenizer.path=FOLDER with a "
-    "tokenizer that you have."
+    "Go online once, or use tokenizer=bpe, which is learned from your text, or tokenizer=file tokenizer.path=FOLDER "
+    "with a tokenizer that you have."
 )
 
 
 def pretrained_tokenizer(config: TokenizerConfig) -> Tokenizer:
-    """tokenizer=file, or one with a `repository`."""
+    """The tokenizer of tokenizer=file, or of one with a `repository`. Raises InputError."""
     if config.repository is not None:
-        with suppress(InputError):  # some have none, and what is needed comes next
+        with suppress(InputError):  # this file is optional; the next one is not
             hub_file(config.repository, SETTINGS_FILE, config.revision, WITHOUT_HUB)
         return load_tokenizer(hub_file(config.repository, FILE_NAME, config.revision, WITHOUT_HUB).parent)
     if config.path is None:
-        raise InputError("tokenizer=file needs to know which: give the folder of a tokenizer as tokenizer.path=FOLDER.")
+        raise InputError("tokenizer=file needs a path: give the folder of a tokenizer as tokenizer.path=FOLDER.")
     return tokenizer_of_folder(config.path)
 
 
 def tokenizer_of_folder(path: str | Path) -> Tokenizer:
-    """Of a folder with tokenizer.json (this project's, `tokenizers`', `transformers`') or GPT-2's two files, or of
-    tokenizer.json itself."""
+    """The tokenizer in a folder with tokenizer.json (from this project, `tokenizers` or `transformers`) or with GPT-2's
+    two files; or that of the file tokenizer.json itself. Raises InputError."""
     folder = Path(path).expanduser()
     if folder.is_file() and folder.name == FILE_NAME:
         folder = folder.parent
@@ -39,17 +39,17 @@ def tokenizer_of_folder(path: str | Path) -> Tokenizer:
         settings = folder / SETTINGS_FILE
         return BpeTokenizer(_gpt2_files(folder), settings.read_text(encoding="utf-8") if settings.is_file() else None)
     found = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
-    raise InputError(f"tokenizer.path={path}: expected {FILE_NAME} there, and found {found}.")
+    raise InputError(f"tokenizer.path={path}: expected {FILE_NAME} there, but found {found}.")
 
 
 def _gpt2_files(folder: Path) -> str:
-    """The tokenizer.json of vocab.json and merges.txt."""
+    """The content of tokenizer.json for vocab.json and merges.txt."""
     import tokenizers
 
     try:
         model = tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     except Exception as error:  # the library raises nothing more precise
-        raise InputError(f"vocab.json and merges.txt in {folder} are no tokenizer: {error}") from error
+        raise InputError(f"vocab.json and merges.txt in {folder} are not a tokenizer: {error}") from error
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -60,7 +60,8 @@ def _gpt2_files(folder: Path) -> str:
 
 
 def tokenizer_named(name: str | Path) -> Tokenizer:
-    """By one word: byte, gpt2, OWNER/NAME on the hub, a folder, or the name of one in outputs/tokenizers."""
+    """The tokenizer of one name: byte, gpt2, OWNER/NAME on the hub, a folder, or a name in outputs/tokenizers. Raises
+    InputError."""
     given = str(name)
     places = [Path(given).expanduser(), Path("outputs/tokenizers") / given]
     if (place := next((place for place in places if place.exists()), None)) is not None:
@@ -68,7 +69,7 @@ def tokenizer_named(name: str | Path) -> Tokenizer:
     if given == ByteTokenizer.name:
         return ByteTokenizer()
     if given in ("bpe", "char"):
-        raise InputError(f"{given} is learned from a text: give the folder of one that was learned, or byte or gpt2.")
+        raise InputError(f"{given} is learned from a text: give the folder of a trained tokenizer, or byte or gpt2.")
     if given == "gpt2":
         shipped = option_values("tokenizer", given)
         return pretrained_tokenizer(

@@ -1,4 +1,4 @@
-"""The tokenizer that a run's config means: ready at once, or made of the run's text; and what it loses of a text."""
+"""The tokenizer of a run's config, existing or learned from the run's text, and which parts of a text it loses."""
 
 import logging
 from collections import Counter
@@ -15,14 +15,14 @@ from .tokenizer import END_TOKENS, BpeTokenizer, ByteTokenizer, CharTokenizer, T
 
 log = logging.getLogger(__name__)
 
-MOST_DROPPED = 0.01  # of a text's bytes, as of its rows
-CHARACTERS_TO_JUDGE = 100_000  # of a text, that are encoded and decoded again
+MOST_DROPPED = 0.01  # largest share of a text's bytes without tokens; as for bad rows
+CHARACTERS_TO_JUDGE = 100_000  # of a text, encoded and decoded as a check
 
 
 def tokenizer_identity(config: TokenizerConfig) -> list[Any]:
-    """JSON that names the tokenizer which this config makes of a text. Raises InputError where it makes none.
+    """A JSON value that, together with a text, identifies the tokenizer of a config. Raises InputError.
 
-    One of the hub is loaded where its content must be known; a commit of it is taken at its word.
+    A tokenizer of the hub is loaded to know its content, unless the config pins a commit.
     """
     if is_commit(config.revision):
         return [config.name, config.repository, config.revision, "with its settings"]
@@ -33,7 +33,8 @@ def tokenizer_identity(config: TokenizerConfig) -> list[Any]:
 
 
 def make_tokenizer(config: TokenizerConfig, text: SpooledText, parts: dict[str, np.ndarray]) -> Tokenizer:
-    """`parts` (documents, 2) of the text are the splits: BPE learns from `train` alone, characters are those of all."""
+    """The tokenizer of a config, learned from a text if necessary. `parts` (documents, 2) are the splits of the text:
+    BPE learns from `train` alone, a character tokenizer has the characters of all."""
     complete = complete_tokenizer(config)
     if complete is not None:
         return complete
@@ -44,8 +45,8 @@ def make_tokenizer(config: TokenizerConfig, text: SpooledText, parts: dict[str, 
 
 
 def learned_tokenizer(config: TokenizerConfig, training: Sequence[str], everything: Iterable[str]) -> Tokenizer:
-    """Of texts in memory: BPE learns from those that train, evenly spread where they are many; characters are those of
-    all."""
+    """The tokenizer of a config, learned from texts in memory if necessary: BPE learns from `training` (from an evenly
+    spread sample if that is large), a character tokenizer has the characters of `everything`."""
     complete = complete_tokenizer(config)
     if complete is not None:
         return complete
@@ -63,14 +64,14 @@ def learned_tokenizer(config: TokenizerConfig, training: Sequence[str], everythi
 
 
 def complete_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
-    """The tokenizer, unless it is learned from a text. Raises InputError where there is none of that name."""
+    """The tokenizer of a config; None if it must be learned from a text. Raises InputError for an unknown one."""
     if config.name == ByteTokenizer.name:
         return ByteTokenizer()
     if config.name == CharTokenizer.name:
         return None
     if config.name == BpeTokenizer.name:
         if config.vocab_size is None:
-            raise InputError("tokenizer=bpe needs to know how many tokens to learn: give tokenizer.vocab_size=NUMBER.")
+            raise InputError("tokenizer=bpe needs the number of tokens to learn: give tokenizer.vocab_size=NUMBER.")
         return None
     if config.repository is None and config.path is None:
         raise InputError(f"tokenizer={config.name}: there is no such tokenizer; use bpe, byte, char, file or gpt2.")
@@ -79,19 +80,19 @@ def complete_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
     return pretrained_tokenizer(config)
 
 
-def what_is_lost(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
-    """What a tokenizer of others may lack: an end token, giving back what it was given, and tokens for all of it.
+def tokenizer_notes(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
+    """Notes on what a pretrained tokenizer lacks: an end token, lossless decoding, or tokens for all of the text.
 
-    Raises InputError where more than MOST_DROPPED of the text would be left out.
+    Raises InputError if it would leave out more than MOST_DROPPED of the text.
     """
     notes = []
     if tokenizer.end_token_id is None and not isinstance(tokenizer, CharTokenizer):
-        notes.append(f"the tokenizer has no end token ({', '.join(END_TOKENS)}): nothing stands between documents")
+        notes.append(f"the tokenizer has no end token ({', '.join(END_TOKENS)}): nothing separates documents")
     letters: Counter[str] = Counter()
     unknown = tokens = 0
     for number, text in enumerate(texts):
         if number == 0:
-            notes += _what_comes_back(tokenizer, text[:CHARACTERS_TO_JUDGE])
+            notes += _decoding_notes(tokenizer, text[:CHARACTERS_TO_JUDGE])
         if tokenizer.knows_all:
             return notes
         letters.update(text)
@@ -102,25 +103,26 @@ def what_is_lost(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
     if dropped:
         lost, size = (sum(len(letter.encode()) * n for letter, n in counts.items()) for counts in (dropped, letters))
         most = ", ".join(repr(letter) for letter, _ in Counter(dropped).most_common(5))
-        said = f"the tokenizer has no token for {lost:,} of {size:,} bytes of the text ({lost / size:.2%}: {most})"
+        note = f"the tokenizer has no token for {lost:,} of {size:,} bytes of the text ({lost / size:.2%}: {most})"
         if lost > MOST_DROPPED * size:
             raise InputError(
-                f"{said}, and leaves them out, which would make every loss too low: at most {MOST_DROPPED:.0%} may be. "
-                "Use a tokenizer that knows these characters, as tokenizer=bpe or tokenizer=byte, or another text."
+                f"{note} and leaves them out, which would make every loss too low: at most {MOST_DROPPED:.0%} may be "
+                "left out. Use a tokenizer that knows these characters, as tokenizer=bpe or tokenizer=byte, or another "
+                "text."
             )
-        notes.append(f"{said}, and leaves them out: bits a byte are too low by about that")
+        notes.append(f"{note} and leaves them out: bits per byte are too low by about that share")
     if unknown:
         notes.append(
-            f"{unknown:,} of {tokens:,} tokens of the text ({unknown / tokens:.2%}) are the unknown token, which does "
-            "not say what stands there: bits a byte are too low"
+            f"{unknown:,} of {tokens:,} tokens of the text ({unknown / tokens:.2%}) are the unknown token, which hides "
+            "the text: bits per byte are too low"
         )
     return notes
 
 
-def _what_comes_back(tokenizer: Tokenizer, text: str) -> list[str]:
+def _decoding_notes(tokenizer: Tokenizer, text: str) -> list[str]:
     back = tokenizer.decode(tokenizer.encode(text))
     if back == text:
         return []
     place = next((place for place, pair in enumerate(zip(text, back, strict=False)) if pair[0] != pair[1]), 0)
     here = text[place : place + 20], back[place : place + 20]
-    return [f"the tokenizer does not give back the text: {here[0]!r} comes back as {here[1]!r}"]
+    return [f"the tokenizer does not preserve the text: {here[0]!r} is decoded as {here[1]!r}"]

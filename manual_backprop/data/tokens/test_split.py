@@ -1,7 +1,7 @@
-"""The test split of a dataset, which no run reads: `open_test_split`.
+"""The test split of a dataset, which training never reads: `open_test_split`.
 
-It is prepared when somebody asks for it, with the tokenizer of the run's corpus, and kept beside that in the cache. So
-a run's data, and the digest of it, are the same whether there is a test split or not.
+It is tokenized when it is first needed, with the tokenizer of the run's corpus, and cached separately. So a run's data
+and its digest do not depend on the test split.
 """
 
 from dataclasses import replace
@@ -13,29 +13,28 @@ from ...common.digests import json_digest
 from ...common.errors import InputError
 from ...config.schema import DatasetConfig
 from ..sources.documents import Source
-from ..sources.hub import TEST_SPLIT, DatasetSplits, smaller
+from ..sources.hub import TEST_SPLIT, DatasetSplits, evaluation_subset_size
 from ..sources.reading import first_rows, selection
 from ..sources.registry import open_source
 from ..sources.spool import Spool
 from .corpus import Corpus
-from .run_tokenizer import what_is_lost
+from .run_tokenizer import tokenizer_notes
 from .token_cache import Contents, Split, open_split, prepare, write_split
 
-FORMAT = 1  # raised whenever the same text and settings would make other files
-WITH_FILES = ("text", "jsonl", "parquet")  # whose test split is a file or a folder of its own
+FORMAT = 1  # increased whenever the same text and settings would give other files
+WITH_FILES = ("text", "jsonl", "parquet")  # datasets whose test split is a separate file or folder
 
 
 def open_test_split(dataset: DatasetConfig, corpus: Corpus, cache: str | Path) -> tuple[Split, tuple[str, ...]]:
-    """The test split that goes with a run's corpus, and what its reader must know.
+    """The test split for a run's corpus, and notes about it.
 
-    Raises InputError, with the splits that there are, where there is none, and StorageError where the cache cannot be
-    written.
+    Raises InputError, which lists the existing splits, if there is none, and StorageError.
     """
     if dataset.name in WITH_FILES:
         if dataset.test is None:
             raise InputError(
-                f"dataset={dataset.name} has a train and a validation split; a test split is a file or a folder of "
-                "its own: give dataset.test=PATH to the run, or --test PATH here."
+                f"dataset={dataset.name} has no test split yet; give a file or a folder, as dataset.test=PATH to the "
+                "run or as --test PATH here."
             )
         if dataset.path is not None and _same_place(dataset.path, dataset.test):
             raise InputError(
@@ -46,15 +45,15 @@ def open_test_split(dataset: DatasetConfig, corpus: Corpus, cache: str | Path) -
         return _prepared(dataset, open_source(dataset), corpus, Path(cache))
     source = None if dataset.name in ("python_docs", "pretokenized") else open_source(dataset)
     if not isinstance(source, DatasetSplits):
-        raise InputError(f"dataset={dataset.name} has a train and a validation split, and no other.")
+        raise InputError(f"dataset={dataset.name} has a train and a validation split, but no test split.")
     name = dataset.test or TEST_SPLIT
     if name not in source.splits:
         raise InputError(f"{source.where} has no split {name!r}, only {', '.join(source.splits)}.")
     if name == source.split:
-        raise InputError(f"The split {name!r} of {source.where} is what the model was trained on: say --split train.")
+        raise InputError(f"The model was trained on the split {name!r} of {source.where}: say --split train.")
     if name == source.validation_split:
-        return corpus.split("validation"), (f"split {name} of {source.where} is what validated: the same text",)
-    dataset = replace(dataset, split=name, subset_size=smaller(dataset.subset_size))
+        return corpus.split("validation"), (f"split {name} of {source.where} is the validation split, the same text",)
+    dataset = replace(dataset, split=name, subset_size=evaluation_subset_size(dataset.subset_size))
     return _prepared(dataset, open_source(dataset), corpus, Path(cache))
 
 
@@ -63,7 +62,7 @@ def _same_place(path: str, other: str) -> bool:
 
 
 def _prepared(dataset: DatasetConfig, source: Source, corpus: Corpus, cache: Path) -> tuple[Split, tuple[str, ...]]:
-    """All documents of a source, as one split."""
+    """All documents of a source, as one split, from the cache or prepared now; and notes about it."""
     settings = {
         "format": FORMAT,
         "test": selection(dataset, source),
@@ -78,7 +77,7 @@ def _prepared(dataset: DatasetConfig, source: Source, corpus: Corpus, cache: Pat
             source.check_unchanged()
             if not len(spool):
                 raise InputError(f"There is no text in {dataset.path or dataset.repository} to test on.")
-            lost = what_is_lost(corpus.tokenizer, spool.texts(spool.parts()))
+            lost = tokenizer_notes(corpus.tokenizer, spool.texts(spool.parts()))
             sizes = write_split(folder, TEST_SPLIT, corpus.tokenizer, spool, spool.parts())
         finally:
             spool.close()

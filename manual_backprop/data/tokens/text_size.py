@@ -1,5 +1,5 @@
-"""How many tokens a text has: read from the cache where it is prepared, else estimated from its bytes. Writes nothing,
-and fetches no text."""
+"""The number of tokens of a text: exact if it is in the cache, otherwise estimated from its bytes. It writes and
+downloads nothing."""
 
 from dataclasses import dataclass
 from math import log2
@@ -11,23 +11,23 @@ from ..sources.reading import VALIDATION_SHARE
 from ..sources.registry import open_source
 from .corpus import Corpus, prepared_corpus
 
-# Of the documentation in Python 3.11, in which docstrings are a small part of the sources' bytes.
+# Of the documentation in Python 3.11. The size of the sources does not tell: docstrings are a small part of them.
 PYTHON_DOCS_BYTES = 2_500_000
 PYTHON_DOCS_DOCUMENTS = 700
 PYTHON_DOCS_CHARACTERS = 111  # different ones
-# Bytes a token of byte-pair encodings learned from it: of 2^8, 2^9, ... tokens, then hardly more.
+# Bytes per token of byte-pair encodings learned from it, with 2^8, 2^9, ... tokens; larger ones hardly have more.
 BYTES_PER_TOKEN = (1.0, 1.9, 2.46, 2.97, 3.43, 3.8, 4.02, 4.07)
-VOCABULARIES = {"byte": 257, "gpt2": 50257, "file": 50257}  # the last is a guess, of a tokenizer that nobody has read
-MOST_TO_READ = 20_000_000  # [bytes] of text whose characters are looked at
+VOCABULARIES = {"byte": 257, "gpt2": 50257, "file": 50257}  # the last is a guess, since the file is not read
+MOST_TO_READ = 20_000_000  # [bytes]; the characters of a larger text are not counted
 
 
 @dataclass(frozen=True)
 class TextSize:
-    train_tokens: int | None  # None: not known before it is fetched
+    train_tokens: int | None  # None: unknown until the text is downloaded
     validation_tokens: int
     vocab_size: int
-    train_documents: int | None = None  # None: nobody has counted
-    corpus: Corpus | None = None  # where it is prepared: then the numbers are exact, else about right
+    train_documents: int | None = None  # None: unknown
+    corpus: Corpus | None = None  # the prepared corpus, if there is one: then the numbers are exact, else estimates
 
     @property
     def prepared(self) -> bool:
@@ -35,12 +35,12 @@ class TextSize:
 
 
 def text_size(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: str | Path) -> TextSize:
-    """Raises InputError for data that cannot be read."""
+    """The size of a dataset's text. Raises InputError for data that cannot be read."""
     corpus = prepared_corpus(dataset, tokenizer, cache)
     if corpus is not None:
         counts = len(corpus.train), len(corpus.validation), corpus.tokenizer.vocab_size, corpus.train_documents
         return TextSize(*counts, corpus)
-    size, documents, characters = _seen_from_outside(dataset)
+    size, documents, characters = _estimated_size(dataset)
     vocab_size = VOCABULARIES.get(tokenizer.name) or tokenizer.vocab_size or characters
     if size is None:
         return TextSize(None, 0, vocab_size)
@@ -50,8 +50,8 @@ def text_size(dataset: DatasetConfig, tokenizer: TokenizerConfig, cache: str | P
     return TextSize(round(tokens * (1 - share)), round(tokens * share), vocab_size, training_documents)
 
 
-def _seen_from_outside(dataset: DatasetConfig) -> tuple[int | None, int | None, int]:
-    """Bytes and documents of a text, where its files tell (None: they do not), and how many characters it knows."""
+def _estimated_size(dataset: DatasetConfig) -> tuple[int | None, int | None, int]:
+    """The bytes and the number of documents of a text (None if its files do not tell), and of different characters."""
     if dataset.name == "python_docs":
         return PYTHON_DOCS_BYTES, PYTHON_DOCS_DOCUMENTS, PYTHON_DOCS_CHARACTERS
     source = open_source(dataset)
@@ -67,7 +67,7 @@ def _seen_from_outside(dataset: DatasetConfig) -> tuple[int | None, int | None, 
 
 
 def bytes_per_token(vocab_size: int) -> float:
-    """Of a byte-pair encoding of English that was learned from a few million bytes."""
+    """The bytes per token of a byte-pair encoding that was learned from a few million bytes of English."""
     place = min(max(log2(vocab_size) - 8, 0.0), len(BYTES_PER_TOKEN) - 1.0)
     below = int(place)
     above = min(below + 1, len(BYTES_PER_TOKEN) - 1)

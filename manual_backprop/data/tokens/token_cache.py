@@ -1,7 +1,7 @@
-"""Folders of prepared tokens: made once by one process while others wait, and verified each time they are opened.
+"""A cache of tokens in folders: one process writes a folder while others wait, and each opening verifies it.
 
-A folder appears by one rename when it is complete. Its manifest has the settings that it was made for and a digest of
-each file, so a reader finds what it asked for, or nothing.
+A complete folder appears by one rename. Its manifest has the settings that it was written for and a digest of each
+file, so that a reader gets exactly what it asked for, or nothing.
 """
 
 import json
@@ -27,15 +27,15 @@ from .tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-QUIET_WAIT = 1.0  # [s] that a process waits for another without a word
+QUIET_WAIT = 1.0  # [s] that a process waits for another before it logs that it waits
 
 T = TypeVar("T")
 Contents = dict[str, Any]
 
 
 def find_prepared(folder: Path, settings: Contents, read: Callable[[Path, Contents], T]) -> T | None:
-    """What `read` makes of a folder and the contents of its manifest; None where there is none, where it was made for
-    other settings, or where it is not what its manifest says. Writes nothing."""
+    """The result of `read(folder, contents of its manifest)`; None if there is no such folder, if it is for other
+    settings, or if it does not match its manifest. Writes nothing."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         contents = manifest["contents"]
@@ -54,12 +54,12 @@ def find_prepared(folder: Path, settings: Contents, read: Callable[[Path, Conten
 def prepare(
     folder: Path, settings: Contents, make: Callable[[Path], Contents], read: Callable[[Path, Contents], T]
 ) -> T:
-    """What `read` makes of a folder, which `make` fills unless it is there and sound.
+    """The result of `read` for a folder, which `make` writes first unless it exists and is intact.
 
-    `make` writes files into the folder that it is given and returns what else the manifest says, `splits` among it.
-    Raises StorageError where the cache cannot be written.
+    `make` writes files into the folder that it gets, and returns further contents of the manifest, including `splits`.
+    Raises StorageError if the cache cannot be written.
     """
-    found = find_prepared(folder, settings, read)  # without the lock: a cache may be read that nobody may write
+    found = find_prepared(folder, settings, read)  # without the lock, so that a read-only cache works
     if found is not None:
         return found
     try:
@@ -68,22 +68,22 @@ def prepare(
             found = find_prepared(folder, settings, read)
             if found is None:
                 if folder.exists():
-                    log.warning("%s is damaged and will be made again", folder)
+                    log.warning("%s is damaged and will be written again", folder)
                 _make(folder, settings, make)
                 found = find_prepared(folder, settings, read)
     except OSError as error:
         raise StorageError(
-            f"The prepared text cannot be kept in {folder.parent} ({error.strerror or error}): make room or make "
-            "the folder writable."
+            f"The tokens cannot be stored in {folder.parent} ({error.strerror or error}): free some space or make the "
+            "folder writable."
         ) from error
     if found is None:
-        raise StorageError(f"{folder} was written and then read back differently: the disk or file system is at fault.")
+        raise StorageError(f"{folder} was written but reads back differently: the disk or file system is faulty.")
     return found
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Alone in making this folder; where another process is making it, a line says that this one waits."""
+    """The lock for writing this folder. If another process has it, a warning says that this one waits."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder.with_name(folder.name + ".lock"))
@@ -99,9 +99,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _make(folder: Path, settings: Contents, make: Callable[[Path], Contents]) -> None:
-    """In a folder beside its place, and then moved there. The caller holds the lock."""
+    """Write the folder under a temporary name, then rename it. The caller must have the lock."""
     begin = time.monotonic()
-    for abandoned in folder.parent.glob(f"{folder.name}.partial-*"):  # its maker was killed: the lock is ours
+    for abandoned in folder.parent.glob(f"{folder.name}.partial-*"):  # of a killed process, since we have the lock
         shutil.rmtree(abandoned)
     staged = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     staged.mkdir()
@@ -111,7 +111,7 @@ def _make(folder: Path, settings: Contents, make: Callable[[Path], Contents]) ->
         contents = {"settings": settings, **made, "sha256": digests}
         manifest = {"contents": contents, "sha256": json_digest(contents)}
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        if folder.exists():  # damaged, or the caller would have used it
+        if folder.exists():  # damaged, otherwise the caller would have used it
             shutil.rmtree(folder)
         put_in_place(staged, folder)
     finally:
@@ -127,13 +127,14 @@ def _make(folder: Path, settings: Contents, make: Callable[[Path], Contents]) ->
 class Split:
     """The tokens of some documents, memory-mapped and read-only."""
 
-    tokens: Tokens  # (n,) uint16 or uint32; each document is followed by the end token where there is one
+    tokens: Tokens  # (n,) uint16 or uint32; the end token, if there is one, follows each document
     offsets: np.ndarray  # (documents + 1,) int64: document i is tokens[offsets[i] : offsets[i + 1]]
     text_bytes: int  # of the text in UTF-8, without end tokens
 
 
 def write_split(folder: Path, name: str, tokenizer: Tokenizer, text: SpooledText, parts: np.ndarray) -> dict[str, int]:
-    """NAME.bin has the tokens of the `parts` (documents, 2) of a text, NAME.offsets.bin where documents begin."""
+    """Write the tokens of the `parts` (documents, 2) of a text to NAME.bin, and the documents' beginnings to
+    NAME.offsets.bin; return the split's sizes for the manifest."""
     end = [] if tokenizer.end_token_id is None else [np.array([tokenizer.end_token_id])]
     begin = [np.array(tokenizer.begin_token_ids, dtype=np.int64)]
     counts: list[np.ndarray] = [np.zeros(1, dtype=np.int64)]
@@ -156,7 +157,7 @@ def write_split(folder: Path, name: str, tokenizer: Tokenizer, text: SpooledText
 
 
 def open_split(folder: Path, contents: Contents, name: str) -> Split:
-    """One that `write_split` wrote, by the sizes in the manifest."""
+    """Open a split that `write_split` wrote; its sizes are in the manifest's `contents`."""
     sizes = contents["splits"][name]
     return Split(
         np.memmap(folder / f"{name}.bin", contents["dtype"], mode="r", shape=(sizes["tokens"],)),

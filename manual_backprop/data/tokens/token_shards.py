@@ -1,4 +1,4 @@
-"""A dataset's tokens as they lie in shards: `load_pretokenized` reads what `pretokenize_dataset` (`shards`) wrote."""
+"""A dataset's tokens in shards: `load_pretokenized` reads what `pretokenize_dataset` wrote."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PRETOKENIZED = "pretokenized"  # the dataset in a run's config, and its tokenize
 
 
 class TokenShards:
-    """One split: token `i` is `tokens[i]`, and `tokens[a:b]` may reach over shards; nothing is in memory until then.
-    `tokens[places]`, with an array of integers, has its shape, as with an array of tokens.
+    """One split, indexed like an array (n,): `tokens[i]`, `tokens[a:b]`, or `tokens[indices]` with an integer array.
 
-    Document `i` has the tokens `offsets[i]` to `offsets[i + 1] - 1`, the last of them the tokenizer's end token.
+    A slice may span several shards; only what is indexed is read into memory. Document `i` has the tokens `offsets[i]`
+    to `offsets[i + 1] - 1`, the last of which is the tokenizer's end token.
     """
 
     def __init__(self, shards: list[np.ndarray], offsets: np.ndarray, tokenizer: Tokenizer):
@@ -41,7 +41,7 @@ class TokenShards:
             return self.shards[shard][place - self._begins[shard]]
         first, last, step = place.indices(len(self))
         if step != 1:
-            raise IndexError("tokens are read in order, one after the other: the step must be 1")
+            raise IndexError("the step of a slice of tokens must be 1")
         parts = [
             shard[max(0, first - begin) : max(0, last - begin)]
             for shard, begin in zip(self.shards, self._begins.tolist(), strict=False)
@@ -60,7 +60,7 @@ class TokenShards:
         return found
 
     def plain(self) -> Tokens:
-        """As an array, where that takes no memory."""
+        """The tokens as one array if there is a single shard, which needs no memory; otherwise this object."""
         return self.shards[0] if len(self.shards) == 1 else self
 
     @property
@@ -76,14 +76,11 @@ class TokenShards:
         return found
 
 
-Tokens = np.ndarray | TokenShards  # of a split: what can be read by places
+Tokens = np.ndarray | TokenShards  # of a split
 
 
 def load_pretokenized(path: str | Path, split: str = "train") -> TokenShards:
-    """A split of what `pretokenize_dataset` made, memory-mapped: a sequence of token ids, with its documents.
-
-    Every file is compared with the digests in the manifest. Raises InputError where one differs, and where `path` holds
-    no such tokens or not this split.
+    """A split that `pretokenize_dataset` wrote, verified by the digests in the manifest. Raises InputError.
 
     >>> _ = Path("text.txt").write_text("to be or not to be, that is the question. " * 200)
     >>> tokenizer = train_tokenizer("text.txt", vocab_size=270)
@@ -108,7 +105,7 @@ def load_pretokenized(path: str | Path, split: str = "train") -> TokenShards:
 
 
 def is_shards(path: str | Path) -> bool:
-    """Whether it is a folder that says of itself that it holds token shards."""
+    """Whether `path` is a folder whose manifest is one of token shards."""
     file = Path(path).expanduser() / MANIFEST
     try:
         return "tokenizer_digest" in json.loads(file.read_text(encoding="utf-8"))["contents"]["settings"]
@@ -117,29 +114,29 @@ def is_shards(path: str | Path) -> bool:
 
 
 def manifest_of(path: str | Path) -> dict[str, Any]:
-    """What a folder of token shards says about itself: settings, splits, notes. Raises InputError."""
+    """The contents of the manifest of token shards: settings, splits, notes. Raises InputError."""
     folder = Path(path).expanduser()
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         contents: dict[str, Any] = manifest["contents"]
         sound = manifest["sha256"] == json_digest(contents) and set(contents) >= {"settings", "splits", "dtype"}
-        sound = sound and "tokenizer_digest" in contents["settings"]  # and not a corpus out of the cache
+        sound = sound and "tokenizer_digest" in contents["settings"]  # a corpus in the cache lacks this key
     except OSError as error:
         raise InputError(
             f"{folder} holds no token shards ({MANIFEST}: {error.strerror or error}); give a folder that "
-            "`tools.tokenization pretokenize` made."
+            "`tools.tokenization pretokenize` wrote."
         ) from error
     except (ValueError, KeyError, TypeError):
         sound = False
     if not sound:
-        raise InputError(f"{folder / MANIFEST} is damaged, or not of token shards.")
+        raise InputError(f"{folder / MANIFEST} is damaged, or is not the manifest of token shards.")
     return contents
 
 
 def check_digests(folder: Path, contents: dict[str, Any], split: str) -> None:
     tokenizer = load_tokenizer(folder)
     if tokenizer.digest != contents["settings"]["tokenizer_digest"]:
-        raise InputError(f"The tokenizer in {folder} is not the one of its tokens: it was changed.")
+        raise InputError(f"The tokenizer in {folder} is not the one of its tokens: somebody has changed it.")
     for record in contents["splits"][split]["shards"]:
         check_shard(folder, record)
 

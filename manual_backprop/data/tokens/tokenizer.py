@@ -1,10 +1,9 @@
 """Tokenizers: text to token ids and back, without loss.
 
-Each is one file `tokenizer.json`, small enough to lie in every checkpoint, and its digest is the SHA-256 of that file.
-One of others may have `tokenizer_config.json` beside it, which names its special tokens; the digest is that of both
-where they say something else than the first does alone.
-For BPE the file and the work are the `tokenizers` library's; bytes and characters need nothing but this module.
-Tokenizers take no part in batching: ids come out as they are, with an end token only where a document ends.
+A tokenizer is one file `tokenizer.json`, small enough to be saved in every checkpoint; its digest is the SHA-256 of the
+file. A pretrained one may also have `tokenizer_config.json`, which names its special tokens; if that changes something,
+the digest covers both. BPE uses the `tokenizers` library and its file format; byte and character tokenizers need only
+this module. Tokenizers add nothing for batching: an end token follows a document and nothing else.
 """
 
 from __future__ import annotations
@@ -22,33 +21,33 @@ import numpy as np
 from ...common.errors import InputError
 
 FILE_NAME = "tokenizer.json"
-SETTINGS_FILE = "tokenizer_config.json"  # of `transformers`, beside it: which of its tokens ends a document
-OURS = ("manifest.json", "config.yaml")  # beside the tokenizer of a checkpoint, of prepared tokens and of a run
+SETTINGS_FILE = "tokenizer_config.json"  # of `transformers`: names the token that ends a document
+OUR_FILES = ("manifest.json", "config.yaml")  # in our folders with a tokenizer: checkpoints, cached tokens and runs
 END_TOKEN = "<eos>"
-# What other tokenizers call it; the first that one has is its end token.
+# Its names in other tokenizers; the first name that a tokenizer has is its end token.
 END_TOKENS = (END_TOKEN, "<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>")
 SMALLEST_BPE = 257  # 256 bytes and the end token
 
-_LONGEST_WORD = 10_000  # [characters]; learning merges takes the square of a word's length
+_LONGEST_WORD = 10_000  # [characters]; training takes time quadratic in the length of a word
 
 _FORMAT = "manual_backprop tokenizer 1"
 
 
 class Tokenizer:
-    """What all tokenizers share. `end_token_id` follows every document; None: this one has no such token.
+    """The base class of tokenizers. `end_token_id` follows every document; None: there is no such token.
 
-    `encode` raises an InputError for text that has no ids. `decode` leaves the end token out, since it is no text, and
-    shows as U+FFFD what has no text: bytes that are no UTF-8 (a sample may end inside a character), and ids beyond
-    `vocab_size`, which a network with a larger vocabulary may produce.
+    `encode` raises InputError for text that it cannot encode. `decode` leaves out the end token. It shows U+FFFD for
+    bytes that are not UTF-8 (a sample may end inside a character), and for ids from `vocab_size` on, which a network
+    with a larger vocabulary may generate.
     """
 
     name: str
     vocab_size: int  # V [tokens]
     end_token_id: int | None
     begin_token_ids: tuple[int, ...] = ()  # before every document and prompt
-    unknown_token_id: int | None = None  # stands for what it does not know
-    knows_all = True  # every text has tokens for all of it, or is refused
-    context = 0  # tokens before one that its text may depend on
+    unknown_token_id: int | None = None  # replaces unknown characters
+    knows_all = True  # whether every text is encoded completely or refused
+    context = 0  # number of preceding tokens that the text of a token may depend on
 
     def __init__(self, file_content: str):
         self._file_content = file_content
@@ -56,7 +55,7 @@ class Tokenizer:
 
     @property
     def content(self) -> str:
-        """Of tokenizer.json."""
+        """The content of tokenizer.json."""
         return self._file_content
 
     def encode(self, text: str) -> list[int]:
@@ -72,16 +71,16 @@ class Tokenizer:
 
     @property
     def dtype(self) -> type[np.uint16] | type[np.uint32]:
-        """The smallest number format that holds every id on disk."""
+        """The smallest dtype for storing every id on disk."""
         return np.uint16 if self.vocab_size <= 2**16 else np.uint32
 
     @property
     def files(self) -> dict[str, str]:
-        """{name: content} of what `save` writes."""
+        """{name: content} of the files that `save` writes."""
         return {FILE_NAME: self._file_content}
 
     def save(self, directory: str | Path, prefix: str = "") -> list[Path]:
-        """`prefix`: of the files' names, where a folder has several tokenizers."""
+        """Write the files into a folder. `prefix` begins their names, for a folder with several tokenizers."""
         paths = []
         for name, content in self.files.items():
             paths.append(path := Path(directory) / f"{prefix}{name}")
@@ -89,11 +88,11 @@ class Tokenizer:
         return paths
 
     def open_bytes(self, ids: Sequence[int]) -> int:
-        """How many tokens at the end are single bytes whose text the next one may still change."""
+        """The number of tokens at the end that are single bytes, whose text the next token may still change."""
         return 0
 
     def drops(self, character: str) -> bool:
-        """Whether it leaves a character out, without a word."""
+        """Whether `encode` silently leaves out this character."""
         return False
 
     def _decode(self, ids: list[int]) -> str:
@@ -101,7 +100,7 @@ class Tokenizer:
 
 
 class ByteTokenizer(Tokenizer):
-    """A token for each byte of UTF-8, and the end token 256: nothing to learn, no text that it does not know."""
+    """One token for each byte of UTF-8, and the end token 256. It needs no training and encodes every text."""
 
     name = "byte"
     vocab_size = 257
@@ -121,7 +120,7 @@ class ByteTokenizer(Tokenizer):
 
 
 class CharTokenizer(Tokenizer):
-    """A token for each character of a corpus, in the order of their code points, and nothing else: no end token."""
+    """One token for each character of a corpus, in the order of code points. It has no end token."""
 
     name = "char"
     end_token_id = None
@@ -129,7 +128,7 @@ class CharTokenizer(Tokenizer):
     def __init__(self, characters: Iterable[str]):
         self.characters = sorted(set(characters))
         if not self.characters:
-            raise InputError("A character tokenizer needs text to take its characters from, and was given none.")
+            raise InputError("A character tokenizer needs text to take its characters from, but got none.")
         self.vocab_size = len(self.characters)
         self._code_points = np.array([ord(character) for character in self.characters], dtype=np.uint32)
         super().__init__(json.dumps({"format": _FORMAT, "name": self.name, "characters": "".join(self.characters)}))
@@ -159,20 +158,19 @@ class CharTokenizer(Tokenizer):
             raise InputError(
                 f"The character {text[position]!r} (U+{ord(text[position]):04X}, at position {position}) is not among "
                 f"the {self.vocab_size} characters of the corpus that this tokenizer was made from. Leave it out, or "
-                "train with tokenizer=bpe or tokenizer=byte, which know every text."
+                "train with tokenizer=bpe or tokenizer=byte, which can encode every text."
             )
         return ids
 
 
 class BpeTokenizer(Tokenizer):
-    """Byte pair encoding over bytes (Sennrich et al. 2016; Radford et al. 2019, section 2.2): knows every text. Or what
-    else the `tokenizers` library makes of a `tokenizer.json`, which may know less.
+    """Byte pair encoding over bytes (Sennrich et al. 2016; Radford et al. 2019, section 2.2), which encodes every text;
+    or any other `tokenizer.json` of the `tokenizers` library, which may not.
 
-    Built from the content of that file and, where there is one, of `tokenizer_config.json`. What the file's
-    post-processor puts before a text, `begin_token_ids`, stands before every document and every prompt, unless
-    `with_begin` is false. What it puts behind one is left out: a document ends with the end token, a prompt does not
-    end. A text that spells the end token is encoded as the letters that it is: only a document's real end becomes the
-    end token.
+    It is built from the content of that file and, if present, of `tokenizer_config.json`. The tokens that the file's
+    post-processor adds before a text, `begin_token_ids`, precede every document and every prompt, unless `with_begin`
+    is false. Those that it adds after a text are left out: only the end token ends a document, and a prompt has no end.
+    A text that spells the end token is encoded as ordinary characters, not as the end token.
     """
 
     name = "bpe"
@@ -184,18 +182,18 @@ class BpeTokenizer(Tokenizer):
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(file_content)
         except Exception as error:  # the library raises nothing more precise
-            raise InputError(f"This is no tokenizer that the tokenizers library can read: {error}") from error
-        self._tokenizer.encode_special_tokens = True  # not kept in the file
-        self._tokenizer.no_truncation()  # the file may say otherwise
+            raise InputError(f"This is not a tokenizer that the tokenizers library can read: {error}") from error
+        self._tokenizer.encode_special_tokens = True  # the file does not store this setting
+        self._tokenizer.no_truncation()  # the file may have it set
         self._tokenizer.no_padding()
-        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)  # some leave numbers out
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)  # some have unused ids
         content = json.loads(file_content)
         self.settings = None if settings is None else _settings(settings)
         self.end_token_id = usual = self._usual_end()
         if self.settings is not None and "eos_token" in self.settings:
             self.end_token_id = self._token_of("eos_token")
         if with_begin and content.get("post_processor") is not None:
-            self.begin_token_ids = self._put_before()
+            self.begin_token_ids = self._begin_tokens()
         if self.end_token_id != usual or self.begin_token_ids:
             both = f"{file_content}\n{json.dumps([self.end_token_id, *self.begin_token_ids])}"
             self.digest = hashlib.sha256(both.encode("utf-8")).hexdigest()
@@ -205,7 +203,7 @@ class BpeTokenizer(Tokenizer):
             numbers = self._tokenizer.get_vocab().items()
             self._bytes = {number: token for token, number in numbers if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token)}
         added = self._tokenizer.get_added_tokens_decoder().items()
-        self._silent = {number: str(token) for number, token in added if token.special}  # decoding leaves them out
+        self._silent = {number: str(token) for number, token in added if token.special}  # left out when decoding
         self.context = 0 if kinds == ["ByteLevel"] else 32
         self.knows_all = _knows_every_byte(content, len(self._bytes))
         unknown = (content.get("model") or {}).get("unk_token")
@@ -216,7 +214,7 @@ class BpeTokenizer(Tokenizer):
         return next((end for end in ends if end is not None), None)
 
     def _token_of(self, name: str) -> int | None:
-        """The id of what the settings call `name`; None where they say null."""
+        """The id of the token that the settings call `name`; None if that is null."""
         assert self.settings is not None
         token = self.settings[name]
         text = token.get("content") if isinstance(token, dict) else token
@@ -225,18 +223,18 @@ class BpeTokenizer(Tokenizer):
         number = self._tokenizer.token_to_id(str(text))
         if number is None:
             raise InputError(
-                f"{SETTINGS_FILE} names the {name} {str(text)!r}, and {FILE_NAME} has no such token. Give the two "
-                "files that belong together, or mend the name."
+                f"{SETTINGS_FILE} names the {name} {str(text)!r}, but {FILE_NAME} has no such token. Give the two "
+                "files that belong together, or correct the name."
             )
         return int(number)
 
-    def _put_before(self) -> tuple[int, ...]:
-        """What the post-processor puts before a text: asked of the library, whatever kind it is."""
+    def _begin_tokens(self) -> tuple[int, ...]:
+        """The tokens that the post-processor adds before a text, found by encoding one: there are many kinds of it."""
         for text in ("a", "0", *list(self._tokenizer.get_vocab())[:50]):
             try:
                 plain = self._tokenizer.encode(text, add_special_tokens=False).ids
                 full = self._tokenizer.encode(text, add_special_tokens=True).ids
-            except Exception:  # a letter that it does not know; the library raises nothing more precise
+            except Exception:  # an unknown character; the library raises nothing more precise
                 continue
             if plain and full != plain:
                 place = next((at for at in range(len(full)) if full[at : at + len(plain)] == plain), 0)
@@ -251,9 +249,9 @@ class BpeTokenizer(Tokenizer):
         texts: Iterable[str],
         vocab_size: int,
         special_tokens: Sequence[str] = (END_TOKEN,),
-        min_frequency: int = 2,  # a pair that is seen once teaches nothing
+        min_frequency: int = 2,
     ) -> BpeTokenizer:
-        """Learns merges until there are `vocab_size` tokens, or no pair is left that is seen `min_frequency` times."""
+        """Learn merges until there are `vocab_size` tokens, or until no pair occurs `min_frequency` times."""
         import tokenizers
 
         if vocab_size < SMALLEST_BPE:
@@ -271,7 +269,7 @@ class BpeTokenizer(Tokenizer):
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(map(_without_endless_words, texts), trainer)
+        tokenizer.train_from_iterator(map(_with_split_words, texts), trainer)
         return cls(tokenizer.to_str())
 
     def encode(self, text: str) -> list[int]:
@@ -281,7 +279,7 @@ class BpeTokenizer(Tokenizer):
         _utf8(text)
         try:
             return self._tokenizer.encode(text, add_special_tokens=False)
-        except Exception as error:  # of a list of words: one that is not in it; the library raises nothing more precise
+        except Exception as error:  # an unknown word or character; the library raises nothing more precise
             raise InputError(f"The tokenizer does not know every character of this text ({error}).") from error
 
     def _decode(self, ids: list[int]) -> str:
@@ -292,7 +290,7 @@ class BpeTokenizer(Tokenizer):
             _utf8(text)
         try:
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception:  # the library does not say of which text
+        except Exception:  # encode one by one, since the library does not say which text is wrong
             return [np.array(self.encode(text), dtype=np.int64) for text in texts]
         return (np.array(encoding.ids, dtype=np.int64) for encoding in encodings)
 
@@ -300,7 +298,7 @@ class BpeTokenizer(Tokenizer):
     def files(self) -> dict[str, str]:
         if self.settings is None and not self.begin_token_ids:
             return super().files
-        # A folder of ours that lacks it is of an older version, which put nothing before a text.
+        # Our folders without this file are from an older version, which added no begin tokens.
         return super().files | {SETTINGS_FILE: json.dumps(self.settings or {}, indent=2) + "\n"}
 
     def open_bytes(self, ids: Sequence[int]) -> int:
@@ -317,7 +315,7 @@ class BpeTokenizer(Tokenizer):
 
 
 def load_tokenizer(directory: str | Path, prefix: str = "") -> Tokenizer:
-    """The tokenizer that was saved in a folder, under names with this prefix."""
+    """The tokenizer saved in a folder, in files whose names begin with `prefix`. Raises InputError."""
     path = Path(directory) / f"{prefix}{FILE_NAME}"
     try:
         file_content = path.read_bytes().decode("utf-8")
@@ -335,31 +333,29 @@ def load_tokenizer(directory: str | Path, prefix: str = "") -> Tokenizer:
                 settings = beside.read_text(encoding="utf-8")
             except (OSError, ValueError) as error:
                 raise InputError(f"{beside} cannot be read: {error}") from error
-        older = settings is None and any((folder / name).is_file() for name in OURS)
+        older = settings is None and any((folder / name).is_file() for name in OUR_FILES)
         return BpeTokenizer(file_content, settings, with_begin=not older)
     if isinstance(content, dict) and content.get("format") == _FORMAT:
         if content.get("name") == ByteTokenizer.name:
             return ByteTokenizer()
         if content.get("name") == CharTokenizer.name and isinstance(content.get("characters"), str):
             return CharTokenizer(content["characters"])
-    raise InputError(
-        f"{path} holds no tokenizer that is known here: expected byte, char, or one of the tokenizers library."
-    )
+    raise InputError(f"{path} holds no known tokenizer: expected byte, char, or one of the tokenizers library.")
 
 
 def _settings(content: str) -> dict[str, Any]:
-    """Of tokenizer_config.json. Raises InputError."""
+    """The settings in the content of tokenizer_config.json. Raises InputError."""
     try:
         found = json.loads(content)
     except ValueError as error:
         raise InputError(f"{SETTINGS_FILE} is damaged: {error}. Take it from where {FILE_NAME} comes from.") from error
     if not isinstance(found, dict):
-        raise InputError(f"{SETTINGS_FILE} is damaged: expected names with values.")
+        raise InputError(f"{SETTINGS_FILE} is damaged: expected a JSON object.")
     return {str(key): value for key, value in found.items()}
 
 
 def _kinds(part: Any) -> list[str]:
-    """The kinds of what a decoder, a normalizer or a pre-tokenizer is made of."""
+    """The types of the components of a decoder, a normalizer or a pre-tokenizer."""
     if not isinstance(part, dict):
         return []
     inner = part.get("decoders") or part.get("normalizers") or part.get("pretokenizers")
@@ -367,7 +363,7 @@ def _kinds(part: Any) -> list[str]:
 
 
 def _knows_every_byte(content: dict[str, Any], n_bytes: int) -> bool:
-    """Whether each text has tokens for all of it: no normalizer takes a part away, and every byte has a token."""
+    """Whether every text is encoded completely: no normalizer removes a part, and every byte has a token."""
     model = content.get("model") or {}
     if set(_kinds(content.get("normalizer"))) - {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend"}:
         return False
@@ -384,8 +380,8 @@ def _byte_letters() -> set[str]:
     return set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 
 
-def _without_endless_words(text: str) -> str:
-    """A text to learn from, in which what goes on for long without a space gets some."""
+def _with_split_words(text: str) -> str:
+    """The text with spaces inserted into very long words, for training."""
     _utf8(text)
     return re.sub(rf"(\S{{{_LONGEST_WORD}}})", r"\1 ", text) if len(text) > _LONGEST_WORD else text
 

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ...common.allocator import give_back_freed_memory, keep_freed_memory, resident_bytes
+from ...common.allocator import keep_freed_memory, resident_bytes, trim_freed_memory
 from ...common.errors import first_line
 from .cases import BY_HAND, ONEDNN, Case, compile_mode, is_compiled, network_of, uses_onednn
 from .process_memory import peak_since_reset, reset_peak
@@ -300,7 +300,7 @@ class Steps:
         sketch = sketch_of(self.trainer.gradients())
         self.seconds(1)
         gc.collect()
-        give_back_freed_memory()  # of the compiler, of the sketch
+        trim_freed_memory()  # of the compiler, of the sketch
         self.seconds(WARM_UP)
         return Ready(loss, sketch, first_seconds, self.seconds(1), cache, self.products)
 

@@ -119,7 +119,7 @@ def weeks_of_co2() -> Example:
 
     series = read_series(SHIPPED["co2"])
     scaling = Scaling.measured(series.values, HISTORY, HORIZON, None, 1, series.names, series.clock.about)
-    all_weeks = [series.written(place) for place in range(len(series))]
+    all_weeks = [series.time_text(place) for place in range(len(series))]
     first = all_weeks.index(FIRST_WEEK)
     weeks = all_weeks[first : first + HISTORY + HORIZON]
     windows = Windows(series.values, scaling, first + HISTORY, first + len(weeks), torch.float64)

@@ -84,7 +84,7 @@ def backward_rows(backward: Sequence[Statement], forward: Sequence[Row]) -> list
         unpacks = re.search(r" = \w*cache$", statement.text) is not None
         names = [] if unpacks else re.findall(r"\w+_cache\b", statement.text)
         of = next(
-            (row.autograd for name in names if (row := _the_one(made.get(name, []), statement)) is not None), None
+            (one.autograd for name in names if (one := _the_one(made.get(name, []), statement)) is not None), None
         )
         rows.append(Row(statement, None, of))
     return rows

@@ -1,10 +1,10 @@
-"""task=classification: which label a text has.
+"""task=classification: predict the label of a text.
 
-task.py        the task: an encoder, the mean over real positions, cross-entropy over the labels
-rows.py        texts as batches, and the order of training, which may change the texts a little
+task.py        the task: an encoder, mean pooling without padding, cross-entropy over the labels
+rows.py        texts as batches, and the order of training, with augmentation
 measures.py    accuracy and macro F1, the confusion matrix and its picture
-baselines.py   the majority, and TF-IDF with logistic regression, on the same texts
-classifier.py  a trained model asked: from texts to labels
+baselines.py   the most frequent label, and TF-IDF with logistic regression, on the same texts
+classifier.py  inference: from texts to labels
 """
 
 from .task import ClassificationTask

@@ -1,6 +1,6 @@
-"""What simple methods reach on the same texts: always the most frequent label, and TF-IDF with logistic regression.
+"""Baselines on the same texts: always the most frequent label, and TF-IDF with logistic regression.
 
-scikit-learn calculates the second; it comes with mlflow, and where it is not installed a sentence stands in its place.
+The second uses scikit-learn, which MLflow installs. Without it the run reports a sentence instead.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import numpy as np
 
 from .measures import Measures
 
-REGULARIZATION = (1.0, 10.0, 100.0)  # C of logistic regression: the one that does best on the validation texts
+REGULARIZATION = (1.0, 10.0, 100.0)  # candidates for C of logistic regression, chosen on the validation texts
 MOST_LEARNED = 10_000  # training texts, evenly spread
-WORDS = r"(?u)\b\w+\b|[^\w\s]"  # signs are words too: they tell code from prose
+WORDS = r"(?u)\b\w+\b|[^\w\s]"  # punctuation marks are words too: they distinguish code from prose
 
 
 def majority(training: np.ndarray, wanted: np.ndarray) -> Measures:
-    """Of labels alone."""
+    """The measures of always predicting the most frequent training label; arguments are label indices."""
     return Measures(wanted, np.full_like(wanted, np.bincount(training).argmax()))
 
 
 class TfIdf:
-    """Words and pairs of words, weighted by how few texts have them (Salton & Buckley 1988), and logistic regression:
-    learned from the training texts, as hard to beat as the validation texts can make it."""
+    """Logistic regression on TF-IDF features of words and pairs of words (Salton & Buckley 1988). It learns from the
+    training texts; the validation texts choose the regularization, which makes it as hard to beat as possible."""
 
     def __init__(self, texts: Sequence[str], labels: np.ndarray, validation: Sequence[str], wanted: np.ndarray):
-        """Raises ImportError where there is no scikit-learn, ValueError for texts that it can learn nothing from."""
+        """Raises ImportError without scikit-learn, and ValueError for texts that it cannot learn from."""
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
 

@@ -1,4 +1,4 @@
-"""A trained model asked: from texts to labels and their probabilities. It needs its tokenizer and its labels."""
+"""Inference with a trained classifier: from texts to labels and their probabilities."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ...common.errors import InputError, NotFiniteError
 from ...data.sources.labelled import texts_in_lines
 from ...data.tokens.labelled_corpus import encoded
 from ...data.tokens.tokenizer import Tokenizer
-from ..asking import Predictor, texts_of
+from ..inference import Predictor, texts_of
 from .rows import MEASURED_ROWS, batch_of
 
 
 class Classifier(Predictor):
-    """`column`: of texts in a file with columns."""
+    """A trained model with its tokenizer and its labels. `column` is that of the texts in a file with columns."""
 
     def __init__(self, model: Any, tokenizer: Tokenizer, labels: Sequence[str], column: str = "text"):
         self.model, self.tokenizer, self.labels, self.column = model, tokenizer, labels, column
@@ -30,7 +30,7 @@ class Classifier(Predictor):
         return texts_in_lines(iter(lines), where, self.column)
 
     def predict(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
-        """The text, the likeliest label, and the probability of each, the likeliest first."""
+        """For each text: the text, its likeliest label, and the probabilities of all labels, the likeliest first."""
         found = []
         for text, probabilities in zip(inputs, self.probabilities(inputs), strict=True):
             order = np.argsort(-probabilities, kind="stable")
@@ -39,17 +39,17 @@ class Classifier(Predictor):
         return found
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """(texts, labels). Raises InputError for a text that has no token, NotFiniteError where the model has
-        diverged."""
+        """The probabilities (texts, labels). Raises InputError for a text without tokens, and NotFiniteError if the
+        model has diverged."""
         for text in texts:
             if not text.strip():
-                raise InputError(f"{text!r}: is empty: there is nothing to tell a label from")
+                raise InputError(f"{text!r}: is empty: there is nothing to classify")
         found, network = [], self.model.network
         for first in range(0, len(texts), MEASURED_ROWS):
             rows = encoded(self.tokenizer, texts[first : first + MEASURED_ROWS])
             for text, ids in zip(texts[first:], rows, strict=False):
                 if not len(ids):
-                    raise InputError(f"{text[:40]!r}: the tokenizer knows nothing of it, and no token is left")
+                    raise InputError(f"{text[:40]!r}: the tokenizer knows none of its characters, so it has no tokens")
             targets = np.full(len(rows), IGNORED)
             batch = batch_of(rows, targets, network.config.max_seq_len, device=network.device)
             with torch.no_grad():
@@ -60,7 +60,7 @@ class Classifier(Predictor):
         return result
 
     def serve(self, model_input: Any, params: Mapping[str, Any]) -> list[str]:
-        """Texts in, labels out."""
+        """The labels of some texts. Raises InputError."""
         if params:
             raise InputError(f"there is no parameter {next(iter(params))!r}: a text has one label")
         return [answer["label"] for answer in self.predict(texts_of(model_input))]

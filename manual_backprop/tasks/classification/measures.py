@@ -1,4 +1,4 @@
-"""How well labels are told apart: loss, accuracy, macro F1, and which label is taken for which."""
+"""Metrics of classification: loss, accuracy, macro F1, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LONGEST_NAME = 24  # [characters]
 
 @dataclass(frozen=True)
 class Measures:
-    """Of N texts. wanted, found (N,): the numbers of their labels, and of those that were likeliest."""
+    """The metrics of N texts. wanted, found (N,): indices of their true and of their predicted labels."""
 
     wanted: np.ndarray
     found: np.ndarray
-    loss: float | None = None  # nats a text
+    loss: float | None = None  # nats per text
 
     @property
     def accuracy(self) -> float:
@@ -29,8 +29,8 @@ class Measures:
 
     @property
     def f1(self) -> float:
-        """The mean over labels of 2 TP / (2 TP + FP + FN) (macro F1); of labels that are neither wanted nor found
-        there is nothing to say."""
+        """Macro F1: the mean over labels of 2 TP / (2 TP + FP + FN), without labels that are neither true nor predicted
+        for any text."""
         right = self.wanted == self.found
         labels = np.union1d(self.wanted, self.found)
         if not len(labels):
@@ -42,15 +42,15 @@ class Measures:
         return float(np.mean(scores))
 
     def confusion(self, n_labels: int) -> np.ndarray:
-        """(n_labels, n_labels): how many texts of a row's label were given a column's."""
+        """(n_labels, n_labels): the number of texts with a row's true label and a column's predicted label."""
         pairs = self.wanted * n_labels + self.found
         return np.bincount(pairs, minlength=n_labels * n_labels).reshape(n_labels, n_labels)
 
 
 @picture
 def draw_confusion(measures: Measures, labels: Sequence[str], path: Path, title: str) -> bool:
-    """A square for each pair of labels: the share of the texts of a row's label that were given the column's, and
-    their number. Of more than MOST_LABELS those with the most texts. False, and no file, where there are no texts."""
+    """Draw the confusion matrix: counts, colored by the share of each row. Of more than MOST_LABELS labels, those with
+    the most texts. Without texts it returns False and writes no file."""
     counts = measures.confusion(len(labels))
     shown = np.sort(np.argsort(-counts.sum(1), kind="stable")[:MOST_LABELS])
     counts = counts[np.ix_(shown, shown)]
@@ -65,7 +65,7 @@ def draw_confusion(measures: Measures, labels: Sequence[str], path: Path, title:
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
     axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set(xlabel="label that was found", ylabel="true label")
+    axes.set(xlabel="predicted label", ylabel="true label")
     for row, column in np.argwhere(counts):
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)

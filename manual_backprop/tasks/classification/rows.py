@@ -1,4 +1,4 @@
-"""Labelled texts as batches: rows of tokens, each cut at the network's length and padded to the longest beside it."""
+"""Labelled texts as batches: rows of tokens, cut at the network's length and padded to the longest in the batch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ...data.tokens.labelled_corpus import LabelledSplit, encoded
 from ...data.tokens.order import Padded
 from ...data.tokens.tokenizer import Tokenizer
 
-MEASURED_ROWS = 128  # at a time
-BUCKET = 4  # optimizer steps whose rows are sorted by length together
+MEASURED_ROWS = 128  # in one batch
+BUCKET = 4  # optimizer steps in a bucket, whose rows are sorted by length
 
 
 class TextRows:
-    """The rows of one split. `longest` [tokens]: what a row is cut at, which keeps its beginning."""
+    """The rows of one split. A row is cut after `longest` tokens."""
 
     def __init__(self, split: LabelledSplit, longest: int):
         self.split, self.longest = split, longest
@@ -29,7 +29,7 @@ class TextRows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """One more than the tokens that are read of each, as `Padded` counts."""
+        """The tokens of each row plus 1, since `Padded` subtracts a first token that is not predicted."""
         return np.diff(self.split.offsets) + 1
 
     def batch(
@@ -44,7 +44,7 @@ class TextRows:
         )
 
     def batches(self, device: torch.device | str, count: int | None = None) -> Iterator[EncoderBatch]:
-        """The first `count` rows in order (None: all)."""
+        """The batches of the first `count` rows in order (None: all)."""
         last = len(self) if count is None else min(count, len(self))
         for first in range(0, last, MEASURED_ROWS):
             yield self.batch(np.arange(first, min(first + MEASURED_ROWS, last)), device=device)
@@ -57,7 +57,7 @@ def batch_of(
     first_row: int = 0,
     device: torch.device | str = "cpu",
 ) -> EncoderBatch:
-    """Of rows of tokens, and a label's number for each (-100: none)."""
+    """The batch of rows of tokens, with a label index for each (-100: none)."""
     lengths = np.array([min(len(ids), longest) for ids in rows], dtype=np.int64)
     inputs = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
     for place, ids in enumerate(rows):
@@ -69,15 +69,21 @@ def batch_of(
 
 
 class LabelledOrder(Padded):
-    """An epoch meets every text once; a row is one target, whatever its length. With `kinds` of changes, a text is
-    another one in each epoch (`augmentation`)."""
+    """Every text once in each epoch; each row has one target. With `kinds` of augmentation a text differs in each epoch
+    (`augmentation`)."""
 
     documents: TextRows
 
     def __init__(
-        self, rows: TextRows, tokenizer: Tokenizer, kinds: Sequence[str], seed: int, batch_size: int, pieces: int
+        self,
+        rows: TextRows,
+        tokenizer: Tokenizer,
+        kinds: Sequence[str],
+        seed: int,
+        batch_size: int,
+        accumulation_steps: int,
     ):
-        super().__init__(rows, rows.longest, seed, batch_size, pieces, bucket=BUCKET)
+        super().__init__(rows, rows.longest, seed, batch_size, accumulation_steps, bucket=BUCKET)
         self.tokenizer, self.kinds = tokenizer, kinds
 
     def batches(self, step: int, device: torch.device | str = "cpu") -> tuple[int, Iterator[Any]]:
@@ -97,7 +103,7 @@ class LabelledOrder(Padded):
 
 
 def text_of(tokenizer: Tokenizer, ids: np.ndarray) -> str:
-    """Without the tokens that open and end it."""
+    """The text of token ids, without begin and end tokens."""
     inner = ids[len(tokenizer.begin_token_ids) :]
     if tokenizer.end_token_id is not None and len(inner) and inner[-1] == tokenizer.end_token_id:
         inner = inner[:-1]

@@ -1,8 +1,8 @@
-"""task=classification: which label a text has.
+"""task=classification: predict the label of a text.
 
-An encoder reads the text, the mean over its real positions goes through the head, and the loss is cross-entropy over
-the labels. Beside the model stand two simple methods on the same texts. The best checkpoint is the one with the highest
-accuracy on the validation texts.
+An encoder reads the text, the mean over its positions without padding goes through the head, and the loss is
+cross-entropy over the labels. Two simple methods on the same texts are the baselines. The best checkpoint has the
+highest accuracy on the validation texts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ...data.tokens.text_size import VOCABULARIES
 from ...data.tokens.tokenizer import load_tokenizer
 from ...models.wrappers.building import build_wrapper
 from ...ops import cross_entropy_forward
-from ..asking import Predictor, Reading
+from ..inference import Predictor, Reading
 from ..preview import Preview, most_tokens, rows_of_a_step
 from ..task import Evaluated, Final, Measured, Task
 from .baselines import TfIdf, majority
@@ -43,21 +43,21 @@ from .classifier import Classifier
 from .measures import CONFUSION, Measures, draw_confusion
 from .rows import LabelledOrder, TextRows, batch_of, text_of
 
-UNKNOWN_VOCABULARY = 50257  # a guess, of a tokenizer that nobody has read
-LONGEST_TAG = 250  # [characters] that MLflow takes
-LABELS = "labels.json"  # of a checkpoint
+UNKNOWN_VOCABULARY = 50257  # a guess, if the tokenizer is not read yet
+LONGEST_TAG = 250  # [characters], MLflow's limit
+LABELS = "labels.json"  # in a checkpoint
 SHOWN = 10  # predictions
-WIDTH = 90  # [characters] of a text in one line
+WIDTH = 90  # [characters] of a text in a line of predictions
 NO_TFIDF = "TF-IDF with logistic regression needs scikit-learn, which is not installed (pip install scikit-learn)"
-TEXT = [{"type": "string", "required": True}]  # as MLflow writes it
+TEXT = [{"type": "string", "required": True}]  # in MLflow's format
 SIGNATURE: Mapping[str, Any] = {"inputs": TEXT, "outputs": TEXT, "params": []}
 
 
 class ClassificationTask(Task):
-    """The labelled texts of a run's config."""
+    """Classification of the labelled texts of a run's config."""
 
     evaluate_options = ("--test", "--predictions")
-    asked_with = ("predict", "--text", "Return the next event.")
+    inference_command = ("predict", "--text", "Return the next event.")
     signature = SIGNATURE
     best_metric = "validation/accuracy"
     best_is_highest = True
@@ -77,12 +77,12 @@ class ClassificationTask(Task):
     def restored(cls, config: RunConfig, directory: Path, cache: Path) -> Self:
         labels = read_object(directory / LABELS, kind=CheckpointError).get("labels")
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise CheckpointError(f"{directory / LABELS} does not hold the labels: it is no file of this version")
+            raise CheckpointError(f"{directory / LABELS} does not hold the labels: it is not a file of this version")
         return cls(config, LabelledCorpus(load_tokenizer(directory), tuple(labels), {}, ""))
 
     @classmethod
     def preview(cls, config: RunConfig, cache: Path) -> Preview:
-        """Of texts that are not prepared: they are read, and tokens are made of them for this once."""
+        """Exact numbers; texts that are not in the cache are tokenized for this call only. Unknown ones on the hub."""
         corpus, prepared = preview_labelled(config.dataset, config.tokenizer, cache)
         if corpus is None:
             return cls._unknown(config)
@@ -98,26 +98,26 @@ class ClassificationTask(Task):
             order=order,
             step=f"about {order.tokens_per_step:,} tokens: {rows_of_a_step(config)} texts of at most {longest}",
             evaluated_tokens=int(np.minimum(np.diff(validation.offsets), longest).sum()),
-            written_tokens=0,
+            generated_tokens=0,
         )
 
     @staticmethod
     def _unknown(config: RunConfig) -> Preview:
-        """Before texts are fetched nobody knows how many there are, nor how many labels: two at least."""
+        """The preview of texts that are still on the hub: their number is unknown, and that of labels at least two."""
         vocab_size = config.tokenizer.vocab_size or VOCABULARIES.get(config.tokenizer.name, UNKNOWN_VOCABULARY)
         return Preview(
             config=config,
             vocab_size=vocab_size,
             network=config.network_config(vocab_size, n_outputs=2),
             prepared=False,
-            examples=("texts", "not known before they are fetched"),
+            examples=("texts", "unknown until they are downloaded"),
             order=None,
             step=f"at most {most_tokens(config):,} tokens: {rows_of_a_step(config)} texts",
             evaluated_tokens=0,
-            written_tokens=0,
+            generated_tokens=0,
         )
 
-    # What a run is made of
+    # The parts of a run
 
     @property
     def network_config(self) -> CustomTransformerConfig:
@@ -143,7 +143,7 @@ class ClassificationTask(Task):
         return self.rows_of(self.corpus.splits["validation"])
 
     def rows_of(self, split: LabelledSplit, longest: int | None = None) -> TextRows:
-        """A text is cut at the network's length; in training at `dataset.max_length`, where that is shorter."""
+        """The rows of a split, cut at the network's length, or at `longest` if that is shorter."""
         length = self.config.model.max_seq_len
         return TextRows(split, min(length, longest or length))
 
@@ -160,12 +160,12 @@ class ClassificationTask(Task):
         return order if repeat is None else Repeated(order, repeat)
 
     def check(self) -> None:
-        """Nothing: a split that cannot be used was refused when the texts were read."""
+        """Nothing: reading the texts has checked the splits."""
 
-    # What it measures and predicts
+    # Metrics and predictions
 
     def measure(self, model: Any, rows: TextRows, count: int | None = None) -> Measures:
-        """Of a model, on the first `count` rows."""
+        """The metrics of a model on the first `count` rows (None: all)."""
         network = model.network
 
         @torch.no_grad()
@@ -202,7 +202,7 @@ class ClassificationTask(Task):
 
     @cached_property
     def tfidf(self) -> TfIdf | str:
-        """Or why there is none."""
+        """The baseline TF-IDF with logistic regression, or a sentence why there is none."""
         training, validation = (self.corpus.splits[name] for name in ("train", "validation"))
         try:
             return TfIdf(self.texts(training), training.labels, self.texts(validation), validation.labels)
@@ -213,11 +213,11 @@ class ClassificationTask(Task):
 
     @cached_property
     def simple_methods(self) -> dict[str, Measures]:
-        """On the validation texts."""
+        """The baselines on the validation texts."""
         return self.compared(self.corpus.splits["validation"])
 
     def compared(self, split: LabelledSplit, count: int | None = None) -> dict[str, Measures]:
-        """What simple methods reach on the first `count` texts of a split."""
+        """The metrics of the baselines on the first `count` texts of a split."""
         wanted = np.asarray(split.labels[:count])
         found = {"majority": majority(np.asarray(self.corpus.splits["train"].labels), wanted)}
         if isinstance(self.tfidf, TfIdf):
@@ -233,7 +233,7 @@ class ClassificationTask(Task):
         return [text_of(self.tokenizer, split.ids(number)) for number in range(len(split))[:count]]
 
     def measure_split(self, model: Any, split: str, limit: int | None = None, predictions: int = 0) -> Measured:
-        """Beside the simple methods on the same texts."""
+        """The model beside the baselines on the same texts."""
         opened, notes = self.opened(split)
         count = len(opened) if limit is None else min(len(opened), limit * self.config.training.batch_size)
         rows = self.rows_of(opened)
@@ -256,21 +256,23 @@ class ClassificationTask(Task):
         )
 
     def opened(self, split: str) -> tuple[LabelledSplit, tuple[str, ...]]:
-        """train, validation or test, and what a reader of its numbers must know."""
+        """The split train, validation or test, and notes about it."""
         if split == "test":
             return open_test_split(self.config.dataset, self.corpus)
         return self.corpus.splits[split], ()
 
     def predictor(self, model: Any) -> Predictor:
         if len(self.labels) != model.config.n_outputs:
-            raise CheckpointError(f"{LABELS} has {len(self.labels)} labels, and the network {model.config.n_outputs}")
+            raise CheckpointError(
+                f"{LABELS} has {len(self.labels)} labels, but the network has {model.config.n_outputs} outputs"
+            )
         return Classifier(model, self.tokenizer, self.labels, self.config.dataset.text_column or "text")
 
     def reading(self, model: Any, text: str, most: int) -> Reading:
-        """All of the text has one answer, its label."""
+        """The text, with its label as the only output."""
         (ids,) = encoded(self.tokenizer, [text])
         if not len(ids):
-            raise InputError("an empty text: there is nothing to tell a label from")
+            raise InputError("an empty text: there is nothing to classify")
         batch = batch_of([ids], np.full(1, IGNORED), most)
         words = [self.tokenizer.decode([token]) for token in ids[:most].tolist()]
         note = f"The first {most} of {len(ids)} tokens." if len(ids) > most else ""
@@ -279,7 +281,7 @@ class ClassificationTask(Task):
         )
 
     def shown_rows(self, model: Any, split: LabelledSplit, numbers: Iterable[int]) -> list[str]:
-        """A line each: which label was found, how sure the model is, whether it is right."""
+        """One line for each text: the predicted label, its probability, and whether it is right."""
         numbers = list(numbers)
         answers = self.predictor(model).predict([text_of(self.tokenizer, split.ids(number)) for number in numbers])
         return list(map(self._shown, answers, (self.labels[split.labels[number]] for number in numbers)))
@@ -300,7 +302,7 @@ class ClassificationTask(Task):
         return prediction.partition("\n")[0]
 
     def final(self, model: Any, directory: Path) -> Final:
-        """The test texts, where a share of the data is kept for them, and which label is taken for which."""
+        """The metrics of the test texts, if there are any, and the confusion matrix as a picture."""
         name = "test" if "test" in self.corpus.splits else "validation"
         split = self.corpus.splits[name]
         measures = self.measure(model, self.rows_of(split))
@@ -316,7 +318,7 @@ class ClassificationTask(Task):
                 ("", f"on the same texts: {self._compared(compared)}"),
             ]
         path = directory / CONFUSION
-        title = f"{len(split):,} {name} texts: {measures.accuracy:.1%} have their label"
+        title = f"{len(split):,} {name} texts: accuracy {measures.accuracy:.1%}"
         pictures = (path,) if draw_confusion(measures, self.labels, path, title) else ()
         return Final(metrics, tuple(summary), pictures)
 
@@ -328,7 +330,7 @@ class ClassificationTask(Task):
         assert isinstance(batch, EncoderBatch)
         return self.tokenizer.decode(batch.inputs[0, :positions].tolist())
 
-    # What is said and saved of it
+    # Descriptions and files
 
     @property
     def about(self) -> str:
@@ -368,7 +370,7 @@ class ClassificationTask(Task):
         return dataset.name, dataset.path
 
     def save(self, directory: Path) -> None:
-        """The tokenizer's files, and labels.json: the labels in the order of the head's outputs."""
+        """Write the tokenizer's files, and labels.json: the labels in the order of the head's outputs."""
         self.tokenizer.save(directory)
         (directory / LABELS).write_text(
             json.dumps({"labels": list(self.labels)}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
@@ -377,8 +379,8 @@ class ClassificationTask(Task):
     def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
         way_out = f"; bring back that of {checkpoint}, or start a new run"
         sentences = {
-            "dataset_digest": f"dataset: these texts, or their labels, are others{way_out}",
-            "tokenizer_digest": f"tokenizer: this is another one{way_out}",
+            "dataset_digest": f"dataset: the texts or their labels have changed{way_out}",
+            "tokenizer_digest": f"tokenizer: it has changed{way_out}",
         }
         differences = [sentence for name, sentence in sentences.items() if state.get(name) != self.digests[name]]
         if differences:

@@ -1,11 +1,11 @@
-"""task=forecasting: from the last values of a series to its next ones, all steps at once.
+"""task=forecasting: predict the next values of a time series from its last ones, all steps at once.
 
     task.py         the task: splits by time, metrics, predictions
-    baselines.py    what simple methods reach on the same windows, and how forecasts are measured
-    predictor.py    what comes after the end of a series
-    pictures.py     forecasts over the truth
+    baselines.py    simple methods on the same windows, and the metrics of forecasts
+    predictor.py    inference: a forecast after the end of a series
+    pictures.py     forecasts and true values
 
-Not here: how a series is read, and cut into windows (`data.series`).
+Not here: reading a series and cutting it into windows (`data.series`).
 """
 
 from __future__ import annotations

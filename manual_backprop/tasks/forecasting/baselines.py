@@ -1,4 +1,4 @@
-"""What simple methods forecast for the same windows, and how far forecasts are from what came."""
+"""Forecasts of simple methods for the same windows, and the errors of forecasts."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 from ...data.series.windows import Scaling, Windows, filled, references
 
 MODEL, RIDGE = "model", "ridge"
-PENALTIES = 10.0 ** np.arange(-4, 6)  # of ridge regression, of which the validation part chooses
-LARGEST = 2e11  # multiplications that ridge regression may take: some ten seconds
-MOST_FITTED = 20_000  # windows that it is fitted to, or chosen on, evenly spread
+PENALTIES = 10.0 ** np.arange(-4, 6)  # candidates for ridge regression, chosen on the validation split
+LARGEST = 2e11  # multiplications that ridge regression may take, about ten seconds
+MOST_FITTED = 20_000  # windows, evenly spread, to fit it and to choose its penalty
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Of forecasts, over the values that are known.
+    """The errors of forecasts, over known values.
 
-    rmse: root of the mean squared error, in the unit of the values. mase: mean absolute error, each series' in units of
-    what repeating the value one season before costs within the training part (one step, where there is no season), mean
-    over series (Hyndman and Koehler 2006, "Another look at measures of forecast accuracy", section 3). steps (O,): the
-    rmse of each step of the horizon. of_series: rmse and mase of each.
+    rmse: root mean squared error, in the unit of the values. mase: mean over series of the mean absolute error divided
+    by that of repeating the value one season before (one step, if there is no season) in the training split (Hyndman
+    and Koehler 2006, "Another look at measures of forecast accuracy", section 3). steps (O,): the rmse of each step of
+    the horizon. of_series: rmse and mase of each series.
     """
 
     rmse: float
@@ -33,10 +33,11 @@ class Errors:
 
 @dataclass(frozen=True)
 class Compared:
-    """Of a split, or its first windows: `errors` of the model and of simple methods, by name; loss of the model."""
+    """The results on a split or its first windows: `errors` of the model and of simple methods by name, and the model's
+    loss."""
 
     windows: int
-    of: int
+    of: int  # windows in the whole split
     loss: float
     errors: Mapping[str, Errors]
 
@@ -46,7 +47,7 @@ class Compared:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """By plain names: the model's, those of each step, and the simple methods'."""
+        """Metrics by name: the model's, those of each step, and the simple methods'."""
         values = {"loss": self.loss, "rmse": self.model.rmse, "mase": self.model.mase}
         values |= {f"rmse_of_step_{step:03d}": float(value) for step, value in enumerate(self.model.steps, 1)}
         for name, errors in self.errors.items():
@@ -57,8 +58,8 @@ class Compared:
 
 
 def naive_errors(values: np.ndarray, season: int | None) -> np.ndarray:
-    """Mean absolute change over a season, or over a step where there is none: values (N, S) of the training part ->
-    (S,). Of a series that repeats itself exactly over a step too, as nothing else can be divided by."""
+    """Mean absolute change over a season, or over a step if there is no season: values (N, S) of the training split ->
+    (S,). For a series that repeats exactly after a season, over a step, since MASE divides by it."""
     found = np.zeros(values.shape[1])
     for lag in (season or 1, 1):
         changes = np.abs(values[lag:] - values[:-lag])
@@ -68,12 +69,12 @@ def naive_errors(values: np.ndarray, season: int | None) -> np.ndarray:
 
 
 def mean_where(there: np.ndarray, values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Over what is known, and so no finite number where a forecast of it is none."""
+    """The mean of `values` where `there` is true; not finite if one of these values is not."""
     return np.where(there, values, 0.0).sum(axis=axes) / np.maximum(there.sum(axis=axes), 1)
 
 
 def errors_of(forecasts: np.ndarray, truth: np.ndarray, naive: np.ndarray) -> Errors:
-    """forecasts, truth (B, O, S), truth NaN where it is not known; naive (S,), what `naive_errors` says."""
+    """The errors of forecasts (B, O, S); truth (B, O, S) is NaN where unknown; naive (S,) from `naive_errors`."""
     there, missed = np.isfinite(truth), forecasts - truth
     rmse_of_series = np.sqrt(mean_where(there, missed**2, (0, 1)))
     mase_of_series = mean_where(there, np.abs(missed), (0, 1)) / naive
@@ -87,15 +88,15 @@ def errors_of(forecasts: np.ndarray, truth: np.ndarray, naive: np.ndarray) -> Er
 
 
 def simple_forecasts(history: np.ndarray, scaling: Scaling) -> dict[str, np.ndarray]:
-    """By name, those that only repeat: history (B, H, S) -> (B, O, S)."""
+    """The forecasts of REFERENCES by name: history (B, H, S) -> (B, O, S)."""
     read = filled(history)
     return {name: f(read, scaling.horizon, scaling.season) for name, f in references(scaling.season).items()}
 
 
 class Ridge:
-    """Ridge regression of the network's own inputs to its own targets: W = (X^T X + k I)^-1 X^T Y, X and Y less their
-    means over the training windows (Hoerl and Kennard 1970), k what does best on the validation windows. Outputs are
-    fitted on the windows in which they are known, those with the same windows together."""
+    """Ridge regression from the network's inputs to its targets: W = (X^T X + k I)^-1 X^T Y, with X and Y centred over
+    the training windows (Hoerl and Kennard 1970). The validation windows choose k. Each output is fitted on the windows
+    in which it is known; outputs known in the same windows are fitted together."""
 
     def __init__(self, training: Windows, validation: Windows):
         self.scaling = training.scaling
@@ -135,13 +136,13 @@ class Ridge:
 
 
 def _table(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-    """A split's windows: inputs (n, T C) and targets (n, O S)."""
+    """Inputs (n, T C) and targets (n, O S) of a split's windows, at most MOST_FITTED."""
     history, future = windows.cut(np.unique(np.linspace(0, len(windows) - 1, MOST_FITTED).astype(int)))
     return windows.scaling.inputs(history).reshape(len(history), -1), windows.scaling.targets(history, future)
 
 
 def _columns_by_gaps(y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows in which outputs are known, and the outputs that are known in the same ones."""
+    """Groups of outputs that are known in the same rows: (rows, outputs) for each group."""
     there = np.isfinite(y)
     patterns, group = np.unique(there.T, axis=0, return_inverse=True)
     group = group.reshape(-1)

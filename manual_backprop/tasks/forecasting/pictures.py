@@ -1,4 +1,4 @@
-"""Forecasts over the truth, and how the error grows with the horizon."""
+"""The picture of forecasts and true values, and of the error of each step of the horizon."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MOST_TICKS = 8
 def draw_forecasts(
     series: Series, first: np.ndarray, forecasts: np.ndarray, errors: Mapping[str, Errors], path: Path, title: str
 ) -> None:
-    """Writes a PNG: over each series the forecasts (B, O, S) that begin at steps `first` (B,), and the error of each
-    step of the horizon, by the method's name."""
+    """Write a PNG: each series with the forecasts (B, O, S) that begin at steps `first` (B,), and the error of each
+    step of the horizon for each method."""
     horizon = forecasts.shape[1]
     shown = min(len(series.names), MOST_SERIES)
     figure = new_figure(11, 2.6 * shown + 3.2, dpi=110)
@@ -37,7 +37,7 @@ def draw_forecasts(
             colour = f"C{row % 2}"
             axes.plot(one + np.arange(horizon), forecasts[row, :, place], color=colour, linewidth=1.4, label=label)
         ticks = np.unique(np.linspace(begin, end - 1, MOST_TICKS).astype(int))
-        axes.set_xticks(ticks, [series.written(int(tick)) for tick in ticks], fontsize=8)
+        axes.set_xticks(ticks, [series.time_text(int(tick)) for tick in ticks], fontsize=8)
         axes.set_ylabel(drawable(series.names[place]), fontsize=9, parse_math=False)
         axes.legend(fontsize=8, frameon=False)
         with_grid(axes)

@@ -1,4 +1,4 @@
-"""Asking a trained model for what comes after the end of a series: `predict RUN --file history.csv`, and MLflow."""
+"""Inference with a trained model: forecasts after the end of a series, for `predict RUN --file` and MLflow."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from ...common.errors import InputError, NotFiniteError
 from ...config.schema import DatasetConfig
 from ...data.series.reader import GAPS, Series, is_number, series_of_lines
 from ...data.series.windows import Scaling, forecasts_of
-from ..asking import Predictor
+from ..inference import Predictor
 
 
 class SeriesPredictor(Predictor):
-    """What comes after the end of a series."""
+    """Forecasts the steps after the end of a series."""
 
     def __init__(self, model: Any, scaling: Scaling, dataset: DatasetConfig):
         self.model, self.scaling, self.dataset = model, scaling, dataset
 
     def read_text(self, text: str) -> Any:
         raise InputError(
-            f"--text {text!r:.40}: a forecast is made of a series; give a CSV file with its last "
-            f"{self.scaling.history} steps: --file history.csv"
+            f"--text {text!r:.40}: a forecast needs a series; give a CSV file with its last {self.scaling.history} "
+            "steps: --file history.csv"
         )
 
     def read_lines(self, lines: Iterable[str], where: str) -> Iterator[Series]:
-        """One: all lines are one series, with the columns of the training."""
+        """One input: all lines are one series, with the columns of the training. Raises InputError."""
         time, skip = self.dataset.time_column, self.dataset.on_bad_row == "skip"
         scaling = self.scaling
         series = series_of_lines(lines, where, time, scaling.names, skip, configured=False)
         if series.clock.about != scaling.step:
             raise InputError(
-                f"{where}: its steps are {series.clock.about}, and this model has learned steps of {scaling.step}; "
+                f"{where}: its steps are {series.clock.about}, but this model was trained on steps of {scaling.step}; "
                 "give a series with such steps"
             )
         if len(series) < scaling.history:
             raise InputError(
-                f"{where}: has {len(series):,} steps, and this model reads the last {scaling.history}; give at least "
+                f"{where}: has {len(series):,} steps, but this model reads the last {scaling.history}; give at least "
                 "as many"
             )
         known = np.isfinite(series.values[-scaling.history :]).any(axis=0)
@@ -51,13 +51,13 @@ class SeriesPredictor(Predictor):
         yield series
 
     def predict(self, inputs: Sequence[Series]) -> list[dict[str, Any]]:
-        """For each step of the horizon {"time", "step", "forecast": {name: value}}."""
+        """The forecast, one object for each step of the horizon: {"time", "step", "forecast": {name: value}}."""
         scaling, lines = self.scaling, []
         for series in inputs:
             (found,) = self._forecasts(series.values[None, -scaling.history :])
             lines += [
                 {
-                    "time": series.written(len(series) - 1 + step),
+                    "time": series.time_text(len(series) - 1 + step),
                     "step": step,
                     "forecast": dict(zip(scaling.names, row, strict=True)),
                 }

@@ -1,9 +1,9 @@
-"""task=forecasting: from the last `history` steps of a series to the next `horizon`, all at once.
+"""task=forecasting: predict the next `horizon` steps of a series from its last `history` steps, all at once.
 
-An encoder reads a window of numbers and answers with one row, which corrects a simple forecast (`data.series.windows`);
-the loss is the squared error of what is known, in units of the training part. A series is split by time: it trains on
-the first steps, validates on those that follow, and is measured on the last. A window belongs to the split that has all
-of its targets, so that none is trained on and measured; what it reads may reach back into the split before.
+An encoder reads a window of numbers and outputs a correction of a simple forecast (`data.series.windows`). The loss is
+the squared error over known values, in units measured on the training split. A series is split by time: the first steps
+are the training split, then come validation and test. A window belongs to the split that has all of its targets, so
+that no target is in two splits; its history may reach back into the split before.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from .pictures import FORECASTS, MOST_FORECASTS, draw_forecasts
 from .predictor import SeriesPredictor, typed_history
 
 SHOWN = 8  # predictions
-MOST_STEPS = 26  # of the horizon, in a table
+MOST_STEPS = 26  # of the horizon in a table
 SPLITS = ("train", "validation", "test")
 
 
 class ForecastingTask(Task):
-    """The series of a run's config."""
+    """Forecasting of the series of a run's config."""
 
-    asked_with = ("predict", "--file", "history.csv")
-    predictions_title = "forecasts of the validation part"
+    inference_command = ("predict", "--file", "history.csv")
+    predictions_title = "forecasts of the validation split"
     files = (SCALING,)
     scaling: Scaling
 
@@ -71,7 +71,7 @@ class ForecastingTask(Task):
         self.naive = naive_errors(known_values, task.season)
 
     def _check_lengths(self, history: int, horizon: int) -> None:
-        """InputError where one of the splits holds no window."""
+        """Raise InputError if one of the splits has no window."""
         needed = {"train": history + horizon, "validation": horizon, "test": horizon}
         steps = {name: end - begin for name, (begin, end) in self.bounds.items()}
         if short := [name for name in SPLITS if steps[name] < needed[name]]:
@@ -90,14 +90,14 @@ class ForecastingTask(Task):
 
     @classmethod
     def restored(cls, config: RunConfig, directory: Path, cache: Path) -> Self:
-        """With the scaling alone: there is no series, and nothing that needs one can be asked for."""
+        """The task with only its scaling: methods that need the series do not work."""
         task = cls.__new__(cls)
         task.config, task.scaling = config, Scaling.of_checkpoint(directory)
         return task
 
     @classmethod
     def preview(cls, config: RunConfig, cache: Path) -> Preview:
-        """A series is read at once: all of it is exact."""
+        """Exact numbers, since reading a series is fast."""
         task = cls.open(config, cache)
         order, scaling = task.order(), task.scaling
         return Preview(
@@ -109,11 +109,11 @@ class ForecastingTask(Task):
             step=f"about {order.tokens_per_step:,} values: {rows_of_a_step(config)} windows of {scaling.history} -> "
             f"{scaling.horizon} steps",
             evaluated_tokens=len(task.windows["validation"]) * scaling.positions,
-            written_tokens=0,
+            generated_tokens=0,
             network=task.network_config,
         )
 
-    # What a run is made of
+    # The parts of a run
 
     @property
     def network_config(self) -> CustomTransformerConfig:
@@ -150,10 +150,10 @@ class ForecastingTask(Task):
             if not len(self.windows[name]):
                 raise InputError(f"{self.series.place}: {NO_WINDOW.format(name)}")
 
-    # What it measures and predicts
+    # Metrics and predictions
 
     def compared(self, model: Any, split: str, count: int | None = None, simple: bool = True) -> Compared:
-        """On the windows of a split, or its first `count`; with `simple` methods beside the model."""
+        """The errors on the windows of a split, or its first `count`; with `simple`, also those of simple methods."""
         windows = self.windows[split]
         numbers = np.arange(len(windows))[:count]
         history, future = windows.cut(numbers)
@@ -174,31 +174,31 @@ class ForecastingTask(Task):
         return group.summed(torch.from_numpy(found)).numpy()
 
     def _simple(self, history: np.ndarray) -> dict[str, np.ndarray]:
-        """Of the best first, by what one expects."""
+        """The forecasts of simple methods by name, those expected to be best first."""
         found = {} if self.ridge is None else {RIDGE: self.ridge.forecasts(history)}
         return found | dict(reversed(simple_forecasts(history, self.scaling).items()))
 
     @cached_property
     def ridge(self) -> Ridge | None:
-        """None where it would take too long."""
+        """Ridge regression fitted to the training split; None if it would take too long."""
         training = self.windows["train"]
         return Ridge(training, self.windows["validation"]) if Ridge.is_affordable(training) else None
 
     @cached_property
     def best_metric(self) -> str:  # type: ignore[override]
-        """Several series may have several units, which a root of squares would mix."""
+        """RMSE for one series; MASE for several, whose units RMSE would mix."""
         return "validation/rmse" if len(self.series.names) == 1 else "validation/mase"
 
     def evaluate(self, model: Any, limit: int | None = None) -> Evaluated:
         count = None if limit is None else limit * self.config.training.batch_size
         measured = self.compared(model, "validation", count, simple=False)
         found, loss = measured.model, measured.loss
-        said = f"RMSE {found.rmse:.4g}, MASE {found.mase:.3f}"
+        metrics = f"RMSE {found.rmse:.4g}, MASE {found.mase:.3f}"
         return Evaluated(
             metrics={"validation/loss": loss, "validation/rmse": found.rmse, "validation/mase": found.mase},
-            sentence=f"validation loss {loss:.4f}, {said}, of {measured.windows:,} windows",
-            summary=(("validation", f"{said} of {measured.windows:,} windows ({self.baselines})"),),
-            short=said,
+            sentence=f"validation loss {loss:.4f}, {metrics}, of {measured.windows:,} windows",
+            summary=(("validation", f"{metrics} of {measured.windows:,} windows ({self.baselines})"),),
+            short=metrics,
         )
 
     def measure_split(self, model: Any, split: str, limit: int | None = None, predictions: int = 0) -> Measured:
@@ -262,13 +262,13 @@ class ForecastingTask(Task):
         return {"inputs": tensor(scaling.history), "outputs": tensor(scaling.horizon), "params": []}
 
     def predictions(self, model: Any) -> list[str]:
-        """Some windows, as one text."""
+        """The forecasts of some validation windows as one text."""
         windows = self.windows["validation"]
         numbers = np.unique(np.linspace(0, len(windows) - 1, SHOWN).astype(int))
         return ["\n".join(self.shown(model, "validation", numbers))]
 
     def shown(self, model: Any, split: str, numbers: np.ndarray) -> list[str]:
-        """Of windows by their numbers, a line for each series: its last value that is known beside the forecast."""
+        """One line for each series of each window: the forecast of its last known target beside the true value."""
         windows, lines = self.windows[split], []
         history, future = windows.cut(numbers)
         found = forecasts_of(model, self.scaling, history)
@@ -280,7 +280,7 @@ class ForecastingTask(Task):
                 last = int(there[-1])
                 missed = np.sqrt(np.mean((found[row, there, place] - future[row, there, place]) ** 2))
                 lines.append(
-                    f"{self.series.written(first + last)}, {last + 1} steps ahead: {name} "
+                    f"{self.series.time_text(first + last)}, {last + 1} steps ahead: {name} "
                     f"{found[row, last, place]:.5g}, was {future[row, last, place]:.5g}; RMSE of all steps {missed:.3g}"
                 )
         return lines
@@ -289,21 +289,21 @@ class ForecastingTask(Task):
         return prediction.partition("\n")[0]
 
     def final(self, model: Any, directory: Path) -> Final:
-        """The test part, beside simple methods, and as a picture."""
+        """The errors on the test split, beside simple methods, and a picture of forecasts."""
         measured = self.compared(model, "test")
         found = measured.model
         beside = "; ".join(f"{name} {errors.rmse:.4g}" for name, errors in measured.errors.items() if name != MODEL)
         summary = (
             (
                 "test",
-                f"RMSE {found.rmse:.4g}, MASE {found.mase:.3f} of {measured.windows:,} windows after what it trains on",
+                f"RMSE {found.rmse:.4g}, MASE {found.mase:.3f} of {measured.windows:,} windows of the test split",
             ),
             ("", f"RMSE of simple methods: {beside}"),
         )
         windows, path = self.windows["test"], directory / FORECASTS
         following = np.arange(len(windows))[:: self.scaling.horizon][-MOST_FORECASTS:]
         history, _ = windows.cut(following)
-        title = f"{self.about_windows}\nthe test part: RMSE {found.rmse:.4g}"
+        title = f"{self.about_windows}\ntest split: RMSE {found.rmse:.4g}"
         drawn = draw_forecasts(
             self.series,
             windows.first[following],
@@ -322,11 +322,11 @@ class ForecastingTask(Task):
         return windows.batch(np.arange(1), windows.lengths[:1], device=device)
 
     def text(self, batch: AnyBatch, positions: int) -> str:
-        """What is read at each position first, relative to the last value."""
+        """The first input at each position: a value relative to the last one."""
         assert isinstance(batch, EncoderBatch)
         return " ".join(f"{value:.2f}" for value in batch.inputs[0, :positions, 0].tolist())
 
-    # What is said and saved of it
+    # Descriptions and files
 
     @property
     def about_windows(self) -> str:
@@ -338,7 +338,7 @@ class ForecastingTask(Task):
         series = self.series
         parts = ", ".join(
             f"{len(self.windows[name]):,} for {'training' if name == 'train' else name} "
-            f"({series.written(begin)} to {series.written(end - 1)})"
+            f"({series.time_text(begin)} to {series.time_text(end - 1)})"
             for name, (begin, end) in self.bounds.items()
         )
         return f"{self.about_windows}; windows: {parts}"
@@ -348,14 +348,14 @@ class ForecastingTask(Task):
         windows = self.windows["validation"]
         history, future = windows.cut(np.arange(len(windows)))
         found = {name: errors_of(values, future, self.naive).rmse for name, values in self._simple(history).items()}
-        return "RMSE there of " + ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        return "baselines' RMSE: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items())
 
     @property
     def notes(self) -> tuple[str, ...]:
-        learned = f"what is learned is the difference to the forecast by {self.scaling.reference}"
+        learned = f"the network learns the difference to the forecast by {self.scaling.reference}"
         units = "RMSE over all series mixes their units; MASE, which chooses the best checkpoint, does not"
         mixed = () if len(self.series.names) == 1 else (units,)
-        left_out = () if self.ridge is not None else ("ridge regression of so many inputs would take long: left out",)
+        left_out = () if self.ridge is not None else ("ridge regression is left out: with so many inputs it is slow",)
         return (*self.series.notes, learned, *mixed, *left_out)
 
     @property
@@ -379,14 +379,14 @@ class ForecastingTask(Task):
         return self.config.dataset.name, self.config.dataset.path
 
     def save(self, directory: Path) -> None:
-        """What of the training part a forecast needs."""
+        """Write scaling.json."""
         (directory / SCALING).write_text(json.dumps(asdict(self.scaling), indent=1) + "\n", encoding="utf-8")
 
     def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
         if state.get("dataset_digest") != self.digests["dataset_digest"]:
             raise ConfigError(
                 [
-                    f"dataset: this series, its windows or its split by time are others than those of {checkpoint}; "
-                    "bring back those, or start a new run"
+                    f"dataset: the series, its windows or its splits differ from those of {checkpoint}; bring back "
+                    "those, or start a new run"
                 ]
             )

@@ -1,8 +1,9 @@
-"""task=translation: what becomes of a text, learned from pairs of sources and targets.
+"""task=translation: translate a source text into a target text, learned from pairs.
 
-task      the task: what it measures, writes, saves
-rows      its pairs as batches, and which of them the network can read
+task      the task: its metrics, its generated texts, its files
+rows      pairs as batches, without those that are too long for the network
 scores    exact match and chrF
+writer    inference: from sources to targets
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pairs of token ids as batches for an encoder-decoder, and which of them it can read."""
+"""Pairs of token ids as batches for an encoder-decoder, without those that are too long for it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ...common.errors import InputError
 from ...config.schema import CustomTransformerConfig
 from ...data.tokens.pair_corpus import PairSplit
 
-SPECIAL = 3  # ids behind those of the target's tokenizer
+SPECIAL = 3  # ids after those of the target's tokenizer
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The last three ids of the target's vocabulary, as the wrapper has them."""
+    """The last three ids of the target's vocabulary, as in the wrapper."""
 
     vocab_size: int
 
@@ -34,21 +34,21 @@ class SpecialIds:
     def end(self) -> int:
         return self.vocab_size - 1
 
-    def written(self, tokens: Sequence[int]) -> list[int]:
-        """What a model has written, up to its end, without what stands for no text."""
+    def generated(self, tokens: Sequence[int]) -> list[int]:
+        """The generated tokens before the end token, without ids that have no text."""
         tokens = list(tokens)
         tokens = tokens[: tokens.index(self.end)] if self.end in tokens else tokens
         return [token for token in tokens if token < self.padding]
 
 
 class PairRows:
-    """The pairs of one split that the network can read."""
+    """The pairs of one split that are not too long for the network."""
 
     def __init__(self, split: PairSplit, config: CustomTransformerConfig, skip: bool, name: str):
-        """Raises InputError for a pair that is too long, unless these are to be left out, and where none is left."""
+        """`skip`: leave out pairs that are too long; otherwise they raise InputError, as does an empty split."""
         self.split, self.special = split, SpecialIds(config.vocab_size)
-        self.padding = self.special.padding if config.source_vocab_size is None else 0  # no source sees it
-        most = {"source": config.source_length, "target": config.max_seq_len - 1}  # behind its beginning
+        self.padding = self.special.padding if config.source_vocab_size is None else 0  # attention masks it
+        most = {"source": config.source_length, "target": config.max_seq_len - 1}  # without its beginning token
         lengths = {side: np.diff(getattr(split, f"{side}_offsets")) for side in most}
         long = np.logical_or.reduce([lengths[side] > most[side] for side in most])
         if long.any() and not skip:
@@ -69,7 +69,7 @@ class PairRows:
         needed = max(int(lengths["source"].max()), int(lengths["target"].max()) + 1)
         others = f" ({count:,} of {len(self.split):,} pairs are too long)" if count > 1 else ""
         return (
-            f"{self.split.where(row)}: the {side} has {lengths[side][row]} tokens, and the network reads at most "
+            f"{self.split.where(row)}: the {side} has {lengths[side][row]} tokens, but the network reads at most "
             f"{most[side]}{others}. Use model.max_seq_len={needed}, make it shorter, or leave such pairs out with "
             "dataset.on_bad_row=skip, which counts them."
         )
@@ -79,7 +79,7 @@ class PairRows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row's target, its beginning and its end included: one more than are predicted."""
+        """Tokens of each row's target including beginning and end, which is one more than are predicted."""
         return self.target_lengths + 2
 
     @property
@@ -99,8 +99,8 @@ class PairRows:
     def batch(
         self, numbers: np.ndarray, lengths: np.ndarray, first_row: int = 0, device: torch.device | str = "cpu"
     ) -> PairBatch:
-        """Of these rows, for teacher forcing: each token of the target is predicted from the true ones before it, and
-        so is the end. `lengths` (B,) of what is predicted, the end included."""
+        """The batch of these rows for teacher forcing: each token of the target, and its end, is predicted from the
+        true ones before it. `lengths` (B,): numbers of predicted tokens, the end included."""
         special, sources, targets = self.special, self.sources(numbers), self.targets(numbers)
         source = np.full((len(numbers), max(1, max(map(len, sources)))), self.padding, dtype=np.int64)
         tokens = np.full((len(numbers), int(lengths.max())), special.padding, dtype=np.int64)

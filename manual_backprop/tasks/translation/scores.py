@@ -1,4 +1,4 @@
-"""How good translations are: the share that is right to the last character, and chrF, which counts parts of words."""
+"""Metrics of translations: exact match, and chrF, which compares n-grams of characters."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-ORDER = 6  # the longest n-grams of characters
-BETA = 2  # how much more recall counts than precision
+ORDER = 6  # length of the longest character n-grams
+BETA = 2  # weight of recall relative to precision
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ def scores_of(found: Sequence[str], wanted: Sequence[str]) -> Scores:
 
 def chrf(found: Iterable[str], wanted: Iterable[str]) -> float:
     """The character n-gram F-score of a whole corpus, 0 to 100 (Popovic 2015, "chrF: character n-gram F-score for
-    automatic MT evaluation"), as sacrebleu has it (chrF2): n-grams of 1 to 6 characters without white space; precision
-    and recall are the means over the orders that both sides have, and F weighs recall BETA^2 times.
+    automatic MT evaluation"), as in sacrebleu (chrF2): n-grams of 1 to 6 characters without white space; precision and
+    recall are the means over the orders that both sides have, and F weighs recall BETA^2 times.
 
         F = (1 + BETA^2) precision recall / (BETA^2 precision + recall)
     """
-    counts = [[0, 0, 0] for _ in range(ORDER)]  # n-grams that were found, that were wanted, and that are in both
+    counts = [[0, 0, 0] for _ in range(ORDER)]  # n-grams in the hypotheses, in the references, and in both
     for one, other in zip(found, wanted, strict=True):
         texts = "".join(one.split()), "".join(other.split())
         for order, totals in enumerate(counts, 1):
             hypothesis, reference = (_ngrams(text, order) for text in texts)
-            totals[0] += hypothesis.total() if reference else 0  # as sacrebleu: where there is nothing to be right of
+            totals[0] += hypothesis.total() if reference else 0  # as sacrebleu does for references without n-grams
             totals[1] += reference.total()
             totals[2] += (hypothesis & reference).total()
     both = [(match / found, match / wanted) for found, wanted, match in counts if found and wanted]

@@ -1,8 +1,8 @@
-"""task=translation: a source becomes a target, token by token.
+"""task=translation: translate a source text into a target text, token by token.
 
-The loss is cross-entropy over the target and its end, with the true tokens before each (teacher forcing). What counts
-in the end is what the model writes by itself (free-running), as text: how much of it is right to the last character,
-and chrF, which chooses the best checkpoint.
+The loss is cross-entropy over the target and its end, with teacher forcing: each token is predicted from the true ones
+before it. The main metrics are those of the text that the model generates by itself (free-running): exact match, and
+chrF, which chooses the best checkpoint.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ...config.schema import CustomTransformerConfig, RunConfig
 from ...data.tokens.order import Order, Padded, Repeated
 from ...data.tokens.pair_corpus import PairCorpus, Tokenizers, open_test_split, prepare_pairs, preview_pairs
 from ...models.wrappers.building import build_wrapper
-from ..asking import Reading, Writer
 from ..evaluation import Evaluation, Evaluator
+from ..inference import Reading, Writer
 from ..preview import Preview, rows_of_a_step
 from ..sequence_pictures import CROSS_ATTENTION, CrossAttention, cross_attention_of, draw_cross_attention
 from ..task import Evaluated, Final, Measured, Task
@@ -31,25 +31,25 @@ from .rows import SPECIAL, PairRows, SpecialIds
 from .scores import Scores, scores_of
 from .writer import SIGNATURE, Translator
 
-MEASURED_ROWS = 500  # at a time,
-MEASURED_LOGITS = 2**26  # or as many as have so many logits
+MEASURED_ROWS = 500  # at most, in one batch
+MEASURED_LOGITS = 2**26  # at most, in one batch
 SHOWN = 10  # predictions
-COPIED = 2000  # validation rows that the baseline is measured on
-LONGEST_SEEN = 32  # tokens of a picture's row
+COPIED = 2000  # validation rows on which the baseline is measured
+LONGEST_SEEN = 32  # tokens of a row in a picture
 
 
 class TranslationTask(Task):
-    """The pairs of a run's config."""
+    """Translation of the pairs of a run's config."""
 
     best_metric = "validation/chrf"
     best_is_highest = True
     predictions_title = "predictions on validation rows"
     evaluate_options = ("--test", "--predictions")
-    asked_with = ("generate", "--source", "a text to translate")
+    inference_command = ("generate", "--source", "a text to translate")
     signature = SIGNATURE
 
     def __init__(self, config: RunConfig, tokenizers: Tokenizers, corpus: PairCorpus | None, cache: Path):
-        """`corpus` None: to use a trained model, there are no examples."""
+        """`corpus` is None for inference with a trained model, which needs no examples."""
         self.config, self.tokenizers, self._corpus, self.cache = config, tokenizers, corpus, cache
         self.files = tokenizers.files
         self.digests = {"tokenizer_digest": tokenizers.digest}
@@ -67,7 +67,7 @@ class TranslationTask(Task):
 
     @classmethod
     def preview(cls, config: RunConfig, cache: Path) -> Preview:
-        """Where the pairs were not prepared before, they are for this, and nothing is kept of it."""
+        """Exact numbers; pairs that are not in the cache are tokenized for this call only."""
         corpus = preview_pairs(config.dataset, config.tokenizer, bool(config.task.shared_tokenizer), cache)
         task = cls(config, corpus.tokenizers, corpus, cache)
         order, rows, most = task.order(), task.rows("validation"), config.model.max_seq_len
@@ -78,12 +78,12 @@ class TranslationTask(Task):
             examples=("pairs", task.about),
             order=order,
             step=f"about {order.tokens_per_step:,} tokens: {rows_of_a_step(config)} pairs, no side longer than {most}",
-            evaluated_tokens=2 * int(rows.lengths.sum() - len(rows)),  # read once, and written once
-            written_tokens=-(-len(rows) // MEASURED_ROWS) * most,
+            evaluated_tokens=2 * int(rows.lengths.sum() - len(rows)),  # read once, and generated once
+            generated_tokens=-(-len(rows) // MEASURED_ROWS) * most,
             network=task.network_config,
         )
 
-    # What a run is made of
+    # The parts of a run
 
     @property
     def corpus(self) -> PairCorpus:
@@ -98,7 +98,7 @@ class TranslationTask(Task):
             raise ConfigError(
                 [
                     f"model.vocab_size={wanted}: the targets' tokenizer has {tokens - SPECIAL} tokens, and padding, "
-                    f"beginning and end come on top; give at least {tokens}, or null for exactly as many"
+                    f"beginning and end are added to them; give at least {tokens}, or null for exactly as many"
                 ]
             )
         special = SpecialIds(wanted or tokens)
@@ -120,7 +120,7 @@ class TranslationTask(Task):
         return {}
 
     def rows(self, name: str) -> PairRows:
-        """Of train, validation or test. Raises InputError where there is no such split, or a pair is too long."""
+        """The rows of train, validation or test. Raises InputError if there is no such split, or a pair is too long."""
         if name not in self._rows:
             split = self.corpus.splits.get(name)
             if split is None:
@@ -131,7 +131,7 @@ class TranslationTask(Task):
 
     def order(self, repeat: int | None = None) -> Order:
         training, rows = self.config.training, self.rows("train")
-        # bucket=1: a step meets rows of all lengths, as task=reversal's do
+        # bucket=1: a step has rows of all lengths, as in task=reversal
         order: Order = Padded(
             rows,
             int(rows.lengths.max()),
@@ -145,7 +145,7 @@ class TranslationTask(Task):
     def check(self) -> None:
         self.rows("validation")
 
-    # What it measures and predicts
+    # Metrics and predictions
 
     @cached_property
     def _at_once(self) -> int:
@@ -153,25 +153,25 @@ class TranslationTask(Task):
         return max(1, min(MEASURED_ROWS, MEASURED_LOGITS // (config.max_seq_len * config.vocab_size)))
 
     def batches(self, rows: PairRows, device: torch.device | str, count: int | None = None) -> Iterator[PairBatch]:
-        """The first `count` rows in order (None: all)."""
+        """The batches of the first `count` rows in order (None: all)."""
         numbers = np.arange(len(rows))[:count]
         for part in np.split(numbers, range(self._at_once, len(numbers), self._at_once)):
             yield rows.batch(part, rows.target_lengths[part] + 1, device=device)
 
     def source_tokens(self, text: str) -> list[int]:
-        """Of a text that somebody gave. Raises InputError for what the network cannot read."""
+        """The token ids of a source text. Raises InputError for a text that the network cannot read."""
         if not text.strip():
-            raise InputError("an empty source: give the text that is to be translated")
+            raise InputError("an empty source: give the text to translate")
         tokens, most = self.tokenizers.source.encode(text), self.network_config.source_length
         if len(tokens) > most:
             raise InputError(f"a source of {len(tokens)} tokens: this model reads at most {most}; give a shorter one")
         return tokens
 
-    def answers(self, model: Any, sources: Sequence[str], **options: Any) -> list[str]:
-        """What the model writes for each of the sources, until its end. `options` as `generate` takes them."""
-        return self._written(model, [self.source_tokens(source) for source in sources], **options)
+    def generate_targets(self, model: Any, sources: Sequence[str], **options: Any) -> list[str]:
+        """The model's generated target for each source. `options` are those of `generate`."""
+        return self._generated(model, [self.source_tokens(source) for source in sources], **options)
 
-    def _written(self, model: Any, sources: list[list[int]], **options: Any) -> list[str]:
+    def _generated(self, model: Any, sources: list[list[int]], **options: Any) -> list[str]:
         at_once = min(self._at_once, -(-len(sources) // processes().size) or 1)
 
         def texts(first: int) -> list[str]:
@@ -182,20 +182,20 @@ class TranslationTask(Task):
         return [text for part in parts for text in part]
 
     def text_of(self, tokens: Sequence[int]) -> str:
-        """Of a target's ids, up to its end."""
-        return self.tokenizers.target.decode(self.special.written(tokens))
+        """The text of generated target ids, up to the end token."""
+        return self.tokenizers.target.decode(self.special.generated(tokens))
 
-    def written(self, model: Any, rows: PairRows, count: int | None = None) -> tuple[list[str], list[str]]:
-        """What the model makes of the first `count` rows by itself, and what it should be."""
+    def generated(self, model: Any, rows: PairRows, count: int | None = None) -> tuple[list[str], list[str]]:
+        """The model's generated targets for the first `count` rows, and the true targets."""
         numbers = np.arange(len(rows))[:count]
         wanted = [self.tokenizers.target.decode(target) for target in rows.targets(numbers)]
-        return self._written(model, rows.sources(numbers)), wanted
+        return self._generated(model, rows.sources(numbers)), wanted
 
     def measure(self, model: Any, rows: PairRows, count: int | None = None) -> tuple[Evaluation, dict[str, Scores]]:
-        """Teacher-forced loss and accuracy of the first `count` rows; and how good is what the model writes by itself:
-        "" of all, and of each kind by its name."""
+        """Teacher-forced loss and accuracy on the first `count` rows, and the scores of generated targets: those of all
+        rows under the name "", and those of each kind under its name."""
         evaluation = Evaluator(model).evaluate(processes().part_of(self.batches(rows, model.network.device, count)))
-        found, wanted = self.written(model, rows, count)
+        found, wanted = self.generated(model, rows, count)
         scores, kinds = {"": scores_of(found, wanted)}, rows.kinds[: len(found)]
         for number, name in enumerate(rows.split.kind_names):
             if name and (kinds == number).any():
@@ -210,21 +210,21 @@ class TranslationTask(Task):
         of_all, kinds = scores[""], _by_kind(scores)
         return Evaluated(
             metrics=metrics | metrics_of(scores, "validation/"),
-            sentence=f"validation loss {evaluation.loss:.4f}, accuracy {evaluation.accuracy:.4f} with true tokens "
-            f"before; exact match {of_all.exact_match:.1%}, chrF {of_all.chrf:.2f} of {of_all.texts:,} pairs{kinds}",
+            sentence=f"validation loss {evaluation.loss:.4f}, accuracy {evaluation.accuracy:.4f} with teacher forcing; "
+            f"exact match {of_all.exact_match:.1%}, chrF {of_all.chrf:.2f} of {of_all.texts:,} pairs{kinds}",
             summary=(
                 (
                     "exact match",
-                    f"{of_all.exact_match:.2%} of {of_all.texts:,} validation pairs, written token by token{kinds}",
+                    f"{of_all.exact_match:.2%} of {of_all.texts:,} validation pairs, generated token by token{kinds}",
                 ),
                 ("chrF", f"{of_all.chrf:.2f} of 100"),
-                ("", f"with true tokens before: accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.4f}"),
+                ("", f"with teacher forcing: accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.4f}"),
             ),
             short=f"exact match {of_all.exact_match:.1%}, chrF {of_all.chrf:.1f}",
         )
 
     def measure_split(self, model: Any, split: str, limit: int | None = None, predictions: int = 0) -> Measured:
-        """With true tokens before each (accuracy, loss), and free-running (exact match, chrF)."""
+        """Accuracy and loss with teacher forcing, and free-running exact match and chrF."""
         rows = self.rows(split)
         count = len(rows) if limit is None else min(len(rows), limit * self.config.training.batch_size)
         evaluation, scores = self.measure(model, rows, count)
@@ -238,11 +238,18 @@ class TranslationTask(Task):
             title=f"{split}: {count:,} pairs" + (f" of {len(rows):,}" if count < len(rows) else ""),
             headings=(),
             rows=(
-                ("exact match", f"{values['exact_match']:.2%} of the targets, written by itself (free-running)"),
+                (
+                    "exact match",
+                    f"{values['exact_match']:.2%} of the targets, each token after the model's own (free-running)",
+                ),
                 *kinds,
-                ("chrF", f"{values['chrf']:.2f} of 100, likewise"),
-                ("accuracy", f"{evaluation.accuracy:.2%} of {evaluation.tokens:,} tokens, each after the true ones"),
-                ("loss", f"{evaluation.loss:.4f} nats a token, likewise"),
+                ("chrF", f"{values['chrf']:.2f} of 100, free-running"),
+                (
+                    "accuracy",
+                    f"{evaluation.accuracy:.2%} of {evaluation.tokens:,} tokens, each after the true ones "
+                    "(teacher forcing)",
+                ),
+                ("loss", f"{evaluation.loss:.4f} nats per token, with teacher forcing"),
             ),
             metrics={"loss": evaluation.loss, "accuracy": evaluation.accuracy, "pairs": float(count)} | values,
             whole=count == len(rows),
@@ -255,7 +262,7 @@ class TranslationTask(Task):
         whole = self.source_tokens(text)
         source = whole[:most]
         (drawn,) = model.generate([source]).tolist()
-        target = [self.special.beginning, *self.special.written(drawn)][:most]
+        target = [self.special.beginning, *self.special.generated(drawn)][:most]
         tokens = torch.tensor([target])
         nothing = torch.full_like(tokens, IGNORED)
         batch = PairBatch(torch.tensor([source]), torch.tensor([len(source)]), tokens, nothing)
@@ -264,23 +271,24 @@ class TranslationTask(Task):
         return Reading(batch, *sides, self.token, note=note)
 
     def writer(self, model: Any) -> Writer:
-        return Translator(partial(self.answers, model))
+        return Translator(partial(self.generate_targets, model))
 
     def predictions(self, model: Any) -> list[str]:
-        """Ten rows, as one text: what the model writes, and whether it is right."""
+        """Ten validation rows as one text: what the model generates, and whether it is right."""
         return ["\n".join(self.shown_rows(model, self.rows("validation"), SHOWN))]
 
     def in_one_line(self, prediction: str) -> str:
         return prediction.partition("\n")[0]
 
     def shown_rows(self, model: Any, rows: PairRows, count: int) -> list[str]:
-        """Of the first `count` rows, a line each."""
-        found, wanted = self.written(model, rows, count)
+        """One line for each of the first `count` rows."""
+        found, wanted = self.generated(model, rows, count)
         sources = [self.tokenizers.source.decode(source) for source in rows.sources(np.arange(len(found)))]
         return list(map(shown, sources, wanted, found))
 
     def final(self, model: Any, directory: Path) -> Final:
-        """On the test pairs that come with the data, and where one pair is looked at while it is written."""
+        """The scores on the data's own test pairs, if there are any, and the cross-attention of one pair as a
+        picture."""
         metrics: dict[str, float] = {}
         summary: list[tuple[str, str]] = []
         rows = self.rows("test" if "test" in self.corpus.splits else "validation")
@@ -288,15 +296,15 @@ class TranslationTask(Task):
             _, scores = self.measure(model, rows)
             of_all = scores[""]
             metrics = metrics_of(scores, "test/")
-            said = f"exact match {of_all.exact_match:.2%}, chrF {of_all.chrf:.2f} of {of_all.texts:,} pairs"
-            summary.append(("test pairs", f"{said} that no run trains on{_by_kind(scores)}"))
+            text = f"exact match {of_all.exact_match:.2%}, chrF {of_all.chrf:.2f} of {of_all.texts:,} pairs"
+            summary.append(("test pairs", f"{text}, on which no run trains{_by_kind(scores)}"))
         path = directory / CROSS_ATTENTION
         seen = self._cross_attention(model.network, rows)
         drawn = seen is not None and draw_cross_attention(seen, path, self.config.dataset.name)
         return Final(metrics, tuple(summary), (path,) if drawn else ())
 
     def _cross_attention(self, network: Any, rows: PairRows) -> CrossAttention | None:
-        """Of the longest of the first pairs that a picture has room for."""
+        """The cross-attention of the longest pair, among the first ones, that fits into a picture."""
         first = np.arange(min(MEASURED_ROWS, len(rows)))
         lengths = np.maximum(rows.source_lengths[first], rows.target_lengths[first])
         number = int(np.where(lengths <= LONGEST_SEEN, lengths, -1).argmax())
@@ -318,7 +326,7 @@ class TranslationTask(Task):
         return " ".join(self.token(token) for token in batch.tokens[0, :positions].tolist())
 
     def token(self, token: int, side: str = "target") -> str:
-        """A token as it can be seen; a blank is a character too."""
+        """A token's text with visible white space, or the name of a special token."""
         special = self.special
         names = {special.padding: "<pad>", special.beginning: "<bos>", special.end: "<eos>"}
         if side == "target" and token in names:
@@ -326,7 +334,7 @@ class TranslationTask(Task):
         text = getattr(self.tokenizers, side).decode([token])
         return text.replace(" ", "\u2423").replace("\n", "\u23ce").replace("\t", "\u21e5")
 
-    # What is said and saved of it
+    # Descriptions and files
 
     @property
     def about(self) -> str:
@@ -378,21 +386,21 @@ class TranslationTask(Task):
         return dataset.name, None if dataset.format == "hub" else dataset.path
 
     def save(self, directory: Path) -> None:
-        """The tokenizers of both sides."""
+        """Write the tokenizers of both sides."""
         self.tokenizers.save(directory)
 
     def refuse_other_examples(self, state: Mapping[str, Any], checkpoint: Path) -> None:
         way_out = f"; bring back those of {checkpoint}, or start a new run"
         sentences = {
-            "dataset_digest": f"dataset: these pairs, with their files' names, are others{way_out}",
-            "tokenizer_digest": f"tokenizer: these are others{way_out}",
+            "dataset_digest": f"dataset: the pairs, or the name of a file with them, have changed{way_out}",
+            "tokenizer_digest": f"tokenizer: the tokenizers have changed{way_out}",
         }
         if differences := [text for name, text in sentences.items() if state.get(name) != self.digests[name]]:
             raise ConfigError(differences)
 
 
 def metrics_of(scores: Mapping[str, Scores], prefix: str) -> dict[str, float]:
-    """exact_match and chrf of all, exact_match_KIND of each kind."""
+    """Metrics by name: exact_match and chrf of all texts, exact_match_KIND of each kind."""
     values = {"exact_match": scores[""].exact_match, "chrf": scores[""].chrf}
     values |= {f"exact_match_{kind}": one.exact_match for kind, one in scores.items() if kind}
     return {f"{prefix}{name}": value for name, value in values.items()}

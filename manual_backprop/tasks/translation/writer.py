@@ -1,4 +1,4 @@
-"""A trained translator from outside: what `generate --source` writes, and what MLflow's model answers."""
+"""Inference with a trained translator, for `generate --source` and MLflow's model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...common.errors import InputError
-from ..asking import Writer, texts_of
+from ..inference import Writer, texts_of
 
-SERVED = {"max_length": ("long", 0), "beams": ("long", 1), "length_penalty": ("double", 0.6)}  # 0: as long as it can be
+SERVED = {"max_length": ("long", 0), "beams": ("long", 1), "length_penalty": ("double", 0.6)}  # max_length 0: no limit
 _TEXT = [{"type": "string", "required": True}]
 SIGNATURE = {
     "inputs": _TEXT,
@@ -20,7 +20,7 @@ SIGNATURE = {
 
 
 class Translator(Writer):
-    """Sources in, targets out. `answer` writes the target of each source, with the options that `generate` has."""
+    """Translates sources to targets. `answer` generates the target of each source, with the options of `generate`."""
 
     def __init__(self, answer: Callable[..., list[str]]):
         self.answer = answer

@@ -91,7 +91,7 @@ class SweepJobs:
         in_all = max(int(settings.sweeper.get("n_trials") or 0), len(records.read_all()), number + 1)
         say = f"job {number + 1} of {in_all}"
         print(f"{say} starts: {before.title}", flush=True)
-        nothing = {"validation_loss": None, "metric_value": None, "tokens_per_second": None}
+        nothing: dict[str, Any] = {"validation_loss": None, "metric_value": None, "tokens_per_second": None}
         record = replace(before, run_directory=None, error=None, **nothing)
         try:
             request = self._request(composed, record, before.status in (RUNNING, KILLED), in_all)

@@ -1,4 +1,4 @@
-"""Tasks from outside of the package, as far as a config knows them: their names, their keys, what they learn from."""
+"""Registers a plugin's task with the configuration: its name, its keys, and the datasets that it can use."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ def add_task(
     tokenizer: str | None,
     settings: Mapping[str, tuple[Rule, Any, str]],
 ) -> None:
-    """Makes task=NAME: the network that it usually has, what it learns from (("none",): it makes its own examples), its
-    usual tokenizer (None: it reads no text), and keys of its own, task.KEY: rule, value, what it means. Raises
-    ConfigError."""
+    """Add the option task=NAME. Raises ConfigError.
+
+    `network` is its default network, `datasets` what it can use (("none",): it makes its own examples), `tokenizer` its
+    default tokenizer (None: it reads no text). `settings` are its own keys, task.KEY: (rule, default, meaning).
+    """
     before = validation.groups()["task"]
     known = {key.name for key in fields(before)}
     if taken := sorted(known & set(settings)):
-        raise ConfigError([f"task {name}: task.{taken[0]} is a key already; call it otherwise"])
+        raise ConfigError([f"task {name}: task.{taken[0]} is a key already; choose another name"])
     add_name(name, schema.TASK_NAMES, "task")
-    schema.USUAL_NETWORK[name], task_rules.DATASETS[name] = network, tuple(datasets)
+    schema.DEFAULT_NETWORK[name], task_rules.DATASETS[name] = network, tuple(datasets)
     if tokenizer is not None:
-        task_rules.USUAL_TOKENIZER[name] = tokenizer
+        task_rules.DEFAULT_TOKENIZER[name] = tokenizer
     keys = [(key, Any, schema.setting(rule, about, only_for=(name,))) for key, (rule, _, about) in settings.items()]
     schema.RunConfig.__annotations__["task"] = make_dataclass(before.__name__, keys, bases=(before,), frozen=True)
     validation.groups.cache_clear()
@@ -39,7 +41,7 @@ def add_task(
     if tuple(datasets) == ("none",):
         options = {"dataset": "none", "tokenizer": tokenizer or "none", "batching": "padded"}
         content["defaults"] = [{f"override /{group}@_global_.{group}": option} for group, option in options.items()]
-    with suppress(ImportError):  # where only torch is installed, nothing is composed
+    with suppress(ImportError):  # without Hydra nothing is composed
         from hydra.core.config_store import ConfigStore
 
         ConfigStore.instance().store(group="task", name=name, node=content)

@@ -1,5 +1,5 @@
-"""How a trained model is asked, by a task that is `restored` from its checkpoint: `predict`, `generate --source` and
-MLflow call what is made here, a `Predictor` or a `Writer`.
+"""Inference with a trained model: the interfaces `Predictor` and `Writer`, which `predict`, `generate --source` and
+MLflow's models use. A task `restored` from a checkpoint implements one of them.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ class Predictor(ABC):
 
     @abstractmethod
     def read_text(self, text: str) -> Any:
-        """What `--text` gives, as an input. Raises InputError."""
+        """The input for the text given as `--text`. Raises InputError."""
 
     @abstractmethod
     def read_lines(self, lines: Iterable[str], where: str) -> Iterator[Any]:
-        """The inputs in a file's lines. `where` is its name, whose ending says of which kind it is, or stdin. Raises
+        """The inputs in a file's lines. `where` is the file's name, whose suffix gives the format, or stdin. Raises
         InputError with the file and the line."""
 
     @abstractmethod
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """For each input a mapping that JSON can hold. Raises InputError."""
+        """The prediction for each input, as a JSON object. Raises InputError."""
 
     def serve(self, model_input: Any, params: Mapping[str, Any]) -> Any:
-        """What MLflow's model answers, of a task with a `signature`, which says what comes in and out."""
+        """The output of MLflow's model; its task's `signature` describes inputs and outputs."""
         raise NotImplementedError
 
 
 class Writer(ABC):
-    """From a source to what the model writes: `generate RUN --source ...`."""
+    """From a source to the text that the model generates: `generate RUN --source ...`."""
 
     @abstractmethod
     def write(self, source: str, **drawing: Any) -> str:
-        """A line with the source and what becomes of it. `drawing`: temperature, top_k, top_p, seed, beams and
-        length_penalty, as the wrappers' `generate` has them. Raises InputError for what is no source."""
+        """One line of output for a source. `drawing`: temperature, top_k, top_p, seed, beams and length_penalty, as in
+        the wrappers' `generate`. Raises InputError for an invalid source."""
 
     def serve(self, model_input: Any, params: Mapping[str, Any]) -> Any:
         """As `Predictor.serve`."""
@@ -66,7 +66,7 @@ class Writer(ABC):
 
 
 def texts_of(model_input: Any) -> list[str]:
-    """A text, a list of them, an array, or a table of one column. Raises InputError for anything else."""
+    """The texts in a text, a list, an array, or a table of one column. Raises InputError for anything else."""
     if isinstance(model_input, str):
         return [model_input]
     if hasattr(model_input, "columns") and len(model_input.columns) != 1:
@@ -79,5 +79,5 @@ def texts_of(model_input: Any) -> list[str]:
     texts = list(values)
     for text in texts:
         if not isinstance(text, str):
-            raise InputError(f"{text!r} is no text: expected a list of texts, as in ['Once upon']")
+            raise InputError(f"{text!r} is not a text: expected a list of texts, as in ['Once upon']")
     return texts
