@@ -28,7 +28,7 @@ from ...data.series.reader import Series, open_series
 from ...data.series.windows import NO_WINDOW, SCALING, Scaling, Windows, as_batch, forecasts_of
 from ...data.tokens.order import Order, Padded, Repeated
 from ...models.wrappers.building import build_wrapper
-from ..asking import Predictor, Reading
+from ..inference import Predictor, Reading
 from ..preview import Preview, rows_of_a_step
 from ..task import Evaluated, Final, Measured, Task
 from .baselines import MODEL, RIDGE, Compared, Ridge, errors_of, mean_where, naive_errors, simple_forecasts
