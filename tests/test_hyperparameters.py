@@ -96,11 +96,10 @@ def sections() -> dict[str, list[str]]:
 
 
 def it_does_not_fall(high: Done, asked: Done, mended: Done) -> None:
-    """Above the start in the beginning, then where a model is that knows the frequencies of tokens and nothing else."""
-    assert max(high.losses()) > high.losses()[0] + 2
-    assert high.losses("validation")[-1] > high.unigram - 0.2
+    """It ends where a model is that knows how often each token occurs and nothing else."""
+    assert abs(high.losses("validation")[-1] - high.unigram) < 0.2
     assert (asked.code, "TOO HIGH" in asked.said) == (1, True)
-    assert mended.losses("validation")[-1] < high.losses("validation")[-1] - 0.3
+    assert mended.losses("validation")[-1] < high.unigram - 0.3
 
 
 def it_explodes(exploding: Done, mended: Done) -> None:
@@ -114,9 +113,9 @@ def it_is_slow(slow: Done, asked: Done, mended: Done) -> None:
     """It falls all the time, and has hardly come anywhere."""
     losses = slow.losses()
     assert losses[0] > losses[len(losses) // 2] > losses[-1]
-    assert slow.losses("validation")[-1] > slow.unigram
+    assert slow.losses("validation")[-1] > slow.unigram + 0.2
     assert (asked.code, "TOO LOW" in asked.said) == (0, True)
-    assert mended.losses("validation")[-1] < slow.losses("validation")[-1] - 0.5
+    assert mended.losses("validation")[-1] < slow.unigram - 0.3
 
 
 def it_overfits(overfitting: Done, mended: Done) -> None:
