@@ -90,8 +90,7 @@ DOCUMENTS += sorted(path for folder in ("", "guide/**/") for path in (PACKAGE.pa
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_each_path_in_the_documents_is_there(document: Path) -> None:
-    """In backticks: files of Python, and whatever begins with a folder of the project or a room of the package. Of a
-    file of the package the end of its path is enough."""
+    """Checks paths in backticks: Python files, and paths that begin with a folder of the project or a room."""
     text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
     root = PACKAGE.parent
     rooms = {room.name for room in ROOMS if room.parent == PACKAGE}
