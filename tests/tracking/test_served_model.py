@@ -166,7 +166,7 @@ def test_an_encoder_decoder_is_served_as_symbols(tmp_path: Path) -> None:
 
 def test_what_cannot_be_continued_is_named(run: Path) -> None:
     served = ServedModel(run / "checkpoints" / "step-000006")
-    with pytest.raises(InputError, match="3 is no text"):
+    with pytest.raises(InputError, match="3 is not a text"):
         served.predict([3])
     with pytest.raises(InputError, match="no parameter 'max_lenth'; there are max_length"):
         served.predict(["a"], {"max_lenth": 3})
