@@ -198,7 +198,7 @@ def test_the_page_of_an_encoder_decoder_is_what_the_command_writes(tmp_path: Pat
     links = set(re.findall(r"\]\(#([^)]*)\)", page))
     assert links <= headings
     assert len([link for link in links if "-encoder-" in link]) >= 2 * 9
-    for title in ("Encoder: attention of the source with itself", "Decoder: attention of the target with the source"):
+    for title in ("Encoder: self-attention of the source", "Decoder: cross-attention from the target to the source"):
         assert f": {title}\n" in page
     assert "probabilities (B, H, T, S)" in page
     assert "dmemory" in page
