@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ...ops.linear import LinearCache
 from ...ops.linear import linear_forward as textbook_forward
@@ -42,5 +43,20 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     numbers is summed in float32, and added to a float32 total without rounding."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
+    elif isinstance(total, FakeTensor):
+        add_wide_product(total, left, right)
     else:
         aten.addmm.dtype_out(total, left, right, total.dtype, out=total)
+
+
+@torch.library.custom_op("manual_backprop::add_wide_product", mutates_args=("total",))
+def add_wide_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """In place of `addmm.dtype_out` where a step is only traced: PyTorch 2.11 cannot trace that."""
+    raise NotImplementedError("this stands for a product of tensors that have no numbers")
+
+
+@add_wide_product.register_fake
+def _(total: Tensor, left: Tensor, right: Tensor) -> None:
+    assert total.shape == (left.shape[0], right.shape[1])
+    assert left.shape[1] == right.shape[0]
+    assert left.dtype == right.dtype
