@@ -50,6 +50,7 @@ GROUPS = {
         "tools.kernel_gains": ("measure what each optimization of the kernels brings", "--case C1 C2 --rounds 3"),
         "tools.levels": ("measure the three levels of one network side by side", ""),
         "tools.api_page": ("write docs/api.md from the docstrings", ""),
+        "tools.side_by_side": ("write the hand-written network beside its mirror, line by line", ""),
     },
 }
 COMMANDS = {name: about for group in GROUPS.values() for name, (about, _) in group.items() if "." not in name}
