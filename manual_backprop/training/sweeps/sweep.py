@@ -91,8 +91,8 @@ class SweepJobs:
         in_all = max(int(settings.sweeper.get("n_trials") or 0), len(records.read_all()), number + 1)
         say = f"job {number + 1} of {in_all}"
         print(f"{say} starts: {before.title}", flush=True)
-        nothing: dict[str, Any] = {"validation_loss": None, "metric_value": None, "tokens_per_second": None}
-        record = replace(before, run_directory=None, error=None, **nothing)
+        record = replace(before, run_directory=None, validation_loss=None, tokens_per_second=None, error=None)
+        record = replace(record, metric_value=None)
         try:
             request = self._request(composed, record, before.status in (RUNNING, KILLED), in_all)
             record = run_job_in_process(request, record, records, PRELOADED + MLFLOW_MODULES * self.mlflow)
