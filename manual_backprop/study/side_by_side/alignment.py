@@ -83,9 +83,8 @@ def backward_rows(backward: Sequence[Statement], forward: Sequence[Row]) -> list
     for statement in backward:
         unpacks = re.search(r" = \w*cache$", statement.text) is not None
         names = [] if unpacks else re.findall(r"\w+_cache\b", statement.text)
-        of = next(
-            (one.autograd for name in names if (one := _the_one(made.get(name, []), statement)) is not None), None
-        )
+        makers = [_the_one(made.get(name, []), statement) for name in names]
+        of = next((maker.autograd for maker in makers if maker is not None), None)
         rows.append(Row(statement, None, of))
     return rows
 
