@@ -25,11 +25,14 @@ ROOT = Path(__file__).parents[1]
 SHIPPED = ("conf", "experiments", "manual_backprop", "setup.cfg", "pyproject.toml", "README.md")
 SMALL = ("model=tiny", "training=smoke", "training.max_steps=2", "training.sample_length=2", "device.threads=1")
 
+# Of the environment; the last one makes setuptools warn that it compiles nothing.
+NOT_OURS = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
+
 SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly  # all else runs in an editable install in .ci/run
 
 
 def run(*command: str | Path, cwd: Path, code: int = 0, seconds: float = 300) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    clean = {name: value for name, value in os.environ.items() if name not in NOT_OURS}
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
