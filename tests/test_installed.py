@@ -139,8 +139,8 @@ def test_the_metadata_says_what_it_is(wheel: Path) -> None:
     assert metadata["Summary"].startswith("A laboratory for backpropagation")
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert "# manual_backprop" in metadata.get_payload()
-    low, high = re.findall(r"3\.(\d+)", metadata["Requires-Python"])
-    versions = [f"Programming Language :: Python :: 3.{minor}" for minor in range(int(low), int(high))]
+    low, high = sorted(map(int, re.findall(r"3\.(\d+)", metadata["Requires-Python"])))
+    versions = [f"Programming Language :: Python :: 3.{minor}" for minor in range(low, high)]
     classifiers = metadata.get_all("Classifier", [])
     assert [one for one in classifiers if re.search(r":: 3\.\d", one)] == versions
     assert "Typing :: Typed" in classifiers

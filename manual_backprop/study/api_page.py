@@ -288,8 +288,9 @@ def parameters(arguments: ast.arguments, module: str) -> list[str]:
         if default is None:
             return text
         value = value_of(default, module)
-        literal = isinstance(value, ast.Constant) and isinstance(value.value, str)
-        written = f'"{value.value}"' if literal else ast.unparse(value)  # in the quotes of the sources
+        written = ast.unparse(value)
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            written = f'"{value.value}"'  # in the quotes of the sources
         return f"{text}{' = ' if argument.annotation else '='}{written}"
 
     plain = [*arguments.posonlyargs, *arguments.args]

@@ -124,14 +124,16 @@ class Evaluator:
         """The network, and what reads mappings for it; None: nothing does."""
         network, model = self.network, self._model
         if isinstance(network, Network) and self._device not in (None, network.device):
-            here, network = network, type(network)(replace(network.config, device=str(self._device)))
-            network.load_parameters(here.parameters)
-        if isinstance(model, NetworkWrapper):
+            there = type(network)(replace(network.config, device=str(self._device)))
+            there.load_parameters(network.parameters)
+            network = there
+        if isinstance(model, NetworkWrapper) and isinstance(network, Network):
             model = copy(model)
             model.network = network
             return network, model
-        decoder = isinstance(network, Network) and network.config.network == LanguageModel.kind
-        return network, LanguageModel(network) if decoder else None
+        if isinstance(network, Network) and network.config.network == LanguageModel.kind:
+            return network, LanguageModel(network)
+        return network, None
 
     def _read(self, given: Any, reader: NetworkWrapper | None) -> AnyBatch:
         if isinstance(given, Batch | PairBatch | EncoderBatch):
@@ -175,7 +177,7 @@ def _checked_device(network: Predicts, name: str) -> torch.device:
 
 
 def _moved(batch: AnyBatch, device: torch.device) -> AnyBatch:
-    tensors = {name: one.to(device) for name, one in vars(batch).items() if isinstance(one, Tensor)}
+    tensors: dict[str, Any] = {name: one.to(device) for name, one in vars(batch).items() if isinstance(one, Tensor)}
     return replace(batch, **tensors)
 
 
