@@ -14,9 +14,6 @@ gated_feed_forward. An encoder whose output is one vector ends with pooling.
 May import: common.
 """
 
-# ruff: noqa: F401  the names are exported
-from types import ModuleType as _Module
-
 from ..common.batch import IGNORED
 from .activations import (
     bias_gelu_backward,
@@ -94,4 +91,72 @@ from .rotary_attention import (
 from .softmax import softmax_backward, softmax_forward
 from .visible import CAUSAL, EVERYTHING, Visible
 
-__all__ = [name for name, value in globals().items() if name[0] != "_" and not isinstance(value, _Module)]
+__all__ = [
+    "CAUSAL",
+    "EVERYTHING",
+    "IGNORED",
+    "AttentionGradients",
+    "CrossAttentionGradients",
+    "Dropout",
+    "Visible",
+    "attention_backward",
+    "attention_forward",
+    "bias_gelu_backward",
+    "bias_gelu_forward",
+    "cross_attention_backward",
+    "cross_attention_forward",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "dropout_backward",
+    "dropout_forward",
+    "feed_forward_backward",
+    "feed_forward_forward",
+    "first_position_backward",
+    "first_position_forward",
+    "gated_feed_forward_backward",
+    "gated_feed_forward_forward",
+    "gelu_backward",
+    "gelu_forward",
+    "gelu_tanh_backward",
+    "gelu_tanh_forward",
+    "keep_mask",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "learned_positions_backward",
+    "learned_positions_forward",
+    "linear_backward",
+    "linear_cross_entropy_backward",
+    "linear_cross_entropy_forward",
+    "linear_forward",
+    "mean_pooling_backward",
+    "mean_pooling_forward",
+    "random_key",
+    "relu_backward",
+    "relu_forward",
+    "repeat_heads_backward",
+    "repeat_heads_forward",
+    "residual_layer_norm_backward",
+    "residual_layer_norm_forward",
+    "residual_rms_norm_backward",
+    "residual_rms_norm_forward",
+    "rms_norm_backward",
+    "rms_norm_forward",
+    "rotary_attention_backward",
+    "rotary_attention_forward",
+    "rotary_backward",
+    "rotary_forward",
+    "rotations",
+    "self_attention_backward",
+    "self_attention_forward",
+    "sinusoidal_positions_backward",
+    "sinusoidal_positions_forward",
+    "sinusoids",
+    "softmax_backward",
+    "softmax_forward",
+    "squared_error_backward",
+    "squared_error_forward",
+    "swiglu_backward",
+    "swiglu_forward",
+    "token_embedding_backward",
+    "token_embedding_forward",
+]

@@ -125,14 +125,16 @@ class Evaluator:
         network: Any = self.network
         model = self._model
         if isinstance(network, Network) and self._device not in (None, network.device):
-            here, network = network, type(network)(replace(network.config, device=str(self._device)))
-            network.load_parameters(here.parameters)
-        if isinstance(model, NetworkWrapper):
+            there = type(network)(replace(network.config, device=str(self._device)))
+            there.load_parameters(network.parameters)
+            network = there
+        if isinstance(model, NetworkWrapper) and isinstance(network, Network):
             model = copy(model)
             model.network = network
             return network, model
-        decoder = isinstance(network, Network) and network.config.network == LanguageModel.kind
-        return network, LanguageModel(network) if decoder else None
+        if isinstance(network, Network) and network.config.network == LanguageModel.kind:
+            return network, LanguageModel(network)
+        return network, None
 
     def _read(self, given: Any, reader: NetworkWrapper | None) -> AnyBatch:
         if isinstance(given, Batch | PairBatch | EncoderBatch):

@@ -155,9 +155,11 @@ class Call:
 
     @property
     def docstring(self) -> str:
+        """Without its example: the page has numbers of its own."""
         tree = ast.parse(self.path.read_text(encoding="utf-8"))
         nodes = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == self.function]
-        return ast.get_docstring(nodes[0]) or ""
+        text, _, _ = (ast.get_docstring(nodes[0]) or "").partition("\n\n>>> ")
+        return text
 
     def bound(self, name: str) -> list[Value]:
         """Every value of a local name in order of execution, the argument first."""
