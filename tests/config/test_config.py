@@ -154,7 +154,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"training__sample_prompts": "hello"}, "training.sample_prompts=hello", "list"),
     ({"training__non_finite": "ignore"}, "training.non_finite=ignore", "raise, skip"),
     ({"schedule__warmup_ratio": 100}, "schedule.warmup_ratio=100", "share of all steps"),
-    ({"schedule__warmup_ratio": 0.9, "training__max_steps": 2}, "schedule.warmup_ratio=0.9", "all of training.max_steps=2"),
+    (
+        {"schedule__warmup_ratio": 0.9, "training__max_steps": 2},
+        "schedule.warmup_ratio=0.9",
+        "all of training.max_steps=2",
+    ),
     ({"schedule__min_learning_rate": 0.1}, "schedule.min_learning_rate=0.1", "optimizer.learning_rate=0.003"),
     (
         {"schedule": {"name": "constant", "warmup_ratio": 0, "min_learning_rate": 1e-4}},
