@@ -275,7 +275,7 @@ def test_a_failed_save_leaves_everything_as_it_was(tmp_path: Path) -> None:
 def test_too_little_space_is_noticed_before_anything_is_written(tmp_path: Path) -> None:
     huge = torch.empty(1, dtype=torch.float32).expand(10**15)  # four million gigabytes, without memory
     checkpoints = CheckpointManager(tmp_path / "not" / "there" / "yet")
-    with pytest.raises(StorageError, match=r"needs 4000000001\.0 MB and .* MB are free"):
+    with pytest.raises(StorageError, match=r"needs 4000000001\.0 MB, but .* MB are free"):
         checkpoints.check_free_space({"parameters": {"huge": huge}})
     checkpoints.check_free_space(some_tensors(), copies=3)
 

@@ -268,7 +268,7 @@ def test_given_again_it_finds_its_work_done(lines: Path, tmp_path: Path) -> None
     assert pretokenize_dataset(lines, "byte", output=folder, progress=lambda *_: said.append(1)) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
     assert not said
-    with pytest.raises(InputError, match=r"other tokens \(of another max_length\)"):
+    with pytest.raises(InputError, match=r"other tokens \(other max_length\)"):
         pretokenize_dataset(lines, "byte", 9, output=folder)
     with (folder / "train-00000.bin").open("r+b") as file:
         file.write(b"\xff")

@@ -342,7 +342,7 @@ def test_a_connection_that_breaks_off_is_a_sentence(folder: Path, tmp_path: Path
         assert "Give the command again" in message
         assert "cannot be reached" not in message
         assert "\n" not in message
-    assert "it goes on" in found["whole"]["error"]
+    assert "resumes the download" in found["whole"]["error"]
 
 
 def half_of_each_file(handler: Any) -> Any:

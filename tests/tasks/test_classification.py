@@ -400,7 +400,7 @@ def test_mlflow_serves_labels(run: Path, tmp_path: Path) -> None:
     }
     served = load_pyfunc(str(tmp_path / "model/step-000040"))
     assert served.predict(["8 days a puma 9", "3 days a carp 2"]) == ["cat", "fish"]
-    for given, params, words in (([3], {}, "3 is no text"), (["a"], {"seed": 1}, "there is no parameter 'seed'")):
+    for given, params, words in (([3], {}, "3 is not a text"), (["a"], {"seed": 1}, "there is no parameter 'seed'")):
         with pytest.raises(InputError, match=words):
             served.predict(given, params)
     (tmp_path / "model/step-000040/labels.json").unlink()
