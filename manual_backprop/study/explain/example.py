@@ -66,7 +66,7 @@ def next_words() -> Example:
 def reversed_symbols() -> Example:
     """task=reversal: a row of symbols, backwards."""
     pattern = "reversal shows here as a line from corner to corner"
-    held = ", and a test fails when this page and the code part"
+    held = ", and a test fails when this page and the code differ"
     return pair(SYMBOLS, SOURCE, SOURCE[::-1], {"target": "the same backwards", "pattern": pattern, "held": held})
 
 
@@ -212,7 +212,7 @@ def explain(architecture: str, output: Path, task: str = "language_model") -> st
     counts = f"{page.tensors} tensors, {len(traced.gradients)} gradients"
     if not worst <= TOLERANCE:
         raise CheckFailedError(
-            f"Wrote {output}: {counts}, and one is not autograd's: {where} differs by {worst:.1e}, "
+            f"Wrote {output}: {counts}, and one differs from autograd's: {where} differs by {worst:.1e}, "
             f"more than {TOLERANCE:.0e}. `python -m manual_backprop.verify` shows which pair is wrong."
         )
     return f"wrote {output}: {counts}, the worst {worst:.1e} from autograd's ({where})"
