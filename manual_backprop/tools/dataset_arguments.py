@@ -25,8 +25,8 @@ _OPTION_OF_KEY = {
     "dataset.revision=": "--revision ",
     "dataset.split=": "--split ",
     "dataset.path=": "",
-    "use tokenizer=bpe, which is learned here, or tokenizer=file tokenizer.path=FOLDER with a tokenizer that you": (
-        "give byte, or the folder of a tokenizer that tools.tokenization train learned or that you"
+    "use tokenizer=bpe, which is learned from your text, or tokenizer=file tokenizer.path=FOLDER with a tokenizer": (
+        "give byte, or the folder of a tokenizer that tools.tokenization train learned, or of one"
     ),
     "tokenizer.path=": "",
     "dataset.on_bad_row=skip": "--skip-bad-rows",
