@@ -64,10 +64,10 @@ BUGS = [
     Bug("a ReLU lets a gradient through its corner", ACTIVATIONS, "tl.where(x > 0, 1.0", "tl.where(x >= 0, 1.0"),
     Bug("rows of backward are left out", ACTIVATIONS, "start += groups * ROWS", "start += (groups + 1) * ROWS"),
     Bug(
-        "dbias has the padding's columns",
+        "the last bias has no gradient",
         ACTIVATIONS,
         "mask=column < F)\n\n\n@triton.jit\ndef activated",
-        ")\n\n\n@triton.jit\ndef activated",
+        "mask=column < F - 1)\n\n\n@triton.jit\ndef activated",
     ),
     Bug("the gate's own slope is left out", GATE, "opening * (1 + gate * rest)", "opening"),
     Bug("both halves have one gradient", GATE, "dx_ptr + at_gate + F, dhidden", "dx_ptr + at_gate + F, dgate"),
