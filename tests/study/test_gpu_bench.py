@@ -191,7 +191,7 @@ def test_after_an_error_of_the_gpu_comes_a_new_process() -> None:
     assert not answers["device"].late
     first, second, third = (answers[item].partition(" in ")[2] for item in ("first", "second", "third"))
     assert first == second != third
-    assert "did not answer in the time" in answers["slow"].message
+    assert "did not answer in time" in answers["slow"].message
     assert answers["slow"].late
 
 
