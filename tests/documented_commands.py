@@ -692,7 +692,7 @@ CHECKS: dict[str, Callable[[Outcome], None]] = {
     r"python -m manual_backprop\.diagnose": check_diagnosed,
     r"python -m manual_backprop\.explain$": check_explained("docs/one-step.md", "as in GPT-2"),
     r"python -m manual_backprop\.explain --task reversal": check_explained(
-        "docs/one-step-encoder-decoder.md", "attention of the target with the source"
+        "docs/one-step-encoder-decoder.md", "cross-attention from the target to the source"
     ),
     r"python -m manual_backprop\.explain --architecture llama": check_explained("llama-step.md", "as in LLaMA"),
     rf"{TOOLS}\.side_by_side": check_both_sides,

@@ -206,7 +206,7 @@ def test_files_that_cannot_be_understood(tmp_path: Path) -> None:
         ("p.dat", {}, r"its name ends in \.dat.*Give dataset\.format=tsv"),
         ("mixed", {}, r"files of several formats \(jsonl, tsv\)"),
         ("gone", {}, r"gone: there is no such file or folder, nor .*gone\.source and .*gone\.target.*format=hub"),
-        ("p.dat", {"format": "parquet"}, "damaged or no Parquet file"),
+        ("p.dat", {"format": "parquet"}, "damaged or not a Parquet file"),
         ("half", {}, r"half: there is .*half\.target, and no .*half\.source beside it\. Give both files"),
     ]
     for name, keys, said in cases:

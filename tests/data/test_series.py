@@ -86,7 +86,11 @@ GOOD = ("2020-01-01,1,2", "2020-01-02,2,3", "2020-01-03,3,4")
         ((*GOOD, "5,4,5"), 5, "the time '5' is not a date as in the rows above"),
         ((*GOOD, "2020-01-04,4"), 5, "has 2 cells, but the first line names 3 columns"),
         ((*GOOD, "2020-01-04,4,5,6"), 5, "has 4 cells"),
-        ((*GOOD, '2020-01-04,"4,5'), 5, "is no row of a CSV file (unexpected end of data); close its quotation marks"),
+        (
+            (*GOOD, '2020-01-04,"4,5'),
+            5,
+            "is not a row of a CSV file (unexpected end of data); close its quotation marks",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_used(tmp_path: Path, rows: tuple[str, ...], line: int, why: str) -> None:

@@ -144,7 +144,7 @@ GOOD = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label
         ("a.csv", "text,label\na,1\nb,2\nc,3\nd,4\n", r"4 different labels in 4 training rows; is it the text\?"),
         ("a.csv", "text,label\n", r"There are no texts for training in .*rows read: 0"),
         ("a.txt", "x", r"ends in none of .jsonl, .*Give dataset.format=jsonl, csv, tsv, parquet, saved, hub"),
-        ("a.parquet", "x", r"is damaged or no Parquet file"),
+        ("a.parquet", "x", r"is damaged or not a Parquet file"),
     ],
 )
 def test_bad_input_is_named(name: str, content: str | bytes, words: str, tmp_path: Path) -> None:

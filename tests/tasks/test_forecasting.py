@@ -358,7 +358,7 @@ def test_predict_goes_on_after_the_end(in_its_folder: Path, tmp_path: Path, caps
         ("month,a\n2000-01,1\n", "has no column 'b'; it has month, a; this model needs that column"),
         (
             "month,a,b\n2000-01,1,2\n2000-02,1,mild\n",
-            "line 3: b is 'mild', and no finite number; leave a cell empty for a gap",
+            "line 3: b is 'mild', not a finite number; leave a cell empty for a gap",
         ),
         (
             "day,a,b\n2000-01-01,1,2\n2000-01-02,1,3\n",
@@ -424,7 +424,7 @@ def test_a_series_that_is_typed_is_looked_at(in_its_folder: Path) -> None:
             r"a series of 1 steps: this model reads 24; give the last 24 steps of a, b, as in 1.5,20 1.5,20 nan",
         ),
         ("1,2 " * 23 + "3", r"step 24, '3': has 1 values, and this model reads 2 in each step"),
-        ("1,2 " * 23 + "3,mild", r"step 24, '3,mild': 'mild' is no finite number; write nan for a gap"),
+        ("1,2 " * 23 + "3,mild", r"step 24, '3,mild': 'mild' is not a finite number; write nan for a gap"),
         ("nan " * 24, "a series without a value in its last 24 steps"),
     ):
         with pytest.raises(InputError, match=why):

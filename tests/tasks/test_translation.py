@@ -204,7 +204,7 @@ def test_it_is_asked_where_the_data_is_gone(
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
         with pytest.raises(InputError, match=said):
             generate.main([str(copied), "--source", "-"])
-    with pytest.raises(InputError, match=r"continues no text: .* --source"):
+    with pytest.raises(InputError, match=r"does not continue texts: .* --source"):
         generate.main([str(copied), "--prompt", "ai"])
     with pytest.raises(InputError, match="network=encoder_decoder cannot be exported"):
         convert.main(["to-hf", str(copied), "exported"])

@@ -170,7 +170,7 @@ class _Reader:
                 cells = next(csv.reader([line], delimiter=delimiter, strict=True))
             except csv.Error as error:
                 self.rows += 1
-                self._refuse(number, f"is no row of a CSV file ({error}); close its quotation marks")
+                self._refuse(number, f"is not a row of a CSV file ({error}); close its quotation marks")
                 continue
             yield number, [cell.strip() for cell in cells]
 
@@ -268,7 +268,7 @@ class _Reader:
             else:
                 hint = "; write numbers with a decimal point and without separators" * ("," in cell)
                 columns = ", or name the columns of numbers: dataset.value_columns=[NAME]" * self.configured
-                why = f"{header[place]} is {cell!r:.60}, and no finite number{hint}"
+                why = f"{header[place]} is {cell!r:.60}, not a finite number{hint}"
                 return f"{why}; leave a cell empty for a gap{columns}"
         return *parsed, values
 

@@ -227,7 +227,7 @@ class TabSeparated(FileSource):
                 if isinstance(line, BadRow):
                     yield line
                 elif len(row) != cells or place is None:
-                    yield BadRow(where, f"this line has {_cells(len(row))}, and the first one {_cells(cells)}")
+                    yield BadRow(where, f"this line has {_cells(len(row))}, but the first one has {_cells(cells)}")
                 else:
                     yield Document(f"{file.name}:{number}", (row[place],), where)
 

@@ -114,5 +114,5 @@ def _values_of(step: str, number: int, width: int) -> list[float]:
         )
     for cell in cells:
         if cell.lower() not in GAPS and not is_number(cell):
-            raise InputError(f"step {number}, {step!r}: {cell!r} is no finite number; write nan for a gap")
+            raise InputError(f"step {number}, {step!r}: {cell!r} is not a finite number; write nan for a gap")
     return [math.nan if cell.lower() in GAPS else float(cell) for cell in cells]

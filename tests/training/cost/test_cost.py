@@ -36,7 +36,7 @@ def test_help_of_each(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "Give tracking, inspection, loading, preparing, parallel"),
+        ([], "give one of tracking, inspection, loading, preparing, parallel"),
         (["loadin"], "loadin: there is no such command; did you mean loading?"),
         (["--model", "tiny"], "--model: there is no such command"),
         (["preparing", "--megabyte", "3"], "did you mean --megabytes"),
