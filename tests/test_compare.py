@@ -165,7 +165,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     ("arguments", "says"),
     [
         (["nothing-of-this-name"], "there is no run 'nothing-of-this-name'"),
-        (["{run}", "--picture", "picture.pdf"], "must be the name of a PNG"),
+        (["{run}", "--picture", "picture.pdf"], "must end in .png"),
         (["{run}", "{root}"], "expected the directory of a run"),
     ],
 )

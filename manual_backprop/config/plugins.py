@@ -1,7 +1,7 @@
 """Plugins: modules outside the package that add tasks, objectives and activations that a config can name.
 
-Only modules that the command line names with `--plugin` are imported; a program of the user's imports its own. A run's
-config records their names for resuming, but nothing is ever imported because a file names it.
+Only modules that the command line names with `--plugin` are imported; a user's program imports its own plugins itself.
+A run's config records their names for resuming, but nothing is ever imported because a file names it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def missing_plugins(saved: Any) -> list[str]:
 def add_name(name: str, names: list[str], what: str) -> None:
     """Append a new name to `names`. Raises ConfigError if it is not an identifier or is taken."""
     if not name.isidentifier():
-        raise ConfigError([f"{what} {name!r}: a name has letters, digits and _, and begins with a letter"])
+        raise ConfigError([f"{what} {name!r}: a name has letters, digits and _, and does not begin with a digit"])
     if name in names:
         raise ConfigError([f"{what} {name}: the name is taken; choose another than {', '.join(names)}"])
     names.append(name)

@@ -181,7 +181,7 @@ SYNONYMS = {
     "weight_decay_rate": "weight_decay",
 }
 
-# Names of other programs' options -> groups here, or one of several keys with the same name.
+# Names in other libraries -> groups here, or keys with their group, where several groups have a key of that name.
 GROUP_SYNONYMS = {
     "accelerator": "device",
     "amp": "precision",
@@ -365,7 +365,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Text:
-    """Some text. A whole number becomes its digits: `run_name=7` gives a number."""
+    """Some text. A whole number becomes its digits, since YAML reads `run_name=7` as a number."""
 
     optional: bool = False
     maximum: int = 4096  # [characters]
@@ -381,7 +381,7 @@ class Text:
         if not isinstance(value, str):
             raise ValueError("must be text")
         if not value.strip():
-            raise ValueError("must not be empty" + ("; for none, say null" * self.optional))
+            raise ValueError("must not be empty" + ("; for none, give null" * self.optional))
         if not value.isprintable() or any(character in value for character in self.forbidden):
             raise ValueError(
                 "must be printable characters" + (f" without {' '.join(self.forbidden)}" * bool(self.forbidden))
@@ -417,7 +417,7 @@ class FlagOrAuto:
 
 @dataclass(frozen=True)
 class Share:
-    """A share between 0 and 1, a name, or null."""
+    """A share between 0 and 1, the name of a split, or null."""
 
     optional: bool = True
 
@@ -465,7 +465,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Words:
-    """Some names of a list, each at most once; null for none of them."""
+    """Some of a few words, each at most once; null for none of them."""
 
     choices: tuple[str, ...]
     optional: bool = True
@@ -482,7 +482,7 @@ class Words:
                 hint = f"; did you mean {meant}?" if meant else ""
                 raise ValueError(f"{shown(word)} is none of {', '.join(self.choices)}{hint}")
         if len({*words}) < len(words):
-            raise ValueError("names one of them twice")
+            raise ValueError("must name each of them at most once")
         return tuple(words)
 
 
@@ -498,11 +498,11 @@ class Tags:
         tags = {}
         for name, text in value.items():
             if not isinstance(name, str) or not name or not all(c.isalnum() or c in "_-./ " for c in name):
-                raise ValueError(f"tag names have letters, digits and _ - . / only; {shown(name)} has others")
-            if posixpath.normpath(name) != name or name.startswith(("..", "/")) or name == ".":  # as MLflow has it
+                raise ValueError(f"tag names have letters, digits, spaces and _ - . / only; {shown(name)} has others")
+            if posixpath.normpath(name) != name or name.startswith(("..", "/")) or name == ".":  # MLflow's own rule
                 raise ValueError(
-                    f"MLflow takes no tag name with // or with a / at an end, with . or .. as a part, or with .. at "
-                    f"its beginning, as {shown(name)}"
+                    f"MLflow refuses tag names with // or with a / at an end, with . or .. as a part, or with .. at "
+                    f"the beginning, such as {shown(name)}"
                 )
             if len(name) > LONGEST_TAG_NAME:
                 raise ValueError(

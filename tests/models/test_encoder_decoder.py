@@ -245,7 +245,7 @@ def test_bad_input_changes_nothing(arguments: dict[str, Any], words: str) -> Non
     ("arguments", "words"),
     [
         ({"beams": 0}, "beams=0"),
-        ({"beams": 2, "temperature": 0.5}, "beams=2 with temperature=0.5: a search draws nothing"),
+        ({"beams": 2, "temperature": 0.5}, "beams=2, temperature=0.5: beam search does not sample"),
         ({"length_penalty": -0.5}, "length_penalty=-0.5"),
         ({"max_new_tokens": 12}, "max_new_tokens=12: the decoder reads max_seq_len=11 tokens at most"),
         ({"max_new_tokens": -1}, "max_new_tokens=-1"),

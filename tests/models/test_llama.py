@@ -117,7 +117,7 @@ def test_parameters_have_no_biases_and_narrower_keys() -> None:
     ("overrides", "said"),
     [
         (("architecture=llama", "model.n_kv_heads=3"), "model.n_kv_heads=3: must divide n_heads=4"),
-        (("architecture=llama", "architecture.activation=relu"), "architecture.activation=relu: .* knows swiglu"),
+        (("architecture=llama", "architecture.activation=relu"), "architecture.activation=relu: .* supports swiglu"),
         (("model.n_kv_heads=2",), "model.n_kv_heads=2: architecture=gpt2 has as many as"),
         (("architecture=llama", "model.n_heads=128"), "model.d_model=128: .* needs an even width"),
         (("architecture=llama", "architecture.rotary_base=1"), "architecture.rotary_base=1: must be .* greater than 1"),
@@ -152,7 +152,7 @@ def test_a_run_of_a_llama_has_what_it_asks_for() -> None:
         ({"n_kv_heads": 0}, "n_kv_heads=0: must divide"),
         ({"n_kv_heads": 8}, "n_kv_heads=8: must divide"),
         ({"n_heads": 8}, r"needs an even width.*= 3; use d_model=32"),
-        ({"activation": "gelu"}, "activation=gelu: architecture=llama knows swiglu"),
+        ({"activation": "gelu"}, "activation=gelu: architecture=llama supports swiglu"),
         ({"norm_epsilon": 0}, "norm_epsilon=0: must be a number of at least 1e-12 and less than 1"),
         ({"norm_epsilon": "1e-5"}, "norm_epsilon='1e-5': must be a number"),
         ({"rotary_base": math.inf}, "rotary_base=inf: must be a number greater than 1"),

@@ -442,7 +442,7 @@ def test_a_plan_and_a_tokenizer_of_fewer_letters(root: Path, tmp_path: Path) -> 
         (["network=decoder"], "network=decoder: task=classification needs network=encoder; leave it null"),
         (["batching=packed"], "batching=packed: task=classification never packs several examples"),
         (["dataset.augment=swop"], "swop is none of swap, delete, insert; did you mean swap?"),
-        (["dataset.augment=swap,swap"], "names one of them twice"),
+        (["dataset.augment=swap,swap"], "must name each of them at most once"),
         (["dataset.augment=[]"], "must be some of swap, delete, insert, as in swap,delete, or null"),
         (["dataset.test_share=0.9"], "with dataset.validation=0.15 nothing is left to train on"),
         (

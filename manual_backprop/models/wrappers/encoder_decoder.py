@@ -32,7 +32,7 @@ class EncoderDecoderWrapper(NetworkWrapper):
     """An encoder-decoder that learns to turn a source into a target.
 
     Takes a CustomTransformerConfig with network=encoder_decoder, a mapping of its fields, or its fields as keywords;
-    and the `implementation`: custom, torch or baseline. Raises ConfigError with everything that is wrong.
+    and the `implementation`: custom, torch or baseline. Raises ConfigError with all violations.
 
     The target's vocabulary has three special tokens: padding, beginning and end. Unless they are given, they are its
     last three ids, in this order: V - 3, V - 2, V - 1.
@@ -140,15 +140,15 @@ class EncoderDecoderWrapper(NetworkWrapper):
         sources, source_lengths = self._read_source(source, source_lengths)
         targets, target_lengths = padded("target", target, target_lengths, self.padding_token_id)
         if len(sources) != len(targets):
-            raise InputError(f"There are {len(sources)} sources and {len(targets)} targets: expected as many of both.")
+            raise InputError(f"There are {len(sources)} sources and {len(targets)} targets: expected equal numbers.")
         T = targets.shape[1]
         real = torch.arange(T) < target_lengths[:, None]
         check_ids("target", targets[real], self.config.vocab_size)
         for name, special in self._special().items():
             if bool((targets[real] == special).any()):
                 raise InputError(
-                    f"The target holds {special}, which is {name}: give targets without beginning, end and padding, "
-                    "which are put around them here."
+                    f"The target holds {special}, which is {name}: give targets without beginning, end and padding "
+                    "tokens; the model adds them."
                 )
         tokens = torch.full((len(targets), T + 1), self.padding_token_id)
         wanted = torch.full((len(targets), T + 1), IGNORED)
@@ -198,7 +198,7 @@ class EncoderDecoderWrapper(NetworkWrapper):
         check_beams(beams, length_penalty)
         drawing = Drawing(temperature, top_k, top_p, seed)
         if beams > 1 and temperature > 0:
-            raise InputError(f"beams={beams} with temperature={temperature}: a search draws nothing; leave one out.")
+            raise InputError(f"beams={beams}, temperature={temperature}: beam search does not sample; leave one out.")
         longest = self.config.max_seq_len
         length = longest if max_new_tokens is None else max_new_tokens
         check_new_tokens("max_new_tokens", length)
@@ -216,7 +216,7 @@ class EncoderDecoderWrapper(NetworkWrapper):
         best = beam_search(decoder, unread, length, beams, length_penalty, end)
         return pad_sequence(best, batch_first=True, padding_value=self.padding_token_id).to(self.network.device)
 
-    # What it is
+    # Description and checkpoints
 
     def get_model_info(self) -> dict[str, Any]:
         """As for every model, and the ids of the three special tokens."""

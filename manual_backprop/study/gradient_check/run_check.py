@@ -1,8 +1,8 @@
 """The gradient check at the end of a run, on this machine and in the run's precision.
 
 It is a small part of `python -m manual_backprop.verify` and takes seconds: a network with the run's config at the proof
-scale (rule 1 of DESIGN.md) and one short sequence. The float64 part is the proof. In a lower precision it compares all
-gradients together over a few draws, since the errors of single tensors in single draws are random. It does not touch
+scale (network_check.py) and one short sequence. The float64 part is the proof. In a lower precision it compares all
+gradients together over a few draws, since the errors of single tensors in single draws are random. It does not change
 the run.
 """
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from . import Finding
 
 GRADIENT_CHECK = "gradient_check.txt"  # of a run directory
-MOST_SECONDS = 5.0  # of its own processor time, so that the extent of the check does not depend on other processes
+MOST_SECONDS = 5.0  # of processor time, so that the extent of the check does not depend on other processes
 MOST_PARAMETERS = 50_000_000
-QUICK = 2_000_000  # parameters: in smaller networks nothing is estimated before it starts
-BYTES = 34  # of memory per parameter: four float64 numbers, and the temporaries of a step
-ENOUGH_TOKENS = 1025  # a larger vocabulary is cut to this size, which still takes its code path (kernels/cpu/loss.py)
+SMALL_NETWORK = 2_000_000  # parameters: up to this size, neither time nor memory is estimated before the check
+BYTES_PER_PARAMETER = 34  # of memory: four float64 numbers, and the temporaries of a step
+ENOUGH_TOKENS = 1025  # a larger vocabulary is cut to this size and still runs the same code (kernels/cpu/loss.py)
 MOST_TOKENS = 32  # T, with B = 1
 DRAWS = 5  # of rounding errors: single draws differ by a factor of 10, medians of 5 by less than 2
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -36,13 +36,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunCheck:
+    """The result of the check."""
+
     status: str  # passed, failed or skipped
     line: str  # for the terminal
     page: str  # for the run directory
 
 
 def check_of_run(run: RunConfig, network: CustomTransformerConfig, memory_limit: int | None = None) -> RunCheck:
-    """The gradient check of a run. It starts nothing that would take more than `MOST_SECONDS`, or more memory than
+    """The gradient check of a run. It skips what would take more than `MOST_SECONDS`, or more memory than
     `memory_limit` [bytes; None: no limit]. It never raises, since a check must not fail a run."""
     if run.implementation.name != "custom":
         return _skipped(f"implementation={run.implementation.name}: none of its gradients is written by hand")
@@ -50,12 +52,12 @@ def check_of_run(run: RunConfig, network: CustomTransformerConfig, memory_limit:
         if (parameters := parameter_count(network)) > MOST_PARAMETERS:
             return _skipped(
                 f"{parameters:,} parameters, and above {MOST_PARAMETERS:,} it would take too long; "
-                "python -m manual_backprop.verify takes its time"
+                "python -m manual_backprop.verify has no such limit"
             )
         start = time.monotonic()
         findings, remarks = _measure(network, time.thread_time() + MOST_SECONDS, memory_limit)
     except Exception as error:  # not enough memory for two more networks, or a bug
-        log.info("the gradient check ended with", exc_info=True)
+        log.info("the gradient check raised an exception", exc_info=True)
         return _skipped(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
     return _judged(network, findings, remarks, time.monotonic() - start)
 
@@ -65,15 +67,15 @@ def _measure(
 ) -> tuple[list[Finding], list[str]]:
     """The findings, and remarks about what was skipped for lack of time or memory."""
     exact, remarks = replace(config, precision="fp64"), []
-    if parameter_count(exact) > QUICK:
+    if parameter_count(exact) > SMALL_NETWORK:
         small = _in_part(exact)
         begin = time.thread_time()
         findings = _measure_exact(small)
         once = (time.thread_time() - begin) * parameter_count(exact) / parameter_count(small)
-        part = f"of the network one block and {small.vocab_size} tokens: all of it would take"
+        part = f"of the network only one block and {small.vocab_size:,} tokens, since all of it would take"
         if time.thread_time() + once > deadline:
             return findings, [f"{part} about {once:.0f} s"]
-        if memory_limit is not None and BYTES * parameter_count(exact) > memory_limit:
+        if memory_limit is not None and BYTES_PER_PARAMETER * parameter_count(exact) > memory_limit:
             return findings, [f"{part} more memory than the training took"]
     begin = time.thread_time()
     findings = _measure_exact(exact)
@@ -138,7 +140,7 @@ def _judged(config: CustomTransformerConfig, findings: list[Finding], remarks: l
 
     failed = [finding for finding in findings if not finding.ok]
     worst_gradient = worst([finding for finding in findings if finding.quantity.startswith("d ")])
-    summary = f"{len(findings)} measurements, worst gradient {worst_gradient.error:.1e} off in float64"
+    summary = f"{len(findings)} measurements, largest gradient error {worst_gradient.error:.1e} in float64"
     if failed:
         first = failed[0]
         line = (
