@@ -193,7 +193,7 @@ class CheckpointManager:
         """Save a model, and the optimizer that trains it: what `model.network.adamw` or `sgd` returned.
 
         The checkpoint is named after `step`, None: the model's own count. `state` is JSON that the caller adds to the
-        model's. Raises InputError for what is no model, CheckpointError where `state` has a key of the model's,
+        model's. Raises InputError for what is not a model, CheckpointError if `state` has a key of the model's,
         StorageError as `save`.
         """
         _check_restorable(model)

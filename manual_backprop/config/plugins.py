@@ -25,7 +25,7 @@ def load_plugins(given: Sequence[str]) -> None:
     for one in given:
         folder = Path(one).expanduser().resolve().parent if one.endswith(".py") else Path.cwd()
         if one.endswith(".py") and not Path(one).expanduser().is_file():
-            raise InputError(f"--plugin {one}: there is no such file, seen from {Path.cwd()}")
+            raise InputError(f"--plugin {one}: there is no such file; the working directory is {Path.cwd()}")
         name = name_of(one)
         if name in _loaded:
             continue

@@ -193,7 +193,7 @@ def only_a_language_model_has_initial_weights(task: str, init_from: str | None) 
         return []
     return [
         f"init_from={shown(init_from)}: starts from a language model and its tokenizer, and task={task} uses another "
-        "network; leave it out, or go on with a run of this task by resume=RUN"
+        "network; leave it out, or continue a run of this task by resume=RUN"
     ]
 
 

@@ -104,7 +104,7 @@ class Task(ABC):
 
     @classmethod
     def network_before_examples(cls, config: RunConfig) -> CustomTransformerConfig | None:
-        """The network of a run, where its config alone says it; None where its examples add to it."""
+        """The config of a run's network if the run's config determines it; None if it depends on the examples."""
         return None
 
     @property

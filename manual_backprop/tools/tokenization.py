@@ -196,7 +196,7 @@ def pretokenize(arguments: Sequence[str]) -> None:
     from ..data.datasets.pretokenization import pretokenize_dataset
     from ..data.tokens.token_shards import manifest_of
 
-    with interruptible("the shards that are complete are kept, and the same command goes on from there."):
+    with interruptible("the shards that are complete are kept, and the same command continues from there."):
         folder = pretokenize_dataset(
             dataset,
             options.tokenizer,

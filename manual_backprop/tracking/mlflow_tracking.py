@@ -94,7 +94,7 @@ class MlflowTracker(LocalTracker):
                 if not self._warned and not closing:
                     self._warned = True
                     logger.warning(
-                        "MLflow at %s fails (%s). The run goes on; its metrics are in %s",
+                        "MLflow at %s fails (%s). The run continues; its metrics are in %s",
                         without_credentials(self._delivery.uri),
                         one_line(error, self._delivery.uri),
                         self._logger.path,

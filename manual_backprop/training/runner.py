@@ -243,12 +243,12 @@ class Runner:
         if self.is_over and self.step < self.max_steps and not cut_short:
             raise InputError(
                 f"The run has stopped early, after {self.step} steps: {self._without_improvement}. Give a larger "
-                "training.patience, or training.patience=null, to go on."
+                "training.patience, or training.patience=null, to continue."
             )
         if self.step > self.max_steps or (self.step == self.max_steps and not cut_short):
             raise InputError(
                 f"The run has made {self.step} steps already and training.max_steps is {self.max_steps}: "
-                "give a larger training.max_steps to go on."
+                "give a larger training.max_steps to continue."
             )
         # The disk must have room for two checkpoints: the newest one, and the next one while it is written.
         tensors = tensors_of(self.model, self.optimizer)
@@ -363,7 +363,7 @@ class Runner:
         self._check_finite()  # before saving: a resumed run would not know of these steps
         path = self._save(directory, tracker)
         self.interruption.raise_if_received(
-            f"saved {path} after {self.step} steps; go on with resume={directory.run_id}"
+            f"saved {path} after {self.step} steps; continue with resume={directory.run_id}"
         )
 
     def train_step(self) -> tuple[Tensor, float, Tensor]:
@@ -399,7 +399,7 @@ class Runner:
             raise NotFiniteError(
                 f"The loss or the gradient norm was not finite in {new} of the last steps, up to step {self.step}. "
                 "Nothing was updated in them. Try a smaller optimizer.learning_rate or a longer schedule.warmup_ratio; "
-                "training.non_finite=skip goes on without such steps."
+                "training.non_finite=skip leaves such steps out."
             )
         if training.non_finite == "skip" and longest >= training.non_finite_limit:
             raise NotFiniteError(
@@ -483,7 +483,7 @@ class Runner:
         try:
             write()
         except StorageError as error:
-            log.warning("%s. The run goes on without it.", error)
+            log.warning("%s. The run continues without it.", error)
 
     def _save(self, directory: RunDirectory, tracker: Tracker) -> Path | None:
         """Saves a checkpoint and returns its path; None if the disk was full and the run can continue without it."""
@@ -507,7 +507,7 @@ class Runner:
         except StorageError as error:
             if self.is_over or self.interruption.received is not None:
                 raise
-            log.warning("%s. The run goes on without this checkpoint.", error)
+            log.warning("%s. The run continues without this checkpoint.", error)
             return None
         tracker.log_checkpoints()
         return path

@@ -239,7 +239,7 @@ def test_a_run_that_does_not_improve_stops_early_and_says_so(
     assert "stopped early after step 15: 2 evaluations without a better validation/exact_match than 0.0000" in page
     assert "training.patience=null" in page
     assert "of 40 rows" in (run / "run.log").read_text().split("step 15:")[1]  # the last is over the whole split
-    with pytest.raises(InputError, match=r"has stopped early, after 15 steps.*training\.patience=null, to go on"):
+    with pytest.raises(InputError, match=r"has stopped early, after 15 steps.*training\.patience=null, to continue"):
         resume(tmp_path, f"resume={run}")
     resume(tmp_path, f"resume={run}", "training.patience=null", "training.max_steps=20")
     assert read_run(run)["status"] == "FINISHED"

@@ -135,7 +135,7 @@ def test_compare_writes_the_same_as_a_table(root: Path, tmp_path: Path, capsys: 
     assert [row["name"] for row in rows] == [*labels_of(logs).values()]
     assert [float(row["best"]) for row in rows] == [summary(log)["best"] for log in logs.values()]
     assert sorted(row["is best"] for row in rows) == ["", "", "yes"]
-    with pytest.raises(InputError, match="must end in .csv"):
+    with pytest.raises(InputError, match=r"must end in \.csv"):
         compare([*runs, "--csv", "runs.txt"])
 
 

@@ -45,10 +45,10 @@ class Captured:
 
 @contextmanager
 def _cleaned_up(pool: Any) -> Iterator[None]:
-    """Around a capture: where it fails, steps go on without it.
+    """Around a capture: if it fails, steps run without a graph.
 
     `torch.cuda.graph` leaves its own stream as the current one then. Where CUDA refuses to end the capture, as after a
-    call that waits for the device, PyTorch's allocator believes that the capture still goes on: it frees nothing more,
+    call that waits for the device, PyTorch's allocator believes that the capture still runs: it frees nothing more,
     and `empty_cache` is an internal error.
     """
     stream = torch.cuda.current_stream()

@@ -15,7 +15,7 @@ from .rows import Answer, LeftOut, Ready, work_answer, work_products
 from .rows import work as work_row
 
 PEERS = [name for name in ROWS if name not in OURS]
-AGAIN = " again"  # behind the subject's name: it runs twice
+AGAIN = " again"  # after the subject's name: it runs twice
 FEWEST, MOST = 5, 20  # rounds, where the user does not say how many
 WARMING_UP = 0.75  # of the time that a measurement has, at most; which is over then is left out
 LONGEST = 120.0  # [s] that a case's rounds may take, where the fewest do not take longer
@@ -47,7 +47,7 @@ class MeasuredRow(Row):
     cold_seconds: float | None = None  # likewise, where the cache was cold and the row was started again
     cache: str = "none"  # of the compiler, when the steps were measured, as in `rows.Ready`
     products: str = "unknown"  # the library that makes its matrix products, likewise
-    peak_bytes: int | None = None  # above what the imports took; None where the system does not tell
+    peak_bytes: int | None = None  # above what the imports took; None if the system does not report it
 
 
 @dataclass
@@ -97,10 +97,10 @@ def measure(
 ) -> Measurement:
     """`names` of rows: the first is the subject. `rounds` of turns there and back, None: what the time allows.
 
-    `work` is what a row's process runs, and knows what is behind a name: `rows.work`, or what is built upon it.
+    `work` is what a row's process runs, and builds what a name stands for: `rows.work`, or a function that extends it.
     `at_once`: all rows warm up together, and are compared with the subject only; one that fails or differs is left out.
     `until`: the time, by time.monotonic(), at which the answer is there, with fewer rounds if need be.
-    Raises CheckFailedError where a process fails, or where gradients differ.
+    Raises CheckFailedError if a process fails, or if gradients differ.
     """
     true = None if at_once else measure_of(case)  # before there are others: it may need more memory than any of them
     with ExitStack() as closing:

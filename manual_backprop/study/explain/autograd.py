@@ -146,7 +146,7 @@ def _compare(
     for name, output in zip(call.upstream, forward.outputs if call.backward else [], strict=True):
         value = call.parameters.get(name)
         if value is None or output is None:
-            continue  # dloss = 1.0, and the dtotal of a sum that nobody else reads
+            continue  # dloss = 1.0, and the dtotal of a sum that nothing else reads
         outside = received[id(output)].node
         assert outside is not None, f"{call.function}: {name} is the gradient of something that no gradient reaches"
         assert outside.grad is not None, f"{call.function}: {name} is the gradient of something that the loss ignores"
@@ -156,7 +156,7 @@ def _compare(
         if own and own[-1].node is output:  # what was handed out is the last value of this very name
             own.pop()
     for name in call.buffers:
-        if name[1:] in forward.parameters:  # and is no tensor among others, as a decoder's memory is
+        if name[1:] in forward.parameters:  # and not one of several tensors, as a decoder's memory is
             call.parameters[name].forward = forward.parameters[name[1:]]
             traced.gradients.append((call.function, call.parameters[name]))
     last: dict[str, Value] = {}

@@ -30,7 +30,7 @@ def scientific(number: float) -> str:
 class Names:
     """What stands at the places of an example's tensors: `read` at the positions T, `source` at those of an
     encoder-decoder's source S, `vocabulary` at the rows of the embedding table, `inputs` at the numbers of a position
-    where there is no table, `outputs` at those of the head of an encoder, whose head is no vocabulary."""
+    where there is no table, `outputs` at those of the head of an encoder, whose head has no vocabulary."""
 
     read: Sequence[str]
     source: Sequence[str] = ()
@@ -141,7 +141,7 @@ class Numbers:
     def block(
         self, value: Value, title: str, indent: str, parameter: str | None = None, decimals: int = 4
     ) -> list[str]:
-        """Comment lines: the numbers, what they are behind the first line; or, of a gradient, what it is above, and
+        """Comment lines: the numbers, with what they are after the first line; or, for a gradient, above them, and
         autograd's numbers beside it (below where that is too wide).
 
         `{shape}` in the title becomes the shape. `parameter` is what it is, or what it is added to the gradient of: a

@@ -91,7 +91,7 @@ def plan(setting: Setting, memory: int | None) -> list[Planned]:
 
 
 def memory_of(device: str) -> int | None:
-    """Of the GPU [bytes]; None on a CPU, where cases are so small that nobody asks."""
+    """Of the GPU [bytes]; None on a CPU, where cases are small."""
     import torch
 
     return int(torch.cuda.get_device_properties(device).total_memory) if device != "cpu" else None
@@ -191,7 +191,7 @@ def memory(setting: Setting) -> Part:
 
 
 def peak(point: Point, setting: Setting) -> float | None:
-    """[GiB] of some steps; None where the system does not tell."""
+    """[GiB] of some steps; None if the system does not report it."""
     import gc
 
     import torch
