@@ -74,7 +74,7 @@ InputError, a ValueError; ConfigError and CheckpointError, which are InputErrors
 
 @dataclass(frozen=True)
 class Definition:
-    """Of a name: where it is written, and how."""
+    """The definition of a name: its module and its syntax tree."""
 
     module: str  # within the package: models.custom
     node: ast.FunctionDef | ast.ClassDef | ast.Assign
@@ -89,7 +89,7 @@ class Definition:
 
     @property
     def docstring(self) -> str:
-        """Empty where there is none."""
+        """Empty if there is none."""
         return "" if isinstance(self.node, ast.Assign) else ast.get_docstring(self.node) or ""
 
     @property
@@ -170,7 +170,7 @@ def examples() -> Iterator[Definition]:
 
 
 def page() -> str:
-    shown: dict[str, str] = {}  # a class that has methods -> under which name they stand
+    shown: dict[str, str] = {}  # a class that has methods -> the name under which they are listed
     parts = []
     for title, names in SECTIONS.items():
         parts += [f"## {title}", *(entry(exported(name), shown) for name in names)]

@@ -17,10 +17,10 @@ from ..common.errors import InputError
 
 @dataclass(frozen=True)
 class Reading:
-    """What a network reads, to be looked at meanwhile: a `batch` of one row. `source`: what stands at the places that
-    an encoder reads, `target` at those that have an answer each; `word` is an answer's name. `said`: where answers are
-    numbers and no words, what the outputs (O,) of the network say. `title` stands above the answers; `note` says what
-    of the input is not read."""
+    """The input of a network whose activations are to be shown: a `batch` of one row. `source` and `target` name the
+    positions of the encoder's input, and of those that have an output each; `word` names a class or token. `said`
+    describes the outputs (O,) if they are numbers. `title` is the heading of the outputs; `note` says which part of the
+    input is not read."""
 
     batch: AnyBatch
     target: Sequence[str]

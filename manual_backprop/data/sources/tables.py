@@ -36,8 +36,8 @@ class TableRow:
 
 
 def format_of(path: str, formats: Iterable[str], key: str = "path") -> str:
-    """By what a file is called, or the files in a folder. `key`: of dataset, where the path stands. Raises InputError
-    where that does not say."""
+    """The format, from the ending of a file's name, or of the files in a folder. `key` is the key of dataset that holds
+    the path. Raises InputError if the endings do not determine it."""
     place, known = Path(path).expanduser(), ", ".join(formats)
     if not place.exists():
         raise InputError(
@@ -83,8 +83,8 @@ class Table(FileSource):
 def rows_of_lines(
     lines: Iterable[str], where: str, form: str, columns: Mapping[str, str]
 ) -> Iterator[TableRow | BadRow]:
-    """The rows of a text file (jsonl, csv or tsv) by its lines with their ends, in which bytes that are no UTF-8 are
-    surrogates. `columns`: by the key of the config that names it, or "" where there is none, the column."""
+    """The rows of a text file (jsonl, csv or tsv), from its lines with their line ends; surrogates stand for bytes that
+    are not UTF-8. `columns`: key of the config that names a column ("" if none does) -> the column."""
     return _json_rows(lines, where, columns) if form == "jsonl" else _csv_rows(lines, where, form, columns)
 
 
@@ -174,7 +174,7 @@ def _check_columns(there: Sequence[str], columns: Mapping[str, str], where: str)
 
 
 def _way_out(key: str) -> str:
-    """Of a column that is not there: a key of the config names another one, where there is a config."""
+    """What to do about a missing column: name another one by the config's `key`, if there is a config."""
     return f"; name one: dataset.{key}=NAME" if key else "; call the column so, as in the training data"
 
 

@@ -8,15 +8,15 @@ from itertools import zip_longest
 
 from .statements import Statement
 
-LIKE = 0.55  # from here on two statements are taken for one another
-SAME_END = 0.3  # is added where both assign the same name first, or return names
-ASIDE = re.compile(r"self\.|\bops\.|, \w*cache\b|\.to\(self\.compute_dtype\)")  # what both need not have in common
+LIKE = 0.55  # two statements of at least this likeness correspond
+SAME_END = 0.3  # added if both assign the same name first, or return names
+ASIDE = re.compile(r"self\.|\bops\.|, \w*cache\b|\.to\(self\.compute_dtype\)")  # ignored when statements are compared
 
 
 @dataclass(frozen=True)
 class Row:
-    """`hand` beside `autograd`; `of` is, where a backward statement has no other beside it, the statement whose
-    derivative it computes, as the mirror has it."""
+    """A statement by hand beside that under autograd. For a statement of a backward, `autograd` is None and `of` is the
+    mirror's statement whose derivative it computes."""
 
     hand: Statement | None
     autograd: Statement | None
@@ -28,7 +28,7 @@ class Row:
 
 
 def likeness(left: Statement, right: Statement) -> float:
-    """0 to 1, and a little more where both end in the same name; 0 where they stand at different depths."""
+    """0 to 1, plus SAME_END if both assign or return the same; 0 if they are nested differently."""
     if left.depth != right.depth:
         return 0.0
     one, other = (ASIDE.sub("", statement.text) for statement in (left, right))
@@ -41,7 +41,7 @@ def _returns_names(statement: Statement) -> bool:
 
 
 def aligned(left: Sequence[Statement], right: Sequence[Statement]) -> list[Row]:
-    """Both in their order, those beside each other that are alike: the pairs whose likenesses have the largest sum."""
+    """Both lists in their order, corresponding statements side by side, so that the sum of likenesses is largest."""
     best = [[0.0] * (len(right) + 1) for _ in range(len(left) + 1)]  # of the first i and the first j
     like = [[likeness(a, b) for b in right] for a in left]
     for i in range(1, len(left) + 1):
@@ -66,14 +66,14 @@ def aligned(left: Sequence[Statement], right: Sequence[Statement]) -> list[Row]:
 
 
 def beside(left: Sequence[Statement], right: Sequence[Statement]) -> list[Row]:
-    """In their order, whatever they say: of functions that say the same in other words."""
+    """Both lists in their order, row by row, for functions whose statements do not correspond."""
     return [Row(a, b) for a, b in zip_longest(left, right)]
 
 
 def backward_rows(backward: Sequence[Statement], forward: Sequence[Row]) -> list[Row]:
     """Each statement of a backward function with the mirror's statement that it differentiates.
 
-    The cache tells which: the forward statement that has made it stands in `forward` beside the mirror's.
+    The cache determines it: the forward statement that makes the cache is beside the mirror's in `forward`.
     """
     made: dict[str, list[Row]] = {}
     for row in forward:
@@ -90,8 +90,8 @@ def backward_rows(backward: Sequence[Statement], forward: Sequence[Row]) -> list
 
 
 def _the_one(rows: Sequence[Row], statement: Statement) -> Row | None:
-    """Of the rows that make a cache: in the same branch; of those with something beside it the last, where there is
-    no such branch (a backward may return in the first of two)."""
+    """Of the rows that make a cache, the one in the same branch. If there is none (a backward may return in the first
+    of two branches), the last row that has a statement of the mirror."""
     there = [row for row in rows if row.autograd is not None]
     branch = [row for row in there if row.hand is not None and row.hand.within == statement.within]
     return next(iter(branch or there[::-1]), None)

@@ -16,8 +16,8 @@ RECORDS = re.compile(r"(self\.recorder|self\._recording|record)\(|record = ")  #
 @dataclass(frozen=True)
 class Statement:
     text: str  # of a compound statement its first line
-    within: tuple[str, ...] = ()  # the first lines of the compound statements that it stands in, an else with its if
-    comment: str = ""  # what stands above it
+    within: tuple[str, ...] = ()  # the first lines of the compound statements around it, an else with its if
+    comment: str = ""  # the comment above it
 
     @property
     def depth(self) -> int:
@@ -25,18 +25,18 @@ class Statement:
 
     @property
     def targets(self) -> list[str]:
-        """The names that it assigns; none where it assigns nothing."""
+        """The names that it assigns."""
         left, equals, _ = self.text.partition(" = ")
         return re.findall(r"[\w.]+", left) if equals else []
 
 
 def statements_of(function: Callable[..., Any]) -> list[Statement]:
-    """In the order of the source, without the docstring and without what only records."""
+    """The statements of a function in their order, without its docstring and without those that only record."""
     return statements_in(textwrap.dedent(inspect.getsource(function)))
 
 
 def statements_in(source: str) -> list[Statement]:
-    """Of the one function that this source defines."""
+    """The same, from a source that defines one function."""
     (function,) = ast.parse(source).body
     assert isinstance(function, ast.FunctionDef)
     lines = source.splitlines()
@@ -64,14 +64,14 @@ def _walk(body: Sequence[ast.stmt], lines: list[str], within: tuple[str, ...]) -
             yield from inside
         otherwise: list[ast.stmt] = getattr(node, "orelse", [])
         if len(otherwise) == 1 and isinstance(otherwise[0], ast.If) and _head(otherwise[0], lines).startswith("elif"):
-            yield from _walk(otherwise, lines, within)  # it stands beside its if
+            yield from _walk(otherwise, lines, within)  # an elif is at the level of its if
         elif inside_else := list(_walk(otherwise, lines, (*within, f"else of {text}"))):
             yield Statement("else:", within)
             yield from inside_else
 
 
 def _head(node: ast.stmt, lines: list[str]) -> str:
-    """A simple statement, or what stands before the colon of a compound one; in one line, without comments."""
+    """A simple statement, or the part of a compound one before its colon; in one line, without comments."""
     last: ast.AST = node
     if isinstance(node, ast.If | ast.While):
         last = node.test

@@ -147,7 +147,7 @@ def _unquoted(value: str) -> str:
     quote = value[:1]
     if len(value) < 2 or quote not in ("'", '"') or value[-1] != quote:
         return value
-    # Backslashes before a quote, or at the end, are doubled, and one more stands before a quote inside.
+    # Backslashes before a quote, or at the end, are doubled, and a quote inside has one more before it.
     return re.sub(rf"(\\+)({quote}|$)", lambda found: "\\" * (len(found[1]) // 2) + found[2], value[1:-1])
 
 
@@ -184,7 +184,7 @@ def measured(record: JobRecord, run: Path | None) -> JobRecord:
 
 
 def current_record(record: JobRecord, outputs: Path, sweep: Path) -> JobRecord:
-    """A record that says RUNNING although whoever watched over the job has died: what the job's run says itself."""
+    """The record, with the status of the job's run if it says RUNNING but the process that watched the job has died."""
     if record.status != RUNNING:
         return record
     run = run_of_job(outputs, sweep, record.number)
