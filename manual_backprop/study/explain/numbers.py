@@ -1,7 +1,7 @@
 """Prints tensors of a step: comment lines below the line of code that made them, with autograd's numbers beside them.
 
-Each position of the input (or token of the vocabulary) is a row, labelled with its word. Heads are side by side, and so are
-query, key and value. So nearly every activation of a step has three rows.
+Each position of the input (or token of the vocabulary) is a row, labelled with its word. Heads are side by side, and so
+are query, key and value. So nearly every activation of a step has three rows.
 """
 
 from collections.abc import Sequence
