@@ -59,7 +59,7 @@ def opened(place: str) -> Iterator[Iterable[str]]:
 
 @contextmanager
 def _reading(place: str) -> Iterator[None]:
-    """Around reading only: a pipe that breaks while predictions are written is not an error of the file."""
+    """A context for reading only: a pipe that breaks while predictions are written is not an error of the file."""
     try:
         yield
     except OSError as error:

@@ -74,7 +74,7 @@ class Restorable(Protocol):
 
 
 class StatefulOptimizer(Protocol):
-    """Of `optim`: its state by name, where it lies."""
+    """An optimizer that gives views of its state, by name."""
 
     def state_views(self) -> dict[str, Tensor]: ...
 

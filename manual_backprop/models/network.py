@@ -42,11 +42,11 @@ class DropoutSource:
     keys: Mapping[str, Tensor] | None = None  # by place, on the device; they replace the keys of `step`
 
     def at(self, place: str) -> Dropout | None:
-        """For features (B, T, D)."""
+        """The dropout of features (B, T, D) at a place; None without dropout."""
         return self._of(place, (self.config.longest,))
 
     def at_heads(self, place: str) -> Dropout | None:
-        """For probabilities (B, H, T, S)."""
+        """The dropout of probabilities (B, H, T, S) at a place; None without dropout."""
         return self._of(place, (self.config.n_heads, self.config.longest))
 
     def _of(self, place: str, sizes: tuple[int, ...]) -> Dropout | None:
@@ -94,7 +94,7 @@ def stacks_of(config: CustomTransformerConfig) -> dict[str, list[str]]:
 
 
 def tables_of(config: CustomTransformerConfig) -> dict[str, tuple[str, str]]:
-    """By stack: the names of its token embedding and of its position embedding, if positions are learned."""
+    """Stack -> the names of its token embedding and, if positions are learned, of its position embedding."""
     tables = dict.fromkeys(stacks_of(config), ("token_embedding.weight", "position_embedding.weight"))
     if config.n_inputs is not None:
         tables["encoder."] = "input.weight", "position_embedding.weight"
@@ -324,7 +324,7 @@ class Network(ABC):
 
     @abstractmethod
     def zero_gradients(self) -> None:
-        """Before the first batch of a step, since gradients are added."""
+        """Set all gradients to 0, before the first batch of a step: `loss_and_gradients` adds to them."""
 
     @abstractmethod
     def update_parameters(self, learning_rate: float) -> None:

@@ -134,14 +134,14 @@ def imported_module(module: str, node: ast.ImportFrom) -> str | None:
 
 
 def exported(name: str) -> Definition:
-    """Of a name of the package. LookupError where nothing defines it."""
+    """The definition of a name of the package. Raises LookupError if there is none."""
     if (found := find(HOMES[name], name)) is None:
         raise LookupError(f"manual_backprop.{HOMES[name]} does not define {name}")
     return found
 
 
 def ops() -> dict[str, list[Definition]]:
-    """By module: what `ops` exports, in the order in which it is written."""
+    """Module -> the definitions that `ops` exports from it, in their order in the file."""
     names: dict[str, set[str]] = {}
     for node in parsed("ops").body:
         if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module is not None:
@@ -156,13 +156,13 @@ def ops() -> dict[str, list[Definition]]:
 
 
 def public() -> list[Definition]:
-    """What the page has examples of: names that are exported."""
+    """The definitions on the page: all exported names."""
     exports = [exported(name) for names in SECTIONS.values() for name in names]
     return exports + [definition for definitions in ops().values() for definition in definitions]
 
 
 def examples() -> Iterator[Definition]:
-    """What has an example in its docstring."""
+    """The definitions with an example in their docstring."""
     return (definition for definition in public() if ">>> " in definition.docstring)
 
 
@@ -244,8 +244,8 @@ def owner_of(method: Definition) -> str:
 
 
 def methods_of(one: Definition) -> dict[str, Definition]:
-    """Of a class: __init__, its public methods and properties, its own first, then those of the classes above it. What
-    is not documented has the docstring of what it overrides."""
+    """__init__, the public methods and properties of a class, its own first, then those of its base classes. One
+    without a docstring has that of the method that it overrides."""
     assert isinstance(one.node, ast.ClassDef)
     own = [node for node in one.node.body if isinstance(node, ast.FunctionDef)]
     found = {node.name: Definition(one.module, node) for node in own}
@@ -260,7 +260,7 @@ def methods_of(one: Definition) -> dict[str, Definition]:
 
 
 def fields_of(one: Definition) -> str:
-    """Of a dataclass or a NamedTuple: its fields as they are written."""
+    """The fields of a dataclass or a NamedTuple, as they are written."""
     assert isinstance(one.node, ast.ClassDef)
     lines = one.path.read_text(encoding="utf-8").splitlines()
     fields = [node for node in one.node.body if isinstance(node, ast.AnnAssign)]
@@ -268,8 +268,8 @@ def fields_of(one: Definition) -> str:
 
 
 def signature(one: Definition, name: str | None = None) -> str:
-    """As it is written, without self; a default that is a constant by its value. `name` is that of a class, whose
-    __init__ this is."""
+    """The signature as it is written, without self; constants in defaults are replaced by their values. `name` is the
+    name of the class, for an __init__."""
     node = one.node
     assert isinstance(node, ast.FunctionDef)
     if any(ast.unparse(decorator) == "property" for decorator in node.decorator_list):
@@ -314,7 +314,7 @@ def value_of(default: ast.expr, module: str) -> ast.expr:
 
 
 def split(docstring: str) -> tuple[str, str]:
-    """What is before the first example, and the rest."""
+    """The text before the first example, and the rest."""
     text, mark, example = docstring.partition(">>> ")
     return text.rstrip(), mark + example
 

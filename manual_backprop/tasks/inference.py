@@ -61,7 +61,7 @@ class Writer(ABC):
         the wrappers' `generate`. Raises InputError for an invalid source."""
 
     def serve(self, model_input: Any, params: Mapping[str, Any]) -> Any:
-        """As `Predictor.serve`."""
+        """Like `Predictor.serve`."""
         raise NotImplementedError
 
 

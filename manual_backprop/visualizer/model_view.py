@@ -27,7 +27,7 @@ PROBABILITIES = "probabilities"
 
 @dataclass(frozen=True)
 class Attention:
-    """Of one layer: probabilities (H, T, S), and the tokens of its T rows and S columns; rows look at columns."""
+    """The attention of one layer: probabilities (H, T, S), and the tokens of its T queries and S keys."""
 
     heads: np.ndarray
     rows: list[str]

@@ -45,7 +45,7 @@ class Captured:
 
 @contextmanager
 def _cleaned_up(pool: Any) -> Iterator[None]:
-    """Around a capture: if it fails, steps run without a graph.
+    """A context for a capture. If the capture fails, steps run without a graph.
 
     `torch.cuda.graph` leaves its own stream as the current one then. Where CUDA refuses to end the capture, as after a
     call that waits for the device, PyTorch's allocator believes that the capture still runs: it frees nothing more,

@@ -219,7 +219,7 @@ class EncoderDecoderWrapper(NetworkWrapper):
     # Description and checkpoints
 
     def get_model_info(self) -> dict[str, Any]:
-        """As for every model, and the ids of the three special tokens."""
+        """The description of every model, and the ids of the three special tokens."""
         return super().get_model_info() | self._special()
 
     def _state(self) -> dict[str, Any]:

@@ -283,6 +283,6 @@ def _disagreeing(precision: str, answers: Mapping[str, Answer]) -> dict[str, str
 
 
 def _distance(mine: Sequence[float], its: Sequence[float]) -> float:
-    """Of two gradients, from their sketches: |g - h|, estimated."""
+    """An estimate of |g - h| for two gradients, from their sketches."""
     differences = [one - other for one, other in zip(mine[1:], its[1:], strict=True)]
     return math.hypot(*differences) / math.sqrt(len(differences))

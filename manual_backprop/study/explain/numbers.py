@@ -97,7 +97,7 @@ class Numbers:
         return tensor.dim() > 3 and tensor.shape[1] in self.places and tensor.shape[1] != self.config.n_heads
 
     def _packed(self, matrix: Tensor) -> list[str]:
-        """What lies side by side in it: query, key and value; or, of a memory, key and value."""
+        """The names of the tensors packed in it: query, key and value, or key and value of a memory."""
         many = matrix.shape[-1] / self.config.d_model
         return ["query", "key", "value"] if many == 3 else ["key", "value"] if many == 2 and self._two_stacks else []
 

@@ -155,7 +155,7 @@ class Call:
 
     @property
     def docstring(self) -> str:
-        """Without its example: the page has numbers of its own."""
+        """The docstring without its example: the page has numbers of its own."""
         tree = ast.parse(self.path.read_text(encoding="utf-8"))
         nodes = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == self.function]
         text, _, _ = (ast.get_docstring(nodes[0]) or "").partition("\n\n>>> ")

@@ -136,7 +136,7 @@ def _of_pair(name: str) -> Section:
 
 
 def _first_sentence(function: Callable[..., Any]) -> str:
-    """Of the docstring: its first paragraph, without the shapes that follow it."""
+    """The first paragraph of the docstring, without the shapes that follow it."""
     first = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
     return first if not first or first.endswith(".") else f"{first}."
 

@@ -21,7 +21,7 @@ MOVES = re.compile(
 
 @dataclass(frozen=True)
 class Recorded:
-    """Of one pair, at one case; numbers are counted in whole tensors, parameters left out."""
+    """What is recorded for one pair and one case. Numbers are counted in whole tensors, without parameters."""
 
     nodes: tuple[str, ...]  # of autograd's graph that compute, in the order in which its backward pass runs them
     moves: int  # and how many only move numbers
@@ -30,7 +30,7 @@ class Recorded:
 
 
 def recorded(name: str) -> Recorded:
-    """Of the pair `name`, at the first case of its row in the table of the gradient check."""
+    """What is recorded for the pair `name`, with the first case of its row in the table of the gradient check."""
     row = ROWS[name]
     case = cases_of(row, Draw(torch.Generator().manual_seed(0)))[0]
     _, cache = call(row, case, ops)
@@ -64,7 +64,7 @@ def _tensors(cache: Any) -> Iterator[Tensor]:
 
 
 def _numbers(tensors: list[Tensor], parameters: list[Tensor]) -> int:
-    """In the memory that these tensors keep alive: views of one memory count once, and all of it."""
+    """The numbers in the memory that these tensors keep alive. Views of one storage count once, as its full size."""
     there = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() // x.element_size() for x in tensors}
     for parameter in parameters:
         there.pop(parameter.untyped_storage().data_ptr(), None)

@@ -200,7 +200,7 @@ def best_of(records: Sequence[JobRecord]) -> JobRecord | None:
 
 
 def best_first(records: Sequence[JobRecord]) -> list[JobRecord]:
-    """By validation loss; jobs that did not finish come last, by number."""
+    """The records sorted by validation loss; jobs that did not finish come last, by number."""
 
     def place(record: JobRecord) -> tuple[Any, ...]:
         finished = record.status == FINISHED and record.validation_loss is not None

@@ -43,7 +43,7 @@ class Item(NamedTuple):
 
 
 def items(small: bool) -> list[Item]:
-    """In the order of importance; `small`: of each kind one or two."""
+    """The checks, the most important first; `small`: one or two of each kind."""
     networks = [f"{architecture} decoder" for architecture in ARCHITECTURES]
     others = [f"gpt2 {network}" for network in ("encoder_decoder", "encoder")]
     if small:

@@ -18,7 +18,7 @@ Function = Callable[[Any, Setting], Any]
 
 @dataclass(frozen=True)
 class Failed:
-    """What an item gives that raised an error."""
+    """The result of an item that raised an error."""
 
     message: str
     ends: bool = False  # whether its process ended with it
