@@ -219,7 +219,7 @@ class CheckpointManager:
         if optimizer is not None and saved.keys() != optimizer.state_views().keys():
             raise CheckpointError(
                 f"{checkpoint.path} holds {'the state of another optimizer' if saved else 'no optimizer'}: expected "
-                "what save_checkpoint writes where it is given this one"
+                "a checkpoint that save_checkpoint wrote with this optimizer"
             )
         model.restore(checkpoint)
         if optimizer is not None:

@@ -93,7 +93,7 @@ class MetricsFile:
         """Write one entry. Numbers may be anything that `float` takes, such as a tensor of one element. Raises
         InputError for an invalid step or value, and if the file is closed."""
         if self._file.closed:
-            raise InputError(f"{self.path} is closed, and takes no metrics any more: open it again")
+            raise InputError(f"{self.path} is closed and can take no more metrics: open it again")
         if isinstance(step, float | str) or step < 0:
             raise InputError(f"step={step!r}: expected the number of completed optimizer steps, at least 0")
         if not isinstance(metrics, Mapping):

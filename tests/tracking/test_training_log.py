@@ -129,6 +129,6 @@ def test_what_cannot_be_logged_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a mapping of names to numbers"):
         logger.log_step(2, 3.2)  # type: ignore[arg-type]
     logger.finish()
-    with pytest.raises(InputError, match="is closed, and takes no metrics any more"):
+    with pytest.raises(InputError, match="is closed and can take no more metrics"):
         logger.log_step(2, {"x": 1})
     assert load_training_log(tmp_path).training["x"].values == [2.5]

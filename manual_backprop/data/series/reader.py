@@ -210,7 +210,7 @@ class _Reader:
         way_out = f"did you mean {setting}?" if meant else f"name one of them: {setting}"
         raise InputError(
             f"{self.place}: has no column {name!r}; it has {', '.join(names)}; "
-            + (way_out if self.configured else "this model needs that column: name one of them so")
+            + (way_out if self.configured else "this model needs that column: rename one of them")
         )
 
     # Rows

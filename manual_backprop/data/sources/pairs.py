@@ -124,7 +124,7 @@ def format_of(path: str, dataset: DatasetConfig, key: str) -> str:
             "one; a dataset of the hub is named as dataset.path=OWNER/NAME dataset.format=hub."
         )
     raise InputError(
-        f"dataset.{key}={path}: {reason}, and that does not say what is in it. Give dataset.format=tsv, jsonl, parquet "
+        f"dataset.{key}={path}: {reason}, which does not determine the format. Give dataset.format=tsv, jsonl, parquet "
         "or saved."
     )
 

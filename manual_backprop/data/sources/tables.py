@@ -52,7 +52,7 @@ def format_of(path: str, formats: Iterable[str], key: str = "path") -> str:
     said = f"holds no file that ends in {endings}" if place.is_dir() else f"ends in none of {endings}"
     said = f"holds files of several formats ({', '.join(sorted(found))})" if found else said
     way_out = f"Give dataset.format={known}" if key == "path" else "Rename it, or give another"
-    raise InputError(f"dataset.{key}={path}: {said}, and that does not say what is in it. {way_out}.")
+    raise InputError(f"dataset.{key}={path}: {said}, which does not determine the format. {way_out}.")
 
 
 class Table(FileSource):
@@ -175,7 +175,7 @@ def _check_columns(there: Sequence[str], columns: Mapping[str, str], where: str)
 
 def _way_out(key: str) -> str:
     """What to do about a missing column: name another one by the config's `key`, if there is a config."""
-    return f"; name one: dataset.{key}=NAME" if key else "; call the column so, as in the training data"
+    return f"; name one: dataset.{key}=NAME" if key else "; give the column this name, as in the training data"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -49,7 +49,7 @@ class Classifier(Predictor):
             rows = encoded(self.tokenizer, texts[first : first + MEASURED_ROWS])
             for text, ids in zip(texts[first:], rows, strict=False):
                 if not len(ids):
-                    raise InputError(f"{text[:40]!r}: the tokenizer knows none of its characters, so it has no tokens")
+                    raise InputError(f"{text[:40]!r} has no tokens: the tokenizer can encode none of its characters")
             targets = np.full(len(rows), IGNORED)
             batch = batch_of(rows, targets, network.config.max_seq_len, device=network.device)
             with torch.no_grad():

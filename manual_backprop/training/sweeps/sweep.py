@@ -398,7 +398,7 @@ def given_to(sweep: Path) -> tuple[list[str], str | None]:
     """The overrides of a sweep's command line, and its --config-dir. Raises InputError."""
     given = read_run(sweep).get("given")
     if not isinstance(given, dict) or not isinstance(given.get("overrides"), list):
-        raise InputError(f"{sweep / 'run.json'} does not say which overrides the sweep was given: it cannot be resumed")
+        raise InputError(f"{sweep / 'run.json'} does not record the overrides of the sweep: it cannot be resumed")
     if missing := missing_plugins(given.get("plugins")):
         raise InputError(f"{sweep}: {missing[0]}")
     return [str(line) for line in given["overrides"]], given.get("config_folder")
