@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     if options.config_dir is not None:
         folder = Path(options.config_dir).resolve()
         if not folder.is_dir():
-            raise InputError(f"--config-dir={options.config_dir}: there is no such folder, seen from {Path.cwd()}")
+            raise InputError(
+                f"--config-dir={options.config_dir}: there is no such folder (working directory: {Path.cwd()})"
+            )
         composition.ExperimentsSearchPath.own_folder = str(folder)
     flags, silent = _hydra_flags(options)
     if silent:

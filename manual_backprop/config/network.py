@@ -107,7 +107,9 @@ def accepts_mapping(cls: type[Config]) -> type[Config]:
             of_fields(self, *values, **fields)
             return
         if values[1:] or fields:
-            raise ConfigError([f"{', '.join(fields) or 'values'}: given beside a mapping; put them into it"])
+            raise ConfigError(
+                [f"{', '.join(fields) or 'values'}: given together with a mapping; put them into the mapping"]
+            )
         names = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
         unknown = [str(key) for key in values[0] if key not in names]
         meant = {key: nearest(key, names) for key in unknown}
@@ -183,7 +185,7 @@ class CustomTransformerConfig:
         return getattr(self, name) if name in self.__dataclass_fields__ else default
 
     def get_device(self) -> torch.device:
-        """Where the network is: of `auto`, a GPU if there is one."""
+        """The device of the network; for `auto`, a GPU if there is one."""
         import torch
 
         name = self.device
@@ -208,7 +210,7 @@ class CustomTransformerConfig:
 
     @property
     def traits(self) -> Architecture:
-        """What makes its architecture: norm, positions, activation, biases."""
+        """The traits of its architecture: norm, positions, activation, biases."""
         return ARCHITECTURES[self.architecture]
 
     @property
@@ -260,7 +262,7 @@ class CustomTransformerConfig:
 
     @property
     def base(self) -> float:
-        """The base of the rotary angles."""
+        """The base of the rotary frequencies."""
         return ROTARY_BASE if self.rotary_base is None else self.rotary_base
 
     def violations(self) -> list[str]:
@@ -341,7 +343,7 @@ class CustomTransformerConfig:
             elif value is not None and self.network not in kinds:
                 found.append(f"{name}={value}: belongs to network={' or '.join(kinds)}, and this is {self.network}")
         if self.network == "encoder" and self.n_outputs is None:
-            found.append("n_outputs=null: an encoder needs to know how many classes, or numbers, it answers with")
+            found.append("n_outputs=null: an encoder needs the number of classes, or of numbers, that it predicts")
         found += positions_violations(self.architecture, self.positions)
         return found
 
@@ -354,7 +356,7 @@ def architecture_violations(
     if activation not in (None, traits.activation) and "swiglu" in (activation, traits.activation):
         others = ", ".join(word for word in ACTIVATIONS if word != "swiglu")
         known = "swiglu" if traits.activation == "swiglu" else others
-        found.append(f"activation={activation}: architecture={name} knows {known}")
+        found.append(f"activation={activation}: architecture={name} supports {known}")
     if traits.positions != "rotary" and n_kv_heads not in (None, n_heads):
         found.append(
             f"n_kv_heads={n_kv_heads}: architecture={name} has as many as n_heads={n_heads}; leave it null, or use "
@@ -375,13 +377,13 @@ def architecture_violations(
 
 
 def positions_violations(architecture: str, positions: str | None) -> list[str]:
-    """One sentence if the architecture does not support these positions: rotary ones need an architecture with them."""
+    """One sentence if the architecture does not support these positions: only llama has rotary ones."""
     known = (
         ("rotary", "none") if ARCHITECTURES[architecture].positions == "rotary" else ("learned", "sinusoidal", "none")
     )
     if positions is None or positions in known:
         return []
-    return [f"positions={positions}: architecture={architecture} can have {', '.join(known)}"]
+    return [f"positions={positions}: architecture={architecture} supports {', '.join(known)}"]
 
 
 def network_of_state(state: Mapping[str, Any], checkpoint: Path) -> CustomTransformerConfig:

@@ -45,7 +45,7 @@ def test_wrong_arguments(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             (["--port", "65536"], "must be at most 65535"),
             (["--port", str(port)], f"cannot listen there: it is in use; try --port {port + 1}"),
             (["--host", "nowhere.invalid"], "cannot listen there"),
-            (["--export", "runs.txt"], "must be the name of a page"),
+            (["--export", "runs.txt"], "must end in .html"),
             (["--text", "x"], "needs --export FILE.html"),
             (["--prot", "1"], "did you mean --port"),
         ):
