@@ -63,10 +63,10 @@ class FilePairs(PairSource):
     """dataset=pairs: the user's files, or a dataset of the hub."""
 
     def __init__(self, dataset: DatasetConfig, key: str = "path"):
-        """`key`: of dataset, where the path stands. Raises InputError where there is no such file, or where nobody can
-        tell what its format is."""
+        """`key` is the key of `dataset` that holds the path. Raises InputError if there is no such file, or if its
+        format is not known."""
         if dataset.path is None:
-            raise InputError("dataset=pairs needs to know where it lies: give a file or a folder as dataset.path=PATH.")
+            raise InputError("dataset=pairs needs a path: give a file or a folder as dataset.path=PATH.")
         form = dataset.format or format_of(dataset.path, dataset, key)
         self.has_splits = form in ("saved", "hub")
         self.sides = tuple(_side(dataset, form, key) for key in ("source_column", "target_column"))

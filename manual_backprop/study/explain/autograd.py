@@ -146,7 +146,7 @@ def _compare(
     for name, output in zip(call.upstream, forward.outputs if call.backward else [], strict=True):
         value = call.parameters.get(name)
         if value is None or output is None:
-            continue  # dloss = 1.0, and the dtotal of a sum that nobody else reads
+            continue  # dloss = 1.0, and the dtotal of a sum that nothing else reads
         outside = received[id(output)].node
         assert outside is not None, f"{call.function}: {name} is the gradient of something that no gradient reaches"
         assert outside.grad is not None, f"{call.function}: {name} is the gradient of something that the loss ignores"
