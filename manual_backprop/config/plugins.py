@@ -38,7 +38,7 @@ def load_plugins(given: Sequence[str]) -> None:
                 raise InputError(f"--plugin {one}: needs {error.name}, which is not installed") from error
             raise InputError(
                 f"--plugin {one}: there is no such module; give one that is installed or is in the working "
-                "directory, as in my_package.my_task, or the path of a file that ends in .py"
+                "directory, as in my_package.my_task, or the path of a .py file"
             ) from error
         finally:
             with suppress(ValueError):
