@@ -448,7 +448,7 @@ class Runner:
         return directory, tracker
 
     def _model(self) -> dict[str, Any]:
-        """The config of the network as it was built, for run.json; its vocabulary size, for example, is the tokenizer's."""
+        """The config of the network as it was built, for run.json; the vocabulary size, say, is the tokenizer's."""
         network = self.model.network
         built = {"implementation": self.config.implementation.name, "parameters": network.count_parameters()}
         return asdict(network.config) | built
