@@ -96,7 +96,7 @@ class Composer:
     def parse(self, line: str) -> Override:
         """The parsed override. Raises HydraException or ValueError if the line is not one.
 
-        A key that holds text keeps its value as it was typed, as if quoted: `resume=12e345` is no number.
+        A key that holds text keeps its value as it was typed, as if quoted: `resume=12e345` is not a number.
         """
         override = self.parser.parse_overrides([line])[0]
         if not is_choice(key := override.key_or_group) and not is_text(key):

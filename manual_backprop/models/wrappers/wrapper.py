@@ -1,4 +1,4 @@
-"""What all models share, whatever they read: training steps, checkpoints, a description. They are no `nn.Module`.
+"""The base of all models, whatever they read: training steps, checkpoints, a description. None is an `nn.Module`.
 
 Subclasses define inputs and outputs: `language_model.py`, `encoder_decoder.py`, `encoder.py`.
 """
