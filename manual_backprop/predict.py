@@ -59,7 +59,7 @@ def opened(place: str) -> Iterator[Iterable[str]]:
 
 @contextmanager
 def _reading(place: str) -> Iterator[None]:
-    """A context for reading only: a pipe that breaks while predictions are written is not an error of the file."""
+    """Turns an OSError while reading --file into an InputError. A broken pipe of the output stays what it is."""
     try:
         yield
     except OSError as error:

@@ -60,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     if options.config_dir is not None:
         folder = Path(options.config_dir).resolve()
         if not folder.is_dir():
-            where = f"the working directory is {Path.cwd()}"
-            raise InputError(f"--config-dir={options.config_dir}: there is no such folder; {where}")
+            raise InputError(
+                f"--config-dir={options.config_dir}: there is no such folder (working directory: {Path.cwd()})"
+            )
         composition.ExperimentsSearchPath.own_folder = str(folder)
     flags, silent = _hydra_flags(options)
     if silent:

@@ -1,4 +1,4 @@
-"""Serve a page that overlays runs, finished and running, in the browser."""
+"""Serve a page that compares runs, finished and running, in the browser."""
 
 import sys
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ Serves a page that compares runs: their curves over steps, tokens, FLOPs or time
 differences of their configs, their samples and pictures, and how a trained model reads a text. The page follows runs
 that are still running.
 
-RUN is last, a run id or its last six characters, the path of a run directory, or a sweep (all its runs). Without RUN,
-the page shows the newest runs. It reads the runs' own files, below outputs/, and changes nothing; runs that are only
-in an MLflow store are read there (mlflow.db, or MLFLOW_TRACKING_URI)."""
+RUN is last, a run id or its last six characters, the path of a run directory, or a sweep, which stands for all its
+runs. Without RUN, the page shows the newest runs. The command reads the runs' own files, below outputs/, and changes
+nothing. Runs that are only in an MLflow store are read from there (mlflow.db, or MLFLOW_TRACKING_URI)."""
 
 EPILOG = """\
 Examples
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="the address to listen on; any but the local one needs the token (127.0.0.1)",
+        help="the address to listen on; with any but the local one, requests need a token (127.0.0.1)",
     )
     parser.add_argument(
         "--export", type=Path, metavar="FILE.html", help="write the page into a file instead of serving it"

@@ -190,10 +190,10 @@ class CheckpointManager:
         state: Mapping[str, Any] | None = None,
         optimizer: StatefulOptimizer | None = None,
     ) -> Path:
-        """Save a model, and the optimizer that trains it: what `model.network.adamw` or `sgd` returned.
+        """Save a model, and the optimizer that trains it: the one that `model.network.adamw` or `sgd` returned.
 
-        The checkpoint is named after `step`, None: the model's own count. `state` is JSON that the caller adds to the
-        model's. Raises InputError for what is not a model, CheckpointError if `state` has a key of the model's,
+        The checkpoint is named after `step`, by default the model's own count. `state` is JSON that the caller adds to
+        the model's. Raises InputError if `model` is not a model, CheckpointError if `state` has a key of the model's,
         StorageError as `save`.
         """
         _check_restorable(model)

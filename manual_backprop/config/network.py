@@ -107,7 +107,9 @@ def accepts_mapping(cls: type[Config]) -> type[Config]:
             of_fields(self, *values, **fields)
             return
         if values[1:] or fields:
-            raise ConfigError([f"{', '.join(fields) or 'values'}: given in addition to a mapping; put them into it"])
+            raise ConfigError(
+                [f"{', '.join(fields) or 'values'}: given together with a mapping; put them into the mapping"]
+            )
         names = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
         unknown = [str(key) for key in values[0] if key not in names]
         meant = {key: nearest(key, names) for key in unknown}
@@ -183,7 +185,7 @@ class CustomTransformerConfig:
         return getattr(self, name) if name in self.__dataclass_fields__ else default
 
     def get_device(self) -> torch.device:
-        """The device of the network. `auto` is a GPU if there is one, else the CPU."""
+        """The device of the network; for `auto`, a GPU if there is one."""
         import torch
 
         name = self.device
@@ -208,7 +210,7 @@ class CustomTransformerConfig:
 
     @property
     def traits(self) -> Architecture:
-        """The architecture's norm, positions, biases, activation and tied embeddings."""
+        """The traits of its architecture: norm, positions, activation, biases."""
         return ARCHITECTURES[self.architecture]
 
     @property
@@ -260,7 +262,7 @@ class CustomTransformerConfig:
 
     @property
     def base(self) -> float:
-        """The base of the rotary angles."""
+        """The base of the rotary frequencies."""
         return ROTARY_BASE if self.rotary_base is None else self.rotary_base
 
     def violations(self) -> list[str]:
@@ -375,7 +377,7 @@ def architecture_violations(
 
 
 def positions_violations(architecture: str, positions: str | None) -> list[str]:
-    """One sentence if the architecture does not support these positions: only a rotary architecture has rotary ones."""
+    """One sentence if the architecture does not support these positions: only llama has rotary ones."""
     known = (
         ("rotary", "none") if ARCHITECTURES[architecture].positions == "rotary" else ("learned", "sinusoidal", "none")
     )

@@ -384,7 +384,7 @@ class Network(ABC):
         vocab_size = config.source_vocab_size or config.vocab_size
         self._check_rows("source", source, config.source_length, "max_source_len", vocab_size)
         if len(source) != B:
-            raise InputError(f"There are {len(source)} sources and {B} targets: expected equal numbers.")
+            raise InputError(f"There are {len(source)} sources and {B} targets: expected the same number.")
         self._check_lengths(lengths, *source.shape)
 
     def check_inputs(self, batch: EncoderBatch) -> None:

@@ -37,7 +37,7 @@ TYPES = (  # what these take and return, which is not exported itself
     *("data.datasets.analysis_text.Report", "data.datasets.analysis_text.Recommendations"),
     "data.tokens.token_shards.TokenShards",
 )
-MACHINERY = ("models.step", "models.mirror_step")  # methods of networks that are not called from outside
+MACHINERY = ("models.step", "models.mirror_step")  # methods that only the networks themselves call
 OPS = (  # in the order in which a network uses them
     *("embedding", "normalization", "linear", "softmax", "dropout", "attention", "visible", "activations"),
     *("feed_forward", "loss", "rms_normalization", "rotary_attention", "gated_feed_forward", "pooling"),

@@ -91,7 +91,7 @@ class MetricsFile:
 
     def append(self, step: int, metrics: Mapping[str, SupportsFloat], time_ms: int | None = None) -> None:
         """Write one entry. Numbers may be anything that `float` takes, such as a tensor of one element. Raises
-        InputError for an invalid step or value, and if the file is closed."""
+        InputError if a step or a value is not a number, or if the file is closed."""
         if self._file.closed:
             raise InputError(f"{self.path} is closed and can take no more metrics: open it again")
         if isinstance(step, float | str) or step < 0:

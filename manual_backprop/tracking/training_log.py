@@ -1,6 +1,6 @@
 """Writing and reading a run's metrics: `TrainingLogger` and `load_training_log`, which also work without the Runner.
 
-`LogReader` is the same for whoever follows a run: it reads only what is new.
+`LogReader` follows a run: each of its reads returns only what is new.
 
 Needs no Hydra, no MLflow and no torch. metrics_file.py describes the schema of the file.
 """

@@ -36,8 +36,9 @@ def missing_here(config: RunConfig) -> list[str]:
         if path is not None and not (os.path.isfile(place := Path(path).expanduser()) or os.path.isdir(place)):
             hub = "; a dataset of the hub needs dataset.format=hub" * (key == "dataset.path" and path.count("/") == 1)
             hub *= config.dataset.name in WITH_FORMAT
-            where = f"the working directory is {Path.cwd()}"
-            violations.append(f"{key}={shown(path)}: there is no such file or folder; {where}{hub}")
+            violations.append(
+                f"{key}={shown(path)}: there is no such file or folder (working directory: {Path.cwd()}){hub}"
+            )
     if config.resume not in (None, "last", "best"):  # these two need the checkpoints, which the run itself reads
         from manual_backprop.tracking.run_directory import find_run
 

@@ -77,7 +77,7 @@ def test_a_signal_before_the_first_step(text: Path, tmp_path: Path) -> None:
     timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGTERM))
     with Interruption() as interruption:
         timer.start()
-        with pytest.raises(Interrupted, match="SIGTERM: nothing was trained yet") as caught:
+        with pytest.raises(Interrupted, match="SIGTERM: no step was made") as caught:
             [Runner(config, tmp_path / "outputs", interruption) for _ in range(100)]
     timer.join()
     assert caught.value.exit_code == 143
@@ -113,7 +113,7 @@ def test_a_signal_when_the_run_is_done_ends_the_command(text: Path, tmp_path: Pa
     monkeypatch.setattr(
         "manual_backprop.training.runner.print_summary", lambda *given: os.kill(os.getpid(), signal.SIGTERM)
     )
-    with pytest.raises(Interrupted, match="had come to its end already") as caught:
+    with pytest.raises(Interrupted, match="was already complete") as caught:
         run_job(config, tmp_path)
     assert caught.value.exit_code == 143
     assert read_run(newest(tmp_path))["status"] == "FINISHED"

@@ -10,7 +10,7 @@ from ...common.pictures import new_figure, picture, save_figure, with_grid
 from .analysis_text import CLASSES, COVERAGES, Report
 
 BINS = 40
-MOST_POINTS = 400  # in a curve
+MOST_POINTS = 400  # of the curve of coverage
 
 
 @picture

@@ -63,8 +63,8 @@ class FilePairs(PairSource):
     """dataset=pairs: the user's files, or a dataset of the hub."""
 
     def __init__(self, dataset: DatasetConfig, key: str = "path"):
-        """`key` is the key of dataset that holds the path. Raises InputError if there is no such file, or if its format
-        is unknown."""
+        """`key` is the key of `dataset` that holds the path. Raises InputError if there is no such file, or if its
+        format is not known."""
         if dataset.path is None:
             raise InputError("dataset=pairs needs a path: give a file or a folder as dataset.path=PATH.")
         form = dataset.format or format_of(dataset.path, dataset, key)

@@ -136,7 +136,7 @@ def manifest_of(path: str | Path) -> dict[str, Any]:
 def check_digests(folder: Path, contents: dict[str, Any], split: str) -> None:
     tokenizer = load_tokenizer(folder)
     if tokenizer.digest != contents["settings"]["tokenizer_digest"]:
-        raise InputError(f"The tokenizer in {folder} is not the one that made its tokens: it has been changed.")
+        raise InputError(f"The tokenizer in {folder} is not the one of its tokens: it has changed since.")
     for record in contents["splits"][split]["shards"]:
         check_shard(folder, record)
 

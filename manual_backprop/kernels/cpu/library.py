@@ -108,7 +108,7 @@ def folder() -> Path:
         if (reason := _unusable(place)) is None:
             return place
         reasons.append(f"{place}, but {reason}")
-    tried = "; or in ".join(reasons) or "a cache folder, but HOME and XDG_CACHE_HOME are not set"
+    tried = "; or in ".join(reasons) or "a cache folder, but none is set"
     raise CompilerError(
         f"the library would be kept in {tried}: set XDG_CACHE_HOME to a folder that can be written and from which "
         "programs run, or give kernels.compile=never"

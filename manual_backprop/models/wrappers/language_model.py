@@ -1,4 +1,4 @@
-"""The interface of a language model: token ids in; logits, losses and token ids out. It is no `nn.Module`.
+"""The interface of a language model: token ids in; logits, losses and token ids out. Not an `nn.Module`.
 
 `CustomTransformerWrapper` gives `CustomTransformer` the interface that users of `transformers` know. The networks in
 `models/` compute the steps; `training/` has the loop for long trainings.

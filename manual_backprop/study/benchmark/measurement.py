@@ -15,10 +15,10 @@ from .rows import Answer, LeftOut, Ready, work_answer, work_products
 from .rows import work as work_row
 
 PEERS = [name for name in ROWS if name not in OURS]
-AGAIN = " again"  # after the subject's name: it runs twice
-FEWEST, MOST = 5, 20  # rounds, if the user does not give their number
-WARMING_UP = 0.75  # largest share of a measurement's time for warming up; rows that take longer are left out
-LONGEST = 120.0  # [s] for a case's rounds, unless FEWEST of them take longer
+AGAIN = " again"  # after the subject's name: the row that runs the subject a second time
+FEWEST, MOST = 5, 20  # rounds, if the user does not give a number
+WARMING_UP = 0.75  # largest share of a measurement's time for warming up; rows that are not ready then are left out
+LONGEST = 120.0  # [s] for the rounds of a case, unless the fewest rounds take longer
 AGREEMENT = {
     "fp64": 1e-9,
     "fp32": 1e-4,
@@ -95,11 +95,12 @@ def measure(
     at_once: bool = False,
     until: float | None = None,
 ) -> Measurement:
-    """`names` of rows: the first is the subject. `rounds` of turns in both orders; None: as many as the time allows.
+    """Measures the rows `names` of a case in turns; the first is the subject. `rounds`: turns of all rows, forwards and
+    backwards (None: as many as the time allows).
 
-    `work` is what a row's process runs, and builds what a name stands for: `rows.work`, or a function that extends it.
+    `work` runs in a row's process and builds what the row's name stands for: `rows.work`, or a function around it.
     `at_once`: all rows warm up together, and are compared with the subject only; one that fails or differs is left out.
-    `until`: the time, by time.monotonic(), at which the measurement ends, with fewer rounds if necessary.
+    `until`: the deadline, by time.monotonic(); there are fewer rounds if it is near.
     Raises CheckFailedError if a process fails, or if gradients differ.
     """
     true = None if at_once else measure_of(case)  # before there are others: it may need more memory than any of them

@@ -153,17 +153,17 @@ def _compare(
         value.upstream = outside.grad.reshape(value.copy.shape)
         traced.gradients.append((call.function, value))
         own = waiting.get(name[1:], [])
-        if own and own[-1].node is output:  # what was handed out is the last value of this very name
+        if own and own[-1].node is output:  # the output is the last value with this name
             own.pop()
     for name in call.buffers:
-        if name[1:] in forward.parameters:  # and not one of several tensors, as a decoder's memory is
+        if name[1:] in forward.parameters:  # not a tensor, as a decoder's memory is
             call.parameters[name].forward = forward.parameters[name[1:]]
             traced.gradients.append((call.function, call.parameters[name]))
     last: dict[str, Value] = {}
     for step in call.steps:
         for value in step.values:
             name, base = value.name, value.name[1:]
-            own_name = name in names and call is not forward and call.backward  # `dropped` is no gradient of `ropped`
+            own_name = name in names and call is not forward and call.backward  # `dropped`: no gradient of `ropped`
             if not name.startswith("d") or own_name or not value.copy.is_floating_point():
                 continue
             if value.added is not None:

@@ -18,7 +18,7 @@ from .trace import PACKAGE, Call, Step, Value
 from .words import words_of
 
 ALONE = {"decoder": "", "encoder": "encoder alone"}  # what words.toml calls the one stack of a network
-FIXED = "position_embedding, fixed"  # the sinusoids, or cosines and sines, which are not learned
+FIXED = "position_embedding, fixed"  # the sinusoids, or the cosines and sines, which are not trained
 
 
 @dataclass

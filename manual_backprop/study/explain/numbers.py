@@ -141,11 +141,11 @@ class Numbers:
     def block(
         self, value: Value, title: str, indent: str, parameter: str | None = None, decimals: int = 4
     ) -> list[str]:
-        """Comment lines of the numbers. What they are comes after the first line, or for a gradient above them, with
-        autograd's numbers beside it (below it, if that is too wide).
+        """Comment lines with the numbers of a tensor. The title follows the first line; that of a gradient stands
+        above, with autograd's numbers beside the gradient (below if both are too wide).
 
-        `{shape}` in the title becomes the shape. `parameter` is what it is, or what it is added to the gradient of: a
-        product's weight is printed transposed, a column for each output.
+        `{shape}` in the title becomes the shape. `parameter` is the name of the parameter that the tensor is, or whose
+        gradient it is added to: the weight of a matrix product is printed transposed, a column for each output.
         """
         self.tensors += 1
         tensor, autograd = value.numbers, None if value.part else value.autograd

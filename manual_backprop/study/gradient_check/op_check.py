@@ -1,7 +1,7 @@
 """Checks one case of one op: its values and gradients against autograd, and the contract of a pair.
 
-The contract (docs/architecture.md, "A pair"): a backward adds into the given buffers and changes nothing else. A cache
-stays valid whatever runs between its forward and the backward, and may be used twice.
+The contract of a pair: a backward adds into the given buffers and changes nothing else. Its cache belongs to one
+forward: other forwards in between do not change it, and a second backward with it gives the same.
 """
 
 from types import ModuleType

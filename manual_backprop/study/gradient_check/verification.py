@@ -57,7 +57,7 @@ def verdict_of(sections: Sequence[Section], seconds: float) -> str:
     if failed:
         first = failed[0]
         return (
-            f"FAILED: {len(failed)} of {len(findings)} measurements are over their bar, the first is "
+            f"FAILED: {len(failed)} of {len(findings)} errors are above their bar; the first is "
             f"{first.quantity} of {first.subject}: {first.error:.1e}, bar {bar_in_words(first.bar)} ({seconds:.0f} s)"
         )
     largest = max(finding.error for finding in findings if finding.bar == AUTOGRAD_BAR)

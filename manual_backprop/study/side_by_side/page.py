@@ -16,7 +16,7 @@ from ... import ops
 from ...models.custom import CustomTransformer
 from ...models.mirror import TorchTransformer
 from ..gradient_check import ROWS
-from .alignment import Row, aligned, backward_rows, beside
+from .alignment import Row, aligned, backward_rows, line_by_line
 from .recorded import Recorded, recorded
 from .statements import Statement, statements_of
 
@@ -59,7 +59,7 @@ class Section:
 
     @property
     def note(self) -> str:
-        """The heading of a pair's backward in the right column; empty for a function of the network."""
+        """The heading above a pair's backward in the right column: moves, and the numbers kept."""
         found = self.recorded
         if found is None:
             return ""
@@ -67,7 +67,7 @@ class Section:
         return f"{moved}; kept: {found.kept_by_hand} by hand, {found.kept_by_autograd} by autograd"
 
     def statements(self) -> tuple[int, int]:
-        """The number of statements by hand, and under autograd."""
+        """The numbers of statements by hand and under autograd."""
         rows = self.forward + self.backward
         by_autograd = self.forward if self.recorded else rows  # beside a pair's backward are names of nodes
         return sum(row.hand is not None for row in rows), sum(row.autograd is not None for row in by_autograd)
@@ -77,7 +77,7 @@ class Section:
 class Page:
     network: list[Section]
     pairs: list[Section]
-    torch: str  # which names the nodes
+    torch: str  # the version, on which the names of the nodes depend
 
     @property
     def sections(self) -> list[Section]:
@@ -112,7 +112,7 @@ def _of_network(name: str) -> Section:
     if name.endswith("_forward"):
         function = getattr(CustomTransformer, f"{name.removesuffix('_forward')}_backward")
         backward = statements_of(function)
-    else:  # a whole step turns round in its middle
+    else:  # a whole step holds forward and backward
         calls = [place for place, statement in enumerate(forward) if "_backward(" in statement.text]
         turn = min(calls, default=len(forward))
         forward, backward = forward[:turn], forward[turn:]
@@ -129,8 +129,8 @@ def _of_pair(name: str) -> Section:
         name,
         _first_sentence(forward),
         (_file_of(forward), _file_of(mirror)),
-        beside(statements_of(forward), statements_of(mirror)),
-        beside(statements_of(backward), [Statement(node) for node in found.nodes]),
+        line_by_line(statements_of(forward), statements_of(mirror)),
+        line_by_line(statements_of(backward), [Statement(node) for node in found.nodes]),
         found,
     )
 

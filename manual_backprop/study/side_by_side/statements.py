@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-RECORDS = re.compile(r"(self\.recorder|self\._recording|record)\(|record = ")  # recording is not calculus
+RECORDS = re.compile(r"(self\.recorder|self\._recording|record)\(|record = ")  # statements that only record
 
 
 @dataclass(frozen=True)
 class Statement:
-    text: str  # of a compound statement its first line
+    text: str  # on one line; of a compound statement only the first line
     within: tuple[str, ...] = ()  # the first lines of the compound statements around it, an else with its if
     comment: str = ""  # the comment above it
 
@@ -31,12 +31,12 @@ class Statement:
 
 
 def statements_of(function: Callable[..., Any]) -> list[Statement]:
-    """The statements of a function in their order, without its docstring and without those that only record."""
+    """A function's statements in source order, without the docstring and without statements that only record."""
     return statements_in(textwrap.dedent(inspect.getsource(function)))
 
 
 def statements_in(source: str) -> list[Statement]:
-    """The same, from a source that defines one function."""
+    """The statements of the one function that `source` defines."""
     (function,) = ast.parse(source).body
     assert isinstance(function, ast.FunctionDef)
     lines = source.splitlines()
@@ -64,7 +64,7 @@ def _walk(body: Sequence[ast.stmt], lines: list[str], within: tuple[str, ...]) -
             yield from inside
         otherwise: list[ast.stmt] = getattr(node, "orelse", [])
         if len(otherwise) == 1 and isinstance(otherwise[0], ast.If) and _head(otherwise[0], lines).startswith("elif"):
-            yield from _walk(otherwise, lines, within)  # an elif is at the level of its if
+            yield from _walk(otherwise, lines, within)  # at the depth of its if
         elif inside_else := list(_walk(otherwise, lines, (*within, f"else of {text}"))):
             yield Statement("else:", within)
             yield from inside_else
@@ -82,7 +82,7 @@ def _head(node: ast.stmt, lines: list[str]) -> str:
     elif isinstance(node, ast.FunctionDef):
         last = node.returns or node.args.args[-1]
     elif hasattr(node, "body"):
-        raise NotImplementedError(f"{type(node).__name__} in line {node.lineno}: the end of its head is not known")
+        raise NotImplementedError(f"{type(node).__name__} in line {node.lineno}: `_head` does not know where it ends")
     end_line, end_column = last.end_lineno, last.end_col_offset  # type: ignore[attr-defined]
     code = lines[node.lineno - 1 : end_line]
     code[-1] = code[-1].encode()[:end_column].decode()  # ast counts bytes

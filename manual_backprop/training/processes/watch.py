@@ -91,7 +91,7 @@ class Watch:
         self.store.set(f"beat/{self.rank}", "done")
 
     def why(self) -> dict[str, Any]:
-        """The failure that broke a sum. Waits until the failed process has reported it, or counts as lost."""
+        """The failure that broke an all-reduce. Waits until the failed process has reported it, or counts as lost."""
         end = time.monotonic() + PATIENCE + 2 * INTERVAL
         while self.lost is None and time.monotonic() < end:
             try:

@@ -95,7 +95,7 @@ class Records:
     # Requests to stop
 
     def request_stop(self) -> None:
-        """Whoever watches over a job passes it on. May be called by a signal's handler."""
+        """Ask the sweep's jobs to stop; the process that watches a job passes it on. Safe in a signal handler."""
         with (self.sweep / "stop").open("a", encoding="utf-8") as file:
             file.write("stop\n")
 
@@ -184,7 +184,8 @@ def measured(record: JobRecord, run: Path | None) -> JobRecord:
 
 
 def current_record(record: JobRecord, outputs: Path, sweep: Path) -> JobRecord:
-    """The record, with the status of the job's run if it says RUNNING but the process that watched the job has died."""
+    """The record; if it is still RUNNING, with the status that the job's own run has recorded, since the process that
+    watched the job may have died."""
     if record.status != RUNNING:
         return record
     run = run_of_job(outputs, sweep, record.number)

@@ -1,7 +1,7 @@
-"""(c) Steps beside those of the peers, in turns, and without each optimization; (d) memory over the batch size.
+"""(c) The time of a step, ours and the peers', and ours without each optimization; (d) memory over the batch size.
 
-Rows and turns are those of the bench, but here all rows of a case warm up at once, since their compilers need the
-processors and not the GPU, and gradients are compared among rows only: (a) has compared them with the truth.
+Rows and turns are those of the bench, with two differences. All rows of a case warm up at once, since their compilers
+need the processors and not the GPU. Gradients are compared among rows only; (a) compares them with float64.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def plan(setting: Setting, memory: int | None) -> list[Planned]:
 
 
 def memory_of(device: str) -> int | None:
-    """The memory of the GPU [bytes]; None on a CPU, where cases are small."""
+    """The GPU's memory [bytes]; None on a CPU, where the cases are so small that it does not matter."""
     import torch
 
     return int(torch.cuda.get_device_properties(device).total_memory) if device != "cpu" else None
@@ -111,7 +111,7 @@ def subject_of(setting: Setting) -> str:
 
 def _measured(title: str, case: Case, names: Sequence[str], until: float) -> Table:
     if time.monotonic() >= until:
-        return Table(title, (), remarks=["there was no time for it"])
+        return Table(title, (), remarks=["not measured: the time was over"])
     try:
         return table_of(title, measure(case, names, work=work, at_once=True, until=until))
     except CheckFailedError as error:
