@@ -157,7 +157,7 @@ def test_a_run_of_a_llama_has_what_it_asks_for() -> None:
         ({"norm_epsilon": "1e-5"}, "norm_epsilon='1e-5': must be a number"),
         ({"rotary_base": math.inf}, "rotary_base=inf: must be a number greater than 1"),
         ({"architecture": "gpt2", "rotary_base": 1e4}, "rotary_base=10000.0: architecture=gpt2 has learned positions"),
-        ({"architecture": "gpt2", "activation": "swiglu"}, "architecture=gpt2 knows gelu_tanh, gelu, relu"),
+        ({"architecture": "gpt2", "activation": "swiglu"}, "architecture=gpt2 supports gelu_tanh, gelu, relu"),
         ({"architecture": "gpt2", "n_kv_heads": 2}, "n_kv_heads=2: architecture=gpt2 has as many as n_heads=4"),
     ],
     ids=str,
