@@ -74,7 +74,7 @@ class Restorable(Protocol):
 
 
 class StatefulOptimizer(Protocol):
-    """Of `optim`: its state by name, where it lies."""
+    """An optimizer (`optim`) whose state is a mapping of names to tensors, not copied."""
 
     def state_views(self) -> dict[str, Tensor]: ...
 

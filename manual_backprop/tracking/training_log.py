@@ -59,7 +59,7 @@ class TrainingLogger:
 
     @property
     def path(self) -> Path:
-        """Of metrics.jsonl."""
+        """The path of metrics.jsonl."""
         return self._file.path
 
     @property

@@ -14,7 +14,7 @@ SIZES = ("vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len")
 
 
 def estimate_model_params(config: Any) -> int:
-    """As many as `count_parameters()` of the network counts.
+    """The number of parameters, as the network's `count_parameters()` counts them.
 
     `config` is a CustomTransformerConfig or a mapping of its fields, the `model` of a log (or the log itself), or the
     config of a run whose vocabulary it tells. Raises InputError where a size is missing: no vocabulary is assumed.
@@ -46,7 +46,7 @@ def estimate_model_params(config: Any) -> int:
 
 
 def _network_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run's whole config; what its examples add to it, a run alone can tell."""
+    """The network's config from the config of a run. Only a run knows what its examples add, such as their labels."""
     from manual_backprop.tasks import task_named  # torch
     from manual_backprop.tasks.language_model import SAME_EVERYWHERE
 

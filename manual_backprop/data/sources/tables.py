@@ -36,8 +36,8 @@ class TableRow:
 
 
 def format_of(path: str, formats: Iterable[str], key: str = "path") -> str:
-    """By what a file is called, or the files in a folder. `key`: of dataset, where the path stands. Raises InputError
-    where that does not say."""
+    """The format of a file, or of the files in a folder, by suffix. `key` is the key of `dataset` that holds the
+    path. Raises InputError if there is no such path, or if the suffixes do not decide."""
     place, known = Path(path).expanduser(), ", ".join(formats)
     if not place.exists():
         raise InputError(
@@ -174,7 +174,7 @@ def _check_columns(there: Sequence[str], columns: Mapping[str, str], where: str)
 
 
 def _way_out(key: str) -> str:
-    """Of a column that is not there: a key of the config names another one, where there is a config."""
+    """The advice for a missing column: name another one by a key of the config, if there is a config."""
     return f"; name one: dataset.{key}=NAME" if key else "; call the column so, as in the training data"
 
 

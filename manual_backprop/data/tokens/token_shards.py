@@ -65,7 +65,7 @@ class TokenShards:
 
     @property
     def documents(self) -> int:
-        """How many there are."""
+        """The number of documents."""
         return len(self.offsets) - 1
 
     def document(self, number: int) -> np.ndarray:

@@ -204,8 +204,8 @@ def _warm_up(
 
 
 def rounds_for(step_seconds: Sequence[float], until: float | None = None) -> int:
-    """As many as LONGEST allows, at least FEWEST, but for what is to be there `until` then: a round is two turns of
-    each row."""
+    """The number of rounds that LONGEST allows, FEWEST to MOST; fewer if the deadline `until` is near. A round is two
+    turns of each row."""
     from .rows import TURN
 
     round_seconds = sum(2 * max(TURN, seconds) for seconds in step_seconds)
@@ -284,6 +284,6 @@ def _disagreeing(precision: str, answers: Mapping[str, Answer]) -> dict[str, str
 
 
 def _distance(mine: Sequence[float], its: Sequence[float]) -> float:
-    """Of two gradients, from their sketches: |g - h|, estimated."""
+    """An estimate of |g - h| for two gradients, from their sketches."""
     differences = [one - other for one, other in zip(mine[1:], its[1:], strict=True)]
     return math.hypot(*differences) / math.sqrt(len(differences))

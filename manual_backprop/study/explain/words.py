@@ -20,7 +20,7 @@ def words_of(architecture: str, pair: str, parameter: str, stack: str = "") -> t
 
 
 def filled(text: str, facts: Mapping[str, str]) -> str:
-    """With each {name} in it replaced by its fact."""
+    """The text with each {name} replaced by its fact."""
     for name, fact in facts.items():
         text = text.replace("{" + name + "}", fact)
     return text
