@@ -33,7 +33,7 @@ class TrainingLogger:
 
     `keep` [bytes] cuts the file back to the length that a checkpoint remembers: what lies beyond is moved to
     superseded.jsonl. `config`, a mapping or a dataclass such as the model's own config, is written into
-    `<directory>/config.yaml`; what is in it may be nested. Raises StorageError where the directory cannot be written,
+    `<directory>/config.yaml`; what is in it may be nested. Raises StorageError if the directory cannot be written,
     InputError for a file that is there and holds no metrics, and for a config of another kind.
 
     >>> logger = TrainingLogger("logged", config={"seed": 1, "model": {"d_model": 64}})
@@ -254,7 +254,7 @@ class LogReader:
 def load_training_log(run: str | Path, root: str | Path = "outputs") -> TrainingLog:
     """Read the log of a run in any state, given as its directory, its metrics.jsonl, or its id below `root`.
 
-    Where a step was logged twice (before and after a resume), the last value counts. Raises InputError where there is
+    Where a step was logged twice (before and after a resume), the last value counts. Raises InputError if there is
     no such run, or its metrics are of another version.
 
     >>> logger = TrainingLogger("finished")

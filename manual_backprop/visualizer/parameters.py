@@ -17,7 +17,7 @@ def estimate_model_params(config: Any) -> int:
     """The number of parameters, as the network's `count_parameters()` counts them.
 
     `config` is a CustomTransformerConfig or a mapping of its fields, the `model` of a log (or the log itself), or the
-    config of a run whose vocabulary it tells. Raises InputError where a size is missing: no vocabulary is assumed.
+    config of a run whose vocabulary it tells. Raises InputError if a size is missing: no vocabulary is assumed.
     """
     if isinstance(config, TrainingLog):
         config = config.model or config.config

@@ -47,7 +47,7 @@ class MeasuredRow(Row):
     cold_seconds: float | None = None  # likewise, where the cache was cold and the row was started again
     cache: str = "none"  # of the compiler, when the steps were measured, as in `rows.Ready`
     products: str = "unknown"  # the library that makes its matrix products, likewise
-    peak_bytes: int | None = None  # above what the imports took; None where the system does not tell
+    peak_bytes: int | None = None  # above what the imports took; None if the system does not report it
 
 
 @dataclass

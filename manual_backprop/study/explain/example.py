@@ -200,7 +200,7 @@ def write(path: Path, page: str) -> None:
 
 
 def explain(architecture: str, output: Path, task: str = "language_model") -> str:
-    """Write the page; return the sentence that says so. CheckFailedError where by hand and autograd differ."""
+    """Writes the page and returns a sentence about it. Raises CheckFailedError if by hand and autograd differ."""
     example = EXAMPLES[task]()
     traced = trace_step(small_network(architecture, task), example.batch, example.denominator)
     options = "" if task == "language_model" else f" --task {task}"

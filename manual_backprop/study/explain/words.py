@@ -11,7 +11,7 @@ TEXTS: dict[str, str] = WORDS["texts"]
 
 def words_of(architecture: str, pair: str, parameter: str, stack: str = "") -> tuple[str, str, str]:
     """Title, what happens forward, what happens backward; `stack`: encoder. or decoder. of an encoder-decoder,
-    `encoder alone`, or nothing for a decoder. LookupError where a pair has no words."""
+    `encoder alone`, or nothing for a decoder. Raises LookupError if a pair has no words."""
     for section in WORDS["sections"]:
         place = section.get("architecture", architecture), section.get("stack", stack)
         if (section["pair"], section["parameter"], *place) == (pair, parameter, architecture, stack):

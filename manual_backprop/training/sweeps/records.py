@@ -121,7 +121,7 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 
 def job_name(number: int, swept: Sequence[str]) -> str | None:
-    """The name of a job's run, model=tiny,learning_rate=0.001; None where nothing was swept. A name that was swept
+    """The name of a job's run, model=tiny,learning_rate=0.001; None if nothing was swept. A name that was swept
     is one already."""
     values = _values(swept)
     if "run_name=null" in swept:

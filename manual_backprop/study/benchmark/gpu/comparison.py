@@ -191,7 +191,7 @@ def memory(setting: Setting) -> Part:
 
 
 def peak(point: Point, setting: Setting) -> float | None:
-    """[GiB] of some steps; None where the system does not tell."""
+    """The peak memory of some steps [GiB]; None if the system does not report it."""
     import gc
 
     import torch
