@@ -69,7 +69,7 @@ def page() -> str:
 
 
 def example_of(name: str, arguments: str) -> str:
-    """The example as it is typed."""
+    """The command as a user types it."""
     return f"python -m manual_backprop.{name} {arguments}".rstrip()
 
 

@@ -47,7 +47,7 @@ AT_ONCE = 64  # inputs in a batch
 
 @contextmanager
 def opened(place: str) -> Iterator[Iterable[str]]:
-    """The lines of a file, or of stdin. Raises InputError for a missing file and for bytes that are not UTF-8."""
+    """The lines of a file, or of stdin. Raises InputError if there is no such file, or if it is not UTF-8."""
     if place == "-":
         yield _decoded(sys.stdin.buffer, "stdin")
         return

@@ -74,7 +74,7 @@ class Restorable(Protocol):
 
 
 class StatefulOptimizer(Protocol):
-    """An optimizer that gives views of its state, by name."""
+    """An optimizer (`optim`) whose state is a mapping of names to tensors, not copied."""
 
     def state_views(self) -> dict[str, Tensor]: ...
 

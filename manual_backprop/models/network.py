@@ -42,11 +42,11 @@ class DropoutSource:
     keys: Mapping[str, Tensor] | None = None  # by place, on the device; they replace the keys of `step`
 
     def at(self, place: str) -> Dropout | None:
-        """The dropout of features (B, T, D) at a place; None without dropout."""
+        """The dropout at a place of the network, for features (B, T, D); None if there is none."""
         return self._of(place, (self.config.longest,))
 
     def at_heads(self, place: str) -> Dropout | None:
-        """The dropout of probabilities (B, H, T, S) at a place; None without dropout."""
+        """The dropout at a place of the network, for probabilities (B, H, T, S); None if there is none."""
         return self._of(place, (self.config.n_heads, self.config.longest))
 
     def _of(self, place: str, sizes: tuple[int, ...]) -> Dropout | None:
@@ -94,7 +94,7 @@ def stacks_of(config: CustomTransformerConfig) -> dict[str, list[str]]:
 
 
 def tables_of(config: CustomTransformerConfig) -> dict[str, tuple[str, str]]:
-    """Stack -> the names of its token embedding and, if positions are learned, of its position embedding."""
+    """For each stack, the names of its token embedding and of its position embedding (if positions are learned)."""
     tables = dict.fromkeys(stacks_of(config), ("token_embedding.weight", "position_embedding.weight"))
     if config.n_inputs is not None:
         tables["encoder."] = "input.weight", "position_embedding.weight"

@@ -17,9 +17,9 @@ from ..common.errors import InputError
 
 @dataclass(frozen=True)
 class Reading:
-    """The input of a network whose activations are to be shown: a `batch` of one row. `source` and `target` name the
-    positions of the encoder's input, and of those that have an output each; `word` names a class or token. `said`
-    describes the outputs (O,) if they are numbers. `title` is the heading of the outputs; `note` says which part of the
+    """An input for the view of a model: a `batch` of one row. `source` names the positions that an encoder reads,
+    `target` those that have a prediction each; `word` gives a prediction's name. `said`, if predictions are numbers,
+    turns the network's outputs (O,) into text. `title` stands above the predictions; `note` says which part of the
     input is not read."""
 
     batch: AnyBatch

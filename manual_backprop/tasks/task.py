@@ -104,7 +104,7 @@ class Task(ABC):
 
     @classmethod
     def network_before_examples(cls, config: RunConfig) -> CustomTransformerConfig | None:
-        """The config of a run's network if the run's config determines it; None if it depends on the examples."""
+        """The network of a run from its config alone; None if its examples add to it."""
         return None
 
     @property

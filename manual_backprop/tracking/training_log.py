@@ -254,7 +254,7 @@ class LogReader:
 def load_training_log(run: str | Path, root: str | Path = "outputs") -> TrainingLog:
     """Read the log of a run in any state, given as its directory, its metrics.jsonl, or its id below `root`.
 
-    If a step was logged twice (before and after a resume), the last value counts. Raises InputError if there is
+    Where a step was logged twice (before and after a resume), the last value counts. Raises InputError if there is
     no such run, or its metrics are of another version.
 
     >>> logger = TrainingLogger("finished")

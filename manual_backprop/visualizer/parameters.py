@@ -14,10 +14,10 @@ SIZES = ("vocab_size", "d_model", "n_blocks", "n_heads", "d_ffn", "max_seq_len")
 
 
 def estimate_model_params(config: Any) -> int:
-    """The number of parameters, as `count_parameters()` of the network counts them.
+    """The number of parameters, as the network's `count_parameters()` counts them.
 
-    `config` is a CustomTransformerConfig or a mapping of its fields, a training log or its `model`, or the config of a
-    run, if that determines the vocabulary. Raises InputError if a size is missing.
+    `config` is a CustomTransformerConfig or a mapping of its fields, the `model` of a log (or the log itself), or the
+    config of a run whose vocabulary it tells. Raises InputError if a size is missing: no vocabulary is assumed.
     """
     if isinstance(config, TrainingLog):
         config = config.model or config.config
@@ -46,7 +46,7 @@ def estimate_model_params(config: Any) -> int:
 
 
 def _network_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The network's fields from a run's whole config. A vocabulary that depends on the examples is None."""
+    """The network's config from the config of a run. Only a run knows what its examples add, such as their labels."""
     from manual_backprop.tasks import task_named  # torch
     from manual_backprop.tasks.language_model import SAME_EVERYWHERE
 

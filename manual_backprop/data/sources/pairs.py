@@ -101,7 +101,7 @@ class FilePairs(PairSource):
 
 
 def format_of(path: str, dataset: DatasetConfig, key: str) -> str:
-    """The format, from the ending of the file's name, or of those of the files in the folder. Raises InputError."""
+    """The format of a file, or of the files in a folder, by suffix. Raises InputError if these do not decide."""
     place = Path(path).expanduser()
     if place.is_dir():
         found = {FORMAT_OF[file.suffix.lower()] for file in files_below(place) if file.suffix.lower() in FORMAT_OF}

@@ -36,8 +36,8 @@ class TableRow:
 
 
 def format_of(path: str, formats: Iterable[str], key: str = "path") -> str:
-    """The format, from the ending of a file's name, or of the files in a folder. `key` is the key of dataset that holds
-    the path. Raises InputError if the endings do not determine it."""
+    """The format of a file, or of the files in a folder, by suffix. `key` is the key of `dataset` that holds the
+    path. Raises InputError if there is no such path, or if the suffixes do not decide."""
     place, known = Path(path).expanduser(), ", ".join(formats)
     if not place.exists():
         raise InputError(
@@ -174,8 +174,8 @@ def _check_columns(there: Sequence[str], columns: Mapping[str, str], where: str)
 
 
 def _way_out(key: str) -> str:
-    """What to do about a missing column: name another one by the config's `key`, if there is a config."""
-    return f"; name one: dataset.{key}=NAME" if key else "; give the column this name, as in the training data"
+    """The advice for a missing column: name another one by a key of the config, if there is a config."""
+    return f"; name one: dataset.{key}=NAME" if key else "; call the column so, as in the training data"
 
 
 def _listed(names: Iterable[str]) -> str:

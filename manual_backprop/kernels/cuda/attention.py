@@ -223,5 +223,5 @@ def _has_fast_cudnn(device: torch.device) -> bool:
 
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
-    """The compute capability; that of an H100 if there is no GPU and a step is only traced."""
+    """The compute capability of a GPU; that of an H100 if there is none and a step is only traced."""
     return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (9, 0)

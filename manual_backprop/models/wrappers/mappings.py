@@ -83,7 +83,7 @@ def _rows(name: str, value: Any) -> Tensor:
 
 
 def _lengths(name: str, real: Tensor) -> Tensor:
-    """real (B, T) -> the number of real positions of each row (B,), which must come first. Raises InputError."""
+    """real (B, T) -> lengths (B,): the real positions of each row. Raises InputError unless they come first."""
     lengths = real.sum(1)
     if bool((real != (torch.arange(real.shape[1], device=real.device) < lengths[:, None])).any()):
         raise InputError(

@@ -204,7 +204,7 @@ def _warm_up(
 
 
 def rounds_for(step_seconds: Sequence[float], until: float | None = None) -> int:
-    """The number of rounds that LONGEST allows, at least FEWEST, but fewer if they must end by `until`. A round is two
+    """The number of rounds that LONGEST allows, FEWEST to MOST; fewer if the deadline `until` is near. A round is two
     turns of each row."""
     from .rows import TURN
 

@@ -23,7 +23,7 @@ class EncoderPage(Page):
 
     @property
     def targets(self) -> list[str]:
-        """The target of each output; of classes, the true one in bold."""
+        """The target of each output; of classes, the label of each, the true one in bold."""
         if self._predicts_numbers:
             return [written(number) for number in self.batch.targets[0].tolist()]
         true = self.names.outputs[int(self.batch.targets)]
@@ -65,7 +65,7 @@ class EncoderPage(Page):
         return super()._loss()
 
     def _said(self) -> list[float]:
-        """The probability of each label, or each forecast, as the copy of the network computes it."""
+        """The probability of each label, or each forecast, computed by the twin."""
         outputs = self._outputs()[0]
         return (outputs if self._predicts_numbers else outputs.softmax(-1)).tolist()
 

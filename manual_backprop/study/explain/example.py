@@ -40,9 +40,9 @@ TOLERANCE = 1e-12  # of a number by hand against autograd's, in float64
 
 @dataclass(frozen=True)
 class Example:
-    """What a step learns from. sizes: fields of the network's config. denominator: targets that count. facts: what the
-    page says of it, by the names that words.toml has for that. seed: of weights whose numbers are worth reading, no
-    probability near 0 or 1, few gradients near 0."""
+    """The example of a page about one step. sizes: fields of the network's config. denominator: targets that count.
+    facts: texts for the names in words.toml. seed: one whose weights give readable numbers, no probability near 0 or 1
+    and few gradients near 0."""
 
     batch: AnyBatch
     names: Names
@@ -200,7 +200,7 @@ def write(path: Path, page: str) -> None:
 
 
 def explain(architecture: str, output: Path, task: str = "language_model") -> str:
-    """Write the page; return the sentence that says so. CheckFailedError where by hand and autograd differ."""
+    """Writes the page and returns a sentence about it. Raises CheckFailedError if by hand and autograd differ."""
     example = EXAMPLES[task]()
     traced = trace_step(small_network(architecture, task), example.batch, example.denominator)
     options = "" if task == "language_model" else f" --task {task}"

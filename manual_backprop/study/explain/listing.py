@@ -49,7 +49,7 @@ class Section:
 
     @property
     def made(self) -> list[str]:
-        """What the network calls the results."""
+        """The names that the network gives the results."""
         for _, step in self.network_steps:
             names = [name for name in step.statement.targets if name != "_" and not name.endswith("cache")]
             if names:
@@ -230,7 +230,7 @@ class Listings:
         return lines
 
     def _given(self, call: Call, indent: str, section: Section, caller: Call | None) -> list[str]:
-        """What the parameters hold, unless the caller's line says so: by the same name, or above as the section's."""
+        """The arguments of a call, except those that the caller's lines show already, under the same name or above."""
         lines, notes = [], []
         there = {(value.name, value.key) for value in caller.values()} if caller else set()
         listed = {self.parameter_name(value.tensor) for value in section.call.parameters.values()} if caller else set()
@@ -275,7 +275,7 @@ class Listings:
     def _made(
         self, values: Sequence[Value], call: Call, indent: str, section: Section, outside: bool = False
     ) -> list[str]:
-        """The values of names after their statement: the numbers and autograd's, or where they are printed already.
+        """The values that a statement assigned: their numbers and autograd's, or where these stand already.
 
         `outside`: the statement is the network's, and later sections refer to its names.
         """

@@ -28,9 +28,9 @@ def scientific(number: float) -> str:
 
 @dataclass(frozen=True)
 class Names:
-    """The labels of an example's rows and columns: `read` of the positions T, `source` of an encoder-decoder's source
-    positions S, `vocabulary` of the rows of the embedding table, `inputs` of the numbers at a position if there is no
-    table, `outputs` of the outputs of an encoder's head."""
+    """The names of the rows and columns of an example's tensors: `read` of the positions T, `source` of the source's
+    positions S, `vocabulary` of the rows of the embedding table, `inputs` of the numbers of a position without a table,
+    `outputs` of the outputs of an encoder's head."""
 
     read: Sequence[str]
     source: Sequence[str] = ()
@@ -40,8 +40,8 @@ class Names:
 
 
 class Numbers:
-    """Prints the tensors of a network with these sizes. Sizes and lengths that can occur in the same shape must
-    differ."""
+    """Writes the tensors of a network as text. Sizes that may occur in one shape, lengths included, must differ, since
+    a size tells which letter a dimension has."""
 
     def __init__(self, config: CustomTransformerConfig, names: Names):
         self.config = config
@@ -97,7 +97,7 @@ class Numbers:
         return tensor.dim() > 3 and tensor.shape[1] in self.places and tensor.shape[1] != self.config.n_heads
 
     def _packed(self, matrix: Tensor) -> list[str]:
-        """The names of the tensors packed in it: query, key and value, or key and value of a memory."""
+        """The parts of a packed matrix: query, key and value; or, of an encoder's output, key and value."""
         many = matrix.shape[-1] / self.config.d_model
         return ["query", "key", "value"] if many == 3 else ["key", "value"] if many == 2 and self._two_stacks else []
 
@@ -123,7 +123,7 @@ class Numbers:
         return self.rows_named.get(count) or self._read(count) or [""] * count
 
     def _read(self, length: int) -> list[str]:
-        """The labels of the sequence of this length."""
+        """The names of the positions of the sequence with this length; none if there is no such sequence."""
         return self.places[length][1] if length in self.places else []
 
     def head(self, tensor: Tensor) -> list[str]:

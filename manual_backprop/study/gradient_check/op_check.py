@@ -94,7 +94,7 @@ def tensors_in(*groups: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def check_op(row: Row, case: Case, pairs: ModuleType = ops) -> list[Finding]:
-    """All findings of one case; `measure` defines the errors of gradients."""
+    """All findings of one case; `measure.py` defines the error of a gradient."""
     generator = torch.Generator().manual_seed(1)
     backward = getattr(pairs, f"{row.name}_backward")
     outputs, cache = call(row, case, pairs)

@@ -70,7 +70,7 @@ def softmax_mirror(x: Tensor) -> Tensor:
 def attention_mirror(
     query: Tensor, key: Tensor, value: Tensor, visible: Visible = CAUSAL, dropout: Dropout | None = None
 ) -> Tensor:
-    """Attention by sums over indices, with an additive mask. A query without keys sees all keys, and its result is
+    """Attention as sums over indices, with an additive mask. A query without keys sees all keys here; its result is
     multiplied by 0."""
     B, T, S = query.shape[0], query.shape[1], key.shape[1]
     hidden = torch.zeros(B, T, S, dtype=torch.bool, device=query.device)

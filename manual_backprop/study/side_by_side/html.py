@@ -83,7 +83,7 @@ def _cell(statement: Statement | None) -> str:
 
 
 def _paragraph(text: str) -> str:
-    """A paragraph of HTML, from a text with `code` and *emphasis*."""
+    """A paragraph of HTML from Markdown with `code` and *emphasis* only."""
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
     marked = re.sub(r"[*]([^*]+)[*]", r"<em>\1</em>", marked)
     return f"<p>{marked}</p>"

@@ -21,16 +21,17 @@ MOVES = re.compile(
 
 @dataclass(frozen=True)
 class Recorded:
-    """What is recorded for one pair and one case. Numbers are counted in whole tensors, without parameters."""
+    """Autograd's nodes for one pair at one case, and the numbers kept for backward, in whole tensors, without
+    parameters."""
 
-    nodes: tuple[str, ...]  # of autograd's graph that compute, in the order in which its backward pass runs them
-    moves: int  # and how many only move numbers
-    kept_by_hand: int
-    kept_by_autograd: int
+    nodes: tuple[str, ...]  # the nodes that compute, in the order in which autograd's backward pass runs them
+    moves: int  # the number of nodes that only move numbers
+    kept_by_hand: int  # numbers
+    kept_by_autograd: int  # numbers
 
 
 def recorded(name: str) -> Recorded:
-    """What is recorded for the pair `name`, with the first case of its row in the table of the gradient check."""
+    """Runs the pair `name` and its mirror at the first case of its row in the table of the gradient check."""
     row = ROWS[name]
     case = cases_of(row, Draw(torch.Generator().manual_seed(0)))[0]
     _, cache = call(row, case, ops)
@@ -64,7 +65,7 @@ def _tensors(cache: Any) -> Iterator[Tensor]:
 
 
 def _numbers(tensors: list[Tensor], parameters: list[Tensor]) -> int:
-    """The numbers in the memory that these tensors keep alive. Views of one storage count once, as its full size."""
+    """The numbers in the memory that these tensors keep alive; of views of one memory, all of that memory once."""
     there = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() // x.element_size() for x in tensors}
     for parameter in parameters:
         there.pop(parameter.untyped_storage().data_ptr(), None)

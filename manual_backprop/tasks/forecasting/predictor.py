@@ -78,7 +78,7 @@ class SeriesPredictor(Predictor):
         return self._forecasts(history)
 
     def _forecasts(self, history: np.ndarray) -> np.ndarray:
-        """(B, history, S) -> (B, horizon, S). Raises NotFiniteError if a forecast is not finite."""
+        """(B, history, S) -> (B, horizon, S). Raises NotFiniteError if there is no such number."""
         with np.errstate(over="ignore", invalid="ignore"):
             found = forecasts_of(self.model, self.scaling, history)
         if not np.isfinite(found).all():

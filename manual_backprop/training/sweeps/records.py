@@ -1,4 +1,4 @@
-"""What became of each job of a sweep: one file a job, written by whichever process watches over it.
+"""The outcome of each job of a sweep: one file a job, written by the process that watches the job.
 
     outputs/sweeps/<time>-<name>-<6 hex>/
         run.json  tracking.json  run.log      as in a run's directory: the sweep is a run of its own, the parent
@@ -201,7 +201,7 @@ def best_of(records: Sequence[JobRecord]) -> JobRecord | None:
 
 
 def best_first(records: Sequence[JobRecord]) -> list[JobRecord]:
-    """The records sorted by validation loss; jobs that did not finish come last, by number."""
+    """The records by validation loss, the lowest first; jobs that did not finish come last, by number."""
 
     def place(record: JobRecord) -> tuple[Any, ...]:
         finished = record.status == FINISHED and record.validation_loss is not None

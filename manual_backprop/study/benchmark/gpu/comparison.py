@@ -40,7 +40,7 @@ TINY = CustomTransformerConfig(vocab_size=37, d_model=24, n_blocks=1, n_heads=4,
 
 
 def cases(setting: Setting) -> dict[str, Case]:
-    """The cases, in the order in which they are measured."""
+    """The cases by name, in the order in which they are measured."""
     found = {name: CASES[name].case(name, "bf16_mixed", 1, None) for name in ("G1", "G4", "G3")}
     if not setting.small:
         return found
@@ -69,7 +69,7 @@ def comparison(setting: Setting) -> Part:
 
 
 def plan(setting: Setting, memory: int | None) -> list[Planned]:
-    """The measurements, the most important first. `memory`: the GPU's [bytes]."""
+    """The measurements, the most important first. `memory`: that of the GPU [bytes], or None."""
     found, subject = cases(setting), subject_of(setting)
     planned = []
     for name, case in found.items():
@@ -191,7 +191,7 @@ def memory(setting: Setting) -> Part:
 
 
 def peak(point: Point, setting: Setting) -> float | None:
-    """[GiB] of some steps; None if the system does not report it."""
+    """The peak memory of some steps [GiB]; None if the system does not report it."""
     import gc
 
     import torch
