@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="of the steps (all four)",
     )
     parser.add_argument("--batch-size", type=whole(1), default=16, metavar="B", help="sequences (%(default)s)")
-    parser.add_argument("--rounds", type=whole(1), default=5, metavar="R", help="turns there and back (%(default)s)")
+    parser.add_argument("--rounds", type=whole(1), default=5, metavar="R", help="turns in both orders (%(default)s)")
     parser.add_argument("--threads", type=whole(1), default=os.cpu_count(), metavar="N", help="(%(default)s)")
     parser.add_argument("--output", type=Path, default=Path(DEFAULT_OUTPUT), metavar="FILE", help="(%(default)s)")
     chosen = parser.parse(arguments)
