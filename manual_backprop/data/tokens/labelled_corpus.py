@@ -201,9 +201,9 @@ def _split(reading: RowReading, source: LabelledSource, dataset: DatasetConfig) 
 
 
 def _held_out(rows: Sequence[Labelled], shares: dict[str, float]) -> dict[str, str]:
-    """Text -> split, for the texts that are not in the training split: of each label's texts, sorted by a hash, the first
-    `shares`. The number is rounded down, but is at least one if a label has three texts. A text with
-    several labels counts for the first."""
+    """Text -> split, for the texts that are not in the training split: of each label's texts, sorted by a hash, the
+    first `shares`. Their number is rounded down, but is at least one if a label has three texts. A text with several
+    labels counts for the first."""
     texts: dict[str, Labelled] = {}
     for row in rows:
         texts.setdefault(row.text, row)
