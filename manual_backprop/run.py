@@ -104,7 +104,7 @@ def _run_one(job: Job) -> None:
     sources = value_sources(job.config, job.overrides, job.runtime)
     with env_override(job.hydra.job.env_set):
         configure_log(job.hydra.job_logging, job.hydra.verbose)
-        from manual_backprop.training.runner import run_job  # torch, only now
+        from manual_backprop.training.runner import run_job  # imports torch, so only after the arguments are checked
 
         run_job(job.config, Path.cwd(), Origin(overrides=job.overrides, sources=sources))
 

@@ -162,5 +162,5 @@ def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: 
 
 
 def copy_on_cpu(tensor: Tensor) -> Tensor:
-    """One copy on the CPU: `.cpu().clone()` would copy a tensor of a GPU twice."""
+    """A copy on the CPU, made once: `.cpu().clone()` would copy a tensor of a GPU twice."""
     return tensor.detach().to("cpu", copy=True)

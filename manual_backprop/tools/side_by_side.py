@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--markdown", type=Path, default=Path(MARKDOWN), metavar="FILE", help="the page (%(default)s)")
     parser.add_argument("--html", type=Path, default=Path(HTML), metavar="FILE", help="as HTML (%(default)s)")
     chosen = parser.parse(arguments)
-    from ..study.side_by_side.html import html  # torch, only now
+    from ..study.side_by_side.html import html  # imports torch, so only after the arguments are checked
     from ..study.side_by_side.markdown import markdown
     from ..study.side_by_side.page import made_page
 

@@ -73,7 +73,7 @@ class NetworkWrapper:
         return self.network.count_parameters()
 
     def get_model_info(self) -> dict[str, Any]:
-        """Its model_type, implementation, architecture, precision, sizes and number of parameters."""
+        """A dict: model_type, implementation, network, architecture, precision, sizes and number of parameters."""
         config = self.config
         return {
             "model_type": MODEL_TYPE,

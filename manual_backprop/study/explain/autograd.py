@@ -92,7 +92,7 @@ def with_leaf(network: CustomTransformer) -> tuple[CustomTransformer, Tensor]:
 
 
 def trace_step(network: CustomTransformer, batch: AnyBatch, denominator: int) -> TracedStep:
-    """One step of `network` (its gradients must be zero; they are filled, its parameters stay), seen from inside.
+    """Traces one step of `network`. Its gradients must be zero and are filled; its parameters do not change.
 
     Dropout is left out: step None.
     """

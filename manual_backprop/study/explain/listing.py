@@ -185,7 +185,7 @@ class Listings:
     # Code with its numbers
 
     def section(self, section: Section) -> list[str]:
-        """Its heading, its words, the derivations that have not stood before, and the code with its numbers."""
+        """The section: heading, text, derivations that the page has not shown yet, and the code with its numbers."""
         call = section.call
         caller, first = section.network_steps[0]
         lines = [f"### {section.heading}", "", section.about, ""]

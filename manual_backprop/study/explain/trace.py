@@ -172,7 +172,7 @@ class Call:
         return [value for value in values if value.difference is not None]
 
     def values(self) -> list[Value]:
-        """Its arguments, then the values that its statements bound."""
+        """The call's arguments, then the values that its statements bound."""
         return [*self.parameters.values(), *(value for step in self.steps for value in step.values)]
 
     def names(self) -> set[str]:

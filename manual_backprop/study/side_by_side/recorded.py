@@ -73,7 +73,7 @@ def _numbers(tensors: list[Tensor], parameters: list[Tensor]) -> int:
 
 
 def _nodes(outputs: tuple[Tensor, ...]) -> list[str]:
-    """Those that compute; what only adds into a leaf's gradient is left out."""
+    """The nodes that compute, without those that only add into a leaf's gradient."""
     waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
     found: dict[Any, int] = {}
     while waiting:

@@ -44,7 +44,7 @@ class Compared:
 
     @property
     def metric(self) -> str:
-        """That which chooses the best checkpoint of its task."""
+        """The metric that chooses the best checkpoint of its task."""
         return str(self.log.run.get("best_metric") or "validation/loss")
 
     def last(self, metric: str) -> float:
