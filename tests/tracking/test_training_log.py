@@ -104,13 +104,23 @@ def test_a_config_of_any_kind_is_written_whole(tmp_path: Path) -> None:
         d_model: int = 64
         folder: Path = Path("data")
 
-    config = {"model": Sizes(), "optimizer": OmegaConf.create({"betas": [0.9, 0.95]}), "splits": ("train",), 1: None}
+    config: dict[object, object] = {
+        "model": Sizes(),
+        "optimizer": OmegaConf.create({"betas": [0.9, 0.95]}),
+        "splits": ("train",),
+        1: None,
+    }
+    config |= {"rate": np.float32(0.5), "steps": [np.int64(3), torch.tensor(4)], "type": Sizes, "edges": {(0, 1): "a"}}
     TrainingLogger(tmp_path, config=config).finish()
     assert load_training_log(tmp_path).config == {
         "model": {"d_model": 64, "folder": "data"},
         "optimizer": {"betas": [0.9, 0.95]},
         "splits": ["train"],
         "1": None,
+        "rate": 0.5,
+        "steps": [3, 4],
+        "type": str(Sizes),
+        "edges": {"(0, 1)": "a"},
     }
     for wrong in ("model=tiny", [1], 3):
         with pytest.raises(InputError, match="expected a mapping or a dataclass"):
