@@ -1,7 +1,7 @@
 """Settings of other programs that are more than another name for a key: a flag that is a value here, a setting of
 another command, one without a counterpart.
 
-Other names for a key (`n_layer` for `model.n_blocks`) are in `rules.py`, SYNONYMS and ELSEWHERE. The tables of
+Other names for a key (`n_layer` for `model.n_blocks`) are in `rules.py`, SYNONYMS and GROUP_SYNONYMS. The tables of
 docs/guide/coming_from.md show all of them, and tests/config/test_coming_from.py compares.
 """
 

@@ -72,7 +72,7 @@ def _numbers(tensors: list[Tensor], parameters: list[Tensor]) -> int:
 
 
 def _nodes(outputs: tuple[Tensor, ...]) -> list[str]:
-    """Those that compute; what only adds into a leaf's gradient is left out."""
+    """In the order in which the backward pass runs them; what only adds into a leaf's gradient is left out."""
     waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
     found: dict[Any, int] = {}
     while waiting:

@@ -42,7 +42,7 @@ def statements_in(source: str) -> list[Statement]:
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         (row, column), before = token.start, token.line[: token.start[1]].strip()
-        if token.type == tokenize.COMMENT and before:  # behind code
+        if token.type == tokenize.COMMENT and before:  # after code
             lines[row - 1] = lines[row - 1][:column].rstrip()
     return list(_walk(function.body, lines, ()))
 
@@ -82,7 +82,7 @@ def _head(node: ast.stmt, lines: list[str]) -> str:
     elif isinstance(node, ast.FunctionDef):
         last = node.returns or node.args.args[-1]
     elif hasattr(node, "body"):
-        raise NotImplementedError(f"{type(node).__name__} in line {node.lineno}: nobody has said where its head ends")
+        raise NotImplementedError(f"{type(node).__name__} in line {node.lineno}: where does its head end?")
     end_line, end_column = last.end_lineno, last.end_col_offset  # type: ignore[attr-defined]
     code = lines[node.lineno - 1 : end_line]
     code[-1] = code[-1].encode()[:end_column].decode()  # ast counts bytes
