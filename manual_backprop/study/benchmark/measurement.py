@@ -15,7 +15,7 @@ from .rows import Answer, LeftOut, Ready, work_answer, work_products
 from .rows import work as work_row
 
 PEERS = [name for name in ROWS if name not in OURS]
-AGAIN = " again"  # behind the subject's name: it runs twice
+AGAIN = " again"  # after the subject's name: it runs twice
 FEWEST, MOST = 5, 20  # rounds, where the user does not say how many
 WARMING_UP = 0.75  # of the time that a measurement has, at most; which is over then is left out
 LONGEST = 120.0  # [s] that a case's rounds may take, where the fewest do not take longer

@@ -1,8 +1,8 @@
 """(a) Right, or not: on this device, with its kernels, in every precision, against float64 on the CPU.
 
-A pair's or a network's error is told beside that of PyTorch's autograd in the same precision on the same device, as in
-`study/gradient_check/low_precision.py`: at most twice as large, in the median of a few draws. In fp64 the error itself
-is bounded.
+A pair's or a network's error is reported beside that of PyTorch's autograd in the same precision on the same device, as
+in `study/gradient_check/low_precision.py`: at most twice as large, in the median of a few draws. In fp64 the error
+itself is bounded.
 """
 
 from __future__ import annotations
