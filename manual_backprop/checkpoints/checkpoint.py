@@ -26,6 +26,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -248,7 +249,7 @@ class CheckpointManager:
         files = [Path(file) for file in files]
         target = self.directory / checkpoint_name(step)
         finite = float(metric) if metric is not None and math.isfinite(metric) else None
-        content: dict[str, Any] = {"version": VERSION, "step": step, "metric": finite, "state": dict(state)}
+        content: dict[str, Any] = {"version": VERSION, "step": index(step), "metric": finite, "state": dict(state)}
         if (metric_name, higher_is_better) != (METRIC, False):
             content |= {"metric_name": metric_name, "higher_is_better": higher_is_better}
         text = _as_json(content)
@@ -377,9 +378,13 @@ def _as_json(content: Mapping[str, Any]) -> str:
 
 
 def checkpoint_name(step: int) -> str:
-    if not isinstance(step, int) or step < 0:
+    try:
+        completed = index(step)  # of numpy and torch, too
+    except TypeError:
+        completed = -1
+    if completed < 0:
         raise CheckpointError(f"step={step!r}: a checkpoint counts completed optimizer steps, a whole number from 0 on")
-    return f"step-{step:06d}"
+    return f"step-{completed:06d}"
 
 
 def step_of(path: Path) -> int:

@@ -76,9 +76,9 @@ class TrainingLogger:
 
     def log_validation(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Metrics of an evaluation; a name without `validation/` gets it. Raises InputError as `log_step`."""
-        self._file.append(
-            step, {name if name.startswith(_VALIDATION) else _VALIDATION + name: metrics[name] for name in metrics}
-        )
+        if isinstance(metrics, Mapping):  # anything else `append` refuses
+            metrics = {_VALIDATION + str(name).removeprefix(_VALIDATION): value for name, value in metrics.items()}
+        self._file.append(step, metrics)
 
     def sync(self) -> int:
         """Sync the file to the disk and return its length, which a checkpoint records. Raises StorageError."""

@@ -87,6 +87,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         checkpoints.save_checkpoint(model, step=3.0)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         checkpoints.load_checkpoint(model)
-    checkpoints.save_checkpoint(EncoderDecoderWrapper(**SIZES))
+    checkpoints.save_checkpoint(EncoderDecoderWrapper(**SIZES), step=torch.tensor(7))  # type: ignore[arg-type]
+    assert [path.name for path in checkpoints.list()] == ["step-000007"]
     with pytest.raises(CheckpointError, match="network is encoder_decoder there and decoder here"):
         checkpoints.load_checkpoint(model)

@@ -133,12 +133,15 @@ def test_what_cannot_be_logged_is_named(tmp_path: Path) -> None:
     for value in ("three", None, torch.ones(2)):
         with pytest.raises(InputError, match=r"x=.*: expected one number, or a tensor of one element"):
             logger.log_step(2, {"x": value})  # type: ignore[dict-item]
-    for step in (-1, 1.5, "1"):
+    for step in (-1, 1.5, "1", None, np.float32(2)):
         with pytest.raises(InputError, match=r"expected the number of completed optimizer steps"):
             logger.log_step(step, {"x": 1})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="expected a mapping of names to numbers"):
         logger.log_step(2, 3.2)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected a mapping of names to numbers"):
+        logger.log_validation(2, [3.2])  # type: ignore[arg-type]
+    logger.log_step(np.int64(3), {"x": 1})  # type: ignore[arg-type]
     logger.finish()
     with pytest.raises(InputError, match="is closed, and takes no metrics any more"):
         logger.log_step(2, {"x": 1})
-    assert load_training_log(tmp_path).training["x"].values == [2.5]
+    assert load_training_log(tmp_path).training["x"].values == [2.5, 1]
