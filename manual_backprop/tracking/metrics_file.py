@@ -6,7 +6,7 @@ Version 1 of the schema: the first line is a header, every other line one entry.
     {"step": 10, "time_ms": 1795205412345, "metrics": {"train/loss": 5.123456789, "tokens_seen": 40960}}
 
 - `step`: optimizer steps completed, from 1. `time_ms`: milliseconds since 1970, UTC, when the entry was written.
-- `metrics`: train/loss, learning_rate and others of training (DESIGN.md, 7), inspect/ of every layer
+- `metrics`: train/loss, learning_rate and others of training, inspect/ of every layer
   (training.inspect_every), validation/ of an evaluation, system/ of the machine (at most every 10 s).
   `load_training_log` returns inspect/ together with training, and the others separately.
 - Numbers are unrounded: reading gives the same float64. JSON has no NaN and no infinity; the strings "NaN", "Infinity"

@@ -1,7 +1,7 @@
 """The gradient check at the end of a run, on this machine and in the run's precision.
 
 It is a small part of `python -m manual_backprop.verify` and takes seconds: a network with the run's config at the proof
-scale (rule 1 of DESIGN.md) and one short sequence. The float64 part is the proof. In a lower precision it compares all
+scale (network_check.py) and one short sequence. The float64 part is the proof. In a lower precision it compares all
 gradients together over a few draws, since the errors of single tensors in single draws are random. It does not touch
 the run.
 """
