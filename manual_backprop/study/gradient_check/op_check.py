@@ -1,7 +1,7 @@
 """Checks one case of one op: its values and gradients against autograd, and the contract of a pair.
 
-The contract (docs/architecture.md): a backward adds into the given buffers and changes nothing else. Its cache belongs to
-one forward, whatever runs in between, and may be used twice.
+The contract (docs/architecture.md): a backward adds into the given buffers and changes nothing else. Its cache belongs
+to one forward, whatever runs in between, and may be used twice.
 """
 
 from types import ModuleType
