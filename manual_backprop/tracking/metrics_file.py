@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -94,13 +95,17 @@ class MetricsFile:
         InputError if a step or a value is not a number, or if the file is closed."""
         if self._file.closed:
             raise InputError(f"{self.path} is closed and can take no more metrics: open it again")
-        if isinstance(step, float | str) or step < 0:
+        try:
+            completed = index(step)  # also for integers of numpy and torch
+        except TypeError:
+            completed = -1
+        if completed < 0:
             raise InputError(f"step={step!r}: expected the number of completed optimizer steps, at least 0")
         if not isinstance(metrics, Mapping):
             raise InputError(f"metrics={metrics!r}: expected a mapping of names to numbers, as {{'train/loss': 3.2}}")
         numbers = {name: _as_json_number(name, value) for name, value in metrics.items()}
         when = int(time.time() * 1000) if time_ms is None else time_ms
-        line = _as_line({"step": int(step), "time_ms": when, "metrics": numbers})
+        line = _as_line({"step": completed, "time_ms": when, "metrics": numbers})
         with self._lock:
             self._waiting += line
             try:

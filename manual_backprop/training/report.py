@@ -136,9 +136,9 @@ class RunReport:
     def print_pending(self) -> None:
         """Prints the steps and evaluations since the last call. Called after a save, so that a blocked terminal delays
         no checkpoint."""
-        untold, self._unprinted = self._unprinted, []
-        for say in untold:
-            say()
+        pending, self._unprinted = self._unprinted, []
+        for show in pending:
+            show()
 
     def final(self, final: Final) -> None:
         """Logs what the task adds at the end of a run."""

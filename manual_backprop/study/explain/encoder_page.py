@@ -8,6 +8,7 @@ from ... import ops
 from ...common.batch import EncoderBatch
 from .numbers import decimal
 from .page import Page, vocabulary
+from .words import ENCODERS
 
 
 class EncoderPage(Page):
@@ -48,7 +49,10 @@ class EncoderPage(Page):
         sizes += [f"{config.d_model} numbers in its vector", f"{config.n_heads} heads"]
         sizes += [f"{config.d_head} numbers in a head", f"{config.d_ffn} hidden units"]
         sizes += [f"{len(outputs)} steps ahead"] if numbers else [f"{len(words)} words", f"{len(outputs)} labels"]
-        facts = {"sizes": f"| {' | '.join(sizes)} | B T = {len(read)} positions in all |"}
+        facts = {
+            "sizes": f"| {' | '.join(sizes)} | B T = {len(read)} positions in all |",
+            "architecture": ENCODERS[config.architecture],
+        }
         if numbers:
             return self._introducing("introduction_of_series", facts)
         facts |= {

@@ -6,6 +6,7 @@ from pathlib import Path
 
 WORDS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 ARCHITECTURES: dict[str, str] = WORDS["architectures"]
+ENCODERS: dict[str, str] = WORDS["encoders"]
 TEXTS: dict[str, str] = WORDS["texts"]
 
 
