@@ -343,7 +343,7 @@ def test_an_encoder_learns_classes_and_numbers(tmp_path: Path) -> None:
         ({"targets": [3]}, "class 3"),
         ({"targets": [0, 1]}, r"targets have shape \(2,\)"),
         ({"targets": [0.5]}, "expected whole numbers, a class"),
-        ({"lengths": torch.tensor([1])}, "beside a list"),
+        ({"lengths": torch.tensor([1])}, "together with a list"),
     ],
 )
 def test_an_encoder_refuses_what_cannot_be_read(arguments: dict[str, Any], words: str) -> None:
