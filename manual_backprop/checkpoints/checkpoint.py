@@ -194,8 +194,8 @@ class CheckpointManager:
         """Save a model, and the optimizer that trains it: the one that `model.network.adamw` or `sgd` returned.
 
         The checkpoint is named after `step`, by default the model's own count. `state` is JSON that the caller adds to
-        the model's. Raises InputError if `model` is not a model or `optimizer` not one of a model, CheckpointError if `state`
-        has a key of the model's, and the errors of `save`.
+        the model's. Raises InputError if `model` is not a model or `optimizer` not one of a model, CheckpointError if
+        `state` has a key of the model's, and the errors of `save`.
         """
         _check_restorable(model, optimizer)
         tensors, own = model.tensors_and_state()
