@@ -243,12 +243,12 @@ class CheckpointManager:
 
         `tensors` are groups of named tensors on any device, which may be views of one buffer; `state` is JSON; `best`
         compares `metric`; `files` are copied under their own names. Raises StorageError, for example on a full disk,
-        and InputError for a state that is not JSON; both leave everything as it was. A different checkpoint of the same
-        step is moved to `superseded/`.
+        and InputError for a state that is not JSON and a metric that is not a number; both leave everything as it was.
+        A different checkpoint of the same step is moved to `superseded/`.
         """
         files = [Path(file) for file in files]
         target = self.directory / checkpoint_name(step)
-        finite = float(metric) if metric is not None and math.isfinite(metric) else None
+        finite = _finite(metric)
         content: dict[str, Any] = {"version": VERSION, "step": index(step), "metric": finite, "state": dict(state)}
         if (metric_name, higher_is_better) != (METRIC, False):
             content |= {"metric_name": metric_name, "higher_is_better": higher_is_better}
@@ -365,6 +365,17 @@ def _check_restorable(model: object, optimizer: object) -> None:
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _finite(metric: float | None) -> float | None:
+    """The metric; None if there is none or it is not finite."""
+    if metric is None:
+        return None
+    try:
+        number = float(metric)
+    except (TypeError, ValueError, RuntimeError) as error:  # the last one is torch's, of several elements
+        raise InputError(f"metric={metric!r:.80}: expected one number, or a tensor of one element") from error
+    return number if math.isfinite(number) else None
 
 
 def _as_json(content: Mapping[str, Any]) -> str:

@@ -83,6 +83,8 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         checkpoints.save_checkpoint(model, state={"network": {}})
     with pytest.raises(InputError, match=r"state is not JSON .*Tensor.*; expected numbers, text, None, and lists"):
         checkpoints.save_checkpoint(model, state={"loss": torch.ones(())})
+    with pytest.raises(InputError, match="metric='low': expected one number"):
+        checkpoints.save_checkpoint(model, metric="low")  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"step=3.0: a checkpoint counts completed optimizer steps"):
         checkpoints.save_checkpoint(model, step=3.0)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
